@@ -1,0 +1,134 @@
+"""The errors of torchmar.
+
+::
+
+    TorchmarError
+    ├── PropertiesError         config.properties cannot be read, or a value in it is wrong
+    ├── RecipeError             archive.yaml has problems (all of them, each with its line)
+    ├── ManifestError           MAR-INF/MANIFEST.json is missing or not TorchServe's schema
+    ├── ArchiveError            an archive cannot be written, opened or extracted
+    ├── WorkerError             a worker did not answer
+    │   └── LoadError           ... because the handler failed to import or load (has a traceback)
+    ├── EngineError             a server did not start or stop as it should
+    │   ├── PortInUse           ... because somebody else listens on its port
+    │   └── ModelFailed         ... because the worker of one model did (has a traceback)
+    ├── Unreachable             no server answers at the address
+    └── Refused                 the server answered with an error (has its status and message)
+        ├── Unauthorized        the token is missing, wrong or expired
+        ├── NotFound            no such model or version
+        └── Conflict            the version is registered already
+
+Each says what is wrong and where in its message, and what to do next in ``hint``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class TorchmarError(Exception):
+    """Base of all errors that torchmar raises on purpose."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class PropertiesError(TorchmarError):
+    """Say which key of a ``config.properties`` is wrong."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a file: where, what and what to do about it."""
+
+    file: str
+    line: int
+    place: str
+    message: str
+    hint: str = ""
+
+    def show(self) -> str:
+        """Return ``file:line: place: message (hint)`` on one line."""
+        place = f"{self.place}: " if self.place else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.file}:{self.line}: {place}{self.message}{hint}"
+
+
+class RecipeError(TorchmarError):
+    """Carry every problem of a recipe at once, in the order of its lines."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
+        super().__init__("\n".join(problem.show() for problem in self.problems))
+
+
+class ManifestError(TorchmarError):
+    """Say what is wrong with a manifest."""
+
+
+class ArchiveError(TorchmarError):
+    """Say why an archive cannot be written, opened or extracted."""
+
+
+class WorkerError(TorchmarError):
+    """Say why a worker did not answer; ``log`` is the end of what it printed."""
+
+    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
+class LoadError(WorkerError):
+    """Say that a handler failed to import or load; ``traceback`` is its own."""
+
+    def __init__(self, message: str, *, traceback: str, log: str = "") -> None:
+        super().__init__(message, log=log)
+        self.traceback = traceback
+
+
+class EngineError(TorchmarError):
+    """Say why a server did not start; ``log`` is the end of what it printed."""
+
+    def __init__(self, message: str, *, hint: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
+class PortInUse(EngineError):
+    """Say which address of the server is taken."""
+
+
+class ModelFailed(EngineError):
+    """Say which model did not start; ``traceback`` is its worker's."""
+
+    def __init__(self, message: str, *, traceback: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.traceback = traceback
+
+
+class Unreachable(TorchmarError):
+    """Say that no server answers at an address, or not in time."""
+
+
+class Refused(TorchmarError):
+    """Carry a server's own refusal: HTTP ``status``, error ``type`` and message."""
+
+    def __init__(self, message: str, *, status: int, type: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.type = type
+
+
+class Unauthorized(Refused):
+    """Say that the token is missing, wrong or expired."""
+
+
+class NotFound(Refused):
+    """Say that a model or version is not registered."""
+
+
+class Conflict(Refused):
+    """Say that a model version is registered already."""
