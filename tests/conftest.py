@@ -1,0 +1,102 @@
+"""Real things for the tests: weights trained on real digits, archives made of them, a real server."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from torchmar import archive, properties, recipe
+from torchmar.engines.torchserve import TorchServe
+from torchmar.inference import InferenceClient
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "archives" / "digits"
+SAMPLES = DIGITS / "samples"
+
+ECHO = """
+def handle(rows, context):
+    return None if rows is None else [dict(row) for row in rows]
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def weights() -> None:
+    """Train the digits model if nobody has yet."""
+    if not (DIGITS / "digits.pt").exists():
+        subprocess.run([sys.executable, DIGITS / "train.py"], check=True)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Path:
+    """Return the digits archive, in a store of its own."""
+    return archive.build(DIGITS, tmp_path_factory.mktemp("store")).path
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that builds an archive of one handler file, more files on disk and more recipe keys."""
+
+    def build(
+        code: str = ECHO, *, store: Path | None = None, disk: dict[str, str | bytes] | None = None, **keys: object
+    ) -> Path:
+        folder = tmp_path / f"recipe-{len(list(tmp_path.glob('recipe-*')))}"
+        folder.mkdir()
+        for name, text in {"handler.py": code, **(disk or {})}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        document = {"name": "made", "version": "1.0", "handler": "handler.py", **keys}
+        made = recipe.Recipe.model_validate(document)
+        target = (store or tmp_path / "store") / f"{made.name}-{made.version}.mar"
+        return archive.pack(archive.contents(made, folder), target).path
+
+    return build
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [open_socket.getsockname()[1] for open_socket in sockets]
+    for open_socket in sockets:
+        open_socket.close()
+    return ports
+
+
+def write_config(folder: Path, **more: str) -> Path:
+    """Write the project's own configuration with free ports into ``folder``; return the file."""
+    values = dict(properties.read(ROOT / "config.properties").values)
+    inference, management, metrics, grpc_inference, grpc_management = map(str, free_ports(5))
+    values |= {
+        "inference_address": f"http://127.0.0.1:{inference}",
+        "management_address": f"http://127.0.0.1:{management}",
+        "metrics_address": f"http://127.0.0.1:{metrics}",
+        "grpc_inference_port": grpc_inference,
+        "grpc_management_port": grpc_management,
+        **more,
+    }
+    file = folder / "config.properties"
+    file.write_text(properties.show(values))
+    return file
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[TorchServe]:
+    """Run a real TorchServe with the digits loaded; its model store may be added to."""
+    folder = tmp_path_factory.mktemp("server")
+    store = folder / "model_store"
+    store.mkdir()
+    shutil.copy(digits, store)
+    with TorchServe(write_config(folder), store, folder / "run") as running:
+        running.load(store / digits.name)
+        yield running
+
+
+@pytest.fixture
+def client(server: TorchServe) -> InferenceClient:
+    """Return a client of the server."""
+    return InferenceClient(server.server)

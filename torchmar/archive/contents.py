@@ -1,0 +1,147 @@
+"""What goes into an archive: from a recipe to the source of every member."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torchmar import manifest
+from torchmar.errors import ArchiveError
+from torchmar.recipe import CARRIED_PACKAGE, Recipe, carried_folder
+
+Source = bytes | Path
+"""The content of a member: bytes, or the file that holds them."""
+
+CONFIG_FILE = "model-config.yaml"
+LABELS_FILE = "index_to_name.json"  # the name that TorchServe's handlers look for
+SAMPLES_FILE = "MAR-INF/SAMPLES.json"
+
+_LEFT_OUT = ("__pycache__", ".DS_Store")
+
+
+def contents(recipe: Recipe, folder: Path) -> dict[str, Source]:
+    """Return the source of every member, by its path in the archive.
+
+    Args:
+        recipe: a recipe whose files exist.
+        folder: what the file names of the recipe are relative to.
+
+    Raises:
+        ArchiveError: two sources would land on one path, or a file cannot be used.
+    """
+    members: dict[str, Source] = {}
+
+    def add(path: str, source: Source) -> None:
+        if path in members:
+            raise ArchiveError(
+                f"{recipe.name}: {_name(members[path])} and {_name(source)} would both be {path} in the archive",
+                hint="give one of them another path under files:",
+            )
+        members[path] = source
+
+    module, _, function = recipe.handler.partition(":")
+    handler = PurePosixPath(module).name
+    if module.endswith(".py"):
+        add(handler, folder / module)
+        # TorchServe's loader takes a function only in the spelling without the suffix.
+        handler = f"{handler.removesuffix('.py')}:{function}" if function else handler
+    for name in (recipe.weights, recipe.model_file, recipe.requirements):
+        if name:
+            add(PurePosixPath(name).name, folder / name)
+    if recipe.labels is not None:
+        add(LABELS_FILE, _labels(recipe.labels, folder))
+    config = recipe.config.to_yaml()
+    if config:
+        add(CONFIG_FILE, config)
+    for path, name in recipe.files.items():
+        for inside, file in _files(folder / name):
+            add(str(PurePosixPath(path, inside)), file)
+    for sample in recipe.samples:
+        if sample.input and sample.input not in members:
+            add(sample.input, folder / sample.input)
+    if recipe.samples:
+        samples = [sample.model_dump(mode="json", by_alias=True, exclude_defaults=True) for sample in recipe.samples]
+        add(SAMPLES_FILE, _json(samples))
+    if handler.startswith(f"{CARRIED_PACKAGE}.") or any(map(_imports_carried, members.values())):
+        package = carried_folder()
+        for inside, file in _files(package):
+            add(f"{CARRIED_PACKAGE}/{inside}", file)
+    model = manifest.Model(
+        model_name=recipe.name,
+        model_version=recipe.version,
+        description=recipe.description,
+        handler=handler,
+        serialized_file=_base(recipe.weights),
+        model_file=_base(recipe.model_file),
+        requirements_file=_base(recipe.requirements),
+        config_file=CONFIG_FILE if config else None,
+    )
+    add(manifest.PATH, manifest.Manifest(model=model).to_json())
+    _refuse_file_in_place_of_folder(recipe.name, members)
+    return members
+
+
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield every file below ``path`` with its relative path; a file yields itself with an empty one."""
+    if path.is_file():
+        yield "", path
+        return
+    for file in sorted(path.rglob("*")):
+        inside = file.relative_to(path)
+        if file.is_file() and not any(part in _LEFT_OUT for part in inside.parts):
+            yield inside.as_posix(), file
+
+
+def _labels(labels: str | list[str] | dict[str, str], folder: Path) -> Source:
+    if isinstance(labels, str):
+        file = folder / labels
+        try:
+            found: Any = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ArchiveError(f"{file}: labels are not JSON: {error}") from None
+        if isinstance(found, dict):
+            return file
+        if not isinstance(found, list):
+            raise ArchiveError(f"{file}: labels are a list of names or a mapping from class index to name")
+        labels = [str(name) for name in found]
+    names = dict(enumerate(labels)) if isinstance(labels, list) else labels
+    return _json({str(index): name for index, name in names.items()})
+
+
+def _imports_carried(source: Source) -> bool:
+    """Tell whether a member is a Python file that imports the handlers archives carry."""
+    if not isinstance(source, Path) or source.suffix != ".py":
+        return False
+    try:
+        tree = ast.parse(source.read_bytes(), str(source))
+    except (SyntaxError, ValueError) as error:
+        raise ArchiveError(f"{source} is not Python: {error}", hint="TorchServe could not import it either") from None
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+        if any(name.partition(".")[0] == CARRIED_PACKAGE for name in names):
+            return True
+    return False
+
+
+def _refuse_file_in_place_of_folder(name: str, members: Mapping[str, Source]) -> None:
+    for path in members:
+        for parent in PurePosixPath(path).parents:
+            if str(parent) in members:
+                raise ArchiveError(f"{name}: {parent} would be both a file and a folder in the archive ({path})")
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _base(name: str | None) -> str | None:
+    return PurePosixPath(name).name if name else None
+
+
+def _name(source: Source) -> str:
+    return "a generated file" if isinstance(source, bytes) else str(source)

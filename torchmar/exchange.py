@@ -1,0 +1,49 @@
+"""One request and one answer, whoever is asked: a worker process or a server."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torchmar.errors import TorchmarError
+
+ANY = "*/*"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sends: a body, its content type, the type of answer that it accepts."""
+
+    body: bytes
+    content_type: str = "application/octet-stream"
+    explain: bool = False
+    accept: str = ANY
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client gets: HTTP status, body, and headers by lower-case name."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def content_type(self) -> str:
+        """The content type without parameters; empty when there is none."""
+        return self.headers.get("content-type", "").partition(";")[0].strip()
+
+
+def read(file: Path, *, explain: bool = False, accept: str = ANY) -> Request:
+    """Return a request with the bytes of ``file`` and the content type that its suffix stands for.
+
+    Raises:
+        TorchmarError: the file cannot be read.
+    """
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    try:
+        return Request(file.read_bytes(), kind, explain, accept)
+    except OSError as error:
+        raise TorchmarError(f"{file} cannot be read: {error.strerror}") from None

@@ -1,0 +1,92 @@
+"""``MAR-INF/MANIFEST.json``: TorchServe's description of an archive, as a value.
+
+The schema is the one that torch-model-archiver 0.12.0 writes and TorchServe's
+frontend reads (``createdOn``, ``runtime``, ``model``, ``archiverVersion``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from torchmar.errors import ManifestError
+
+PATH = "MAR-INF/MANIFEST.json"
+
+# TorchServe refuses other names (org.pytorch.serve.archive) when it registers them.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_\-.]*$"
+
+# The moment and the tool are constants, so that the same inputs give the same bytes
+# whenever and with whichever release they are packed. The moment is zip's earliest.
+CREATED_ON = "01/01/1980 00:00:00"
+ARCHIVER_VERSION = "torchmar/1"
+
+
+class _Record(BaseModel):
+    # Unknown keys are kept: older and newer archivers write some that we have no use for.
+    model_config = ConfigDict(
+        frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True, protected_namespaces=()
+    )
+
+
+class Model(_Record):
+    """The ``model`` section; file names are relative to the archive's root."""
+
+    model_name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    handler: Annotated[str, Field(min_length=1)]
+    model_version: str | None = None
+    serialized_file: str | None = None
+    model_file: str | None = None
+    requirements_file: str | None = None
+    config_file: str | None = None
+    extensions: Any = None
+    description: str | None = None
+    envelope: str | None = None
+
+
+class Manifest(_Record):
+    """A whole manifest."""
+
+    model: Model
+    created_on: str = CREATED_ON
+    runtime: str = "python"
+    archiver_version: str = ARCHIVER_VERSION
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.model_name
+
+    @property
+    def version(self) -> str:
+        """The model's version; TorchServe takes an archive without one as ``1.0``."""
+        return self.model.model_version or "1.0"
+
+    def to_json(self) -> bytes:
+        """Return the manifest as it stands in an archive: TorchServe's keys, sorted."""
+        document = self.model_dump(by_alias=True, exclude_none=True)
+        return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def parse(text: bytes | str) -> Manifest:
+    """Return the manifest in ``text``.
+
+    Raises:
+        ManifestError: it is no JSON, or not TorchServe's schema; every problem is named.
+    """
+    try:
+        return Manifest.model_validate(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ValidationError):
+            problems = [f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()]
+            raise ManifestError(f"{PATH}: {'; '.join(problems)}") from None
+        raise ManifestError(f"{PATH} is not JSON: {error}") from None
+
+
+def is_name(text: str) -> bool:
+    """Tell whether TorchServe accepts ``text`` as a model's name."""
+    return re.match(NAME_PATTERN, text) is not None

@@ -1,0 +1,104 @@
+"""``config.properties``: TorchServe's configuration, text in and values out.
+
+Only the keys that torchmar itself acts on have a field here; all others pass
+through to the server as they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import javaproperties
+
+from torchmar.errors import PropertiesError
+
+DEFAULTS = {
+    "inference_address": "http://127.0.0.1:8080",
+    "management_address": "http://127.0.0.1:8081",
+    "metrics_address": "http://127.0.0.1:8082",
+    "grpc_inference_address": "127.0.0.1",
+    "grpc_inference_port": "7070",
+    "grpc_management_address": "127.0.0.1",
+    "grpc_management_port": "7071",
+}
+
+
+@dataclass(frozen=True)
+class Address:
+    """A place where a server listens, and the key that put it there."""
+
+    key: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Properties:
+    """A configuration: where it was read and its keys as text."""
+
+    file: Path | None
+    values: Mapping[str, str]
+
+    def get(self, key: str) -> str:
+        """Return the value of ``key``, or TorchServe's default, or the empty string."""
+        return self.values.get(key) or DEFAULTS.get(key, "")
+
+    def flag(self, key: str) -> bool:
+        """Return ``key`` as the server reads a boolean: only ``true`` is true."""
+        return self.get(key).strip().lower() == "true"
+
+    def addresses(self) -> list[Address]:
+        """Return every address that the server will listen on.
+
+        Raises:
+            PropertiesError: an address is no ``http://HOST:PORT``, or a port no number.
+        """
+        web = [self._web(f"{api}_address") for api in ("inference", "management", "metrics")]
+        grpc = [self._grpc(api) for api in ("inference", "management")]
+        return [*web, *grpc]
+
+    def _web(self, key: str) -> Address:
+        text = self.get(key)
+        try:
+            parts = urlsplit(text)
+            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        except (ValueError, KeyError):
+            raise self._wrong(key, text, "http://127.0.0.1:8080") from None
+        if not parts.hostname:
+            raise self._wrong(key, text, "http://127.0.0.1:8080")
+        return Address(key, parts.hostname, port)
+
+    def _grpc(self, api: str) -> Address:
+        key = f"grpc_{api}_port"
+        text = self.get(key)
+        if not text.isdigit() or not 0 < int(text) < 65536:
+            raise self._wrong(key, text, "7070")
+        return Address(key, self.get(f"grpc_{api}_address"), int(text))
+
+    def _wrong(self, key: str, value: str, example: str) -> PropertiesError:
+        where = f"{self.file}: " if self.file else ""
+        return PropertiesError(f"{where}{key}={value}: not an address", hint=f"write it like {key}={example}")
+
+
+def read(file: Path) -> Properties:
+    """Read a ``config.properties``.
+
+    Raises:
+        PropertiesError: the file cannot be read or is no properties file.
+    """
+    try:
+        with file.open(encoding="utf-8") as stream:
+            return Properties(file, dict(javaproperties.load(stream)))
+    except FileNotFoundError:
+        raise PropertiesError(f"{file} does not exist", hint="name one with --config") from None
+    except (OSError, UnicodeDecodeError, javaproperties.InvalidUEscapeError) as error:
+        raise PropertiesError(f"{file} cannot be read: {error}") from None
+
+
+def show(values: Mapping[str, str]) -> str:
+    """Return ``values`` as the text of a properties file, sorted by key."""
+    text = javaproperties.dumps(dict(values), sort_keys=True, timestamp=False, ensure_ascii=True)
+    return str(text)

@@ -1,0 +1,331 @@
+"""``archive.yaml``: the recipe of one archive, read strictly.
+
+Every problem of a file is reported at once, each with its line and, for a key that
+does not exist, the key that was probably meant. File names in a recipe are relative
+to the folder that the recipe lies in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from torchmar.errors import Problem, RecipeError
+from torchmar.manifest import NAME_PATTERN
+
+FILE_NAME = "archive.yaml"
+CARRIED_PACKAGE = "torchmar_handlers"
+STOCK_HANDLERS = ("image_classifier", "image_segmenter", "object_detector", "text_classifier")
+VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_\-.+]*$"
+
+
+def _labels(value: object) -> object:
+    # [0, 1, 2] is what people write for the ten digits.
+    def plain(item: object) -> bool:
+        return isinstance(item, str | int) and not isinstance(item, bool)
+
+    if isinstance(value, list) and all(map(plain, value)):
+        return [str(item) for item in value]
+    if isinstance(value, dict) and all(str(key).isdigit() and plain(item) for key, item in value.items()):
+        return {str(key): str(item) for key, item in value.items()}
+    if isinstance(value, str) or value is None:
+        return value
+    raise ValueError("labels are a list of names, a mapping from class index to name, or a JSON file with either")
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if not value or path.is_absolute() or ".." in path.parts or "\\" in value or str(path) == ".":
+        raise ValueError("a path inside the archive is relative, without '..' and with forward slashes")
+    if path.parts[0].upper() == "MAR-INF":
+        raise ValueError("MAR-INF belongs to the archive itself")
+    return str(path)
+
+
+Inside = Annotated[str, BeforeValidator(lambda value: _inside(value) if isinstance(value, str) else value)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ServerConfig(BaseModel):
+    """The archive's ``model-config.yaml``: TorchServe's own keys, typed and in range.
+
+    A section (a mapping) with a name that TorchServe does not know is for the handler,
+    which sees the whole file; ``handler`` is the one that torchmar's handlers read.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    __pydantic_extra__: dict[str, dict[str, Any]]
+
+    minWorkers: Count | None = Field(None, description="Workers that are always up; set maxWorkers too.")
+    maxWorkers: Count | None = Field(None, description="Workers at the most; set minWorkers too.")
+    batchSize: Positive | None = Field(None, description="Requests in one batch at the most.")
+    maxBatchDelay: Count | None = Field(None, description="Milliseconds to wait for a batch to fill.")
+    responseTimeout: Positive | None = Field(None, description="Seconds a worker may take to answer.")
+    startupTimeout: Positive | None = Field(None, description="Seconds a worker may take to load.")
+    maxRetryTimeoutInSec: Count | None = Field(None, description="Seconds to go on restarting a failing worker.")
+    clientTimeoutInMills: Count | None = Field(None, description="Milliseconds after which a client has gone.")
+    jobQueueSize: Positive | None = Field(None, description="Requests that may wait; more are refused.")
+    useJobTicket: bool | None = None
+    deviceType: Literal["cpu", "gpu"] | None = None
+    deviceIds: list[Count] | None = Field(None, description="The GPUs this model's workers may use.")
+    parallelType: Literal["pp", "tp", "pptp", "custom"] | None = None
+    parallelLevel: Positive | None = None
+    torchrun: dict[str, Any] | None = None
+    sequenceMaxIdleMSec: Count | None = None
+    sequenceTimeoutMSec: Count | None = None
+    maxSequenceJobQueueSize: Positive | None = None
+    maxNumSequence: Positive | None = None
+    continuousBatching: bool | None = None
+    sequenceBatching: bool | None = None
+    asyncCommunication: bool | None = None
+    useVenv: bool | None = None
+    handler: dict[str, Any] | None = Field(None, description="Options of the handler.")
+
+    @model_validator(mode="after")
+    def _workers_together(self) -> ServerConfig:
+        if (self.minWorkers is None) != (self.maxWorkers is None):
+            raise ValueError("set both minWorkers and maxWorkers: TorchServe ignores one without the other")
+        if self.minWorkers is not None and self.maxWorkers is not None and self.maxWorkers < self.minWorkers:
+            raise ValueError(f"maxWorkers ({self.maxWorkers}) is less than minWorkers ({self.minWorkers})")
+        return self
+
+    def to_yaml(self) -> bytes:
+        """Return the text of ``model-config.yaml``, with the keys that were given, in their order."""
+        values = self.model_dump(exclude_none=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode() if values else b""
+
+
+class Sample(_Strict):
+    """A request and what is expected of its answer; archives carry their samples."""
+
+    input: Inside | None = Field(None, description="The file whose bytes are the request's body.")
+    json_body: Any = Field(None, alias="json", description="A JSON body, in place of a file.")
+    explain: bool = Field(False, description="Ask for an explanation, not a prediction.")
+    status: Annotated[int, Field(ge=100, le=599)] = Field(200, description="The HTTP status expected.")
+    expect: Any = Field(
+        None,
+        description="The answer expected. Of an object only the keys given here are compared; "
+        "numbers are equal within the tolerance.",
+    )
+    tolerance: Annotated[float, Field(ge=0, strict=False)] = Field(1e-3, description="Absolute, for every number.")
+
+    @model_validator(mode="after")
+    def _one_body(self) -> Sample:
+        if (self.input is None) == (self.json_body is None):
+            raise ValueError("give exactly one of input and json")
+        return self
+
+
+class Recipe(_Strict):
+    """The recipe of one archive."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(description="The model's name on the server.")
+    version: Annotated[str, Field(pattern=VERSION_PATTERN)] = Field(
+        description='The model\'s version, in quotes: "1.0".'
+    )
+    description: str | None = None
+    handler: Annotated[str, Field(min_length=1)] = Field(
+        description="A file (handler.py, or handler.py:function), one of torchmar's handlers "
+        "(torchmar_handlers.image_classifier) or one that TorchServe ships (image_classifier)."
+    )
+    weights: str | None = Field(None, description="TorchScript, or a state dict together with model_file.")
+    model_file: str | None = Field(None, description="The file with the one class that a state dict fills.")
+    made_by: str | None = Field(None, description="The script that makes the weights; named when they are missing.")
+    labels: Annotated[str | list[str] | dict[str, str] | None, BeforeValidator(_labels)] = Field(
+        None, description="Class names: a list, a mapping from class index, or a JSON file with either."
+    )
+    files: dict[Inside, str] = Field(
+        default_factory=dict, description="More content: path in the archive -> file or folder on disk."
+    )
+    requirements: str | None = Field(None, description="A requirements.txt for the server to install.")
+    config: Annotated[ServerConfig, Field(description="The archive's model-config.yaml.")] = ServerConfig()
+    samples: list[Sample] = Field(default_factory=list, description="The archive's contract.")
+
+
+def read(path: Path) -> tuple[Recipe, Path]:
+    """Read a recipe; return it and the folder that its file names are relative to.
+
+    Args:
+        path: an ``archive.yaml``, or the folder that it lies in.
+
+    Raises:
+        RecipeError: the file is missing, is no YAML or breaks the schema.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = f"a recipe is a file called {FILE_NAME}, or the folder that holds one"
+        raise RecipeError([Problem(str(file), 1, "", "does not exist", hint)]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([Problem(str(file), 1, "", f"cannot be read: {error}")]) from None
+    return parse(text, str(file), file.parent), file.parent
+
+
+def parse(text: str, file: str = FILE_NAME, folder: Path | None = None) -> Recipe:
+    """Return the recipe in ``text``.
+
+    Args:
+        text: YAML.
+        file: the recipe's name in error messages.
+        folder: where the files that the recipe names must exist; None does not look.
+
+    Raises:
+        RecipeError: with every problem that was found.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError([Problem(file, mark.line + 1 if mark else 1, "", f"not YAML: {what}")]) from None
+    except (ValueError, RecursionError) as error:
+        # A date that is none (2026-13-45), or a document nested without end.
+        raise RecipeError([Problem(file, 1, "", f"not YAML: {error}")]) from None
+    problems = [
+        Problem(file, line, place, "this key is given twice; YAML keeps only the last")
+        for place, line in _repeated_keys(root)
+    ]
+    recipe = None
+    try:
+        if not isinstance(data, dict):
+            raise RecipeError([Problem(file, 1, "", "a recipe is a mapping of keys, such as name: and handler:")])
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems += [_problem(dict(detail), file, root) for detail in error.errors()]
+    if recipe and folder:
+        problems += [
+            Problem(file, _find(root, list(location))[0], ".".join(map(str, location)), message, hint)
+            for location, message, hint in _missing(recipe, folder)
+        ]
+    if problems or recipe is None:
+        raise RecipeError(problems)
+    return recipe
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of ``archive.yaml``."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    """Yield the place, message and hint of every file that a recipe names and the folder lacks."""
+    named: list[tuple[tuple[str | int, ...], str | None]] = [
+        (("weights",), recipe.weights),
+        (("model_file",), recipe.model_file),
+        (("labels",), recipe.labels if isinstance(recipe.labels, str) else None),
+        (("requirements",), recipe.requirements),
+        *((("samples", index, "input"), sample.input) for index, sample in enumerate(recipe.samples)),
+    ]
+    for location, name in named:
+        if name is not None and not (folder / name).is_file():
+            hint = f"{folder / recipe.made_by} makes it" if location == ("weights",) and recipe.made_by else ""
+            yield location, f"there is no file {folder / name}", hint
+    for name in recipe.files.values():
+        if not (folder / name).exists():
+            place = next(key for key, value in recipe.files.items() if value == name)
+            yield ("files", place), f"there is no file or folder {folder / name}", ""
+    if problem := handler_problem(recipe.handler, folder):
+        yield ("handler",), *problem
+
+
+def handler_problem(handler: str, folder: Path) -> tuple[str, str] | None:
+    """Return what is wrong with a recipe's ``handler`` and a hint; None when it can be found."""
+    module, _, _ = handler.partition(":")
+    if module.endswith(".py"):
+        return None if (folder / module).is_file() else (f"there is no file {folder / module}", "")
+    if module.startswith(f"{CARRIED_PACKAGE}."):
+        names = carried_handlers()
+        known = [f"{CARRIED_PACKAGE}.{name}" for name in names]
+        return None if module in known else (f"torchmar has no handler {module!r}", f"it has {', '.join(known)}")
+    if module in STOCK_HANDLERS:
+        return None
+    hint = f"name a file (handler.py), one of torchmar's ({CARRIED_PACKAGE}.image_classifier) or of TorchServe's: "
+    return f"no handler is called {module!r}", hint + ", ".join(STOCK_HANDLERS)
+
+
+def carried_handlers() -> list[str]:
+    """Return the names of the handler modules in the package that archives carry."""
+    not_handlers = {"__init__", "base", "request", "reply", "attribution", "heatmap"}
+    return sorted(file.stem for file in carried_folder().glob("*.py") if file.stem not in not_handlers)
+
+
+def carried_folder() -> Path:
+    """Return the folder of ``torchmar_handlers``, without importing it (that would need torch)."""
+    spec = importlib.util.find_spec(CARRIED_PACKAGE)
+    assert spec and spec.submodule_search_locations, "torchmar is installed without its handlers"
+    return Path(spec.submodule_search_locations[0])
+
+
+def _problem(detail: dict[str, Any], file: str, root: yaml.Node | None) -> Problem:
+    location = [part for part in detail["loc"] if part != "[key]"]
+    line, node = _find(root, location)
+    message, hint = str(detail["msg"]).removeprefix("Value error, "), ""
+    if detail["type"] == "extra_forbidden":
+        message = _unknown(str(location.pop()), Sample if "samples" in location else Recipe)
+    elif location[:1] == ["config"] and len(location) == 2 and location[1] not in ServerConfig.model_fields:
+        message = _unknown(str(location.pop()), ServerConfig)
+        hint = "options of the handler go into a section, such as handler:"
+    elif detail["type"] == "missing":
+        message = "this key is required"
+    elif detail["type"] == "string_pattern_mismatch":
+        message = f"TorchServe does not accept {detail['input']!r}"
+        hint = "letters, digits, '.', '_' and '-', a letter or digit first"
+    elif location == ["version"] and isinstance(node, yaml.ScalarNode):
+        # YAML reads 1.10 as the number 1.1: a version without quotes would be a wrong version.
+        message = f'write the version in quotes: "{node.value}"'
+    elif detail["type"] != "value_error":
+        message = f"{detail['input']!r}: {message[:1].lower()}{message[1:]}"
+    return Problem(file, line, ".".join(map(str, location)), message, hint)
+
+
+def _unknown(key: str, model: type[BaseModel]) -> str:
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    # Keys are compared without case and underscores: batch_size is meant as batchSize.
+    plain = {re.sub("[^a-z]", "", name.lower()): name for name in names}
+    close = difflib.get_close_matches(re.sub("[^a-z]", "", key.lower()), plain, n=1, cutoff=0.6)
+    return f"no key is called {key!r}" + (f"; did you mean {plain[close[0]]!r}?" if close else "")
+
+
+def _find(node: yaml.Node | None, location: list[Any]) -> tuple[int, yaml.Node | None]:
+    """Return the line and the node at ``location``, or those of the nearest place above it."""
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line, node
+
+
+def _repeated_keys(node: yaml.Node | None, place: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            here = f"{place}.{key.value}".lstrip(".")
+            if key.value in seen:
+                yield here, key.start_mark.line + 1
+            seen.add(str(key.value))
+            yield from _repeated_keys(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _repeated_keys(value, f"{place}.{index}".lstrip("."))
