@@ -1,0 +1,19 @@
+"""Handlers for TorchServe that answer every request of a batch for itself.
+
+This package travels inside archives, whole, and imports nothing of torchmar: only the
+standard library, torch, NumPy, Pillow, captum and TorchServe's own ``ts``. One file, one
+handler; each extends `torchmar_handlers.base.BaseHandler`:
+
+* `torchmar_handlers.image_classifier`: an image in, probabilities by label out.
+
+A handler of your own needs one import and the parts that differ::
+
+    from torchmar_handlers.base import BaseHandler
+
+    class Lengths(BaseHandler):
+        def decode(self, request):          # one request; raise BadRequest for a 400 of its own
+            return torch.tensor(request.json()["values"])
+
+        def postprocess(self, output):      # the model's output for the batch: one answer per request
+            return [{"length": value} for value in output.tolist()]
+"""

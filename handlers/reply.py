@@ -1,0 +1,53 @@
+"""One answer of a batch: bytes, a content type and a status."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+JSON = "application/json"
+PNG = "image/png"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one client gets; an empty content type leaves the choice to TorchServe."""
+
+    body: Any
+    content_type: str = ""
+    status: int = 200
+
+    @classmethod
+    def of(cls, answer: Any) -> Reply:
+        """Return a handler's answer as it goes out: bytes, text and tensors untouched, all else as JSON.
+
+        Raises:
+            ValueError: a number is NaN or infinite, which JSON cannot say.
+            TypeError: a value has no JSON form.
+        """
+        if isinstance(answer, Reply):
+            return answer
+        # A tensor goes out as torch.save writes it, which TorchServe does by itself.
+        if isinstance(answer, bytes | bytearray | str) or type(answer).__name__ == "Tensor":
+            return cls(answer)
+        text = json.dumps(answer, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return cls(text.encode(), JSON)
+
+    @classmethod
+    def error(cls, status: int, message: str) -> Reply:
+        """Return an error in the shape of TorchServe's own: ``code``, ``type``, ``message``."""
+        # The names that TorchServe gives its own errors, so that a client reads both alike.
+        kind = "BadRequestException" if status < 500 else "InternalServerException"
+        answer = cls.of({"code": status, "type": kind, "message": message})
+        return cls(answer.body, JSON, status)
+
+    def send(self, context: Any, index: int) -> Any:
+        """Set status and headers of request ``index``; return the body for TorchServe's list."""
+        if self.content_type:
+            context.set_response_content_type(index, self.content_type)
+        if self.status != 200:
+            phrase = HTTPStatus(self.status).phrase if self.status in iter(HTTPStatus) else ""
+            context.set_response_status(self.status, phrase, index)
+        return self.body
