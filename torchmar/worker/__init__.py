@@ -1,0 +1,156 @@
+"""Run an archive in a process of its own, as a server's worker would, and ask it.
+
+The process loads the archive with TorchServe's Python loader and service classes and
+answers batches; no server and no Java take part::
+
+    with Worker(Path("model_store/digits-1.0.mar")) as worker:
+        (answer,) = worker.ask([exchange.read(Path("seven.png"))])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from torchmar.archive import Archive
+from torchmar.errors import LoadError, WorkerError
+from torchmar.exchange import Answer, Request
+from torchmar.worker.protocol import encode_requests, read_answers, read_loaded
+
+__all__ = ["Worker"]
+
+_STARTUP_TIMEOUT = 120.0  # seconds; TorchServe's default, as is the next
+_RESPONSE_TIMEOUT = 120.0
+_LOG_TAIL = 20_000
+
+
+class Worker:
+    """A worker process with one archive loaded; a context manager.
+
+    Args:
+        archive: the ``.mar``; it is extracted to a folder that goes with the worker.
+        python: the interpreter to run the handler; it needs TorchServe, not torchmar.
+        gpu: the device to tell the handler; None is the CPU.
+
+    Raises:
+        ArchiveError: the archive cannot be opened or extracted.
+        LoadError: the handler failed to import or load.
+        WorkerError: the process did not start or did not load in time (``startupTimeout``).
+    """
+
+    def __init__(self, archive: Path, *, python: str = sys.executable, gpu: int | None = None) -> None:
+        self._cleanup = contextlib.ExitStack()
+        try:
+            self._start(archive, python, gpu)
+        except BaseException:
+            self._cleanup.close()
+            raise
+
+    def _start(self, path: Path, python: str, gpu: int | None) -> None:
+        home = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-worker-")))
+        model_dir = home / "model"
+        with Archive(path) as archive:
+            manifest = archive.manifest
+            config = archive.config
+            archive.extract(model_dir)
+        self._log = home / "worker.log"
+        ours, theirs = socket.socketpair()
+        self._cleanup.callback(ours.close)
+        self._socket = ours
+        job = {
+            "fd": theirs.fileno(),
+            "model_dir": str(model_dir),
+            "name": manifest.name,
+            "handler": manifest.model.handler,
+            "batch_size": config.get("batchSize") or 1,
+            "gpu": gpu,
+            "envelope": manifest.model.envelope,
+        }
+        program = Path(__file__).with_name("process.py")
+        search = os.pathsep.join([str(model_dir), *filter(None, [os.environ.get("PYTHONPATH")])])
+        try:
+            with theirs, self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [python, str(program), json.dumps(job)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, "PYTHONPATH": search, "PYTHONUNBUFFERED": "1"},
+                )
+        except OSError as error:
+            raise WorkerError(f"{python} cannot be started: {error.strerror}") from None
+        self._cleanup.callback(self._end)
+        self._socket.settimeout(config.get("startupTimeout") or _STARTUP_TIMEOUT)
+        code, message = read_loaded(self._receive)
+        if code != 200:
+            name = f"{manifest.name} {manifest.version}"
+            raise LoadError(f"{path}: the handler of {name} did not load", traceback=message, log=self.log())
+        self._socket.settimeout(config.get("responseTimeout") or _RESPONSE_TIMEOUT)
+
+    def ask(self, requests: Sequence[Request]) -> list[Answer]:
+        """Return the answers to one batch, in the order of the requests.
+
+        Raises:
+            WorkerError: the process died or took longer than ``responseTimeout``; it is of no use then.
+        """
+        if not requests:
+            return []
+        try:
+            self._socket.sendall(encode_requests(requests))
+        except OSError:
+            raise self._died() from None
+        return read_answers(self._receive)
+
+    def log(self) -> str:
+        """Return the end of what the process has printed so far."""
+        with self._log.open("rb") as stream:
+            stream.seek(max(0, self._log.stat().st_size - _LOG_TAIL))
+            return stream.read().decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """End the process and remove its folder."""
+        self._cleanup.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _receive(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            try:
+                chunk = self._socket.recv(min(count - len(data), 1 << 20))
+            except TimeoutError:
+                seconds = self._socket.gettimeout()
+                raise WorkerError(f"the worker did not answer within {seconds:.0f} s", log=self.log()) from None
+            except OSError:
+                chunk = b""
+            if not chunk:
+                raise self._died()
+            data += chunk
+        return bytes(data)
+
+    def _died(self) -> WorkerError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        code = self._process.returncode
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        return WorkerError(f"the worker process ended {how}", log=self.log())
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
