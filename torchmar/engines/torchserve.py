@@ -1,0 +1,248 @@
+"""Start the real TorchServe over a model store, load its models, stop it with all its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from torchmar import properties
+from torchmar.archive import Archive
+from torchmar.archive.store import order
+from torchmar.connection import KEY_FILE, RUN_FOLDER, Server
+from torchmar.engines import java, worker_log
+from torchmar.engines.running import Running
+from torchmar.errors import Conflict, EngineError, ModelFailed, NotFound, PortInUse, Refused, TorchmarError
+from torchmar.inference import InferenceClient
+from torchmar.management import ManagementClient, ModelVersion
+
+VERSION = "0.12.0"  # the last release
+
+_START_SECONDS = 60.0
+# Keys whose values are paths; the server starts in its run folder, so that they must be absolute.
+_PATHS = ("private_key_file", "certificate_file", "keystore", "plugins_path", "metrics_config", "model_config")
+
+
+class TorchServe:
+    """A TorchServe that runs while the context is open.
+
+    Args:
+        config: the ``config.properties`` to start from.
+        model_store: the folder with the archives.
+        run_folder: where the server's key file, logs and effective configuration go. Each
+            server needs one of its own, and ports of its own.
+        python: the interpreter of the workers.
+
+    Raises:
+        EngineError: Java or TorchServe is missing, or the server did not start.
+        PortInUse: somebody listens on one of its ports already; nothing was started.
+    """
+
+    def __init__(
+        self, config: Path, model_store: Path, run_folder: Path = RUN_FOLDER, *, python: str = sys.executable
+    ) -> None:
+        self.properties = properties.read(config)
+        self.model_store = model_store.resolve()
+        self.folder = run_folder.resolve()
+        self._python = python
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> TorchServe:
+        try:
+            self._start()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def load(self, archive: Path) -> ModelVersion:
+        """Register an archive of the model store and wait until its workers answer.
+
+        The newest version of a model that was loaded so is its default.
+
+        Raises:
+            ModelFailed: a worker did not come up; it has the worker's traceback, and the model is not registered.
+            ArchiveError: the file is no archive.
+        """
+        with Archive(archive) as opened:
+            name, version = opened.manifest.name, opened.manifest.version
+            config = opened.config
+        startup = float(config.get("startupTimeout") or 120)
+        # A configuration without workers leaves them to registration, whose default is none at all.
+        workers = None if config.get("minWorkers") else 1
+        mark = self._worker_log_size()
+        try:
+            self.management.register(archive.name, initial_workers=workers, timeout=startup + 30)
+        except Conflict:
+            pass  # config.properties loads it by itself
+        except Refused as refusal:
+            with contextlib.suppress(NotFound):
+                self.management.unregister(name, version)
+            raise ModelFailed(
+                f"{name} {version} did not start: {refusal.message}",
+                traceback=self.worker_traceback(name, version, since=mark),
+                hint=f"torchmar run {archive} shows the same without a server",
+            ) from None
+        default = self.management.describe(name)[0].version
+        if order(version) > order(default):
+            self.management.set_default(name, version)
+        return self.management.describe(name, version)[0]
+
+    def detach(self) -> None:
+        """Let the server run on when the context closes; ``torchmar stop`` ends it."""
+        self._cleanup.pop_all()
+
+    def wait(self) -> None:
+        """Wait until the server ends, which it should not.
+
+        Raises:
+            EngineError: it ended by itself.
+        """
+        code = self._process.wait()
+        raise EngineError(f"TorchServe ended by itself with exit code {code}", log=self._log_tail())
+
+    def worker_traceback(self, name: str, version: str, since: int = 0) -> str:
+        """Return the last traceback that a worker of a model has logged, as Python prints it; empty if none."""
+        return worker_log.last_traceback(self._worker_log(since), name, version)
+
+    def _start(self) -> None:
+        if importlib.util.find_spec("ts") is None:
+            raise EngineError("TorchServe is not installed", hint="pip install 'torchmar[torchserve]'")
+        self.java = java.find()
+        if not self.model_store.is_dir():
+            raise EngineError(f"the model store {self.model_store} is not a folder", hint="torchmar build fills one")
+        if running := Running.find(self.folder):
+            raise EngineError(
+                f"a server runs in {self.folder} already (process {running.pid})", hint="torchmar stop ends it"
+            )
+        for address in self.properties.addresses():
+            _refuse_taken(address)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # A key file or log that an earlier server left behind must not be taken for this one's.
+        (self.folder / KEY_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "logs", ignore_errors=True)
+        # TorchServe names its workers' sockets by port number alone: in a shared folder two servers would collide.
+        temporary = Path(tempfile.mkdtemp(prefix="torchmar-"))
+        self._cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)
+        config = self.folder / "config.properties"
+        config.write_text(properties.show(self._effective()), encoding="utf-8")
+        with (self.folder / "console.log").open("wb") as console:
+            self._process = subprocess.Popen(
+                self._command(config, temporary),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for us; the server and its workers are one group that we end.
+                start_new_session=True,
+            )
+        running = Running.of(self._process.pid, self.folder, temporary)
+        self._cleanup.callback(self._process.wait)  # after the next: a child that nobody waits for stays a zombie
+        self._cleanup.callback(running.stop)
+        running.save()
+        self.server = Server.started_in(self.folder)
+        self.management = ManagementClient(self.server)
+        self._wait_until_healthy()
+
+    def _command(self, config: Path, temporary: Path) -> list[str]:
+        spec = importlib.util.find_spec("ts")
+        assert spec and spec.submodule_search_locations
+        home = Path(spec.submodule_search_locations[0]).parent
+        arguments = shlex.split(self.properties.get("vmargs"))
+        if not any(argument.startswith("-Dlog4j") for argument in arguments):
+            arguments.append(f"-Dlog4j.configurationFile={Path(__file__).with_name('log4j2.xml').as_uri()}")
+        return [
+            str(self.java.executable),
+            f"-Dmodel_server_home={home}",
+            f"-Djava.io.tmpdir={temporary}",
+            *arguments,
+            "-cp",
+            str(home / "ts" / "frontend" / "*"),
+            "org.pytorch.serve.ModelServer",
+            "--python",
+            self._python,
+            "-f",
+            str(config),
+            # Snapshots of an earlier run would win over this configuration.
+            "-ncs",
+        ]
+
+    def _effective(self) -> dict[str, str]:
+        """Return the configuration that the server gets: the user's, with what depends on this machine."""
+        values = dict(self.properties.values)
+        base = (self.properties.file or Path()).resolve().parent
+        for key in _PATHS:
+            if values.get(key):
+                values[key] = str(base / values[key])
+        values["model_store"] = values["workflow_store"] = str(self.model_store)
+        for key, value in properties.DEFAULTS.items():
+            values.setdefault(key, value)
+        # Archives in the store are registered by file name; without this the server would fetch any URL.
+        values.setdefault("allowed_urls", f"{self.model_store.as_uri()}/.*")
+        return values
+
+    def _wait_until_healthy(self) -> None:
+        inference = InferenceClient(self.server)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            if (code := self._process.poll()) is not None:
+                raise EngineError(f"TorchServe ended with exit code {code} while starting", log=self._log_tail())
+            with contextlib.suppress(TorchmarError):
+                inference.ping()
+                return
+            if time.monotonic() > deadline:
+                raise EngineError(f"TorchServe does not answer after {_START_SECONDS:.0f} s", log=self._log_tail())
+            time.sleep(0.05)
+
+    def _worker_log_size(self) -> int:
+        file = self.folder / "logs" / "workers.log"
+        return file.stat().st_size if file.exists() else 0
+
+    def _worker_log(self, since: int) -> str:
+        file = self.folder / "logs" / "workers.log"
+        if not file.exists():
+            return ""
+        with file.open("rb") as stream:
+            stream.seek(since)
+            return stream.read().decode("utf-8", "replace")
+
+    def _log_tail(self) -> str:
+        lines = []
+        for name in ("console.log", "logs/server.log"):
+            file = self.folder / name
+            if file.exists():
+                lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-15:])
+
+
+def _refuse_taken(address: properties.Address) -> None:
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise EngineError(
+            f"{address.key}: {address.host} is not an address of this machine ({error.strerror})"
+        ) from None
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(place)
+        except PermissionError:
+            raise EngineError(f"{address.key}: port {address.port} needs root") from None
+        except OSError:
+            raise PortInUse(
+                f"{address.key}: somebody listens on {address.host}:{address.port} already",
+                hint=f"stop it, or set another port in config.properties: {address.key}=...",
+            ) from None
