@@ -1,0 +1,248 @@
+"""torchmar on the command line: results on stdout, talk on stderr, no traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import DIGITS, ROOT, SAMPLES, write_config
+from torchmar.connection import Server
+from torchmar.engines.running import Running
+from torchmar.engines.torchserve import TorchServe
+
+Make = Callable[..., Path]
+SEVEN = str(SAMPLES / "seven.png")
+
+
+def torchmar(*arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    ran = subprocess.run(
+        [sys.executable, "-m", "torchmar", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert ran.returncode == code, ran.stdout + ran.stderr
+    return ran
+
+
+def test_help_names_every_command_in_groups_within_80_columns(tmp_path: Path) -> None:
+    said = torchmar("--help", cwd=tmp_path).stdout
+    for word in ("Archives", "Servers", "Models on a server", "Requests", "build", "serve", "set-default", "explain"):
+        assert word in said
+    assert max(map(len, said.splitlines())) <= 80
+    assert torchmar("--version", cwd=tmp_path).stdout.startswith("torchmar ")
+
+
+def test_build_inspect_extract_and_run(tmp_path: Path) -> None:
+    shutil.copytree(DIGITS, tmp_path / "archives" / "digits")
+    assert "model_store/digits-1.0.mar" in torchmar("build", cwd=tmp_path).stdout
+    mar = "model_store/digits-1.0.mar"
+    shown = torchmar("inspect", mar, cwd=tmp_path).stdout
+    for word in ("digits 1.0", "torchmar_handlers.image_classifier", "batchSize: 8", "sha256:", "samples/seven.png"):
+        assert word in shown
+    document = json.loads(torchmar("inspect", mar, "--json", cwd=tmp_path).stdout)
+    assert document["manifest"]["model"]["modelName"] == "digits"
+    torchmar("extract", mar, "out", cwd=tmp_path)
+    assert (tmp_path / "out" / "MAR-INF" / "MANIFEST.json").exists()
+    answer = json.loads(torchmar("run", mar, SEVEN, cwd=tmp_path).stdout)
+    assert next(iter(answer)) == "7"
+    torchmar("run", mar, SEVEN, "--explain", "out.png", cwd=tmp_path)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    torchmar("run", mar, SEVEN, "--explain", "out.json", cwd=tmp_path)
+    assert json.loads((tmp_path / "out.json").read_text())["label"] == "7"
+
+
+def test_one_bad_recipe_does_not_stop_the_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "archives" / name).mkdir(parents=True)
+        text = f'name: {name}\nversion: "1"\nhandler: image_classifier\n'
+        (tmp_path / "archives" / name / "archive.yaml").write_text(text + "wights: x\n" * (name == "a"))
+    ran = torchmar("build", cwd=tmp_path, code=1)
+    assert "archives/a/archive.yaml:4: no key is called 'wights'; did you mean 'weights'?" in ran.stderr
+    assert [path.name for path in (tmp_path / "model_store").iterdir()] == ["b-1.mar"]
+
+
+MISTAKES = {
+    "no recipe here": (["build"], "there is no recipe here"),
+    "missing recipe": (["build", "nowhere"], "does not exist"),
+    "missing archive": (["inspect", "x.mar"], "x.mar does not exist"),
+    "folder as archive": (["run", ".", "x"], "cannot be read"),
+    "missing input": (["run", "empty.mar", "gone.png"], "gone.png cannot be read"),
+    "empty archive": (["run", "empty.mar", "empty.mar"], "is not an archive"),
+    "no configuration": (["serve"], "config.properties does not exist"),
+    "no server": (["models", "--address", "http://127.0.0.1:9"], "nobody listens there"),
+    "predict without server": (["predict", "x", "empty.mar", "--address", "http://127.0.0.1:9"], "nobody listens"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_clear_error(tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "empty.mar").touch()
+    ran = torchmar(*arguments, cwd=tmp_path, code=1)
+    assert ran.stderr.count("error: ") == 1
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert ran.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["build", "--nonsense"], ["inspect"], ["scale", "x", "many"]])
+def test_wrong_usage_exits_with_2(tmp_path: Path, arguments: list[str]) -> None:
+    assert "Traceback" not in torchmar(*arguments, cwd=tmp_path, code=2).stderr
+
+
+def test_a_handler_that_does_not_import_shows_its_own_traceback(tmp_path: Path, make: Make) -> None:
+    ran = torchmar("run", make("import no_such_module\nclass H: ..."), SEVEN, cwd=tmp_path, code=1)
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in ran.stderr
+    assert "handler.py" in ran.stderr
+    assert "did not load" in ran.stderr
+
+
+def test_the_management_api_in_its_own_words(server: TorchServe, tmp_path: Path, make: Make) -> None:
+    where = ("--run-folder", server.folder)
+    path = make(name="words", version="1.0", store=server.model_store)
+    make(name="words", version="2.0", store=server.model_store)
+    torchmar("register", path, "--batch-size", 2, *where, cwd=tmp_path)
+    torchmar("register", "words-2.0.mar", *where, cwd=tmp_path)
+    assert "already" in torchmar("register", path, *where, cwd=tmp_path, code=1).stderr
+    torchmar("scale", "words", 2, "--version", "2.0", *where, cwd=tmp_path)
+    torchmar("set-default", "words", "2.0", *where, cwd=tmp_path)
+    listed = json.loads(torchmar("models", "words", "--json", *where, cwd=tmp_path).stdout)
+    assert {(one["version"], one["default"], len(one["workers"])) for one in listed} == {
+        ("1.0", False, 1),
+        ("2.0", True, 2),
+    }
+    lines = torchmar("models", *where, cwd=tmp_path).stdout.splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [["digits", "1.0"], ["words", "1.0"], ["words", "2.0"]]
+    torchmar("unregister", "words", "--version", "1.0", *where, cwd=tmp_path)
+    torchmar("unregister", "words", *where, cwd=tmp_path)
+    assert "not found" in torchmar("unregister", "words", *where, cwd=tmp_path, code=1).stderr
+
+
+def test_predict_and_explain_ask_the_server(server: TorchServe, tmp_path: Path) -> None:
+    where = ("--run-folder", server.folder)
+    answer = json.loads(torchmar("predict", "digits", SEVEN, *where, cwd=tmp_path).stdout)
+    assert next(iter(answer)) == "7"
+    torchmar("explain", "digits", SEVEN, "-o", "seven.png", *where, cwd=tmp_path)
+    assert (tmp_path / "seven.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(torchmar("explain", "digits", SEVEN, *where, cwd=tmp_path).stdout)["label"] == "7"
+
+
+def test_one_bad_input_of_many_is_its_own_problem(server: TorchServe, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").touch()
+    ran = torchmar(
+        "predict", "digits", SEVEN, "bad.png", "gone.png", SAMPLES / "two.png",
+        "--run-folder", server.folder, cwd=tmp_path, code=1,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [(Path(line["input"]).name, next(iter(line["answer"]))) for line in lines] == [
+        ("seven.png", "7"),
+        ("two.png", "2"),
+    ]
+    assert "bad.png: the body is empty" in ran.stderr
+    assert "gone.png" in ran.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
+    tmp_path: Path, digits: Path, make: Make, number: signal.Signals
+) -> None:
+    (tmp_path / "store").mkdir(exist_ok=True)
+    shutil.copy(digits, tmp_path / "store")
+    make("import no_such_module\nclass H: ...", name="broken", store=tmp_path / "store")
+    (tmp_path / "store" / "junk.mar").write_text("junk")
+    write_config(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchmar", "serve", "--model-store", "store"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    first = [process.stdout.readline() for _ in range(6)]
+    assert first[0].startswith("TorchServe 0.12.0 on Java")
+    assert first[5].strip() == "digits 1.0: 1 worker, batch 8, 10 ms"
+    # The broken ones are tried as well; the server answers all the while.
+    torchmar("predict", "digits", SEVEN, cwd=tmp_path)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started
+    _, said = _after_loading(process, tmp_path, number)
+    assert process.returncode == 128 + number
+    assert "No module named 'no_such_module'" in said
+    assert "broken 1.0 did not start" in said
+    assert "junk.mar is not an archive" in said
+    assert not [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert "nobody listens" in torchmar("models", "--address", _management(tmp_path), cwd=tmp_path, code=1).stderr
+
+
+def _after_loading(process: subprocess.Popen[str], folder: Path, number: int) -> tuple[str, str]:
+    assert process.stderr
+    seen = ""
+    while "Ctrl-C stops the server" not in seen:
+        line = process.stderr.readline()
+        assert line, seen
+        seen += line
+    process.send_signal(number)
+    out, rest = process.communicate(timeout=60)
+    return out, seen + rest
+
+
+def _management(folder: Path) -> str:
+    from torchmar import properties
+
+    return properties.read(folder / "config.properties").get("management_address")
+
+
+def test_a_detached_server_runs_until_it_is_stopped(tmp_path: Path, digits: Path) -> None:
+    write_config(tmp_path)
+    torchmar("serve", "digits", "--detach", "--model-store", digits.parent, cwd=tmp_path)
+    try:
+        torchmar("predict", "digits", SEVEN, cwd=tmp_path)
+        again = torchmar("serve", "--model-store", digits.parent, cwd=tmp_path, code=1)
+        assert "already" in again.stderr
+        assert "torchmar stop" in again.stderr
+        assert Server.started_in(tmp_path / ".torchmar").key_file
+    finally:
+        running = Running.find(tmp_path / ".torchmar")
+        torchmar("stop", cwd=tmp_path)
+    assert running
+    assert not running.alive
+    assert not Path(running.temporary).exists()
+    assert "no server runs" in torchmar("stop", cwd=tmp_path).stderr
+
+
+def test_the_pipeline_of_scripts_run_does_its_job(tmp_path: Path, weights: None) -> None:
+    shutil.copytree(DIGITS, tmp_path / "archives" / "digits")
+    write_config(tmp_path)
+    ran = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "pipeline.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "10 of 10 right" in ran.stdout
+    assert (tmp_path / ".torchmar" / "seven-explained.png").read_bytes().startswith(b"\x89PNG")
+    assert Running.find(tmp_path / ".torchmar") is None
+
+
+def test_ctrl_c_while_the_server_starts_leaves_no_process(tmp_path: Path, digits: Path) -> None:
+    write_config(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchmar", "serve", "--model-store", digits.parent], cwd=tmp_path, text=True
+    )
+    while not (children := psutil.Process(process.pid).children(recursive=True)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert not [one for one in children if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

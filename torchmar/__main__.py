@@ -1,0 +1,5 @@
+"""``python -m torchmar``."""
+
+from torchmar.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""What ``run``, ``predict`` and ``explain`` share: an input to ask with, an answer to show or save."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import typer
+
+from torchmar import exchange
+from torchmar.cli.terminal import err
+from torchmar.errors import Refused, TorchmarError
+
+
+def request(source: Path, explain: bool, output: Path | None) -> exchange.Request:
+    """Return the request to send; an output called ``.png`` asks for a picture."""
+    accept = "image/png" if explain and output and output.suffix.lower() == ".png" else exchange.ANY
+    return exchange.read(source, explain=explain, accept=accept)
+
+
+def show(answer: exchange.Answer, output: Path | None) -> None:
+    """Print an answer, or write it to ``output``.
+
+    Raises:
+        Refused: the answer is an error.
+        TorchmarError: it cannot be written, or is no text for a terminal.
+    """
+    if answer.status >= 400:
+        raise refusal(answer)
+    if output:
+        _save(answer, output)
+        err.print(f"wrote {output} ({answer.content_type or 'unknown type'})")
+        return
+    if sys.stdout.isatty() and answer.content_type.startswith("image/"):
+        raise TorchmarError("the answer is an image", hint="write it to a file with --output")
+    sys.stdout.buffer.write(answer.body)
+    if not answer.body.endswith(b"\n") and not answer.content_type.startswith("image/"):
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.flush()
+
+
+def _save(answer: exchange.Answer, output: Path) -> None:
+    if output.suffix.lower() == ".png" and answer.content_type != "image/png":
+        kind = answer.content_type or "text"
+        raise TorchmarError(f"the handler draws no picture; it answered with {kind}", hint="give --output a .json name")
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(answer.body)
+        part.replace(output)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise TorchmarError(f"{output} cannot be written: {error.strerror}") from None
+
+
+def refusal(answer: exchange.Answer) -> Refused:
+    """Return what an answer with an error status says, as an exception."""
+    try:
+        message = str(json.loads(answer.body)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = answer.body.decode("utf-8", "replace")[:500]
+    return Refused(f"{answer.status}: {message}", status=answer.status)
+
+
+def line(source: Path, status: int, body: bytes) -> str:
+    """Return one line of JSON for one of many inputs."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = body.decode("utf-8", "replace")
+    return json.dumps({"input": str(source), "status": status, "answer": answer}, ensure_ascii=False)
+
+
+def several(sources: list[Path], output: Path | None) -> bool:
+    """Tell whether there are many inputs; many cannot go to one file."""
+    if len(sources) > 1 and output:
+        raise typer.BadParameter("takes one input, not several", param_hint="--output")
+    return len(sources) > 1

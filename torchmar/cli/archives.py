@@ -1,0 +1,125 @@
+"""Commands on recipes and archives: nothing here starts or asks a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchmar.cli.terminal import complain, err, out, show_table, size, table
+from torchmar.errors import TorchmarError
+
+PANEL = "Archives"
+ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .mar file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def build(
+    recipes: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RECIPE]...", help="Recipes, or their folders; default: archives/*/archive.yaml."),
+    ] = None,
+    store: Annotated[Path, typer.Option(help="Where archives go.")] = Path("model_store"),
+) -> None:
+    """Pack recipes into STORE/NAME-VERSION.mar."""
+    from torchmar import archive
+
+    found = recipes or sorted(Path("archives").glob("*/archive.yaml"))
+    if not found:
+        raise TorchmarError("there is no recipe here", hint="name one, or go to the folder that has archives/")
+    failed = False
+    for recipe in found:
+        try:
+            packed = archive.build(recipe, store)
+        except TorchmarError as error:
+            complain(error)
+            failed = True
+            continue
+        out.print(f"{packed.path}  {size(packed.size)}, {packed.members} members, sha256:{packed.digest[:16]}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
+    """Show what is inside an archive, without running any of it."""
+    from torchmar.archive import Archive
+
+    with Archive(path) as archive:
+        manifest, members, digest = archive.manifest, archive.members, archive.digest
+        config, samples = archive.config_text, archive.samples
+    if as_json:
+        document = {
+            "archive": str(path),
+            "digest": f"sha256:{digest}",
+            "manifest": manifest.model_dump(by_alias=True, exclude_none=True),
+            "config": config,
+            "samples": len(samples),
+            "members": [{"name": member.name, "size": member.size} for member in members],
+        }
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    model = manifest.model
+    facts = {
+        "model": f"{manifest.name} {manifest.version}",
+        "": model.description,
+        "handler": model.handler,
+        "weights": model.serialized_file,
+        "model file": model.model_file,
+        "requirements": model.requirements_file,
+        "samples": str(len(samples)) if samples else None,
+        "digest": f"sha256:{digest}",
+    }
+    for name, value in facts.items():
+        if value:
+            out.print(f"[bold]{name:<13}[/]", value, markup=True, sep="")
+    if config.strip():
+        out.print(f"\n[bold]{model.config_file or 'configuration'}[/]")
+        out.print("".join(f"  {line}\n" for line in config.splitlines()), end="", markup=False)
+    out.print()
+    total = sum(member.size for member in members)
+    rows = [(size(member.size), member.name) for member in members]
+    show_table(table(("size", "member"), [*rows, (size(total), f"{len(members)} members")], right=("size",)))
+
+
+def extract(
+    path: ArchivePath,
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+) -> None:
+    """Write the content of an archive to a folder."""
+    from torchmar.archive import Archive
+
+    with Archive(path) as archive:
+        archive.extract(folder)
+        out.print(f"{folder}  {len(archive.members)} members")
+
+
+def schema() -> None:
+    """Print the JSON Schema of archive.yaml, for editors."""
+    from torchmar import recipe
+
+    typer.echo(json.dumps(recipe.schema(), indent=2))
+
+
+def run(
+    path: ArchivePath,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The file to ask with.", show_default=False)],
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Ask for an explanation and write it: a .png picture or .json.", show_default=False
+        ),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the handler printed.")] = False,
+) -> None:
+    """Ask an archive for one answer in a worker process, without a server."""
+    from torchmar.cli import answers
+    from torchmar.worker import Worker
+
+    request = answers.request(source, explain is not None, explain)
+    with err.status("loading the archive"), Worker(path) as worker:
+        answer = worker.ask([request])[0]
+        log = worker.log()
+    if verbose or answer.status >= 500:
+        err.print(log.rstrip(), style="dim", markup=False)
+    answers.show(answer, explain)

@@ -1,0 +1,57 @@
+"""What commands share: results to stdout, talk to stderr, errors that say what to do next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from torchmar.errors import EngineError, LoadError, ModelFailed, RecipeError, TorchmarError, WorkerError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def complain(error: TorchmarError) -> None:
+    """Print an error: what is wrong and where, what the process behind it said, what to do next."""
+    trace = error.traceback if isinstance(error, LoadError | ModelFailed) else ""
+    log = error.log if isinstance(error, WorkerError | EngineError) and not trace else ""
+    for text in (trace, log):
+        if text.strip():
+            err.print(escape(text.rstrip()), style="dim")
+    if isinstance(error, RecipeError):
+        for problem in error.problems:
+            err.print(f"[red]error:[/] {escape(problem.show())}")
+    else:
+        err.print(f"[red]error:[/] {escape(error.message)}")
+    if error.hint:
+        err.print(f"[cyan]hint:[/] {escape(error.hint)}")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """Return a plain table; the columns named in ``right`` are aligned there."""
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
+
+
+def show_table(made: Table) -> None:
+    """Print a table to stdout: as wide as the terminal, and as wide as it needs to be in a pipe."""
+    width = out.width if sys.stdout.isatty() else 10_000
+    Console(width=width, highlight=False).print(made)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people read it: ``57.5 kB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
