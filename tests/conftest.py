@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from torchmar.inference import InferenceClient
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "archives" / "digits"
 SAMPLES = DIGITS / "samples"
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ECHO = """
 def handle(rows, context):

@@ -205,7 +205,7 @@ def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
             TorchServe(config, tmp_path / "store", tmp_path / "run").__enter__()
         assert address.key in caught.value.message
         assert str(address.port) in caught.value.message
-    assert descendants() == before
+    assert descendants() <= before
     assert not (tmp_path / "run").exists()
 
 
@@ -234,7 +234,7 @@ def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, d
             TorchServe(write_config(tmp_path), digits.parent, tmp_path / "one" / "run").__enter__()
         temporary = [Running.find(server.folder).temporary for server in servers]  # type: ignore[union-attr]
         assert all(Path(folder).exists() for folder in temporary)
-    assert descendants() == before
+    assert descendants() <= before
     assert not any(Path(folder).exists() for folder in temporary)
     assert sorted(path.name for path in (tmp_path / "one" / "run").iterdir()) == ["console.log", "logs"]
 

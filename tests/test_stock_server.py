@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stock") / "venv"
     venv.create(folder)
     python = folder / "bin" / "python"
-    theirs = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+    (theirs,) = folder.glob("lib/python*/site-packages")
     places = [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     for place in reversed(places):
         for entry in place.iterdir():

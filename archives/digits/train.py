@@ -110,7 +110,7 @@ def main() -> int:
     part = options.output.with_name(f".{options.output.name}.part")
     with warnings.catch_warnings():
         # torch calls TorchScript deprecated; it is what TorchServe loads without further code.
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(model), part)
     os.replace(part, options.output)
     print(f"wrote {options.output}")
