@@ -55,7 +55,7 @@ def test_a_member_that_would_leave_the_folder_is_refused(tmp_path: Path, name: s
 def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link")
     link.external_attr = 0o120777 << 16
-    with pytest.raises(ArchiveError, match="symbolic link"):
+    with pytest.raises(ArchiveError, match="a symbolic or hard link"):
         Archive(write_zip(tmp_path / "bad.mar", (link, "/etc/passwd")))
 
 
@@ -92,7 +92,7 @@ def test_damaged_bytes_are_an_error_and_nothing_is_left(tmp_path: Path) -> None:
     with Archive(path) as archive:
         with pytest.raises(ArchiveError, match="w is damaged"):
             archive.read("w")
-        with pytest.raises(ArchiveError, match="cannot be extracted"):
+        with pytest.raises(ArchiveError, match="w is damaged"):
             archive.extract(tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]
 

@@ -50,7 +50,7 @@ def patient(server: TorchServe) -> Iterator[str]:
     made, folder = recipe.read(DIGITS)
     config = made.config.model_copy(update={"batchSize": 8, "maxBatchDelay": 60_000, "responseTimeout": 120})
     made = made.model_copy(update={"config": config, "version": "8.0", "samples": []})
-    path = archive.pack(archive.contents(made, folder), server.model_store / "digits-8.0.mar").path
+    path = archive.pack(archive.compose(made, folder), server.model_store / "digits-8.0.mar").path
     server.management.register(path.name)
     yield "8.0"
     server.management.unregister("digits", "8.0")

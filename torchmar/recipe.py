@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from torchmar.errors import Problem, RecipeError
 from torchmar.manifest import NAME_PATTERN
@@ -150,7 +150,11 @@ class Recipe(_Strict):
         default_factory=dict, description="More content: path in the archive -> file or folder on disk."
     )
     requirements: str | None = Field(None, description="A requirements.txt for the server to install.")
-    config: Annotated[ServerConfig, Field(description="The archive's model-config.yaml.")] = ServerConfig()
+    config: Annotated[
+        Annotated[ServerConfig, Tag("keys")] | Annotated[str, Tag("file")],
+        Discriminator(lambda value: "file" if isinstance(value, str) else "keys"),
+        Field(description="The archive's model-config.yaml, or the file that is to be it, byte for byte."),
+    ] = ServerConfig()
     samples: list[Sample] = Field(default_factory=list, description="The archive's contract.")
 
 
@@ -228,6 +232,7 @@ def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ..
         (("model_file",), recipe.model_file),
         (("labels",), recipe.labels if isinstance(recipe.labels, str) else None),
         (("requirements",), recipe.requirements),
+        (("config",), recipe.config if isinstance(recipe.config, str) else None),
         *((("samples", index, "input"), sample.input) for index, sample in enumerate(recipe.samples)),
     ]
     for location, name in named:
@@ -271,7 +276,8 @@ def carried_folder() -> Path:
 
 
 def _problem(detail: dict[str, Any], file: str, root: yaml.Node | None) -> Problem:
-    location = [part for part in detail["loc"] if part != "[key]"]
+    # Pydantic names the part of a mapping and the arm of a union too, which no reader knows.
+    location = [part for part in detail["loc"] if part not in ("[key]", "keys")]
     line, node = _find(root, location)
     message, hint = str(detail["msg"]).removeprefix("Value error, "), ""
     if detail["type"] == "extra_forbidden":
@@ -290,6 +296,19 @@ def _problem(detail: dict[str, Any], file: str, root: yaml.Node | None) -> Probl
     elif detail["type"] != "value_error":
         message = f"{detail['input']!r}: {message[:1].lower()}{message[1:]}"
     return Problem(file, line, ".".join(map(str, location)), message, hint)
+
+
+def _placeless(detail: dict[str, Any]) -> Problem:
+    return _problem(detail, "", None)
+
+
+def config_problems(error: ValidationError) -> list[str]:
+    """Return what is wrong with a server configuration that stands in no recipe, each in a line."""
+    details = ({**detail, "loc": ("config", *detail["loc"])} for detail in error.errors())
+    problems = (_problem(detail, "", None) for detail in details)
+    return [
+        f"{problem.place.removeprefix('config').lstrip('.')}: {problem.message}".lstrip(": ") for problem in problems
+    ]
 
 
 def _unknown(key: str, model: type[BaseModel]) -> str:

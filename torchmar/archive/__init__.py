@@ -1,27 +1,55 @@
-"""The archive: pack a recipe into a ``.mar``; open, list, extract one.
+"""The archive: pack a recipe into a ``.mar``; open, list, extract one; derive another from it.
 
 ::
 
     recipe --contents--> {path in the archive: bytes or file} --pack--> NAME-VERSION.mar --Archive--> members
+
+The names below are imported when they are used: to recognise a build that is up to date
+takes less than to import what reads a recipe.
 """
 
-from torchmar.archive.contents import contents
-from torchmar.archive.pack import Packed, pack
-from torchmar.archive.read import Archive, Member
+from __future__ import annotations
 
-__all__ = ["Archive", "Member", "Packed", "build", "contents", "pack"]
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from pathlib import Path
+if TYPE_CHECKING:
+    from torchmar.archive.building import build
+    from torchmar.archive.contents import compose
+    from torchmar.archive.derivation import derive
+    from torchmar.archive.importing import import_archive
+    from torchmar.archive.packed import Packed
+    from torchmar.archive.packing import pack, pack_folder, pack_tgz
+    from torchmar.archive.read import Archive, Member
+
+__all__ = [
+    "Archive",
+    "Member",
+    "Packed",
+    "build",
+    "compose",
+    "derive",
+    "import_archive",
+    "pack",
+    "pack_folder",
+    "pack_tgz",
+]
+
+_MODULES = {
+    "Archive": "read",
+    "Member": "read",
+    "Packed": "packed",
+    "build": "building",
+    "compose": "contents",
+    "derive": "derivation",
+    "import_archive": "importing",
+    "pack": "packing",
+    "pack_folder": "packing",
+    "pack_tgz": "packing",
+}
 
 
-def build(recipe_path: Path, store: Path) -> Packed:
-    """Pack the recipe at ``recipe_path`` into ``store/NAME-VERSION.mar``; return what was written.
-
-    Raises:
-        RecipeError: the recipe has problems, or names files that are not there.
-        ArchiveError: the archive cannot be written; the store is as it was.
-    """
-    from torchmar import recipe
-
-    read, folder = recipe.read(recipe_path)
-    return pack(contents(read, folder), store / f"{read.name}-{read.version}.mar")
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"torchmar.archive.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

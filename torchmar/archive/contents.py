@@ -9,11 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torchmar import manifest
+from torchmar.archive.copying import Source, Stored
 from torchmar.errors import ArchiveError
 from torchmar.recipe import CARRIED_PACKAGE, Recipe, carried_folder
-
-Source = bytes | Path
-"""The content of a member: bytes, or the file that holds them."""
 
 CONFIG_FILE = "model-config.yaml"
 LABELS_FILE = "index_to_name.json"  # the name that TorchServe's handlers look for
@@ -22,7 +20,7 @@ SAMPLES_FILE = "MAR-INF/SAMPLES.json"
 _LEFT_OUT = ("__pycache__", ".DS_Store")
 
 
-def contents(recipe: Recipe, folder: Path) -> dict[str, Source]:
+def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
     """Return the source of every member, by its path in the archive.
 
     Args:
@@ -53,9 +51,12 @@ def contents(recipe: Recipe, folder: Path) -> dict[str, Source]:
             add(PurePosixPath(name).name, folder / name)
     if recipe.labels is not None:
         add(LABELS_FILE, _labels(recipe.labels, folder))
-    config = recipe.config.to_yaml()
-    if config:
-        add(CONFIG_FILE, config)
+    config_file = CONFIG_FILE
+    if isinstance(recipe.config, str):
+        config_file = PurePosixPath(recipe.config).name
+        add(config_file, folder / recipe.config)
+    elif config := recipe.config.to_yaml():
+        add(config_file, config)
     for path, name in recipe.files.items():
         for inside, file in _files(folder / name):
             add(str(PurePosixPath(path, inside)), file)
@@ -65,10 +66,10 @@ def contents(recipe: Recipe, folder: Path) -> dict[str, Source]:
     if recipe.samples:
         samples = [sample.model_dump(mode="json", by_alias=True, exclude_defaults=True) for sample in recipe.samples]
         add(SAMPLES_FILE, _json(samples))
-    if handler.startswith(f"{CARRIED_PACKAGE}.") or any(map(_imports_carried, members.values())):
-        package = carried_folder()
-        for inside, file in _files(package):
-            add(f"{CARRIED_PACKAGE}/{inside}", file)
+    # A recipe may bring a version of its own of the handlers, as one does that was made of an archive.
+    brought = any(path.startswith(f"{CARRIED_PACKAGE}/") for path in members)
+    if not brought and carries(handler, members):
+        members |= carried()
     model = manifest.Model(
         model_name=recipe.name,
         model_version=recipe.version,
@@ -77,11 +78,21 @@ def contents(recipe: Recipe, folder: Path) -> dict[str, Source]:
         serialized_file=_base(recipe.weights),
         model_file=_base(recipe.model_file),
         requirements_file=_base(recipe.requirements),
-        config_file=CONFIG_FILE if config else None,
+        config_file=config_file if config_file in members else None,
     )
     add(manifest.PATH, manifest.Manifest(model=model).to_json())
     _refuse_file_in_place_of_folder(recipe.name, members)
     return members
+
+
+def carries(handler: str, members: Mapping[str, Source]) -> bool:
+    """Tell whether an archive with this handler needs the handlers of ours inside."""
+    return handler.startswith(f"{CARRIED_PACKAGE}.") or any(map(_imports_carried, members.values()))
+
+
+def carried() -> dict[str, Source]:
+    """Return the members that the package of our handlers makes."""
+    return {f"{CARRIED_PACKAGE}/{inside}": file for inside, file in _files(carried_folder())}
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
@@ -144,4 +155,6 @@ def _base(name: str | None) -> str | None:
 
 
 def _name(source: Source) -> str:
+    if isinstance(source, Stored):
+        source = source.file
     return "a generated file" if isinstance(source, bytes) else str(source)

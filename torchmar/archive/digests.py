@@ -16,6 +16,10 @@ PATH = "MAR-INF/SHA256SUMS"
 _HEX_LENGTH = 64
 
 
+new = hashlib.sha256
+"""Start a digest."""
+
+
 def show(digests: Mapping[str, str]) -> bytes:
     """Return the text of ``SHA256SUMS`` for hexadecimal digests by member name, sorted by name."""
     return "".join(_line(name, digest) for name, digest in sorted(digests.items())).encode()

@@ -7,23 +7,25 @@ import hashlib
 import json
 import secrets
 import shutil
-import stat
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from torchmar import manifest
-from torchmar.archive import digests
+from torchmar.archive import digests, layout
 from torchmar.archive.contents import SAMPLES_FILE
+from torchmar.archive.copying import Source, Stored
+from torchmar.archive.forms import DAMAGED, open_form
 from torchmar.errors import ArchiveError
 from torchmar.recipe import Sample
 
 _CHUNK = 1 << 20
+_SMALL = 16 << 20  # what is read whole into memory: manifests, configurations, handlers
 
 
 @dataclass(frozen=True)
@@ -35,29 +37,29 @@ class Member:
 
 
 class Archive:
-    """An open ``.mar``, ours or torch-model-archiver's; a context manager.
+    """An open archive: a ``.mar`` (ours or torch-model-archiver's), a ``.tar.gz`` or a folder; a context manager.
+
+    Args:
+        path: the file or folder.
+        flawed: open it even if there are reasons not to touch it, which are in ``flaws``;
+            the members concerned are not among ``members``.
 
     Raises:
-        ArchiveError: the file is missing, is no zip, or has a member that would leave its folder.
+        ArchiveError: it is missing or no archive, or ``flawed`` is not set and it has flaws.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, flawed: bool = False) -> None:
         self.path = path
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except FileNotFoundError:
-            raise ArchiveError(f"{path} does not exist") from None
-        except IsADirectoryError:
-            raise ArchiveError(f"{path} is a folder, not an archive") from None
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise ArchiveError(f"{path} is not an archive: {error}", hint="a .mar is a zip file") from None
-        except OSError as error:
-            raise ArchiveError(f"{path} cannot be read: {error.strerror}") from None
-        try:
-            self.members = tuple(self._members())
-        except BaseException:
-            self._zip.close()
-            raise
+        self._form = open_form(path)
+        self.flaws = [*self._form.flaws, *layout.flaws(self._form.entries)]
+        if self.flaws and not flawed:
+            self.close()
+            more = f" (and {len(self.flaws) - 1} more)" if len(self.flaws) > 1 else ""
+            raise ArchiveError(f"{path}: {self.flaws[0].what}{more}", hint=f"torchmar check {path} tells all")
+        bad = {flaw.member for flaw in self.flaws if flaw.kind is not layout.Kind.CASE}
+        self._entries = {
+            entry.name: entry for entry in self._form.entries if entry.kind == "file" and entry.name not in bad
+        }
 
     def __enter__(self) -> Archive:
         return self
@@ -69,17 +71,37 @@ class Archive:
 
     def close(self) -> None:
         """Close the file."""
-        self._zip.close()
+        self._form.close()
 
     def __contains__(self, name: str) -> bool:
-        return any(member.name == name for member in self.members)
+        return name in self._entries
+
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        """The files, in the order of the archive."""
+        return tuple(Member(entry.name, entry.size) for entry in self._entries.values())
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of every member when extracted."""
+        return {name: entry.size for name, entry in self._entries.items()}
+
+    @property
+    def deflated(self) -> bool:
+        """Whether members are compressed, so that they cannot be mapped or copied as they are."""
+        return any(entry.packed is not None for entry in self._entries.values())
 
     @cached_property
     def manifest(self) -> manifest.Manifest:
         """The manifest. Raises ManifestError."""
         if manifest.PATH not in self:
-            raise ArchiveError(f"{self.path} has no {manifest.PATH}", hint="it is a zip, but no model archive")
+            raise ArchiveError(f"{self.path} has no {manifest.PATH}", hint="it is no model archive")
         return manifest.parse(self.read(manifest.PATH))
+
+    @cached_property
+    def listed(self) -> dict[str, str]:
+        """The digests that ``SHA256SUMS`` lists by member; empty where there is none."""
+        return digests.parse(self.read(digests.PATH)) if digests.PATH in self else {}
 
     @cached_property
     def digest(self) -> str:
@@ -110,79 +132,109 @@ class Archive:
             return []
         try:
             return [Sample.model_validate(sample) for sample in json.loads(self.read(SAMPLES_FILE))]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ArchiveError(f"{self.path}: {SAMPLES_FILE}: {error}") from None
 
-    def read(self, name: str) -> bytes:
-        """Return the content of one member.
+    def open(self, name: str) -> IO[bytes]:
+        """Open a member for reading; seekable.
 
         Raises:
-            ArchiveError: there is no such member, or its bytes are damaged.
+            ArchiveError: there is no such member, or it cannot be opened.
         """
+        if name not in self:
+            raise ArchiveError(f"{self.path} has no {name}")
         try:
-            return self._zip.read(name)
-        except KeyError:
-            raise ArchiveError(f"{self.path} has no {name}") from None
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-            raise ArchiveError(f"{self.path}: {name} is damaged: {error}") from None
+            return self._form.open(self._entries[name])
+        except DAMAGED as error:
+            raise self._damaged(name, error) from None
+
+    def read(self, name: str) -> bytes:
+        """Return the content of one small member.
+
+        Raises:
+            ArchiveError: there is no such member, it is larger than 16 MiB, or its bytes are damaged.
+        """
+        with self.open(name) as content:
+            if self._entries[name].size > _SMALL:
+                raise ArchiveError(f"{self.path}: {name} is too large ({self._entries[name].size} bytes)")
+            try:
+                return content.read(_SMALL)
+            except DAMAGED as error:
+                raise self._damaged(name, error) from None
+
+    def source(self, name: str, scratch: Path) -> Source:
+        """Return a member as something to pack: where it stands, if it stands there as it is, or a copy in ``scratch``.
+
+        Raises:
+            ArchiveError: its bytes are damaged.
+        """
+        entry = self._entries[name]
+        if entry.offset is not None and name in self.listed:
+            return Stored(self.path, entry.offset, entry.size, self.listed[name], entry.crc)
+        file = scratch / secrets.token_hex(8)
+        self._extract(name, file)
+        return file
 
     def damaged(self) -> list[str]:
         """Return the members whose bytes are not those that ``SHA256SUMS`` lists, and those it does not list."""
         if digests.PATH not in self:
             return []
-        listed, actual = digests.parse(self.read(digests.PATH)), self._actual_digests()
-        return sorted(name for name in {*listed, *actual} if listed.get(name) != actual.get(name))
+        actual = self._actual_digests()
+        return sorted(name for name in {*self.listed, *actual} if self.listed.get(name) != actual.get(name))
 
     def extract(self, folder: Path) -> None:
         """Write every member below ``folder``, which must be new or empty; all of them or nothing.
 
         Raises:
-            ArchiveError: the folder has content, a member is damaged, or the disk refuses.
+            ArchiveError: the folder has content, a member is damaged, or the disk has no room.
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArchiveError(f"{folder} exists already", hint="extract into a new or an empty folder")
         part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
         try:
-            for member in self.members:
-                target = part / member.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with self._zip.open(member.name) as content, target.open("xb") as stream:
-                    shutil.copyfileobj(content, stream, _CHUNK)
-            part.mkdir(parents=True, exist_ok=True)
+            part.mkdir(parents=True)
+            total, free = sum(self.sizes.values()), shutil.disk_usage(part).free
+            if total > free:
+                raise ArchiveError(f"{self.path} needs {total} bytes; {folder.parent} has {free} left")
+            for name in self._entries:
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                self._extract(name, part / name)
             with contextlib.suppress(FileNotFoundError):
                 folder.rmdir()
             part.rename(folder)
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-            raise ArchiveError(f"{self.path} cannot be extracted to {folder}: {error}") from None
+        except OSError as error:
+            raise ArchiveError(f"{self.path} cannot be extracted to {folder}: {error.strerror or error}") from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
+    def _extract(self, name: str, file: Path) -> None:
+        entry = self._entries[name]
+        with self.open(name) as content, file.open("xb") as stream:
+            written = 0
+            while chunk := self._chunk(name, content):
+                written += len(chunk)
+                if written > entry.size:
+                    break
+                stream.write(chunk)
+        if written != entry.size:
+            raise ArchiveError(f"{self.path}: {name} is damaged: it has not the {entry.size} bytes that it declares")
+
     def _actual_digests(self) -> dict[str, str]:
         actual = {}
-        for member in self.members:
-            if member.name != digests.PATH:
+        for name in self._entries:
+            if name != digests.PATH:
                 digest = hashlib.sha256()
-                try:
-                    with self._zip.open(member.name) as content:
-                        while chunk := content.read(_CHUNK):
-                            digest.update(chunk)
-                except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-                    raise ArchiveError(f"{self.path}: {member.name} is damaged: {error}") from None
-                actual[member.name] = digest.hexdigest()
+                with self.open(name) as content:
+                    while chunk := self._chunk(name, content):
+                        digest.update(chunk)
+                actual[name] = digest.hexdigest()
         return actual
 
-    def _members(self) -> list[Member]:
-        members: dict[str, Member] = {}
-        for info in self._zip.infolist():
-            name = info.filename
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
-                raise ArchiveError(f"{self.path}: the member {name!r} would be written outside of its folder")
-            if stat.S_ISLNK(info.external_attr >> 16):
-                raise ArchiveError(f"{self.path}: the member {name!r} is a symbolic link")
-            if info.is_dir():
-                continue
-            if name in members:
-                raise ArchiveError(f"{self.path}: the member {name!r} is there twice")
-            members[name] = Member(name, info.file_size)
-        return list(members.values())
+    def _chunk(self, name: str, content: IO[bytes]) -> bytes:
+        try:
+            return content.read(_CHUNK)
+        except DAMAGED as error:
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, error: Exception) -> ArchiveError:
+        return ArchiveError(f"{self.path}: {name} is damaged: {error or 'it is truncated'}")

@@ -46,13 +46,22 @@ def _main(
 
 
 for _module, _commands in {
-    archives: (archives.build, archives.inspect, archives.extract, archives.run, archives.schema),
+    archives: (
+        archives.build,
+        archives.inspect,
+        archives.extract,
+        archives.run,
+        archives.derive,
+        archives.import_,
+        archives.schema,
+    ),
     serving: (serving.serve, serving.stop),
     models: (models.models, models.register, models.scale, models.set_default, models.unregister),
     asking: (asking.predict, asking.explain),
 }.items():
     for _command in _commands:
-        app.command(rich_help_panel=_module.PANEL)(_command)
+        _name = _command.__name__.strip("_").replace("_", "-")
+        app.command(_name, rich_help_panel=_module.PANEL)(_command)
 
 
 def main() -> None:

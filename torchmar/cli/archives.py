@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import complain, err, out, show_table, size, table
 from torchmar.errors import TorchmarError
 
+if TYPE_CHECKING:
+    from torchmar.archive import Packed
+
 PANEL = "Archives"
+
+
+class Form(str, Enum):
+    """The forms that build writes."""
+
+    mar = "mar"
+    folder = "folder"
+
+
 ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .mar file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -22,9 +36,15 @@ def build(
         typer.Argument(metavar="[RECIPE]...", help="Recipes, or their folders; default: archives/*/archive.yaml."),
     ] = None,
     store: Annotated[Path, typer.Option(help="Where archives go.")] = Path("model_store"),
+    form: Annotated[Form, typer.Option(help="A .mar, or a folder, which a server registers at once.")] = Form.mar,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Read everything, even if nothing has changed.")] = False,
 ) -> None:
-    """Pack recipes into STORE/NAME-VERSION.mar."""
-    from torchmar import archive
+    """Pack recipes into STORE/NAME-VERSION.mar.
+
+    An archive whose inputs have the size, times and inode that they had when it was built is
+    up to date; after a week, or with --force, they are read again all the same.
+    """
+    from torchmar.archive.building import build as build_archive
 
     found = recipes or sorted(Path("archives").glob("*/archive.yaml"))
     if not found:
@@ -32,13 +52,19 @@ def build(
     failed = False
     for recipe in found:
         try:
-            packed = archive.build(recipe, store)
+            with Bar() as bar:
+                packed = build_archive(recipe, store, form=form.value, force=force, begin=bar.begin)
         except TorchmarError as error:
             complain(error)
             failed = True
             continue
-        out.print(f"{packed.path}  {size(packed.size)}, {packed.members} members, sha256:{packed.digest[:16]}")
+        _tell(packed)
     raise typer.Exit(1 if failed else 0)
+
+
+def _tell(packed: Packed) -> None:
+    facts = f"{size(packed.size)}, {packed.members} members, sha256:{packed.digest[:16]}"
+    out.print(f"{packed.path}  {facts}{', up to date' if packed.unchanged else ''}", markup=False)
 
 
 def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
@@ -123,3 +149,58 @@ def run(
     if verbose or answer.status >= 500:
         err.print(log.rstrip(), style="dim", markup=False)
     answers.show(answer, explain)
+
+
+def derive(
+    path: ArchivePath,
+    version: Annotated[str, typer.Option(help="The version of the new archive.", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the server configuration; KEY= removes it."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A whole configuration, in place of the archive's.", show_default=False)
+    ] = None,
+    handler: Annotated[
+        Path | None, typer.Option(help="A Python file, in place of the archive's handler.", show_default=False)
+    ] = None,
+    store: Annotated[Path, typer.Option(help="Where the new archive goes.")] = Path("model_store"),
+) -> None:
+    """Make a new version of an archive with another configuration or handler.
+
+    The weights are copied as they are, so that a change of batching or GPU placement takes no
+    longer than a copy: torchmar derive digits-1.0.mar --version 1.0+b16 --set batchSize=16
+    """
+    from torchmar.archive import derive as derive_archive
+
+    changes = dict(map(_setting, settings or []))
+    with Bar() as bar:
+        packed = derive_archive(
+            path, store, version=version, config=changes, config_file=config, handler=handler, begin=bar.begin
+        )
+    _tell(packed)
+
+
+def import_(
+    path: ArchivePath,
+    to: Annotated[Path, typer.Option(help="The folder that gets a folder NAME.")] = Path("archives"),
+) -> None:
+    """Turn an archive into archives/NAME/ with a recipe, from which it can be built again."""
+    from torchmar.archive import import_archive
+
+    folder, lost = import_archive(path, to)
+    for what in lost:
+        err.print(f"[yellow]left out:[/] {what}: a recipe cannot say it")
+    out.print(f"{folder}/archive.yaml  torchmar build {folder} makes it again", markup=False)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE, such as batchSize=16", param_hint="--set")
+    try:
+        return key, yaml.safe_load(value) if value else None
+    except (yaml.YAMLError, ValueError):
+        raise typer.BadParameter(f"{value!r} is not a YAML value", param_hint="--set") from None

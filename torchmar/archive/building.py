@@ -1,0 +1,77 @@
+"""Build the archive of a recipe, unless it is up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchmar.archive import unchanged
+from torchmar.archive.packed import Packed
+
+if TYPE_CHECKING:
+    from torchmar.archive.copying import Progress, Source
+    from torchmar.recipe import Recipe
+
+FORMS = ("mar", "folder")
+RECIPE = "archive.yaml"
+
+Begin = Callable[[str, int], "Progress"]
+"""Told the archive's name and its bytes before they are copied; returns what is told of every piece."""
+
+
+def build(
+    recipe_path: Path,
+    store: Path,
+    *,
+    form: str = "mar",
+    force: bool = False,
+    begin: Begin = lambda name, total: lambda count: None,
+) -> Packed:
+    """Pack the recipe at ``recipe_path`` into ``store/NAME-VERSION.mar``.
+
+    Args:
+        recipe_path: an ``archive.yaml``, or its folder.
+        store: where the archive goes.
+        form: ``mar``, or ``folder`` for one that TorchServe registers without extracting it.
+        force: build even if nothing has changed since the last time.
+        begin: for progress.
+
+    Raises:
+        RecipeError: the recipe has problems, or names files that are not there.
+        ArchiveError: the archive cannot be written; the store is as it was.
+    """
+    file = recipe_path / RECIPE if recipe_path.is_dir() else recipe_path
+    if not force and (known := unchanged.recall(file, store, form)):
+        return Packed(**{**known, "path": Path(known["path"]), "unchanged": True})
+
+    from torchmar import recipe
+    from torchmar.archive import copying, packing
+    from torchmar.archive.contents import compose
+
+    read, folder = recipe.read(file)
+    members = compose(read, folder)
+    before = unchanged.stats([file, *_inputs(read, folder, members)])
+    total = sum(copying.size_of(source) for source in members.values())
+    name = f"{read.name}-{read.version}"
+    progress = begin(name, total)
+    if form == "folder":
+        packed = packing.pack_folder(members, store / name, progress)
+    else:
+        packed = packing.pack(members, store / f"{name}.mar", progress)
+    outputs = [packed.path, *packed.path.rglob("*")] if form == "folder" else [packed.path]
+    known = {"path": str(packed.path), "digest": packed.digest, "size": packed.size, "members": packed.members}
+    unchanged.remember(file, store, form, before, outputs, known)
+    return packed
+
+
+def _inputs(recipe: Recipe, folder: Path, members: Mapping[str, Source]) -> list[Path]:
+    """Return the files that a build reads, and the folders whose listing decides which these are."""
+    from torchmar.recipe import carried_folder
+
+    files = [source for source in members.values() if isinstance(source, Path)]
+    if isinstance(recipe.labels, str):
+        files.append(folder / recipe.labels)
+    roots = [carried_folder(), *(folder / name for name in recipe.files.values())]
+    below = [path for root in roots if root.is_dir() for path in (root, *root.rglob("*"))]
+    return [*files, *(path for path in below if path.is_dir() and path.name != "__pycache__")]

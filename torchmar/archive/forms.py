@@ -1,0 +1,260 @@
+"""The forms that archives have, and that TorchServe reads: a zip, a ``.tar.gz``, a folder.
+
+Each lists what it declares, hostile entries included, and opens those that are files. What
+a form finds wrong with itself is in its ``flaws``; nothing here trusts a number that a file
+says about itself.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import os
+import shutil
+import stat
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Protocol
+
+from torchmar.archive.layout import MAX_RATIO, RATIO_FROM, Entry, EntryKind, Flaw, Kind
+from torchmar.errors import ArchiveError
+
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    OSError,
+)
+"""What reading a member raises when its bytes are not what the archive says."""
+
+_MAX_DIRECTORY = 64 << 20  # bytes of a zip's directory: 100,000 members with long names
+_CHUNK = 1 << 20
+
+
+class Form(Protocol):
+    """An opened archive of any form."""
+
+    entries: list[Entry]
+    flaws: list[Flaw]
+
+    def open(self, entry: Entry) -> IO[bytes]:
+        """Open a file for reading."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and temporary folders."""
+        ...
+
+
+def open_form(path: Path) -> Form:
+    """Open an archive by what it is, not by what it is called.
+
+    Raises:
+        ArchiveError: there is nothing, or it cannot be read, or it is none of the forms.
+    """
+    try:
+        if path.is_dir():
+            return FolderForm(path)
+        with path.open("rb") as stream:
+            start = stream.read(4)
+        return TarForm(path) if start[:2] == b"\x1f\x8b" else ZipForm(path)
+    except FileNotFoundError:
+        raise ArchiveError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+class ZipForm:
+    """A ``.mar``: a zip whose directory and local headers agree."""
+
+    def __init__(self, path: Path) -> None:
+        self.entries: list[Entry] = []
+        self.flaws: list[Flaw] = []
+        size = path.stat().st_size
+        if why := _directory_too_large(path, size):
+            raise ArchiveError(f"{path} is not an archive: {why}")
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except DAMAGED as error:
+            raise ArchiveError(f"{path} is not an archive: {error}", hint="a .mar is a zip file") from None
+        with path.open("rb") as stream:
+            ends = []
+            for info in self._zip.infolist():
+                entry, start, end = self._read(stream, info)
+                self.entries.append(entry)
+                ends.append((start, end, entry.name))
+        ends.sort()
+        for (_, end, name), (start, _, other) in itertools.pairwise(ends):
+            if end > start:
+                self._inconsistent(other, f"shares bytes with {name!r}")
+        if ends and ends[-1][1] > self._zip.start_dir:
+            self._inconsistent(ends[-1][2], "reaches into the directory")
+        self._infos = {info.orig_filename: info for info in self._zip.infolist()}
+
+    def open(self, entry: Entry) -> IO[bytes]:
+        """Open a member."""
+        return self._zip.open(self._infos[entry.name])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._zip.close()
+
+    def _read(self, stream: IO[bytes], info: zipfile.ZipInfo) -> tuple[Entry, int, int]:
+        """Compare a member's local header with its directory entry; return it and where it lies in the file."""
+        # The name with everything that zipfile cuts off at a NUL: a reader in C would see another.
+        name = info.orig_filename
+        mode = info.external_attr >> 16 if info.create_system == 3 else 0
+        stream.seek(info.header_offset)
+        header = stream.read(30)
+        start = end = info.header_offset
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            self._inconsistent(name, "has no local header")
+        else:
+            flags, method, crc, packed, size, name_length, extra_length = struct.unpack("<6xHH4xIIIHH", header)
+            raw = stream.read(name_length)
+            start = info.header_offset + 30 + name_length + extra_length
+            end = start + info.compress_size
+            if raw.decode("utf-8" if flags & 0x800 else "cp437", "replace") != name:
+                self._inconsistent(name, "is called otherwise in its local header")
+            # With bit 3 the local header leaves these for later; with Zip64 they stand in its extra field.
+            told = not flags & 8 and 0xFFFFFFFF not in (packed, size)
+            if told and (crc, packed, size) != (info.CRC, info.compress_size, info.file_size):
+                self._inconsistent(name, "has another size or checksum in its local header")
+            if flags & 1 or info.flag_bits & 1:
+                self._inconsistent(name, "is encrypted; TorchServe has no password")
+            if method != info.compress_type or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                self._inconsistent(name, "is compressed in a way that TorchServe does not read")
+        stored = info.compress_type == zipfile.ZIP_STORED
+        if stored and info.compress_size != info.file_size:
+            self._inconsistent(name, "is stored, and yet of another size than its content")
+        entry = Entry(
+            name,
+            info.file_size,
+            "folder" if name.endswith("/") else _kind(mode) if mode else "file",
+            packed=None if stored else info.compress_size,
+            offset=start if stored else None,
+            crc=info.CRC,
+        )
+        return entry, info.header_offset, end
+
+    def _inconsistent(self, name: str, what: str) -> None:
+        self.flaws.append(Flaw(Kind.INCONSISTENT, name, f"the member {name!r} {what}"))
+
+
+class FolderForm:
+    """An archive as a folder (``no-archive``)."""
+
+    def __init__(self, path: Path) -> None:
+        self.entries: list[Entry] = []
+        self.flaws: list[Flaw] = []
+        self._path = path
+        if not (path / "MAR-INF").is_dir():
+            raise ArchiveError(f"{path} is a folder, not an archive", hint="an archive has a folder MAR-INF")
+        for folder, names, files in os.walk(path, followlinks=False):
+            names.sort()
+            for name in sorted([*files, *(name for name in names if Path(folder, name).is_symlink())]):
+                file = Path(folder, name)
+                status = file.lstat()
+                inside = file.relative_to(path).as_posix()
+                self.entries.append(Entry(inside, status.st_size, _kind(status.st_mode)))
+
+    def open(self, entry: Entry) -> IO[bytes]:
+        """Open a file."""
+        return open(self._path / entry.name, "rb")
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+
+class TarForm:
+    """A ``.tar.gz``, unpacked to a temporary folder: a gzip stream cannot be read but from its start.
+
+    torch-model-archiver puts everything below a folder with the model's name; that is left out here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.entries: list[Entry] = []
+        self.flaws: list[Flaw] = []
+        self._folder = Path(tempfile.mkdtemp(prefix="torchmar-tar-"))
+        self._files: dict[str, Path] = {}
+        try:
+            self._unpack(path)
+        except (tarfile.TarError, *DAMAGED) as error:
+            self.close()
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise ArchiveError(f"{path} is not an archive: {error or 'it is truncated'}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _unpack(self, path: Path) -> None:
+        found: list[tuple[str, tarfile.TarInfo, Path]] = []
+        limit = max(RATIO_FROM, MAX_RATIO * path.stat().st_size)
+        limit = min(limit, shutil.disk_usage(self._folder).free)
+        total = 0
+        with gzip.open(path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as archive:
+            for number, info in enumerate(archive):
+                total += info.size + 512
+                if total > limit:
+                    self.flaws.append(Flaw(Kind.BOMB, info.name, f"it would grow to more than {limit} bytes"))
+                    break
+                file = self._folder / str(number)  # the name that the archive gives is not trusted with the disk
+                if info.isfile() and (content := archive.extractfile(info)):
+                    with file.open("wb") as stream:
+                        shutil.copyfileobj(content, stream, _CHUNK)
+                found.append((info.name.removeprefix("./"), info, file))
+        tops = {name.partition("/")[0] for name, _, _ in found}
+        top = f"{tops.pop()}/" if len(tops) == 1 else ""
+        if not any(name == f"{top}MAR-INF/MANIFEST.json" for name, _, _ in found):
+            top = ""
+        for name, info, file in found:
+            if name.rstrip("/") == top.rstrip("/"):
+                continue
+            kind: EntryKind = "file" if info.isfile() else "folder" if info.isdir() else "special"
+            if info.issym() or info.islnk():
+                kind = "link"
+            inside = name.removeprefix(top)
+            self.entries.append(Entry(inside, info.size, kind))
+            self._files.setdefault(inside, file)
+
+    def open(self, entry: Entry) -> IO[bytes]:
+        """Open a member."""
+        return self._files[entry.name].open("rb")
+
+    def close(self) -> None:
+        """Remove the temporary folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _kind(mode: int) -> EntryKind:
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISLNK(mode):
+        return "link"
+    return "file" if stat.S_ISREG(mode) or not stat.S_IFMT(mode) else "special"
+
+
+def _directory_too_large(path: Path, size: int) -> str:
+    """Return why a zip's directory should not even be read: zipfile takes all of it into memory."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - (1 << 16) - 22 - 20))
+        tail = stream.read()
+        end = tail.rfind(b"PK\x05\x06")
+        if end < 0 or len(tail) - end < 22:
+            return "it has no zip directory; it may be truncated" if size else "it is empty"
+        (directory,) = struct.unpack_from("<I", tail, end + 12)
+        if directory == 0xFFFFFFFF and tail[max(0, end - 20) :].startswith(b"PK\x06\x07"):
+            (position,) = struct.unpack_from("<Q", tail, end - 20 + 8)
+            stream.seek(min(position, size))
+            record = stream.read(56)
+            directory = struct.unpack_from("<Q", record, 40)[0] if len(record) == 56 else directory
+    return f"its directory has {directory} bytes" if directory > _MAX_DIRECTORY else ""

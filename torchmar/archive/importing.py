@@ -1,0 +1,102 @@
+"""Turn an archive back into a recipe and its files."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchmar import manifest, recipe
+from torchmar.archive import contents, digests
+from torchmar.archive.contents import LABELS_FILE, SAMPLES_FILE
+from torchmar.archive.read import Archive
+from torchmar.errors import ArchiveError
+
+HEADER = "# Made of {archive} by torchmar import.\n"
+
+
+def import_archive(archive: Path, folder: Path) -> tuple[Path, list[str]]:
+    """Write the recipe of an archive, and the files that it names, to ``folder/NAME``.
+
+    The archive that is built of it has the same members, byte for byte, but for the manifest's
+    ``createdOn`` and ``archiverVersion``, and the digest list.
+
+    Returns:
+        The recipe's folder, and what of the manifest a recipe cannot say, in words.
+
+    Raises:
+        ArchiveError: the archive has flaws, or the folder is there already.
+    """
+    with Archive(archive) as source:
+        target = folder / source.manifest.name
+        if target.exists():
+            raise ArchiveError(f"{target} exists already", hint="remove it, or name another folder with --to")
+        part = folder / f".{source.manifest.name}.{secrets.token_hex(4)}.part"
+        try:
+            source.extract(part)
+            document = _recipe(source, part)
+            shutil.rmtree(part / "MAR-INF")
+            text = HEADER.format(archive=archive.name) + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+            (part / recipe.FILE_NAME).write_text(text, encoding="utf-8")
+            part.rename(target)
+        except OSError as error:
+            raise ArchiveError(f"{target} cannot be written: {error.strerror}") from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return target, _lost(source.manifest)
+
+
+def _recipe(source: Archive, folder: Path) -> dict[str, Any]:
+    model = source.manifest.model
+    module, _, function = model.handler.partition(":")
+    stem = module.removesuffix(".py")
+    own = f"{stem}.py:{function}" if function else f"{stem}.py"
+    handler = own if f"{stem}.py" in source else model.handler
+    document: dict[str, Any] = {"name": source.manifest.name, "version": source.manifest.version}
+    document |= {"description": model.description, "handler": handler}
+    document |= {"weights": model.serialized_file, "model_file": model.model_file}
+    document |= {"labels": LABELS_FILE if _labels(source) else None, "requirements": model.requirements_file}
+    document |= {"config": model.config_file}
+    samples = json.loads(source.read(SAMPLES_FILE)) if SAMPLES_FILE in source else []
+    named = {manifest.PATH, digests.PATH, SAMPLES_FILE, *filter(None, document.values())}
+    named |= {f"{stem}.py", *(sample.get("input") for sample in samples)}
+    named |= _same_handlers(source, folder)
+    document["files"] = {member.name: member.name for member in source.members if member.name not in named}
+    document["samples"] = samples
+    for name in [member.name for member in source.members]:
+        if name == recipe.FILE_NAME:
+            raise ArchiveError(f"{source.path} has a file called {name} of its own; a recipe has that name")
+        if name.startswith("MAR-INF/") and name not in named:
+            raise ArchiveError(f"{source.path} has {name}, which no recipe can name")
+    return {key: value for key, value in document.items() if value}
+
+
+def _labels(source: Archive) -> bool:
+    # Any other JSON of that name is a file like others.
+    try:
+        return LABELS_FILE in source and isinstance(json.loads(source.read(LABELS_FILE)), dict)
+    except ValueError:
+        return False
+
+
+def _same_handlers(source: Archive, folder: Path) -> set[str]:
+    """Return the members that building would carry by itself, if they are what it would carry; remove them."""
+    ours = {path: file.read_bytes() for path, file in contents.carried().items() if isinstance(file, Path)}
+    prefix = f"{recipe.CARRIED_PACKAGE}/"
+    theirs = {member.name for member in source.members if member.name.startswith(prefix)}
+    if theirs != set(ours) or any(source.read(path) != ours[path] for path in ours):
+        return set()
+    shutil.rmtree(folder / recipe.CARRIED_PACKAGE)
+    return set(ours)
+
+
+def _lost(said: manifest.Manifest) -> list[str]:
+    extra = {**(said.model_extra or {}), **(said.model.model_extra or {})}
+    lost = [f"{key}: {value}" for key, value in extra.items()]
+    lost += [f"runtime: {said.runtime}"] if said.runtime not in ("python", "python3") else []
+    lost += [f"{key}: {value}" for key in ("envelope", "extensions") if (value := getattr(said.model, key))]
+    return lost

@@ -1,0 +1,107 @@
+"""What can be wrong with the names and kinds of an archive's members, whatever form it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePosixPath
+from typing import Literal
+
+# Far above any model, far below what hurts: a directory of a gigabyte is an attack.
+MAX_MEMBERS = 100_000
+MAX_NAME = 1024
+# Weights deflate by a few percent, text by ten times; deflate itself ends at a thousand.
+MAX_RATIO = 200
+RATIO_FROM = 100 << 20  # bytes; below this a high ratio does no harm
+
+
+EntryKind = Literal["file", "folder", "link", "special"]
+
+
+class Kind(Enum):
+    """The kinds of flaws."""
+
+    NOT_AN_ARCHIVE = "not an archive"
+    OUTSIDE = "outside"
+    TWICE = "twice"
+    SPECIAL = "special"
+    CASE = "case"
+    BOMB = "bomb"
+    INCONSISTENT = "inconsistent"
+    CLASH = "clash"
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """A reason not to touch an archive: the member that it is about (empty: the archive) and what is wrong."""
+
+    kind: Kind
+    member: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A member as an archive declares it; sizes in bytes."""
+
+    name: str
+    size: int
+    kind: EntryKind = "file"
+    packed: int | None = None  # as it is stored; None where it is not compressed
+    offset: int | None = None  # of its content in the archive's file; None where that is not its bytes as they are
+    crc: int = 0
+
+
+def flaws(entries: Iterable[Entry]) -> Iterator[Flaw]:
+    """Yield what is wrong with members, judged by their names, kinds and sizes alone."""
+    names: dict[str, Entry] = {}
+    folded: dict[str, str] = {}
+    folders: set[str] = set()
+    for number, entry in enumerate(entries):
+        name = entry.name
+        shown = repr(name if len(name) <= 80 else f"{name[:77]}...")
+        if number >= MAX_MEMBERS:
+            yield Flaw(Kind.BOMB, "", f"there are more than {MAX_MEMBERS} members")
+            return
+        if why := _outside(name):
+            yield Flaw(Kind.OUTSIDE, name, f"the member {shown} {why}")
+            continue
+        if entry.kind in ("link", "special"):
+            what = "a symbolic or hard link" if entry.kind == "link" else "a device, a pipe or a socket"
+            yield Flaw(Kind.SPECIAL, name, f"the member {shown} is {what}")
+            continue
+        if entry.kind == "folder":
+            folders.add(name.rstrip("/"))
+            continue
+        if name in names:
+            yield Flaw(Kind.TWICE, name, f"the member {shown} is there twice")
+            continue
+        if (other := folded.get(name.casefold())) is not None:
+            yield Flaw(Kind.CASE, name, f"the members {other!r} and {shown} differ only in case")
+        if entry.packed is not None and entry.size > RATIO_FROM and entry.size > MAX_RATIO * max(entry.packed, 1):
+            yield Flaw(Kind.BOMB, name, f"the member {shown} would grow from {entry.packed} to {entry.size} bytes")
+        names[name] = entry
+        folded[name.casefold()] = name
+    for name in names:
+        folders.update(str(parent) for parent in PurePosixPath(name).parents)
+    for name in sorted(folders & names.keys()):
+        yield Flaw(Kind.CLASH, name, f"{name!r} is both a file and a folder")
+
+
+def _outside(name: str) -> str:
+    """Return why a name cannot be a path below a folder; empty if it can."""
+    parts = name.split("/")
+    if not name.strip("/") or name.startswith("/") or ".." in parts:
+        return "would be written outside of its folder"
+    if "\\" in name or (len(parts[0]) > 1 and parts[0][1] == ":"):
+        return "would be written outside of its folder on some systems"
+    if "" in parts[:-1] or "." in parts:
+        return "has no plain path"
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        return "has control characters in its name"
+    try:
+        long = len(name.encode()) > MAX_NAME or any(len(part.encode()) > 255 for part in parts)
+    except UnicodeEncodeError:
+        return "has a name that is not Unicode"
+    return "has a name that is too long" if long else ""

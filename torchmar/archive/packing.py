@@ -1,0 +1,213 @@
+"""Write an archive: deterministic, stored, sorted, and there as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import io
+import os
+import secrets
+import shutil
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from torchmar.archive import copying, digests
+from torchmar.archive.copying import Progress, Source
+from torchmar.archive.packed import Packed
+from torchmar.archive.zip import ZipWriter
+from torchmar.errors import ArchiveError
+
+_ZIP_EPOCH = 315532800  # 1980-01-01, the earliest time that a zip can hold
+_PAGE = 4096
+_MAPPED = 64 << 10  # members from this size on start on a page: smaller ones nobody maps
+
+
+def pack(members: Mapping[str, Source], destination: Path, progress: Progress = lambda count: None) -> Packed:
+    """Write ``members`` (bytes or files, by path in the archive) to ``destination``.
+
+    The same members give the same bytes on any machine: they are stored, not deflated,
+    sorted by name, with one time (``SOURCE_DATE_EPOCH``, or zip's earliest) and mode 0644.
+    Members of 64 KiB and more start at a multiple of 4096 bytes, so that a reader can map
+    them in place. ``MAR-INF/SHA256SUMS`` is added, after all others, since it is made of them.
+
+    Args:
+        members: what to write.
+        destination: the file; its folder is made if need be.
+        progress: told how many more bytes are done.
+
+    Raises:
+        ArchiveError: a file cannot be read or the archive cannot be written;
+            an archive that was there before is untouched.
+    """
+    when = _date_time()
+    sums: dict[str, str] = {}
+    with _told(destination), _appearing(destination) as stream:
+        descriptor = stream.fileno()
+        writer = ZipWriter(descriptor, when)
+
+        def write(name: str, source: Source) -> None:
+            size = copying.size_of(source)
+            offset = writer.begin(name, size, _PAGE if size >= _MAPPED else 1)
+            copied = copying.copy(source, size, descriptor, offset, progress)
+            writer.end(copied.crc)
+            sums[name] = copied.sha256
+
+        for name, source in sorted(members.items()):
+            write(name, source)
+        text = digests.show(sums)
+        write(digests.PATH, text)
+        size = writer.close()
+    return Packed(destination, digests.archive_digest(text), size, len(members) + 1)
+
+
+def pack_folder(members: Mapping[str, Source], destination: Path, progress: Progress = lambda count: None) -> Packed:
+    """Write ``members`` as files below ``destination``, a folder; TorchServe registers it without extracting.
+
+    A folder that was there is replaced as a whole. Raises ArchiveError as `pack` does.
+    """
+    sums: dict[str, str] = {}
+    total = 0
+    part = _beside(destination)
+    with _told(destination):
+        try:
+            for name, source in sorted(members.items()):
+                target = part / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(target, "xb", buffering=0) as stream:
+                    size = copying.size_of(source)
+                    sums[name] = copying.copy(source, size, stream.fileno(), 0, progress).sha256
+                    total += size
+            text = digests.show(sums)
+            (part / digests.PATH).parent.mkdir(parents=True, exist_ok=True)
+            (part / digests.PATH).write_bytes(text)
+            _replace_folder(part, destination)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return Packed(destination, digests.archive_digest(text), total + len(text), len(members) + 1)
+
+
+def pack_tgz(
+    members: Mapping[str, Source], destination: Path, folder: str, progress: Progress = lambda count: None
+) -> Packed:
+    """Write ``members`` below ``folder`` to a ``.tar.gz``, with one time, owner and mode for all.
+
+    Raises ArchiveError as `pack` does. Slower and larger in memory than a ``.mar``: gzip is one stream.
+    """
+    sums: dict[str, str] = {}
+    moment = _epoch()
+
+    class Reading(io.RawIOBase):
+        """A file that is hashed while tarfile reads it."""
+
+        def __init__(self, stream: BinaryIO) -> None:
+            self._stream, self.digest = stream, digests.new()
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            count = self._stream.readinto(buffer)  # type: ignore[attr-defined]
+            self.digest.update(buffer[:count])
+            progress(count)
+            return int(count)
+
+    with _told(destination), _appearing(destination) as stream:
+        # Level 1: weights are noise to gzip, at any level. No name and no time in its header.
+        with (
+            gzip.GzipFile("", "wb", 1, stream, 0) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+
+            def write(name: str, source: Source) -> None:
+                info = tarfile.TarInfo(f"{folder}/{name}")
+                info.size, info.mtime, info.mode = copying.size_of(source), moment, 0o644
+                with _stream(source) as content:
+                    reading = Reading(content)
+                    archive.addfile(info, io.BufferedReader(reading, 1 << 16))
+                sums[name] = reading.digest.hexdigest()
+
+            for name, source in sorted(members.items()):
+                write(name, source)
+            text = digests.show(sums)
+            write(digests.PATH, text)
+        size = stream.tell()
+    return Packed(destination, digests.archive_digest(text), size, len(members) + 1)
+
+
+@contextlib.contextmanager
+def _told(destination: Path) -> Iterator[None]:
+    """Turn what the system refuses into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ArchiveError(f"{destination}: the disk is full", hint=f"free some of {destination.parent}") from None
+        if error.errno == errno.EFBIG:
+            raise ArchiveError(f"{destination}: the file system takes no file as large as this") from None
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        raise ArchiveError(f"{destination} cannot be written: {what}") from None
+
+
+@contextlib.contextmanager
+def _appearing(destination: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``destination`` when the block ends well, and vanishes when not."""
+    if destination.is_dir():
+        raise ArchiveError(f"{destination} is a folder", hint="remove it, or write somewhere else")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    part = _beside(destination)
+    try:
+        with open(part, "xb") as stream:
+            yield stream
+        os.replace(part, destination)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _beside(destination: Path) -> Path:
+    # A name of its own, in the same folder: two builds do not meet, and the rename is atomic.
+    return destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.part")
+
+
+def _replace_folder(part: Path, destination: Path) -> None:
+    """Put ``part`` in the place of ``destination``. No system call swaps folders everywhere: it takes two renames."""
+    if not destination.exists():
+        part.rename(destination)
+        return
+    if not (destination / "MAR-INF").is_dir():
+        raise ArchiveError(f"{destination} is there and is no archive", hint="remove it, or write somewhere else")
+    old = _beside(destination)
+    destination.rename(old)
+    try:
+        part.rename(destination)
+    except BaseException:
+        old.rename(destination)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _stream(source: Source) -> Iterator[BinaryIO]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+        return
+    with (source.file if isinstance(source, copying.Stored) else source).open("rb") as stream:
+        if isinstance(source, copying.Stored):
+            stream.seek(source.offset)
+        yield stream
+
+
+def _epoch() -> int:
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if text and not text.isdigit():
+        raise ArchiveError(f"SOURCE_DATE_EPOCH={text}: not a number of seconds since 1970")
+    return max(int(text or 0), _ZIP_EPOCH)
+
+
+def _date_time() -> tuple[int, int, int, int, int, int]:
+    moment = time.gmtime(_epoch())
+    return (moment.tm_year, moment.tm_mon, moment.tm_mday, moment.tm_hour, moment.tm_min, moment.tm_sec)

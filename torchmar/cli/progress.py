@@ -1,0 +1,62 @@
+"""A progress bar with rate and time left, for what takes longer than a second on a terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from torchmar.cli.terminal import err
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_PATIENCE = 1.0  # seconds that nobody needs a bar for
+
+
+class Bar:
+    """A bar that appears after a second, on a terminal only; a context manager."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._total = self._done = 0
+        self._started = 0.0
+        self._shown: Progress | None = None
+
+    def begin(self, name: str, total: int) -> Bar:
+        """Start to count to ``total`` bytes; return what is to be called with every piece that is done."""
+        self._name, self._total, self._done, self._started = name, total, 0, time.monotonic()
+        return self
+
+    def __call__(self, count: int) -> None:
+        """Count ``count`` bytes more."""
+        self._done += count
+        if self._shown:
+            self._shown.update(self._shown.task_ids[0], completed=self._done)
+        elif err.is_terminal and time.monotonic() - self._started > _PATIENCE:
+            self._shown = self._show()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown:
+            self._shown.stop()
+
+    def _show(self) -> Progress:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        bar = Progress(*columns, TimeRemainingColumn(), console=err, transient=True)
+        bar.add_task(self._name, total=self._total, completed=self._done)
+        bar.start()
+        return bar
