@@ -31,41 +31,32 @@ def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
         ArchiveError: two sources would land on one path, or a file cannot be used.
     """
     members: dict[str, Source] = {}
-
-    def add(path: str, source: Source) -> None:
-        if path in members:
-            raise ArchiveError(
-                f"{recipe.name}: {_name(members[path])} and {_name(source)} would both be {path} in the archive",
-                hint="give one of them another path under files:",
-            )
-        members[path] = source
-
     module, _, function = recipe.handler.partition(":")
     handler = PurePosixPath(module).name
     if module.endswith(".py"):
-        add(handler, folder / module)
+        add(members, handler, folder / module)
         # TorchServe's loader takes a function only in the spelling without the suffix.
         handler = f"{handler.removesuffix('.py')}:{function}" if function else handler
     for name in (recipe.weights, recipe.model_file, recipe.requirements):
         if name:
-            add(PurePosixPath(name).name, folder / name)
+            add(members, PurePosixPath(name).name, folder / name)
     if recipe.labels is not None:
-        add(LABELS_FILE, _labels(recipe.labels, folder))
+        add(members, LABELS_FILE, _labels(recipe.labels, folder))
     config_file = CONFIG_FILE
     if isinstance(recipe.config, str):
         config_file = PurePosixPath(recipe.config).name
-        add(config_file, folder / recipe.config)
+        add(members, config_file, folder / recipe.config)
     elif config := recipe.config.to_yaml():
-        add(config_file, config)
+        add(members, config_file, config)
     for path, name in recipe.files.items():
         for inside, file in _files(folder / name):
-            add(str(PurePosixPath(path, inside)), file)
+            add(members, str(PurePosixPath(path, inside)), file)
     for sample in recipe.samples:
         if sample.input and sample.input not in members:
-            add(sample.input, folder / sample.input)
+            add(members, sample.input, folder / sample.input)
     if recipe.samples:
         samples = [sample.model_dump(mode="json", by_alias=True, exclude_defaults=True) for sample in recipe.samples]
-        add(SAMPLES_FILE, _json(samples))
+        add(members, SAMPLES_FILE, _json(samples))
     # A recipe may bring a version of its own of the handlers, as one does that was made of an archive.
     brought = any(path.startswith(f"{CARRIED_PACKAGE}/") for path in members)
     if not brought and carries(handler, members):
@@ -80,9 +71,19 @@ def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
         requirements_file=_base(recipe.requirements),
         config_file=config_file if config_file in members else None,
     )
-    add(manifest.PATH, manifest.Manifest(model=model).to_json())
-    _refuse_file_in_place_of_folder(recipe.name, members)
+    add(members, manifest.PATH, manifest.Manifest(model=model).to_json())
+    refuse_clashes(members)
     return members
+
+
+def add(members: dict[str, Source], path: str, source: Source) -> None:
+    """Add a member. Raises ArchiveError when the path is taken."""
+    if path in members:
+        raise ArchiveError(
+            f"{_name(members[path])} and {_name(source)} would both be {path} in the archive",
+            hint="give one of them another name, or under files: another path",
+        )
+    members[path] = source
 
 
 def carries(handler: str, members: Mapping[str, Source]) -> bool:
@@ -139,11 +140,12 @@ def _imports_carried(source: Source) -> bool:
     return False
 
 
-def _refuse_file_in_place_of_folder(name: str, members: Mapping[str, Source]) -> None:
+def refuse_clashes(members: Mapping[str, Source]) -> None:
+    """Raise ArchiveError when a path is a file of one member and a folder of another."""
     for path in members:
         for parent in PurePosixPath(path).parents:
             if str(parent) in members:
-                raise ArchiveError(f"{name}: {parent} would be both a file and a folder in the archive ({path})")
+                raise ArchiveError(f"{parent} would be both a file and a folder in the archive ({path})")
 
 
 def _json(value: object) -> bytes:
