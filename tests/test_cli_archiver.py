@@ -221,6 +221,23 @@ def test_a_mistake_is_one_clear_error_and_leaves_nothing(
     assert not (project / "m.mar").exists()
 
 
+def test_an_archive_that_would_not_work_is_not_written_unless_asked(project: Path, tmp_path: Path) -> None:
+    (project / "two.py").write_text("class A: ...\nclass B: ...\n")
+    (project / "junk.pt").write_bytes(b"junk")
+    for flags, code in (
+        ("--handler two.py", "MAR301"),
+        ("--handler image_classifier --serialized-file junk.pt", "MAR4"),
+    ):
+        arguments = f"--model-name m -v 1 {flags} --export-path {tmp_path}"
+        ran = archiver(arguments, project)
+        assert ran.returncode == 1
+        assert code in ran.stderr
+        assert "--no-check" in ran.stderr
+        assert not (tmp_path / "m.mar").exists()
+        assert archiver(f"{arguments} --no-check", project).returncode == 0
+        (tmp_path / "m.mar").unlink()
+
+
 def test_the_same_inputs_give_the_same_bytes_in_every_format(project: Path, tmp_path: Path) -> None:
     for form in ("default", "tgz"):
         digests_seen = set()

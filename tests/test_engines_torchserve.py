@@ -201,8 +201,12 @@ def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     before = descendants()
     for address in properties.read(config).addresses():
-        with socket.create_server((address.host, address.port)), pytest.raises(PortInUse) as caught:
-            TorchServe(config, tmp_path / "store", tmp_path / "run").__enter__()
+        with (
+            socket.create_server((address.host, address.port)),
+            pytest.raises(PortInUse) as caught,
+            TorchServe(config, tmp_path / "store", tmp_path / "run"),
+        ):
+            pass
         assert address.key in caught.value.message
         assert str(address.port) in caught.value.message
     assert descendants() <= before
@@ -212,8 +216,8 @@ def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
 def test_a_configuration_that_the_server_refuses_is_told_with_what_it_printed(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     config = write_config(tmp_path, vmargs="-XX:NoSuchOption")
-    with pytest.raises(EngineError) as caught:
-        TorchServe(config, tmp_path / "store", tmp_path / "run").__enter__()
+    with pytest.raises(EngineError) as caught, TorchServe(config, tmp_path / "store", tmp_path / "run"):
+        pass
     assert "while starting" in caught.value.message
     assert "NoSuchOption" in caught.value.log
 
@@ -230,8 +234,11 @@ def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, d
             server.load(digits)
         for server in servers:
             assert InferenceClient(server.server).ask("digits", Request(PNG)).status == 200
-        with pytest.raises(EngineError, match=r"runs in .* already"):
-            TorchServe(write_config(tmp_path), digits.parent, tmp_path / "one" / "run").__enter__()
+        with (
+            pytest.raises(EngineError, match=r"runs in .* already"),
+            TorchServe(write_config(tmp_path), digits.parent, tmp_path / "one" / "run"),
+        ):
+            pass
         temporary = [Running.find(server.folder).temporary for server in servers]  # type: ignore[union-attr]
         assert all(Path(folder).exists() for folder in temporary)
     assert descendants() <= before

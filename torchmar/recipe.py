@@ -7,6 +7,7 @@ to the folder that the recipe lies in.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import re
@@ -210,10 +211,10 @@ def parse(text: str, file: str = FILE_NAME, folder: Path | None = None) -> Recip
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         problems += [_problem(dict(detail), file, root) for detail in error.errors()]
-    if recipe and folder:
+    if folder and isinstance(data, dict):
         problems += [
             Problem(file, _find(root, list(location))[0], ".".join(map(str, location)), message, hint)
-            for location, message, hint in _missing(recipe, folder)
+            for location, message, hint in _missing(recipe or _sound_part(data), folder)
         ]
     if problems or recipe is None:
         raise RecipeError(problems)
@@ -223,6 +224,16 @@ def parse(text: str, file: str = FILE_NAME, folder: Path | None = None) -> Recip
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of ``archive.yaml``."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def _sound_part(data: dict[str, Any]) -> Recipe:
+    """Return what there is of a recipe with problems, to go on looking for more."""
+    sound: dict[str, Any] = {"name": "x", "version": "1", "handler": STOCK_HANDLERS[0]}
+    for key in Recipe.model_fields.keys() & data.keys():
+        with contextlib.suppress(ValidationError):
+            Recipe.model_validate({**sound, key: data[key]})
+            sound[key] = data[key]
+    return Recipe.model_validate(sound)
 
 
 def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
@@ -311,12 +322,25 @@ def config_problems(error: ValidationError) -> list[str]:
     ]
 
 
-def _unknown(key: str, model: type[BaseModel]) -> str:
+def meant(key: str, model: type[BaseModel]) -> str:
+    """Return the key of ``model`` that was probably meant by ``key``; empty when none is close."""
     names = [field.alias or name for name, field in model.model_fields.items()]
     # Keys are compared without case and underscores: batch_size is meant as batchSize.
     plain = {re.sub("[^a-z]", "", name.lower()): name for name in names}
-    close = difflib.get_close_matches(re.sub("[^a-z]", "", key.lower()), plain, n=1, cutoff=0.6)
-    return f"no key is called {key!r}" + (f"; did you mean {plain[close[0]]!r}?" if close else "")
+    close = difflib.get_close_matches(re.sub("[^a-z]", "", key.lower()), plain, n=1, cutoff=0.75)
+    return plain[close[0]] if close else ""
+
+
+def lines_of_keys(text: str) -> dict[str, int]:
+    """Return the line of every key at the top of a YAML mapping."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    found = root.value if isinstance(root, yaml.MappingNode) else []
+    return {str(key.value): key.start_mark.line + 1 for key, _ in found}
+
+
+def _unknown(key: str, model: type[BaseModel]) -> str:
+    close = meant(key, model)
+    return f"no key is called {key!r}" + (f"; did you mean {close!r}?" if close else "")
 
 
 def _find(node: yaml.Node | None, location: list[Any]) -> tuple[int, yaml.Node | None]:

@@ -41,9 +41,9 @@ def build(
         RecipeError: the recipe has problems, or names files that are not there.
         ArchiveError: the archive cannot be written; the store is as it was.
     """
-    file = recipe_path / RECIPE if recipe_path.is_dir() else recipe_path
-    if not force and (known := unchanged.recall(file, store, form)):
-        return Packed(**{**known, "path": Path(known["path"]), "unchanged": True})
+    if not force and (known := up_to_date(recipe_path, store, form)):
+        return known
+    file = _file(recipe_path)
 
     from torchmar import recipe
     from torchmar.archive import copying, packing
@@ -60,9 +60,19 @@ def build(
     else:
         packed = packing.pack(members, store / f"{name}.mar", progress)
     outputs = [packed.path, *packed.path.rglob("*")] if form == "folder" else [packed.path]
-    known = {"path": str(packed.path), "digest": packed.digest, "size": packed.size, "members": packed.members}
-    unchanged.remember(file, store, form, before, outputs, known)
+    facts = {"path": str(packed.path), "digest": packed.digest, "size": packed.size, "members": packed.members}
+    unchanged.remember(file, store, form, before, outputs, facts)
     return packed
+
+
+def up_to_date(recipe_path: Path, store: Path, form: str = "mar") -> Packed | None:
+    """Return the archive of a recipe if building it would change nothing; None when it must be built."""
+    known = unchanged.recall(_file(recipe_path), store, form)
+    return Packed(**{**known, "path": Path(known["path"]), "unchanged": True}) if known else None
+
+
+def _file(recipe_path: Path) -> Path:
+    return recipe_path / RECIPE if recipe_path.is_dir() else recipe_path
 
 
 def _inputs(recipe: Recipe, folder: Path, members: Mapping[str, Source]) -> list[Path]:

@@ -35,7 +35,7 @@ def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
     handler = PurePosixPath(module).name
     if module.endswith(".py"):
         add(members, handler, folder / module)
-        # TorchServe's loader takes a function only in the spelling without the suffix.
+        # The spelling that torch-model-archiver knows, so that manifests look alike.
         handler = f"{handler.removesuffix('.py')}:{function}" if function else handler
     for name in (recipe.weights, recipe.model_file, recipe.requirements):
         if name:
@@ -129,7 +129,9 @@ def _imports_carried(source: Source) -> bool:
         return False
     try:
         tree = ast.parse(source.read_bytes(), str(source))
-    except (SyntaxError, ValueError) as error:
+    except OSError as error:
+        raise ArchiveError(f"{source} cannot be read: {error.strerror}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ArchiveError(f"{source} is not Python: {error}", hint="TorchServe could not import it either") from None
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -8,6 +8,7 @@ says about itself.
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import os
 import shutil
@@ -18,7 +19,7 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from torchmar.archive.layout import MAX_RATIO, RATIO_FROM, Entry, EntryKind, Flaw, Kind
 from torchmar.errors import ArchiveError
@@ -37,6 +38,41 @@ DAMAGED = (
 
 _MAX_DIRECTORY = 64 << 20  # bytes of a zip's directory: 100,000 members with long names
 _CHUNK = 1 << 20
+
+
+class Window(io.RawIOBase):
+    """A part of a file, as if it were a file of its own."""
+
+    def __init__(self, path: Path, offset: int, size: int) -> None:
+        self._stream = open(path, "rb", buffering=0)
+        self._offset, self._size, self._position = offset, size, 0
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(0, self._size - self._position)]
+        self._stream.seek(self._offset + self._position)
+        count = self._stream.readinto(view) or 0
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError("a position before the start")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 class Form(Protocol):

@@ -30,6 +30,7 @@ def import_archive(archive: Path, folder: Path) -> tuple[Path, list[str]]:
 
     Raises:
         ArchiveError: the archive has flaws, or the folder is there already.
+        RecipeError: no recipe can say what is in it.
     """
     with Archive(archive) as source:
         target = folder / source.manifest.name
@@ -41,6 +42,7 @@ def import_archive(archive: Path, folder: Path) -> tuple[Path, list[str]]:
             document = _recipe(source, part)
             shutil.rmtree(part / "MAR-INF")
             text = HEADER.format(archive=archive.name) + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+            recipe.parse(text, f"the recipe of {archive}", part)
             (part / recipe.FILE_NAME).write_text(text, encoding="utf-8")
             part.rename(target)
         except OSError as error:

@@ -18,3 +18,17 @@ class Packed:
     size: int
     members: int
     unchanged: bool = False
+
+    def show(self) -> str:
+        """Return the line that tells of it."""
+        facts = f"{show_size(self.size)}, {self.members} members, sha256:{self.digest[:16]}"
+        return f"{self.path}  {facts}{', up to date' if self.unchanged else ''}"
+
+
+def show_size(count: float) -> str:
+    """Return a number of bytes as people read it: ``57.5 kB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 import io
 import os
-import secrets
 import shutil
-import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -97,6 +94,9 @@ def pack_tgz(
 
     Raises ArchiveError as `pack` does. Slower and larger in memory than a ``.mar``: gzip is one stream.
     """
+    import gzip
+    import tarfile
+
     sums: dict[str, str] = {}
     moment = _epoch()
 
@@ -170,7 +170,7 @@ def _appearing(destination: Path) -> Iterator[BinaryIO]:
 
 def _beside(destination: Path) -> Path:
     # A name of its own, in the same folder: two builds do not meet, and the rename is atomic.
-    return destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.part")
+    return destination.with_name(f".{destination.name}.{os.urandom(4).hex()}.part")
 
 
 def _replace_folder(part: Path, destination: Path) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import io
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import yaml
 
@@ -20,7 +21,7 @@ from torchmar import manifest
 from torchmar.archive import digests, layout
 from torchmar.archive.contents import SAMPLES_FILE
 from torchmar.archive.copying import Source, Stored
-from torchmar.archive.forms import DAMAGED, open_form
+from torchmar.archive.forms import DAMAGED, Window, open_form
 from torchmar.errors import ArchiveError
 from torchmar.recipe import Sample
 
@@ -135,8 +136,27 @@ class Archive:
         except (ValueError, TypeError, RecursionError) as error:
             raise ArchiveError(f"{self.path}: {SAMPLES_FILE}: {error}") from None
 
-    def open(self, name: str) -> IO[bytes]:
-        """Open a member for reading; seekable.
+    def open(self, name: str) -> BinaryIO:
+        """Open a member for reading to and fro: where it stands in the archive, or else a copy.
+
+        Raises:
+            ArchiveError: there is no such member, or it cannot be opened.
+        """
+        entry = self._entries.get(name)
+        if entry and entry.offset is not None:
+            return cast(BinaryIO, io.BufferedReader(Window(self.path, entry.offset, entry.size)))
+        with self.stream(name) as content:
+            # Going back in a deflated stream means to inflate it from its start again.
+            size = self._entries[name].size
+            if size > shutil.disk_usage(tempfile.gettempdir()).free:
+                raise ArchiveError(f"{self.path}: {name} needs {size} bytes; {tempfile.gettempdir()} has less left")
+            copy = cast(BinaryIO, io.BytesIO() if size <= _SMALL else tempfile.TemporaryFile())
+            shutil.copyfileobj(content, copy, _CHUNK)
+        copy.seek(0)
+        return copy
+
+    def stream(self, name: str) -> BinaryIO:
+        """Open a member for reading from its start to its end, which checks its bytes.
 
         Raises:
             ArchiveError: there is no such member, or it cannot be opened.
@@ -144,7 +164,7 @@ class Archive:
         if name not in self:
             raise ArchiveError(f"{self.path} has no {name}")
         try:
-            return self._form.open(self._entries[name])
+            return cast(BinaryIO, _Told(self._form.open(self._entries[name]), lambda error: self._damaged(name, error)))
         except DAMAGED as error:
             raise self._damaged(name, error) from None
 
@@ -154,13 +174,10 @@ class Archive:
         Raises:
             ArchiveError: there is no such member, it is larger than 16 MiB, or its bytes are damaged.
         """
-        with self.open(name) as content:
+        with self.stream(name) as content:
             if self._entries[name].size > _SMALL:
                 raise ArchiveError(f"{self.path}: {name} is too large ({self._entries[name].size} bytes)")
-            try:
-                return content.read(_SMALL)
-            except DAMAGED as error:
-                raise self._damaged(name, error) from None
+            return content.read(_SMALL)
 
     def source(self, name: str, scratch: Path) -> Source:
         """Return a member as something to pack: where it stands, if it stands there as it is, or a copy in ``scratch``.
@@ -209,32 +226,53 @@ class Archive:
 
     def _extract(self, name: str, file: Path) -> None:
         entry = self._entries[name]
-        with self.open(name) as content, file.open("xb") as stream:
+        with self.stream(name) as content, file.open("xb") as stream:
             written = 0
-            while chunk := self._chunk(name, content):
+            while chunk := content.read(_CHUNK):
                 written += len(chunk)
                 if written > entry.size:
                     break
                 stream.write(chunk)
         if written != entry.size:
-            raise ArchiveError(f"{self.path}: {name} is damaged: it has not the {entry.size} bytes that it declares")
+            raise self._damaged(name, f"it has not the {entry.size} bytes that it declares")
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a member's bytes, in hexadecimal; reads them all, and so checks them.
+
+        Raises:
+            ArchiveError: they are damaged, or not as many as declared.
+        """
+        digest, size = digests.new(), 0
+        with self.stream(name) as content:
+            while chunk := content.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+        if size != self._entries[name].size:
+            raise self._damaged(name, f"it has {size} bytes, not the {self._entries[name].size} that it declares")
+        return digest.hexdigest()
 
     def _actual_digests(self) -> dict[str, str]:
-        actual = {}
-        for name in self._entries:
-            if name != digests.PATH:
-                digest = hashlib.sha256()
-                with self.open(name) as content:
-                    while chunk := self._chunk(name, content):
-                        digest.update(chunk)
-                actual[name] = digest.hexdigest()
-        return actual
+        return {name: self.sha256(name) for name in self._entries if name != digests.PATH}
 
-    def _chunk(self, name: str, content: IO[bytes]) -> bytes:
-        try:
-            return content.read(_CHUNK)
-        except DAMAGED as error:
-            raise self._damaged(name, error) from None
-
-    def _damaged(self, name: str, error: Exception) -> ArchiveError:
+    def _damaged(self, name: str, error: Exception | str) -> ArchiveError:
         return ArchiveError(f"{self.path}: {name} is damaged: {error or 'it is truncated'}")
+
+
+class _Told(io.BufferedIOBase):
+    """A member's content, whose damage is told in our words wherever it is read."""
+
+    def __init__(self, stream: IO[bytes], told: Callable[[Exception], ArchiveError]) -> None:
+        self._stream, self._told = stream, told
+
+    def read(self, size: int | None = -1) -> bytes:
+        try:
+            return self._stream.read(-1 if size is None else size)
+        except DAMAGED as error:
+            raise self._told(error) from None
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()

@@ -36,16 +36,18 @@ class Code(Enum):
     MAR204 = ("error", "the manifest names a file that is not there")
     MAR205 = ("warning", "the manifest has no version")
     MAR206 = ("error", "the runtime is none that TorchServe starts")
+    MAR207 = ("error", "the recipe has a problem")
     # handler
     MAR301 = ("error", "the handler does not define exactly one class")
     MAR302 = ("error", "the handler does not define the function that is named")
     MAR303 = ("error", "the handler is not Python of the supported version")
-    MAR304 = ("error", "the handler's name is that of a module of Python or of TorchServe")
+    MAR304 = ("error", "a module has the name of one of Python's or TorchServe's")
     MAR305 = ("error", "an import cannot be satisfied")
-    MAR306 = ("error", "a method does not have the parameters that TorchServe calls it with")
-    MAR307 = ("warning", "the handler works at import time")
+    MAR306 = ("error", "a method is missing or does not take what TorchServe calls it with")
+    MAR307 = ("warning", "a module reaches for network or disk when it is imported")
     MAR308 = ("error", "there is no such handler")
     MAR309 = ("warning", "an import is satisfied only if the server has the package")
+    MAR310 = ("warning", "the function that is named is not there; TorchServe takes the only class")
     # weights
     MAR401 = ("error", "the weights are not what their suffix says")
     MAR402 = ("error", "a state dict has no model file, or a model file no single class")
@@ -55,7 +57,7 @@ class Code(Enum):
     MAR406 = ("error", "the weights are empty or damaged")
     # configuration
     MAR501 = ("error", "the configuration is not YAML")
-    MAR502 = ("error", "TorchServe ignores the key")
+    MAR502 = ("error", "TorchServe ignores a key that is meant for it")
     MAR503 = ("error", "a value has the wrong type or is out of range")
     MAR504 = ("warning", "there is no responseTimeout")
     MAR505 = ("error", "one of minWorkers and maxWorkers is missing")
@@ -63,6 +65,7 @@ class Code(Enum):
     MAR507 = ("warning", "a batch delay has no effect")
     MAR508 = ("warning", "a requirement is not pinned")
     MAR509 = ("error", "the requirements cannot be read")
+    MAR510 = ("warning", "only the handler can know the key")
     # safety
     MAR601 = ("error", "a pickle would run code when it is loaded")
     MAR602 = ("error", "a pickle cannot be read to its end")

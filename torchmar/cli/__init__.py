@@ -9,65 +9,21 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
-
-import typer
-
-import torchmar
-from torchmar.cli import archives, asking, models, serving
-from torchmar.cli.terminal import complain
-from torchmar.errors import TorchmarError
-
-app = typer.Typer(
-    name="torchmar",
-    help="Build, prove and serve TorchServe model archives (.mar).",
-    epilog="A recipe (archives/NAME/archive.yaml) becomes model_store/NAME-VERSION.mar; a server answers for it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"torchmar {torchmar.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", "-V", help="Print the version.", is_eager=True, callback=_version)
-    ] = False,
-) -> None:
-    pass
-
-
-for _module, _commands in {
-    archives: (
-        archives.build,
-        archives.inspect,
-        archives.extract,
-        archives.run,
-        archives.derive,
-        archives.import_,
-        archives.schema,
-    ),
-    serving: (serving.serve, serving.stop),
-    models: (models.models, models.register, models.scale, models.set_default, models.unregister),
-    asking: (asking.predict, asking.explain),
-}.items():
-    for _command in _commands:
-        _name = _command.__name__.strip("_").replace("_", "-")
-        app.command(_name, rich_help_panel=_module.PANEL)(_command)
 
 
 def main() -> None:
     """Run the command line and exit."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
+    from torchmar.cli.up_to_date import told
+
+    # Before the rest is imported, which takes longer than to see that nothing is to be done.
+    if told(sys.argv[1:]):
+        return
+    from torchmar.cli.app import app
+    from torchmar.cli.terminal import complain
+    from torchmar.errors import TorchmarError
+
     try:
         app()
     except TorchmarError as error:

@@ -21,6 +21,7 @@ from torchmar import manifest
 from torchmar.archive import Packed, pack, pack_folder, pack_tgz
 from torchmar.archive.contents import add, carried, carries, refuse_clashes
 from torchmar.archive.copying import Progress, Source, size_of
+from torchmar.checks import Composed, check_content
 from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import complain, err
 from torchmar.errors import ArchiveError, TorchmarError
@@ -73,10 +74,23 @@ def archive(options: argparse.Namespace) -> Packed:
     if target.exists() and not options.force:
         raise ArchiveError(f"{target} exists already", hint="--force overwrites it")
     members = compose(options)
+    if options.check:
+        _check(members)
     with Bar() as bar:
         packed = write(members, target, bar.begin(target.name, sum(map(size_of, members.values()))))
     err.print(f"wrote {packed.path}", markup=False)
     return packed
+
+
+def _check(members: Mapping[str, Source]) -> None:
+    """Print what would fail on the server; refuse to go on with an error."""
+    findings = check_content(Composed(members))
+    for finding in findings:
+        place = f"{finding.place}: " if finding.place else ""
+        hint = f" ({finding.remedy})" if finding.remedy else ""
+        err.print(f"{finding.code.severity}: {finding.code.name} {place}{finding.cause}{hint}", markup=False)
+    if any(finding.code.severity == "error" for finding in findings):
+        raise ArchiveError("the archive would not work; nothing is written", hint="--no-check writes it all the same")
 
 
 def compose(options: argparse.Namespace) -> dict[str, Source]:
@@ -97,10 +111,8 @@ def compose(options: argparse.Namespace) -> dict[str, Source]:
             add(members, inside, below)
     if carries(handler, members) and not any(path.startswith(f"{CARRIED_PACKAGE}/") for path in members):
         members |= carried()
-    base = {
-        flag: Path(given).name if given else None for flag, given in vars(options).items() if flag.endswith("_file")
-    }
-    model = manifest.Model(model_name=options.model_name, model_version=options.version, handler=handler, **base)
+    files = {name: Path(given).name if given else None for name, given in named.items()}
+    model = manifest.Model(model_name=options.model_name, model_version=options.version, handler=handler, **files)
     add(members, manifest.PATH, manifest.Manifest(model=model, runtime=options.runtime).to_json())
     refuse_clashes(members)
     return members
@@ -178,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     add_argument("-v", "--version", required=True, help="the model's version")
     add_argument("-r", "--requirements-file", help="packages that the server is to install for this model")
     add_argument("-c", "--config-file", help="the model's configuration, YAML")
+    add_argument("--no-check", dest="check", action="store_false", help="write it even if it would not work")
     return parser
 
 

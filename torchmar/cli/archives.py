@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from torchmar.archive.packed import show_size
 from torchmar.cli.progress import Bar
-from torchmar.cli.terminal import complain, err, out, show_table, size, table
+from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
-
-if TYPE_CHECKING:
-    from torchmar.archive import Packed
 
 PANEL = "Archives"
 
@@ -58,13 +56,8 @@ def build(
             complain(error)
             failed = True
             continue
-        _tell(packed)
+        out.print(packed.show(), markup=False)
     raise typer.Exit(1 if failed else 0)
-
-
-def _tell(packed: Packed) -> None:
-    facts = f"{size(packed.size)}, {packed.members} members, sha256:{packed.digest[:16]}"
-    out.print(f"{packed.path}  {facts}{', up to date' if packed.unchanged else ''}", markup=False)
 
 
 def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
@@ -104,8 +97,8 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
         out.print("".join(f"  {line}\n" for line in config.splitlines()), end="", markup=False)
     out.print()
     total = sum(member.size for member in members)
-    rows = [(size(member.size), member.name) for member in members]
-    show_table(table(("size", "member"), [*rows, (size(total), f"{len(members)} members")], right=("size",)))
+    rows = [(show_size(member.size), member.name) for member in members]
+    show_table(table(("size", "member"), [*rows, (show_size(total), f"{len(members)} members")], right=("size",)))
 
 
 def extract(
@@ -178,7 +171,7 @@ def derive(
         packed = derive_archive(
             path, store, version=version, config=changes, config_file=config, handler=handler, begin=bar.begin
         )
-    _tell(packed)
+    out.print(packed.show(), markup=False)
 
 
 def import_(

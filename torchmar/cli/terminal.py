@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from torchmar.errors import EngineError, LoadError, ModelFailed, RecipeError, TorchmarError, WorkerError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -34,6 +36,9 @@ def complain(error: TorchmarError) -> None:
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
     """Return a plain table; the columns named in ``right`` are aligned there."""
+    from rich import box
+    from rich.table import Table
+
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for heading in headings:
         made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
@@ -46,12 +51,3 @@ def show_table(made: Table) -> None:
     """Print a table to stdout: as wide as the terminal, and as wide as it needs to be in a pipe."""
     width = out.width if sys.stdout.isatty() else 10_000
     Console(width=width, highlight=False).print(made)
-
-
-def size(count: float) -> str:
-    """Return a number of bytes as people read it: ``57.5 kB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError

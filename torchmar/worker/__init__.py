@@ -110,6 +110,11 @@ class Worker:
             raise self._died() from None
         return read_answers(self._receive)
 
+    @property
+    def pid(self) -> int:
+        """The worker's process."""
+        return self._process.pid
+
     def log(self) -> str:
         """Return the end of what the process has printed so far."""
         with self._log.open("rb") as stream:

@@ -1,0 +1,281 @@
+"""Hostile and broken archives get findings or a clear refusal, and touch nothing but their folder."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from torchmar.archive import digests, pack
+
+MANIFEST = json.dumps({"model": {"modelName": "m", "handler": "h.py", "modelVersion": "1.0"}}).encode()
+HANDLER = b"def handle(rows, context):\n    return rows\n"
+GOOD = {"MAR-INF/MANIFEST.json": MANIFEST, "h.py": HANDLER}
+
+
+def zipped(members: dict[str, bytes] | list[tuple[zipfile.ZipInfo | str, bytes]], method: int = 0) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, content in members.items() if isinstance(members, dict) else members:
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def with_member(name: str | zipfile.ZipInfo, content: bytes = b"x") -> bytes:
+    return zipped([*GOOD.items(), (name, content)])
+
+
+def special(mode: int) -> bytes:
+    info = zipfile.ZipInfo("special")
+    info.create_system, info.external_attr = 3, (mode | 0o777) << 16
+    return with_member(info, b"/etc/passwd")
+
+
+def patched(at: Callable[[bytes], int], new: bytes, data: bytes | None = None) -> bytes:
+    """Return a good archive with bytes changed at a place."""
+    data = zipped(GOOD) if data is None else data
+    place = at(data)
+    return data[:place] + new + data[place + len(new) :]
+
+
+def directory(data: bytes) -> int:
+    return data.index(b"PK\x01\x02")
+
+
+def end(data: bytes) -> int:
+    return data.rindex(b"PK\x05\x06")
+
+
+def tarred(*members: tuple[str, bytes | None, bytes]) -> bytes:
+    """Return a .tar.gz of (name, type or None for a file, content or link target)."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, kind, content in [*((f"m/{name}", None, text) for name, text in GOOD.items()), *members]:
+            info = tarfile.TarInfo(name)
+            if kind is None:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            else:
+                info.type, info.linkname = kind, content.decode()
+                archive.addfile(info)
+    return stream.getvalue()
+
+
+def deflated_bomb() -> bytes:
+    """Return an archive with a member of 2 GB zeros, deflated to 2 MB."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    megabyte = bytes(1 << 20)
+    crc, packed = 0, []
+    for _ in range(2048):
+        packed.append(packer.compress(megabyte))
+        crc = zlib.crc32(megabyte, crc)
+    body = b"".join([*packed, packer.flush()])
+    return raw_zip("zeros.bin", body, method=8, size=2048 << 20, crc=crc)
+
+
+def raw_zip(name: str, body: bytes, *, method: int = 0, size: int | None = None, crc: int | None = None) -> bytes:
+    """Return a zip with one member whose headers say whatever they are told to."""
+    size = len(body) if size is None else size
+    crc = zlib.crc32(body) if crc is None else crc
+    raw = name.encode()
+    local = (
+        struct.pack("<IHHHHHIIIHH", 0x04034B50, 20, 0, method, 0, 33, crc, len(body), size, len(raw), 0) + raw + body
+    )
+    entry = struct.pack(
+        "<IHHHHHHIIIHHHHHII", 0x02014B50, 788, 20, 0, method, 0, 33, crc, len(body), size, len(raw), 0, 0, 0, 0, 0, 0
+    )
+    entry += raw
+    return local + entry + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 1, 1, len(entry), len(local), 0)
+
+
+def overlapping() -> bytes:
+    """Return an archive in which two directory entries point at one member's bytes."""
+    data = zipped(GOOD)
+    start, stop = directory(data), end(data)
+    entries = data[start:stop]
+    first = entries[: entries.index(b"PK\x01\x02", 4)]
+    again = first.replace(b"MAR-INF/MANIFEST.json", b"MAR-INF/MANIFEST.copy")
+    tail = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 3, 3, len(entries) + len(again), start, 0)
+    return data[:start] + entries + again + tail
+
+
+def manifested(old: bytes, new: bytes) -> bytes:
+    return zipped({**GOOD, "MAR-INF/MANIFEST.json": MANIFEST.replace(old, new)})
+
+
+def sums(content: bytes) -> bytes:
+    return zipped({**GOOD, digests.PATH: content})
+
+
+def many_members() -> bytes:
+    return zipped({**GOOD, **{f"f/{number}": b"" for number in range(100_001)}})
+
+
+def endless_directory() -> bytes:
+    data = zipped(GOOD)
+    return patched(lambda data: end(data) + 12, struct.pack("<I", 0xFFFFFFF0), data)
+
+
+def tar_bomb() -> bytes:
+    stream = io.BytesIO()
+    with gzip.open(stream, "wb", 9) as zipped_stream, tarfile.open(fileobj=zipped_stream, mode="w|") as archive:
+        info = tarfile.TarInfo("m/zeros")
+        info.size = 2 << 30
+        archive.addfile(info, _Zeros(info.size))
+    return stream.getvalue()
+
+
+class _Zeros(io.RawIOBase):
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def read(self, count: int = -1) -> bytes:
+        count = min(count, self._left)
+        self._left -= count
+        return bytes(count)
+
+
+LISTED = digests.show(dict.fromkeys(GOOD, "0" * 64))
+KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "an empty file": (lambda: b"", "MAR101"),
+    "text": (lambda: b"hello, I am an archive", "MAR101"),
+    "noise": (lambda: os.urandom(5000), "MAR101"),
+    "half an archive": (lambda: zipped(GOOD)[: len(zipped(GOOD)) // 2], "MAR101"),
+    "an archive without its last byte": (lambda: zipped(GOOD)[:-1], "MAR101"),
+    "a directory of four gigabytes": (endless_directory, "MAR101"),
+    "a directory that starts elsewhere": (lambda: patched(lambda d: end(d) + 16, b"\xff\xff\x00\x00"), "MAR101"),
+    "an entry without a signature": (lambda: patched(directory, b"XXXX"), "MAR101"),
+    "half a gzip": (lambda: tarred()[:60], "MAR101"),
+    "a gzip of noise": (lambda: gzip.compress(os.urandom(3000)), "MAR101"),
+    "a path upward": (lambda: with_member("../../evil.txt"), "MAR102"),
+    "an absolute path": (lambda: with_member("/tmp/evil.txt"), "MAR102"),
+    "a path upward from inside": (lambda: with_member("a/b/../../../evil.txt"), "MAR102"),
+    "a Windows path": (lambda: with_member("..\\evil.txt"), "MAR102"),
+    "a drive letter": (lambda: with_member("C:evil.txt"), "MAR102"),
+    "a name with a NUL": (lambda: raw_zip("evil.py\0.txt", b"x"), "MAR102"),
+    "a name with a line break": (lambda: with_member("a\nb"), "MAR102"),
+    "a name of 5000 letters": (lambda: with_member("x" * 5000), "MAR102"),
+    "an empty name": (lambda: raw_zip("", b"x"), "MAR102"),
+    "a member that is there twice": (lambda: zipped([*GOOD.items(), ("h.py", b"other")]), "MAR103"),
+    "two manifests": (lambda: zipped([*GOOD.items(), ("MAR-INF/MANIFEST.json", b"{}")]), "MAR103"),
+    "a symbolic link": (lambda: special(stat.S_IFLNK), "MAR104"),
+    "a character device": (lambda: special(stat.S_IFCHR), "MAR104"),
+    "a pipe": (lambda: special(stat.S_IFIFO), "MAR104"),
+    "a socket": (lambda: special(stat.S_IFSOCK), "MAR104"),
+    "names that differ in case": (lambda: with_member("H.PY"), "MAR105"),
+    "a bomb of zeros": (deflated_bomb, "MAR106"),
+    "100,001 members": (many_members, "MAR106"),
+    "a local header with another name": (lambda: patched(lambda d: d.index(b"h.py", 200), b"evil"), "MAR107"),
+    "a local header with another size": (lambda: patched(lambda d: 22, struct.pack("<I", 7)), "MAR107"),
+    "a manifest with another byte": (lambda: patched(lambda d: d.index(b"h.py"), b"evil"), "MAR107"),
+    "no local header": (lambda: patched(lambda d: 0, b"XXXX"), "MAR107"),
+    "members that share bytes": (overlapping, "MAR107"),
+    "an encrypted member": (lambda: patched(lambda d: 6, b"\x01"), "MAR107"),
+    "a compression nobody knows": (lambda: raw_zip("x", b"x", method=99), "MAR107"),
+    "a bzip2 member": (lambda: zipped(GOOD, zipfile.ZIP_BZIP2), "MAR107"),
+    "more bytes than declared": (lambda: raw_zip("x", zlib.compress(b"x" * 9000)[2:-4], method=8, size=5), "MAR107"),
+    "fewer bytes than declared": (lambda: raw_zip("x", zlib.compress(b"x" * 5)[2:-4], method=8, size=9000), "MAR107"),
+    "a wrong checksum": (lambda: raw_zip("x", b"x", crc=7), "MAR107"),
+    "a broken deflate stream": (lambda: raw_zip("x", b"\xff" * 50, method=8, size=500), "MAR107"),
+    "another digest than listed": (lambda: sums(LISTED), "MAR108"),
+    "a digest list that is none": (lambda: sums(b"what?\n"), "MAR109"),
+    "a listed member that is missing": (lambda: sums(LISTED + digests.show({"gone": "0" * 64})), "MAR109"),
+    "a file where a folder is": (lambda: zipped([*GOOD.items(), ("h.py/x", b"x")]), "MAR110"),
+    "no manifest": (lambda: zipped({"h.py": HANDLER}), "MAR201"),
+    "a manifest that is no JSON": (lambda: zipped({**GOOD, "MAR-INF/MANIFEST.json": b"{"}), "MAR202"),
+    "a manifest without end": (lambda: zipped({**GOOD, "MAR-INF/MANIFEST.json": b"[" * 200_000}), "MAR202"),
+    "a manifest of 2 MB": (lambda: zipped({**GOOD, "MAR-INF/MANIFEST.json": b" " * (2 << 20)}), "MAR202"),
+    "a model name with a path": (lambda: manifested(b'"m"', b'"../m"'), "MAR203"),
+    "a version with a path": (lambda: manifested(b"1.0", b"../1"), "MAR203"),
+    "a tar with a path upward": (lambda: tarred(("../evil.txt", None, b"x")), "MAR102"),
+    "a tar with an absolute path": (lambda: tarred(("/tmp/evil.txt", None, b"x")), "MAR102"),
+    "a tar with a symbolic link": (lambda: tarred(("m/link", tarfile.SYMTYPE, b"/etc/passwd")), "MAR104"),
+    "a tar with a hard link": (lambda: tarred(("m/link", tarfile.LNKTYPE, b"m/h.py")), "MAR104"),
+    "a tar with a device": (lambda: tarred(("m/device", tarfile.CHRTYPE, b"")), "MAR104"),
+    "a tar with a member twice": (lambda: tarred(("m/h.py", None, b"other")), "MAR103"),
+    "a tar bomb": (tar_bomb, "MAR106"),
+}  # fmt: skip
+
+# All four commands in one process, with bounds on its memory and on what it writes.
+DRIVER = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+resource.setrlimit(resource.RLIMIT_FSIZE, (300 << 20, 300 << 20))
+from torchmar.cli import main
+for arguments in ("inspect x.mar", "check x.mar", "extract x.mar out", "import x.mar --to in"):
+    arguments = arguments.split()
+    sys.argv = ["torchmar", *arguments]
+    print(">>>", arguments[0], flush=True)
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    sys.stdout.flush()
+    print("<<<", arguments[0], code, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("make_bytes", "code"), KINDS.values(), ids=KINDS)
+def test_it_is_refused_with_its_code_and_leaves_nothing_behind(
+    tmp_path: Path, make_bytes: Callable[[], bytes], code: str
+) -> None:
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    (inside / "x.mar").write_bytes(make_bytes())
+    (inside / "tmp").mkdir()
+    ran = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        cwd=inside,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "TMPDIR": str(inside / "tmp")},
+    )
+    said = ran.stdout + ran.stderr
+    assert "Traceback" not in said, said[-3000:]
+    assert ran.returncode == 0, said[-3000:]
+    assert code in said.partition(">>> check")[2].partition("<<< check")[0], said[-3000:]
+    assert "<<< check 1" in said
+    # A good layout with a bad manifest may be looked at and extracted; what is hostile may not.
+    refused = code < "MAR2" and code not in ("MAR108", "MAR109")
+    assert ("<<< extract 1" in said) is refused, said[-3000:]
+    assert "<<< import 1" in said or code in ("MAR108", "MAR109"), said[-3000:]
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    kept = {"a", "a/b", "a/b/x.mar", "a/b/tmp"}
+    assert {path for path in left if not path.startswith(("a/b/out", "a/b/in"))} <= kept
+    assert not (left & {"a/b/out"}) or not refused
+    assert not Path("/tmp/evil.txt").exists()
+
+
+@pytest.mark.parametrize("link", ["/etc/passwd", "h.py", ".."])
+def test_a_folder_with_a_link_is_refused(tmp_path: Path, link: str) -> None:
+    folder = tmp_path / "m"
+    for name, content in GOOD.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "link").symlink_to(link)
+    ran = subprocess.run(
+        [sys.executable, "-m", "torchmar", "check", folder], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 1
+    assert "MAR104" in ran.stdout
+
+
+def test_a_good_archive_passes_through_all_of_it(tmp_path: Path) -> None:
+    pack(GOOD, tmp_path / "x.mar")
+    ran = subprocess.run([sys.executable, "-c", DRIVER], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.count("<<<") == 4
+    assert [line.split()[-1] for line in ran.stdout.splitlines() if line.startswith("<<<")] == ["0"] * 4, ran.stderr

@@ -1,0 +1,112 @@
+"""Check a recipe, an archive or a folder without running any of it; needs no torch.
+
+Findings are values: a code of the catalogue (`Code`), a place, a cause and a remedy. Every
+code has a section in docs/checks.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import IO
+
+from torchmar import recipe
+from torchmar.archive import Archive, compose
+from torchmar.archive.copying import Source, Stored, size_of
+from torchmar.checks import configuration, handler, layout, weights
+from torchmar.checks import manifest as manifests
+from torchmar.checks.finding import Code, Content, Finding
+from torchmar.errors import ArchiveError, RecipeError
+
+__all__ = ["Code", "Composed", "Content", "Finding", "check", "check_content"]
+
+
+def check(path: Path, gpus: int | None = None) -> list[Finding]:
+    """Return what is wrong with the recipe, archive or folder at ``path``; empty when all is well.
+
+    Args:
+        path: a recipe or its folder, a ``.mar``, a ``.tar.gz`` or an archive as a folder.
+        gpus: how many GPUs the server has; None is not known.
+
+    Raises:
+        ArchiveError: there is nothing at ``path``, or it cannot be read at all.
+    """
+    if not path.exists():
+        raise ArchiveError(f"{path} does not exist")
+    if (path / recipe.FILE_NAME).is_file() or path.suffix in (".yaml", ".yml"):
+        return _recipe(path, gpus)
+    try:
+        archive = Archive(path, flawed=True)
+    except ArchiveError as error:
+        cause = error.message.removeprefix(f"{path} ").removeprefix(f"{path}: ")
+        return [Finding(Code.MAR101, "", cause, error.hint or "build it again")]
+    with archive:
+        return _sorted([*layout.check(archive), *check_content(archive, gpus)])
+
+
+def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
+    """Return what is wrong with the members of an archive, whatever holds them."""
+    try:
+        manifest, findings = manifests.read(content)
+    except ArchiveError:
+        return []  # the bytes of the manifest are damaged, which is a finding about the layout
+    if manifest is None:
+        return findings
+    model, there = manifest.model, content.sizes
+    wanted = model.requirements_file if model.requirements_file in there else None
+    checks: list[Callable[[], Iterable[Finding]]] = []
+    if manifest.runtime != "LSP":  # a handler in C++ is no Python to read
+        checks.append(lambda: handler.check(content, model.handler, wanted))
+        if not model.serialized_file or model.serialized_file in there:
+            checks.append(lambda: weights.check(content, model.serialized_file, model.model_file, model.handler))
+    if model.config_file in there:
+        checks.append(lambda: configuration.check(content, str(model.config_file), gpus))
+    if wanted:
+        checks.append(lambda: configuration.requirements(content, wanted))
+    for run in checks:
+        # A member that cannot be read is a finding about the layout already.
+        with contextlib.suppress(ArchiveError):
+            findings += run()
+    return _sorted(findings)
+
+
+class Composed:
+    """The members of an archive that is not packed yet."""
+
+    def __init__(self, members: Mapping[str, Source]) -> None:
+        self._members = members
+        self.sizes: Mapping[str, int] = {name: size_of(source) for name, source in members.items()}
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a member for reading."""
+        source = self._members[name]
+        if isinstance(source, Stored):
+            raise TypeError("parts of archives are checked in their archive")
+        return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _recipe(path: Path, gpus: int | None) -> list[Finding]:
+    try:
+        read, folder = recipe.read(path)
+    except RecipeError as error:
+        return [
+            Finding(
+                Code.MAR207,
+                f"{problem.file}:{problem.line}",
+                f"{problem.place}: {problem.message}".lstrip(": "),
+                problem.hint,
+            )
+            for problem in error.problems
+        ]
+    try:
+        members = compose(read, folder)
+    except ArchiveError as error:
+        return [Finding(Code.MAR207, str(path), error.message, error.hint)]
+    return check_content(Composed(members), gpus)
+
+
+def _sorted(findings: list[Finding]) -> list[Finding]:
+    unique = dict.fromkeys(findings)
+    return sorted(unique, key=lambda finding: (finding.code.severity, finding.code.name, finding.place, finding.cause))

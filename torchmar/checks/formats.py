@@ -1,0 +1,322 @@
+"""What a file of weights is, told from its content."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import IO
+
+from torchmar.checks.pickled_files import ZIP, is_tar, open_entry, open_zip
+from torchmar.checks.pickles import BROKEN, Budget, scan, shown
+
+_DOWNLOAD = "download it again: what was saved is a login or an error page"
+
+_UNPACK = "unpack it and name what is inside"
+
+_SIGNATURES = (
+    (b"version https://git-lfs", "a git-lfs pointer file", "run `git lfs pull`, then build the archive again"),
+    (b"<!doctype html", "a web page", _DOWNLOAD),
+    (b"<html", "a web page", _DOWNLOAD),
+    (b"<?xml", "an XML document", _DOWNLOAD),
+    (b"\x1f\x8b", "a gzip file", _UNPACK),
+    (b"BZh", "a bzip2 file", _UNPACK),
+    (b"\xfd7zXZ\0", "an xz file", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z file", _UNPACK),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "convert it to a torch format"),
+    (b"GGUF", "a GGUF file", ""),
+    (b"\x93NUMPY", "a NumPy array", ""),
+)
+
+_LIBRARIES = (
+    b"\x7fELF",
+    b"\xfe\xed\xfa\xce",
+    b"\xfe\xed\xfa\xcf",
+    b"\xce\xfa\xed\xfe",
+    b"\xcf\xfa\xed\xfe",
+    b"MZ\x90\0",
+)
+
+_FILE_VERSION = 10
+
+_EXPORT_SCHEMA = 8
+
+_MAX_HEADER = 100_000_000  # of safetensors, by its own rule
+
+_MAX_PARSED = 16 << 20  # of a header; parsing takes many times the memory
+
+_MAX_FIELDS = 200_000  # of an ONNX model
+
+_CHUNK = 1 << 20
+
+
+class Format(Enum):
+    """What weights may be, in words that follow "is"."""
+
+    TORCHSCRIPT = "a TorchScript archive"
+    SAVED = "what torch.save writes"
+    LEGACY = "what torch.save wrote before torch 1.6"
+    EXPORTED = "a torch.export program"
+    AOTINDUCTOR = "an AOTInductor package"
+    PACKAGE = "a torch.package archive"
+    PICKLE = "a pickle that torch.save did not write"
+    ONNX = "an ONNX model"
+    SAFETENSORS = "a safetensors file"
+    LIBRARY = "a compiled library"
+    ZIP = "a zip file that torch did not write"
+    EMPTY = "empty"
+    OTHER = "in no format that torchmar knows"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a weights file is.
+
+    Args:
+        format: what its content says that it is.
+        detail: the same in more precise words, where there are any.
+        torch_version: the torch that wrote it, where the file says so.
+        too_new: what in it is newer than torchmar knows, such as ``file format version 12``; empty if nothing is.
+        damage: why it cannot be read; empty if it seems whole.
+        external: the files that an ONNX model keeps its tensors in, relative to its own folder.
+        remedy: what to do about a file of the format OTHER, where that is known.
+    """
+
+    format: Format
+    detail: str = ""
+    torch_version: str | None = None
+    too_new: str = ""
+    damage: str = ""
+    external: tuple[str, ...] = ()
+    remedy: str = ""
+
+    @property
+    def description(self) -> str:
+        """What the file is, in words that follow "is"."""
+        return self.detail or self.format.value
+
+
+def identify(stream: IO[bytes], name: str) -> Weights:
+    """Return what a file is by its content.
+
+    Args:
+        stream: the file, seekable.
+        name: its name, which counts where the content is cut off too early to tell.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    head = stream.read(512)
+    stream.seek(0)
+    if not head:
+        return Weights(Format.EMPTY, damage="it is empty")
+    if head.startswith(ZIP):
+        return _zip(stream)
+    if head.startswith(_LIBRARIES):
+        return Weights(Format.LIBRARY)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for signature, description, remedy in _SIGNATURES:
+        if head.startswith(signature) or text.startswith(signature):
+            return Weights(Format.OTHER, description, remedy=remedy)
+    if is_tar(head):
+        return Weights(Format.OTHER, "a tar file", remedy=_UNPACK)
+    if name.endswith(".safetensors") or head[8:9] == b"{":
+        weights = _safetensors(stream, size)
+        if weights:
+            return weights
+    result = scan(stream, Budget(opcodes=100, bytes=_CHUNK))
+    stream.seek(0)
+    if result.legacy:
+        return Weights(Format.LEGACY)
+    if not result.problem or (head[0] == 0x80 and head[1:2] <= b"\x05"):
+        return Weights(Format.PICKLE)
+    return _onnx(stream, size, name) or Weights(Format.OTHER)
+
+
+def _zip(stream: IO[bytes]) -> Weights:
+    try:
+        with open_zip(stream) as archive:
+            entries = {}
+            for entry in archive.infolist():
+                if entry.header_offset + entry.compress_size > archive.start_dir:
+                    raise zipfile.BadZipFile(f"{shown(entry.filename)} reaches beyond its end")
+                # torch puts everything into one folder, whose name is of no account.
+                entries[entry.filename.partition("/")[2]] = entry
+            return _zip_of(archive, entries)
+    except BROKEN as error:
+        return Weights(Format.ZIP, "a damaged zip file", damage=shown(str(error)))
+
+
+def _zip_of(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> Weights:
+    def number(name: str) -> int:
+        with open_entry(archive, entries[name]) as stream:
+            text = stream.read(20).strip()
+        return int(text) if text.isdigit() else 0
+
+    def has(*folders: str) -> bool:
+        return any(name.startswith(folders) for name in entries)
+
+    versions = [number(name) for name in ("version", ".data/version") if name in entries]
+    too_new = next((f"file format version {found}" for found in versions if found > _FILE_VERSION), "")
+    program = next(
+        (
+            entry
+            for name, entry in entries.items()
+            if name == "serialized_exported_program.json" or re.fullmatch(r"models/[^/]+\.json", name)
+        ),
+        None,
+    )
+    if has("data/aotinductor/"):
+        return Weights(Format.AOTINDUCTOR, too_new=too_new)
+    if program or "archive_format" in entries:
+        return _exported(archive, program, too_new)
+    if ".data/extern_modules" in entries:
+        return Weights(Format.PACKAGE, too_new=too_new)
+    if "constants.pkl" in entries or (has("code/") and "data.pkl" not in entries):
+        return Weights(Format.TORCHSCRIPT, too_new=too_new)
+    if "data.pkl" in entries:
+        return Weights(Format.SAVED, too_new=too_new)
+    return Weights(Format.ZIP)
+
+
+def _exported(archive: zipfile.ZipFile, program: zipfile.ZipInfo | None, too_new: str) -> Weights:
+    """Read the versions at the end of an exported program; the graph before them may be huge."""
+    version, schema, rest = None, 0, b""
+    if program:
+        with open_entry(archive, program) as stream:
+            for _ in range(_MAX_PARSED // _CHUNK):
+                text = rest + stream.read(_CHUNK)
+                if len(text) == len(rest):
+                    break
+                if found := re.findall(rb'"torch_version": ?"([\w.+-]{1,64})"', text):
+                    version = found[-1].decode()
+                if found := re.findall(rb'"schema_version": ?\{"major": ?(\d{1,9})', text):
+                    schema = int(found[-1])
+                rest = text[-200:]
+    if schema > _EXPORT_SCHEMA:
+        too_new = f"export schema version {schema}"
+    return Weights(Format.EXPORTED, torch_version=version, too_new=too_new)
+
+
+def _safetensors(stream: IO[bytes], size: int) -> Weights | None:
+    """Read the header of a safetensors file; None if it is none."""
+    whole = Weights(Format.SAFETENSORS)
+    start = stream.read(9)
+    stream.seek(0)
+    length = int.from_bytes(start[:8], "little")
+    if start[8:] != b"{" or length > _MAX_HEADER:
+        return None
+    if 8 + length > size:
+        return replace(whole, damage=f"its header has {length} bytes, and the file {size}")
+    if length > _MAX_PARSED:
+        return whole
+    stream.seek(8)
+    text = stream.read(length)
+    stream.seek(0)
+    try:
+        header = json.loads(text)
+        ends = [
+            int(tensor["data_offsets"][1])
+            for name, tensor in header.items()
+            if name != "__metadata__" and 0 <= int(tensor["data_offsets"][0]) <= int(tensor["data_offsets"][1])
+        ]
+        tensors = len(header) - ("__metadata__" in header)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
+        return replace(whole, damage="its header is not that of safetensors")
+    if len(ends) != tensors:
+        return replace(whole, damage="a tensor in it ends before it starts")
+    expected = 8 + length + max(ends, default=0)
+    if expected != size:
+        return replace(whole, damage=f"its tensors end at byte {expected}, and the file at {size}")
+    return whole
+
+
+class _Protobuf:
+    """Read the fields of messages in a file, a bounded number of them."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._left = _MAX_FIELDS
+
+    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield number, start and end of every field; numbers have an empty content. Raises ValueError."""
+        while start < end and self._left:
+            self._left -= 1
+            self._stream.seek(start)
+            head = self._stream.read(min(20, end - start))
+            tag, used = _varint(head, 0)
+            length = 0
+            if tag & 7 == 0:
+                _, used = _varint(head, used)
+            elif tag & 7 == 2:
+                length, used = _varint(head, used)
+            elif tag & 7 in (1, 5):
+                used += 8 if tag & 7 == 1 else 4
+            else:
+                raise ValueError("it has a field of no known type")
+            if tag < 8:
+                raise ValueError("it has a field without a number")
+            start += used
+            yield tag >> 3, start, start + length
+            start += length
+
+    def text(self, start: int, end: int) -> str:
+        """Return the content of a field; a name longer than any path is cut."""
+        self._stream.seek(start)
+        return self._stream.read(min(end - start, 4096)).decode("utf-8", "replace")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number at ``at`` and where it ends."""
+    value = 0
+    for shift, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 127) << 7 * shift
+        if byte < 128:
+            return value, at + shift + 1
+    raise ValueError("a number in it does not end")
+
+
+def _onnx(stream: IO[bytes], size: int, name: str) -> Weights | None:
+    """Read an ONNX model, as far as its outermost fields and its tensors go; None if it is none.
+
+    The numbers are those of onnx.proto: ModelProto has ir_version 1, producer_name 2, producer_version 3 and
+    graph 7, and nothing beyond 25. It begins with ir_version in every file that an exporter wrote.
+    """
+    message = _Protobuf(stream)
+    seen: dict[int, str] = {}
+    external: list[str] = []
+    damage = ""
+    try:
+        for number, start, end in message.fields(0, size):
+            if number > 25 or not (seen or number == 1):
+                return None
+            seen[number] = message.text(start, end) if number in (2, 3) else ""
+            if end > size:
+                damage = f"a part of it ends at byte {end}, and the file at {size}"
+            elif number == 7:
+                external += _external(message, start, end)
+    except ValueError as error:
+        damage = str(error)
+    if not seen or (7 not in seen and not name.endswith(".onnx")):
+        return None
+    version = seen.get(3) if seen.get(2) == "pytorch" else None
+    return Weights(Format.ONNX, torch_version=version, damage=damage, external=tuple(dict.fromkeys(external)))
+
+
+def _external(message: _Protobuf, start: int, end: int) -> Iterator[str]:
+    """Yield the files that the tensors of a graph lie in.
+
+    GraphProto has initializer 5, TensorProto external_data 13, and that key 1 and value 2. Tensors that are
+    attributes of nodes are not looked at.
+    """
+    for number, *tensor in message.fields(start, end):
+        if number == 5:
+            for part, *entry in message.fields(*tensor):
+                if part == 13:
+                    pair = {side: message.text(*place) for side, *place in message.fields(*entry)}
+                    if pair.get(1) == "location" and pair.get(2):
+                        yield pair[2]

@@ -1,0 +1,176 @@
+"""Check a handler as TorchServe's worker will find, import and call it, without running any of it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Iterator
+
+from torchmar.checks import import_time, imports, signatures
+from torchmar.checks.finding import Code, Content, Finding
+from torchmar.checks.modules import Module, Modules, dotted, read_member
+from torchmar.recipe import STOCK_HANDLERS
+
+# The rest of what lies in TorchServe's folder of handlers and can be named.
+_STOCK = {*STOCK_HANDLERS, "base_handler", "dali_image_classifier", "densenet_handler", "trt_llm_handler"}
+_STOCK |= {"text_handler", "vision_handler", "vllm_handler"}
+
+# Calls that make a class of the module that they are in.
+_MAKE_CLASSES = {"collections.namedtuple", "typing.NamedTuple", "typing.TypedDict", "enum.Enum", "enum.IntEnum"}
+_MAKE_CLASSES |= {"enum.Flag", "enum.IntFlag", "enum.StrEnum"}
+
+
+def check(content: Content, handler: str, requirements: str | None = None) -> list[Finding]:
+    """Return everything that is wrong with the handler of an archive.
+
+    Its source and that of all modules of the archive that it imports are read; nothing is
+    imported or run. Neither torch nor TorchServe need to be installed.
+
+    Args:
+        content: the members of the archive.
+        handler: as the manifest names it: ``handler.py``, ``handler:function``, ``package.module``
+            or the name of a handler that TorchServe ships.
+        requirements: the member that lists the packages to install; None when there is none.
+    """
+    modules = Modules(content)
+    # The loader's own steps: what follows the first colon, the suffix, then the folders.
+    file, _, function = handler.partition(":")
+    name = file.removesuffix(".py").rpartition("/")[2]
+    provided = imports.distributions(content, requirements)
+    if problem := _not_there(modules, content, file, name, provided):
+        return [problem]
+    shadow = imports.shadowing(modules, name)
+    reached, findings = imports.reach(modules, name, provided)
+    for module in reached:
+        findings += import_time.check(module)
+    entry = modules.read(name)
+    if isinstance(entry, Module):
+        findings += _entry_point(modules, entry, function or "handle", _asynchronous(content))
+    return list(dict.fromkeys([*filter(None, [shadow]), *findings]))
+
+
+def _not_there(modules: Modules, content: Content, file: str, name: str, provided: set[str]) -> Finding | None:
+    """Return why TorchServe finds no such module; None when it finds one."""
+    outer = name.rpartition(".")[0]
+    if name in modules and (not outer or modules.is_package(outer)):
+        return None
+    remedy = ""
+    if name in modules.folders:
+        cause = f"{name.replace('.', '/')}/ is a folder without __init__.py, in which TorchServe finds no class"
+        if name in _STOCK:
+            cause = f"{cause}; it hides TorchServe's own handler {name}"
+        remedy = "rename the folder, or name a file"
+    elif name in _STOCK or (name and imports.installed(name, provided)):
+        return None
+    elif file in content.sizes and "/" in file:
+        cause = f"TorchServe drops the folder and finds no {file.rpartition('/')[2]} at the archive's top level"
+        remedy = f"name it {file.removesuffix('.py').replace('/', '.')}, or put the file at the top level"
+    elif file in content.sizes:
+        cause = f"TorchServe takes {name} for a module in a package {outer}"
+        remedy = "name the file without dots"
+    else:
+        cause = f"the archive has no module {name}, and TorchServe ships no handler of that name"
+        known = {**{inner: modules.file(inner) for inner in modules}, **{stock: stock for stock in _STOCK}}
+        if close := difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6):
+            inner = close[0]
+            remedy = f"did you mean {known[inner] if '.' not in inner else inner}?"
+        else:
+            remedy = f"name a Python file of the archive, or one of {', '.join(STOCK_HANDLERS)}"
+    return Finding(Code.MAR308, file, cause, remedy)
+
+
+def _entry_point(modules: Modules, module: Module, wanted: str, asynchronous: bool) -> Iterator[Finding]:
+    names = modules.names(module)
+    if wanted in module.bindings or (names is not None and wanted in names):
+        yield from _function(modules, module, wanted, asynchronous)
+        return
+    if names is None:
+        return  # only running the module would tell
+    classes = _classes(module)
+    if wanted != "handle":
+        yield _no_function(module, wanted, names, list(classes))
+    elif len(classes) != 1:
+        yield _not_one_class(modules, module, classes)
+    else:
+        (found,) = classes.values()
+        if isinstance(found, ast.ClassDef):
+            yield from signatures.check_class(modules, module, found, asynchronous)
+
+
+def _function(modules: Modules, module: Module, name: str, asynchronous: bool) -> Iterator[Finding]:
+    found = modules.definition(module, name)
+    if isinstance(found, str):
+        return
+    owner, node = found
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        yield from signatures.check_function(owner, node, asynchronous)
+    elif isinstance(node, ast.ClassDef) and not signatures.is_list(modules, owner, node):
+        cause = f"{name} is a class; TorchServe calls {name}(data, context) and expects a list"
+        remedy = f"name the file alone, without :{name}, if that is its only class"
+        yield Finding(Code.MAR302, owner.place(node), cause, remedy)
+
+
+def _no_function(module: Module, wanted: str, names: set[str], classes: list[str]) -> Finding:
+    cause = f"does not define {wanted}"
+    code = Code.MAR302
+    if len(classes) == 1:
+        code, cause = Code.MAR310, f"{cause}; TorchServe takes the class {classes[0]} in its place and says nothing"
+    close = difflib.get_close_matches(wanted, sorted(names), n=1, cutoff=0.6)
+    remedy = f"did you mean {close[0]}?" if close else "name a function that is defined or imported at its top level"
+    return Finding(code, module.file, cause, remedy)
+
+
+def _classes(module: Module) -> dict[str, ast.AST]:
+    """Return what TorchServe counts: every name of a class that was made in this module, aliases included."""
+    found: dict[str, ast.AST] = {}
+    for name, nodes in module.bindings.items():
+        for node in nodes:
+            value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+            if isinstance(node, ast.ClassDef):
+                found[name] = node
+            elif isinstance(value, ast.Name) and value.id in found:
+                found[name] = found[value.id]
+            elif isinstance(value, ast.Call):
+                maker = module.full_name(value.func)
+                if maker in _MAKE_CLASSES or (maker == "type" and len(value.args) == 3):
+                    found[name] = node
+    return found
+
+
+def _not_one_class(modules: Modules, module: Module, classes: dict[str, ast.AST]) -> Finding:
+    if classes:
+        handler = max(classes, key=lambda name: _looks_like_a_handler(classes[name]))
+        others = [name for name in classes if name != handler]
+        cause = f"defines {len(classes)} classes ({', '.join(classes)}); TorchServe loads exactly one"
+        remedy = f"move {', '.join(others)} into a module of {'its' if len(others) == 1 else 'their'} own, "
+        return Finding(Code.MAR301, module.place(classes[others[0]]), cause, f"{remedy}or expose a handle() function")
+    for name in module.imports:
+        found = modules.definition(module, name)
+        own = isinstance(found, tuple) and isinstance(found[1], ast.ClassDef) and found[0].name != module.name
+        if own or (isinstance(found, str) and found.startswith("ts.torch_handler.") and name[:1].isupper()):
+            cause = f"defines no class ({name} is imported, which does not count); TorchServe loads exactly one"
+            return Finding(Code.MAR301, module.file, cause, f"write: class Handler({name}): pass")
+    cause = "defines no class; TorchServe loads exactly one"
+    remedy = "define a class with initialize() and handle(), or a function handle(data, context)"
+    return Finding(Code.MAR301, module.file, cause, remedy)
+
+
+def _looks_like_a_handler(node: ast.AST) -> int:
+    """Rank the classes of a module by what of a handler they have."""
+    if not isinstance(node, ast.ClassDef):
+        return 0
+    methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)}
+    bases = [dotted(base) for base in node.bases]
+    steps = {"initialize", "handle", "preprocess", "inference", "postprocess"}
+    return len(methods & steps) + 2 * any(base.endswith(("Handler", "Classifier")) for base in bases)
+
+
+def _asynchronous(content: Content) -> bool:
+    """Tell whether the archive's configuration makes TorchServe await the entry point."""
+    for name in content.sizes:
+        if name.endswith((".yaml", ".yml")) and "/" not in name:
+            text = read_member(content, name, 1 << 20) or b""
+            if re.search(rb"(?im)^asyncCommunication\s*:\s*(true|yes|on)\b", text):
+                return True
+    return False

@@ -1,0 +1,59 @@
+"""Findings about an archive as a file: its members' names and kinds, its directory, its digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torchmar.archive import Archive, digests
+from torchmar.archive.layout import Kind
+from torchmar.checks.finding import Code, Finding
+from torchmar.errors import ArchiveError
+
+_REBUILD = "build the archive again; do not use this one"
+_RENAME = "rename one of the two"
+_CODES = {
+    Kind.OUTSIDE: (Code.MAR102, _REBUILD),
+    Kind.TWICE: (Code.MAR103, "build the archive again with one of the two"),
+    Kind.SPECIAL: (Code.MAR104, "put the file itself into the archive"),
+    Kind.CASE: (Code.MAR105, _RENAME),
+    Kind.BOMB: (Code.MAR106, "do not extract it; ask where it comes from"),
+    Kind.INCONSISTENT: (Code.MAR107, "fetch it again; if that does not help, build it again"),
+    Kind.CLASH: (Code.MAR110, _RENAME),
+}
+
+
+def check(archive: Archive) -> Iterator[Finding]:
+    """Yield what is wrong; reads every byte of the archive once."""
+    for flaw in archive.flaws:
+        code, remedy = _CODES[flaw.kind]
+        yield Finding(code, flaw.member[:200], flaw.what, remedy)
+    if archive.deflated:
+        cause = "members are deflated: they cannot be mapped, and every registration inflates them anew"
+        yield Finding(Code.MAR111, "", cause, "torchmar import and torchmar build store them")
+    yield from _content(archive)
+
+
+def _content(archive: Archive) -> Iterator[Finding]:
+    try:
+        listed = archive.listed
+    except ArchiveError as error:
+        yield Finding(Code.MAR109, digests.PATH, _of(error), _REBUILD)
+        listed = {}
+    for name in archive.sizes:
+        try:
+            actual = archive.sha256(name)
+        except ArchiveError as error:
+            yield Finding(Code.MAR107, name, _of(error), "fetch it again; if that does not help, build it again")
+            continue
+        if not listed or name == digests.PATH:
+            continue
+        if name not in listed:
+            yield Finding(Code.MAR109, name, f"it is not listed in {digests.PATH}", _REBUILD)
+        elif listed[name] != actual:
+            yield Finding(Code.MAR108, name, f"its SHA-256 is {actual[:16]}..., not {listed[name][:16]}...", _REBUILD)
+    for name in sorted(listed.keys() - archive.sizes.keys()):
+        yield Finding(Code.MAR109, name[:200], f"{digests.PATH} lists it, and it is not there", _REBUILD)
+
+
+def _of(error: ArchiveError) -> str:
+    return error.message.partition(": ")[2] or error.message

@@ -1,0 +1,54 @@
+"""Findings about ``MAR-INF/MANIFEST.json``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from torchmar import manifest
+from torchmar.checks.finding import Code, Content, Finding
+from torchmar.errors import ManifestError
+from torchmar.recipe import VERSION_PATTERN
+
+RUNTIMES = ("python", "python3", "LSP")
+_MAX = 1 << 20  # bytes; the server reads it whole
+_AGAIN = "build the archive again with torchmar build or torchmar-archiver"
+
+
+def read(content: Content) -> tuple[manifest.Manifest | None, list[Finding]]:
+    """Return the manifest, if there is one to go on with, and what is wrong with it."""
+    size = content.sizes.get(manifest.PATH)
+    if size is None:
+        cause = "TorchServe refuses an archive without a manifest"
+        return None, [Finding(Code.MAR201, manifest.PATH, cause, _AGAIN)]
+    if size > _MAX:
+        return None, [Finding(Code.MAR202, manifest.PATH, f"it has {size} bytes", _AGAIN)]
+    with content.open(manifest.PATH) as stream:
+        text = stream.read()
+    try:
+        found = manifest.parse(text)
+    except ManifestError as error:
+        cause = error.message.removeprefix(f"{manifest.PATH}").lstrip(": ")
+        named = "modelName: String should match" in cause
+        return None, [Finding(Code.MAR203 if named else Code.MAR202, manifest.PATH, cause, _AGAIN)]
+    return found, list(_findings(found, content))
+
+
+def _findings(found: manifest.Manifest, content: Content) -> Iterator[Finding]:
+    model, place = found.model, manifest.PATH
+    if model.model_version is None:
+        cause = "TorchServe registers it as version 1.0"
+        yield Finding(Code.MAR205, place, cause, 'give the model a version: version: "1.0" in the recipe')
+    elif not re.match(VERSION_PATTERN, model.model_version):
+        cause = f"the version is {model.model_version!r}"
+        yield Finding(Code.MAR203, place, cause, "letters, digits, '.', '_', '-' and '+', a letter or digit first")
+    if found.runtime not in RUNTIMES:
+        cause = f"the runtime is {found.runtime!r}; TorchServe knows {', '.join(RUNTIMES)}"
+        yield Finding(Code.MAR206, place, cause, "set it to python")
+    for key in ("serialized_file", "model_file", "requirements_file", "config_file"):
+        name = getattr(model, key)
+        if name and name not in content.sizes:
+            inside = [member for member in content.sizes if member.endswith(f"/{name}")]
+            remedy = f"move {inside[0]} to the top" if inside else "add it, or drop the key"
+            cause = f"{key.replace('_', ' ')} is {name!r}, which is not in the archive"
+            yield Finding(Code.MAR204, place, cause, remedy)

@@ -1,0 +1,306 @@
+"""The Python modules of an archive: found by their names and read as syntax trees, never imported."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from torchmar.archive.forms import DAMAGED
+from torchmar.checks.finding import Code, Content, Finding
+from torchmar.errors import TorchmarError
+
+MAX_SOURCE = 5_000_000  # bytes
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_TRIES = (ast.Try, getattr(ast, "TryStar", ast.Try))
+_CATCH_IMPORT_ERROR = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
+_MANY = 20  # re-exports of one name, after which it is not followed any further
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module: its full name, the member that it is read from and its syntax tree."""
+
+    name: str
+    file: str
+    package: bool
+    tree: ast.Module
+
+    def place(self, node: ast.AST) -> str:
+        """Return the place of a finding about ``node``."""
+        return f"{self.file}:{getattr(node, 'lineno', 1)}"
+
+    @cached_property
+    def bindings(self) -> dict[str, list[ast.AST]]:
+        """What binds each name of the module, in the order of the source."""
+        found = bindings(self.tree.body)
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Global):
+                for name in node.names:
+                    found.setdefault(name, [node])
+        return found
+
+    @cached_property
+    def imports(self) -> dict[str, str]:
+        """The full name of everything imported, by the name that it has here."""
+        found = {}
+        for node, _ in executed(self.tree.body, classes=False):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    head = alias.name.partition(".")[0]
+                    found[alias.asname or head] = alias.name if alias.asname else head
+            elif isinstance(node, ast.ImportFrom) and (origin := self.origin(node)):
+                found.update({alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names})
+        return found
+
+    @cached_property
+    def stars(self) -> list[ast.ImportFrom]:
+        """Every ``from ... import *``."""
+        return [
+            node
+            for node, _ in executed(self.tree.body, classes=False)
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+        ]
+
+    @cached_property
+    def open_ended(self) -> bool:
+        """Whether it makes names, or modules below it, that are not written in it."""
+        return bool({"__getattr__", "__path__"} & self.bindings.keys()) or any(
+            (isinstance(node, ast.Call) and dotted(node.func) in ("globals", "vars", "locals", "setattr", "exec"))
+            or (isinstance(node, ast.Attribute) and dotted(node) == "sys.modules")
+            for node, _ in executed(self.tree.body)
+        )
+
+    def origin(self, node: ast.ImportFrom) -> str | None:
+        """Return the full name of the module that ``node`` imports from; None above the archive's top level."""
+        if not node.level:
+            return node.module
+        parts = self.name.split(".")
+        parts = parts[: len(parts) - node.level + self.package]
+        return ".".join([*parts, *filter(None, [node.module])]) if parts else None
+
+    def full_name(self, node: ast.AST) -> str:
+        """Return the full name of what is called, ``torch.hub.load``; empty for what is not imported or built in."""
+        head, dot, rest = dotted(node).partition(".")
+        if head in self.imports:
+            return self.imports[head] + dot + rest
+        return "" if head in self.bindings else head + dot + rest
+
+
+class Modules:
+    """The modules of an archive, by their full names: ``package.module``."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._ranked: dict[str, tuple[int, str]] = {}
+        self._read: dict[str, Module | Finding | None] = {}
+        self.folders: set[str] = set()
+        for member in content.sizes:
+            *folders, last = member.split("/")
+            stem, _, suffix = last.partition(".")
+            self.folders.update(".".join(folders[: depth + 1]) for depth in range(len(folders)))
+            # Python's own order: a package before a file, an extension before a source, that before bytecode.
+            rank = {"py": 1, "pyc": 2}.get(suffix, 0 if suffix.endswith(("so", "pyd")) else None)
+            if rank is None or any("." in folder for folder in folders):
+                continue
+            is_package = stem == "__init__" and bool(folders)
+            name = ".".join(folders if is_package else [*folders, stem])
+            found = rank if is_package else rank + 3, member
+            self._ranked[name] = min(self._ranked.get(name, found), found)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._ranked
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ranked)
+
+    def file(self, name: str) -> str:
+        """Return the member that a module is read from."""
+        return self._ranked[name][1]
+
+    def is_package(self, name: str) -> bool:
+        """Tell whether a module may have modules below it; a folder without ``__init__.py`` may, too."""
+        return self._ranked[name][0] < 3 if name in self._ranked else name in self.folders
+
+    def read(self, name: str) -> Module | Finding | None:
+        """Return a module, or why it is none that Python reads; None when there is no source to read."""
+        if name not in self._ranked or not self.file(name).endswith(".py"):
+            return None
+        if name not in self._read:
+            self._read[name] = self._parse(name)
+        return self._read[name]
+
+    def names(self, module: Module) -> set[str] | None:
+        """Return the names that a module has once it is imported; None when only running it would tell."""
+        found: set[str] = set()
+        waiting, seen = [module], set()
+        while waiting:
+            here = waiting.pop()
+            seen.add(here.name)
+            if here.open_ended:
+                return None
+            found.update(here.bindings)
+            for star in here.stars:
+                other = self.read(here.origin(star) or "")
+                if not isinstance(other, Module):
+                    return None
+                if other.name not in seen:
+                    waiting.append(other)
+        return found
+
+    def definition(self, module: Module, name: str, hops: int = 0) -> tuple[Module, ast.AST] | str:
+        """Return what ``name`` stands for in a module.
+
+        It is the place in the archive where it is bound, the full name of something that
+        is not in the archive, or an empty text where that cannot be told.
+        """
+        head, dot, rest = name.partition(".")
+        nodes = module.bindings.get(head)
+        if nodes and not isinstance(nodes[-1], ast.Import | ast.ImportFrom):
+            return "" if rest else (module, nodes[-1])
+        if head not in module.imports:
+            for star in module.stars:
+                other = self.read(module.origin(star) or "")
+                if isinstance(other, Module) and head in other.bindings and hops < _MANY:
+                    return self.definition(other, name, hops + 1)
+            return "" if self.names(module) is None else name
+        parts = (module.imports[head] + dot + rest).split(".")
+        for cut in range(len(parts) - 1, 0, -1):
+            outer = ".".join(parts[:cut])
+            if outer in self:
+                other = self.read(outer)
+                if isinstance(other, Module) and hops < _MANY:
+                    return self.definition(other, ".".join(parts[cut:]), hops + 1)
+                return ""
+        return ".".join(parts)
+
+    def _parse(self, name: str) -> Module | Finding | None:
+        file = self.file(name)
+
+        def finding(line: int | None, cause: str, remedy: str) -> Finding:
+            return Finding(Code.MAR303, f"{file}:{line}" if line else file, cause, remedy)
+
+        python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+        source = read_member(self._content, file, MAX_SOURCE + 1)
+        if source is None:
+            return None
+        if len(source) > MAX_SOURCE:
+            mega = MAX_SOURCE // 1_000_000
+            return finding(None, f"is larger than {mega} MB and was not read", "keep data in files of their own")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what Python warns of is not what fails
+                # What only the compiler refuses (a return outside of a function) fails an import as well.
+                compile(source, "<member>", "exec", dont_inherit=True)
+                tree = ast.parse(source)
+        except (RecursionError, MemoryError):
+            return finding(None, f"is nested too deeply for {python}", "break its longest expression into several")
+        except (SyntaxError, ValueError) as error:
+            line, what = (error.lineno, error.msg) if isinstance(error, SyntaxError) else (None, str(error))
+            remedy = f"correct it, or check with the Python of the server if that is not {python}"
+            return finding(line, f"is not {python}: {what}", remedy)
+        return Module(name, file, self.is_package(name), tree)
+
+
+def read_member(content: Content, name: str, limit: int) -> bytes | None:
+    """Return the first ``limit`` bytes of a member; None where it is damaged, which is a finding about the layout."""
+    try:
+        with content.open(name) as stream:
+            return stream.read(limit)
+    except (TorchmarError, *DAMAGED):
+        return None
+
+
+def dotted(node: ast.AST) -> str:
+    """Return a name as it is written, ``a.b.c``; empty for any other expression."""
+    attributes: list[str] = []
+    while isinstance(node, ast.Attribute):
+        attributes.insert(0, node.attr)
+        node = node.value
+    return ".".join([node.id, *attributes]) if isinstance(node, ast.Name) else ""
+
+
+def bindings(body: Iterable[ast.AST]) -> dict[str, list[ast.AST]]:
+    """Return what binds each name when ``body`` is executed: definitions, imports and assignments."""
+    found: dict[str, list[ast.AST]] = {}
+    for node, _ in executed(body, classes=False):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.setdefault(node.name, []).append(node)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                if name != "*":
+                    found.setdefault(name, []).append(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name) and node.value:
+                    found.setdefault(target.id, []).append(node)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.setdefault(node.id, [node])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Del):
+            found.pop(node.id, None)
+        elif isinstance(node, ast.MatchAs | ast.MatchStar) and node.name:
+            found.setdefault(node.name, [node])
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            found.setdefault(node.rest, [node])
+    return found
+
+
+def executed(body: Iterable[ast.AST], *, classes: bool = True) -> Iterator[tuple[ast.AST, bool]]:
+    """Yield everything that runs when ``body`` does, in order, and whether it is certain to run and must not fail.
+
+    Functions are not entered, nor is what only type checkers or ``python handler.py`` run.
+
+    Args:
+        body: statements.
+        classes: enter classes.
+    """
+    # A stack of our own: trees may be deeper than Python's.
+    waiting = [(node, True) for node in body][::-1]
+    while waiting:
+        node, certain = waiting.pop()
+        yield node, certain
+        waiting += [(child, certain and always) for child, always in _children(node, classes)][::-1]
+
+
+def _children(node: ast.AST, classes: bool) -> list[tuple[ast.AST, bool]]:
+    def all_of(nodes: Iterable[ast.AST | None], always: bool = True) -> list[tuple[ast.AST, bool]]:
+        return [(child, always) for child in nodes if child is not None]
+
+    if isinstance(node, _FUNCTIONS):
+        decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
+        return all_of([*decorators, *node.args.defaults, *node.args.kw_defaults])
+    if isinstance(node, ast.ClassDef) and not classes:
+        return all_of([*node.decorator_list, *node.bases, *node.keywords])
+    if isinstance(node, ast.If):
+        if _never(node.test):
+            return all_of(node.orelse)
+        # Which branch runs may depend on the machine, its Python or what is installed there.
+        return all_of([node.test]) + all_of([*node.body, *node.orelse], False)
+    if isinstance(node, _TRIES):
+        must = not any(_catches_import_error(handler) for handler in node.handlers)
+        handled = [part for handler in node.handlers for part in (handler.type, *handler.body)]
+        return all_of(node.body, must) + all_of(handled, False) + all_of(node.orelse, must) + all_of(node.finalbody)
+    if isinstance(node, ast.With):
+        must = not any(
+            isinstance(item.context_expr, ast.Call) and dotted(item.context_expr.func).endswith("suppress")
+            for item in node.items
+        )
+        return all_of(node.items) + all_of(node.body, must)
+    return all_of(ast.iter_child_nodes(node))
+
+
+def _never(test: ast.expr) -> bool:
+    """Tell whether an ``if`` is for type checkers or for a run as a script."""
+    if isinstance(test, ast.Compare):
+        return dotted(test.left) == "__name__"
+    return dotted(test).rpartition(".")[2] == "TYPE_CHECKING"
+
+
+def _catches_import_error(handler: ast.ExceptHandler) -> bool:
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(kind is None or dotted(kind).rpartition(".")[2] in _CATCH_IMPORT_ERROR for kind in kinds)

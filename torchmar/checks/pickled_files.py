@@ -1,0 +1,235 @@
+"""The pickles in a file: in one of its own, in torch's zips, in zips within these, in arrays of objects."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import IO
+
+from torchmar.checks.finding import Code, Finding
+from torchmar.checks.pickles import BROKEN, COMPUTED, Budget, TooLarge, allowed, scan, shown
+
+ZIP = b"PK\x03\x04"
+"""How a file begins that torch reads as a zip; it looks no further either."""
+
+PICKLED = (".pkl", ".pickle", ".joblib", ".bin", ".pt", ".pth", ".ckpt", ".npy", ".npz")
+"""How the names of files end that may hold pickles."""
+
+_SURELY_PICKLED = (".pkl", ".pickle", ".joblib", ".debug_pkl")
+
+_MAX_NAMES = 50  # refused imports, named one by one, of one pickle
+
+_MAX_DIRECTORY = 16 << 20  # bytes of a zip's directory
+
+_MAX_CONFIG = 16 << 20
+_MAX_ARRAY_HEADER = 1 << 20
+
+_MAX_DEPTH = 3  # zips in zips
+
+
+def open_zip(stream: IO[bytes]) -> zipfile.ZipFile:
+    """Open a zip of which every reader sees the same directory.
+
+    A comment, or bytes between the directory and its end record, let two readers (Python's and torch's)
+    find two directories in one file; torch writes neither.
+
+    Raises:
+        zipfile.BadZipFile: it is damaged or ambiguous, or its directory is larger than any that torch wrote.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    tail_size = min(size, 98)
+    stream.seek(size - tail_size)
+    tail = stream.read(tail_size)
+    end = tail[-22:]
+    if len(end) < 22 or not end.startswith(b"PK\x05\x06") or end[20:] != b"\0\0":
+        raise zipfile.BadZipFile(
+            "the zip's directory is not at its end; the file is cut off, or has something after it"
+        )
+    length, start = struct.unpack("<LL", end[12:20])
+    where = size - 22
+    if tail[-42:-38] == b"PK\x06\x07":
+        where -= 76
+        if struct.unpack("<Q", tail[-34:-26]) != (where,) or not tail.startswith(b"PK\x06\x06"):
+            raise zipfile.BadZipFile("the zip's directory is inconsistent")
+        length, start = struct.unpack("<QQ", tail[40:56])
+    if start + length != where:
+        raise zipfile.BadZipFile("the zip's directory is not where its end record says")
+    if length > _MAX_DIRECTORY:
+        raise zipfile.BadZipFile(f"the zip's directory has {length} bytes, more than any model needs")
+    stream.seek(0)
+    return zipfile.ZipFile(stream)
+
+
+def open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
+    """Open an entry of a zip. Raises one of BROKEN."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"{shown(entry.filename)} is compressed in a way that torch does not read")
+    return archive.open(entry)
+
+
+def may_hold_pickles(name: str) -> bool:
+    """Tell by its name whether a file may hold pickles."""
+    return name.lower().endswith((*PICKLED, *_SURELY_PICKLED))
+
+
+class Inspector:
+    """Find what the pickles of several files would import, within one budget.
+
+    Args:
+        refused: the code of an import that is not on the list.
+        broken: the code of a pickle that cannot be walked to its end.
+        remedy: what to do about either.
+        budget: what may be spent; shared with other inspectors.
+    """
+
+    def __init__(self, refused: Code, broken: Code, remedy: str, budget: Budget) -> None:
+        self.refused = refused
+        self.broken = broken
+        self.remedy = remedy
+        self.budget = budget
+        self.beyond = ""  # the first opcode that torch.load(weights_only=True) does not read
+
+    def file(self, stream: IO[bytes], place: str, *, torchscript: bool = False, depth: int = 0) -> Iterator[Finding]:
+        """Yield what is wrong with the pickles in one file, be it a pickle, a zip or an array of objects."""
+        for finding in self._file(stream, place, torchscript, depth):
+            if self.budget.findings <= 0:
+                return
+            self.budget.findings -= 1
+            yield finding
+
+    def _file(self, stream: IO[bytes], place: str, torchscript: bool, depth: int) -> Iterator[Finding]:
+        try:
+            # A member costs its opening even if there is nothing in it.
+            self.budget.spend(opcodes=100)
+            head = stream.read(512)
+            stream.seek(0)
+            if head.startswith(ZIP):
+                yield from self._zip(stream, place, torchscript, depth)
+            elif is_tar(head):
+                yield self._broken(place, "it is a tar file, as torch 0.1 saved; torch.load would run what it holds")
+            elif head.startswith(b"\x93NUMPY"):
+                if _seek_objects(stream):
+                    yield from self._pickles(stream, place, torchscript, sure=True)
+            else:
+                header = len(head) > 1 and head[0] == 0x80 and head[1] <= pickle.HIGHEST_PROTOCOL
+                sure = header or (bool(head) and place.lower().endswith(_SURELY_PICKLED))
+                yield from self._pickles(stream, place, torchscript, sure=sure)
+        except TooLarge as error:
+            yield self._broken(place, str(error))
+        except BROKEN as error:
+            yield self._broken(place, f"it is damaged ({shown(str(error))})")
+
+    def _zip(self, stream: IO[bytes], place: str, torchscript: bool, depth: int) -> Iterator[Finding]:
+        if depth == _MAX_DEPTH:
+            raise TooLarge("it holds zips in zips in zips")
+        with open_zip(stream) as archive:
+            entries = archive.infolist()
+            named = self._pickled_by_config(archive)
+            for entry in entries:
+                # A field of its own may give an entry a second name, and each reader may take either.
+                names = (entry.filename, entry.orig_filename)
+                if any(may_hold_pickles(name) or name.endswith(named) for name in names):
+                    inside = f"{place}!{shown(entry.orig_filename)}"
+                    # TorchScript's unpickler restores objects of this kind, wherever they lie.
+                    script = torchscript or PurePosixPath(entry.filename).name.startswith("custom_obj_")
+                    yield from self._entry(archive, entry, inside, script, depth)
+
+    def _entry(
+        self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: str, torchscript: bool, depth: int
+    ) -> Iterator[Finding]:
+        try:
+            with open_entry(archive, entry) as stream:
+                if stream.read(4) != ZIP:
+                    stream.seek(0)
+                    yield from self._file(stream, place, torchscript, depth)
+                    return
+                stream.seek(0)
+                # A zip is read back and forth, and an entry of a zip only forth.
+                with tempfile.TemporaryFile() as copy:
+                    while chunk := stream.read(1 << 20):
+                        self.budget.spend(bytes=len(chunk))
+                        copy.write(chunk)
+                    copy.seek(0)
+                    yield from self._file(copy, place, torchscript, depth + 1)
+        except TooLarge as error:
+            yield self._broken(place, str(error))
+        except BROKEN as error:
+            yield self._broken(place, f"it is damaged ({shown(str(error))})")
+
+    def _pickled_by_config(self, archive: zipfile.ZipFile) -> tuple[str, ...]:
+        """Return the last parts of the names that torch.export unpickles although nothing in them says so."""
+        parts = {entry.orig_filename.rpartition("/")[2] for entry in archive.infolist()}
+        named = [part for part in parts if part.startswith(("custom_obj_", "opaque_obj_"))]
+        for entry in archive.infolist():
+            if entry.orig_filename.endswith(("_weights_config.json", "_constants_config.json")):
+                with open_entry(archive, entry) as stream:
+                    text = stream.read(_MAX_CONFIG)
+                self.budget.spend(bytes=len(text))
+                try:
+                    config = json.loads(text)
+                except (ValueError, RecursionError):
+                    raise ValueError(f"{shown(entry.orig_filename)} is not JSON") from None
+                payloads = config.get("config") if isinstance(config, dict) else None
+                for payload in payloads.values() if isinstance(payloads, dict) else ():
+                    if isinstance(payload, dict) and payload.get("use_pickle"):
+                        named.append(str(payload.get("path_name")))
+        return tuple(filter(None, named))
+
+    def _pickles(self, stream: IO[bytes], place: str, torchscript: bool, *, sure: bool) -> Iterator[Finding]:
+        """Yield the findings of a row of pickles; unless ``sure``, of one that has the look of pickles."""
+        result = scan(stream, self.budget)
+        names = [found for found in result.imports if not allowed(found.name, torchscript)]
+        damaged = result.problem and not result.too_large
+        if not sure and damaged and not any(_plausible(found.name) for found in names):
+            return
+        self.beyond = self.beyond or result.beyond
+        for found in names[:_MAX_NAMES]:
+            cause = (
+                f"the pickle imports {found.name} (byte {found.offset}), which torch.load(weights_only=True) refuses"
+            )
+            yield Finding(self.refused, place, cause, self.remedy)
+        if len(names) > _MAX_NAMES:
+            cause = (
+                f"the pickle imports {len(names) - _MAX_NAMES} more names that torch.load(weights_only=True) refuses"
+            )
+            yield Finding(self.refused, place, cause, self.remedy)
+        if result.problem:
+            yield self._broken(place, result.problem)
+
+    def _broken(self, place: str, problem: str) -> Finding:
+        """Say that a file holds more than what was found."""
+        cause = f"what it imports is not known to the end: {problem}"
+        return Finding(self.broken, place, cause, self.remedy)
+
+
+def is_tar(head: bytes) -> bool:
+    """Tell whether the first 512 bytes of a file are the header of a tar."""
+    try:
+        tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return False
+    return True
+
+
+def _seek_objects(stream: IO[bytes]) -> bool:
+    """Go to the pickle of a ``.npy`` file; False if it holds plain numbers."""
+    start = stream.read(10)
+    (length,) = struct.unpack("<H", start[8:10])
+    if start[6:7] != b"\x01":
+        length += struct.unpack("<H", stream.read(2))[0] << 16
+    if length > _MAX_ARRAY_HEADER:
+        raise TooLarge("the header of the array is too large")
+    header = stream.read(length)
+    return b"O" in header or b"object" in header
+
+
+def _plausible(name: str) -> bool:
+    """Tell whether a name is one that Python could import, and not random bytes."""
+    return name == COMPUTED or all(part.isidentifier() for part in name.split("."))

@@ -1,0 +1,201 @@
+"""Findings about an archive's weights: whether they are what they seem, load, and run no code."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from torchmar.checks.finding import Code, Content, Finding
+from torchmar.checks.formats import Format, Weights, identify
+from torchmar.checks.pickled_files import Inspector, may_hold_pickles
+from torchmar.checks.pickles import BROKEN, Budget, shown
+from torchmar.recipe import CARRIED_PACKAGE, STOCK_HANDLERS
+
+_SAVED_BY_TORCH = {Format.SAVED, Format.LEGACY}
+_OF_TORCH = {*_SAVED_BY_TORCH, Format.TORCHSCRIPT, Format.PACKAGE}
+
+_SUFFIXES = {
+    ".pt": _OF_TORCH,
+    ".pth": _OF_TORCH,
+    ".ts": {Format.TORCHSCRIPT},
+    ".ckpt": _OF_TORCH,
+    # Everybody's suffix; raw numbers are no surprise there.
+    ".bin": {*_OF_TORCH, Format.PICKLE, Format.OTHER},
+    ".onnx": {Format.ONNX},
+    ".safetensors": {Format.SAFETENSORS},
+    ".pt2": {Format.EXPORTED, Format.AOTINDUCTOR},
+    ".so": {Format.LIBRARY},
+}
+
+_IMPOSTORS = ("a git-lfs pointer file", "a web page")  # weights in no suffix and for no handler
+
+# The newest that torch 2.13 writes and reads.
+
+_MAX_SOURCE = 4 << 20
+
+_TORCHSCRIPT_REMEDY = "save the model with torch.jit.save, or its state dict with torch.save and name a model_file"
+_TRUST_REMEDY = (
+    "save the state dict alone, torch.save(model.state_dict(), ...), or the model with torch.jit.save or as safetensors"
+)
+_OTHERS_REMEDY = "loading it runs what it names: trust whoever made it, or keep plain data, such as JSON or safetensors"
+
+
+def check(content: Content, serialized_file: str | None, model_file: str | None, handler: str) -> list[Finding]:
+    """Return everything that is wrong with an archive's weights, and with what else in it may be a pickle.
+
+    Args:
+        content: the archive's members.
+        serialized_file: the weights, as the manifest names them.
+        model_file: the file with the class that a state dict fills, as the manifest names it.
+        handler: the handler, as the manifest names it; what TorchServe's own load is known,
+            any other may load what it likes.
+    """
+    stock = _loads_as_torchserve(handler, content)
+    budget = Budget()
+    findings: list[Finding] = []
+    if serialized_file in content.sizes:
+        findings += _serialized(content, str(serialized_file), model_file, stock, budget)
+    elif stock and serialized_file is None:
+        cause = "the archive has a model file and no weights, so that the model answers at random"
+        if not model_file:
+            cause = "the archive has neither weights nor a model file"
+        remedy = "name the weights as `weights:` in the recipe (--serialized-file of torch-model-archiver)"
+        findings.append(Finding(Code.MAR404, "MAR-INF/MANIFEST.json", cause, remedy))
+    if stock and model_file in content.sizes:
+        findings += _model_file(content, str(model_file))
+    others = Inspector(Code.MAR603, Code.MAR603, _OTHERS_REMEDY, budget)
+    for name in sorted(content.sizes):
+        if name != serialized_file and may_hold_pickles(name):
+            try:
+                with content.open(name) as stream:
+                    findings += others.file(stream, name)
+            except BROKEN as error:
+                cause = f"what it imports is not known: it cannot be read ({shown(str(error))})"
+                findings.append(Finding(Code.MAR603, name, cause, _OTHERS_REMEDY))
+    return [_printable(finding) for finding in findings]
+
+
+def _printable(finding: Finding) -> Finding:
+    """Return a finding in which a member's name does nothing to a terminal."""
+    texts = (finding.place, finding.cause, finding.remedy)
+    return Finding(finding.code, *(text if text.isprintable() else ascii(text) for text in texts))
+
+
+def _loads_as_torchserve(handler: str, content: Content) -> bool:
+    """Tell whether the weights are loaded by TorchServe's own base handler."""
+    module = handler.partition(":")[0].removesuffix(".py")
+    # torchmar's handlers leave loading to TorchServe's base handler so far.
+    ours = module.startswith(f"{CARRIED_PACKAGE}.")
+    # TorchServe looks in the archive first, where a file of that name is a handler of the user's.
+    return ours or (module in (*STOCK_HANDLERS, "base_handler") and f"{module}.py" not in content.sizes)
+
+
+def _serialized(content: Content, name: str, model_file: str | None, stock: bool, budget: Budget) -> Iterator[Finding]:
+    inspector = Inspector(Code.MAR601, Code.MAR602, _TRUST_REMEDY, budget)
+    try:
+        with content.open(name) as stream:
+            weights = identify(stream, name)
+            stream.seek(0)
+            pickled = list(inspector.file(stream, name, torchscript=weights.format is Format.TORCHSCRIPT))
+    except BROKEN as error:
+        yield _damaged(name, f"it cannot be read ({shown(str(error))})")
+        return
+    if weights.damage:
+        yield _damaged(name, weights.damage)
+    elif problem := _suffix(name, weights):
+        yield problem
+    elif stock:
+        yield from _loadable(name, weights, model_file, inspector.beyond)
+    if weights.too_new:
+        cause = f"{name} has {weights.too_new}; torch 2.13, the newest that torchmar knows, does not write it yet"
+        yield Finding(Code.MAR405, name, cause, "install on the server a torch as new as the one that saved the file")
+    folder = PurePosixPath(name).parent
+    for external in weights.external:
+        if str(folder / external) not in content.sizes:
+            cause = f"{name} keeps tensors in {shown(external)}, which is not in the archive"
+            remedy = "name it under `files:` in the recipe, or save the model with its tensors inside"
+            yield Finding(Code.MAR406, name, cause, remedy)
+    # What is damaged is said once.
+    yield from (finding for finding in pickled if not (weights.damage and finding.code is Code.MAR602))
+
+
+def _damaged(name: str, damage: str) -> Finding:
+    return Finding(Code.MAR406, name, f"{name} is not whole: {damage}", "save or copy it again, and compare its size")
+
+
+def _suffix(name: str, weights: Weights) -> Finding | None:
+    suffix = PurePosixPath(name).suffix.lower()
+    if weights.format in _SUFFIXES.get(suffix, {weights.format}) and weights.description not in _IMPOSTORS:
+        return None
+    expected = _SUFFIXES.get(suffix, set())
+    right = [known for known, formats in _SUFFIXES.items() if weights.format in formats and known != ".bin"]
+    remedy = weights.remedy or "name the file that was meant"
+    if right and expected:
+        remedy = f"name it {PurePosixPath(name).stem}{right[0]}, or save it anew as what its suffix says"
+    return Finding(Code.MAR401, name, f"{name} is {weights.description}", remedy)
+
+
+def _loadable(name: str, weights: Weights, model_file: str | None, beyond: str) -> Iterator[Finding]:
+    """Yield why TorchServe's base handler does not load weights that are whole and well named."""
+    kind = weights.format
+    if kind is Format.LIBRARY and name.endswith(".so"):
+        return  # loaded where the configuration says pt2: {export: {aot_compile: true}}
+    if kind in _SAVED_BY_TORCH:
+        if not model_file:
+            cause = f"{name} is {weights.description}, and without a model file TorchServe loads TorchScript only"
+            remedy = "name the file with the model's class as model_file, or save the model with torch.jit.save"
+            yield Finding(Code.MAR402, name, cause, remedy)
+        elif beyond:
+            cause = f"its pickle has {beyond}, which torch.load of torch 2.6 and newer does not read"
+            yield Finding(Code.MAR403, name, cause, "save it with the pickle_protocol that torch.save has by default")
+    elif kind is Format.TORCHSCRIPT:
+        if model_file:
+            cause = f"{name} is {weights.description}, and with a model file TorchServe loads state dicts only"
+            yield Finding(Code.MAR402, name, cause, "leave model_file out: a TorchScript archive holds its own code")
+        elif not name.endswith(".pt"):
+            cause = f"TorchServe loads TorchScript only from names that end in .pt, and this one is {name}"
+            yield Finding(Code.MAR403, name, cause, f"rename it to {PurePosixPath(name).stem}.pt")
+    elif kind is Format.ONNX and name.endswith(".onnx") and not model_file:
+        cause = "TorchServe's handlers load ONNX, and then call it in a way that ONNX Runtime does not have"
+        yield Finding(Code.MAR403, name, cause, "write a handler whose inference calls session.run")
+    else:
+        cause = f"{name} is {weights.description}, which TorchServe's handlers do not load"
+        if kind is Format.SAFETENSORS and model_file:
+            cause += "; torch.load does since torch 2.13, where the safetensors package is installed"
+        yield Finding(Code.MAR403, name, cause, weights.remedy or _TORCHSCRIPT_REMEDY)
+
+
+def _model_file(content: Content, name: str) -> Iterator[Finding]:
+    """Yield why a model file is none from which TorchServe takes the one class."""
+    try:
+        with content.open(name) as stream:
+            source = stream.read(_MAX_SOURCE)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in strings, which work all the same
+            classes = sorted(set(_classes(ast.parse(source).body)))
+    except (SyntaxError, RecursionError, MemoryError, *BROKEN) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        cause = f"{name} is not Python that can be read: {shown(str(error))}"
+        yield Finding(Code.MAR402, f"{name}{line}", cause, "correct it: TorchServe could not import it either")
+        return
+    if len(classes) == 1:
+        return
+    found = f"defines {len(classes)} classes ({shown(', '.join(classes))})" if classes else "defines no class"
+    remedy = "leave the model's class in it and move the others to a module of their own, under `files:`"
+    if not classes:
+        remedy = "define the model's class in the file itself; one that it imports does not count"
+    yield Finding(Code.MAR402, name, f"{name} {found}; TorchServe loads exactly one", remedy)
+
+
+def _classes(body: list[ast.stmt]) -> Iterator[str]:
+    """Yield the names of the classes that a module defines, also those under an ``if`` or a ``try``."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            inner = [*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])]
+            for clause in getattr(node, "handlers", []):
+                inner += clause.body
+            yield from _classes(inner)

@@ -1,0 +1,56 @@
+"""The commands, in the groups that ``torchmar --help`` shows."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import torchmar
+from torchmar.cli import archives, asking, checking, models, serving
+
+app = typer.Typer(
+    name="torchmar",
+    help="Build, prove and serve TorchServe model archives (.mar).",
+    epilog="A recipe (archives/NAME/archive.yaml) becomes model_store/NAME-VERSION.mar; a server answers for it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_COMMANDS = {
+    archives.PANEL: (
+        archives.build,
+        archives.inspect,
+        checking.check,
+        archives.run,
+        archives.extract,
+        archives.derive,
+        archives.import_,
+        archives.schema,
+    ),
+    serving.PANEL: (serving.serve, serving.stop),
+    models.PANEL: (models.models, models.register, models.scale, models.set_default, models.unregister),
+    asking.PANEL: (asking.predict, asking.explain),
+}
+for _panel, _commands in _COMMANDS.items():
+    for _command in _commands:
+        _name = _command.__name__.strip("_").replace("_", "-")
+        app.command(_name, rich_help_panel=_panel)(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"torchmar {torchmar.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    pass

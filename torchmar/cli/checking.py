@@ -1,0 +1,136 @@
+"""The command that checks recipes and archives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from torchmar.archive.packed import show_size
+from torchmar.cli.terminal import err, out, show_table, table
+
+if TYPE_CHECKING:
+    from torchmar.checks import Finding
+    from torchmar.proof import Proof
+
+DOCUMENTATION = "docs/checks.md"
+
+
+def check(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="ARCHIVE|RECIPE|FOLDER...", help="What to check.", show_default=False),
+    ],
+    run: Annotated[bool, typer.Option("--run", help="Ask the samples too, in a worker process.")] = False,
+    select: Annotated[
+        list[str] | None, typer.Option(metavar="CODE", help="Only these codes, or all that start so: MAR3.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="CODE", help="Not these codes, nor any that start so.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="How many GPUs the server has.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Find what would fail on the server, before any server sees it.
+
+    Nothing of the archive is run, unless --run asks for it. Exits with 1 if there is an error;
+    warnings alone do not fail. Every code has a section in docs/checks.md.
+    """
+    _known(select, "--select")
+    _known(ignore, "--ignore")
+    from torchmar import checks
+
+    failed = False
+    documents = []
+    for path in paths:
+        findings = [one for one in checks.check(path, gpus) if _wanted(one, select, ignore)]
+        errors = [one for one in findings if one.code.severity == "error"]
+        failed |= bool(errors)
+        proof = _prove(path) if run and not errors else None
+        failed |= bool(proof and proof.problems)
+        if as_json:
+            documents.append(_document(path, findings, proof))
+            continue
+        for finding in findings:
+            _show(path, finding)
+        if proof:
+            _report(path, proof)
+        elif run:
+            err.print(f"{path}: not run, because of the errors above", markup=False)
+        if not findings and not proof:
+            out.print(f"[green]ok[/] {escape(str(path))}")
+    if as_json:
+        typer.echo(json.dumps(documents, indent=2, ensure_ascii=False))
+    raise typer.Exit(1 if failed else 0)
+
+
+def _prove(path: Path) -> Proof:
+    import tempfile
+
+    from torchmar import archive, recipe
+    from torchmar.proof import prove
+
+    with err.status(f"asking the samples of {path}"):
+        if (path / recipe.FILE_NAME).is_file() or path.suffix in (".yaml", ".yml"):
+            with tempfile.TemporaryDirectory(prefix="torchmar-check-") as store:
+                return prove(archive.build(path, Path(store)).path)
+        return prove(path)
+
+
+def _show(path: Path, finding: Finding) -> None:
+    place = f"{path}!{finding.place}" if finding.place and not finding.place.startswith(str(path)) else str(path)
+    place = finding.place if finding.place.startswith(str(path)) else place
+    colour = "red" if finding.code.severity == "error" else "yellow"
+    out.print(f"[{colour}]{finding.code.name}[/] {escape(place)}: {escape(finding.cause)}")
+    if finding.remedy:
+        out.print(f"       [cyan]hint:[/] {escape(finding.remedy)}")
+
+
+def _report(path: Path, proof: Proof) -> None:
+    rows = [
+        (one.name, "differs" if one.differences else "ok", f"{one.first:.1f}", f"{one.steady:.1f}")
+        for one in proof.samples
+    ]
+    show_table(table(("sample", "answer", "first ms", "steady ms"), rows, right=("first ms", "steady ms")))
+    out.print()
+    for problem in proof.problems:
+        out.print(f"[red]differs[/] {escape(problem)}")
+    facts = (
+        f"loaded in {proof.load:.1f} s",
+        f"batches of {proof.batch_size}",
+        f"peak memory {show_size(proof.peak)}",
+        "explains" if proof.explains else "offers no explanations",
+        f"bad requests got {', '.join(map(str, sorted(set(proof.refused))))}",
+    )
+    verdict = "[red]broken[/]" if proof.problems else "[green]kept[/]"
+    out.print(f"{verdict} {escape(str(path))}: {'; '.join(facts)}")
+
+
+def _document(path: Path, findings: list[Finding], proof: Proof | None) -> dict[str, object]:
+    from dataclasses import asdict
+
+    told = [
+        {"code": one.code.name, "severity": one.code.severity, "title": one.code.title}
+        | {"place": one.place, "cause": one.cause, "remedy": one.remedy}
+        for one in findings
+    ]
+    return {"path": str(path), "findings": told, **({"run": asdict(proof)} if proof else {})}
+
+
+def _wanted(finding: Finding, select: list[str] | None, ignore: list[str] | None) -> bool:
+    name = finding.code.name
+    chosen = not select or name.startswith(tuple(code.upper() for code in select))
+    return chosen and not name.startswith(tuple(code.upper() for code in ignore or ()))
+
+
+def _known(codes: list[str] | None, option: str) -> None:
+    from torchmar.checks.finding import Code
+
+    for code in codes or ():
+        if not any(known.name.startswith(code.upper()) for known in Code):
+            raise typer.BadParameter(
+                f"no code is called {code} or starts so; they are in {DOCUMENTATION}", param_hint=option
+            )

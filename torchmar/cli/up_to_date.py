@@ -1,0 +1,34 @@
+"""Answer ``torchmar build`` at once when every archive that it asks for is up to date."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchmar.archive.building import up_to_date
+
+
+def told(arguments: Sequence[str]) -> bool:
+    """Print what build would, and return True, if there is nothing to build; leave anything else to the command."""
+    if arguments[:1] != ["build"]:
+        return False
+    recipes, store = _parsed(list(arguments[1:]))
+    if recipes is None:
+        return False
+    found = [up_to_date(recipe, store) for recipe in recipes or sorted(Path("archives").glob("*/archive.yaml"))]
+    if not found or not all(found):
+        return False
+    sys.stdout.write("".join(f"{packed.show()}\n" for packed in found if packed))
+    return True
+
+
+def _parsed(arguments: list[str]) -> tuple[list[Path] | None, Path]:
+    """Return the recipes and the store; no recipes where there is an option that is not ours to judge."""
+    store = Path("model_store")
+    if "--store" in arguments[:-1]:
+        place = arguments.index("--store")
+        store = Path(arguments[place + 1])
+        del arguments[place : place + 2]
+    options = any(argument.startswith("-") for argument in arguments)
+    return (None if options else [Path(argument) for argument in arguments]), store

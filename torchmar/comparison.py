@@ -1,0 +1,62 @@
+"""Compare an answer with what a sample expects of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from torchmar.exchange import Answer
+from torchmar.recipe import Sample
+
+
+def differences(sample: Sample, answer: Answer) -> list[str]:
+    """Return how an answer differs from what a sample expects, in words; empty when it does not.
+
+    Of an object only the keys that are expected are compared, an array has to be as long, and
+    numbers are equal within the sample's absolute tolerance.
+    """
+    if answer.status != sample.status:
+        said = answer.body.decode("utf-8", "replace")[:200]
+        return [f"status {answer.status}, not {sample.status}: {said}"]
+    if sample.expect is None:
+        return []
+    try:
+        actual = json.loads(answer.body)
+    except ValueError:
+        actual = answer.body.decode("utf-8", "replace")
+    return _compare(sample.expect, actual, sample.tolerance, "")
+
+
+def _compare(expected: Any, actual: Any, tolerance: float, place: str) -> list[str]:
+    where = place or "the answer"
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        missing = [f"{where} has no {key!r}" for key in expected if key not in actual]
+        below = (
+            _compare(value, actual[key], tolerance, f"{place}.{key}".lstrip("."))
+            for key, value in expected.items()
+            if key in actual
+        )
+        return [*missing, *(one for found in below for one in found)]
+    if isinstance(expected, list) and isinstance(actual, list):
+        if len(expected) != len(actual):
+            return [f"{where} has {len(actual)} items, not {len(expected)}"]
+        found = (
+            _compare(*pair, tolerance, f"{place}[{index}]")
+            for index, pair in enumerate(zip(expected, actual, strict=True))
+        )
+        return [one for some in found for one in some]
+    if _number(expected) and _number(actual):
+        same = math.isclose(expected, actual, rel_tol=0, abs_tol=tolerance)
+        return [] if same else [f"{where} is {actual}, not {expected} within {tolerance}"]
+    same = expected == actual and type(expected) is type(actual)
+    return [] if same else [f"{where} is {_short(actual)}, not {_short(expected)}"]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
