@@ -70,7 +70,12 @@ GOOD = "responseTimeout: 60\n"
     ("text", "found"),
     [
         (GOOD, {}),
-        ("", {}),
+        ("", {"MAR501": "c.yaml"}),
+        ("# nothing\n", {"MAR501": "c.yaml"}),
+        (GOOD + "7: x\n", {"MAR503": "c.yaml:2"}),
+        (GOOD + "deviceType: GPU\n", {}),
+        (GOOD + "minWorkers: 0\nmaxWorkers: 0\n", {"MAR503": "c.yaml:3"}),
+        (GOOD + "batchSize: 3000000000\n", {"MAR503": "c.yaml:2"}),
         ("batchSize: 8\n", {"MAR504": "c.yaml"}),
         (GOOD + "batch_size: 8\n", {"MAR502": "c.yaml:2"}),
         (GOOD + "threshold: 0.5\n", {"MAR510": "c.yaml:2"}),
@@ -119,6 +124,7 @@ def test_a_configuration_that_is_no_text_is_told() -> None:
         ("mine @ https://example.com/mine.whl", ""),
         ("what is this", "MAR509"),
         ("==1.0", "MAR509"),
+        ("numpy==", "MAR509"),
     ],
 )
 def test_requirements_are_pinned_or_told(line: str, code: str) -> None:
@@ -133,6 +139,24 @@ def test_the_digits_have_no_finding_as_recipe_archive_folder_or_tar(digits: Path
     tar = pack_tgz(members, tmp_path / "digits.tar.gz", "digits").path
     for path in (DIGITS, DIGITS / "archive.yaml", digits, folder, tar):
         assert checks.check(path) == []
+
+
+@pytest.mark.parametrize(("form", "name"), [("tgz", "a.mar"), ("zip", "a.tar.gz"), ("flat", "b.tar.gz")])
+def test_a_file_that_is_called_otherwise_than_torchserve_reads_it_is_told(
+    digits: Path, tmp_path: Path, form: str, name: str
+) -> None:
+    with zipfile.ZipFile(digits) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if not name.endswith("SHA256SUMS")}
+    if form == "zip":
+        pack(members, tmp_path / name)
+    else:
+        pack_tgz(members, tmp_path / name, "digits" if form == "tgz" else ".")
+    assert [finding.code for finding in checks.check(tmp_path / name)] == [Code.MAR101]
+
+
+def test_a_numeric_version_is_read_as_text() -> None:
+    found, findings = manifests.read(Composed({"MAR-INF/MANIFEST.json": manifest(modelVersion=2)}))
+    assert (found and found.version, findings) == ("2", [])
 
 
 def test_a_deflated_archive_is_a_warning_and_reads_the_same(digits: Path, tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def test_a_handler_of_the_users_own_may_load_what_it_likes(name: str, data: byte
     ("handler", "model_file", "expected"),
     [
         (STOCK, None, "MAR404"),
-        ("base_handler", "net.py", "MAR404"),
+        ("base_handler", "net.py", "MAR407"),
         ("torchmar_handlers.image_classifier", None, "MAR404"),
         ("handler.py", None, ""),
         ("handler:fn", "net.py", ""),

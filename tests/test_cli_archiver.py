@@ -187,7 +187,7 @@ def test_a_folder_in_the_temporary_folder_that_has_the_models_name_is_left_alone
 
 
 WRONG = {
-    "a name with a slash": ("--model-name a/b -v 1 --handler h.py", "none that TorchServe accepts"),
+    "a name with a slash": ("--model-name a/b -v 1 --handler h.py", "cannot stand in a URL"),
     "an empty version": ("--model-name m -v '' --handler h.py", "--version is empty"),
     "no such handler": ("--model-name m -v 1 --handler nothing.py", "there is no file nothing.py"),
     "no such weights": ("--model-name m -v 1 --handler h.py --serialized-file x.pt", "there is no file x.pt"),

@@ -10,20 +10,25 @@ import json
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from torchmar.errors import ManifestError
 
 PATH = "MAR-INF/MANIFEST.json"
 
-# TorchServe refuses other names (org.pytorch.serve.archive) when it registers them.
+# torch-model-archiver's rule. TorchServe registers more than that, and then cannot be asked for it: a name stands
+# in the path of every URL.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_\-.]*$"
 
 # The moment and the tool are constants, so that the same inputs give the same bytes
 # whenever and with whichever release they are packed. The moment is zip's earliest.
 CREATED_ON = "01/01/1980 00:00:00"
 ARCHIVER_VERSION = "torchmar/1"
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class _Record(BaseModel):
@@ -38,7 +43,8 @@ class Model(_Record):
 
     model_name: Annotated[str, Field(pattern=NAME_PATTERN)]
     handler: Annotated[str, Field(min_length=1)]
-    model_version: str | None = None
+    # A number is no matter to TorchServe, which reads it as text.
+    model_version: Annotated[str | None, BeforeValidator(lambda version: _text(version))] = None
     serialized_file: str | None = None
     model_file: str | None = None
     requirements_file: str | None = None
@@ -88,5 +94,5 @@ def parse(text: bytes | str) -> Manifest:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether TorchServe accepts ``text`` as a model's name."""
+    """Tell whether ``text`` may be a model's name."""
     return re.match(NAME_PATTERN, text) is not None

@@ -51,8 +51,9 @@ def _inside(value: str) -> str:
 
 
 Inside = Annotated[str, BeforeValidator(lambda value: _inside(value) if isinstance(value, str) else value)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
+_MAX = 2**31 - 1  # TorchServe's integers are Java's; it drops a larger one
+Count = Annotated[int, Field(ge=0, le=_MAX)]
+Positive = Annotated[int, Field(gt=0, le=_MAX)]
 
 
 class _Strict(BaseModel):
@@ -69,8 +70,8 @@ class ServerConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     __pydantic_extra__: dict[str, dict[str, Any]]
 
-    minWorkers: Count | None = Field(None, description="Workers that are always up; set maxWorkers too.")
-    maxWorkers: Count | None = Field(None, description="Workers at the most; set minWorkers too.")
+    minWorkers: Positive | None = Field(None, description="Workers that are always up; set maxWorkers too.")
+    maxWorkers: Positive | None = Field(None, description="Workers at the most; set minWorkers too.")
     batchSize: Positive | None = Field(None, description="Requests in one batch at the most.")
     maxBatchDelay: Count | None = Field(None, description="Milliseconds to wait for a batch to fill.")
     responseTimeout: Positive | None = Field(None, description="Seconds a worker may take to answer.")
@@ -299,7 +300,7 @@ def _problem(detail: dict[str, Any], file: str, root: yaml.Node | None) -> Probl
     elif detail["type"] == "missing":
         message = "this key is required"
     elif detail["type"] == "string_pattern_mismatch":
-        message = f"TorchServe does not accept {detail['input']!r}"
+        message = f"{detail['input']!r} cannot stand in a URL"
         hint = "letters, digits, '.', '_' and '-', a letter or digit first"
     elif location == ["version"] and isinstance(node, yaml.ScalarNode):
         # YAML reads 1.10 as the number 1.1: a version without quotes would be a wrong version.

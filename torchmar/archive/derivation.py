@@ -84,7 +84,7 @@ def _version(version: str) -> str:
     try:
         recipe.Recipe(name="x", version=version, handler="x")
     except ValidationError:
-        raise ArchiveError(f"TorchServe does not accept the version {version!r}") from None
+        raise ArchiveError(f"the version {version!r} cannot stand in a URL") from None
     return version
 
 

@@ -78,6 +78,7 @@ class Window(io.RawIOBase):
 class Form(Protocol):
     """An opened archive of any form."""
 
+    name: str
     entries: list[Entry]
     flaws: list[Flaw]
 
@@ -110,6 +111,8 @@ def open_form(path: Path) -> Form:
 
 class ZipForm:
     """A ``.mar``: a zip whose directory and local headers agree."""
+
+    name = "zip"
 
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
@@ -188,6 +191,8 @@ class ZipForm:
 class FolderForm:
     """An archive as a folder (``no-archive``)."""
 
+    name = "folder"
+
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
         self.flaws: list[Flaw] = []
@@ -219,6 +224,7 @@ class TarForm:
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
         self.flaws: list[Flaw] = []
+        self.name = "tar.gz"
         self._folder = Path(tempfile.mkdtemp(prefix="torchmar-tar-"))
         self._files: dict[str, Path] = {}
         try:
@@ -250,8 +256,8 @@ class TarForm:
                 found.append((info.name.removeprefix("./"), info, file))
         tops = {name.partition("/")[0] for name, _, _ in found}
         top = f"{tops.pop()}/" if len(tops) == 1 else ""
-        if not any(name == f"{top}MAR-INF/MANIFEST.json" for name, _, _ in found):
-            top = ""
+        if not top or not any(name == f"{top}MAR-INF/MANIFEST.json" for name, _, _ in found):
+            top, self.name = "", "tar.gz without a folder around it"
         for name, info, file in found:
             if name.rstrip("/") == top.rstrip("/"):
                 continue

@@ -88,6 +88,11 @@ class Archive:
         return {name: entry.size for name, entry in self._entries.items()}
 
     @property
+    def form(self) -> str:
+        """``zip``, ``tar.gz``, ``tar.gz without a folder around it`` or ``folder``."""
+        return self._form.name
+
+    @property
     def deflated(self) -> bool:
         """Whether members are compressed, so that they cannot be mapped or copied as they are."""
         return any(entry.packed is not None for entry in self._entries.values())

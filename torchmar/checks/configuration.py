@@ -37,6 +37,8 @@ def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Find
         yield Finding(Code.MAR501, place, cause, "TorchServe would stop at the same place: mend the YAML")
         return
     if config is None:
+        cause = "it is empty: TorchServe answers 500 to the registration"
+        yield Finding(Code.MAR501, name, cause, "leave the file out, and the manifest's configFile")
         return
     if not isinstance(config, dict):
         yield Finding(Code.MAR501, name, "it is no mapping of keys", "write it as keys, such as batchSize: 8")
@@ -55,7 +57,7 @@ def requirements(content: Content, name: str) -> Iterator[Finding]:
         wanted = line.partition(" #")[0].strip()
         if not wanted or wanted.startswith(("#", "-", "http://", "https://", "git+")) or " @ " in wanted:
             continue
-        if not re.match(r"^[A-Za-z0-9][\w.\-]*\s*(\[[^\]]*\])?\s*([=<>!~;(].*)?$", wanted):
+        if not re.match(r"^[A-Za-z0-9][\w.\-]*\s*(\[[^\]]*\])?\s*([=<>!~;(].*[\w.)*'\"])?$", wanted):
             yield Finding(Code.MAR509, f"{name}:{number}", f"pip cannot read {wanted!r}", "write NAME==VERSION")
         elif not re.search(r"={2,3}\s*[\w.]", wanted.partition(";")[0]):
             cause = f"{wanted!r} may be another version at every registration"
@@ -67,19 +69,25 @@ Found = tuple[Code, str, str, str]
 
 def _keys(config: dict[Any, Any]) -> Iterator[Found]:
     for key in config:
-        if str(key) not in ServerConfig.model_fields and not isinstance(config[key], dict):
+        if not isinstance(key, str):
+            cause = f"the key {key!r} is no text: TorchServe answers 500 to the registration"
+            yield Code.MAR503, str(key), cause, "write it in quotes"
+        elif str(key) not in ServerConfig.model_fields and not isinstance(config[key], dict):
             if close := meant(str(key), ServerConfig):
                 yield Code.MAR502, str(key), f"{key} is no key of TorchServe's; it is ignored", f"did you mean {close}?"
             else:
                 cause = f"TorchServe does not know {key}; only the handler sees it"
                 yield Code.MAR510, str(key), cause, "put options of the handler into a section, such as handler:"
     known = {key: value for key, value in config.items() if key in ServerConfig.model_fields}
+    for key in ("deviceType", "parallelType"):  # TorchServe reads them whatever their case
+        if isinstance(known.get(key), str):
+            known[key] = known[key].lower()
     try:
         ServerConfig.model_validate(known)
     except ValidationError as error:
         for detail in error.errors():
             if not detail["loc"]:
-                yield Code.MAR505, "minWorkers", detail["msg"].removeprefix("Value error, "), "set both"
+                yield Code.MAR505, "minWorkers", detail["msg"].removeprefix("Value error, "), "write them as a pair"
                 continue
             key = str(detail["loc"][0])
             cause = f"{key} is {config[key]!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"

@@ -47,7 +47,9 @@ def check(content: Content, handler: str, requirements: str | None = None) -> li
     entry = modules.read(name)
     if isinstance(entry, Module):
         findings += _entry_point(modules, entry, function or "handle", _asynchronous(content))
-    return list(dict.fromkeys([*filter(None, [shadow]), *findings]))
+    # A file at the top gets into the worker's way even if nothing of the archive imports it.
+    others = (imports.shadowing(modules, root, reached=False) for root in modules if "." not in root and root != name)
+    return list(dict.fromkeys([*filter(None, [shadow, *others]), *findings]))
 
 
 def _not_there(modules: Modules, content: Content, file: str, name: str, provided: set[str]) -> Finding | None:

@@ -74,10 +74,18 @@ def reach(modules: Modules, name: str, provided: set[str]) -> tuple[list[Module]
     return walk.reached, walk.findings
 
 
-def shadowing(modules: Modules, name: str) -> Finding | None:
-    """Return what is wrong with the name of a module of the archive that others have, too."""
+def shadowing(modules: Modules, name: str, reached: bool = True) -> Finding | None:
+    """Return what is wrong with the name of a module of the archive that others have, too.
+
+    Args:
+        modules: those of the archive.
+        name: the module.
+        reached: whether the handler imports it; one that is not only matters where it takes another's place.
+    """
     root = name.partition(".")[0]
     if root not in modules:
+        return None
+    if root in _STARTUP and not reached:
         return None
     if root in _STARTUP:
         cause = f"Python has imported its own module {root} by then and takes that instead"

@@ -24,6 +24,8 @@ _CODES = {
 
 def check(archive: Archive) -> Iterator[Finding]:
     """Yield what is wrong; reads every byte of the archive once."""
+    if cause := _misnamed(archive):
+        yield Finding(Code.MAR101, "", cause, "TorchServe goes by the name: *.mar is a zip, any other file a .tar.gz")
     for flaw in archive.flaws:
         code, remedy = _CODES[flaw.kind]
         yield Finding(code, flaw.member[:200], flaw.what, remedy)
@@ -31,6 +33,18 @@ def check(archive: Archive) -> Iterator[Finding]:
         cause = "members are deflated: they cannot be mapped, and every registration inflates them anew"
         yield Finding(Code.MAR111, "", cause, "torchmar import and torchmar build store them")
     yield from _content(archive)
+
+
+def _misnamed(archive: Archive) -> str:
+    """Return why TorchServe, which goes by the name, would not unpack the file; empty if it would."""
+    name = archive.path.name
+    if archive.form == "folder":
+        return ""
+    if archive.form == "zip":
+        return "" if name.endswith(".mar") else f"it is a zip, and is called {name}"
+    if name.endswith(".mar"):
+        return f"it is a tar.gz, and is called {name}"
+    return "" if archive.form == "tar.gz" else "its members lie in no folder, and TorchServe cuts off the outermost one"
 
 
 def _content(archive: Archive) -> Iterator[Finding]:

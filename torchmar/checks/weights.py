@@ -58,11 +58,14 @@ def check(content: Content, serialized_file: str | None, model_file: str | None,
     if serialized_file in content.sizes:
         findings += _serialized(content, str(serialized_file), model_file, stock, budget)
     elif stock and serialized_file is None:
-        cause = "the archive has a model file and no weights, so that the model answers at random"
-        if not model_file:
-            cause = "the archive has neither weights nor a model file"
-        remedy = "name the weights as `weights:` in the recipe (--serialized-file of torch-model-archiver)"
-        findings.append(Finding(Code.MAR404, "MAR-INF/MANIFEST.json", cause, remedy))
+        code, cause = Code.MAR404, "the archive has neither weights nor a model file: the worker dies"
+        if model_file:
+            code, cause = (
+                Code.MAR407,
+                "a model file without weights: unless it fills itself, it answers at random",
+            )
+        remedy = "name the weights as `weights:` in the recipe (--serialized-file of torchmar-archiver)"
+        findings.append(Finding(code, "MAR-INF/MANIFEST.json", cause, remedy))
     if stock and model_file in content.sizes:
         findings += _model_file(content, str(model_file))
     others = Inspector(Code.MAR603, Code.MAR603, _OTHERS_REMEDY, budget)

@@ -64,7 +64,7 @@ def archive(options: argparse.Namespace) -> Packed:
     name, folder = options.model_name, Path(options.export_path)
     if not manifest.is_name(name):
         hint = "letters, digits, '.', '_' and '-', a letter or digit first"
-        raise ArchiveError(f"--model-name {name!r} is none that TorchServe accepts", hint=hint)
+        raise ArchiveError(f"--model-name {name!r} cannot stand in a URL", hint=hint)
     if not options.version.strip():
         raise ArchiveError("--version is empty", hint="give one, such as 1.0")
     if not folder.is_dir():
