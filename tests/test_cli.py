@@ -50,7 +50,14 @@ def test_build_inspect_extract_and_run(tmp_path: Path) -> None:
     assert "model_store/digits-1.0.mar" in torchmar("build", cwd=tmp_path).stdout
     mar = "model_store/digits-1.0.mar"
     shown = torchmar("inspect", mar, cwd=tmp_path).stdout
-    for word in ("digits 1.0", "torchmar_handlers.image_classifier", "batchSize: 8", "sha256:", "samples/seven.png"):
+    for word in (
+        "digits 1.0",
+        "torchmar_handlers.image_classifier",
+        "batchSize: 8",
+        "sha256:",
+        "samples/seven.png",
+        "TorchScript",
+    ):
         assert word in shown
     document = json.loads(torchmar("inspect", mar, "--json", cwd=tmp_path).stdout)
     assert document["manifest"]["model"]["modelName"] == "digits"

@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import DIGITS, SAMPLES, write_config
 from torchmar import archive, exchange, properties, recipe
+from torchmar.archive import store
 from torchmar.engines import worker_log
 from torchmar.engines.running import Running
 from torchmar.engines.torchserve import TorchServe
@@ -178,6 +179,22 @@ def test_a_newer_version_becomes_the_default_and_an_older_one_does_not(
     assert server.management.describe("versions")[0].version == "1.10"
     for version in ("1.2", "1.9", "1.10"):
         server.management.unregister("versions", version)
+
+
+def test_folders_and_tars_are_served_like_archives(server: TorchServe, client: InferenceClient, digits: Path) -> None:
+    made, folder = recipe.read(DIGITS)
+    for version in ("3.0", "4.0"):
+        members = archive.compose(made.model_copy(update={"version": version}), folder)
+        if version == "3.0":
+            path = archive.pack_folder(members, server.model_store / "digits-3.0").path
+        else:
+            path = archive.pack_tgz(members, server.model_store / "digits-4.0.tar.gz", "digits").path
+        assert path in store.find(server.model_store, ["digits"])
+        server.load(path)
+        assert client.ask("digits", Request(PNG), version).status == 200
+    server.management.set_default("digits", "1.0")
+    for version in ("3.0", "4.0"):
+        server.management.unregister("digits", version)
 
 
 def test_the_server_is_closed_to_others(server: TorchServe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mimetypes
 import random
 import statistics
@@ -71,10 +72,9 @@ def prove(path: Path) -> Proof:
     with Archive(path) as archive:
         samples = archive.samples
         requests = [_request(archive, sample) for sample in samples]
-        batch_size = archive.config.get("batchSize")
+        batch_size = int(archive.number("batchSize", 1))
     if not samples:
         raise ArchiveError(f"{path} has no samples", hint="give the recipe some: samples: [{input: FILE, expect: ...}]")
-    batch_size = batch_size if isinstance(batch_size, int) and batch_size > 0 else 1
     started = time.perf_counter()
     with Worker(path) as worker:
         load = time.perf_counter() - started
@@ -144,8 +144,6 @@ def _explains(worker: Worker, request: Request) -> bool:
 
 def _request(archive: Archive, sample: Sample) -> Request:
     if sample.input is None:
-        import json
-
         return Request(json.dumps(sample.json_body).encode(), "application/json", sample.explain)
     kind = mimetypes.guess_type(sample.input)[0] or "application/octet-stream"
     return Request(archive.read(sample.input), kind, sample.explain)

@@ -49,9 +49,13 @@ def build(
     from torchmar.archive import copying, packing
     from torchmar.archive.contents import compose
 
+    # What is noted of a file is from before it was read: a change since then must show.
+    before = unchanged.stats([file]) if file.exists() else {}
     read, folder = recipe.read(file)
+    if isinstance(read.labels, str):
+        before |= unchanged.stats([folder / read.labels])
     members = compose(read, folder)
-    before = unchanged.stats([file, *_inputs(read, folder, members)])
+    before = unchanged.stats(_inputs(read, folder, members)) | before
     total = sum(copying.size_of(source) for source in members.values())
     name = f"{read.name}-{read.version}"
     progress = begin(name, total)
@@ -80,8 +84,6 @@ def _inputs(recipe: Recipe, folder: Path, members: Mapping[str, Source]) -> list
     from torchmar.recipe import carried_folder
 
     files = [source for source in members.values() if isinstance(source, Path)]
-    if isinstance(recipe.labels, str):
-        files.append(folder / recipe.labels)
     roots = [carried_folder(), *(folder / name for name in recipe.files.values())]
     below = [path for root in roots if root.is_dir() for path in (root, *root.rglob("*"))]
     return [*files, *(path for path in below if path.is_dir() and path.name != "__pycache__")]

@@ -131,6 +131,11 @@ class Archive:
             raise ArchiveError(f"{self.path}: the configuration is not YAML: {error}") from None
         return config if isinstance(config, dict) else {}
 
+    def number(self, key: str, default: float) -> float:
+        """Return a key of the configuration that is a positive number, as it should be, or the default."""
+        value = self.config.get(key)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else default
+
     @property
     def samples(self) -> list[Sample]:
         """The samples that the archive carries."""

@@ -23,7 +23,7 @@ def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
     if not store.is_dir():
         raise ArchiveError(f"the model store {store} is not a folder", hint="torchmar build makes one")
     found = []
-    for path in sorted(store.glob("*.mar")):
+    for path in sorted(filter(_is_archive, store.iterdir())):
         try:
             with Archive(path) as archive:
                 found.append((archive.manifest.name, order(archive.manifest.version), path))
@@ -37,6 +37,12 @@ def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
                 f"{store} has no archive of a model {name!r}", hint=f"it has {', '.join(sorted(have)) or 'none at all'}"
             )
     return [path for name, _, path in sorted(found) if names is None or name in names]
+
+
+def _is_archive(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    return path.name.endswith((".mar", ".tar.gz")) or (path / "MAR-INF").is_dir()
 
 
 def order(version: str) -> list[tuple[int, int, str]]:

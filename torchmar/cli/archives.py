@@ -63,10 +63,15 @@ def build(
 def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
     """Show what is inside an archive, without running any of it."""
     from torchmar.archive import Archive
+    from torchmar.checks.formats import identify
 
     with Archive(path) as archive:
         manifest, members, digest = archive.manifest, archive.members, archive.digest
         config, samples = archive.config_text, archive.samples
+        name, weights = manifest.model.serialized_file, None
+        if name and name in archive:
+            with archive.open(name) as stream:
+                weights = identify(stream, name)
     if as_json:
         document = {
             "archive": str(path),
@@ -83,7 +88,7 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
         "model": f"{manifest.name} {manifest.version}",
         "": model.description,
         "handler": model.handler,
-        "weights": model.serialized_file,
+        "weights": f"{name}, {weights.description}" if weights else name,
         "model file": model.model_file,
         "requirements": model.requirements_file,
         "samples": str(len(samples)) if samples else None,

@@ -79,10 +79,9 @@ class TorchServe:
         """
         with Archive(archive) as opened:
             name, version = opened.manifest.name, opened.manifest.version
-            config = opened.config
-        startup = float(config.get("startupTimeout") or 120)
-        # A configuration without workers leaves them to registration, whose default is none at all.
-        workers = None if config.get("minWorkers") else 1
+            startup = opened.number("startupTimeout", 120)
+            # A configuration without workers leaves them to registration, whose default is none at all.
+            workers = None if opened.number("minWorkers", 0) else 1
         mark = self._worker_log_size()
         try:
             self.management.register(archive.name, initial_workers=workers, timeout=startup + 30)

@@ -59,7 +59,9 @@ class Worker:
         model_dir = home / "model"
         with Archive(path) as archive:
             manifest = archive.manifest
-            config = archive.config
+            batch_size = int(archive.number("batchSize", 1))
+            startup = archive.number("startupTimeout", _STARTUP_TIMEOUT)
+            response = archive.number("responseTimeout", _RESPONSE_TIMEOUT)
             archive.extract(model_dir)
         self._log = home / "worker.log"
         ours, theirs = socket.socketpair()
@@ -70,7 +72,7 @@ class Worker:
             "model_dir": str(model_dir),
             "name": manifest.name,
             "handler": manifest.model.handler,
-            "batch_size": config.get("batchSize") or 1,
+            "batch_size": batch_size,
             "gpu": gpu,
             "envelope": manifest.model.envelope,
         }
@@ -89,12 +91,12 @@ class Worker:
         except OSError as error:
             raise WorkerError(f"{python} cannot be started: {error.strerror}") from None
         self._cleanup.callback(self._end)
-        self._socket.settimeout(config.get("startupTimeout") or _STARTUP_TIMEOUT)
+        self._socket.settimeout(startup)
         code, message = read_loaded(self._receive)
         if code != 200:
             name = f"{manifest.name} {manifest.version}"
             raise LoadError(f"{path}: the handler of {name} did not load", traceback=message, log=self.log())
-        self._socket.settimeout(config.get("responseTimeout") or _RESPONSE_TIMEOUT)
+        self._socket.settimeout(response)
 
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answers to one batch, in the order of the requests.
