@@ -78,7 +78,7 @@ def test_one_bad_recipe_does_not_stop_the_others(tmp_path: Path) -> None:
         (tmp_path / "archives" / name / "archive.yaml").write_text(text + "wights: x\n" * (name == "a"))
     ran = torchmar("build", cwd=tmp_path, code=1)
     assert "archives/a/archive.yaml:4: no key is called 'wights'; did you mean 'weights'?" in ran.stderr
-    assert [path.name for path in (tmp_path / "model_store").iterdir()] == ["b-1.mar"]
+    assert [path.name for path in (tmp_path / "model_store").glob("*.mar")] == ["b-1.mar"]
 
 
 MISTAKES = {
