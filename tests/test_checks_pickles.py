@@ -146,7 +146,13 @@ def test_what_torch_accepts_has_no_finding_and_what_it_refuses_has_one(name: str
 
 
 def test_the_list_is_that_of_torch() -> None:
-    assert set(_weights_only_unpickler._get_allowed_globals()) == pickles.ALLOWED
+    admitted = set(_weights_only_unpickler._get_allowed_globals())
+    # The list is for every torch from 2.13 to 2.15: what one of them admits and another does not is on it.
+    assert pickles.ALLOWED - admitted <= {"torch.bcomplex32", "torch._utils._rebuild_nested_tensor"}
+    # A later torch may have more types of numbers; anything else that it admits should be looked at.
+    assert {type(getattr(torch, name.removeprefix("torch."), 0)) for name in admitted - pickles.ALLOWED} <= {
+        torch.dtype
+    }
 
 
 def test_the_opcodes_are_those_of_torch() -> None:

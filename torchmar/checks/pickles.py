@@ -29,7 +29,7 @@ BROKEN = (
 """What reading a damaged file raises, be it a member of an archive or not."""
 
 _DTYPES = """
-    bfloat16 bool bits16 bits1x8 bits2x4 bits4x2 bits8 complex128 complex32 complex64 float16 float32 float64
+    bcomplex32 bfloat16 bool bits16 bits1x8 bits2x4 bits4x2 bits8 complex128 complex32 complex64 float16 float32 float64
     float4_e2m1fn_x2 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu
     int1 int16 int2 int3 int32 int4 int5 int6 int64 int7 int8
     uint1 uint16 uint2 uint3 uint32 uint4 uint5 uint6 uint64 uint7 uint8
@@ -61,7 +61,7 @@ ALLOWED = frozenset(
         *(f"torch.{name}Storage" for name in ("QInt32", "QInt8", "QUInt2x4", "QUInt4x2", "QUInt8")),
     ]
 )
-"""What ``torch.load(weights_only=True)`` admits in torch 2.13; a test compares the two."""
+"""What ``torch.load(weights_only=True)`` admits in torch 2.13 to 2.15; a test compares the two."""
 
 _SCRIPT_STORAGES = """
     Bits16 Bits1x8 Bits2x4 Bits4x2 Bits8 ComplexHalf Float4_e2m1fn_x2 Float8_e4m3fn Float8_e4m3fnuz Float8_e5m2
