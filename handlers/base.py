@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +13,13 @@ import torch
 from ts.torch_handler import base_handler as stock
 from ts.utils.util import PredictionException
 
+from torchmar_handlers import samples
 from torchmar_handlers.reply import Reply
 from torchmar_handlers.request import Request
 
 logger = logging.getLogger(__name__)
+
+_WARM_CALLS = 3  # TorchScript's profiling executor records one call of a shape and compiles in the next
 
 
 class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
@@ -34,10 +39,32 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     """
 
     def initialize(self, context: Any) -> None:
-        """Load the model as TorchServe's base handler does; ``options`` is the ``handler`` section of the config."""
+        """Load the model as TorchServe's base handler does; ``options`` is the ``handler`` section of the config.
+
+        Torch gets this worker's share of the cores (option ``threads``: that many), since workers
+        that each use all of them are slower together than one alone.
+        """
         super().initialize(context)
         config = context.model_yaml_config or {}
         self.options: dict[str, Any] = config.get("handler") or {}
+        torch.set_num_threads(int(self.options.get("threads") or _share_of_cores(config.get("maxWorkers"))))
+
+    def warm_up(self, context: Any) -> None:
+        """Answer the archive's samples, alone and in a full batch; the last thing to do in ``initialize``.
+
+        What is slow at first (TorchScript compiles in the first calls of every shape) is paid here
+        and not by the first clients. Explanations are left out: most workers are never asked for
+        one, and captum costs seconds and memory. Option ``warm_up: false`` skips it all.
+        """
+        properties = context.system_properties
+        requests = [] if self.options.get("warm_up") is False else samples.read(properties.get("model_dir"))
+        predicted = [request for request in requests if not request.wants_explanation]
+        for size in sorted({1, int(properties.get("batch_size") or 1)}) if predicted else ():
+            batch = [predicted[index % len(predicted)] for index in range(size)]
+            for _ in range(_WARM_CALLS):
+                # A sample may be there to be refused; what else is wrong, the first client is told.
+                with contextlib.suppress(Exception):
+                    self._predict([(request, self.decode(request)) for request in batch])
 
     def decode(self, request: Request) -> Any:
         """Return the input of one request; the row itself unless overridden."""
@@ -108,3 +135,9 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         if isinstance(error, MemoryError) or "CUDA" in str(error):
             return Reply.error(507, "Out of resources")
         return Reply.error(503, "Prediction failed")
+
+
+def _share_of_cores(workers: Any) -> int:
+    """Return how many of the cores that this process may use are a worker's, one at least."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers) if isinstance(workers, int) and workers > 0 else cores

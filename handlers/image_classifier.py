@@ -29,6 +29,8 @@ class ImageClassifier(BaseHandler):
     topk       5                                    labels in an answer at the most
     max_pixels 89478485 (Pillow's own limit)        larger images get 413
     n_steps    50                                   steps of the integral of an explanation
+    threads    cores divided by ``maxWorkers``      threads of torch in this worker
+    warm_up    true                                 answer the archive's samples before clients come
     ========== ==================================== =======================================
 
     A prediction is ``{label: probability}``, the most probable first. An explanation is JSON
@@ -48,6 +50,7 @@ class ImageClassifier(BaseHandler):
         self.topk = int(options.get("topk", 5))
         self.max_pixels = int(options.get("max_pixels", Image.MAX_IMAGE_PIXELS or 0))
         self.n_steps = int(options.get("n_steps", 50))
+        self.warm_up(context)
 
     def decode(self, request: Request) -> torch.Tensor:
         """Return the image of a request as bytes, ``(channels, height, width)``."""

@@ -147,16 +147,16 @@ def test_a_wrong_target_is_a_400_of_its_own(worker: Worker) -> None:
 
 
 @pytest.fixture
-def scripted(make: Callable[..., Path]) -> Callable[[str], Path]:
+def scripted(make: Callable[..., Path]) -> Callable[..., Path]:
     """Return a function that builds an archive of a handler of ours with a tiny TorchScript model."""
     import torch
 
     stream = io.BytesIO()
     torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.zeros(1)), stream)
 
-    def build(code: str) -> Path:
+    def build(code: str, **keys: object) -> Path:
         head = "import torch\nfrom torchmar_handlers.base import BaseHandler\n"
-        return make(head + textwrap.dedent(code), disk={"model.pt": stream.getvalue()}, weights="model.pt")
+        return make(head + textwrap.dedent(code), disk={"model.pt": stream.getvalue()}, weights="model.pt", **keys)
 
     return build
 
@@ -193,3 +193,56 @@ def test_a_handler_without_explanations_says_so_with_501(scripted: Callable[[str
         )
     assert (explained.status, broken.status) == (501, 400)
     assert (predicted.body, predicted.content_type) == (b"[1.5,2.0]", "application/json")
+
+
+COUNTING = """
+class Mine(BaseHandler):
+    def initialize(self, context):
+        super().initialize(context)
+        self.seen = []
+        self.warm_up(context)
+    def decode(self, request):
+        if request.payload == "bad": raise ValueError("a sample to be refused")
+        return torch.tensor([float(request.payload)])
+    def inference(self, batch):
+        self.seen.append(len(batch))
+        return batch
+    def postprocess(self, output):
+        return [{"seen": self.seen, "threads": torch.get_num_threads()}] * len(output)
+"""
+
+
+@pytest.mark.parametrize(
+    ("samples", "config", "seen"),
+    [
+        ([{"json": 1}, {"json": 2}, {"json": 3, "explain": True}], {"batchSize": 4}, [1, 1, 1, 4, 4, 4, 1]),
+        ([{"json": 1}], {}, [1, 1, 1, 1]),
+        ([{"json": 1}], {"batchSize": 4, "handler": {"warm_up": False}}, [1]),
+        ([{"json": "bad"}], {"batchSize": 2}, [1]),
+        ([], {"batchSize": 4}, [1]),
+    ],
+)
+def test_a_worker_answers_its_samples_before_any_client(
+    scripted: Callable[..., Path], samples: list[object], config: dict[str, object], seen: list[int]
+) -> None:
+    with Worker(scripted(COUNTING, samples=samples, config=config)) as worker:
+        assert json.loads(worker.ask([Request(b"1", "application/json")])[0].body)["seen"] == seen
+
+
+@pytest.mark.parametrize(
+    ("config", "threads"),
+    [
+        ({}, lambda cores: cores),
+        ({"minWorkers": 1, "maxWorkers": 2}, lambda cores: max(1, cores // 2)),
+        ({"minWorkers": 1, "maxWorkers": 1000}, lambda cores: 1),
+        ({"handler": {"threads": 3}}, lambda cores: 3),
+    ],
+)
+def test_workers_share_the_cores(
+    scripted: Callable[..., Path], config: dict[str, object], threads: Callable[[int], int]
+) -> None:
+    import psutil
+
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
+    with Worker(scripted(COUNTING, config=config)) as worker:
+        assert json.loads(worker.ask([Request(b"1", "application/json")])[0].body)["threads"] == threads(cores)
