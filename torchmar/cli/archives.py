@@ -31,7 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 def build(
     recipes: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RECIPE]...", help="Recipes, or their folders; default: archives/*/archive.yaml."),
+        typer.Argument(metavar="RECIPE", help="Recipes, or their folders; default: archives/*/archive.yaml."),
     ] = None,
     store: Annotated[Path, typer.Option(help="Where archives go.")] = Path("model_store"),
     form: Annotated[Form, typer.Option(help="A .mar, or a folder, which a server registers at once.")] = Form.mar,
@@ -39,8 +39,8 @@ def build(
 ) -> None:
     """Pack recipes into STORE/NAME-VERSION.mar.
 
-    An archive whose inputs have the size, times and inode that they had when it was built is
-    up to date; after a week, or with --force, they are read again all the same.
+    An archive whose inputs have kept size, times and inode is up to date.
+    After a week, or with --force, they are read again all the same.
     """
     from torchmar.archive.building import build as build_archive
 
@@ -166,8 +166,8 @@ def derive(
 ) -> None:
     """Make a new version of an archive with another configuration or handler.
 
-    The weights are copied as they are, so that a change of batching or GPU placement takes no
-    longer than a copy: torchmar derive digits-1.0.mar --version 1.0+b16 --set batchSize=16
+    The weights are copied as they are; a change of batching costs a copy:
+    torchmar derive digits-1.0.mar --version 1.0+b16 --set batchSize=16
     """
     from torchmar.archive import derive as derive_archive
 

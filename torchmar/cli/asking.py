@@ -12,7 +12,7 @@ from torchmar.cli.terminal import complain
 from torchmar.errors import Refused, TorchmarError
 
 PANEL = "Requests"
-Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Files to ask with.", show_default=False)]
+Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT", help="Files to ask with.", show_default=False)]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write the answer here.", show_default=False)]
 
 

@@ -22,7 +22,7 @@ DOCUMENTATION = "docs/checks.md"
 def check(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="ARCHIVE|RECIPE|FOLDER...", help="What to check.", show_default=False),
+        typer.Argument(metavar="ARCHIVE|RECIPE|FOLDER", help="What to check.", show_default=False),
     ],
     run: Annotated[bool, typer.Option("--run", help="Ask the samples too, in a worker process.")] = False,
     select: Annotated[
@@ -36,8 +36,9 @@ def check(
 ) -> None:
     """Find what would fail on the server, before any server sees it.
 
-    Nothing of the archive is run, unless --run asks for it. Exits with 1 if there is an error;
-    warnings alone do not fail. Every code has a section in docs/checks.md.
+    Nothing of the archive is run, unless --run asks for it.
+    Exits with 1 if there is an error; warnings alone do not fail.
+    Every code has a section in docs/checks.md.
     """
     _known(select, "--select")
     _known(ignore, "--ignore")

@@ -24,7 +24,7 @@ Folder = Annotated[
 def serve(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Models to load; default: every archive of the model store."),
+        typer.Argument(metavar="MODEL", help="Models to load; default: every archive of the model store."),
     ] = None,
     config: Annotated[Path, typer.Option(help="The server's configuration.")] = Path("config.properties"),
     model_store: Annotated[
