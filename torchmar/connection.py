@@ -157,9 +157,13 @@ def _refusal(response: requests.Response) -> Refused:
     status = response.status_code
     # TorchServe answers a bad token with 400, not with 401.
     if kind == "InvalidKeyException" or status == 401:
-        return Unauthorized(message, status=status, type=kind, hint="tokens lie in the server's key_file.json")
+        return Unauthorized(
+            message, status=status, type=kind, hint="its key_file.json has it: --key-file, or --run-folder"
+        )
     if status == 404:
-        return NotFound(message, status=status, type=kind, hint="torchmar models lists what is registered")
+        missing_archive = message.startswith("Model not found at")
+        hint = "the server looks in its model store" if missing_archive else "torchmar models lists what is registered"
+        return NotFound(message, status=status, type=kind, hint=hint)
     if status == 409:
         return Conflict(message, status=status, type=kind)
     hint = "set enable_model_api=true in config.properties" if status == 405 else ""
