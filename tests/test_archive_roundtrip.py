@@ -248,6 +248,15 @@ def test_importing_never_overwrites_and_leaves_nothing_when_it_fails(make: Calla
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("samples", [b'{"a": 1}', b"[1]", b"7", b"[", b'[{"input": "../x"}]', b"[" * 100_000])
+def test_samples_that_are_none_are_an_error_and_nothing_is_left(tmp_path: Path, samples: bytes) -> None:
+    members = {"MAR-INF/MANIFEST.json": MANIFEST, "h.py": b"", "MAR-INF/SAMPLES.json": samples}
+    pack(members, tmp_path / "a.mar")
+    with pytest.raises(ArchiveError, match="SAMPLES"):
+        import_archive(tmp_path / "a.mar", tmp_path / "in")
+    assert list((tmp_path / "in").iterdir()) == []
+
+
 def test_what_a_recipe_cannot_say_is_told(tmp_path: Path) -> None:
     said = json.loads(MANIFEST)
     said["runtime"], said["model"]["envelope"], said["model"]["mine"] = "LSP", "kserve", 7

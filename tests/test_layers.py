@@ -26,7 +26,7 @@ LAYERS = (
     ("comparison",),
     ("recipe", "exchange"),
     ("manifest", "properties"),
-    ("errors",),
+    ("errors", "replacing"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 

@@ -36,14 +36,18 @@ class Answer:
         return self.headers.get("content-type", "").partition(";")[0].strip()
 
 
+def content_type(name: str) -> str:
+    """Return the content type that a file's suffix stands for."""
+    return mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+
 def read(file: Path, *, explain: bool = False, accept: str = ANY) -> Request:
     """Return a request with the bytes of ``file`` and the content type that its suffix stands for.
 
     Raises:
         TorchmarError: the file cannot be read.
     """
-    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     try:
-        return Request(file.read_bytes(), kind, explain, accept)
+        return Request(file.read_bytes(), content_type(file.name), explain, accept)
     except OSError as error:
         raise TorchmarError(f"{file} cannot be read: {error.strerror}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mimetypes
 import random
 import statistics
 import time
@@ -16,7 +15,7 @@ import psutil
 from torchmar import comparison
 from torchmar.archive import Archive
 from torchmar.errors import ArchiveError
-from torchmar.exchange import Answer, Request
+from torchmar.exchange import Answer, Request, content_type
 from torchmar.recipe import Sample
 from torchmar.worker import Worker
 
@@ -100,11 +99,10 @@ def prove(path: Path) -> Proof:
 
 def _together(worker: Worker, samples: Sequence[Sample], requests: Sequence[Request], batch_size: int) -> list[str]:
     problems = []
-    full = max(batch_size, 1)
     # A batch as full as the server's, even if there are fewer samples than that.
-    repeated = [index % len(samples) for index in range(max(full, len(samples)))] if samples else []
-    for start in range(0, len(repeated), full):
-        part = repeated[start : start + full]
+    repeated = [index % len(samples) for index in range(max(batch_size, len(samples)))] if samples else []
+    for start in range(0, len(repeated), batch_size):
+        part = repeated[start : start + batch_size]
         answers = worker.ask([requests[index] for index in part])
         problems += _compared([samples[index] for index in part], answers, f"in a batch of {len(part)}")
     return problems
@@ -145,8 +143,7 @@ def _explains(worker: Worker, request: Request) -> bool:
 def _request(archive: Archive, sample: Sample) -> Request:
     if sample.input is None:
         return Request(json.dumps(sample.json_body).encode(), "application/json", sample.explain)
-    kind = mimetypes.guess_type(sample.input)[0] or "application/octet-stream"
-    return Request(archive.read(sample.input), kind, sample.explain)
+    return Request(archive.read(sample.input), content_type(sample.input), sample.explain)
 
 
 def _name(sample: Sample) -> str:

@@ -129,6 +129,10 @@ class Sample(_Strict):
             raise ValueError("give exactly one of input and json")
         return self
 
+    def document(self) -> dict[str, Any]:
+        """Return the sample as it is written: with the recipe's keys, without what is the default."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
 
 class Recipe(_Strict):
     """The recipe of one archive."""
@@ -178,6 +182,11 @@ def read(path: Path) -> tuple[Recipe, Path]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([Problem(str(file), 1, "", f"cannot be read: {error}")]) from None
     return parse(text, str(file), file.parent), file.parent
+
+
+def is_recipe(path: Path) -> bool:
+    """Tell whether ``path`` is meant as a recipe (or the folder of one) and not as an archive."""
+    return (path / FILE_NAME).is_file() or path.suffix in (".yaml", ".yml")
 
 
 def parse(text: str, file: str = FILE_NAME, folder: Path | None = None) -> Recipe:
@@ -308,10 +317,6 @@ def _problem(detail: dict[str, Any], file: str, root: yaml.Node | None) -> Probl
     elif detail["type"] != "value_error":
         message = f"{detail['input']!r}: {message[:1].lower()}{message[1:]}"
     return Problem(file, line, ".".join(map(str, location)), message, hint)
-
-
-def _placeless(detail: dict[str, Any]) -> Problem:
-    return _problem(detail, "", None)
 
 
 def config_problems(error: ValidationError) -> list[str]:

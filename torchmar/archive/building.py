@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from torchmar.archive.copying import Progress, Source
     from torchmar.recipe import Recipe
 
-FORMS = ("mar", "folder")
-RECIPE = "archive.yaml"
+RECIPE = "archive.yaml"  # as in torchmar.recipe, which takes too long to import for a build that is up to date
 
 Begin = Callable[[str, int], "Progress"]
 """Told the archive's name and its bytes before they are copied; returns what is told of every piece."""
@@ -73,6 +72,11 @@ def up_to_date(recipe_path: Path, store: Path, form: str = "mar") -> Packed | No
     """Return the archive of a recipe if building it would change nothing; None when it must be built."""
     known = unchanged.recall(_file(recipe_path), store, form)
     return Packed(**{**known, "path": Path(known["path"]), "unchanged": True}) if known else None
+
+
+def recipes_here() -> list[Path]:
+    """Return the recipes of the project in the current folder, sorted."""
+    return sorted(Path("archives").glob(f"*/{RECIPE}"))
 
 
 def _file(recipe_path: Path) -> Path:

@@ -55,8 +55,7 @@ def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
         if sample.input and sample.input not in members:
             add(members, sample.input, folder / sample.input)
     if recipe.samples:
-        samples = [sample.model_dump(mode="json", by_alias=True, exclude_defaults=True) for sample in recipe.samples]
-        add(members, SAMPLES_FILE, _json(samples))
+        add(members, SAMPLES_FILE, _json([sample.document() for sample in recipe.samples]))
     # A recipe may bring a version of its own of the handlers, as one does that was made of an archive.
     brought = any(path.startswith(f"{CARRIED_PACKAGE}/") for path in members)
     if not brought and carries(handler, members):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torchmar.archive import contents, digests
 from torchmar.archive.contents import LABELS_FILE, SAMPLES_FILE
 from torchmar.archive.read import Archive
 from torchmar.errors import ArchiveError
+from torchmar.replacing import beside
 
 HEADER = "# Made of {archive} by torchmar import.\n"
 
@@ -36,7 +36,7 @@ def import_archive(archive: Path, folder: Path) -> tuple[Path, list[str]]:
         target = folder / source.manifest.name
         if target.exists():
             raise ArchiveError(f"{target} exists already", hint="remove it, or name another folder with --to")
-        part = folder / f".{source.manifest.name}.{secrets.token_hex(4)}.part"
+        part = beside(target)
         try:
             source.extract(part)
             document = _recipe(source, part)
@@ -63,7 +63,7 @@ def _recipe(source: Archive, folder: Path) -> dict[str, Any]:
     document |= {"weights": model.serialized_file, "model_file": model.model_file}
     document |= {"labels": LABELS_FILE if _labels(source) else None, "requirements": model.requirements_file}
     document |= {"config": model.config_file}
-    samples = json.loads(source.read(SAMPLES_FILE)) if SAMPLES_FILE in source else []
+    samples = [sample.document() for sample in source.samples]
     named = {manifest.PATH, digests.PATH, SAMPLES_FILE, *filter(None, document.values())}
     named |= {f"{stem}.py", *(sample.get("input") for sample in samples)}
     named |= _same_handlers(source, folder)
@@ -81,7 +81,7 @@ def _labels(source: Archive) -> bool:
     # Any other JSON of that name is a file like others.
     try:
         return LABELS_FILE in source and isinstance(json.loads(source.read(LABELS_FILE)), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

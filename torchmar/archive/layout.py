@@ -22,7 +22,6 @@ EntryKind = Literal["file", "folder", "link", "special"]
 class Kind(Enum):
     """The kinds of flaws."""
 
-    NOT_AN_ARCHIVE = "not an archive"
     OUTSIDE = "outside"
     TWICE = "twice"
     SPECIAL = "special"

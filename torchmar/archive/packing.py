@@ -17,6 +17,7 @@ from torchmar.archive.copying import Progress, Source
 from torchmar.archive.packed import Packed
 from torchmar.archive.zip import ZipWriter
 from torchmar.errors import ArchiveError
+from torchmar.replacing import beside
 
 _ZIP_EPOCH = 315532800  # 1980-01-01, the earliest time that a zip can hold
 _PAGE = 4096
@@ -68,7 +69,7 @@ def pack_folder(members: Mapping[str, Source], destination: Path, progress: Prog
     """
     sums: dict[str, str] = {}
     total = 0
-    part = _beside(destination)
+    part = beside(destination)
     with _told(destination):
         try:
             for name, source in sorted(members.items()):
@@ -158,7 +159,7 @@ def _appearing(destination: Path) -> Iterator[BinaryIO]:
     if destination.is_dir():
         raise ArchiveError(f"{destination} is a folder", hint="remove it, or write somewhere else")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    part = _beside(destination)
+    part = beside(destination)
     try:
         with open(part, "xb") as stream:
             yield stream
@@ -168,11 +169,6 @@ def _appearing(destination: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _beside(destination: Path) -> Path:
-    # A name of its own, in the same folder: two builds do not meet, and the rename is atomic.
-    return destination.with_name(f".{destination.name}.{os.urandom(4).hex()}.part")
-
-
 def _replace_folder(part: Path, destination: Path) -> None:
     """Put ``part`` in the place of ``destination``. No system call swaps folders everywhere: it takes two renames."""
     if not destination.exists():
@@ -180,7 +176,7 @@ def _replace_folder(part: Path, destination: Path) -> None:
         return
     if not (destination / "MAR-INF").is_dir():
         raise ArchiveError(f"{destination} is there and is no archive", hint="remove it, or write somewhere else")
-    old = _beside(destination)
+    old = beside(destination)
     destination.rename(old)
     try:
         part.rename(destination)

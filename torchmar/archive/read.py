@@ -24,6 +24,7 @@ from torchmar.archive.copying import Source, Stored
 from torchmar.archive.forms import DAMAGED, Window, open_form
 from torchmar.errors import ArchiveError
 from torchmar.recipe import Sample
+from torchmar.replacing import beside
 
 _CHUNK = 1 << 20
 _SMALL = 16 << 20  # what is read whole into memory: manifests, configurations, handlers
@@ -82,7 +83,7 @@ class Archive:
         """The files, in the order of the archive."""
         return tuple(Member(entry.name, entry.size) for entry in self._entries.values())
 
-    @property
+    @cached_property
     def sizes(self) -> Mapping[str, int]:
         """Bytes of every member when extracted."""
         return {name: entry.size for name, entry in self._entries.items()}
@@ -122,7 +123,7 @@ class Archive:
         name = self.manifest.model.config_file
         return self.read(name).decode("utf-8", "replace") if name else ""
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The configuration's keys; TorchServe's own types are not checked here."""
         try:
@@ -217,7 +218,7 @@ class Archive:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArchiveError(f"{folder} exists already", hint="extract into a new or an empty folder")
-        part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+        part = beside(folder)
         try:
             part.mkdir(parents=True)
             total, free = sum(self.sizes.values()), shutil.disk_usage(part).free

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torchmar
+from torchmar.replacing import beside
 
 _BELIEVED = 7 * 24 * 3600.0  # seconds
 _FORMAT = 1
@@ -72,7 +73,7 @@ def remember(
         "archive": dict(archive),
         "files": {**inputs, **stats(outputs)},
     }
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part = beside(file)
     try:
         part.write_text(json.dumps(record), encoding="utf-8")
         os.replace(part, file)

@@ -35,7 +35,7 @@ def check(path: Path, gpus: int | None = None) -> list[Finding]:
     """
     if not path.exists():
         raise ArchiveError(f"{path} does not exist")
-    if (path / recipe.FILE_NAME).is_file() or path.suffix in (".yaml", ".yml"):
+    if recipe.is_recipe(path):
         return _recipe(path, gpus)
     try:
         archive = Archive(path, flawed=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import typer
 from torchmar import exchange
 from torchmar.cli.terminal import err
 from torchmar.errors import Refused, TorchmarError
+from torchmar.replacing import beside
 
 
 def request(source: Path, explain: bool, output: Path | None) -> exchange.Request:
@@ -45,7 +45,7 @@ def _save(answer: exchange.Answer, output: Path) -> None:
     if output.suffix.lower() == ".png" and answer.content_type != "image/png":
         kind = answer.content_type or "text"
         raise TorchmarError(f"the handler draws no picture; it answered with {kind}", hint="give --output a .json name")
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    part = beside(output)
     try:
         part.write_bytes(answer.body)
         part.replace(output)

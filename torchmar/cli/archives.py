@@ -43,8 +43,9 @@ def build(
     After a week, or with --force, they are read again all the same.
     """
     from torchmar.archive.building import build as build_archive
+    from torchmar.archive.building import recipes_here
 
-    found = recipes or sorted(Path("archives").glob("*/archive.yaml"))
+    found = recipes or recipes_here()
     if not found:
         raise TorchmarError("there is no recipe here", hint="name one, or go to the folder that has archives/")
     failed = False

@@ -75,15 +75,15 @@ def _prove(path: Path) -> Proof:
     from torchmar.proof import prove
 
     with err.status(f"asking the samples of {path}"):
-        if (path / recipe.FILE_NAME).is_file() or path.suffix in (".yaml", ".yml"):
+        if recipe.is_recipe(path):
             with tempfile.TemporaryDirectory(prefix="torchmar-check-") as store:
                 return prove(archive.build(path, Path(store)).path)
         return prove(path)
 
 
 def _show(path: Path, finding: Finding) -> None:
-    place = f"{path}!{finding.place}" if finding.place and not finding.place.startswith(str(path)) else str(path)
-    place = finding.place if finding.place.startswith(str(path)) else place
+    # A place in a recipe names its file itself.
+    place = finding.place if finding.place.startswith(str(path)) else f"{path}!{finding.place}".rstrip("!")
     colour = "red" if finding.code.severity == "error" else "yellow"
     out.print(f"[{colour}]{finding.code.name}[/] {escape(place)}: {escape(finding.cause)}")
     if finding.remedy:

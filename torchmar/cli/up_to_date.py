@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchmar.archive.building import up_to_date
+from torchmar.archive.building import recipes_here, up_to_date
 
 
 def told(arguments: Sequence[str]) -> bool:
@@ -16,7 +16,7 @@ def told(arguments: Sequence[str]) -> bool:
     recipes, store = _parsed(list(arguments[1:]))
     if recipes is None:
         return False
-    found = [up_to_date(recipe, store) for recipe in recipes or sorted(Path("archives").glob("*/archive.yaml"))]
+    found = [up_to_date(recipe, store) for recipe in recipes or recipes_here()]
     if not found or not all(found):
         return False
     sys.stdout.write("".join(f"{packed.show()}\n" for packed in found if packed))

@@ -118,8 +118,10 @@ class TorchServe:
         return worker_log.last_traceback(self._worker_log(since), name, version)
 
     def _start(self) -> None:
-        if importlib.util.find_spec("ts") is None:
+        found = importlib.util.find_spec("ts")
+        if found is None or not found.submodule_search_locations:
             raise EngineError("TorchServe is not installed", hint="pip install 'torchmar[torchserve]'")
+        home = Path(found.submodule_search_locations[0]).parent
         self.java = java.find()
         if not self.model_store.is_dir():
             raise EngineError(f"the model store {self.model_store} is not a folder", hint="torchmar build fills one")
@@ -140,7 +142,7 @@ class TorchServe:
         config.write_text(properties.show(self._effective()), encoding="utf-8")
         with (self.folder / "console.log").open("wb") as console:
             self._process = subprocess.Popen(
-                self._command(config, temporary),
+                self._command(home, config, temporary),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -156,10 +158,7 @@ class TorchServe:
         self.management = ManagementClient(self.server)
         self._wait_until_healthy()
 
-    def _command(self, config: Path, temporary: Path) -> list[str]:
-        spec = importlib.util.find_spec("ts")
-        assert spec and spec.submodule_search_locations
-        home = Path(spec.submodule_search_locations[0]).parent
+    def _command(self, home: Path, config: Path, temporary: Path) -> list[str]:
         arguments = shlex.split(self.properties.get("vmargs"))
         if not any(argument.startswith("-Dlog4j") for argument in arguments):
             arguments.append(f"-Dlog4j.configurationFile={Path(__file__).with_name('log4j2.xml').as_uri()}")
