@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from ts.metrics.metric_type_enum import MetricTypes
 from ts.torch_handler import base_handler as stock
-from ts.utils.util import PredictionException
+from ts.utils.util import PredictionException, load_label_mapping
 
-from torchmar_handlers import samples
-from torchmar_handlers.reply import Reply
+from torchmar_handlers import batch as batches
+from torchmar_handlers import samples, weights
+from torchmar_handlers.forward import forward
+from torchmar_handlers.options import Options
 from torchmar_handlers.request import Request
 
-logger = logging.getLogger(__name__)
-
 _WARM_CALLS = 3  # TorchScript's profiling executor records one call of a shape and compiles in the next
+_LABELS = "index_to_name.json"
 
 
 class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
@@ -33,21 +36,66 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     * ``postprocess(output)``: the model's output to a list with one answer per request;
     * ``explain_handle(batch, requests)``: one explanation per request.
 
-    Predictions and explanations may share a batch; each group runs once. A step that fails
-    for a group is repeated for each of its requests alone, so that only the culprit fails:
-    with its own code (``PredictionException``), 507 (out of memory) or 503, as TorchServe says.
+    ``predict_handle(batch, requests)`` is there for answers that need more than the output.
+    A request with several instances (KServe, TensorFlow Serving) comes to these as several.
+
+    ============== ============================ ==================================================
+    option         default                      meaning
+    ============== ============================ ==================================================
+    threads        cores divided by maxWorkers  threads of torch, and of decoding, in this worker
+    warm_up        true                         answer the archive's samples before clients come
+    max_instances  1024                         instances in a request; more get 413
+    max_nesting    32                           levels of JSON in a request; more get 400
+    rows_at_once   64, or the batch size        instances in one forward pass at the most
+    ============== ============================ ==================================================
+
+    and those of `torchmar_handlers.weights`.
     """
 
-    def initialize(self, context: Any) -> None:
-        """Load the model as TorchServe's base handler does; ``options`` is the ``handler`` section of the config.
+    #: Whether ``decode`` may run in several threads at once; worth it where it lets go of the GIL.
+    parallel_decode: ClassVar[bool] = False
+    #: Whether an instance of named columns or tensors stays a mapping when there is only one of them.
+    named: bool = False
 
-        Torch gets this worker's share of the cores (option ``threads``: that many), since workers
-        that each use all of them are slower together than one alone.
+    def initialize(self, context: Any) -> None:
+        """Load the model; ``options`` is the ``handler`` section of the configuration.
+
+        Torch gets this worker's share of the cores, since workers that each use all of them
+        are slower together than one alone.
+
+        Raises:
+            OptionError: an option has a value that it cannot have.
+            torchmar_handlers.weights.LoadError: the weights cannot be loaded.
         """
-        super().initialize(context)
         config = context.model_yaml_config or {}
-        self.options: dict[str, Any] = config.get("handler") or {}
-        torch.set_num_threads(int(self.options.get("threads") or _share_of_cores(config.get("maxWorkers"))))
+        properties = context.system_properties
+        model = context.manifest["model"]
+        folder = Path(properties.get("model_dir"))
+        self.context, self.manifest, self.model_yaml_config = context, context.manifest, config
+        self.options = Options(config.get("handler"))
+        self.device = _device(properties.get("gpu_id"))
+        self.map_location = self.device.type
+        threads = self.options.integer("threads", _share_of_cores(config.get("maxWorkers")), low=1)
+        torch.set_num_threads(threads)
+        self.executor = ThreadPoolExecutor(threads) if self.parallel_decode and threads > 1 else None
+        batch_size = int(properties.get("batch_size") or 1)
+        self.max_instances = self.options.integer("max_instances", 1024, low=1)
+        self.max_nesting = self.options.integer("max_nesting", 32, low=1)
+        self.rows_at_once = self.options.integer("rows_at_once", max(64, batch_size), low=1)
+        self._inference_seconds = 0.0
+        self.load_model(folder, model.get("serializedFile"), model.get("modelFile"), threads)
+        self.mapping = load_label_mapping(str(folder / _LABELS)) if (folder / _LABELS).is_file() else None
+        self.initialized = True
+
+    def load_model(self, folder: Path, serialized_file: str | None, model_file: str | None, threads: int) -> None:
+        """Set ``model`` from files of the archive, which lies in ``folder``."""
+        self.model_pt_path = str(folder / serialized_file) if serialized_file else None
+        pt2 = self.model_yaml_config.get("pt2")
+        self.model = weights.load(
+            folder, serialized_file, model_file, self.device, self.options, threads=threads, pt2=pt2
+        )
+        found = weights.dtype(self.model)
+        self.dtype = found if found in (torch.float16, torch.bfloat16) else None
 
     def warm_up(self, context: Any) -> None:
         """Answer the archive's samples, alone and in a full batch; the last thing to do in ``initialize``.
@@ -55,86 +103,111 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         What is slow at first (TorchScript compiles in the first calls of every shape) is paid here
         and not by the first clients. Explanations are left out: most workers are never asked for
         one, and captum costs seconds and memory. Option ``warm_up: false`` skips it all.
+
+        Raises:
+            OptionError: the configuration has an option that a handler of this package does not know.
         """
+        wanted = self.options.flag("warm_up", True)
+        # A handler of a user's own may read more options later.
+        if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
+            self.options.refuse_unknown()
         properties = context.system_properties
-        requests = [] if self.options.get("warm_up") is False else samples.read(properties.get("model_dir"))
+        requests = samples.read(properties.get("model_dir")) if wanted else []
         predicted = [request for request in requests if not request.wants_explanation]
         for size in sorted({1, int(properties.get("batch_size") or 1)}) if predicted else ():
             batch = [predicted[index % len(predicted)] for index in range(size)]
             for _ in range(_WARM_CALLS):
-                # A sample may be there to be refused; what else is wrong, the first client is told.
-                with contextlib.suppress(Exception):
-                    self._predict([(request, self.decode(request)) for request in batch])
+                batches.answer(self, batch)
 
     def decode(self, request: Request) -> Any:
         """Return the input of one request; the row itself unless overridden."""
         return request.row
 
-    def preprocess(self, inputs: Sequence[Any]) -> Any:
-        """Stack decoded inputs (tensors of one shape) to a batch on the model's device."""
-        return torch.stack(list(inputs)).to(self.device)
+    def group(self, decoded: Any) -> Hashable:
+        """Return what inputs must have in common to share a forward pass: shape and type of tensors."""
+        if isinstance(decoded, torch.Tensor | np.ndarray):
+            return tuple(decoded.shape), decoded.dtype
+        return None
 
-    def explain_handle(self, batch: Any, requests: Sequence[Request]) -> list[Any]:
+    def preprocess(self, inputs: Sequence[Any]) -> Any:
+        """Stack decoded inputs (tensors or arrays of one shape) to a batch on the model's device."""
+        tensors = [torch.as_tensor(one) for one in inputs]
+        if self.device.type != "cuda":
+            return torch.stack(tensors).to(self.device)
+        # Pinned memory is copied without the driver's own staging copy, and while the CPU goes on.
+        shape = (len(tensors), *tensors[0].shape)
+        batch = torch.empty(shape, dtype=tensors[0].dtype, pin_memory=True)
+        return torch.stack(tensors, out=batch).to(self.device, non_blocking=True)
+
+    def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output for a batch: a tensor, a tuple of them or a mapping of named ones."""
+        started = time.perf_counter()
+        with torch.inference_mode():
+            batch = (data, *args) if args else data
+            output = forward(self.model, batch, device=self.device, dtype=self.dtype, **kwargs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._inference_seconds += time.perf_counter() - started
+        return output
+
+    def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]:
+        """Return one prediction per request: ``postprocess(inference(batch))`` unless overridden."""
+        answers: Sequence[Any] = self.postprocess(self.inference(batch))
+        return answers
+
+    def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]:
         """Return one explanation per request; a handler that offers none refuses."""
         raise PredictionException(f"{type(self).__name__} has no explanations", 501)
+
+    def rows(self, request: Request) -> list[Any] | None:
+        """Return the instances of a plain body that holds several; None (as here) where it is always one."""
+        return None
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return answers as named columns, for clients of the Open Inference Protocol.
+
+        None (as here) leaves it to the answers: objects with the same keys become a tensor per key,
+        others one called ``output``, of numbers, of texts, or of JSON.
+        """
+        return None
+
+    def served_as(self) -> tuple[str, str]:
+        """Return the model's name and version."""
+        model = self.manifest["model"]
+        return str(model.get("modelName", "")), str(model.get("modelVersion", ""))
 
     def handle(self, data: Sequence[Any], context: Any) -> list[Any]:
         """Answer a batch; the list that returns is as long as ``data``, whatever happened."""
         started = time.perf_counter()
         self.context = context
-        inputs: dict[int, tuple[Request, Any]] = {}
-        replies: dict[int, Reply] = {}
-        for index, row in enumerate(data):
-            request = Request.of(index, row, context)
-            try:
-                if request.wants_description:
-                    replies[index] = Reply.of(self.describe_handle())
-                else:
-                    inputs[index] = request, self.decode(request)
-            except Exception as error:
-                replies[index] = self._refusal(error)
-        explained = [item for item in inputs.values() if item[0].wants_explanation]
-        predicted = [item for item in inputs.values() if not item[0].wants_explanation]
-        replies |= self._answer(self._predict, predicted)
-        replies |= self._answer(self._explain, explained)
-        context.metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")
-        return [replies[index].send(context, index) for index in range(len(data))]
+        self._inference_seconds = 0.0
+        times = [started]
+        requests = [Request.of(index, row, context) for index, row in enumerate(data)]
+        replies = batches.answer(self, requests, lambda: times.append(time.perf_counter()))
+        bodies = [reply.send(context, index) for index, reply in enumerate(replies)]
+        ended = time.perf_counter()
+        decoded = times[-1]
+        seconds = {
+            "HandlerTime": ended - started,
+            "DecodeTime": decoded - started,
+            "InferenceTime": self._inference_seconds,
+            "PostprocessTime": ended - decoded - self._inference_seconds,
+        }
+        for name, value in seconds.items():
+            context.metrics.add_time(name, round(value * 1000, 2), None, "ms")
+        context.metrics.add_metric("RequestBatchSize", len(data), "count", metric_type=MetricTypes.GAUGE)
+        if rejected := sum(400 <= reply.status < 500 for reply in replies):
+            context.metrics.add_counter("RejectedRequests", rejected)
+        return bodies
 
-    def _predict(self, items: Sequence[tuple[Request, Any]]) -> list[Any]:
-        batch = self.preprocess([item for _, item in items])
-        answers: list[Any] = self.postprocess(self.inference(batch))
-        return answers
 
-    def _explain(self, items: Sequence[tuple[Request, Any]]) -> list[Any]:
-        return self.explain_handle(self.preprocess([item for _, item in items]), [request for request, _ in items])
-
-    def _answer(
-        self, step: Callable[[Sequence[tuple[Request, Any]]], list[Any]], items: Sequence[tuple[Request, Any]]
-    ) -> dict[int, Reply]:
-        """Run ``step`` for all items at once and, if that fails, for each alone."""
-        if not items:
-            return {}
-        try:
-            answers = step(items)
-            if len(answers) != len(items):
-                raise ValueError(f"{type(self).__name__} gave {len(answers)} answers to {len(items)} requests")
-            return {request.index: Reply.of(answer) for (request, _), answer in zip(items, answers, strict=True)}
-        except Exception as error:
-            if len(items) == 1:
-                return {items[0][0].index: self._refusal(error)}
-        replies: dict[int, Reply] = {}
-        for item in items:
-            replies |= self._answer(step, [item])
-        return replies
-
-    def _refusal(self, error: Exception) -> Reply:
-        if isinstance(error, PredictionException):
-            return Reply.error(error.error_code, error.message)
-        logger.error("%s failed", type(self).__name__, exc_info=error)
-        # The same two cases, by the same signs, as in TorchServe's service.
-        if isinstance(error, MemoryError) or "CUDA" in str(error):
-            return Reply.error(507, "Out of resources")
-        return Reply.error(503, "Prediction failed")
+def _device(gpu: Any) -> torch.device:
+    """Return the device that the server has given to this worker."""
+    if gpu is not None and torch.cuda.is_available():
+        return torch.device("cuda", int(gpu))
+    if gpu is not None and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def _share_of_cores(workers: Any) -> int:

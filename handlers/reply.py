@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-JSON = "application/json"
+import numpy as np
+
+from torchmar_handlers import npy
+from torchmar_handlers.request import JSON
+
 PNG = "image/png"
 
 
@@ -32,15 +36,25 @@ class Reply:
         # A tensor goes out as torch.save writes it, which TorchServe does by itself.
         if isinstance(answer, bytes | bytearray | str) or type(answer).__name__ == "Tensor":
             return cls(answer)
-        text = json.dumps(answer, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return cls.json(answer)
+
+    @classmethod
+    def json(cls, answer: Any) -> Reply:
+        """Return an answer as compact JSON, NumPy's arrays and numbers as lists and numbers."""
+        text = json.dumps(answer, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
         return cls(text.encode(), JSON)
 
     @classmethod
-    def error(cls, status: int, message: str) -> Reply:
+    def npy(cls, array: np.ndarray) -> Reply:
+        """Return an array as a ``.npy`` file."""
+        return cls(npy.write(array), npy.CONTENT_TYPE)
+
+    @classmethod
+    def error(cls, status: int, message: str, **more: str) -> Reply:
         """Return an error in the shape of TorchServe's own: ``code``, ``type``, ``message``."""
         # The names that TorchServe gives its own errors, so that a client reads both alike.
         kind = "BadRequestException" if status < 500 else "InternalServerException"
-        answer = cls.of({"code": status, "type": kind, "message": message})
+        answer = cls.json({"code": status, "type": kind, "message": message, **more})
         return cls(answer.body, JSON, status)
 
     def send(self, context: Any, index: int) -> Any:
@@ -51,3 +65,9 @@ class Reply:
             phrase = HTTPStatus(self.status).phrase if self.status in iter(HTTPStatus) else ""
             context.set_response_status(self.status, phrase, index)
         return self.body
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"an answer has a {type(value).__name__}, which JSON cannot say")

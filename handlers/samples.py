@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mimetypes
 from pathlib import Path
+from typing import Any
 
-from torchmar_handlers.request import Request
+from torchmar_handlers.request import JSON, Request
 
 _FILE = Path("MAR-INF", "SAMPLES.json")
 
@@ -14,9 +17,17 @@ def read(model_dir: str) -> list[Request]:
     """Return the samples of the archive that is extracted to ``model_dir``; none where it carries none."""
     file = Path(model_dir) / _FILE
     found = json.loads(file.read_bytes()) if file.is_file() else []
-    requests = []
-    for index, sample in enumerate(found):
-        name = sample.get("input")
-        body = (Path(model_dir) / name).read_bytes() if name else sample.get("json")
-        requests.append(Request(index, {"body": body}, {"explain": str(bool(sample.get("explain")))}))
-    return requests
+    return [_request(index, sample, Path(model_dir)) for index, sample in enumerate(found)]
+
+
+def _request(index: int, sample: dict[str, Any], folder: Path) -> Request:
+    """Return a sample as TorchServe hands it over: JSON parsed, text decoded, all else as bytes."""
+    name = sample.get("input")
+    body: Any = (folder / name).read_bytes() if name else sample.get("json")
+    content_type = (mimetypes.guess_type(name)[0] or "application/octet-stream") if name else JSON
+    with contextlib.suppress(ValueError):
+        if name and content_type == JSON:
+            body = json.loads(body)
+        elif name and content_type.startswith("text/"):
+            body = body.decode()
+    return Request(index, {"body": body}, {"content-type": content_type, "explain": str(bool(sample.get("explain")))})

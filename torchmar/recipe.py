@@ -146,7 +146,11 @@ class Recipe(_Strict):
         description="A file (handler.py, or handler.py:function), one of torchmar's handlers "
         "(torchmar_handlers.image_classifier) or one that TorchServe ships (image_classifier)."
     )
-    weights: str | None = Field(None, description="TorchScript, or a state dict together with model_file.")
+    weights: str | None = Field(
+        None,
+        description="TorchScript, ONNX, a torch.export program or AOTInductor package; or, together with model_file, "
+        "a state dict or safetensors. TorchServe's own handlers load TorchScript and state dicts only.",
+    )
     model_file: str | None = Field(None, description="The file with the one class that a state dict fills.")
     made_by: str | None = Field(None, description="The script that makes the weights; named when they are missing.")
     labels: Annotated[str | list[str] | dict[str, str] | None, BeforeValidator(_labels)] = Field(
@@ -285,7 +289,8 @@ def handler_problem(handler: str, folder: Path) -> tuple[str, str] | None:
 
 def carried_handlers() -> list[str]:
     """Return the names of the handler modules in the package that archives carry."""
-    not_handlers = {"__init__", "base", "request", "reply", "attribution", "heatmap", "samples"}
+    not_handlers = {"__init__", "base", "batch", "forward", "npy", "options", "reply", "request", "samples"}
+    not_handlers |= {"attribution", "heatmap"}
     return sorted(file.stem for file in carried_folder().glob("*.py") if file.stem not in not_handlers)
 
 

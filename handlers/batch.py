@@ -1,0 +1,154 @@
+"""A batch of requests to as many replies, in which no request pays for its neighbour."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ts.utils.util import PredictionException
+
+from torchmar_handlers import protocols
+from torchmar_handlers.reply import Reply
+from torchmar_handlers.request import Request
+
+logger = logging.getLogger(__name__)
+
+
+class Answering(protocols.Served, Protocol):
+    """What answering a batch takes of a handler."""
+
+    rows_at_once: int
+    executor: Executor | None
+
+    def decode(self, request: Request) -> Any: ...
+    def group(self, decoded: Any) -> Hashable: ...
+    def preprocess(self, inputs: Sequence[Any]) -> Any: ...
+    def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
+    def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
+    def describe_handle(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: Exception
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One instance of one request: whose it is, and its place there."""
+
+    owner: int
+    position: int
+    request: Request
+
+
+def answer(handler: Answering, requests: Sequence[Request], decoded: Callable[[], None] = lambda: None) -> list[Reply]:
+    """Return one reply per request, whatever happens to any of them.
+
+    Every instance is decoded by itself; then predictions and explanations run, each group of
+    like inputs at once. A group that fails is repeated instance by instance, so that only the
+    culprit fails: with its own code (``PredictionException``), 507 (out of memory) or 503, as
+    TorchServe says. ``decoded`` is called between the two.
+    """
+    replies: dict[int, Reply] = {}
+    askings: dict[int, protocols.Asking] = {}
+    for index, request in enumerate(requests):
+        try:
+            if request.wants_description:
+                replies[index] = Reply.of(handler.describe_handle())
+            else:
+                askings[index] = protocols.read(request, handler)
+        except Exception as error:
+            replies[index] = Reply.error(*_refusal(handler, error))
+    parts = [
+        _Part(index, position, part) for index, asking in askings.items() for position, part in enumerate(asking.parts)
+    ]
+    outcomes: dict[_Key, Any] = dict(zip(map(_key, parts), _decode(handler, parts), strict=True))
+    decoded()
+    # One bad instance fails its request; the others of that request need not be computed.
+    lost = {part.owner for part in parts if isinstance(outcomes[_key(part)], _Failure)}
+    for explain, chosen in _groups(handler, [part for part in parts if part.owner not in lost], outcomes):
+        step = handler.explain_handle if explain else handler.predict_handle
+        outcomes.update(_run(handler, step, chosen, outcomes))
+    for index, asking in askings.items():
+        answers = [outcomes[index, position] for position in range(len(asking.parts))]
+        replies[index] = _reply(handler, asking, answers)
+    return [replies[index] for index in range(len(requests))]
+
+
+_Key = tuple[int, int]
+
+
+def _key(part: _Part) -> _Key:
+    return part.owner, part.position
+
+
+def _decode(handler: Answering, parts: Sequence[_Part]) -> list[Any]:
+    def one(part: _Part) -> Any:
+        try:
+            return handler.decode(part.request)
+        except Exception as error:
+            return _Failure(error)
+
+    if handler.executor is not None and len(parts) > 1:
+        return list(handler.executor.map(one, parts))
+    return [one(part) for part in parts]
+
+
+def _groups(
+    handler: Answering, parts: Sequence[_Part], inputs: dict[_Key, Any]
+) -> Iterator[tuple[bool, Sequence[_Part]]]:
+    """Yield the parts that can share a forward pass, no more at once than the handler takes."""
+    groups: dict[tuple[bool, Hashable], list[_Part]] = {}
+    for part in parts:
+        kind = part.request.wants_explanation, handler.group(inputs[_key(part)])
+        groups.setdefault(kind, []).append(part)
+    for (explain, _), members in groups.items():
+        for start in range(0, len(members), handler.rows_at_once):
+            yield explain, members[start : start + handler.rows_at_once]
+
+
+def _run(
+    handler: Answering,
+    step: Callable[[Any, Sequence[Request]], Sequence[Any]],
+    parts: Sequence[_Part],
+    inputs: dict[_Key, Any],
+) -> dict[_Key, Any]:
+    """Return the answers of ``step`` to all parts at once and, if that fails, to each alone."""
+    try:
+        batch = handler.preprocess([inputs[_key(part)] for part in parts])
+        answers = step(batch, [part.request for part in parts])
+        if len(answers) != len(parts):
+            raise ValueError(f"{type(handler).__name__} gave {len(answers)} answers to {len(parts)} requests")
+        return dict(zip(map(_key, parts), answers, strict=True))
+    except Exception as error:
+        if len(parts) == 1:
+            return {_key(parts[0]): _Failure(error)}
+    found: dict[_Key, Any] = {}
+    for part in parts:
+        found |= _run(handler, step, [part], inputs)
+    return found
+
+
+def _reply(handler: Answering, asking: protocols.Asking, answers: Sequence[Any]) -> Reply:
+    for position, outcome in enumerate(answers):
+        if isinstance(outcome, _Failure):
+            return asking.refuse(*_refusal(handler, outcome.error), position)
+    try:
+        return asking.reply(answers)
+    except Exception as error:
+        return asking.refuse(*_refusal(handler, error))
+
+
+def _refusal(handler: Answering, error: Exception) -> tuple[int, str]:
+    """Return the status and the message that a client gets for an error."""
+    if isinstance(error, PredictionException):
+        return error.error_code, error.message
+    logger.error("%s failed", type(handler).__name__, exc_info=error)
+    # The same two cases, by the same signs, as in TorchServe's service.
+    if isinstance(error, MemoryError) or "CUDA" in str(error):
+        return 507, "Out of resources"
+    return 503, "Prediction failed"

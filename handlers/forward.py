@@ -1,0 +1,89 @@
+"""One forward pass of a batch, whatever kind of weights the model came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from torchmar_handlers import weights
+
+
+def forward(model: Callable[..., Any], batch: Any, *, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Return the model's output for a batch.
+
+    Args:
+        model: what `torchmar_handlers.weights.load` returned.
+        batch: a tensor, a tuple of positional tensors, or a mapping of named ones, each ``(n, ...)``;
+            anything else (a list of images of different sizes) is handed over as it is.
+        device: where the tensors are moved if they are not there.
+        dtype: what floating tensors are converted to (a model in half precision); None leaves them.
+            Outputs then come back as float32.
+
+    A model that was exported with a fixed batch size gets batches of that size, the last one
+    filled up with copies of its last row, whose outputs are dropped.
+    """
+    batch = _each(batch, lambda tensor: _moved(tensor, device, dtype))
+    fixed = weights.fixed_rows(model)
+    output = _call(model, batch) if fixed is None else _call_in_parts(model, batch, fixed)
+    return _each(output, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor) if dtype else output
+
+
+def _call_in_parts(model: Callable[..., Any], batch: Any, size: int) -> Any:
+    rows = len(_tensors(batch)[0])
+    parts = []
+    for start in range(0, rows, size):
+
+        def part(tensor: torch.Tensor, start: int = start) -> torch.Tensor:
+            return _filled(tensor[start : start + size], size)
+
+        parts.append(_call(model, _each(batch, part)))
+    return _each(_joined(parts), lambda tensor: tensor[:rows])
+
+
+def _call(model: Callable[..., Any], batch: Any) -> Any:
+    if isinstance(batch, tuple):
+        return model(*batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch)
+
+
+def _moved(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+    wanted = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device, wanted, non_blocking=True)
+
+
+def _filled(rows: torch.Tensor, count: int) -> torch.Tensor:
+    missing = count - len(rows)
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
+
+
+def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return ``value`` with its tensors changed, through tuples, lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _each(one, change) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        changed = [_each(one, change) for one in value]
+        return tuple(changed) if isinstance(value, tuple) else changed
+    return value
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    _each(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+def _joined(parts: list[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(parts)
+    if isinstance(first, Mapping):
+        return {key: _joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple | list):
+        return type(first)(_joined(list(column)) for column in zip(*parts, strict=True))
+    return first

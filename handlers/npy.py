@@ -1,0 +1,45 @@
+"""NumPy's ``.npy`` files, as bodies of requests and answers."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+
+from torchmar_handlers.request import BadRequest
+
+MAGIC = b"\x93NUMPY"
+CONTENT_TYPE = "application/x-npy"
+
+
+def read(content: bytes) -> np.ndarray:
+    """Return the array of a ``.npy`` body; it shares the memory of ``content``.
+
+    NumPy's own reader allocates what the header says before it looks whether there is as much.
+
+    Raises:
+        BadRequest: the file is damaged, or has anything but numbers, booleans and texts of fixed length.
+    """
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(stream)
+    except Exception as error:  # a header is Python text, and its faults raise what they like
+        raise BadRequest(f"the .npy file is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from None
+    if dtype.kind not in "biufUS" or dtype.itemsize == 0:
+        raise BadRequest(f"a .npy file of {dtype} is not taken; send numbers")
+    count = math.prod(shape)
+    if stream.tell() + count * dtype.itemsize != len(content):
+        there = len(content) - stream.tell()
+        raise BadRequest(f"the .npy file is damaged: {count * dtype.itemsize} bytes of data expected, {there} there")
+    array = np.frombuffer(content, dtype, count, stream.tell())
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def write(array: np.ndarray) -> bytes:
+    """Return the ``.npy`` file of an array."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()

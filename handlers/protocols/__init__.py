@@ -1,0 +1,90 @@
+"""The dialects that clients speak, each recognised by the request itself and answered in kind.
+
+========================== ========================================= ===================================
+dialect                    a body                                    its answer
+========================== ========================================= ===================================
+plain                      a file, a text, JSON, ``.npy``            the handler's answer itself
+KServe v1, TF Serving row  ``{"instances": [...]}``                  ``{"predictions": [...]}``
+TF Serving column          ``{"inputs": {name: [...]}}``             ``{"outputs": ...}``
+Open Inference (KServe v2) ``{"inputs": [{name, shape, ...}]}``      ``{"outputs": [{name, shape, ...}]}``
+========================== ========================================= ===================================
+
+A request of any dialect becomes one or more instances, each a `Request` of its own, so that
+handlers decode one input at a time and know nothing of this.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torchmar_handlers.protocols import open_inference, plain, tensorflow
+from torchmar_handlers.protocols.asking import Asking, Served
+from torchmar_handlers.request import JSON, BadRequest, Request
+
+__all__ = ["Asking", "Served", "read"]
+
+_BINARY = "inference-header-content-length"
+
+
+def read(request: Request, served: Served) -> Asking:
+    """Return the instances of a request and how its answer is put together.
+
+    Raises:
+        BadRequest: the body breaks its dialect, or a limit (413).
+    """
+    if _BINARY in request.headers:
+        return open_inference.read_binary(request, request.headers[_BINARY], served)
+    body = _document(request)
+    if not isinstance(body, Mapping):
+        if isinstance(body, list):
+            _refuse_nesting(body, served.max_nesting)
+        return plain.read(request, served)
+    _refuse_nesting(body, served.max_nesting)
+    request = replace(request, row={**request.row, "body": body})
+    if open_inference.speaks(body):
+        return open_inference.read(request, body, served)
+    if tensorflow.speaks_rows(body):
+        return tensorflow.read_rows(request, body, served)
+    if tensorflow.speaks_columns(body):
+        return tensorflow.read_columns(request, body, served)
+    return plain.read(request, served)
+
+
+def _document(request: Request) -> Any:
+    """Return the body as JSON where it is some; what else it is, the handler decodes."""
+    payload = request.row.get("body")
+    if not isinstance(payload, bytes | bytearray | str):
+        return payload
+    # TorchServe parses only what is called application/json to the letter.
+    start = payload[:200].lstrip()[:1]
+    if start not in (b"{", "{", b"[", "[") or not (request.sends(JSON) or _may_be_ours(payload)):
+        return None
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        if request.sends(JSON):
+            raise BadRequest(f"the body is not JSON: {error}") from None
+        return None
+
+
+def _may_be_ours(payload: bytes | bytearray | str) -> bool:
+    """Tell whether a body of no declared type could be JSON of a dialect (and not, say, a text in braces)."""
+    keys = ("instances", "inputs")
+    return any((f'"{key}"' if isinstance(payload, str) else f'"{key}"'.encode()) in payload for key in keys)  # type: ignore[operator]
+
+
+def _refuse_nesting(value: Any, limit: int) -> None:
+    level: Sequence[Any] = [value]
+    for _ in range(limit + 1):
+        below: list[Any] = []
+        for item in level:
+            below += [
+                one for one in (item.values() if isinstance(item, Mapping) else item) if type(one) in (list, dict)
+            ]
+        if not below:
+            return
+        level = below
+    raise BadRequest(f"the JSON is nested more than {limit} levels deep; {limit} are allowed")

@@ -1,0 +1,50 @@
+"""A request without a dialect: a file, a text or JSON, answered with the handler's answer itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from torchmar_handlers import npy
+from torchmar_handlers.protocols.asking import Asking, Served, instances
+from torchmar_handlers.reply import Reply
+from torchmar_handlers.request import Request
+
+
+def read(request: Request, served: Served) -> Asking:
+    """Return a request's one instance, or the rows that the handler finds in its body."""
+    payload = request.payload
+    sent = isinstance(payload, bytes | bytearray) and payload[: len(npy.MAGIC)] == npy.MAGIC
+    if sent:
+        request = replace(request, row={"body": npy.read(bytes(payload))})
+    as_npy = sent or request.accepts(npy.CONTENT_TYPE)
+    rows = served.rows(request)
+    if rows is None:
+        return Asking([request], lambda answers: _reply(answers[0], as_npy), many=False)
+    found = instances(rows, "the body", served.max_instances)
+    return Asking([request.part(row) for row in found], lambda answers: _reply(_together(answers), as_npy))
+
+
+def _together(answers: Sequence[Any]) -> Any:
+    arrays = [answer for answer in answers if isinstance(answer, np.ndarray)]
+    if len(arrays) == len(answers) and len({array.shape for array in arrays}) == 1:
+        return np.stack(arrays)
+    return [bare(answer) for answer in answers]
+
+
+def bare(answer: Any) -> Any:
+    """Return an answer that is to stand in JSON with others: of a file its bytes in base64."""
+    if not isinstance(answer, Reply):
+        return answer
+    import base64
+
+    return {"b64": base64.b64encode(answer.body).decode(), "content_type": answer.content_type}
+
+
+def _reply(answer: Any, as_npy: bool) -> Reply:
+    if isinstance(answer, np.ndarray):
+        return Reply.npy(answer) if as_npy else Reply.json(answer)
+    return Reply.of(answer)

@@ -1,0 +1,142 @@
+"""What programs with inputs of their own have in common: exported, AOTInductor and ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a program.
+
+    Args:
+        name: how it is named; empty where the program has no names.
+        dtype: the type of its numbers; None where that is unknown, or the input is no tensor.
+        shape: its dimensions, None for each that may vary; None as a whole where that is unknown.
+    """
+
+    name: str = ""
+    dtype: torch.dtype | None = None
+    shape: tuple[int | None, ...] | None = None
+
+    def accept(self, value: Any, position: int) -> Any:
+        """Return ``value`` as the program takes it.
+
+        Floats are cast to other floats, whole numbers to wider numbers, and to narrower ones if all of them fit.
+
+        Raises:
+            TypeError: its numbers would not stay the same.
+            ValueError: it has another shape.
+        """
+        if not isinstance(value, torch.Tensor):
+            return value
+        called = repr(self.name) if self.name else str(position)
+        if self.dtype is not None and value.dtype != self.dtype:
+            value = _cast(value, self.dtype, called)
+        if self.shape is not None:
+            given = tuple(value.shape)
+            if len(given) != len(self.shape) or any(
+                size not in (None, found) for size, found in zip(self.shape, given, strict=True)
+            ):
+                wanted = ", ".join("*" if size is None else str(size) for size in self.shape)
+                raise ValueError(f"input {called} has the shape {given}, and the model takes ({wanted})")
+        return value
+
+
+class Program(nn.Module):
+    """A program whose inputs are known to be checked, named and put in their order.
+
+    Attributes:
+        input_names: empty where they are unknown.
+        output_names: empty where they are unknown.
+        fixed_rows: the batch size that it was exported with, if it takes no other; None if it takes any.
+        dtype: of its first input of floats; float32 where that is unknown.
+        differentiable: whether gradients with respect to inputs can be had.
+    """
+
+    differentiable = False
+
+    def __init__(self, inputs: Sequence[Input] | None, output_names: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._inputs = None if inputs is None else tuple(inputs)
+        known = self._inputs or ()
+        names = tuple(one.name for one in known)
+        self.input_names: tuple[str, ...] = names if all(names) else ()
+        self.output_names: tuple[str, ...] = tuple(output_names)
+        rows = {one.shape[0] for one in known if one.shape}
+        self.fixed_rows: int | None = rows.pop() if len(rows) == 1 else None
+        floats = (one.dtype for one in known if one.dtype is not None and one.dtype.is_floating_point)
+        self.dtype: torch.dtype = next(floats, torch.float32)
+        self.training = False
+
+    def train(self, mode: bool = True) -> Program:
+        """Change nothing: a program stays in the mode that it was exported in."""
+        return self
+
+    def arrange(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Return what was given, by position and by name, in the order of the inputs; for known inputs only.
+
+        Raises:
+            TypeError: there are too few or too many, or one of another name or type.
+            ValueError: one has another shape.
+        """
+        inputs = self._inputs or ()
+        places = {one.name: place for place, one in enumerate(inputs) if one.name}
+        given = dict(enumerate(args))
+        for name, value in kwargs.items():
+            if name not in places or places[name] in given:
+                raise TypeError(f"input {name!r} is {'given twice' if name in places else 'unknown'}; {self._takes()}")
+            given[places[name]] = value
+        if set(given) != set(range(len(inputs))):
+            raise TypeError(f"{len(given)} inputs were given; {self._takes()}")
+        return [one.accept(given[place], place) for place, one in enumerate(inputs)]
+
+    def _takes(self) -> str:
+        inputs = self._inputs or ()
+        names = ", ".join(one.name or "?" for one in inputs)
+        return f"the model takes {len(inputs)}: {names}"
+
+
+def signature(
+    in_spec: Any, out_spec: Any, names: Sequence[str], leaves: Sequence[Input]
+) -> tuple[list[Input], list[str], tuple[str, ...]]:
+    """Return the inputs of an exported program, the names of those it takes by keyword, and its outputs' names.
+
+    Args:
+        in_spec: the tree of its arguments and keyword arguments, as torch.export keeps it.
+        out_spec: the tree of what it returns; only a dict has names.
+        names: of the parameters of its forward; may be empty.
+        leaves: the tensors of ``in_spec`` in their order; may be empty.
+    """
+    # Numbers in place of the tensors show where in the trees each of them belongs.
+    args, kwargs = pytree.tree_unflatten(list(range(in_spec.num_leaves)), in_spec)
+    names = [*names[: len(args)], *kwargs] if len(names) >= len(args) else [*[""] * len(args), *kwargs]
+    places = [*args, *kwargs.values()]
+    inputs = [
+        Input(name, leaves[place].dtype, leaves[place].shape)
+        if isinstance(place, int) and len(leaves) == in_spec.num_leaves
+        else Input(name)
+        for name, place in zip(names, places, strict=True)
+    ]
+    returned = pytree.tree_unflatten(list(range(out_spec.num_leaves)), out_spec)
+    return inputs, list(kwargs), tuple(map(str, returned)) if isinstance(returned, Mapping) else ()
+
+
+def _cast(value: torch.Tensor, wanted: torch.dtype, called: str) -> torch.Tensor:
+    have = value.dtype
+    if have.is_floating_point and wanted.is_floating_point:
+        return value.to(wanted)
+    if torch.promote_types(have, wanted) == wanted:
+        return value.to(wanted)
+    if not (have.is_floating_point or have.is_complex or wanted == torch.bool):
+        cast = value.to(wanted)
+        if torch.equal(cast.to(have), value):
+            return cast
+    kinds = [str(one).removeprefix("torch.") for one in (wanted, have)]
+    raise TypeError(f"input {called} takes {kinds[0]}, which {kinds[1]} cannot be turned into without loss")

@@ -1,0 +1,239 @@
+"""torchmar_handlers.protocols recognises a client's dialect by the request, and answers in kind."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from torchmar_handlers import protocols
+from torchmar_handlers.reply import PNG, Reply
+from torchmar_handlers.request import BadRequest, Request
+
+
+class Echo:
+    """A handler's side of a dialect: at most four instances, five levels of JSON."""
+
+    named = False
+    max_instances = 4
+    max_nesting = 5
+    table = False
+
+    def rows(self, request: Request) -> list[Any] | None:
+        return request.payload if self.table else None
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        return None
+
+    def served_as(self) -> tuple[str, str]:
+        return "echo", "1.0"
+
+
+def request(body: Any, **headers: str) -> Request:
+    return Request(0, {"body": body}, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def answer(asked: Request, served: Any = None, answers: Any = None) -> Any:
+    """Return what a client gets whose instances are each answered with what they are."""
+    asking = protocols.read(asked, served or Echo())
+    reply = asking.reply(answers or [part.payload for part in asking.parts])
+    return json.loads(reply.body) if reply.content_type == "application/json" else reply
+
+
+def v2(*inputs: Any, **more: Any) -> dict[str, Any]:
+    tensors = [dict(zip(("name", "shape", "datatype", "data"), one, strict=True)) for one in inputs]
+    return {"inputs": tensors, **more}
+
+
+def npy(array: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def test_rows_are_answered_with_predictions() -> None:
+    assert answer(request({"instances": [1, {"a": 2}, [3]]})) == {"predictions": [1, {"a": 2}, [3]]}
+    assert answer(request({"instances": [1]}, explain="True")) == {"explanations": [1]}
+    assert answer(request({"signature_name": "serving_default", "instances": ["x"]})) == {"predictions": ["x"]}
+
+
+def test_columns_are_answered_with_outputs() -> None:
+    assert answer(request({"inputs": [1, 2]})) == {"outputs": [1, 2]}
+    assert answer(request({"inputs": {"a": [1, 2], "b": ["x", "y"]}})) == {"outputs": {"a": [1, 2], "b": ["x", "y"]}}
+    assert answer(request({"inputs": {"a": [1, 2]}})) == {"outputs": [1, 2]}
+
+
+def test_a_single_named_column_keeps_its_name_where_the_handler_wants_names() -> None:
+    served = Echo()
+    served.named = True
+    assert [part.payload for part in protocols.read(request({"inputs": {"a": [1, 2]}}), served).parts] == [
+        {"a": 1},
+        {"a": 2},
+    ]
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "INT16", "INT64", "FP16", "FP32", "FP64"])
+def test_tensors_are_answered_with_tensors(datatype: str) -> None:
+    for data in ([1, 2, 3, 4], [[1, 2], [3, 4]]):
+        said = answer(request(v2(("x", [2, 2], datatype, data), id="7")))
+        assert said == {
+            "model_name": "echo",
+            "model_version": "1.0",
+            "id": "7",
+            "outputs": [{"name": "output", "shape": [2, 2], "datatype": datatype, "data": [1, 2, 3, 4]}],
+        }
+
+
+def test_texts_booleans_and_objects_have_tensors_too() -> None:
+    assert answer(request(v2(("x", [2, 1], "BYTES", ["a", "ö"]))))["outputs"][0]["data"] == ["a", "ö"]
+    assert answer(request(v2(("x", [2], "BOOL", [True, False]))))["outputs"][0]["datatype"] == "BOOL"
+    both = request(v2(("x", [2], "INT32", [1, 2]), ("y", [2], "BYTES", ["a", "b"])))
+    assert [(one["name"], one["data"]) for one in answer(both)["outputs"]] == [("x", [1, 2]), ("y", ["a", "b"])]
+    mixed = answer(request(v2(("x", [2], "INT32", [1, 2]))), answers=[{"a": 0.5}, {"b": 0.25}])
+    assert mixed["outputs"][0] | {"data": [*map(json.loads, mixed["outputs"][0]["data"])]} == {
+        "name": "output",
+        "shape": [2],
+        "datatype": "BYTES",
+        "data": [{"a": 0.5}, {"b": 0.25}],
+    }
+
+
+def test_a_client_may_choose_among_outputs() -> None:
+    asked = v2(("x", [1], "INT32", [1]), ("y", [1], "INT32", [2]))
+    assert [one["name"] for one in answer(request({**asked, "outputs": [{"name": "y"}]}))["outputs"]] == ["y"]
+    asking = protocols.read(request({**asked, "outputs": [{"name": "z"}]}), Echo())
+    with pytest.raises(BadRequest, match="no output 'z'; there are x, y"):
+        asking.reply([part.payload for part in asking.parts])
+
+
+def test_tensors_may_follow_the_json_as_bytes() -> None:
+    numbers = np.array([[1.5, 2], [3, 4]], np.float32).tobytes()
+    texts = b"".join(struct.pack("<I", len(one)) + one for one in (b"a", "ö".encode()))
+    header = {
+        "inputs": [
+            {"name": n, "shape": s, "datatype": t, "parameters": {"binary_data_size": len(d)}}
+            for n, s, t, d in (("x", [2, 2], "FP32", numbers), ("y", [2], "BYTES", texts))
+        ]
+    }
+    start = json.dumps(header).encode()
+    asked = Request(0, {"body": start + numbers + texts}, {"inference-header-content-length": str(len(start))})
+    parts = [part.payload for part in protocols.read(asked, Echo()).parts]
+    assert [part["x"].tolist() for part in parts] == [[1.5, 2], [3, 4]]
+    assert [part["y"] for part in parts] == [b"a", "ö".encode()]
+
+
+def test_a_dialect_is_seen_in_bytes_that_nobody_called_json() -> None:
+    assert answer(request(b' {"instances": [1]}')) == {"predictions": [1]}
+    assert answer(request(b'{"instances": [1]}', content_type="application/json; charset=utf-8")) == {
+        "predictions": [1]
+    }
+    assert protocols.read(request('{ if (x) "inputs" }'), Echo()).parts[0].payload == '{ if (x) "inputs" }'
+
+
+def test_a_plain_body_is_one_instance_or_the_rows_that_the_handler_sees() -> None:
+    assert answer(request({"a": 1})) == {"a": 1}
+    served = Echo()
+    served.table = True
+    assert answer(request([{"a": 1}, {"a": 2}]), served) == [{"a": 1}, {"a": 2}]
+
+
+def test_arrays_come_and_go_as_npy() -> None:
+    array = np.arange(6.0).reshape(2, 3)
+    reply = answer(request(npy(array)))
+    assert reply.content_type == "application/x-npy"
+    assert np.array_equal(np.load(io.BytesIO(reply.body)), array)
+    assert answer(request(npy(array)), answers=[{"label": 1}]) == {"label": 1}
+    asked = request([1, 2], accept="application/x-npy")
+    assert np.load(io.BytesIO(answer(asked, answers=[array]).body)).shape == (2, 3)
+    assert answer(request([1, 2]), answers=[array]) == array.tolist()
+
+
+def test_files_among_many_answers_are_in_base64() -> None:
+    said = answer(request({"instances": [1]}), answers=[Reply(b"\x89PNG", PNG)])
+    assert said == {"predictions": [{"b64": base64.b64encode(b"\x89PNG").decode(), "content_type": PNG}]}
+
+
+def test_options_are_found_beside_the_instances() -> None:
+    for body in ({"instances": [{"data": 1}], "target": 3}, {"instances": [1], "parameters": {"target": 3}}):
+        (part,) = protocols.read(request(body), Echo()).parts
+        assert part.option("target") == 3
+    (part,) = protocols.read(request({"instances": [1]}, explain_target="3"), Echo()).parts
+    assert part.option("target") == "3"
+    first, second = protocols.read(request({"instances": [{"target": 1}, {}], "target": 2}), Echo()).parts
+    assert (first.option("target"), second.option("target")) == (1, 2)
+
+
+def test_errors_name_the_instance_and_are_where_the_dialect_looks() -> None:
+    asking = protocols.read(request({"instances": [1, 2]}), Echo())
+    error = json.loads(asking.refuse(400, "too small", 1).body)
+    assert error["message"] == error["error"] == "instance 1: too small"
+    assert json.loads(protocols.read(request([1]), Echo()).refuse(400, "no", 0).body)["message"] == "no"
+
+
+X = ("x", [2], "INT32", [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ({"instances": 5}, 400, "instances is not an array"),
+        ({"instances": []}, 400, "instances is empty"),
+        ({"instances": [1] * 5}, 413, "5 instances; 4 are allowed"),
+        ({"instances": [1], "signature_name": "classify"}, 400, "no signature 'classify'"),
+        ({"inputs": []}, 400, "inputs is empty"),
+        ({"inputs": {}}, 400, "inputs is empty"),
+        ({"inputs": {"a": 1}}, 400, "inputs.a is not an array"),
+        ({"inputs": {"a": []}}, 400, "no rows"),
+        ({"inputs": {"a": [1], "b": [1, 2]}}, 400, "not equally long: a: 1, b: 2"),
+        ({"inputs": {"a": [1] * 5}}, 413, "4 are allowed"),
+        ({"a": [[[[[[1]]]]]]}, 400, "nested more than 5 levels"),
+        ([[[[[[[1]]]]]]], 400, "nested more than 5 levels"),
+        ({"inputs": [*v2(X)["inputs"], "x"]}, 400, "inputs[1] is not an object"),
+        (v2(X, X), 400, "two inputs are called 'x'"),
+        (v2((None, [1], "INT32", [1])), 400, "inputs[0] has no name"),
+        (v2(("x", None, "INT32", [1])), 400, "input 'x': the shape is not an array"),
+        (v2(("x", [-1], "INT32", [1])), 400, "the shape is not an array of sizes"),
+        (v2(("x", [True], "INT32", [1])), 400, "the shape is not an array of sizes"),
+        (v2(("x", [], "INT32", [1])), 400, "has no instances"),
+        (v2(("x", [0], "INT32", [])), 400, "has no instances"),
+        (v2(("x", [1], "FLOAT", [1])), 400, "'FLOAT' is none of BOOL, UINT8"),
+        (v2(("x", [1], None, [1])), 400, "None is none of"),
+        (v2(("x", [3], "INT32", [1])), 400, "is of 3 items, and there are 1"),
+        (v2(("x", [10**12], "INT32", [1])), 400, "and there are 1"),
+        (v2(("x", [1], "INT32", 1)), 400, "data is not an array"),
+        (v2(("x", [1], "INT32", [1.5])), 400, "not INT32"),
+        (v2(("x", [1], "INT32", ["1"])), 400, "not INT32"),
+        (v2(("x", [1], "UINT8", [256])), 400, "beyond UINT8"),
+        (v2(("x", [1], "INT64", [10**30])), 400, "not INT64"),
+        (v2(("x", [2], "FP32", [[1], 2])), 400, "nested unevenly"),
+        (v2(("x", [1], "FP32", [None])), 400, "not FP32"),
+        (v2(("x", [1], "BYTES", [1])), 400, "array of texts"),
+        (v2(X, ("y", [1], "INT32", [1])), 400, "first dimensions of the inputs differ"),
+        (v2(("x", [5], "INT32", [1] * 5)), 413, "4 are allowed"),
+        ({"inputs": [{"name": "x", "shape": [1], "datatype": "INT32"}]}, 400, "has no data"),
+        ({**v2(X), "outputs": "x"}, 400, "outputs is not an array"),
+        (b"\x93NUMPY\x01\x00", 400, ".npy file is damaged"),
+        (npy(np.zeros(3))[:-1], 400, "24 bytes of data expected, 23 there"),
+        (npy(np.zeros(3)).replace(b"(3,)", b"(9999999999999,)"), 400, "damaged"),
+        (npy(np.array([(1, 2.0)], "i4,f4")), 400, "send numbers"),
+        (npy(np.zeros(3)).replace(b"<f8", b"|O8"), 400, "send numbers"),
+    ],
+)
+def test_what_breaks_a_dialect_is_told(body: Any, code: int, said: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        protocols.read(request(body), Echo())
+    assert caught.value.error_code == code
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "0", "999"])
+def test_a_wrong_length_of_the_json_before_binary_tensors_is_told(length: str) -> None:
+    asked = Request(0, {"body": b'{"inputs": []}'}, {"inference-header-content-length": length})
+    with pytest.raises(BadRequest, match="Inference-Header-Content-Length"):
+        protocols.read(asked, Echo())
