@@ -294,8 +294,38 @@ def test_stock_handlers_load_some_weights_and_not_others(
     members = {name: data, "samples/one.png": b"\x89PNG"}
     if model_file is not None:
         members["net.py"] = model_file
-    for handler in (STOCK, "torchmar_handlers.image_classifier"):
-        assert codes(check(Members(members), name, "net.py" if model_file else None, handler)) == expected
+    assert codes(check(Members(members), name, "net.py" if model_file else None, STOCK)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "model_file", "expected"),
+    [
+        ("model.pt", SCRIPT, None, ""),
+        ("model.pth", SCRIPT, None, ""),
+        ("model.ts", SCRIPT, None, ""),
+        ("model.pt2", EXPORTED, None, ""),
+        ("model.pt2", AOT, None, ""),
+        ("model.onnx", onnx(), None, ""),
+        ("model.pt", STATE, NET, ""),
+        ("model.pth", LEGACY, NET, ""),
+        ("model.safetensors", SAFETENSORS, NET, ""),
+        ("model.safetensors", SAFETENSORS, None, "MAR402"),
+        ("model.pt", STATE, None, "MAR402"),
+        ("model.pt", SCRIPT, NET, "MAR402"),
+        ("model.onnx", onnx(), NET, "MAR402"),
+        ("model.pt", STATE, TWO, "MAR402"),
+        ("model.pt", saved(model().state_dict(), pickle_protocol=4), NET, "MAR403"),
+        ("model.pt", PACKAGE, None, "MAR403"),
+        ("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(20), None, "MAR403"),
+        ("model.so", b"\x7fELF" + bytes(60), None, "MAR403"),
+        ("model.onnx", onnx(elsewhere("model.data")), None, "MAR406"),
+        ("model.pt", WHOLE, NET, "MAR601 MAR601 MAR601"),
+    ],
+)
+def test_handlers_of_ours_load_more(name: str, data: bytes, model_file: bytes | None, expected: str) -> None:
+    members = {name: data, **({"net.py": model_file} if model_file is not None else {})}
+    handler = "torchmar_handlers.image_classifier"
+    assert codes(check(Members(members), name, "net.py" if model_file else None, handler)) == expected
 
 
 @pytest.mark.parametrize(

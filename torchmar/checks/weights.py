@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from torchmar.checks.finding import Code, Content, Finding
@@ -29,16 +29,23 @@ _SUFFIXES = {
     ".so": {Format.LIBRARY},
 }
 
+# What torchmar's own handlers load besides TorchScript: by itself, and into the class of a model file.
+_OURS_ALONE = {Format.TORCHSCRIPT, Format.ONNX, Format.EXPORTED, Format.AOTINDUCTOR}
+_OURS_INTO_A_MODEL = {*_SAVED_BY_TORCH, Format.SAFETENSORS}
+
 _IMPOSTORS = ("a git-lfs pointer file", "a web page")  # weights in no suffix and for no handler
 
 # The newest that torch 2.13 writes and reads.
 
 _MAX_SOURCE = 4 << 20
 
+Loads = Callable[[str, Weights, "str | None", str], Iterator[Finding]]
+
 _TORCHSCRIPT_REMEDY = "save the model with torch.jit.save, or its state dict with torch.save and name a model_file"
 _TRUST_REMEDY = (
     "save the state dict alone, torch.save(model.state_dict(), ...), or the model with torch.jit.save or as safetensors"
 )
+_OUR_REMEDY = f"use one of torchmar's handlers ({CARRIED_PACKAGE}.image_classifier, ...), which load it"
 _OTHERS_REMEDY = "loading it runs what it names: trust whoever made it, or keep plain data, such as JSON or safetensors"
 
 
@@ -49,14 +56,16 @@ def check(content: Content, serialized_file: str | None, model_file: str | None,
         content: the archive's members.
         serialized_file: the weights, as the manifest names them.
         model_file: the file with the class that a state dict fills, as the manifest names it.
-        handler: the handler, as the manifest names it; what TorchServe's own load is known,
-            any other may load what it likes.
+        handler: the handler, as the manifest names it; what torchmar's and TorchServe's own load
+            is known, any other may load what it likes.
     """
-    stock = _loads_as_torchserve(handler, content)
+    ours = _module(handler).startswith(f"{CARRIED_PACKAGE}.")
+    loads = _loads_with_ours if ours else _loads_with_torchserve if _is_torchserves(handler, content) else None
+    stock = loads is not None
     budget = Budget()
     findings: list[Finding] = []
     if serialized_file in content.sizes:
-        findings += _serialized(content, str(serialized_file), model_file, stock, budget)
+        findings += _serialized(content, str(serialized_file), model_file, loads, budget)
     elif stock and serialized_file is None:
         code, cause = Code.MAR404, "the archive has neither weights nor a model file: the worker dies"
         if model_file:
@@ -86,16 +95,20 @@ def _printable(finding: Finding) -> Finding:
     return Finding(finding.code, *(text if text.isprintable() else ascii(text) for text in texts))
 
 
-def _loads_as_torchserve(handler: str, content: Content) -> bool:
+def _module(handler: str) -> str:
+    return handler.partition(":")[0].removesuffix(".py")
+
+
+def _is_torchserves(handler: str, content: Content) -> bool:
     """Tell whether the weights are loaded by TorchServe's own base handler."""
-    module = handler.partition(":")[0].removesuffix(".py")
-    # torchmar's handlers leave loading to TorchServe's base handler so far.
-    ours = module.startswith(f"{CARRIED_PACKAGE}.")
+    module = _module(handler)
     # TorchServe looks in the archive first, where a file of that name is a handler of the user's.
-    return ours or (module in (*STOCK_HANDLERS, "base_handler") and f"{module}.py" not in content.sizes)
+    return module in (*STOCK_HANDLERS, "base_handler") and f"{module}.py" not in content.sizes
 
 
-def _serialized(content: Content, name: str, model_file: str | None, stock: bool, budget: Budget) -> Iterator[Finding]:
+def _serialized(
+    content: Content, name: str, model_file: str | None, loads: Loads | None, budget: Budget
+) -> Iterator[Finding]:
     inspector = Inspector(Code.MAR601, Code.MAR602, _TRUST_REMEDY, budget)
     try:
         with content.open(name) as stream:
@@ -109,8 +122,8 @@ def _serialized(content: Content, name: str, model_file: str | None, stock: bool
         yield _damaged(name, weights.damage)
     elif problem := _suffix(name, weights):
         yield problem
-    elif stock:
-        yield from _loadable(name, weights, model_file, inspector.beyond)
+    elif loads:
+        yield from loads(name, weights, model_file, inspector.beyond)
     if weights.too_new:
         cause = f"{name} has {weights.too_new}; torch 2.13, the newest that torchmar knows, does not write it yet"
         yield Finding(Code.MAR405, name, cause, "install on the server a torch as new as the one that saved the file")
@@ -140,7 +153,28 @@ def _suffix(name: str, weights: Weights) -> Finding | None:
     return Finding(Code.MAR401, name, f"{name} is {weights.description}", remedy)
 
 
-def _loadable(name: str, weights: Weights, model_file: str | None, beyond: str) -> Iterator[Finding]:
+def _loads_with_ours(name: str, weights: Weights, model_file: str | None, beyond: str) -> Iterator[Finding]:
+    """Yield why torchmar's handlers do not load weights that are whole and well named."""
+    kind = weights.format
+    if kind in _OURS_ALONE and model_file:
+        cause = f"{name} is {weights.description}, and a model file is for a state dict or safetensors"
+        yield Finding(Code.MAR402, name, cause, "leave model_file out: the weights hold the model's code")
+    elif kind in _OURS_INTO_A_MODEL and not model_file:
+        cause = f"{name} is {weights.description}, which needs the class that it fills"
+        yield Finding(Code.MAR402, name, cause, "name the file with the model's class as model_file")
+    elif kind in _SAVED_BY_TORCH and beyond:
+        yield _beyond(name, beyond)
+    elif kind not in _OURS_ALONE | _OURS_INTO_A_MODEL:
+        cause = f"{name} is {weights.description}, which torchmar's handlers do not load"
+        yield Finding(Code.MAR403, name, cause, weights.remedy or _TORCHSCRIPT_REMEDY)
+
+
+def _beyond(name: str, beyond: str) -> Finding:
+    cause = f"its pickle has {beyond}, which torch.load of torch 2.6 and newer does not read"
+    return Finding(Code.MAR403, name, cause, "save it with the pickle_protocol that torch.save has by default")
+
+
+def _loads_with_torchserve(name: str, weights: Weights, model_file: str | None, beyond: str) -> Iterator[Finding]:
     """Yield why TorchServe's base handler does not load weights that are whole and well named."""
     kind = weights.format
     if kind is Format.LIBRARY and name.endswith(".so"):
@@ -151,8 +185,7 @@ def _loadable(name: str, weights: Weights, model_file: str | None, beyond: str) 
             remedy = "name the file with the model's class as model_file, or save the model with torch.jit.save"
             yield Finding(Code.MAR402, name, cause, remedy)
         elif beyond:
-            cause = f"its pickle has {beyond}, which torch.load of torch 2.6 and newer does not read"
-            yield Finding(Code.MAR403, name, cause, "save it with the pickle_protocol that torch.save has by default")
+            yield _beyond(name, beyond)
     elif kind is Format.TORCHSCRIPT:
         if model_file:
             cause = f"{name} is {weights.description}, and with a model file TorchServe loads state dicts only"
@@ -162,12 +195,13 @@ def _loadable(name: str, weights: Weights, model_file: str | None, beyond: str) 
             yield Finding(Code.MAR403, name, cause, f"rename it to {PurePosixPath(name).stem}.pt")
     elif kind is Format.ONNX and name.endswith(".onnx") and not model_file:
         cause = "TorchServe's handlers load ONNX, and then call it in a way that ONNX Runtime does not have"
-        yield Finding(Code.MAR403, name, cause, "write a handler whose inference calls session.run")
+        yield Finding(Code.MAR403, name, cause, _OUR_REMEDY)
     else:
         cause = f"{name} is {weights.description}, which TorchServe's handlers do not load"
         if kind is Format.SAFETENSORS and model_file:
             cause += "; torch.load does since torch 2.13, where the safetensors package is installed"
-        yield Finding(Code.MAR403, name, cause, weights.remedy or _TORCHSCRIPT_REMEDY)
+        known = kind in _OURS_ALONE | _OURS_INTO_A_MODEL
+        yield Finding(Code.MAR403, name, cause, weights.remedy or (_OUR_REMEDY if known else _TORCHSCRIPT_REMEDY))
 
 
 def _model_file(content: Content, name: str) -> Iterator[Finding]:
