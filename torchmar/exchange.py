@@ -14,12 +14,13 @@ ANY = "*/*"
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sends: a body, its content type, the type of answer that it accepts."""
+    """What a client sends: a body, its content type, the type of answer that it accepts, more headers."""
 
     body: bytes
     content_type: str = "application/octet-stream"
     explain: bool = False
     accept: str = ANY
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ def content_type(name: str) -> str:
     return mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
-def read(file: Path, *, explain: bool = False, accept: str = ANY) -> Request:
+def read(file: Path, *, explain: bool = False, accept: str = ANY, headers: Mapping[str, str] | None = None) -> Request:
     """Return a request with the bytes of ``file`` and the content type that its suffix stands for.
 
     Raises:
         TorchmarError: the file cannot be read.
     """
     try:
-        return Request(file.read_bytes(), content_type(file.name), explain, accept)
+        return Request(file.read_bytes(), content_type(file.name), explain, accept, headers or {})
     except OSError as error:
         raise TorchmarError(f"{file} cannot be read: {error.strerror}") from None

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torchmar import manifest, recipe
 from torchmar.archive import contents, digests
 from torchmar.archive.contents import CONFIG_FILE
-from torchmar.archive.copying import size_of
+from torchmar.archive.copying import Source, size_of
 from torchmar.archive.packed import Packed
 from torchmar.archive.packing import pack
 from torchmar.archive.read import Archive
@@ -30,7 +30,7 @@ def derive(
     version: str,
     config: Mapping[str, Any] | None = None,
     config_file: Path | None = None,
-    handler: Path | None = None,
+    handler: str | Path | None = None,
     begin: Begin = lambda name, total: lambda count: None,
 ) -> Packed:
     """Write ``store/NAME-VERSION.mar`` with the content of ``archive``, changed as asked.
@@ -44,7 +44,8 @@ def derive(
         version: of the new archive.
         config: keys of the server configuration to set; a value of None removes the key.
         config_file: a whole configuration, in place of the source's.
-        handler: a Python file in place of the source's handler.
+        handler: in place of the source's: a Python file, one of torchmar's handlers or one of TorchServe's,
+            as in a recipe.
         begin: for progress.
 
     Raises:
@@ -64,10 +65,11 @@ def derive(
             where = str(config_file or archive)
             members[changes["config_file"]] = _merged(base, config, where) if config else base
         if handler:
-            changes["handler"] = handler.name
             members.pop(f"{model.handler.partition(':')[0].removesuffix('.py')}.py", None)
-            members[handler.name] = handler
-            if contents.carries(handler.name, {handler.name: handler}):
+            added = _handler(str(handler))
+            changes["handler"] = next(iter(added), str(handler))
+            members |= added
+            if contents.carries(str(handler), added):
                 own = f"{recipe.CARRIED_PACKAGE}/"
                 members = {path: kept for path, kept in members.items() if not path.startswith(own)}
                 members |= contents.carried()
@@ -78,6 +80,13 @@ def derive(
         if destination.resolve() == archive.resolve():
             raise ArchiveError(f"{destination} is the archive to derive from", hint="write to another --store")
         return pack(members, destination, begin(name, sum(map(size_of, members.values()))))
+
+
+def _handler(handler: str) -> dict[str, Source]:
+    """Return the member that a handler is; none where it is a module that needs no file."""
+    if problem := recipe.handler_problem(handler, Path()):
+        raise ArchiveError(problem[0], hint=problem[1])
+    return {Path(handler).name: Path(handler)} if handler.endswith(".py") else {}
 
 
 def _version(version: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -13,11 +14,15 @@ from torchmar.cli.terminal import err
 from torchmar.errors import Refused, TorchmarError
 from torchmar.replacing import beside
 
+_BY_SUFFIX = {".png": "image/png", ".npy": "application/x-npy"}
 
-def request(source: Path, explain: bool, output: Path | None) -> exchange.Request:
-    """Return the request to send; an output called ``.png`` asks for a picture."""
-    accept = "image/png" if explain and output and output.suffix.lower() == ".png" else exchange.ANY
-    return exchange.read(source, explain=explain, accept=accept)
+
+def request(
+    source: Path, explain: bool, output: Path | None, headers: Mapping[str, str] | None = None
+) -> exchange.Request:
+    """Return the request to send; an output called ``.png`` asks for a picture, ``.npy`` for an array."""
+    accept = _BY_SUFFIX.get(output.suffix.lower(), exchange.ANY) if output else exchange.ANY
+    return exchange.read(source, explain=explain, accept=accept, headers=headers)
 
 
 def show(answer: exchange.Answer, output: Path | None) -> None:
@@ -33,18 +38,20 @@ def show(answer: exchange.Answer, output: Path | None) -> None:
         _save(answer, output)
         err.print(f"wrote {output} ({answer.content_type or 'unknown type'})")
         return
-    if sys.stdout.isatty() and answer.content_type.startswith("image/"):
-        raise TorchmarError("the answer is an image", hint="write it to a file with --output")
+    binary = answer.content_type.startswith("image/") or answer.content_type in _BY_SUFFIX.values()
+    if sys.stdout.isatty() and binary:
+        raise TorchmarError(f"the answer is {answer.content_type}", hint="write it to a file with --output")
     sys.stdout.buffer.write(answer.body)
-    if not answer.body.endswith(b"\n") and not answer.content_type.startswith("image/"):
+    if not answer.body.endswith(b"\n") and not binary:
         sys.stdout.buffer.write(b"\n")
     sys.stdout.flush()
 
 
 def _save(answer: exchange.Answer, output: Path) -> None:
-    if output.suffix.lower() == ".png" and answer.content_type != "image/png":
-        kind = answer.content_type or "text"
-        raise TorchmarError(f"the handler draws no picture; it answered with {kind}", hint="give --output a .json name")
+    suffix, kind = output.suffix.lower(), answer.content_type or "text"
+    if suffix in _BY_SUFFIX and kind != _BY_SUFFIX[suffix]:
+        what = "draws no picture" if suffix == ".png" else "gives no array"
+        raise TorchmarError(f"the handler {what}; it answered with {kind}", hint="give the file a .json name")
     part = beside(output)
     try:
         part.write_bytes(answer.body)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from torchmar.archive.packed import show_size
+from torchmar.cli.options import Baseline, Method, Steps, Target, explanation
 from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
@@ -132,22 +133,36 @@ def run(
     explain: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Ask for an explanation and write it: a .png picture or .json.", show_default=False
+            metavar="FILE",
+            help="Ask for an explanation and write it: .png a picture, .json or .npy.",
+            show_default=False,
         ),
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the prediction here.", show_default=False)
+    ] = None,
+    method: Method = None,
+    target: Target = None,
+    n_steps: Steps = None,
+    baseline: Baseline = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the handler printed.")] = False,
 ) -> None:
     """Ask an archive for one answer in a worker process, without a server."""
     from torchmar.cli import answers
     from torchmar.worker import Worker
 
-    request = answers.request(source, explain is not None, explain)
+    if explain and output:
+        raise typer.BadParameter("an explanation is written by --explain alone", param_hint="--output")
+    how = explanation(method, target, n_steps, baseline)
+    if how and not explain:
+        raise typer.BadParameter("goes with --explain FILE", param_hint="--method, --target, --n-steps, --baseline")
+    request = answers.request(source, explain is not None, explain or output, how)
     with err.status("loading the archive"), Worker(path) as worker:
         answer = worker.ask([request])[0]
         log = worker.log()
     if verbose or answer.status >= 500:
         err.print(log.rstrip(), style="dim", markup=False)
-    answers.show(answer, explain)
+    answers.show(answer, explain or output)
 
 
 def derive(
@@ -161,7 +176,12 @@ def derive(
         Path | None, typer.Option(help="A whole configuration, in place of the archive's.", show_default=False)
     ] = None,
     handler: Annotated[
-        Path | None, typer.Option(help="A Python file, in place of the archive's handler.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="In place of the archive's: a file, or such as torchmar_handlers.image_classifier.",
+            show_default=False,
+        ),
     ] = None,
     store: Annotated[Path, typer.Option(help="Where the new archive goes.")] = Path("model_store"),
 ) -> None:
@@ -169,6 +189,7 @@ def derive(
 
     The weights are copied as they are; a change of batching costs a copy:
     torchmar derive digits-1.0.mar --version 1.0+b16 --set batchSize=16
+    torchmar derive resnet-1.0.mar --version 1.1 --handler torchmar_handlers.image_classifier
     """
     from torchmar.archive import derive as derive_archive
 

@@ -40,6 +40,41 @@ KeyFile = Annotated[
     ),
 ]
 
+HOW = "How to explain"
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="integrated_gradients, saliency, gradient_shap, occlusion, feature_ablation or grad_cam; "
+        "default: the handler's.",
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="The class to explain, by label or index; default: the one predicted.",
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option("--n-steps", min=1, help="Steps of the integral.", show_default=False, rich_help_panel=HOW),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="What the input is compared with: zeros, mean, blur or values.", show_default=False, rich_help_panel=HOW
+    ),
+]
+
+
+def explanation(method: str | None, target: str | None, n_steps: int | None, baseline: str | None) -> dict[str, str]:
+    """Return the headers by which a request says how it wants to be explained."""
+    asked = {"Method": method, "Target": target, "N-Steps": n_steps, "Baseline": baseline}
+    return {f"Explain-{name}": str(value) for name, value in asked.items() if value is not None}
+
 
 def server(
     run_folder: Path | None, key_file: Path | None, *, inference: str | None = None, management: str | None = None

@@ -21,7 +21,8 @@ def encode_requests(requests: Sequence[Request]) -> bytes:
     frame = bytearray(b"I")
     for number, request in enumerate(requests):
         frame += _text(str(number))
-        headers = {"explain": str(request.explain), "content-type": request.content_type, "Accept": request.accept}
+        own = {"explain": str(request.explain), "content-type": request.content_type, "Accept": request.accept}
+        headers = {**request.headers, **own}
         for name, value in headers.items():
             frame += _text(name) + _text(value)
         frame += _END + _text("body") + _text(request.content_type) + struct.pack("!i", len(request.body))
