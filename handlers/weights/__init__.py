@@ -18,10 +18,20 @@ from torch import nn
 from torchmar_handlers.weights import aotinductor, exported, onnx_runtime, state_dict, torchscript
 from torchmar_handlers.weights.formats import Format, identify
 from torchmar_handlers.weights.load_error import LoadError
-from torchmar_handlers.weights.program import Program
+from torchmar_handlers.weights.program import Input, Program
 from torchmar_handlers.weights.tuning import CompiledModule, Tuning, dtype
 
-__all__ = ["LoadError", "differentiable", "dtype", "fixed_rows", "input_names", "load", "output_names"]
+__all__ = [
+    "Input",
+    "LoadError",
+    "differentiable",
+    "dtype",
+    "fixed_rows",
+    "input_names",
+    "inputs",
+    "load",
+    "output_names",
+]
 
 
 def load(
@@ -80,7 +90,7 @@ def load(
         if form is Format.LIBRARY and not _aot_compiled(pt2):
             raise LoadError(
                 f"{path.name} is {kind}: set `pt2: {{export: {{aot_compile: true}}}}` in model-config.yaml if "
-                "torch._export.aot_compile made it, or compile it to a .pt2 with torch._inductor.aoti_compile_and_package"
+                "torch._export.aot_compile made it; torch._inductor.aoti_compile_and_package makes .pt2 files of today"
             )
         model = _loaded(form, path, folder, model_file or "", device, threads, tuning.providers)
     if not isinstance(model, Program):
@@ -98,13 +108,20 @@ def differentiable(model: nn.Module) -> bool:
     return torchscript.differentiable(model) if isinstance(model, torch.jit.ScriptModule) else True
 
 
+def inputs(model: nn.Module) -> tuple[Input, ...]:
+    """Return what a module takes, in the order of positions: names, types and shapes as far as they are known."""
+    model = _inner(model)
+    return model.inputs if isinstance(model, Program) else tuple(map(Input, input_names(model)))
+
+
 def input_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names by which a module takes tensors, in the order of positions; empty where they are unknown."""
     model = _inner(model)
     if isinstance(model, Program):
         return model.input_names
     if isinstance(model, torch.jit.ScriptModule):
-        return tuple(argument.name for argument in model.forward.schema.arguments[1:])
+        schema: Any = model.forward.schema  # type: ignore[attr-defined]
+        return tuple(argument.name for argument in schema.arguments[1:])
     parameters = list(inspect.signature(model.forward).parameters.values())
     if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY) for one in parameters):
         return ()

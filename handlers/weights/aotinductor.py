@@ -76,7 +76,7 @@ def load(path: Path, device: torch.device) -> Compiled:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         # As the model's own call does, which reads both trees from JSON every time.
-        tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        tensors = [value for value in pytree.tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
         return pytree.tree_unflatten(model.loader.run(tensors), out_spec)
 
     return Compiled(run, inputs, keywords, output_names, tuple(last for _, last in checks) if flat else ())

@@ -65,7 +65,7 @@ class Program(nn.Module):
     def __init__(self, inputs: Sequence[Input] | None, output_names: Sequence[str] = ()) -> None:
         super().__init__()
         self._inputs = None if inputs is None else tuple(inputs)
-        known = self._inputs or ()
+        known = self.inputs
         names = tuple(one.name for one in known)
         self.input_names: tuple[str, ...] = names if all(names) else ()
         self.output_names: tuple[str, ...] = tuple(output_names)
@@ -74,6 +74,11 @@ class Program(nn.Module):
         floats = (one.dtype for one in known if one.dtype is not None and one.dtype.is_floating_point)
         self.dtype: torch.dtype = next(floats, torch.float32)
         self.training = False
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What it takes, in the order of positions; empty where that is unknown."""
+        return self._inputs or ()
 
     def train(self, mode: bool = True) -> Program:
         """Change nothing: a program stays in the mode that it was exported in."""
@@ -86,7 +91,7 @@ class Program(nn.Module):
             TypeError: there are too few or too many, or one of another name or type.
             ValueError: one has another shape.
         """
-        inputs = self._inputs or ()
+        inputs = self.inputs
         places = {one.name: place for place, one in enumerate(inputs) if one.name}
         given = dict(enumerate(args))
         for name, value in kwargs.items():
@@ -98,7 +103,7 @@ class Program(nn.Module):
         return [one.accept(given[place], place) for place, one in enumerate(inputs)]
 
     def _takes(self) -> str:
-        inputs = self._inputs or ()
+        inputs = self.inputs
         names = ", ".join(one.name or "?" for one in inputs)
         return f"the model takes {len(inputs)}: {names}"
 

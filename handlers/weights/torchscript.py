@@ -30,13 +30,14 @@ def load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     _warn_of_devices(path, device)
     with quietly():
         try:
-            model = torch.jit.load(path, map_location=device)
+            model: torch.jit.ScriptModule = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
             raise LoadError(
                 f"{path.name} is a TorchScript archive that torch {torch.__version__} cannot load: it is damaged, "
                 f"or was made by a newer torch ({said(error)})"
             ) from error
-    return model.eval()
+    model.eval()
+    return model
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ def quietly() -> Iterator[None]:
 
 def frozen(model: torch.jit.ScriptModule) -> bool:
     """Tell whether the weights have become constants of the code, which no conversion reaches."""
-    return not hasattr(model, "training")
+    return not model._c.hasattr("training")
 
 
 def differentiable(model: torch.jit.ScriptModule) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from torchmar_handlers.weights import torchscript
 from torchmar_handlers.weights.exported import Exported
 from torchmar_handlers.weights.load_error import LoadError, said
+from torchmar_handlers.weights.onnx_runtime import Onnx
 from torchmar_handlers.weights.program import Program
 
 logger = logging.getLogger(__name__)
@@ -84,13 +85,15 @@ class Tuning:
         """
         name = path.name if path else type(model).__name__
         script = isinstance(model, torch.jit.ScriptModule)
-        constant = isinstance(model, Program) or (script and torchscript.frozen(model))
-        if script and constant:
-            kind = f"{kind} that is frozen"
+        constant = isinstance(model, Program)
+        if isinstance(model, torch.jit.ScriptModule) and torchscript.frozen(model):
+            constant, kind = True, f"{kind} that is frozen"
         if self.dtype is not None and constant and dtype(model) != self.dtype:
             raise _not_for("dtype", name, kind, "convert the model before it is exported")
         if self.channels_last and constant:
             raise _not_for("channels_last", name, kind, "convert the model before it is exported")
+        if self.providers and not isinstance(model, Onnx):
+            raise _not_for("providers", name, kind, "it is for ONNX models only")
         for option in ("freeze", "optimize_for_inference"):
             if getattr(self, option) and not script:
                 raise _not_for(option, name, kind, "it is for TorchScript only")
@@ -98,12 +101,15 @@ class Tuning:
             model = model.to(self.dtype)
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(model, torch.jit.ScriptModule):
+            model = self._optimize(model)
+        return model if self.compilation is None else self._compile(model, name, kind)
+
+    def _optimize(self, model: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
         with torchscript.quietly():
             if self.freeze and not torchscript.frozen(model):
                 model = torch.jit.freeze(model)
-            if self.optimize_for_inference:
-                model = torch.jit.optimize_for_inference(model)
-        return model if self.compilation is None else self._compile(model, name, kind)
+            return torch.jit.optimize_for_inference(model) if self.optimize_for_inference else model
 
     def _compile(self, model: nn.Module, name: str, kind: str) -> nn.Module:
         if isinstance(model, torch.jit.ScriptModule) or (
