@@ -1,18 +1,19 @@
-"""An image in, probabilities by label out; explained by integrated gradients."""
+"""An image in, probabilities by label out; explained pixel by pixel."""
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from ts.utils.util import PredictionException
 
-from torchmar_handlers import attribution, heatmap
+from torchmar_handlers import explanations, weights
 from torchmar_handlers.base import BaseHandler
+from torchmar_handlers.explanations.asked import BASELINES
+from torchmar_handlers.forward import forward
+from torchmar_handlers.images.inputs import Input, Inputs
+from torchmar_handlers.images.outputs import only
 from torchmar_handlers.reply import PNG, Reply
 from torchmar_handlers.request import BadRequest, Request
 
@@ -20,115 +21,123 @@ from torchmar_handlers.request import BadRequest, Request
 class ImageClassifier(BaseHandler):
     """Classify images; options in the ``handler`` section of the configuration.
 
-    ========== ==================================== =======================================
-    option     default                              meaning
-    ========== ==================================== =======================================
-    mode       RGB                                  what the model takes: ``RGB`` or ``L``
-    size       [224, 224]                           height and width of the model's input
-    mean, std  0 and 1 for every channel            normalisation of values between 0 and 1
-    topk       5                                    labels in an answer at the most
-    max_pixels 89478485 (Pillow's own limit)        larger images get 413
-    n_steps    50                                   steps of the integral of an explanation
-    threads    cores divided by ``maxWorkers``      threads of torch in this worker
-    warm_up    true                                 answer the archive's samples before clients come
-    ========== ==================================== =======================================
+    ========== =========================== ==============================================================
+    option     default                     meaning
+    ========== =========================== ==============================================================
+    mode       RGB                         what the model takes: ``RGB`` or ``L``
+    resize     256                         pixels of the short side, or ``[height, width]``, or null
+    crop       224; none if ``resize`` is  pixels of a square from the middle, or ``[height, width]``,
+               null or ``[height, width]`` or null
+    mean, std  ImageNet's; 0 and 1 for L   what values from 0 to 1 are normalised with
+    topk       5                           labels in an answer at the most
+    max_pixels 89478485 (Pillow's limit)   larger images get 413
+    exif       false                       turn photographs as their camera was held
+    method     integrated_gradients        of explanations; see `torchmar_handlers.explanations`
+    n_steps    50                          steps of the integral of an explanation
+    baseline   zeros                       what explanations compare with: ``zeros``, ``mean`` or ``blur``
+    layer      the last convolution        the layer that Grad-CAM looks at, by its dotted name
+    ========== =========================== ==============================================================
 
-    A prediction is ``{label: probability}``, the most probable first. An explanation is JSON
-    with ``attributions`` of the shape of the model's input, channels first; or, where the
-    request accepts ``image/png``, the picture of it. Its target is the class predicted,
-    unless the request has a ``target`` (class index or label).
+    By default this answers as TorchServe's own ``image_classifier`` does. The model takes floats,
+    ``(n, channels, height, width)``, and gives scores, ``(n, classes)``.
+
+    A request is an image file, raw or in base64; pixels as an array, bytes ``(height, width, channels)``;
+    or floats ``(channels, height, width)`` that go to the model as they are.
+
+    A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol it
+    is the tensors ``label`` and ``probability``, of the most probable one. An explanation is JSON with
+    ``attributions`` of the shape of the model's input, channels first; or, where the request accepts
+    ``image/png``, the picture of it. Requests may set ``method``, ``n_steps``, ``baseline`` and
+    ``target`` (class index or label; the class predicted unless set).
     """
+
+    parallel_decode = True
 
     def initialize(self, context: Any) -> None:
         super().initialize(context)
         options = self.options
-        self.mode = str(options.get("mode", "RGB"))
-        self.height, self.width = (int(side) for side in options.get("size", (224, 224)))
-        channels = len(self.mode)
-        self.mean = torch.tensor(options.get("mean", [0.0] * channels), device=self.device).view(1, -1, 1, 1)
-        self.std = torch.tensor(options.get("std", [1.0] * channels), device=self.device).view(1, -1, 1, 1)
-        self.topk = int(options.get("topk", 5))
-        self.max_pixels = int(options.get("max_pixels", Image.MAX_IMAGE_PIXELS or 0))
-        self.n_steps = int(options.get("n_steps", 50))
+        self.inputs = Inputs(options, self.device)
+        self.topk = options.integer("topk", 5, low=1)
+        self.asked_by_default = {
+            "method": options.text("method", explanations.METHODS[0], choices=explanations.METHODS),
+            "n_steps": options.integer("n_steps", 50, low=1, high=1000),
+            "baseline": options.text("baseline", BASELINES[0], choices=BASELINES),
+        }
+        self.layer = options.text("layer", "") or None
         self.warm_up(context)
 
-    def decode(self, request: Request) -> torch.Tensor:
-        """Return the image of a request as bytes, ``(channels, height, width)``."""
-        content = request.content()
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > self.max_pixels:
-                    raise BadRequest(
-                        f"the image has {image.width}x{image.height} pixels; {self.max_pixels} are allowed", 413
-                    )
-                pixels = image.convert(self.mode).resize((self.width, self.height), Image.Resampling.BILINEAR)
-        except UnidentifiedImageError:
-            raise BadRequest("the body is not an image of a known format") from None
-        except Image.DecompressionBombError as error:
-            raise BadRequest(str(error), 413) from None
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for damaged files
-            raise BadRequest(f"the image is damaged: {error}") from None
-        array = np.asarray(pixels).reshape(self.height, self.width, -1)
-        return torch.from_numpy(array.copy()).permute(2, 0, 1)
+    def decode(self, request: Request) -> Input:
+        """Return the image of a request, resized and cropped."""
+        return self.inputs.read(request)
 
-    def preprocess(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack images to a normalised float batch, ``(n, channels, height, width)``."""
-        batch = super().preprocess(inputs).float() / 255
-        return (batch - self.mean) / self.std
+    def group(self, decoded: Input) -> Hashable:
+        """Return shape and type: images that went through the same options share a pass."""
+        return super().group(decoded.values)
 
-    def postprocess(self, output: torch.Tensor) -> list[dict[str, float]]:
+    def preprocess(self, inputs: Sequence[Input]) -> torch.Tensor:
+        """Stack images to a normalised batch, ``(n, channels, height, width)``."""
+        return self.inputs.normalise(super().preprocess([one.values for one in inputs]))
+
+    def postprocess(self, output: Any) -> list[dict[str, float]]:
         """Return the most probable labels of each row of scores, ``(n, classes)``."""
-        probabilities, classes = output.softmax(1).topk(min(self.topk, output.shape[1]))
-        return [
-            {self._label(index): round(value, 6) for index, value in zip(row, values, strict=True)}
-            for row, values in zip(classes.tolist(), probabilities.tolist(), strict=True)
-        ]
+        probabilities = only(output).softmax(1)
+        if not bool(probabilities.isfinite().all()):
+            raise PredictionException("the model's output for this image is not a number", 503)
+        values, classes = probabilities.topk(min(self.topk, probabilities.shape[1]))
+        answers: list[dict[str, float]] = []
+        for row, numbers in zip(classes.tolist(), values.tolist(), strict=True):
+            answer: dict[str, float] = {}
+            for index, value in zip(row, numbers, strict=True):
+                # Some labels have two classes (ImageNet has two cranes): the more probable one is told.
+                answer.setdefault(self.label(index), round(value, 6))
+            answers.append(answer)
+        return answers
 
     def explain_handle(self, batch: torch.Tensor, requests: Sequence[Request]) -> list[Any]:
         """Return, for each request, its attributions as JSON or as a picture."""
-        probabilities = self.inference(batch).softmax(1)
+        defaults = self.asked_by_default
+        asked = [explanations.read(request, defaults=defaults) for request in requests]
+        scores = only(self.inference(batch))
+        probabilities = scores.softmax(1)
         targets = probabilities.argmax(1).clone()
-        for position, request in enumerate(requests):
-            if (target := request.option("target")) is not None:
-                targets[position] = self._class(target, probabilities.shape[1])
-        attributions, deltas = attribution.integrated_gradients(self.model, batch, targets, self.n_steps)
-        images = ((batch * self.std + self.mean) * 255).round().clamp(0, 255).byte()
-        chosen = probabilities.gather(1, targets[:, None])[:, 0]
-        return [
-            self._explanation(*row)
-            for row in zip(
-                requests,
-                images.cpu().numpy(),
-                attributions.cpu().numpy(),
-                targets.tolist(),
-                chosen.tolist(),
-                deltas.tolist(),
-                strict=True,
-            )
-        ]
+        for position, one in enumerate(asked):
+            if one.target is not None:
+                targets[position] = self._class(one.target, probabilities.shape[1])
+        explained = explanations.explain(
+            lambda rows: only(forward(self.model, rows, device=self.device, dtype=self.dtype)),
+            batch,
+            targets,
+            asked,
+            scores=scores,
+            model=self.model,
+            layer=self.layer,
+            differentiable=weights.differentiable(self.model),
+        )
+        chosen = probabilities.gather(1, targets[:, None])[:, 0].tolist()
+        answers: list[Any] = []
+        for request, image, explanation, probability in zip(requests, batch, explained, chosen, strict=True):
+            label = self.label(explanation.target)
+            if request.accepts(PNG):
+                from torchmar_handlers.drawing import heatmap
 
-    def _explanation(
-        self, request: Request, image: np.ndarray, values: np.ndarray, target: int, probability: float, delta: float
-    ) -> Any:
-        if request.accepts(PNG):
-            title = f"{self._label(target)}  {probability:.1%}"
-            note = f"integrated gradients, {self.n_steps} steps"
-            return Reply(heatmap.draw(image, values, title=title, note=note), PNG)
-        # Four digits of the largest: more is noise of the integral, and megabytes of it.
-        largest = float(np.abs(values).max())
-        decimals = 4 - math.ceil(math.log10(largest)) if largest > 0 else 0
-        return {
-            "method": "integrated_gradients",
-            "n_steps": self.n_steps,
-            "target": target,
-            "label": self._label(target),
-            "probability": round(probability, 6),
-            "convergence_delta": float(f"{delta:.3g}"),
-            "shape": list(values.shape),
-            "attributions": np.round(values.astype(np.float64), decimals).tolist(),
-        }
+                pixels = self.inputs.restore(image[None])[0]
+                title = f"{label}  {probability:.1%}"
+                picture = heatmap.draw(pixels, explanation.attributions, title=title, note=explanation.note)
+                answers.append(Reply(picture, PNG))
+            else:
+                answers.append(explanations.document(explanation, label=label, probability=round(probability, 6)))
+        return answers
 
-    def _label(self, index: int) -> str:
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return the most probable label of each image, with its probability; explanations stay objects."""
+        first = answers[0]
+        if isinstance(first, Reply) or "attributions" in first:
+            return None
+        best = [next(iter(answer.items())) for answer in answers]
+        return {"label": [label for label, _ in best], "probability": [value for _, value in best]}
+
+    def label(self, index: int) -> str:
+        """Return the label of a class."""
         return str((self.mapping or {}).get(str(index), index))
 
     def _class(self, target: Any, classes: int) -> int:

@@ -34,9 +34,8 @@ def handle(rows, context):
 
 @pytest.fixture(scope="session", autouse=True)
 def weights() -> None:
-    """Train the digits model if nobody has yet."""
-    if not (DIGITS / "digits.pt").exists():
-        subprocess.run([sys.executable, DIGITS / "train.py"], check=True)
+    """Train the models that nobody has trained yet."""
+    subprocess.run([sys.executable, ROOT / "scripts" / "training.py"], check=True)
 
 
 @pytest.fixture(scope="session")

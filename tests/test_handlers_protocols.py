@@ -204,6 +204,7 @@ X = ("x", [2], "INT32", [1, 2])
         (v2(("x", [0], "INT32", [])), 400, "has no instances"),
         (v2(("x", [1], "FLOAT", [1])), 400, "'FLOAT' is none of BOOL, UINT8"),
         (v2(("x", [1], None, [1])), 400, "None is none of"),
+        (v2(("x", [1], [], [1])), 400, "[] is none of"),
         (v2(("x", [3], "INT32", [1])), 400, "is of 3 items, and there are 1"),
         (v2(("x", [10**12], "INT32", [1])), 400, "and there are 1"),
         (v2(("x", [1], "INT32", 1)), 400, "data is not an array"),

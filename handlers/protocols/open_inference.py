@@ -109,7 +109,7 @@ def _array(tensor: Any, position: int, binary: memoryview | None) -> tuple[str, 
         raise BadRequest(f"{where}: the shape is not an array of sizes")
     if not shape or not shape[0] or len(shape) > _MAX_RANK:
         raise BadRequest(f"{where}: the shape {shape} has no instances; its first size is that of the batch")
-    if datatype != _BYTES and datatype not in _DTYPES:
+    if not isinstance(datatype, str) or datatype not in (*_DTYPES, _BYTES):
         raise BadRequest(f"{where}: the datatype {datatype!r} is none of {', '.join((*_DTYPES, _BYTES))}")
     count = math.prod(shape)
     parameters = tensor.get("parameters")

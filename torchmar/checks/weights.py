@@ -33,6 +33,8 @@ _SUFFIXES = {
 _OURS_ALONE = {Format.TORCHSCRIPT, Format.ONNX, Format.EXPORTED, Format.AOTINDUCTOR}
 _OURS_INTO_A_MODEL = {*_SAVED_BY_TORCH, Format.SAFETENSORS}
 
+_NAMES_ITS_OWN = (f"{CARRIED_PACKAGE}.cascade",)  # handlers whose options say what they load
+
 _IMPOSTORS = ("a git-lfs pointer file", "a web page")  # weights in no suffix and for no handler
 
 # The newest that torch 2.13 writes and reads.
@@ -66,7 +68,7 @@ def check(content: Content, serialized_file: str | None, model_file: str | None,
     findings: list[Finding] = []
     if serialized_file in content.sizes:
         findings += _serialized(content, str(serialized_file), model_file, loads, budget)
-    elif stock and serialized_file is None:
+    elif stock and serialized_file is None and _module(handler) not in _NAMES_ITS_OWN:
         code, cause = Code.MAR404, "the archive has neither weights nor a model file: the worker dies"
         if model_file:
             code, cause = (
@@ -82,7 +84,9 @@ def check(content: Content, serialized_file: str | None, model_file: str | None,
         if name != serialized_file and may_hold_pickles(name):
             try:
                 with content.open(name) as stream:
-                    findings += others.file(stream, name)
+                    scripted = identify(stream, name).format is Format.TORCHSCRIPT
+                    stream.seek(0)
+                    findings += others.file(stream, name, torchscript=scripted)
             except BROKEN as error:
                 cause = f"what it imports is not known: it cannot be read ({shown(str(error))})"
                 findings.append(Finding(Code.MAR603, name, cause, _OTHERS_REMEDY))

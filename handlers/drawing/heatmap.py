@@ -1,0 +1,59 @@
+"""The picture of an image's attribution: the image beside its heat map."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from torchmar_handlers.drawing import page
+
+_SIDE = 480  # pixels of a panel's longer side; of a wide image's panel, whose heat map stands below it, twice that
+_LEAST = 24  # and of its shorter side, where that would be a line
+_LEGEND = 300  # least width of the legend
+
+
+def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str) -> bytes:
+    """Return a PNG: the input, and over its grey shadow red for and blue against the target.
+
+    Args:
+        image: bytes, ``(channels, height, width)`` with 1 or 3 channels.
+        attributions: floats, ``(channels, height, width)``, of as many channels or of one; the channels are
+            summed. Colours end at the 99th percentile of the absolute values, so that one pixel does not bleach
+            the rest. What is not finite counts as 0.
+        title: what was explained.
+        note: how.
+    """
+    pixels = np.moveaxis(np.asarray(image, np.uint8), 0, -1)
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]).convert("RGB")
+    values = np.nan_to_num(np.asarray(attributions, np.float64), posinf=0, neginf=0).sum(0)
+    sizes = np.abs(values)
+    limit = float(np.percentile(sizes, 99)) or float(sizes.max()) or 1.0
+
+    is_wide = picture.width > 2 * picture.height
+    scale = _SIDE * (2 if is_wide else 1) / max(picture.size)
+    width, height = (max(_LEAST, round(side * scale)) for side in picture.size)
+    # Small inputs keep their pixels visible: smoothing would show detail that is not there.
+    smooth = Image.Resampling.NEAREST if scale >= 4 else Image.Resampling.BICUBIC
+    shown = picture.resize((width, height), smooth)
+    strength = Image.fromarray(np.clip(values / limit, -1, 1).astype(np.float32)).resize((width, height), smooth)
+    # On white, so that both colours stand out on any input.
+    shadow = 235 - np.asarray(shown.convert("L"), np.float64)[:, :, None] * (110 / 255)
+    coloured = Image.fromarray(page.tinted(shadow.repeat(3, 2), np.clip(np.asarray(strength), -1, 1)))
+
+    across, down = (0, height + page.MARGIN) if is_wide else (width + page.MARGIN, 0)
+    least = max(_LEGEND, 2 * _SIDE if is_wide else _SIDE)
+    sheet = page.Page(
+        max(across + width, least) + 2 * page.MARGIN,
+        down + height + 16 + page.LEGEND,
+        title=title,
+        note=note,
+    )
+    for panel, left, top in ((shown, 0, 0), (coloured, across, down)):
+        place = page.MARGIN + left, sheet.top + top
+        sheet.image.paste(panel, place)
+        edges = (place[0] - 1, place[1] - 1, place[0] + width, place[1] + height)
+        sheet.pen.rectangle(edges, outline=page.LINE)
+    legend = max(width, _LEGEND)
+    left = max(page.MARGIN, page.MARGIN + across + width - legend)
+    sheet.legend(left, sheet.top + down + height + 16, legend, limit)
+    return sheet.png()

@@ -1,0 +1,135 @@
+"""What a request asks of an explanation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from torchmar_handlers.request import BadRequest, Request
+
+GRADIENT_METHODS = ("integrated_gradients", "saliency", "gradient_shap", "grad_cam")
+PERTURBATIONS = ("occlusion", "feature_ablation")
+METHODS = (*GRADIENT_METHODS, *PERTURBATIONS)
+TOKEN_METHODS = tuple(method for method in METHODS if method != "grad_cam")
+STEPPED = ("integrated_gradients", "gradient_shap")  # the methods that n_steps means something to
+
+BASELINES = ("zeros", "mean", "blur")
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request's wishes.
+
+    Attributes:
+        method: one of ``METHODS``.
+        target: the output to explain, as the client sent it: class index or label; None for the one predicted.
+        n_steps: points of the quadrature (integrated gradients) or samples (gradient SHAP).
+        baseline: a word (``zeros``, ``mean``, ``blur``, or what the handler offers), a number, or a nested
+            list of the input's shape.
+        explicit: whether the client named the method; what it named is never replaced by another.
+    """
+
+    method: str = "integrated_gradients"
+    target: Any = None
+    n_steps: int = 50
+    baseline: Any = "zeros"
+    explicit: bool = False
+
+    @property
+    def baseline_name(self) -> str | int | float:
+        """The baseline in an answer: its word or number; ``given`` for values of the client's own."""
+        return self.baseline if isinstance(self.baseline, str | int | float) else "given"
+
+
+def read(
+    request: Request,
+    *,
+    methods: Sequence[str] = METHODS,
+    defaults: Mapping[str, Any] | None = None,
+    baselines: Sequence[str] = BASELINES,
+) -> Asked:
+    """Read the options ``method``, ``target``, ``n_steps`` and ``baseline`` of a request.
+
+    Each may come as text or as JSON: ``"20"`` and 20, ``"[0, 0]"`` and ``[0, 0]`` are the same.
+
+    Args:
+        request: the request.
+        methods: those that the handler offers.
+        defaults: ``method``, ``n_steps`` and ``baseline`` of requests that name none; without them
+            ``integrated_gradients``, 50 and ``zeros``.
+        baselines: the words that the handler offers.
+
+    Raises:
+        BadRequest: a value is none of those allowed, which it lists.
+    """
+    usual = {"method": Asked.method, "n_steps": Asked.n_steps, "baseline": Asked.baseline} | dict(defaults or {})
+    sent = {name: _sent(request, name) for name in ("method", "target", "n_steps", "baseline")}
+    explicit = sent["method"] is not None
+    return Asked(
+        method=_method(sent["method"], methods) if explicit else str(usual["method"]),
+        target=sent["target"],
+        n_steps=_steps(usual["n_steps"] if sent["n_steps"] is None else sent["n_steps"]),
+        baseline=_baseline(usual["baseline"] if sent["baseline"] is None else sent["baseline"], baselines),
+        explicit=explicit,
+    )
+
+
+def _sent(request: Request, name: str) -> Any:
+    value = request.option(name)
+    if isinstance(value, str):
+        value = value.strip()
+    return None if value == "" else value
+
+
+def _method(value: Any, methods: Sequence[str]) -> str:
+    name = str(value).lower().replace("-", "_").replace(" ", "_")
+    if name not in methods:
+        raise BadRequest(f"method {value!r} is none of {', '.join(methods)}")
+    return name
+
+
+def _steps(value: Any) -> int:
+    number = _number(value)
+    if number is None or number != int(number) or not 1 <= number <= MOST_STEPS:
+        raise BadRequest(f"n_steps {value!r} is not a whole number from 1 to {MOST_STEPS}")
+    return int(number)
+
+
+def _baseline(value: Any, words: Sequence[str]) -> Any:
+    if isinstance(value, str) and value.lower() in words:
+        return value.lower()
+    if (number := _number(value)) is not None:
+        return number
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRequest("the list in baseline is not JSON") from None
+    if not isinstance(value, list):
+        raise BadRequest(f"baseline {value!r} is none of {', '.join(words)}, a number or a list of the input's shape")
+    try:
+        array = np.asarray(value, np.float64)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        array = np.empty(0)
+    if not array.size or not np.isfinite(array).all():
+        raise BadRequest("the list in baseline is not made of numbers, as many in each row")
+    return array.tolist()
+
+
+def _number(value: Any) -> int | float | None:
+    """Return a finite number that was sent as such or as text, whole ones as int; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    if not math.isfinite(number):
+        return None
+    return int(number) if number == int(number) else number

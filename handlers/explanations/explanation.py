@@ -1,0 +1,84 @@
+"""One explanation, and the JSON of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What speaks for and against one output for one input.
+
+    Attributes:
+        method: what was computed.
+        target: index of the output that is explained.
+        attributions: floats; positive speaks for the target. Shaped like the input, but ``(1, height, width)``
+            for Grad-CAM and ``(tokens,)`` for text.
+        baseline: word or number of what stood for "nothing there"; ``given`` for values of the client's own.
+        n_steps: points or samples; None where the method has none.
+        delta: the sum of the attributions less the difference of scores that it should equal; None where the
+            method promises no such sum.
+        instead_of: the usual method, if that could not be had.
+        reason: why it could not.
+    """
+
+    method: str
+    target: int
+    attributions: np.ndarray
+    baseline: str | int | float | None = None
+    n_steps: int | None = None
+    delta: float | None = None
+    instead_of: str | None = None
+    reason: str | None = None
+
+    @property
+    def note(self) -> str:
+        """How it was made, in one line for under a picture."""
+        parts = [self.method.replace("_", " ")]
+        if self.n_steps is not None:
+            parts.append(f"{self.n_steps} {'samples' if self.method == 'gradient_shap' else 'steps'}")
+        if self.baseline is not None:
+            parts.append(f"baseline {self.baseline}")
+        if self.instead_of is not None:
+            parts.append(f"in place of {self.instead_of.replace('_', ' ')}")
+        return ", ".join(parts)
+
+
+def document(explanation: Explanation, **more: Any) -> dict[str, Any]:
+    """Return an explanation as a dictionary for JSON.
+
+    What is None is left out. Attributions are rounded to four significant digits of the
+    largest: more is noise of the integral, and megabytes of it.
+
+    Args:
+        explanation: the explanation.
+        more: further keys (``label``, ``probability``), which stand between ``target`` and ``shape``.
+    """
+    delta = explanation.delta
+    said = {
+        "method": explanation.method,
+        "instead_of": explanation.instead_of,
+        "reason": explanation.reason,
+        "n_steps": explanation.n_steps,
+        "baseline": explanation.baseline,
+        "target": explanation.target,
+        **more,
+        "convergence_delta": None if delta is None else float(f"{delta:.3g}"),
+        "shape": list(explanation.attributions.shape),
+        "attributions": rounded(explanation.attributions).tolist(),
+    }
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Return values rounded to four significant digits of the largest, as float64, which prints them short."""
+    exact = np.asarray(values, np.float64)
+    largest = float(np.abs(exact).max(initial=0))
+    if largest == 0 or not math.isfinite(largest):
+        return exact
+    # Beyond 300 decimals NumPy's power of ten overflows; what is smaller than that is zero.
+    return np.round(exact, min(3 - math.floor(math.log10(largest)), 300)) + 0.0  # no "-0.0"

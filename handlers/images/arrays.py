@@ -1,0 +1,75 @@
+"""Images that come as numbers: pixels to be prepared as a file's are, or what the model takes as it stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from torchmar_handlers.images.reading import Pixels, as_image, converted, refuse_many
+from torchmar_handlers.request import BadRequest
+
+
+def is_array(payload: Any) -> bool:
+    """Tell whether a payload is an image in numbers: an array of NumPy's, or nested lists."""
+    return isinstance(payload, list | np.ndarray)
+
+
+def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.ndarray | None]:
+    """Return either pixels or the model's input, float32 ``(channels, height, width)``; the other is None.
+
+    Bytes (``uint8``) are pixels, channels last or first. So are whole numbers from 0 to 255 with the
+    channels last, which is what JSON makes of bytes. Any other numbers with the channels first are the
+    model's input, resized and normalised by the client, which is what TorchServe's own handlers take.
+
+    Args:
+        payload: an array, or nested lists.
+        mode: ``RGB`` or ``L``; for ``L`` the dimension of the channels may be missing.
+        max_pixels: larger images are refused.
+
+    Raises:
+        BadRequest: it is none of these, or has too many pixels (413).
+    """
+    array = _array(payload)
+    channels = len(mode)
+    if array.ndim == 2 and channels == 1:
+        # Of a grey image nothing tells the two kinds apart but the type.
+        array = array[:, :, None] if array.dtype == np.uint8 else array[None]
+    first = array.ndim == 3 and array.shape[0] == channels
+    last = array.ndim == 3 and array.shape[2] in (1, 3, 4) and not first
+    if not (first or last) or not array.size:
+        shape = "x".join(map(str, array.shape))
+        raise BadRequest(
+            f"an array of {shape} is no image: pixels are (height, width, channels), "
+            f"an input of the model is ({channels}, height, width)"
+        )
+    height, width = array.shape[1:] if first else array.shape[:2]
+    refuse_many(width, height, max_pixels)
+    if array.dtype == np.uint8:
+        return _pixels(array.transpose(1, 2, 0) if first else array, mode), None
+    if first:
+        values = array.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise BadRequest("the array has values that are not finite")
+        return None, values
+    whole = array.astype(np.uint8, casting="unsafe")
+    if not (whole == array).all():
+        raise BadRequest("an array with the channels last has pixels, which are whole numbers from 0 to 255")
+    return _pixels(whole, mode), None
+
+
+def _array(payload: Any) -> np.ndarray:
+    try:
+        array = np.asarray(payload)
+    except (ValueError, OverflowError):
+        raise BadRequest("the rows of the array are not of one length") from None
+    if array.dtype.kind not in "buif":
+        raise BadRequest("an image in JSON is nested lists of numbers, as many in each row")
+    return array
+
+
+def _pixels(array: np.ndarray, mode: str) -> Pixels:
+    """Return pixels with one, three or four channels in the mode wanted."""
+    if array.shape[2] == len(mode):
+        return np.ascontiguousarray(array)
+    return converted(as_image(np.ascontiguousarray(array)), mode)

@@ -1,0 +1,109 @@
+"""The part of an image that a model sees, resized and cropped as torchvision does it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from torchmar_handlers.images.reading import Pixels, as_array, as_image, size
+
+_WASTE = 4  # pixels resized for one that is kept, at the most
+_HANDED = 1 << 20  # pixels of an image of Pillow's that is worth copying for torch, at the most
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """``Resize(resize)``, then ``CenterCrop(crop)``, of torchvision, with bilinear filtering.
+
+    ``resize`` is the short side, or height and width; ``crop`` is height and width; None leaves either out.
+    The pixels are those of torchvision with a Pillow image, but for roundings: at most one of 255 levels off.
+    """
+
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height before the crop, of an image with these sides."""
+        if self.resize is None:
+            return width, height
+        if not isinstance(self.resize, int):
+            return self.resize[1], self.resize[0]
+        short, long = self.resize, int(self.resize * max(width, height) / min(width, height))
+        return (short, long) if width <= height else (long, short)
+
+    def apply(self, pixels: Pixels) -> np.ndarray:
+        """Return the pixels that the model sees: bytes, ``(height, width, channels)``."""
+        wide, high = self.resized(*size(pixels))
+        if self.crop is None:
+            return _part(pixels, (wide, high), (0, 0, wide, high))
+        left, right, pad_left, pad_right = _centre(wide, self.crop[1])
+        top, bottom, pad_top, pad_bottom = _centre(high, self.crop[0])
+        part = _part(pixels, (wide, high), (left, top, right, bottom))
+        if pad_left or pad_right or pad_top or pad_bottom:
+            part = np.pad(part, ((pad_top, pad_bottom), (pad_left, pad_right), (0, 0)))
+        return part
+
+
+def _centre(side: int, wanted: int) -> tuple[int, int, int, int]:
+    """Return where a side is cut, start and end, and what is added before and after: CenterCrop's arithmetic."""
+    if side < wanted:
+        return 0, side, (wanted - side) // 2, (wanted - side + 1) // 2
+    start = round((side - wanted) / 2.0)
+    return start, start + wanted, 0, 0
+
+
+def _part(pixels: Pixels, whole: tuple[int, int], region: tuple[int, int, int, int]) -> np.ndarray:
+    """Return ``region`` of the image resized to ``whole``."""
+    left, top, right, bottom = region
+    width, height = size(pixels)
+    if whole == (width, height):
+        return as_array(pixels)[top:bottom, left:right]
+    rows_first = _rows_first((width, height), whole)
+    kept = (right - left) * (bottom - top)
+    held = isinstance(pixels, np.ndarray) or width * height <= _HANDED
+    # Three channels at once are what the vector code of torch is for.
+    if held and not rows_first and not _grey(pixels) and whole[0] * whole[1] <= _WASTE * kept and _vectors():
+        return _by_torch(as_array(pixels), whole)[top:bottom, left:right]
+    # Pillow computes nothing but the region.
+    from PIL import Image
+
+    across, down = width / whole[0], height / whole[1]
+    image, first, last = as_image(pixels), 0, height
+    if _rows_first((width, height), (right - left, bottom - top)) and not rows_first:
+        # Without the rows that are not looked at, the order is that of the whole.
+        reach = max(1.0, down) + 1
+        first, last = max(0, math.floor(top * down - reach)), min(height, math.ceil(bottom * down + reach))
+        image = image.crop((0, first, width, last))
+    box = (left * across, top * down - first, min(right * across, width), min(bottom * down, height) - first)
+    return as_array(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box))
+
+
+def _rows_first(given: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    """Tell whether Pillow (newer ones) resizes the rows before the columns; the order changes the roundings."""
+    return given[1] - wanted[1] > max(0, 2 * (given[0] - wanted[0]))
+
+
+def _by_torch(array: np.ndarray, whole: tuple[int, int]) -> np.ndarray:
+    import torch
+
+    # Arrays of Pillow's are not writable, of which torch would warn; nothing here writes.
+    array = array if array.flags.writeable else array.copy()
+    planes = torch.from_numpy(array).permute(2, 0, 1)[None]
+    resized: Any = torch.nn.functional.interpolate(planes, whole[::-1], mode="bilinear", antialias=True)
+    return np.asarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def _grey(pixels: Pixels) -> bool:
+    return pixels.shape[2] == 1 if isinstance(pixels, np.ndarray) else pixels.mode == "L"
+
+
+@functools.cache
+def _vectors() -> bool:
+    """Tell whether torch has vector code for this processor; without, it is slower than Pillow."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

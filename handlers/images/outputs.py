@@ -1,0 +1,51 @@
+"""What models of images put out, whatever it is wrapped in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_MAIN = ("logits", "out")  # beside what auxiliary heads say
+
+
+def only(output: Any) -> torch.Tensor:
+    """Return the one tensor that counts: of a mapping ``logits``, ``out`` or the first, of a tuple the first.
+
+    Raises:
+        ValueError: it is no tensor.
+    """
+    if isinstance(output, Mapping):
+        output = next((output[name] for name in _MAIN if name in output), next(iter(output.values()), None))
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(f"the model's output is a {type(output).__name__}, not a tensor")
+    return output
+
+
+def detections(output: Any, images: int) -> list[dict[str, torch.Tensor]]:
+    """Return for each image its ``boxes`` ``(k, 4)``, ``labels`` and ``scores`` ``(k,)``, on the CPU.
+
+    Torchvision's detectors put out a list of these, in TorchScript after their (empty) losses; models
+    of stacked batches also the three as tensors with the images first, by name or in this order.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    names = ("boxes", "labels", "scores")
+    if isinstance(output, tuple | list) and len(output) == 2 and isinstance(output[1], list):
+        output = output[1]
+    if isinstance(output, tuple) and len(output) == 3:
+        output = dict(zip(names, output, strict=True))
+    if isinstance(output, Mapping) and set(names) <= output.keys():
+        output = [{name: output[name][index] for name in names} for index in range(len(output["boxes"]))]
+    if not isinstance(output, list | tuple) or len(output) != images:
+        raise ValueError(f"the model's output is not a list of boxes, labels and scores for each of {images} images")
+    found = []
+    for one in output:
+        if not isinstance(one, Mapping) or not set(names) <= one.keys():
+            raise ValueError("the model's output for an image has no boxes, labels and scores")
+        found.append({name: one[name].detach().cpu() for name in names})
+    return found

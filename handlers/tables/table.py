@@ -1,0 +1,193 @@
+"""A table: rows, as clients send them, to numbers, as the model sees them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from torchmar_handlers.request import BadRequest
+from torchmar_handlers.tables.columns import BOOLEAN, CATEGORY, INTEGER, ONE_HOT, OUT_OF_RANGE, Column, Unusable
+
+_TOLD = 5  # problems of a row
+_LISTED = 12  # names of columns in a message
+
+
+class Table:
+    """Columns, in their order; a row of values has a number for each, ``(columns,)`` float64.
+
+    Args:
+        columns: at least one.
+        out_of_range: what to do with numbers out of a column's range: ``refuse``, ``clip`` or ``allow``.
+    """
+
+    def __init__(self, columns: Sequence[Column], out_of_range: str = OUT_OF_RANGE[0]) -> None:
+        self.columns = list(columns)
+        self.out_of_range = out_of_range
+        self.names = [column.name for column in columns]
+        self.width = sum(column.width for column in columns)
+        self._by_name = {column.name: column for column in columns}
+        self._coded = [
+            (position, {category: float(index) for index, category in enumerate(column.categories)})
+            for position, column in enumerate(columns)
+            if column.type == CATEGORY
+        ]
+        self._booleans = [position for position, column in enumerate(columns) if column.type == BOOLEAN]
+        self._whole = [position for position, column in enumerate(columns) if column.type == INTEGER]
+        self._low = np.array([0.0 if column.type == BOOLEAN else column.low for column in columns])
+        self._high = np.array([1.0 if column.type == BOOLEAN else column.high for column in columns])
+        scaled = [column.std is not None for column in columns]
+        self._shift = np.array(
+            [column.typical if scale else 0.0 for column, scale in zip(columns, scaled, strict=True)]
+        )
+        self._scale = np.array([column.std or 1.0 for column in columns])
+        #: The first of the numbers that the model sees of each column.
+        self.starts = np.cumsum([0, *(column.width for column in columns)])[:-1]
+
+    def values(self, row: Any, beside: Collection[str] = ()) -> np.ndarray:
+        """Return the values of one row, ``(columns,)`` float64.
+
+        Args:
+            row: ``{column: value}``, or a list in the order of the columns.
+            beside: keys of an object that are no columns and may be there.
+
+        Raises:
+            BadRequest: with what is wrong in the row, all of it at once, up to five problems.
+        """
+        quick = self._quick(row)
+        if quick is None and isinstance(row, Mapping):
+            row = _unwrapped(row, self._by_name)
+            quick = self._quick(row)
+        return self._examined(row, beside) if quick is None else quick
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Return rows of values, ``(n, columns)``, as the model sees them, ``(n, width)`` float32.
+
+        Columns with a ``std`` are standardised, categories stand as one number each or one-hot.
+        """
+        scaled: np.ndarray = (values - self._shift) / self._scale
+        if self.width == len(self.columns):
+            return scaled.astype(np.float32)
+        encoded = np.zeros((len(values), self.width), np.float32)
+        rows = np.arange(len(values))
+        for position, (column, start) in enumerate(zip(self.columns, self.starts, strict=True)):
+            if column.type == CATEGORY and column.encoding == ONE_HOT:
+                encoded[rows, start + values[:, position].astype(np.int64)] = 1
+            else:
+                encoded[:, start] = scaled[:, position]
+        return encoded
+
+    def typical(self) -> np.ndarray:
+        """Return the average row as the model would see it, ``(width,)`` float32: means, shares of categories."""
+        row: np.ndarray = self.encode(np.array([[column.typical for column in self.columns]]))[0]
+        for column, start in zip(self.columns, self.starts, strict=True):
+            if column.type == CATEGORY and column.encoding == ONE_HOT:
+                row[start : start + column.width] = column.shares
+        return row
+
+    def by_column(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the sums over the numbers of each column: ``(n, width)`` to ``(n, columns)``."""
+        sums: np.ndarray = np.add.reduceat(numbers, self.starts, axis=1)
+        return sums
+
+    def _quick(self, row: Any) -> np.ndarray | None:
+        """Return the values of a row that is in order; None where a closer look is needed."""
+        if not isinstance(row, list | Mapping) or len(row) != len(self.names):
+            return None
+        try:
+            cells = [row[name] for name in self.names] if isinstance(row, Mapping) else list(row)
+        except KeyError:
+            return None
+        kinds = [type(cell) for cell in cells]
+        try:
+            for position, codes in self._coded:
+                if kinds[position] is bool:
+                    return None
+                cells[position], kinds[position] = codes[cells[position]], float
+            for position in self._booleans:
+                if kinds[position] is bool:
+                    kinds[position] = int
+            if not set(kinds) <= {int, float}:
+                return None
+            values = np.array(cells, np.float64)
+        except (KeyError, TypeError, OverflowError):
+            return None
+        inside = (values >= self._low) & (values <= self._high)  # false for NaN
+        if not inside.all():
+            return None
+        for position in self._whole:
+            if values[position] % 1:
+                return None
+        for position in self._booleans:
+            if values[position] not in (0, 1):
+                return None
+        return values
+
+    def _examined(self, row: Any, beside: Collection[str]) -> np.ndarray:
+        problems = []
+        if isinstance(row, Mapping):
+            others = [str(name) for name in row if name not in self._by_name and name not in beside]
+            problems += [unknown(name, self.names) for name in others]
+            cells: Iterator[Any] = (row.get(name) for name in self.names)
+        elif isinstance(row, list):
+            if len(row) != len(self.names):
+                raise BadRequest(
+                    f"the row has {_plural(len(row), 'value')}; "
+                    f"{len(self.names)} are expected, in this order: {_listed(self.names)}"
+                )
+            cells = iter(row)
+        else:
+            what = "null" if row is None else f"{row!r:.40}"
+            raise BadRequest(
+                f"a row is an object {{column: value}} or an array of {_plural(len(self.names), 'value')}, not {what}"
+            )
+        values = []
+        for column, cell in zip(self.columns, cells, strict=True):
+            try:
+                values.append(column.value(cell, self.out_of_range))
+            except Unusable as problem:
+                problems.append(str(problem))
+        if problems:
+            more = f"; and {_plural(len(problems) - _TOLD, 'more problem')}" if len(problems) > _TOLD else ""
+            raise BadRequest("; ".join(problems[:_TOLD]) + more)
+        return np.array(values)
+
+
+def unknown(name: str, names: Sequence[str]) -> str:
+    """Return the message about a column that there is not, with what was probably meant."""
+    close = difflib.get_close_matches(name.lower(), [one.lower() for one in names], 1)
+    meant = next((one for one in names if close and one.lower() == close[0]), None)
+    hint = f"did you mean {meant!r}?" if meant else f"there are {_listed(names)}"
+    return f"there is no column {name[:60]!r} ({hint})"
+
+
+def _unwrapped(row: Mapping[str, Any], columns: Mapping[str, Column]) -> Any:
+    """Return the row that an object holds: itself, unless it is one tensor of all columns in their order."""
+    if len(row) == 1:
+        ((name, only),) = row.items()
+        of_all = isinstance(only, np.ndarray) or (isinstance(only, list) and len(only) == len(columns))
+        if name not in columns and of_all:
+            return only.ravel().tolist() if isinstance(only, np.ndarray) else only
+    row = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
+    # A tensor of the shape (n, 1) has one value in an array of its own for each row.
+    return {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in row.items()}
+
+
+def shown(column: Column, value: float) -> Any:
+    """Return a value as a client would write it: a category by its name, a whole number as such."""
+    if column.type == CATEGORY:
+        return column.categories[int(value)]
+    if column.type == BOOLEAN:
+        return bool(value)
+    return int(value) if column.type == INTEGER else float(f"{value:.7g}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

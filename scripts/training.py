@@ -1,0 +1,41 @@
+"""Train the models of archives/ whose weights are missing or older than the script that makes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ARCHIVES = Path(__file__).parent.parent / "archives"
+
+
+def main(names: list[str]) -> int:
+    """Train what needs it, of ``names`` or of all; return the exit code."""
+    known = sorted(file.parent.name for file in ARCHIVES.glob("*/archive.yaml"))
+    for name in names:
+        if name not in known:
+            print(f"error: there is no archives/{name}; there are {', '.join(known)}", file=sys.stderr)
+            return 2
+    for name in names or known:
+        recipe = yaml.safe_load((ARCHIVES / name / "archive.yaml").read_text(encoding="utf-8"))
+        if "made_by" not in recipe:
+            continue  # its weights are another archive's
+        if is_made(ARCHIVES / name, [recipe["weights"], *recipe.get("files", {}).values()]):
+            continue
+        print(f"training archives/{name}", flush=True)
+        if code := subprocess.run([sys.executable, ARCHIVES / name / recipe["made_by"]]).returncode:
+            return code
+    return 0
+
+
+def is_made(folder: Path, files: list[str]) -> bool:
+    """Tell whether all files are there, the first of them (the weights) newer than the code beside it."""
+    if not all((folder / file).exists() for file in files):
+        return False
+    return (folder / files[0]).stat().st_mtime >= max(script.stat().st_mtime for script in folder.glob("*.py"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
