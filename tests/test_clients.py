@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from torchmar.connection import Server
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import Conflict, NotFound, Refused, TorchmarError, Unauthorized, Unreachable
 from torchmar.exchange import Request
-from torchmar.inference import InferenceClient
+from torchmar.inference import InferenceClient, Tensor
 from torchmar.management import ManagementClient
 
 Make = Callable[..., Path]
@@ -58,6 +62,148 @@ def test_the_list_of_models_has_every_page(server: TorchServe, make: Make) -> No
     assert sorted(server.management.names()) == ["digits", *names]
     for name in names:
         server.management.unregister(name)
+
+
+def test_a_describe_answer_has_its_types(server: TorchServe) -> None:
+    (digits,) = server.management.describe("digits", "1.0")
+    assert (digits.url, digits.runtime, digits.device_type, digits.device_ids) == (
+        "digits-1.0.mar",
+        "python",
+        "cpu",
+        (),
+    )
+    assert (digits.job_queue.pending_requests, digits.job_queue.remaining_capacity) == (0, 100)
+    assert (digits.startup_timeout, digits.loaded_at_startup, digits.customized) == (120, False, None)
+    (worker,) = digits.workers
+    assert (worker.status, worker.gpu, worker.gpu_usage, worker.memory_usage >= 0) == ("READY", False, "N/A", True)
+    assert worker.start_time
+    assert worker.start_time.utcoffset() == timedelta(0)
+    assert worker.start_time < datetime.now(timezone.utc)
+
+
+def test_registration_passes_on_every_parameter(server: TorchServe, make: Make) -> None:
+    other = "def handle(rows, context):\n    return rows and ['other'] * len(rows)"
+    path = make(name="asked", store=server.model_store, disk={"other.py": other}, files={"other.py": "other.py"})
+    server.management.register(
+        path.name,
+        model_name="renamed",
+        handler="other.py",
+        runtime="python3",
+        initial_workers=1,
+        batch_size=2,
+        max_batch_delay=3,
+        response_timeout=44,
+        startup_timeout=55,
+        s3_sse_kms=True,
+    )
+    (model,) = server.management.describe("renamed")
+    assert (model.runtime, model.batch_size, model.max_batch_delay) == ("python3", 2, 3)
+    assert (model.response_timeout, model.startup_timeout) == (44, 55)
+    assert InferenceClient(server.server).predict("renamed", b"x") == "other"
+    assert "Processing" in server.management.scale("renamed", min_worker=2, synchronous=False)
+    server.management.unregister("renamed")
+    with pytest.raises(Refused, match="RuntimeType value: cobol"):
+        server.management.register(path.name, runtime="cobol")
+
+
+def test_a_handler_is_asked_for_what_it_says_of_itself(server: TorchServe, make: Make) -> None:
+    code = """
+def handle(rows, context):
+    if rows is None:
+        return None
+    asked = [context.get_request_header(index, "describe") for index in range(len(rows))]
+    return [{"classes": 3} if one == "True" else "no" for one in asked]
+"""
+    server.load(make(code, name="talking", store=server.model_store))
+    assert server.management.describe("talking", customized=True)[0].customized == {"classes": 3}
+    assert server.management.describe("talking", "1.0", customized=True)[0].customized == {"classes": 3}
+    assert server.management.describe("talking")[0].customized is None
+    server.management.unregister("talking")
+
+
+def test_a_model_is_ready_when_it_has_workers(server: TorchServe, make: Make) -> None:
+    assert server.management.ready("digits")
+    path = make(name="idle", store=server.model_store)
+    server.management.register(path.name, initial_workers=0)
+    assert not server.management.ready("idle")
+    server.management.unregister("idle")
+    with pytest.raises(NotFound):
+        server.management.ready("idle")
+
+
+def test_a_token_is_renewed_on_demand(server: TorchServe) -> None:
+    assert server.server.key_file
+    before = json.loads(server.server.key_file.read_text())
+    server.management.renew_token("management")
+    after = json.loads(server.server.key_file.read_text())
+    assert before["management"]["key"] != after["management"]["key"]
+    assert before["inference"] == after["inference"]
+    assert "digits" in list(server.management.names())
+    with pytest.raises(TorchmarError, match="key file"):
+        ManagementClient(replace(server.server, key_file=None)).renew_token("management")
+
+
+def test_the_server_describes_its_apis(server: TorchServe, client: InferenceClient) -> None:
+    assert "/models" in server.management.api_description()["paths"]
+    assert server.management.api_description("digits")["info"]["title"].endswith("digits")
+    assert server.management.api_description("digits", "1.0")["info"]["title"].endswith("digits")
+    assert "/ping" in client.api_description()["paths"]
+    assert client.api_description("digits", "1.0")["info"]["title"].endswith("digits")
+
+
+def test_a_script_needs_three_lines(server: TorchServe, tmp_path: Path) -> None:
+    script = """
+from torchmar.management import ManagementClient
+with ManagementClient() as client:
+    print(*client.names())
+"""
+    (tmp_path / ".torchmar").symlink_to(server.folder)
+    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert ran.stdout == "digits\n"
+
+
+def test_values_go_in_and_come_out(client: InferenceClient) -> None:
+    file = SAMPLES / "seven.png"
+    prediction = client.predict("digits", file)
+    assert next(iter(prediction)) == "7"
+    assert client.predict("digits", file.read_bytes(), "1.0", headers={"X-Mine": "1"}, timeout=30) == prediction
+    explained = client.explain("digits", file, target=3, n_steps=5)
+    assert explained["label"] == "3"
+    assert client.explain("digits", file, accept="image/png").startswith(b"\x89PNG")
+
+
+def test_many_are_predicted_at_once_and_one_bad_input_is_its_own_problem(client: InferenceClient) -> None:
+    names = ("zero", "one", "two", "three", "four")
+    inputs: list[object] = [SAMPLES / f"{name}.png" for name in names]
+    inputs.insert(2, b"no picture")
+    results = list(client.predict_many("digits", inputs, jobs=3))
+    assert [data for data, _ in results] == inputs
+    assert isinstance(results.pop(2)[1], Refused)
+    assert [next(iter(said)) for _, said in results] == list("01234")
+
+
+def test_kserves_protocols_are_spoken(client: InferenceClient, server: TorchServe, make: Make) -> None:
+    picture = base64.b64encode((SAMPLES / "seven.png").read_bytes()).decode()
+    (prediction,) = client.predict_instances("digits", [{"b64": picture}])
+    assert next(iter(prediction)) == "7"
+    (explanation,) = client.predict_instances("digits", [{"b64": picture}], explain=True)
+    assert explanation["label"] == "7"
+    code = """
+def handle(rows, context):
+    if rows is None:
+        return None
+    asked = [row["body"] for row in rows]
+    return [{"id": one.get("id"), "outputs": [*one["inputs"], *one.get("outputs", [])][:1]} for one in asked]
+"""
+    server.load(make(code, name="tensors", store=server.model_store))
+    tensor = Tensor.of("x", [[1.5, 2.0]])
+    assert client.infer("tensors", [tensor], id="7", outputs=["x"]) == [tensor]
+    server.management.unregister("tensors")
+    server.load(make(name="echo", store=server.model_store))
+    for ask in (lambda: client.predict_instances("echo", [1]), lambda: client.infer("echo", [tensor])):
+        with pytest.raises(TorchmarError, match="does not answer in"):
+            ask()
+    server.management.unregister("echo")
 
 
 def test_a_prediction_and_its_explanation(client: InferenceClient) -> None:

@@ -12,7 +12,10 @@
     ├── EngineError             a server did not start or stop as it should
     │   ├── PortInUse           ... because somebody else listens on its port
     │   └── ModelFailed         ... because the worker of one model did (has a traceback)
+    ├── Insecure                a token would travel in plain text; nothing was sent
     ├── Unreachable             no server answers at the address
+    │   ├── TimedOut            ... in time
+    │   └── Untrusted           ... with a certificate that is trusted
     └── Refused                 the server answered with an error (has its status and message)
         ├── Unauthorized        the token is missing, wrong or expired
         ├── NotFound            no such model or version
@@ -109,8 +112,24 @@ class ModelFailed(EngineError):
         self.traceback = traceback
 
 
+class Insecure(TorchmarError):
+    """Say that a token would have travelled in plain text; nothing was sent."""
+
+
 class Unreachable(TorchmarError):
-    """Say that no server answers at an address, or not in time."""
+    """Say that no server answers at an address; ``sent`` tells whether a request may have reached it all the same."""
+
+    def __init__(self, message: str, *, sent: bool = False, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.sent = sent
+
+
+class TimedOut(Unreachable):
+    """Say that an answer did not come in time."""
+
+
+class Untrusted(Unreachable):
+    """Say why a server's certificate is not trusted; nothing was sent."""
 
 
 class Refused(TorchmarError):

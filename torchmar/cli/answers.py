@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import typer
 
 from torchmar import exchange
 from torchmar.cli.terminal import err
@@ -77,10 +76,3 @@ def line(source: Path, status: int, body: bytes) -> str:
     except ValueError:
         answer = body.decode("utf-8", "replace")
     return json.dumps({"input": str(source), "status": status, "answer": answer}, ensure_ascii=False)
-
-
-def several(sources: list[Path], output: Path | None) -> bool:
-    """Tell whether there are many inputs; many cannot go to one file."""
-    if len(sources) > 1 and output:
-        raise typer.BadParameter("takes one input, not several", param_hint="--output")
-    return len(sources) > 1

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchmar.cli.connection_options import CaFile, PlainHttp
+from torchmar.cli.operating import complain_of_failing
 from torchmar.cli.options import Address, KeyFile, Name, RunFolder, Version
 from torchmar.cli.terminal import err, out, show_table, table
 
@@ -16,23 +18,34 @@ if TYPE_CHECKING:
     from torchmar.management import ManagementClient
 
 PANEL = "Models on a server"
+Synchronous = Annotated[bool, typer.Option(help="Wait until the workers answer.")]
 
 
 def models(
     name: Annotated[str | None, typer.Argument(help="Only this model.", show_default=False)] = None,
+    customized: Annotated[
+        bool, typer.Option("--customized", help="Ask the handlers, too, for what they say of the model.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    allow_plain_http: PlainHttp = False,
 ) -> None:
     """List models, their versions, workers and batching."""
-    client = _client(run_folder, address, key_file)
+    client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     rows = []
     for found in [name] if name else sorted(client.names()):
         default = client.describe(found)[0].version
-        rows += [(version, version.version == default) for version in client.describe(found, "all")]
+        versions = client.describe(found, "all")
+        if customized:  # for "all" TorchServe asks no handler
+            versions = [client.describe(found, one.version, customized=True)[0] for one in versions]
+        rows += [(version, version.version == default) for version in versions]
     if as_json:
-        typer.echo(json.dumps([{**asdict(version), "default": default} for version, default in rows], indent=2))
+        typer.echo(
+            json.dumps([{**asdict(version), "default": default} for version, default in rows], indent=2, default=str)
+        )
         return
     if not rows:
         err.print("no model is registered; torchmar register ARCHIVE adds one")
@@ -51,6 +64,11 @@ def models(
         for version, default in rows
     ]
     show_table(table(headings, cells, right=("workers", "batch", "delay")))
+    for version, _ in rows if customized else ():
+        said = json.dumps(version.customized, indent=2, ensure_ascii=False)
+        out.print(f"\n{version.name} {version.version}: {said}", markup=False)
+    if address is None and any(version.ready < version.min_workers for version, _ in rows):
+        complain_of_failing(run_folder or Path(".torchmar"))
 
 
 def register(
@@ -58,6 +76,10 @@ def register(
         str, typer.Argument(help="An archive of the server's model store, or a URL it allows.", show_default=False)
     ],
     model_name: Annotated[str | None, typer.Option(help="Register under another name.", show_default=False)] = None,
+    handler: Annotated[str | None, typer.Option(help="In place of the archive's.", show_default=False)] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="In place of the archive's: python or python3.", show_default=False)
+    ] = None,
     initial_workers: Annotated[int, typer.Option(min=0, help="Workers, unless the archive says.")] = 1,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Unless the archive says.", show_default=False)] = None,
     max_batch_delay: Annotated[
@@ -66,22 +88,36 @@ def register(
     response_timeout: Annotated[
         int | None, typer.Option(min=1, help="Seconds, unless the archive says.", show_default=False)
     ] = None,
+    startup_timeout: Annotated[
+        int | None, typer.Option(min=1, help="Seconds, unless the archive says.", show_default=False)
+    ] = None,
+    s3_sse_kms: Annotated[
+        bool, typer.Option("--s3-sse-kms", help="The archive in S3 is encrypted by AWS KMS.", show_default=False)
+    ] = False,
+    synchronous: Synchronous = True,
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    allow_plain_http: PlainHttp = False,
 ) -> None:
     """Register an archive and wait until its workers answer."""
-    client = _client(run_folder, address, key_file)
+    client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     # The server knows its model store by file name; people type the path.
     url = Path(archive).name if Path(archive).exists() else archive
     with err.status(f"registering {url}"):
         said = client.register(
             url,
             model_name=model_name,
+            handler=handler,
+            runtime=runtime,
             initial_workers=initial_workers,
             batch_size=batch_size,
             max_batch_delay=max_batch_delay,
             response_timeout=response_timeout,
+            startup_timeout=startup_timeout,
+            s3_sse_kms=s3_sse_kms,
+            synchronous=synchronous,
         )
     out.print(said, markup=False)
 
@@ -91,14 +127,17 @@ def scale(
     min_worker: Annotated[int, typer.Argument(metavar="WORKERS", min=0, help="Workers to run.", show_default=False)],
     version: Version = None,
     max_worker: Annotated[int | None, typer.Option(min=0, help="Workers at the most.", show_default=False)] = None,
+    synchronous: Synchronous = True,
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    allow_plain_http: PlainHttp = False,
 ) -> None:
     """Set the number of workers of a model and wait until they answer."""
-    client = _client(run_folder, address, key_file)
+    client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     with err.status(f"scaling {name}"):
-        said = client.scale(name, version, min_worker=min_worker, max_worker=max_worker)
+        said = client.scale(name, version, min_worker=min_worker, max_worker=max_worker, synchronous=synchronous)
     out.print(said, markup=False)
 
 
@@ -108,9 +147,13 @@ def set_default(
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    allow_plain_http: PlainHttp = False,
 ) -> None:
     """Choose the version that answers requests without a version."""
-    out.print(_client(run_folder, address, key_file).set_default(name, version), markup=False)
+    out.print(
+        _client(address, run_folder, key_file, ca_file, allow_plain_http).set_default(name, version), markup=False
+    )
 
 
 def unregister(
@@ -119,13 +162,18 @@ def unregister(
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    allow_plain_http: PlainHttp = False,
 ) -> None:
     """Remove a model, or one version of it, from the server."""
-    out.print(_client(run_folder, address, key_file).unregister(name, version), markup=False)
+    client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
+    out.print(client.unregister(name, version), markup=False)
 
 
-def _client(run_folder: Path | None, address: str | None, key_file: Path | None) -> ManagementClient:
-    from torchmar.cli.options import server
+def _client(
+    address: str | None, run_folder: Path | None, key_file: Path | None, ca_file: Path | None, allow_plain_http: bool
+) -> ManagementClient:
+    from torchmar.cli.connection_options import server
     from torchmar.management import ManagementClient
 
-    return ManagementClient(server(run_folder, key_file, management=address))
+    return ManagementClient(server("management", address, run_folder, key_file, ca_file, allow_plain_http))

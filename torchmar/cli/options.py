@@ -1,15 +1,11 @@
-"""Options that several commands take, and the server that they name."""
+"""Options that several commands take."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from torchmar.connection import Server
 
 WHERE = "Which server"
 Name = Annotated[str, typer.Argument(help="The model's name.", show_default=False)]
@@ -74,18 +70,3 @@ def explanation(method: str | None, target: str | None, n_steps: int | None, bas
     """Return the headers by which a request says how it wants to be explained."""
     asked = {"Method": method, "Target": target, "N-Steps": n_steps, "Baseline": baseline}
     return {f"Explain-{name}": str(value) for name, value in asked.items() if value is not None}
-
-
-def server(
-    run_folder: Path | None, key_file: Path | None, *, inference: str | None = None, management: str | None = None
-) -> Server:
-    """Return the server that the options name."""
-    from torchmar.connection import RUN_FOLDER, Server
-
-    found = Server.started_in(run_folder or RUN_FOLDER)
-    return replace(
-        found,
-        inference=inference or found.inference,
-        management=management or found.management,
-        key_file=key_file or found.key_file,
-    )

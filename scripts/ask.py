@@ -1,0 +1,96 @@
+"""Ask a TorchServe over REST or gRPC, without the command line and without torchmar's clients: a script to copy.
+
+REST needs ``requests``; gRPC needs ``grpcio`` and the messages in ``torchmar/rpc/wire``. The
+examples are of a server that ``torchmar serve`` runs::
+
+    python scripts/ask.py digits archives/digits/samples/seven.png
+    python scripts/ask.py digits archives/digits/samples/seven.png --target 7
+    python scripts/ask.py digits --metadata --grpc
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mimetypes
+import os
+import sys
+from pathlib import Path
+
+REST = {"inference": "http://127.0.0.1:8080", "management": "http://127.0.0.1:8081"}
+GRPC = {"inference": "127.0.0.1:7070", "management": "127.0.0.1:7071"}
+
+
+def rest(asked: argparse.Namespace, api: str) -> bytes:
+    """Return the body of the answer over REST."""
+    import requests
+
+    headers = {"Authorization": f"Bearer {token(asked, api)}"}
+    address = (asked.address or REST[api]).rstrip("/")
+    if asked.metadata:
+        response = requests.get(f"{address}/models/{asked.model}", headers=headers, timeout=asked.timeout)
+    else:
+        headers["Content-Type"] = mimetypes.guess_type(asked.input)[0] or "application/octet-stream"
+        kind = "predictions"
+        if asked.target is not None:
+            kind, headers["Explain-Target"] = "explanations", asked.target
+        body = Path(asked.input).read_bytes()
+        url = f"{address}/{kind}/{asked.model}"
+        response = requests.post(url, data=body, headers=headers, timeout=asked.timeout)
+    if not response.ok:
+        sys.exit(f"{response.status_code}: {response.text}")
+    return response.content
+
+
+def grpc(asked: argparse.Namespace, api: str) -> bytes:
+    """Return the body of the answer over gRPC, where there are no explanations."""
+    import grpc
+
+    from torchmar.rpc.wire import inference_pb2, management_pb2
+
+    package = f"org.pytorch.serve.grpc.{api}"
+    if asked.metadata:
+        method, reply = f"/{package}.ManagementAPIsService/DescribeModel", management_pb2.ManagementResponse
+        message = management_pb2.DescribeModelRequest(model_name=asked.model)
+    else:
+        method, reply = f"/{package}.InferenceAPIsService/Predictions", inference_pb2.PredictionResponse
+        row = {"data": Path(asked.input).read_bytes()}
+        message = inference_pb2.PredictionsRequest(model_name=asked.model, input=row)
+    with grpc.insecure_channel(asked.address or GRPC[api]) as channel:
+        call = channel.unary_unary(method, type(message).SerializeToString, reply.FromString)
+        try:
+            metadata = [("authorization", f"Bearer {token(asked, api)}")]
+            answer = call(message, timeout=asked.timeout, metadata=metadata)
+        except grpc.RpcError as error:
+            sys.exit(f"{error.code().name}: {error.details()}")
+    return answer.msg.encode() if asked.metadata else answer.prediction
+
+
+def token(asked: argparse.Namespace, api: str) -> str:
+    """Return the token of an API: the environment's, or the one that the server wrote into its key file."""
+    given = os.environ.get(f"TORCHMAR_{api.upper()}_TOKEN")
+    return given or str(json.loads(asked.key_file.read_text())[api]["key"])
+
+
+def main() -> None:
+    """Parse, ask, write the answer to stdout."""
+    parser = argparse.ArgumentParser(description="Ask a TorchServe over REST or gRPC.")
+    parser.add_argument("model", help="the model's name")
+    parser.add_argument("input", nargs="?", help="the file to ask with")
+    parser.add_argument("--grpc", action="store_true", help="over gRPC; default: over REST")
+    parser.add_argument("--target", help="explain this class, by label or index (REST only)")
+    parser.add_argument("--metadata", action="store_true", help="ask what the server says of the model")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds (default: %(default)s)")
+    parser.add_argument("--address", help="of the inference API, for --metadata of the management API")
+    parser.add_argument("--key-file", type=Path, default=Path(".torchmar/key_file.json"), help="default: %(default)s")
+    asked = parser.parse_args()
+    if bool(asked.input) is asked.metadata:
+        parser.error("either an input or --metadata")
+    if asked.grpc and asked.target is not None:
+        parser.error("TorchServe explains over REST only")
+    answer = (grpc if asked.grpc else rest)(asked, "management" if asked.metadata else "inference")
+    sys.stdout.buffer.write(answer.rstrip(b"\n") + b"\n")
+
+
+if __name__ == "__main__":
+    main()

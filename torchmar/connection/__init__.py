@@ -1,0 +1,110 @@
+"""HTTP to one API of a server: tokens, calls that are safe to repeat, errors as exceptions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import requests
+
+from torchmar.connection.refusal import refusal
+from torchmar.connection.server import KEY_FILE, RUN_FOLDER, Api, Server
+from torchmar.connection.tokens import Tokens
+from torchmar.connection.transport import Transport
+from torchmar.errors import Refused, TimedOut, Unauthorized, Unreachable, Untrusted
+
+__all__ = ["KEY_FILE", "RUN_FOLDER", "Api", "Connection", "Server"]
+
+_READS = ("GET", "OPTIONS")
+_STARTING = (502, 503, 504)  # what a proxy, or a server without workers yet, says
+_FIRST_WAIT = 0.1  # seconds; four times as long each time
+
+
+class Connection:
+    """Requests to one API of a server. Not for use by several threads at once.
+
+    What is repeated, and when:
+
+    - any call whose connection could not be made: nothing was sent;
+    - besides, a call that only reads (GET, OPTIONS) when the connection broke, or when it is
+      answered with 502, 503 or 504;
+    - any call whose token was refused, when the key file has another one by now: it was not carried out.
+
+    What may have been carried out is never repeated, so that nothing is registered twice. Nor is
+    a call that timed out: who set the limit does not want to wait longer.
+
+    Args:
+        server: where it is.
+        api: which API; each has a token of its own.
+        timeout: seconds to wait for an answer.
+        retries: how often a call is repeated; it takes half a second in all.
+
+    Raises:
+        TorchmarError: an address is none.
+    """
+
+    def __init__(self, server: Server, api: Api, timeout: float = 60.0, retries: int = 2) -> None:
+        self._api = api
+        self._timeout = timeout
+        self._retries = retries
+        address = server.inference if api == "inference" else server.management
+        self._transport = Transport(address, f"{api} API", server)
+        self.tokens = Tokens(server)
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        retries: int | None = None,
+    ) -> requests.Response:
+        """Send a request and return the answer if its status is below 300.
+
+        Raises:
+            Unreachable: nobody listens there; TimedOut: the answer did not come in time; Untrusted: who
+                answers cannot prove to be the server.
+            Refused: the server answered with an error; Unauthorized, NotFound or Conflict where it is one of these.
+            Insecure: the token would travel in plain text.
+            TorchmarError: the key file cannot be read.
+        """
+        repeats = self._retries if retries is None else retries
+        waits = [_FIRST_WAIT * 4**number for number in range(repeats)]
+        renewed = False
+        while True:
+            token = self.tokens.current(self._api)
+            try:
+                response = self._transport.send(
+                    method,
+                    path,
+                    token=token,
+                    query=query,
+                    body=body,
+                    headers=headers,
+                    timeout=timeout or self._timeout,
+                )
+            except Unreachable as error:
+                safe = not error.sent or method in _READS
+                if not waits or not safe or isinstance(error, TimedOut | Untrusted):
+                    raise
+            else:
+                if response.status_code < 300:
+                    return response
+                if response.is_redirect:
+                    elsewhere = response.headers["location"]
+                    raise Refused(f"the server sends on to {elsewhere}", status=response.status_code)
+                refused = refusal(response.status_code, response.content, response.reason, self._api)
+                if isinstance(refused, Unauthorized) and not renewed and self.tokens.other_than(self._api, token):
+                    renewed = True
+                    continue
+                if not waits or method not in _READS or response.status_code not in _STARTING:
+                    raise refused
+            time.sleep(waits.pop(0))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()

@@ -1,0 +1,28 @@
+"""Whether what is sent to an address can be read on the way."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import ip_address
+
+
+def stays_here(host: str) -> bool:
+    """Tell whether packets to ``host`` do not leave this machine: loopback, or one of its own addresses.
+
+    Names other than ``localhost`` do not count: what they stand for can change after one has looked.
+    """
+    if host == "localhost":
+        return True
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    if address.is_loopback or address.is_unspecified:
+        return True
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing, but chooses the address to send from
+            return bool(probe.getsockname()[0] == host)
+    except OSError:
+        return False

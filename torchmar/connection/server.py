@@ -1,0 +1,109 @@
+"""Where a server's APIs are, the tokens that they want, and how far they are to be trusted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from torchmar import properties
+
+Api = Literal["inference", "management"]
+APIS: tuple[Api, ...] = ("inference", "management")
+
+RUN_FOLDER = Path(".torchmar")
+KEY_FILE = "key_file.json"
+PLAIN_HTTP_VARIABLE = "TORCHMAR_ALLOW_PLAIN_HTTP"
+
+
+def token_variable(api: Api) -> str:
+    """Return the environment variable that a token of ``api`` is read from."""
+    return f"TORCHMAR_{api.upper()}_TOKEN"
+
+
+def _tokens_of_environment() -> dict[str, str]:
+    found = {api: os.environ.get(token_variable(api), "").strip() for api in APIS}
+    return {api: token for api, token in found.items() if token}
+
+
+def _plain_http_of_environment() -> bool:
+    return os.environ.get(PLAIN_HTTP_VARIABLE, "").lower() in ("1", "true", "yes")
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server is, and what a client needs to speak with it.
+
+    Attributes:
+        inference: the address of the inference API, with the path that a proxy gives it:
+            ``https://host/ts/inference``.
+        management: the address of the management API, likewise.
+        key_file: the ``key_file.json`` that the server wrote; its tokens are renewed before they expire.
+        tokens: by API, for where there is no key file; default: the environment's
+            ``TORCHMAR_INFERENCE_TOKEN`` and ``TORCHMAR_MANAGEMENT_TOKEN``.
+        verify: the certificates that sign those of https addresses, as a PEM file; True: the usual ones;
+            False: nobody checks, and anybody between may read the token.
+        allow_plain_http: send tokens over plain HTTP to other machines, too; default: whether the environment
+            has ``TORCHMAR_ALLOW_PLAIN_HTTP=1``.
+        grpc_inference: the address of the inference API over gRPC; ``grpcs://`` is with TLS.
+        grpc_management: the address of the management API over gRPC.
+    """
+
+    inference: str = properties.DEFAULTS["inference_address"]
+    management: str = properties.DEFAULTS["management_address"]
+    key_file: Path | None = None
+    tokens: Mapping[str, str] = field(default_factory=_tokens_of_environment, repr=False)
+    verify: Path | bool = True
+    allow_plain_http: bool = field(default_factory=_plain_http_of_environment)
+    grpc_inference: str = f"grpc://127.0.0.1:{properties.DEFAULTS['grpc_inference_port']}"
+    grpc_management: str = f"grpc://127.0.0.1:{properties.DEFAULTS['grpc_management_port']}"
+
+    @classmethod
+    def started_in(cls, folder: Path = RUN_FOLDER) -> Server:
+        """Return the server that ``torchmar serve`` runs with ``folder``, or TorchServe's default addresses.
+
+        Raises:
+            PropertiesError: the configuration that lies there cannot be read.
+        """
+        config = folder / "config.properties"
+        if not config.is_file():
+            key_file = Path(KEY_FILE)  # where a server that was started by hand in this folder puts it
+            return cls(key_file=key_file if key_file.is_file() else None)
+        values = properties.read(config)
+        certificate = Path(values.get("certificate_file"))
+        scheme = "grpcs" if values.flag("enable_grpc_ssl") else "grpc"
+        grpc = {
+            f"grpc_{api}": f"{scheme}://{values.get(f'grpc_{api}_address')}:{values.get(f'grpc_{api}_port')}"
+            for api in APIS
+        }
+        return cls(
+            inference=_reachable(values.get("inference_address")),
+            management=_reachable(values.get("management_address")),
+            # A token of the environment is for another server than this.
+            key_file=None if values.flag("disable_token_authorization") else folder / KEY_FILE,
+            tokens={},
+            verify=certificate if certificate.is_file() else True,
+            grpc_inference=_reachable(grpc["grpc_inference"]),
+            grpc_management=_reachable(grpc["grpc_management"]),
+        )
+
+    @classmethod
+    def of(cls, given: Server | str | None, api: Api) -> Server:
+        """Return what a client was given: a server, the address of one API, or the one of the run folder."""
+        if isinstance(given, Server):
+            return given
+        if given is None:
+            return cls.started_in()
+        return cls(inference=given) if api == "inference" else cls(management=given)
+
+
+def _reachable(address: str) -> str:
+    """Return an address to connect to: who listens on all addresses is reached on loopback."""
+    parts = urlsplit(address)
+    for everywhere, loopback in (("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")):
+        if parts.netloc.startswith(f"{everywhere}:"):
+            return urlunsplit(parts._replace(netloc=loopback + parts.netloc[len(everywhere) :]))
+    return address

@@ -1,0 +1,157 @@
+"""One HTTP request to an address, and why there was no answer."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.ssl_ import create_urllib3_context
+
+from torchmar.connection.privacy import stays_here
+from torchmar.connection.server import PLAIN_HTTP_VARIABLE, Server
+from torchmar.errors import Insecure, TimedOut, TorchmarError, Unreachable, Untrusted
+
+_CONNECT_SECONDS = 5.0
+
+
+class Transport:
+    """Requests to one address. Not for use by several threads at once.
+
+    Args:
+        address: ``http://`` or ``https://``, with the path that all requests start with.
+        name: what is at the address, for messages.
+        server: the rules for tokens and certificates.
+
+    Raises:
+        TorchmarError: the address is none, or the file of certificates is missing.
+    """
+
+    def __init__(self, address: str, name: str, server: Server) -> None:
+        parts = _checked(address)
+        self._address = address.rstrip("/")
+        self._name = name
+        self._here = stays_here(parts.hostname)
+        self._private = parts.scheme == "https" or self._here or server.allow_plain_http
+        self._session = requests.Session()
+        # .netrc would take the place of the token, and a proxy has no business between programs of one machine.
+        self._session.trust_env = False
+        if not self._here:
+            self._session.proxies.update(requests.utils.get_environ_proxies(address))
+        if isinstance(server.verify, Path):
+            if not server.verify.is_file():
+                raise TorchmarError(f"{server.verify}: there is no such file of certificates")
+            self._session.verify = str(server.verify)
+            self._session.mount("https://", _Trusting())
+        else:
+            self._session.verify = server.verify
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = None,
+        query: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float,
+    ) -> requests.Response:
+        """Send one request, once, and return the answer whatever its status is; redirections are not followed.
+
+        Raises:
+            Insecure: the token would travel in plain text.
+            Untrusted: the server's certificate is not to be trusted.
+            TimedOut: the answer did not come within ``timeout`` seconds.
+            Unreachable: there was no answer for another reason.
+        """
+        if token is not None and not self._private:
+            raise Insecure(
+                f"the token would go to {self._address} in plain text",
+                hint=f"use https or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it all the same",
+            )
+        authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
+        try:
+            return self._session.request(
+                method,
+                self._address + path,
+                params={name: value for name, value in (query or {}).items() if value is not None},
+                data=body,
+                headers={**(headers or {}), **authorization},
+                timeout=(_CONNECT_SECONDS, timeout),
+                allow_redirects=False,
+            )
+        except requests.exceptions.InvalidHeader:
+            # Its message shows the header, which may be the token.
+            raise TorchmarError("a header or the token has characters that HTTP does not allow") from None
+        except requests.RequestException as error:
+            raise self._no_answer(error, timeout) from None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def _no_answer(self, error: requests.RequestException, timeout: float) -> Unreachable:
+        causes = {type(cause): cause for cause in _causes(error)}
+
+        def cause(kind: type[Exception]) -> Any:
+            return next((one for found, one in causes.items() if issubclass(found, kind)), None)
+
+        if isinstance(error, requests.ReadTimeout):
+            return TimedOut(f"{self._address} did not answer within {timeout:.0f} s", sent=True)
+        if isinstance(error, requests.ConnectTimeout):
+            return TimedOut(f"{self._address} cannot be reached: no connection within {_CONNECT_SECONDS:.0f} s")
+        if certificate := cause(ssl.SSLCertVerificationError):
+            return Untrusted(
+                f"the certificate of {self._address} is not trusted: {certificate.verify_message}",
+                hint="--ca-file names the certificate of who signed it, or its own",
+            )
+        if (tls := cause(ssl.SSLError)) and tls.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+            return Unreachable(f"no {self._name} at {self._address}: it does not speak TLS", hint="http:// perhaps")
+        never_sent = cause(NewConnectionError) or cause(ConnectTimeoutError)
+        if cause(NameResolutionError):
+            why = "nobody knows the name"
+        elif cause(ConnectionRefusedError):
+            why = "nobody listens there"
+        elif never_sent:
+            why = str((cause(OSError) or never_sent).args[-1])
+        else:
+            why = "the connection was closed before there was an answer"
+        hint = "torchmar serve" if never_sent and self._here else ""
+        return Unreachable(f"no {self._name} at {self._address}: {why}", sent=not never_sent, hint=hint)
+
+
+class _Trusting(HTTPAdapter):
+    """Trust a certificate that is named, whoever signed it."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        context = create_urllib3_context()
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        super().init_poolmanager(*args, ssl_context=context, **options)
+
+
+def _checked(address: str) -> Any:
+    parts = urlsplit(address)
+    if parts.username or parts.password:
+        # Not shown: messages end up in logs.
+        raise TorchmarError("an address has no place for a name and password", hint="tokens have a key file")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise TorchmarError(f"{address!r} is not an address", hint="write it like https://host:8080/path")
+    return parts
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and all that stand behind it: requests wraps urllib3's, which wraps the system's."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, BaseException) and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += [*one.args, getattr(one, "reason", None), one.__cause__, one.__context__]

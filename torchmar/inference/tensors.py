@@ -1,0 +1,116 @@
+"""Tensors of the Open Inference Protocol (KServe v2), as clients send and get them.
+
+https://github.com/kserve/open-inference-protocol
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchmar.errors import TorchmarError
+
+_DTYPES = {"BOOL": "bool"} | {
+    f"{ours}{bits}": f"{theirs}{bits}"
+    for ours, theirs, sizes in (("INT", "int", (8, 16, 32, 64)), ("UINT", "uint", (8, 16, 32, 64)))
+    for bits in sizes
+}
+_DTYPES |= {f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)}
+_BY_TYPE = {bool: "BOOL", int: "INT64", float: "FP32", str: "BYTES", bytes: "BYTES"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named tensor.
+
+    Attributes:
+        datatype: the protocol's name: FP32, INT64, BOOL, BYTES and so on.
+        shape: sizes; the first is that of the batch.
+        data: the elements, flat and in row-major order.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Sequence[Any]
+
+    @classmethod
+    def of(cls, name: str, values: Any, datatype: str | None = None) -> Tensor:
+        """Return a tensor of an array, or of nested lists.
+
+        Args:
+            name: what the model calls it.
+            values: numbers, booleans, texts or bytes.
+            datatype: default: that of the array; for lists INT64, FP32, BOOL or BYTES.
+
+        Raises:
+            TorchmarError: lists are nested unevenly, or elements have no datatype.
+        """
+        if hasattr(values, "__array__"):
+            import numpy
+
+            array = numpy.asarray(values)
+            known = {theirs: ours for ours, theirs in _DTYPES.items()}
+            kind = datatype or known.get(array.dtype.name) or ("BYTES" if array.dtype.kind in "SUO" else None)
+            if kind is None:
+                raise TorchmarError(f"input {name!r}: the protocol has no datatype for {array.dtype}")
+            return cls(name, kind, tuple(array.shape), array.ravel().tolist())
+        shape = _shape(values)
+        flat = list(_flat(values, len(shape)))
+        if len(flat) != math.prod(shape) or any(isinstance(one, list | tuple) for one in flat):
+            raise TorchmarError(f"input {name!r}: the lists are nested unevenly")
+        return cls(name, datatype or _datatype(name, flat), shape, flat)
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any]) -> Tensor:
+        """Return a tensor as it stands in a JSON body."""
+        shape = tuple(said["shape"])
+        return cls(said["name"], said["datatype"], shape, list(_flat(said["data"], len(_shape(said["data"])))))
+
+    def document(self) -> dict[str, Any]:
+        """Return the tensor as it stands in a JSON body; bytes are taken for UTF-8.
+
+        Raises:
+            TorchmarError: bytes are not, and JSON cannot hold them.
+        """
+        try:
+            data = [one.decode() if isinstance(one, bytes) else one for one in self.data]
+        except UnicodeDecodeError:
+            raise TorchmarError(f"input {self.name!r}: JSON holds texts, not bytes; send them in base64") from None
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape), "data": data}
+
+    def array(self) -> Any:
+        """Return the tensor as a numpy array; BYTES as objects."""
+        import numpy
+
+        return numpy.asarray(self.data, dtype=_DTYPES.get(self.datatype, "object")).reshape(self.shape)
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    shape = []
+    while isinstance(values, list | tuple):
+        shape.append(len(values))
+        if not values:
+            break
+        values = values[0]
+    return tuple(shape)
+
+
+def _flat(values: Any, depth: int) -> Iterator[Any]:
+    if depth == 0 or not isinstance(values, list | tuple):
+        yield values
+        return
+    for value in values:
+        yield from _flat(value, depth - 1)
+
+
+def _datatype(name: str, flat: Sequence[Any]) -> str:
+    kinds = {_BY_TYPE.get(type(one)) for one in flat}
+    if kinds == {"INT64", "FP32"}:
+        return "FP32"
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None:
+        raise TorchmarError(f"input {name!r}: its elements are not all numbers, booleans or texts")
+    return kind

@@ -1,0 +1,150 @@
+"""What the management API says of models, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One line of the list of models: a name, and the archive of its default version."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """One worker as the server describes it.
+
+    Attributes:
+        status: READY when it answers, otherwise UNLOADING, whatever is the matter with it.
+        start_time: when it was started, in UTC; None if the server does not say.
+        gpu: whether it works on a GPU.
+        gpu_usage: what nvidia-smi says of that GPU; ``N/A`` without one.
+        memory_usage: bytes; 0 until the server has looked, and where system metrics are off.
+    """
+
+    id: str
+    status: str
+    pid: int
+    start_time: datetime | None = None
+    gpu: bool = False
+    gpu_usage: str = "N/A"
+    memory_usage: int = 0
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> WorkerState:
+        """Return what one worker of a describe answer says."""
+        start = said.get("startTime")
+        return cls(
+            str(said["id"]),
+            str(said["status"]),
+            int(said.get("pid", -1)),
+            # Python 3.10 does not know that Z is UTC.
+            datetime.fromisoformat(start.replace("Z", "+00:00")) if start else None,
+            bool(said.get("gpu", False)),
+            str(said.get("gpuUsage", "N/A")),
+            int(said.get("memoryUsage", 0)),
+        )
+
+
+@dataclass(frozen=True)
+class JobQueue:
+    """The requests of a model that wait for a worker, and how many more may; further ones get 503."""
+
+    pending_requests: int = 0
+    remaining_capacity: int = 0
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version of a model.
+
+    Attributes:
+        url: the archive: a file name in the model store, or a URL.
+        max_batch_delay: milliseconds.
+        response_timeout: seconds.
+        startup_timeout: seconds.
+        max_retry_timeout: seconds for which a worker that dies is started again.
+        client_timeout: milliseconds after which a request that waits is dropped; 0 is never.
+        device_type: cpu or gpu.
+        device_ids: GPUs that its workers may use; empty is all.
+        parallel_type: how one model is spread over processes: pp, tp, pptp, custom, or empty.
+        sequence_max_idle: milliseconds.
+        sequence_timeout: milliseconds.
+        loaded_at_startup: whether the server's configuration loads a model of this name.
+        customized: what the handler says of itself; None if it was not asked.
+    """
+
+    name: str
+    version: str
+    url: str
+    min_workers: int
+    max_workers: int
+    batch_size: int
+    max_batch_delay: int
+    response_timeout: int
+    workers: tuple[WorkerState, ...]
+    runtime: str = "python"
+    startup_timeout: int = 120
+    max_retry_timeout: int = 300
+    client_timeout: int = 0
+    device_type: str = "cpu"
+    device_ids: tuple[int, ...] = ()
+    parallel_type: str = ""
+    parallel_level: int = 0
+    continuous_batching: bool = False
+    use_job_ticket: bool = False
+    use_venv: bool = False
+    stateful: bool = False
+    sequence_max_idle: int = 0
+    sequence_timeout: int = 0
+    max_num_sequence: int = 0
+    max_sequence_job_queue_size: int = 0
+    loaded_at_startup: bool = False
+    job_queue: JobQueue = field(default_factory=JobQueue)
+    customized: Mapping[str, Any] | None = None
+
+    @property
+    def ready(self) -> int:
+        """The number of workers that answer."""
+        return sum(worker.status == "READY" for worker in self.workers)
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> ModelVersion:
+        """Return what one element of a describe answer says."""
+        queue = said.get("jobQueueStatus", {})
+        return cls(
+            name=said["modelName"],
+            version=said["modelVersion"],
+            url=said["modelUrl"],
+            min_workers=said["minWorkers"],
+            max_workers=said["maxWorkers"],
+            batch_size=said["batchSize"],
+            max_batch_delay=said["maxBatchDelay"],
+            response_timeout=said["responseTimeout"],
+            workers=tuple(WorkerState.of(worker) for worker in said.get("workers", [])),
+            runtime=said.get("runtime", "python"),
+            startup_timeout=said.get("startupTimeout", 120),
+            max_retry_timeout=said.get("maxRetryTimeoutInSec", 300),
+            client_timeout=said.get("clientTimeoutInMills", 0),
+            device_type=said.get("deviceType", "cpu"),
+            device_ids=tuple(said.get("deviceIds") or ()),
+            parallel_type=said.get("parallelType", ""),
+            parallel_level=said.get("parallelLevel", 0),
+            continuous_batching=said.get("continuousBatching", False),
+            use_job_ticket=said.get("useJobTicket", False),
+            use_venv=said.get("useVenv", False),
+            stateful=said.get("stateful", False),
+            sequence_max_idle=said.get("sequenceMaxIdleMSec", 0),
+            sequence_timeout=said.get("sequenceTimeoutMSec", 0),
+            max_num_sequence=said.get("maxNumSequence", 0),
+            max_sequence_job_queue_size=said.get("maxSequenceJobQueueSize", 0),
+            loaded_at_startup=said.get("loadedAtStartup", False),
+            job_queue=JobQueue(queue.get("pendingRequests", 0), queue.get("remainingCapacity", 0)),
+            customized=said.get("customizedMetadata"),
+        )

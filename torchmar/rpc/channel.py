@@ -1,0 +1,189 @@
+"""Calls over gRPC: an address, a token, errors as the exceptions that REST has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import grpc
+from google.protobuf.message import Message
+
+from torchmar.connection import Api, Server
+from torchmar.connection.privacy import stays_here
+from torchmar.connection.refusal import TOO_LARGE, classified
+from torchmar.connection.server import PLAIN_HTTP_VARIABLE
+from torchmar.connection.tokens import Tokens
+from torchmar.errors import Insecure, Refused, TimedOut, TorchmarError, Unauthorized, Unreachable, Untrusted
+
+Reply = TypeVar("Reply", bound=Message)
+
+# The statuses that REST has for them; TorchServe turns its own into these.
+_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 413,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+_NOT_FOUND = ("ModelNotFoundException", "ModelVersionNotFoundException")
+
+
+class Channel:
+    """Calls to one service of a server. For use by several threads.
+
+    gRPC itself repeats what never reached the server; nothing else is repeated but a call whose
+    token was refused when the key file has another one by now.
+
+    Args:
+        server: where it is.
+        api: which API; each has an address and a token of its own.
+        service: the service's full name.
+        timeout: seconds to wait for an answer.
+
+    Raises:
+        TorchmarError: the address is none, or certificates cannot be read.
+    """
+
+    def __init__(self, server: Server, api: Api, service: str, timeout: float) -> None:
+        self._api = api
+        self._service = service
+        self._timeout = timeout
+        self._address = server.grpc_inference if api == "inference" else server.grpc_management
+        self._tokens = Tokens(server)
+        parts = urlsplit(self._address)
+        if parts.scheme not in ("grpc", "grpcs") or not parts.hostname or not parts.port or parts.path not in ("", "/"):
+            raise TorchmarError(f"{self._address!r} is not an address", hint="write it like grpc://127.0.0.1:7070")
+        here = stays_here(parts.hostname)
+        self._private = parts.scheme == "grpcs" or here or server.allow_plain_http
+        # TorchServe's own limits hold; gRPC's, of 4 MB, is less than an explanation of a picture.
+        options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
+        if here:
+            options.append(("grpc.enable_http_proxy", 0))
+        if parts.scheme == "grpcs":
+            self._channel = grpc.secure_channel(parts.netloc, _credentials(server), options)
+        else:
+            self._channel = grpc.insecure_channel(parts.netloc, options)
+
+    def call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
+        """Return the answer to one request.
+
+        Raises:
+            Unreachable: nobody listens there; TimedOut: the answer did not come in time; Untrusted: who
+                answers cannot prove to be the server.
+            Refused: the server answered with an error; Unauthorized, NotFound or Conflict where it is one of these.
+            Insecure: the token would travel in plain text.
+        """
+        call = self._channel.unary_unary(
+            f"/{self._service}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+        seconds = timeout or self._timeout
+        for again in (True, False):
+            token = self._token()
+            try:
+                answer: Reply = call(request, timeout=seconds, metadata=_metadata(token))
+                return answer
+            except grpc.RpcError as error:
+                wrong = self._wrong(error, seconds)
+                if not (again and isinstance(wrong, Unauthorized) and self._tokens.other_than(self._api, token)):
+                    raise wrong from None
+        raise AssertionError
+
+    def stream(
+        self, method: str, requests: Message | Iterable[Message], reply: type[Reply], timeout: float | None = None
+    ) -> Iterator[Reply]:
+        """Yield the answers to one request, or to several that are sent while answers come.
+
+        Raises:
+            TorchmarError: as `call` does.
+        """
+        path = f"/{self._service}/{method}"
+        seconds = timeout or self._timeout
+        settings: dict[str, Any] = {"timeout": seconds, "metadata": _metadata(self._token())}
+        try:
+            if isinstance(requests, Message):
+                one = self._channel.unary_stream(path, type(requests).SerializeToString, reply.FromString)
+                yield from one(requests, **settings)
+            else:
+                several = self._channel.stream_stream(path, _serialized, reply.FromString)
+                yield from several(iter(requests), **settings)
+        except grpc.RpcError as error:
+            raise self._wrong(error, seconds) from None
+
+    def close(self) -> None:
+        """Close the connection; the channel cannot be used again."""
+        self._channel.close()
+
+    def _token(self) -> str | None:
+        token = self._tokens.current(self._api)
+        if token is not None and not self._private:
+            raise Insecure(
+                f"the token would go to {self._address} in plain text",
+                hint=f"use grpcs or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it all the same",
+            )
+        return token
+
+    def _wrong(self, error: grpc.RpcError, seconds: float) -> TorchmarError:
+        """Return the exception that REST would have raised."""
+        assert isinstance(error, grpc.Call)
+        code, details = error.code(), error.details() or ""
+        message, _, last = details.rpartition("\n")
+        # The last line is the class of the server's exception, with its package or as BadRequestException.()
+        kind = last.removesuffix(".()").rpartition(".")[2]
+        if not kind.endswith("Exception"):
+            kind = ""
+            message = details
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return TimedOut(f"{self._address} did not answer within {seconds:.0f} s", sent=True)
+            if code is grpc.StatusCode.UNAVAILABLE:
+                return self._no_answer(details)
+            if "RST_STREAM" in details:
+                return Refused("the server broke off", status=413, hint=TOO_LARGE)
+        status = _STATUS.get(code, 500)
+        if kind in _NOT_FOUND:
+            status = 404  # which TorchServe tells of predictions as INTERNAL
+        elif message.startswith("Token Authorization failed"):
+            status, kind = 400, "InvalidKeyException"
+        elif message == "Model API disabled":
+            status = 405
+        return classified(status, kind, message or f"the server refused without a word ({code.name})", self._api)
+
+    def _no_answer(self, details: str) -> Unreachable:
+        where = f"no {self._api} API over gRPC at {self._address}"
+        if "CERTIFICATE_VERIFY_FAILED" in details:
+            return Untrusted(
+                f"the certificate of {self._address} is not trusted",
+                hint="--ca-file names the certificate of who signed it, or its own",
+            )
+        if "Connection refused" in details:
+            return Unreachable(f"{where}: nobody listens there", hint="torchmar serve")
+        if "errors resolving" in details or "DNS resolution" in details:
+            return Unreachable(f"{where}: nobody knows the name")
+        if "failed to connect" in details:
+            return Unreachable(f"{where}: {details}")
+        return Unreachable(f"{where}: the connection was closed before there was an answer", sent=True)
+
+
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def _serialized(request: Message) -> bytes:
+    return request.SerializeToString()
+
+
+def _credentials(server: Server) -> grpc.ChannelCredentials:
+    if server.verify is False:
+        raise TorchmarError("gRPC checks certificates in any case", hint="verify is the file of the server's own")
+    if server.verify is True:
+        return grpc.ssl_channel_credentials()
+    try:
+        return grpc.ssl_channel_credentials(server.verify.read_bytes())
+    except OSError as error:
+        raise TorchmarError(f"{server.verify} cannot be read: {error.strerror}") from None

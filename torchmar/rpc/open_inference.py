@@ -1,0 +1,145 @@
+"""The Open Inference Protocol (KServe v2) over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from google.protobuf.message import Message
+
+from torchmar.connection import Server
+from torchmar.errors import Refused
+from torchmar.inference import SWITCHED_ON, Tensor
+from torchmar.rpc.channel import Channel, Reply
+from torchmar.rpc.wire import open_inference_pb2 as wire
+
+_SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What the server says of a model: TorchServe 0.12.0 knows its versions, and nothing of inputs and outputs."""
+
+    name: str
+    versions: tuple[str, ...]
+
+
+class GrpcOpenInference:
+    """A client of the Open Inference Protocol over gRPC. For use by several threads.
+
+    TorchServe speaks it with ``ts_open_inference_protocol=true`` in its configuration; without,
+    every call is Refused (501). The other exceptions are those of `torchmar.inference.InferenceClient`.
+
+    Args:
+        server: where it is, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the
+            server that runs with ``.torchmar``, or TorchServe's own address.
+        timeout: seconds to wait for an answer (gRPC's deadline).
+    """
+
+    def __init__(self, server: Server | str | None = None, timeout: float = 120.0) -> None:
+        where = Server(grpc_inference=server) if isinstance(server, str) else Server.of(server, "inference")
+        self._channel = Channel(where, "inference", _SERVICE, timeout)
+
+    def __enter__(self) -> GrpcOpenInference:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def live(self) -> bool:
+        """Tell whether the server is up."""
+        return self._call("ServerLive", wire.ServerLiveRequest(), wire.ServerLiveResponse).live
+
+    def ready(self) -> bool:
+        """Tell whether the server takes requests; TorchServe always says yes."""
+        return self._call("ServerReady", wire.ServerReadyRequest(), wire.ServerReadyResponse).ready
+
+    def model_ready(self, name: str, version: str | None = None) -> bool:
+        """Tell whether as many workers of a model answer as it should have."""
+        request = wire.ModelReadyRequest(name=name, version=version)
+        return self._call("ModelReady", request, wire.ModelReadyResponse).ready
+
+    def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
+        """Return what the server says of a model."""
+        request = wire.ModelMetadataRequest(name=name, version=version)
+        said = self._call("ModelMetadata", request, wire.ModelMetadataResponse)
+        return ModelMetadata(said.name, tuple(said.versions))
+
+    def infer(
+        self,
+        name: str,
+        inputs: Sequence[Tensor],
+        version: str | None = None,
+        *,
+        id: str | None = None,
+        timeout: float | None = None,
+    ) -> list[Tensor]:
+        """Return the outputs of a model.
+
+        Args:
+            name: which model.
+            inputs: named tensors; the handler gets elements of BYTES in base64.
+            version: default: the default one.
+            id: the handler gets it.
+            timeout: seconds; default: the client's.
+
+        Raises:
+            Refused: the datatype is FP16 (400), for which the protocol has raw contents only, and TorchServe
+                drops these.
+        """
+        request = wire.ModelInferRequest(
+            model_name=name, model_version=version, id=id, inputs=[_input(tensor) for tensor in inputs]
+        )
+        said = self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
+        return [_output(output) for output in said.outputs]
+
+    def _call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
+        try:
+            return self._channel.call(method, request, reply, timeout)
+        except Refused as error:
+            if error.status == 501:
+                error.hint = SWITCHED_ON
+            raise
+
+
+def _input(tensor: Tensor) -> wire.ModelInferRequest.InferInputTensor:
+    if tensor.datatype not in _CONTENTS:
+        raise Refused(f"input {tensor.name!r}: TorchServe takes no {tensor.datatype} over gRPC", status=400)
+    data = [one.encode() if isinstance(one, str) else one for one in tensor.data]
+    made = wire.ModelInferRequest.InferInputTensor(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    getattr(made.contents, _CONTENTS[tensor.datatype]).extend(data)
+    return made
+
+
+def _output(output: wire.ModelInferResponse.InferOutputTensor) -> Tensor:
+    data: list[Any] = list(getattr(output.contents, _CONTENTS.get(output.datatype, "fp32_contents")))
+    if output.datatype == "BYTES":
+        data = [_text(one) for one in data]
+    return Tensor(output.name, output.datatype, tuple(output.shape), data)
+
+
+def _text(element: bytes) -> Any:
+    # TorchServe sends texts as they stood in the handler's JSON, quotes and all.
+    with contextlib.suppress(ValueError):
+        return json.loads(element)
+    return element
