@@ -202,7 +202,7 @@ def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
 ) -> None:
     (tmp_path / "store").mkdir(exist_ok=True)
     shutil.copy(digits, tmp_path / "store")
-    make("import no_such_module\nclass H: ...", name="broken", store=tmp_path / "store")
+    make("import no_such_module\ndef handle(rows, context): ...", name="broken", store=tmp_path / "store")
     (tmp_path / "store" / "junk.mar").write_text("junk")
     write_config(tmp_path)
     process = subprocess.Popen(
@@ -224,7 +224,7 @@ def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
     assert process.returncode == 128 + number
     assert "No module named 'no_such_module'" in said
     assert "broken 1.0 did not start" in said
-    assert "junk.mar is not an archive" in said
+    assert "junk.mar: is not an archive" in said
     assert not [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert "nobody listens" in torchmar("models", "--address", _management(tmp_path), cwd=tmp_path, code=1).stderr
 

@@ -16,10 +16,12 @@ from tests.conftest import ROOT
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("diagnosis", "exporting"),
     ("engines",),
     ("proof",),
     ("worker",),
-    ("management", "inference"),
+    ("rpc",),
+    ("management", "inference", "metrics"),
     ("connection",),
     ("checks",),
     ("archive",),
@@ -62,7 +64,7 @@ def test_imports_point_downward(name: str, file: Path) -> None:
 
 
 def test_handlers_import_nothing_of_torchmar_and_torchmar_nothing_of_handlers() -> None:
-    for file in (ROOT / "handlers").glob("*.py"):
+    for file in (ROOT / "handlers").rglob("*.py"):
         assert not [module for module in imported(file) if module.split(".")[0] == "torchmar"], file
     for _, file in modules():
         assert not [module for module in imported(file) if module.split(".")[0] == "torchmar_handlers"], file

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import torchmar
-from torchmar.cli import archives, asking, checking, models, serving
+from torchmar.cli import archives, asking, checking, diagnosing, exporting, models, operating, serving, watching
 
 app = typer.Typer(
     name="torchmar",
@@ -31,7 +31,7 @@ _COMMANDS = {
         archives.import_,
         archives.schema,
     ),
-    serving.PANEL: (serving.serve, serving.stop),
+    serving.PANEL: (serving.serve, operating.status, operating.logs, watching.top, serving.stop, diagnosing.doctor),
     models.PANEL: (models.models, models.register, models.scale, models.set_default, models.unregister),
     asking.PANEL: (asking.predict, asking.explain),
 }
@@ -39,6 +39,7 @@ for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         _name = _command.__name__.strip("_").replace("_", "-")
         app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(exporting.app, name="export", rich_help_panel=serving.PANEL)
 
 
 def _version(wanted: bool) -> None:

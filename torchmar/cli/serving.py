@@ -13,6 +13,7 @@ from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.engines.torchserve import TorchServe
+    from torchmar.properties import Properties
 
 PANEL = "Servers"
 Folder = Annotated[
@@ -32,54 +33,108 @@ def serve(
         typer.Option(help="The folder with the archives; default: the configuration's, or model_store."),
     ] = None,
     run_folder: Folder = Path(".torchmar"),
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Of the inference API; all other ports move along with it.", show_default=False
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the inference API listens; management stays on loopback. For containers.", show_default=False
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Load only archives that torchmar check has no error for.")
+    ] = True,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running; torchmar stop ends it.")] = False,
 ) -> None:
     """Start TorchServe over a model store and stay until Ctrl-C.
 
-    A model that does not start is told with its worker's traceback; the others are served.
+    A model that does not start, or whose workers die later, is told with its
+    worker's traceback; the others are served. A second server needs a run
+    folder and ports of its own: --run-folder .torchmar-b --port 9080.
     """
     from torchmar import properties
     from torchmar.archive import store
+    from torchmar.engines.notify import notify
     from torchmar.engines.torchserve import VERSION, TorchServe
 
-    folder = model_store or Path(properties.read(config).get("model_store") or "model_store")
+    given = properties.read(config)
+    folder = model_store or Path(given.get("model_store") or "model_store")
     archives = store.find(folder, names or None)
+    if check:
+        _admit_what_it_loads_itself(given, folder)
     with contextlib.ExitStack() as stack:
         with err.status("starting TorchServe"):
-            server = stack.enter_context(TorchServe(config, folder, run_folder))
+            server = stack.enter_context(TorchServe(config, folder, run_folder, port=port, host=host))
         out.print(f"TorchServe {VERSION} on Java {server.java.version} ({server.java.executable})", markup=False)
         out.print(f"  inference   {server.server.inference}")
         out.print(f"  management  {server.server.management}")
         out.print(f"  tokens      {server.server.key_file or 'none: authorization is off'}", markup=False)
         out.print(f"  logs        {server.folder / 'logs'}", markup=False)
-        loaded = [_load(server, archive) for archive in archives]
+        for address in server.properties.addresses():
+            if not address.loopback:
+                err.print(f"[yellow]warning:[/] {address.key}: other machines reach {address.host}:{address.port}")
+        loaded = [_load(server, archive, check) for archive in archives]
         if archives and not any(loaded):
             raise TorchmarError("no model could be loaded; the server is stopped")
         if not archives:
             err.print(f"no archive in {folder} yet: torchmar build, then torchmar register")
+        notify(f"READY=1\nSTATUS={sum(loaded)} of {len(loaded)} models are loaded")
         if detach:
             server.detach()
             return
+        stack.callback(notify, "STOPPING=1")
         err.print("Ctrl-C stops the server")
-        server.wait()
+        server.wait(complain)
+        err.print("the server was stopped")
 
 
-def stop(run_folder: Folder = Path(".torchmar")) -> None:
+def stop(
+    run_folder: Folder = Path(".torchmar"),
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every server whose run folder lies in this folder or below.")
+    ] = False,
+) -> None:
     """Stop the server that runs with a folder."""
     from torchmar.engines.running import Running
 
-    running = Running.find(run_folder)
-    if running is None:
-        err.print(f"no server runs with {run_folder}")
-        return
-    with err.status("stopping TorchServe"):
-        running.stop()
-    out.print(f"stopped (process {running.pid})")
+    if everything:
+        here = Path.cwd().resolve()
+        found = [running for running in Running.everywhere() if here in Path(running.folder).parents]
+        nothing = f"no server runs with a folder in {here}"
+    else:
+        found = [running] if (running := Running.find(run_folder)) else []
+        nothing = f"no server runs with {run_folder}"
+    if not found:
+        err.print(nothing, markup=False)
+    for one in found:
+        with err.status("stopping TorchServe"):
+            one.stop()
+        what = f" of {one.folder}" if everything else ""
+        out.print(f"stopped{what} (process {one.pid})", markup=False)
 
 
-def _load(server: TorchServe, archive: Path) -> bool:
+def _admit_what_it_loads_itself(config: Properties, folder: Path) -> None:
+    """Check what ``load_models`` names: TorchServe loads it before anybody can ask."""
+    from torchmar.archive import store
+    from torchmar.engines.admission import admit
+
+    named = [name.partition("=")[2] or name for name in config.get("load_models").replace(" ", "").split(",")]
+    for archive in store.find(folder):
+        if "all" in named or archive.name in named:
+            admit(archive)
+
+
+def _load(server: TorchServe, archive: Path, check: bool) -> bool:
+    from torchmar.engines.admission import admit
+
     try:
         with err.status(f"loading {archive.name}"):
+            if check:
+                admit(archive)
             model = server.load(archive)
     except TorchmarError as error:
         complain(error)

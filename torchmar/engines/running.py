@@ -8,14 +8,18 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
 from torchmar.connection import KEY_FILE
+from torchmar.errors import EngineError
 
 RECORD = "server.json"
+MAIN_CLASS = "org.pytorch.serve.ModelServer"
 _STOP_SECONDS = 15.0
 _OURS = (RECORD, KEY_FILE, "config.properties")
 
@@ -43,6 +47,15 @@ class Running:
             return None
         return found if found.alive else None
 
+    @classmethod
+    def everywhere(cls) -> list[Running]:
+        """Return every server on this machine that torchmar runs and that this user may look at, by folder.
+
+        The table of processes is asked, so that no list of servers can be out of date.
+        """
+        folders = {folder for process in servers() if (folder := folder_of(process))}
+        return [running for folder in sorted(folders) if (running := cls.find(folder))]
+
     def save(self) -> None:
         """Write the record into the server's folder."""
         Path(self.folder, RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -57,10 +70,18 @@ class Running:
             return False
 
     def stop(self) -> None:
-        """End the server and every process of its group; remove its token and temporary files."""
+        """End the server and every process of its group; remove its token and temporary files.
+
+        Raises:
+            EngineError: it is another user's.
+        """
         if self.alive:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(self.pid, signal.SIGTERM)
+            except PermissionError:
+                raise EngineError(f"the server of {self.folder} (process {self.pid}) is another user's") from None
+            except ProcessLookupError:
+                pass
             deadline = time.monotonic() + _STOP_SECONDS
             while self.alive and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -70,3 +91,22 @@ class Running:
         for name in _OURS:
             Path(self.folder, name).unlink(missing_ok=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def servers() -> Iterator[psutil.Process]:
+    """Yield every TorchServe process that this user may look at, whoever started it."""
+    for process in psutil.process_iter(["cmdline"]):
+        if MAIN_CLASS in (process.info["cmdline"] or ()):
+            yield process
+
+
+def folder_of(process: psutil.Process) -> Path | None:
+    """Return the run folder of a server that torchmar started: the place of its configuration; None for others."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return None
+    if MAIN_CLASS not in words:
+        return None
+    given = [Path(value) for option, value in pairwise(words) if option == "-f"]
+    return given[0].parent if given and (given[0].parent / RECORD).is_file() else None

@@ -6,11 +6,11 @@ import contextlib
 import importlib.util
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -18,17 +18,28 @@ from torchmar import properties
 from torchmar.archive import Archive
 from torchmar.archive.store import order
 from torchmar.connection import KEY_FILE, RUN_FOLDER, Server
-from torchmar.engines import java, worker_log
-from torchmar.engines.running import Running
-from torchmar.errors import Conflict, EngineError, ModelFailed, NotFound, PortInUse, Refused, TorchmarError
+from torchmar.engines import addresses, java, state, worker_log
+from torchmar.engines.running import MAIN_CLASS, Running
+from torchmar.errors import Conflict, EngineError, ModelFailed, NotFound, Refused, TorchmarError, Untrusted
 from torchmar.inference import InferenceClient
 from torchmar.management import ManagementClient, ModelVersion
 
 VERSION = "0.12.0"  # the last release
 
 _START_SECONDS = 60.0
+_WATCH_SECONDS = 3.0
+_STOPPED = (143, -15)  # Java's exit code after SIGTERM, and a process' without Java's handler
+# What the server gets unless the configuration says otherwise.
+_DEFAULTS = {
+    **properties.DEFAULTS,
+    "disable_token_authorization": "false",
+    "metrics_mode": "prometheus",
+    "model_metrics_auto_detect": "true",  # what handlers measure themselves
+    # KServe's v2 protocol over gRPC, beside TorchServe's own; over REST it is always there.
+    "ts_open_inference_protocol": "true",
+}
 # Keys whose values are paths; the server starts in its run folder, so that they must be absolute.
-_PATHS = ("private_key_file", "certificate_file", "keystore", "plugins_path", "metrics_config", "model_config")
+_PATHS = ("private_key_file", "certificate_file", "keystore", "plugins_path", "metrics_config", "cpp_log_config")
 
 
 class TorchServe:
@@ -40,16 +51,29 @@ class TorchServe:
         run_folder: where the server's key file, logs and effective configuration go. Each
             server needs one of its own, and ports of its own.
         python: the interpreter of the workers.
+        port: of the inference API, in place of the configuration's; all other ports move by the same distance.
+        host: where the inference API listens, in place of the configuration's; management stays where it is.
 
     Raises:
-        EngineError: Java or TorchServe is missing, or the server did not start.
+        EngineError: Java or TorchServe is missing, a port is none, or the server did not start.
         PortInUse: somebody listens on one of its ports already; nothing was started.
     """
 
     def __init__(
-        self, config: Path, model_store: Path, run_folder: Path = RUN_FOLDER, *, python: str = sys.executable
+        self,
+        config: Path,
+        model_store: Path,
+        run_folder: Path = RUN_FOLDER,
+        *,
+        python: str = sys.executable,
+        port: int | None = None,
+        host: str | None = None,
     ) -> None:
         self.properties = properties.read(config)
+        if port:
+            self.properties = addresses.move(self.properties, port)
+        if host:
+            self.properties = addresses.listen(self.properties, host)
         self.model_store = model_store.resolve()
         self.folder = run_folder.resolve()
         self._python = python
@@ -85,8 +109,15 @@ class TorchServe:
         mark = self._worker_log_size()
         try:
             self.management.register(archive.name, initial_workers=workers, timeout=startup + 30)
-        except Conflict:
-            pass  # config.properties loads it by itself
+        except Conflict as conflict:
+            there = self.management.describe(name, version)[0].url
+            if Path(there).name != archive.name:
+                raise Conflict(
+                    f"{archive} is {name} {version}, and so is {there}, which is registered",
+                    status=conflict.status,
+                    hint="remove one, or give it another version",
+                ) from None
+            self._wait_for(name, version, startup)  # config.properties loads it by itself
         except Refused as refusal:
             with contextlib.suppress(NotFound):
                 self.management.unregister(name, version)
@@ -104,14 +135,36 @@ class TorchServe:
         """Let the server run on when the context closes; ``torchmar stop`` ends it."""
         self._cleanup.pop_all()
 
-    def wait(self) -> None:
-        """Wait until the server ends, which it should not.
+    def wait(self, tell: Callable[[ModelFailed], None] | None = None) -> None:
+        """Wait until the server is stopped.
+
+        Args:
+            tell: what is called when the workers of a model begin to crash-loop; the server says nothing of it.
 
         Raises:
             EngineError: it ended by itself.
         """
-        code = self._process.wait()
-        raise EngineError(f"TorchServe ended by itself with exit code {code}", log=self._log_tail())
+        told: set[tuple[str, str]] = set()
+        while (code := self._ended(_WATCH_SECONDS)) is None:
+            if tell:
+                failed = self.failures()
+                for key in failed.keys() - told:
+                    tell(failed[key])
+                told = set(failed)
+        if code not in _STOPPED:
+            raise EngineError(f"TorchServe ended by itself with exit code {code}", log=self._log_tail())
+
+    def failures(self) -> dict[tuple[str, str], ModelFailed]:
+        """Return the models whose workers crash-loop, by name and version; a server that does not answer has none."""
+        if not worker_log.failures(self.folder):  # reads a file, and so leaves the server alone
+            return {}
+        with contextlib.suppress(TorchmarError):
+            return {
+                (one.model.name, one.model.version): state.failed(one)
+                for one in state.versions_on(self.server, self.folder)
+                if one.failure
+            }
+        return {}
 
     def worker_traceback(self, name: str, version: str, since: int = 0) -> str:
         """Return the last traceback that a worker of a model has logged, as Python prints it; empty if none."""
@@ -130,7 +183,7 @@ class TorchServe:
                 f"a server runs in {self.folder} already (process {running.pid})", hint="torchmar stop ends it"
             )
         for address in self.properties.addresses():
-            _refuse_taken(address)
+            addresses.refuse_taken(address)
         self.folder.mkdir(parents=True, exist_ok=True)
         # A key file or log that an earlier server left behind must not be taken for this one's.
         (self.folder / KEY_FILE).unlink(missing_ok=True)
@@ -169,7 +222,7 @@ class TorchServe:
             *arguments,
             "-cp",
             str(home / "ts" / "frontend" / "*"),
-            "org.pytorch.serve.ModelServer",
+            MAIN_CLASS,
             "--python",
             self._python,
             "-f",
@@ -186,11 +239,30 @@ class TorchServe:
             if values.get(key):
                 values[key] = str(base / values[key])
         values["model_store"] = values["workflow_store"] = str(self.model_store)
-        for key, value in properties.DEFAULTS.items():
+        for key, value in _DEFAULTS.items():
             values.setdefault(key, value)
         # Archives in the store are registered by file name; without this the server would fetch any URL.
         values.setdefault("allowed_urls", f"{self.model_store.as_uri()}/.*")
         return values
+
+    def _wait_for(self, name: str, version: str, seconds: float) -> None:
+        """Wait until the workers of a version answer, which nobody is told by the server that starts them itself."""
+        deadline = time.monotonic() + seconds
+        while (model := self.management.describe(name, version)[0]).ready < model.min_workers:
+            if failed := self.failures().get((name, version)):
+                raise failed
+            if time.monotonic() > deadline:
+                raise ModelFailed(
+                    f"{name} {version} does not answer after {seconds:.0f} s",
+                    traceback=self.worker_traceback(name, version),
+                )
+            time.sleep(0.1)
+
+    def _ended(self, seconds: float) -> int | None:
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def _wait_until_healthy(self) -> None:
         inference = InferenceClient(self.server)
@@ -198,8 +270,13 @@ class TorchServe:
         while True:
             if (code := self._process.poll()) is not None:
                 raise EngineError(f"TorchServe ended with exit code {code} while starting", log=self._log_tail())
-            with contextlib.suppress(TorchmarError):
+            try:
                 inference.ping()
+            except Untrusted:
+                raise  # it answers, and will not answer otherwise
+            except TorchmarError:
+                pass
+            else:
                 return
             if time.monotonic() > deadline:
                 raise EngineError(f"TorchServe does not answer after {_START_SECONDS:.0f} s", log=self._log_tail())
@@ -224,23 +301,3 @@ class TorchServe:
             if file.exists():
                 lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-15:])
-
-
-def _refuse_taken(address: properties.Address) -> None:
-    try:
-        family, kind, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise EngineError(
-            f"{address.key}: {address.host} is not an address of this machine ({error.strerror})"
-        ) from None
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(place)
-        except PermissionError:
-            raise EngineError(f"{address.key}: port {address.port} needs root") from None
-        except OSError:
-            raise PortInUse(
-                f"{address.key}: somebody listens on {address.host}:{address.port} already",
-                hint=f"stop it, or set another port in config.properties: {address.key}=...",
-            ) from None

@@ -1,0 +1,85 @@
+"""torchmar.engines.addresses moves the ports of a server together, and knows who holds one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import free_ports
+from torchmar.engines import addresses
+from torchmar.errors import EngineError, PortInUse
+from torchmar.properties import Address, Properties
+
+GIVEN = Properties(
+    None,
+    {
+        "inference_address": "https://127.0.0.1:8443",
+        "management_address": "http://[::1]:8081",
+        "grpc_inference_port": "7070",
+    },
+)
+
+
+def ports(config: Properties) -> list[int]:
+    return [address.port for address in config.addresses()]
+
+
+def test_all_ports_move_by_the_distance_of_the_first() -> None:
+    moved = addresses.move(GIVEN, 9443)
+    assert ports(moved) == [9443, 9081, 9082, 8070, 8071]
+    assert moved.get("inference_address") == "https://127.0.0.1:9443"
+    assert moved.get("management_address") == "http://[::1]:9081"
+    assert ports(addresses.move(GIVEN, 8443)) == ports(GIVEN)
+
+
+@pytest.mark.parametrize("port", [65535, 1000])
+def test_a_port_that_there_is_not_is_refused(port: int) -> None:
+    with pytest.raises(EngineError, match=r"would move \w+ from \d+ to"):
+        addresses.move(Properties(None, {}), port)
+
+
+def test_only_the_inference_api_listens_elsewhere() -> None:
+    opened = addresses.listen(GIVEN, "0.0.0.0")
+    assert [address.host for address in opened.addresses()] == ["0.0.0.0", "::1", "127.0.0.1", "0.0.0.0", "127.0.0.1"]
+    assert [address.loopback for address in opened.addresses()] == [False, True, True, False, True]
+    assert opened.get("inference_address") == "https://0.0.0.0:8443"
+
+
+def test_who_holds_a_port_is_named(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    code = f"import socket; s = socket.create_server(('127.0.0.1', {port})); print('listening', flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        process.stdout.readline()
+        with pytest.raises(PortInUse) as caught:
+            addresses.refuse_taken(Address("inference_address", "127.0.0.1", port))
+        assert f"process {process.pid}" in caught.value.message
+        assert "python" in caught.value.message
+        assert "--port" in caught.value.hint
+        holder = addresses.holder(port)
+        assert holder
+        assert holder.pid == process.pid
+    finally:
+        process.communicate("")
+    addresses.refuse_taken(Address("inference_address", "127.0.0.1", port))
+    assert addresses.holder(port) is None
+
+
+def test_an_address_of_another_machine_is_told() -> None:
+    with pytest.raises(EngineError, match="not an address of this machine"):
+        addresses.refuse_taken(Address("metrics_address", "192.0.2.1", 8082))
+    with pytest.raises(EngineError, match="not an address of this machine"):
+        addresses.refuse_taken(Address("metrics_address", "no-such-host.invalid", 8082))
+
+
+def test_a_port_of_this_process_is_told_as_well() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mine:
+        holder = addresses.holder(mine.getsockname()[1])
+    assert holder
+    assert holder.pid == os.getpid()

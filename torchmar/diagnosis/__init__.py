@@ -1,0 +1,72 @@
+"""The doctor: look at a machine, a configuration, a model store, a log and a server; say what is wrong.
+
+One module for each kind of finding; findings are values. Nothing is changed, and nothing of an archive is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from torchmar import properties
+from torchmar.diagnosis import (
+    configuration,
+    environment,
+    exposure,
+    gpus,
+    java,
+    log,
+    machine,
+    ports,
+    server,
+    store,
+)
+from torchmar.diagnosis.finding import Finding, Severity, error
+from torchmar.engines.running import Running
+from torchmar.errors import TorchmarError
+from torchmar.properties import Properties
+
+__all__ = ["Finding", "Severity", "examine"]
+
+
+def examine(config: Path, model_store: Path | None, run_folder: Path) -> Iterator[Finding]:
+    """Yield what there is to say, as soon as it is known.
+
+    Args:
+        config: the configuration that a server is, or would be, started from.
+        model_store: the folder with the archives; None is the configuration's, or ``model_store``.
+        run_folder: the folder that the server runs with, or did.
+    """
+    running = Running.find(run_folder)
+    unread: list[Finding] = []
+    try:
+        given = properties.read(config)
+    except TorchmarError as problem:
+        given = Properties(None, {})
+        unread = [error("config", problem.message, problem.hint)]
+    in_force = _in_force(given, running)
+    folder = model_store or Path(in_force.get("model_store") or "model_store")
+    looks: tuple[Callable[[], Iterable[Finding]], ...] = (
+        lambda: unread or configuration.check(given),
+        java.check,
+        environment.check,
+        gpus.check,
+        lambda: ports.check(in_force, running),
+        lambda: exposure.check(in_force),
+        lambda: machine.check(folder, run_folder, running),
+        lambda: store.check(folder),
+        lambda: log.check(run_folder),
+        lambda: server.check(run_folder, running),
+    )
+    for look in looks:
+        yield from look()
+
+
+def _in_force(given: Properties, running: Running | None) -> Properties:
+    """Return the configuration that counts: the running server's, which --host and --port may have changed."""
+    if running is None:
+        return given
+    try:
+        return properties.read(Path(running.folder, "config.properties"))
+    except TorchmarError:
+        return given

@@ -1,0 +1,49 @@
+"""Whether Python has what a worker imports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from torchmar.diagnosis.finding import Finding, error, ok, warning
+from torchmar.engines.torchserve import VERSION
+
+_SECONDS = 120
+# Imports what ts/model_service_worker.py does; in a process of its own, since torchmar itself needs no torch.
+_PROBE = "import torch, ts.model_loader, ts.service, ts.protocol.otf_message_handler"
+
+
+def check() -> Iterator[Finding]:
+    """Yield the versions of Python, TorchServe and torch, and what keeps a worker from importing them."""
+    served, torch = _version("torchserve"), _version("torch")
+    missing = [name for name, version in (("torchserve", served), ("torch", torch)) if version is None]
+    if missing:
+        yield error(
+            "python", f"{sys.executable} has no {' and no '.join(missing)}", "pip install 'torchmar[torchserve]'"
+        )
+        return
+    yield ok("python", f"Python {platform.python_version()}, TorchServe {served}, torch {torch} ({sys.prefix})")
+    if served != VERSION:
+        yield warning(
+            "python", f"torchmar is made for TorchServe {VERSION}, not {served}", f"pip install torchserve=={VERSION}"
+        )
+    try:
+        ran = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        yield error(
+            "python", f"to import torch takes more than {_SECONDS} s", "is the disk, or the network it is on, slow?"
+        )
+        return
+    if ran.returncode:
+        last = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
+        yield error("python", f"a worker could not start: {last}", "pip install --force-reinstall what is named")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

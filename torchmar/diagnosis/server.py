@@ -1,0 +1,82 @@
+"""Whether the server that runs does what it should, whatever it says of its health."""
+
+from __future__ import annotations
+
+import json
+import stat
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from torchmar.connection import KEY_FILE
+from torchmar.diagnosis.finding import Finding, error, ok, warning
+from torchmar.engines import state
+from torchmar.engines.running import Running, folder_of, servers
+
+
+def check(run_folder: Path, running: Running | None) -> Iterator[Finding]:
+    """Yield how the server of a run folder is, its models and tokens, and which servers are nobody's."""
+    for process in servers():
+        if folder_of(process) is None:
+            yield warning(
+                "server",
+                f"process {process.pid} is a TorchServe that torchmar did not start here: its allowed_urls may be open",
+                "torchserve --stop ends the one that the torchserve script started",
+            )
+    if running is None:
+        yield ok("server", f"none runs with {run_folder}")
+        return
+    yield from tokens(run_folder / KEY_FILE)
+    seen = state.look(running)
+    if seen.trouble:
+        yield error(
+            "server", f"process {running.pid} runs and does not answer: {seen.trouble}", "torchmar logs; torchmar stop"
+        )
+        return
+    for version in seen.versions:
+        yield from _version(version)
+    ready = sum(version.condition == "ready" for version in seen.versions)
+    yield ok("server", f"process {running.pid} answers; {ready} of {len(seen.versions)} model versions are ready")
+
+
+def _version(version: state.VersionState) -> Iterator[Finding]:
+    name, number = version.model.name, version.model.version
+    if version.failure:
+        told = state.failed(version)
+        yield error("server", told.message, told.hint or f"torchmar logs {name} has the traceback")
+    elif version.default and not version.model.workers:
+        yield error(
+            "server",
+            f"{name} {number} is the default version and has no workers: every request to {name} is answered with 503",
+            f"torchmar scale {name} 1, or torchmar set-default {name} VERSION with one that has",
+        )
+
+
+def tokens(file: Path) -> Iterator[Finding]:
+    """Yield what is wrong with a key file: tokens that have expired, or that others may read."""
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        keys = json.loads(file.read_text(encoding="utf-8"))
+        ends = {api: _moment(keys[api]["expiration time"]) for api in ("inference", "management")}
+    except FileNotFoundError:
+        return  # a server without tokens, which is a finding about exposure
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        yield error("tokens", f"{file} cannot be read: {problem!r}", "torchmar stop, then torchmar serve")
+        return
+    if mode & 0o077:
+        yield error(
+            "tokens", f"{file} may be read by others (mode {mode:o})", f"chmod 600 {file}, and restart the server"
+        )
+    for api, end in ends.items():
+        if end < time.time():
+            yield warning(
+                "tokens",
+                f"the {api} token has expired: who holds it is answered with 400",
+                "any command of torchmar that asks the server renews it; scripts must read the key file again",
+            )
+
+
+def _moment(text: str) -> float:
+    # Java writes nanoseconds, which Python's parser does not take.
+    return datetime.fromisoformat(f"{text.partition('.')[0].rstrip('Z')}+00:00").timestamp()

@@ -1,0 +1,118 @@
+"""The addresses of a server: moved together to other ports, and who listens on one that is taken."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import replace
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+
+from torchmar.engines.running import Running, folder_of
+from torchmar.errors import EngineError, PortInUse
+from torchmar.properties import Address, Properties
+
+_WEB = ("inference_address", "management_address", "metrics_address")
+_GRPC = ("grpc_inference", "grpc_management")
+_LAST = 65535
+
+
+def move(config: Properties, port: int) -> Properties:
+    """Return a configuration whose inference API is at ``port``, all other ports moved by the same distance.
+
+    Raises:
+        EngineError: a port would be none.
+    """
+    distance = port - next(one.port for one in config.addresses() if one.key == "inference_address")
+    moved = {}
+    for address in config.addresses():
+        there = address.port + distance
+        if not 0 < there <= _LAST:
+            raise EngineError(
+                f"port {port} would move {address.key} from {address.port} to {there}",
+                hint=f"ports are 1 to {_LAST}; the others move along with the inference API's",
+            )
+        moved[address.key] = _web(config.get(address.key), port=there) if address.key in _WEB else str(there)
+    return replace(config, values={**config.values, **moved})
+
+
+def listen(config: Properties, host: str) -> Properties:
+    """Return a configuration whose inference API, over REST and gRPC, listens at ``host``.
+
+    Management and metrics stay where they are: the management API runs code by design.
+    """
+    values = {"inference_address": _web(config.get("inference_address"), host=host), "grpc_inference_address": host}
+    return replace(config, values={**config.values, **values})
+
+
+def refuse_taken(address: Address) -> None:
+    """See whether a server could listen at an address.
+
+    Raises:
+        PortInUse: somebody does; the message says who, as far as the system tells.
+        EngineError: this machine has no such address, or the port needs root.
+    """
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise EngineError(
+            f"{address.key}: {address.host} is not an address of this machine ({error.strerror})"
+        ) from None
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(place)
+        except PermissionError:
+            raise EngineError(f"{address.key}: port {address.port} needs root") from None
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise EngineError(f"{address.key}: {address.host} is not an address of this machine") from None
+            raise _taken(address) from None
+
+
+def holder(port: int) -> psutil.Process | None:
+    """Return the process that listens on ``port``; None if there is none or the system does not tell."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.Error:  # macOS tells root only
+        return None
+    for connection in connections:
+        listens = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", None) == port
+        if listens and connection.pid:
+            try:
+                return psutil.Process(connection.pid)
+            except psutil.Error:
+                return None
+    return None
+
+
+def _taken(address: Address) -> PortInUse:
+    what = f"{address.key}: {address.host}:{address.port} is taken by"
+    found = holder(address.port)
+    if found is None:
+        return PortInUse(f"{what} a process that the system does not name", hint=_OTHER_PORTS)
+    if (folder := folder_of(found)) and Running.find(folder):
+        return PortInUse(
+            f"{what} the server of {folder} (process {found.pid})",
+            hint=f"torchmar stop --run-folder {folder} ends it; {_OTHER_PORTS}",
+        )
+    return PortInUse(f"{what} {_name(found)} (process {found.pid})", hint=_OTHER_PORTS)
+
+
+_OTHER_PORTS = "torchmar serve --run-folder .torchmar-b --port 9080 runs beside it"
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return "somebody"
+
+
+def _web(address: str, *, host: str | None = None, port: int | None = None) -> str:
+    parts = urlsplit(address)
+    name = host or parts.hostname or ""
+    shown = f"[{name}]" if ":" in name else name
+    number = port or parts.port
+    return urlunsplit(parts._replace(netloc=f"{shown}:{number}" if number else shown))

@@ -1,0 +1,20 @@
+"""Tell systemd how a service is (sd_notify): a datagram to the socket that it names; nothing without systemd."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+def notify(state: str) -> None:
+    """Send ``READY=1``, ``STOPPING=1`` or another state of sd_notify(3); a socket that is gone is no error of ours."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
+        return
+    # An @ stands for the zero byte of Linux' abstract names.
+    address = f"\0{path[1:]}" if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        try:
+            datagrams.sendto(state.encode(), address)
+        except OSError:
+            return

@@ -1,0 +1,158 @@
+"""How a running server is: its processes, its models, and those whose workers crash-loop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from torchmar import properties
+from torchmar.connection import Server
+from torchmar.engines import worker_log
+from torchmar.engines.running import Running
+from torchmar.engines.worker_log import Failure
+from torchmar.errors import ModelFailed, TorchmarError
+from torchmar.inference import InferenceClient
+from torchmar.management import ManagementClient, ModelVersion
+
+Condition = Literal["ready", "crashes", "restarts", "starts", "no workers"]
+_SECONDS = 10.0  # a server that takes longer to describe a model is not well
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """One version of a model on a server.
+
+    Attributes:
+        model: what the server says of it.
+        default: whether it answers requests without a version.
+        memory: bytes of its workers.
+        failure: how its workers die, where fewer are ready than there should be.
+    """
+
+    model: ModelVersion
+    default: bool
+    memory: int
+    failure: Failure | None
+
+    @property
+    def condition(self) -> Condition:
+        """``crashes`` with a traceback, ``restarts`` without one; ``starts`` if nothing is known to be wrong."""
+        if self.model.min_workers == 0 and not self.model.workers:
+            return "no workers"
+        if self.model.ready >= self.model.min_workers:
+            return "ready"
+        if self.failure is None:
+            return "starts"
+        return "crashes" if self.failure.traceback else "restarts"
+
+    @property
+    def well(self) -> bool:
+        """Whether requests to it are answered, or soon will be."""
+        return self.condition in ("ready", "starts") or (self.condition == "no workers" and not self.default)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """A server that runs.
+
+    Attributes:
+        running: its process and folder.
+        server: where it listens.
+        metrics: the address of its metrics API.
+        memory: bytes of all its processes, what they share counted once where the system tells.
+        versions: what is registered, by name and version.
+        trouble: why it does not answer; empty when it does.
+    """
+
+    running: Running
+    server: Server
+    metrics: str
+    memory: int
+    versions: tuple[VersionState, ...]
+    trouble: str
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since it was started."""
+        return time.time() - self.running.started
+
+    @property
+    def well(self) -> bool:
+        """Whether it answers, and every model on it."""
+        return not self.trouble and all(version.well for version in self.versions)
+
+
+def look(running: Running) -> ServerState:
+    """Return the state of a server; one that does not answer is a state, no error."""
+    folder = Path(running.folder)
+    trouble, versions, server = "", [], Server()
+    metrics = properties.DEFAULTS["metrics_address"]
+    try:
+        server = Server.started_in(folder)
+        metrics = properties.read(folder / "config.properties").get("metrics_address")
+        InferenceClient(server, timeout=_SECONDS).ping()
+        versions = versions_on(server, folder)
+    except TorchmarError as error:
+        trouble = error.message
+    return ServerState(running, server, metrics, memory(running.pid), tuple(versions), trouble)
+
+
+def versions_on(server: Server, folder: Path) -> list[VersionState]:
+    """Return every version of every model on a server, by name and in the server's order of versions.
+
+    Args:
+        server: where it is.
+        folder: its run folder, whose log has the tracebacks.
+
+    Raises:
+        TorchmarError: it does not answer, or refuses.
+    """
+    failures = worker_log.failures(folder)
+    found = []
+    with ManagementClient(server, timeout=_SECONDS) as client:
+        for name in client.names():
+            default = client.describe(name)[0].version
+            for model in client.describe(name, "all"):
+                failure = failures.get((name, model.version)) if model.ready < model.min_workers else None
+                used = sum(memory(worker.pid) for worker in model.workers)
+                found.append(VersionState(model, model.version == default, used, failure))
+    return found
+
+
+def failed(version: VersionState) -> ModelFailed:
+    """Return what is wrong with a version whose workers die, as the error that tells of it."""
+    assert version.failure
+    model, failure = version.model, version.failure
+    what = f"{model.name} {model.version}: {model.ready} of {model.min_workers} workers answer; a worker died"
+    often = f" {failure.deaths} times in a row" if failure.deaths > 1 else ""
+    if failure.traceback:
+        return ModelFailed(f"{what}{often}: {failure.reason}", traceback=failure.traceback)
+    return ModelFailed(
+        f"{what}{often} without a word",
+        traceback="",
+        hint="killed for its memory (dmesg says), or for its silence (torchmar logs says)",
+    )
+
+
+def memory(pid: int) -> int:
+    """Return the bytes that a process and its children use; 0 for one that has ended or may not be looked at."""
+    try:
+        process = psutil.Process(pid)
+        return sum(_memory(one) for one in (process, *process.children(recursive=True)))
+    except (psutil.Error, ValueError):
+        return 0
+
+
+def _memory(process: psutil.Process) -> int:
+    try:
+        # Linux divides what processes share among them: workers share torch's libraries.
+        full = process.memory_full_info()
+        return int(getattr(full, "pss", full.rss))
+    except psutil.AccessDenied:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0

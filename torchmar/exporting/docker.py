@@ -1,0 +1,139 @@
+"""A Dockerfile for a server, and the .dockerignore that keeps secrets out of its build.
+
+The reference: https://docs.docker.com/reference/dockerfile/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from torchmar.errors import TorchmarError
+from torchmar.properties import Properties
+
+UID = 10001
+_DOCKERFILE = """\
+# syntax=docker/dockerfile:1
+# A server on a port of this machine, with a file system that it cannot change and no rights:
+#   docker build -t torchmar .
+#   docker run --rm --name torchmar -p 127.0.0.1:{port}:{port}{gpus}{mount} \\
+#     --read-only --tmpfs /tmp:exec --tmpfs /run/torchmar:uid={uid},mode=700 \\
+#     --cap-drop ALL --security-opt no-new-privileges torchmar
+# Archives are extracted into /tmp: large ones want a volume there in place of memory.
+# Tokens: docker exec torchmar cat /run/torchmar/key_file.json
+# Management stays inside: docker exec torchmar torchmar models
+
+FROM python:{python}-slim AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+{torch}{copy_package}
+RUN pip install '{package}[{extras}]'
+
+FROM python:{python}-slim
+RUN useradd --system --uid {uid} --no-create-home --home-dir /tmp --shell /usr/sbin/nologin torchmar \\
+    && install --directory --owner={uid} --mode=700 /run/torchmar
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH \\
+    PYTHONUNBUFFERED=1 \\
+    PYTHONDONTWRITEBYTECODE=1 \\
+    TORCHMAR_RUN_FOLDER=/run/torchmar{environment}
+WORKDIR /srv/torchmar
+{config}
+{archives}
+USER {uid}
+EXPOSE {port} {grpc}
+# Reads the token where the server wrote it; fails, too, when the workers of a model die.
+HEALTHCHECK --interval=30s --timeout=20s --start-period=300s --retries=3 CMD ["torchmar", "status"]
+ENTRYPOINT ["torchmar", "serve", "--host", "0.0.0.0", "--model-store", "model_store"]
+"""
+_CPU_ONLY = "RUN pip install {torch} --index-url https://download.pytorch.org/whl/cpu\n"
+_SOURCE = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "torchmar", "handlers")
+
+
+@dataclass(frozen=True)
+class Image:
+    """What goes into an image; paths are relative to the folder that it is built in.
+
+    Attributes:
+        config: the server's configuration.
+        model_store: the folder with the archives.
+        mount: leave the archives out, to be mounted when a container starts.
+        package: a wheel of torchmar; empty where the folder is torchmar's own source.
+        extras: what pip installs of torchmar besides ``torchserve``.
+        python: the version of Python.
+        torch: the version of torch; empty is the newest.
+        gpus: take the torch with CUDA, five gigabytes larger.
+    """
+
+    config: PurePosixPath
+    model_store: PurePosixPath
+    mount: bool = False
+    package: str = ""
+    extras: Sequence[str] = ()
+    python: str = "3.11"
+    torch: str = ""
+    gpus: bool = False
+
+
+def dockerfile(image: Image, config: Properties) -> str:
+    """Return the text of a Dockerfile.
+
+    Raises:
+        TorchmarError: a path has a line break, or leads out of the folder.
+        PropertiesError: an address is none.
+    """
+    ports = {address.key: address.port for address in config.addresses()}
+    torch = f"torch=={image.torch}" if image.torch else "torch"
+    wheel = PurePosixPath(image.package).name
+    return _DOCKERFILE.format(
+        uid=UID,
+        python=image.python,
+        port=ports["inference_address"],
+        grpc=ports["grpc_inference_port"],
+        gpus=" --gpus all" if image.gpus else "",
+        mount=' -v "$PWD/model_store:/srv/torchmar/model_store:ro"' if image.mount else "",
+        torch=f"RUN pip install {torch}\n" if image.gpus else _CPU_ONLY.format(torch=torch),
+        copy_package=_copy(image.package, f"/src/{wheel}") if image.package else _copy_source(),
+        package=f"/src/{wheel}" if image.package else "/src",
+        extras=",".join(dict.fromkeys(("torchserve", *image.extras))),
+        # TorchServe counts GPUs with nvidia-smi, which is among the driver's utilities.
+        environment=" \\\n    NVIDIA_DRIVER_CAPABILITIES=compute,utility" if image.gpus else "",
+        config=_copy(image.config, "./config.properties"),
+        archives="# The archives are mounted." if image.mount else _copy(image.model_store, "./model_store/"),
+    )
+
+
+def dockerignore(image: Image) -> str:
+    """Return the text of a .dockerignore that lets in what the Dockerfile copies, and nothing else."""
+    wanted = [str(image.config)]
+    wanted += [image.package] if image.package else _SOURCE
+    wanted += [] if image.mount else [str(image.model_store)]
+    lines = [f"!{path}" for path in dict.fromkeys(wanted)]
+    return "\n".join(
+        ["# Nothing but what the Dockerfile copies: neither tokens nor logs nor weights.", "*", *lines, *_NEVER, ""]
+    )
+
+
+_NEVER = ("**/__pycache__", "**/.*")
+
+
+def _copy_source() -> str:
+    files = " ".join(name for name in _SOURCE if "." in name or name == "LICENSE")
+    folders = [f"COPY {name} /src/{name}" for name in _SOURCE if name in ("torchmar", "handlers")]
+    return "\n".join([f"COPY {files} /src/", *folders])
+
+
+def _copy(path: str | PurePosixPath, place: str) -> str:
+    return f"COPY {json.dumps([_checked(path), place])}"
+
+
+def _checked(path: str | PurePosixPath) -> str:
+    text = str(path)
+    if "\n" in text or "\r" in text:
+        raise TorchmarError(f"{text!r} has a line break, which no Dockerfile can hold")
+    if PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
+        raise TorchmarError(f"{text} is not in the folder that the image is built in", hint="copy it there")
+    return text
