@@ -4,7 +4,10 @@ This package travels inside archives, whole, and imports nothing of torchmar: on
 standard library, torch, NumPy, Pillow, captum and TorchServe's own ``ts``. One file, one
 handler; each extends `torchmar_handlers.base.BaseHandler`:
 
-* `torchmar_handlers.image_classifier`: an image in, probabilities by label out.
+* images: `image_classifier`, `image_segmenter`, `object_detector`;
+* texts: `text_classifier`, `token_classifier`, `text_embedder`;
+* tables: `tabular_classifier`, `tabular_regressor`;
+* anything: `tensors`, named tensors in and out; `cascade`, two models of one archive in sequence.
 
 A handler of your own needs one import and the parts that differ::
 

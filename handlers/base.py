@@ -195,6 +195,9 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         }
         for name, value in seconds.items():
             context.metrics.add_time(name, round(value * 1000, 2), None, "ms")
+        # In seconds, since the bounds of TorchServe's histograms are made for these: percentiles come of it.
+        took = seconds["HandlerTime"]
+        context.metrics.add_metric("HandlerSeconds", took, "s", metric_type=MetricTypes.HISTOGRAM)
         context.metrics.add_metric("RequestBatchSize", len(data), "count", metric_type=MetricTypes.GAUGE)
         if rejected := sum(400 <= reply.status < 500 for reply in replies):
             context.metrics.add_counter("RejectedRequests", rejected)

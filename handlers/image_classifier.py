@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from ts.utils.util import PredictionException
 
-from torchmar_handlers import explanations, weights
+from torchmar_handlers import explanations, npy, weights
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.explanations.asked import BASELINES
 from torchmar_handlers.forward import forward
@@ -47,8 +47,8 @@ class ImageClassifier(BaseHandler):
     A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol it
     is the tensors ``label`` and ``probability``, of the most probable one. An explanation is JSON with
     ``attributions`` of the shape of the model's input, channels first; or, where the request accepts
-    ``image/png``, the picture of it. Requests may set ``method``, ``n_steps``, ``baseline`` and
-    ``target`` (class index or label; the class predicted unless set).
+    ``application/x-npy`` these alone, or ``image/png`` the picture of it. Requests may set ``method``,
+    ``n_steps``, ``baseline`` and ``target`` (class index or label; the class predicted unless set).
     """
 
     parallel_decode = True
@@ -117,7 +117,9 @@ class ImageClassifier(BaseHandler):
         answers: list[Any] = []
         for request, image, explanation, probability in zip(requests, batch, explained, chosen, strict=True):
             label = self.label(explanation.target)
-            if request.accepts(PNG):
+            if request.accepts(npy.CONTENT_TYPE):
+                answers.append(explanation.attributions)
+            elif request.accepts(PNG):
                 from torchmar_handlers.drawing import heatmap
 
                 pixels = self.inputs.restore(image[None])[0]
@@ -130,8 +132,7 @@ class ImageClassifier(BaseHandler):
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return the most probable label of each image, with its probability; explanations stay objects."""
-        first = answers[0]
-        if isinstance(first, Reply) or "attributions" in first:
+        if not isinstance(answers[0], Mapping) or "attributions" in answers[0]:
             return None
         best = [next(iter(answer.items())) for answer in answers]
         return {"label": [label for label, _ in best], "probability": [value for _, value in best]}

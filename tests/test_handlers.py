@@ -132,6 +132,21 @@ def test_attributions_are_complete_and_what_captum_says_alone(worker: Worker) ->
     assert values.sum() == pytest.approx(difference, abs=0.05 * abs(difference))
 
 
+def test_attributions_come_as_an_array_too(worker: Worker) -> None:
+    as_json, as_npy = worker.ask([Request(PNG, explain=True), Request(PNG, explain=True, accept="application/x-npy")])
+    array = np.load(io.BytesIO(as_npy.body))
+    assert as_npy.content_type == "application/x-npy"
+    assert array.shape == (1, 32, 32)
+    assert np.allclose(array, json.loads(as_json.body)["attributions"], atol=1e-3 * np.abs(array).max())
+
+
+def test_how_to_explain_is_asked_for_in_headers(worker: Worker) -> None:
+    headers = {"Explain-Method": "integrated_gradients", "Explain-N-Steps": "9", "Explain-Target": "3"}
+    (answer,) = worker.ask([Request(PNG, explain=True, headers={**headers, "Explain-Baseline": "0.5"})])
+    said = json.loads(answer.body)
+    assert [said[key] for key in ("method", "n_steps", "label", "baseline")] == ["integrated_gradients", 9, "3", 0.5]
+
+
 @pytest.mark.parametrize("target", [3, "3"])
 def test_the_target_of_an_explanation_can_be_chosen(worker: Worker, target: object) -> None:
     body = json.dumps({"data": BASE64, "target": target}).encode()

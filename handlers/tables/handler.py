@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from torchmar_handlers import weights
+from torchmar_handlers import npy, weights
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.explanations import Asked, Explanation, document, explain
 from torchmar_handlers.explanations import read as read_asked
@@ -247,6 +247,8 @@ class TabularHandler(BaseHandler):
         order = np.argsort(-np.abs(by_column), kind="stable")
         columns = [self.table.columns[index] for index in order]
         row = {column.name: shown(column, value) for column, value in zip(columns, values[order].tolist(), strict=True)}
+        if request.accepts(npy.CONTENT_TYPE):
+            return by_column  # in the order of the columns, which an array cannot name
         explanation = replace(explanation, attributions=by_column[order])
         if request.accepts(PNG):
             return Reply(self._picture(explanation, told, columns, row), PNG)
