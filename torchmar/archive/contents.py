@@ -17,7 +17,7 @@ CONFIG_FILE = "model-config.yaml"
 LABELS_FILE = "index_to_name.json"  # the name that TorchServe's handlers look for
 SAMPLES_FILE = "MAR-INF/SAMPLES.json"
 
-_LEFT_OUT = ("__pycache__", ".DS_Store")
+_LEFT_OUT = ("__pycache__", ".DS_Store", ".ipynb_checkpoints", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
 
 def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
