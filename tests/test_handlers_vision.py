@@ -588,8 +588,8 @@ def test_the_scenes_model_answers_an_image_whatever_its_neighbours_are(scenes: d
         for image, beside in zip(images, together, strict=True):
             (alone,) = model([image])
             assert (alone["labels"] == beside["labels"]).all()
-            for key in ("boxes", "scores"):
-                assert (alone[key] - beside[key]).abs().max() < 1e-4 if len(alone[key]) else True
+            for key, tolerance in (("boxes", 1e-2), ("scores", 1e-4)):  # boxes are in pixels
+                assert torch.allclose(alone[key], beside[key], rtol=0, atol=tolerance)
 
 
 def test_boxes_are_drawn_where_a_picture_is_asked_for(detector: Worker) -> None:
