@@ -209,7 +209,7 @@ def test_top_tells_a_load_once_as_a_table_or_json(server: TorchServe, prices: Pa
         assert (model["ready"], model["default"]) == (1, True)
     # The value that is measured lies in the bucket from 10 to 25 ms.
     assert models["prices"]["handler_p50_ms"] == pytest.approx(17.5)
-    assert models["digits"]["handler_p50_ms"] is None
+    assert models["digits"]["handler_p50_ms"] > 0  # in whatever bucket
     table = torchmar("top", "--once", "-i", 0.2, *where, cwd=tmp_path).stdout
     assert table.splitlines()[0].split() == [
         "model",
