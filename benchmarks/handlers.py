@@ -1,0 +1,442 @@
+"""Time handlers: torchmar's against those that TorchServe ships, with the same weights and inputs.
+
+Both run in the same worker process program (batches of 1 to 32) and behind the same real
+TorchServe; every figure of a table is of the same run, the sides asked in turn, after rounds
+that are not counted. Answers are compared before a time counts: labels equal and probabilities
+within 1e-3, attributions within a relative error of 1e-3. The floor is the bare forward pass
+after the fastest decoding at hand, with nothing around them. Weights are random: time does
+not depend on what they say.
+
+    python benchmarks/handlers.py [--rounds 5] [--seconds 5] [--only worker server explain text start]
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import itertools
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchmar import archive, properties, recipe
+from torchmar.cli.terminal import show_table, table
+from torchmar.engines.torchserve import TorchServe
+from torchmar.exchange import Answer, Request
+from torchmar.worker import Worker
+
+ROOT = Path(__file__).parent.parent
+BATCHES = (1, 4, 8, 16, 32)
+STEPS = 15  # what TorchServe's handler has
+STOCK, OURS = "TorchServe's handler", "torchmar's handler"
+PARTS = ("start", "worker", "server", "explain", "text")
+WORDS = ["the", "a", "model", "server", "worker", "batch", "request", "answer", "queue", "weight", "layer", "image"]
+
+
+def main() -> int:
+    """Measure the parts asked for and print a table of each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds; two more go before")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of load on the server, for each figure")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}")
+    torch.set_num_threads(cores or 1)
+    with tempfile.TemporaryDirectory(prefix="handlers-") as folder:
+        bench = Bench(Path(folder), options.rounds, options.seconds)
+        for part in options.only:
+            getattr(bench, part)()
+    return 0
+
+
+class Bench:
+    """The archives, the inputs and the measurements on them."""
+
+    def __init__(self, folder: Path, rounds: int, seconds: float) -> None:
+        self.folder, self.rounds, self.seconds = folder, rounds, seconds
+        self.model = resnet(folder / "resnet18.pt")
+        self.images = photographs(32)
+        self.sides = {
+            STOCK: pack(folder, "stock", "image_classifier", "resnet18.pt"),
+            OURS: pack(folder, "ours", "torchmar_handlers.image_classifier", "resnet18.pt"),
+        }
+
+    def start(self) -> None:
+        """Time to import and to load, and the memory of a worker that has answered once."""
+        rows = []
+        modules = {STOCK: "ts.torch_handler.image_classifier", OURS: "torchmar_handlers.image_classifier"}
+        for side, path in self.sides.items():
+            imported = statistics.median(import_seconds(modules[side]) for _ in range(3))
+            loads, memory = [], 0.0
+            for _ in range(3):
+                started = time.perf_counter()
+                with Worker(path) as worker:
+                    loads.append(time.perf_counter() - started)
+                    worker.ask([Request(self.images[0], "image/jpeg")])
+                    memory = resident(worker.pid)
+            rows.append((side, f"{imported:.2f} s", f"{statistics.median(loads):.2f} s", f"{memory / 1e6:.0f} MB"))
+        bare = statistics.median(import_seconds("torch") for _ in range(3))
+        rows.append(("import torch alone", f"{bare:.2f} s", "", ""))
+        show("A worker's start (ResNet-18)", ("", "import", "loaded after", "memory"), rows)
+
+    def worker(self) -> None:
+        """Images per second in one worker process, by batch size, against the floor."""
+        with Worker(self.sides[STOCK]) as stock, Worker(self.sides[OURS]) as ours:
+            rows = []
+            for size in BATCHES:
+                requests = [Request(image, "image/jpeg") for image in self.images[:size]]
+                agree(stock.ask(requests), ours.ask(requests))
+                took = in_turn(
+                    {
+                        STOCK: lambda w=stock, r=requests: w.ask(r),
+                        OURS: lambda w=ours, r=requests: w.ask(r),
+                        "floor": lambda n=size: self.floor(n),
+                    },
+                    self.rounds,
+                )
+                rate = {name: size / seconds for name, seconds in took.items()}
+                rows.append(
+                    (
+                        str(size),
+                        *(f"{rate[name]:.1f}" for name in (STOCK, OURS, "floor")),
+                        f"{rate[OURS] / rate[STOCK]:.2f} x",
+                        f"{rate[OURS] / rate['floor']:.0%}",
+                    )
+                )
+        head = ("batch", "stock/s", "ours/s", "floor/s", "ours : stock", "of the floor")
+        show("ResNet-18 on 640x480 JPEGs, images a second in a worker", head, rows)
+        self.preprocessing()
+
+    def preprocessing(self) -> None:
+        """Milliseconds from 8 JPEGs to the model's input, the model left out."""
+        from torchvision import transforms
+
+        from torchmar_handlers.image_classifier import ImageClassifier
+
+        ours = ImageClassifier()
+        ours.initialize(Context(self.folder, "resnet18.pt"))
+        requests = [ours_request(image) for image in self.images[:8]]
+        stock = transforms.Compose(
+            [
+                transforms.Resize(256),
+                transforms.CenterCrop(224),
+                transforms.ToTensor(),
+                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+            ]
+        )
+        from PIL import Image
+
+        def theirs() -> torch.Tensor:
+            return torch.stack([stock(Image.open(io.BytesIO(image))) for image in self.images[:8]])
+
+        def mine() -> torch.Tensor:
+            decoded = list(ours.executor.map(ours.decode, requests)) if ours.executor else map(ours.decode, requests)
+            return ours.preprocess(list(decoded))
+
+        worst = (theirs() - mine()).abs().max().item()
+        assert worst < 0.03, f"preprocessed images differ by {worst}"  # one grey level is 1 / 255 / 0.225 = 0.017
+        took = in_turn({STOCK: theirs, OURS: mine}, self.rounds * 4)
+        rows = [(name, f"{seconds / 8 * 1000:.2f}") for name, seconds in took.items()]
+        rows.append(("ours : stock", f"{took[STOCK] / took[OURS]:.2f} x"))
+        show(f"Preprocessing, milliseconds an image (largest difference {worst:.4f})", ("", "ms"), rows)
+
+    def floor(self, size: int) -> None:
+        """Decode and run ``size`` images by the fastest means at hand."""
+        from torchvision.io import decode_jpeg
+        from torchvision.transforms.v2.functional import center_crop, resize
+
+        def decode(image: bytes) -> torch.Tensor:
+            pixels = decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8))
+            return center_crop(resize(pixels, [256], antialias=True), [224, 224])
+
+        with torch.inference_mode():
+            batch = torch.stack(list(POOL.map(decode, self.images[:size]))).float().div_(255)
+            self.model(batch).softmax(1).topk(5)
+
+    def server(self) -> None:
+        """Images per second through the real TorchServe, by the number of clients."""
+        rows = []
+        # What the model and the decoding allow in batches of 8, the server's batch size here.
+        floor = 8 / in_turn({"floor": lambda: self.floor(8)}, self.rounds)["floor"]
+        rates = {side: dict(self._served(path)) for side, path in self.sides.items()}
+        for clients in (1, 8, 16):
+            stock, ours = (rates[side][clients] for side in (STOCK, OURS))
+            rows.append(
+                (
+                    str(clients),
+                    f"{stock[0]:.1f}",
+                    f"{stock[1] * 1000:.0f}",
+                    f"{ours[0]:.1f}",
+                    f"{ours[1] * 1000:.0f}",
+                    f"{ours[0] / stock[0]:.2f} x",
+                    f"{ours[0] / floor:.0%}",
+                )
+            )
+        head = ("clients", "stock/s", "p50 ms", "ours/s", "p50 ms", "ours : stock", f"of the floor ({floor:.1f}/s)")
+        show("ResNet-18 on 640x480 JPEGs, images a second through TorchServe", head, rows)
+
+    def _served(self, path: Path) -> Iterator[tuple[int, tuple[float, float]]]:
+        home = Path(tempfile.mkdtemp(dir=self.folder))
+        (home / "store").mkdir()
+        shutil.copy(path, home / "store")
+        values = dict(properties.read(ROOT / "config.properties").values) | {"disable_token_authorization": "true"}
+        (home / "config.properties").write_text(properties.show(values))
+        with TorchServe(home / "config.properties", home / "store", home / "run") as running:
+            running.load(home / "store" / path.name)
+            address = running.server.inference.partition("//")[2]
+            name = path.name.partition("-")[0]
+            load(address, name, self.images, 8, 2.0)
+            for clients in (1, 8, 16):
+                yield clients, load(address, name, self.images, clients, self.seconds)
+
+    def explain(self) -> None:
+        """Milliseconds of integrated gradients, by the number of requests that ask for them at once."""
+        rows = []
+        headers = {"Explain-Target": "0", "Explain-N-Steps": str(STEPS)}
+        with Worker(self.sides[STOCK]) as stock, Worker(self.sides[OURS]) as ours:
+            for size in (1, 4):
+                theirs = [Request(image, "image/jpeg", explain=True) for image in self.images[:size]]
+                mine = [
+                    Request(image, "image/jpeg", True, "application/x-npy", headers) for image in self.images[:size]
+                ]
+                # Of the same floats: a pixel that was resized to the next grey level moves an attribution.
+                same = [json.dumps(self.floats(image)).encode() for image in self.images[:size]]
+                error = relative_error(
+                    stock.ask([Request(body, "application/json", True) for body in same]),
+                    ours.ask([Request(body, "application/json", True, mine[0].accept, headers) for body in same]),
+                )
+                as_json = [Request(one.body, one.content_type, True, headers=headers) for one in mine]
+                took = in_turn(
+                    {
+                        STOCK: lambda w=stock, r=theirs: w.ask(r),
+                        OURS: lambda w=ours, r=mine: w.ask(r),
+                        "ours as JSON": lambda w=ours, r=as_json: w.ask(r),
+                    },
+                    self.rounds,
+                )
+                per = {name: seconds / size * 1000 for name, seconds in took.items()}
+                rows.append(
+                    (
+                        str(size),
+                        *(f"{value:.0f}" for value in per.values()),
+                        f"{per[STOCK] / per[OURS]:.2f} x",
+                        f"{per[STOCK] / per['ours as JSON']:.2f} x",
+                        f"{error:.1e}",
+                    )
+                )
+        head = ("batch", "stock ms", "ours .npy", "ours JSON", "stock : .npy", "stock : JSON", "relative error")
+        show(f"ResNet-18 explained, {STEPS} steps, milliseconds an image in a worker", head, rows)
+
+    def floats(self, image: bytes) -> Any:
+        """Return an image as both handlers hand it to the model, as nested lists."""
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(io.BytesIO(image)).resize((224, 224)), np.float32) / 255
+        return ((pixels - 0.45) / 0.225).transpose(2, 0, 1).round(4).tolist()
+
+    def text(self) -> None:
+        """Texts per second of a bag of n-grams, which TorchServe's handler answers one at a time."""
+        made = self.folder / "text"
+        made.mkdir()
+        bag(made)
+        files = {"source_vocab.pt": "source_vocab.pt"}
+        labels = ["one", "two", "three", "four"]
+        stock = pack(made, "stocktext", "text_classifier", "bag.pt", model_file="bag.py", files=files, labels=labels)
+        ours = pack(
+            made,
+            "ourtext",
+            "torchmar_handlers.text_classifier",
+            "bag.pt",
+            model_file="bag.py",
+            files=files,
+            labels=labels,
+        )
+        random = np.random.default_rng(0)
+        texts = [" ".join(random.choice(WORDS, 60)).encode() for _ in range(32)]
+        rows = []
+        with Worker(stock) as one, Worker(ours) as other:
+            for size in BATCHES:
+                requests = [Request(text, "text/plain") for text in texts[:size]]
+                alone = [one.ask([request])[0] for request in requests]
+                agree(alone, other.ask(requests))
+                took = in_turn(
+                    {
+                        STOCK: lambda r=requests: [one.ask([request]) for request in r],
+                        OURS: lambda r=requests: other.ask(r),
+                    },
+                    self.rounds * 4,
+                )
+                rate = {name: size / seconds for name, seconds in took.items()}
+                rows.append((str(size), f"{rate[STOCK]:.0f}", f"{rate[OURS]:.0f}", f"{rate[OURS] / rate[STOCK]:.2f} x"))
+        show("Texts of 60 words a second in a worker", ("batch", "stock/s (alone)", "ours/s", "ours : stock"), rows)
+
+
+POOL = ThreadPoolExecutor(os.cpu_count())
+
+
+class Context:
+    """What TorchServe tells a handler when it loads."""
+
+    def __init__(self, folder: Path, weights: str) -> None:
+        self.manifest = {"model": {"modelName": "bench", "modelVersion": "1.0", "serializedFile": weights}}
+        self.system_properties = {"model_dir": str(folder), "gpu_id": None, "batch_size": 8}
+        self.model_yaml_config: dict[str, Any] = {}
+
+
+def ours_request(image: bytes) -> Any:
+    """Return a request as a handler of ours decodes it."""
+    from torchmar_handlers.request import Request as Row
+
+    return Row(0, {"body": image}, {})
+
+
+def resnet(path: Path) -> Any:
+    """Write ResNet-18 with random weights as TorchScript; return it as it is loaded."""
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18().eval()
+    torch.jit.save(torch.jit.trace(model, torch.zeros(1, 3, 224, 224)), path)
+    return torch.jit.load(path).eval()
+
+
+def photographs(count: int) -> list[bytes]:
+    """Return JPEGs of 640x480, cut from the two photographs that scikit-learn brings along."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    found = []
+    for index, photo in zip(range(count), itertools.cycle(load_sample_images().images), strict=False):
+        left, top = 3 * index, 2 * index
+        cut = (
+            Image.fromarray(photo).crop((left, top, left + 480, top + 360)).resize((640, 480), Image.Resampling.LANCZOS)
+        )
+        stream = io.BytesIO()
+        cut.save(stream, "JPEG", quality=90)
+        found.append(stream.getvalue())
+    return found
+
+
+def bag(folder: Path) -> None:
+    """Write a text classifier such as TorchServe's handler wants: a bag of embedded n-grams and its vocabulary."""
+    (folder / "bag.py").write_text(
+        "import torch\n\n\nclass Bag(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        f"        self.embedding = torch.nn.EmbeddingBag({len(WORDS) ** 2 + len(WORDS)}, 64)\n"
+        "        self.fc = torch.nn.Linear(64, 4)\n\n"
+        "    def forward(self, text, offsets):\n        return self.fc(self.embedding(text, offsets))\n"
+    )
+    sys.path.insert(0, str(folder))
+    import bag as module  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    torch.save(module.Bag().state_dict(), folder / "bag.pt")
+    pairs = [f"{one} {other}" for one in WORDS for other in WORDS]
+    torch.save({word: index for index, word in enumerate([*WORDS, *pairs])}, folder / "source_vocab.pt")
+
+
+def pack(folder: Path, name: str, handler: str, weights: str, **keys: Any) -> Path:
+    """Return an archive of a handler and weights that lie in ``folder``."""
+    config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 8, "maxBatchDelay": 20, "responseTimeout": 300}
+    document = {"name": name, "version": "1.0", "handler": handler, "weights": weights, "config": config, **keys}
+    made = recipe.Recipe.model_validate(document)
+    return archive.pack(archive.compose(made, folder), folder / f"{name}-1.0.mar").path
+
+
+def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each side, run one after the other in every round."""
+    took: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 2):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if number >= 2:
+                took[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in took.items()}
+
+
+def agree(theirs: Sequence[Answer], ours: Sequence[Answer]) -> None:
+    """Stop unless two sides gave the same labels with probabilities within 1e-3."""
+    for one, other in zip(theirs, ours, strict=True):
+        left, right = json.loads(one.body), json.loads(other.body)
+        assert one.status == other.status == 200, (one.body, other.body)
+        assert left.keys() == right.keys(), (left, right)
+        assert all(abs(left[key] - right[key]) < 1e-3 for key in left), (left, right)
+
+
+def relative_error(theirs: Sequence[Answer], ours: Sequence[Answer]) -> float:
+    """Return how far attributions are from one another, relative to their norm; stop if by more than 1e-3."""
+    worst = 0.0
+    for one, other in zip(theirs, ours, strict=True):
+        left, right = np.array(json.loads(one.body)), np.load(io.BytesIO(other.body))
+        worst = max(worst, float(np.linalg.norm(left - right) / np.linalg.norm(left)))
+    assert worst < 1e-3, worst
+    return worst
+
+
+def import_seconds(module: str) -> float:
+    """Return the seconds that a fresh interpreter takes to import ``module``."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def resident(pid: int) -> float:
+    """Return the memory that a process has resident, in bytes."""
+    import psutil
+
+    return float(psutil.Process(pid).memory_info().rss)
+
+
+def load(address: str, name: str, images: Sequence[bytes], clients: int, seconds: float) -> tuple[float, float]:
+    """Return requests a second and the median latency of clients that each ask anew when they are answered."""
+    until = time.perf_counter() + seconds
+    took: list[float] = []
+
+    def client(number: int) -> None:
+        connection = http.client.HTTPConnection(address, timeout=300)
+        for image in itertools.islice(itertools.cycle(images), number, None):
+            started = time.perf_counter()
+            if started > until:
+                return
+            connection.request("POST", f"/predictions/{name}", image, {"Content-Type": "image/jpeg"})
+            response = connection.getresponse()
+            body = response.read()
+            assert response.status == 200, body
+            took.append(time.perf_counter() - started)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(took) / (time.perf_counter() - began), statistics.median(took)
+
+
+def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    print(f"\n{title}\n", flush=True)
+    show_table(table(head, rows, right=head[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Texts to words and pairs of words, as TorchServe's own text handler reads them.
+
+The clean-up is that of ``ts.torch_handler.text_handler`` and ``text_classifier``, step by step; that
+module itself is not imported, since it imports captum. Where it fails (a word that the vocabulary
+does not have, more than one request in a batch) this goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import string
+import unicodedata
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from ts.handler_utils.text_utils import get_tokenizer, ngrams_iterator
+from ts.torch_handler.contractions import CONTRACTION_MAP
+from ts.utils.util import CLEANUP_REGEX
+
+from torchmar_handlers.texts.encoded import Encoded, ReadError, padded
+
+FILE = "source_vocab.pt"
+
+_UNKNOWN = ("<unk>", "[UNK]", "<UNK>")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class Bag:
+    """The vocabulary of an archive of ``text_classifier``; its model is called with ``(ids, offsets)``.
+
+    All texts of a batch are one row of ids, ``(total,)``, and ``offsets``, ``(n,)``, are where each begins,
+    as `torch.nn.EmbeddingBag` takes them. A word that the vocabulary does not have is ``<unk>`` if it has that, or
+    else left out.
+
+    Args:
+        file: the ``source_vocab.pt``, a mapping from words to ids, or a list of words.
+        ngrams: words in a row that are looked up together at the most; TorchServe's handler has 2.
+
+    Raises:
+        ReadError: the file is neither, or takes code to be loaded.
+    """
+
+    length: int | None = None
+
+    def __init__(self, file: Path, ngrams: int) -> None:
+        self.vocabulary = _loaded(file)
+        self.ngrams = ngrams
+        self.unknown = next((self.vocabulary[name] for name in _UNKNOWN if name in self.vocabulary), None)
+        self.tokenizer = get_tokenizer("basic_english")
+
+    @property
+    def replacements(self) -> dict[str, int]:
+        """Ids of words that say nothing, by name, for explanations; 0 is one in most vocabularies without a name."""
+        return {"unk": self.unknown or 0}
+
+    def encode(self, text: str) -> Encoded:
+        """Return the ids of the words of a text, and then of its pairs of words."""
+        words: list[str] = self.tokenizer(cleaned(text))
+        ends = list(accumulate(len(word) + 1 for word in words))
+        ids, places, numbers = [], [], []
+        # ngrams_iterator has the words first, then all pairs in their order, then all rows of three.
+        counted = [(first, count) for count in range(1, self.ngrams + 1) for first in range(len(words) - count + 1)]
+        for ngram, (first, count) in zip(ngrams_iterator(words, self.ngrams), counted, strict=True):
+            number = self.vocabulary.get(ngram, self.unknown)
+            if number is not None:
+                ids.append(number)
+                places.append((ends[first] - len(words[first]) - 1, ends[first + count - 1] - 1))
+                numbers.append(first)
+        return Encoded(" ".join(words), ids, places, [False] * len(ids), numbers)
+
+    def kind(self, encoded: Encoded) -> int:
+        """Return the same for all: nothing is padded."""
+        return 1 if encoded.ids else 0
+
+    def tensors(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the ids of texts and their mask, ``(n, tokens)``; none of them is special."""
+        ids = padded([one.ids for one in batch], 0)
+        return ids, padded([[1] * len(one.ids) for one in batch], 0), torch.zeros_like(ids)
+
+    def called_with(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return all ids in a row, and where each text begins."""
+        real = mask.bool()
+        lengths = real.sum(1)
+        return ids[real], lengths.cumsum(0) - lengths
+
+    def credited(self, encoded: Encoded, values: Sequence[float]) -> list[tuple[int, int, float]]:
+        """Return the places of words with their values; a pair's is shared by its words."""
+        found = {match.span(): 0.0 for match in re.finditer(r"\S+", encoded.text)}
+        for (start, end), value in zip(encoded.places, values, strict=True):
+            members = [match.span() for match in re.compile(r"\S+").finditer(encoded.text, start, end)]
+            for place in members:
+                found[place] += value / len(members)
+        return [(start, end, value) for (start, end), value in found.items()]
+
+
+def cleaned(text: str) -> str:
+    """Return a text without HTML, accents, punctuation and capitals, its contractions written out."""
+    text = CLEANUP_REGEX.sub("", text).lower()
+    text = _contractions().sub(_written_out, text).replace("'", "")
+    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return text.translate(_NO_PUNCTUATION)
+
+
+@functools.cache
+def _contractions() -> re.Pattern[str]:
+    return re.compile(f"({'|'.join(CONTRACTION_MAP)})", re.IGNORECASE | re.DOTALL)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    found = match.group(0)
+    # IGNORECASE takes a long s (U+017F) for an s, too, which no key is written with.
+    full = CONTRACTION_MAP.get(found) or CONTRACTION_MAP.get(found.lower()) or found
+    return found[0] + full[1:]
+
+
+def _loaded(file: Path) -> dict[str, int]:
+    wanted = "a mapping from words to ids, or a list of words"
+    try:
+        # On the CPU: a vocabulary of tensors' own ids may have been saved on a GPU.
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever junk makes of the unpickler
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ReadError(
+            f"{FILE} is not {wanted} that can be loaded without running code of its own ({line}): for a Vocab of "
+            f"torchtext, save vocab.get_stoi() with torch.save, and <unk> as its default"
+        ) from error
+    words = {word: number for number, word in enumerate(found)} if isinstance(found, list | tuple) else found
+    sound = isinstance(words, Mapping) and all(
+        isinstance(word, str) and type(number) is int and number >= 0 for word, number in words.items()
+    )
+    if not sound or not words:
+        raise ReadError(f"{FILE} is not {wanted}: it holds a {type(found).__name__}")
+    return dict(words)

@@ -1,0 +1,48 @@
+"""What models of texts put out, whatever it is wrapped in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ts.utils.util import PredictionException
+
+SCORES = ("logits", "scores")
+VECTORS = ("sentence_embedding", "embedding", "embeddings", "pooler_output", "last_hidden_state")
+
+
+def only(output: Any, preferred: Sequence[str], names: Sequence[str] = ()) -> torch.Tensor:
+    """Return the one tensor that counts: the first of ``preferred`` that is there, or the first of all.
+
+    Args:
+        output: a tensor, a mapping of named ones, or a tuple.
+        preferred: names, the best first.
+        names: of a tuple's tensors, as far as they are known.
+
+    Raises:
+        ValueError: it is no tensor.
+    """
+    if isinstance(output, tuple | list) and output:
+        output = dict(zip(names, output, strict=True)) if len(names) == len(output) else output[0]
+    if isinstance(output, Mapping):
+        output = next((output[name] for name in preferred if name in output), next(iter(output.values()), None))
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(f"the model's output is a {type(output).__name__}, not a tensor")
+    return output
+
+
+def scores(output: Any, shape: Sequence[int], names: Sequence[str] = ()) -> torch.Tensor:
+    """Return scores, float32, whose first dimensions are ``shape``, with one more for the classes.
+
+    Raises:
+        ValueError: they have other dimensions.
+        PredictionException: (503) a score is not a number.
+    """
+    found = only(output, SCORES, names)
+    if found.shape[:-1] != torch.Size(shape):
+        wanted = ", ".join(map(str, (*shape, "classes")))
+        raise ValueError(f"the model's output has the shape {tuple(found.shape)}, not ({wanted})")
+    if not bool(found.isfinite().all()):
+        raise PredictionException("the model's output for this text is not a number", 503)
+    return found.float()

@@ -1,0 +1,71 @@
+"""Labels of tokens to labelled spans of the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torchmar_handlers.texts.encoded import Encoded
+
+OUTSIDE = "O"
+
+
+@dataclass
+class Span:
+    """Characters ``start`` to ``end``, their label, and the probability of each token in there."""
+
+    label: str
+    start: int
+    end: int
+    scores: list[float]
+
+    @property
+    def score(self) -> float:
+        """The mean probability."""
+        return sum(self.scores) / len(self.scores)
+
+
+def has_prefixes(labels: Sequence[str]) -> bool:
+    """Tell whether labels say where spans begin: all but ``O`` start with ``B-`` or ``I-`` (or ``E-``, ``S-``...)."""
+    named = [label for label in labels if label != OUTSIDE]
+    return bool(named) and all(label[1:2] == "-" and label[0] in "BIELSU" for label in named)
+
+
+def join(
+    encoded: Encoded, labels: Sequence[str], scores: Sequence[float], *, prefixes: bool, whole_words: bool
+) -> list[Span]:
+    """Return the spans that the labels of a text's tokens mean, in their order.
+
+    With prefixes a span goes on while tokens are labelled ``I-`` (``E-``, ``L-``) with its name, which also
+    begin one where none is; without them while neighbours have the same label. ``O`` is no span.
+
+    Args:
+        encoded: the text.
+        labels: of each token, special ones with them.
+        scores: the probability of each of these.
+        prefixes: whether labels say where spans begin.
+        whole_words: give all tokens of a word the label of its first.
+    """
+    found: list[Span] = []
+    going_on = False  # whether the last span ends with the token before
+    word: int | None = None
+    rows = zip(encoded.places, encoded.special, encoded.words, labels, scores, strict=True)
+    for (start, end), apart, of_word, label, score in rows:
+        if apart:
+            going_on = False
+            continue
+        if whole_words and of_word is not None and of_word == word:
+            if going_on:
+                found[-1].end = max(found[-1].end, end)
+            continue
+        word = of_word
+        place, name = (label[0], label[2:]) if prefixes and label != OUTSIDE else ("", label)
+        if label == OUTSIDE:
+            going_on = False
+        elif going_on and found[-1].label == name and place in ("", "I", "E", "L"):
+            found[-1].end = max(found[-1].end, end)
+            found[-1].scores.append(score)
+        else:
+            found.append(Span(name, start, end, [score]))
+            going_on = True
+    return found
