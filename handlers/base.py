@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from ts.metrics.metric_type_enum import MetricTypes
 from ts.torch_handler import base_handler as stock
 from ts.utils.util import PredictionException, load_label_mapping
 
 from torchmar_handlers import batch as batches
 from torchmar_handlers import samples, weights
 from torchmar_handlers.forward import forward
+from torchmar_handlers.metrics import Metrics
 from torchmar_handlers.options import Options
 from torchmar_handlers.request import Request
 
@@ -83,6 +83,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.max_nesting = self.options.integer("max_nesting", 32, low=1)
         self.rows_at_once = self.options.integer("rows_at_once", max(64, batch_size), low=1)
         self._inference_seconds = 0.0
+        self.measures = Metrics()
         self.load_model(folder, model.get("serializedFile"), model.get("modelFile"), threads)
         self.mapping = load_label_mapping(str(folder / _LABELS)) if (folder / _LABELS).is_file() else None
         self.initialized = True
@@ -185,22 +186,15 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         requests = [Request.of(index, row, context) for index, row in enumerate(data)]
         replies = batches.answer(self, requests, lambda: times.append(time.perf_counter()))
         bodies = [reply.send(context, index) for index, reply in enumerate(replies)]
-        ended = time.perf_counter()
-        decoded = times[-1]
-        seconds = {
-            "HandlerTime": ended - started,
-            "DecodeTime": decoded - started,
-            "InferenceTime": self._inference_seconds,
-            "PostprocessTime": ended - decoded - self._inference_seconds,
-        }
-        for name, value in seconds.items():
-            context.metrics.add_time(name, round(value * 1000, 2), None, "ms")
-        # In seconds, since the bounds of TorchServe's histograms are made for these: percentiles come of it.
-        took = seconds["HandlerTime"]
-        context.metrics.add_metric("HandlerSeconds", took, "s", metric_type=MetricTypes.HISTOGRAM)
-        context.metrics.add_metric("RequestBatchSize", len(data), "count", metric_type=MetricTypes.GAUGE)
-        if rejected := sum(400 <= reply.status < 500 for reply in replies):
-            context.metrics.add_counter("RejectedRequests", rejected)
+        total = time.perf_counter() - started
+        self.measures.add(
+            context.metrics,
+            size=len(data),
+            rejected=sum(400 <= reply.status < 500 for reply in replies),
+            total=total,
+            decoding=times[-1] - started,
+            inference=self._inference_seconds,
+        )
         return bodies
 
 

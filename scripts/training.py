@@ -34,7 +34,9 @@ def is_made(folder: Path, files: list[str]) -> bool:
     """Tell whether all files are there, the first of them (the weights) newer than the code beside it."""
     if not all((folder / file).exists() for file in files):
         return False
-    return (folder / files[0]).stat().st_mtime >= max(script.stat().st_mtime for script in folder.glob("*.py"))
+    return (folder / files[0]).stat().st_mtime >= max(
+        script.stat().st_mtime for script in (*folder.glob("*.py"), *ARCHIVES.glob("*.py"))
+    )
 
 
 if __name__ == "__main__":

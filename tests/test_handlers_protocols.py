@@ -133,6 +133,8 @@ def test_a_dialect_is_seen_in_bytes_that_nobody_called_json() -> None:
     assert answer(request(b'{"instances": [1]}', content_type="application/json; charset=utf-8")) == {
         "predictions": [1]
     }
+    text = request('{"instances": 1}', content_type="text/plain; charset=utf-8")
+    assert protocols.read(text, Echo()).parts[0].payload == '{"instances": 1}'
     assert protocols.read(request('{ if (x) "inputs" }'), Echo()).parts[0].payload == '{ if (x) "inputs" }'
 
 

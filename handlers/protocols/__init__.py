@@ -62,6 +62,8 @@ def _document(request: Request) -> Any:
     start = payload[:200].lstrip()[:1]
     if start not in (b"{", "{", b"[", "[") or not (request.sends(JSON) or _may_be_ours(payload)):
         return None
+    if str(request.headers.get("content-type", "")).startswith("text/"):
+        return None  # somebody's text, which may well be about JSON
     try:
         return json.loads(payload)
     except (ValueError, RecursionError) as error:
