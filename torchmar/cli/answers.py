@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-
 from torchmar import exchange
 from torchmar.cli.terminal import err
 from torchmar.errors import Refused, TorchmarError
