@@ -583,11 +583,15 @@ def test_the_scenes_model_answers_an_image_whatever_its_neighbours_are(scenes: d
     model = torch.jit.load(ARCHIVES / "scenes" / "scenes.pt").eval()
     images = [torch.from_numpy(scene.pixels).permute(2, 0, 1).float() / 255 for scene in scenes.values()]
     images += [images[0][:, :33, :47], torch.ones(3, 200, 300)]
+
+    def found(answer: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # Below that there is nothing but ties: where in an empty image the score is 0.01 is anybody's guess.
+        return {key: value[answer["scores"] > 0.3] for key, value in answer.items()}
+
     with torch.inference_mode():
-        together = model(images)
-        for image, beside in zip(images, together, strict=True):
-            (alone,) = model([image])
-            assert (alone["labels"] == beside["labels"]).all()
+        for image, beside in zip(images, map(found, model(images)), strict=True):
+            alone = found(model([image])[0])
+            assert alone["labels"].tolist() == beside["labels"].tolist()
             for key, tolerance in (("boxes", 1e-2), ("scores", 1e-4)):  # boxes are in pixels
                 assert torch.allclose(alone[key], beside[key], rtol=0, atol=tolerance)
 
