@@ -88,7 +88,7 @@ def test_registration_passes_on_every_parameter(server: TorchServe, make: Make) 
         path.name,
         model_name="renamed",
         handler="other.py",
-        runtime="python3",
+        runtime="python",  # python3 would be that of the PATH, which need not have TorchServe
         initial_workers=1,
         batch_size=2,
         max_batch_delay=3,
@@ -97,7 +97,7 @@ def test_registration_passes_on_every_parameter(server: TorchServe, make: Make) 
         s3_sse_kms=True,
     )
     (model,) = server.management.describe("renamed")
-    assert (model.runtime, model.batch_size, model.max_batch_delay) == ("python3", 2, 3)
+    assert (model.runtime, model.batch_size, model.max_batch_delay) == ("python", 2, 3)
     assert (model.response_timeout, model.startup_timeout) == (44, 55)
     assert InferenceClient(server.server).predict("renamed", b"x") == "other"
     assert "Processing" in server.management.scale("renamed", min_worker=2, synchronous=False)
