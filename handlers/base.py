@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,8 +77,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.device = _device(properties.get("gpu_id"))
         self.map_location = self.device.type
         threads = self.options.integer("threads", _share_of_cores(config.get("maxWorkers")), low=1)
+        self.executor = _decoders(threads) if self.parallel_decode and threads > 1 else None
         torch.set_num_threads(threads)
-        self.executor = ThreadPoolExecutor(threads) if self.parallel_decode and threads > 1 else None
         batch_size = int(properties.get("batch_size") or 1)
         self.max_instances = self.options.integer("max_instances", 1024, low=1)
         self.max_nesting = self.options.integer("max_nesting", 32, low=1)
@@ -196,6 +197,19 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
             inference=self._inference_seconds,
         )
         return bodies
+
+
+def _decoders(threads: int) -> ThreadPoolExecutor:
+    """Return a pool whose threads run torch's operators by themselves.
+
+    Each thread that starts a parallel operator gets a team of threads of its own from OpenMP; with
+    one for every decoder there would be more of them than cores, each spinning for the others.
+    """
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    # The number is also the process's own, which the caller sets anew: no thread may start after that.
+    barrier = threading.Barrier(threads)
+    list(pool.map(lambda _: barrier.wait(), range(threads)))
+    return pool
 
 
 def _device(gpu: Any) -> torch.device:
