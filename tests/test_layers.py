@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("deployment",),
     ("diagnosis", "exporting"),
     ("engines",),
     ("proof",),

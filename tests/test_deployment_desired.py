@@ -1,0 +1,154 @@
+"""torchmar.deployment.desired reads deployment.yaml strictly and tells every problem with its line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from torchmar.deployment import desired
+from torchmar.errors import RecipeError
+
+WHOLE = """\
+server:
+  config: config.properties
+  gpus: 2x80GiB,40GiB
+prune: true
+models:
+  digits:
+    default: "2.0"
+    keep: 2
+    kept_workers: 1
+    drain: 5
+    warm_up: 50
+    checks: {samples: true, requests: more, max_latency: 200}
+    versions:
+      "1.0":
+      "2.0":
+        archive: digits-2.0.mar
+        min_workers: 2
+        max_workers: 4
+        batch_size: 8
+        max_batch_delay: 10
+        response_timeout: 30
+        startup_timeout: 120
+        devices: [0, 1]
+        worker_memory: 6GiB
+"""
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        desired.parse(text)
+    return [problem.show() for problem in caught.value.problems]
+
+
+def test_a_whole_file_is_read() -> None:
+    found = desired.parse(WHOLE)
+    assert found.prune
+    assert found.server.gpus == (80 * 2**30, 80 * 2**30, 40 * 2**30)
+    digits = found.models["digits"]
+    assert digits.default_version == "2.0"
+    assert digits.version("2.0").worker_memory == 6 * 2**30
+    assert digits.version("1.0").min_workers is None
+    assert digits.checks.max_latency == 200
+
+
+def test_one_version_without_keys_is_enough() -> None:
+    model = desired.parse('models: {m: {versions: {"1.0": }}}').models["m"]
+    assert (model.default_version, model.keep, model.checks.samples) == ("1.0", 1, True)
+
+
+def test_every_problem_is_told_at_once_with_its_line() -> None:
+    assert problems(
+        """\
+server: {modelstore: x}
+models:
+  digits:
+    default: 2.0
+    versions:
+      2.0:
+        batchsize: 8
+        min_workers: two
+      "2.1":
+        worker_memory: 6
+        devices: []
+  bad name:
+    versions: {}
+prune: maybe
+"""
+    ) == [
+        "deployment.yaml:1: server: no key is called 'modelstore'; did you mean 'model_store'?",
+        'deployment.yaml:4: models.digits.default: write the version in quotes: "2.0"',
+        'deployment.yaml:6: models.digits.versions.2.0: write the version in quotes: "2.0"',
+        "deployment.yaml:7: models.digits.versions.2.0: no key is called 'batchsize'; did you mean 'batch_size'?",
+        "deployment.yaml:8: models.digits.versions.2.0.min_workers: 'two': input should be a valid integer",
+        'deployment.yaml:10: models.digits.versions.2.1.worker_memory: write a size with its unit: "6GiB"',
+        "deployment.yaml:11: models.digits.versions.2.1.devices: give it content",
+        "deployment.yaml:12: models.bad name: 'bad name' cannot stand in a URL (letters, digits, '.', '_', '-' "
+        "and in a version '+', a letter or digit first)",
+        "deployment.yaml:13: models.bad name.versions: give it content",
+        "deployment.yaml:14: prune: 'maybe': input should be a valid boolean",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("{min_workers: 3, max_workers: 2}", "max_workers (2) is less than min_workers (3)"),
+        ("{max_workers: 2}", "set min_workers, too"),
+        ("{devices: [0], gpus: 1}", "not both"),
+        ("{min_workers: 0}", "every request would be refused"),
+        ("{worker_memory: lots}", "'lots' is no size"),
+        ("{batch_size: 99999999999}", "less than or equal to"),
+    ],
+)
+def test_what_contradicts_itself_is_told(version: str, said: str) -> None:
+    (problem,) = problems(f'models:\n  m:\n    versions:\n      "1.0": {version}\n')
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ('{versions: {"1.0": {}, "2.0": {}}}', "say which version is the default"),
+        ('{default: "3.0", versions: {"1.0": {}, "2.0": {}}}', "the default 3.0 is none of its versions (1.0, 2.0)"),
+        ('{default: "1.0", versions: {"1.0": {}, "1.0+b2": {}}}', "1.0 and 1.0+b2 are builds of one version"),
+    ],
+)
+def test_a_model_has_one_default_and_one_build_of_each_version(model: str, said: str) -> None:
+    (problem,) = problems(f"models:\n  m: {model}\n")
+    assert problem.startswith("deployment.yaml:2: models.m: ")
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: [", "not YAML"),
+        ("- a", "a deployment is a mapping"),
+        ("", "a deployment is a mapping"),
+        ("prune: false", "models: this key is required"),
+        ('models: {m: {versions: {"1": {}}}, m: {versions: {"1": {}}}}', "given twice"),
+        ("models: {m: 3}", "this is a mapping of keys"),
+        ("? [a]\n: b", "not YAML"),
+    ],
+)
+def test_a_file_that_is_none_is_told(text: str, said: str) -> None:
+    assert said in problems(text)[0]
+
+
+def test_a_missing_file_is_told_with_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"does not exist \(torchmar capture > deployment.yaml"):
+        desired.read(tmp_path / "deployment.yaml")
+
+
+def test_the_schema_has_a_description_for_every_key() -> None:
+    schema = desired.schema()
+    json.dumps(schema)
+    for part in ("ServerPlace", "VersionState", "Checks"):
+        for key, value in schema["$defs"][part]["properties"].items():
+            assert value.get("description"), (part, key)
+    sizes = schema["$defs"]["VersionState"]["properties"]["worker_memory"]["anyOf"]
+    assert {"type": "string"} in sizes

@@ -1,0 +1,53 @@
+"""The GPUs of a machine and their memory, read from nvidia-smi or written as ``2x80GiB``."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+from torchmar.errors import TorchmarError
+
+_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_QUERY = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``6GiB``, ``500 MiB`` or ``80GB`` stands for.
+
+    Raises:
+        TorchmarError: it is none of these.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None or float(found[1]) <= 0:
+        raise TorchmarError(f'{text!r} is no size; write a number and its unit: "6GiB"')
+    return int(float(found[1]) * unit)
+
+
+def parse(text: str) -> tuple[int, ...]:
+    """Return the bytes of each GPU that ``2x80GiB`` or ``80GiB,40GiB`` stands for.
+
+    Raises:
+        TorchmarError: it is neither.
+    """
+    sizes: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(?:(\d+)\s*[x*]\s*)?(.+)", part)
+        if found is None or found[1] == "0":
+            raise TorchmarError(f'{text!r} names no GPUs; write how many of which size: "2x80GiB"')
+        sizes += [parse_size(found[2])] * int(found[1] or 1)
+    return tuple(sizes)
+
+
+def here() -> tuple[int, ...]:
+    """Return the bytes of each GPU of this machine as nvidia-smi tells them; none where there is no nvidia-smi."""
+    try:
+        said = subprocess.run(_QUERY, capture_output=True, text=True, timeout=30, check=True).stdout
+        return tuple(int(line) * 2**20 for line in said.split())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
+
+
+def show(size: int) -> str:
+    """Return a size as people read it: ``79.6 GiB``."""
+    return f"{size / 2**30:.1f} GiB"

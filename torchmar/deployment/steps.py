@@ -1,0 +1,311 @@
+"""Carry a plan out, and take everything back when something fails before the old versions go."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torchmar import archive
+from torchmar.connection import Server
+from torchmar.deployment import actions, drain, trial
+from torchmar.deployment.actions import Action
+from torchmar.deployment.plan import Plan
+from torchmar.errors import ArchiveError, Conflict, NotFound, Refused, TorchmarError, Unreachable
+from torchmar.management import ManagementClient, ModelVersion
+from torchmar.replacing import beside
+
+_MARGIN = 60.0  # seconds more than the server itself allows a worker to start
+
+Watch = Callable[["Step"], None]
+_Undo = Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was done or tried.
+
+    Attributes:
+        verb: ``register``, or ``undo``.
+        text: what was done.
+        seconds: how long it took; None: it begins now.
+        note: what came of it.
+        failed: whether it did not work.
+    """
+
+    verb: str
+    text: str
+    seconds: float | None = None
+    note: str = ""
+    failed: bool = False
+
+
+@dataclass
+class Report:
+    """What applying a plan came to.
+
+    Attributes:
+        steps: everything that was done, in order; what was taken back, too.
+        failure: why it did not work; None if it did.
+        failed: the action that failed.
+        undone: whether everything is as it was before.
+        left: what could not be taken back or removed, in words.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    failure: TorchmarError | None = None
+    failed: Action | None = None
+    undone: bool = False
+    left: list[str] = field(default_factory=list)
+
+
+def apply(plan: Plan, server: Server, watch: Watch = lambda step: None) -> Report:
+    """Carry a plan out.
+
+    Until the first old version is drained everything can go back, and does when something fails,
+    or when somebody interrupts. From then on the new versions have their traffic and have been
+    checked; what fails there is told, and stays for the next plan.
+
+    Args:
+        plan: what is to be done.
+        server: where.
+        watch: told of every step when it begins and when it has ended.
+    """
+    with ManagementClient(server) as client:
+        return _Execution(server, client, watch).run(plan)
+
+
+class _Execution:
+    def __init__(self, server: Server, client: ManagementClient, watch: Watch) -> None:
+        self.server, self.client, self.watch = server, client, watch
+        self.report = Report()
+        self.undos: list[_Undo] = []
+        self.restless: dict[tuple[str, str], str] = {}
+
+    def run(self, plan: Plan) -> Report:
+        old = (actions.Drain, actions.Shrink, actions.Remove)
+        try:
+            for action in plan.actions:
+                if isinstance(action, old):
+                    self._try_old(action)
+                    continue
+                try:
+                    self._step(action)
+                except TorchmarError as error:
+                    self.report.failure, self.report.failed = error, action
+                    self._go_back()
+                    break
+        except BaseException:
+            # Interrupted: what has begun must not stay half done.
+            if not any(step.verb in ("drain", "shrink", "remove") for step in self.report.steps):
+                self._go_back()
+            raise
+        return self.report
+
+    def _step(self, action: Action) -> None:
+        verb = actions.verb(action)
+        self.watch(Step(verb, action.text))
+        before = time.perf_counter()
+        try:
+            note = getattr(self, f"_{verb}")(action)
+        except TorchmarError:
+            self._told(Step(verb, action.text, time.perf_counter() - before, failed=True))
+            raise
+        self._told(Step(verb, action.text, time.perf_counter() - before, note or ""))
+
+    def _told(self, step: Step) -> None:
+        self.report.steps.append(step)
+        self.watch(step)
+
+    def _try_old(self, action: actions.Drain | actions.Shrink | actions.Remove) -> None:
+        why = "" if isinstance(action, actions.Drain) else self.restless.get((action.model, action.version))
+        if why:
+            self.report.left.append(f"{action.text} stays: {why}")
+            return
+        try:
+            self._step(action)
+        except TorchmarError as error:
+            self.report.failure = self.report.failure or error
+            self.report.failed = self.report.failed or action
+            self.report.left.append(f"{action.text}: {error.message}")
+
+    def _go_back(self) -> None:
+        self.report.undone = True
+        for undo in reversed(self.undos):
+            before = time.perf_counter()
+            try:
+                text = undo()
+            except TorchmarError as error:
+                self.report.undone = False
+                self.report.left.append(error.message)
+                self._told(Step("undo", error.message, time.perf_counter() - before, failed=True))
+            else:
+                self._told(Step("undo", text, time.perf_counter() - before))
+
+    # One method for each action; what it returns is noted beside the step.
+
+    def _copy(self, action: actions.Copy) -> None:
+        part = beside(action.destination)
+        try:
+            if action.source.is_dir():
+                shutil.copytree(action.source, part)
+            else:
+                shutil.copyfile(action.source, part)
+            part.rename(action.destination)
+        except OSError as error:
+            raise ArchiveError(f"{action.destination} cannot be written: {error.strerror or error}") from None
+        finally:
+            part.unlink(missing_ok=True) if part.is_file() else shutil.rmtree(part, ignore_errors=True)
+        self.undos.append(lambda: _deleted(action.destination))
+
+    def _derive(self, action: actions.Derive) -> None:
+        archive.derive(action.source, action.destination.parent, version=action.version, config=action.config)
+        self.undos.append(lambda: _deleted(action.destination))
+
+    def _register(self, action: actions.Register) -> str:
+        def undo() -> str:
+            with contextlib.suppress(NotFound):
+                self.client.unregister(action.model, action.version)
+            return f"removed {action.model} {action.version}"
+
+        try:
+            self.client.register(
+                action.url,
+                model_name=action.model,
+                initial_workers=action.min_workers,
+                batch_size=action.batch_size,
+                max_batch_delay=action.max_batch_delay,
+                response_timeout=action.response_timeout,
+                startup_timeout=action.startup_timeout,
+                timeout=(action.startup_timeout or 120) + _MARGIN,
+            )
+        except Unreachable:
+            self.undos.append(undo)  # it may come up yet
+            raise
+        except Conflict as conflict:
+            raise TorchmarError(
+                f"{action.model} {action.version} has been registered by somebody else in the meantime",
+                hint="plan again",
+            ) from conflict
+        except Refused as refusal:
+            failed = refusal.status >= 500
+            hint = f"torchmar run on {action.url} shows the same without a server" if failed else refusal.hint
+            raise TorchmarError(f"{action.model} {action.version}: {refusal.message}", hint=hint) from refusal
+        self.undos.append(undo)
+        made = self._described(action.model, action.version)
+        if (made.min_workers, made.max_workers) != (action.min_workers, action.max_workers):
+            self.client.scale(
+                action.model,
+                action.version,
+                min_worker=action.min_workers,
+                max_worker=action.max_workers,
+                timeout=(action.startup_timeout or 120) + _MARGIN,
+            )
+            made = self._described(action.model, action.version)
+        _compare(action, made)
+        return f"{made.ready} of {action.min_workers} answer" if made.ready < action.min_workers else ""
+
+    def _grow(self, action: actions.Grow) -> None:
+        def back() -> str:
+            if self.client.describe(action.model)[0].version == action.version:
+                # The new ones may be at work by now, and to take them away would lose that.
+                return f"{action.model} {action.version} keeps its {actions.workers(action.min_workers)}"
+            self.client.scale(
+                action.model, action.version, min_worker=before.min_workers, max_worker=before.max_workers
+            )
+            return f"{action.model} {action.version} has {actions.workers(before.min_workers)} again"
+
+        before = self._described(action.model, action.version)
+        try:
+            self.client.scale(
+                action.model,
+                action.version,
+                min_worker=action.min_workers,
+                max_worker=action.max_workers,
+                timeout=before.startup_timeout + _MARGIN,
+            )
+        except TorchmarError:
+            if self._described(action.model, action.version).ready <= before.ready:
+                # None of the new ones has answered yet, so that nothing is lost with them.
+                self.client.scale(
+                    action.model, action.version, min_worker=before.min_workers, max_worker=before.max_workers
+                )
+            else:
+                self.undos.append(back)
+            raise
+        self.undos.append(back)
+
+    def _check(self, action: actions.Check) -> str:
+        asked = trial.questions(action.archive if action.samples else None, action.requests)
+        timeout = self._described(action.model, action.version).response_timeout + 5.0
+        return trial.hold(
+            self.server,
+            action.model,
+            action.version,
+            asked,
+            warm_up=action.warm_up,
+            at_once=action.at_once,
+            max_latency=action.max_latency,
+            timeout=timeout,
+        ).show()
+
+    def _switch(self, action: actions.Switch) -> None:
+        def undo() -> str:
+            self.client.set_default(action.model, action.before)
+            # It goes in a moment, and must have answered before.
+            drain.wait(self.client, [actions.Drained(action.model, action.version, action.drain)])
+            return f"{action.model} is back at {action.before}"
+
+        if not self._described(action.model, action.version).ready:
+            raise TorchmarError(f"{action.model} {action.version} has no worker that answers")
+        self.undos.append(undo)
+        self.client.set_default(action.model, action.version)
+
+    def _drain(self, action: actions.Drain) -> str:
+        self.restless = drain.wait(self.client, action.versions)
+        return "; ".join(f"{model} {version}: {why}" for (model, version), why in self.restless.items())
+
+    def _shrink(self, action: actions.Shrink) -> None:
+        self.client.scale(action.model, action.version, min_worker=action.min_workers, max_worker=action.max_workers)
+
+    def _remove(self, action: actions.Remove) -> None:
+        with contextlib.suppress(NotFound):
+            self.client.unregister(action.model, action.version)
+        if action.file:
+            _deleted(action.file)
+
+    def _described(self, model: str, version: str) -> ModelVersion:
+        return self.client.describe(model, version)[0]
+
+
+def _compare(action: actions.Register, made: ModelVersion) -> None:
+    """Raise when the server has made something else of a registration than was meant."""
+    wanted: dict[str, object] = {
+        name: value
+        for name in ("batch_size", "max_batch_delay", "response_timeout", "startup_timeout")
+        if (value := getattr(action, name)) is not None
+    }
+    if action.devices is not None:
+        wanted["device_ids"] = action.devices
+    for name, value in wanted.items():
+        if getattr(made, name) != value:
+            hint = ""
+            if name == "device_ids":
+                hint = "it drops all of them when it has not got one of them: its number_of_gpu tells how many it uses"
+            raise TorchmarError(
+                f"the server made {name} {getattr(made, name)!r} of {value!r} for {action.text}", hint=hint
+            )
+
+
+def _deleted(path: Path) -> str:
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be deleted: {error.strerror or error}") from None
+    return f"deleted {path.name}"

@@ -1,0 +1,36 @@
+"""Versions and their builds: ``2.1+b3`` is the third build of ``2.1``, with another configuration."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torchmar.archive.store import order
+
+_BUILD = re.compile(r"\+b(\d+)$")
+
+
+def base(version: str) -> str:
+    """Return the version that a build is one of; a version without a build is its own."""
+    return _BUILD.sub("", version)
+
+
+def number(version: str) -> int:
+    """Return the number of a build; 1 for a version as it was built first."""
+    found = _BUILD.search(version)
+    return int(found[1]) if found else 1
+
+
+def is_build(version: str) -> bool:
+    """Tell whether a version was derived by a deployment."""
+    return _BUILD.search(version) is not None
+
+
+def build(version: str, count: int) -> str:
+    """Return the name of build ``count`` of a version."""
+    return f"{base(version)}+b{count}"
+
+
+def newest_first(version: str) -> tuple[list[Any], int]:
+    """Return a key that sorts versions as people read them, and builds by number; use it with ``reverse=True``."""
+    return list(order(base(version))), number(version)
