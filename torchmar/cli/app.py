@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 import torchmar
-from torchmar.cli import archives, asking, checking, diagnosing, exporting, models, operating, serving, watching
+from torchmar.cli import (
+    archives,
+    asking,
+    checking,
+    deploying,
+    diagnosing,
+    exporting,
+    models,
+    operating,
+    serving,
+    watching,
+)
 
 app = typer.Typer(
     name="torchmar",
@@ -33,6 +44,15 @@ _COMMANDS = {
     ),
     serving.PANEL: (serving.serve, operating.status, operating.logs, watching.top, serving.stop, diagnosing.doctor),
     models.PANEL: (models.models, models.register, models.scale, models.set_default, models.unregister),
+    deploying.PANEL: (
+        deploying.plan,
+        deploying.apply,
+        deploying.rollback,
+        deploying.promote,
+        deploying.capture,
+        deploying.startup,
+        deploying.deployment_schema,
+    ),
     asking.PANEL: (asking.predict, asking.explain),
 }
 for _panel, _commands in _COMMANDS.items():

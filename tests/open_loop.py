@@ -1,0 +1,93 @@
+"""A load that sends its requests when they are due, whether or not others have been answered."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from types import TracebackType
+
+from torchmar.connection import Server
+from torchmar.errors import TorchmarError
+from torchmar.exchange import Request
+from torchmar.inference import InferenceClient
+
+
+class OpenLoop:
+    """Requests at a constant rate while the context is open; at its end all have been answered, or given up.
+
+    Args:
+        server: where.
+        name: the model; its default version answers.
+        rate: requests in a second.
+        body: of each.
+        clients: how many may wait at once.
+        timeout: seconds after which an answer is not waited for any more.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        name: str,
+        rate: float = 25,
+        body: bytes = b"1",
+        clients: int = 32,
+        timeout: float = 40,
+        content_type: str = "application/json",
+    ) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self._request = Request(body, content_type)
+        self._server, self._name, self._rate, self._timeout = server, name, rate, timeout
+        self._due: queue.Queue[float | None] = queue.Queue()
+        self._ended = threading.Event()
+        self._sender = threading.Thread(target=self._send)
+        self._clients = [threading.Thread(target=self._ask) for _ in range(clients)]
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> OpenLoop:
+        for thread in (self._sender, *self._clients):
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        for thread in (self._sender, *self._clients):
+            thread.join()
+
+    @property
+    def answered(self) -> int:
+        """How many requests were answered as they should be."""
+        return self.outcomes["200"]
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """How many requests were not, by what came of them."""
+        return {what: count for what, count in self.outcomes.items() if what != "200"}
+
+    def wait_for(self, count: int) -> None:
+        """Wait until ``count`` more requests have come to an end."""
+        target = sum(self.outcomes.values()) + count
+        while sum(self.outcomes.values()) < target:
+            time.sleep(0.01)
+
+    def _send(self) -> None:
+        due = time.monotonic()
+        while not self._ended.is_set():
+            self._due.put(due)
+            due += 1 / self._rate
+            time.sleep(max(0.0, due - time.monotonic()))
+        for _ in self._clients:
+            self._due.put(None)
+
+    def _ask(self) -> None:
+        with InferenceClient(self._server, timeout=self._timeout, retries=0) as client:
+            while self._due.get() is not None:
+                try:
+                    what = str(client.ask(self._name, self._request).status)
+                except TorchmarError as error:
+                    what = f"{type(error).__name__}: {error.message}"
+                with self._lock:
+                    self.outcomes[what] += 1
