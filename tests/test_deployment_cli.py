@@ -75,7 +75,7 @@ def test_a_plan_is_shown_applied_and_then_empty(server: TorchServe, make: Make) 
     assert [step["step"] for step in document["steps"]] == ["derive", "register", "check"]
     said = torchmar(server, "apply").stdout.splitlines()
     assert said[-1] == "the server is as deployment.yaml says"
-    assert [line.split()[0] for line in said if line.endswith(" s")] == ["derive", "register", "check"]
+    assert [line.split()[0] for line in said if line.endswith(" s")] == ["verify", "derive", "register", "check"]
     assert any("1 sample right" in line for line in said)
     assert torchmar(server, "plan").stdout == "nothing to do: the server is as deployment.yaml says\n"
     assert torchmar(server, "apply").stdout == "nothing to do: the server is as deployment.yaml says\n"
@@ -101,6 +101,18 @@ def test_a_failure_says_why_with_the_workers_traceback_and_that_all_is_as_before
     assert document["undone"]
     assert "does not answer as it should" in document["failure"]
     assert list(live.read(server.server)) == []
+
+
+def test_an_archive_with_other_bytes_than_it_lists_never_reaches_the_server(server: TorchServe, make: Make) -> None:
+    path = make(name="m", disk={"w.txt": "a word"}, files={"w.txt": "w.txt"}, store=server.model_store)
+    path.write_bytes(path.read_bytes().replace(b"a word", b"b word"))
+    write(server, 'models: {m: {versions: {"1.0": }}}')
+    refused = torchmar(server, "apply", code=1)
+    assert "w.txt" in refused.stderr
+    assert "--no-check loads it all the same" in refused.stderr
+    assert "w.txt" in torchmar(server, "register", f"model_store/{path.name}", code=1).stderr
+    assert "error: m 1.0:" in torchmar(server, "apply", "--no-check", code=1).stderr  # this is the server's own
+    assert live.read(server.server) == {}
 
 
 def test_rollback_is_one_command(server: TorchServe, make: Make) -> None:

@@ -13,7 +13,8 @@ import typer
 from rich.markup import escape
 
 from torchmar.cli.connection_options import CaFile, PlainHttp
-from torchmar.cli.options import WHERE, Address, KeyFile, Name, RunFolder
+from torchmar.cli.operating import complain_of_failing
+from torchmar.cli.options import WHERE, Address, Check, KeyFile, Name, RunFolder
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
 
@@ -55,11 +56,13 @@ def plan(
     else:
         _show(made)
         out.print(_summary(made, file), markup=False)
+        complain_of_failing(_runs_in(deployment, file, run_folder))
     raise typer.Exit(DIFFERENCE if made.actions else 0)
 
 
 def apply(
     file: File = _DEFAULT,
+    check: Check = True,
     as_json: AsJson = False,
     gpus: Gpus = None,
     run_folder: RunFolder = None,
@@ -83,7 +86,7 @@ def apply(
             out.print(_summary(made, file), markup=False)
         return
     if as_json:
-        report = steps.apply(made, where)
+        report = steps.apply(made, where, verify=check)
         typer.echo(json.dumps(_document(report), indent=2))
     else:
         out.print()
@@ -95,7 +98,7 @@ def apply(
                 else:
                     _show_step(step)
 
-            report = steps.apply(made, where, watch)
+            report = steps.apply(made, where, watch, verify=check)
         _show_outcome(report, _runs_in(deployment, file, run_folder))
     if report.failure or report.left:
         raise typer.Exit(1)
@@ -265,14 +268,18 @@ def promote(
 
 
 def startup(file: File = _DEFAULT, run_folder: RunFolder = None) -> None:
-    """Print the config.properties with which a restarted server comes up the same."""
+    """Print the config.properties with which a restarted server comes up the same.
+
+    It is server: config of the deployment, or else the config.properties beside it, and the models.
+    """
     from torchmar import properties
     from torchmar.deployment import gather
     from torchmar.deployment.startup import startup as written
 
     deployment = _read(file)
-    config = deployment.server.config
-    base = dict(properties.read(file.parent / config).values) if config else {}
+    named = deployment.server.config
+    config = file.parent / (named or gather.CONFIG)
+    base = dict(properties.read(config).values) if named or config.is_file() else {}
     store = gather.model_store(deployment.server, file.parent, run_folder)
     there, chosen = gather.archives(deployment, file.parent, store)
     typer.echo(written(deployment, chosen, there, base), nl=False)

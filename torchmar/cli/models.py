@@ -11,7 +11,7 @@ import typer
 
 from torchmar.cli.connection_options import CaFile, PlainHttp
 from torchmar.cli.operating import complain_of_failing
-from torchmar.cli.options import Address, KeyFile, Name, RunFolder, Version
+from torchmar.cli.options import Address, Check, KeyFile, Name, RunFolder, Version
 from torchmar.cli.terminal import err, out, show_table, table
 
 if TYPE_CHECKING:
@@ -95,16 +95,22 @@ def register(
         bool, typer.Option("--s3-sse-kms", help="The archive in S3 is encrypted by AWS KMS.", show_default=False)
     ] = False,
     synchronous: Synchronous = True,
+    check: Check = True,
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,
     ca_file: CaFile = None,
     allow_plain_http: PlainHttp = False,
 ) -> None:
-    """Register an archive and wait until its workers answer."""
+    """Register an archive and wait until its workers answer.
+
+    An archive that lies on this machine is checked before, its digests included.
+    """
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     # The server knows its model store by file name; people type the path.
     url = Path(archive).name if Path(archive).exists() else archive
+    if check:
+        _admit(Path(archive), run_folder, elsewhere=address is not None)
     with err.status(f"registering {url}"):
         said = client.register(
             url,
@@ -168,6 +174,19 @@ def unregister(
     """Remove a model, or one version of it, from the server."""
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     out.print(client.unregister(name, version), markup=False)
+
+
+def _admit(archive: Path, run_folder: Path | None, *, elsewhere: bool) -> None:
+    """Check what the server would load: the file in its model store, or else the one that was named."""
+    from torchmar.deployment import gather
+    from torchmar.deployment.desired import ServerPlace
+    from torchmar.engines.admission import admit
+
+    store = None if elsewhere else gather.model_store(ServerPlace(), Path(), run_folder)
+    places = [store / archive.name, archive] if store else [archive]
+    if found := next((place for place in places if place.exists()), None):
+        with err.status(f"checking {found.name}"):
+            admit(found)
 
 
 def _client(

@@ -36,6 +36,10 @@ KeyFile = Annotated[
     ),
 ]
 
+Check = Annotated[
+    bool, typer.Option("--check/--no-check", help="Load only archives that torchmar check has no error for.")
+]
+
 HOW = "How to explain"
 Method = Annotated[
     str | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchmar.cli.options import Check
 from torchmar.cli.terminal import complain, err, out
 from torchmar.errors import TorchmarError
 
@@ -45,9 +46,7 @@ def serve(
             help="Where the inference API listens; management stays on loopback. For containers.", show_default=False
         ),
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Load only archives that torchmar check has no error for.")
-    ] = True,
+    check: Check = True,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running; torchmar stop ends it.")] = False,
 ) -> None:
     """Start TorchServe over a model store and stay until Ctrl-C.

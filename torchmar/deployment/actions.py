@@ -40,7 +40,10 @@ class Derive:
 
 @dataclass(frozen=True)
 class Register:
-    """Register an archive and wait for its workers; None leaves a setting to the server."""
+    """Register an archive and wait for its workers; None leaves a setting to the server.
+
+    ``archive`` is where its content can be read before anything is done; None: not on this machine.
+    """
 
     model: str
     version: str
@@ -52,6 +55,7 @@ class Register:
     response_timeout: int | None = None
     startup_timeout: int | None = None
     devices: tuple[int, ...] | None = None
+    archive: Path | None = None
 
     @property
     def text(self) -> str:

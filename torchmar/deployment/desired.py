@@ -54,7 +54,7 @@ class _Strict(BaseModel):
 class ServerPlace(_Strict):
     """Where the server is; options on the command line go before this."""
 
-    config: str | None = Field(None, description="Its config.properties; torchmar startup adds the models to it.")
+    config: str | None = Field(None, description="Its config.properties, to which torchmar startup adds the models.")
     run_folder: str | None = Field(None, description="The folder that torchmar serve runs with: .torchmar.")
     inference: str | None = Field(None, description="The address of its inference API.")
     management: str | None = Field(None, description="The address of its management API.")

@@ -370,6 +370,7 @@ def _new(
             settings["response_timeout"],
             settings["startup_timeout"],
             target.devices,
+            stored.path if stored else None,
         )
     )
     if target.min_workers:

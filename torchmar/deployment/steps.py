@@ -14,6 +14,7 @@ from torchmar.connection import Server
 from torchmar.deployment import actions, drain, trial
 from torchmar.deployment.actions import Action
 from torchmar.deployment.plan import Plan
+from torchmar.engines import admission
 from torchmar.errors import ArchiveError, Conflict, NotFound, Refused, TorchmarError, Unreachable
 from torchmar.management import ManagementClient, ModelVersion
 from torchmar.replacing import beside
@@ -62,9 +63,10 @@ class Report:
     left: list[str] = field(default_factory=list)
 
 
-def apply(plan: Plan, server: Server, watch: Watch = lambda step: None) -> Report:
+def apply(plan: Plan, server: Server, watch: Watch = lambda step: None, *, verify: bool = True) -> Report:
     """Carry a plan out.
 
+    Archives that are to be registered are checked before anything else, digests included.
     Until the first old version is drained everything can go back, and does when something fails,
     or when somebody interrupts. From then on the new versions have their traffic and have been
     checked; what fails there is told, and stays for the next plan.
@@ -73,9 +75,10 @@ def apply(plan: Plan, server: Server, watch: Watch = lambda step: None) -> Repor
         plan: what is to be done.
         server: where.
         watch: told of every step when it begins and when it has ended.
+        verify: whether to check the archives.
     """
     with ManagementClient(server) as client:
-        return _Execution(server, client, watch).run(plan)
+        return _Execution(server, client, watch).run(plan, verify)
 
 
 class _Execution:
@@ -85,8 +88,10 @@ class _Execution:
         self.undos: list[_Undo] = []
         self.restless: dict[tuple[str, str], str] = {}
 
-    def run(self, plan: Plan) -> Report:
+    def run(self, plan: Plan, verify: bool) -> Report:
         old = (actions.Drain, actions.Shrink, actions.Remove)
+        if verify and not self._verify(plan):
+            return self.report
         try:
             for action in plan.actions:
                 if isinstance(action, old):
@@ -104,6 +109,22 @@ class _Execution:
                 self._go_back()
             raise
         return self.report
+
+    def _verify(self, plan: Plan) -> bool:
+        """Check every archive that is to be registered; tell whether all may be."""
+        archives = {one.archive for one in plan.actions if isinstance(one, actions.Register) and one.archive}
+        for path in sorted(archives):
+            self.watch(Step("verify", path.name))
+            before = time.perf_counter()
+            try:
+                admission.admit(path)
+            except TorchmarError as error:
+                self.report.failure, self.report.undone = error, True
+            took = time.perf_counter() - before
+            self._told(Step("verify", path.name, took, failed=self.report.failure is not None))
+            if self.report.failure:
+                return False
+        return True
 
     def _step(self, action: Action) -> None:
         verb = actions.verb(action)

@@ -36,7 +36,7 @@ SIGNATURES = (
     Signature(
         r"(?:CUDA out of memory|OutOfMemoryError: CUDA|CUDA error: out of memory)",
         "a GPU has no memory left",
-        "lower batchSize or minWorkers, or spread models over GPUs: torchmar place",
+        "lower batchSize or minWorkers, or spread models over GPUs: devices or worker_memory in deployment.yaml",
     ),
     Signature(
         r"CUDA error: no kernel image is available|is not compatible with the current PyTorch installation",
