@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,7 +78,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.device = _device(properties.get("gpu_id"))
         self.map_location = self.device.type
         threads = self.options.integer("threads", _share_of_cores(config.get("maxWorkers")), low=1)
-        self.executor = _decoders(threads) if self.parallel_decode and threads > 1 else None
+        self.executor = _Decoders(threads) if self.parallel_decode and threads > 1 else None
         torch.set_num_threads(threads)
         batch_size = int(properties.get("batch_size") or 1)
         self.max_instances = self.options.integer("max_instances", 1024, low=1)
@@ -199,17 +200,37 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return bodies
 
 
-def _decoders(threads: int) -> ThreadPoolExecutor:
-    """Return a pool whose threads run torch's operators by themselves.
+class _Decoders:
+    """Threads that decode, each of which runs torch's operators by itself.
 
     Each thread that starts a parallel operator gets a team of threads of its own from OpenMP; with
     one for every decoder there would be more of them than cores, each spinning for the others.
+    The threads are started when they are first needed, and end before the process forks.
     """
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    # The number is also the process's own, which the caller sets anew: no thread may start after that.
-    barrier = threading.Barrier(threads)
-    list(pool.map(lambda _: barrier.wait(), range(threads)))
-    return pool
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+        if hasattr(os, "register_at_fork"):
+            mine = weakref.ref(self)
+            os.register_at_fork(before=lambda: (one := mine()) and one.end())
+
+    def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
+        """Return what the function makes of each value, in order."""
+        if self._pool is None:
+            # The number is also the process's own, which is set anew: no thread may start after that.
+            before = torch.get_num_threads()
+            self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+            barrier = threading.Barrier(self._threads)
+            list(self._pool.map(lambda _: barrier.wait(), range(self._threads)))
+            torch.set_num_threads(before)
+        return self._pool.map(function, values)
+
+    def end(self) -> None:
+        """End the threads, if there are any."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
 
 def _device(gpu: Any) -> torch.device:

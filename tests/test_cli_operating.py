@@ -20,7 +20,8 @@ import pytest
 from tests.conftest import SAMPLES, write_config
 from tests.test_cli import torchmar
 from torchmar import exchange, properties
-from torchmar.engines import addresses, admission
+from torchmar.checks import admission
+from torchmar.engines import addresses
 from torchmar.engines.running import Running
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import ArchiveError, Conflict, EngineError

@@ -85,6 +85,14 @@ def test_entries_are_chosen_by_model_version_and_worker(folder: Path) -> None:
     assert logs.recent(folder, 0) == []
 
 
+def test_files_that_python_rolled_are_read_from_the_oldest_on(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    names = ("server.log.2", "server.log.1", "server.log")
+    for name in (*names, "server.log.part", "workers.log.1"):
+        (tmp_path / "logs" / name).touch()
+    assert [file.name for file in logs.files(tmp_path, "server.log")] == list(names)
+
+
 def test_recent_entries_reach_back_into_files_that_were_rolled(folder: Path) -> None:
     oldest = "2026-11-20T09:00:00,000 W-9000-m_1.0-stdout - oldest"
     (folder / "logs" / "workers.1.log").write_text(oldest + "\n")

@@ -16,9 +16,10 @@ from tests.conftest import ROOT
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("deployment",),
+    ("deployment", "parity"),
     ("diagnosis", "exporting"),
     ("engines",),
+    ("server",),
     ("proof",),
     ("worker",),
     ("rpc",),

@@ -16,6 +16,7 @@ from torchmar.cli import (
     exporting,
     models,
     operating,
+    parity,
     serving,
     watching,
 )
@@ -42,7 +43,15 @@ _COMMANDS = {
         archives.import_,
         archives.schema,
     ),
-    serving.PANEL: (serving.serve, operating.status, operating.logs, watching.top, serving.stop, diagnosing.doctor),
+    serving.PANEL: (
+        serving.serve,
+        operating.status,
+        operating.logs,
+        watching.top,
+        serving.stop,
+        diagnosing.doctor,
+        parity.parity,
+    ),
     models.PANEL: (models.models, models.register, models.scale, models.set_default, models.unregister),
     deploying.PANEL: (
         deploying.plan,

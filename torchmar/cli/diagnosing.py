@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from torchmar.cli.options import RunFolder
 from torchmar.cli.terminal import err, out, show_table
+from torchmar.engines import DEFAULT, EngineName
 
 if TYPE_CHECKING:
     from torchmar.diagnosis import Finding
@@ -24,6 +25,9 @@ def doctor(
         Path | None,
         typer.Option(help="The folder with the archives; default: the configuration's, or model_store."),
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="Which server is to run, where none does: TorchServe needs Java.")
+    ] = DEFAULT,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
     run_folder: RunFolder = None,
 ) -> None:
@@ -38,7 +42,7 @@ def doctor(
     from torchmar.connection import RUN_FOLDER
 
     findings = []
-    looking = diagnosis.examine(config, model_store, run_folder or RUN_FOLDER)
+    looking = diagnosis.examine(config, model_store, run_folder or RUN_FOLDER, engine)
     while True:
         with err.status("looking"):
             finding = next(looking, None)

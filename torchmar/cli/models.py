@@ -178,9 +178,9 @@ def unregister(
 
 def _admit(archive: Path, run_folder: Path | None, *, elsewhere: bool) -> None:
     """Check what the server would load: the file in its model store, or else the one that was named."""
+    from torchmar.checks.admission import admit
     from torchmar.deployment import gather
     from torchmar.deployment.desired import ServerPlace
-    from torchmar.engines.admission import admit
 
     store = None if elsewhere else gather.model_store(ServerPlace(), Path(), run_folder)
     places = [store / archive.name, archive] if store else [archive]

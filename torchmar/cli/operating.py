@@ -124,13 +124,14 @@ def show_time(seconds: float) -> str:
 
 
 def _show(one: ServerState) -> None:
+    from torchmar.engines import TITLES
     from torchmar.engines.state import failed
 
     running = one.running
     health = f"[red]{escape(one.trouble)}[/]" if one.trouble else "answers"
     out.print(
         f"[bold]{escape(show_path(Path(running.folder)))}[/]: {health}, up {show_time(one.uptime)}, "
-        f"process {running.pid}, {show_size(one.memory)}"
+        f"{TITLES[running.engine]} (process {running.pid}), {show_size(one.memory)}"
     )
     out.print(f"  inference   {one.server.inference}  {one.server.grpc_inference}", markup=False)
     out.print(f"  management  {one.server.management}  {one.server.grpc_management}", markup=False)
@@ -160,11 +161,10 @@ def _show(one: ServerState) -> None:
 
 
 def _tell_of_others() -> None:
-    from torchmar.engines.running import folder_of, servers
+    from torchmar.engines.running import others
 
-    for process in servers():
-        if folder_of(process) is None:
-            err.print(f"process {process.pid} is a TorchServe that torchmar did not start here", markup=False)
+    for process, what in others():
+        err.print(f"process {process.pid} is {what} that torchmar did not start here", markup=False)
 
 
 def _document(one: ServerState) -> dict[str, object]:
@@ -172,6 +172,7 @@ def _document(one: ServerState) -> dict[str, object]:
 
     return {
         "run_folder": one.running.folder,
+        "engine": one.running.engine,
         "pid": one.running.pid,
         "uptime": round(one.uptime, 1),
         "memory": one.memory,

@@ -10,10 +10,11 @@ import typer
 
 from torchmar.cli.options import Check
 from torchmar.cli.terminal import complain, err, out
+from torchmar.engines import DEFAULT, TITLES, EngineName
 from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
-    from torchmar.engines.torchserve import TorchServe
+    from torchmar.engines.engine import Engine
     from torchmar.properties import Properties
 
 PANEL = "Servers"
@@ -47,18 +48,18 @@ def serve(
         ),
     ] = None,
     check: Check = True,
+    engine: Annotated[EngineName, typer.Option(help="TorchServe, or torchmar's own server, without Java.")] = DEFAULT,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running; torchmar stop ends it.")] = False,
 ) -> None:
-    """Start TorchServe over a model store and stay until Ctrl-C.
+    """Start a server over a model store and stay until Ctrl-C.
 
     A model that does not start, or whose workers die later, is told with its
     worker's traceback; the others are served. A second server needs a run
     folder and ports of its own: --run-folder .torchmar-b --port 9080.
     """
-    from torchmar import properties
+    from torchmar import engines, properties
     from torchmar.archive import store
     from torchmar.engines.notify import notify
-    from torchmar.engines.torchserve import VERSION, TorchServe
 
     given = properties.read(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
@@ -66,9 +67,9 @@ def serve(
     if check:
         _admit_what_it_loads_itself(given, folder)
     with contextlib.ExitStack() as stack:
-        with err.status("starting TorchServe"):
-            server = stack.enter_context(TorchServe(config, folder, run_folder, port=port, host=host))
-        out.print(f"TorchServe {VERSION} on Java {server.java.version} ({server.java.executable})", markup=False)
+        with err.status(f"starting {TITLES[engine]}"):
+            server = stack.enter_context(engines.named(engine)(config, folder, run_folder, port=port, host=host))
+        out.print(server.described, markup=False)
         out.print(f"  inference   {server.server.inference}")
         out.print(f"  management  {server.server.management}")
         out.print(f"  tokens      {server.server.key_file or 'none: authorization is off'}", markup=False)
@@ -110,16 +111,16 @@ def stop(
     if not found:
         err.print(nothing, markup=False)
     for one in found:
-        with err.status("stopping TorchServe"):
+        with err.status(f"stopping {TITLES[one.engine]}"):
             one.stop()
         what = f" of {one.folder}" if everything else ""
         out.print(f"stopped{what} (process {one.pid})", markup=False)
 
 
 def _admit_what_it_loads_itself(config: Properties, folder: Path) -> None:
-    """Check what ``load_models`` names: TorchServe loads it before anybody can ask."""
+    """Check what ``load_models`` names: the server loads it before anybody can ask."""
     from torchmar.archive import store
-    from torchmar.engines.admission import admit
+    from torchmar.checks.admission import admit
 
     named = [name.partition("=")[2] or name for name in config.get("load_models").replace(" ", "").split(",")]
     for archive in store.find(folder):
@@ -127,8 +128,8 @@ def _admit_what_it_loads_itself(config: Properties, folder: Path) -> None:
             admit(archive)
 
 
-def _load(server: TorchServe, archive: Path, check: bool) -> bool:
-    from torchmar.engines.admission import admit
+def _load(server: Engine, archive: Path, check: bool) -> bool:
+    from torchmar.checks.admission import admit
 
     try:
         with err.status(f"loading {archive.name}"):

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchmar import archive
+from torchmar.checks import admission
 from torchmar.connection import Server
 from torchmar.deployment import actions, drain, trial
 from torchmar.deployment.actions import Action
 from torchmar.deployment.plan import Plan
-from torchmar.engines import admission
 from torchmar.errors import ArchiveError, Conflict, NotFound, Refused, TorchmarError, Unreachable
 from torchmar.management import ManagementClient, ModelVersion
 from torchmar.replacing import beside

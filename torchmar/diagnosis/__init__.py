@@ -22,6 +22,7 @@ from torchmar.diagnosis import (
     store,
 )
 from torchmar.diagnosis.finding import Finding, Severity, error
+from torchmar.engines import DEFAULT, EngineName
 from torchmar.engines.running import Running
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
@@ -29,13 +30,16 @@ from torchmar.properties import Properties
 __all__ = ["Finding", "Severity", "examine"]
 
 
-def examine(config: Path, model_store: Path | None, run_folder: Path) -> Iterator[Finding]:
+def examine(
+    config: Path, model_store: Path | None, run_folder: Path, engine: EngineName = DEFAULT
+) -> Iterator[Finding]:
     """Yield what there is to say, as soon as it is known.
 
     Args:
         config: the configuration that a server is, or would be, started from.
         model_store: the folder with the archives; None is the configuration's, or ``model_store``.
         run_folder: the folder that the server runs with, or did.
+        engine: which server is to run, where none does.
     """
     running = Running.find(run_folder)
     unread: list[Finding] = []
@@ -48,7 +52,7 @@ def examine(config: Path, model_store: Path | None, run_folder: Path) -> Iterato
     folder = model_store or Path(in_force.get("model_store") or "model_store")
     looks: tuple[Callable[[], Iterable[Finding]], ...] = (
         lambda: unread or configuration.check(given),
-        java.check,
+        lambda: java.check() if (running.engine if running else engine) == "torchserve" else (),
         environment.check,
         gpus.check,
         lambda: ports.check(in_force, running),

@@ -12,18 +12,17 @@ from pathlib import Path
 from torchmar.connection import KEY_FILE
 from torchmar.diagnosis.finding import Finding, error, ok, warning
 from torchmar.engines import state
-from torchmar.engines.running import Running, folder_of, servers
+from torchmar.engines.running import Running, others
 
 
 def check(run_folder: Path, running: Running | None) -> Iterator[Finding]:
     """Yield how the server of a run folder is, its models and tokens, and which servers are nobody's."""
-    for process in servers():
-        if folder_of(process) is None:
-            yield warning(
-                "server",
-                f"process {process.pid} is a TorchServe that torchmar did not start here: its allowed_urls may be open",
-                "torchserve --stop ends the one that the torchserve script started",
-            )
+    for process, what in others():
+        yield warning(
+            "server",
+            f"process {process.pid} is {what} that torchmar did not start here: its allowed_urls may be open",
+            "torchserve --stop ends the one that the torchserve script started",
+        )
     if running is None:
         yield ok("server", f"none runs with {run_folder}")
         return

@@ -1,4 +1,28 @@
 """Engines: what serves a model store. Each starts, waits until it is ready, and stops.
 
-* `torchmar.engines.torchserve`: the real TorchServe, the reference.
+* `torchmar.engines.torchserve`: the real TorchServe, the reference;
+* `torchmar.engines.builtin`: torchmar's own server, which speaks its API without Java;
+* `torchmar.engines.engine`: what they share.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torchmar.engines.engine import Engine
+
+EngineName = Literal["torchserve", "builtin"]
+TITLES: dict[EngineName, str] = {"torchserve": "TorchServe", "builtin": "the built-in server"}
+DEFAULT: EngineName = "torchserve"  # what is started where nobody says otherwise
+
+
+def named(name: EngineName) -> type[Engine]:
+    """Return an engine by its name."""
+    if name == "builtin":
+        from torchmar.engines.builtin import Builtin
+
+        return Builtin
+    from torchmar.engines.torchserve import TorchServe
+
+    return TorchServe

@@ -89,9 +89,12 @@ def parse(lines: Iterable[str]) -> Iterator[Entry]:
 def files(folder: Path, name: str) -> list[Path]:
     """Return a log of the run folder ``folder`` with what was rolled off it, from the oldest to the newest."""
     logs = folder / "logs"
-    rolled = logs.glob(f"{Path(name).stem}.*.log")
-    numbers = {int(file.suffixes[-2][1:]): file for file in rolled if file.suffixes[-2][1:].isdigit()}
-    return [*(numbers[number] for number in sorted(numbers)), *(file for file in [logs / name] if file.is_file())]
+    stem = Path(name).stem
+    # log4j counts from the oldest (server.1.log), Python's logging from the newest (server.log.1).
+    java = {int(file.suffixes[-2][1:]): file for file in logs.glob(f"{stem}.*.log") if file.suffixes[-2][1:].isdigit()}
+    python = {-int(file.suffix[1:]): file for file in logs.glob(f"{name}.*") if file.suffix[1:].isdigit()}
+    rolled = [found[number] for found in (java, python) for number in sorted(found)]
+    return [*rolled, *(file for file in [logs / name] if file.is_file())]
 
 
 def tail(folder: Path, name: str) -> str:

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +16,13 @@ from pathlib import Path
 import psutil
 
 from torchmar.connection import KEY_FILE
+from torchmar.engines import EngineName
 from torchmar.errors import EngineError
 
 RECORD = "server.json"
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
-_STOP_SECONDS = 15.0
+MODULE = "torchmar.server"
+_STOP_SECONDS = 40.0  # the built-in server gives requests that are there half a minute
 _OURS = (RECORD, KEY_FILE, "config.properties")
 
 
@@ -32,11 +34,12 @@ class Running:
     started: float  # with the pid it names one process for good; pids come again
     folder: str
     temporary: str
+    engine: EngineName = "torchserve"
 
     @classmethod
-    def of(cls, pid: int, folder: Path, temporary: Path) -> Running:
+    def of(cls, pid: int, folder: Path, temporary: Path, engine: EngineName = "torchserve") -> Running:
         """Return the record of a process that has just been started."""
-        return cls(pid, psutil.Process(pid).create_time(), str(folder), str(temporary))
+        return cls(pid, psutil.Process(pid).create_time(), str(folder), str(temporary), engine)
 
     @classmethod
     def find(cls, folder: Path) -> Running | None:
@@ -94,10 +97,17 @@ class Running:
 
 
 def servers() -> Iterator[psutil.Process]:
-    """Yield every TorchServe process that this user may look at, whoever started it."""
+    """Yield the process of every server that this user may look at, of either engine and whoever started it."""
     for process in psutil.process_iter(["cmdline"]):
-        if MAIN_CLASS in (process.info["cmdline"] or ()):
+        if _engine(process.info["cmdline"] or ()):
             yield process
+
+
+def others() -> Iterator[tuple[psutil.Process, str]]:
+    """Yield every server that torchmar has no record of, and what it is: ``a TorchServe``."""
+    for process in servers():
+        if folder_of(process) is None:
+            yield process, "a TorchServe" if MAIN_CLASS in process.info["cmdline"] else "a built-in server"
 
 
 def folder_of(process: psutil.Process) -> Path | None:
@@ -106,7 +116,13 @@ def folder_of(process: psutil.Process) -> Path | None:
         words = process.cmdline()
     except psutil.Error:
         return None
-    if MAIN_CLASS not in words:
+    if _engine(words) is None:
         return None
     given = [Path(value) for option, value in pairwise(words) if option == "-f"]
     return given[0].parent if given and (given[0].parent / RECORD).is_file() else None
+
+
+def _engine(words: Sequence[str]) -> EngineName | None:
+    if MAIN_CLASS in words:
+        return "torchserve"
+    return "builtin" if ("-m", MODULE) in pairwise(words) else None

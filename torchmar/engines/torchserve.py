@@ -1,227 +1,48 @@
-"""Start the real TorchServe over a model store, load its models, stop it with all its processes."""
+"""Start the real TorchServe: Java, and the jar that the torchserve package brings along."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
-from torchmar import properties
-from torchmar.archive import Archive
-from torchmar.archive.store import order
-from torchmar.connection import KEY_FILE, RUN_FOLDER, Server
-from torchmar.engines import addresses, java, state, worker_log
-from torchmar.engines.running import MAIN_CLASS, Running
-from torchmar.errors import Conflict, EngineError, ModelFailed, NotFound, Refused, TorchmarError, Untrusted
-from torchmar.inference import InferenceClient
-from torchmar.management import ManagementClient, ModelVersion
+from torchmar.engines import java
+from torchmar.engines.engine import Engine
+from torchmar.engines.running import MAIN_CLASS
+from torchmar.errors import EngineError
 
 VERSION = "0.12.0"  # the last release
 
-_START_SECONDS = 60.0
-_WATCH_SECONDS = 3.0
-_STOPPED = (143, -15)  # Java's exit code after SIGTERM, and a process' without Java's handler
-# What the server gets unless the configuration says otherwise.
-_DEFAULTS = {
-    **properties.DEFAULTS,
-    "disable_token_authorization": "false",
-    "metrics_mode": "prometheus",
-    "model_metrics_auto_detect": "true",  # what handlers measure themselves
-    # KServe's v2 protocol over gRPC, beside TorchServe's own; over REST it is always there.
-    "ts_open_inference_protocol": "true",
-}
-# Keys whose values are paths; the server starts in its run folder, so that they must be absolute.
-_PATHS = ("private_key_file", "certificate_file", "keystore", "plugins_path", "metrics_config", "cpp_log_config")
 
+class TorchServe(Engine):
+    """A TorchServe that runs while the context is open."""
 
-class TorchServe:
-    """A TorchServe that runs while the context is open.
+    name = "torchserve"
+    stopped = (143, -15)  # Java's exit code after SIGTERM, and a process' without Java's handler
 
-    Args:
-        config: the ``config.properties`` to start from.
-        model_store: the folder with the archives.
-        run_folder: where the server's key file, logs and effective configuration go. Each
-            server needs one of its own, and ports of its own.
-        python: the interpreter of the workers.
-        port: of the inference API, in place of the configuration's; all other ports move by the same distance.
-        host: where the inference API listens, in place of the configuration's; management stays where it is.
+    @property
+    def described(self) -> str:
+        """TorchServe's version, and which Java runs it."""
+        return f"TorchServe {VERSION} on Java {self.java.version} ({self.java.executable})"
 
-    Raises:
-        EngineError: Java or TorchServe is missing, a port is none, or the server did not start.
-        PortInUse: somebody listens on one of its ports already; nothing was started.
-    """
-
-    def __init__(
-        self,
-        config: Path,
-        model_store: Path,
-        run_folder: Path = RUN_FOLDER,
-        *,
-        python: str = sys.executable,
-        port: int | None = None,
-        host: str | None = None,
-    ) -> None:
-        self.properties = properties.read(config)
-        if port:
-            self.properties = addresses.move(self.properties, port)
-        if host:
-            self.properties = addresses.listen(self.properties, host)
-        self.model_store = model_store.resolve()
-        self.folder = run_folder.resolve()
-        self._python = python
-        self._cleanup = contextlib.ExitStack()
-
-    def __enter__(self) -> TorchServe:
-        try:
-            self._start()
-        except BaseException:
-            self._cleanup.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._cleanup.close()
-
-    def load(self, archive: Path) -> ModelVersion:
-        """Register an archive of the model store and wait until its workers answer.
-
-        The newest version of a model that was loaded so is its default.
-
-        Raises:
-            ModelFailed: a worker did not come up; it has the worker's traceback, and the model is not registered.
-            ArchiveError: the file is no archive.
-        """
-        with Archive(archive) as opened:
-            name, version = opened.manifest.name, opened.manifest.version
-            startup = opened.number("startupTimeout", 120)
-            # A configuration without workers leaves them to registration, whose default is none at all.
-            workers = None if opened.number("minWorkers", 0) else 1
-        mark = self._worker_log_size()
-        try:
-            self.management.register(archive.name, initial_workers=workers, timeout=startup + 30)
-        except Conflict as conflict:
-            there = self.management.describe(name, version)[0].url
-            if Path(there).name != archive.name:
-                raise Conflict(
-                    f"{archive} is {name} {version}, and so is {there}, which is registered",
-                    status=conflict.status,
-                    hint="remove one, or give it another version",
-                ) from None
-            self._wait_for(name, version, startup)  # config.properties loads it by itself
-        except Refused as refusal:
-            with contextlib.suppress(NotFound):
-                self.management.unregister(name, version)
-            raise ModelFailed(
-                f"{name} {version} did not start: {refusal.message}",
-                traceback=self.worker_traceback(name, version, since=mark),
-                hint=f"torchmar run {archive} shows the same without a server",
-            ) from None
-        default = self.management.describe(name)[0].version
-        if order(version) > order(default):
-            self.management.set_default(name, version)
-        return self.management.describe(name, version)[0]
-
-    def detach(self) -> None:
-        """Let the server run on when the context closes; ``torchmar stop`` ends it."""
-        self._cleanup.pop_all()
-
-    def wait(self, tell: Callable[[ModelFailed], None] | None = None) -> None:
-        """Wait until the server is stopped.
-
-        Args:
-            tell: what is called when the workers of a model begin to crash-loop; the server says nothing of it.
-
-        Raises:
-            EngineError: it ended by itself.
-        """
-        told: set[tuple[str, str]] = set()
-        while (code := self._ended(_WATCH_SECONDS)) is None:
-            if tell:
-                failed = self.failures()
-                for key in failed.keys() - told:
-                    tell(failed[key])
-                told = set(failed)
-        if code not in _STOPPED:
-            raise EngineError(f"TorchServe ended by itself with exit code {code}", log=self._log_tail())
-
-    def failures(self) -> dict[tuple[str, str], ModelFailed]:
-        """Return the models whose workers crash-loop, by name and version; a server that does not answer has none."""
-        if not worker_log.failures(self.folder):  # reads a file, and so leaves the server alone
-            return {}
-        with contextlib.suppress(TorchmarError):
-            return {
-                (one.model.name, one.model.version): state.failed(one)
-                for one in state.versions_on(self.server, self.folder)
-                if one.failure
-            }
-        return {}
-
-    def worker_traceback(self, name: str, version: str, since: int = 0) -> str:
-        """Return the last traceback that a worker of a model has logged, as Python prints it; empty if none."""
-        return worker_log.last_traceback(self._worker_log(since), name, version)
-
-    def _start(self) -> None:
+    def _find(self) -> None:
         found = importlib.util.find_spec("ts")
         if found is None or not found.submodule_search_locations:
             raise EngineError("TorchServe is not installed", hint="pip install 'torchmar[torchserve]'")
-        home = Path(found.submodule_search_locations[0]).parent
+        self._home = Path(found.submodule_search_locations[0]).parent
         self.java = java.find()
-        if not self.model_store.is_dir():
-            raise EngineError(f"the model store {self.model_store} is not a folder", hint="torchmar build fills one")
-        if running := Running.find(self.folder):
-            raise EngineError(
-                f"a server runs in {self.folder} already (process {running.pid})", hint="torchmar stop ends it"
-            )
-        for address in self.properties.addresses():
-            addresses.refuse_taken(address)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # A key file or log that an earlier server left behind must not be taken for this one's.
-        (self.folder / KEY_FILE).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "logs", ignore_errors=True)
-        # TorchServe names its workers' sockets by port number alone: in a shared folder two servers would collide.
-        temporary = Path(tempfile.mkdtemp(prefix="torchmar-"))
-        self._cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)
-        config = self.folder / "config.properties"
-        config.write_text(properties.show(self._effective()), encoding="utf-8")
-        with (self.folder / "console.log").open("wb") as console:
-            self._process = subprocess.Popen(
-                self._command(home, config, temporary),
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C is for us; the server and its workers are one group that we end.
-                start_new_session=True,
-            )
-        running = Running.of(self._process.pid, self.folder, temporary)
-        self._cleanup.callback(self._process.wait)  # after the next: a child that nobody waits for stays a zombie
-        self._cleanup.callback(running.stop)
-        running.save()
-        self.server = Server.started_in(self.folder)
-        self.management = ManagementClient(self.server)
-        self._wait_until_healthy()
 
-    def _command(self, home: Path, config: Path, temporary: Path) -> list[str]:
+    def _command(self, config: Path, temporary: Path) -> list[str]:
         arguments = shlex.split(self.properties.get("vmargs"))
         if not any(argument.startswith("-Dlog4j") for argument in arguments):
             arguments.append(f"-Dlog4j.configurationFile={Path(__file__).with_name('log4j2.xml').as_uri()}")
         return [
             str(self.java.executable),
-            f"-Dmodel_server_home={home}",
+            f"-Dmodel_server_home={self._home}",
             f"-Djava.io.tmpdir={temporary}",
             *arguments,
             "-cp",
-            str(home / "ts" / "frontend" / "*"),
+            str(self._home / "ts" / "frontend" / "*"),
             MAIN_CLASS,
             "--python",
             self._python,
@@ -230,74 +51,3 @@ class TorchServe:
             # Snapshots of an earlier run would win over this configuration.
             "-ncs",
         ]
-
-    def _effective(self) -> dict[str, str]:
-        """Return the configuration that the server gets: the user's, with what depends on this machine."""
-        values = dict(self.properties.values)
-        base = (self.properties.file or Path()).resolve().parent
-        for key in _PATHS:
-            if values.get(key):
-                values[key] = str(base / values[key])
-        values["model_store"] = values["workflow_store"] = str(self.model_store)
-        for key, value in _DEFAULTS.items():
-            values.setdefault(key, value)
-        # Archives in the store are registered by file name; without this the server would fetch any URL.
-        values.setdefault("allowed_urls", f"{self.model_store.as_uri()}/.*")
-        return values
-
-    def _wait_for(self, name: str, version: str, seconds: float) -> None:
-        """Wait until the workers of a version answer, which nobody is told by the server that starts them itself."""
-        deadline = time.monotonic() + seconds
-        while (model := self.management.describe(name, version)[0]).ready < model.min_workers:
-            if failed := self.failures().get((name, version)):
-                raise failed
-            if time.monotonic() > deadline:
-                raise ModelFailed(
-                    f"{name} {version} does not answer after {seconds:.0f} s",
-                    traceback=self.worker_traceback(name, version),
-                )
-            time.sleep(0.1)
-
-    def _ended(self, seconds: float) -> int | None:
-        try:
-            return self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def _wait_until_healthy(self) -> None:
-        inference = InferenceClient(self.server)
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            if (code := self._process.poll()) is not None:
-                raise EngineError(f"TorchServe ended with exit code {code} while starting", log=self._log_tail())
-            try:
-                inference.ping()
-            except Untrusted:
-                raise  # it answers, and will not answer otherwise
-            except TorchmarError:
-                pass
-            else:
-                return
-            if time.monotonic() > deadline:
-                raise EngineError(f"TorchServe does not answer after {_START_SECONDS:.0f} s", log=self._log_tail())
-            time.sleep(0.05)
-
-    def _worker_log_size(self) -> int:
-        file = self.folder / "logs" / "workers.log"
-        return file.stat().st_size if file.exists() else 0
-
-    def _worker_log(self, since: int) -> str:
-        file = self.folder / "logs" / "workers.log"
-        if not file.exists():
-            return ""
-        with file.open("rb") as stream:
-            stream.seek(since)
-            return stream.read().decode("utf-8", "replace")
-
-    def _log_tail(self) -> str:
-        lines = []
-        for name in ("console.log", "logs/server.log"):
-            file = self.folder / name
-            if file.exists():
-                lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-15:])

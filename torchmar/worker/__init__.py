@@ -17,16 +17,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torchmar.archive import Archive
 from torchmar.errors import LoadError, WorkerError
 from torchmar.exchange import Answer, Request
-from torchmar.worker.protocol import encode_requests, read_answers, read_loaded
+from torchmar.worker.process import frames
 
-__all__ = ["Worker"]
+__all__ = ["START", "Worker"]
+
+START = Path(__file__).with_name("start.py")  # what a worker process runs
 
 _STARTUP_TIMEOUT = 120.0  # seconds; TorchServe's default, as is the next
 _RESPONSE_TIMEOUT = 120.0
@@ -77,24 +80,24 @@ class Worker:
             "gpu": gpu,
             "envelope": manifest.model.envelope,
         }
-        program = Path(__file__).with_name("process.py")
-        search = os.pathsep.join([str(model_dir), *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
             with theirs, self._log.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [python, str(program), json.dumps(job)],
+                    [python, str(START), json.dumps(job)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     pass_fds=[theirs.fileno()],
-                    env={**os.environ, "PYTHONPATH": search, "PYTHONUNBUFFERED": "1"},
+                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 )
         except OSError as error:
             raise WorkerError(f"{python} cannot be started: {error.strerror}") from None
         self._cleanup.callback(self._end)
         self._socket.settimeout(startup)
-        code, message = read_loaded(self._receive)
-        if code != 200:
+        self._receiver = frames.Receiver(ours)
+        _, loaded, _ = self._receive()
+        if not loaded["ok"]:
+            message = loaded["message"]
             name = f"{manifest.name} {manifest.version}"
             bare = re.search(r"^ModuleNotFoundError: No module named '(ts|torch)'$", message, re.M)
             hint = f"{python} has no {bare[1]}: pip install 'torchmar[worker]'" if bare else ""
@@ -109,11 +112,20 @@ class Worker:
         """
         if not requests:
             return []
+        batch = [
+            [str(number), _headers(request), [["body", request.content_type, len(request.body)]]]
+            for number, request in enumerate(requests)
+        ]
         try:
-            self._socket.sendall(encode_requests(requests))
+            frames.send(self._socket, frames.encode(frames.BATCH, batch, [request.body for request in requests]))
         except OSError:
             raise self._died() from None
-        return read_answers(self._receive)
+        parts: list[list[bytes]] = [[] for _ in requests]
+        while True:
+            kind, document, bodies = self._receive()
+            if kind == frames.ANSWERS:
+                return list(_answers(document["answers"], parts, bodies))
+            parts[document[0]].append(bytes(bodies))
 
     @property
     def pid(self) -> int:
@@ -138,20 +150,14 @@ class Worker:
     ) -> None:
         self.close()
 
-    def _receive(self, count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            try:
-                chunk = self._socket.recv(min(count - len(data), 1 << 20))
-            except TimeoutError:
-                seconds = self._socket.gettimeout()
-                raise WorkerError(f"the worker did not answer within {seconds:.0f} s", log=self.log()) from None
-            except OSError:
-                chunk = b""
-            if not chunk:
-                raise self._died()
-            data += chunk
-        return bytes(data)
+    def _receive(self) -> tuple[int, Any, memoryview]:
+        try:
+            return self._receiver.receive()
+        except TimeoutError:
+            seconds = self._socket.gettimeout()
+            raise WorkerError(f"the worker did not answer within {seconds:.0f} s", log=self.log()) from None
+        except (OSError, frames.Gone):
+            raise self._died() from None
 
     def _died(self) -> WorkerError:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -164,3 +170,18 @@ class Worker:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+
+
+def _headers(request: Request) -> dict[str, str]:
+    own = {"explain": str(request.explain), "content-type": request.content_type, "Accept": request.accept}
+    return {**request.headers, **own}
+
+
+def _answers(said: list[Any], parts: list[list[bytes]], bodies: memoryview) -> Iterator[Answer]:
+    start = 0
+    for before, (status, content_type, headers, size, _) in zip(parts, said, strict=True):
+        named = {name.lower(): value for name, value in headers.items()}
+        if content_type:
+            named["content-type"] = content_type
+        yield Answer(status, b"".join([*before, bodies[start : start + size]]), named)
+        start += size

@@ -1,0 +1,380 @@
+"""torchmar.server.pool answers every request once and rightly, whatever becomes of its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from torchmar.archive import Archive
+from torchmar.server import logs
+from torchmar.server.jobs import Input, Job, Reply
+from torchmar.server.pool import Pool, PoolOptions
+from torchmar.server.processes import Nursery
+from torchmar.server.refusal import Refusal
+
+Make = Callable[..., Path]
+T = TypeVar("T")
+
+# Does what a request says, and tells how many came in the batch.
+OBEDIENT = """
+import os, time
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    answers = []
+    for row in rows:
+        what = row["body"]
+        if what == "die":
+            os._exit(3)
+        if what == "raise":
+            raise ValueError("asked to")
+        if isinstance(what, float):
+            time.sleep(what)
+        answers.append({"said": what, "size": len(rows), "pid": os.getpid()})
+    return answers
+"""
+
+
+class House:
+    """A loop of its own with a nursery, and pools that are closed at the end."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.nursery: Nursery
+        self.batches: list[int] = []
+        self.measured: list[Any] = []
+
+    def run(self, what: Awaitable[T]) -> T:
+        async def bounded() -> T:
+            return await asyncio.wait_for(what, 60)
+
+        return self.loop.run_until_complete(bounded())
+
+    def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], seconds: float) -> None:
+        assert len(queue_seconds) == size
+        self.batches.append(size)
+
+    def loaded(self, name: str, version: str, worker: str, seconds: float) -> None:
+        assert seconds > 0
+
+    def forget(self, name: str, version: str) -> None:
+        raise AssertionError("a pool does not know whether its version stays registered")
+
+    def custom(self, name: str, version: str, updates: Sequence[Any]) -> None:
+        self.measured += updates
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    logs.open_in(tmp_path_factory.mktemp("logs"))
+    house = House()
+
+    async def start() -> None:
+        house.nursery = Nursery()
+        await house.nursery.start()
+
+    house.run(start())
+    yield house
+    house.nursery.close()
+    house.loop.close()
+
+
+@pytest.fixture
+def pool(house: House, make: Make, tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+    """Return a function that makes a pool of a handler, with workers."""
+    made: list[Pool] = []
+    house.batches.clear()
+
+    def build(code: str = OBEDIENT, workers: int = 1, *, up: bool = True, **options: Any) -> Pool:
+        folder = tmp_path / f"model-{len(made)}"
+        with Archive(make(dedent(code))) as archive:
+            archive.extract(folder)
+            handler = archive.manifest.model.handler
+
+        async def start() -> Pool:
+            pool = Pool(house.nursery, PoolOptions("m", "1.0", handler, str(folder), **options), house)
+            made.append(pool)
+            assert await pool.scale(workers, workers) is up, pool.failure
+            return pool
+
+        return house.run(start())
+
+    yield build
+
+    async def end() -> None:
+        for one in made:
+            await one.close()
+
+    house.run(end())
+
+
+def job(what: Any, done: Callable[[Reply], None], headers: dict[str, str] | None = None, **more: Any) -> Job:
+    return Job("id", headers or {}, [Input("body", "application/json", json.dumps(what).encode())], done, **more)
+
+
+async def ask(pool: Pool, whats: Sequence[Any], headers: dict[str, str] | None = None) -> list[Any]:
+    """Return the status, or what was said, for each of several requests that come at once."""
+    loop = asyncio.get_running_loop()
+    futures = []
+    for what in whats:
+        future: asyncio.Future[Reply] = loop.create_future()
+        pool.submit(job(what, future.set_result, headers))
+        futures.append(future)
+    replies = await asyncio.gather(*futures)
+    return [json.loads(reply.body)["said"] if reply.status == 200 else reply.status for reply in replies]
+
+
+async def until(true: Callable[[], Any]) -> None:
+    while not true():
+        await asyncio.sleep(0.01)
+
+
+def test_requests_that_come_together_share_a_batch_and_those_that_come_while_it_runs_the_next(
+    house: House, pool: Callable[..., Pool]
+) -> None:
+    one = pool(batch_size=4)
+    assert house.run(ask(one, list(range(10)))) == list(range(10))
+    assert house.batches == [4, 4, 2]
+
+
+def test_predictions_and_explanations_share_no_batch_and_keep_their_order(
+    house: House, pool: Callable[..., Pool]
+) -> None:
+    one = pool(batch_size=8)
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(ask(one, [1, 2]), ask(one, [3], {"explain": "True"}), ask(one, [4, 5]))
+
+    assert house.run(both()) == [[1, 2], [3], [4, 5]]
+    assert house.batches == [4, 1]
+
+
+def test_a_request_that_makes_its_batch_fail_fails_alone(house: House, pool: Callable[..., Pool]) -> None:
+    one = pool(batch_size=4)
+    assert house.run(ask(one, [1, "raise", 2, 3])) == [1, 503, 2, 3]
+
+
+def test_a_handler_that_knows_only_batches_of_one_is_right(house: House, pool: Callable[..., Pool]) -> None:
+    code = """
+    def handle(rows, context):
+        return None if rows is None else [{"said": rows[0]["body"]}]
+    """
+    one = pool(code, batch_size=4)
+    assert house.run(ask(one, [1, 2, 3, 4])) == [1, 2, 3, 4]
+    assert house.run(ask(one, [5, 6])) == [5, 6]
+
+
+def test_a_request_that_kills_its_worker_takes_no_neighbour_along(house: House, pool: Callable[..., Pool]) -> None:
+    one = pool(batch_size=4)
+    assert house.run(ask(one, [1, "die", 2, 3])) == [1, 500, 2, 3]
+    house.run(until(lambda: one.ready == 1))
+    assert house.run(ask(one, [4])) == [4]
+
+
+def test_a_worker_that_hangs_is_replaced_and_who_waits_behind_it_is_answered(
+    house: House, pool: Callable[..., Pool]
+) -> None:
+    one = pool(response_timeout=1.0)
+    assert house.run(ask(one, [30.0, 1, 2])) == [500, 1, 2]
+
+
+def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(house: House, pool: Callable[..., Pool]) -> None:
+    one = pool(queue_size=2)
+
+    async def crowd() -> list[Any]:
+        waiting = asyncio.gather(ask(one, [0.3]), ask(one, [1]))
+        await until(lambda: one.busy and one.pending == 1)
+        more = asyncio.ensure_future(ask(one, [2]))
+        await until(lambda: one.pending == 2)
+        with pytest.raises(Refusal) as caught:
+            one.submit(job(3, print))
+        assert caught.value.status == 503
+        return [*await waiting, await more]
+
+    assert house.run(crowd()) == [[0.3], [1], [2]]
+    assert house.run(one.scale(0, 0))
+    with pytest.raises(Refusal, match="has no worker"):
+        one.submit(job(3, print))
+
+
+def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neither_is_run(
+    house: House, pool: Callable[..., Pool]
+) -> None:
+    one = pool()
+    told: list[Reply] = []
+
+    async def late() -> None:
+        busy = asyncio.ensure_future(ask(one, [0.5]))
+        await until(lambda: one.busy and not one.pending)
+        house.batches.clear()
+        one.submit(job("late", told.append, deadline=time.monotonic() + 0.1))
+        gone = job("gone", told.append)
+        one.submit(gone)
+        gone.cancelled = True
+        await until(lambda: not one.pending)
+        await busy
+
+    house.run(late())
+    assert [reply.status for reply in told] == [503]
+    assert house.batches == [1]
+
+
+def test_workers_share_what_was_loaded_and_more_come_at_once(house: House, pool: Callable[..., Pool]) -> None:
+    code = """
+    import os, torch
+    WEIGHTS = torch.zeros(50_000_000) + 1  # 200 MB
+    LOADED = os.getpid()
+
+    def handle(rows, context):
+        return None if rows is None else [{"said": [LOADED, float(WEIGHTS.sum())]} for _ in rows]
+    """
+    one = pool(code)
+    assert house.run(one.scale(4, 4))
+    workers = {worker.pid for worker in one.workers()}
+    assert len(workers) == 4
+    said = house.run(ask(one, [1] * 20))
+    assert {tuple(each) for each in said} == {(said[0][0], 50_000_000.0)}
+    assert said[0][0] not in workers
+    if hasattr(psutil.Process().memory_full_info(), "pss"):
+        alone = [psutil.Process(pid).memory_full_info().uss for pid in workers]
+        assert max(alone) < 100 << 20
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n",
+     "import socket\nCONNECTION = socket.socket()\n"],
+    ids=["thread", "connection"],
+)  # fmt: skip
+def test_a_model_that_starts_threads_or_opens_connections_is_loaded_by_each_worker(
+    house: House, pool: Callable[..., Pool], code: str
+) -> None:
+    one = pool(code + OBEDIENT, workers=2)
+    parents = {psutil.Process(worker.pid).ppid() for worker in one.workers()}
+    assert parents == {house.nursery.pid}
+    assert house.run(ask(one, [1, 2, 3])) == [1, 2, 3]
+
+
+def test_a_model_that_does_not_load_is_told_with_its_traceback_and_tried_again(
+    house: House, pool: Callable[..., Pool], tmp_path: Path
+) -> None:
+    flag = tmp_path / "now"
+    code = f"""
+    import pathlib
+    def handle(rows, context):
+        if not pathlib.Path({str(flag)!r}).exists(): raise ValueError("not yet")
+        return None if rows is None else [{{"said": row["body"]}} for row in rows]
+    """
+    one = pool(code, up=False)
+    assert one.failure.endswith("ValueError: not yet")
+    assert "torchmar" not in one.failure
+    flag.touch()
+    house.run(until(lambda: one.ready))
+    assert one.failure == ""
+    assert house.run(ask(one, [1])) == [1]
+
+
+def test_fewer_workers_finish_what_they_are_at(house: House, pool: Callable[..., Pool]) -> None:
+    one = pool(workers=3)
+
+    async def shrink() -> list[Any]:
+        waiting = asyncio.ensure_future(ask(one, [0.3, 0.3, 0.3]))
+        await until(lambda: one.busy and not one.pending)
+        assert await one.scale(1, 1)
+        assert one.ready == 1
+        return await waiting
+
+    assert house.run(shrink()) == [0.3, 0.3, 0.3]
+
+
+def test_an_end_of_the_nursery_is_survived(house: House, pool: Callable[..., Pool]) -> None:
+    one = pool(workers=2)
+    assert house.nursery.pid
+    os.kill(house.nursery.pid, 9)
+    house.run(until(lambda: one.ready == 0))
+    house.run(until(lambda: one.ready == 2))
+    assert house.run(ask(one, [1, 2])) == [1, 2]
+
+
+def test_a_closed_pool_leaves_no_process_and_no_open_file(house: House, pool: Callable[..., Pool]) -> None:
+    me, nursery = psutil.Process(), psutil.Process(house.nursery.pid)
+    house.run(until(lambda: not nursery.children()))
+    before = me.num_fds()
+    one = pool(workers=3)
+
+    async def close() -> None:
+        waiting = asyncio.ensure_future(ask(one, [5.0] * 5))
+        await until(lambda: one.busy)
+        await one.close()
+        assert await waiting == [503] * 5
+        await until(lambda: not nursery.children())
+        await until(lambda: me.num_fds() <= before)
+
+    house.run(close())
+
+
+def test_parts_of_a_streamed_answer_come_as_they_are_made(house: House, pool: Callable[..., Pool]) -> None:
+    code = """
+    from ts.handler_utils.utils import send_intermediate_predict_response
+    def handle(rows, context):
+        if rows is None: return
+        for number in range(3):
+            said = [f"{number} of {row['body']}, " for row in rows]
+            send_intermediate_predict_response(said, context.request_ids, "Intermediate", 200, context)
+        return ["end"] * len(rows)
+    """
+    one = pool(code, batch_size=2)
+    told: dict[int, list[Reply]] = {0: [], 1: []}
+
+    async def both() -> None:
+        for number in told:
+            one.submit(job(number, told[number].append))
+        await until(lambda: all(replies and not replies[-1].more for replies in told.values()))
+
+    house.run(both())
+    for number, replies in told.items():
+        assert b"".join(reply.body for reply in replies).decode() == f"0 of {number}, 1 of {number}, 2 of {number}, end"
+        assert [reply.more for reply in replies] == [True, True, True, False]
+        assert replies[0].headers["ts_stream_next"] == "true"
+
+
+def test_what_handlers_measure_is_told(house: House, pool: Callable[..., Pool]) -> None:
+    code = """
+    def handle(rows, context):
+        if rows is None: return
+        context.metrics.add_counter("Rows", len(rows))
+        return [{"said": 1} for _ in rows]
+    """
+    house.measured.clear()
+    house.run(ask(pool(code), [1]))
+    (only,) = house.measured
+    assert only[:4] == ["Rows", "Count", 1.0, "COUNTER"]
+    assert ["ModelName", "m"] in only[4]
+
+
+def test_large_bodies_come_and_go_whole(house: House, pool: Callable[..., Pool]) -> None:
+    code = """
+    def handle(rows, context):
+        return None if rows is None else [bytes(row["body"][::-1]) for row in rows]
+    """
+    one = pool(code, batch_size=3)
+    sent = [os.urandom(size) for size in (1, 70_000, 20_000_000)]
+
+    async def all_of_them() -> list[bytes]:
+        futures: list[asyncio.Future[Reply]] = [asyncio.get_running_loop().create_future() for _ in sent]
+        for body, future in zip(sent, futures, strict=True):
+            one.submit(Job("id", {}, [Input("body", "application/octet-stream", body)], future.set_result))
+        return [reply.body for reply in await asyncio.gather(*futures)]
+
+    assert house.run(all_of_them()) == [body[::-1] for body in sent]
+    assert house.batches == [3]

@@ -1,0 +1,98 @@
+"""The command that holds one server to what another answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+from rich.markup import escape
+
+from torchmar.cli.terminal import err, out, show_table, table
+from torchmar.engines import EngineName
+
+if TYPE_CHECKING:
+    from torchmar.parity import Outcome
+
+_WIDTH = 76  # of an answer that is shown
+
+
+def parity(
+    archives: Annotated[
+        list[Path] | None, typer.Argument(metavar="ARCHIVE", help="Archives whose samples are asked, too.")
+    ] = None,
+    engines: Annotated[
+        str, typer.Option(metavar="A,B", help="Which is right, and which is to be like it.")
+    ] = "torchserve,builtin",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Ask two servers the same and tell every difference between their answers.
+
+    Both are started on free ports. What is asked: the samples of every archive,
+    bad requests, the corners of the protocol, and every management call. Exits
+    with 1 if there is a difference that docs/server.md does not have.
+    """
+    from torchmar.parity import compare
+
+    between = _between(engines)
+    outcomes = []
+    with err.status("starting") as status:
+        for outcome in compare(archives or [], between, tell=lambda what: status.update(escape(what))):
+            outcomes.append(outcome)
+            if not as_json:
+                _show(outcome, between)
+    if as_json:
+        typer.echo(json.dumps([_document(outcome) for outcome in outcomes], indent=2, ensure_ascii=False))
+    else:
+        _sum_up(outcomes)
+    raise typer.Exit(1 if any(outcome.different for outcome in outcomes) else 0)
+
+
+def _between(given: str) -> tuple[EngineName, EngineName]:
+    names = given.split(",")
+    known = get_args(EngineName)
+    if len(names) != 2 or not set(names) <= set(known):
+        raise typer.BadParameter(
+            f"{given}: name two of {', '.join(known)}, with a comma between", param_hint="--engines"
+        )
+    return cast("tuple[EngineName, EngineName]", tuple(names))
+
+
+def _show(outcome: Outcome, between: tuple[EngineName, EngineName]) -> None:
+    width = max(map(len, between))
+    for one in outcome.different:
+        out.print(f"[red]{escape(one.case)}[/]: {escape(one.aspect)}")
+        for engine, said in zip(between, (one.first, one.second), strict=True):
+            room = _WIDTH - width - 2
+            shown = said if len(said) <= room else f"{said[: room - 3]}..."
+            out.print(f"  {engine:{width}}  {escape(shown) or '[dim]none[/]'}")
+
+
+def _sum_up(outcomes: list[Outcome]) -> None:
+    if any(outcome.different for outcome in outcomes):
+        out.print()
+    headings = ("archive", "cases", "equal", "documented", "different")
+    rows = [
+        (
+            outcome.name,
+            *map(str, (outcome.cases, outcome.equal, outcome.documented, len({one.case for one in outcome.different}))),
+        )
+        for outcome in outcomes
+    ]
+    show_table(table(headings, rows, right=headings[1:]))
+    meant = sorted({id for outcome in outcomes for id in outcome.meant})
+    if meant:
+        out.print("\ndocumented in docs/server.md:")
+        out.print("\n".join(f"  {id}" for id in meant), markup=False)
+
+
+def _document(outcome: Outcome) -> dict[str, object]:
+    return {
+        "name": outcome.name,
+        "cases": outcome.cases,
+        "equal": outcome.equal,
+        "documented": {id: [asdict(one) for one in found] for id, found in outcome.meant.items()},
+        "different": [asdict(one) for one in outcome.different],
+    }

@@ -1,0 +1,15 @@
+"""Two engines, the same requests, and every difference between what they answer.
+
+* `torchmar.parity.cases`: what is asked;
+* `torchmar.parity.side`: who is asked, byte for byte;
+* `torchmar.parity.answers`: what they said, and how that is compared;
+* `torchmar.parity.differences`: the differences that are meant, each with its reason;
+* `torchmar.parity.comparing`: all of it.
+"""
+
+from __future__ import annotations
+
+from torchmar.parity.comparing import Outcome, compare
+from torchmar.parity.differences import Difference, documented
+
+__all__ = ["Difference", "Outcome", "compare", "documented"]

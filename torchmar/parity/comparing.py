@@ -1,0 +1,222 @@
+"""Start two engines, ask both the same, and tell what differs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torchmar import archive, engines, properties, recipe
+from torchmar.archive import Archive
+from torchmar.engines import EngineName
+from torchmar.errors import TorchmarError
+from torchmar.exchange import content_type
+from torchmar.parity import cases
+from torchmar.parity.answers import Deviation, deviations
+from torchmar.parity.cases import Case
+from torchmar.parity.differences import documented
+from torchmar.parity.side import Filling, Said, Side
+from torchmar.recipe import Sample
+
+PROTOCOL = "protocol"
+_TOLERANCE = 1e-3
+_CORNERS = (*cases.BODIES, *cases.PATHS)
+_FAILS = 'def handle(rows, context):\n    raise ValueError("this one is meant to fail")\n'
+_CONFIG = {
+    "enable_model_api": "true",
+    "disable_system_metrics": "true",
+    "max_request_size": str(cases.MOST),
+    "max_response_size": str(4 * cases.MOST),
+    "job_queue_size": "100",
+    "cors_allowed_origin": "https://example.com",
+    "cors_allowed_methods": "GET, POST, PUT, OPTIONS",
+    "cors_allowed_headers": "X-Custom-Header",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an archive, or of the protocol.
+
+    Attributes:
+        name: which.
+        cases: how many requests both engines got.
+        equal: how many of them they answered alike.
+        meant: by the id of a documented difference, the deviations that it explains.
+        different: the deviations that nobody meant.
+    """
+
+    name: str
+    cases: int
+    equal: int
+    meant: dict[str, list[Deviation]] = field(default_factory=dict)
+    different: list[Deviation] = field(default_factory=list)
+
+    @property
+    def documented(self) -> int:
+        """How many requests were answered otherwise only where that is meant."""
+        unmeant = {one.case for one in self.different}
+        return len({one.case for found in self.meant.values() for one in found} - unmeant)
+
+
+def compare(
+    archives: Sequence[Path],
+    between: tuple[EngineName, EngineName] = ("torchserve", "builtin"),
+    *,
+    protocol: bool = True,
+    corners: bool = True,
+    more: Mapping[str, Sequence[Case]] | None = None,
+    config: Mapping[str, str] | None = None,
+    tell: Callable[[str], None] = lambda what: None,
+) -> Iterator[Outcome]:
+    """Yield the outcome of every archive, after that of the protocol itself.
+
+    Every archive is registered with both engines and asked its samples, predicted, explained and
+    as that version, and all that `torchmar.parity.cases` has for a model.
+
+    Args:
+        archives: their files.
+        between: the engine that is right, and the one that is to be like it.
+        protocol: ask what has nothing to do with one archive: tokens, management, metrics.
+        corners: ask of every archive more than its samples.
+        more: what else to ask, by the name of an archive's file without its suffix.
+        config: keys of ``config.properties`` that both engines get.
+        tell: called with what is done, for who waits.
+
+    Raises:
+        EngineError: an engine does not start.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-parity-")))
+        store = folder / "store"
+        store.mkdir()
+        _own_archives(store)
+        for path in archives:
+            _into(store, path)
+        sides = []
+        for number, name in enumerate(between):
+            tell(f"starting {engines.TITLES[name]}")
+            file = folder / f"{number}.properties"
+            file.write_text(properties.show({**_CONFIG, **_free_addresses(), **(config or {})}), encoding="utf-8")
+            started = stack.enter_context(engines.named(name)(file, store, folder / f"run-{number}"))
+            sides.append(Side(started))
+        pair = _Pair(sides, stack.enter_context(ThreadPoolExecutor(len(sides))), tell)
+        if protocol:
+            yield _protocol(pair, store)
+        for path in archives:
+            yield _archive(pair, store / path.name, (*(_CORNERS if corners else ()), *(more or {}).get(path.stem, ())))
+
+
+class _Pair:
+    """Both engines, asked at once, and how they differed since the last outcome."""
+
+    def __init__(self, sides: Sequence[Side], threads: ThreadPoolExecutor, tell: Callable[[str], None]) -> None:
+        self._sides, self._threads, self._tell = sides, threads, tell
+        self._asked = 0
+        self._found: list[Deviation] = []
+
+    def ask(self, of: str, case: Case, filling: Filling, tolerance: float = _TOLERANCE) -> tuple[Said, Said]:
+        self._tell(f"{of}: {case.name}")
+        first, second = self._threads.map(lambda side: side.ask(case, filling), self._sides)
+        self._asked += 1
+        self._found += deviations(f"{of}/{case.name}", first, second, tolerance)
+        # A worker that died is not asked while it comes up again: that would be a matter of luck.
+        if case.settles or max(first.status, second.status) >= 500 or 0 in (first.status, second.status):
+            list(self._threads.map(Side.settle, self._sides))
+        return first, second
+
+    def outcome(self, name: str) -> Outcome:
+        found, asked = self._found, self._asked
+        self._found, self._asked = [], 0
+        outcome = Outcome(name, asked, asked - len({one.case for one in found}))
+        for deviation in found:
+            if meant := documented(deviation):
+                outcome.meant.setdefault(meant.id, []).append(deviation)
+            else:
+                outcome.different.append(deviation)
+        return outcome
+
+
+def _protocol(pair: _Pair, store: Path) -> Outcome:
+    filling = Filling("echo", "1.0", b'{"data": [1, 2.5, "three"]}', "application/json")
+    pair.ask(PROTOCOL, _register("echo-1.0.mar"), filling)
+    for case in (*_CORNERS, *cases.NOWHERE, *cases.TOKENS, *cases.MANAGEMENT):
+        pair.ask(PROTOCOL, case, filling)
+    pair.ask(PROTOCOL, _unregister(), filling)
+    return pair.outcome(PROTOCOL)
+
+
+def _archive(pair: _Pair, path: Path, more: Sequence[Case]) -> Outcome:
+    name, version, asked = path.stem, "1.0", list[tuple[Sample, Filling]]()
+    with contextlib.suppress(TorchmarError), Archive(path) as opened:  # what servers make of no archive matters, too
+        name, version = opened.manifest.name, opened.manifest.version
+        for sample in opened.samples:
+            if sample.input is None:
+                filling = Filling(name, version, json.dumps(sample.json_body).encode(), "application/json")
+            else:
+                filling = Filling(name, version, opened.read(sample.input), content_type(sample.input))
+            asked.append((sample, filling))
+    some = asked[0][1] if asked else Filling(name, version, b"{}", "application/json")
+    loaded = pair.ask(name, _register(path.name), some)
+    if all(said.status < 300 for said in loaded):
+        for number, (sample, filling) in enumerate(asked):
+            what = sample.input or f"sample {number}"
+            for case in _sample(what):
+                pair.ask(name, case, filling, min(sample.tolerance, _TOLERANCE))
+        for case in more:
+            pair.ask(name, case, some)
+    pair.ask(name, _unregister(), some)
+    return pair.outcome(name)
+
+
+def _sample(name: str) -> tuple[Case, ...]:
+    asked = Case(f"{name}, predicted", "POST", "/predictions/{name}", b"{sample}", cases.SAMPLE)
+    return (
+        asked,
+        replace(asked, name=f"{name}, of this version", path="/predictions/{name}/{version}"),
+        replace(asked, name=f"{name}, explained", path="/explanations/{name}"),
+    )
+
+
+def _register(file: str) -> Case:
+    path = f"/models?url={file}&initial_workers=1&synchronous=true"
+    return Case("load", "POST", path, api="management", settles=True, seconds=180)
+
+
+def _unregister() -> Case:
+    return Case("unload", "DELETE", "/models/{name}/{version}", api="management", settles=True)
+
+
+def _own_archives(store: Path) -> None:
+    """Put the archives that the protocol is tried with into a model store: one that echoes, one that fails."""
+    echo = Path(__file__).with_name("echo.py").read_text(encoding="utf-8")
+    for name, version, code in (("echo", "1.0", echo), ("echo", "2.0", echo), ("fails", "1.0", _FAILS)):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "handler.py").write_text(code, encoding="utf-8")
+            made = recipe.Recipe(name=name, version=version, handler="handler.py")
+            archive.pack(archive.compose(made, Path(folder)), store / f"{name}-{version}.mar")
+    (store / "broken.mar").write_bytes(b"no archive")
+
+
+def _into(store: Path, path: Path) -> None:
+    if path.is_dir():
+        shutil.copytree(path, store / path.name)
+    else:
+        shutil.copy(path, store / path.name)
+
+
+def _free_addresses() -> dict[str, str]:
+    """Return addresses of loopback that nobody listens on, below the ports that the system gives to clients."""
+    ports: list[str] = []
+    for port in random.sample(range(20_000, 30_000), 200):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(str(port))
+    web = {f"{api}_address": f"http://127.0.0.1:{ports.pop()}" for api in ("inference", "management", "metrics")}
+    return {**web, "grpc_inference_port": ports.pop(), "grpc_management_port": ports.pop()}

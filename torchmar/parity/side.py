@@ -1,0 +1,162 @@
+"""One engine that is asked: requests as they are written, and answers as they come."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from torchmar.engines.engine import Engine
+from torchmar.errors import NotFound
+from torchmar.parity.cases import Case
+
+_SECONDS = 60.0
+_SETTLE_SECONDS = 30.0
+_CUT_OFF = b"<cut off>"
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer: status and its words, headers by lower-case name, body. A status of 0 is none; the body says why."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What stands in a case's placeholders: of which model and version it asks, and with which body."""
+
+    name: str
+    version: str
+    body: bytes = b""
+    content_type: str = "application/octet-stream"
+
+
+class Side:
+    """A client of one engine. Not for use by several threads at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        values = engine.properties
+        self._places = {
+            "inference": _place(engine.server.inference),
+            "management": _place(engine.server.management),
+            "metrics": _place(values.get("metrics_address")),
+        }
+        # What is every server's own: no answer has to have the other's.
+        self._own = [(f"{host}:{port}", f"<{api}>") for api, (host, port) in self._places.items()]
+        self._own += [(str(engine.folder), "<run folder>")]
+
+    def ask(self, case: Case, filling: Filling) -> Said:
+        """Send a case and return the answer, with what is this server's own replaced by names."""
+        host, port = self._places[case.api]
+        connection = http.client.HTTPConnection(host, port, timeout=case.seconds)
+        try:
+            connection.request(
+                case.method,
+                _filled(case.path, filling),
+                _body(case, filling),
+                {name: _filled(value, filling) for name, value in self._headers(case).items()},
+                encode_chunked=case.chunked,
+            )
+            response = connection.getresponse()
+            body = _read(response)
+        except TimeoutError:
+            return Said(0, "", {}, f"no answer within {case.seconds:.0f} s".encode())
+        except (OSError, http.client.HTTPException):
+            return Said(0, "", {}, b"the connection was closed without an answer")
+        finally:
+            connection.close()
+        headers: dict[str, str] = {}
+        for name, value in response.getheaders():
+            known = headers.get(name.lower())
+            headers[name.lower()] = f"{known}, {value}" if known is not None else value
+        neutral = {name: self._neutral(value) for name, value in headers.items()}
+        return Said(response.status, response.reason, neutral, self._plain(body))
+
+    def settle(self) -> None:
+        """Wait until every model has the workers that it should have, or for half a minute."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while time.monotonic() < deadline and not self._settled():
+            time.sleep(0.05)
+
+    def _settled(self) -> bool:
+        client = self.engine.management
+        for name in client.names():
+            with contextlib.suppress(NotFound):  # a name that no path can name, or that has just gone
+                for version in client.describe(name, "all"):
+                    if not len(version.workers) == version.ready >= version.min_workers:
+                        return False
+        return True
+
+    def _headers(self, case: Case) -> dict[str, str]:
+        headers = dict(case.headers)
+        if case.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        if case.authorization and self.engine.server.key_file:
+            keys = _keys(self.engine.server.key_file)
+            self._own += [
+                (key, f"<{kind} token>") for kind, key in keys.items() if (key, f"<{kind} token>") not in self._own
+            ]
+            own = keys["management" if case.api == "management" else "inference"]
+            told = case.authorization.replace("{token}", own)
+            headers["Authorization"] = re.sub(r"\{(inference|management|API)\}", lambda kind: keys[kind[1]], told)
+        return headers
+
+    def _plain(self, body: bytes) -> bytes:
+        try:
+            return self._neutral(body.decode()).encode()
+        except UnicodeDecodeError:
+            return body
+
+    def _neutral(self, text: str) -> str:
+        for own, name in self._own:
+            text = text.replace(own, name)
+        return text
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """Return a body, or what there is of one that is cut off."""
+    body = b""
+    try:
+        while part := response.read1(1 << 20):
+            body += part
+    except (ConnectionError, http.client.HTTPException):
+        return body + _CUT_OFF
+    return body if response.length in (None, 0) else body + _CUT_OFF
+
+
+def _keys(file: Path) -> dict[str, str]:
+    """Return the tokens that count now: a case may have renewed them."""
+    return {kind: str(key["key"]) for kind, key in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def _body(case: Case, filling: Filling) -> bytes | list[bytes] | None:
+    body = case.body
+    if b"{" in body:
+        body = body.replace(b"{name}", filling.name.encode())
+        body = body.replace(b"{sample}", filling.body).replace(b"{base64}", base64.b64encode(filling.body))
+    if case.chunked:
+        return [body[: len(body) // 2], body[len(body) // 2 :]]
+    return body or None
+
+
+def _filled(text: str, filling: Filling) -> str:
+    for name, value in (("name", filling.name), ("version", filling.version), ("type", filling.content_type)):
+        text = text.replace(f"{{{name}}}", value)
+    return text
+
+
+def _place(address: str) -> tuple[str, int]:
+    parts = urlsplit(address)
+    return parts.hostname or "", parts.port or 80

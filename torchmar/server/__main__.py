@@ -1,0 +1,59 @@
+"""``python -m torchmar.server -f CONFIG``: run the server in this folder until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from torchmar.errors import TorchmarError
+from torchmar.server import house, logs, settings
+
+
+def main() -> None:
+    """Run the server that the command line describes."""
+    parser = argparse.ArgumentParser(prog="python -m torchmar.server", description=__doc__)
+    parser.add_argument("-f", metavar="CONFIG", type=Path, required=True, help="a config.properties")
+    chosen = parser.parse_args()
+    try:
+        configured, warnings = settings.read(chosen.f)
+        logs.open_in(Path("logs"))
+        for warning in warnings:
+            logs.SERVER.warning("%s", warning)
+        _run(configured)
+    except TorchmarError as error:
+        sys.exit(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""))
+
+
+def _run(configured: settings.Settings) -> None:
+    try:
+        import uvloop
+    except ImportError:  # there is none for every Python
+        asyncio.run(_serve(configured))
+    else:
+        uvloop.run(_serve(configured))
+
+
+async def _serve(configured: settings.Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = house.House(configured, Path.cwd())
+    opening = asyncio.ensure_future(server.open())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if opening.done():
+        opening.result()
+        logs.SERVER.info("ready")
+        await stopping
+    else:
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+    await server.close()
+
+
+if __name__ == "__main__":
+    main()

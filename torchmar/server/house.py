@@ -1,0 +1,107 @@
+"""A server put together: from a configuration to listeners, loaded models, and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchmar.errors import PortInUse
+from torchmar.server import http, metrics_config, rpc
+from torchmar.server.inference import Inference
+from torchmar.server.management import Management
+from torchmar.server.metrics import Metrics, MetricsApi
+from torchmar.server.processes import Nursery
+from torchmar.server.registry import Registry
+from torchmar.server.settings import Address, Settings
+from torchmar.server.sources import Sources
+from torchmar.server.tokens import Tokens
+
+GRACE = 30.0  # seconds that requests have to be answered when the server is told to stop
+
+
+class House:
+    """A server in a run folder: key file, logs and extracted archives are there.
+
+    Args:
+        settings: what it is configured to.
+        folder: the run folder.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        config = metrics_config.read(settings.metrics_config) if settings.metrics_config else metrics_config.DEFAULT
+        self._metrics = Metrics(
+            config, auto_detect=settings.model_metrics_auto_detect, machine=not settings.disable_system_metrics
+        )
+        self._tokens = Tokens(folder / "key_file.json", enabled=settings.tokens, minutes=settings.token_expiration_min)
+        self._nursery = Nursery(settings.worker_environment(os.environ))
+        self._sources = Sources(settings, folder / "models")
+        self.registry = Registry(self._sources, self._nursery, settings, self._metrics)
+        self._listeners: list[Any] = []
+
+    async def open(self) -> None:
+        """Listen, load the models that the configuration names, and start the parent of their workers.
+
+        Raises:
+            PortInUse: somebody listens there already.
+            TorchmarError: gRPC cannot be spoken, or workers cannot be started.
+        """
+        settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics
+        warm = asyncio.ensure_future(self._nursery.start())  # torch takes a second; the rest need not wait
+        apps: dict[str, tuple[Address, http.App]] = {
+            "inference": (settings.inference, Inference(registry, tokens, settings, metrics)),
+            "management": (settings.management, Management(registry, tokens, settings)),
+        }
+        if settings.metrics_api:
+            apps["metrics"] = (settings.metrics, MetricsApi(metrics))
+        limits = http.Limits(body=settings.max_request_size)
+        try:
+            for address, app in _together(apps):
+                self._listeners.append(await _listen(app, address, limits, settings))
+            if (listener := await rpc.listen(registry, tokens, settings, metrics)) is not None:
+                self._listeners.append(listener)
+            await warm
+        except BaseException:
+            warm.cancel()
+            await self.close(0)
+            raise
+        await registry.load()
+
+    async def close(self, grace: float = GRACE) -> None:
+        """Take no more requests, answer those that are there, end everything."""
+        await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
+        await self.registry.close(grace)
+        await self._sources.close()
+        self._nursery.close()
+
+
+async def _listen(app: http.App, address: Address, limits: http.Limits, settings: Settings) -> http.Listener:
+    tls = settings.tls() if address.tls else None
+    try:
+        return await http.listen(
+            app, address.host, address.port, limits, tls=tls, unix=address.unix or None, cors=settings.cors
+        )
+    except OSError as error:
+        raise PortInUse(f"{address} cannot be listened on: {error.strerror or error}") from None
+
+
+def _together(apps: Mapping[str, tuple[Address, http.App]]) -> list[tuple[Address, http.App]]:
+    """Return one app for each address; several APIs may have the same."""
+    found: dict[Address, dict[str, http.App]] = {}
+    for api, (address, app) in apps.items():
+        found.setdefault(address, {})[api] = app
+    return [(address, next(iter(of.values())) if len(of) == 1 else _by_path(of)) for address, of in found.items()]
+
+
+def _by_path(apps: Mapping[str, http.App]) -> http.App:
+    def app(request: http.Request) -> None:
+        first, *rest = request.path.strip("/").split("/")
+        api = {"models": "management", "token": "management", "metrics": "metrics"}.get(first, "inference")
+        if first == "models" and rest[-1:] == ["invoke"]:
+            api = "inference"  # SageMaker's
+        apps.get(api, next(iter(apps.values())))(request)
+
+    return app

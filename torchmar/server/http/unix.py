@@ -1,0 +1,45 @@
+"""Unix sockets: bound where nobody listens, removed when they are done."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+
+def bind(path: str) -> socket.socket:
+    """Return a socket bound to ``path``, in place of one that a dead server has left.
+
+    Raises OSError if somebody listens there, or something is there that is not a socket.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EADDRINUSE, "there is a file that is not a socket; remove it or choose another", path)
+        if _listened_to(path):
+            raise OSError(errno.EADDRINUSE, "another server listens; stop it or choose another socket", path)
+        Path(path).unlink()
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.setblocking(False)
+        bound.bind(path)
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno or errno.EINVAL, f"no socket can be made: {error.strerror or error}", path) from None
+    return bound
+
+
+def remove(path: str, inode: int) -> None:
+    """Remove the socket at ``path``, unless it is another server's by now."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.lstat(path).st_ino == inode:
+            Path(path).unlink()
+
+
+def _listened_to(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        # A server whose backlog is full has us wait (EAGAIN); only a refusal says that nobody is there.
+        return client.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT)

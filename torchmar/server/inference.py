@@ -1,0 +1,318 @@
+"""The inference API over HTTP: TorchServe's routes, KServe's v1 and v2, and SageMaker's."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import secrets
+import uuid
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torchmar
+from torchmar.server import bodies, inference_openapi, logs
+from torchmar.server.health import health, ready
+from torchmar.server.http import Request
+from torchmar.server.jobs import Input, Job, Reply
+from torchmar.server.metrics import Metrics
+from torchmar.server.refusal import Refusal, error_body
+from torchmar.server.registry import Registry, Version
+from torchmar.server.settings import Settings
+from torchmar.server.tokens import Tokens
+
+_JSON = "application/json"
+_ID = "x-request-id"
+# Targets may differ without end, in their queries alone.
+_REMEMBERED = 1024
+_PREDICT, _EXPLAIN = {"explain": "False"}, {"explain": "True"}
+_V1_VERBS = {"predict": _PREDICT, "explain": _EXPLAIN}
+_V2_VERBS = {"infer": _PREDICT, "explain": _EXPLAIN}
+
+
+class _Asked(NamedTuple):
+    """What the target of a request to a model says.
+
+    Attributes:
+        model: its name; None: the query, the form or the registry has it.
+        version: None is the default one.
+        headers: what the handler sees besides those of the client.
+        query: whether parameters are a part of the handler's row.
+    """
+
+    model: str | None
+    version: str | None
+    headers: Mapping[str, str]
+    query: bool = False
+
+
+class Inference:
+    """The app of the API.
+
+    Args:
+        registry: the models.
+        tokens: who may ask.
+        settings: the server's configuration.
+        metrics: where requests are counted.
+    """
+
+    def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
+        self._registry, self._tokens, self._metrics = registry, tokens, metrics
+        self._most = settings.max_response_size
+        self._asked: dict[bytes, _Asked] = {}
+        self._ids = _request_ids()
+
+    def __call__(self, request: Request) -> None:
+        """Answer a request, now or when a worker has."""
+        request_id = next(self._ids)
+        try:
+            asked = self._asked.get(request.target)
+            if asked is None:
+                self._route(request, request_id)
+            else:
+                self._check(request)
+                self._ask(request, request_id, asked)
+        except Refusal as refusal:
+            self._metrics.answered(refusal.status)
+            request.respond(refusal.status, refusal.body, _JSON, ((_ID, request_id),))
+
+    def _check(self, request: Request) -> None:
+        self._tokens.check(request.header("authorization"), "inference")
+
+    # What the server answers by itself.
+
+    def _route(self, request: Request, request_id: str) -> None:
+        """Answer a request whose target is not known yet."""
+        segments = request.path.rstrip("/").split("/")[1:]
+        if not segments and (request.method != "OPTIONS" or request.path == "*"):
+            text = "Requested method is not allowed, please refer to API document."
+            raise Refusal(405, "MethodNotAllowedException", text)
+        if not segments or segments == ["api-description"]:
+            # Whoever wants to know how to ask may have no token yet.
+            self._tell(request, request_id, 200, inference_openapi.document())
+            return
+        self._check(request)
+        if (asked := _asked(segments)) is not None:
+            self._ask(request, request_id, asked)
+            # Only what is there is remembered: a scan for what is not has nothing to drive out.
+            if len(self._asked) >= _REMEMBERED:
+                self._asked.clear()
+            self._asked[request.target] = asked
+            return
+        match segments:
+            case ["ping", *_]:
+                status = health(self._registry)
+                self._tell(request, request_id, 500 if status == "Unhealthy" else 200, {"status": status})
+            case ["v1", "models", name] if ":" not in name:
+                self._tell_ready(request, request_id, name, None)
+            case ["v2", *rest]:
+                self._open_inference(request, request_id, rest)
+            case _:
+                raise _not_found()
+
+    def _open_inference(self, request: Request, request_id: str, segments: list[str]) -> None:
+        match segments:
+            case []:
+                document = {"name": "torchmar", "version": torchmar.__version__, "extensions": []}
+                self._tell(request, request_id, 200, document)
+            case ["health", "live"]:
+                self._tell(request, request_id, 200, {"live": True})
+            case ["health", "ready"]:
+                answers = ready(self._registry)
+                self._tell(request, request_id, 200 if answers else 503, {"ready": answers})
+            case ["models", name]:
+                self._tell_model(request, request_id, name, None)
+            case ["models", name, "versions", version]:
+                self._tell_model(request, request_id, name, version)
+            case ["models", name, "ready"]:
+                self._tell_ready(request, request_id, name, None)
+            case ["models", name, "versions", version, "ready"]:
+                self._tell_ready(request, request_id, name, version)
+            case _:
+                raise _not_found()
+
+    def _tell_model(self, request: Request, request_id: str, name: str, version: str | None) -> None:
+        _only_read(request)
+        self._registry.find(name, version)
+        versions = list(self._registry.models[name].versions)
+        # What goes in and comes out only the handler knows.
+        document = {"name": name, "versions": versions, "platform": "pytorch", "inputs": [], "outputs": []}
+        self._tell(request, request_id, 200, document)
+
+    def _tell_ready(self, request: Request, request_id: str, name: str, version: str | None) -> None:
+        _only_read(request)
+        answers = self._registry.find(name, version).pool.ready > 0
+        self._tell(request, request_id, 200 if answers else 503, {"name": name, "ready": answers})
+
+    def _tell(self, request: Request, request_id: str, status: int, document: Any) -> None:
+        self._metrics.answered(status)
+        body = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        request.respond(status, body, _JSON, ((_ID, request_id),))
+
+    # What workers answer.
+
+    def _ask(self, request: Request, request_id: str, asked: _Asked) -> None:
+        """Hand a request to the workers of a version.
+
+        Raises:
+            Refusal: there is no such version, or the body is no form though it says so.
+        """
+        inputs: list[Input] | None = None
+        name = asked.model
+        if name is None:
+            inputs = self._inputs(request, asked)
+            name = self._named(inputs)
+        found = self._registry.find(name, asked.version)
+        if request.method == "OPTIONS":
+            self._tell(request, request_id, 200, inference_openapi.of_model(name))
+            return
+        if inputs is None:
+            inputs = self._inputs(request, asked)
+        answer = _Answer(request, request_id, found, self._metrics, self._most)
+        job = Job(request_id, self._headers(request, asked), inputs, answer.take, found.deadline())
+        request.on_gone = partial(setattr, job, "cancelled", True)
+        try:
+            found.pool.submit(job)
+        except Refusal as refusal:
+            if asked.version is not None:
+                # The odd quotation mark is TorchServe's.
+                named = refusal.message.replace(f'"{name}"', f'"{name}" Version {asked.version}"', 1)
+                refusal = Refusal(refusal.status, refusal.type, named)
+            answer.take(Reply(refusal.status, refusal.body, _JSON, message=refusal.message))
+
+    def _inputs(self, request: Request, asked: _Asked) -> list[Input]:
+        inputs = bodies.inputs(request.body, request.header("content-type"))
+        if asked.query:
+            return [Input(name, "", value.encode("utf-8", "replace")) for name, value in request.query] + inputs
+        return inputs
+
+    def _named(self, inputs: list[Input]) -> str:
+        """Return which model is meant where the path has none: the parameter or field says, or there is one alone."""
+        for name, _, content in inputs:
+            if name == "model_name" and content:
+                return content.decode("utf-8", "replace")
+        if len(self._registry.models) == 1:
+            return next(iter(self._registry.models))
+        raise Refusal(400, "BadRequestException", "Parameter model_name is required.")
+
+    def _headers(self, request: Request, asked: _Asked) -> dict[str, str]:
+        """Return the headers that the handler sees."""
+        if self._tokens.enabled:
+            # The token is the server's business: a handler could ask other models with it, or log it.
+            headers = {name: value for name, value in request.headers if name.lower() != "authorization"}
+        else:
+            headers = dict(request.headers)
+        if "Content-Length" not in headers and not request.header("content-length"):
+            # As TorchServe, which hands on what came in chunks as if it had come as a whole.
+            headers = {name: value for name, value in headers.items() if name.lower() != "transfer-encoding"}
+            headers["content-length"] = str(len(request.body))
+        headers.update(asked.headers)
+        return headers
+
+
+class _Answer:
+    """The answer to one request, as a whole or in parts."""
+
+    __slots__ = ("_begun", "_failed", "_found", "_id", "_metrics", "_most", "_request")
+
+    def __init__(self, request: Request, request_id: str, found: Version, metrics: Metrics, most: int) -> None:
+        self._request, self._id, self._found, self._metrics, self._most = request, request_id, found, metrics, most
+        self._begun = self._failed = False
+
+    def take(self, reply: Reply) -> None:
+        """Send what a worker says."""
+        if len(reply.body) > self._most:
+            reply = self._too_large(reply)
+        request = self._request
+        if not reply.more:
+            # The circle from the request to its job and back is opened, so that both are freed at once.
+            request.on_gone = None
+            self._metrics.request(self._found.name, self._found.version, reply.status)
+        if reply.more or self._begun or self._failed:
+            self._take_part(reply)
+        elif reply.headers:
+            content_type, headers = self._head(reply)
+            request.respond(reply.status, reply.body, content_type, headers)
+        else:
+            request.respond(reply.status, reply.body, reply.content_type, ((_ID, self._id),))
+
+    def _take_part(self, reply: Reply) -> None:
+        request = self._request
+        if self._failed:
+            return
+        if reply.message:
+            self._failed = True
+            if self._begun:
+                # What is sent already says that all is well; a client must not take it for the whole.
+                request.abort()
+            else:
+                request.respond(reply.status, reply.body, reply.content_type, ((_ID, self._id),))
+            return
+        if not self._begun:
+            self._begun = True
+            content_type, headers = self._head(reply)
+            request.start(reply.status, content_type, headers)
+        request.send(reply.body)
+        if not reply.more:
+            request.end()
+
+    def _head(self, reply: Reply) -> tuple[str, list[tuple[str, str]]]:
+        """Return the content type and the headers, without what a handler cannot set."""
+        content_type, headers = reply.content_type, [(_ID, self._id)]
+        for name, value in reply.headers.items():
+            lower = name.lower()
+            if lower == "content-type":
+                content_type = value
+            elif lower != _ID:
+                headers.append((name, value))
+        return content_type, headers
+
+    def _too_large(self, reply: Reply) -> Reply:
+        found, size = self._found, len(reply.body)
+        message = f"The answer has {size} bytes, more than max_response_size={self._most} allows."
+        logs.SERVER.warning("%s %s, request %s: %s", found.name, found.version, self._id, message)
+        return Reply(500, error_body(500, "InternalServerException", message), _JSON, more=reply.more, message=message)
+
+
+def _asked(segments: list[str]) -> _Asked | None:
+    """Return what a path asks of a model; None if it does not."""
+    match segments:
+        case ["predictions" | "explanations" as what, name, *rest]:
+            # What is behind the version is for the handler.
+            headers = {"url_path": "/".join(rest[1:]), **(_EXPLAIN if what == "explanations" else _PREDICT)}
+            return _Asked(name, rest[0] if rest else None, headers)
+        case ["v1", "models", *names, last] if ":" in last:
+            final, _, verb = last.rpartition(":")
+            match [*names, final]:
+                case [name] if verb in _V1_VERBS:
+                    return _Asked(name, None, _V1_VERBS[verb])
+                case [name, "versions", version] if verb in _V1_VERBS:
+                    return _Asked(name, version, _V1_VERBS[verb])
+        case ["v2", "models", name, verb] if verb in _V2_VERBS:
+            return _Asked(name, None, _V2_VERBS[verb])
+        case ["v2", "models", name, "versions", version, verb] if verb in _V2_VERBS:
+            return _Asked(name, version, _V2_VERBS[verb])
+        case ["invocations"]:
+            return _Asked(None, None, {}, query=True)
+        case ["models", name, "invoke"] | [name, "predict"]:
+            return _Asked(name, None, {}, query=True)
+        case [name, version, "predict"]:
+            return _Asked(name, version, {}, query=True)
+    return None
+
+
+def _only_read(request: Request) -> None:
+    if request.method not in ("GET", "HEAD"):
+        raise _not_found()  # who forgot the verb must not take this for a prediction
+
+
+def _not_found() -> Refusal:
+    text = "Requested resource is not found, please refer to API document."
+    return Refusal(404, "ResourceNotFoundException", text)
+
+
+def _request_ids() -> Iterator[str]:
+    """Yield ids in the form of random UUIDs, whose last part is counted: to draw each takes longer than all else."""
+    start = str(uuid.uuid4())[:24]
+    for number in itertools.count(secrets.randbits(40)):
+        yield f"{start}{number & 0xFFFFFFFFFFFF:012x}"

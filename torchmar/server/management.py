@@ -1,0 +1,311 @@
+"""The routes of the management API: TorchServe's paths, parameters, statuses and texts.
+
+What has to wait for an archive or for workers does so in a task, so that it holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from torchmar.server import descriptions, logs, openapi
+from torchmar.server.http import Request
+from torchmar.server.jobs import Job, Reply
+from torchmar.server.refusal import Refusal, error_body
+from torchmar.server.registry import Registration, Registry, Version
+from torchmar.server.settings import Settings
+from torchmar.server.tokens import Tokens
+
+_JSON = "application/json"
+_INT32 = 1 << 31
+_STARTED = "Processing worker updates..."
+# TorchServe's own defaults, which its clients may send for "nobody said".
+_UNSAID = {"batch_size": -1, "max_batch_delay": -100, "response_timeout": -1, "startup_timeout": -1}
+
+
+class Management:
+    """The app of the management API.
+
+    Args:
+        registry: the models.
+        tokens: who may ask.
+        settings: the server's configuration.
+    """
+
+    def __init__(self, registry: Registry, tokens: Tokens, settings: Settings) -> None:
+        self._registry, self._tokens, self._settings = registry, tokens, settings
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, request: Request) -> None:
+        """Answer a request, now or later.
+
+        Raises:
+            Refusal: it is answered with an error.
+        """
+        parts = request.path.split("/")
+        while len(parts) > 1 and not parts[-1]:
+            parts.pop()
+        # What the API is like may be asked without a token.
+        if len(parts) == 1:
+            _allow(request.method == "OPTIONS" and parts == [""])
+            _answer(request, openapi.management(self._settings.tokens))
+            return
+        if parts[1] == "api-description":
+            _answer(request, openapi.management(self._settings.tokens))
+            return
+        authorization = request.header("authorization")
+        if parts[1] == "token" and self._settings.tokens:
+            self._renew(request, authorization)
+            return
+        self._tokens.check(authorization, "management")
+        if parts[1] == "models" and len(parts) <= 5:
+            self._models(request, parts[2:])
+        elif parts[1:3] == ["v1", "models"] and len(parts) == 4:
+            _allow(request.method == "GET")
+            name = parts[3].partition(":")[0]
+            _answer(request, {"name": name, "ready": self._registry.find(name).pool.ready > 0})
+        else:
+            raise _not_found()
+
+    def _models(self, request: Request, names: list[str]) -> None:
+        method = request.method
+        if not names:
+            _allow(method in ("GET", "POST"))
+            if method == "GET":
+                self._list(request)
+            else:
+                self._begin(request, self._register(request))
+            return
+        name, version = names[0], names[1] if len(names) > 1 else None
+        if len(names) == 3:
+            if names[2] != "set-default":
+                raise _not_found()
+            _allow(method in ("PUT", "OPTIONS"))
+            if method == "PUT":
+                self._registry.set_default(name, names[1])
+                _say(request, f'Default version successfully updated for model "{name}" to "{version}"')
+                return
+        if method == "OPTIONS":
+            self._registry.find(name, version)
+            _answer(request, openapi.of_model(name))
+        elif method == "GET":
+            self._describe(request, name, version)
+        elif method == "PUT":
+            self._begin(request, self._scale(request, name, version))
+        else:
+            _allow(method == "DELETE")
+            self._begin(request, self._unregister(request, name, version))
+
+    def _renew(self, request: Request, authorization: str) -> None:
+        """Write a new token into the key file; the answer does not have it."""
+        self._tokens.check(authorization, "key")
+        self._tokens.renew(_parameters(request).get("type", ""))
+        request.respond(200, b"\n", _JSON)
+
+    def _list(self, request: Request) -> None:
+        asked = _parameters(request)
+        limit, token = _number(asked.get("limit"), descriptions.PAGE), _number(asked.get("next_page_token"), 0)
+        _answer(request, descriptions.page(self._registry.models.values(), limit, token))
+
+    async def _register(self, request: Request) -> None:
+        _allow(self._settings.model_api)
+        asked = _registration(request)
+        found = await self._registry.register(asked)
+        workers = found.serving.min_workers
+        title = f'Model "{found.name}" Version: {found.version} registered with {workers} initial workers'
+        if not workers:
+            _say(request, f"{title}. Use scale workers API to add workers for the model.")
+        elif asked.synchronous:
+            _say(request, title)
+        else:
+            _say(request, _STARTED, 202)
+
+    async def _scale(self, request: Request, name: str, version: str | None) -> None:
+        asked = _parameters(request)
+        low = _number(asked.get("min_worker"), 1)
+        high = _number(asked.get("max_worker"), low)
+        version = asked.get("model_version") if version is None else version
+        wait = _is_true(asked.get("synchronous"))
+        await self._registry.scale(name, version, low, high, synchronous=wait)
+        if wait:
+            which = "" if version is None else f", version: {version}"
+            _say(request, f"Workers scaled to {low} for model: {name}{which}")
+        else:
+            _say(request, _STARTED, 202)
+
+    async def _unregister(self, request: Request, name: str, version: str | None) -> None:
+        _allow(self._settings.model_api)
+        await self._registry.unregister(name, version)
+        _say(request, f'Model "{name}" unregistered')
+
+    def _describe(self, request: Request, name: str, version: str | None) -> None:
+        if version == "all":
+            self._registry.find(name)
+            described = list(self._registry.models[name].versions.values())
+        else:
+            described = [self._registry.find(name, version)]
+            if _is_true(_parameters(request).get("customized")):
+                self._ask_handler(request, described[0])
+                return
+        if any(one.serving.device_type == "gpu" for one in described):
+            self._begin(request, self._describe_with_gpus(request, described))
+        else:
+            _answer(request, [descriptions.version(one) for one in described])
+
+    async def _describe_with_gpus(self, request: Request, described: list[Version]) -> None:
+        usage = await asyncio.to_thread(descriptions.gpu_usage)
+        _answer(request, [descriptions.version(one, usage) for one in described])
+
+    def _ask_handler(self, request: Request, described: Version) -> None:
+        """Answer with what the handler says of itself as ``customizedMetadata``."""
+
+        def done(reply: Reply) -> None:
+            said.append(reply.body)
+            if reply.more:
+                return
+            if reply.status != 200:
+                body = reply.body
+                if reply.message:
+                    body = error_body(reply.status, "InternalServerException", reply.message)
+                request.respond(reply.status, body, reply.content_type or _JSON)
+            else:
+                metadata = _object(b"".join(said))
+                _answer(request, [{**descriptions.version(described), "customizedMetadata": metadata}])
+
+        said: list[bytes] = []
+        # The token is for the server; a handler has no use for it.
+        headers = {key: value for key, value in request.headers if key.lower() != "authorization"}
+        job = Job(str(uuid.uuid4()), {**headers, "describe": "True"}, (), done, described.deadline())
+
+        def gone() -> None:
+            job.cancelled = True
+
+        try:
+            described.pool.submit(job)
+        except Refusal as refusal:
+            message = (
+                f'Model "{described.name}" has no worker to serve describe request. '
+                "Please use scale workers API to add workers."
+            )
+            raise Refusal(refusal.status, refusal.type, message) from None
+        request.on_gone = gone
+
+    def _begin(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(_answered(request, answering))
+        self._tasks.add(task)  # a task that nobody refers to may be collected before it is done
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _answered(request: Request, answering: Coroutine[Any, Any, None]) -> None:
+    try:
+        await answering
+    except Refusal as refusal:
+        request.respond(refusal.status, refusal.body, _JSON)
+    except Exception:
+        logs.SERVER.exception("%s %s failed", request.method, request.path)
+        message = "the server has failed; its log says how"
+        request.respond(500, error_body(500, "InternalServerException", message), _JSON)
+
+
+def _registration(request: Request) -> Registration:
+    """Return what a request wants registered: its JSON body if it says that it has one, or else its query.
+
+    Raises:
+        Refusal: 400; there is no URL, or the body is no JSON object, or a number in it is none.
+    """
+    is_json = request.header("content-type").partition(";")[0].strip().lower() == _JSON
+    asked = _body(request.body) if is_json else _parameters(request)
+    if "url" not in asked:
+        raise Refusal(400, "BadRequestException", "Parameter url is required.")
+
+    def number(name: str) -> int | None:
+        unsaid = _UNSAID.get(name)
+        value: int | None = _number(asked.get(name), unsaid)
+        if is_json and name in asked and _number(asked[name], None) is None:
+            raise Refusal(400, "BadRequestException", f"Parameter {name} is no whole number: {asked[name]}")
+        return None if value == unsaid else value
+
+    return Registration(
+        asked["url"],
+        asked.get("model_name", ""),
+        asked.get("handler", ""),
+        asked.get("runtime"),
+        number("batch_size"),
+        number("max_batch_delay"),
+        number("response_timeout"),
+        number("startup_timeout"),
+        number("initial_workers"),
+        _is_true(asked.get("synchronous", "true")),
+    )
+
+
+def _body(body: bytes) -> dict[str, str]:
+    """Return the members of a JSON object as the text that a query would have; null is as if it were not there."""
+    try:
+        document = json.loads(body or b"null")
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "BadRequestException", f"The body is not JSON: {error}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise Refusal(400, "BadRequestException", "The body is no JSON object.")
+    said: dict[str, str] = {}
+    for key, value in document.items():
+        if isinstance(value, dict | list):
+            raise Refusal(400, "BadRequestException", f"Parameter {key} is no text and no number.")
+        if isinstance(value, bool):
+            value = str(value).lower()
+        elif isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is not None:
+            said[key] = str(value)
+    return said
+
+
+def _parameters(request: Request) -> Mapping[str, str]:
+    """Return the query; of a parameter that is there several times, the first."""
+    return dict(reversed(request.query))
+
+
+def _number(text: str | None, default: Any) -> Any:
+    """Return a number as TorchServe reads it: one of 32 bits, or else the default."""
+    if text is None or not re.fullmatch(r"[+-]?[0-9]{1,10}", text):
+        return default
+    value = int(text)
+    return value if -_INT32 <= value < _INT32 else default
+
+
+def _is_true(text: str | None) -> bool:
+    return text is not None and text.lower() == "true"
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _allow(allowed: bool) -> None:
+    if not allowed:
+        message = "Requested method is not allowed, please refer to API document."
+        raise Refusal(405, "MethodNotAllowedException", message)
+
+
+def _not_found() -> Refusal:
+    message = "Requested resource is not found, please refer to API document."
+    return Refusal(404, "ResourceNotFoundException", message)
+
+
+def _say(request: Request, text: str, status: int = 200) -> None:
+    _answer(request, {"status": text}, status)
+
+
+def _answer(request: Request, document: object, status: int = 200) -> None:
+    body = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    request.respond(status, body, _JSON)

@@ -1,0 +1,568 @@
+"""The workers of one model version and the queue before them: batching, deadlines, restarts.
+
+A worker that is free takes what has queued, at once: under load batches fill while workers are
+busy, and without load nobody waits for others to come. ``max_batch_delay`` is thereby kept as the bound
+that it is in TorchServe. A batch has requests of one kind, predictions or explanations, since handlers that
+TorchServe ships look at the first request only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+import psutil
+
+from torchmar.errors import WorkerError
+from torchmar.server import logs
+from torchmar.server.jobs import Job, Reply
+from torchmar.server.processes import Cradle, LoadFailed, Nursery
+from torchmar.server.refusal import Refusal, error_body
+from torchmar.worker.process import frames
+
+State = Literal["READY", "LOADING", "UNLOADING"]
+
+_BACK_OFF = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)  # seconds, as TorchServe waits
+_SWEEP = 0.1  # seconds between looks at deadlines
+_DIED = "Worker died."
+_ids = itertools.count(9000)  # TorchServe calls its workers by their ports
+
+
+class Tell(Protocol):
+    """Who wants to know what happens; see `torchmar.server.metrics`."""
+
+    def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float) -> None:
+        """Take note of a batch that was answered."""
+
+    def loaded(self, name: str, version: str, worker: str, seconds: float) -> None:
+        """Take note that a worker has come up."""
+
+    def forget(self, name: str, version: str) -> None:
+        """Forget a version that is registered no more."""
+
+    def custom(self, name: str, version: str, updates: Sequence[Any]) -> None:
+        """Take note of what a handler has measured: ``[name, unit, value, type, [[dimension, value], ...]]`` each."""
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """What a version is served with; times in seconds, but for ``max_batch_delay``, which is in milliseconds."""
+
+    name: str
+    version: str
+    handler: str
+    folder: str
+    envelope: str = ""
+    batch_size: int = 1
+    max_batch_delay: float = 100.0
+    response_timeout: float = 120.0
+    startup_timeout: float = 120.0
+    queue_size: int = 100
+    devices: tuple[int, ...] = ()
+    retry_seconds: float = 300.0
+    requirements: str = ""
+    metrics_config: str = ""
+    limit_max_image_pixels: bool = True
+    job_tickets: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What can be told of a worker; ``memory`` in bytes, ``started`` in seconds since 1970."""
+
+    id: str
+    state: State
+    pid: int
+    started: float
+    gpu: int | None
+    memory: int
+
+
+class Pool:
+    """A version's queue and its workers.
+
+    Attributes:
+        min_workers: how many there should be.
+        max_workers: how many there may be; TorchServe reports it, and so does this.
+        failure: the traceback of the worker that did not load or died last; empty since one came up.
+    """
+
+    def __init__(self, nursery: Nursery, options: PoolOptions, tell: Tell) -> None:
+        self.options = options
+        self.min_workers = self.max_workers = 0
+        self.failure = ""
+        self._nursery, self._tell = nursery, tell
+        self._queue: deque[Job] = deque()
+        self._workers: list[_Worker] = []
+        self._idle: list[_Worker] = []
+        self._cradle: Cradle | None = None
+        self._shares = not options.devices
+        self._growing = asyncio.Lock()
+        self._closed = False
+        self._scheduled = False
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+
+    # What clients of a pool ask.
+
+    @property
+    def ready(self) -> int:
+        """How many workers answer."""
+        return sum(worker.state == "READY" for worker in self._workers)
+
+    @property
+    def pending(self) -> int:
+        """How many requests wait for a worker."""
+        return len(self._queue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or is being worked at."""
+        return bool(self._queue) or any(worker.jobs for worker in self._workers)
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return what can be told of each worker."""
+        return [worker.info() for worker in self._workers]
+
+    def submit(self, job: Job) -> None:
+        """Have a request answered; its ``done`` is called when it is.
+
+        Raises:
+            Refusal: 503; there is no worker, or the queue is full.
+        """
+        if not self.min_workers or self._closed:
+            raise Refusal(503, "ServiceUnavailableException", self._no_workers())
+        if len(self._queue) >= self.options.queue_size or (self.options.job_tickets and not self._idle):
+            raise Refusal(503, "ServiceUnavailableException", self._no_workers())
+        self._queue.append(job)
+        if self._idle and not self._scheduled:
+            # At the end of this turn of the loop: what comes with it shares a batch, and nobody waits.
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    async def scale(self, min_workers: int, max_workers: int) -> bool:
+        """Start workers until there are ``min_workers``, end those beyond ``max_workers``; tell whether they answer.
+
+        A worker that goes has answered what it was at. The first that does not load in
+        ``startup_timeout`` is a no; ``failure`` says why, and it is tried again in the background.
+        """
+        self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
+        while len(self._staying()) > (self.max_workers if min_workers else 0):
+            idle = [worker for worker in self._staying() if not worker.jobs]
+            (idle or self._staying())[-1].leave()
+        self._forget_gone()
+        started = [self._add() for _ in range(min_workers - len(self._staying()))]
+        if not min_workers:
+            await self._until(lambda: not self._workers)
+            self._drop_cradle()
+            self._refuse_all()
+        self._share_cores()
+        await self._until(lambda: all(one.state == "READY" or one.failed or one.leaving for one in started))
+        await self._until(lambda: not any(one.leaving for one in self._workers))
+        return not any(one.failed or one.leaving for one in started)
+
+    async def drain(self, seconds: float) -> bool:
+        """Wait until nothing waits or is worked at, at the most so long; tell whether it came to that."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._until(lambda: not self.busy), seconds)
+        return not self.busy
+
+    async def close(self) -> None:
+        """End every worker; who waits is answered 503."""
+        self._closed = True
+        self.min_workers = 0
+        self._sweeper.cancel()
+        self._refuse_all()
+        for worker in list(self._workers):
+            worker.end(Refusal(503, "ServiceUnavailableException", self._no_workers()))
+        self._drop_cradle()
+        self._changed.set()
+
+    # The queue.
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        while self._idle and self._queue:
+            if not (batch := self._batch()):
+                return
+            self._idle.pop().work(batch)
+
+    def _batch(self) -> list[Job]:
+        """Take requests of one kind from the queue, in their order; others keep their places."""
+        queue, size = self._queue, self.options.batch_size
+        batch: list[Job] = []
+        others: list[Job] = []
+        kind = ""
+        now = time.monotonic()
+        while queue and len(batch) < size:
+            job = queue.popleft()
+            if job.cancelled:
+                continue
+            if job.deadline is not None and job.deadline < now:
+                self._too_late(job)
+                continue
+            if not batch:
+                kind = job.kind
+            elif job.kind != kind or job.alone or batch[0].alone:
+                others.append(job)
+                if len(others) >= size:
+                    break
+                continue
+            batch.append(job)
+        queue.extendleft(reversed(others))
+        return batch
+
+    def _too_late(self, job: Job) -> None:
+        message = "the request has waited longer than its client does"
+        job.done(_error(503, "ServiceUnavailableException", message))
+
+    def _refuse_all(self) -> None:
+        while self._queue:
+            job = self._queue.popleft()
+            if not job.cancelled:
+                job.done(_error(503, "ServiceUnavailableException", self._no_workers()))
+
+    def _sweep(self) -> None:
+        """Answer who has waited too long, end workers that do not answer."""
+        now = time.monotonic()
+        if any((job.deadline is not None and job.deadline < now) or job.cancelled for job in self._queue):
+            for job in list(self._queue):
+                if job.cancelled:
+                    self._queue.remove(job)
+                elif job.deadline is not None and job.deadline < now:
+                    self._queue.remove(job)
+                    self._too_late(job)
+        for worker in self._workers:
+            if worker.jobs and now - worker.since > self.options.response_timeout:
+                seconds = f"{self.options.response_timeout:g} s"
+                logs.SERVER.warning("%s did not answer within %s and is restarted", worker.title, seconds)
+                worker.end(Refusal(500, "InternalServerException", "Worker died."), again=True)
+        self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+
+    # The workers.
+
+    def _staying(self) -> list[_Worker]:
+        return [worker for worker in self._workers if not worker.leaving]
+
+    def _add(self) -> _Worker:
+        taken = [worker.gpu for worker in self._staying()]
+        device = min(self.options.devices, key=taken.count, default=None)
+        worker = _Worker(self, device)
+        self._workers.append(worker)
+        worker.task = self._loop.create_task(self._start(worker))
+        return worker
+
+    async def _start(self, worker: _Worker) -> None:
+        """Bring a worker up; try again, later each time, until it loads or it is no use."""
+        begun = time.monotonic()
+        for attempt in itertools.count():
+            worker.state = "LOADING" if not attempt else "UNLOADING"
+            tried = time.monotonic()
+            try:
+                await self._bring_up(worker)
+            except (LoadFailed, WorkerError, OSError) as error:
+                self.failure = str(error).rstrip()
+                worker.failed = True
+                self._changed.set()
+                worker.say("Backend worker process died.")
+                for line in self.failure.splitlines():
+                    worker.say(line)
+                if time.monotonic() - begun > self.options.retry_seconds:
+                    logs.SERVER.error("%s is given up: it did not load in any of %d tries", worker.title, attempt + 1)
+                    return
+                await asyncio.sleep(_BACK_OFF[min(attempt + 1, len(_BACK_OFF) - 1)])
+            else:
+                seconds = time.monotonic() - tried
+                self._tell.loaded(self.options.name, self.options.version, worker.id, seconds)
+                worker.failed = False
+                self.failure = ""
+                self._share_cores()
+                self._changed.set()
+                return
+
+    async def _bring_up(self, worker: _Worker) -> None:
+        worker.say(f"s_name_part0=torchmar, s_name_part1={worker.id}, pid={os.getpid()}")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                pid = await self._process(worker, theirs)
+                await worker.connect(ours, pid)
+            except BaseException:
+                ours.close()
+                raise
+
+    async def _process(self, worker: _Worker, connection: socket.socket) -> int:
+        """Return the pid of a process that has the model and serves on a connection."""
+        async with self._growing:  # the first loads, the others share what it loaded
+            if self._cradle and not self._cradle.gone:
+                return await self._cradle.fork(connection, worker.say)
+            self._cradle = None
+            if self._shares:
+                cradle, why = await self._grow(worker, share=True)
+                if not why:
+                    self._cradle = cradle
+                    return await cradle.fork(connection, worker.say)
+                logs.SERVER.info("%s: each worker loads the model for itself: %s", worker.title, why)
+                self._shares = False
+                worker.cradle = cradle
+                return cradle.serve(connection)
+        cradle, _ = await self._grow(worker, share=False)
+        worker.cradle = cradle
+        return cradle.serve(connection)
+
+    async def _grow(self, worker: _Worker, *, share: bool) -> tuple[Cradle, str]:
+        """Return a process that has the model loaded, and why it should not be forked."""
+        options = self.options
+        job = {
+            "name": options.name,
+            "model_dir": options.folder,
+            "handler": options.handler,
+            "envelope": options.envelope,
+            "batch_size": options.batch_size,
+            "gpu": worker.gpu,
+            "requirements": options.requirements,
+            "metrics_config": options.metrics_config,
+            "limit_max_image_pixels": options.limit_max_image_pixels,
+            "share": share,
+        }
+        cradle = await self._nursery.grow(job, worker.say)
+        try:
+            return cradle, await cradle.loaded(options.startup_timeout)
+        except BaseException:
+            cradle.kill()
+            raise
+
+    def lost(self, worker: _Worker, *, again: bool) -> None:
+        """Take note that a worker's process has ended."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if worker.leaving or self._closed or not again:
+            if worker in self._workers:
+                self._workers.remove(worker)
+        else:
+            worker.task = self._loop.create_task(self._start(worker))
+        self._changed.set()
+
+    def _forget_gone(self) -> None:
+        self._workers = [worker for worker in self._workers if not worker.gone]
+
+    def _drop_cradle(self) -> None:
+        if self._cradle:
+            self._cradle.close()
+            self._cradle = None
+
+    def _share_cores(self) -> None:
+        """Have the workers together use no more threads than there are cores."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for worker in self._workers:
+            worker.limit_threads(max(1, cores // max(1, self.min_workers)))
+
+    def free(self, worker: _Worker) -> None:
+        """Give a worker that has come up or answered what waits next, or let it go."""
+        if worker.leaving:
+            worker.end()
+            return
+        if self._queue and (batch := self._batch()):
+            worker.work(batch)
+        else:
+            self._idle.append(worker)
+        self._changed.set()
+
+    def again(self, jobs: Sequence[Job]) -> None:
+        """Put requests back before all others; each is asked alone, since one of them ended a worker."""
+        for job in jobs:
+            job.alone = True
+        self._queue.extendleft(reversed(jobs))
+        if self._idle and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    async def _until(self, true: Any) -> None:
+        while not true():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _no_workers(self) -> str:
+        # As for a request that names no version; who knows better says so.
+        return (
+            f'Model "{self.options.name}" has no worker to serve inference request. '
+            "Please use scale workers API to add workers. If this is a sequence inference, please check if it is "
+            "closed, or expired; or exceeds maxSequenceJobQueueSize"
+        )
+
+
+class _Worker(asyncio.Protocol):
+    """One worker: its process, the connection to it, and the batch that it is at."""
+
+    def __init__(self, pool: Pool, gpu: int | None) -> None:
+        self.id = str(next(_ids))
+        self.gpu = gpu
+        self.state: State = "LOADING"
+        self.started = time.time()
+        self.leaving = self.failed = self.gone = False
+        self.jobs: list[Job] = []
+        self.since = 0.0
+        self.cradle: Cradle | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._pool = pool
+        self._pid = 0
+        self._threads = 0
+        self._transport: asyncio.Transport | None = None
+        self._data = bytearray()
+        self._refusal: Refusal | None = None
+
+    @property
+    def title(self) -> str:
+        options = self._pool.options
+        return f"{options.name} {options.version} worker {self.id}"
+
+    def info(self) -> WorkerInfo:
+        memory = 0
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            memory = psutil.Process(self._pid).memory_info().rss if self._pid else 0
+        return WorkerInfo(self.id, self.state, self._pid, self.started, self.gpu, memory)
+
+    def say(self, line: str) -> None:
+        options = self._pool.options
+        logs.worker_says(self.id, options.name, options.version, line)
+
+    async def connect(self, connection: socket.socket, pid: int) -> None:
+        connection.setblocking(False)
+        self._pid, self.state, self.gone = pid, "READY", False
+        self._data.clear()
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self, sock=connection)
+
+    def limit_threads(self, count: int) -> None:
+        if self._transport and count != self._threads:
+            self._threads = count
+            self._transport.writelines(frames.encode(frames.THREADS, count))
+
+    def work(self, batch: list[Job]) -> None:
+        """Send a batch to the process."""
+        self.jobs, self.since = batch, time.monotonic()
+        document = []
+        bodies: list[Any] = []
+        for job in batch:
+            document.append([job.request_id, job.headers, [(one[0], one[1], len(one[2])) for one in job.inputs]])
+            bodies += [one[2] for one in job.inputs]
+        assert self._transport
+        buffers = frames.encode(frames.BATCH, document, bodies)
+        size = sum(map(len, bodies))
+        # One call to the system for what is small; what is large is not copied together.
+        if size < _SMALL:
+            self._transport.write(b"".join(buffers))
+        else:
+            self._transport.writelines(buffers)
+
+    def leave(self) -> None:
+        """Go as soon as the batch at hand is answered."""
+        self.leaving = True
+        if self.state != "READY":
+            self.end()
+        elif not self.jobs:
+            self._pool._idle.remove(self)
+            self.end()
+
+    def end(self, refusal: Refusal | None = None, *, again: bool = False) -> None:
+        """End the process at once; requests that it is at are answered with ``refusal``."""
+        self._refusal = refusal
+        if not again:
+            self.leaving = True
+        if self.task and self.state != "READY":
+            self.task.cancel()
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        if self._transport:
+            self._transport.abort()
+        else:
+            self.gone = True
+            self._pool.lost(self, again=False)
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._threads = 0
+        self.started = time.time()
+        self._pool.free(self)
+
+    def data_received(self, data: bytes) -> None:
+        held = self._data
+        if held:
+            held += data
+            data = held  # type: ignore[assignment]
+        place = 0
+        view = memoryview(data)
+        while len(view) - place >= frames.HEAD.size:
+            kind, text, bodies = frames.HEAD.unpack_from(view, place)
+            start = place + frames.HEAD.size
+            end = start + text + bodies
+            if len(view) < end:
+                break
+            self._take(kind, frames.loads(view[start : start + text]), bytes(view[start + text : end]))
+            place = end
+        left = bytes(view[place:])
+        view.release()
+        self._data = bytearray(left)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self.cradle:
+            self.cradle.close()
+            self.cradle = None
+        jobs, self.jobs = self.jobs, []
+        refusal, self._refusal = self._refusal, None
+        self.state, self.gone = "UNLOADING", True
+        if not self.leaving:
+            self.say("Backend worker process died.")
+        if refusal is None and len(jobs) > 1:
+            # One of them is to blame; the others need not suffer for it.
+            self._pool.again([job for job in jobs if not job.cancelled])
+            jobs = []
+        elif refusal is None:
+            refusal = Refusal(500, "InternalServerException", _DIED)
+        for job in jobs:
+            if not job.cancelled and refusal:
+                job.done(Reply(refusal.status, refusal.body, "application/json", message=refusal.message))
+        self._pool.lost(self, again=not self.leaving)
+
+    def _take(self, kind: int, document: Any, bodies: bytes) -> None:
+        if kind == frames.PART:
+            index, status, content_type, headers, _, message = document
+            job = self.jobs[index]
+            if not job.cancelled:
+                job.done(Reply(status, bodies, content_type, headers, more=True, message=message))
+            return
+        jobs, self.jobs = self.jobs, []
+        pool, options = self._pool, self._pool.options
+        since = self.since
+        pool.free(self)  # the next batch first: the worker need not wait until these are told
+        start = 0
+        for job, (status, content_type, headers, size, message) in zip(jobs, document["answers"], strict=True):
+            if not job.cancelled:
+                job.done(Reply(status, bodies[start : start + size], content_type, headers, False, message))
+            start += size
+        pool._tell.batch(
+            options.name, options.version, len(jobs), [since - job.since for job in jobs], document["seconds"]
+        )
+        if updates := document.get("metrics"):
+            pool._tell.custom(options.name, options.version, updates)
+
+
+_SMALL = 1 << 16  # bytes
+
+
+def _error(status: int, type: str, message: str) -> Reply:
+    return Reply(status, error_body(status, type, message), "application/json", message=message)

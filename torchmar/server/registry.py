@@ -1,0 +1,310 @@
+"""The registered models with their versions: which there are, which is the default, and how one comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from torchmar.server import logs, options
+from torchmar.server.options import Registration, Serving
+from torchmar.server.pool import Pool, Tell
+from torchmar.server.processes import Nursery
+from torchmar.server.refusal import Refusal
+from torchmar.server.settings import Settings
+from torchmar.server.sources import Source, Sources
+
+__all__ = ["Model", "Registration", "Registry", "Version"]
+
+
+class Version:
+    """One registered version of a model.
+
+    Attributes:
+        name: of the model, which may be another than the archive's.
+        version: from the archive.
+        url: what it was registered as.
+        source: its archive.
+        pool: its queue and its workers.
+        serving: what it is served with.
+        loaded_at_startup: whether the server's configuration loads it.
+        removed: set when it is registered no more.
+    """
+
+    def __init__(
+        self, url: str, source: Source, pool: Pool, serving: Serving, *, loaded_at_startup: bool = False
+    ) -> None:
+        self.name, self.version = serving.pool.name, serving.pool.version
+        self.url, self.source, self.pool, self.serving = url, source, pool, serving
+        self.loaded_at_startup = loaded_at_startup
+        self.removed = asyncio.Event()
+
+    def deadline(self) -> float | None:
+        """Return until when a request that comes now may wait for a worker, by `time.monotonic`; None: for ever."""
+        return time.monotonic() + self.serving.client_timeout if self.serving.client_timeout else None
+
+
+class Model:
+    """A model: its versions, in the order in which they came, and the one that is asked when none is named."""
+
+    def __init__(self, name: str, default: str) -> None:
+        self.name, self.default = name, default
+        self.versions: dict[str, Version] = {}
+
+
+class Registry:
+    """All models of a server. Everything here happens in the server's loop.
+
+    Args:
+        sources: where archives come from.
+        nursery: where workers come from.
+        settings: the server's configuration.
+        tell: who is told of what pools do.
+
+    Attributes:
+        models: by name.
+    """
+
+    def __init__(self, sources: Sources, nursery: Nursery, settings: Settings, tell: Tell) -> None:
+        self.models: dict[str, Model] = {}
+        self._sources, self._nursery, self._settings, self._tell = sources, nursery, settings, tell
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def find(self, name: str, version: str | None = None) -> Version:
+        """Return a version, the default one if none is named.
+
+        Raises:
+            Refusal: 404; there is none.
+        """
+        model = self.models.get(name)
+        if model is None:
+            raise Refusal(404, "ModelNotFoundException", f"Model not found: {name}")
+        found = model.versions.get(model.default if version is None else version)
+        if found is None:
+            message = f"Model version: {version} does not exist for model: {name}"
+            raise Refusal(404, "ModelVersionNotFoundException", message)
+        return found
+
+    async def load(self) -> None:
+        """Register what the configuration loads at the start; what cannot be is logged, and the rest loaded.
+
+        Workers come up in the background, and come again if they do not.
+        """
+        models = self._settings.initial_models()
+        asked = [Registration(url, name, fallback_name=other, synchronous=False) for url, name, other in models]
+        done = await asyncio.gather(*(self.register(one, at_start=True) for one in asked), return_exceptions=True)
+        for one, error in zip(asked, done, strict=True):
+            if isinstance(error, Refusal):
+                logs.SERVER.error("load_models: %s is not loaded: %s", one.url, error.message)
+            elif isinstance(error, BaseException):
+                raise error
+
+    async def register(self, asked: Registration, *, at_start: bool = False) -> Version:
+        """Register an archive and start its workers; one that fails leaves nothing behind.
+
+        Args:
+            asked: what is wanted.
+            at_start: whether the server does so by itself, as its configuration says.
+
+        Returns:
+            The version; its workers answer by then, unless the registration is not synchronous.
+
+        Raises:
+            Refusal: 400 or 404, there is no such archive, or none that is served here; 409, the version is registered
+                already, or at this moment; 500, its workers do not load.
+        """
+        asked.check()
+        source = await self._sources.fetch(asked.url)
+        try:
+            serving = options.resolve(asked, source, self._settings, at_start=at_start)
+            found = self._add(asked, source, serving, at_start)
+        except BaseException:
+            self._sources.release(source)
+            raise
+        low, high = serving.min_workers, serving.max_workers
+        if not asked.synchronous:
+            self._in_background(self._scale(found, low, high))
+            return found
+        try:
+            up = await self._scale(found, low, high)
+        except BaseException:  # the server is told to stop, or workers cannot be started at all
+            await asyncio.shield(self._in_background(self._undo(found)))
+            raise
+        if not up:
+            failure = found.pool.failure
+            await self._undo(found)
+            raise _did_not_start(found.name, found.version, failure)
+        return found
+
+    async def scale(
+        self,
+        name: str,
+        version: str | None,
+        min_workers: int,
+        max_workers: int,
+        *,
+        synchronous: bool = True,
+    ) -> None:
+        """Set how many workers a version has. Those that go answer first what they are at, or what waits for them.
+
+        Args:
+            name: of the model.
+            version: None is the default one.
+            min_workers: how many there are to be.
+            max_workers: how many there may be: of more than that the rest goes.
+            synchronous: whether to wait until they answer, or have gone.
+
+        Raises:
+            Refusal: 400, the numbers make no sense; 404, there is no such version; 500, a worker does not load, and
+                will be tried again.
+        """
+        if max_workers < min_workers:
+            raise Refusal(400, "BadRequestException", "max_worker cannot be less than min_worker.")
+        if min_workers < 0:
+            raise Refusal(400, "BadRequestException", "min_worker cannot be less than 0.")
+        options.check_workers("min_worker", min_workers)
+        found = self.find(name, version)
+        doing = self._scale(found, min_workers, max_workers)
+        if not synchronous:
+            self._in_background(doing)
+        elif not await doing:
+            raise _did_not_start(name, version, found.pool.failure)
+
+    def set_default(self, name: str, version: str) -> None:
+        """Make a version the one that is asked when none is named.
+
+        Raises:
+            Refusal: 404, there is no such version; 409, none of its workers answers while the default's do, so that
+                all requests would fail from then on.
+        """
+        model = self.models.get(name)
+        if model is None:
+            raise Refusal(404, "ModelNotFoundException", f"Model not found: {name}")
+        found = model.versions.get(version)
+        if found is None:
+            message = f"Model version {version} does not exist for model {name}"
+            raise Refusal(404, "ModelVersionNotFoundException", message)
+        pool = found.pool
+        if self.find(name).pool.ready and (not pool.min_workers or (pool.failure and not pool.ready)):
+            why = "has workers that do not load" if pool.min_workers else "has no workers"
+            message = (
+                f"Version {version} of model {name} {why}, and would leave every request unanswered. "
+                f"Scale it first: PUT /models/{name}/{version}?min_worker=1&synchronous=true"
+            )
+            raise Refusal(409, "ConflictStatusException", message)
+        model.default = version
+
+    async def unregister(self, name: str, version: str | None = None) -> None:
+        """Remove a version: no more requests reach it, those it has are answered, then its workers end.
+
+        That takes as long as a worker may, which is its ``response_timeout``.
+
+        Args:
+            name: of the model.
+            version: None is the default one, which can be removed only if it is the last.
+
+        Raises:
+            Refusal: 404, there is no such version; 403, it is the default one and not the last.
+        """
+        found = self.find(name, version)
+        model = self.models[name]
+        if found.version == model.default and len(model.versions) > 1:
+            raise Refusal(403, "InvalidModelVersionException", f"Cannot remove default version for model {name}")
+        self._forget(found)
+        # It goes on without the client that asked for it.
+        await asyncio.shield(self._in_background(self._end(found, found.serving.pool.response_timeout)))
+
+    async def close(self, seconds: float) -> None:
+        """Remove every version; what they are at is answered if that takes no longer than ``seconds``."""
+        versions = [one for model in self.models.values() for one in model.versions.values()]
+        for one in versions:
+            self._forget(one)
+        await asyncio.gather(*(self._end(one, seconds) for one in versions))
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _add(self, asked: Registration, source: Source, serving: Serving, at_start: bool) -> Version:
+        """Take a version up. There is no waiting in here, so that of several at once exactly one is first."""
+        name, version = serving.pool.name, serving.pool.version
+        model = self.models.get(name)
+        if model and version in model.versions:
+            message = f"Model version {version} is already registered for model {name}"
+            raise Refusal(409, "ConflictStatusException", message)
+        pool = Pool(self._nursery, serving.pool, self._tell)
+        found = Version(asked.url, source, pool, serving, loaded_at_startup=at_start)
+        if model is None:
+            model = self.models[name] = Model(name, version)
+        model.versions[version] = found
+        return found
+
+    async def _scale(self, found: Version, low: int, high: int) -> bool:
+        """Scale a pool; a version that is removed meanwhile has not come up."""
+        pool = found.pool
+        if not low and pool.ready:
+            pool.min_workers = 0  # from here on nothing new is taken
+            await pool.drain(found.serving.pool.response_timeout)
+            if pool.min_workers:
+                return True  # somebody has thought better of it
+        scaling = asyncio.ensure_future(pool.scale(low, high))
+        removed = asyncio.ensure_future(found.removed.wait())
+        try:
+            await asyncio.wait((scaling, removed), return_when=asyncio.FIRST_COMPLETED)
+            return scaling.done() and scaling.result()
+        finally:
+            for task in (scaling, removed):
+                task.cancel()
+
+    def _forget(self, found: Version) -> bool:
+        """Have a version found no more; tell whether it was until now. There is no waiting in here, as in `_add`."""
+        model = self.models.get(found.name)
+        if model is None or model.versions.get(found.version) is not found:
+            return False
+        del model.versions[found.version]
+        if not model.versions:
+            del self.models[found.name]
+        elif model.default == found.version:
+            model.default = next(iter(model.versions))
+        found.removed.set()
+        return True
+
+    async def _end(self, found: Version, seconds: float = 0) -> None:
+        """End a version that is found no more; what it is at has so many seconds."""
+        try:
+            if seconds and found.pool.ready:
+                await found.pool.drain(seconds)
+        finally:
+            await found.pool.close()
+            self._sources.release(found.source)
+            if not self._is_there(found.name, found.version):
+                self._tell.forget(found.name, found.version)
+
+    def _is_there(self, name: str, version: str) -> bool:
+        return name in self.models and version in self.models[name].versions
+
+    async def _undo(self, found: Version) -> None:
+        if self._forget(found):
+            await self._end(found)
+
+    def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(doing)
+        self._tasks.add(task)  # a task that nobody refers to may be collected before it is done
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            if error := task.exception():
+                logs.SERVER.error("workers could not be started or ended: %s", error)
+
+
+def _did_not_start(name: str, version: str | None, failure: str) -> Refusal:
+    """Return TorchServe's refusal, and behind it what the worker said last."""
+    why = failure.splitlines()[-1].strip() if failure else ""
+    said = "null" if version is None else version
+    message = f"Failed to start workers for model {name} version: {said}" + (f": {why}" if why else "")
+    return Refusal(500, "InternalServerException", message)

@@ -1,0 +1,154 @@
+"""What every call over gRPC has in common: a token, and errors in TorchServe's codes and words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from torchmar.server import logs
+from torchmar.server.refusal import Refusal
+from torchmar.server.tokens import Tokens
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Code = grpc.StatusCode
+Method: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_CODES = {
+    400: Code.INVALID_ARGUMENT,
+    401: Code.UNAUTHENTICATED,
+    403: Code.PERMISSION_DENIED,
+    404: Code.NOT_FOUND,
+    409: Code.ABORTED,
+    413: Code.RESOURCE_EXHAUSTED,
+    416: Code.OUT_OF_RANGE,
+    429: Code.RESOURCE_EXHAUSTED,
+    499: Code.CANCELLED,
+    501: Code.UNIMPLEMENTED,
+    503: Code.UNAVAILABLE,
+    504: Code.DEADLINE_EXCEEDED,
+}
+# TorchServe's clients read the class of its exception from the last line, with its package.
+_PACKAGES = {
+    "DownloadArchiveException": "org.pytorch.serve.archive.",
+    "InvalidModelException": "org.pytorch.serve.archive.model.",
+    "ModelException": "org.pytorch.serve.archive.model.",
+    "ModelNotFoundException": "org.pytorch.serve.archive.model.",
+    "ModelVersionNotFoundException": "org.pytorch.serve.archive.model.",
+}
+_NO_TOKEN = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
+
+
+class Failed(Exception):
+    """A call that ends with an error.
+
+    Args:
+        code: gRPC's.
+        details: what is wrong; on the last line the class of TorchServe's exception.
+    """
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code, self.details = code, details
+
+
+def code(status: int) -> grpc.StatusCode:
+    """Return the code that TorchServe has for a status of HTTP."""
+    if status in _CODES:
+        return _CODES[status]
+    if 400 <= status < 500:
+        return Code.FAILED_PRECONDITION
+    return Code.INTERNAL if 500 <= status < 600 else Code.UNKNOWN
+
+
+def details(refusal: Refusal) -> str:
+    """Return a refusal in TorchServe's words: its message, and the class of its exception on a line of its own."""
+    return f"{refusal}\n{_PACKAGES.get(refusal.type, 'org.pytorch.serve.http.')}{refusal.type}"
+
+
+def bad(parameter: str) -> Failed:
+    """Return TorchServe's error for a call that does not name its model; INTERNAL, of all codes."""
+    return Failed(Code.INTERNAL, f"Parameter {parameter} is required.\nBadRequestException.()")
+
+
+def unary(answer: Callable[[Any, Context], Awaitable[Message]], request: type[Message]) -> Method:
+    """Return a method of one request and one answer."""
+
+    async def called(asked: Message, context: Context) -> Message:
+        try:
+            return await answer(asked, context)
+        except Exception as error:
+            failed = _failed(error)
+        await context.abort(failed.code, failed.details)
+        raise AssertionError  # abort never returns
+
+    return grpc.unary_unary_rpc_method_handler(called, request.FromString, _serialized)
+
+
+def streamed(
+    answer: Callable[[Any, Context], AsyncIterator[Message]], request: type[Message], *, many: bool = False
+) -> Method:
+    """Return a method of one request, or of several, and several answers."""
+
+    async def called(asked: Any, context: Context) -> AsyncIterator[Message]:
+        try:
+            async for one in answer(asked, context):
+                yield one
+            return
+        except Exception as error:
+            failed = _failed(error)
+        await context.abort(failed.code, failed.details)
+
+    make: Any = grpc.stream_stream_rpc_method_handler if many else grpc.unary_stream_rpc_method_handler
+    made: Method = make(called, request.FromString, _serialized)
+    return made
+
+
+class TokenCheck(grpc.aio.ServerInterceptor):
+    """Ends calls without the right token before their requests are read.
+
+    Args:
+        tokens: which are right.
+        kind: ``inference`` or ``management``.
+    """
+
+    def __init__(self, tokens: Tokens, kind: Any) -> None:
+        self._tokens, self._kind = tokens, kind
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Let a call through, or not; one to no method of ours is told so in any case, as by TorchServe."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        try:
+            self._tokens.check(str(metadata.get("authorization", "")), self._kind)
+        except Refusal:
+            if handler.request_streaming:
+                return grpc.stream_stream_rpc_method_handler(_deny)
+            if handler.response_streaming:
+                return grpc.unary_stream_rpc_method_handler(_deny)
+            return grpc.unary_unary_rpc_method_handler(_deny)
+        return handler
+
+
+async def _deny(_: Any, context: Context) -> Any:
+    await context.abort(Code.PERMISSION_DENIED, _NO_TOKEN)
+
+
+def _failed(error: Exception) -> Failed:
+    if isinstance(error, Failed):
+        return error
+    if isinstance(error, Refusal):
+        return Failed(code(error.status), details(error))
+    if not isinstance(error, asyncio.CancelledError):
+        logs.SERVER.error("a call over gRPC failed", exc_info=error)
+    return Failed(Code.INTERNAL, "the server has failed; its log says how\nInternalServerException.()")
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()

@@ -1,0 +1,161 @@
+"""Counters, gauges and histograms, and Prometheus' text of them.
+
+prometheus_client would be the library for it, but it writes every counter as ``..._total``, and
+half of TorchServe's are not called so; an update costs it three times as much, too.
+
+The text format: https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+# What TorchServe's histograms have: the Java client's default.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+_NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]*")
+_LABEL = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a metric is.
+
+    Attributes:
+        name: ``ts_inference_requests_total``.
+        kind: what its values do: they are added up, replace each other, or are counted by size.
+        help: one line.
+        labels: the names of what tells its series apart.
+        buckets: the upper bounds of a histogram, rising, without the infinite one.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    buckets: Sequence[float] = BUCKETS
+
+    @property
+    def sound(self) -> bool:
+        """Whether Prometheus allows the names."""
+        reserved = "le" in self.labels and self.kind == "histogram"
+        unique = len(set(self.labels)) == len(self.labels)
+        return bool(_NAME.fullmatch(self.name)) and unique and not reserved and all(map(_LABEL.fullmatch, self.labels))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names that its lines begin with."""
+        suffixes = ("_bucket", "_count", "_sum") if self.kind == "histogram" else ("",)
+        return frozenset(self.name + suffix for suffix in suffixes)
+
+
+class Series:
+    """The values of a metric with the same labels: a counter's."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def add(self, value: float) -> None:
+        """Take a value."""
+        self.value += value
+
+    def lines(self, name: str, labels: str) -> Iterator[tuple[str, str]]:
+        """Yield the name of each line and the line."""
+        yield name, _line(name, labels, self.value)
+
+
+class Gauge(Series):
+    """The last value."""
+
+    __slots__ = ()
+
+    def add(self, value: float) -> None:
+        """Take a value in place of the one before."""
+        self.value = value
+
+
+class Histogram(Series):
+    """How many values were not above each of several bounds, and their sum."""
+
+    __slots__ = ("_bounds", "_counts")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        super().__init__()
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.value += value
+
+    def lines(self, name: str, labels: str) -> Iterator[tuple[str, str]]:
+        """Yield the name of each line and the line."""
+        total = 0
+        for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
+            total += count
+            bucket = f"{name}_bucket"
+            yield bucket, _line(bucket, f'{labels}le="{_number(bound)}",', total)
+        yield f"{name}_count", _line(f"{name}_count", labels, total)
+        yield f"{name}_sum", _line(f"{name}_sum", labels, self.value)
+
+
+class Family:
+    """A metric and its ``series``, by the values of their labels."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.series: dict[tuple[str, ...], Series] = {}
+
+    def of(self, *values: str) -> Series:
+        """Return the series that has these labels, made if there is none; as many values as labels."""
+        series = self.series.get(values)
+        if series is None:
+            kind = self.spec.kind
+            series = Histogram(self.spec.buckets) if kind == "histogram" else Gauge() if kind == "gauge" else Series()
+            self.series[values] = series
+        return series
+
+    def drop(self, *values: str) -> None:
+        """Forget a series, if there is one."""
+        self.series.pop(values, None)
+
+    def text(self, names: Collection[str] = ()) -> str:
+        """Return the metric's lines, or those with one of ``names``; empty if there are none of these.
+
+        The name of a histogram stands for all of its lines.
+        """
+        spec = self.spec
+        whole = not names or spec.name in names
+        if not whole and spec.names.isdisjoint(names):
+            return ""
+        head = f"# HELP {spec.name} {_escaped(spec.help, quotes=False)}\n# TYPE {spec.name} {spec.kind}\n"
+        lines = []
+        for values, series in self.series.items():
+            labels = "".join(
+                f'{name}="{_escaped(value)}",' for name, value in zip(spec.labels, values, strict=True)
+            )  # TorchServe's lines have a comma after the last one, too
+            lines += [line for name, line in series.lines(spec.name, labels) if whole or name in names]
+        return head + "".join(lines) if lines or not names else ""
+
+
+def _line(name: str, labels: str, value: float) -> str:
+    return f"{name}{{{labels}}} {_number(value)}\n" if labels else f"{name} {_number(value)}\n"
+
+
+def _number(value: float) -> str:
+    return repr(float(value)) if math.isfinite(value) else {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}[repr(value)]
+
+
+def _escaped(text: str, *, quotes: bool = True) -> str:
+    text = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace('"', '\\"') if quotes else text

@@ -1,0 +1,610 @@
+"""The server's configuration: ``config.properties`` and ``TS_*`` variables as typed values.
+
+Every key of TorchServe 0.12.0 is honoured, or among those that mean nothing here; which goes before which is
+TorchServe's, seen by running it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torchmar import properties
+from torchmar.errors import PropertiesError
+from torchmar.server.http import Cors
+
+_UNIX_LONGEST = 107  # bytes of a socket's path; Linux takes no more
+_LONGEST_LIFE = 100 * 365 * 24 * 60.0  # minutes
+_GPU_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an API listens: a host and a port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    tls: bool = False
+    unix: str = ""
+
+    def __str__(self) -> str:
+        if self.unix:
+            return f"unix:{self.unix}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.tls else ''}://{host}:{self.port}"
+
+
+class Initial(NamedTuple):
+    """A model that is loaded at the start.
+
+    Attributes:
+        url: of its registration.
+        name: in place of the archive's; empty: the archive's.
+        fallback: the name where nobody gives one: the file's, as TorchServe writes it.
+    """
+
+    url: str
+    name: str
+    fallback: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is configured to; the names are TorchServe's keys, wherever one key is one value.
+
+    Attributes:
+        model_store: the folder with the archives.
+        file: the ``config.properties`` that was read.
+        inference, management, metrics: where the APIs listen over HTTP; two may be at one address.
+        grpc_inference, grpc_management: where they listen over gRPC.
+        grpc_ages: milliseconds that a connection over gRPC may live, and then may take to end, by the keys' names.
+        ts_open_inference_protocol: whether KServe's protocol is spoken over gRPC.
+        load_models: registrations at the start, ``(name or "", url)``; or ``"all"``. See `initial_models`.
+        models: what versions are served with, by model and version, under TorchServe's names (``minWorkers``).
+        default_workers_per_model: of a registration that names none; 0 is none.
+        default_response_timeout: seconds.
+        default_startup_timeout: seconds.
+        default_service_handler: of archives that name none.
+        service_envelope: ``kserve``, ``kservev2``, ...; empty: none.
+        job_queue_size: requests that may wait, for each version.
+        max_request_size, max_response_size: bytes.
+        limit_max_image_pixels, decode_input_request, ipex_enable: what workers are told.
+        blacklist_env_vars: names of variables that workers do not get.
+        number_of_gpu: GPUs to use, not more than there are.
+        tokens: whether a token is needed.
+        token_expiration_min: minutes that a token lives.
+        model_api: whether models may be registered and unregistered.
+        allowed_urls: what URLs of archives match; default: those of the model store.
+        install_py_dep_per_model: whether the requirements in archives are installed.
+        private_key_file, certificate_file: PEM, for TLS.
+        grpc_tls: whether gRPC wants TLS, too.
+        cors: None without ``cors_allowed_origin``.
+        metrics_api: whether metrics are told.
+        metrics_config: TorchServe's ``metrics.yaml`` in place of its own.
+        model_metrics_auto_detect: whether metrics of handlers need not be named there.
+        disable_system_metrics: whether the machine's are left out.
+        check_archives: ``torchmar_check_archives``; whether archives are checked before anything of them runs.
+        max_download_size: ``torchmar_max_download_size``; bytes of an archive that is fetched.
+    """
+
+    model_store: Path
+    file: Path | None = None
+    inference: Address = Address("127.0.0.1", 8080)
+    management: Address = Address("127.0.0.1", 8081)
+    metrics: Address = Address("127.0.0.1", 8082)
+    grpc_inference: Address = Address("127.0.0.1", 7070)
+    grpc_management: Address = Address("127.0.0.1", 7071)
+    grpc_ages: Mapping[str, int] = field(default_factory=dict)
+    ts_open_inference_protocol: bool = False
+    load_models: tuple[tuple[str, str], ...] | Literal["all"] = ()
+    models: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    default_workers_per_model: int = 0
+    default_response_timeout: int = 120
+    default_startup_timeout: int = 120
+    default_service_handler: str = ""
+    service_envelope: str = ""
+    job_queue_size: int = 100
+    max_request_size: int = 6_553_500
+    max_response_size: int = 6_553_500
+    limit_max_image_pixels: bool = True
+    decode_input_request: bool = True
+    ipex_enable: bool = False
+    blacklist_env_vars: re.Pattern[str] | None = None
+    number_of_gpu: int = 0
+    tokens: bool = True
+    token_expiration_min: float = 60.0
+    model_api: bool = False
+    allowed_urls: tuple[re.Pattern[str], ...] = ()
+    install_py_dep_per_model: bool = False
+    private_key_file: Path | None = None
+    certificate_file: Path | None = None
+    grpc_tls: bool = False
+    cors: Cors | None = None
+    metrics_api: bool = True
+    metrics_config: Path | None = None
+    model_metrics_auto_detect: bool = False
+    disable_system_metrics: bool = False
+    check_archives: bool = True
+    max_download_size: int = 20 << 30
+
+    def initial_models(self) -> list[Initial]:
+        """Return what ``load_models`` says; for ``all``, every archive that is in the model store now."""
+        if self.load_models == "all":
+            there = sorted(path.name for path in self.model_store.iterdir() if _is_archive(path))
+            return [Initial(name, "", _fallback(name)) for name in there]
+        return [Initial(url, name, _fallback(url)) for name, url in self.load_models]
+
+    def worker_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return the variables of workers: all but those that ``blacklist_env_vars`` names, and TorchServe's own."""
+        hidden = self.blacklist_env_vars
+        passed = {name: value for name, value in environment.items() if not (hidden and hidden.fullmatch(name))}
+        told = {"TS_DECODE_INPUT_REQUEST": self.decode_input_request, "TS_IPEX_ENABLE": self.ipex_enable}
+        return {**passed, **{name: str(value).lower() for name, value in told.items()}}
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return what listeners with TLS need; None if no key and certificate are configured.
+
+        Raises:
+            PropertiesError: they cannot be read, or do not belong together.
+        """
+        if not self.private_key_file or not self.certificate_file:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            # A key with a password would be asked for on the terminal.
+            context.load_cert_chain(self.certificate_file, self.private_key_file, password=lambda: b"")
+        except (OSError, ssl.SSLError) as error:
+            raise PropertiesError(
+                f"private_key_file={self.private_key_file}, certificate_file={self.certificate_file}: "
+                f"not a key without password and its certificate, in PEM ({error.strerror or error})",
+                hint=_MAKE_KEY,
+            ) from None
+        return context
+
+
+def read(
+    file: Path | None, environment: Mapping[str, str] = os.environ, **overrides: str
+) -> tuple[Settings, list[str]]:
+    """Read the server's configuration.
+
+    Args:
+        file: a ``config.properties``; None: there is none. ``$$NAME$$`` in its values is a variable.
+        environment: with ``enable_envvars_config=true`` in the file, ``TS_KEY`` goes before all else;
+            ``TS_ALLOWED_URLS`` needs ``use_env_allowed_urls=true`` besides.
+        overrides: keys from a command line, which go before the file.
+
+    Returns:
+        The settings, and what the user should be told.
+
+    Raises:
+        PropertiesError: the file cannot be read, or values are wrong: file, key, value and an example of each.
+    """
+    given = _Given(file, environment, overrides)
+    values = {key: given.read(key, honoured) for key, honoured in _HONOURED.items() if given.text(key)}
+    found = {key: value for key, value in values.items() if value is not None}
+    settings = _settings(given, found, environment)
+    given.raise_problems()
+    return settings, [*given.warnings, *_about_keys(given)]
+
+
+def texts(file: Path | None, environment: Mapping[str, str] = os.environ, **overrides: str) -> dict[str, str]:
+    """Return the values that `read` would read, as text: variables and overrides are in their places.
+
+    Raises:
+        PropertiesError: the file cannot be read, or names a variable that is not there.
+    """
+    given = _Given(file, environment, overrides)
+    given.raise_problems()
+    return given.values
+
+
+class _Given:
+    """Values as text, where each was said, and what is wrong with them."""
+
+    def __init__(self, file: Path | None, environment: Mapping[str, str], overrides: Mapping[str, str]) -> None:
+        self.file = file
+        self.values: dict[str, str] = {}
+        self.warnings: list[str] = []
+        self._problems: list[tuple[str, str]] = []
+        self._origins: dict[str, str] = {}
+        for key, text in (properties.read(file).values if file else {}).items():
+            self._take(key, self._with_variables(key, text, environment), f"{file}: {key}")
+        for key, text in overrides.items():
+            self._take(key, text, key)
+        self._read_environment(environment)
+
+    def text(self, key: str) -> str:
+        return self.values.get(key, "").strip()
+
+    def flag(self, key: str) -> bool:
+        return self.text(key).lower() == "true"
+
+    def read(self, key: str, honoured: _Key) -> Any:
+        text = self.text(key)
+        if honoured.read is _flag and text.lower() not in ("true", "false"):
+            self.warnings.append(f"{self.said(key)}: false, as for TorchServe; write {key}=true or {key}=false")
+        try:
+            return honoured.read(text)
+        except ValueError as error:
+            self.problem(f"{self.said(key)}: {error}", f"write it like {key}={honoured.example}")
+            return None
+
+    def said(self, key: str) -> str:
+        """Return where a value was said, and which."""
+        return f"{self._origins.get(key, key)}={self.text(key)}"
+
+    def problem(self, what: str, hint: str) -> None:
+        self._problems.append((what, hint))
+
+    def raise_problems(self) -> None:
+        if len(self._problems) == 1:
+            raise PropertiesError(self._problems[0][0], hint=self._problems[0][1])
+        if self._problems:
+            raise PropertiesError("\n".join(f"{what} ({hint})" for what, hint in self._problems))
+
+    def _take(self, key: str, text: str, origin: str) -> None:
+        self.values[key], self._origins[key] = text, origin
+
+    def _with_variables(self, key: str, text: str, environment: Mapping[str, str]) -> str:
+        def value(match: re.Match[str]) -> str:
+            if (name := match[1]) not in environment:
+                self.problem(f"{self.file}: {key}={text}: there is no variable {name}", f"export {name}=...")
+            return environment.get(name, "")
+
+        return _VARIABLE.sub(value, text)
+
+    def _read_environment(self, environment: Mapping[str, str]) -> None:
+        there = {name: key for name, key in _VARIABLES.items() if name in environment}
+        if not self.flag("use_env_allowed_urls"):
+            there.pop("TS_ALLOWED_URLS", None)
+        if self.flag("enable_envvars_config"):
+            for name, key in there.items():
+                self._take(key, environment[name], name)
+        elif there:
+            names = ", ".join(sorted(there))
+            self.warnings.append(
+                f"{names}: without effect, as for TorchServe; enable_envvars_config=true has them read"
+            )
+
+
+def _settings(given: _Given, found: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    values = {_HONOURED[key].field: value for key, value in found.items() if _HONOURED[key].field}
+    store = _model_store(given)
+    for api, port in (("inference", 7070), ("management", 7071)):
+        host = given.text(f"grpc_{api}_address") or "127.0.0.1"
+        port = found.get(f"grpc_{api}_port") or port
+        values[f"grpc_{api}"] = Address(host, port, tls=bool(found.get("enable_grpc_ssl")))
+    if found.get("cors_allowed_origin"):
+        values["cors"] = Cors(*(given.text(f"cors_allowed_{what}") for what in ("origin", "methods", "headers")))
+    if "disable_token_authorization" in found:
+        values["tokens"] = not found["disable_token_authorization"]
+    if protocol := environment.get("TS_OPEN_INFERENCE_PROTOCOL"):  # TorchServe asks for this one in any case
+        values["ts_open_inference_protocol"] = protocol == "oip"
+    values["grpc_ages"] = {key: value for key, value in found.items() if "_max_connection_age" in key}
+    values["number_of_gpu"] = min(gpus(environment), found.get("number_of_gpu", 1 << 20))
+    values.setdefault("allowed_urls", (_pattern(f"{re.escape(store.as_uri())}/.*"),))
+    settings = Settings(model_store=store, file=given.file, **values)
+    addresses = (settings.inference, settings.management, settings.metrics, settings.grpc_inference)
+    _look_at_tls(given, settings, wanted=any(address.tls for address in addresses))
+    return settings
+
+
+def _model_store(given: _Given) -> Path:
+    store = Path(given.text("model_store")).resolve()
+    if not given.text("model_store"):
+        where = f"{given.file}: " if given.file else ""
+        given.problem(f"{where}model_store is missing", "write it like model_store=/srv/model_store")
+    elif not store.is_dir():
+        given.problem(f"{given.said('model_store')}: not a folder", "make it, or name the one with the archives")
+    return store
+
+
+def _look_at_tls(given: _Given, settings: Settings, *, wanted: bool) -> None:
+    if given.text("keystore"):
+        keystore = given.text("keystore")
+        if wanted and not (settings.private_key_file and settings.certificate_file):
+            given.problem(
+                f"{given.said('keystore')}: a keystore is Java's",
+                "in place of it, private_key_file=key.pem and certificate_file=cert.pem, which are made of it by "
+                f"openssl pkcs12 -in {keystore} -nodes -nocerts -out key.pem; "
+                f"openssl pkcs12 -in {keystore} -nokeys -out cert.pem "
+                f"(a JKS first: keytool -importkeystore -srckeystore {keystore} -destkeystore key.p12 "
+                "-deststoretype pkcs12)",
+            )
+        else:
+            given.warnings.append(f"{given.said('keystore')}: without effect here")
+    elif wanted:
+        for key in ("private_key_file", "certificate_file"):
+            path: Path | None = getattr(settings, key)
+            if path is None:
+                given.problem(f"an address is https, and {key} is missing", _MAKE_KEY)
+            elif not path.is_file():
+                given.problem(f"{given.said(key)}: there is no such file", _MAKE_KEY)
+
+
+def _about_keys(given: _Given) -> list[str]:
+    said = []
+    if idle := sorted(_WITHOUT_MEANING & set(given.values)):
+        said.append(f"without meaning here: {', '.join(idle)}")
+    known = [*_HONOURED, *_WITHOUT_MEANING]
+    for key in sorted(set(given.values) - set(known)):
+        close = difflib.get_close_matches(key, known, n=1)
+        where = f"{given.file}: " if given.file else ""
+        said.append(f"{where}{key} is no key of TorchServe{f'; did you mean {close[0]}?' if close else ''}")
+    return said
+
+
+def gpus(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many GPUs workers can use: those of nvidia-smi, or of ``CUDA_VISIBLE_DEVICES`` if these are less."""
+    command = shutil.which("nvidia-smi", path=environment.get("PATH"))
+    if command is None:
+        return 0
+    try:
+        ran = subprocess.run(
+            [command, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, timeout=_GPU_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    there = len(ran.stdout.split()) if ran.returncode == 0 else 0
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    names = [name.strip() for name in visible.split(",")]
+    end = next((at for at, name in enumerate(names) if name in ("", "-1")), len(names))  # as CUDA reads it
+    return min(there, end)
+
+
+def _is_archive(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        inside = list(path.iterdir())
+        return any((place / "MAR-INF").is_dir() for place in (path, *(inside if len(inside) == 1 else ())))
+    return path.name.endswith((".mar", ".model", ".tar.gz"))
+
+
+def _fallback(url: str) -> str:
+    """Return the name that TorchServe gives to a model whose archive has none."""
+    name = url.rpartition("/")[2]
+    stem = name.rpartition(".")[0] if ".mar" in name or ".model" in name else name
+    return re.sub(r"\W|^_", "_", stem, flags=re.ASCII)
+
+
+# What reads a value returns it typed, or raises ValueError, which says what it should be.
+
+
+def _flag(text: str) -> bool:
+    return text.lower() == "true"
+
+
+def _number(least: int, most: int | None = None) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]+", text) or int(text) < least or (most is not None and int(text) > most):
+            raise ValueError(f"not a whole number {f'from {least} to {most}' if most else f'of at least {least}'}")
+        return int(text)
+
+    return read
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= _LONGEST_LIFE:  # neither is nan
+        raise ValueError(f"not a number of minutes above 0 and up to {_LONGEST_LIFE:.0f}")
+    return value
+
+
+def _web(plain: int, tls: int) -> Callable[[str], Address]:
+    """Return what reads an address; ``plain`` and ``tls`` are the ports where none is named."""
+
+    def read(text: str) -> Address:
+        if (match := _UNIX.fullmatch(text)) and len(os.fsencode(match[1])) <= _UNIX_LONGEST:
+            return Address(unix=match[1])
+        if match := _WEB.fullmatch(text):
+            secure = match[1].lower() == "https"
+            port = int(match[3]) if match[3] else tls if secure else plain
+            if 0 < port < 65536:
+                return Address(match[2].strip("[]"), port, secure)
+        raise ValueError("not an address: http://HOST:PORT, https://HOST:PORT or unix:/PATH")
+
+    return read
+
+
+def _load_models(text: str) -> tuple[tuple[str, str], ...] | Literal["all"]:
+    if text.lower() in ("all", "none"):
+        return "all" if text.lower() == "all" else ()
+    # Some write a space after the comma, which TorchServe takes for a part of the name, and finds no such file.
+    entries = [match for one in text.split(",") if (match := _ENTRY.fullmatch(one.strip()))]
+    return tuple((match[1] or "", match[2]) for match in entries)
+
+
+def _models(text: str) -> dict[str, dict[str, dict[str, Any]]]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    match document:
+        case dict() if all(isinstance(versions, dict) for versions in document.values()):
+            return {
+                name: {version: _version(name, version, keys) for version, keys in versions.items()}
+                for name, versions in document.items()
+            }
+    raise ValueError("not an object of models, each an object of versions")
+
+
+def _version(name: str, version: str, keys: object) -> dict[str, Any]:
+    where = f"{name} {version}"
+    if not isinstance(keys, dict):
+        raise ValueError(f"{where} is not an object")
+    values = {}
+    for key, value in keys.items():
+        if key in _OF_MODELS:
+            if isinstance(value, str) and re.fullmatch("-?[0-9]+", value):
+                value = int(value)  # as TorchServe's parser takes it
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{where}: {key} is {value!r}, not a whole number")
+        values[key] = value
+    return values
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"{text} is not a regular expression: {error}") from None
+
+
+def _patterns(text: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(_pattern(one.strip()) for one in text.split(",") if one.strip())
+
+
+def _names(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+
+
+def _path(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def _metrics_mode(text: str) -> str:
+    if text.lower() not in ("log", "prometheus", "legacy"):
+        raise ValueError("not log, prometheus or legacy")
+    return text.lower()
+
+
+class _Key(NamedTuple):
+    """How a key is read.
+
+    Attributes:
+        field: of `Settings`; empty where a field is made of several keys.
+        read: from text.
+        example: of a value.
+    """
+
+    field: str
+    read: Callable[[str], Any]
+    example: str
+
+
+_HONOURED: Mapping[str, _Key] = {
+    "allowed_urls": _Key("allowed_urls", _patterns, "https://models.example.com/.*"),
+    "blacklist_env_vars": _Key("blacklist_env_vars", _names, "AWS_.*|.*_SECRET"),
+    "certificate_file": _Key("certificate_file", _path, "cert.pem"),
+    "cors_allowed_headers": _Key("", str, "X-Custom-Header"),
+    "cors_allowed_methods": _Key("", str, "GET, POST, PUT, OPTIONS"),
+    "cors_allowed_origin": _Key("", str, "https://example.com"),
+    "decode_input_request": _Key("decode_input_request", _flag, "true"),
+    "default_response_timeout": _Key("default_response_timeout", _number(1), "120"),
+    "default_service_handler": _Key("default_service_handler", str, "handler:handle"),
+    "default_startup_timeout": _Key("default_startup_timeout", _number(1), "120"),
+    "default_workers_per_model": _Key("default_workers_per_model", _number(0), "2"),
+    "disable_system_metrics": _Key("disable_system_metrics", _flag, "true"),
+    "disable_token_authorization": _Key("", _flag, "false"),
+    "enable_envvars_config": _Key("", _flag, "true"),
+    "enable_grpc_ssl": _Key("grpc_tls", _flag, "true"),
+    "enable_metrics_api": _Key("metrics_api", _flag, "true"),
+    "enable_model_api": _Key("model_api", _flag, "true"),
+    "grpc_inference_address": _Key("", str, "127.0.0.1"),
+    "grpc_inference_max_connection_age_grace_ms": _Key("", _number(1), "10000"),
+    "grpc_inference_max_connection_age_ms": _Key("", _number(1), "300000"),
+    "grpc_inference_port": _Key("", _number(1, 65535), "7070"),
+    "grpc_management_address": _Key("", str, "127.0.0.1"),
+    "grpc_management_max_connection_age_grace_ms": _Key("", _number(1), "10000"),
+    "grpc_management_max_connection_age_ms": _Key("", _number(1), "300000"),
+    "grpc_management_port": _Key("", _number(1, 65535), "7071"),
+    "inference_address": _Key("inference", _web(80, 443), "http://127.0.0.1:8080"),
+    "install_py_dep_per_model": _Key("install_py_dep_per_model", _flag, "true"),
+    "ipex_enable": _Key("ipex_enable", _flag, "true"),
+    "job_queue_size": _Key("job_queue_size", _number(1), "100"),
+    "limit_max_image_pixels": _Key("limit_max_image_pixels", _flag, "true"),
+    "load_models": _Key("load_models", _load_models, "all"),
+    "management_address": _Key("management", _web(8081, 8444), "http://127.0.0.1:8081"),
+    "max_request_size": _Key("max_request_size", _number(1), "6553500"),
+    "max_response_size": _Key("max_response_size", _number(1), "6553500"),
+    "metrics_address": _Key("metrics", _web(8082, 8445), "http://127.0.0.1:8082"),
+    "metrics_config": _Key("metrics_config", _path, "metrics.yaml"),
+    "metrics_mode": _Key("", _metrics_mode, "prometheus"),  # over HTTP metrics are the same in each
+    "model_metrics_auto_detect": _Key("model_metrics_auto_detect", _flag, "true"),
+    "model_store": _Key("", str, "/srv/model_store"),
+    "models": _Key("models", _models, '{"digits": {"1.0": {"marName": "digits.mar", "minWorkers": 1}}}'),
+    "number_of_gpu": _Key("", _number(0), "1"),
+    "private_key_file": _Key("private_key_file", _path, "key.pem"),
+    "service_envelope": _Key("service_envelope", str, "kserve"),
+    "token_expiration_min": _Key("token_expiration_min", _minutes, "60"),
+    "torchmar_check_archives": _Key("check_archives", _flag, "true"),
+    "torchmar_max_download_size": _Key("max_download_size", _number(1), "21474836480"),
+    "ts_open_inference_protocol": _Key("ts_open_inference_protocol", _flag, "true"),
+    "use_env_allowed_urls": _Key("", _flag, "true"),
+}
+# Java's, its launcher's, or of what this server has not: snapshots, workflows, plugins, sequences.
+_WITHOUT_MEANING = frozenset(
+    (
+        "async_logging",
+        "cpp_log_config",
+        "cpu_launcher_args",
+        "cpu_launcher_enable",
+        "debug",
+        "initial_distribution_port",
+        "initial_worker_port",
+        "io_ratio",
+        "ipex_gpu_enable",
+        "keystore",
+        "keystore_pass",
+        "keystore_type",
+        "metric_time_interval",
+        "metrics_format",
+        "model_server_home",
+        "model_snapshot",
+        "netty_client_threads",
+        "number_of_netty_threads",
+        "plugins_path",
+        "prefer_direct_buffer",
+        "python",
+        "snapshot_store",
+        "system_metrics_cmd",
+        "tsConfigFile",
+        "ts_header_key_sequence_end",
+        "ts_header_key_sequence_id",
+        "ts_header_key_sequence_start",
+        "unregister_model_timeout",
+        "use_native_io",
+        "version",
+        "vmargs",
+        "workflow_store",
+    )
+)
+# TorchServe finds a variable by the name of the constant that has the key's name in its ConfigManager.
+_NO_VARIABLE = (
+    *("enable_envvars_config", "io_ratio", "metric_time_interval", "metrics_format", "model_snapshot", "models"),
+    *("plugins_path", "python", "snapshot_store", "system_metrics_cmd", "token_expiration_min", "tsConfigFile"),
+    "ts_open_inference_protocol",
+    *("use_env_allowed_urls", "use_native_io", "version", "vmargs", "model_server_home"),
+)
+_VARIABLES = {
+    f"TS_{key.removeprefix('ts_').upper()}": key
+    for key in (*_HONOURED, *sorted(_WITHOUT_MEANING))
+    if key not in _NO_VARIABLE and not key.startswith("torchmar_")
+} | {"TS_TOKEN_EXPIRATION_TIME_MIN": "token_expiration_min"}
+_OF_MODELS = (
+    *("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "parallelLevel"),
+)
+_ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
+_VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
+_WEB = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^:/\[\]\s]+)(?::([0-9]{1,5}))?/?", re.IGNORECASE)
+_UNIX = re.compile(r"unix:(/.+)", re.IGNORECASE)
+_MAKE_KEY = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -keyout key.pem -out cert.pem makes both"

@@ -1,0 +1,470 @@
+"""From the URL of a registration to a folder with the archive's content, once for all registrations of one archive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+import yaml
+
+from torchmar import manifest
+from torchmar.archive import Archive, digests
+from torchmar.checks.admission import admit
+from torchmar.errors import ArchiveError, ManifestError
+from torchmar.manifest import Manifest, Model
+from torchmar.server import logs
+from torchmar.server.refusal import Refusal
+from torchmar.server.settings import Settings
+
+if TYPE_CHECKING:
+    import requests
+
+_CHUNK = 1 << 20
+_CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0  # until a connection stands; without a byte
+_REDIRECTS = 5
+_PIP_LINES, _PIP_LINE = 15, 500  # of what pip said last, in the refusal; characters of each
+_OURS = re.compile(r"\.fetch-[0-9a-f]+|\.?[0-9a-f]{64}(\..+)?")  # the names that we give in our folder
+_URL = re.compile(r"(file|https?)://.*", re.IGNORECASE | re.DOTALL)
+
+_Stamp = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An archive that is ready to be served.
+
+    Attributes:
+        url: that it was fetched by.
+        manifest: the archive's; with an empty name and handler where it has none.
+        config: what ``model-config.yaml`` says, read as YAML.
+        folder: with the content; other registrations may share it, so that nobody writes there.
+        requirements: a folder with the packages that the archive requires; None where none were installed.
+        key: what stands for the content: the archive's digest, or that of the path of an archive that is a folder.
+    """
+
+    url: str
+    manifest: Manifest
+    config: Mapping[str, Any]
+    folder: Path
+    requirements: Path | None
+    key: str
+
+    @property
+    def name(self) -> str:
+        """The model's name; empty where the archive says none."""
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        """The model's version; ``1.0`` where the archive says none."""
+        return self.manifest.version
+
+
+class Sources:
+    """The archives that registrations use. Everything but reading and writing happens in the server's loop.
+
+    Args:
+        settings: which URLs are allowed, where the model store is, whether requirements are installed.
+        folder: for what is extracted, of this server alone; what a former run has left there is removed.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings, self._folder = settings, folder.resolve()
+        self._shared: dict[str, _Shared] = {}
+        self._known: dict[Path, tuple[_Stamp, _Found]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = threading.Event()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._remove_all()
+
+    async def fetch(self, url: str) -> Source:
+        """Return the archive behind the URL of a registration; `release` it when it is used no more.
+
+        The URL is the name of a file or folder in the model store, or ``file://``, or ``http(s)://``. Nothing of the
+        archive has run by then but what pip runs, where requirements are installed.
+
+        Raises:
+            Refusal: 404, there is nothing, or the URL is not allowed; 400, it cannot be fetched, is no archive, has an
+                error that the checks find, or its requirements cannot be installed; 500, it cannot be written here.
+        """
+        found = await asyncio.to_thread(self._find, url)
+        shared = self._shared.get(found.key)
+        if shared is None:
+            shared = self._shared[found.key] = _Shared(self._in_background(self._prepare(url, found)))
+            shared.ready.add_done_callback(lambda _: self._tidy(found.key, shared))
+        elif found.scratch:
+            self._remove(found.scratch)
+        shared.users += 1
+        try:
+            # Who asked first may give up while others wait.
+            folder, requirements = await asyncio.shield(shared.ready)
+        except BaseException:
+            shared.users -= 1
+            self._tidy(found.key, shared)
+            raise
+        if found.scratch is None and found.stamp:
+            self._known[found.path] = found.stamp, found
+        return Source(url, found.manifest, found.config, folder, requirements, found.key)
+
+    def release(self, source: Source) -> None:
+        """Let an archive go; what was written for it is removed with the last who uses it."""
+        shared = self._shared[source.key]
+        shared.users -= 1
+        self._tidy(source.key, shared)
+
+    async def close(self) -> None:
+        """Stop fetching and installing, and remove all that was written."""
+        self._stopping.set()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._remove_all)
+
+    # What follows up to the next such line runs in a thread.
+
+    def _find(self, url: str) -> _Found:
+        """Fetch an archive, if it is elsewhere, and look into it."""
+        path, scratch = self._locate(url)
+        try:
+            stamp = None if path.is_dir() else _stamp(path)
+            known = self._known.get(path)
+            if known and known[0] == stamp and known[1].key in self._shared:
+                return known[1]
+            return _look(path, stamp, scratch, check=self._settings.check_archives)
+        except BaseException as error:
+            if scratch:
+                shutil.rmtree(scratch, ignore_errors=True)
+            if isinstance(error, ArchiveError | ManifestError):
+                message = error.message.replace(str(path), url)
+                raise Refusal(400, "InvalidModelException", message) from None
+            if isinstance(error, OSError):
+                raise _not_saved(url, error.strerror) from None
+            raise
+
+    def _locate(self, url: str) -> tuple[Path, Path | None]:
+        """Return where an archive is, and the folder that was made for it, if it had to be fetched."""
+        if not url:
+            raise _not_found("empty url")
+        if ".." in unquote(url):
+            raise _not_found(f"Relative path is not allowed in url: {url}")
+        allowed = url.isprintable() and self._allowed(url)
+        if _URL.fullmatch(url) and not allowed:
+            raise _not_found(f"Given URL {url} does not match any allowed URL(s)")
+        if allowed and url.lower().startswith(("http://", "https://")):
+            scratch = self._folder / f".fetch-{secrets.token_hex(8)}"
+            scratch.mkdir()
+            try:
+                return self._download(url, scratch), scratch
+            except BaseException:
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise
+        if allowed and url.lower().startswith("file://"):
+            place = urlsplit(url)
+            path = Path(unquote(place.path))
+            if place.netloc not in ("", "localhost") or not path.exists():
+                raise _not_downloaded(url, "there is nothing")
+            return _inner(path), None
+        if url.lower().startswith("s3://"):
+            hint = "S3 is not spoken here: give a presigned https:// URL, or copy it to the model store"
+            raise _not_found(f"Model not found at: {url}; {hint}")
+        return self._in_store(url), None
+
+    def _in_store(self, name: str) -> Path:
+        store = self._settings.model_store
+        # TorchServe leaves out folders before the name; whoever means one is given it.
+        places = [Path(os.path.normpath(store / name)), store / name.rpartition("/")[2]]
+        for place in places:
+            inside = store in place.parents or self._allowed(place.as_uri())
+            with contextlib.suppress(OSError, ValueError):  # no name at all: too long, or with a NUL
+                if inside and place.exists():
+                    return _inner(place)
+        raise _not_found(f"Model not found at: {name}")
+
+    def _allowed(self, url: str) -> bool:
+        return any(pattern.fullmatch(url) for pattern in self._settings.allowed_urls)
+
+    def _download(self, url: str, folder: Path) -> Path:
+        import requests
+        import urllib3
+
+        place = url
+        with requests.Session() as session:
+            for _ in range(_REDIRECTS + 1):
+                parts = urlsplit(place)
+                # Before an "@" stands no host, whatever a pattern takes it for; and what is no address is sent nowhere.
+                if parts.scheme not in ("http", "https") or "@" in parts.netloc or "\\" in place:
+                    raise _not_downloaded(url, f"{place} is not fetched from")
+                try:
+                    with session.get(
+                        place,
+                        stream=True,
+                        allow_redirects=False,
+                        timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+                        headers={"Accept-Encoding": "identity"},
+                        auth=lambda request: request,  # or else it would send what .netrc says
+                    ) as response:
+                        if not response.is_redirect:
+                            self._save(url, response, folder / "archive")
+                            return _named(folder / "archive")
+                        place = urljoin(place, response.headers["location"])
+                except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                    raise _not_downloaded(url, type(error).__name__) from None
+                if not self._allowed(place):
+                    raise _not_found(f"Given URL {url} leads to {place}, which does not match any allowed URL(s)")
+        raise _not_downloaded(url, f"more than {_REDIRECTS} redirections")
+
+    def _save(self, url: str, response: requests.Response, target: Path) -> None:
+        if response.status_code != 200:
+            raise _not_downloaded(url, f"HTTP {response.status_code}")
+        most = self._settings.max_download_size
+        announced = response.headers.get("content-length", "")
+        too_large = f"it has more than torchmar_max_download_size={most} bytes"
+        if announced.isdecimal() and int(announced) > most:
+            raise _not_downloaded(url, too_large)
+        size = 0
+        try:
+            with target.open("xb") as stream:
+                # As it comes: an archive that is compressed stays so.
+                for chunk in response.raw.stream(_CHUNK, decode_content=False):
+                    size += len(chunk)
+                    if size > most:
+                        raise _not_downloaded(url, too_large)
+                    if self._stopping.is_set():
+                        raise _not_downloaded(url, "the server is stopping")
+                    stream.write(chunk)
+        except OSError as error:
+            raise _not_saved(url, error.strerror) from None
+        if announced.isdecimal() and size != int(announced):
+            raise _not_downloaded(url, f"it ended after {size} of {announced} bytes")
+
+    def _extract(self, url: str, found: _Found) -> Path:
+        folder = self._folder / found.key
+        try:
+            with Archive(found.path) as archive:
+                archive.extract(folder)
+            if _stamp(found.path) != found.stamp:
+                raise ArchiveError(f"{found.path} changed while it was read")
+        except (ArchiveError, OSError) as error:
+            raise _not_saved(url, str(error).replace(str(found.path), url)) from None
+        return folder
+
+    def _remove_all(self) -> None:
+        for place in list(self._folder.iterdir()):
+            if _OURS.fullmatch(place.name):  # and nothing else, should the folder be somebody's
+                shutil.rmtree(place, ignore_errors=True)
+
+    # What follows runs in the loop.
+
+    async def _prepare(self, url: str, found: _Found) -> tuple[Path, Path | None]:
+        """Extract an archive and install what it requires; return both folders."""
+        try:
+            folder = found.path if found.stamp is None else await asyncio.to_thread(self._extract, url, found)
+        finally:
+            if found.scratch:
+                self._remove(found.scratch)
+        name = found.manifest.model.requirements_file
+        if not name or not self._settings.install_py_dep_per_model:
+            return folder, None
+        target = self._folder / f"{found.key}.requirements"
+        await self._install(found.manifest.name, folder, name, target)
+        return folder, target
+
+    async def _install(self, model: str, folder: Path, file: str, target: Path) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pip", "install", "--target", str(target), "-r", file),
+            *("--no-input", "--no-color", "--progress-bar", "off", "--disable-pip-version-check"),
+            cwd=folder,  # requirements may be files of the archive
+            env=self._settings.worker_environment(os.environ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        last: deque[str] = deque(maxlen=_PIP_LINES)
+        try:
+            assert process.stdout
+            left = b""
+            while data := await process.stdout.read(_CHUNK):
+                *lines, left = (left + data).split(b"\n")
+                for line in lines:
+                    _take_note(model, line, last)
+            _take_note(model, left, last)
+            code = await process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+            raise
+        if code:
+            said = "\n".join([f"Custom pip package installation failed for model {model}", *last])
+            raise Refusal(400, "ModelException", said)
+
+    def _tidy(self, key: str, shared: _Shared) -> None:
+        """Remove what nobody uses, or what could not be made."""
+        if not shared.ready.done() or self._shared.get(key) is not shared:
+            return
+        failed = shared.ready.cancelled() or shared.ready.exception() is not None
+        if shared.users and not failed:
+            return
+        del self._shared[key]
+        self._known = {path: known for path, known in self._known.items() if known[1].key != key}
+        for name in (key, f"{key}.requirements"):
+            self._remove(self._folder / name)
+
+    def _remove(self, folder: Path) -> None:
+        """Remove a folder; its name is free at once."""
+        waste = self._folder / f".{'0' * 64}.{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(waste)
+            self._in_background(asyncio.to_thread(shutil.rmtree, waste, ignore_errors=True))
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+class _Shared:
+    """What is on disk for one content: the task that puts it there, and how many use it."""
+
+    def __init__(self, ready: asyncio.Task[tuple[Path, Path | None]]) -> None:
+        self.ready, self.users = ready, 0
+
+
+@dataclass(frozen=True)
+class _Found:
+    path: Path
+    stamp: _Stamp | None  # None: it is a folder, and used where it is
+    scratch: Path | None  # to be removed
+    manifest: Manifest
+    config: Mapping[str, Any]
+    key: str
+
+
+def _look(path: Path, stamp: _Stamp | None, scratch: Path | None, *, check: bool) -> _Found:
+    """Read what an archive says of itself; nothing of it is run.
+
+    Raises:
+        ArchiveError, ManifestError: it is none, or has errors.
+    """
+    with Archive(path) as archive:
+        has_manifest = manifest.PATH in archive
+        if check and has_manifest:
+            admit(path)
+        elif check and (damaged := archive.damaged()):
+            # Without a manifest there is nothing to check the rest by; a registration may give what it lacks.
+            raise ArchiveError(f"{path}: {damaged[0]} is not what {digests.PATH} lists")
+        read = _manifest(archive) if has_manifest else _lenient({})
+        try:
+            config = _config(archive, read.model.config_file)
+        except ArchiveError as error:
+            if check:
+                raise
+            logs.SERVER.warning("%s is served without its configuration: %s", path.name, error.message)
+            config = {}
+        if stamp is None:
+            key = hashlib.sha256(os.fsencode(path)).hexdigest()
+        elif check and digests.PATH in archive:
+            key = archive.digest
+        else:
+            # What was not compared with its SHA256SUMS must not pass for what these name.
+            key = _digest(path)
+    return _Found(path, stamp, scratch, read, config, key)
+
+
+def _manifest(archive: Archive) -> Manifest:
+    text = archive.read(manifest.PATH)
+    try:
+        return manifest.parse(text)
+    except ManifestError:
+        # Not checked, and so taken for what it says, as by TorchServe.
+        with contextlib.suppress(ValueError, RecursionError):
+            document = json.loads(text)
+            if isinstance(document, dict):
+                return _lenient(document)
+        raise
+
+
+def _lenient(document: Mapping[str, Any]) -> Manifest:
+    model = document.get("model")
+    said = model if isinstance(model, dict) else {}
+    names = {"model_name": "modelName", "model_version": "modelVersion", "config_file": "configFile"}
+    names |= {"requirements_file": "requirementsFile", "handler": "handler", "envelope": "envelope"}
+    values = {name: str(said[alias]) for name, alias in names.items() if said.get(alias)}
+    runtime = str(document.get("runtime") or "python")
+    model_said = Model.model_construct(None, **{"model_name": "", "handler": "", **values})
+    return Manifest.model_construct(None, model=model_said, runtime=runtime)
+
+
+def _config(archive: Archive, name: str | None) -> Mapping[str, Any]:
+    if not name:
+        return {}
+    try:
+        config = yaml.safe_load(archive.read(name))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ArchiveError(f"{archive.path}: {name} is not YAML: {error}") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _named(file: Path) -> Path:
+    """Give a file that was fetched the ending of what it is; what its URL ends in says nothing."""
+    with file.open("rb") as stream:
+        ending = ".tar.gz" if stream.read(2) == b"\x1f\x8b" else ".mar"
+    return file.rename(file.with_name(f"{file.name}{ending}"))
+
+
+def _inner(path: Path) -> Path:
+    """Return the folder of an archive that is one: below its only folder, as a packed one unpacks."""
+    if path.is_dir() and not (path / "MAR-INF").is_dir():
+        inside = list(path.iterdir())
+        if len(inside) == 1 and inside[0].is_dir():
+            return inside[0].resolve()
+    return path.resolve()
+
+
+def _stamp(path: Path) -> _Stamp:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _take_note(model: str, line: bytes, last: deque[str]) -> None:
+    text = line.decode("utf-8", "replace").strip()[:_PIP_LINE]
+    if text:
+        logs.SERVER.info("pip for %s: %s", model, text)
+        last.append(text)
+
+
+def _not_found(message: str) -> Refusal:
+    return Refusal(404, "ModelNotFoundException", message)
+
+
+def _not_downloaded(url: str, why: str) -> Refusal:
+    return Refusal(400, "DownloadArchiveException", f"Failed to download archive from: {url} ({why})")
+
+
+def _not_saved(url: str, why: str | None) -> Refusal:
+    return Refusal(500, "InternalServerException", f"Failed to save model: {url} ({why})")

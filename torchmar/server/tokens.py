@@ -1,0 +1,121 @@
+"""The tokens that clients show, and the key file that tells them.
+
+The file is ``key_file.json`` as TorchServe 0.12.0 writes it: a key for each API that expires, and one that renews
+them and does not.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import re
+import secrets
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from torchmar.replacing import beside
+from torchmar.server.refusal import Refusal
+
+Kind = Literal["inference", "management", "key"]
+
+FILE = "key_file.json"
+_REFUSED = "Token {} failed. Token either incorrect, expired, or not provided correctly"
+_BEARER = re.compile(r"Bearer\s+(\S+)", re.ASCII)
+_KEY_BYTES = 24  # TorchServe's keys have 6
+
+
+class _Token(NamedTuple):
+    key: str
+    header: bytes
+    end: float  # seconds since 1970
+
+
+class Tokens:
+    """The tokens of a server that has just started; a key file that is there is replaced, as by TorchServe.
+
+    Nothing else writes tokens anywhere.
+
+    Args:
+        file: where the key file goes.
+        enabled: whether tokens are wanted; if not, there is no file, and every check passes.
+        minutes: that the tokens of the APIs live.
+    """
+
+    def __init__(self, file: Path, *, enabled: bool = True, minutes: float = 60.0) -> None:
+        self.file, self.enabled = file, enabled
+        self._life = minutes * 60
+        self._tokens: dict[str, _Token] = {}
+        if enabled:
+            ends = {"management": self._end(), "inference": self._end(), "key": float("inf")}
+            self._replace({kind: _new(end) for kind, end in ends.items()})
+
+    def __repr__(self) -> str:
+        return f"<Tokens of {self.file}>"
+
+    def check(self, authorization: str, kind: Kind) -> None:
+        """See whether a request may pass; called for every request.
+
+        Args:
+            authorization: the request's header, ``Bearer KEY``; empty without one.
+            kind: the API, or ``key`` for what renews tokens.
+
+        Raises:
+            Refusal: 400, it may not.
+        """
+        if not self.enabled:
+            return
+        _, wanted, end = self._tokens[kind]
+        shown = authorization.encode("utf-8", "replace")
+        if not hmac.compare_digest(shown, wanted):
+            match = _BEARER.fullmatch(authorization)  # more than one space is allowed
+            if not match or not hmac.compare_digest(f"Bearer {match[1]}".encode("utf-8", "replace"), wanted):
+                raise _refused(kind)
+        if time.time() >= end:
+            raise _refused(kind)
+
+    def renew(self, kind: str) -> None:
+        """Write a new token of an API into the file; the one before it ends.
+
+        Raises:
+            Refusal: 400, it is no API.
+            OSError: the file cannot be written; the token stays.
+        """
+        if kind not in ("inference", "management"):
+            raise _refused("key")
+        self._replace({**self._tokens, kind: _new(self._end())})
+
+    def _end(self) -> float:
+        return time.time() + self._life
+
+    def _replace(self, tokens: dict[str, _Token]) -> None:
+        document = {
+            kind: {"key": tokens[kind].key, "expiration time": _instant(tokens[kind].end)}
+            for kind in ("management", "inference")
+        }
+        text = json.dumps({**document, "API": {"key": tokens["key"].key}}, indent=2)
+        part = beside(self.file)
+        try:
+            # Nobody else may read it, not even before it has its name.
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
+                stream.write(text)
+            part.replace(self.file)
+        finally:
+            part.unlink(missing_ok=True)
+        self._tokens = tokens  # a token counts when it can be read, and the one before it until then
+
+
+def _new(end: float) -> _Token:
+    key = secrets.token_urlsafe(_KEY_BYTES)
+    return _Token(key, f"Bearer {key}".encode(), end)
+
+
+def _instant(seconds: float) -> str:
+    """Return a moment as Java writes it, to the microsecond."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _refused(kind: str) -> Refusal:
+    return Refusal(400, "InvalidKeyException", _REFUSED.format("Authentication" if kind == "key" else "Authorization"))

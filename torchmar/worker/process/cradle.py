@@ -1,0 +1,187 @@
+"""A process that loads one model and then serves it, or forks workers that share what was loaded.
+
+Forking after loading is right only while the process has a single thread and no connection of the
+handler's own. Threads do not come along, so that what they hold is locked for ever; connections
+would be shared. Both are looked at after loading; where one is found the server starts each worker by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from . import loading, serving
+from .lines import Conversation, Lines
+from .measuring import Measured
+
+
+def grow(job: dict[str, Any], control: socket.socket) -> None:
+    """Load the model of a job, tell the server, and do as it says until it goes.
+
+    To the server: ``{"loaded", "shareable", "why"}`` or ``{"failed": traceback}``; then for each fork
+    ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}}`` with a socket, or
+    ``{"fork": id}`` with a socket and a log.
+    """
+    told = Conversation(control)
+    loading.enter(job["model_dir"], job.get("requirements", ""))
+    measured = Measured()
+    before = _descriptors()
+    threads = _Threads()
+    try:
+        measured.install()
+        with threads.watched(hold=job["share"]):
+            service = loading.load(job)
+    except BaseException as error:
+        trace = loading.own_traceback(error)
+        sys.stdout.write(trace)
+        sys.stdout.flush()
+        told.send({"failed": trace})
+        os._exit(1)
+    why = _not_shareable(before) if job["share"] else "it was not asked to be"
+    told.send({"loaded": True, "shareable": not why, "why": why})
+    _Cradle(told, service, measured, threads.wanted).run()
+
+
+class _Cradle:
+    def __init__(self, told: Conversation, service: Any, measured: Measured, threads: int | None) -> None:
+        self._told, self._service, self._measured, self._threads = told, service, measured, threads
+
+    def run(self) -> None:
+        # Objects that are there now are never garbage of a worker: without looking at them it shares their pages.
+        gc.collect()
+        gc.freeze()
+        lines = Lines(self._told.socket, children=True)
+        for message, descriptors in lines:
+            if message is None:
+                for pid, status in lines.ended():
+                    self._told.send({"ended": True, "pid": pid, "status": status})
+            elif "serve" in message:
+                (connection,) = descriptors
+                lines.close()
+                self._serve(connection)
+            elif "fork" in message:
+                pid = os.fork()
+                if not pid:
+                    connection, output = descriptors
+                    lines.close()
+                    self._told.socket.close()
+                    _own(output)
+                    self._serve(connection)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                self._told.send({"forked": message["fork"], "pid": pid})
+
+    def _serve(self, descriptor: int) -> None:
+        """Serve in this process; it ends with it."""
+        status = 0
+        try:
+            serving.serve(self._service, socket.socket(fileno=descriptor), self._measured, self._threads, isolate=True)
+        except BaseException as error:
+            sys.stdout.write(loading.own_traceback(error))
+            status = 1
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+            os._exit(status)
+
+
+class _Threads:
+    """How many threads a handler asks of torch while it loads."""
+
+    def __init__(self) -> None:
+        self.wanted: int | None = None
+
+    @contextlib.contextmanager
+    def watched(self, *, hold: bool) -> Iterator[None]:
+        """Note what is asked; with ``hold`` there is one until the end, since a fork would lose the others."""
+        import torch
+
+        really = torch.set_num_threads
+
+        def remember(count: int) -> None:
+            self.wanted = count
+            if not hold:
+                really(count)
+
+        if hold:
+            really(1)
+        setattr(torch, "set_num_threads", remember)  # noqa: B010 - torch declares the function
+        try:
+            yield
+        finally:
+            setattr(torch, "set_num_threads", really)  # noqa: B010
+
+
+def _own(output: int) -> None:
+    """Make a forked process one that ends with its parent, writes to its own log, and draws its own numbers."""
+    die_with_parent()
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    random.seed()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+
+
+def die_with_parent() -> None:
+    """Have the system kill this process when its parent ends, where it can; elsewhere closed sockets end it."""
+    if sys.platform == "linux":
+        import ctypes
+
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _not_shareable(before: set[int]) -> str:
+    """Return why forks of this process would not be right; empty: they are."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return "it uses a GPU"
+    # Handlers may end their threads before a fork by os.register_at_fork.
+    probe = os.fork()
+    if not probe:
+        os._exit(0)
+    os.waitpid(probe, 0)
+    if (count := _thread_count()) > 1:
+        return f"it has started {count - 1} thread{'' if count == 2 else 's'} while loading"
+    for descriptor in _descriptors() - before:
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return "it has opened a connection while loading"
+    return ""
+
+
+def _thread_count() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    except OSError:
+        import threading
+
+        return threading.active_count()
+
+
+def _descriptors() -> set[int]:
+    for place in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            listed = {int(name) for name in os.listdir(place) if name.isdigit()}  # noqa: PTH208
+            return {number for number in listed if _is_open(number)}  # the folder itself was open, too
+    return set()
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True

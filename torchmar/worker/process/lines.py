@@ -1,0 +1,106 @@
+"""Messages between processes of one machine: JSON, one to a line, with open files beside them."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+_MOST = 16  # files in one call
+
+
+class Conversation:
+    """The sending half of a connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+
+    def send(self, message: dict[str, Any], files: list[int] | None = None) -> None:
+        """Send a message and files; nobody on the other side is no error, since it is found when reading."""
+        data = json.dumps({**message, "files": len(files or [])}).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if files:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
+                data = data[self.socket.sendmsg([data], rights) :]
+            self.socket.sendall(data)
+
+
+class Parser:
+    """Bytes and files as they come, to whole messages with theirs."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._files: list[int] = []
+
+    def feed(self, data: bytes, ancillary: Any = ()) -> Iterator[tuple[dict[str, Any], list[int]]]:
+        """Yield the messages that have come to an end."""
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+                self._files += numbers
+        *whole, self._data = (self._data + data).split(b"\n")
+        for line in whole:
+            message = json.loads(line)
+            count = message.pop("files")
+            files, self._files = self._files[:count], self._files[count:]
+            yield message, files
+
+
+class Lines:
+    """The messages that come to a process, and word of its children that end.
+
+    Iterating yields ``(message, files)``, and ``(None, [])`` when children have ended; it stops when
+    the other side has gone.
+    """
+
+    def __init__(self, connection: socket.socket, *, children: bool) -> None:
+        self._connection = connection
+        self._parser = Parser()
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        os.set_blocking(self._read, False)
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False) if children else -1
+        if children:
+            signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def close(self) -> None:
+        """Be deaf from now on; for a fork that has other things to do."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(self._read)
+        os.close(self._write)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any] | None, list[int]]]:
+        while True:
+            ready, _, _ = select.select([self._connection.fileno(), self._read], [], [])
+            if self._read in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._read, 4096)
+                yield None, []
+            if self._connection.fileno() in ready:
+                try:
+                    data, ancillary, _, _ = self._connection.recvmsg(65536, socket.CMSG_SPACE(_MOST * 4))
+                except ConnectionError:
+                    return
+                if not data:
+                    return
+                yield from self._parser.feed(data, ancillary)
+
+    @staticmethod
+    def ended() -> Iterator[tuple[int, int]]:
+        """Yield the children that have ended, and their exit status: negative is a signal."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            yield pid, os.waitstatus_to_exitcode(status)

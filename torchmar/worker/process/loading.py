@@ -1,0 +1,72 @@
+"""Load an extracted archive with TorchServe's own loader, and tell why it failed in the handler's own words."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+def enter(folder: str, extra: str = "") -> None:
+    """Make an archive's folder the working folder and the first place of modules, as TorchServe does.
+
+    Packages that the archive carries win over installed ones, in processes that the handler starts, too.
+
+    Args:
+        folder: where the archive was extracted.
+        extra: a folder with requirements that were installed for it; empty: none.
+    """
+    places = [folder, *([extra] if extra else [])]
+    sys.path[:0] = places
+    known = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*places, *([known] if known else [])])
+    os.chdir(folder)
+
+
+def load(job: dict[str, Any]) -> Any:
+    """Return TorchServe's service for ``{"model_dir", "name", "handler", "batch_size", "gpu", "envelope", ...}``."""
+    import ts
+    from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+    from ts.model_loader import ModelLoaderFactory
+
+    own = job.get("metrics_config")
+    metrics = MetricsCacheYamlImpl(own or str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+    metrics.initialize_cache()
+    metrics.model_name = job["name"]
+    return ModelLoaderFactory.get_model_loader().load(
+        job["name"],
+        job["model_dir"],
+        job["handler"],
+        job["gpu"],
+        job["batch_size"],
+        job["envelope"] or None,
+        job.get("limit_max_image_pixels", True),
+        metrics,
+    )
+
+
+def own_traceback(error: BaseException) -> str:
+    """Return the traceback that helps: the handler's frames, and the error that it raised."""
+    swallowed = error.__context__
+    if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("ts.torch_handler.") and swallowed:
+        # The loader takes any ImportError of a handler for "no such file" and reports that instead.
+        error = swallowed
+        error.__context__ = error.__cause__
+    return "".join(traceback.format_exception(type(error), error, _from_handler(error.__traceback__)))
+
+
+def _from_handler(trace: TracebackType | None) -> TracebackType | None:
+    """Return ``trace`` without the frames of ours and of the loader before the handler's first."""
+    ours = str(Path(__file__).parent)
+    start = trace
+    while start:
+        file = start.tb_frame.f_code.co_filename
+        if not file.startswith((ours, "<frozen importlib")) and not file.endswith("ts/model_loader.py"):
+            break
+        if file == "<frozen importlib._bootstrap>" and start.tb_next is None:
+            break
+        start = start.tb_next
+    return start

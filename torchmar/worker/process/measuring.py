@@ -1,0 +1,44 @@
+"""What handlers measure themselves, kept for the next answer in place of a log line for each."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+_LIMIT = 10_000  # between two answers; a handler that measures in a loop must not fill the memory
+
+
+class Measured:
+    """Metrics since the last answer: ``[name, unit, value, type, [[dimension, value], ...]]`` each."""
+
+    def __init__(self) -> None:
+        self._updates: list[list[Any]] = []
+
+    def install(self) -> None:
+        """Have every metric of TorchServe's API come here."""
+        from ts.metrics.caching_metric import CachingMetric
+
+        def add_or_update(
+            metric: Any, value: float, dimension_values: list[Any] | None = None, request_id: str = ""
+        ) -> None:
+            values = dimension_values or []
+            negative = metric.metric_type.name == "COUNTER" and value < 0
+            if len(values) != len(metric.dimension_names) or negative:
+                logging.error(
+                    "metric %s of %r is left out: dimensions %s for %s",
+                    metric.metric_name,
+                    value,
+                    values,
+                    metric.dimension_names,
+                )
+                return
+            pairs = [[name, str(one)] for name, one in zip(metric.dimension_names, values, strict=True)]
+            if len(self._updates) < _LIMIT:
+                self._updates.append([metric.metric_name, metric.unit, float(value), metric.metric_type.name, pairs])
+
+        CachingMetric.add_or_update = add_or_update
+
+    def take(self) -> list[list[Any]]:
+        """Return what was measured and forget it."""
+        taken, self._updates = self._updates, []
+        return taken

@@ -1,0 +1,90 @@
+"""The parent of all workers: torch and TorchServe are loaded once, and every worker is a fork of it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import serving
+from .cradle import die_with_parent, grow
+from .lines import Conversation, Lines
+
+# What every worker needs, and takes seconds to import.
+_IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts.torch_handler.base_handler")
+
+
+def run(control: socket.socket) -> None:
+    """Fork a cradle for each ``{"grow": id, "job": {...}}`` with a socket and a log, until the server goes.
+
+    To the server: ``{"ready"}`` once; ``{"grown": id, "pid"}``; ``{"ended", "pid", "status"}``.
+    ``{"import": [...]}`` has more modules ready for those that come after.
+    """
+    die_with_parent()
+    told = Conversation(control)
+    missing = [name for name in _IMPORTS if not _imported(name)]
+    told.send({"ready": True, "missing": missing})
+    lines = Lines(control, children=True)
+    for message, files in lines:
+        if message is None:
+            for pid, status in lines.ended():
+                told.send({"ended": True, "pid": pid, "status": status})
+        elif "import" in message:
+            for name in message["import"]:
+                _imported(name)
+        elif "grow" in message:
+            pid = os.fork()
+            if not pid:
+                lines.close()
+                _become(message["job"], files, control)
+            for file in files:
+                os.close(file)
+            told.send({"grown": message["grow"], "pid": pid})
+
+
+def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> None:
+    """Be the cradle of a job; this process ends with it."""
+    try:
+        control.close()
+        conversation, output = files
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        die_with_parent()
+        serving.quiet_logging()
+        mine = socket.socket(fileno=conversation)
+        if _shadows(job["model_dir"]):
+            # The archive has a module of its own by a name that is loaded here already: start from nothing.
+            start = Path(__file__).parent.parent / "start.py"
+            os.set_inheritable(mine.fileno(), True)
+            os.execv(sys.executable, [sys.executable, str(start), json.dumps({**job, "cradle": mine.fileno()})])
+        grow(job, mine)
+    finally:
+        os._exit(1)
+
+
+def _imported(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except Exception:
+        return False
+    return True
+
+
+def _shadows(folder: str) -> bool:
+    """Tell whether an archive has a top-level module that is loaded here from elsewhere."""
+    names = {
+        entry.name.removesuffix(".py") for entry in os.scandir(folder) if entry.is_dir() or entry.name[-3:] == ".py"
+    }
+    return bool(names & (sys.modules.keys() - sys.stdlib_module_names))
+
+
+def be_patient() -> None:
+    """Leave Ctrl-C and a service manager's SIGTERM, which reach all processes, to the server."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
