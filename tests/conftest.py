@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 from torchmar import archive, properties, recipe
+from torchmar.engines import EngineName
+from torchmar.engines.builtin import Builtin
+from torchmar.engines.engine import Engine
 from torchmar.engines.torchserve import TorchServe
 from torchmar.inference import InferenceClient
 
@@ -107,19 +110,31 @@ def write_config(folder: Path, **more: str) -> Path:
     return file
 
 
+#: Engines that tests of clients and of deployments are run against, by their names.
+ENGINES = {engine.name: engine for engine in (TorchServe, Builtin)}
+on_both_engines = pytest.mark.parametrize("engine", ENGINES, scope="module")
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[TorchServe]:
-    """Run a real TorchServe with the digits loaded; its model store may be added to."""
+def engine(request: pytest.FixtureRequest) -> EngineName:
+    """Return which engine serves; a test that does not say (`on_both_engines`) gets the real TorchServe."""
+    name: EngineName = getattr(request, "param", TorchServe.name)
+    return name
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, digits: Path, engine: EngineName) -> Iterator[Engine]:
+    """Run a server with the digits loaded; its model store may be added to."""
     folder = tmp_path_factory.mktemp("server")
     store = folder / "model_store"
     store.mkdir()
     shutil.copy(digits, store)
-    with TorchServe(write_config(folder), store, folder / "run") as running:
+    with ENGINES[engine](write_config(folder), store, folder / "run") as running:
         running.load(store / digits.name)
         yield running
 
 
 @pytest.fixture
-def client(server: TorchServe) -> InferenceClient:
+def client(server: Engine) -> InferenceClient:
     """Return a client of the server."""
     return InferenceClient(server.server)

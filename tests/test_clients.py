@@ -13,20 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SAMPLES, free_ports
+from tests.conftest import SAMPLES, free_ports, on_both_engines
 from torchmar import exchange
 from torchmar.connection import Server
-from torchmar.engines.torchserve import TorchServe
+from torchmar.engines.engine import Engine
 from torchmar.errors import Conflict, NotFound, Refused, TorchmarError, Unauthorized, Unreachable
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient, Tensor
 from torchmar.management import ManagementClient
 
+pytestmark = [on_both_engines, pytest.mark.usefixtures("engine")]
+
 Make = Callable[..., Path]
 SEVEN = exchange.read(SAMPLES / "seven.png")
 
 
-def test_a_model_lives_from_registration_to_removal(server: TorchServe, client: InferenceClient, make: Make) -> None:
+def test_a_model_lives_from_registration_to_removal(server: Engine, client: InferenceClient, make: Make) -> None:
     management = server.management
     for version in ("1.0", "2.0"):
         path = make(name="life", version=version, store=server.model_store)
@@ -54,7 +56,7 @@ def test_a_model_lives_from_registration_to_removal(server: TorchServe, client: 
             management.describe("life", version)
 
 
-def test_the_list_of_models_has_every_page(server: TorchServe, make: Make) -> None:
+def test_the_list_of_models_has_every_page(server: Engine, make: Make) -> None:
     names = [f"page{number:03}" for number in range(105)]
     path = make(name="page", store=server.model_store)
     for name in names:
@@ -64,7 +66,7 @@ def test_the_list_of_models_has_every_page(server: TorchServe, make: Make) -> No
         server.management.unregister(name)
 
 
-def test_a_describe_answer_has_its_types(server: TorchServe) -> None:
+def test_a_describe_answer_has_its_types(server: Engine) -> None:
     (digits,) = server.management.describe("digits", "1.0")
     assert (digits.url, digits.runtime, digits.device_type, digits.device_ids) == (
         "digits-1.0.mar",
@@ -81,7 +83,7 @@ def test_a_describe_answer_has_its_types(server: TorchServe) -> None:
     assert worker.start_time < datetime.now(timezone.utc)
 
 
-def test_registration_passes_on_every_parameter(server: TorchServe, make: Make) -> None:
+def test_registration_passes_on_every_parameter(server: Engine, make: Make) -> None:
     other = "def handle(rows, context):\n    return rows and ['other'] * len(rows)"
     path = make(name="asked", store=server.model_store, disk={"other.py": other}, files={"other.py": "other.py"})
     server.management.register(
@@ -106,7 +108,7 @@ def test_registration_passes_on_every_parameter(server: TorchServe, make: Make) 
         server.management.register(path.name, runtime="cobol")
 
 
-def test_a_handler_is_asked_for_what_it_says_of_itself(server: TorchServe, make: Make) -> None:
+def test_a_handler_is_asked_for_what_it_says_of_itself(server: Engine, make: Make) -> None:
     code = """
 def handle(rows, context):
     if rows is None:
@@ -121,7 +123,7 @@ def handle(rows, context):
     server.management.unregister("talking")
 
 
-def test_a_model_is_ready_when_it_has_workers(server: TorchServe, make: Make) -> None:
+def test_a_model_is_ready_when_it_has_workers(server: Engine, make: Make) -> None:
     assert server.management.ready("digits")
     path = make(name="idle", store=server.model_store)
     server.management.register(path.name, initial_workers=0)
@@ -131,7 +133,7 @@ def test_a_model_is_ready_when_it_has_workers(server: TorchServe, make: Make) ->
         server.management.ready("idle")
 
 
-def test_a_token_is_renewed_on_demand(server: TorchServe) -> None:
+def test_a_token_is_renewed_on_demand(server: Engine) -> None:
     assert server.server.key_file
     before = json.loads(server.server.key_file.read_text())
     server.management.renew_token("management")
@@ -143,7 +145,7 @@ def test_a_token_is_renewed_on_demand(server: TorchServe) -> None:
         ManagementClient(replace(server.server, key_file=None)).renew_token("management")
 
 
-def test_the_server_describes_its_apis(server: TorchServe, client: InferenceClient) -> None:
+def test_the_server_describes_its_apis(server: Engine, client: InferenceClient) -> None:
     assert "/models" in server.management.api_description()["paths"]
     assert server.management.api_description("digits")["info"]["title"].endswith("digits")
     assert server.management.api_description("digits", "1.0")["info"]["title"].endswith("digits")
@@ -151,7 +153,7 @@ def test_the_server_describes_its_apis(server: TorchServe, client: InferenceClie
     assert client.api_description("digits", "1.0")["info"]["title"].endswith("digits")
 
 
-def test_a_script_needs_three_lines(server: TorchServe, tmp_path: Path) -> None:
+def test_a_script_needs_three_lines(server: Engine, tmp_path: Path) -> None:
     script = """
 from torchmar.management import ManagementClient
 with ManagementClient() as client:
@@ -182,7 +184,7 @@ def test_many_are_predicted_at_once_and_one_bad_input_is_its_own_problem(client:
     assert [next(iter(said)) for _, said in results] == list("01234")
 
 
-def test_kserves_protocols_are_spoken(client: InferenceClient, server: TorchServe, make: Make) -> None:
+def test_kserves_protocols_are_spoken(client: InferenceClient, server: Engine, make: Make) -> None:
     picture = base64.b64encode((SAMPLES / "seven.png").read_bytes()).decode()
     (prediction,) = client.predict_instances("digits", [{"b64": picture}])
     assert next(iter(prediction)) == "7"
@@ -231,7 +233,7 @@ def test_a_handlers_own_refusal_comes_through(client: InferenceClient) -> None:
     assert (caught.value.status, caught.value.type) == (400, "BadRequestException")
 
 
-def test_a_wrong_or_missing_token_is_told_as_that(server: TorchServe, tmp_path: Path) -> None:
+def test_a_wrong_or_missing_token_is_told_as_that(server: Engine, tmp_path: Path) -> None:
     assert server.server.key_file
     keys = json.loads(server.server.key_file.read_text())
     keys["inference"]["key"] = "wrong"
@@ -242,7 +244,7 @@ def test_a_wrong_or_missing_token_is_told_as_that(server: TorchServe, tmp_path: 
         assert "wrong" not in str(caught.value)
 
 
-def test_an_expired_token_is_renewed_with_the_api_key(server: TorchServe, client: InferenceClient) -> None:
+def test_an_expired_token_is_renewed_with_the_api_key(server: Engine, client: InferenceClient) -> None:
     file = server.server.key_file
     assert file
     keys = json.loads(file.read_text())
@@ -253,7 +255,7 @@ def test_an_expired_token_is_renewed_with_the_api_key(server: TorchServe, client
     assert json.loads(file.read_text())["inference"]["key"] != old
 
 
-def test_an_expired_token_that_cannot_be_renewed_is_unauthorized(server: TorchServe, tmp_path: Path) -> None:
+def test_an_expired_token_that_cannot_be_renewed_is_unauthorized(server: Engine, tmp_path: Path) -> None:
     expired = {"key": "x", "expiration time": "2020-01-01T00:00:00Z"}
     (tmp_path / "keys.json").write_text(json.dumps({"inference": expired, "API": {"key": "wrong"}}))
     with pytest.raises(Unauthorized, match="could not be renewed"):
@@ -269,7 +271,7 @@ def test_no_server_is_unreachable_with_a_hint() -> None:
         list(ManagementClient(Server(management=address)).names())
 
 
-def test_a_slow_answer_is_a_timeout_not_a_hang(server: TorchServe, make: Make) -> None:
+def test_a_slow_answer_is_a_timeout_not_a_hang(server: Engine, make: Make) -> None:
     code = "import time\ndef handle(rows, context):\n    return rows and (time.sleep(3) or ['late'])"
     server.load(make(code, name="slow", store=server.model_store))
     with pytest.raises(Unreachable, match="did not answer within 1 s"):
@@ -277,7 +279,7 @@ def test_a_slow_answer_is_a_timeout_not_a_hang(server: TorchServe, make: Make) -
     server.management.unregister("slow")
 
 
-def test_a_key_file_that_is_none_is_told(server: TorchServe, tmp_path: Path) -> None:
+def test_a_key_file_that_is_none_is_told(server: Engine, tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text("not json")
     with pytest.raises(TorchmarError, match="not a TorchServe key file"):
         InferenceClient(replace(server.server, key_file=tmp_path / "keys.json")).ping()

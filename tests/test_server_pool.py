@@ -188,6 +188,11 @@ def test_a_worker_that_hangs_is_replaced_and_who_waits_behind_it_is_answered(
     assert house.run(ask(one, [30.0, 1, 2])) == [500, 1, 2]
 
 
+def test_who_shares_a_batch_with_one_that_hangs_is_asked_again(house: House, pool: Callable[..., Pool]) -> None:
+    one = pool(batch_size=3, response_timeout=0.5)
+    assert house.run(ask(one, [1, 30.0, 2])) == [1, 500, 2]
+
+
 def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(house: House, pool: Callable[..., Pool]) -> None:
     one = pool(queue_size=2)
 

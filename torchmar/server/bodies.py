@@ -115,7 +115,7 @@ class _Form:
         disposition = parse_options_header(self._headers.get(b"content-disposition"))[1]
         name = disposition.get(b"name")
         if name is None:
-            raise _broken("a part has no name: Content-Disposition: form-data; name=...")
+            raise _broken("a part has no name in its Content-Disposition")
         kind = b""
         if b"filename" in disposition:
             given = self._headers.get(b"content-type", b"application/octet-stream")

@@ -246,7 +246,7 @@ class Pool:
             if worker.jobs and now - worker.since > self.options.response_timeout:
                 seconds = f"{self.options.response_timeout:g} s"
                 logs.SERVER.warning("%s did not answer within %s and is restarted", worker.title, seconds)
-                worker.end(Refusal(500, "InternalServerException", "Worker died."), again=True)
+                worker.end(again=True)
         self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
 
     # The workers.
@@ -528,7 +528,7 @@ class _Worker(asyncio.Protocol):
         if not self.leaving:
             self.say("Backend worker process died.")
         if refusal is None and len(jobs) > 1:
-            # One of them is to blame; the others need not suffer for it.
+            # One of them has ended the worker, or kept it too long; the others need not suffer for it.
             self._pool.again([job for job in jobs if not job.cancelled])
             jobs = []
         elif refusal is None:

@@ -103,7 +103,7 @@ class Nursery:
             self.close()
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
-        output = listen_to_output(lambda line: logs.SERVER.warning("nursery: %s", line))
+        output = listen_to_output(lambda line: logs.SERVER.info("nursery: %s", line))
         with theirs:
             command = [sys.executable, str(START), json.dumps({"control": theirs.fileno()})]
             try:

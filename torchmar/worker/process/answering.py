@@ -58,13 +58,14 @@ class Answering:
         started = time.perf_counter()
         rows, processors, ids = self._read(batch, bodies)
         answers: list[Answer] = []
+        self._parts.begun = False
         if self._alone and len(rows) > 1:
             answers = self._one_by_one(rows, processors, ids)
         else:
             try:
                 answers = self._ask(rows, processors, ids)
             except Failed as failed:
-                if len(rows) == 1 or not self._isolate:
+                if len(rows) == 1 or not self._isolate or self._parts.begun:
                     answers = [_refused(failed)] * len(rows)
                 else:
                     log.info("a batch of %d failed (%s); each is asked alone", len(rows), failed.message)
@@ -228,10 +229,12 @@ class Parts:
     def __init__(self, send: Any) -> None:
         self._send = send
         self.first = 0  # index in the batch of the first request that the handler sees
+        self.begun = False  # whether a client has parts of an answer, which cannot be made again
 
     def sendall(self, data: bytes | bytearray) -> None:
         """Send what ``create_predict_response`` wrote for requests of the batch."""
         view, place = memoryview(data), 0
+        self.begun = True
 
         def number() -> int:
             nonlocal place
