@@ -21,6 +21,7 @@ from torchmar_handlers import samples, weights
 from torchmar_handlers.forward import forward
 from torchmar_handlers.metrics import Metrics
 from torchmar_handlers.options import Options
+from torchmar_handlers.reply import Reply
 from torchmar_handlers.request import Request
 
 _WARM_CALLS = 3  # TorchScript's profiling executor records one call of a shape and compiles in the next
@@ -189,15 +190,52 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         replies = batches.answer(self, requests, lambda: times.append(time.perf_counter()))
         bodies = [reply.send(context, index) for index, reply in enumerate(replies)]
         total = time.perf_counter() - started
-        self.measures.add(
-            context.metrics,
-            size=len(data),
-            rejected=sum(400 <= reply.status < 500 for reply in replies),
-            total=total,
-            decoding=times[-1] - started,
-            inference=self._inference_seconds,
-        )
+        self._measure(context, replies, total=total, decoding=times[-1] - started, inference=self._inference_seconds)
         return bodies
+
+    def prepare_handle(self, data: Sequence[Any], context: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Do the half of `handle` that needs no model, for servers that do it in processes of its own.
+
+        Returns:
+            What `finish_handle` takes, and the answers of requests that are answered already, since they are refused;
+            both by index in ``data``, where each request is in one of the two. The former can be pickled, but for
+            this handler itself, which the process that unpickles it has to put in its place.
+        """
+        started = time.perf_counter()
+        self.context = context
+        requests = [Request.of(index, row, context) for index, row in enumerate(data)]
+        halves = batches.decode(self, requests)
+        seconds = (time.perf_counter() - started) / max(1, len(requests))
+        replies = {index: half for index, half in enumerate(halves) if isinstance(half, Reply)}
+        if replies:
+            total = seconds * len(replies)
+            self._measure(context, list(replies.values()), total=total, decoding=total)
+        waiting = {index: (half, seconds) for index, half in enumerate(halves) if index not in replies}
+        return waiting, {index: reply.send(context, index) for index, reply in replies.items()}
+
+    def finish_handle(self, prepared: Sequence[Any], context: Any) -> list[Any]:
+        """Do the other half of `handle`, for requests that `prepare_handle` has left, be it in several calls.
+
+        ``context`` is that of the batch that they are now.
+        """
+        started = time.perf_counter()
+        self.context = context
+        self._inference_seconds = 0.0
+        replies = batches.finish(self, [half for half, _ in prepared])
+        bodies = [reply.send(context, index) for index, reply in enumerate(replies)]
+        decoding = sum(seconds for _, seconds in prepared)
+        total = decoding + time.perf_counter() - started
+        self._measure(context, replies, total=total, decoding=decoding, inference=self._inference_seconds)
+        return bodies
+
+    def _measure(
+        self, context: Any, replies: Sequence[Reply], *, total: float, decoding: float, inference: float = 0.0
+    ) -> None:
+        rejected = sum(400 <= reply.status < 500 for reply in replies)
+        size = len(replies)
+        self.measures.add(
+            context.metrics, size=size, rejected=rejected, total=total, decoding=decoding, inference=inference
+        )
 
 
 class _Decoders:

@@ -37,12 +37,21 @@ class _Failure:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """A request half way: its instances decoded, one input each, and how their answers become one."""
+
+    asking: protocols.Asking
+    inputs: Sequence[Any]
+
+
+@dataclass(frozen=True)
 class _Part:
-    """One instance of one request: whose it is, and its place there."""
+    """One instance of one request: whose it is, its place there, and what it was decoded to."""
 
     owner: int
     position: int
     request: Request
+    input: Any
 
 
 def answer(handler: Answering, requests: Sequence[Request], decoded: Callable[[], None] = lambda: None) -> list[Reply]:
@@ -53,30 +62,49 @@ def answer(handler: Answering, requests: Sequence[Request], decoded: Callable[[]
     culprit fails: with its own code (``PredictionException``), 507 (out of memory) or 503, as
     TorchServe says. ``decoded`` is called between the two.
     """
-    replies: dict[int, Reply] = {}
+    halves = decode(handler, requests)
+    decoded()
+    return finish(handler, halves)
+
+
+def decode(handler: Answering, requests: Sequence[Request]) -> list[Decoded | Reply]:
+    """Return each request decoded, or the answer of one that needs no model: refused, or a description."""
+    halves: dict[int, Decoded | Reply] = {}
     askings: dict[int, protocols.Asking] = {}
     for index, request in enumerate(requests):
         try:
             if request.wants_description:
-                replies[index] = Reply.of(handler.describe_handle())
+                halves[index] = Reply.of(handler.describe_handle())
             else:
                 askings[index] = protocols.read(request, handler)
         except Exception as error:
-            replies[index] = Reply.error(*_refusal(handler, error))
-    parts = [
-        _Part(index, position, part) for index, asking in askings.items() for position, part in enumerate(asking.parts)
-    ]
-    outcomes: dict[_Key, Any] = dict(zip(map(_key, parts), _decode(handler, parts), strict=True))
-    decoded()
-    # One bad instance fails its request; the others of that request need not be computed.
-    lost = {part.owner for part in parts if isinstance(outcomes[_key(part)], _Failure)}
-    for explain, chosen in _groups(handler, [part for part in parts if part.owner not in lost], outcomes):
-        step = handler.explain_handle if explain else handler.predict_handle
-        outcomes.update(_run(handler, step, chosen, outcomes))
+            halves[index] = Reply.error(*_refusal(handler, error))
+    inputs = iter(_decode(handler, [part for asking in askings.values() for part in asking.parts]))
     for index, asking in askings.items():
-        answers = [outcomes[index, position] for position in range(len(asking.parts))]
-        replies[index] = _reply(handler, asking, answers)
-    return [replies[index] for index in range(len(requests))]
+        own = [next(inputs) for _ in asking.parts]
+        # One bad instance fails its request; the others of that request need not be computed.
+        failed = [position for position, one in enumerate(own) if isinstance(one, _Failure)]
+        halves[index] = _reply(handler, asking, own) if failed else Decoded(asking, own)
+    return [halves[index] for index in range(len(requests))]
+
+
+def finish(handler: Answering, halves: Sequence[Decoded | Reply]) -> list[Reply]:
+    """Return the replies to what `decode` returned, be it that of several calls."""
+    parts = [
+        _Part(index, position, *one)
+        for index, half in enumerate(halves)
+        if isinstance(half, Decoded)
+        for position, one in enumerate(zip(half.asking.parts, half.inputs, strict=True))
+    ]
+    outcomes: dict[_Key, Any] = {}
+    for explain, chosen in _groups(handler, parts):
+        outcomes.update(_run(handler, handler.explain_handle if explain else handler.predict_handle, chosen))
+    return [
+        half
+        if isinstance(half, Reply)
+        else _reply(handler, half.asking, [outcomes[index, position] for position in range(len(half.inputs))])
+        for index, half in enumerate(halves)
+    ]
 
 
 _Key = tuple[int, int]
@@ -86,10 +114,10 @@ def _key(part: _Part) -> _Key:
     return part.owner, part.position
 
 
-def _decode(handler: Answering, parts: Sequence[_Part]) -> list[Any]:
-    def one(part: _Part) -> Any:
+def _decode(handler: Answering, parts: Sequence[Request]) -> list[Any]:
+    def one(part: Request) -> Any:
         try:
-            return handler.decode(part.request)
+            return handler.decode(part)
         except Exception as error:
             return _Failure(error)
 
@@ -98,13 +126,11 @@ def _decode(handler: Answering, parts: Sequence[_Part]) -> list[Any]:
     return [one(part) for part in parts]
 
 
-def _groups(
-    handler: Answering, parts: Sequence[_Part], inputs: dict[_Key, Any]
-) -> Iterator[tuple[bool, Sequence[_Part]]]:
+def _groups(handler: Answering, parts: Sequence[_Part]) -> Iterator[tuple[bool, Sequence[_Part]]]:
     """Yield the parts that can share a forward pass, no more at once than the handler takes."""
     groups: dict[tuple[bool, Hashable], list[_Part]] = {}
     for part in parts:
-        kind = part.request.wants_explanation, handler.group(inputs[_key(part)])
+        kind = part.request.wants_explanation, handler.group(part.input)
         groups.setdefault(kind, []).append(part)
     for (explain, _), members in groups.items():
         for start in range(0, len(members), handler.rows_at_once):
@@ -115,11 +141,10 @@ def _run(
     handler: Answering,
     step: Callable[[Any, Sequence[Request]], Sequence[Any]],
     parts: Sequence[_Part],
-    inputs: dict[_Key, Any],
 ) -> dict[_Key, Any]:
     """Return the answers of ``step`` to all parts at once and, if that fails, to each alone."""
     try:
-        batch = handler.preprocess([inputs[_key(part)] for part in parts])
+        batch = handler.preprocess([part.input for part in parts])
         answers = step(batch, [part.request for part in parts])
         if len(answers) != len(parts):
             raise ValueError(f"{type(handler).__name__} gave {len(answers)} answers to {len(parts)} requests")
@@ -129,7 +154,7 @@ def _run(
             return {_key(parts[0]): _Failure(error)}
     found: dict[_Key, Any] = {}
     for part in parts:
-        found |= _run(handler, step, [part], inputs)
+        found |= _run(handler, step, [part])
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from torchmar import archive, exchange
 from torchmar.archive import Archive
 from torchmar.cli.terminal import complain, out, show_table, table
-from torchmar.engines.torchserve import VERSION, TorchServe
+from torchmar.engines import DEFAULT, EngineName, named
 from torchmar.errors import TorchmarError
 from torchmar.inference import InferenceClient
 
@@ -32,9 +32,10 @@ def main() -> int:
     """Run the job; return the exit code."""
     parser = argparse.ArgumentParser(prog="scripts/run", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the server up and print curl lines to try")
-    keep = parser.parse_args().keep
+    parser.add_argument("--engine", choices=("builtin", "torchserve"), default=DEFAULT, help="default: %(default)s")
+    chosen = parser.parse_args()
     try:
-        return run(keep)
+        return run(chosen.engine, chosen.keep)
     except TorchmarError as error:
         complain(error)
         return 1
@@ -42,14 +43,14 @@ def main() -> int:
         return 130
 
 
-def run(keep: bool) -> int:
+def run(engine: EngineName, keep: bool) -> int:
     """Build, serve, register, predict and explain; return 1 if a prediction is wrong."""
     packed = archive.build(RECIPE, STORE)
     out.print(f"built {packed.path}, sha256:{packed.digest[:16]}")
     with Archive(packed.path) as opened:
         samples = [sample for sample in opened.samples if not sample.explain and sample.input]
-    with TorchServe(Path("config.properties"), STORE) as server:
-        out.print(f"started TorchServe {VERSION} on Java {server.java.version}: {server.server.inference}")
+    with named(engine)(Path("config.properties"), STORE) as server:
+        out.print(f"started {server.described}: {server.server.inference}", markup=False)
         # Workers and batching are the archive's own: its model-config.yaml says them.
         out.print(server.management.register(packed.path.name, initial_workers=1).strip(), markup=False)
         client = InferenceClient(server.server)

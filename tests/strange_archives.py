@@ -134,7 +134,8 @@ def sets_two_lines(context):
 def reads(context):
     asked = context.get_all_request_header(0)
     return [{"one": context.get_request_header(0, "X-Asked"), "none": context.get_request_header(0, "X-None"),
-             "lower": context.get_request_header(0, "x-asked"), "id": context.get_request_id(0), "many": len(asked)}]
+             "lower": context.get_request_header(0, "x-asked"), "id": context.get_request_id(0),
+             "many": len(asked.keys() - {"Authorization"})}]
 
 def prints(context):
     print("a line")

@@ -81,6 +81,10 @@ GOOD = "responseTimeout: 60\n"
         (GOOD + "threshold: 0.5\n", {"MAR510": "c.yaml:2"}),
         (GOOD + "mine: {threshold: 0.5}\n", {}),
         (GOOD + "batchSize: '8'\n", {"MAR503": "c.yaml:2"}),
+        (GOOD + "stages: {preprocess: 2, inference: 1}\n", {}),
+        (GOOD + "stages: {preprocess: 0}\n", {"MAR503": "c.yaml:2"}),
+        (GOOD + "stages: {preproces: 2}\n", {"MAR503": "c.yaml:2"}),
+        (GOOD + "stages: [{name: of the handler's own}]\n", {}),
         (GOOD + "batchSize: -1\nmaxBatchDelay: x\n", {"MAR503": "c.yaml:3"}),
         (GOOD + "deviceType: tpu\n", {"MAR503": "c.yaml:2"}),
         (GOOD + "minWorkers: 1\n", {"MAR505": "c.yaml:2"}),
@@ -125,10 +129,20 @@ def test_a_configuration_that_is_no_text_is_told() -> None:
         ("what is this", "MAR509"),
         ("==1.0", "MAR509"),
         ("numpy==", "MAR509"),
+        ("./mine-1.0-py3-none-any.whl", ""),
+        ("mine-1.0-py3-none-any.whl", ""),
+        ("./wheels/other-1.0.tar.gz", ""),
+        ("./wheels/other-1.0.tar.gz[extra] ; python_version > '3.9'", ""),
+        ("./wheels", ""),
+        ("/opt/wheels/mine-1.0-py3-none-any.whl", ""),
+        ("./missing-1.0-py3-none-any.whl", "MAR509"),
+        ("missing-1.0-py3-none-any.whl", "MAR509"),
+        ("../mine-1.0-py3-none-any.whl", "MAR509"),
     ],
 )
-def test_requirements_are_pinned_or_told(line: str, code: str) -> None:
-    findings = list(configuration.requirements(Composed({"r.txt": f"# first\n{line}\n".encode()}), "r.txt"))
+def test_requirements_are_pinned_or_carried_or_told(line: str, code: str) -> None:
+    members = {"r.txt": f"# first\n{line}\n".encode(), "mine-1.0-py3-none-any.whl": b"", "wheels/other-1.0.tar.gz": b""}
+    findings = list(configuration.requirements(Composed(members), "r.txt"))
     assert [(one.code.name, one.place) for one in findings] == [(code, "r.txt:2")] * bool(code)
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import DIGITS, ROOT, SAMPLES, environment_without, write_config
+from tests.conftest import DIGITS, ROOT, SAMPLES, environment_without, on_both_engines, write_config
 from torchmar.connection import Server
+from torchmar.engines import EngineName
 from torchmar.engines.running import Running
 from torchmar.engines.torchserve import TorchServe
 
@@ -197,8 +198,9 @@ def test_one_bad_input_of_many_is_its_own_problem(server: TorchServe, tmp_path: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@on_both_engines
 def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
-    tmp_path: Path, digits: Path, make: Make, number: signal.Signals
+    tmp_path: Path, digits: Path, make: Make, number: signal.Signals, engine: EngineName
 ) -> None:
     (tmp_path / "store").mkdir(exist_ok=True)
     shutil.copy(digits, tmp_path / "store")
@@ -206,7 +208,7 @@ def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
     (tmp_path / "store" / "junk.mar").write_text("junk")
     write_config(tmp_path)
     process = subprocess.Popen(
-        [sys.executable, "-m", "torchmar", "serve", "--model-store", "store"],
+        [sys.executable, "-m", "torchmar", "serve", "--model-store", "store", "--engine", engine],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -214,7 +216,7 @@ def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
     )
     assert process.stdout
     first = [process.stdout.readline() for _ in range(6)]
-    assert first[0].startswith("TorchServe 0.12.0 on Java")
+    assert first[0].startswith({"torchserve": "TorchServe 0.12.0 on Java", "builtin": "torchmar 0."}[engine])
     assert first[5].strip() == "digits 1.0: 1 worker, batch 8, 10 ms"
     # The broken ones are tried as well; the server answers all the while.
     torchmar("predict", "digits", SEVEN, cwd=tmp_path)
@@ -265,11 +267,16 @@ def test_a_detached_server_runs_until_it_is_stopped(tmp_path: Path, digits: Path
     assert "no server runs" in torchmar("stop", cwd=tmp_path).stderr
 
 
-def test_the_pipeline_of_scripts_run_does_its_job(tmp_path: Path, weights: None) -> None:
+@on_both_engines
+def test_the_pipeline_of_scripts_run_does_its_job(tmp_path: Path, weights: None, engine: EngineName) -> None:
     shutil.copytree(DIGITS, tmp_path / "archives" / "digits")
     write_config(tmp_path)
     ran = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "pipeline.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, ROOT / "scripts" / "pipeline.py", "--engine", engine],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert ran.returncode == 0, ran.stderr
     assert "10 of 10 right" in ran.stdout

@@ -36,6 +36,7 @@ MOODY = """
 import os, time
 from ts.metrics.metric_type_enum import MetricTypes
 
+
 def handle(rows, context):
     if rows is None:
         if os.path.exists({marker!r}):
@@ -68,6 +69,12 @@ def beside(given: properties.Properties) -> int:
 def kill_worker(server: TorchServe, name: str) -> None:
     (worker,) = server.management.describe(name)[0].workers
     os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.fixture(autouse=True)
+def _of_torchserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve with TorchServe where a test does not say; what it does to models is what is told here."""
+    monkeypatch.setenv("TORCHMAR_ENGINE", "torchserve")
 
 
 @pytest.fixture

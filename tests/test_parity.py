@@ -40,8 +40,8 @@ def said(body: bytes = b"", status: int = 200, reason: str = "OK", **headers: st
 DESCRIBED = b'[{"modelName": "m", "workers": [{"id": "%d", "startTime": "%d", "pid": %d, "gpu": false}]}]'
 METRICS = b"""# HELP ts_inference_requests_total Requests
 # TYPE ts_inference_requests_total counter
-ts_inference_requests_total{model_name="m",hostname="%s",} %d
-ts_queue_latency_microseconds{model_name="m",} %d
+ts_inference_requests_total{model_name="m",} 3
+%s{model_name="m",} %d
 """
 
 
@@ -50,8 +50,10 @@ ts_queue_latency_microseconds{model_name="m",} %d
     [
         (said(b"a"), said(b"a"), []),
         (said(b"a"), said(b"b"), ["body"]),
-        (said(b'{"a": 1, "b": 2}'), said(b'{\n "b": 2.0005,\n "a": 1}'), []),
+        (said(b'{"a": 1, "b": 2.0}'), said(b'{\n "b": 2.0005,\n "a": 1}'), []),
         (said(b"[0.5]"), said(b"[0.502]"), ["body"]),
+        (said(b"[1]"), said(b"[1.0]"), ["body"]),
+        (said(b"[100000000000000000001]"), said(b"[100000000000000000002]"), ["body"]),
         (said(b"[1, 2]"), said(b"[1]"), ["body"]),
         (said(b'{"a": null}'), said(b"{}"), ["body"]),
         (said(b"[true]"), said(b"[1]"), ["body"]),
@@ -59,6 +61,7 @@ ts_queue_latency_microseconds{model_name="m",} %d
         (said(b"\xff\x00"), said(b"\xff\x01"), ["body"]),
         (said(status=404, reason="Not Found"), said(status=400, reason="Bad Request"), ["status"]),
         (said(), said(reason="Fine"), ["reason"]),
+        (said(reason=""), said(), []),
         (said(content_type="text/plain"), said(), ["content type"]),
         (said(x_one="1", content_length="3"), said(x_one="2", content_length="4"), ["x-one"]),
         (
@@ -69,8 +72,8 @@ ts_queue_latency_microseconds{model_name="m",} %d
         (said(x_request_id="9b2c5f0e-0000-4000-8000-000000000000"), said(x_request_id="7"), ["x-request-id"]),
         (said(DESCRIBED % (9000, 1, 2)), said(DESCRIBED % (9001, 3, 4)), []),
         (said(b'{"id": 1}'), said(b'{"id": 2}'), ["body"]),
-        (said(METRICS % (b"a", 3, 100)), said(METRICS % (b"a", 3, 200)), []),
-        (said(METRICS % (b"a", 3, 100)), said(METRICS % (b"a", 4, 100)), ["body"]),
+        (said(METRICS % (b"ts_queue_latency", 100)), said(METRICS % (b"ts_queue_latency", 200)), []),
+        (said(METRICS % (b"ts_queue_latency", 100)), said(METRICS % (b"ts_queue", 100)), ["body"]),
     ],
 )
 def test_what_has_to_differ_is_left_out_and_all_else_is_told(first: Said, second: Said, aspects: list[str]) -> None:
@@ -84,9 +87,7 @@ def test_of_a_large_body_the_part_that_differs_is_told() -> None:
 
 
 def test_a_difference_explains_what_it_is_about_and_nothing_else() -> None:
-    meant = Difference(
-        "code", "m/no .*", "status", "says 400", "says 404", "it is not there", first="400", second="404"
-    )
+    meant = Difference("code", "no model", "400", "404", "it is gone", "m/no .*", "status", first="400", second="404")
     assert meant.explains(Deviation("m/no model", "status", "400", "404"))
     for other in (
         Deviation("m/a model", "status", "400", "404"),
@@ -195,9 +196,11 @@ def test_a_configuration_changes_both_alike(config: dict[str, str]) -> None:
     assert show(compare([], config=config)) == []
 
 
-def test_what_does_not_load_is_told_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checked", ["true", "false"])
+def test_what_does_not_load_is_told_alike(checked: str, tmp_path: Path) -> None:
     paths = [strange_archives.broken(tmp_path, name) for name in strange_archives.BROKEN]
-    assert show(compare(paths, protocol=False, corners=False)) == []
+    config = {"torchmar_check_archives": checked}
+    assert show(compare(paths, protocol=False, corners=False, config=config)) == []
 
 
 def test_what_is_hardly_an_archive_is_told_alike(tmp_path: Path) -> None:

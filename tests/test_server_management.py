@@ -108,9 +108,10 @@ class Ours(Engine):
         self.settings, _ = configuration.read(self._config, {}, model_store=str(self._store))
         self.tokens = Tokens(self._folder / "key_file.json", enabled=self.settings.tokens)
         self.nursery = Nursery()
+        self.metrics = Metrics(machine=False)
         self.sources = Sources(self.settings, self._folder / "archives")
-        self.registry = Registry(self.sources, self.nursery, self.settings, Metrics())
-        app = Management(self.registry, self.tokens, self.settings)
+        self.registry = Registry(self.sources, self.nursery, self.settings, self.metrics)
+        app = Management(self.registry, self.tokens, self.settings, self.metrics)
         self._listener = await web.listen(app, "127.0.0.1", 0, web.Limits())
         return self._listener.port
 

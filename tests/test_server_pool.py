@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -191,6 +192,25 @@ def test_a_worker_that_hangs_is_replaced_and_who_waits_behind_it_is_answered(
 def test_who_shares_a_batch_with_one_that_hangs_is_asked_again(house: House, pool: Callable[..., Pool]) -> None:
     one = pool(batch_size=3, response_timeout=0.5)
     assert house.run(ask(one, [1, 30.0, 2])) == [1, 500, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count so")
+def test_a_request_that_wants_more_memory_than_a_worker_may_have_fails_alone(
+    house: House, pool: Callable[..., Pool]
+) -> None:
+    code = """
+    import os
+
+    def handle(rows, context):
+        if rows is None:
+            return None
+        for row in rows:
+            bytearray(row["body"])
+        return [{"said": os.getpid()} for row in rows]
+    """
+    one = pool(code, batch_size=2, memory_limit=1 << 30)
+    (before,) = house.run(ask(one, [1 << 20]))
+    assert house.run(ask(one, [2 << 30, 1 << 20])) == [507, before]
 
 
 def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(house: House, pool: Callable[..., Pool]) -> None:

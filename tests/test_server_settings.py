@@ -16,6 +16,7 @@ from tests.conftest import ROOT, write_config
 from torchmar.diagnosis import keys
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import PropertiesError, Refused
+from torchmar.properties import Properties
 from torchmar.server import settings
 from torchmar.server.http import Cors
 from torchmar.server.settings import Address, Initial, Settings
@@ -76,7 +77,7 @@ def test_every_key_of_torchserve_is_known(store: Path) -> None:
 
 def test_every_key_and_variable_that_is_honoured_stands_in_torchserve() -> None:
     code = constants()
-    own = {"torchmar_check_archives", "torchmar_max_download_size"}
+    own = {key for key in settings._HONOURED if key.startswith("torchmar_")}
     assert not [key for key in settings._HONOURED if key not in own and key.encode() not in code]
     named = {name.decode() for name in re.findall(rb"TS_[A-Z_]+", code)}
     # The loggers, and what is read in ways of its own or by nobody.
@@ -135,6 +136,9 @@ def test_an_unknown_key_is_told_with_what_it_may_mean(store: Path) -> None:
         ("inference_address=127.0.0.1:8080", "not an address"),
         ("inference_address=unix:relative", "not an address"),
         (f"inference_address=unix:/{'x' * 200}", "not an address"),
+        ("torchmar_log_format=xml", "not text or json"),
+        ("torchmar_worker_memory=4GB", "not a number of bytes above 0"),
+        ("torchmar_worker_memory=0", "not a number of bytes above 0"),
         ("metrics_mode=loud", "not log, prometheus or legacy"),
         ("allowed_urls=https://a/.*,*(", "*( is not a regular expression"),
         ("blacklist_env_vars=(", "not a regular expression"),
@@ -354,6 +358,20 @@ def test_the_protocol_over_grpc_is_asked_of_a_variable_in_any_case(store: Path) 
     assert not read(
         store, "ts_open_inference_protocol=true", {"TS_OPEN_INFERENCE_PROTOCOL": "no"}
     ).ts_open_inference_protocol
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_"), [("1073741824", 1 << 30), ("512MiB", 1 << 29), ("4 GiB", 4 << 30), ("1TiB", 1 << 40), ("", 0)]
+)
+def test_a_size_is_bytes_or_has_a_unit(store: Path, text: str, bytes_: int) -> None:
+    assert read(store, f"torchmar_worker_memory={text}").worker_memory == bytes_
+
+
+def test_ports_that_no_address_names_are_those_that_clients_expect(store: Path) -> None:
+    for scheme in ("http", "https"):
+        values = {f"{api}_address": f"{scheme}://127.0.0.1" for api in ("inference", "management", "metrics")}
+        ours = [settings._HONOURED[key].read(text).port for key, text in values.items()]
+        assert ours == [address.port for address in Properties(None, values).addresses()[:3]]
 
 
 def test_ages_of_grpc_connections_are_by_their_keys(store: Path) -> None:

@@ -26,18 +26,31 @@ DEFAULTS = {
     "grpc_management_port": "7071",
 }
 
+# TorchServe's ports where an address names none: of http, and of https.
+PORTS = {"inference_address": (80, 443), "management_address": (8081, 8444), "metrics_address": (8082, 8445)}
+
 
 @dataclass(frozen=True)
 class Address:
-    """A place where a server listens, and the key that put it there."""
+    """A place where a server listens, and the key that put it there.
+
+    Attributes:
+        key: of the configuration.
+        host: empty for a Unix socket.
+        port: 0 for a Unix socket.
+        unix: the path of a Unix socket; empty for a host and a port.
+    """
 
     key: str
     host: str
     port: int
+    unix: str = ""
 
     @property
     def loopback(self) -> bool:
         """Whether nobody but this machine reaches it."""
+        if self.unix:
+            return True
         try:
             return ip_address(self.host).is_loopback
         except ValueError:
@@ -63,18 +76,32 @@ class Properties:
         """Return every address that the server will listen on.
 
         Raises:
-            PropertiesError: an address is no ``http://HOST:PORT``, or a port no number.
+            PropertiesError: an address is no ``http://HOST:PORT`` and no ``unix:/PATH``, or a port no number.
         """
-        web = [self._web(f"{api}_address") for api in ("inference", "management", "metrics")]
+        web = [self._web(key) for key in PORTS]
         grpc = [self._grpc(api) for api in ("inference", "management")]
         return [*web, *grpc]
 
+    def url(self, key: str) -> str:
+        """Return where an API listens as clients write it: ``http://HOST:PORT`` or ``unix:/PATH``.
+
+        Raises:
+            PropertiesError: as `addresses`.
+        """
+        address = self._web(key)
+        if address.unix:
+            return f"unix:{address.unix}"
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{urlsplit(self.get(key)).scheme}://{host}:{address.port}"
+
     def _web(self, key: str) -> Address:
-        text = self.get(key)
+        text = self.get(key).strip()
+        if text.lower().startswith("unix:/"):
+            return Address(key, "", 0, text[len("unix:") :])
         try:
             parts = urlsplit(text)
-            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        except (ValueError, KeyError):
+            port = parts.port or PORTS[key][("http", "https").index(parts.scheme)]
+        except ValueError:
             raise self._wrong(key, text, "http://127.0.0.1:8080") from None
         if not parts.hostname:
             raise self._wrong(key, text, "http://127.0.0.1:8080")

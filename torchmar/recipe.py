@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -60,6 +60,20 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
+class Stages(_Strict):
+    """How many processes of the built-in server do the steps before the model, and how many have the model."""
+
+    preprocess: Positive
+    inference: Positive | None = Field(None, description="As many as there are workers without stages, unless given.")
+
+
+def are_stages(value: object) -> bool:
+    """Tell whether a section ``stages`` is the built-in server's, and not one that only the handler knows."""
+    if not isinstance(value, Mapping):
+        return False
+    return bool(value.keys() & Stages.model_fields) or all(isinstance(one, int | float) for one in value.values())
+
+
 class ServerConfig(BaseModel):
     """The archive's ``model-config.yaml``: TorchServe's own keys, typed and in range.
 
@@ -93,6 +107,7 @@ class ServerConfig(BaseModel):
     sequenceBatching: bool | None = None
     asyncCommunication: bool | None = None
     useVenv: bool | None = None
+    stages: Stages | None = Field(None, description="Processes for decoding and for the model; TorchServe ignores it.")
     handler: dict[str, Any] | None = Field(None, description="Options of the handler.")
 
     @model_validator(mode="after")

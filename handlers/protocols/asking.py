@@ -32,7 +32,9 @@ class Asking:
     """The instances of one request; ``reply`` takes an answer for each.
 
     ``many`` says that errors name the instance that they are of, ``error_key`` where the
-    dialect's clients look for the message beside TorchServe's ``message``.
+    dialect's clients look for the message beside TorchServe's ``message``. It can be pickled, but for
+    the handler that ``reply`` may refer to: a server may have two processes answer a request, see
+    `torchmar_handlers.base.BaseHandler.prepare_handle`.
     """
 
     parts: Sequence[Request]

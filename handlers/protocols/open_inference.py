@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,24 +71,25 @@ def read(request: Request, body: Mapping[str, Any], served: Served, binary: memo
     rows = [{name: _instance(array[index]) for name, array in arrays.items()} for index in range(count)]
     if len(arrays) == 1 and not served.named:
         rows = [next(iter(row.values())) for row in rows]
-    wanted = _wanted(body)
-
-    def reply(answers: Sequence[Any]) -> Reply:
-        outputs = _outputs(answers, served.columns(answers))
-        if unknown := [name for name in wanted if name not in outputs]:
-            raise BadRequest(f"there is no output {unknown[0]!r}; there are {', '.join(outputs)}")
-        model_name, version = served.served_as()
-        chosen = {name: outputs[name] for name in wanted} or outputs
-        return Reply.json(
-            {
-                "model_name": model_name,
-                "model_version": version,
-                **({"id": body["id"]} if "id" in body else {}),
-                "outputs": [_tensor(name, array) for name, array in chosen.items()],
-            }
-        )
-
+    named = {"id": body["id"]} if "id" in body else {}
+    reply = partial(_reply, served=served, wanted=_wanted(body), named=named)
     return Asking([request.part(row) for row in rows], reply, many=len(rows) > 1, error_key="error")
+
+
+def _reply(answers: Sequence[Any], *, served: Served, wanted: Sequence[str], named: Mapping[str, Any]) -> Reply:
+    outputs = _outputs(answers, served.columns(answers))
+    if unknown := [name for name in wanted if name not in outputs]:
+        raise BadRequest(f"there is no output {unknown[0]!r}; there are {', '.join(outputs)}")
+    model_name, version = served.served_as()
+    chosen = {name: outputs[name] for name in wanted} or outputs
+    return Reply.json(
+        {
+            "model_name": model_name,
+            "model_version": version,
+            **named,
+            "outputs": [_tensor(name, array) for name, array in chosen.items()],
+        }
+    )
 
 
 def _wanted(body: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,17 @@ def read(request: Request, served: Served) -> Asking:
     as_npy = sent or request.accepts(npy.CONTENT_TYPE)
     rows = served.rows(request)
     if rows is None:
-        return Asking([request], lambda answers: _reply(answers[0], as_npy), many=False)
+        return Asking([request], partial(_one, as_npy=as_npy), many=False)
     found = instances(rows, "the body", served.max_instances)
-    return Asking([request.part(row) for row in found], lambda answers: _reply(_together(answers), as_npy))
+    return Asking([request.part(row) for row in found], partial(_many, as_npy=as_npy))
+
+
+def _one(answers: Sequence[Any], *, as_npy: bool) -> Reply:
+    return _reply(answers[0], as_npy)
+
+
+def _many(answers: Sequence[Any], *, as_npy: bool) -> Reply:
+    return _reply(_together(answers), as_npy)
 
 
 def _together(answers: Sequence[Any]) -> Any:

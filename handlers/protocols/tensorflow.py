@@ -7,6 +7,7 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protoc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torchmar_handlers.protocols.asking import Asking, Served, instances, refuse_many
@@ -33,7 +34,7 @@ def read_rows(request: Request, body: Mapping[str, Any], served: Served) -> Aski
     found = instances(body["instances"], "instances", served.max_instances)
     key = "explanations" if request.wants_explanation else "predictions"
     parts = [request.part(instance) for instance in found]
-    return Asking(parts, lambda answers: Reply.json({key: [bare(one) for one in answers]}), error_key="error")
+    return Asking(parts, partial(_listed, key=key), error_key="error")
 
 
 def read_columns(request: Request, body: Mapping[str, Any], served: Served) -> Asking:
@@ -62,6 +63,10 @@ def _rows(columns: Mapping[str, Any], served: Served) -> list[Any]:
     if len(columns) == 1 and not served.named:
         return list(next(iter(columns.values())))
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _listed(answers: Sequence[Any], *, key: str) -> Reply:
+    return Reply.json({key: [bare(one) for one in answers]})
 
 
 def _outputs(answers: Sequence[Any]) -> Reply:

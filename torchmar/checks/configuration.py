@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from torchmar.checks.finding import Code, Content, Finding
-from torchmar.recipe import ServerConfig, lines_of_keys, meant
+from torchmar.recipe import ServerConfig, are_stages, lines_of_keys, meant
 
 _MAX = 1 << 20  # bytes
+_PACKAGES = (".whl", ".zip", ".tar.gz")  # what pip takes for a file, though it has no slash
 
 
 def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Finding]:
@@ -55,13 +57,26 @@ def requirements(content: Content, name: str) -> Iterator[Finding]:
         return
     for number, line in enumerate(text.splitlines(), 1):
         wanted = line.partition(" #")[0].strip()
-        if not wanted or wanted.startswith(("#", "-", "http://", "https://", "git+")) or " @ " in wanted:
+        if not wanted or wanted.startswith(("#", "-", "http://", "https://", "git+", "file:")) or " @ " in wanted:
+            continue
+        path = re.split(r"[;\[]", wanted, maxsplit=1)[0].strip()
+        if "/" in path or path.endswith(_PACKAGES):
+            yield from _carried(content, path, f"{name}:{number}")
             continue
         if not re.match(r"^[A-Za-z0-9][\w.\-]*\s*(\[[^\]]*\])?\s*([=<>!~;(].*[\w.)*'\"])?$", wanted):
             yield Finding(Code.MAR509, f"{name}:{number}", f"pip cannot read {wanted!r}", "write NAME==VERSION")
         elif not re.search(r"={2,3}\s*[\w.]", wanted.partition(";")[0]):
             cause = f"{wanted!r} may be another version at every registration"
             yield Finding(Code.MAR508, f"{name}:{number}", cause, "pin it: NAME==VERSION")
+
+
+def _carried(content: Content, file: str, place: str) -> Iterator[Finding]:
+    """Yield what is wrong with a requirement that is a file or folder; pip runs where the archive was extracted."""
+    path = posixpath.normpath(file)
+    if path.startswith("/"):
+        return  # the server's own
+    if path not in content.sizes and not any(member.startswith(f"{path}/") for member in content.sizes):
+        yield Finding(Code.MAR509, place, f"the archive has no {path}", "carry it: files: in archive.yaml")
 
 
 Found = tuple[Code, str, str, str]
@@ -79,6 +94,8 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
                 cause = f"TorchServe does not know {key}; only the handler sees it"
                 yield Code.MAR510, str(key), cause, "put options of the handler into a section, such as handler:"
     known = {key: value for key, value in config.items() if key in ServerConfig.model_fields}
+    if not are_stages(known.get("stages")):
+        known.pop("stages", None)
     for key in ("deviceType", "parallelType"):  # TorchServe reads them whatever their case
         if isinstance(known.get(key), str):
             known[key] = known[key].lower()
@@ -91,6 +108,9 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
                 continue
             key = str(detail["loc"][0])
             cause = f"{key} is {config[key]!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+            if key == "stages":
+                yield Code.MAR503, key, cause, "write stages: {preprocess: 2, inference: 1}; TorchServe ignores it"
+                continue
             yield Code.MAR503, key, cause, "TorchServe only warns, and goes on with its default"
 
 

@@ -72,6 +72,8 @@ def _same(first: str, second: str) -> bool:
 
     try:
         one, other = urlsplit(first), urlsplit(second)
+        if "unix" in (one.scheme, other.scheme):
+            return one == other
         same_host = one.hostname == other.hostname or (
             stays_here(one.hostname or "") and stays_here(other.hostname or "")
         )

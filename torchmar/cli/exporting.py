@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchmar.cli.terminal import err
+from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import EngineError, TorchmarError
 from torchmar.replacing import beside
 
@@ -22,6 +23,7 @@ Config = Annotated[Path, typer.Option(help="The server's configuration.")]
 Store = Annotated[
     Path | None, typer.Option(help="The folder with the archives; default: the configuration's, or model_store.")
 ]
+Engine = Annotated[EngineName, typer.Option(help="TorchServe, or torchmar's own server, without Java.")]
 _PATH = (
     Path("/usr/local/sbin"),
     Path("/usr/local/bin"),
@@ -53,6 +55,7 @@ def systemd(
         str | None,
         typer.Option(help="Who a service of the system runs as; default: who owns this folder.", show_default=False),
     ] = None,
+    engine: Engine = DEFAULT,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write it here; default: stdout.", show_default=False)
     ] = None,
@@ -72,7 +75,8 @@ def systemd(
         model_store=_store(given, model_store).absolute(),
         run_folder=run_folder.absolute(),
         port=port,
-        java_home=_java_home(),
+        java_home=_java_home() if engine == "torchserve" else None,
+        engine=engine,
         user=account,
     )
     _write({output: unit(service, given)})
@@ -95,6 +99,7 @@ def docker(
     ] = None,
     extras: Annotated[str, typer.Option(help="What the archives need besides: onnx,text.", show_default=False)] = "",
     gpus: Annotated[bool, typer.Option("--gpus", help="With CUDA; five gigabytes larger.")] = False,
+    engine: Engine = DEFAULT,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -127,6 +132,7 @@ def docker(
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         torch=torch,
         gpus=gpus,
+        engine=engine,
     )
     text = dockerfile(image, given)
     if output is None:

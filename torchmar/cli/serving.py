@@ -48,7 +48,12 @@ def serve(
         ),
     ] = None,
     check: Check = True,
-    engine: Annotated[EngineName, typer.Option(help="TorchServe, or torchmar's own server, without Java.")] = DEFAULT,
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            help="torchmar's own server, without Java, or TorchServe.", envvar="TORCHMAR_ENGINE", show_envvar=False
+        ),
+    ] = DEFAULT,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running; torchmar stop ends it.")] = False,
 ) -> None:
     """Start a server over a model store and stay until Ctrl-C.

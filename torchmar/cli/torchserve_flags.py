@@ -97,8 +97,6 @@ def stop() -> None:
 
 
 def _start_in_background(configured: Settings, values: Mapping[str, str]) -> None:
-    if any(address.unix for address in (configured.inference, configured.management, configured.metrics)):
-        raise TorchmarError("a server at a Unix socket is not waited for", hint="torchmar-serve --foreground runs it")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.properties")
         file.write_text(properties.show(values), encoding="utf-8")
@@ -127,7 +125,7 @@ def _become(configured: Settings, values: Mapping[str, str]) -> None:
     os.chdir(folder)
     os.execve(
         sys.executable,
-        [sys.executable, "-m", MODULE, "-f", str(file)],
+        [sys.executable, "-m", MODULE, "-f", str(file), "--foreground"],
         {**os.environ, "TMPDIR": str(temporary)},
     )
 
@@ -222,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--log-config", help="nothing: it is for Java")
     add("--cpp-log-config", help="nothing: it is for the C++ backend")
-    add("--foreground", action="store_true", help="stay, in place of running in the background")
+    add("--foreground", action="store_true", help="stay, in place of running in the background, and print the logs")
     add("--no-config-snapshots", "--ncs", action="store_true", help="what is so in any case: no snapshots are written")
     add("--plugins-path", "--ppath", help="nothing: plugins are for Java")
     add("--disable-token-auth", "--dt", dest="token_auth", action="store_true", help="want no tokens")

@@ -107,7 +107,7 @@ def _look(folder: Path) -> _Look:
             f"the server of {folder} counts nothing that could be asked for: metrics_mode={mode}",
             hint="metrics_mode=prometheus in config.properties, or without it, for torchmar serve sets it",
         )
-    return _Look(versions_on(server, folder), metrics.read(config.get("metrics_address"), server))
+    return _Look(versions_on(server, folder), metrics.read(config.url("metrics_address"), server))
 
 
 def _facts(before: _Look, now: _Look) -> _Facts:

@@ -39,7 +39,7 @@ class Server:
 
     Attributes:
         inference: the address of the inference API, with the path that a proxy gives it:
-            ``https://host/ts/inference``.
+            ``https://host/ts/inference``; or a Unix socket, ``unix:/run/inference.sock``.
         management: the address of the management API, likewise.
         key_file: the ``key_file.json`` that the server wrote; its tokens are renewed before they expire.
         tokens: by API, for where there is no key file; default: the environment's
@@ -66,7 +66,7 @@ class Server:
         """Return the server that ``torchmar serve`` runs with ``folder``, or TorchServe's default addresses.
 
         Raises:
-            PropertiesError: the configuration that lies there cannot be read.
+            PropertiesError: the configuration that lies there cannot be read, or has an address that is none.
         """
         config = folder / "config.properties"
         if not config.is_file():
@@ -80,8 +80,8 @@ class Server:
             for api in APIS
         }
         return cls(
-            inference=_reachable(values.get("inference_address")),
-            management=_reachable(values.get("management_address")),
+            inference=_reachable(values.url("inference_address")),
+            management=_reachable(values.url("management_address")),
             # A token of the environment is for another server than this.
             key_file=None if values.flag("disable_token_authorization") else folder / KEY_FILE,
             tokens={},

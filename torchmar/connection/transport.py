@@ -15,6 +15,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from torchmar.connection.privacy import stays_here
 from torchmar.connection.server import PLAIN_HTTP_VARIABLE, Server
+from torchmar.connection.unix import UnixAdapter
 from torchmar.errors import Insecure, TimedOut, TorchmarError, Unreachable, Untrusted
 
 _CONNECT_SECONDS = 5.0
@@ -24,7 +25,7 @@ class Transport:
     """Requests to one address. Not for use by several threads at once.
 
     Args:
-        address: ``http://`` or ``https://``, with the path that all requests start with.
+        address: ``http://`` or ``https://``, with the path that all requests start with; or ``unix:/PATH``, a socket.
         name: what is at the address, for messages.
         server: the rules for tokens and certificates.
 
@@ -34,15 +35,18 @@ class Transport:
 
     def __init__(self, address: str, name: str, server: Server) -> None:
         parts = _checked(address)
-        self._address = address.rstrip("/")
+        self._address = self._base = address.rstrip("/")
         self._name = name
-        self._here = stays_here(parts.hostname)
+        self._here = parts.scheme == "unix" or stays_here(parts.hostname)
         self._private = parts.scheme == "https" or self._here or server.allow_plain_http
         self._session = requests.Session()
         # .netrc would take the place of the token, and a proxy has no business between programs of one machine.
         self._session.trust_env = False
         if not self._here:
             self._session.proxies.update(requests.utils.get_environ_proxies(address))
+        if parts.scheme == "unix":
+            self._base = "http://localhost"
+            self._session.mount(self._base, UnixAdapter(address.partition(":")[2]))
         if isinstance(server.verify, Path):
             if not server.verify.is_file():
                 raise TorchmarError(f"{server.verify}: there is no such file of certificates")
@@ -79,7 +83,7 @@ class Transport:
         try:
             return self._session.request(
                 method,
-                self._address + path,
+                self._base + path,
                 params={name: value for name, value in (query or {}).items() if value is not None},
                 data=body,
                 headers={**(headers or {}), **authorization},
@@ -140,6 +144,8 @@ def _checked(address: str) -> Any:
     if parts.username or parts.password:
         # Not shown: messages end up in logs.
         raise TorchmarError("an address has no place for a name and password", hint="tokens have a key file")
+    if parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc:
+        return parts
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise TorchmarError(f"{address!r} is not an address", hint="write it like https://host:8080/path")
     return parts

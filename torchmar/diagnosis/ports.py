@@ -20,16 +20,18 @@ def check(config: Properties, running: Running | None) -> Iterator[Finding]:
         return
     mine, free = [], []
     for address in wanted:
-        holder = addresses.holder(address.port)
-        if running and holder and holder.pid == running.pid:
-            mine.append(str(address.port))
+        name = address.unix or str(address.port)
+        holder = None if address.unix else addresses.holder(address.port)
+        # Who listens at a socket that is a file the system does not tell.
+        if running and (address.unix or (holder and holder.pid == running.pid)):
+            mine.append(name)
             continue
         try:
             addresses.refuse_taken(address)
         except EngineError as problem:
             yield error("ports", problem.message, problem.hint)
         else:
-            free.append(str(address.port))
+            free.append(name)
     if mine:
         yield ok("ports", f"{', '.join(mine)} are the server's")
     if free:

@@ -21,12 +21,17 @@ _LAST = 65535
 def move(config: Properties, port: int) -> Properties:
     """Return a configuration whose inference API is at ``port``, all other ports moved by the same distance.
 
+    Sockets that are files stay where they are.
+
     Raises:
-        EngineError: a port would be none.
+        EngineError: a port would be none, or the inference API has none.
     """
+    _refuse_unix(config, "port")
     distance = port - next(one.port for one in config.addresses() if one.key == "inference_address")
     moved = {}
     for address in config.addresses():
+        if address.unix:
+            continue
         there = address.port + distance
         if not 0 < there <= _LAST:
             raise EngineError(
@@ -41,7 +46,11 @@ def listen(config: Properties, host: str) -> Properties:
     """Return a configuration whose inference API, over REST and gRPC, listens at ``host``.
 
     Management and metrics stay where they are: the management API runs code by design.
+
+    Raises:
+        EngineError: the inference API is at a Unix socket.
     """
+    _refuse_unix(config, "host")
     values = {"inference_address": _web(config.get("inference_address"), host=host), "grpc_inference_address": host}
     return replace(config, values={**config.values, **values})
 
@@ -53,6 +62,11 @@ def refuse_taken(address: Address) -> None:
         PortInUse: somebody does; the message says who, as far as the system tells.
         EngineError: this machine has no such address, or the port needs root.
     """
+    if address.unix:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            if client.connect_ex(address.unix) == 0:
+                raise PortInUse(f"{address.key}: somebody listens at {address.unix} already", hint=_OTHER_SOCKET)
+        return
     try:
         family, kind, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
@@ -100,6 +114,15 @@ def _taken(address: Address) -> PortInUse:
     return PortInUse(f"{what} {_name(found)} (process {found.pid})", hint=_OTHER_PORTS)
 
 
+def _refuse_unix(config: Properties, what: str) -> None:
+    if config.addresses()[0].unix:
+        url = config.url("inference_address")
+        raise EngineError(
+            f"inference_address={url} has no {what}", hint=f"leave --{what} out, or name an http:// address"
+        )
+
+
+_OTHER_SOCKET = "stop it, or name another socket"
 _OTHER_PORTS = "torchmar serve --run-folder .torchmar-b --port 9080 runs beside it"
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
 import torchmar
 from torchmar.engines.engine import Engine
 from torchmar.engines.running import MODULE
+from torchmar.errors import EngineError
+
+_NEEDED = ("httptools", "python_multipart", "psutil", "torch", "ts")
 
 
 class Builtin(Engine):
@@ -22,7 +26,12 @@ class Builtin(Engine):
         return f"torchmar {torchmar.__version__}, built in"
 
     def _find(self) -> None:
-        """What it needs came along with torchmar."""
+        for module in _NEEDED:
+            if importlib.util.find_spec(module) is None:
+                raise EngineError(
+                    f"the built-in server needs {module}",
+                    hint="pip install 'torchmar[server]'; --engine torchserve is the other one",
+                )
 
     def _command(self, config: Path, temporary: Path) -> list[str]:
         return [self._python, "-m", MODULE, "-f", str(config)]

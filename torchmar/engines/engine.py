@@ -22,7 +22,6 @@ from torchmar.connection import KEY_FILE, RUN_FOLDER, Server
 from torchmar.engines import TITLES, EngineName, addresses, state, worker_log
 from torchmar.engines.running import Running
 from torchmar.errors import Conflict, EngineError, ModelFailed, NotFound, Refused, TorchmarError, Untrusted
-from torchmar.inference import InferenceClient
 from torchmar.management import ManagementClient, ModelVersion
 
 if TYPE_CHECKING:
@@ -241,7 +240,7 @@ class Engine(ABC):
         for key in _PATHS:
             if values.get(key):
                 values[key] = str(base / values[key])
-        values["model_store"] = values["workflow_store"] = str(self.model_store)
+        values["model_store"] = str(self.model_store)
         for key, value in _DEFAULTS.items():
             values.setdefault(key, value)
         # Archives in the store are registered by file name; without this the server would fetch any URL.
@@ -268,7 +267,6 @@ class Engine(ABC):
             return None
 
     def _wait_until_healthy(self) -> None:
-        inference = InferenceClient(self.server)
         deadline = time.monotonic() + _START_SECONDS
         while True:
             if (code := self._process.poll()) is not None:
@@ -276,7 +274,7 @@ class Engine(ABC):
                     f"{TITLES[self.name]} ended with exit code {code} while starting", log=self._log_tail()
                 )
             try:
-                inference.ping()
+                state.answers(self.server)
             except Untrusted:
                 raise  # it answers, and will not answer otherwise
             except TorchmarError:

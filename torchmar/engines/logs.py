@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -55,13 +56,12 @@ class Assembler:
 
     def add(self, line: str) -> Iterator[Entry]:
         """Take the next line; yield the entries that are complete by it."""
-        stamp = _STAMP.match(line)
-        if stamp is None:
+        entry = _entry(line)
+        if entry is None:
             # Java's stack traces stand below the line that they belong to.
             if above := self._open.get(self._last):
                 self._open[self._last] = replace(above, text=f"{above.text}\n{line}")
             return
-        entry = _entry(stamp)
         self._last = entry.worker
         before, moment = self._open.get(entry.worker), self._moments.get(entry.worker, "")
         self._moments[entry.worker] = entry.time
@@ -196,11 +196,31 @@ class _Tail:
             return None
 
 
-def _entry(stamp: re.Match[str]) -> Entry:
+def _entry(line: str) -> Entry | None:
+    """Return the entry that begins with a line; None if it goes on with the one before."""
+    if line.startswith("{"):
+        return _entry_of_json(line)
+    stamp = _STAMP.match(line)
+    if stamp is None:
+        return None
     moment, level, rest = stamp[1].replace(",", "."), stamp[2] or "", stamp[3]
     if worker := _WORKER.match(rest):
         return Entry(moment, level, worker[2], worker[3], worker[1], worker[4])
     return Entry(moment, level, "", "", "", rest)
+
+
+def _entry_of_json(line: str) -> Entry | None:
+    """Return what the built-in server writes with ``torchmar_log_format=json``."""
+    try:
+        said = json.loads(line)
+        # Times have the offset of the machine's zone behind them.
+        moment, worker = str(said["time"])[: len("2026-11-21T06:30:00.000")], str(said.get("worker", ""))
+        level = "" if worker else str(said["level"])
+        return Entry(
+            moment, level, str(said.get("model", "")), str(said.get("version", "")), worker, str(said["message"])
+        )
+    except (ValueError, KeyError, AttributeError):
+        return None
 
 
 def _continues(before: str, line: str, moment: str, now: str) -> bool:

@@ -14,11 +14,12 @@ from torchmar.connection import Server
 from torchmar.engines import worker_log
 from torchmar.engines.running import Running
 from torchmar.engines.worker_log import Failure
-from torchmar.errors import ModelFailed, TorchmarError
+from torchmar.errors import ModelFailed, Refused, TorchmarError
 from torchmar.inference import InferenceClient
 from torchmar.management import ManagementClient, ModelVersion
 
 Condition = Literal["ready", "crashes", "restarts", "starts", "no workers"]
+_UNHEALTHY = 500
 _SECONDS = 10.0  # a server that takes longer to describe a model is not well
 
 
@@ -93,12 +94,25 @@ def look(running: Running) -> ServerState:
     metrics = properties.DEFAULTS["metrics_address"]
     try:
         server = Server.started_in(folder)
-        metrics = properties.read(folder / "config.properties").get("metrics_address")
-        InferenceClient(server, timeout=_SECONDS).ping()
+        metrics = properties.read(folder / "config.properties").url("metrics_address")
+        answers(server)
         versions = versions_on(server, folder)
     except TorchmarError as error:
         trouble = error.message
     return ServerState(running, server, metrics, memory(running.pid), tuple(versions), trouble)
+
+
+def answers(server: Server) -> None:
+    """Ask a server whether it is healthy; one whose models are not well answers all the same.
+
+    Raises:
+        TorchmarError: it does not answer, or refuses.
+    """
+    try:
+        InferenceClient(server, timeout=_SECONDS).ping()
+    except Refused as refusal:
+        if refusal.status != _UNHEALTHY:
+            raise
 
 
 def versions_on(server: Server, folder: Path) -> list[VersionState]:

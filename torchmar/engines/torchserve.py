@@ -32,6 +32,10 @@ class TorchServe(Engine):
         self._home = Path(found.submodule_search_locations[0]).parent
         self.java = java.find()
 
+    def _effective(self) -> dict[str, str]:
+        # Workflows are where archives are, since somewhere they have to be.
+        return {**super()._effective(), "workflow_store": str(self.model_store)}
+
     def _command(self, config: Path, temporary: Path) -> list[str]:
         arguments = shlex.split(self.properties.get("vmargs"))
         if not any(argument.startswith("-Dlog4j") for argument in arguments):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
 
@@ -19,9 +20,9 @@ _DOCKERFILE = """\
 # A server on a port of this machine, with a file system that it cannot change and no rights:
 #   docker build -t torchmar .
 #   docker run --rm --name torchmar -p 127.0.0.1:{port}:{port}{gpus}{mount} \\
-#     --read-only --tmpfs /tmp:exec --tmpfs /run/torchmar:uid={uid},mode=700 \\
+#     --read-only --tmpfs /tmp:exec --tmpfs /run/torchmar:{exec}uid={uid},mode=700 \\
 #     --cap-drop ALL --security-opt no-new-privileges torchmar
-# Archives are extracted into /tmp: large ones want a volume there in place of memory.
+# Archives are extracted into {extracted}: large ones want a volume there in place of memory.
 # Tokens: docker exec torchmar cat /run/torchmar/key_file.json
 # Management stays inside: docker exec torchmar torchmar models
 
@@ -47,7 +48,7 @@ USER {uid}
 EXPOSE {port} {grpc}
 # Reads the token where the server wrote it; fails, too, when the workers of a model die.
 HEALTHCHECK --interval=30s --timeout=20s --start-period=300s --retries=3 CMD ["torchmar", "status"]
-ENTRYPOINT ["torchmar", "serve", "--host", "0.0.0.0", "--model-store", "model_store"]
+ENTRYPOINT ["torchmar", "serve", "--host", "0.0.0.0", "--model-store", "model_store", "--engine", "{engine}"]
 """
 _CPU_ONLY = "RUN pip install {torch} --index-url https://download.pytorch.org/whl/cpu\n"
 _SOURCE = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "torchmar", "handlers")
@@ -62,10 +63,11 @@ class Image:
         model_store: the folder with the archives.
         mount: leave the archives out, to be mounted when a container starts.
         package: a wheel of torchmar; empty where the folder is torchmar's own source.
-        extras: what pip installs of torchmar besides ``torchserve``.
+        extras: what pip installs of torchmar besides what the engine needs.
         python: the version of Python.
         torch: the version of torch; empty is the newest.
         gpus: take the torch with CUDA, five gigabytes larger.
+        engine: what serves; the built-in one takes no Java along.
     """
 
     config: PurePosixPath
@@ -76,15 +78,22 @@ class Image:
     python: str = "3.11"
     torch: str = ""
     gpus: bool = False
+    engine: EngineName = DEFAULT
 
 
 def dockerfile(image: Image, config: Properties) -> str:
     """Return the text of a Dockerfile.
 
     Raises:
-        TorchmarError: a path has a line break, or leads out of the folder.
+        TorchmarError: a path has a line break, or leads out of the folder; or the server has a Unix socket for a port.
         PropertiesError: an address is none.
     """
+    if config.addresses()[0].unix:
+        raise TorchmarError(
+            "inference_address is a Unix socket, which nobody outside the container would reach",
+            hint="write it like inference_address=http://127.0.0.1:8080",
+        )
+    builtin = image.engine == "builtin"
     ports = {address.key: address.port for address in config.addresses()}
     torch = f"torch=={image.torch}" if image.torch else "torch"
     wheel = PurePosixPath(image.package).name
@@ -98,8 +107,12 @@ def dockerfile(image: Image, config: Properties) -> str:
         torch=f"RUN pip install {torch}\n" if image.gpus else _CPU_ONLY.format(torch=torch),
         copy_package=_copy(image.package, f"/src/{wheel}") if image.package else _copy_source(),
         package=f"/src/{wheel}" if image.package else "/src",
-        extras=",".join(dict.fromkeys(("torchserve", *image.extras))),
-        # TorchServe counts GPUs with nvidia-smi, which is among the driver's utilities.
+        extras=",".join(dict.fromkeys(("server" if builtin else "torchserve", *image.extras))),
+        engine=image.engine,
+        # Packages in archives have libraries, which are run from where they are extracted.
+        exec="exec," if builtin else "",
+        extracted="/run/torchmar" if builtin else "/tmp",
+        # Both engines count GPUs with nvidia-smi, which is among the driver's utilities.
         environment=" \\\n    NVIDIA_DRIVER_CAPABILITIES=compute,utility" if image.gpus else "",
         config=_copy(image.config, "./config.properties"),
         archives="# The archives are mounted." if image.mount else _copy(image.model_store, "./model_store/"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
 
@@ -15,7 +16,7 @@ _UNIT = """\
 # {install}
 
 [Unit]
-Description=TorchServe over {store} (torchmar)
+Description={engine} over {store} (torchmar)
 After=network.target
 # Five deaths in ten minutes are enough; systemctl reset-failed lets it try again.
 StartLimitIntervalSec=600
@@ -30,23 +31,21 @@ WorkingDirectory={folder}
 {environment}Restart=on-failure
 RestartSec=5
 TimeoutStartSec=900
-TimeoutStopSec=30
+TimeoutStopSec={stop_seconds}
 KillMode=mixed
-# Ended by SIGTERM, as systemctl stop does.
-SuccessExitStatus=143
-LimitNOFILE=65536
+{exit_codes}LimitNOFILE=65536
 UMask=0077
 {user}
-# It reads the file system, and writes into its run folder and a temporary folder of its own.
+# It reads the file system, and writes into its run folder{sockets} and a temporary folder of its own.
 ProtectSystem=strict
 ProtectHome=read-only
-ReadWritePaths={run_folder}
+ReadWritePaths={written}
 PrivateTmp=yes
 ProtectControlGroups=yes
 ProtectKernelTunables=yes
 ProtectProc=invisible
 
-# No way to more rights. (MemoryDenyWriteExecute is not here: Java and torch compile as they run.)
+# No way to more rights. (MemoryDenyWriteExecute is not here: {compilers} as they run.)
 NoNewPrivileges=yes
 LockPersonality=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
@@ -84,6 +83,12 @@ _OWN_USER = """
 PrivateUsers=yes
 """
 
+_EXIT_CODES_OF_JAVA = """\
+# Ended by SIGTERM, as systemctl stop does.
+SuccessExitStatus=143
+"""
+_STOP_SECONDS, _STOP_SECONDS_OF_JAVA = 45, 30  # the built-in server gives requests that are there half a minute
+
 
 @dataclass(frozen=True)
 class Service:
@@ -97,6 +102,7 @@ class Service:
         run_folder: where the token and the logs go; it must be there when the service starts.
         port: of the inference API; None is the configuration's.
         java_home: the Java to use; None is what is found.
+        engine: what serves.
         user: whose service of the system it is; empty is a service of a user's own manager (``systemctl --user``).
     """
 
@@ -107,6 +113,7 @@ class Service:
     run_folder: Path
     port: int | None = None
     java_home: Path | None = None
+    engine: EngineName = DEFAULT
     user: str = ""
 
 
@@ -121,15 +128,18 @@ def unit(service: Service, config: Properties) -> str:
         TorchmarError: a path has a line break, or the interpreter's a quote, which no unit can hold.
         PropertiesError: an address is none.
     """
+    builtin = service.engine == "builtin"
     words = [
         "-m", "torchmar", "serve",
         "--config", str(service.config),
         "--model-store", str(service.model_store),
         "--run-folder", str(service.run_folder),
         *(("--port", str(service.port)) if service.port else ()),
+        "--engine", service.engine,
     ]  # fmt: skip
+    sockets = {Path(address.unix).parent for address in config.addresses() if address.unix} - {service.run_folder}
     stays_here = not config.get("allowed_urls") and all(address.loopback for address in config.addresses())
-    java = f"Environment={_word(f'JAVA_HOME={service.java_home}')}\n" if service.java_home else ""
+    java = f"Environment={_word(f'JAVA_HOME={service.java_home}')}\n" if service.java_home and not builtin else ""
     own = not service.user
     return _UNIT.format(
         install=_INSTALL_OWN if own else _INSTALL,
@@ -139,7 +149,12 @@ def unit(service: Service, config: Properties) -> str:
         folder=_text(str(service.folder)),
         environment=f"Environment=PYTHONUNBUFFERED=1\n{java}",
         user=_OWN_USER if own else f"User={_text(service.user)}\n",
-        run_folder=_word(str(service.run_folder)),
+        written=" ".join(_word(str(folder)) for folder in (service.run_folder, *sorted(sockets))),
+        sockets=", where its sockets are" if sockets else "",
+        engine="A built-in server" if builtin else "TorchServe",
+        stop_seconds=_STOP_SECONDS if builtin else _STOP_SECONDS_OF_JAVA,
+        exit_codes="" if builtin else _EXIT_CODES_OF_JAVA,
+        compilers="torch compiles" if builtin else "Java and torch compile",
         system="" if own else _SYSTEM + (_LOOPBACK if stays_here else ""),
         target="default.target" if own else "multi-user.target",
     )

@@ -89,14 +89,10 @@ def _equal(first: Any, second: Any, tolerance: float) -> bool:
         return first.keys() == second.keys() and all(_equal(first[name], second[name], tolerance) for name in first)
     if isinstance(first, list) and isinstance(second, list):
         return len(first) == len(second) and all(_equal(*pair, tolerance) for pair in zip(first, second, strict=True))
-    if _number(first) and _number(second):
+    if isinstance(first, float) and isinstance(second, float):
         same = first == second or (math.isnan(first) and math.isnan(second))
         return same or math.isclose(first, second, rel_tol=0, abs_tol=tolerance)
     return type(first) is type(second) and bool(first == second)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shown(value: Any, beside: Any) -> str:

@@ -16,13 +16,17 @@ def main() -> None:
     """Run the server that the command line describes."""
     parser = argparse.ArgumentParser(prog="python -m torchmar.server", description=__doc__)
     parser.add_argument("-f", metavar="CONFIG", type=Path, required=True, help="a config.properties")
+    parser.add_argument("--foreground", action="store_true", help="what goes to the logs goes to stderr, too")
     chosen = parser.parse_args()
     try:
         configured, warnings = settings.read(chosen.f)
-        logs.open_in(Path("logs"))
-        for warning in warnings:
-            logs.SERVER.warning("%s", warning)
-        _run(configured)
+        close_logs = logs.open_in(Path("logs"), configured.log_format, stderr=chosen.foreground)
+        try:
+            for warning in warnings:
+                logs.SERVER.warning("%s", warning)
+            _run(configured)
+        finally:
+            close_logs()
     except TorchmarError as error:
         sys.exit(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""))
 

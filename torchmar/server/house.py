@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmar.errors import PortInUse
-from torchmar.server import http, metrics_config, rpc
+from torchmar.server import http, logs, metrics_config, rpc
 from torchmar.server.inference import Inference
 from torchmar.server.management import Management
 from torchmar.server.metrics import Metrics, MetricsApi
@@ -40,6 +40,7 @@ class House:
         self._nursery = Nursery(settings.worker_environment(os.environ))
         self._sources = Sources(settings, folder / "models")
         self.registry = Registry(self._sources, self._nursery, settings, self._metrics)
+        self._access = logs.AccessLog(folder / "logs", settings.log_format) if settings.access_log else None
         self._listeners: list[Any] = []
 
     async def open(self) -> None:
@@ -53,14 +54,14 @@ class House:
         warm = asyncio.ensure_future(self._nursery.start())  # torch takes a second; the rest need not wait
         apps: dict[str, tuple[Address, http.App]] = {
             "inference": (settings.inference, Inference(registry, tokens, settings, metrics)),
-            "management": (settings.management, Management(registry, tokens, settings)),
+            "management": (settings.management, Management(registry, tokens, settings, metrics)),
         }
         if settings.metrics_api:
             apps["metrics"] = (settings.metrics, MetricsApi(metrics))
         limits = http.Limits(body=settings.max_request_size)
         try:
             for address, app in _together(apps):
-                self._listeners.append(await _listen(app, address, limits, settings))
+                self._listeners.append(await self._listen(app, address, limits))
             if (listener := await rpc.listen(registry, tokens, settings, metrics)) is not None:
                 self._listeners.append(listener)
             await warm
@@ -76,16 +77,24 @@ class House:
         await self.registry.close(grace)
         await self._sources.close()
         self._nursery.close()
+        if self._access:
+            self._access.close()
 
-
-async def _listen(app: http.App, address: Address, limits: http.Limits, settings: Settings) -> http.Listener:
-    tls = settings.tls() if address.tls else None
-    try:
-        return await http.listen(
-            app, address.host, address.port, limits, tls=tls, unix=address.unix or None, cors=settings.cors
-        )
-    except OSError as error:
-        raise PortInUse(f"{address} cannot be listened on: {error.strerror or error}") from None
+    async def _listen(self, app: http.App, address: Address, limits: http.Limits) -> http.Listener:
+        settings = self._settings
+        try:
+            return await http.listen(
+                app,
+                address.host,
+                address.port,
+                limits,
+                tls=settings.tls() if address.tls else None,
+                unix=address.unix or None,
+                cors=settings.cors,
+                access=self._access.put if self._access else None,
+            )
+        except OSError as error:
+            raise PortInUse(f"{address} cannot be listened on: {error.strerror or error}") from None
 
 
 def _together(apps: Mapping[str, tuple[Address, http.App]]) -> list[tuple[Address, http.App]]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import secrets
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +11,7 @@ import torchmar
 from torchmar.server import bodies, inference_openapi, logs
 from torchmar.server.health import health, ready
 from torchmar.server.http import Request
+from torchmar.server.identities import HEADER, request_ids
 from torchmar.server.jobs import Input, Job, Reply
 from torchmar.server.metrics import Metrics
 from torchmar.server.refusal import Refusal, error_body
@@ -22,7 +20,6 @@ from torchmar.server.settings import Settings
 from torchmar.server.tokens import Tokens
 
 _JSON = "application/json"
-_ID = "x-request-id"
 # Targets may differ without end, in their queries alone.
 _REMEMBERED = 1024
 _PREDICT, _EXPLAIN = {"explain": "False"}, {"explain": "True"}
@@ -60,7 +57,7 @@ class Inference:
         self._registry, self._tokens, self._metrics = registry, tokens, metrics
         self._most = settings.max_response_size
         self._asked: dict[bytes, _Asked] = {}
-        self._ids = _request_ids()
+        self._ids = request_ids()
 
     def __call__(self, request: Request) -> None:
         """Answer a request, now or when a worker has."""
@@ -74,7 +71,7 @@ class Inference:
                 self._ask(request, request_id, asked)
         except Refusal as refusal:
             self._metrics.answered(refusal.status)
-            request.respond(refusal.status, refusal.body, _JSON, ((_ID, request_id),))
+            request.respond(refusal.status, refusal.body, _JSON, ((HEADER, request_id),))
 
     def _check(self, request: Request) -> None:
         self._tokens.check(request.header("authorization"), "inference")
@@ -147,7 +144,7 @@ class Inference:
     def _tell(self, request: Request, request_id: str, status: int, document: Any) -> None:
         self._metrics.answered(status)
         body = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        request.respond(status, body, _JSON, ((_ID, request_id),))
+        request.respond(status, body, _JSON, ((HEADER, request_id),))
 
     # What workers answer.
 
@@ -234,7 +231,7 @@ class _Answer:
             content_type, headers = self._head(reply)
             request.respond(reply.status, reply.body, content_type, headers)
         else:
-            request.respond(reply.status, reply.body, reply.content_type, ((_ID, self._id),))
+            request.respond(reply.status, reply.body, reply.content_type, ((HEADER, self._id),))
 
     def _take_part(self, reply: Reply) -> None:
         request = self._request
@@ -246,7 +243,7 @@ class _Answer:
                 # What is sent already says that all is well; a client must not take it for the whole.
                 request.abort()
             else:
-                request.respond(reply.status, reply.body, reply.content_type, ((_ID, self._id),))
+                request.respond(reply.status, reply.body, reply.content_type, ((HEADER, self._id),))
             return
         if not self._begun:
             self._begun = True
@@ -258,19 +255,20 @@ class _Answer:
 
     def _head(self, reply: Reply) -> tuple[str, list[tuple[str, str]]]:
         """Return the content type and the headers, without what a handler cannot set."""
-        content_type, headers = reply.content_type, [(_ID, self._id)]
+        content_type, headers = reply.content_type, [(HEADER, self._id)]
         for name, value in reply.headers.items():
             lower = name.lower()
             if lower == "content-type":
                 content_type = value
-            elif lower != _ID:
+            elif lower != HEADER:
                 headers.append((name, value))
         return content_type, headers
 
     def _too_large(self, reply: Reply) -> Reply:
         found, size = self._found, len(reply.body)
         message = f"The answer has {size} bytes, more than max_response_size={self._most} allows."
-        logs.SERVER.warning("%s %s, request %s: %s", found.name, found.version, self._id, message)
+        about = {"model": found.name, "version": found.version, "request_id": self._id}
+        logs.SERVER.warning("%s %s, request %s: %s", found.name, found.version, self._id, message, extra=about)
         return Reply(500, error_body(500, "InternalServerException", message), _JSON, more=reply.more, message=message)
 
 
@@ -309,10 +307,3 @@ def _only_read(request: Request) -> None:
 def _not_found() -> Refusal:
     text = "Requested resource is not found, please refer to API document."
     return Refusal(404, "ResourceNotFoundException", text)
-
-
-def _request_ids() -> Iterator[str]:
-    """Yield ids in the form of random UUIDs, whose last part is counted: to draw each takes longer than all else."""
-    start = str(uuid.uuid4())[:24]
-    for number in itertools.count(secrets.randbits(40)):
-        yield f"{start}{number & 0xFFFFFFFFFFFF:012x}"

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import uuid
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from torchmar.server import descriptions, logs, openapi
+from torchmar.server import descriptions, logs, openapi, sentences
 from torchmar.server.http import Request
+from torchmar.server.identities import HEADER, request_ids
 from torchmar.server.jobs import Job, Reply
+from torchmar.server.metrics import Metrics
 from torchmar.server.refusal import Refusal, error_body
 from torchmar.server.registry import Registration, Registry, Version
 from torchmar.server.settings import Settings
@@ -22,7 +23,6 @@ from torchmar.server.tokens import Tokens
 
 _JSON = "application/json"
 _INT32 = 1 << 31
-_STARTED = "Processing worker updates..."
 # TorchServe's own defaults, which its clients may send for "nobody said".
 _UNSAID = {"batch_size": -1, "max_batch_delay": -100, "response_timeout": -1, "startup_timeout": -1}
 
@@ -34,28 +34,32 @@ class Management:
         registry: the models.
         tokens: who may ask.
         settings: the server's configuration.
+        metrics: where answers are counted.
     """
 
-    def __init__(self, registry: Registry, tokens: Tokens, settings: Settings) -> None:
-        self._registry, self._tokens, self._settings = registry, tokens, settings
+    def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
+        self._registry, self._tokens, self._settings, self._metrics = registry, tokens, settings, metrics
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ids = request_ids()
 
     def __call__(self, request: Request) -> None:
-        """Answer a request, now or later.
+        """Answer a request, now or later."""
+        try:
+            self._route(request)
+        except Refusal as refusal:
+            self._respond(request, refusal.status, refusal.body)
 
-        Raises:
-            Refusal: it is answered with an error.
-        """
+    def _route(self, request: Request) -> None:
         parts = request.path.split("/")
         while len(parts) > 1 and not parts[-1]:
             parts.pop()
         # What the API is like may be asked without a token.
         if len(parts) == 1:
             _allow(request.method == "OPTIONS" and parts == [""])
-            _answer(request, openapi.management(self._settings.tokens))
+            self._answer(request, openapi.management(self._settings.tokens))
             return
         if parts[1] == "api-description":
-            _answer(request, openapi.management(self._settings.tokens))
+            self._answer(request, openapi.management(self._settings.tokens))
             return
         authorization = request.header("authorization")
         if parts[1] == "token" and self._settings.tokens:
@@ -67,7 +71,7 @@ class Management:
         elif parts[1:3] == ["v1", "models"] and len(parts) == 4:
             _allow(request.method == "GET")
             name = parts[3].partition(":")[0]
-            _answer(request, {"name": name, "ready": self._registry.find(name).pool.ready > 0})
+            self._answer(request, {"name": name, "ready": self._registry.find(name).pool.ready > 0})
         else:
             raise _not_found()
 
@@ -87,11 +91,11 @@ class Management:
             _allow(method in ("PUT", "OPTIONS"))
             if method == "PUT":
                 self._registry.set_default(name, names[1])
-                _say(request, f'Default version successfully updated for model "{name}" to "{version}"')
+                self._say(request, sentences.made_default(name, names[1]))
                 return
         if method == "OPTIONS":
             self._registry.find(name, version)
-            _answer(request, openapi.of_model(name))
+            self._answer(request, openapi.of_model(name))
         elif method == "GET":
             self._describe(request, name, version)
         elif method == "PUT":
@@ -104,25 +108,18 @@ class Management:
         """Write a new token into the key file; the answer does not have it."""
         self._tokens.check(authorization, "key")
         self._tokens.renew(_parameters(request).get("type", ""))
-        request.respond(200, b"\n", _JSON)
+        self._respond(request, 200, b"\n")
 
     def _list(self, request: Request) -> None:
         asked = _parameters(request)
         limit, token = _number(asked.get("limit"), descriptions.PAGE), _number(asked.get("next_page_token"), 0)
-        _answer(request, descriptions.page(self._registry.models.values(), limit, token))
+        self._answer(request, descriptions.page(self._registry.models.values(), limit, token))
 
     async def _register(self, request: Request) -> None:
         _allow(self._settings.model_api)
         asked = _registration(request)
         found = await self._registry.register(asked)
-        workers = found.serving.min_workers
-        title = f'Model "{found.name}" Version: {found.version} registered with {workers} initial workers'
-        if not workers:
-            _say(request, f"{title}. Use scale workers API to add workers for the model.")
-        elif asked.synchronous:
-            _say(request, title)
-        else:
-            _say(request, _STARTED, 202)
+        self._say(request, sentences.registered(found, synchronous=asked.synchronous))
 
     async def _scale(self, request: Request, name: str, version: str | None) -> None:
         asked = _parameters(request)
@@ -131,16 +128,12 @@ class Management:
         version = asked.get("model_version") if version is None else version
         wait = _is_true(asked.get("synchronous"))
         await self._registry.scale(name, version, low, high, synchronous=wait)
-        if wait:
-            which = "" if version is None else f", version: {version}"
-            _say(request, f"Workers scaled to {low} for model: {name}{which}")
-        else:
-            _say(request, _STARTED, 202)
+        self._say(request, sentences.scaled(name, version, low, synchronous=wait))
 
     async def _unregister(self, request: Request, name: str, version: str | None) -> None:
         _allow(self._settings.model_api)
         await self._registry.unregister(name, version)
-        _say(request, f'Model "{name}" unregistered')
+        self._say(request, sentences.unregistered(name))
 
     def _describe(self, request: Request, name: str, version: str | None) -> None:
         if version == "all":
@@ -154,11 +147,11 @@ class Management:
         if any(one.serving.device_type == "gpu" for one in described):
             self._begin(request, self._describe_with_gpus(request, described))
         else:
-            _answer(request, [descriptions.version(one) for one in described])
+            self._answer(request, [descriptions.version(one) for one in described])
 
     async def _describe_with_gpus(self, request: Request, described: list[Version]) -> None:
         usage = await asyncio.to_thread(descriptions.gpu_usage)
-        _answer(request, [descriptions.version(one, usage) for one in described])
+        self._answer(request, [descriptions.version(one, usage) for one in described])
 
     def _ask_handler(self, request: Request, described: Version) -> None:
         """Answer with what the handler says of itself as ``customizedMetadata``."""
@@ -171,15 +164,15 @@ class Management:
                 body = reply.body
                 if reply.message:
                     body = error_body(reply.status, "InternalServerException", reply.message)
-                request.respond(reply.status, body, reply.content_type or _JSON)
+                self._respond(request, reply.status, body, reply.content_type or _JSON)
             else:
                 metadata = _object(b"".join(said))
-                _answer(request, [{**descriptions.version(described), "customizedMetadata": metadata}])
+                self._answer(request, [{**descriptions.version(described), "customizedMetadata": metadata}])
 
         said: list[bytes] = []
         # The token is for the server; a handler has no use for it.
         headers = {key: value for key, value in request.headers if key.lower() != "authorization"}
-        job = Job(str(uuid.uuid4()), {**headers, "describe": "True"}, (), done, described.deadline())
+        job = Job(next(self._ids), {**headers, "describe": "True"}, (), done, described.deadline())
 
         def gone() -> None:
             job.cancelled = True
@@ -195,20 +188,30 @@ class Management:
         request.on_gone = gone
 
     def _begin(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(_answered(request, answering))
+        task = asyncio.ensure_future(self._answered(request, answering))
         self._tasks.add(task)  # a task that nobody refers to may be collected before it is done
         task.add_done_callback(self._tasks.discard)
 
+    async def _answered(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
+        try:
+            await answering
+        except Refusal as refusal:
+            self._respond(request, refusal.status, refusal.body)
+        except Exception:
+            logs.SERVER.exception("%s %s failed", request.method, request.path)
+            message = "the server has failed; its log says how"
+            self._respond(request, 500, error_body(500, "InternalServerException", message))
 
-async def _answered(request: Request, answering: Coroutine[Any, Any, None]) -> None:
-    try:
-        await answering
-    except Refusal as refusal:
-        request.respond(refusal.status, refusal.body, _JSON)
-    except Exception:
-        logs.SERVER.exception("%s %s failed", request.method, request.path)
-        message = "the server has failed; its log says how"
-        request.respond(500, error_body(500, "InternalServerException", message), _JSON)
+    def _say(self, request: Request, text: str) -> None:
+        self._answer(request, {"status": text}, 202 if text == sentences.STARTED else 200)
+
+    def _answer(self, request: Request, document: object, status: int = 200) -> None:
+        body = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        self._respond(request, status, body)
+
+    def _respond(self, request: Request, status: int, body: bytes, content_type: str = _JSON) -> None:
+        self._metrics.answered(status)
+        request.respond(status, body, content_type, ((HEADER, next(self._ids)),))
 
 
 def _registration(request: Request) -> Registration:
@@ -300,12 +303,3 @@ def _allow(allowed: bool) -> None:
 def _not_found() -> Refusal:
     message = "Requested resource is not found, please refer to API document."
     return Refusal(404, "ResourceNotFoundException", message)
-
-
-def _say(request: Request, text: str, status: int = 200) -> None:
-    _answer(request, {"status": text}, status)
-
-
-def _answer(request: Request, document: object, status: int = 200) -> None:
-    body = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-    request.respond(status, body, _JSON)

@@ -226,7 +226,7 @@ class Metrics:
     def _tell(self, name: str, fault: _Fault, message: str) -> None:
         if (name, fault) not in self._told:
             self._told.add((name, fault))
-            logs.SERVER.warning("model %s: metrics are left out; the first is %s", name, message)
+            logs.SERVER.warning("model %s: metrics are left out; the first is %s", name, message, extra={"model": name})
 
 
 class _Version:

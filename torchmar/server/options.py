@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchmar.server import logs
+from torchmar.recipe import Stages, are_stages
+from torchmar.server import logs, stages
 from torchmar.server.pool import PoolOptions
 from torchmar.server.refusal import Refusal
 from torchmar.server.settings import Settings
@@ -137,6 +138,9 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
     ours = settings.models.get(name, {}).get(source.version, {})
     gpus, ids = _devices(config, settings.number_of_gpu)
     low, high = _workers(config, asked, ours if at_start else {}, settings, at_start)
+    preprocess, inference = _stages(config, asked.url)
+    if inference:
+        low, high = inference, max(inference, _whole(config.get("maxWorkers")) or 0)
     return Serving(
         PoolOptions(
             name,
@@ -172,6 +176,8 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
             requirements=str(source.requirements or ""),
             metrics_config=str(settings.metrics_config or ""),
             limit_max_image_pixels=settings.limit_max_image_pixels,
+            memory_limit=0 if gpus else settings.worker_memory,
+            preprocess_workers=preprocess,
         ),
         runtime,
         low,
@@ -193,7 +199,7 @@ class _Config:
     """The archive's file; what is of a wrong type is ignored as by TorchServe, and logged."""
 
     def __init__(self, values: Mapping[str, Any], name: str, version: str) -> None:
-        self._values, self._title = values, f"{name} {version}"
+        self._values, self._title = values, (name, version)
 
     def positive(self, key: str) -> int | None:
         if key not in self._values:
@@ -210,7 +216,10 @@ class _Config:
         self._say(key, why)
 
     def _say(self, key: str, why: str) -> None:
-        logs.SERVER.warning("%s: model-config.yaml: %s=%r is ignored: %s", self._title, key, self._values[key], why)
+        name, version = self._title
+        about = {"model": name, "version": version}
+        told = (name, version, key, self._values[key], why)
+        logs.SERVER.warning("%s %s: model-config.yaml: %s=%r is ignored: %s", *told, extra=about)
 
 
 def _workers(
@@ -246,6 +255,28 @@ def _devices(config: _Config, count: int) -> tuple[bool, tuple[int, ...]]:
         config.ignore("deviceIds", f"should be numbers of GPUs, of which there are {count} (0 to {count - 1})")
         return True, ()
     return True, tuple(ids)
+
+
+def _stages(config: _Config, url: str) -> tuple[int, int]:
+    """Return the workers of the stages preprocess and inference; 0: there are no stages, or as many as without."""
+    found = config.get("stages")
+    if not are_stages(found):
+        return 0, 0
+    wrong = [f"there is no stage {name!r}" for name in found if name not in Stages.model_fields]
+    wrong += [
+        f"{name}: {value!r} is no number of workers from 1 to {MOST_WORKERS}"
+        for name, value in found.items()
+        if name in Stages.model_fields and not 1 <= (_whole(value) or 0) <= MOST_WORKERS
+    ]
+    if "preprocess" not in found:
+        wrong.append("preprocess is missing")
+    if wrong:
+        message = f"{url}: its model-config.yaml: stages: {'; '.join(wrong)}"
+        raise Refusal(400, "InvalidModelException", f"{message}. Write stages: {{preprocess: 2, inference: 1}}")
+    if not stages.available():
+        config.ignore("stages", "they take memory that processes share as on Linux; workers do all of a request")
+        return 0, 0
+    return found["preprocess"], found.get("inference", 0)
 
 
 def _refuse_what_is_not_done(config: Mapping[str, Any], runtime: str, url: str) -> None:

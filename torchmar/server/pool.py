@@ -55,7 +55,13 @@ class Tell(Protocol):
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """What a version is served with; times in seconds, but for ``max_batch_delay``, which is in milliseconds."""
+    """What a version is served with; times in seconds, but for ``max_batch_delay``, which is in milliseconds.
+
+    Attributes:
+        memory_limit: bytes that a worker may have; 0: no limit.
+        preprocess_workers: workers of their own that the steps before the model have; 0: none, see `stages`.
+        stage: what the workers do of a request; empty: all of it.
+    """
 
     name: str
     version: str
@@ -73,6 +79,9 @@ class PoolOptions:
     metrics_config: str = ""
     limit_max_image_pixels: bool = True
     job_tickets: bool = False
+    memory_limit: int = 0
+    preprocess_workers: int = 0
+    stage: str = ""
 
 
 @dataclass(frozen=True)
@@ -305,20 +314,20 @@ class Pool:
         """Return the pid of a process that has the model and serves on a connection."""
         async with self._growing:  # the first loads, the others share what it loaded
             if self._cradle and not self._cradle.gone:
-                return await self._cradle.fork(connection, worker.say)
+                return await self._cradle.fork(connection, worker.say, worker.stage)
             self._cradle = None
             if self._shares:
                 cradle, why = await self._grow(worker, share=True)
                 if not why:
                     self._cradle = cradle
-                    return await cradle.fork(connection, worker.say)
+                    return await cradle.fork(connection, worker.say, worker.stage)
                 logs.SERVER.info("%s: each worker loads the model for itself: %s", worker.title, why)
                 self._shares = False
                 worker.cradle = cradle
-                return cradle.serve(connection)
+                return cradle.serve(connection, worker.stage)
         cradle, _ = await self._grow(worker, share=False)
         worker.cradle = cradle
-        return cradle.serve(connection)
+        return cradle.serve(connection, worker.stage)
 
     async def _grow(self, worker: _Worker, *, share: bool) -> tuple[Cradle, str]:
         """Return a process that has the model loaded, and why it should not be forked."""
@@ -333,6 +342,8 @@ class Pool:
             "requirements": options.requirements,
             "metrics_config": options.metrics_config,
             "limit_max_image_pixels": options.limit_max_image_pixels,
+            "memory_limit": options.memory_limit,
+            "stage": options.stage,
             "share": share,
         }
         cradle = await self._nursery.grow(job, worker.say)
@@ -420,6 +431,10 @@ class _Worker(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._data = bytearray()
         self._refusal: Refusal | None = None
+
+    @property
+    def stage(self) -> str:
+        return self._pool.options.stage
 
     @property
     def title(self) -> str:

@@ -178,13 +178,13 @@ class Cradle:
             self.kill()
             raise LoadFailed(f"the handler did not load within {seconds:.0f} s") from None
 
-    def serve(self, connection: socket.socket) -> int:
-        """Have this process be a worker; return its pid."""
-        self._talk.send({"serve": {}}, [connection.fileno()])
+    def serve(self, connection: socket.socket, stage: str = "") -> int:
+        """Have this process be a worker, of one stage if it is named; return its pid."""
+        self._talk.send({"serve": {}, "stage": stage}, [connection.fileno()])
         return self.pid
 
-    async def fork(self, connection: socket.socket, say: Say) -> int:
-        """Return the pid of a worker that shares what was loaded.
+    async def fork(self, connection: socket.socket, say: Say, stage: str = "") -> int:
+        """Return the pid of a worker, of one stage if it is named, that shares what was loaded.
 
         Raises:
             LoadFailed: this process has ended.
@@ -193,7 +193,7 @@ class Cradle:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._forks[self._count] = future
         output = listen_to_output(say)
-        self._talk.send({"fork": self._count}, [connection.fileno(), output])
+        self._talk.send({"fork": self._count, "stage": stage}, [connection.fileno(), output])
         os.close(output)
         return await future
 

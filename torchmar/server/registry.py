@@ -15,6 +15,7 @@ from torchmar.server.processes import Nursery
 from torchmar.server.refusal import Refusal
 from torchmar.server.settings import Settings
 from torchmar.server.sources import Source, Sources
+from torchmar.server.stages import StagedPool
 
 __all__ = ["Model", "Registration", "Registry", "Version"]
 
@@ -234,7 +235,7 @@ class Registry:
         if model and version in model.versions:
             message = f"Model version {version} is already registered for model {name}"
             raise Refusal(409, "ConflictStatusException", message)
-        pool = Pool(self._nursery, serving.pool, self._tell)
+        pool = (StagedPool if serving.pool.preprocess_workers else Pool)(self._nursery, serving.pool, self._tell)
         found = Version(asked.url, source, pool, serving, loaded_at_startup=at_start)
         if model is None:
             model = self.models[name] = Model(name, version)

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 from torchmar import properties
 from torchmar.errors import PropertiesError
 from torchmar.server.http import Cors
+from torchmar.server.logs import Layout
 
 _UNIX_LONGEST = 107  # bytes of a socket's path; Linux takes no more
 _LONGEST_LIFE = 100 * 365 * 24 * 60.0  # minutes
@@ -94,6 +95,9 @@ class Settings:
         disable_system_metrics: whether the machine's are left out.
         check_archives: ``torchmar_check_archives``; whether archives are checked before anything of them runs.
         max_download_size: ``torchmar_max_download_size``; bytes of an archive that is fetched.
+        worker_memory: ``torchmar_worker_memory``; bytes that a worker on a CPU may have; 0: no limit.
+        log_format: ``torchmar_log_format``; how lines of logs are laid out.
+        access_log: ``torchmar_access_log``; whether there is a line for each request.
     """
 
     model_store: Path
@@ -135,6 +139,9 @@ class Settings:
     disable_system_metrics: bool = False
     check_archives: bool = True
     max_download_size: int = 20 << 30
+    worker_memory: int = 0
+    log_format: Layout = "text"
+    access_log: bool = False
 
     def initial_models(self) -> list[Initial]:
         """Return what ``load_models`` says; for ``all``, every archive that is in the model store now."""
@@ -396,6 +403,19 @@ def _number(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]+) ?([KMGT]iB)?", text)
+    if not match or not int(match[1]):
+        raise ValueError("not a number of bytes above 0, as it is or in KiB, MiB, GiB or TiB")
+    return int(match[1]) << 10 * " KMGT".index((match[2] or " ")[0])
+
+
+def _layout(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ValueError("not text or json")
+    return text
+
+
 def _minutes(text: str) -> float:
     try:
         value = float(text)
@@ -527,16 +547,16 @@ _HONOURED: Mapping[str, _Key] = {
     "grpc_management_max_connection_age_grace_ms": _Key("", _number(1), "10000"),
     "grpc_management_max_connection_age_ms": _Key("", _number(1), "300000"),
     "grpc_management_port": _Key("", _number(1, 65535), "7071"),
-    "inference_address": _Key("inference", _web(80, 443), "http://127.0.0.1:8080"),
+    "inference_address": _Key("inference", _web(*properties.PORTS["inference_address"]), "http://127.0.0.1:8080"),
     "install_py_dep_per_model": _Key("install_py_dep_per_model", _flag, "true"),
     "ipex_enable": _Key("ipex_enable", _flag, "true"),
     "job_queue_size": _Key("job_queue_size", _number(1), "100"),
     "limit_max_image_pixels": _Key("limit_max_image_pixels", _flag, "true"),
     "load_models": _Key("load_models", _load_models, "all"),
-    "management_address": _Key("management", _web(8081, 8444), "http://127.0.0.1:8081"),
+    "management_address": _Key("management", _web(*properties.PORTS["management_address"]), "http://127.0.0.1:8081"),
     "max_request_size": _Key("max_request_size", _number(1), "6553500"),
     "max_response_size": _Key("max_response_size", _number(1), "6553500"),
-    "metrics_address": _Key("metrics", _web(8082, 8445), "http://127.0.0.1:8082"),
+    "metrics_address": _Key("metrics", _web(*properties.PORTS["metrics_address"]), "http://127.0.0.1:8082"),
     "metrics_config": _Key("metrics_config", _path, "metrics.yaml"),
     "metrics_mode": _Key("", _metrics_mode, "prometheus"),  # over HTTP metrics are the same in each
     "model_metrics_auto_detect": _Key("model_metrics_auto_detect", _flag, "true"),
@@ -546,8 +566,11 @@ _HONOURED: Mapping[str, _Key] = {
     "private_key_file": _Key("private_key_file", _path, "key.pem"),
     "service_envelope": _Key("service_envelope", str, "kserve"),
     "token_expiration_min": _Key("token_expiration_min", _minutes, "60"),
+    "torchmar_access_log": _Key("access_log", _flag, "true"),
     "torchmar_check_archives": _Key("check_archives", _flag, "true"),
+    "torchmar_log_format": _Key("log_format", _layout, "json"),
     "torchmar_max_download_size": _Key("max_download_size", _number(1), "21474836480"),
+    "torchmar_worker_memory": _Key("worker_memory", _size, "4GiB"),
     "ts_open_inference_protocol": _Key("ts_open_inference_protocol", _flag, "true"),
     "use_env_allowed_urls": _Key("", _flag, "true"),
 }

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from torchmar.server.http.access import Access
 from torchmar.server.http.answers import CONTINUE
 from torchmar.server.http.request import Request
 from torchmar.server.refusal import Refusal
 
 if TYPE_CHECKING:
+    from torchmar.server.http.access import Tell
     from torchmar.server.http.listener import Listener
 
 _log = logging.getLogger("torchmar.server")
@@ -131,12 +134,10 @@ class Connection(asyncio.Protocol):
         # The parser holds on to this object: without the circle both are freed at once.
         del self._parser
         if request is not None:
-            request.gone = True
-            if request.on_gone is not None:
-                try:
-                    request.on_gone()
-                except Exception:
-                    _log.exception("%s %s: the client has gone, and telling so failed", request.method, request.path)
+            try:
+                request.leave()
+            except Exception:
+                _log.exception("%s %s: the client has gone, and telling so failed", request.method, request.path)
 
     def pause_writing(self) -> None:
         """Note that the client takes answers slower than they come."""
@@ -206,7 +207,7 @@ class Connection(asyncio.Protocol):
                 self.write(CONTINUE)
             else:
                 self._continue_owed = True
-        self._request = Request(
+        self._request = self.listener.request(
             self, method.decode(), self._target, raw, fields, version == "1.0", parser.should_keep_alive()
         )
         self._pieces, self._pieces_joined, self._body_size = [], 0, 0
@@ -293,9 +294,20 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Receive nothing more, and say why once the requests before are answered."""
+        if self.listener.access is not None:
+            self._tell_refused(refusal, self.listener.access)
         self._state, self._request, self._pieces = _DEAF, None, []
         self._farewell = self.heads.farewell(refusal)
         self.serve()
+
+    def _tell_refused(self, refusal: Refusal, tell: Tell) -> None:
+        """Tell of a request that the app never sees."""
+        method, target = "", b""
+        if self._state == _HEAD:
+            method, target = self._parser.get_method().decode(), self._target
+        elif self._request is not None:
+            method, target = self._request.method, self._request.target
+        tell(Access(time.time(), self.client, method, target, refusal.status, 0.0, ""))
 
     # Answering.
 

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable
 
 from torchmar.server.http import unix as unix_sockets
+from torchmar.server.http.access import Tell, ToldRequest
 from torchmar.server.http.answers import Cors, Heads
 from torchmar.server.http.connection import Connection
 from torchmar.server.http.limits import Limits
@@ -29,6 +30,7 @@ async def listen(
     tls: ssl.SSLContext | None = None,
     unix: str | None = None,
     cors: Cors | None = None,
+    access: Tell | None = None,
 ) -> Listener:
     """Listen, and hand requests to ``app`` until the listener is closed.
 
@@ -41,10 +43,11 @@ async def listen(
         tls: certificate and key; none for plain HTTP.
         unix: path of a socket to listen on in place of host and port.
         cors: what pages of other origins may do; they are answered without the app where they ask first.
+        access: called with every request that was answered.
 
     Raises OSError where nobody can listen.
     """
-    listener = Listener(_answering_preflights(app) if cors else app, limits, Heads(cors))
+    listener = Listener(_answering_preflights(app) if cors else app, limits, Heads(cors), access)
     await listener.open(host, port, tls, unix)
     return listener
 
@@ -57,8 +60,10 @@ class Listener:
         closing: whether every answer is the last of its connection.
     """
 
-    def __init__(self, app: App, limits: Limits, heads: Heads) -> None:
-        self.app, self.limits, self.heads = app, limits, heads
+    def __init__(self, app: App, limits: Limits, heads: Heads, access: Tell | None = None) -> None:
+        self.app, self.limits, self.heads, self.access = app, limits, heads, access
+        # Nobody who does not ask for it pays for being told.
+        self.request: type[Request] = ToldRequest if access else Request
         self.port = 0
         self.closing = False
         self._connections: set[Connection] = set()

@@ -171,6 +171,16 @@ class Request:
         if not self.gone:
             await self._connection.drained()
 
+    def leave(self) -> None:
+        """Take note that the client has gone, and tell who still works for it."""
+        self.gone = True
+        if self.on_gone is not None:
+            self.on_gone()
+
+    @property
+    def _given(self) -> bool:
+        return self._state == _GIVEN
+
     def refuse(self, refusal: Refusal) -> None:
         """Answer with ``refusal``; an answer that has begun is cut, a complete one stays as it is."""
         if self._state == _OWED:

@@ -9,6 +9,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
 from torchmar.rpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest, Status, TorchServeHealthResponse
+from torchmar.server.health import health
 from torchmar.server.jobs import Input
 from torchmar.server.registry import Registry, Version
 from torchmar.server.rpc.asking import Asking
@@ -40,9 +41,8 @@ class Inference:
         }
 
     async def ping(self, asked: Empty, context: Context) -> TorchServeHealthResponse:
-        """Say whether all models have the workers that they should have."""
-        said = {"status": "Healthy" if healthy(self._registry) else "Unhealthy"}
-        return TorchServeHealthResponse(health=json.dumps(said, indent=2))
+        """Say how the server is, as ``/ping`` does."""
+        return TorchServeHealthResponse(health=json.dumps({"status": health(self._registry)}, indent=2))
 
     async def predict(self, asked: PredictionsRequest, context: Context) -> PredictionResponse:
         """Answer a request; an answer in parts is put together."""
@@ -78,12 +78,6 @@ class Inference:
             raise bad("model_name")
         inputs = [Input(name, "", content) for name, content in asked.input.items()]
         return self._asking.find(asked.model_name, asked.model_version), inputs
-
-
-def healthy(registry: Registry) -> bool:
-    """Tell whether every version has as many workers that answer as it should have."""
-    versions = [one for model in registry.models.values() for one in model.versions.values()]
-    return all(one.pool.ready >= one.pool.min_workers for one in versions)
 
 
 def _status(failed: Failed) -> Status:

@@ -8,14 +8,12 @@ import json
 from collections.abc import Mapping
 
 from torchmar.rpc.wire import management_pb2 as wire
-from torchmar.server import descriptions
+from torchmar.server import descriptions, sentences
 from torchmar.server.refusal import Refusal
 from torchmar.server.registry import Registration, Registry, Version
 from torchmar.server.rpc.asking import Asking
 from torchmar.server.rpc.calls import Context, Method, unary
 from torchmar.server.settings import Settings
-
-_STARTED = "Processing worker updates..."
 
 
 class Management:
@@ -81,11 +79,7 @@ class Management:
                 asked.synchronous,
             )
         )
-        workers = found.serving.min_workers
-        title = f'Model "{found.name}" Version: {found.version} registered with {workers} initial workers'
-        if not workers:
-            return _say(f"{title}. Use scale workers API to add workers for the model.")
-        return _say(title if asked.synchronous else _STARTED)
+        return _say(sentences.registered(found, synchronous=asked.synchronous))
 
     async def scale(self, asked: wire.ScaleWorkerRequest, context: Context) -> wire.ManagementResponse:
         """Set how many workers a version has; 0 is 1."""
@@ -93,14 +87,13 @@ class Management:
         high = _given(asked.max_worker) or low
         version = asked.model_version or None
         await self._registry.scale(asked.model_name, version, low, high, synchronous=asked.synchronous)
-        which = f", version: {version}" if version else ""
-        return _say(f"Workers scaled to {low} for model: {asked.model_name}{which}" if asked.synchronous else _STARTED)
+        return _say(sentences.scaled(asked.model_name, version, low, synchronous=asked.synchronous))
 
     async def set_default(self, asked: wire.SetDefaultRequest, context: Context) -> wire.ManagementResponse:
         """Make a version the one that is asked when none is named."""
         name, version = asked.model_name, asked.model_version
         self._registry.set_default(name, version)
-        return _say(f'Default version successfully updated for model "{name}" to "{version}"')
+        return _say(sentences.made_default(name, version))
 
     async def unregister(self, asked: wire.UnregisterModelRequest, context: Context) -> wire.ManagementResponse:
         """Remove a version."""
@@ -108,7 +101,7 @@ class Management:
         if not asked.model_name:
             raise Refusal(400, "BadRequestException", "Parameter model_name is required.")
         await self._registry.unregister(asked.model_name, asked.model_version or None)
-        return _say(f'Model "{asked.model_name}" unregistered')
+        return _say(sentences.unregistered(asked.model_name))
 
     def _allow(self) -> None:
         if not self._settings.model_api:

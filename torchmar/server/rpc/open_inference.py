@@ -13,11 +13,11 @@ from typing import Any
 
 import torchmar
 from torchmar.rpc.wire import open_inference_pb2 as wire
+from torchmar.server.health import ready
 from torchmar.server.jobs import Input
 from torchmar.server.registry import Registry
 from torchmar.server.rpc.asking import Asking
 from torchmar.server.rpc.calls import Code, Context, Failed, Method, bad, unary
-from torchmar.server.rpc.inference import healthy
 
 # Where a tensor's elements stand, and how they do in raw contents.
 _CONTENTS = {
@@ -66,8 +66,8 @@ class OpenInference:
         return wire.ServerLiveResponse(live=True)
 
     async def server_ready(self, asked: wire.ServerReadyRequest, context: Context) -> wire.ServerReadyResponse:
-        """Say whether every model has the workers that it should have."""
-        return wire.ServerReadyResponse(ready=healthy(self._registry))
+        """Say whether every model answers, as ``/v2/health/ready`` does."""
+        return wire.ServerReadyResponse(ready=ready(self._registry))
 
     async def server_metadata(self, asked: wire.ServerMetadataRequest, context: Context) -> wire.ServerMetadataResponse:
         """Say what the server is."""

@@ -171,6 +171,8 @@ class Answering:
         if self._decodes:
             if kind == "application/json":
                 try:
+                    if orjson is not None and _LONG in bytes(content).translate(_DIGITS):
+                        raise ValueError  # orjson makes numbers of more than 64 bits floats
                     return loads(content)
                 except ValueError:
                     try:
@@ -262,6 +264,8 @@ class Parts:
             index += 1
 
 
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG = b"0" * 19
 _MISMATCH = "number of batch response mismatched"
 _LAYOUT = (
     0 if orjson is None else orjson.OPT_INDENT_2 | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import random
+import resource
 import signal
 import socket
 import stat
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from . import loading, serving
+from . import loading, serving, stages
 from .lines import Conversation, Lines
 from .measuring import Measured
 
@@ -27,18 +28,22 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
     """Load the model of a job, tell the server, and do as it says until it goes.
 
     To the server: ``{"loaded", "shareable", "why"}`` or ``{"failed": traceback}``; then for each fork
-    ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}}`` with a socket, or
-    ``{"fork": id}`` with a socket and a log.
+    ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}, "stage"}`` with a socket,
+    or ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
     """
     told = Conversation(control)
     loading.enter(job["model_dir"], job.get("requirements", ""))
     measured = Measured()
     before = _descriptors()
     threads = _Threads()
+    if limit := job.get("memory_limit"):
+        # Of data, not of addresses: what is mapped and never touched, as libraries are, does not count.
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         measured.install()
         with threads.watched(hold=job["share"]):
             service = loading.load(job)
+            halves = stages.halves(service, job["envelope"]) if job.get("stage") else None
     except BaseException as error:
         trace = loading.own_traceback(error)
         sys.stdout.write(trace)
@@ -47,12 +52,20 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
         os._exit(1)
     why = _not_shareable(before) if job["share"] else "it was not asked to be"
     told.send({"loaded": True, "shareable": not why, "why": why})
-    _Cradle(told, service, measured, threads.wanted).run()
+    _Cradle(told, service, measured, threads.wanted, halves).run()
 
 
 class _Cradle:
-    def __init__(self, told: Conversation, service: Any, measured: Measured, threads: int | None) -> None:
+    def __init__(
+        self,
+        told: Conversation,
+        service: Any,
+        measured: Measured,
+        threads: int | None,
+        halves: stages.Halves | None,
+    ) -> None:
         self._told, self._service, self._measured, self._threads = told, service, measured, threads
+        self._halves = halves
 
     def run(self) -> None:
         # Objects that are there now are never garbage of a worker: without looking at them it shares their pages.
@@ -66,7 +79,7 @@ class _Cradle:
             elif "serve" in message:
                 (connection,) = descriptors
                 lines.close()
-                self._serve(connection)
+                self._serve(connection, message["stage"])
             elif "fork" in message:
                 pid = os.fork()
                 if not pid:
@@ -74,15 +87,17 @@ class _Cradle:
                     lines.close()
                     self._told.socket.close()
                     _own(output)
-                    self._serve(connection)
+                    self._serve(connection, message["stage"])
                 for descriptor in descriptors:
                     os.close(descriptor)
                 self._told.send({"forked": message["fork"], "pid": pid})
 
-    def _serve(self, descriptor: int) -> None:
+    def _serve(self, descriptor: int, stage: str) -> None:
         """Serve in this process; it ends with it."""
         status = 0
         try:
+            if self._halves:
+                stages.become(self._service, stage, self._halves)
             serving.serve(self._service, socket.socket(fileno=descriptor), self._measured, self._threads, isolate=True)
         except BaseException as error:
             sys.stdout.write(loading.own_traceback(error))

@@ -1,0 +1,124 @@
+"""Time servers: torchmar's against TorchServe, and against what else serves PyTorch models.
+
+All sides serve the same TorchScript programs on the same machine in one run, one after the other in
+every round, and are asked by the same client: `wrk` (Debian and Ubuntu: apt install wrk; macOS: brew
+install wrk), with one thread, beside the server. Archives and services name the same batches (16
+requests, 1 ms) and one worker, TorchServe as shipped apart; threads are nowhere set, and Pillow decodes
+on all sides. Each server is warmed with load that is not counted; its answers are compared before and
+after, and a figure counts only if every request was answered with 2xx. Figures are medians of the
+rounds, and the spread is how far these lie apart: where it is large, or the load average at the start
+is, others were using the machine, and the figures say little. Memory is the proportional set size of all
+processes of a server.
+
+TorchServe stands in two rows, and ratios are told of both. As shipped is what pip installs, with tokens
+off: its own script, logging and defaults (as many workers as cores, which take threads from each other,
+and batches of one), and the handler that its documentation has for the case. The other row is the same
+server with an archive configured as those of the other sides: what is left between it and the built-in
+server is not the configuration's. The other frameworks live in an environment of their own
+(--competitors; otherwise .venv/serving is made), as small services in benchmarks/serving/competitors/
+that are written as their documentation does it; those that are not installed are left out with a line.
+
+    scripts/bench serving [--only tiny] [--engines torchserve builtin] [--seconds 3] [--picture docs/serving.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving import models, report
+from serving.measures import Measurement
+from serving.sides import COMPETITORS, ROOT, TORCHSERVES, Side, environment_of_competitors
+
+PARTS = ("tiny", "resnet", "explain", "memory", "times")
+UNITS = {"MB": 10**6, "GB": 10**9}
+
+
+def main() -> int:
+    """Measure the parts asked for, print the tables, draw the picture; exit 1 if a side failed."""
+    engines = [side.key for side in (*TORCHSERVES, *COMPETITORS)]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--engines", nargs="+", choices=engines, default=engines)
+    parser.add_argument("--connections", nargs="+", type=int, default=[1, 8, 16, 64])
+    parser.add_argument("--seconds", type=float, default=5.0, help="of load, for each figure")
+    parser.add_argument("--rounds", type=int, default=3, help="in which every side is started and measured anew")
+    parser.add_argument("--large", default="1GB", help="weights of the model that memory is measured with")
+    parser.add_argument("--competitors", type=Path, help="the Python of an environment with the other frameworks")
+    parser.add_argument("--picture", type=Path, help="write the figures as a PNG")
+    options = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("wrk is missing; apt install wrk (macOS: brew install wrk)")
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers, too
+    os.environ.pop("OMP_NUM_THREADS", None)  # torchmar's handlers set their threads, the others leave them to this
+    sides = _sides(options.engines, options.competitors)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {models.torch.__version__}")
+    print(f"{options.seconds:g} s of load a figure, median of {options.rounds}; load average {os.getloadavg()[0]:.1f}")
+    measurement = Measurement(sides, options.seconds, options.rounds)
+    with tempfile.TemporaryDirectory(prefix="serving-") as home:
+        _measure(measurement, Path(home), options.only, options.connections, _bytes(options.large))
+    results = measurement.results
+    report.show(results, sides, ("tiny", "resnet", "digits"), options.connections)
+    if options.picture:
+        report.draw(results, sides, options.picture)
+        print(f"\nwrote {options.picture}")
+    return 1 if results.failures else 0
+
+
+def _measure(
+    measurement: Measurement, home: Path, parts: Sequence[str], connections: Sequence[int], large: int
+) -> None:
+    sides = measurement.sides
+    tiny = models.tiny(home)
+    if "tiny" in parts:
+        measurement.load(tiny, connections, sides)
+    resnet = models.resnet(home) if {"resnet", "memory"} & set(parts) else None
+    if resnet and "resnet" in parts:
+        measurement.floor(resnet)
+        measurement.load(resnet, connections, sides)
+    if "explain" in parts:
+        explaining = [side for side in sides if side.managed and not side.only_load]
+        measurement.load(models.digits(home), connections, explaining)
+    if resnet and "memory" in parts:
+        measurement.memory(resnet)
+        measurement.memory(models.big(home, large))
+    if "times" in parts:
+        measurement.times(tiny)
+
+
+def _sides(engines: Sequence[str], python: Path | None) -> list[Side]:
+    """Return the sides that were asked for and are there; say why the others are not."""
+    chosen: list[Side] = [side() for side in TORCHSERVES if side.key in engines]
+    others = [side for side in COMPETITORS if side.key in engines]
+    if others:
+        found = python or environment_of_competitors(ROOT / ".venv" / "serving")
+        # Not resolved: the link itself is what makes it the environment's.
+        chosen += [side(found.absolute()) for side in others]
+    there = []
+    for side in chosen:
+        if problem := side.missing():
+            print(f"left out: {problem}")
+        else:
+            there.append(side)
+    return there
+
+
+def _bytes(text: str) -> int:
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in UNITS or not number.isdigit():
+        sys.exit(f"{text}: write a size like 100MB or 4GB")
+    return int(number) * UNITS[unit]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

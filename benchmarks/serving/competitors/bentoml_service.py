@@ -1,0 +1,21 @@
+"""The models behind BentoML, as its guide to adaptive batching writes a service; every request is a batch itself."""
+
+import bentoml
+import work
+from PIL.Image import Image
+
+
+@bentoml.service(workers=work.WORKERS, traffic={"timeout": 60})
+class Model:
+    """Two methods, of which the model that is served has one: their inputs are typed."""
+
+    def __init__(self) -> None:
+        self.model = work.load()
+
+    @bentoml.api(batchable=True, max_batch_size=work.BATCH)
+    def predict(self, rows: list[list[float]]) -> list[list[float]]:
+        return work.predict(self.model, [work.torch.tensor(row) for row in rows])
+
+    @bentoml.api(batchable=True, max_batch_size=work.BATCH)
+    def classify(self, images: list[Image]) -> list[dict[str, float]]:
+        return work.predict(self.model, [work.picture(image) for image in images])

@@ -1,0 +1,32 @@
+"""The models behind LitServe, as its documentation writes a service with batching."""
+
+from typing import Any
+
+import litserve as ls
+import work
+
+
+class Model(ls.LitAPI):
+    """Decode, predict a batch, encode: LitServe's own steps."""
+
+    def setup(self, device: str) -> None:
+        self.model = work.load()
+
+    def decode_request(self, request):  # an annotation would be a schema of FastAPI's
+        return work.decode(request["image"].file.read()) if work.IMAGES else work.torch.tensor(request)
+
+    def batch(self, inputs: list) -> list:
+        return inputs
+
+    def predict(self, x: list) -> list:
+        return work.predict(self.model, x)
+
+    def encode_response(self, output: Any) -> Any:
+        return output
+
+
+if __name__ == "__main__":
+    api = Model(max_batch_size=work.BATCH, batch_timeout=work.DELAY / 1000)
+    ls.LitServer(api, accelerator="cpu", workers_per_device=work.WORKERS).run(
+        host="127.0.0.1", port=work.PORT, generate_client_file=False
+    )

@@ -1,0 +1,30 @@
+"""The models behind mosec, by hand: its Rust server, orjson in the worker; the ceiling of servers of this kind."""
+
+from typing import Any
+
+import orjson
+import work
+from mosec import Server, Worker
+
+
+class Model(Worker):
+    """Answer a batch; JSON and images are read in the worker, as mosec's examples do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = work.load()
+
+    def deserialize(self, data: bytes) -> Any:
+        return work.decode(data) if work.IMAGES else work.torch.tensor(orjson.loads(data))
+
+    def serialize(self, data: Any) -> bytes:
+        return orjson.dumps(data)
+
+    def forward(self, data: list) -> list:
+        return work.predict(self.model, data)
+
+
+if __name__ == "__main__":
+    server = Server()
+    server.append_worker(Model, num=work.WORKERS, max_batch_size=work.BATCH, max_wait_time=work.DELAY)
+    server.run()

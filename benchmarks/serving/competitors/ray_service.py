@@ -1,0 +1,30 @@
+"""The models behind Ray Serve, as its guide to dynamic batching writes a deployment."""
+
+import time
+from typing import Any
+
+import work
+from ray import serve
+from starlette.requests import Request
+
+
+@serve.deployment(num_replicas=work.WORKERS, max_ongoing_requests=128, ray_actor_options={"num_cpus": 0})
+class Model:
+    """Read a request, then wait for the batch that it becomes part of."""
+
+    def __init__(self) -> None:
+        self.model = work.load()
+
+    @serve.batch(max_batch_size=work.BATCH, batch_wait_timeout_s=work.DELAY / 1000)
+    async def predict(self, inputs: list) -> list:
+        return work.predict(self.model, inputs)
+
+    async def __call__(self, request: Request) -> Any:
+        return await self.predict(work.decode(await request.body()))
+
+
+if __name__ == "__main__":
+    serve.start(http_options={"host": "127.0.0.1", "port": work.PORT})
+    serve.run(Model.bind(), route_prefix="/predict")
+    while True:
+        time.sleep(3600)

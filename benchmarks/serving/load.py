@@ -1,0 +1,93 @@
+"""Load on a server: `wrk` with connections that each ask anew when they are answered."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from serving.models import Model
+from serving.processes import cpu_seconds
+from serving.sides import Failed, Running
+
+_SCRIPT = Path(__file__).with_name("post.lua")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Requests a second, latencies in seconds, and CPU seconds of the server for a thousand requests."""
+
+    rate: float
+    p50: float
+    p99: float
+    cpu: float
+
+
+def fire(running: Running, model: Model, connections: int, seconds: float) -> Figures:
+    """Load a server for some seconds.
+
+    Raises:
+        Failed: a request was refused or not answered.
+    """
+    with tempfile.TemporaryDirectory(prefix="serving-bodies-") as folder:
+        arguments = [f"H:{name}={value}" for name, value in running.headers(model).items()]
+        for index, body in enumerate(model.bodies):
+            file = Path(folder, str(index))
+            file.write_bytes(running.body(model, body))
+            arguments.append(f"F:{file}")
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "60s", "-s", str(_SCRIPT)]
+        before = cpu_seconds(running.pid)
+        told = subprocess.run([*command, running.url, "--", *arguments], capture_output=True, text=True)
+        spent = cpu_seconds(running.pid) - before
+    last = told.stdout.strip().rpartition("\n")[2]
+    if told.returncode or not last.startswith("{"):
+        raise Failed(f"wrk: {(told.stderr or told.stdout).strip()}")
+    said = json.loads(last)
+    if said["refused"] or said["broken"] or not said["requests"]:
+        raise Failed(
+            f"{said['requests']} requests of {connections} connections, {said['refused']} refused, "
+            f"{said['broken']} not answered"
+        )
+    return Figures(
+        rate=said["requests"] / said["microseconds"] * 1e6,
+        p50=said["p50"] / 1e6,
+        p99=said["p99"] / 1e6,
+        cpu=spent / said["requests"] * 1000,
+    )
+
+
+def check(running: Running, model: Model, count: int = 4) -> None:
+    """Ask a server, and compare what it answers.
+
+    Raises:
+        Failed: an answer is not what it should be.
+        OSError: it does not listen.
+    """
+    parts = urlsplit(running.url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=120)
+    try:
+        for body, expected in list(zip(model.bodies, model.expected, strict=True))[:count]:
+            status, answer = _post(connection, parts.path, running.body(model, body), running.headers(model))
+            if status != 200:
+                raise Failed(f"{status} in place of an answer: {answer[:300].decode('utf-8', 'replace')}")
+            found = running.value(model, json.loads(answer))
+            if not model.same(found, expected):
+                raise Failed(f"a wrong answer: {str(found)[:200]} in place of {str(expected)[:200]}")
+    finally:
+        connection.close()
+
+
+def _post(
+    connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]
+) -> tuple[int, bytes]:
+    try:
+        connection.request("POST", path, body, dict(headers))
+        response = connection.getresponse()
+        return response.status, response.read()
+    except http.client.HTTPException as error:
+        raise OSError(str(error)) from error

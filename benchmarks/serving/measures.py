@@ -1,0 +1,202 @@
+"""The measurements: throughput and latency, memory, the times of starting and scaling."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from serving.load import Figures, check, fire
+from serving.models import BATCH, Model
+from serving.processes import memory
+from serving.sides import Failed, Running, Side
+from torchmar.archive import Archive
+
+_FLOOR = Path(__file__).with_name("floor.py")
+_START_SECONDS = 90.0
+
+
+@dataclass
+class Results:
+    """What was measured, each of several rounds; keys of sides first.
+
+    Attributes:
+        loads: figures by side, model and connections.
+        memories: bytes by side, model and number of workers.
+        times: seconds by side and what took them: ``start``, ``register``, ``scale``.
+        floor: requests a second of ResNet-18 without a server.
+        failures: what went wrong, for the reader.
+    """
+
+    loads: dict[tuple[str, str, int], list[Figures]] = field(default_factory=dict)
+    memories: dict[tuple[str, str, int], list[int]] = field(default_factory=dict)
+    times: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    floor: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def load(self, side: str, model: str, connections: int) -> Figures | None:
+        """Return the medians over all rounds; None where there are none."""
+        rounds = self.loads.get((side, model, connections))
+        if not rounds:
+            return None
+        return Figures(*(median(getattr(one, name) for one in rounds) for name in ("rate", "p50", "p99", "cpu")))
+
+    def spread(self, side: str, model: str, connections: int) -> float:
+        """Return how far the rates of the rounds lie apart, relative to their median."""
+        rates = [one.rate for one in self.loads[side, model, connections]]
+        return (max(rates) - min(rates)) / median(rates)
+
+    def bytes(self, side: str, model: str, workers: int) -> float | None:
+        """Return the median of the memory."""
+        rounds = self.memories.get((side, model, workers))
+        return median(rounds) if rounds else None
+
+    def seconds(self, side: str, what: str) -> float | None:
+        """Return the median of a time."""
+        rounds = self.times.get((side, what))
+        return median(rounds) if rounds else None
+
+
+class Measurement:
+    """The sides, measured in turn, round by round; a side that fails is noted and the others go on.
+
+    Args:
+        sides: whom to compare.
+        seconds: of load for each figure.
+        rounds: how often every side is started and measured anew.
+    """
+
+    def __init__(self, sides: Sequence[Side], seconds: float, rounds: int) -> None:
+        self.sides, self.seconds, self.rounds = sides, seconds, rounds
+        self.results = Results()
+
+    def load(self, model: Model, connections: Sequence[int], sides: Sequence[Side]) -> None:
+        """Measure throughput, latency and CPU by the number of connections."""
+        for side in self._rounds(sides, f"{model.name} under load"):
+            with self._noting(side, model.name), side.start(model) as running:
+                ready(running, model)
+                for count in connections:  # TorchScript and Java compile what is called often
+                    fire(running, model, count, self.seconds)
+                    check(running, model, len(model.bodies))
+                for count in connections:
+                    figures = fire(running, model, count, self.seconds)
+                    # Answered behind what wrk has left in the queue, which is not the next one's to wait for.
+                    check(running, model, len(model.bodies))
+                    self.results.loads.setdefault((side.key, model.name, count), []).append(figures)
+
+    def memory(self, model: Model) -> None:
+        """Measure the memory of one and of four workers that have all answered."""
+        for side in self._rounds(self._whole, f"memory of {model.name}"):
+            with self._noting(side, f"memory of {model.name}"):
+                if side.managed:
+                    with side.start(model) as running:
+                        assert running.management
+                        ready(running, model)
+                        for workers in (1, 4):
+                            running.management.scale(model.name, min_worker=workers)
+                            self._weigh(side, running, model, workers)
+                    continue
+                for workers in (1, 4):
+                    with side.start(model, workers=workers) as running:
+                        ready(running, model)
+                        self._weigh(side, running, model, workers)
+
+    def times(self, model: Model) -> None:
+        """Measure from start to the first answer, from registration to it, and from one worker to four."""
+        for side in self._rounds(self._whole, "times"):
+            with self._noting(side, "times"):
+                started = time.perf_counter()
+                with side.start(model) as running:
+                    ready(running, model)
+                    self._took(side, "start", started)
+                if not side.managed:
+                    continue
+                with side.start(model, empty=True) as running:
+                    assert running.management
+                    started = time.perf_counter()
+                    running.management.register(model.file, initial_workers=1)
+                    ready(running, model)
+                    self._took(side, "register", started)
+                    started = time.perf_counter()
+                    running.management.scale(model.name, min_worker=4)
+                    self._took(side, "scale", started)
+                    (version,) = running.management.describe(model.name)
+                    if version.ready != 4:
+                        raise Failed(f"{version.ready} workers are ready after scaling to 4")
+                    check(running, model)
+
+    def floor(self, model: Model) -> None:
+        """Measure the handler of images without a server."""
+        with tempfile.TemporaryDirectory(prefix="floor-") as home:
+            folder = Path(home, "archive")
+            with Archive(model.stores["ours"] / model.file) as opened:
+                opened.extract(folder)
+            files = []
+            for index, body in enumerate(model.bodies):
+                files.append(Path(home, f"{index}.jpg"))
+                files[-1].write_bytes(body)
+            command = [sys.executable, str(_FLOOR), str(folder), str(BATCH), str(self.seconds), *map(str, files)]
+            for number in range(self.rounds):
+                _tell(f"floor of {model.name}, round {number + 1} of {self.rounds}")
+                told = subprocess.run(command, capture_output=True, text=True)
+                if told.returncode:
+                    self.results.failures.append(f"the floor: {told.stderr.strip()}")
+                    return
+                self.results.floor.append(float(told.stdout.split()[-1]))
+
+    @property
+    def _whole(self) -> list[Side]:
+        return [side for side in self.sides if not side.only_load]
+
+    def _rounds(self, sides: Sequence[Side], what: str) -> Iterable[Side]:
+        for number in range(self.rounds):
+            for side in sides:
+                _tell(f"{what}, round {number + 1} of {self.rounds}: {side.title}")
+                yield side
+
+    @contextlib.contextmanager
+    def _noting(self, side: Side, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.results.failures.append(f"{side.title}, {what}: {error}")
+            _tell(f"  failed: {error}")
+
+    def _weigh(self, side: Side, running: Running, model: Model, workers: int) -> None:
+        with ThreadPoolExecutor(64) as clients:  # as many at once as four workers take: each has its turn
+            list(clients.map(lambda _: check(running, model, 1), range(128)))
+        self.results.memories.setdefault((side.key, model.name, workers), []).append(memory(running.pid))
+
+    def _took(self, side: Side, what: str, started: float) -> None:
+        self.results.times.setdefault((side.key, what), []).append(time.perf_counter() - started)
+
+
+def ready(running: Running, model: Model) -> None:
+    """Wait for the first right answer.
+
+    Raises:
+        Failed: the server ended, or does not answer in time.
+    """
+    deadline = time.perf_counter() + _START_SECONDS
+    while True:
+        try:
+            check(running, model, 1)
+        except (OSError, Failed) as error:
+            if problem := running.ended():
+                raise Failed(problem) from None
+            if time.perf_counter() > deadline:
+                raise Failed(f"no answer after {_START_SECONDS:.0f} s: {error}") from None
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,191 @@
+"""What was measured, as tables with the goals beside it and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from serving.measures import Results
+from serving.sides import Side
+from torchmar.cli.terminal import show_table, table
+
+_OURS, _SHIPPED, _BATCHES, _CEILING = "builtin", "torchserve", "torchserve-batches", "mosec"
+_BASES = ("of as shipped", "of batches")
+_WAYS = {"": _OURS, ", TorchServe's handler": "builtin-stock"}
+_TITLES = {"tiny": "A perceptron of 64 features", "resnet": "ResNet-18 on 640x480 JPEGs", "digits": "Explanations"}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Something to reach: ``found`` against ``wanted``, both as text."""
+
+    what: str
+    found: str
+    wanted: str
+    met: bool
+
+
+def show(results: Results, sides: Sequence[Side], models: Sequence[str], connections: Sequence[int]) -> None:
+    """Print all tables that there are figures for, then the goals, then what failed."""
+    for model in models:
+        for count in connections:
+            _show_load(results, sides, model, count)
+    _show_memory(results, sides)
+    _show_times(results, sides)
+    found = list(goals(results, connections))
+    if found:
+        rows = [(one.what, one.found, one.wanted, "yes" if one.met else "NO") for one in found]
+        _print("Goals", ("", "found", "wanted", "met"), rows)
+    for failure in results.failures:
+        print(f"\nfailed: {failure}")
+
+
+def goals(results: Results, connections: Sequence[int]) -> Iterator[Goal]:
+    """Yield the goals that can be told from what was measured."""
+    for way, key in _WAYS.items():
+        for count in connections:
+            ours, shipped, ceiling = (results.load(side, "tiny", count) for side in (key, _SHIPPED, _CEILING))
+            where = f"perceptron{way}, {_connections(count)}"
+            if ours and shipped:
+                yield _at_least(f"{where}: of TorchServe as shipped", ours.rate / shipped.rate, 6 if count == 1 else 10)
+            if ours and ceiling:
+                yield _at_least(f"{where}: of mosec", ours.rate / ceiling.rate, 1)
+    for count in connections:
+        ours, shipped = (results.load(side, "resnet", count) for side in (_OURS, _SHIPPED))
+        where = f"ResNet-18, {_connections(count)}"
+        if count == 1:
+            continue  # one connection fills no batch
+        if ours and shipped:
+            yield _at_least(f"{where}: of TorchServe as shipped", ours.rate / shipped.rate, 8)
+        if ours and results.floor:
+            share = ours.rate / median(results.floor)
+            yield Goal(f"{where}: of the handler alone", f"{share:.0%}", ">= 90%", share >= 0.9)
+    for model in ("resnet", "big"):
+        ours, shipped = (results.bytes(side, model, 4) for side in (_OURS, _SHIPPED))
+        if ours and shipped:
+            yield _at_most(f"memory of four workers ({_title(model)}): of TorchServe's", ours / shipped, 0.4)
+    ours, shipped = (results.seconds(side, "scale") for side in (_OURS, _SHIPPED))
+    if ours and shipped:
+        yield _at_most("time from one worker to four: of TorchServe's", ours / shipped, 0.1)
+
+
+def draw(results: Results, sides: Sequence[Side], file: Path) -> None:
+    """Write a PNG: a panel of bars for each thing that was measured, each with a scale of its own."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    panels = list(_panels(results, sides))
+    row, left, bar = 26, 260, 420
+    height = 40 + sum(len(values) * row + 44 for _, _, values in panels)
+    page = Image.new("RGB", (left + bar + 190, height), (255, 255, 255))
+    pen, font, bold = ImageDraw.Draw(page), ImageFont.load_default(15), ImageFont.load_default(18)
+    top = 20
+    for title, unit, values in panels:
+        pen.text((20, top), title, (32, 33, 36), bold)
+        top += 32
+        longest = max(value for _, value in values)
+        base = next((value for side, value in values if side.key == _SHIPPED), None)
+        for side, value in values:
+            width = max(2, round(bar * value / longest))
+            pen.text((left - 12, top + row / 2), side.title, (80, 83, 90), font, anchor="rm")
+            colour = (178, 24, 43) if side.key == _OURS else (67, 110, 160) if side.managed else (150, 153, 158)
+            pen.rectangle((left, top + 4, left + width, top + row - 4), fill=colour)
+            ratio = f"   {value / base:.2g} x" if base and side.key != _SHIPPED else ""
+            pen.text(
+                (left + width + 8, top + row / 2), f"{_number(value)}{unit}{ratio}", (32, 33, 36), font, anchor="lm"
+            )
+            top += row
+        top += 12
+    page.save(file)
+
+
+def _panels(results: Results, sides: Sequence[Side]) -> Iterator[tuple[str, str, list[tuple[Side, float]]]]:
+    """Yield title, unit and bars of what there are figures for."""
+    for model, count in (("tiny", 1), ("tiny", 16), ("tiny", 64), ("resnet", 16), ("digits", 8)):
+        found = [(side, figures.rate) for side in sides if (figures := results.load(side.key, model, count))]
+        if found:
+            yield f"{_title(model)}, {_connections(count)}: requests a second", "", found
+    for model in ("resnet", "big"):
+        weights = [(side, size / 1e6) for side in sides if (size := results.bytes(side.key, model, 4))]
+        if weights:
+            yield f"Memory of four workers: {_title(model)}", " MB", weights
+    for what, title in (("start", "From start to the first answer"), ("scale", "From one worker to four")):
+        times = [(side, seconds) for side in sides if (seconds := results.seconds(side.key, what))]
+        if times:
+            yield title, " s", times
+
+
+def _show_load(results: Results, sides: Sequence[Side], model: str, count: int) -> None:
+    bases = [results.load(key, model, count) for key in (_SHIPPED, _BATCHES)]
+    rows = []
+    for side in sides:
+        if figures := results.load(side.key, model, count):
+            latencies = (f"{figures.p50 * 1000:.2f}", f"{figures.p99 * 1000:.2f}")
+            ratios = _ratios(figures.rate, [base.rate if base else None for base in bases])
+            spread = f"{results.spread(side.key, model, count):.0%}"
+            rows.append((side.title, _number(figures.rate), spread, *ratios, *latencies, f"{figures.cpu:.2f}"))
+    if not rows:
+        return
+    if model == "resnet" and results.floor:
+        floor = median(results.floor)
+        ratios = _ratios(floor, [base.rate if base else None for base in bases])
+        rows.append(("torchmar's handler alone", _number(floor), "", *ratios, "", "", ""))
+    head = ("", "requests/s", "spread", *_BASES, "p50 ms", "p99 ms", "CPU s / 1000")
+    _print(f"{_title(model)}, {_connections(count)}", head, rows)
+
+
+def _show_memory(results: Results, sides: Sequence[Side]) -> None:
+    for model in dict.fromkeys(model for _, model, _ in results.memories):
+        bases = [results.bytes(key, model, 4) for key in (_SHIPPED, _BATCHES)]
+        rows = []
+        for side in sides:
+            one, four = (results.bytes(side.key, model, workers) for workers in (1, 4))
+            if one and four:
+                sizes = [f"{size / 1e6:.0f}" for size in (one, four, (four - one) / 3)]
+                rows.append((side.title, *sizes, *_ratios(four, bases)))
+        if rows:
+            head = ("", "one worker MB", "four MB", "each further MB", *(f"four, {base}" for base in _BASES))
+            _print(f"Memory of all processes, shared pages once: {_title(model)}", head, rows)
+
+
+def _ratios(value: float, bases: Sequence[float | None]) -> list[str]:
+    """Return a figure relative to those of TorchServe, as shipped and with batches."""
+    return [f"{value / base:.2f} x" if base else "" for base in bases]
+
+
+def _show_times(results: Results, sides: Sequence[Side]) -> None:
+    rows = []
+    for side in sides:
+        times = [results.seconds(side.key, what) for what in ("start", "register", "scale")]
+        if any(times):
+            rows.append((side.title, *(f"{seconds:.2f}" if seconds else "" for seconds in times)))
+    if rows:
+        head = ("", "start to first answer", "registration to it", "one to four workers")
+        _print("Times, seconds (the perceptron)", head, rows)
+
+
+def _title(model: str) -> str:
+    return _TITLES.get(model, "a large perceptron" if model == "big" else model)
+
+
+def _connections(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections"
+
+
+def _at_least(what: str, found: float, wanted: float) -> Goal:
+    return Goal(what, f"{found:.2f} x", f">= {wanted:g} x", found >= wanted)
+
+
+def _at_most(what: str, found: float, wanted: float) -> Goal:
+    return Goal(what, f"{found:.0%}", f"<= {wanted:.0%}", found <= wanted)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _print(title: str, head: Sequence[str], rows: Sequence[Any]) -> None:
+    print(f"\n{title}\n", flush=True)
+    show_table(table(head, rows, right=head[1:]))

@@ -1,0 +1,17 @@
+"""Ids of requests, as ``x-request-id`` and the logs have them."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import uuid
+from collections.abc import Iterator
+
+HEADER = "x-request-id"
+
+
+def request_ids() -> Iterator[str]:
+    """Yield ids in the form of random UUIDs, whose last part is counted: to draw each takes longer than all else."""
+    start = str(uuid.uuid4())[:24]
+    for number in itertools.count(secrets.randbits(40)):
+        yield f"{start}{number & 0xFFFFFFFFFFFF:012x}"

@@ -1,0 +1,122 @@
+"""Python objects with their tensors in memory that two processes share, and no third one reads.
+
+What is written there: the sizes of a pickle and of its buffers, then these, each on an address that is good
+for any type. Tensors and arrays are buffers: they are written as they lie in memory, and what reads them maps them.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import pickle
+import struct
+from io import BytesIO
+from typing import Any
+
+_ALIGNED = 64  # bytes
+_AT_ONCE = 512  # buffers; systems take 1024 in one call
+_here: Any = None
+
+
+def keep_here(value: Any) -> None:
+    """Leave ``value`` out of all that is written: who reads it has one of its own."""
+    global _here
+    _here = value
+
+
+def write(address: str, value: Any) -> None:
+    """Write an object to the memory at an address.
+
+    Raises:
+        OSError: there is no such memory, or not enough of it.
+        Exception: it cannot be pickled.
+    """
+    found: list[pickle.PickleBuffer] = []
+    stream = BytesIO()
+    _Pickler(stream, protocol=5, buffer_callback=found.append).dump(value)
+    contents = [stream.getbuffer(), *(buffer.raw() for buffer in found)]
+    head = struct.pack(f"<{1 + len(contents)}Q", len(contents), *map(len, contents))
+    pieces: list[Any] = []
+    place = 0
+    for piece in (head, *contents):
+        pieces += [piece, bytes(-len(piece) % _ALIGNED)]
+        place += len(piece) + len(pieces[-1])
+    with _Opened(address) as descriptor:
+        os.ftruncate(descriptor, place)
+        _write(descriptor, pieces)
+
+
+def read(address: str) -> Any:
+    """Return the object that was written to an address; its tensors are views of a private mapping.
+
+    Raises:
+        OSError: there is no such memory.
+    """
+    with _Opened(address) as descriptor:
+        mapped = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+    (count,) = struct.unpack_from("<Q", mapped)
+    sizes = struct.unpack_from(f"<{count}Q", mapped, 8)
+    place, contents = 8 * (1 + count), []
+    for size in sizes:
+        place += -place % _ALIGNED
+        contents.append(mapped[place : place + size])
+        place += size
+    return pickle.loads(contents[0], buffers=contents[1:])
+
+
+class _Opened:
+    """The memory at an address, ``PATH INODE``: a path may have come to name something else meanwhile."""
+
+    def __init__(self, address: str) -> None:
+        self._path, _, self._inode = address.rpartition(" ")
+
+    def __enter__(self) -> int:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        if os.fstat(self._descriptor).st_ino != int(self._inode):
+            os.close(self._descriptor)
+            raise FileNotFoundError(f"the memory at {self._path} is gone")
+        return self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def _write(descriptor: int, pieces: list[Any]) -> None:
+    views = [memoryview(piece) for piece in pieces if len(piece)]
+    while views:
+        written = os.writev(descriptor, views[:_AT_ONCE])
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if written:
+            views[0] = views[0][written:]
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if value is _here:
+            return _the_one_here, ()
+        return _reduced(value) if type(value).__name__ == "Tensor" else NotImplemented
+
+
+def _the_one_here() -> Any:
+    return _here
+
+
+def _reduced(value: Any) -> Any:
+    """Return how a plain tensor comes to be again, with its bytes as a buffer; of others torch knows it."""
+    import torch
+
+    plain = type(value) is torch.Tensor and value.layout == torch.strided and value.device.type == "cpu"
+    if not plain or value.requires_grad or value.is_quantized or value.is_complex() or value.is_neg():
+        return NotImplemented
+    content = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return _tensor, (pickle.PickleBuffer(content), value.dtype, tuple(value.shape))
+
+
+def _tensor(content: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+    import torch
+
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(content, dtype=dtype).reshape(shape)
