@@ -54,7 +54,7 @@ UNIX = Properties(None, {"inference_address": "unix:/run/inference.sock"})
 
 
 def test_a_unix_socket_moves_nowhere_and_who_wants_it_to_is_told() -> None:
-    with pytest.raises(EngineError, match="inference_address=unix:/run/inference.sock has no port") as caught:
+    with pytest.raises(EngineError, match=r"inference_address=unix:/run/inference\.sock has no port") as caught:
         addresses.move(UNIX, 9080)
     assert "--port" in caught.value.hint
     with pytest.raises(EngineError, match="has no host"):

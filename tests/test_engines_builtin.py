@@ -163,7 +163,7 @@ def test_it_serves_at_unix_sockets_alone(tmp_path: Path, digits: Path) -> None:
             assert "digits" in torchmar("models", *where, "--address", address, cwd=tmp_path).stdout
             assert f"unix:{folder}/inference" in torchmar("status", *where, cwd=tmp_path).stdout
             load = torchmar("top", "-i", "1", "--json", *where, cwd=tmp_path).stdout
-            assert json.loads(load)["models"][0]["model"] == "digits"
+            assert json.loads(load)["models"][0]["name"] == "digits"
             taken = ("serve", "--config", config, "--model-store", digits.parent, "--run-folder", "other")
             assert "somebody listens at" in torchmar(*taken, cwd=tmp_path, code=1).stderr
         until(lambda: " - /unix " in (tmp_path / "run" / "logs" / "access.log").read_text())

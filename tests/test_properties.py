@@ -52,7 +52,7 @@ def test_a_wrong_address_is_named_with_file_key_and_value(tmp_path: Path, line: 
 @pytest.mark.parametrize(("scheme", "ports"), [("http", [80, 8081, 8082]), ("https", [443, 8444, 8445])])
 def test_an_address_without_a_port_has_torchserves(scheme: str, ports: list[int]) -> None:
     keys = list(properties.PORTS)
-    read = properties.Properties(None, {key: f"{scheme}://[::1]" for key in keys})
+    read = properties.Properties(None, dict.fromkeys(keys, f"{scheme}://[::1]"))
     assert [address.port for address in read.addresses()[:3]] == ports
     assert [read.url(key) for key in keys] == [f"{scheme}://[::1]:{port}" for port in ports]
 

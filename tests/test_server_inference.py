@@ -21,6 +21,7 @@ from tests.test_cli_operating import until
 from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.torchserve import TorchServe
+from torchmar.rpc import GrpcInference
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -475,6 +476,8 @@ def test_it_says_how_it_is(make: Callable[..., Path], tmp_path: Path) -> None:
         def is_now(ping: int, word: str, ready: int) -> bool:
             health, readiness = side("GET", "/ping"), side("GET", "/v2/health/ready")
             assert readiness.document == {"ready": readiness.status == 200}
+            with GrpcInference(running.server) as over_grpc:
+                assert over_grpc.ping() == side("GET", "/ping").document["status"]
             return (health.status, health.document, readiness.status) == (ping, {"status": word}, ready)
 
         assert is_now(200, "Healthy", 200)

@@ -155,10 +155,9 @@ def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Pa
         server.load(archive)
         with InferenceClient(server.server) as client:
             answer = client.ask("m", Request(b"0", "text/plain"))
-        inference, management, metrics = server.properties.addresses()[:3]
-        assert (
-            requests.get(f"http://{inference.host}:{inference.port}/predictions/none?token=secret").status_code == 400
-        )
+        inference, _, metrics = server.properties.addresses()[:3]
+        url = f"http://{inference.host}:{inference.port}/predictions/none?token=secret"
+        assert requests.get(url).status_code == 400
         assert requests.get(f"http://{metrics.host}:{metrics.port}/metrics").ok
         token = json.loads((server.folder / "key_file.json").read_text())["inference"]["key"]
         head = f"POST /predictions/m HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
@@ -177,7 +176,7 @@ def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Pa
             return [line["status"] for line in lines() if line["path"] == path]
 
         until(lambda: statuses("/predictions/m") == [200, 499, 413])
-        (asked, gone, _) = [line for line in lines() if line["path"] == "/predictions/m"]
+        (asked, _gone, _) = [line for line in lines() if line["path"] == "/predictions/m"]
         assert asked["request_id"] == answer.headers["x-request-id"]
         assert (asked["method"], asked["client"].partition(":")[0]) == ("POST", "127.0.0.1")
         assert asked["milliseconds"] > 0

@@ -556,6 +556,24 @@ def test_without_tokens_nobody_needs_one_and_there_is_none_to_renew(
         assert open_to_all("GET", "/token?type=management", kind="") == theirs("GET", "/nope")
 
 
+def test_every_answer_is_counted_by_its_status(ours: Ours) -> None:
+    def counts() -> list[int]:
+        lines = dict(line.rsplit(" ", 1) for line in ours.soon(ours.metrics.text).splitlines() if line[0] != "#")
+        totals = [
+            sum(float(value) for key, value in lines.items() if key.startswith(f"Requests{group}XX")) for group in "245"
+        ]
+        return [int(one) for one in totals]
+
+    before = counts()
+    ours("GET", "/models")
+    ours("GET", "/models/nothing")
+    ours("GET", "/models", kind="inference")
+    ours("GET", "/nothing")
+    ours("POST", "/models?url=missing.mar")
+    ours("POST", "/models?url=broken-1.0.mar&initial_workers=1")
+    assert [now - then for now, then in zip(counts(), before, strict=True)] == [1, 4, 1]
+
+
 def test_the_api_is_described_to_all_with_the_paths_that_torchserve_describes(theirs: Engine, ours: Ours) -> None:
     for path in ("/", "/api-description"):
         method = "OPTIONS" if path == "/" else "GET"
