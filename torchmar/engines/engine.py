@@ -169,13 +169,15 @@ class Engine(ABC):
         Raises:
             EngineError: it ended by itself.
         """
-        told: set[tuple[str, str]] = set()
+        told: dict[tuple[str, str], str] = {}  # and with which traceback
         while (code := self._ended(_WATCH_SECONDS)) is None:
             if tell:
                 failed = self.failures()
-                for key in failed.keys() - told:
-                    tell(failed[key])
-                told = set(failed)
+                for key, failure in failed.items():
+                    # The first that is heard of it may be a death without a word; the reason comes later.
+                    if key not in told or (failure.traceback and not told[key]):
+                        tell(failure)
+                told = {key: failure.traceback or told.get(key, "") for key, failure in failed.items()}
         if code not in self.stopped:
             raise EngineError(f"{TITLES[self.name]} ended by itself with exit code {code}", log=self._log_tail())
 
