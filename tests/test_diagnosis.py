@@ -298,7 +298,7 @@ def test_the_doctor_looks_at_everything_and_is_content_with_a_new_project(
     write_config(tmp_path)
     make(store=tmp_path / "model_store")
     monkeypatch.chdir(tmp_path)
-    findings = list(diagnosis.examine(Path("config.properties"), None, Path(".torchmar")))
+    findings = list(diagnosis.examine(Path("config.properties"), None, Path(".torchmar"), engine="torchserve"))
     topics = {finding.topic for finding in findings}
     assert topics == {"java", "python", "gpus", "config", "ports", "exposure", "memory", "disk", "store", "server"}
     assert not told(findings, "error")

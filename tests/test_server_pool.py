@@ -213,6 +213,20 @@ def test_a_request_that_wants_more_memory_than_a_worker_may_have_fails_alone(
     assert house.run(ask(one, [2 << 30, 1 << 20])) == [507, before]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count so")
+def test_a_limit_below_what_every_worker_has_is_told(house: House, pool: Callable[..., Pool]) -> None:
+    one = pool(memory_limit=1 << 20, up=False)
+    assert "torchmar_worker_memory=1MiB: a worker has" in one.failure
+
+
+def test_workers_that_end_as_soon_as_they_are_up_are_a_failure_and_come_later_each_time(
+    house: House, pool: Callable[..., Pool]
+) -> None:
+    one = pool("import os\nos.register_at_fork(after_in_child=lambda: os._exit(7))\n" + OBEDIENT, workers=0)
+    house.run(one.scale(1, 1))
+    house.run(until(lambda: "3 times in a row" in one.failure))
+
+
 def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(house: House, pool: Callable[..., Pool]) -> None:
     one = pool(queue_size=2)
 

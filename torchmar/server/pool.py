@@ -34,6 +34,8 @@ State = Literal["READY", "LOADING", "UNLOADING"]
 _BACK_OFF = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)  # seconds, as TorchServe waits
 _SWEEP = 0.1  # seconds between looks at deadlines
 _DIED = "Worker died."
+_TOO_OFTEN = 3  # deaths in a row, without an answer in between
+_DIES = "a worker ended {} times in a row before it answered; the log of the workers has what it said"
 _ids = itertools.count(9000)  # TorchServe calls its workers by their ports
 
 
@@ -273,6 +275,8 @@ class Pool:
 
     async def _start(self, worker: _Worker) -> None:
         """Bring a worker up; try again, later each time, until it loads or it is no use."""
+        if worker.deaths:  # a fork that dies as soon as it is up must not be made again without end
+            await asyncio.sleep(_BACK_OFF[min(worker.deaths - 1, len(_BACK_OFF) - 1)])
         begun = time.monotonic()
         for attempt in itertools.count():
             worker.state = "LOADING" if not attempt else "UNLOADING"
@@ -293,8 +297,8 @@ class Pool:
             else:
                 seconds = time.monotonic() - tried
                 self._tell.loaded(self.options.name, self.options.version, worker.id, seconds)
-                worker.failed = False
-                self.failure = ""
+                worker.failed = worker.deaths >= _TOO_OFTEN
+                self.failure = _DIES.format(worker.deaths) if worker.failed else ""
                 self._share_cores()
                 self._changed.set()
                 return
@@ -423,6 +427,7 @@ class _Worker(asyncio.Protocol):
         self.leaving = self.failed = self.gone = False
         self.jobs: list[Job] = []
         self.since = 0.0
+        self.deaths = 0  # in a row, without an answer in between
         self.cradle: Cradle | None = None
         self.task: asyncio.Task[None] | None = None
         self._pool = pool
@@ -540,6 +545,7 @@ class _Worker(asyncio.Protocol):
         jobs, self.jobs = self.jobs, []
         refusal, self._refusal = self._refusal, None
         self.state, self.gone = "UNLOADING", True
+        self.deaths += 1
         if not self.leaving:
             self.say("Backend worker process died.")
         if refusal is None and len(jobs) > 1:
@@ -561,6 +567,7 @@ class _Worker(asyncio.Protocol):
                 job.done(Reply(status, bodies, content_type, headers, more=True, message=message))
             return
         jobs, self.jobs = self.jobs, []
+        self.deaths = 0
         pool, options = self._pool, self._pool.options
         since = self.since
         pool.free(self)  # the next batch first: the worker need not wait until these are told

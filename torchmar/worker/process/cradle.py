@@ -36,10 +36,9 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
     measured = Measured()
     before = _descriptors()
     threads = _Threads()
-    if limit := job.get("memory_limit"):
-        # Of data, not of addresses: what is mapped and never touched, as libraries are, does not count.
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
+        if limit := job.get("memory_limit"):
+            _limit_memory(limit)
         measured.install()
         with threads.watched(hold=job["share"]):
             service = loading.load(job)
@@ -53,6 +52,36 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
     why = _not_shareable(before) if job["share"] else "it was not asked to be"
     told.send({"loaded": True, "shareable": not why, "why": why})
     _Cradle(told, service, measured, threads.wanted, halves).run()
+
+
+def _limit_memory(limit: int) -> None:
+    """Let this process, and its forks, have so many bytes of data.
+
+    Not of addresses: libraries that are mapped would count, and CUDA would not start.
+
+    Raises:
+        MemoryError: it has as much already, and would end without a word.
+    """
+    # The limit counts private memory that can be written to, as VmData does.
+    has = sum(int(line.split()[1]) << 10 for line in _status() if line.startswith("VmData:"))
+    if has + _LEAST_MEMORY > limit:
+        needed = (has + _LEAST_MEMORY >> 20) + 1
+        raise MemoryError(
+            f"torchmar_worker_memory={limit >> 20}MiB: a worker has {has >> 20} MiB before it loads its model; "
+            f"set {needed}MiB at the least"
+        )
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _status() -> list[str]:
+    try:
+        with open("/proc/self/status", encoding="utf-8") as stream:
+            return stream.readlines()
+    except OSError:
+        return []
+
+
+_LEAST_MEMORY = 64 << 20  # bytes, to do anything with
 
 
 class _Cradle:
