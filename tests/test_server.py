@@ -191,5 +191,5 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
     assert before
     (files, children), memory = before
     assert state[0] <= files + 8
-    assert state[1] <= children
+    assert state[1] <= children + 2  # a cradle or a worker may be on its way
     assert psutil.Process(pid(server)).memory_info().rss < memory + (50 << 20)
