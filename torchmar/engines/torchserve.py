@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 from pathlib import Path
 
@@ -55,3 +56,8 @@ class TorchServe(Engine):
             # Snapshots of an earlier run would win over this configuration.
             "-ncs",
         ]
+
+    def _environment(self, temporary: Path) -> dict[str, str]:
+        # An archive whose runtime is python3 gets the first python3 of the path, which has to have torch.
+        path = os.pathsep.join((str(Path(self._python).parent), os.environ.get("PATH", os.defpath)))
+        return {**super()._environment(temporary), "PATH": path}
