@@ -14,7 +14,7 @@ from torchmar.server.http import Request
 from torchmar.server.identities import HEADER, request_ids
 from torchmar.server.jobs import Input, Job, Reply
 from torchmar.server.metrics import Metrics
-from torchmar.server.refusal import Refusal, error_body
+from torchmar.server.refusal import Refusal
 from torchmar.server.registry import Registry, Version
 from torchmar.server.settings import Settings
 from torchmar.server.tokens import Tokens
@@ -175,7 +175,7 @@ class Inference:
                 # The odd quotation mark is TorchServe's.
                 named = refusal.message.replace(f'"{name}"', f'"{name}" Version {asked.version}"', 1)
                 refusal = Refusal(refusal.status, refusal.type, named)
-            answer.take(Reply(refusal.status, refusal.body, _JSON, message=refusal.message))
+            answer.take(Reply.of(refusal))
 
     def _inputs(self, request: Request, asked: _Asked) -> list[Input]:
         inputs = bodies.inputs(request.body, request.header("content-type"))
@@ -269,7 +269,7 @@ class _Answer:
         message = f"The answer has {size} bytes, more than max_response_size={self._most} allows."
         about = {"model": found.name, "version": found.version, "request_id": self._id}
         logs.SERVER.warning("%s %s, request %s: %s", found.name, found.version, self._id, message, extra=about)
-        return Reply(500, error_body(500, "InternalServerException", message), _JSON, more=reply.more, message=message)
+        return Reply.of(Refusal(500, "InternalServerException", message), more=reply.more)
 
 
 def _asked(segments: list[str]) -> _Asked | None:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from torchmar.server.refusal import Refusal
+
 
 class Input(NamedTuple):
     """One part of a request: ``body``, ``data``, or the name of a form's field."""
@@ -33,6 +35,11 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = {}
     more: bool = False
     message: str = ""
+
+    @classmethod
+    def of(cls, refusal: Refusal, *, more: bool = False) -> Reply:
+        """Return what a server answers that refuses a request."""
+        return cls(refusal.status, refusal.body, "application/json", more=more, message=refusal.message)
 
 
 class Job:
@@ -67,3 +74,16 @@ class Job:
         self.cancelled = self.alone = False
         self.kind = "explain" if headers.get("explain") == "True" else "describe" if "describe" in headers else ""
         self.since = time.monotonic()
+
+    def over(self, now: float) -> bool:
+        """Tell whether it is not to be run any more; a client that has waited too long is told so."""
+        if self.deadline is not None and self.deadline < now:
+            message = "the request has waited longer than its client does"
+            self.refuse(Refusal(503, "ServiceUnavailableException", message))
+            return True
+        return self.cancelled
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer its client, if there is one still, that it is not run."""
+        if not self.cancelled:
+            self.done(Reply.of(refusal))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,11 @@ class Machine:
                 yield str(index), "GPUMemoryUsed", memory.used / _MEGABYTE
                 yield str(index), "GPUMemoryUtilization", 100 * memory.used / memory.total
                 yield str(index), "GPUUtilization", float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _nvml() -> Any:

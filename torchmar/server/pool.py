@@ -25,15 +25,18 @@ import psutil
 from torchmar.errors import WorkerError
 from torchmar.server import logs
 from torchmar.server.jobs import Job, Reply
+from torchmar.server.machine import cores
 from torchmar.server.processes import Cradle, LoadFailed, Nursery
-from torchmar.server.refusal import Refusal, error_body
+from torchmar.server.refusal import Refusal
 from torchmar.worker.process import frames
 
 State = Literal["READY", "LOADING", "UNLOADING"]
 
 _BACK_OFF = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)  # seconds, as TorchServe waits
 _SWEEP = 0.1  # seconds between looks at deadlines
+_SMALL = 1 << 16  # bytes
 _DIED = "Worker died."
+_ENDED = "Backend worker process died."
 _TOO_OFTEN = 3  # deaths in a row, without an answer in between
 _DIES = "a worker ended {} times in a row before it answered; the log of the workers has what it said"
 _ids = itertools.count(9000)  # TorchServe calls its workers by their ports
@@ -151,15 +154,9 @@ class Pool:
         Raises:
             Refusal: 503; there is no worker, or the queue is full.
         """
-        if not self.min_workers or self._closed:
-            raise Refusal(503, "ServiceUnavailableException", self._no_workers())
-        if len(self._queue) >= self.options.queue_size or (self.options.job_tickets and not self._idle):
-            raise Refusal(503, "ServiceUnavailableException", self._no_workers())
+        self._admit(len(self._queue))
         self._queue.append(job)
-        if self._idle and not self._scheduled:
-            # At the end of this turn of the loop: what comes with it shares a batch, and nobody waits.
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+        self._schedule()
 
     async def scale(self, min_workers: int, max_workers: int) -> bool:
         """Start workers until there are ``min_workers``, end those beyond ``max_workers``; tell whether they answer.
@@ -171,7 +168,7 @@ class Pool:
         while len(self._staying()) > (self.max_workers if min_workers else 0):
             idle = [worker for worker in self._staying() if not worker.jobs]
             (idle or self._staying())[-1].leave()
-        self._forget_gone()
+        self._workers = [worker for worker in self._workers if not worker.given_up]
         started = [self._add() for _ in range(min_workers - len(self._staying()))]
         if not min_workers:
             await self._until(lambda: not self._workers)
@@ -195,11 +192,23 @@ class Pool:
         self._sweeper.cancel()
         self._refuse_all()
         for worker in list(self._workers):
-            worker.end(Refusal(503, "ServiceUnavailableException", self._no_workers()))
+            worker.end(self._unavailable())
         self._drop_cradle()
         self._changed.set()
 
     # The queue.
+
+    def _admit(self, pending: int) -> None:
+        """Refuse a request that nobody will answer, or before which there are ``pending`` already."""
+        full = pending >= self.options.queue_size or (self.options.job_tickets and not self._idle)
+        if full or not self.min_workers or self._closed:
+            raise self._unavailable()
+
+    def _schedule(self) -> None:
+        """Hand out what waits at the end of this turn of the loop: what comes with it shares a batch, nobody waits."""
+        if self._idle and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._scheduled = False
@@ -217,10 +226,7 @@ class Pool:
         now = time.monotonic()
         while queue and len(batch) < size:
             job = queue.popleft()
-            if job.cancelled:
-                continue
-            if job.deadline is not None and job.deadline < now:
-                self._too_late(job)
+            if job.over(now):
                 continue
             if not batch:
                 kind = job.kind
@@ -233,26 +239,17 @@ class Pool:
         queue.extendleft(reversed(others))
         return batch
 
-    def _too_late(self, job: Job) -> None:
-        message = "the request has waited longer than its client does"
-        job.done(_error(503, "ServiceUnavailableException", message))
-
     def _refuse_all(self) -> None:
         while self._queue:
-            job = self._queue.popleft()
-            if not job.cancelled:
-                job.done(_error(503, "ServiceUnavailableException", self._no_workers()))
+            self._queue.popleft().refuse(self._unavailable())
 
     def _sweep(self) -> None:
         """Answer who has waited too long, end workers that do not answer."""
         now = time.monotonic()
-        if any((job.deadline is not None and job.deadline < now) or job.cancelled for job in self._queue):
-            for job in list(self._queue):
-                if job.cancelled:
-                    self._queue.remove(job)
-                elif job.deadline is not None and job.deadline < now:
-                    self._queue.remove(job)
-                    self._too_late(job)
+        if self._queue:
+            waiting = [job for job in self._queue if not job.over(now)]
+            if len(waiting) < len(self._queue):
+                self._queue = deque(waiting)
         for worker in self._workers:
             if worker.jobs and now - worker.since > self.options.response_timeout:
                 seconds = f"{self.options.response_timeout:g} s"
@@ -287,7 +284,7 @@ class Pool:
                 self.failure = str(error).rstrip()
                 worker.failed = True
                 self._changed.set()
-                worker.say("Backend worker process died.")
+                worker.say(_ENDED)
                 for line in self.failure.splitlines():
                     worker.say(line)
                 if time.monotonic() - begun > self.options.retry_seconds:
@@ -368,9 +365,6 @@ class Pool:
             worker.task = self._loop.create_task(self._start(worker))
         self._changed.set()
 
-    def _forget_gone(self) -> None:
-        self._workers = [worker for worker in self._workers if not worker.gone]
-
     def _drop_cradle(self) -> None:
         if self._cradle:
             self._cradle.close()
@@ -378,9 +372,8 @@ class Pool:
 
     def _share_cores(self) -> None:
         """Have the workers together use no more threads than there are cores."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         for worker in self._workers:
-            worker.limit_threads(max(1, cores // max(1, self.min_workers)))
+            worker.limit_threads(max(1, cores() // max(1, self.min_workers)))
 
     def free(self, worker: _Worker) -> None:
         """Give a worker that has come up or answered what waits next, or let it go."""
@@ -398,22 +391,21 @@ class Pool:
         for job in jobs:
             job.alone = True
         self._queue.extendleft(reversed(jobs))
-        if self._idle and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+        self._schedule()
 
     async def _until(self, true: Any) -> None:
         while not true():
             self._changed.clear()
             await self._changed.wait()
 
-    def _no_workers(self) -> str:
+    def _unavailable(self) -> Refusal:
         # As for a request that names no version; who knows better says so.
-        return (
+        message = (
             f'Model "{self.options.name}" has no worker to serve inference request. '
             "Please use scale workers API to add workers. If this is a sequence inference, please check if it is "
             "closed, or expired; or exceeds maxSequenceJobQueueSize"
         )
+        return Refusal(503, "ServiceUnavailableException", message)
 
 
 class _Worker(asyncio.Protocol):
@@ -424,7 +416,7 @@ class _Worker(asyncio.Protocol):
         self.gpu = gpu
         self.state: State = "LOADING"
         self.started = time.time()
-        self.leaving = self.failed = self.gone = False
+        self.leaving = self.failed = False
         self.jobs: list[Job] = []
         self.since = 0.0
         self.deaths = 0  # in a row, without an answer in between
@@ -435,11 +427,17 @@ class _Worker(asyncio.Protocol):
         self._threads = 0
         self._transport: asyncio.Transport | None = None
         self._data = bytearray()
+        self._wanted = 0  # bytes, before there is a whole frame of it
         self._refusal: Refusal | None = None
 
     @property
     def stage(self) -> str:
         return self._pool.options.stage
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it is down and nobody tries to bring it up."""
+        return self.state != "READY" and self.task is not None and self.task.done()
 
     @property
     def title(self) -> str:
@@ -458,8 +456,8 @@ class _Worker(asyncio.Protocol):
 
     async def connect(self, connection: socket.socket, pid: int) -> None:
         connection.setblocking(False)
-        self._pid, self.state, self.gone = pid, "READY", False
-        self._data.clear()
+        self._pid, self.state = pid, "READY"
+        self._data = bytearray()
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self, sock=connection)
 
@@ -507,7 +505,6 @@ class _Worker(asyncio.Protocol):
         if self._transport:
             self._transport.abort()
         else:
-            self.gone = True
             self._pool.lost(self, again=False)
 
     # The connection.
@@ -519,23 +516,22 @@ class _Worker(asyncio.Protocol):
         self._pool.free(self)
 
     def data_received(self, data: bytes) -> None:
-        held = self._data
-        if held:
-            held += data
-            data = held  # type: ignore[assignment]
-        place = 0
-        view = memoryview(data)
+        if self._data:
+            self._data += data
+            if len(self._data) < self._wanted:
+                return
+            data = self._data  # type: ignore[assignment]
+        view, place, self._wanted = memoryview(data), 0, frames.HEAD.size
         while len(view) - place >= frames.HEAD.size:
             kind, text, bodies = frames.HEAD.unpack_from(view, place)
             start = place + frames.HEAD.size
             end = start + text + bodies
             if len(view) < end:
+                self._wanted = end - place
                 break
-            self._take(kind, frames.loads(view[start : start + text]), bytes(view[start + text : end]))
+            self._take(kind, frames.loads(view[start : start + text]), view[start + text : end])
             place = end
-        left = bytes(view[place:])
-        view.release()
-        self._data = bytearray(left)
+        self._data = bytearray(view[place:])
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -544,27 +540,24 @@ class _Worker(asyncio.Protocol):
             self.cradle = None
         jobs, self.jobs = self.jobs, []
         refusal, self._refusal = self._refusal, None
-        self.state, self.gone = "UNLOADING", True
+        self.state = "UNLOADING"
         self.deaths += 1
         if not self.leaving:
-            self.say("Backend worker process died.")
+            self.say(_ENDED)
         if refusal is None and len(jobs) > 1:
             # One of them has ended the worker, or kept it too long; the others need not suffer for it.
             self._pool.again([job for job in jobs if not job.cancelled])
             jobs = []
-        elif refusal is None:
-            refusal = Refusal(500, "InternalServerException", _DIED)
         for job in jobs:
-            if not job.cancelled and refusal:
-                job.done(Reply(refusal.status, refusal.body, "application/json", message=refusal.message))
+            job.refuse(refusal or Refusal(500, "InternalServerException", _DIED))
         self._pool.lost(self, again=not self.leaving)
 
-    def _take(self, kind: int, document: Any, bodies: bytes) -> None:
+    def _take(self, kind: int, document: Any, bodies: memoryview) -> None:
         if kind == frames.PART:
             index, status, content_type, headers, _, message = document
             job = self.jobs[index]
             if not job.cancelled:
-                job.done(Reply(status, bodies, content_type, headers, more=True, message=message))
+                job.done(Reply(status, bytes(bodies), content_type, headers, more=True, message=message))
             return
         jobs, self.jobs = self.jobs, []
         self.deaths = 0
@@ -574,17 +567,11 @@ class _Worker(asyncio.Protocol):
         start = 0
         for job, (status, content_type, headers, size, message) in zip(jobs, document["answers"], strict=True):
             if not job.cancelled:
-                job.done(Reply(status, bodies[start : start + size], content_type, headers, False, message))
+                body = bytes(bodies[start : start + size])
+                job.done(Reply(status, body, content_type, headers, False, message))
             start += size
         pool._tell.batch(
             options.name, options.version, len(jobs), [since - job.since for job in jobs], document["seconds"]
         )
         if updates := document.get("metrics"):
             pool._tell.custom(options.name, options.version, updates)
-
-
-_SMALL = 1 << 16  # bytes
-
-
-def _error(status: int, type: str, message: str) -> Reply:
-    return Reply(status, error_body(status, type, message), "application/json", message=message)

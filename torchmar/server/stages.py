@@ -16,9 +16,9 @@ from dataclasses import replace
 from functools import partial
 
 from torchmar.server.jobs import Input, Job, Reply
+from torchmar.server.machine import cores
 from torchmar.server.pool import Pool, PoolOptions, Tell, WorkerInfo, _Worker
 from torchmar.server.processes import Nursery
-from torchmar.server.refusal import Refusal
 from torchmar.worker.process.stages import INFERENCE, NAME, PREPROCESS
 
 _AHEAD = 2  # batches for each worker that has the model: what is prepared takes memory, what waits before it little
@@ -81,9 +81,7 @@ class StagedPool(Pool):
         if job.kind:
             super().submit(job)
             return
-        full = self.pending >= self.options.queue_size or (self.options.job_tickets and not self._idle)
-        if full or not self.min_workers or self._closed:
-            raise Refusal(503, "ServiceUnavailableException", self._no_workers())
+        self._admit(self.pending)
         memory = _Memory()
         inputs = [*job.inputs, Input(NAME, "", memory.address)]
         self._before.submit(_Half(job, job.headers, inputs, partial(self._prepared, job, memory)))
@@ -120,9 +118,7 @@ class StagedPool(Pool):
         # Its headers are in the memory already.
         done = partial(self._answered, job, memory)
         self._queue.append(_Half(job, {}, [Input(NAME, "", memory.address)], done))
-        if self._idle and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+        self._schedule()
 
     @staticmethod
     def _answered(job: Job, memory: _Memory, reply: Reply) -> None:
@@ -141,9 +137,9 @@ class StagedPool(Pool):
 
     def _share_cores(self) -> None:
         """Leave the workers of the first stage a core each."""
-        cores = _cores() - self.options.preprocess_workers
+        left = cores() - self.options.preprocess_workers
         for worker in self._workers:
-            worker.limit_threads(max(1, cores // max(1, self.min_workers)))
+            worker.limit_threads(max(1, left // max(1, self.min_workers)))
 
 
 class _Before(Pool):
@@ -155,9 +151,8 @@ class _Before(Pool):
 
     def go_on(self) -> None:
         """Look again whether there is room."""
-        if self._idle and self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+        if self._queue:
+            self._schedule()
 
     def _batch(self) -> list[Job]:
         return super()._batch() if self._model.has_room() else []
@@ -223,7 +218,3 @@ class _Quiet:
 
     def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float) -> None:
         pass
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,12 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .frames import loads
-
-try:
-    import orjson
-except ImportError:
-    orjson = None  # type: ignore[assignment]
+from .frames import loads, orjson
 
 log = logging.getLogger("ts.service")
 UNSUPPORTED = "Unsupported model output data type."
@@ -44,14 +39,13 @@ class Answering:
     def __init__(self, service: Any, connection: Any, *, isolate: bool) -> None:
         from ts.context import RequestProcessor
 
-        self._service, self._context = service, service.context
+        self._context = service.context
         self._handle = service._entry_point
         self._processor = RequestProcessor
         self._parts, self._isolate = connection, isolate
         # Set for a handler that has answered a batch with a list of another length.
         self._alone = False
-        told = os.environ.get("TS_DECODE_INPUT_REQUEST")
-        self._decodes = told is None or told == "true"
+        self._decodes = os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
 
     def answer(self, batch: list[Any], bodies: memoryview) -> tuple[list[Answer], float]:
         """Return an answer for each request of a BATCH frame, and the handler's seconds."""

@@ -16,8 +16,9 @@ from typing import Any
 dumps: Callable[[Any], bytes]
 loads: Callable[[Any], Any]
 try:
-    import orjson
+    import orjson as orjson
 except ImportError:  # it is in the server's extra; a worker does without
+    orjson = None  # type: ignore[assignment]
 
     def dumps(value: Any) -> bytes:
         """Return a document as JSON."""
