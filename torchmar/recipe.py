@@ -8,9 +8,7 @@ to the folder that the recipe lies in.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -18,8 +16,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from torchmar import strict_yaml
 from torchmar.errors import Problem, RecipeError
 from torchmar.manifest import NAME_PATTERN
+from torchmar.strict_yaml import Document, unknown
 
 FILE_NAME = "archive.yaml"
 CARRIED_PACKAGE = "torchmar_handlers"
@@ -193,13 +193,7 @@ def read(path: Path) -> tuple[Recipe, Path]:
         RecipeError: the file is missing, is no YAML or breaks the schema.
     """
     file = path / FILE_NAME if path.is_dir() else path
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        hint = f"a recipe is a file called {FILE_NAME}, or the folder that holds one"
-        raise RecipeError([Problem(str(file), 1, "", "does not exist", hint)]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem(str(file), 1, "", f"cannot be read: {error}")]) from None
+    text = strict_yaml.read(file, f"a recipe is a file called {FILE_NAME}, or the folder that holds one")
     return parse(text, str(file), file.parent), file.parent
 
 
@@ -219,32 +213,15 @@ def parse(text: str, file: str = FILE_NAME, folder: Path | None = None) -> Recip
     Raises:
         RecipeError: with every problem that was found.
     """
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError([Problem(file, mark.line + 1 if mark else 1, "", f"not YAML: {what}")]) from None
-    except (ValueError, RecursionError) as error:
-        # A date that is none (2026-13-45), or a document nested without end.
-        raise RecipeError([Problem(file, 1, "", f"not YAML: {error}")]) from None
-    problems = [
-        Problem(file, line, place, "this key is given twice; YAML keeps only the last")
-        for place, line in _repeated_keys(root)
-    ]
+    document = strict_yaml.parse(text, file, "a recipe is a mapping of keys, such as name: and handler:")
+    problems = document.repeated()
     recipe = None
     try:
-        if not isinstance(data, dict):
-            raise RecipeError([Problem(file, 1, "", "a recipe is a mapping of keys, such as name: and handler:")])
-        recipe = Recipe.model_validate(data)
+        recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
-        problems += [_problem(dict(detail), file, root) for detail in error.errors()]
-    if folder and isinstance(data, dict):
-        problems += [
-            Problem(file, _find(root, list(location))[0], ".".join(map(str, location)), message, hint)
-            for location, message, hint in _missing(recipe or _sound_part(data), folder)
-        ]
+        problems += [_problem(dict(detail), document) for detail in error.errors()]
+    if folder:
+        problems += [document.problem(*missing) for missing in _missing(recipe or _sound_part(document.data), folder)]
     if problems or recipe is None:
         raise RecipeError(problems)
     return recipe
@@ -315,15 +292,15 @@ def carried_folder() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _problem(detail: dict[str, Any], file: str, root: yaml.Node | None) -> Problem:
+def _problem(detail: dict[str, Any], document: Document) -> Problem:
     # Pydantic names the part of a mapping and the arm of a union too, which no reader knows.
     location = [part for part in detail["loc"] if part not in ("[key]", "keys")]
-    line, node = _find(root, location)
+    line, node = document.find(location)
     message, hint = str(detail["msg"]).removeprefix("Value error, "), ""
     if detail["type"] == "extra_forbidden":
-        message = _unknown(str(location.pop()), Sample if "samples" in location else Recipe)
+        message = unknown(str(location.pop()), Sample if "samples" in location else Recipe)
     elif location[:1] == ["config"] and len(location) == 2 and location[1] not in ServerConfig.model_fields:
-        message = _unknown(str(location.pop()), ServerConfig)
+        message = unknown(str(location.pop()), ServerConfig)
         hint = "options of the handler go into a section, such as handler:"
     elif detail["type"] == "missing":
         message = "this key is required"
@@ -335,65 +312,13 @@ def _problem(detail: dict[str, Any], file: str, root: yaml.Node | None) -> Probl
         message = f'write the version in quotes: "{node.value}"'
     elif detail["type"] != "value_error":
         message = f"{detail['input']!r}: {message[:1].lower()}{message[1:]}"
-    return Problem(file, line, ".".join(map(str, location)), message, hint)
+    return Problem(document.file, line, ".".join(map(str, location)), message, hint)
 
 
 def config_problems(error: ValidationError) -> list[str]:
     """Return what is wrong with a server configuration that stands in no recipe, each in a line."""
     details = ({**detail, "loc": ("config", *detail["loc"])} for detail in error.errors())
-    problems = (_problem(detail, "", None) for detail in details)
+    problems = (_problem(detail, Document("", {}, None)) for detail in details)
     return [
         f"{problem.place.removeprefix('config').lstrip('.')}: {problem.message}".lstrip(": ") for problem in problems
     ]
-
-
-def meant(key: str, model: type[BaseModel]) -> str:
-    """Return the key of ``model`` that was probably meant by ``key``; empty when none is close."""
-    names = [field.alias or name for name, field in model.model_fields.items()]
-    # Keys are compared without case and underscores: batch_size is meant as batchSize.
-    plain = {re.sub("[^a-z]", "", name.lower()): name for name in names}
-    close = difflib.get_close_matches(re.sub("[^a-z]", "", key.lower()), plain, n=1, cutoff=0.75)
-    return plain[close[0]] if close else ""
-
-
-def lines_of_keys(text: str) -> dict[str, int]:
-    """Return the line of every key at the top of a YAML mapping."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    found = root.value if isinstance(root, yaml.MappingNode) else []
-    return {str(key.value): key.start_mark.line + 1 for key, _ in found}
-
-
-def _unknown(key: str, model: type[BaseModel]) -> str:
-    close = meant(key, model)
-    return f"no key is called {key!r}" + (f"; did you mean {close!r}?" if close else "")
-
-
-def _find(node: yaml.Node | None, location: list[Any]) -> tuple[int, yaml.Node | None]:
-    """Return the line and the node at ``location``, or those of the nearest place above it."""
-    line = 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == str(part)]
-            if not found:
-                break
-            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line, node
-
-
-def _repeated_keys(node: yaml.Node | None, place: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            here = f"{place}.{key.value}".lstrip(".")
-            if key.value in seen:
-                yield here, key.start_mark.line + 1
-            seen.add(str(key.value))
-            yield from _repeated_keys(value, here)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _repeated_keys(value, f"{place}.{index}".lstrip("."))

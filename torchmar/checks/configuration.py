@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from torchmar.checks.finding import Code, Content, Finding
-from torchmar.recipe import ServerConfig, are_stages, lines_of_keys, meant
+from torchmar.recipe import ServerConfig, are_stages
+from torchmar.strict_yaml import lines_of_keys, meant
 
 _MAX = 1 << 20  # bytes
 _PACKAGES = (".whl", ".zip", ".tar.gz")  # what pip takes for a file, though it has no slash

@@ -64,9 +64,7 @@ class Register:
 
 
 @dataclass(frozen=True)
-class Grow:
-    """Start more workers of a version, or allow for more."""
-
+class _Resize:
     model: str
     version: str
     before: int
@@ -77,6 +75,14 @@ class Grow:
     def text(self) -> str:
         """What is done, without the verb."""
         return f"{self.model} {self.version}, {self.before} to {workers(self.min_workers)}"
+
+
+class Grow(_Resize):
+    """Start more workers of a version, or allow for more."""
+
+
+class Shrink(_Resize):
+    """Take workers from a version that has been drained."""
 
 
 @dataclass(frozen=True)
@@ -139,22 +145,6 @@ class Drain:
         names = ", ".join(f"{one.model} {one.version}" for one in self.versions[:3])
         more = f" and {len(self.versions) - 3} more" if len(self.versions) > 3 else ""
         return f"{names}{more}, {max(one.seconds for one in self.versions)} s"
-
-
-@dataclass(frozen=True)
-class Shrink:
-    """Take workers from a version that has been drained."""
-
-    model: str
-    version: str
-    before: int
-    min_workers: int
-    max_workers: int
-
-    @property
-    def text(self) -> str:
-        """What is done, without the verb."""
-        return f"{self.model} {self.version}, {self.before} to {workers(self.min_workers)}"
 
 
 @dataclass(frozen=True)

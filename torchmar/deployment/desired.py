@@ -13,11 +13,12 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from torchmar import recipe
+from torchmar import strict_yaml
 from torchmar.deployment import gpus, versions
 from torchmar.errors import Problem, RecipeError, TorchmarError
 from torchmar.manifest import NAME_PATTERN
 from torchmar.recipe import VERSION_PATTERN, Count, Positive
+from torchmar.strict_yaml import Document, unknown
 
 FILE_NAME = "deployment.yaml"
 
@@ -170,14 +171,7 @@ def read(file: Path) -> Deployment:
     Raises:
         RecipeError: the file is missing, is no YAML or breaks the schema.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        hint = f"torchmar capture > {FILE_NAME} writes down what a server has"
-        raise RecipeError([Problem(str(file), 1, "", "does not exist", hint)]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem(str(file), 1, "", f"cannot be read: {error}")]) from None
-    return parse(text, str(file))
+    return parse(strict_yaml.read(file, f"torchmar capture > {FILE_NAME} writes down what a server has"), str(file))
 
 
 def parse(text: str, file: str = FILE_NAME) -> Deployment:
@@ -186,26 +180,13 @@ def parse(text: str, file: str = FILE_NAME) -> Deployment:
     Raises:
         RecipeError: with every problem that was found.
     """
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError([Problem(file, mark.line + 1 if mark else 1, "", f"not YAML: {what}")]) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RecipeError([Problem(file, 1, "", f"not YAML: {error}")]) from None
-    if not isinstance(data, dict):
-        raise RecipeError([Problem(file, 1, "", "a deployment is a mapping of keys, such as models:")])
-    problems = [
-        Problem(file, line, place, "this key is given twice; YAML keeps only the last")
-        for place, line in recipe._repeated_keys(root)
-    ]
+    document = strict_yaml.parse(text, file, "a deployment is a mapping of keys, such as models:")
+    problems = document.repeated()
     deployment = None
     try:
-        deployment = Deployment.model_validate(data)
+        deployment = Deployment.model_validate(document.data)
     except ValidationError as error:
-        problems += _problems(error, file, root)
+        problems += _problems(error, document)
     if problems or deployment is None:
         raise RecipeError(problems)
     return deployment
@@ -216,26 +197,25 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Deployment.model_json_schema()}
 
 
-def _problems(error: ValidationError, file: str, root: yaml.Node | None) -> Iterator[Problem]:
+def _problems(error: ValidationError, document: Document) -> Iterator[Problem]:
     told: set[tuple[int, str]] = set()
     for detail in error.errors():
-        problem = _problem(dict(detail), file, root)
+        problem = _problem(dict(detail), document)
         # A key that is no text is told once, not once for each of its two faults.
         if (problem.line, problem.message) not in told:
             told.add((problem.line, problem.message))
             yield problem
 
 
-def _problem(detail: dict[str, Any], file: str, root: yaml.Node | None) -> Problem:
+def _problem(detail: dict[str, Any], document: Document) -> Problem:
     is_key = "[key]" in detail["loc"]
     location = [part for part in detail["loc"] if part != "[key]"]
-    line, node = recipe._find(root, location)
+    line, node = document.find(location)
     written = node.value if isinstance(node, yaml.ScalarNode) else str(location[-1] if location else "")
     message, hint = str(detail["msg"]).removeprefix("Value error, "), ""
     if detail["type"] == "extra_forbidden":
         key = str(location.pop())
-        close = recipe.meant(key, _model(location))
-        message = f"no key is called {key!r}" + (f"; did you mean {close!r}?" if close else "")
+        message = unknown(key, _model(location))
     elif detail["type"] == "missing":
         message = "this key is required"
     elif detail["type"] == "string_type" and (is_key or location[-1:] == ["default"]):
@@ -248,7 +228,7 @@ def _problem(detail: dict[str, Any], file: str, root: yaml.Node | None) -> Probl
         message = "give it content" if detail["type"] == "too_short" else "this is a mapping of keys"
     elif detail["type"] != "value_error":
         message = f"{detail['input']!r}: {message[:1].lower()}{message[1:]}"
-    return Problem(file, line, ".".join(map(str, location)), message, hint)
+    return Problem(document.file, line, ".".join(map(str, location)), message, hint)
 
 
 def _model(location: list[Any]) -> type[BaseModel]:

@@ -1,0 +1,128 @@
+"""YAML files that people write, read so that every problem of one is told at once, each with its line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from torchmar.errors import Problem, RecipeError
+
+
+@dataclass(frozen=True)
+class Document:
+    """A mapping that YAML has, and where in its file each part stands.
+
+    Attributes:
+        file: what error messages call it.
+        data: the mapping.
+        root: the same as YAML's nodes, which know their lines.
+    """
+
+    file: str
+    data: dict[str, Any]
+    root: yaml.Node | None
+
+    def find(self, location: Sequence[str | int]) -> tuple[int, yaml.Node | None]:
+        """Return the line and the node at ``location``, or those of the nearest place above it."""
+        line, node = 1, self.root
+        for part in location:
+            if isinstance(node, yaml.MappingNode):
+                found = [(key, value) for key, value in node.value if key.value == str(part)]
+                if not found:
+                    break
+                line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                node = node.value[part]
+                line = node.start_mark.line + 1
+            else:
+                break
+        return line, node
+
+    def problem(self, location: Sequence[str | int], message: str, hint: str = "") -> Problem:
+        """Return what is wrong at a place."""
+        return Problem(self.file, self.find(location)[0], ".".join(map(str, location)), message, hint)
+
+    def repeated(self) -> list[Problem]:
+        """Return a problem for every key that a mapping has twice."""
+        return [
+            Problem(self.file, line, place, "this key is given twice; YAML keeps only the last")
+            for place, line in _repeated_keys(self.root)
+        ]
+
+
+def read(file: Path, missing: str) -> str:
+    """Return the text of a file; ``missing`` is the hint for who has none.
+
+    Raises:
+        RecipeError: it is missing or cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError([Problem(str(file), 1, "", "does not exist", missing)]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([Problem(str(file), 1, "", f"cannot be read: {error}")]) from None
+
+
+def parse(text: str, file: str, otherwise: str) -> Document:
+    """Return the mapping in ``text``; ``otherwise`` says what is wrong with a file that is none.
+
+    Raises:
+        RecipeError: it is no YAML, or no mapping.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError([Problem(file, mark.line + 1 if mark else 1, "", f"not YAML: {what}")]) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        # A date that is none (2026-13-45), a list as a key, or a document nested without end.
+        raise RecipeError([Problem(file, 1, "", f"not YAML: {error}")]) from None
+    if not isinstance(data, dict):
+        raise RecipeError([Problem(file, 1, "", otherwise)])
+    return Document(file, data, root)
+
+
+def lines_of_keys(text: str) -> dict[str, int]:
+    """Return the line of every key at the top of a mapping."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    found = root.value if isinstance(root, yaml.MappingNode) else []
+    return {str(key.value): key.start_mark.line + 1 for key, _ in found}
+
+
+def meant(key: str, model: type[BaseModel]) -> str:
+    """Return the key of ``model`` that was probably meant by ``key``; empty when none is close."""
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    # Keys are compared without case and underscores: batch_size is meant as batchSize.
+    plain = {re.sub("[^a-z]", "", name.lower()): name for name in names}
+    close = difflib.get_close_matches(re.sub("[^a-z]", "", key.lower()), plain, n=1, cutoff=0.75)
+    return plain[close[0]] if close else ""
+
+
+def unknown(key: str, model: type[BaseModel]) -> str:
+    """Return what to say of a key that ``model`` does not have."""
+    close = meant(key, model)
+    return f"no key is called {key!r}" + (f"; did you mean {close!r}?" if close else "")
+
+
+def _repeated_keys(node: yaml.Node | None, place: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            here = f"{place}.{key.value}".lstrip(".")
+            if key.value in seen:
+                yield here, key.start_mark.line + 1
+            seen.add(str(key.value))
+            yield from _repeated_keys(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _repeated_keys(value, f"{place}.{index}".lstrip("."))
