@@ -177,6 +177,7 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
             metrics_config=str(settings.metrics_config or ""),
             limit_max_image_pixels=settings.limit_max_image_pixels,
             memory_limit=0 if gpus else settings.worker_memory,
+            poll=settings.worker_poll,
             preprocess_workers=preprocess,
         ),
         runtime,

@@ -64,6 +64,7 @@ class PoolOptions:
 
     Attributes:
         memory_limit: bytes that a worker may have; 0: no limit.
+        poll: microseconds that a worker stays awake for the next batch.
         preprocess_workers: workers of their own that the steps before the model have; 0: none, see `stages`.
         stage: what the workers do of a request; empty: all of it.
     """
@@ -85,6 +86,7 @@ class PoolOptions:
     limit_max_image_pixels: bool = True
     job_tickets: bool = False
     memory_limit: int = 0
+    poll: int = 0
     preprocess_workers: int = 0
     stage: str = ""
 
@@ -344,6 +346,7 @@ class Pool:
             "metrics_config": options.metrics_config,
             "limit_max_image_pixels": options.limit_max_image_pixels,
             "memory_limit": options.memory_limit,
+            "poll": options.poll / 1e6,
             "stage": options.stage,
             "share": share,
         }

@@ -96,6 +96,7 @@ class Settings:
         check_archives: ``torchmar_check_archives``; whether archives are checked before anything of them runs.
         max_download_size: ``torchmar_max_download_size``; bytes of an archive that is fetched.
         worker_memory: ``torchmar_worker_memory``; bytes that a worker on a CPU may have; 0: no limit.
+        worker_poll: ``torchmar_worker_poll_us``; microseconds that a worker stays awake for the next batch.
         log_format: ``torchmar_log_format``; how lines of logs are laid out.
         access_log: ``torchmar_access_log``; whether there is a line for each request.
     """
@@ -140,6 +141,7 @@ class Settings:
     check_archives: bool = True
     max_download_size: int = 20 << 30
     worker_memory: int = 0
+    worker_poll: int = 300
     log_format: Layout = "text"
     access_log: bool = False
 
@@ -571,6 +573,7 @@ _HONOURED: Mapping[str, _Key] = {
     "torchmar_log_format": _Key("log_format", _layout, "json"),
     "torchmar_max_download_size": _Key("max_download_size", _number(1), "21474836480"),
     "torchmar_worker_memory": _Key("worker_memory", _size, "4GiB"),
+    "torchmar_worker_poll_us": _Key("worker_poll", _number(0), "0"),
     "ts_open_inference_protocol": _Key("ts_open_inference_protocol", _flag, "true"),
     "use_env_allowed_urls": _Key("", _flag, "true"),
 }

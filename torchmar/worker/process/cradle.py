@@ -51,7 +51,7 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
         os._exit(1)
     why = _not_shareable(before) if job["share"] else "it was not asked to be"
     told.send({"loaded": True, "shareable": not why, "why": why})
-    _Cradle(told, service, measured, threads.wanted, halves).run()
+    _Cradle(told, service, measured, threads.wanted, halves, job.get("poll", 0.0)).run()
 
 
 def _limit_memory(limit: int) -> None:
@@ -92,9 +92,10 @@ class _Cradle:
         measured: Measured,
         threads: int | None,
         halves: stages.Halves | None,
+        poll: float,
     ) -> None:
         self._told, self._service, self._measured, self._threads = told, service, measured, threads
-        self._halves = halves
+        self._halves, self._poll = halves, poll
 
     def run(self) -> None:
         # Objects that are there now are never garbage of a worker: without looking at them it shares their pages.
@@ -127,7 +128,8 @@ class _Cradle:
         try:
             if self._halves:
                 stages.become(self._service, stage, self._halves)
-            serving.serve(self._service, socket.socket(fileno=descriptor), self._measured, self._threads, isolate=True)
+            connection = socket.socket(fileno=descriptor)
+            serving.serve(self._service, connection, self._measured, self._threads, isolate=True, poll=self._poll)
         except BaseException as error:
             sys.stdout.write(loading.own_traceback(error))
             status = 1

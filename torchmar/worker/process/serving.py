@@ -19,6 +19,7 @@ def serve(
     threads: int | None = None,
     *,
     isolate: bool = False,
+    poll: float = 0.0,
 ) -> None:
     """Answer batches until the other side closes the connection.
 
@@ -28,12 +29,13 @@ def serve(
         measured: where metrics of handlers come, installed already.
         threads: that the handler has asked of torch while it loaded; None: it has not.
         isolate: whether a batch that fails is asked again, each request alone; TorchServe does not.
+        poll: seconds to stay awake for the next batch; see `frames.Receiver`.
     """
 
     def part(document: Any, bodies: list[Any]) -> None:
         frames.send(connection, frames.encode(frames.PART, document, bodies))
 
-    receiver = frames.Receiver(connection)
+    receiver = frames.Receiver(connection, poll)
     used = Threads(threads)
     answering = Answering(service, Parts(part), isolate=isolate)
     while True:

@@ -1,0 +1,68 @@
+"""torchmar.worker.process.frames carries documents and bodies whole, awake or asleep."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from torchmar.worker.process import frames
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.mark.parametrize("poll", [0.0, 0.01])
+def test_frames_come_as_they_were_sent(pair: Pair, poll: float) -> None:
+    ours, theirs = pair
+    large = bytes(range(256)) * 4096
+    sent = [([1, "two"], [b"three", b""]), ([], [large]), ({}, []), (list(range(1000)), [b"x"] * 1000)]
+
+    def send() -> None:
+        for number, (document, bodies) in enumerate(sent):
+            time.sleep(0.001 * number)
+            frames.send(theirs, frames.encode(frames.BATCH, document, bodies))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    receiver = frames.Receiver(ours, poll)
+    for document, bodies in sent:
+        kind, said, content = receiver.receive()
+        assert (kind, said, bytes(content)) == (frames.BATCH, document, b"".join(bodies))
+    sender.join()
+
+
+@pytest.mark.parametrize("poll", [0.0, 10.0])
+def test_who_waits_is_told_that_nobody_sends_any_more(pair: Pair, poll: float) -> None:
+    ours, theirs = pair
+    receiver = frames.Receiver(ours, poll)
+    frames.send(theirs, frames.encode(frames.THREADS, 2))
+    assert receiver.receive()[:2] == (frames.THREADS, 2)
+    closing = threading.Timer(0.05, theirs.shutdown, [socket.SHUT_RDWR])
+    closing.start()
+    with pytest.raises(frames.Gone):
+        receiver.receive()
+    closing.join()
+
+
+def test_who_waits_in_vain_sleeps(pair: Pair) -> None:
+    ours, theirs = pair
+    receiver = frames.Receiver(ours, 0.05)
+    frames.send(theirs, frames.encode(frames.THREADS, 1))
+    receiver.receive()
+    later = threading.Timer(1.0, frames.send, [theirs, frames.encode(frames.THREADS, 2)])
+    later.start()
+    before = time.thread_time()
+    assert receiver.receive()[1] == 2
+    # Of the second that it waited it was awake for no more than the moment that it may be.
+    assert time.thread_time() - before < 0.5
+    later.join()
