@@ -54,6 +54,18 @@ def test_who_waits_is_told_that_nobody_sends_any_more(pair: Pair, poll: float) -
     closing.join()
 
 
+def test_who_has_nothing_to_do_for_a_second_is_told_once(pair: Pair) -> None:
+    ours, theirs = pair
+    told: list[float] = []
+    receiver = frames.Receiver(ours, 0.001, lambda: told.append(time.monotonic()))
+    for pause, times in ((0.0, 0), (2.5, 1), (0.1, 1), (1.2, 2)):
+        later = threading.Timer(pause, frames.send, [theirs, frames.encode(frames.THREADS, 1)])
+        later.start()
+        receiver.receive()
+        assert len(told) == times
+        later.join()
+
+
 def test_who_waits_in_vain_sleeps(pair: Pair) -> None:
     ours, theirs = pair
     receiver = frames.Receiver(ours, 0.05)

@@ -21,6 +21,7 @@ from torchmar.archive import Archive
 
 _FLOOR = Path(__file__).with_name("floor.py")
 _START_SECONDS = 90.0
+_REST_SECONDS = 3.0
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Measurement:
                     self.results.loads.setdefault((side.key, model.name, count), []).append(figures)
 
     def memory(self, model: Model) -> None:
-        """Measure the memory of one and of four workers that have all answered."""
+        """Measure the memory of one and of four workers that have all answered, and rest."""
         for side in self._rounds(self._whole, f"memory of {model.name}"):
             with self._noting(side, f"memory of {model.name}"):
                 if side.managed:
@@ -109,7 +110,7 @@ class Measurement:
                         self._weigh(side, running, model, workers)
 
     def times(self, model: Model) -> None:
-        """Measure from start to the first answer, from registration to it, and from one worker to four."""
+        """Measure from start to the first answer, from registration to it, twice, and from one worker to four."""
         for side in self._rounds(self._whole, "times"):
             with self._noting(side, "times"):
                 started = time.perf_counter()
@@ -124,6 +125,11 @@ class Measurement:
                     running.management.register(model.file, initial_workers=1)
                     ready(running, model)
                     self._took(side, "register", started)
+                    running.management.unregister(model.name)
+                    started = time.perf_counter()
+                    running.management.register(model.file, initial_workers=1)
+                    ready(running, model)
+                    self._took(side, "again", started)
                     started = time.perf_counter()
                     running.management.scale(model.name, min_worker=4)
                     self._took(side, "scale", started)
@@ -172,6 +178,7 @@ class Measurement:
     def _weigh(self, side: Side, running: Running, model: Model, workers: int) -> None:
         with ThreadPoolExecutor(64) as clients:  # as many at once as four workers take: each has its turn
             list(clients.map(lambda _: check(running, model, 1), range(128)))
+        time.sleep(_REST_SECONDS)
         self.results.memories.setdefault((side.key, model.name, workers), []).append(memory(running.pid))
 
     def _took(self, side: Side, what: str, started: float) -> None:

@@ -147,7 +147,7 @@ def _show_memory(results: Results, sides: Sequence[Side]) -> None:
                 rows.append((side.title, *sizes, *_ratios(four, bases)))
         if rows:
             head = ("", "one worker MB", "four MB", "each further MB", *(f"four, {base}" for base in _BASES))
-            _print(f"Memory of all processes, shared pages once: {_title(model)}", head, rows)
+            _print(f"Memory of all processes at rest after load, shared pages once: {_title(model)}", head, rows)
 
 
 def _ratios(value: float, bases: Sequence[float | None]) -> list[str]:
@@ -158,11 +158,11 @@ def _ratios(value: float, bases: Sequence[float | None]) -> list[str]:
 def _show_times(results: Results, sides: Sequence[Side]) -> None:
     rows = []
     for side in sides:
-        times = [results.seconds(side.key, what) for what in ("start", "register", "scale")]
+        times = [results.seconds(side.key, what) for what in ("start", "register", "again", "scale")]
         if any(times):
             rows.append((side.title, *(f"{seconds:.2f}" if seconds else "" for seconds in times)))
     if rows:
-        head = ("", "start to first answer", "registration to it", "one to four workers")
+        head = ("", "start to first answer", "registration to it", "the next", "one to four workers")
         _print("Times, seconds (the perceptron)", head, rows)
 
 

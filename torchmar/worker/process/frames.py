@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import struct
 import time
@@ -60,10 +61,13 @@ class Receiver:
         connection: to read from.
         poll: seconds to stay awake for the next frame, where the one before it came within them. To fall asleep
             and be woken takes longer than what a small model computes. 0: sleep at once.
+        idle: called when nothing has come for a second, once until something does.
     """
 
-    def __init__(self, connection: socket.socket, poll: float = 0.0) -> None:
-        self._connection, self._poll = connection, poll
+    def __init__(self, connection: socket.socket, poll: float = 0.0, idle: Callable[[], object] | None = None) -> None:
+        self._connection, self._poll, self._idle = connection, poll, idle
+        self._readable = select.poll()
+        self._readable.register(connection, select.POLLIN)
         self._awake = False
         self._left = b""
 
@@ -98,6 +102,8 @@ class Receiver:
         begun = time.monotonic()
         data = self._soon(size, begun) if self._awake else None
         if data is None:
+            if self._idle and not self._readable.poll(_IDLE):
+                self._idle()
             data = self._connection.recv(size)
         self._awake = time.monotonic() - begun < self._poll
         if not data:
@@ -134,4 +140,5 @@ def send(connection: socket.socket, buffers: list[Any]) -> None:
 
 
 _WANTED = 50e-6  # seconds that a core is away for, which is then better left to others
+_IDLE = 1000  # milliseconds
 _AT_ONCE = 512  # buffers; systems take 1024 in one call
