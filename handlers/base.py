@@ -135,9 +135,11 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
 
     def preprocess(self, inputs: Sequence[Any]) -> Any:
         """Stack decoded inputs (tensors or arrays of one shape) to a batch on the model's device."""
-        tensors = [torch.as_tensor(one) for one in inputs]
         if self.device.type != "cuda":
-            return torch.stack(tensors).to(self.device)
+            if isinstance(inputs[0], np.ndarray):
+                return torch.from_numpy(np.stack(inputs)).to(self.device)
+            return torch.stack([torch.as_tensor(one) for one in inputs]).to(self.device)
+        tensors = [torch.as_tensor(one) for one in inputs]
         # Pinned memory is copied without the driver's own staging copy, and while the CPU goes on.
         shape = (len(tensors), *tensors[0].shape)
         batch = torch.empty(shape, dtype=tensors[0].dtype, pin_memory=True)

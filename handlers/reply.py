@@ -41,8 +41,9 @@ class Reply:
     @classmethod
     def json(cls, answer: Any) -> Reply:
         """Return an answer as compact JSON, NumPy's arrays and numbers as lists and numbers."""
-        text = json.dumps(answer, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
-        return cls(text.encode(), JSON)
+        # A whole array at once: for each number that JSON has no word for, it would be asked what it is.
+        plain = answer.tolist() if isinstance(answer, np.ndarray) else answer
+        return cls(_ENCODER.encode(plain).encode(), JSON)
 
     @classmethod
     def npy(cls, array: np.ndarray) -> Reply:
@@ -71,3 +72,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"an answer has a {type(value).__name__}, which JSON cannot say")
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)

@@ -124,8 +124,9 @@ class TensorHandler(BaseHandler):
         outputs = {
             name: _numpy(value, name, len(requests)) for name, value in self._named(self.inference(given)).items()
         }
+        finite = all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in outputs.values())
         return [
-            self._answer({name: array[index, ...] for name, array in outputs.items()}, request)
+            self._answer({name: array[index, ...] for name, array in outputs.items()}, request, finite)
             for index, request in enumerate(requests)
         ]
 
@@ -163,8 +164,10 @@ class TensorHandler(BaseHandler):
             raise ValueError(f"the model returns {len(values)} outputs, and {len(names)} are named: {', '.join(names)}")
         return dict(zip(names, values, strict=True))
 
-    def _answer(self, arrays: dict[str, np.ndarray], request: Request) -> Any:
+    def _answer(self, arrays: dict[str, np.ndarray], request: Request, finite: bool) -> Any:
         answer: dict[str, Any] = dict(arrays)
+        if finite:
+            return next(iter(answer.values())) if len(answer) == 1 else answer
         in_npy = len(arrays) == 1 and (isinstance(request.payload, np.ndarray) or request.accepts(npy.CONTENT_TYPE))
         for name, array in arrays.items():
             if in_npy or array.dtype.kind != "f" or np.isfinite(array).all():
@@ -316,10 +319,13 @@ def _cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
         if low < limits.min or high > limits.max:
             beyond = low if low < limits.min else high
             raise BadRequest(f"{what} has {beyond}, which {dtype} does not hold ({limits.min} to {limits.max})")
-    with np.errstate(over="ignore"):
+    if dtype.kind == "f" and array.dtype != dtype:
+        with np.errstate(over="ignore"):
+            cast = np.ascontiguousarray(array, dtype)
+        if np.isinf(cast).any() and not np.isinf(array).any():
+            raise BadRequest(f"{what} has {float(array[np.isinf(cast)].ravel()[0]):g}, which {dtype} does not hold")
+    else:
         cast = np.ascontiguousarray(array, dtype)
-    if dtype.kind == "f" and array.dtype != dtype and not np.isinf(array).any() and np.isinf(cast).any():
-        raise BadRequest(f"{what} has {float(array[np.isinf(cast)].ravel()[0]):g}, which {dtype} does not hold")
     # A view of a request's bytes is read-only, which torch does not know.
     return (cast if cast.flags.writeable else cast.copy()).reshape(array.shape)
 
