@@ -164,7 +164,7 @@ def test_a_file_that_is_called_otherwise_than_torchserve_reads_it_is_told(
     if form == "zip":
         pack(members, tmp_path / name)
     else:
-        pack_tgz(members, tmp_path / name, "digits" if form == "tgz" else ".")
+        pack_tgz(members, tmp_path / name, "digits" if form == "tgz" else "outer/digits")
     assert [finding.code for finding in checks.check(tmp_path / name)] == [Code.MAR101]
 
 

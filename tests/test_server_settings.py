@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import certify
 from tests.conftest import ROOT, write_config
 from torchmar.diagnosis import keys
 from torchmar.engines.torchserve import TorchServe
@@ -284,15 +285,9 @@ def test_cors_is_on_with_an_origin(store: Path) -> None:
     assert found == Cors("*", "GET, PUT", "")
 
 
-def make_key(folder: Path) -> None:
-    names = ("-keyout", folder / "key.pem", "-out", folder / "cert.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", *map(str, names)]
-    subprocess.run(command, check=True, capture_output=True)
-
-
 def test_https_has_a_key_and_its_certificate(store: Path) -> None:
-    make_key(store)
-    text = f"inference_address=https://127.0.0.1\nprivate_key_file={store}/key.pem\ncertificate_file={store}/cert.pem"
+    certify(store)
+    text = f"inference_address=https://127.0.0.1\nprivate_key_file={store}/key.pem\ncertificate_file={store}/certificate.pem"
     found = read(store, text)
     assert found.inference == Address("127.0.0.1", 443, tls=True)
     context = found.tls()
@@ -301,14 +296,14 @@ def test_https_has_a_key_and_its_certificate(store: Path) -> None:
 
 
 def test_a_key_that_cannot_be_used_is_told_without_a_prompt(store: Path) -> None:
-    make_key(store)
+    certify(store)
     subprocess.run(
         ["openssl", "rsa", "-aes256", "-passout", "pass:x", "-in", store / "key.pem", "-out", store / "locked.pem"],
         check=True,
         capture_output=True,
     )
-    for name in ("cert.pem", "locked.pem"):
-        found = Settings(model_store=store, private_key_file=store / name, certificate_file=store / "cert.pem")
+    for name in ("certificate.pem", "locked.pem"):
+        found = Settings(model_store=store, private_key_file=store / name, certificate_file=store / "certificate.pem")
         with pytest.raises(PropertiesError, match="not a key without password and its certificate"):
             found.tls()
 

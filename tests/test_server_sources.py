@@ -59,7 +59,7 @@ class Bench:
         return refused.value
 
     def written(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir())
+        return sorted(path.name for path in self.folder.glob("*"))
 
 
 @pytest.fixture
@@ -229,7 +229,9 @@ def test_every_form_of_an_archive_is_served(bench: Bench, make: Make) -> None:
         archive.extract(bench.store / "unpacked")
     with tarfile.open(bench.store / "packed.tar.gz", "w:gz") as packed:
         packed.add(bench.store / "unpacked", "made")
-    digests = {bench.fetch(name).key for name in (path.name, "packed.tar.gz")}
+    with tarfile.open(bench.store / "dotted.tar.gz", "w:gz") as packed:  # tar czf dotted.tar.gz .
+        packed.add(bench.store / "unpacked", ".")
+    digests = {bench.fetch(name).key for name in (path.name, "packed.tar.gz", "dotted.tar.gz")}
     assert len(digests) == 1
 
 

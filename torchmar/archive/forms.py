@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -218,7 +219,8 @@ class FolderForm:
 class TarForm:
     """A ``.tar.gz``, unpacked to a temporary folder: a gzip stream cannot be read but from its start.
 
-    torch-model-archiver puts everything below a folder with the model's name; that is left out here.
+    torch-model-archiver puts everything below a folder with the model's name, and TorchServe cuts off the
+    outermost folder of every name, be it ``.``; that is left out here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -253,13 +255,15 @@ class TarForm:
                 if info.isfile() and (content := archive.extractfile(info)):
                     with file.open("wb") as stream:
                         shutil.copyfileobj(content, stream, _CHUNK)
-                found.append((info.name.removeprefix("./"), info, file))
-        tops = {name.partition("/")[0] for name, _, _ in found}
-        top = f"{tops.pop()}/" if len(tops) == 1 else ""
-        if not top or not any(name == f"{top}MAR-INF/MANIFEST.json" for name, _, _ in found):
-            top, self.name = "", "tar.gz without a folder around it"
+                found.append((info.name, info, file))
+        top = _outermost(name for name, _, _ in found)
+        if not top:
+            # TorchServe would find no manifest; what is in it can be told all the same.
+            self.name = "tar.gz without one folder around it"
+            found = [(name.removeprefix("./"), info, file) for name, info, file in found if name != "."]
+            top = _outermost(name for name, _, _ in found)
         for name, info, file in found:
-            if name.rstrip("/") == top.rstrip("/"):
+            if name == top.rstrip("/"):
                 continue
             kind: EntryKind = "file" if info.isfile() else "folder" if info.isdir() else "special"
             if info.issym() or info.islnk():
@@ -275,6 +279,14 @@ class TarForm:
     def close(self) -> None:
         """Remove the temporary folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _outermost(names: Iterable[str]) -> str:
+    """Return the folder, ``model/``, that all names begin with and that has the manifest; empty: none."""
+    found = set(names)
+    tops = {name.partition("/")[0] for name in found}
+    top = f"{tops.pop()}/" if len(tops) == 1 else ""
+    return top if f"{top}MAR-INF/MANIFEST.json" in found else ""
 
 
 def _kind(mode: int) -> EntryKind:

@@ -90,7 +90,7 @@ class Archive:
 
     @property
     def form(self) -> str:
-        """``zip``, ``tar.gz``, ``tar.gz without a folder around it`` or ``folder``."""
+        """``zip``, ``tar.gz``, ``tar.gz without one folder around it`` or ``folder``."""
         return self._form.name
 
     @property

@@ -26,6 +26,9 @@ def check(archive: Archive) -> Iterator[Finding]:
     """Yield what is wrong; reads every byte of the archive once."""
     if cause := _misnamed(archive):
         yield Finding(Code.MAR101, "", cause, "TorchServe goes by the name: *.mar is a zip, any other file a .tar.gz")
+    elif archive.form not in ("zip", "tar.gz", "folder"):
+        cause = "its members do not lie in one folder, the outermost, which TorchServe cuts off"
+        yield Finding(Code.MAR101, "", cause, "tar czf NAME.tar.gz NAME, where NAME is the folder that has MAR-INF")
     for flaw in archive.flaws:
         code, remedy = _CODES[flaw.kind]
         yield Finding(code, flaw.member[:200], flaw.what, remedy)
@@ -38,13 +41,11 @@ def check(archive: Archive) -> Iterator[Finding]:
 def _misnamed(archive: Archive) -> str:
     """Return why TorchServe, which goes by the name, would not unpack the file; empty if it would."""
     name = archive.path.name
-    if archive.form == "folder":
-        return ""
-    if archive.form == "zip":
-        return "" if name.endswith(".mar") else f"it is a zip, and is called {name}"
-    if name.endswith(".mar"):
+    if archive.form == "zip" and not name.endswith(".mar"):
+        return f"it is a zip, and is called {name}"
+    if archive.form.startswith("tar.gz") and name.endswith(".mar"):
         return f"it is a tar.gz, and is called {name}"
-    return "" if archive.form == "tar.gz" else "its members lie in no folder, and TorchServe cuts off the outermost one"
+    return ""
 
 
 def _content(archive: Archive) -> Iterator[Finding]:

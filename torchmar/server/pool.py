@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import signal
 import socket
@@ -255,7 +256,7 @@ class Pool:
         for worker in self._workers:
             if worker.jobs and now - worker.since > self.options.response_timeout:
                 seconds = f"{self.options.response_timeout:g} s"
-                logs.SERVER.warning("%s did not answer within %s and is restarted", worker.title, seconds)
+                worker.tell(logging.WARNING, f"did not answer within {seconds} and is restarted")
                 worker.end(again=True)
         self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
 
@@ -290,7 +291,7 @@ class Pool:
                 for line in self.failure.splitlines():
                     worker.say(line)
                 if time.monotonic() - begun > self.options.retry_seconds:
-                    logs.SERVER.error("%s is given up: it did not load in any of %d tries", worker.title, attempt + 1)
+                    worker.tell(logging.ERROR, f"is given up: it did not load in any of {attempt + 1} tries")
                     return
                 await asyncio.sleep(_BACK_OFF[min(attempt + 1, len(_BACK_OFF) - 1)])
             else:
@@ -324,7 +325,7 @@ class Pool:
                 if not why:
                     self._cradle = cradle
                     return await cradle.fork(connection, worker.say, worker.stage)
-                logs.SERVER.info("%s: each worker loads the model for itself: %s", worker.title, why)
+                worker.tell(logging.INFO, f"has loaded the model for itself, as each will: {why}")
                 self._shares = False
                 worker.cradle = cradle
                 return cradle.serve(connection, worker.stage)
@@ -442,11 +443,6 @@ class _Worker(asyncio.Protocol):
         """Whether it is down and nobody tries to bring it up."""
         return self.state != "READY" and self.task is not None and self.task.done()
 
-    @property
-    def title(self) -> str:
-        options = self._pool.options
-        return f"{options.name} {options.version} worker {self.id}"
-
     def info(self) -> WorkerInfo:
         memory = 0
         with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -456,6 +452,12 @@ class _Worker(asyncio.Protocol):
     def say(self, line: str) -> None:
         options = self._pool.options
         logs.worker_says(self.id, options.name, options.version, line)
+
+    def tell(self, level: int, what: str) -> None:
+        """Log something of this worker in the server's own log."""
+        options = self._pool.options
+        about = {"model": options.name, "version": options.version, "worker": self.id}
+        logs.SERVER.log(level, "%s %s worker %s %s", options.name, options.version, self.id, what, extra=about)
 
     async def connect(self, connection: socket.socket, pid: int) -> None:
         connection.setblocking(False)

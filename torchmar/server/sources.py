@@ -134,6 +134,8 @@ class Sources:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._remove_all)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()  # if nothing of others is in it
 
     # What follows up to the next such line runs in a thread.
 
@@ -267,7 +269,6 @@ class Sources:
         for place in list(self._folder.iterdir()):
             if _OURS.fullmatch(place.name):  # and nothing else, should the folder be somebody's
                 shutil.rmtree(place, ignore_errors=True)
-
     # What follows runs in the loop.
 
     async def _prepare(self, url: str, found: _Found) -> tuple[Path, Path | None]:
