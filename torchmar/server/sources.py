@@ -269,6 +269,7 @@ class Sources:
         for place in list(self._folder.iterdir()):
             if _OURS.fullmatch(place.name):  # and nothing else, should the folder be somebody's
                 shutil.rmtree(place, ignore_errors=True)
+
     # What follows runs in the loop.
 
     async def _prepare(self, url: str, found: _Found) -> tuple[Path, Path | None]:
