@@ -29,7 +29,7 @@ LAYERS = (
     ("archive",),
     ("comparison",),
     ("recipe", "exchange"),
-    ("manifest", "properties"),
+    ("manifest", "properties", "strict_yaml"),
     ("errors", "replacing"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}

@@ -8,6 +8,7 @@
             └── registry.py: models and versions ── options.py: what they are served with
                        │                 └───────── sources.py: where their archives are
                     pool.py: the queue and the workers of a version
+                       ├── awake.py: not to fall asleep over a request that is answered at once
                        └── processes.py: a nursery, cradles, forks  (torchmar.worker.process)
 
 All of it runs in one loop, in one thread; what blocks runs in threads of its own. A request is parsed

@@ -25,6 +25,7 @@ import psutil
 
 from torchmar.errors import WorkerError
 from torchmar.server import logs
+from torchmar.server.awake import Awake
 from torchmar.server.jobs import Job, Reply
 from torchmar.server.machine import cores
 from torchmar.server.processes import Cradle, LoadFailed, Nursery
@@ -65,7 +66,7 @@ class PoolOptions:
 
     Attributes:
         memory_limit: bytes that a worker may have; 0: no limit.
-        poll: microseconds that a worker stays awake for the next batch.
+        poll: microseconds that a worker stays awake for the next batch, and the server for a worker's answer.
         preprocess_workers: workers of their own that the steps before the model have; 0: none, see `stages`.
         stage: what the workers do of a request; empty: all of it.
     """
@@ -122,6 +123,7 @@ class Pool:
         self._workers: list[_Worker] = []
         self._idle: list[_Worker] = []
         self._cradle: Cradle | None = None
+        self._awake = Awake(options.poll / 1e6)
         self._shares = not options.devices
         self._growing = asyncio.Lock()
         self._closed = False
@@ -430,6 +432,7 @@ class _Worker(asyncio.Protocol):
         self._pid = 0
         self._threads = 0
         self._transport: asyncio.Transport | None = None
+        self._quick = False  # whether the last batch was answered sooner than it pays to fall asleep
         self._data = bytearray()
         self._wanted = 0  # bytes, before there is a whole frame of it
         self._refusal: Refusal | None = None
@@ -487,6 +490,8 @@ class _Worker(asyncio.Protocol):
             self._transport.write(b"".join(buffers))
         else:
             self._transport.writelines(buffers)
+        if self._quick and len(batch) == 1 and not self._pool._queue:
+            self._pool._awake.stay(lambda: self.jobs)
 
     def leave(self) -> None:
         """Go as soon as the batch at hand is answered."""
@@ -568,6 +573,7 @@ class _Worker(asyncio.Protocol):
         self.deaths = 0
         pool, options = self._pool, self._pool.options
         since = self.since
+        self._quick = time.monotonic() - since < pool._awake.seconds
         pool.free(self)  # the next batch first: the worker need not wait until these are told
         start = 0
         for job, (status, content_type, headers, size, message) in zip(jobs, document["answers"], strict=True):

@@ -96,7 +96,7 @@ class Settings:
         check_archives: ``torchmar_check_archives``; whether archives are checked before anything of them runs.
         max_download_size: ``torchmar_max_download_size``; bytes of an archive that is fetched.
         worker_memory: ``torchmar_worker_memory``; bytes that a worker on a CPU may have; 0: no limit.
-        worker_poll: ``torchmar_worker_poll_us``; microseconds that a worker stays awake for the next batch.
+        worker_poll: ``torchmar_worker_poll_us``; microseconds that worker and server stay awake for each other.
         log_format: ``torchmar_log_format``; how lines of logs are laid out.
         access_log: ``torchmar_access_log``; whether there is a line for each request.
     """

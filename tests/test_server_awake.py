@@ -1,0 +1,48 @@
+"""torchmar.server.awake keeps the loop turning while a request is at a worker, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from torchmar.server.awake import Awake
+
+
+def asked(seconds: float, busy: Callable[[int], bool], twice: bool = False) -> tuple[int, float]:
+    """Return how often an `Awake` asked whether it should stay, and how long the loop was busy with it."""
+    count = 0
+
+    def still() -> bool:
+        nonlocal count
+        count += 1
+        return busy(count)
+
+    async def main() -> float:
+        awake = Awake(seconds)
+        before = time.thread_time()
+        for _ in range(1 + twice):
+            awake.stay(still)
+        await asyncio.sleep(0.3)
+        return time.thread_time() - before
+
+    spent = asyncio.run(main())
+    return count, spent
+
+
+def test_it_ends_with_what_it_is_for() -> None:
+    count, _ = asked(60, lambda count: count < 3)
+    assert count <= 3  # fewer where others want the core
+    count, _ = asked(60, lambda count: count < 3, twice=True)
+    assert count <= 3
+
+
+def test_it_ends_after_its_time() -> None:
+    count, seconds = asked(0.01, lambda count: True)
+    assert count >= 1
+    assert seconds < 0.25
+
+
+def test_no_time_is_not_at_all() -> None:
+    count, _ = asked(0, lambda count: True)
+    assert count == 1

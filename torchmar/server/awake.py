@@ -1,0 +1,44 @@
+"""A loop that does not fall asleep over what comes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+
+_WANTED = 50e-6  # seconds that the core is away for, which is then better left to others
+
+
+class Awake:
+    """Keeps the loop turning while a fast worker is at a request.
+
+    A core that has fallen asleep takes longer to come up again than what a small model computes. The worker
+    stays awake on its side, see `torchmar.worker.process.frames`.
+
+    Args:
+        seconds: at the most, each time; 0: never.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._staying = False
+        self._until = 0.0
+        self._busy: Callable[[], object] = bool
+
+    def stay(self, busy: Callable[[], object]) -> None:
+        """Stay awake while ``busy`` is true, or until somebody else wants the core."""
+        if self._staying:
+            return
+        self._staying, self._busy, self._until = True, busy, time.monotonic() + self.seconds
+        self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if self._busy() and now < self._until:
+            os.sched_yield()
+            if time.monotonic() - now < _WANTED:
+                self._loop.call_soon(self._turn)
+                return
+        self._staying = False
