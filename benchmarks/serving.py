@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--engines", nargs="+", choices=engines, default=engines)
     parser.add_argument("--connections", nargs="+", type=int, default=[1, 8, 16, 64])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of load, for each figure")
+    parser.add_argument("--seconds", type=int, default=5, help="of load, for each figure")
     parser.add_argument("--rounds", type=int, default=3, help="in which every side is started and measured anew")
     parser.add_argument("--large", default="1GB", help="weights of the model that memory is measured with")
     parser.add_argument("--competitors", type=Path, help="the Python of an environment with the other frameworks")
