@@ -72,33 +72,44 @@ def goals(results: Results, connections: Sequence[int]) -> Iterator[Goal]:
         yield _at_most("time from one worker to four: of TorchServe's", ours / shipped, 0.1)
 
 
+_ROW, _LEFT, _BAR = 26, 260, 420  # pixels: the height of a bar, what stands before it, the longest
+_COLUMN = _LEFT + _BAR + 190
+
+
 def draw(results: Results, sides: Sequence[Side], file: Path) -> None:
-    """Write a PNG: a panel of bars for each thing that was measured, each with a scale of its own."""
+    """Write a PNG: a panel of bars for each thing that was measured, each with a scale of its own, in two columns."""
     from PIL import Image, ImageDraw, ImageFont
 
     panels = list(_panels(results, sides))
-    row, left, bar = 26, 260, 420
-    height = 40 + sum(len(values) * row + 44 for _, _, values in panels)
-    page = Image.new("RGB", (left + bar + 190, height), (255, 255, 255))
+    heights = [len(values) * _ROW + 44 for _, _, values in panels]
+    half = next((count for count in range(len(panels)) if 2 * sum(heights[:count]) >= sum(heights)), len(panels))
+    columns = [column for column in (panels[:half], panels[half:]) if column]
+    height = 40 + max(sum(heights[:half]), sum(heights[half:]))
+    page = Image.new("RGB", (_COLUMN * len(columns), height), (255, 255, 255))
     pen, font, bold = ImageDraw.Draw(page), ImageFont.load_default(15), ImageFont.load_default(18)
-    top = 20
-    for title, unit, values in panels:
-        pen.text((20, top), title, (32, 33, 36), bold)
-        top += 32
-        longest = max(value for _, value in values)
-        base = next((value for side, value in values if side.key == _SHIPPED), None)
-        for side, value in values:
-            width = max(2, round(bar * value / longest))
-            pen.text((left - 12, top + row / 2), side.title, (80, 83, 90), font, anchor="rm")
-            colour = (178, 24, 43) if side.key == _OURS else (67, 110, 160) if side.managed else (150, 153, 158)
-            pen.rectangle((left, top + 4, left + width, top + row - 4), fill=colour)
-            ratio = f"   {value / base:.2g} x" if base and side.key != _SHIPPED else ""
-            pen.text(
-                (left + width + 8, top + row / 2), f"{_number(value)}{unit}{ratio}", (32, 33, 36), font, anchor="lm"
-            )
-            top += row
-        top += 12
+    for number, column in enumerate(columns):
+        left, top = number * _COLUMN + _LEFT, 20
+        for title, unit, values in column:
+            pen.text((left - _LEFT + 20, top), title, (32, 33, 36), bold)
+            top += 32
+            longest = max(value for _, value in values)
+            base = next((value for side, value in values if side.key == _SHIPPED), None)
+            for side, value in values:
+                width = max(2, round(_BAR * value / longest))
+                pen.text((left - 12, top + _ROW / 2), side.title, (80, 83, 90), font, anchor="rm")
+                pen.rectangle((left, top + 4, left + width, top + _ROW - 4), fill=_colour(side))
+                ratio = f"   {value / base:.2g} x" if base and side.key != _SHIPPED else ""
+                told = f"{_number(value)}{unit}{ratio}"
+                pen.text((left + width + 8, top + _ROW / 2), told, (32, 33, 36), font, anchor="lm")
+                top += _ROW
+            top += 12
     page.save(file)
+
+
+def _colour(side: Side) -> tuple[int, int, int]:
+    if side.key.startswith(_OURS):
+        return 178, 24, 43
+    return (67, 110, 160) if side.managed else (150, 153, 158)
 
 
 def _panels(results: Results, sides: Sequence[Side]) -> Iterator[tuple[str, str, list[tuple[Side, float]]]]:
