@@ -55,6 +55,18 @@ class House:
         self.batches: list[int] = []
         self.measured: list[Any] = []
 
+    def __enter__(self) -> House:
+        async def start() -> None:
+            self.nursery = Nursery()
+            await self.nursery.start()
+
+        self.run(start())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.nursery.close()
+        self.loop.close()
+
     def run(self, what: Awaitable[T]) -> T:
         async def bounded() -> T:
             return await asyncio.wait_for(what, 60)
@@ -78,16 +90,8 @@ class House:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     logs.open_in(tmp_path_factory.mktemp("logs"))
-    house = House()
-
-    async def start() -> None:
-        house.nursery = Nursery()
-        await house.nursery.start()
-
-    house.run(start())
-    yield house
-    house.nursery.close()
-    house.loop.close()
+    with House() as started:
+        yield started
 
 
 @pytest.fixture

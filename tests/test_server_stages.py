@@ -26,7 +26,6 @@ from torchmar.recipe import Sample
 from torchmar.server import logs, stages
 from torchmar.server.jobs import Input, Job, Reply
 from torchmar.server.pool import Pool, PoolOptions
-from torchmar.server.processes import Nursery
 from torchmar.server.refusal import Refusal
 from torchmar.server.registry import Registration
 from torchmar.server.stages import StagedPool
@@ -81,16 +80,8 @@ class Steps(BaseHandler):
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     logs.open_in(tmp_path_factory.mktemp("logs"))
-    house = House()
-
-    async def start() -> None:
-        house.nursery = Nursery()
-        await house.nursery.start()
-
-    house.run(start())
-    yield house
-    house.nursery.close()
-    house.loop.close()
+    with House() as started:
+        yield started
 
 
 class Pools:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import grpc
@@ -17,6 +18,7 @@ from torchmar.connection.tokens import Tokens
 from torchmar.errors import Insecure, Refused, TimedOut, TorchmarError, Unauthorized, Unreachable, Untrusted
 
 Reply = TypeVar("Reply", bound=Message)
+Self = TypeVar("Self", bound="Client")
 
 # The statuses that REST has for them; TorchServe turns its own into these.
 _STATUS = {
@@ -168,6 +170,37 @@ class Channel:
         if "failed to connect" in details:
             return Unreachable(f"{where}: {details}")
         return Unreachable(f"{where}: the connection was closed before there was an answer", sent=True)
+
+
+class Client:
+    """What the clients of a server's services have in common: where it is, and that they are closed.
+
+    Args:
+        server: where it is, or only the address.
+        timeout: seconds to wait for an answer.
+    """
+
+    _api: ClassVar[Api]
+    _service: ClassVar[str]
+
+    def __init__(self, server: Server | str | None = None, timeout: float = 120.0) -> None:
+        if isinstance(server, str):
+            where = Server(grpc_management=server) if self._api == "management" else Server(grpc_inference=server)
+        else:
+            where = Server.of(server, self._api)
+        self._channel = Channel(where, self._api, self._service, timeout)
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
 
 
 def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:

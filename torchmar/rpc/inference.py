@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import queue
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
-from torchmar.connection import Server
 from torchmar.errors import Refused, TorchmarError
 from torchmar.exchange import Answer, Request
 from torchmar.inference import bodies
-from torchmar.rpc.channel import Channel
+from torchmar.rpc.channel import Client
 from torchmar.rpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest, TorchServeHealthResponse
 
-_SERVICE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 _ROW = "body"  # what the handler's row has for the body of a REST request, too
 
 
-class GrpcInference:
+class GrpcInference(Client):
     """A client of the inference API over gRPC; it raises what `torchmar.inference.InferenceClient` raises.
 
     TorchServe passes on bytes by name and nothing else: no content type, no header, and so no
@@ -33,21 +30,8 @@ class GrpcInference:
         timeout: seconds to wait for an answer (gRPC's deadline).
     """
 
-    def __init__(self, server: Server | str | None = None, timeout: float = 120.0) -> None:
-        where = Server(grpc_inference=server) if isinstance(server, str) else Server.of(server, "inference")
-        self._channel = Channel(where, "inference", _SERVICE, timeout)
-
-    def __enter__(self) -> GrpcInference:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+    _api = "inference"
+    _service = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 
     def ping(self) -> str:
         """Return the server's health as it says it: ``Healthy``, or ``Unhealthy`` when workers are missing."""

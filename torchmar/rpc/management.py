@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 from google.protobuf.message import Message
@@ -12,14 +11,13 @@ from google.protobuf.message import Message
 from torchmar.connection import Server
 from torchmar.errors import Refused, TorchmarError
 from torchmar.management import ModelVersion, RegisteredModel
-from torchmar.rpc.channel import Channel
+from torchmar.rpc.channel import Client
 from torchmar.rpc.wire import management_pb2 as wire
 
-_SERVICE = "org.pytorch.serve.grpc.management.ManagementAPIsService"
 _PAGE = 100
 
 
-class GrpcManagement:
+class GrpcManagement(Client):
     """A client of the management API over gRPC; it raises what `torchmar.management.ManagementClient` raises.
 
     Tokens are renewed over REST: gRPC has no call for that. For use by several threads.
@@ -30,21 +28,11 @@ class GrpcManagement:
         timeout: seconds to wait for an answer (gRPC's deadline).
     """
 
+    _api = "management"
+    _service = "org.pytorch.serve.grpc.management.ManagementAPIsService"
+
     def __init__(self, server: Server | str | None = None, timeout: float = 60.0) -> None:
-        where = Server(grpc_management=server) if isinstance(server, str) else Server.of(server, "management")
-        self._channel = Channel(where, "management", _SERVICE, timeout)
-
-    def __enter__(self) -> GrpcManagement:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+        super().__init__(server, timeout)
 
     def register(
         self,

@@ -6,18 +6,15 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from google.protobuf.message import Message
 
-from torchmar.connection import Server
 from torchmar.errors import Refused
 from torchmar.inference import SWITCHED_ON, Tensor
-from torchmar.rpc.channel import Channel, Reply
+from torchmar.rpc.channel import Client, Reply
 from torchmar.rpc.wire import open_inference_pb2 as wire
 
-_SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
 _CONTENTS = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -38,7 +35,7 @@ class ModelMetadata:
     versions: tuple[str, ...]
 
 
-class GrpcOpenInference:
+class GrpcOpenInference(Client):
     """A client of the Open Inference Protocol over gRPC. For use by several threads.
 
     TorchServe speaks it with ``ts_open_inference_protocol=true`` in its configuration; without,
@@ -50,21 +47,8 @@ class GrpcOpenInference:
         timeout: seconds to wait for an answer (gRPC's deadline).
     """
 
-    def __init__(self, server: Server | str | None = None, timeout: float = 120.0) -> None:
-        where = Server(grpc_inference=server) if isinstance(server, str) else Server.of(server, "inference")
-        self._channel = Channel(where, "inference", _SERVICE, timeout)
-
-    def __enter__(self) -> GrpcOpenInference:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+    _api = "inference"
+    _service = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
 
     def live(self) -> bool:
         """Tell whether the server is up."""
