@@ -529,3 +529,11 @@ def test_a_damaged_archive_is_refused_as_by_torchserve_if_nothing_is_checked(ben
     refused = bench.refusal("m.mar", torchmar_check_archives="false")
     assert (refused.status, refused.type) == (500, "InternalServerException")
     assert refused.message.startswith("Failed to save model: m.mar (")
+
+
+def test_it_may_be_closed_twice_and_leaves_nothing(bench: Bench) -> None:
+    async def work(sources: Sources) -> None:
+        await sources.close()
+
+    bench.run(work)  # which closes it itself
+    assert not bench.folder.exists()

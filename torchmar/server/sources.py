@@ -266,7 +266,7 @@ class Sources:
         return folder
 
     def _remove_all(self) -> None:
-        for place in list(self._folder.iterdir()):
+        for place in list(self._folder.glob("*")):  # it may be closed twice, and gone
             if _OURS.fullmatch(place.name):  # and nothing else, should the folder be somebody's
                 shutil.rmtree(place, ignore_errors=True)
 
