@@ -52,7 +52,7 @@ def main() -> int:
     print(f"{machine}, median of {options.rounds}\n")
     for size in options.sizes:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="packing-") as folder:
-            results[size] = measure(Path(folder), _bytes(size), options.rounds)
+            results[size] = measure(Path(folder), size_of(size), options.rounds)
         _print(size, results[size])
     if options.picture:
         draw(results, options.picture)
@@ -177,7 +177,8 @@ def draw(results: dict[str, dict[str, Timed]], file: Path) -> None:
     page.save(file)
 
 
-def _bytes(text: str) -> int:
+def size_of(text: str) -> int:
+    """Return the bytes of a size like ``100MB``; exit with what is wrong."""
     number, unit = text[:-2], text[-2:].upper()
     if unit not in UNITS or not number.isdigit():
         sys.exit(f"{text}: write a size like 100MB or 4GB")

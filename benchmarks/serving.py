@@ -34,12 +34,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from packing import size_of
 from serving import models, report
 from serving.measures import Measurement
 from serving.sides import COMPETITORS, ROOT, TORCHSERVES, Side, environment_of_competitors
 
 PARTS = ("tiny", "resnet", "explain", "memory", "times")
-UNITS = {"MB": 10**6, "GB": 10**9}
 
 
 def main() -> int:
@@ -66,7 +66,7 @@ def main() -> int:
     print(f"{options.seconds:g} s of load a figure, median of {options.rounds}; load average {os.getloadavg()[0]:.1f}")
     measurement = Measurement(sides, options.seconds, options.rounds)
     with tempfile.TemporaryDirectory(prefix="serving-") as home:
-        _measure(measurement, Path(home), options.only, options.connections, _bytes(options.large))
+        _measure(measurement, Path(home), options.only, options.connections, size_of(options.large))
     results = measurement.results
     report.show(results, sides, ("tiny", "resnet", "digits"), options.connections)
     if options.picture:
@@ -111,13 +111,6 @@ def _sides(engines: Sequence[str], python: Path | None) -> list[Side]:
         else:
             there.append(side)
     return there
-
-
-def _bytes(text: str) -> int:
-    number, unit = text[:-2], text[-2:].upper()
-    if unit not in UNITS or not number.isdigit():
-        sys.exit(f"{text}: write a size like 100MB or 4GB")
-    return int(number) * UNITS[unit]
 
 
 if __name__ == "__main__":

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import venv
@@ -17,6 +14,7 @@ import pytest
 
 from torchmar import archive, properties, recipe
 from torchmar.engines import EngineName
+from torchmar.engines.addresses import free_addresses
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.engine import Engine
 from torchmar.engines.torchserve import TorchServe
@@ -82,29 +80,10 @@ def environment_without(folder: Path, names: tuple[str, ...]) -> Path:
     return folder / "bin" / "python"
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, all different, below those that the system gives to clients."""
-    found: list[int] = []
-    for port in random.sample(range(20_000, 30_000), 200):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise OSError("no port is free")
-
-
 def write_config(folder: Path, **more: str) -> Path:
     """Write the project's own configuration with free ports into ``folder``; return the file."""
     values = dict(properties.read(ROOT / "config.properties").values)
-    inference, management, metrics, grpc_inference, grpc_management = map(str, free_ports(5))
-    values |= {
-        "inference_address": f"http://127.0.0.1:{inference}",
-        "management_address": f"http://127.0.0.1:{management}",
-        "metrics_address": f"http://127.0.0.1:{metrics}",
-        "grpc_inference_port": grpc_inference,
-        "grpc_management_port": grpc_management,
-        **more,
-    }
+    values |= {**free_addresses(), **more}
     file = folder / "config.properties"
     file.write_text(properties.show(values))
     return file

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SAMPLES, free_ports, on_both_engines
+from tests.conftest import SAMPLES, on_both_engines
 from torchmar import exchange
 from torchmar.connection import Server
+from torchmar.engines.addresses import free_ports
 from torchmar.engines.engine import Engine
 from torchmar.errors import Conflict, NotFound, Refused, TorchmarError, Unauthorized, Unreachable
 from torchmar.exchange import Request

@@ -20,10 +20,11 @@ import pytest
 import requests
 
 from tests.certificates import certify
-from tests.conftest import SAMPLES, free_ports, write_config
+from tests.conftest import SAMPLES, write_config
 from torchmar import exchange
 from torchmar.connection import Connection, Server
 from torchmar.connection.privacy import stays_here
+from torchmar.engines.addresses import free_ports
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import (
     Insecure,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import free_ports
 from torchmar.engines import addresses
+from torchmar.engines.addresses import free_ports
 from torchmar.errors import EngineError, PortInUse
 from torchmar.properties import Address, Properties
 

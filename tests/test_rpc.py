@@ -16,9 +16,10 @@ import grpc_tools
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 
-from tests.conftest import ROOT, SAMPLES, free_ports, write_config
+from tests.conftest import ROOT, SAMPLES, write_config
 from torchmar import archive, exchange, recipe
 from torchmar.connection import Server
+from torchmar.engines.addresses import free_ports
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import Conflict, Insecure, NotFound, Refused, TimedOut, TorchmarError, Unauthorized, Unreachable
 from torchmar.inference import Tensor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -25,6 +24,7 @@ from serving.models import BATCH, DELAY, JPEG, Model
 from torchmar import properties
 from torchmar.connection import Server
 from torchmar.engines import java
+from torchmar.engines.addresses import free_addresses, free_ports
 from torchmar.engines.engine import Engine
 from torchmar.engines.running import MAIN_CLASS
 from torchmar.management import ManagementClient
@@ -122,7 +122,7 @@ class Shipped(Side):
         """Start ``torchserve --foreground``; tokens are off and the model API is open, all else as it comes."""
         with tempfile.TemporaryDirectory(prefix="torchserve-") as home:
             folder = Path(home)
-            addresses = _addresses()
+            addresses = free_addresses()
             values = {**addresses, "disable_token_authorization": "true", "enable_model_api": "true"}
             (folder / "config.properties").write_text(properties.show(values))
             command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--model-store"]
@@ -160,7 +160,7 @@ class Ours(Side):
         """Start the engine as ``torchmar serve`` does, with tokens off."""
         with tempfile.TemporaryDirectory(prefix=f"{self.key}-") as home:
             folder = Path(home)
-            values = {**properties.read(ROOT / "config.properties").values, **_addresses()}
+            values = {**properties.read(ROOT / "config.properties").values, **free_addresses()}
             values["disable_token_authorization"] = "true"
             if not empty:
                 values["load_models"] = model.file
@@ -249,7 +249,7 @@ class Competitor(Side):
     @contextlib.contextmanager
     def start(self, model: Model, *, workers: int = 1, empty: bool = False) -> Iterator[Running]:
         """Start the service."""
-        port = _free_ports(1)[0]
+        port = free_ports(1)[0]
         with tempfile.TemporaryDirectory(prefix=f"{self.key}-") as home:
             environment = {
                 **os.environ,
@@ -398,29 +398,6 @@ def _wait_for_port(address: str, ended: Callable[[], str], seconds: float = 60) 
         if time.monotonic() > deadline:
             raise Failed(f"nobody listens at {address} after {seconds:.0f} s")
         time.sleep(0.02)
-
-
-def _addresses() -> dict[str, str]:
-    """Return TorchServe's addresses, on ports that nobody listens on."""
-    inference, management, metrics, grpc, grpc_management = _free_ports(5)
-    return {
-        "inference_address": f"http://127.0.0.1:{inference}",
-        "management_address": f"http://127.0.0.1:{management}",
-        "metrics_address": f"http://127.0.0.1:{metrics}",
-        "grpc_inference_port": str(grpc),
-        "grpc_management_port": str(grpc_management),
-    }
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, below those that the system gives to clients."""
-    found: list[int] = []
-    for port in random.sample(range(20_000, 30_000), 200):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise Failed("no port is free")
 
 
 def environment_of_competitors(folder: Path) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import random
 import socket
 from dataclasses import replace
 from urllib.parse import urlsplit, urlunsplit
@@ -53,6 +55,33 @@ def listen(config: Properties, host: str) -> Properties:
     _refuse_unix(config, "host")
     values = {"inference_address": _web(config.get("inference_address"), host=host), "grpc_inference_address": host}
     return replace(config, values={**config.values, **values})
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on, below those that the system gives to clients.
+
+    Raises:
+        EngineError: there are not so many.
+    """
+    found: list[int] = []
+    for port in random.sample(range(20_000, 30_000), 200):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise EngineError("no port is free", hint="look who listens from 20000 to 30000")
+
+
+def free_addresses() -> dict[str, str]:
+    """Return TorchServe's addresses, as ``config.properties`` has them, at free ports of loopback."""
+    inference, management, metrics, grpc, grpc_management = free_ports(5)
+    return {
+        "inference_address": f"http://127.0.0.1:{inference}",
+        "management_address": f"http://127.0.0.1:{management}",
+        "metrics_address": f"http://127.0.0.1:{metrics}",
+        "grpc_inference_port": str(grpc),
+        "grpc_management_port": str(grpc_management),
+    }
 
 
 def refuse_taken(address: Address) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from pathlib import Path
 from torchmar import archive, engines, properties, recipe
 from torchmar.archive import Archive
 from torchmar.engines import EngineName
+from torchmar.engines.addresses import free_addresses
 from torchmar.errors import TorchmarError
 from torchmar.exchange import content_type
 from torchmar.parity import cases
@@ -106,7 +105,7 @@ def compare(
         for number, name in enumerate(between):
             tell(f"starting {engines.TITLES[name]}")
             file = folder / f"{number}.properties"
-            file.write_text(properties.show({**_CONFIG, **_free_addresses(), **(config or {})}), encoding="utf-8")
+            file.write_text(properties.show({**_CONFIG, **free_addresses(), **(config or {})}), encoding="utf-8")
             started = stack.enter_context(engines.named(name)(file, store, folder / f"run-{number}"))
             sides.append(Side(started))
         pair = _Pair(sides, stack.enter_context(ThreadPoolExecutor(len(sides))), tell)
@@ -223,13 +222,3 @@ def _into(store: Path, path: Path) -> None:
         shutil.copytree(path, store / path.name)
     else:
         shutil.copy(path, store / path.name)
-
-
-def _free_addresses() -> dict[str, str]:
-    """Return addresses of loopback that nobody listens on, below the ports that the system gives to clients."""
-    ports: list[str] = []
-    for port in random.sample(range(20_000, 30_000), 200):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(str(port))
-    web = {f"{api}_address": f"http://127.0.0.1:{ports.pop()}" for api in ("inference", "management", "metrics")}
-    return {**web, "grpc_inference_port": ports.pop(), "grpc_management_port": ports.pop()}

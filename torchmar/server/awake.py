@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 
-_WANTED = 50e-6  # seconds that the core is away for, which is then better left to others
+from torchmar.worker.process import frames
 
 
 class Awake:
@@ -38,7 +38,7 @@ class Awake:
         now = time.monotonic()
         if self._busy() and now < self._until:
             os.sched_yield()
-            if time.monotonic() - now < _WANTED:
+            if time.monotonic() - now < frames.WANTED:
                 self._loop.call_soon(self._turn)
                 return
         self._staying = False

@@ -378,8 +378,13 @@ class Pool:
 
     def _share_cores(self) -> None:
         """Have the workers together use no more threads than there are cores."""
+        threads = self._threads()
         for worker in self._workers:
-            worker.limit_threads(max(1, cores() // max(1, self.min_workers)))
+            worker.limit_threads(threads)
+
+    def _threads(self) -> int:
+        """Return how many threads each worker may use."""
+        return max(1, cores() // max(1, self.min_workers))
 
     def free(self, worker: _Worker) -> None:
         """Give a worker that has come up or answered what waits next, or let it go."""

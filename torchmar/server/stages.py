@@ -135,11 +135,9 @@ class StagedPool(Pool):
         super()._sweep()
         self._before.go_on()
 
-    def _share_cores(self) -> None:
-        """Leave the workers of the first stage a core each."""
-        left = cores() - self.options.preprocess_workers
-        for worker in self._workers:
-            worker.limit_threads(max(1, left // max(1, self.min_workers)))
+    def _threads(self) -> int:
+        # Those of the first stage have a core each.
+        return max(1, (cores() - self.options.preprocess_workers) // max(1, self.min_workers))
 
 
 class _Before(Pool):
@@ -162,9 +160,8 @@ class _Before(Pool):
             return await super()._process(worker, connection)
         return await self._model._process(worker, connection)  # the model is loaded once for both
 
-    def _share_cores(self) -> None:
-        for worker in self._workers:
-            worker.limit_threads(1)
+    def _threads(self) -> int:
+        return 1
 
 
 class _Half(Job):

@@ -119,7 +119,7 @@ class Receiver:
             except BlockingIOError:
                 os.sched_yield()
             before, now = now, time.monotonic()
-            if now - before > _WANTED:
+            if now - before > WANTED:
                 break
         return None
 
@@ -139,6 +139,6 @@ def send(connection: socket.socket, buffers: list[Any]) -> None:
             views[0] = views[0][sent:]
 
 
-_WANTED = 50e-6  # seconds that a core is away for, which is then better left to others
+WANTED = 50e-6  # seconds that a core is away for, which is then better left to others
 _IDLE = 1000  # milliseconds
 _AT_ONCE = 512  # buffers; systems take 1024 in one call
