@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 
 from torchmar.connection import Server
@@ -24,6 +25,7 @@ class OpenLoop:
         body: of each.
         clients: how many may wait at once.
         timeout: seconds after which an answer is not waited for any more.
+        right: whether an answer with status 200 is one that should be; default: every one is.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class OpenLoop:
         clients: int = 32,
         timeout: float = 40,
         content_type: str = "application/json",
+        right: Callable[[bytes], bool] = lambda body: True,
     ) -> None:
         self.outcomes: Counter[str] = Counter()
-        self._request = Request(body, content_type)
+        self._request, self._right = Request(body, content_type), right
         self._server, self._name, self._rate, self._timeout = server, name, rate, timeout
         self._due: queue.Queue[float | None] = queue.Queue()
         self._ended = threading.Event()
@@ -86,7 +89,9 @@ class OpenLoop:
         with InferenceClient(self._server, timeout=self._timeout, retries=0) as client:
             while self._due.get() is not None:
                 try:
-                    what = str(client.ask(self._name, self._request).status)
+                    answer = client.ask(self._name, self._request)
+                    wrong = answer.status == 200 and not self._right(answer.body)
+                    what = f"wrong: {answer.body[:100]!r}" if wrong else str(answer.status)
                 except TorchmarError as error:
                     what = f"{type(error).__name__}: {error.message}"
                 with self._lock:

@@ -342,6 +342,23 @@ def test_a_kept_version_with_fewer_workers_answers_at_once_and_gets_the_others_b
         rollback(server.management, "m", "1.0")
 
 
+def test_a_model_is_parked_without_workers_and_comes_back_only_if_it_is_right(server: TorchServe, make: Make) -> None:
+    make(code(), name="m", samples=SAMPLES, store=server.model_store)
+    make(code(right=False), name="wrong", samples=SAMPLES, store=server.model_store)
+    parked = text(keys="min_workers: 0, response_timeout: 10")
+    becomes(server, text())
+    becomes(server, parked)
+    assert state(server) == {"m": ("1.0", {"1.0": (0, 0, 1, 100, ())})}
+    becomes(server, text())
+    assert InferenceClient(server.server).ask("m", ONE).status == 200
+    becomes(server, parked.replace("{m:", "{wrong:"))
+    before = state(server)
+    report = apply(server, text().replace("{m:", "{wrong:"))
+    assert report.failure is not None
+    assert "wrong 1.0 does not answer as it should" in report.failure.message
+    assert (report.undone, state(server)) == (True, before)
+
+
 def test_models_that_are_not_listed_go_only_when_the_file_prunes(server: TorchServe, make: Make) -> None:
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
     for version in ("1.0", "2.0"):

@@ -99,7 +99,6 @@ prune: maybe
         ("{min_workers: 3, max_workers: 2}", "max_workers (2) is less than min_workers (3)"),
         ("{max_workers: 2}", "set min_workers, too"),
         ("{devices: [0], gpus: 1}", "not both"),
-        ("{min_workers: 0}", "every request would be refused"),
         ("{worker_memory: lots}", "'lots' is no size"),
         ("{batch_size: 99999999999}", "less than or equal to"),
     ],
@@ -113,6 +112,7 @@ def test_what_contradicts_itself_is_told(version: str, said: str) -> None:
     ("model", "said"),
     [
         ('{versions: {"1.0": {}, "2.0": {}}}', "say which version is the default"),
+        ('{default: "1.0", versions: {"1.0": {min_workers: 0}, "2.0": {}}}', "would be refused"),
         ('{default: "3.0", versions: {"1.0": {}, "2.0": {}}}', "the default 3.0 is none of its versions (1.0, 2.0)"),
         ('{default: "1.0", versions: {"1.0": {}, "1.0+b2": {}}}', "1.0 and 1.0+b2 are builds of one version"),
     ],

@@ -113,6 +113,27 @@ def test_more_workers_are_started_in_place() -> None:
     assert made.changes[0].lines == ("workers 1 -> 3",)
 
 
+PARKED = ONE.replace("min_workers: 1", "min_workers: 0")
+
+
+def test_a_model_whose_versions_have_no_workers_is_parked_where_it_is() -> None:
+    assert plan(PARKED, live(version("m", "1.0", 0)), stored("m", "1.0")).actions == ()
+    made = plan(PARKED, live(version("m", "1.0", 2)), stored("m", "1.0"))
+    assert told(made) == ["drain m 1.0, 3 s", "shrink m 1.0, 2 to 0 workers"]
+    assert told(plan(PARKED, {}, stored("m", "1.0"))) == ["register m 1.0, 0 workers"]
+
+
+def test_a_parked_model_shows_that_it_is_right_when_it_gets_workers() -> None:
+    made = plan(ONE, live(version("m", "1.0", 0)), stored("m", "1.0"))
+    assert told(made) == ["grow m 1.0, 0 to 1 worker", "check m 1.0"]
+
+
+def test_the_default_of_a_parked_model_changes_without_workers() -> None:
+    both = live(version("m", "1.0", 0), version("m", "2.0", 0))
+    made = plan(PARKED.replace("1.0", "2.0"), both, stored("m", "2.0"))
+    assert told(made) == ["switch m 1.0 to 2.0"]
+
+
 def test_fewer_workers_of_a_version_with_traffic_are_another_build() -> None:
     made = plan(ONE, live(version("m", "1.0", 3)), stored("m", "1.0"))
     assert told(made) == [

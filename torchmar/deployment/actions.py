@@ -111,12 +111,14 @@ class Switch:
     Attributes:
         before: the version that was the default.
         drain: seconds that an answer of the new one takes at the most, should it have to go again.
+        parked: whether it is meant to have no workers.
     """
 
     model: str
     version: str
     before: str
     drain: int
+    parked: bool = False
 
     @property
     def text(self) -> str:

@@ -72,7 +72,11 @@ class VersionState(_Strict):
     archive: str | None = Field(
         None, description="A file in the model store, a path, or a URL that the server allows; NAME-VERSION.mar."
     )
-    min_workers: Count | None = Field(None, description="Workers that are up; 1 unless the archive says. 0: none.")
+    min_workers: Count | None = Field(
+        None,
+        description="Workers that are up; 1 unless the archive says. 0: none, which a default version "
+        "can have only if no version has any.",
+    )
     max_workers: Count | None = Field(None, description="Workers at the most; as many as min_workers.")
     batch_size: Positive | None = Field(None, description="Requests in one batch at the most.")
     max_batch_delay: Count | None = Field(None, description="Milliseconds to wait for a batch to fill.")
@@ -138,14 +142,22 @@ class ModelState(_Strict):
             raise ValueError("say which version is the default: default: ...")
         if default not in self.versions:
             raise ValueError(f"the default {default} is none of its versions ({', '.join(self.versions)})")
-        if self.version(default).min_workers == 0:
-            raise ValueError(f"the default {default} has no workers (min_workers: 0): every request would be refused")
+        if self.version(default).min_workers == 0 and not self.parked:
+            raise ValueError(
+                f"the default {default} has no workers (min_workers: 0), but others do: every request "
+                "that names no version would be refused"
+            )
         seen: dict[str, str] = {}
         for name in self.versions:
             if other := seen.get(versions.base(name)):
                 raise ValueError(f"{other} and {name} are builds of one version; keep one")
             seen[versions.base(name)] = name
         return self
+
+    @property
+    def parked(self) -> bool:
+        """Whether the model is registered and has no workers at all, as is meant."""
+        return all(self.version(name).min_workers == 0 for name in self.versions)
 
     @property
     def default_version(self) -> str:

@@ -142,7 +142,7 @@ def _want(name: str, version: str, model: ModelState, stored: Stored | None, liv
     is_default = model.default_version == version
     for build in builds:
         target = Target.of(state, stored, build, at_least=int(is_default))
-        busy = live is not None and (live.default == build.version or is_default)
+        busy = live is not None and (live.default == build.version or is_default) and not model.parked
         fewer = target.min_workers < len(build.workers) or target.max_workers < len(build.workers)
         if not (busy and fewer) and not list(target.differences(build)):
             return Want(name, version, state, stored, target, build)
@@ -263,11 +263,12 @@ def _of_model(
         if want.live:
             resolved[want.version] = want.live.version
             yield from _in_place(want, model, live, phases)
-            if live and is_default and live.default != want.live.version:
+            check = _check(model, want, want.live.version, want.live.batch_size, want.live.url, folder, shelf)
+            if live and is_default and live.default != want.live.version and not model.parked:
                 # Registered long ago, perhaps: it has to show once more that it is right.
-                phases.up.append(
-                    _check(model, want, want.live.version, want.live.batch_size, want.live.url, folder, shelf)
-                )
+                phases.up.append(check)
+            elif want.target.min_workers and not want.live.workers:
+                (phases.grow if is_default else phases.up).append(check)
         else:
             build = yield from _new(want, is_default, model, live, shelf, taken, phases, folder)
             resolved[want.version] = build
@@ -275,7 +276,7 @@ def _of_model(
     if live and live.default != wanted:
         target = next(want.target for want in wants if want.version == model.default_version)
         drain = target.settings["response_timeout"] or 120 if model.drain is None else model.drain
-        phases.switches.append(actions.Switch(name, wanted, live.default, drain))
+        phases.switches.append(actions.Switch(name, wanted, live.default, drain, model.parked))
         # Where the new default is new itself, that is told with it.
         if wanted in live.versions and versions.base(live.default) != versions.base(wanted):
             yield Change("~", name, (f"default {live.default} -> {wanted}",))

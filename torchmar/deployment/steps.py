@@ -231,7 +231,7 @@ class _Execution:
 
     def _grow(self, action: actions.Grow) -> None:
         def back() -> str:
-            if self.client.describe(action.model)[0].version == action.version:
+            if before.workers and self.client.describe(action.model)[0].version == action.version:
                 # The new ones may be at work by now, and to take them away would lose that.
                 return f"{action.model} {action.version} keeps its {actions.workers(action.min_workers)}"
             self.client.scale(
@@ -280,7 +280,7 @@ class _Execution:
             drain.wait(self.client, [actions.Drained(action.model, action.version, action.drain)])
             return f"{action.model} is back at {action.before}"
 
-        if not self._described(action.model, action.version).ready:
+        if not action.parked and not self._described(action.model, action.version).ready:
             raise TorchmarError(f"{action.model} {action.version} has no worker that answers")
         self.undos.append(undo)
         self.client.set_default(action.model, action.version)
