@@ -193,9 +193,11 @@ def test_more_requests_than_the_samples_are_asked(server: TorchServe, make: Make
     assert "one.json: status 503" in report.failure.message
 
 
-def test_a_version_whose_workers_do_not_start_leaves_nothing_behind(server: TorchServe, make: Make) -> None:
+@pytest.mark.parametrize("error", ["ValueError", "RuntimeError"])  # TorchServe keeps what fails with the second
+def test_a_version_whose_workers_do_not_start_leaves_nothing_behind(server: TorchServe, make: Make, error: str) -> None:
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
-    make(code(fails=True), name="m", version="2.0", samples=SAMPLES, store=server.model_store)
+    fails = code(fails=True).replace("ValueError", error)
+    make(fails, name="m", version="2.0", samples=SAMPLES, store=server.model_store)
     becomes(server, text())
     before = state(server)
     assert apply(server, text("2.0")).undone

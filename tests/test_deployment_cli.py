@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,6 +103,45 @@ def test_a_failure_says_why_with_the_workers_traceback_and_that_all_is_as_before
     assert document["undone"]
     assert "does not answer as it should" in document["failure"]
     assert list(live.read(server.server)) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [("1.0", "{min_workers: 1, batch_size: 4}"), ("2.0", "{min_workers: 3}")],
+    ids=["registers", "grows"],
+)
+def test_ctrl_c_leaves_nothing_half_done_while_the_server_starts_workers(
+    server: TorchServe, make: Make, there: str, wanted: str
+) -> None:
+    slow = code().replace("pass", "time.sleep(2)")
+    for version in ("1.0", "2.0"):
+        make(slow, name="m", version=version, samples=SAMPLES, store=server.model_store)
+    server.management.register(f"m-{there}.mar", initial_workers=1)
+    before, files = live.read(server.server), sorted(server.model_store.iterdir())
+    write(server, f'models: {{m: {{drain: 1, versions: {{"2.0": {wanted}}}}}}}')
+    applying = subprocess.Popen(
+        [sys.executable, "-m", "torchmar", "apply"],
+        cwd=server.folder.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def workers() -> int:
+        return sum(len(one.workers) for one in live.read(server.server)["m"].versions.values())
+
+    while workers() < 2:
+        time.sleep(0.05)
+    applying.send_signal(signal.SIGINT)
+    said, complained = applying.communicate(timeout=60)
+    assert applying.returncode == 130
+    assert "undo " in said
+    assert "Traceback" not in complained
+    assert complained.endswith("interrupted; torchmar plan deployment.yaml shows how the server differs now\n")
+    assert sorted(server.model_store.iterdir()) == files
+    now = live.read(server.server)["m"]
+    assert now.default == before["m"].default
+    assert [(one.version, len(one.workers)) for one in now.versions.values()] == [(there, 1)]
 
 
 def test_an_archive_with_other_bytes_than_it_lists_never_reaches_the_server(server: TorchServe, make: Make) -> None:

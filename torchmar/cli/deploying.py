@@ -98,7 +98,11 @@ def apply(
                 else:
                     _show_step(step)
 
-            report = steps.apply(made, where, watch, verify=check)
+            try:
+                report = steps.apply(made, where, watch, verify=check)
+            except (KeyboardInterrupt, SystemExit):
+                err.print(f"interrupted; torchmar plan {file} shows how the server differs now", markup=False)
+                raise
         _show_outcome(report, _runs_in(deployment, file, run_folder))
     if report.failure or report.left:
         raise typer.Exit(1)

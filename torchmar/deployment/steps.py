@@ -15,11 +15,12 @@ from torchmar.connection import Server
 from torchmar.deployment import actions, drain, trial
 from torchmar.deployment.actions import Action
 from torchmar.deployment.plan import Plan
-from torchmar.errors import ArchiveError, Conflict, NotFound, Refused, TorchmarError, Unreachable
+from torchmar.errors import ArchiveError, Conflict, NotFound, Refused, TorchmarError
 from torchmar.management import ManagementClient, ModelVersion
 from torchmar.replacing import beside
 
 _MARGIN = 60.0  # seconds more than the server itself allows a worker to start
+_LATE = 3.0  # seconds in which the server shows a registration whose answer nobody waited for
 
 Watch = Callable[["Step"], None]
 _Undo = Callable[[], str]
@@ -156,6 +157,7 @@ class _Execution:
     def _go_back(self) -> None:
         self.report.undone = True
         for undo in reversed(self.undos):
+            self.watch(Step("undo", "what was done"))
             before = time.perf_counter()
             try:
                 text = undo()
@@ -175,23 +177,33 @@ class _Execution:
                 shutil.copytree(action.source, part)
             else:
                 shutil.copyfile(action.source, part)
+            self.undos.append(lambda: _deleted(action.destination))
             part.rename(action.destination)
         except OSError as error:
             raise ArchiveError(f"{action.destination} cannot be written: {error.strerror or error}") from None
         finally:
             part.unlink(missing_ok=True) if part.is_file() else shutil.rmtree(part, ignore_errors=True)
-        self.undos.append(lambda: _deleted(action.destination))
 
     def _derive(self, action: actions.Derive) -> None:
         archive.derive(action.source, action.destination.parent, version=action.version, config=action.config)
         self.undos.append(lambda: _deleted(action.destination))
 
     def _register(self, action: actions.Register) -> str:
-        def undo() -> str:
-            with contextlib.suppress(NotFound):
-                self.client.unregister(action.model, action.version)
-            return f"removed {action.model} {action.version}"
+        answered = False
 
+        def undo() -> str:
+            deadline = time.monotonic() + (0 if answered else _LATE)
+            while True:
+                try:
+                    self.client.unregister(action.model, action.version)
+                    return f"removed {action.model} {action.version}"
+                except NotFound:
+                    if time.monotonic() >= deadline:
+                        return f"{action.model} {action.version} is not registered"
+                time.sleep(_LATE / 10)
+
+        # The server goes on with what it was sent, whatever becomes of us while it does.
+        self.undos.append(undo)
         try:
             self.client.register(
                 action.url,
@@ -203,19 +215,18 @@ class _Execution:
                 startup_timeout=action.startup_timeout,
                 timeout=(action.startup_timeout or 120) + _MARGIN,
             )
-        except Unreachable:
-            self.undos.append(undo)  # it may come up yet
-            raise
         except Conflict as conflict:
+            self.undos.pop()
             raise TorchmarError(
                 f"{action.model} {action.version} has been registered by somebody else in the meantime",
                 hint="plan again",
             ) from conflict
         except Refused as refusal:
+            answered = True
             failed = refusal.status >= 500
             hint = f"torchmar run on {action.url} shows the same without a server" if failed else refusal.hint
             raise TorchmarError(f"{action.model} {action.version}: {refusal.message}", hint=hint) from refusal
-        self.undos.append(undo)
+        answered = True
         made = self._described(action.model, action.version)
         if (made.min_workers, made.max_workers) != (action.min_workers, action.max_workers):
             self.client.scale(
@@ -231,7 +242,8 @@ class _Execution:
 
     def _grow(self, action: actions.Grow) -> None:
         def back() -> str:
-            if before.workers and self.client.describe(action.model)[0].version == action.version:
+            more = self._described(action.model, action.version).ready > before.ready
+            if more and before.ready and self.client.describe(action.model)[0].version == action.version:
                 # The new ones may be at work by now, and to take them away would lose that.
                 return f"{action.model} {action.version} keeps its {actions.workers(action.min_workers)}"
             self.client.scale(
@@ -240,24 +252,14 @@ class _Execution:
             return f"{action.model} {action.version} has {actions.workers(before.min_workers)} again"
 
         before = self._described(action.model, action.version)
-        try:
-            self.client.scale(
-                action.model,
-                action.version,
-                min_worker=action.min_workers,
-                max_worker=action.max_workers,
-                timeout=before.startup_timeout + _MARGIN,
-            )
-        except TorchmarError:
-            if self._described(action.model, action.version).ready <= before.ready:
-                # None of the new ones has answered yet, so that nothing is lost with them.
-                self.client.scale(
-                    action.model, action.version, min_worker=before.min_workers, max_worker=before.max_workers
-                )
-            else:
-                self.undos.append(back)
-            raise
         self.undos.append(back)
+        self.client.scale(
+            action.model,
+            action.version,
+            min_worker=action.min_workers,
+            max_worker=action.max_workers,
+            timeout=before.startup_timeout + _MARGIN,
+        )
 
     def _check(self, action: actions.Check) -> str:
         asked = trial.questions(action.archive if action.samples else None, action.requests)
