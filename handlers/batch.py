@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,12 +32,12 @@ class Answering(protocols.Served, Protocol):
     def describe_handle(self) -> Any: ...
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Failure:
     error: Exception
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Decoded:
     """A request half way: its instances decoded, one input each, and how their answers become one."""
 
@@ -44,14 +45,13 @@ class Decoded:
     inputs: Sequence[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Part:
-    """One instance of one request: whose it is, its place there, and what it was decoded to."""
+    """One instance of one request, what it was decoded to, and what came of it."""
 
-    owner: int
-    position: int
     request: Request
     input: Any
+    outcome: Any = None
 
 
 def answer(handler: Answering, requests: Sequence[Request], decoded: Callable[[], None] = lambda: None) -> list[Reply]:
@@ -90,28 +90,13 @@ def decode(handler: Answering, requests: Sequence[Request]) -> list[Decoded | Re
 
 def finish(handler: Answering, halves: Sequence[Decoded | Reply]) -> list[Reply]:
     """Return the replies to what `decode` returned, be it that of several calls."""
-    parts = [
-        _Part(index, position, *one)
-        for index, half in enumerate(halves)
-        if isinstance(half, Decoded)
-        for position, one in enumerate(zip(half.asking.parts, half.inputs, strict=True))
-    ]
-    outcomes: dict[_Key, Any] = {}
-    for explain, chosen in _groups(handler, parts):
-        outcomes.update(_run(handler, handler.explain_handle if explain else handler.predict_handle, chosen))
+    own = [[] if isinstance(half, Reply) else list(map(_Part, half.asking.parts, half.inputs)) for half in halves]
+    for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
+        _run(handler, handler.explain_handle if explain else handler.predict_handle, chosen)
     return [
-        half
-        if isinstance(half, Reply)
-        else _reply(handler, half.asking, [outcomes[index, position] for position in range(len(half.inputs))])
-        for index, half in enumerate(halves)
+        half if isinstance(half, Reply) else _reply(handler, half.asking, [part.outcome for part in parts])
+        for half, parts in zip(halves, own, strict=True)
     ]
-
-
-_Key = tuple[int, int]
-
-
-def _key(part: _Part) -> _Key:
-    return part.owner, part.position
 
 
 def _decode(handler: Answering, parts: Sequence[Request]) -> list[Any]:
@@ -126,7 +111,7 @@ def _decode(handler: Answering, parts: Sequence[Request]) -> list[Any]:
     return [one(part) for part in parts]
 
 
-def _groups(handler: Answering, parts: Sequence[_Part]) -> Iterator[tuple[bool, Sequence[_Part]]]:
+def _groups(handler: Answering, parts: Iterable[_Part]) -> Iterator[tuple[bool, Sequence[_Part]]]:
     """Yield the parts that can share a forward pass, no more at once than the handler takes."""
     groups: dict[tuple[bool, Hashable], list[_Part]] = {}
     for part in parts:
@@ -141,21 +126,23 @@ def _run(
     handler: Answering,
     step: Callable[[Any, Sequence[Request]], Sequence[Any]],
     parts: Sequence[_Part],
-) -> dict[_Key, Any]:
-    """Return the answers of ``step`` to all parts at once and, if that fails, to each alone."""
+) -> None:
+    """Have ``step`` answer all parts at once and, if that fails, each alone."""
     try:
         batch = handler.preprocess([part.input for part in parts])
         answers = step(batch, [part.request for part in parts])
         if len(answers) != len(parts):
             raise ValueError(f"{type(handler).__name__} gave {len(answers)} answers to {len(parts)} requests")
-        return dict(zip(map(_key, parts), answers, strict=True))
     except Exception as error:
         if len(parts) == 1:
-            return {_key(parts[0]): _Failure(error)}
-    found: dict[_Key, Any] = {}
+            parts[0].outcome = _Failure(error)
+            return
+    else:
+        for part, answer in zip(parts, answers, strict=True):
+            part.outcome = answer
+        return
     for part in parts:
-        found |= _run(handler, step, [part])
-    return found
+        _run(handler, step, [part])
 
 
 def _reply(handler: Answering, asking: protocols.Asking, answers: Sequence[Any]) -> Reply:

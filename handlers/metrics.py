@@ -15,11 +15,10 @@ _SECONDS_BETWEEN = 0.25
 class Metrics:
     """The measures of a worker's batches.
 
-    Told for every batch: ``HandlerTime`` (milliseconds, as TorchServe's handlers do), ``HandlerSeconds``
-    (a histogram, from which percentiles come; in seconds, since that is what the bounds of TorchServe's
-    are made for) and ``RejectedRequests`` where there are some. Told at most four times a second, as
-    means of the batches since: ``DecodeTime``, ``InferenceTime``, ``PostprocessTime`` (milliseconds)
-    and ``RequestBatchSize``.
+    Told for every batch: ``HandlerSeconds`` (a histogram, from which percentiles come; in seconds, since
+    that is what the bounds of TorchServe's are made for) and ``RejectedRequests`` where there are some. Told at
+    most four times a second, as means of the batches since: ``HandlerTime``, ``DecodeTime``, ``InferenceTime``,
+    ``PostprocessTime`` (milliseconds) and ``RequestBatchSize``.
     """
 
     def __init__(self) -> None:
@@ -29,11 +28,11 @@ class Metrics:
 
     def add(self, metrics: Any, *, size: int, rejected: int, total: float, decoding: float, inference: float) -> None:
         """Tell ``metrics``, those of a context, of one batch; times in seconds."""
-        metrics.add_time("HandlerTime", round(total * 1000, 2), None, "ms")
         metrics.add_metric("HandlerSeconds", round(total, 6), "s", metric_type=MetricTypes.HISTOGRAM)
         if rejected:
             metrics.add_counter("RejectedRequests", rejected)
         times = {
+            "HandlerTime": total * 1000,
             "DecodeTime": decoding * 1000,
             "InferenceTime": inference * 1000,
             "PostprocessTime": (total - decoding - inference) * 1000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ _DTYPES = {
     )
 }
 _TAKEN = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}  # the kinds of numbers that can stand for another's
+_LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 _BESIDE = "parameters"  # what a JSON object may hold that is no input
 
 
@@ -302,8 +304,7 @@ def _array(value: Any, spec: Input) -> np.ndarray:
 def _wanted(array: np.ndarray, value: Any, spec: Input) -> np.dtype:
     wanted = array.dtype.newbyteorder("=")
     if spec.dtype is not None:
-        # NumPy knows no bfloat16; from float32 the model casts it itself.
-        wanted = torch.empty(0, dtype=torch.float32 if spec.dtype == torch.bfloat16 else spec.dtype).numpy().dtype
+        wanted = _numpy_dtype(spec.dtype)
     elif wanted.kind == "f" and not isinstance(value, np.ndarray):
         wanted = np.dtype(np.float32)
     found: np.dtype = wanted
@@ -319,7 +320,7 @@ def _cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
         if low < limits.min or high > limits.max:
             beyond = low if low < limits.min else high
             raise BadRequest(f"{what} has {beyond}, which {dtype} does not hold ({limits.min} to {limits.max})")
-    if dtype.kind == "f" and array.dtype != dtype:
+    if dtype.kind == "f" and array.dtype != dtype and not _fits_float32(array, dtype):
         with np.errstate(over="ignore"):
             cast = np.ascontiguousarray(array, dtype)
         if np.isinf(cast).any() and not np.isinf(array).any():
@@ -328,6 +329,21 @@ def _cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
         cast = np.ascontiguousarray(array, dtype)
     # A view of a request's bytes is read-only, which torch does not know.
     return (cast if cast.flags.writeable else cast.copy()).reshape(array.shape)
+
+
+@functools.cache
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    # NumPy knows no bfloat16; from float32 the model casts it itself.
+    found: np.dtype = torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
+    return found
+
+
+def _fits_float32(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Tell whether all numbers are known to be finite as float32; a square of one that is not would tell."""
+    if array.dtype != np.float64 or dtype != np.float32:
+        return False
+    flat = array.ravel()
+    return bool(flat.dot(flat) <= _LARGEST_SQUARE)
 
 
 def _kind(dtype: np.dtype) -> str:

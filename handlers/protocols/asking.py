@@ -27,7 +27,7 @@ class Served(Protocol):
         """Return the model's name and version."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Asking:
     """The instances of one request; ``reply`` takes an answer for each.
 
