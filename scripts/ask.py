@@ -88,8 +88,13 @@ def main() -> None:
         parser.error("either an input or --metadata")
     if asked.grpc and asked.target is not None:
         parser.error("TorchServe explains over REST only")
-    answer = (grpc if asked.grpc else rest)(asked, "management" if asked.metadata else "inference")
-    sys.stdout.buffer.write(answer.rstrip(b"\n") + b"\n")
+    try:
+        answer = (grpc if asked.grpc else rest)(asked, "management" if asked.metadata else "inference")
+        sys.stdout.buffer.write(answer)
+        if sys.stdout.isatty():
+            print()
+    except (OSError, ValueError) as error:  # no such file, no server; no JSON, no address
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from tests.conftest import DIGITS, ROOT, SAMPLES, environment_without, on_both_engines, write_config
 from torchmar.connection import Server
@@ -180,6 +182,64 @@ def test_predict_and_explain_ask_the_server(server: TorchServe, tmp_path: Path) 
     torchmar("explain", "digits", SEVEN, "-o", "seven.png", *where, cwd=tmp_path)
     assert (tmp_path / "seven.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(torchmar("explain", "digits", SEVEN, *where, cwd=tmp_path).stdout)["label"] == "7"
+
+
+def test_an_answer_follows_links_and_takes_the_place_of_no_pipe(server: TorchServe, tmp_path: Path) -> None:
+    where = ("--run-folder", server.folder)
+    (tmp_path / "link.json").symlink_to("target.json")
+    torchmar("predict", "digits", SEVEN, "-o", "link.json", *where, cwd=tmp_path)
+    assert next(iter(json.loads((tmp_path / "target.json").read_text()))) == "7"
+    assert (tmp_path / "link.json").is_symlink()
+    os.mkfifo(tmp_path / "pipe.json")
+    with subprocess.Popen(["cat", tmp_path / "pipe.json"], stdout=subprocess.PIPE) as reader:
+        torchmar("predict", "digits", SEVEN, "-o", "pipe.json", *where, cwd=tmp_path)
+        assert reader.communicate()[0] == (tmp_path / "target.json").read_bytes()
+    assert (tmp_path / "pipe.json").is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+def test_a_full_disk_behind_stdout_is_told(server: TorchServe, tmp_path: Path) -> None:
+    for arguments in (("models",), ("predict", "digits", SEVEN), ("predict", "digits", SEVEN, SAMPLES / "two.png")):
+        command = [sys.executable, "-m", "torchmar", *map(str, arguments), "--run-folder", str(server.folder)]
+        with open("/dev/full", "wb") as full:
+            ran = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
+        assert "the output cannot be written: No space left on device" in ran.stderr
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, "-m", "torchmar", "models"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("register", "a.mar", "--no-check"), ("scale", "a", 1)], ids=["register", "scale"]
+)
+def test_what_takes_too_long_may_have_been_carried_out(arguments: tuple[object, ...], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = ("--address", f"http://127.0.0.1:{silent.getsockname()[1]}", "--timeout", 0.2)
+        said = torchmar(*arguments, *where, cwd=tmp_path, code=1).stderr
+    assert "did not answer within 0.2 s" in said
+    assert "may have been carried out all the same" in said
+
+
+def test_a_model_that_nobody_can_reach_hides_no_other(server: TorchServe, tmp_path: Path) -> None:
+    # TorchServe takes such a name, and finds no way to it.
+    assert server.server.key_file
+    token = json.loads(server.server.key_file.read_text())["management"]["key"]
+    answer = requests.post(
+        f"{server.server.management}/models",
+        params={"url": "digits-1.0.mar", "model_name": "a/b", "initial_workers": 0},
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=60,
+    )
+    assert answer.ok, answer.text
+    ran = torchmar("models", "--run-folder", server.folder, cwd=tmp_path)
+    assert "a/b: Model not found: a" in ran.stderr
+    assert "digits" in ran.stdout
 
 
 def test_one_bad_input_of_many_is_its_own_problem(server: TorchServe, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, SAMPLES, environment_without
+from tests.test_connection import Peer
 from torchmar.cli.answers_file import AnswersFile
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import TorchmarError
@@ -34,7 +36,10 @@ def answer(text):
         time.sleep(0.2)
     if text.startswith("broken") and os.path.exists(text.partition(" ")[2]):
         raise ValueError("broken")
+    if text.startswith("body "):
+        return ANSWERS[text.partition(" ")[2]]
     return {"said": text}
+ANSWERS = {"bytes": b"\\x89PNG\\xff", "nan": b'{"a": NaN}', "surrogate": b'{"a": "\\\\ud800"}'}
 """
 
 
@@ -102,7 +107,7 @@ def test_refusals_stay_and_failures_are_asked_for_again(server: TorchServe, mood
     ran = torchmar(*command, cwd=tmp_path, code=1)
     assert "1 of 3 answered, 2 without an answer; the same command asks for them again" in ran.stderr
     assert "1.bin: " in ran.stderr
-    assert "gone.bin cannot be read" in ran.stderr
+    assert "error: gone.bin cannot be read" in ran.stderr
     assert [line["answer"] for line in lines(tmp_path / "a.jsonl")] == [{"said": "fine"}]
     (tmp_path / "flag").unlink()
     (tmp_path / "gone.bin").write_text("back")
@@ -152,6 +157,95 @@ def test_what_befalls_all_ends_the_run(server: TorchServe, tmp_path: Path) -> No
         assert "0 of 10 answered" in ran.stderr
 
 
+def test_what_was_edited_is_asked_for_again(server: TorchServe, moody: str, tmp_path: Path) -> None:
+    one, two, three = inputs = texts(tmp_path, "one", "two", "three")
+    file = tmp_path / "a.jsonl"
+    command = ("predict", moody, *inputs, "-o", file, "--run-folder", server.folder)
+    torchmar(*command, cwd=tmp_path)
+    two.write_text("2")
+    three.unlink()
+    assert "3 of 3 answered (2 were there before)" in torchmar(*command, cwd=tmp_path).stderr
+    assert {line["input"]: line["answer"]["said"] for line in lines(file)} == {
+        str(one): "one", str(two): "2", str(three): "three",
+    }  # fmt: skip
+    assert len(lines(file)) == 3
+    broken = tmp_path / "flag"
+    broken.touch()
+    two.write_text(f"broken {broken}")
+    ran = torchmar(*command, cwd=tmp_path, code=1)
+    assert "2 of 3 answered (2 were there before), 1 without an answer" in ran.stderr
+
+
+def test_what_was_refused_is_asked_for_again_once_it_is_another(server: TorchServe, tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    picture.touch()
+    command = ("predict", "digits", picture, "-o", "a.jsonl", "--run-folder", server.folder)
+    assert "1 refused" in torchmar(*command, cwd=tmp_path, code=1).stderr
+    picture.write_bytes(PICTURES[4].read_bytes())
+    assert "1 of 1 answered" in torchmar(*command, cwd=tmp_path).stderr
+    assert [next(iter(line["answer"])) for line in lines(tmp_path / "a.jsonl")] == ["4"]
+
+
+def test_answers_and_names_of_every_kind_are_lines_of_json(server: TorchServe, moody: str, tmp_path: Path) -> None:
+    def no_json(constant: str) -> None:
+        raise AssertionError(constant)
+
+    odd = tmp_path / os.fsdecode(b"\xff \n\xc3\xbc.bin")
+    odd.write_text("odd")
+    inputs = [*texts(tmp_path, "body bytes", "body nan", "body surrogate"), odd]
+    command = ("predict", moody, *inputs, "--run-folder", server.folder)
+    said = torchmar(*command, cwd=tmp_path).stdout
+    for _ in range(2):
+        torchmar(*command, "-o", "a.jsonl", "--in-order", cwd=tmp_path)
+    for text in (said, (tmp_path / "a.jsonl").read_text()):
+        found = [json.loads(line, parse_constant=no_json) for line in text.splitlines()]
+        assert [line["input"] for line in found] == list(map(str, inputs))
+        assert [line.get("answer", line.get("base64")) for line in found] == [
+            "iVBOR/8=", '{"a": NaN}', {"a": "\ud800"}, {"said": "odd"},
+        ]  # fmt: skip
+
+
+def test_an_address_of_something_else_leaves_no_refusals_behind(server: TorchServe, tmp_path: Path) -> None:
+    below = ("--address", f"{server.server.inference}/below", "--run-folder", server.folder)
+    ran = torchmar("predict", "digits", *PICTURES, "-o", "a.jsonl", *below, cwd=tmp_path, code=1)
+    assert "is this the address of the inference API?" in ran.stderr
+    assert ran.stderr.count("error:") == 1
+    where = ("--run-folder", server.folder)
+    assert "10 of 10 answered" in torchmar("predict", "digits", *PICTURES, "-o", "a.jsonl", *where, cwd=tmp_path).stderr
+
+
+def test_a_connection_that_breaks_costs_one_answer_only(tmp_path: Path) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    inputs = texts(tmp_path, *"abc")
+    with Peer([answer, b"", answer]).listening() as peer:
+        where = ("--address", peer.address, "--jobs", 1, "--timeout", 10, "--run-folder", tmp_path / "none")
+        ran = torchmar("predict", "any", *inputs, "-o", "a.jsonl", *where, cwd=tmp_path, code=1)
+    assert "2 of 3 answered, 1 without an answer" in ran.stderr
+    assert [Path(line["input"]).name for line in lines(tmp_path / "a.jsonl")] == ["0.bin", "2.bin"]
+
+
+def test_a_disk_that_is_full_ends_the_run_and_what_is_there_counts(
+    server: TorchServe, moody: str, tmp_path: Path
+) -> None:
+    inputs = texts(tmp_path, *map(str, range(10)))
+    command = ("predict", moody, *inputs, "-o", "a.jsonl", "--run-folder", server.folder)
+    limit = f"ulimit -f 1; exec {sys.executable} -m torchmar {shlex.join(map(str, command))}"
+    ran = subprocess.run(["bash", "-c", limit], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 1
+    assert "a.jsonl cannot be written: File too large" in ran.stderr
+    whole = (tmp_path / "a.jsonl").read_bytes().count(b"\n")
+    assert 0 < whole < 10
+    assert f"{whole} of 10 answered" in ran.stderr
+    assert f"10 of 10 answered ({whole} were there before)" in torchmar(*command, cwd=tmp_path).stderr
+
+
+def test_stdin_is_an_input(server: TorchServe, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torchmar", "predict", "digits", "-", "--run-folder", str(server.folder)]
+    with PICTURES[5].open("rb") as stdin:
+        ran = subprocess.run(command, cwd=tmp_path, stdin=stdin, capture_output=True, check=True, timeout=120)
+    assert next(iter(json.loads(ran.stdout))) == "5"
+
+
 def test_explanations_have_a_file_of_their_own(server: TorchServe, tmp_path: Path) -> None:
     where = ("--run-folder", server.folder)
     torchmar("explain", "digits", *PICTURES[:2], "--n-steps", 5, "-o", "a.jsonl", *where, cwd=tmp_path)
@@ -189,7 +283,11 @@ def test_wrong_usage_is_told(options: list[object], said: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "content", ["not json", '{"other": 1}\n', '{"input": 1', '[]\n{"input": "a', '{"input": "a"}\n']
+    "content",
+    [
+        *("not json", '{"other": 1}\n', '{"input": 1', '[]\n{"input": "a', '{"input": "a"}\n'),
+        '{"input": "a", "request": "x", "status": "fine"}\n',
+    ],
 )
 def test_a_file_of_something_else_is_left_alone(content: str, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
@@ -209,16 +307,16 @@ def test_a_file_that_somebody_writes_to_is_left_to_them(tmp_path: Path) -> None:
     with AnswersFile(file, "x"), pytest.raises(TorchmarError, match="another torchmar"), AnswersFile(file, "x"):
         pass
     with AnswersFile(file, "x") as free, file.open("rb") as other, pytest.raises(BlockingIOError):
-        free.refuse("a", 400, "no")
+        free.refuse("a", "sha256:0", 400, "no")
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_answers_of_every_kind_are_lines(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     with AnswersFile(file, "x") as answers:
-        answers.answer("json", Answer(200, b'{"a": [1]}'))
-        answers.answer("text", Answer(200, "grün\n".encode()))
-        answers.answer("bytes", Answer(200, b"\x89PNG\xff", {"content-type": "image/png"}))
+        answers.answer("json", "sha256:0", Answer(200, b'{"a": [1]}'))
+        answers.answer("text", "sha256:1", Answer(200, "grün\n".encode()))
+        answers.answer("bytes", "sha256:2", Answer(200, b"\x89PNG\xff", {"content-type": "image/png"}))
     assert [{name: line[name] for name in line if name in ("answer", "base64")} for line in lines(file)] == [
         {"answer": {"a": [1]}},
         {"answer": "grün\n"},
@@ -253,3 +351,19 @@ def test_the_script_to_copy_asks_over_rest_and_grpc(server: TorchServe, tmp_path
     metadata = ask("--metadata", api="management")
     assert metadata[0]["modelVersion"] == "1.0"
     assert ask("--metadata", "--grpc", api="management") == metadata
+
+
+def test_what_the_script_to_copy_cannot_do_is_told_in_a_line(server: TorchServe, tmp_path: Path) -> None:
+    (tmp_path / "no.json").write_text("none")
+    key_file = server.folder / "key_file.json"
+    for arguments, said in (
+        ((PICTURES[0],), ".torchmar/key_file.json"),
+        ((PICTURES[0], "--key-file", "no.json"), "JSONDecodeError"),
+        (("gone.png", "--key-file", key_file), "gone.png"),
+        ((PICTURES[0], "--key-file", key_file, "--address", "http://127.0.0.1:9"), "refused"),
+    ):
+        command = [sys.executable, ROOT / "scripts" / "ask.py", "digits", *arguments]
+        ran = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 1
+        assert said in ran.stderr
+        assert ran.stderr.count("\n") == 1

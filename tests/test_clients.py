@@ -228,6 +228,28 @@ def test_what_does_not_exist_is_not_found_with_the_servers_words(client: Inferen
         client.ask("a/b c?d", SEVEN)
 
 
+def test_a_name_that_no_path_leads_to_is_not_registered(server: Engine) -> None:
+    with pytest.raises(TorchmarError, match="a slash in its name"):
+        server.management.register("digits-1.0.mar", model_name="a/b")
+    server.management.register("digits-1.0.mar", model_name="zähler 1")
+    assert server.management.describe("zähler 1")[0].name == "zähler 1"
+    assert next(iter(InferenceClient(server.server).predict("zähler 1", SAMPLES / "seven.png"))) == "7"
+    server.management.unregister("zähler 1")
+
+
+def test_a_path_that_the_server_does_not_know_hints_at_the_address(server: Engine) -> None:
+    elsewhere = replace(server.server, inference=f"{server.server.inference}/below")
+    with pytest.raises(NotFound) as caught:
+        InferenceClient(elsewhere).ask("digits", SEVEN)
+    assert caught.value.hint == "is this the address of the inference API?"
+
+
+def test_a_url_that_is_not_allowed_is_told_with_the_key_for_it(server: Engine) -> None:
+    with pytest.raises(Refused) as caught:
+        server.management.register("https://models.example/a.mar")
+    assert "allowed_urls" in caught.value.hint
+
+
 def test_a_handlers_own_refusal_comes_through(client: InferenceClient) -> None:
     with pytest.raises(Refused, match="the body is empty") as caught:
         client.ask("digits", Request(b""))

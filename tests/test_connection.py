@@ -84,6 +84,7 @@ def test_what_may_have_been_carried_out_is_never_repeated(answer: bytes) -> None
     if isinstance(caught.value, Unreachable):
         assert caught.value.sent
         assert "closed before there was an answer" in caught.value.message
+        assert "may have been carried out all the same" in caught.value.hint
 
 
 def test_what_was_never_sent_is_repeated_whatever_it_is() -> None:
@@ -112,7 +113,7 @@ def test_repeating_can_be_left_out() -> None:
 def test_a_limit_of_time_is_of_one_try() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(TimedOut, match="did not answer within 0 s") as caught:
+        with pytest.raises(TimedOut, match=r"did not answer within 0\.2 s") as caught:
             ManagementClient(address, timeout=0.2).describe("a")
         assert caught.value.sent
         silent.accept()
@@ -144,7 +145,11 @@ def test_an_own_address_of_this_machine_is_as_private_as_loopback() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "8080", "ftp://host", "http://", "http://host?x=1", "http://name:password@host", "http://host#a"]
+    "address",
+    [
+        *("", "8080", "ftp://host", "http://", "http://host?x=1", "http://host#a", "http://[::1", "http://host:99999"),
+        *("http://name:password@host", "http://name:password@host:99999"),
+    ],
 )
 def test_what_is_no_address_is_told_and_shows_no_password(address: str) -> None:
     with pytest.raises(TorchmarError, match="address") as caught:
@@ -157,6 +162,69 @@ def test_a_token_that_no_header_can_hold_is_not_shown() -> None:
     with pytest.raises(TorchmarError, match="does not allow") as caught:
         InferenceClient(server).ping()
     assert "cret" not in str(caught.value)
+
+
+def test_the_header_with_characters_that_http_does_not_allow_is_named() -> None:
+    with pytest.raises(TorchmarError, match="Explain-Target has characters"):
+        InferenceClient(Server(tokens={})).explain("digits", b"x", target="七")
+
+
+def http_answer(status: str, body: bytes, kind: str = "text/html") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "hint"),
+    [
+        ("404 Not Found", NotFound, "is this the address of the management API?"),
+        ("413 Too Large", Refused, "max_request_size"),
+        ("502 Bad Gateway", Refused, "is the server up, behind its proxy?"),
+    ],
+)
+def test_a_page_for_people_is_told_by_its_title(status: str, kind: type[Refused], hint: str) -> None:
+    page = f"\r\n<html>\r\n<head><title>{status}</title></head>\r\n<body><h1>{status}</h1></body></html>".encode()
+    with Peer([http_answer(status, page)]).listening() as peer, pytest.raises(kind) as caught:
+        ManagementClient(peer.address).scale("digits", min_worker=1)
+    assert caught.value.message == f"a proxy or another server answered, with a page for people: {status}"
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"", b"[]", b"7", b'{"hello": 1}'])
+def test_what_answers_and_is_no_server_of_this_kind_is_told_as_that(body: bytes) -> None:
+    management_calls: tuple[Callable[[ManagementClient], object], ...] = (
+        lambda client: list(client.models()),
+        lambda client: client.register("a.mar"),
+        lambda client: client.ready("a"),
+    )
+    for call in management_calls:
+        with Peer([http_answer("200 OK", body)]).listening() as peer:
+            with pytest.raises(Unreachable, match=r"no management API at .*: something else answers there") as caught:
+                call(ManagementClient(peer.address))
+            assert caught.value.sent
+    with Peer([http_answer("200 OK", body)]).listening() as peer, pytest.raises(Unreachable, match="something else"):
+        InferenceClient(peer.address).ping()
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"[]", b'{"inference": {}}', b'{"inference": "x"}', b"{", b"not json", b""]
+)
+def test_a_key_file_of_another_shape_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "key_file.json").write_bytes(content)
+    with pytest.raises(TorchmarError, match=r"key_file\.json is not a TorchServe key file"):
+        InferenceClient(Server(key_file=tmp_path / "key_file.json")).ping()
+    with pytest.raises(TorchmarError, match="cannot be read: Is a directory"):
+        InferenceClient(Server(key_file=tmp_path)).ping()
+
+
+def test_a_file_without_certificates_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("none")
+    for client, server in (
+        (InferenceClient, Server("https://127.0.0.1:1", verify=file)),
+        (GrpcInference, Server(grpc_inference="grpcs://127.0.0.1:1", verify=file)),
+    ):
+        with pytest.raises(TorchmarError, match=r"ca\.pem has no certificates in PEM"):
+            client(server)
 
 
 def test_a_redirection_is_not_followed() -> None:

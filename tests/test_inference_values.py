@@ -169,3 +169,12 @@ def test_what_is_no_torchmar_error_is_raised() -> None:
 
 def test_no_items_have_no_results() -> None:
     assert not list(each([], lambda client, item: item, Client))
+
+
+def test_no_item_is_lost_where_no_thread_was_asked_for() -> None:
+    assert list(each([1, 2], lambda client, item: item, Client, jobs=0)) == [(1, 1), (2, 2)]
+
+
+def test_an_array_of_objects_is_told() -> None:
+    with pytest.raises(TorchmarError, match="array of objects"):
+        bodies.request(np.array([object()]))

@@ -226,6 +226,24 @@ def test_a_refusal_is_the_one_of_rest(
     assert caught.value.status == status
 
 
+def test_what_a_handler_of_ours_refuses_is_refused_although_no_status_travels(inference: GrpcInference) -> None:
+    with pytest.raises(Refused, match="the body is empty") as caught:
+        inference.predict("digits", b"")
+    assert (caught.value.status, caught.value.type) == (400, "BadRequestException")
+
+
+def test_an_address_of_something_else_is_told(server: TorchServe) -> None:
+    http = server.server.inference.replace("http", "grpc")
+    with pytest.raises(Unreachable, match="does not speak gRPC") as caught:
+        GrpcInference(replace(server.server, grpc_inference=http)).ping()
+    assert "port of its own" in caught.value.hint
+    with pytest.raises(Unreachable, match="does not speak TLS"):
+        GrpcInference(replace(server.server, grpc_inference=http.replace("grpc", "grpcs"))).ping()
+    with pytest.raises(Refused) as refused:
+        GrpcInference(replace(server.server, grpc_inference=server.server.grpc_management)).predict("digits", SEVEN)
+    assert refused.value.hint == "is this the address of the inference API?"
+
+
 def test_a_version_that_does_not_exist_is_not_found(inference: GrpcInference) -> None:
     with pytest.raises(NotFound, match=r"9\.9 does not exist"):
         inference.predict("digits", SEVEN, "9.9")
@@ -249,7 +267,7 @@ def test_no_server_and_no_address_are_told() -> None:
     assert not caught.value.sent
     with pytest.raises(Unreachable, match="nobody knows the name"):
         GrpcInference("grpc://nowhere.invalid:1").ping()
-    for address in ("127.0.0.1:7070", "http://127.0.0.1:7070", "grpc://", "grpc://host"):
+    for address in ("127.0.0.1:7070", "http://127.0.0.1:7070", "grpc://", "grpc://host", "grpc://host:99999"):
         with pytest.raises(TorchmarError, match="not an address"):
             GrpcManagement(address)
 
@@ -258,6 +276,9 @@ def test_a_token_that_is_missing_wrong_or_for_another_machine(server: TorchServe
     for tokens in ({}, {"inference": "wrong"}):
         with pytest.raises(Unauthorized):
             GrpcInference(replace(server.server, key_file=None, tokens=tokens)).ping()
+    with pytest.raises(TorchmarError, match="does not allow") as told:
+        GrpcInference(replace(server.server, key_file=None, tokens={"inference": "grün"})).ping()
+    assert "grün" not in str(told.value)
     remote = Server(grpc_inference="grpc://192.0.2.1:7070", tokens={"inference": "secret"})
     with pytest.raises(Insecure, match="plain text"):
         GrpcInference(remote).ping()
@@ -291,6 +312,8 @@ def test_a_model_lives_from_registration_to_removal(
         management.describe("life")
     with pytest.raises(NotFound, match="Model not found at"):
         management.register("none.mar")
+    with pytest.raises(TorchmarError, match="a slash in its name"):
+        management.register("life-1.0.mar", model_name="a/b")
 
 
 def test_scaling_to_no_workers_is_refused_rather_than_taken_for_one(management: GrpcManagement) -> None:

@@ -6,6 +6,7 @@ usage, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from types import FrameType
@@ -18,6 +19,13 @@ def main() -> None:
     """Run the command line and exit."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
+    try:
+        _run()
+    except KeyboardInterrupt:  # while something was imported; later it is the command's
+        sys.exit(130)
+
+
+def _run() -> None:
     from torchmar.cli.up_to_date import told
 
     # Before the rest is imported, which takes longer than to see that nothing is to be done.
@@ -36,6 +44,11 @@ def main() -> None:
         if error.name not in _OF_EXTRAS:
             raise
         complain(TorchmarError(f"{error.name} is not installed", hint="pip install 'torchmar[torchserve]'"))
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        complain(TorchmarError(f"the output cannot be written: {error.strerror}"))
         sys.exit(1)
 
 

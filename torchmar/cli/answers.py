@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torchmar import exchange
 from torchmar.cli.terminal import err
 from torchmar.errors import Refused, TorchmarError
 from torchmar.replacing import beside
 
+STDIN = Path("-")
 _BY_SUFFIX = {".png": "image/png", ".npy": "application/x-npy"}
 
 
@@ -20,7 +24,8 @@ def request(
 ) -> exchange.Request:
     """Return the request to send; an output called ``.png`` asks for a picture, ``.npy`` for an array."""
     accept = _BY_SUFFIX.get(output.suffix.lower(), exchange.ANY) if output else exchange.ANY
-    return exchange.read(source, explain=explain, accept=accept, headers=headers)
+    file = Path("/dev/stdin") if source == STDIN else source
+    return exchange.read(file, explain=explain, accept=accept, headers=headers)
 
 
 def show(answer: exchange.Answer, output: Path | None) -> None:
@@ -50,13 +55,19 @@ def _save(answer: exchange.Answer, output: Path) -> None:
     if suffix in _BY_SUFFIX and kind != _BY_SUFFIX[suffix]:
         what = "draws no picture" if suffix == ".png" else "gives no array"
         raise TorchmarError(f"the handler {what}; it answered with {kind}", hint="give the file a .json name")
-    part = beside(output)
+    place = output.resolve()
+    part = beside(place)
     try:
-        part.write_bytes(answer.body)
-        part.replace(output)
+        if place.exists() and not place.is_file():  # a device or a pipe, whose place no file may take
+            place.write_bytes(answer.body)
+        else:
+            part.write_bytes(answer.body)
+            part.replace(place)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise TorchmarError(f"{output} cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def refusal(answer: exchange.Answer) -> Refused:
@@ -68,10 +79,22 @@ def refusal(answer: exchange.Answer) -> Refused:
     return Refused(f"{answer.status}: {message}", status=answer.status)
 
 
-def line(source: Path, status: int, body: bytes) -> str:
-    """Return one line of JSON for one of many inputs."""
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        answer = body.decode("utf-8", "replace")
-    return json.dumps({"input": str(source), "status": status, "answer": answer}, ensure_ascii=False)
+def line(source: str, content: Mapping[str, Any]) -> bytes:
+    """Return one line of JSON about one of many inputs."""
+    text = json.dumps({"input": source, **content}, ensure_ascii=False)
+    # What is no UTF-8 in a file's name, and half of a surrogate pair in an answer, JSON escapes in just this way.
+    return f"{text}\n".encode("utf-8", "backslashreplace")
+
+
+def content(answer: exchange.Answer) -> dict[str, Any]:
+    """Return what a line says of an answer: it, as JSON or as a text, or else its bytes in base64."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return {"status": answer.status, "answer": json.loads(answer.body, parse_constant=_no_json)}
+    with contextlib.suppress(UnicodeDecodeError):
+        return {"status": answer.status, "answer": answer.body.decode()}
+    encoded = base64.b64encode(answer.body).decode()
+    return {"status": answer.status, "content_type": answer.content_type, "base64": encoded}
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON, although Python reads it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from torchmar.cli import answers
 from torchmar.errors import TorchmarError
 from torchmar.exchange import Answer
 from torchmar.replacing import beside
@@ -24,7 +25,13 @@ class AnswersFile:
     """A file of answers, one line for each input; a context manager.
 
     Every line is written as a whole when its answer comes. A line that was torn (the disk was
-    full, the machine went down) is removed when the file is opened again.
+    full, the machine went down) is removed when the file is opened again. A line says which content
+    it is about, so that an input that was edited since is asked with again.
+
+    Attributes:
+        told: by input: whether it was answered; else it was refused for good.
+        digests: by input: of the content that was asked with; None where the line does not say.
+        superseded: whether some input has two lines, of which the later one counts.
 
     Args:
         path: the file; made if there is none.
@@ -37,7 +44,9 @@ class AnswersFile:
     def __init__(self, path: Path, request: str) -> None:
         self._path = path
         self._request = request
-        self.told: dict[str, bool] = {}  # by input: whether it was answered; else it was refused for good
+        self.told: dict[str, bool] = {}
+        self.digests: dict[str, str | None] = {}
+        self.superseded = False
 
     def __enter__(self) -> AnswersFile:
         try:
@@ -50,6 +59,9 @@ class AnswersFile:
         except BlockingIOError:
             self._stream.close()
             raise TorchmarError(f"{self._path}: another torchmar writes to it") from None
+        except OSError as error:
+            self._stream.close()
+            raise TorchmarError(f"{self._path} cannot be written: {error.strerror}") from None
         except BaseException:
             self._stream.close()
             raise
@@ -60,42 +72,49 @@ class AnswersFile:
     ) -> None:
         self._stream.close()
 
-    def answer(self, source: str, answer: Answer) -> None:
+    def answer(self, source: str, digest: str, answer: Answer) -> None:
         """Write the answer to an input.
 
         Raises:
             TorchmarError: the file cannot be written.
         """
-        self._write(source, {"status": answer.status, **_content(answer)})
-        self.told[source] = True
+        self._write(source, digest, answers.content(answer))
+        self._tell(source, digest, True)
 
-    def refuse(self, source: str, status: int, message: str) -> None:
+    def refuse(self, source: str, digest: str, status: int, message: str) -> None:
         """Write that an input was refused, and would be again."""
-        self._write(source, {"status": status, "error": message})
-        self.told[source] = False
+        self._write(source, digest, {"status": status, "error": message})
+        self._tell(source, digest, False)
 
     def sort(self, order: Iterable[str]) -> None:
-        """Put the lines in the order of the inputs; lines of other inputs follow as they stood."""
+        """Put the lines in the order of the inputs, one for each; lines of other inputs follow as they stood."""
         places: dict[str, tuple[int, int]] = {}
         start = 0
         for raw in self._lines():
             places[json.loads(raw)["input"]] = (start, len(raw))
             start += len(raw)
-        part = beside(self._path)
+        file = self._path.resolve()
+        part = beside(file)
         try:
             with part.open("wb") as target:
                 for source in dict.fromkeys([*(one for one in order if one in places), *places]):
                     place, size = places[source]
                     self._stream.seek(place)
                     target.write(self._stream.read(size))
-            part.replace(self._path)
+            part.replace(file)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise TorchmarError(f"{self._path} cannot be written: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
 
-    def _write(self, source: str, content: Mapping[str, Any]) -> None:
-        line = json.dumps({"input": source, "request": self._request, **content}, ensure_ascii=False)
-        left = memoryview(f"{line}\n".encode())
+    def _tell(self, source: str, digest: str | None, answered: bool) -> None:
+        self.superseded |= source in self.digests
+        self.told[source] = answered
+        self.digests[source] = digest
+
+    def _write(self, source: str, digest: str, content: Mapping[str, Any]) -> None:
+        left = memoryview(answers.line(source, {"request": self._request, "digest": digest, **content}))
         try:
             while left:  # a signal or a full disk may cut a write short
                 left = left[os.write(self._stream.fileno(), left) :]
@@ -107,7 +126,8 @@ class AnswersFile:
         for number, raw in enumerate(self._lines(), 1):
             try:
                 line = json.loads(raw)
-                source, request, status = line["input"], line["request"], line["status"]
+                source, request, digest = str(line["input"]), line["request"], line.get("digest")
+                status = int(line["status"])
             except (ValueError, KeyError, TypeError):
                 if not raw.endswith(b"\n") and (raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw)):
                     self._stream.truncate(whole)
@@ -117,23 +137,12 @@ class AnswersFile:
             if request != self._request:
                 raise TorchmarError(f"{self._path} has answers to {request}, not to {self._request}", hint=_OTHER_FILE)
             whole += len(raw)
-            self.told.pop(source, None)
-            if status < 500:  # an error of the server may be over by now
-                self.told[source] = status < 400
+            self._tell(source, digest, status < 400)
+            if status >= 500:  # an error of the server may be over by now
+                del self.told[source]
         if not raw.endswith(b"\n"):
             os.write(self._stream.fileno(), b"\n")
 
     def _lines(self) -> Iterable[bytes]:
         with open(self._path, "rb") as stream:  # with a buffer, which the one for writing has not
             yield from stream
-
-
-def _content(answer: Answer) -> dict[str, Any]:
-    try:
-        return {"answer": json.loads(answer.body)}
-    except ValueError:
-        pass
-    try:
-        return {"answer": answer.body.decode()}
-    except UnicodeDecodeError:
-        return {"content_type": answer.content_type, "base64": base64.b64encode(answer.body).decode()}

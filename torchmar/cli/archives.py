@@ -129,7 +129,9 @@ def schema() -> None:
 
 def run(
     path: ArchivePath,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The file to ask with.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="The file to ask with; - is stdin.", show_default=False)
+    ],
     explain: Annotated[
         Path | None,
         typer.Option(

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from torchmar.rpc import GrpcInference
 
 PANEL = "Requests"
-Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT", help="Files to ask with.", show_default=False)]
+Inputs = Annotated[
+    list[Path], typer.Argument(metavar="INPUT", help="Files to ask with; - is stdin.", show_default=False)
+]
 MANY = "Many inputs"
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=256, help="Requests at a time.", rich_help_panel=MANY)]
 InOrder = Annotated[
@@ -49,7 +51,9 @@ def predict(
         typer.Option("--output", "-o", help="Write it here; answers to several: a .jsonl file.", show_default=False),
     ] = None,
     timeout: Timeout = 120.0,
-    grpc: Annotated[bool, typer.Option("--grpc", help="Ask over gRPC, without headers.", show_default=False)] = False,
+    grpc: Annotated[
+        bool, typer.Option("--grpc", help="Ask over gRPC, without headers and handlers' statuses.", show_default=False)
+    ] = False,
     jobs: Jobs = 4,
     in_order: InOrder = False,
     run_folder: RunFolder = None,
@@ -61,7 +65,8 @@ def predict(
     """Ask for predictions: one answer as it is, several as lines of JSON.
 
     A .jsonl file is written as answers come. The same command goes on where it
-    was stopped, and asks again for what the server could not answer.
+    was stopped, and asks again for what the server could not answer and for
+    what was edited since.
     """
     from torchmar.cli.connection_options import server
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,8 @@ import typer
 from torchmar.cli import answers
 from torchmar.cli.answers_file import AnswersFile
 from torchmar.cli.terminal import complain, err
-from torchmar.errors import NotFound, Refused, TimedOut, TorchmarError, Unauthorized
+from torchmar.connection.refusal import PAGE
+from torchmar.errors import NotFound, Refused, TorchmarError, Unauthorized, Unreachable
 from torchmar.exchange import Answer
 
 if TYPE_CHECKING:
@@ -24,6 +27,30 @@ if TYPE_CHECKING:
     Client = InferenceClient | GrpcInference
 
 _COMPLAINTS = 10  # that are told one by one where answers go to a file; the rest is counted
+_ABOUT_THE_INPUT = (400, 413, 415, 422)  # it would be refused again; what else is wrong may be over by then
+
+
+@dataclass
+class _Question:
+    """One input.
+
+    Attributes:
+        told: whether the file has a line about it.
+        asked_with: the digest of the content that the line is about; None if it does not say.
+        digest: of the content now, once it was read.
+    """
+
+    source: str
+    told: bool = False
+    asked_with: str | None = None
+    digest: str = ""
+
+
+class _Unreadable(TorchmarError):
+    """Say why an input cannot be read."""
+
+
+_Result = tuple[_Question, "Answer | TorchmarError | None"]
 
 
 class Asking:
@@ -59,49 +86,72 @@ class Asking:
         """
         sources = list(dict.fromkeys(map(str, inputs)))
         if output is None:
-            told: dict[str, bool] = {}
-            self._ask(sources, jobs, told, None)
-            return all(told.get(source) for source in sources)
+            return self._print(sources, jobs)
         with AnswersFile(output, self._request()) as file:
-            before = len(file.told.keys() & set(sources))
-            todo = [source for source in sources if source not in file.told]
+            before = file.told.keys() & set(sources)
             try:
-                self._ask(todo, jobs, file.told, file)
-                if in_order:
-                    file.sort(sources)
+                self._write(sources, jobs, file, before)
+                if in_order or file.superseded:
+                    file.sort(sources if in_order else ())
             finally:  # Ctrl-C included
                 self._sum_up(sources, file, before)
             return all(file.told.get(source) for source in sources)
 
-    def _ask(self, sources: list[str], jobs: int, told: dict[str, bool], file: AnswersFile | None) -> None:
-        from torchmar.inference import each
-
-        limit = _COMPLAINTS if file else len(sources)
-        results = each(sources, self._one, self._client, jobs=min(jobs, len(sources)), ordered=file is None)
-        with contextlib.closing(results), _progress(len(sources), file is not None) as advance:
-            for source, result in results:
+    def _print(self, sources: list[str], jobs: int) -> bool:
+        results = self._results([_Question(source) for source in sources], jobs, ordered=True)
+        with contextlib.closing(results):
+            for question, result in results:
                 if isinstance(result, Answer):
-                    told[source] = True
-                    if file:
-                        file.answer(source, result)
-                    else:
-                        typer.echo(answers.line(Path(source), result.status, result.body))
-                elif _befalls_all(source, result):
-                    raise result
-                else:
-                    self._complain(source, result, limit)
-                    if file and isinstance(result, Refused) and result.status < 500:
-                        file.refuse(source, result.status, result.message)
+                    typer.echo(answers.line(question.source, answers.content(result)), nl=False)
+                elif result:
+                    self._complain(question, result, len(sources))
+        return not self._complaints
+
+    def _write(self, sources: list[str], jobs: int, file: AnswersFile, before: set[str]) -> None:
+        """Write what is missing to ``file``; what turns out to have been edited leaves ``before``."""
+        questions = [_Question(source, source in before, file.digests.get(source)) for source in sources]
+        results = self._results(questions, jobs, ordered=False)
+        with contextlib.closing(results), _progress(len(sources)) as advance:
+            for question, result in results:
+                if result:
+                    before.discard(question.source)
+                    file.told.pop(question.source, None)
+                if isinstance(result, Answer):
+                    file.answer(question.source, question.digest, result)
+                elif result:
+                    self._complain(question, result, _COMPLAINTS)
+                    if isinstance(result, Refused) and result.status in _ABOUT_THE_INPUT:
+                        file.refuse(question.source, question.digest, result.status, result.message)
                 advance()
 
-    def _one(self, client: Client, source: str) -> Answer:
-        request = answers.request(Path(source), self._explained is not None, None, self._explained)
+    def _results(self, questions: list[_Question], jobs: int, ordered: bool) -> Generator[_Result, None, None]:
+        """Yield every question with its answer, with why there is none, or with None if it need not be asked."""
+        from torchmar.inference import each
+
+        jobs = min(jobs, len(questions))
+        with contextlib.closing(each(questions, self._one, self._client, jobs=jobs, ordered=ordered)) as results:
+            for question, result in results:
+                if isinstance(result, TorchmarError) and _befalls_all(result):
+                    raise result
+                yield question, result
+
+    def _one(self, client: Client, question: _Question) -> Answer | None:
+        try:
+            request = answers.request(Path(question.source), self._explained is not None, None, self._explained)
+        except TorchmarError as error:
+            if question.told:
+                return None
+            raise _Unreadable(error.message) from None
+        question.digest = f"sha256:{hashlib.sha256(request.body).hexdigest()[:16]}"
+        if question.told and question.asked_with in (None, question.digest):
+            return None
         return client.ask(self._name, request, self._version)
 
-    def _complain(self, source: str, error: TorchmarError, limit: int) -> None:
+    def _complain(self, question: _Question, error: TorchmarError, limit: int) -> None:
         self._complaints += 1
         if self._complaints <= limit:
-            complain(TorchmarError(f"{source}: {error.message}"))
+            named = isinstance(error, _Unreadable)  # the message has the file
+            complain(TorchmarError(error.message if named else f"{question.source}: {error.message}"))
         elif self._complaints == limit + 1:
             err.print("more failed; they are only counted from here on")
 
@@ -112,11 +162,11 @@ class Asking:
         how = "&".join(f"{name}={value}" for name, value in sorted((self._explained or {}).items()))
         return f"{kind}/{self._name}{version}" + (f"?{how}" if how else "")
 
-    def _sum_up(self, sources: Iterable[str], file: AnswersFile, before: int) -> None:
+    def _sum_up(self, sources: Iterable[str], file: AnswersFile, before: set[str]) -> None:
         told = [file.told.get(source) for source in sources]
         said = f"{told.count(True)} of {len(told)} answered"
-        if before:
-            said += f" ({before} were there before)"
+        if there := sum(file.told[source] for source in before):
+            said += f" ({there} were there before)"
         if refused := told.count(False):
             said += f", {refused} refused"
         if missing := told.count(None):
@@ -124,20 +174,20 @@ class Asking:
         err.print(said)
 
 
-def _befalls_all(source: str, error: TorchmarError) -> bool:
-    if isinstance(error, Unauthorized):
-        return True
-    if isinstance(error, NotFound):
-        return error.type.startswith("Model")  # otherwise it is the handler's own word
-    if isinstance(error, Refused | TimedOut):
-        return False
-    return Path(source).is_file()  # otherwise it is the file
+def _befalls_all(error: TorchmarError) -> bool:
+    if isinstance(error, Refused):
+        elsewhere = error.type in (PAGE, "ResourceNotFoundException") and error.status < 500
+        one_by_one = error.status in (413, 429)
+        no_model = isinstance(error, NotFound) and error.type.startswith("Model")  # else it is the handler's own word
+        return isinstance(error, Unauthorized) or error.status < 400 or no_model or (elsewhere and not one_by_one)
+    # A connection that breaks may be the fault of one input; if the server is gone, the next one tells.
+    return not isinstance(error, _Unreadable) and not (isinstance(error, Unreachable) and error.sent)
 
 
 @contextlib.contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[], Any]]:
+def _progress(total: int) -> Iterator[Callable[[], Any]]:
     """Show a bar on a terminal; give what counts one more."""
-    if not (shown and total and err.is_terminal):
+    if not err.is_terminal:
         yield lambda: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

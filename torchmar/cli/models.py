@@ -12,13 +12,15 @@ import typer
 from torchmar.cli.connection_options import CaFile, PlainHttp
 from torchmar.cli.operating import complain_of_failing
 from torchmar.cli.options import Address, Check, KeyFile, Name, RunFolder, Version
-from torchmar.cli.terminal import err, out, show_table, table
+from torchmar.cli.terminal import complain, err, out, show_table, table
+from torchmar.errors import NotFound, TorchmarError
 
 if TYPE_CHECKING:
-    from torchmar.management import ManagementClient
+    from torchmar.management import ManagementClient, ModelVersion
 
 PANEL = "Models on a server"
 Synchronous = Annotated[bool, typer.Option(help="Wait until the workers answer.")]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds to wait for them.")]
 
 
 def models(
@@ -37,11 +39,12 @@ def models(
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     rows = []
     for found in [name] if name else sorted(client.names()):
-        default = client.describe(found)[0].version
-        versions = client.describe(found, "all")
-        if customized:  # for "all" TorchServe asks no handler
-            versions = [client.describe(found, one.version, customized=True)[0] for one in versions]
-        rows += [(version, version.version == default) for version in versions]
+        try:
+            rows += _versions(client, found, customized)
+        except NotFound as error:
+            if name:
+                raise
+            complain(TorchmarError(f"{found}: {error.message}"))  # it was unregistered meanwhile; the others are there
     if as_json:
         typer.echo(
             json.dumps([{**asdict(version), "default": default} for version, default in rows], indent=2, default=str)
@@ -95,6 +98,7 @@ def register(
         bool, typer.Option("--s3-sse-kms", help="The archive in S3 is encrypted by AWS KMS.", show_default=False)
     ] = False,
     synchronous: Synchronous = True,
+    timeout: Timeout = 300.0,
     check: Check = True,
     run_folder: RunFolder = None,
     address: Address = None,
@@ -124,6 +128,7 @@ def register(
             startup_timeout=startup_timeout,
             s3_sse_kms=s3_sse_kms,
             synchronous=synchronous,
+            timeout=timeout,
         )
     out.print(said, markup=False)
 
@@ -134,6 +139,7 @@ def scale(
     version: Version = None,
     max_worker: Annotated[int | None, typer.Option(min=0, help="Workers at the most.", show_default=False)] = None,
     synchronous: Synchronous = True,
+    timeout: Timeout = 300.0,
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,
@@ -143,7 +149,9 @@ def scale(
     """Set the number of workers of a model and wait until they answer."""
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     with err.status(f"scaling {name}"):
-        said = client.scale(name, version, min_worker=min_worker, max_worker=max_worker, synchronous=synchronous)
+        said = client.scale(
+            name, version, min_worker=min_worker, max_worker=max_worker, synchronous=synchronous, timeout=timeout
+        )
     out.print(said, markup=False)
 
 
@@ -174,6 +182,15 @@ def unregister(
     """Remove a model, or one version of it, from the server."""
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     out.print(client.unregister(name, version), markup=False)
+
+
+def _versions(client: ManagementClient, name: str, customized: bool) -> list[tuple[ModelVersion, bool]]:
+    """Return the versions of a model, each with whether it is the default one."""
+    default = client.describe(name)[0].version
+    versions = client.describe(name, "all")
+    if customized:  # for "all" TorchServe asks no handler
+        versions = [client.describe(name, one.version, customized=True)[0] for one in versions]
+    return [(version, version.version == default) for version in versions]
 
 
 def _admit(archive: Path, run_folder: Path | None, *, elsewhere: bool) -> None:

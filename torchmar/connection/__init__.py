@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import requests
 
-from torchmar.connection.refusal import refusal
+from torchmar.connection.refusal import refusal, which_address
 from torchmar.connection.server import KEY_FILE, RUN_FOLDER, Api, Server
 from torchmar.connection.tokens import Tokens
 from torchmar.connection.transport import Transport
@@ -19,6 +19,8 @@ __all__ = ["KEY_FILE", "RUN_FOLDER", "Api", "Connection", "Server"]
 _READS = ("GET", "OPTIONS")
 _STARTING = (502, 503, 504)  # what a proxy, or a server without workers yet, says
 _FIRST_WAIT = 0.1  # seconds; four times as long each time
+
+Read = TypeVar("Read")
 
 
 class Connection:
@@ -48,8 +50,8 @@ class Connection:
         self._api = api
         self._timeout = timeout
         self._retries = retries
-        address = server.inference if api == "inference" else server.management
-        self._transport = Transport(address, f"{api} API", server)
+        self._address = server.inference if api == "inference" else server.management
+        self._transport = Transport(self._address, f"{api} API", server)
         self.tokens = Tokens(server)
 
     def ask(
@@ -90,13 +92,19 @@ class Connection:
             except Unreachable as error:
                 safe = not error.sent or method in _READS
                 if not waits or not safe or isinstance(error, TimedOut | Untrusted):
+                    if error.sent and method not in _READS and self._api == "management":
+                        error.hint = "it may have been carried out all the same; torchmar models tells"
                     raise
             else:
                 if response.status_code < 300:
                     return response
                 if response.is_redirect:
                     elsewhere = response.headers["location"]
-                    raise Refused(f"the server sends on to {elsewhere}", status=response.status_code)
+                    raise Refused(
+                        f"the server sends on to {elsewhere}",
+                        status=response.status_code,
+                        hint=which_address(self._api),
+                    )
                 refused = refusal(response.status_code, response.content, response.reason, self._api)
                 if isinstance(refused, Unauthorized) and not renewed and self.tokens.other_than(self._api, token):
                     renewed = True
@@ -104,6 +112,29 @@ class Connection:
                 if not waits or method not in _READS or response.status_code not in _STARTING:
                     raise refused
             time.sleep(waits.pop(0))
+
+    def read(self, value: Callable[[Any], Read], method: str, path: str, **options: Any) -> Read:
+        """Send a request and return what ``value`` makes of the JSON in the answer.
+
+        Args:
+            value: fails with KeyError, TypeError or the like where the answer is not the server's.
+            method: as all that follow, for `ask`.
+            path: below the address.
+            options: the others.
+
+        Raises:
+            Unreachable: the answer is not of this API.
+            TorchmarError: as `ask` does.
+        """
+        response = self.ask(method, path, **options)
+        try:
+            return value(response.json())
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise Unreachable(
+                f"no {self._api} API at {self._address}: something else answers there",
+                sent=True,
+                hint=which_address(self._api),
+            ) from None
 
     def close(self) -> None:
         """Close the connections."""

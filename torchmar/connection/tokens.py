@@ -114,16 +114,20 @@ def _read(file: Path) -> dict[str, Any]:
     deadline = time.monotonic() + _WRITING
     while True:
         try:
-            text = file.read_text(encoding="utf-8")
-            return dict(json.loads(text))
+            content = file.read_bytes()
         except FileNotFoundError:
             raise Unreachable(f"no server is running here: {file} does not exist", hint="torchmar serve") from None
-        except (OSError, ValueError, TypeError) as error:
+        except OSError as error:
+            raise TorchmarError(f"{file} cannot be read: {error.strerror}") from None
+        try:
+            return {api: {**key, "key": key["key"]} for api, key in json.loads(content).items()}
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             # Half a file is one that is being written; what is no JSON in its first byte is something else.
-            if isinstance(error, ValueError) and text[:1] in ("", "{") and time.monotonic() < deadline:
+            if isinstance(error, ValueError) and content[:1] in (b"", b"{") and time.monotonic() < deadline:
                 time.sleep(0.02)
                 continue
-            raise TorchmarError(f"{file} is not a TorchServe key file: {error}") from None
+            why = "torchmar serve writes another when it starts"
+            raise TorchmarError(f"{file} is not a TorchServe key file", hint=why) from None
 
 
 def _expires_soon(key: Mapping[str, str] | None, file: Path) -> bool:

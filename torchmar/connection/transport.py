@@ -48,8 +48,7 @@ class Transport:
             self._base = "http://localhost"
             self._session.mount(self._base, UnixAdapter(address.partition(":")[2]))
         if isinstance(server.verify, Path):
-            if not server.verify.is_file():
-                raise TorchmarError(f"{server.verify}: there is no such file of certificates")
+            check_certificates(server.verify)
             self._session.verify = str(server.verify)
             self._session.mount("https://", _Trusting())
         else:
@@ -87,12 +86,13 @@ class Transport:
                 params={name: value for name, value in (query or {}).items() if value is not None},
                 data=body,
                 headers={**(headers or {}), **authorization},
-                timeout=(_CONNECT_SECONDS, timeout),
+                timeout=(min(_CONNECT_SECONDS, timeout), timeout),
                 allow_redirects=False,
             )
-        except requests.exceptions.InvalidHeader:
+        except (requests.exceptions.InvalidHeader, UnicodeEncodeError):
             # Its message shows the header, which may be the token.
-            raise TorchmarError("a header or the token has characters that HTTP does not allow") from None
+            wrong = next((name for name, value in (headers or {}).items() if not _fits_header(value)), "the token")
+            raise TorchmarError(f"{wrong} has characters that HTTP does not allow in a header") from None
         except requests.RequestException as error:
             raise self._no_answer(error, timeout) from None
 
@@ -107,9 +107,10 @@ class Transport:
             return next((one for found, one in causes.items() if issubclass(found, kind)), None)
 
         if isinstance(error, requests.ReadTimeout):
-            return TimedOut(f"{self._address} did not answer within {timeout:.0f} s", sent=True)
+            return TimedOut(f"{self._address} did not answer within {timeout:g} s", sent=True)
         if isinstance(error, requests.ConnectTimeout):
-            return TimedOut(f"{self._address} cannot be reached: no connection within {_CONNECT_SECONDS:.0f} s")
+            seconds = min(_CONNECT_SECONDS, timeout)
+            return TimedOut(f"{self._address} cannot be reached: no connection within {seconds:g} s")
         if certificate := cause(ssl.SSLCertVerificationError):
             return Untrusted(
                 f"the certificate of {self._address} is not trusted: {certificate.verify_message}",
@@ -139,15 +140,40 @@ class _Trusting(HTTPAdapter):
         super().init_poolmanager(*args, ssl_context=context, **options)
 
 
+def check_certificates(file: Path) -> None:
+    """Find out whether ``file`` has certificates to trust.
+
+    Raises:
+        TorchmarError: it has none.
+    """
+    if not file.is_file():
+        raise TorchmarError(f"{file}: there is no such file of certificates")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+    except ssl.SSLError:
+        raise TorchmarError(f"{file} has no certificates in PEM") from None
+    except OSError as error:
+        raise TorchmarError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _fits_header(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and all(ord(character) < 256 for character in value)
+
+
 def _checked(address: str) -> Any:
-    parts = urlsplit(address)
-    if parts.username or parts.password:
+    if "@" in address.partition("//")[2].partition("/")[0]:
         # Not shown: messages end up in logs.
         raise TorchmarError("an address has no place for a name and password", hint="tokens have a key file")
+    none = TorchmarError(f"{address!r} is not an address", hint="write it like https://host:8080/path")
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # found to be none when it is read
+    except ValueError:
+        raise none from None
     if parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc:
         return parts
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise TorchmarError(f"{address!r} is not an address", hint="write it like https://host:8080/path")
+        raise none
     return parts
 
 

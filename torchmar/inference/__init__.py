@@ -201,7 +201,7 @@ class InferenceClient:
 
         Not repeated: that nobody answers is an answer.
         """
-        return str(self._connection.ask("GET", "/ping", timeout=5, retries=0).json()["status"])
+        return self._connection.read(lambda said: str(said["status"]), "GET", "/ping", timeout=5, retries=0)
 
     def live(self) -> bool:
         """Tell whether the server is up, by the Open Inference Protocol."""
@@ -218,11 +218,11 @@ class InferenceClient:
     def api_description(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
         """Return the OpenAPI document of the inference API, or of one model, as far as TorchServe knows it."""
         path = f"/predictions/{_path(name, version)}" if name else "/"
-        return dict(self._connection.ask("OPTIONS", path).json())
+        return self._connection.read(dict, "OPTIONS", path)
 
     def _open_inference(self, path: str) -> dict[str, Any]:
         try:
-            return dict(self._connection.ask("GET", f"/v2{path}", timeout=5, retries=0).json())
+            return self._connection.read(dict, "GET", f"/v2{path}", timeout=5, retries=0)
         except NotFound as error:
             raise NotFound(error.message, status=404, type=error.type, hint=SWITCHED_ON) from None
 

@@ -29,7 +29,7 @@ def request(
         headers: more of them.
 
     Raises:
-        TorchmarError: the file cannot be read, or the value is no JSON.
+        TorchmarError: the file cannot be read, the array has objects, or the value is no JSON.
     """
     if isinstance(data, Path):
         return exchange.read(data, explain=explain, accept=accept, headers=headers)
@@ -83,7 +83,10 @@ def _body(data: Any) -> tuple[bytes, str]:
         return data.encode(), "text/plain"
     if hasattr(data, "__array__"):
         stream = io.BytesIO()
-        _numpy().save(stream, _numpy().asarray(data), allow_pickle=False)
+        try:
+            _numpy().save(stream, _numpy().asarray(data), allow_pickle=False)
+        except ValueError:
+            raise TorchmarError("an array of objects cannot be sent", hint="give it a dtype of numbers") from None
         return stream.getvalue(), NPY
     try:
         return json.dumps(data, ensure_ascii=False, allow_nan=False).encode(), JSON

@@ -39,9 +39,10 @@ def each(
         items: what to ask about; taken one by one.
         ask: called in a thread.
         clients: makes what ``ask`` gets; called once for every thread.
-        jobs: threads.
+        jobs: threads; at least one.
         ordered: in the order of ``items``, or each as soon as it is there.
     """
+    jobs = max(1, jobs)
     todo: queue.SimpleQueue[tuple[int, Item] | None] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Item, Result | BaseException]] = queue.SimpleQueue()
     stopped = threading.Event()

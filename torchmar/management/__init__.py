@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from torchmar.connection import Api, Connection, Server
+from torchmar.errors import TorchmarError
 from torchmar.management.models import JobQueue, ModelVersion, RegisteredModel, WorkerState
 
 __all__ = ["JobQueue", "ManagementClient", "ModelVersion", "RegisteredModel", "WorkerState"]
@@ -87,7 +88,11 @@ class ManagementClient:
 
         Returns:
             What the server said.
+
+        Raises:
+            TorchmarError: ``model_name`` has a slash: TorchServe would take it, and know no way to the model.
         """
+        check_name(model_name)
         query = {
             "url": url,
             "model_name": model_name,
@@ -110,17 +115,15 @@ class ManagementClient:
         ``all`` TorchServe does not ask.
         """
         query = {"customized": "true"} if customized else None
-        said = self._connection.ask("GET", _path(name, version), query=query).json()
-        return [ModelVersion.of(one) for one in said]
+        return self._connection.read(_versions, "GET", _path(name, version), query=query)
 
     def models(self) -> Iterator[RegisteredModel]:
         """Yield all registered models, sorted by name."""
         token: str | None = None
         while True:
             query = {"limit": _PAGE, "next_page_token": token}
-            said = self._connection.ask("GET", "/models", query=query).json()
-            yield from (RegisteredModel(model["modelName"], model["modelUrl"]) for model in said["models"])
-            token = said.get("nextPageToken")
+            found, token = self._connection.read(_page, "GET", "/models", query=query)
+            yield from found
             if token is None:
                 return
 
@@ -130,7 +133,8 @@ class ManagementClient:
 
     def ready(self, name: str) -> bool:
         """Tell whether a model has workers (KServe's readiness; that they answer, it does not say)."""
-        return bool(self._connection.ask("GET", f"/v1/models/{quote(name, safe='')}").json()["ready"])
+        path = f"/v1/models/{quote(name, safe='')}"
+        return self._connection.read(lambda said: bool(said["ready"]), "GET", path)
 
     def scale(
         self,
@@ -174,11 +178,26 @@ class ManagementClient:
     def api_description(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
         """Return the OpenAPI document of the management and inference API, or of one model's management."""
         path = _path(name, version) if name else "/"
-        return dict(self._connection.ask("OPTIONS", path).json())
+        return self._connection.read(dict, "OPTIONS", path)
 
     def _said(self, method: str, path: str, query: Mapping[str, Any] | None = None, timeout: float = 0) -> str:
-        answer = self._connection.ask(method, path, query=query, timeout=timeout or self._timeout)
-        return str(answer.json()["status"])
+        seconds = timeout or self._timeout
+        return self._connection.read(lambda said: str(said["status"]), method, path, query=query, timeout=seconds)
+
+
+def check_name(name: str | None) -> None:
+    """Raise TorchmarError for a name that no path of the server's leads to."""
+    if name and "/" in name:
+        raise TorchmarError(f"a model cannot be called {name!r}: TorchServe would find none with a slash in its name")
+
+
+def _versions(said: Any) -> list[ModelVersion]:
+    return [ModelVersion.of(one) for one in said]
+
+
+def _page(said: Any) -> tuple[list[RegisteredModel], str | None]:
+    models = [RegisteredModel(model["modelName"], model["modelUrl"]) for model in said["models"]]
+    return models, said.get("nextPageToken")
 
 
 def _path(name: str, version: str | None = None) -> str:

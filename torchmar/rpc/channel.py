@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
@@ -12,9 +13,10 @@ from google.protobuf.message import Message
 
 from torchmar.connection import Api, Server
 from torchmar.connection.privacy import stays_here
-from torchmar.connection.refusal import TOO_LARGE, classified
+from torchmar.connection.refusal import TOO_LARGE, classified, which_address
 from torchmar.connection.server import PLAIN_HTTP_VARIABLE
 from torchmar.connection.tokens import Tokens
+from torchmar.connection.transport import check_certificates
 from torchmar.errors import Insecure, Refused, TimedOut, TorchmarError, Unauthorized, Unreachable, Untrusted
 
 Reply = TypeVar("Reply", bound=Message)
@@ -57,9 +59,7 @@ class Channel:
         self._timeout = timeout
         self._address = server.grpc_inference if api == "inference" else server.grpc_management
         self._tokens = Tokens(server)
-        parts = urlsplit(self._address)
-        if parts.scheme not in ("grpc", "grpcs") or not parts.hostname or not parts.port or parts.path not in ("", "/"):
-            raise TorchmarError(f"{self._address!r} is not an address", hint="write it like grpc://127.0.0.1:7070")
+        parts = _parts(self._address)
         here = stays_here(parts.hostname)
         self._private = parts.scheme == "grpcs" or here or server.allow_plain_http
         # TorchServe's own limits hold; gRPC's, of 4 MB, is less than an explanation of a picture.
@@ -129,6 +129,8 @@ class Channel:
                 f"the token would go to {self._address} in plain text",
                 hint=f"use grpcs or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it all the same",
             )
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise TorchmarError("the token has characters that gRPC does not allow")
         return token
 
     def _wrong(self, error: grpc.RpcError, seconds: float) -> TorchmarError:
@@ -142,11 +144,13 @@ class Channel:
             kind = ""
             message = details
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                return TimedOut(f"{self._address} did not answer within {seconds:.0f} s", sent=True)
+                return TimedOut(f"{self._address} did not answer within {seconds:g} s", sent=True)
             if code is grpc.StatusCode.UNAVAILABLE:
                 return self._no_answer(details)
             if "RST_STREAM" in details:
                 return Refused("the server broke off", status=413, hint=TOO_LARGE)
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                return Refused(message, status=501, hint=which_address(self._api))
         status = _STATUS.get(code, 500)
         if kind in _NOT_FOUND:
             status = 404  # which TorchServe tells of predictions as INTERNAL
@@ -167,9 +171,13 @@ class Channel:
             return Unreachable(f"{where}: nobody listens there", hint="torchmar serve")
         if "errors resolving" in details or "DNS resolution" in details:
             return Unreachable(f"{where}: nobody knows the name")
-        if "failed to connect" in details:
-            return Unreachable(f"{where}: {details}")
-        return Unreachable(f"{where}: the connection was closed before there was an answer", sent=True)
+        if "failed to connect" not in details:
+            return Unreachable(f"{where}: the connection was closed before there was an answer", sent=True)
+        if "WRONG_VERSION_NUMBER" in details:
+            return Unreachable(f"{where}: it does not speak TLS", hint="grpc:// perhaps")
+        if "HTTP/2" in details:
+            return Unreachable(f"{where}: it does not speak gRPC", hint="gRPC has a port of its own, by default 7070")
+        return Unreachable(f"{where}: {details}")
 
 
 class Client:
@@ -203,6 +211,14 @@ class Client:
         self._channel.close()
 
 
+def _parts(address: str) -> Any:
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(address)
+        if parts.scheme in ("grpc", "grpcs") and parts.hostname and parts.port and parts.path in ("", "/"):
+            return parts
+    raise TorchmarError(f"{address!r} is not an address", hint="write it like grpc://127.0.0.1:7070")
+
+
 def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else (("authorization", f"Bearer {token}"),)
 
@@ -216,7 +232,5 @@ def _credentials(server: Server) -> grpc.ChannelCredentials:
         raise TorchmarError("gRPC checks certificates in any case", hint="verify is the file of the server's own")
     if server.verify is True:
         return grpc.ssl_channel_credentials()
-    try:
-        return grpc.ssl_channel_credentials(server.verify.read_bytes())
-    except OSError as error:
-        raise TorchmarError(f"{server.verify} cannot be read: {error.strerror}") from None
+    check_certificates(server.verify)
+    return grpc.ssl_channel_credentials(server.verify.read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
+from torchmar.connection.refusal import classified
 from torchmar.errors import Refused, TorchmarError
 from torchmar.exchange import Answer, Request
 from torchmar.inference import bodies
@@ -16,6 +18,7 @@ from torchmar.rpc.channel import Client
 from torchmar.rpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest, TorchServeHealthResponse
 
 _ROW = "body"  # what the handler's row has for the body of a REST request, too
+_ERROR = b'{"code":'  # as torchmar_handlers begin an error
 
 
 class GrpcInference(Client):
@@ -68,6 +71,10 @@ class GrpcInference(Client):
 
         Returns:
             JSON as Python values, a text, or bytes.
+
+        Raises:
+            Refused: the server did, or a handler of ours in its answer; what other handlers answer with a status of
+                their own looks like any answer.
         """
         row = {key: text.encode() if isinstance(text, str) else text for key, text in (fields or {}).items()}
         row[_ROW] = bodies.request(data).body
@@ -123,7 +130,21 @@ class GrpcInference(Client):
             waiting.put(None)
 
     def _predict(self, name: str, row: Mapping[str, bytes], version: str | None, timeout: float | None) -> bytes:
-        return self._channel.call("Predictions", _request(name, row, version), PredictionResponse, timeout).prediction
+        said = self._channel.call("Predictions", _request(name, row, version), PredictionResponse, timeout).prediction
+        if refused := _refused(said):
+            raise refused
+        return said
+
+
+def _refused(body: bytes) -> Refused | None:
+    """Return the refusal that an answer is: the status that a handler gives does not travel over gRPC."""
+    if body.startswith(_ERROR):
+        with contextlib.suppress(ValueError, KeyError):
+            said = json.loads(body)
+            status, kind, message = said["code"], str(said["type"]), str(said["message"])
+            if kind.endswith("Exception"):
+                return classified(int(status), kind, message, "inference")
+    return None
 
 
 def _request(

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from torchmar.connection import Server
 from torchmar.errors import Refused, TorchmarError
-from torchmar.management import ModelVersion, RegisteredModel
+from torchmar.management import ModelVersion, RegisteredModel, check_name
 from torchmar.rpc.channel import Client
 from torchmar.rpc.wire import management_pb2 as wire
 
@@ -55,6 +55,7 @@ class GrpcManagement(Client):
         A number of 0 is TorchServe's default here, and a version that is registered already is
         refused without a word.
         """
+        check_name(model_name)
         request = wire.RegisterModelRequest(
             url=url,
             model_name=model_name,
