@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_config
+from tests.conftest import ROOT, write_config
 from torchmar.deployment import evidence, trial
 from torchmar.deployment.evidence import Evidence, Interval
 from torchmar.engines.torchserve import TorchServe
@@ -158,6 +159,14 @@ def test_percentiles_are_values_that_were_measured() -> None:
 )
 def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, answers: str, said: str) -> None:
     assert evidence.agreement(answers)(Answer(200, old), Answer(200, new)) == said
+
+
+def test_the_function_of_the_documentation_compares_labels(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text(), re.DOTALL)
+    (tmp_path / "compare.py").write_text(code)
+    label = evidence.agreement(f"{tmp_path / 'compare.py'}:label")
+    assert not label(Answer(200, b'{"7": 0.97, "9": 0.01}'), Answer(200, b'{"7": 0.8, "1": 0.1}'))
+    assert label(Answer(200, b'{"7": 0.97, "9": 0.01}'), Answer(200, b'{"1": 0.8, "7": 0.1}')) == "1, not 7"
 
 
 @pytest.mark.parametrize("text", ["roughly", "-1", "nan", "inf", "no_such.py:f"])
