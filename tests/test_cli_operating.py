@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -13,15 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import SAMPLES, write_config
 from tests.test_cli import torchmar
-from torchmar import exchange, properties
+from torchmar import exchange, metrics, properties
 from torchmar.checks import admission
-from torchmar.engines import addresses
+from torchmar.cli import watching
+from torchmar.engines import addresses, state, worker_log
 from torchmar.engines.running import Running
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import ArchiveError, Conflict, EngineError
@@ -182,7 +185,8 @@ def test_logs_are_of_one_model_and_go_on(server: TorchServe, prices: Path, tmp_p
     assert all(" prices 1.0 " in line for line in said)
     (worker,) = server.management.describe("digits")[0].workers
     assert f" digits 1.0 {worker.id} " in torchmar("logs", "--worker", worker.id, *where, cwd=tmp_path).stdout
-    assert "nothing was said" in torchmar("logs", "nobody", *where, cwd=tmp_path).stderr
+    silent = torchmar("logs", "nobody", *where, cwd=tmp_path).stderr
+    assert silent.startswith("nothing was said by nobody; there is digits 1.0, ")
     assert "has no logs" in torchmar("logs", "--run-folder", "here", cwd=tmp_path, code=1).stderr
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "torchmar", "logs", "prices", "-f", "-n", "1", *map(str, where)],
@@ -235,12 +239,12 @@ def test_top_tells_a_load_once_as_a_table_or_json(server: TorchServe, prices: Pa
 
 
 class Terminal:
-    """A program in a terminal of 80 columns; a context manager that ends it."""
+    """A program in a terminal; a context manager that ends it."""
 
-    def __init__(self, *command: object, cwd: Path) -> None:
+    def __init__(self, *command: object, cwd: Path, columns: int = 80, lines: int = 24) -> None:
         self._mine, theirs = pty.openpty()
         self.seen = ""
-        environment = {**os.environ, "COLUMNS": "80", "LINES": "24", "TERM": "xterm-256color"}
+        environment = {**os.environ, "COLUMNS": str(columns), "LINES": str(lines), "TERM": "xterm-256color"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "torchmar", *map(str, command)],
             cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
@@ -254,6 +258,9 @@ class Terminal:
         self.process.kill()
         self.process.wait()
         os.close(self._mine)
+
+    def press(self, keys: str) -> None:
+        os.write(self._mine, keys.encode())
 
     def until(self, text: str, seconds: float = 60) -> str:
         """Read until ``text`` is there; return what was read."""
@@ -286,6 +293,158 @@ def test_top_survives_that_its_server_ends_and_leaves_the_terminal_as_it_was(tmp
     assert (seen.count("\x1b[?1049h"), seen.count("\x1b[?1049l")) == (1, 1)
     assert seen.rstrip().endswith("\x1b[?25h") or seen.rfind("\x1b[?25h") > seen.rfind("\x1b[?25l")
     assert "Traceback" not in seen
+
+
+def test_top_fits_a_narrow_terminal_and_ends_by_q(server: TorchServe, tmp_path: Path) -> None:
+    with Terminal("top", "-i", "0.2", "--run-folder", server.folder, cwd=tmp_path, columns=40, lines=12) as terminal:
+        seen = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.until("requests/s failed"))
+        assert "req/s" in seen
+        assert "p99" not in seen
+        assert re.search(r"digits +1\.0\*", seen)
+        terminal.press("xq")
+        assert terminal.process.wait(30) == 0
+        assert "xq" not in terminal.rest()
+
+
+def test_a_table_of_many_versions_shows_the_busiest_and_the_failing(server: TorchServe) -> None:
+    (digits,) = state.versions_on(server.server, server.folder)
+    named = [replace(digits, default=False, model=replace(digits.model, version=f"1.{n}")) for n in range(50)]
+    named[7] = replace(named[7], failure=worker_log.Failure(2, "Traceback"))
+    loads = [(one, metrics.Load(float(n), None, None, None, None)) for n, one in enumerate(named)]
+    shown = watching._table(watching._Facts(loads, 0.0), 80, 10)
+    assert list(shown.columns[1].cells) == ["1.7", *(f"1.{n}" for n in range(42, 50)), ""]
+    assert list(shown.columns[0].cells)[-1] == "41 more"
+
+
+def test_a_long_name_loses_its_middle_and_a_narrow_table_its_last_columns() -> None:
+    rows = [("a-model-with-a-very-long-name", "1.0*", *["1"] * 7)]
+    for width in (36, 40, 60, 80):
+        fitted, headings = watching._fitted(rows, list(watching._HEADINGS), width)
+        assert len(fitted[0]) == len(headings)
+        assert (
+            sum(max(len(cell), len(heading)) + 3 for cell, heading in zip(fitted[0], headings, strict=True)) - 3
+            <= width
+        )
+        assert headings[:3] == ["model", "version", "ready"]
+        assert "req/s" in headings
+        assert fitted[0][0].startswith("a-mo")
+        assert fitted[0][0].endswith("ame")
+
+
+def test_a_server_that_was_killed_is_told_and_cleared_up_after(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    write_config(tmp_path)
+    where = ("--run-folder", "run")
+    serve = ("serve", "--model-store", "store", "--detach", *where)
+    for clear in (("stop", *where), serve):
+        torchmar(*serve, cwd=tmp_path)
+        running = Running.find(tmp_path / "run")
+        assert running
+        os.kill(running.pid, signal.SIGKILL)
+        until(lambda: not running.alive)  # noqa: B023
+        ran = torchmar("status", *where, cwd=tmp_path, code=1)
+        assert f"the server of run (process {running.pid}) ended without being stopped" in ran.stderr
+        assert "torchmar logs --run-folder run" in ran.stderr
+        assert "ended without being stopped" in torchmar("doctor", *where, cwd=tmp_path, code=1).stdout
+        assert Path(running.temporary).is_dir()
+        torchmar(*clear, cwd=tmp_path)
+        assert not Path(running.temporary).exists()
+    try:
+        second = torchmar(*serve, cwd=tmp_path, code=1)
+        assert "torchmar stop --run-folder run ends it" in second.stderr
+    finally:
+        torchmar("stop", *where, cwd=tmp_path)
+    assert {one.name for one in (tmp_path / "run").iterdir()} == {"console.log", "logs"}
+
+
+def test_a_server_whose_run_folder_is_gone_is_told_and_how_to_end_it(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    write_config(tmp_path)
+    serve = ("serve", "--model-store", "store", "--detach")
+    torchmar(*serve, cwd=tmp_path)
+    folder = tmp_path / ".torchmar"
+    running = Running.find(folder)
+    assert running
+    hidden = folder.rename(tmp_path / "hidden")
+    try:
+        taken = torchmar(*serve, cwd=tmp_path, code=1)
+        assert f"a TorchServe whose run folder {folder} is gone (process {running.pid})" in taken.stderr
+        assert f"kill {running.pid} ends it" in taken.stderr
+        status = subprocess.run(
+            [sys.executable, "-m", "torchmar", "status"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert f"run folder {folder} is gone; kill {running.pid} ends it" in status.stderr
+    finally:
+        hidden.rename(folder)
+        torchmar("stop", cwd=tmp_path)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_what_the_server_is_at(tmp_path: Path, make: Make) -> None:
+    make("import time\n\ndef handle(rows, context):\n    time.sleep(60)\n", store=tmp_path / "model_store")
+    write_config(tmp_path)
+    process = subprocess.Popen([sys.executable, "-m", "torchmar", "serve"], cwd=tmp_path)
+    log = tmp_path / ".torchmar" / "logs" / "workers.log"
+    until(lambda: log.exists() and "s_name_part0" in log.read_text())
+    running = Running.find(tmp_path / ".torchmar")
+    assert running
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert time.monotonic() - started < 10
+    assert not running.alive
+    assert not Path(running.temporary).exists()
+
+
+def test_a_run_folder_that_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "file").touch()
+    write_config(tmp_path)
+    for place in ("file", "file/run"):
+        ran = torchmar("serve", "--model-store", "store", "--run-folder", place, cwd=tmp_path, code=1)
+        assert ran.stderr.startswith(f"error: nothing can be started in {tmp_path}/{place}: ")
+        assert ran.stderr.count("\n") == 2
+
+
+def test_servers_that_start_at_once_in_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    write_config(tmp_path)
+    command = [sys.executable, "-m", "torchmar", "serve", "--model-store", "store", "--detach"]
+    starts = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    try:
+        said = [start.communicate(timeout=120)[1] for start in starts]
+        assert sorted(start.returncode for start in starts) == [0, 1, 1]
+        assert sum("a server runs in" in text or "is taken by" in text for text in said) == 2
+        assert Running.find(tmp_path / ".torchmar")
+    finally:
+        torchmar("stop", cwd=tmp_path)
+
+
+def test_a_server_that_is_stopped_while_it_loads_is_no_models_fault(tmp_path: Path, make: Make) -> None:
+    make("import time\n\ndef handle(rows, context):\n    time.sleep(15)\n", store=tmp_path / "model_store")
+    write_config(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchmar", "serve"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / ".torchmar" / "logs" / "workers.log"
+    until(lambda: log.exists() and "s_name_part0" in log.read_text())
+    torchmar("stop", cwd=tmp_path)
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (1, "error: TorchServe was stopped while it loaded made-1.0.mar\n")
+
+
+def test_serve_without_the_model_api_loads_what_the_configuration_names(tmp_path: Path, make: Make) -> None:
+    make(store=tmp_path / "model_store")
+    write_config(tmp_path, enable_model_api="false")
+    refused = torchmar("serve", "--detach", cwd=tmp_path, code=1)
+    assert "without enable_model_api no model can be registered" in refused.stderr
+    assert "load_models=all" in refused.stderr
+    write_config(tmp_path, enable_model_api="false", load_models="all", default_workers_per_model="1")
+    for engine in ("torchserve", "builtin"):
+        served = torchmar("serve", "--detach", "--engine", engine, cwd=tmp_path)
+        torchmar("stop", cwd=tmp_path)
+        assert "made 1.0: 1 worker" in served.stdout
 
 
 def test_several_servers_run_on_one_machine_and_stop_together(tmp_path: Path, make: Make) -> None:

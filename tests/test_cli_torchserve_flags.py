@@ -91,6 +91,17 @@ def test_the_version_is_told_as_torchserve_does(shell: Shell) -> None:
     assert shell.run("--version").stdout.startswith("TorchServe Version is 0.12.0")
 
 
+@pytest.mark.parametrize("how", ["--start", "--foreground"])
+def test_a_run_folder_that_cannot_be_is_told_in_one_line(shell: Shell, how: str) -> None:
+    write_config(shell.folder)
+    (shell.folder / ".torchmar").touch()
+    ran = shell.run(how, "--model-store", "store")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: ")
+    assert f"{shell.folder}/.torchmar: File exists" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_a_server_starts_in_the_background_and_is_stopped(shell: Shell, make: Callable[..., Path]) -> None:
     archive = make(store=shell.store, config={"minWorkers": 1, "maxWorkers": 1})
     write_config(shell.folder, model_store="elsewhere")

@@ -96,6 +96,14 @@ def test_an_nvidia_smi_that_fails_is_an_error(smi: Callable[[str, int], None]) -
     assert "couldn't communicate with the NVIDIA driver" in told(gpus.check(), "error")
 
 
+def test_a_gpu_that_does_not_tell_of_its_memory_is_a_gpu(smi: Callable[[str, int], None]) -> None:
+    smi("0, NVIDIA GB10, [N/A], [N/A], 580.95\n1, NVIDIA H200, 143771, [Insufficient Permissions], 580.95\n", 0)
+    said = told(gpus.check())
+    assert "ok GPU 0: NVIDIA GB10, driver 580.95" in said
+    assert "ok GPU 1: NVIDIA H200, driver 580.95" in said
+    assert "knows no GPU" not in said
+
+
 def test_every_key_of_torchserve_is_known_and_no_other() -> None:
     spec = importlib.util.find_spec("ts")
     assert spec
@@ -185,23 +193,33 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
     assert "are free" in told(ports.check(given, None), "ok")
     with socket.create_server((taken.host, taken.port)):
         assert f"process {os.getpid()}" in told(ports.check(given, None), "error")
+    taken = given.addresses()[2]
+    with (
+        socket.create_server((given.addresses()[1].host, given.addresses()[1].port)),
+        socket.create_server((taken.host, taken.port)),
+    ):
+        both = told(ports.check(given, None), "error")
+    assert f"{given.addresses()[1].port}, {taken.port} are taken by" in both
+    assert "\n" not in both
     assert "not an address" in told(ports.check(config(tmp_path, "metrics_address=nowhere"), None), "error")
 
 
 def test_a_store_is_looked_through(tmp_path: Path, make: Make) -> None:
     folder = tmp_path / "store"
     made = make(store=folder)
-    assert told(store.check(folder), "ok").endswith("1 archives, 1 of them without an error ()")
+    assert told(store.check(folder), "ok").endswith("1 archive, 1 of them without an error ()")
     assert not told(store.check(folder), "error")
     shutil.copy(made, folder / "again.mar")
     shutil.copy(made, folder / "hidden.zip")
     (folder / "junk.mar").write_text("junk")
     (folder / "work.war").touch()
+    (folder / "lost.mar").symlink_to("nowhere")
     (folder / "notes.txt").touch()
     make("class A: ...\nclass B: ...", name="two", store=folder)
     errors, warnings = told(store.check(folder), "error"), told(store.check(folder), "warning")
     assert "made 1.0 is there 2 times: again.mar, made-1.0.mar" in errors
     assert "MAR101 junk.mar" in errors
+    assert "lost.mar does not exist" in errors
     assert "MAR301 two-1.0.mar!handler.py" in errors
     assert f"mv {folder}/hidden.zip {folder}/hidden.mar" in warnings
     assert "work.war is a workflow" in warnings
@@ -265,6 +283,20 @@ def test_a_known_failure_in_the_log_is_explained(tmp_path: Path, line: str, mean
 def test_every_signature_has_a_failure_here_that_it_tells() -> None:
     for signature in log.SIGNATURES:
         assert any(re.search(signature.pattern, line) for line in FAILURES), signature.pattern
+
+
+def test_what_a_worker_died_of_is_told_though_nobody_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    said = (
+        "s_name_part0=x",
+        "Backend worker process died.",
+        "Traceback (most recent call last):",
+        "KeyError: 'prices'",
+    )
+    lines = [f"2026-11-20T10:00:01,000 W-9000-m_1.0-stdout - {line}\n" for line in said]
+    (tmp_path / "logs" / "workers.log").write_text("".join(lines))
+    assert "m 1.0: a worker died as it started: KeyError: 'prices'" in told(log.check(tmp_path), "warning")
+    assert f"torchmar logs m --run-folder {tmp_path}" in told(log.check(tmp_path), "warning")
 
 
 def test_a_log_without_known_failures_and_no_log_are_well(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -102,7 +103,8 @@ def test_a_unit_of_the_built_in_server_has_no_java_and_lets_requests_end(tmp_pat
     sockets = properties.Properties(None, {**GIVEN.values, "inference_address": "unix:/run/models/inference.sock"})
     text = unit(service(tmp_path, engine="builtin", java_home=Path("/opt/java"), user="daemon"), sockets)
     assert re.search(r"^ExecStart=.* --engine builtin$", text, re.MULTILINE)
-    assert not re.search("java|143", text, re.IGNORECASE)
+    assert not re.search("java", text, re.IGNORECASE)
+    assert "\nSuccessExitStatus=143\n" in text  # what torchmar serve ends with, whatever it serves with
     assert "\nTimeoutStopSec=45\n" in text
     assert f"\nReadWritePaths={tmp_path}/r /run/models\n" in text
     assert "IPAddressDeny=any" in text
@@ -121,6 +123,14 @@ def test_a_path_with_a_line_break_is_refused_wherever_it_would_go(tmp_path: Path
         unit(service(tmp_path, python=Path('/srv/a"b/python')), GIVEN)
     with pytest.raises(TorchmarError, match="line break"):
         dockerfile(Image(PurePosixPath("c\nRUN evil"), PurePosixPath("s")), GIVEN)
+
+
+def test_an_extra_that_is_none_is_refused_and_a_wheel_may_be_called_anything() -> None:
+    with pytest.raises(TorchmarError, match="is no extra"):
+        dockerfile(replace(IMAGE, extras=("onnx; rm -rf /",)), GIVEN)
+    text = dockerfile(replace(IMAGE, package="it's.whl"), GIVEN)
+    (wheel,) = (rest for name, rest in instructions(text) if rest.startswith("pip install") and "whl[" in rest)
+    assert shlex.split(wheel) == ["pip", "install", "/src/it's.whl[server]"]
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -240,12 +250,20 @@ def test_the_commands_write_the_files_and_say_where_they_go(tmp_path: Path) -> N
     assert "wrote t.service" in wrote.stderr
     assert "\nUser=daemon\n" in (tmp_path / "t.service").read_text()
     assert (tmp_path / ".torchmar").is_dir()
+    assert "model_store is not there yet" in wrote.stderr
+    if Path(tmp_path).owner() != "daemon":
+        assert "chown -R daemon .torchmar" in wrote.stderr
+    assert "--system" in torchmar("export", "systemd", "--user", "daemon", cwd=tmp_path, code=2).stderr
+    (tmp_path / "file").touch()
+    nowhere = ("--run-folder", "file/run", "-o", "t.service")
+    assert "cannot be made" in torchmar("export", "systemd", *nowhere, cwd=tmp_path, code=1).stderr
     assert "--engine builtin\n" in said.stdout
     assert "JAVA" not in said.stdout
     assert "--engine torchserve\n" in torchmar("export", "systemd", "--engine", "torchserve", cwd=tmp_path).stdout
     refused = torchmar("export", "docker", cwd=tmp_path, code=1)
     assert "not torchmar's source" in refused.stderr
-    torchmar("export", "docker", "--package", "t.whl", "--extras", "onnx", "-o", ".", cwd=tmp_path)
+    said = torchmar("export", "docker", "--package", "t.whl", "--extras", "onnx", "-o", ".", cwd=tmp_path)
+    assert "t.whl is not there yet" in said.stderr
     text = (tmp_path / "Dockerfile").read_text()
     assert re.search(r"pip install '/src/t\.whl\[server,onnx\]'", text)
     assert "!t.whl" in (tmp_path / ".dockerignore").read_text()

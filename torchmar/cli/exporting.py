@@ -64,6 +64,8 @@ def systemd(
     from torchmar import properties
     from torchmar.exporting.systemd import Service, unit
 
+    if user and not system:
+        raise typer.BadParameter("only a service of the system runs as somebody else: --system", param_hint="--user")
     given = properties.read(config)
     folder = Path.cwd()
     account = (user or folder.owner()) if system else ""
@@ -84,8 +86,10 @@ def systemd(
         err.print("the service runs as root; --user names who should run it, and must be able to write its run folder")
     if any(base in service.folder.parents for base in _HIDDEN):
         err.print(f"{service.folder} is in a temporary folder, of which the service has one of its own", markup=False)
+    if not service.model_store.is_dir():
+        err.print(f"{service.model_store} is not there yet; torchmar build makes it", markup=False)
     if output:
-        run_folder.mkdir(parents=True, exist_ok=True)
+        _make(run_folder, account)
 
 
 @app.command()
@@ -141,7 +145,22 @@ def docker(
         return
     if not output.is_dir():
         raise TorchmarError(f"{output} is not a folder", hint="Dockerfile and .dockerignore go there")
+    for path in (image.package, *(() if mount else (str(image.model_store),))):
+        if path and not Path(path).exists():
+            err.print(f"{path} is not there yet; docker build will miss it", markup=False)
+    if given.flag("disable_token_authorization"):
+        err.print(f"{config} wants no tokens: whoever reaches the port may use the models", markup=False)
     _write({output / "Dockerfile": text, output / ".dockerignore": dockerignore(image)})
+
+
+def _make(run_folder: Path, account: str) -> None:
+    """Make a run folder, which the account of a service has to be able to write."""
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TorchmarError(f"the run folder {run_folder} cannot be made: {error.strerror}") from None
+    if account and run_folder.owner() != account:
+        err.print(f"before it starts: chown -R {account} {run_folder}", markup=False)
 
 
 def _store(config: Properties, given: Path | None) -> Path:

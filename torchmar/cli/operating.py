@@ -18,6 +18,7 @@ from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.engines.logs import Entry
+    from torchmar.engines.running import Running
     from torchmar.engines.state import ServerState
 
 _FOLLOW_SECONDS = 0.2
@@ -40,6 +41,7 @@ def status(
     Exits with 1 if none runs, one does not answer, or the workers of a model
     die; those are told with their traceback, though TorchServe says Healthy.
     """
+    from torchmar.connection import RUN_FOLDER
     from torchmar.engines import state
     from torchmar.engines.running import Running
 
@@ -52,7 +54,11 @@ def status(
             out.print()
         _show(one)
     if not states:
-        err.print(f"no server runs{f' with {run_folder}' if run_folder else ''}; torchmar serve starts one")
+        err.print(
+            f"no server runs{f' with {run_folder}' if run_folder else ''}; torchmar serve starts one", markup=False
+        )
+    if killed := Running.killed(run_folder or RUN_FOLDER):
+        complain(_death(killed))
     if not run_folder:
         _tell_of_others()
     raise typer.Exit(0 if states and all(one.well for one in states) else 1)
@@ -78,8 +84,8 @@ def logs(
     entries = recent(folder, lines, *wanted)
     for entry in entries:
         _print(entry)
-    if not entries and not follower:
-        err.print("nothing was said" if not any(wanted) else "nothing was said by these", markup=False)
+    if not entries and lines:
+        err.print(_silence(folder, *wanted), markup=False)
     shown = set(entries)
     while follower:
         for entry in follower.read():
@@ -125,7 +131,6 @@ def show_time(seconds: float) -> str:
 
 def _show(one: ServerState) -> None:
     from torchmar.engines import TITLES
-    from torchmar.engines.state import failed
 
     running = one.running
     health = f"[red]{escape(one.trouble)}[/]" if one.trouble else "answers"
@@ -156,15 +161,26 @@ def _show(one: ServerState) -> None:
     headings = ("model", "version", "default", "workers", "state", "memory")
     show_table(table(headings, rows, right=("workers", "memory")))
     for version in one.versions:
-        if version.failure:
-            complain(failed(version))
+        if version.trouble:
+            complain(version.trouble)
+
+
+def _death(killed: Running) -> TorchmarError:
+    from torchmar.engines.running import option
+
+    where = option(Path(killed.folder))
+    return TorchmarError(
+        f"the server of {show_path(Path(killed.folder))} (process {killed.pid}) ended without being stopped",
+        hint=f"torchmar logs{where} shows its last words, torchmar stop{where} clears up after it",
+    )
 
 
 def _tell_of_others() -> None:
     from torchmar.engines.running import others
 
     for process, what in others():
-        err.print(f"process {process.pid} is {what} that torchmar did not start here", markup=False)
+        ends = f"; kill {process.pid} ends it" if what.endswith(" is gone") else ""
+        err.print(f"process {process.pid} is {what}{ends}", markup=False)
 
 
 def _document(one: ServerState) -> dict[str, object]:
@@ -201,6 +217,17 @@ def _document(one: ServerState) -> dict[str, object]:
             for version in one.versions
         ],
     }
+
+
+def _silence(folder: Path, model: str, version: str, worker: str) -> str:
+    """Return who says nothing, and who does."""
+    from torchmar.engines.logs import speakers
+
+    asked = " ".join(filter(None, (model, version, worker)))
+    if not asked:
+        return "nothing was said"
+    heard = ", ".join(f"{name} {number}" for name, number in speakers(folder))
+    return f"nothing was said by {asked}; there is {heard or 'no model that says something'} in {folder / 'logs'}"
 
 
 def _print(entry: Entry) -> None:

@@ -11,7 +11,7 @@ import typer
 from torchmar.cli.options import Check
 from torchmar.cli.terminal import complain, err, out
 from torchmar.engines import DEFAULT, TITLES, EngineName
-from torchmar.errors import TorchmarError
+from torchmar.errors import EngineError, ModelFailed, TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.engines.engine import Engine
@@ -64,13 +64,20 @@ def serve(
     """
     from torchmar import engines, properties
     from torchmar.archive import store
+    from torchmar.checks.admission import admit
     from torchmar.engines.notify import notify
 
     given = properties.read(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
     archives = store.find(folder, names or None)
-    if check:
-        _admit_what_it_loads_itself(given, folder)
+    by_itself = _loads_by_itself(given, folder)
+    if not (given.flag("enable_model_api") or given.flag("enable_envvars_config") or set(archives) <= set(by_itself)):
+        raise TorchmarError(
+            f"{given.file}: without enable_model_api no model can be registered",
+            hint="enable_model_api=true, or load_models=all in place of it",
+        )
+    for archive in by_itself if check else ():
+        admit(archive)  # the server loads it before anybody can ask
     with contextlib.ExitStack() as stack:
         with err.status(f"starting {TITLES[engine]}"):
             server = stack.enter_context(engines.named(engine)(config, folder, run_folder, port=port, host=host))
@@ -81,19 +88,26 @@ def serve(
         out.print(f"  logs        {server.folder / 'logs'}", markup=False)
         for address in server.properties.addresses():
             if not address.loopback:
-                err.print(f"[yellow]warning:[/] {address.key}: other machines reach {address.host}:{address.port}")
+                danger = ", and with it run code here; torchmar doctor says more" if "management" in address.key else ""
+                where = f"{address.host}:{address.port}"
+                err.print(f"[yellow]warning:[/] {address.key}: other machines reach {where}{danger}")
         loaded = [_load(server, archive, check) for archive in archives]
         if archives and not any(loaded):
             raise TorchmarError("no model could be loaded; the server is stopped")
         if not archives:
             err.print(f"no archive in {folder} yet: torchmar build, then torchmar register")
+        if not detach:
+            stack.callback(notify, "STOPPING=1")
         notify(f"READY=1\nSTATUS={sum(loaded)} of {len(loaded)} models are loaded")
         if detach:
             server.detach()
             return
-        stack.callback(notify, "STOPPING=1")
         err.print("Ctrl-C stops the server")
-        server.wait(complain)
+        try:
+            server.wait(complain)
+        except (KeyboardInterrupt, SystemExit):
+            err.print("stopping; Ctrl-C again does not wait for what it is at")
+            raise
         err.print("the server was stopped")
 
 
@@ -113,6 +127,9 @@ def stop(
     else:
         found = [running] if (running := Running.find(run_folder)) else []
         nothing = f"no server runs with {run_folder}"
+        if killed := Running.killed(run_folder):
+            killed.clear()
+            nothing += f": process {killed.pid} ended by itself; what it left is removed, but for its logs"
     if not found:
         err.print(nothing, markup=False)
     for one in found:
@@ -122,15 +139,12 @@ def stop(
         out.print(f"stopped{what} (process {one.pid})", markup=False)
 
 
-def _admit_what_it_loads_itself(config: Properties, folder: Path) -> None:
-    """Check what ``load_models`` names: the server loads it before anybody can ask."""
+def _loads_by_itself(config: Properties, folder: Path) -> list[Path]:
+    """Return the archives that ``load_models`` names."""
     from torchmar.archive import store
-    from torchmar.checks.admission import admit
 
     named = [name.partition("=")[2] or name for name in config.get("load_models").replace(" ", "").split(",")]
-    for archive in store.find(folder):
-        if "all" in named or archive.name in named:
-            admit(archive)
+    return [archive for archive in store.find(folder) if "all" in named or archive.name in named]
 
 
 def _load(server: Engine, archive: Path, check: bool) -> bool:
@@ -142,6 +156,8 @@ def _load(server: Engine, archive: Path, check: bool) -> bool:
                 admit(archive)
             model = server.load(archive)
     except TorchmarError as error:
+        if isinstance(error, EngineError) and not isinstance(error, ModelFailed):
+            raise  # the server has ended, and will load nothing more
         complain(error)
         return False
     workers = f"{model.ready} worker{'' if model.ready == 1 else 's'}"

@@ -48,6 +48,9 @@ def main() -> None:
     except TorchmarError as error:
         complain(error)
         sys.exit(1)
+    except OSError as error:
+        complain(EngineError(f"{error.filename or RUN_FOLDER}: {error.strerror}"))
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

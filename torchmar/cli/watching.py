@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from torchmar.metrics import Load, Reading
 
 _HEADINGS = ("model", "version", "ready", "queue", "req/s", "mean", "wait", "p50", "p99")
+_NARROW = ("wait", "p50", "p99", "queue", "mean")  # what goes first where a terminal has no room for all
+_GAP = 3
+_SHORTEST = 8  # of a model's name
+_TALL = 20  # lines of a terminal that has room for the legend
 _LEGEND = """\
 mean, wait: ms of a request since the last look: in all, for a worker
 p50, p99: ms of a batch in the handler, if it measures HandlerSeconds"""
@@ -46,7 +53,7 @@ def top(
     as_json: Annotated[bool, typer.Option("--json", help="Like --once, as JSON.")] = False,
     run_folder: RunFolder = None,
 ) -> None:
-    """Show models, workers, queues, requests a second and latency, until Ctrl-C.
+    """Show models, workers, queues, requests a second and latency, until q or Ctrl-C.
 
     mean and wait are means of the requests since the last look: TorchServe
     measures no more of them. Percentiles are of what a handler takes for a
@@ -56,8 +63,8 @@ def top(
 
     folder = run_folder or RUN_FOLDER
     if not once and not as_json and sys.stdout.isatty():
-        with contextlib.suppress(KeyboardInterrupt):
-            _live(folder, interval)
+        with contextlib.suppress(KeyboardInterrupt), _keys() as quits:
+            _live(folder, interval, quits)
         return
     before = _look(folder)
     time.sleep(interval)
@@ -69,27 +76,65 @@ def top(
     out.print(f"\n{_summary(facts)}\n{_LEGEND}")
 
 
-def _live(folder: Path, interval: float) -> None:
+def _live(folder: Path, interval: float, quits: Callable[[float], bool]) -> None:
     from rich.console import Console, Group
     from rich.live import Live
     from rich.text import Text
 
     before: _Look | None = None
+    console = Console(highlight=False)
     # The alternate screen: what was on the terminal is there again when it ends, however it ends.
-    with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
+    with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            head = Text(f"{folder}  {time.strftime('%H:%M:%S')}  every {interval:g} s, Ctrl-C ends", style="bold")
+            head = Text(f"{folder}  {time.strftime('%H:%M:%S')}  every {interval:g} s, q ends", style="bold")
             try:
                 now = _look(folder)
                 facts = _facts(before or now, now)
-                foot = Text(f"{_summary(facts)}\n{_LEGEND}", style="dim")
-                live.update(Group(head, "", _table(facts), "", foot), refresh=True)
+                legend = f"\n{_LEGEND}" if console.height >= _TALL else ""
+                foot = Text(f"{_summary(facts)}{legend}", style="dim")
+                taken = sum(len(text.wrap(console, console.width)) for text in (head, foot)) + len(
+                    ("", "headings", "rule", "")
+                )
+                shown = _table(facts, console.width, console.height - taken)
+                live.update(Group(head, "", shown, "", foot), refresh=True)
                 before = now
             except TorchmarError as error:
                 # A server that is started again is there the next time.
                 live.update(Group(head, "", Text(f"{error.message}; looking again", style="red")), refresh=True)
                 before = None
-            time.sleep(interval)
+            if quits(interval):
+                return
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], bool]]:
+    """Give a function that waits some seconds for a q on the terminal, where keys leave no trace meanwhile."""
+    if not sys.stdin.isatty():
+        yield _sleep
+        return
+    import termios
+    import tty
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+
+    def quits(seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([terminal], [], [], left)[0] and os.read(terminal, 1) in (b"q", b"Q", b""):
+                return True
+        return False
+
+    try:
+        tty.setcbreak(terminal)
+        yield quits
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 def _look(folder: Path) -> _Look:
@@ -120,7 +165,13 @@ def _facts(before: _Look, now: _Look) -> _Facts:
     return _Facts(loads, sum(metrics.rate(*readings, name) for name in ("Requests4XX", "Requests5XX")))
 
 
-def _table(facts: _Facts) -> Table:
+def _table(facts: _Facts, width: int | None = None, height: int | None = None) -> Table:
+    """Return the load as a table that fits; the busiest versions are shown where there is no room for all."""
+    loads = facts.loads
+    if height is not None and len(loads) > max(height, 2):
+        busiest = sorted(loads, key=lambda one: (not one[0].failure, -one[1].requests, not one[0].default))
+        chosen = {id(one) for one in busiest[: max(height, 2) - 1]}
+        loads = [one for one in loads if id(one) in chosen]
     rows = [
         (
             one.model.name,
@@ -130,9 +181,37 @@ def _table(facts: _Facts) -> Table:
             f"{load.requests:.1f}",
             *("" if value is None else f"{value:.1f}" for value in (load.latency, load.queue, load.p50, load.p99)),
         )
-        for one, load in facts.loads
+        for one, load in loads
     ]
-    return table(_HEADINGS, rows, right=_HEADINGS[2:])
+    if left := len(facts.loads) - len(loads):
+        rows.append((f"{left} more", *[""] * (len(_HEADINGS) - 1)))
+    headings = list(_HEADINGS)
+    if width is not None:
+        rows, headings = _fitted(rows, headings, width)
+    return table(headings, rows, right=_HEADINGS[2:])
+
+
+def _fitted(rows: list[tuple[str, ...]], headings: list[str], width: int) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return a table without the columns that there is no room for; a name that is too long loses its middle."""
+    widths = [max(len(row[number]) for row in [*rows, tuple(headings)]) for number in range(len(headings))]
+    kept = list(range(len(headings)))
+
+    def room() -> int:
+        return width - sum(widths[number] + _GAP for number in kept[1:])
+
+    for heading in _NARROW:
+        if room() < min(widths[0], _SHORTEST):
+            kept.remove(headings.index(heading))
+    names = [_shortened(row[0], max(room(), _SHORTEST)) for row in rows]
+    fitted = [(name, *(row[number] for number in kept[1:])) for name, row in zip(names, rows, strict=True)]
+    return fitted, [headings[number] for number in kept]
+
+
+def _shortened(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    half = (width - 1) // 2
+    return f"{name[: width - 1 - half]}…{name[len(name) - half :]}"
 
 
 def _summary(facts: _Facts) -> str:

@@ -50,20 +50,28 @@ def examine(
         unread = [error("config", problem.message, problem.hint)]
     in_force = _in_force(given, running)
     folder = model_store or Path(in_force.get("model_store") or "model_store")
-    looks: tuple[Callable[[], Iterable[Finding]], ...] = (
-        lambda: unread or configuration.check(given),
-        lambda: java.check() if (running.engine if running else engine) == "torchserve" else (),
-        environment.check,
-        gpus.check,
-        lambda: ports.check(in_force, running),
-        lambda: exposure.check(in_force),
-        lambda: machine.check(folder, run_folder, running),
-        lambda: store.check(folder),
-        lambda: log.check(run_folder),
-        lambda: server.check(run_folder, running),
-    )
-    for look in looks:
-        yield from look()
+    looks: dict[str, Callable[[], Iterable[Finding]]] = {
+        "config": lambda: unread or configuration.check(given),
+        "java": lambda: java.check() if (running.engine if running else engine) == "torchserve" else (),
+        "python": environment.check,
+        "gpus": gpus.check,
+        "ports": lambda: ports.check(in_force, running),
+        "exposure": lambda: exposure.check(in_force),
+        "machine": lambda: machine.check(folder, run_folder, running),
+        "store": lambda: store.check(folder),
+        "log": lambda: log.check(run_folder),
+        "server": lambda: server.check(run_folder, running),
+    }
+    for topic, look in looks.items():
+        try:
+            yield from look()
+        except TorchmarError as problem:
+            yield error(topic, problem.message, problem.hint)
+        except OSError as problem:
+            yield error(topic, f"{problem.filename or topic} cannot be read: {problem.strerror}", _READABLE)
+
+
+_READABLE = "mend it, or run torchmar doctor as the user that the server runs as"
 
 
 def _in_force(given: Properties, running: Running | None) -> Properties:

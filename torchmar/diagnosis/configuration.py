@@ -22,7 +22,8 @@ def check(config: Properties) -> Iterator[Finding]:
         number = f":{lines[key][-1]}" if key in lines else ""
         yield Finding(severity, "config", f"{config.file}{number}: {cause}", remedy)
     if not any(severity == "error" for severity, *_ in found):
-        yield ok("config", f"{config.file}: {len(config.values)} keys")
+        count = len(config.values)
+        yield ok("config", f"{config.file}: {count} key{'' if count == 1 else 's'}")
 
 
 _Told = tuple[Severity, str, str, str]  # severity, key, cause, remedy
@@ -47,8 +48,8 @@ def _values(config: Properties) -> Iterator[_Told]:
             yield (
                 "error",
                 key,
-                f"{key}={value} is no whole number",
-                "TorchServe would not start, or would take its default",
+                f"{key}={value} is no whole number: TorchServe would not start, or would take its default",
+                "write a number, or leave it out",
             )
     if config.get("metrics_mode") not in ("", *_MODES):
         yield "warning", "metrics_mode", "metrics_mode is none of prometheus, log, legacy: log is taken", "prometheus"

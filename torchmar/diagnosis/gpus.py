@@ -20,12 +20,12 @@ _FULL = 0.9
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as nvidia-smi tells of it; memory in MiB."""
+    """A GPU as nvidia-smi tells of it; memory in MiB, None where it does not tell: shared memory, or MIG."""
 
     index: int
     name: str
-    total: int
-    used: int
+    total: int | None
+    used: int | None
     driver: str
 
 
@@ -47,6 +47,9 @@ def check() -> Iterator[Finding]:
         )
         return
     for gpu in found:
+        if gpu.total is None or gpu.used is None:
+            yield ok("gpus", f"GPU {gpu.index}: {gpu.name}, driver {gpu.driver}; it does not tell of its memory")
+            continue
         yield ok("gpus", f"GPU {gpu.index}: {gpu.name}, {gpu.used} of {gpu.total} MiB used, driver {gpu.driver}")
         if gpu.used > _FULL * gpu.total:
             yield warning(
@@ -62,8 +65,9 @@ def parse(text: str) -> list[Gpu]:
     found = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == 5 and all(cells[number].isdigit() for number in (0, 2, 3)):
-            found.append(Gpu(int(cells[0]), cells[1], int(cells[2]), int(cells[3]), cells[4]))
+        if len(cells) == 5 and cells[0].isdigit():
+            total, used = (int(cell) if cell.isdigit() else None for cell in cells[2:4])
+            found.append(Gpu(int(cells[0]), cells[1], total, used, cells[4]))
     return found
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchmar.diagnosis.finding import Finding, Severity, ok
-from torchmar.engines import logs
+from torchmar.diagnosis.finding import Finding, Severity, ok, warning
+from torchmar.engines import logs, worker_log
 from torchmar.engines.logs import Entry
+from torchmar.engines.running import option
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ SIGNATURES = (
     Signature(
         r"Auto recovery failed again",
         "a worker dies as often as it is started",
-        "torchmar logs MODEL has its traceback; torchmar run shows the same without a server",
+        "torchmar logs with the model's name has its traceback; torchmar run shows the same without a server",
     ),
     Signature(
         r"System out of memory|\bMemoryError\b|DefaultCPUAllocator: can't allocate memory",
@@ -141,8 +142,22 @@ def check(run_folder: Path) -> Iterator[Finding]:
         who = f"{last.model} {last.version}: " if last.worker else ""
         often = f"{len(entries)} times, last at {_clock(last)}" if len(entries) > 1 else f"at {_clock(last)}"
         yield Finding(signature.severity, "log", f"{who}{meaning} ({often})", signature.remedy)
-    if not found:
+    deaths = list(_deaths(run_folder))
+    yield from deaths
+    if not found and not deaths:
         yield ok("log", f"no known failure in {run_folder / 'logs'}")
+
+
+def _deaths(run_folder: Path) -> Iterator[Finding]:
+    """Yield with what the workers of a model died, unless that is a known failure."""
+    for (name, version), failure in worker_log.failures(run_folder).items():
+        known = any(re.search(signature.pattern, failure.traceback) for signature in SIGNATURES)
+        if failure.traceback and not known:
+            yield warning(
+                "log",
+                f"{name} {version}: a worker died as it started: {failure.reason}",
+                f"torchmar logs {name}{option(run_folder)} has the traceback",
+            )
 
 
 def _entries(run_folder: Path) -> Iterator[Entry]:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from torchmar.diagnosis.finding import Finding, error, ok
 from torchmar.engines import addresses
 from torchmar.engines.running import Running
-from torchmar.errors import EngineError, PropertiesError
+from torchmar.errors import EngineError, PortInUse, PropertiesError
 from torchmar.properties import Properties
+
+_TAKEN = " is taken by "
 
 
 def check(config: Properties, running: Running | None) -> Iterator[Finding]:
@@ -19,6 +21,7 @@ def check(config: Properties, running: Running | None) -> Iterator[Finding]:
         yield error("ports", problem.message, problem.hint)
         return
     mine, free = [], []
+    taken: dict[str, list[tuple[str, PortInUse]]] = {}  # by whom
     for address in wanted:
         name = address.unix or str(address.port)
         holder = None if address.unix else addresses.holder(address.port)
@@ -28,10 +31,17 @@ def check(config: Properties, running: Running | None) -> Iterator[Finding]:
             continue
         try:
             addresses.refuse_taken(address)
+        except PortInUse as problem:
+            taken.setdefault(problem.message.partition(_TAKEN)[2], []).append((name, problem))
         except EngineError as problem:
             yield error("ports", problem.message, problem.hint)
         else:
             free.append(name)
+    for whom, problems in taken.items():
+        names = ", ".join(name for name, _ in problems)
+        first = problems[0][1]
+        alone = len(problems) == 1 or not whom
+        yield error("ports", first.message if alone else f"{names} are taken by {whom}", first.hint)
     if mine:
         yield ok("ports", f"{', '.join(mine)} are the server's")
     if free:

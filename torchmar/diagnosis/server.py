@@ -12,44 +12,45 @@ from pathlib import Path
 from torchmar.connection import KEY_FILE
 from torchmar.diagnosis.finding import Finding, error, ok, warning
 from torchmar.engines import state
-from torchmar.engines.running import Running, others
+from torchmar.engines.running import Running, option, others
 
 
 def check(run_folder: Path, running: Running | None) -> Iterator[Finding]:
     """Yield how the server of a run folder is, its models and tokens, and which servers are nobody's."""
     for process, what in others():
+        gone = what.endswith(" is gone")
         yield warning(
             "server",
-            f"process {process.pid} is {what} that torchmar did not start here: its allowed_urls may be open",
-            "torchserve --stop ends the one that the torchserve script started",
+            f"process {process.pid} is {what}{'' if gone else ': its allowed_urls may be open'}",
+            f"kill {process.pid} ends it"
+            if gone
+            else "torchserve --stop ends the one that the torchserve script started",
         )
     if running is None:
-        yield ok("server", f"none runs with {run_folder}")
+        if killed := Running.killed(run_folder):
+            yield error(
+                "server",
+                f"the one of {run_folder} (process {killed.pid}) ended without being stopped",
+                f"torchmar logs{option(run_folder)} shows its last words, dmesg whether memory was short",
+            )
+        else:
+            yield ok("server", f"none runs with {run_folder}")
         return
     yield from tokens(run_folder / KEY_FILE)
     seen = state.look(running)
     if seen.trouble:
         yield error(
-            "server", f"process {running.pid} runs and does not answer: {seen.trouble}", "torchmar logs; torchmar stop"
+            "server",
+            f"process {running.pid} runs and does not answer: {seen.trouble}",
+            f"torchmar logs{option(run_folder)} shows what it is at",
         )
         return
     for version in seen.versions:
-        yield from _version(version)
+        if told := version.trouble:
+            traceback = f"torchmar logs {version.model.name}{option(run_folder)} has the traceback"
+            yield error("server", told.message, told.hint or traceback)
     ready = sum(version.condition == "ready" for version in seen.versions)
     yield ok("server", f"process {running.pid} answers; {ready} of {len(seen.versions)} model versions are ready")
-
-
-def _version(version: state.VersionState) -> Iterator[Finding]:
-    name, number = version.model.name, version.model.version
-    if version.failure:
-        told = state.failed(version)
-        yield error("server", told.message, told.hint or f"torchmar logs {name} has the traceback")
-    elif version.default and not version.model.workers:
-        yield error(
-            "server",
-            f"{name} {number} is the default version and has no workers: every request to {name} is answered with 503",
-            f"torchmar scale {name} 1, or torchmar set-default {name} VERSION with one that has",
-        )
 
 
 def tokens(file: Path) -> Iterator[Finding]:

@@ -25,7 +25,12 @@ def check(folder: Path) -> Iterator[Finding]:
     flawed = 0
     same: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in archives:
-        findings = checks.check(path)
+        try:
+            findings = checks.check(path)
+        except TorchmarError as problem:  # a link to nothing
+            yield error("store", problem.message, problem.hint or f"remove {path}")
+            flawed += 1
+            continue
         with contextlib.suppress(TorchmarError), Archive(path, flawed=True) as archive:
             same[archive.manifest.name, archive.manifest.version].append(path)
         flawed += any(finding.code.severity == "error" for finding in findings)
@@ -45,7 +50,8 @@ def check(folder: Path) -> Iterator[Finding]:
     if not archives:
         yield warning("store", f"{folder} has no archive", "torchmar build makes them")
     else:
-        yield ok("store", f"{folder}: {len(archives)} archives, {len(archives) - flawed} of them without an error")
+        count = f"{len(archives)} archive{'' if len(archives) == 1 else 's'}"
+        yield ok("store", f"{folder}: {count}, {len(archives) - flawed} of them without an error")
 
 
 def _strangers(folder: Path, archives: list[Path]) -> Iterator[Finding]:

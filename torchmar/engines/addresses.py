@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 
-from torchmar.engines.running import Running, folder_of
+from torchmar.engines.running import Running, described, folder_of, option
 from torchmar.errors import EngineError, PortInUse
 from torchmar.properties import Address, Properties
 
@@ -138,8 +138,10 @@ def _taken(address: Address) -> PortInUse:
     if (folder := folder_of(found)) and Running.find(folder):
         return PortInUse(
             f"{what} the server of {folder} (process {found.pid})",
-            hint=f"torchmar stop --run-folder {folder} ends it; {_OTHER_PORTS}",
+            hint=f"torchmar stop{option(folder)} ends it; {_OTHER_PORTS}",
         )
+    if orphan := described(found):
+        return PortInUse(f"{what} {orphan} (process {found.pid})", hint=f"kill {found.pid} ends it; {_OTHER_PORTS}")
     return PortInUse(f"{what} {_name(found)} (process {found.pid})", hint=_OTHER_PORTS)
 
 

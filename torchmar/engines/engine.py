@@ -20,15 +20,26 @@ from torchmar.archive import Archive
 from torchmar.archive.store import order
 from torchmar.connection import KEY_FILE, RUN_FOLDER, Server
 from torchmar.engines import TITLES, EngineName, addresses, state, worker_log
-from torchmar.engines.running import Running
-from torchmar.errors import Conflict, EngineError, ModelFailed, NotFound, Refused, TorchmarError, Untrusted
+from torchmar.engines.running import START_SECONDS, Running, option
+from torchmar.engines.starting import locked, undisturbed
+from torchmar.errors import (
+    Conflict,
+    EngineError,
+    ModelFailed,
+    NotFound,
+    Refused,
+    TimedOut,
+    TorchmarError,
+    Unreachable,
+    Untrusted,
+)
 from torchmar.management import ManagementClient, ModelVersion
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_START_SECONDS = 60.0
 _WATCH_SECONDS = 3.0
+_DYING_SECONDS = 10.0  # from when a server does not listen any more until its process has ended
 # What the server gets unless the configuration says otherwise.
 _DEFAULTS = {
     **properties.DEFAULTS,
@@ -124,8 +135,17 @@ class Engine(ABC):
 
         Raises:
             ModelFailed: a worker did not come up; it has the worker's traceback, and the model is not registered.
+            EngineError: the server has ended.
             ArchiveError: the file is no archive.
         """
+        try:
+            return self._load(archive)
+        except Unreachable as error:
+            if isinstance(error, TimedOut) or self._ended(_DYING_SECONDS) is None:
+                raise
+            raise self._death(f"while it loaded {archive.name}") from None
+
+    def _load(self, archive: Path) -> ModelVersion:
         with Archive(archive) as opened:
             name, version = opened.manifest.name, opened.manifest.version
             startup = opened.number("startupTimeout", 120)
@@ -144,6 +164,9 @@ class Engine(ABC):
                 ) from None
             self._wait_for(name, version, startup)  # config.properties loads it by itself
         except Refused as refusal:
+            if not self.properties.flag("enable_model_api") and refusal.status == 405:
+                self._wait_for(name, version, startup)
+                return self.management.describe(name, version)[0]
             with contextlib.suppress(NotFound):
                 self.management.unregister(name, version)
             raise ModelFailed(
@@ -179,7 +202,7 @@ class Engine(ABC):
                         tell(failure)
                 told = {key: failure.traceback or told.get(key, "") for key, failure in failed.items()}
         if code not in self.stopped:
-            raise EngineError(f"{TITLES[self.name]} ended by itself with exit code {code}", log=self._log_tail())
+            raise self._death()
 
     def failures(self) -> dict[tuple[str, str], ModelFailed]:
         """Return the models whose workers crash-loop, by name and version; a server that does not answer has none."""
@@ -201,13 +224,35 @@ class Engine(ABC):
         self._find()
         if not self.model_store.is_dir():
             raise EngineError(f"the model store {self.model_store} is not a folder", hint="torchmar build fills one")
-        if running := Running.find(self.folder):
-            raise EngineError(
-                f"a server runs in {self.folder} already (process {running.pid})", hint="torchmar stop ends it"
-            )
+        self._refuse_second()
         for address in self.properties.addresses():
             addresses.refuse_taken(address)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.folder):
+                self._refuse_second()  # one that was started meanwhile
+                self._launch()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                (self.folder / "config.properties").unlink()  # half of it, on a full disk
+            raise EngineError(
+                f"nothing can be started in {self.folder}: {error.filename or self.folder}: {error.strerror}",
+                hint="--run-folder names another folder",
+            ) from None
+        self.server = Server.started_in(self.folder)
+        self.management = ManagementClient(self.server)
+        self._wait_until_healthy()
+
+    def _refuse_second(self) -> None:
+        if running := Running.find(self.folder):
+            raise EngineError(
+                f"a server runs in {self.folder} already (process {running.pid})",
+                hint=f"torchmar stop{option(self.folder)} ends it; --run-folder and --port run another beside it",
+            )
+
+    def _launch(self) -> None:
+        if killed := Running.killed(self.folder):
+            killed.clear()
         # A key file or log that an earlier server left behind must not be taken for this one's.
         (self.folder / KEY_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "logs", ignore_errors=True)
@@ -216,7 +261,7 @@ class Engine(ABC):
         self._cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)
         config = self.folder / "config.properties"
         config.write_text(properties.show(self._effective()), encoding="utf-8")
-        with (self.folder / "console.log").open("wb") as console:
+        with (self.folder / "console.log").open("wb") as console, undisturbed():
             self._process = subprocess.Popen(
                 self._command(config, temporary),
                 cwd=self.folder,
@@ -227,13 +272,10 @@ class Engine(ABC):
                 # Ctrl-C is for us; the server and its workers are one group that we end.
                 start_new_session=True,
             )
-        running = Running.of(self._process.pid, self.folder, temporary, self.name)
-        self._cleanup.callback(self._process.wait)  # after the next: a child that nobody waits for stays a zombie
-        self._cleanup.callback(running.stop)
-        running.save()
-        self.server = Server.started_in(self.folder)
-        self.management = ManagementClient(self.server)
-        self._wait_until_healthy()
+            running = Running.of(self._process.pid, self.folder, temporary, self.name)
+            self._cleanup.callback(self._process.wait)  # after the next: a child that nobody waits for stays a zombie
+            self._cleanup.callback(running.stop)
+            running.save()
 
     def _effective(self) -> dict[str, str]:
         """Return the configuration that the server gets: the user's, with what depends on this machine."""
@@ -252,7 +294,7 @@ class Engine(ABC):
     def _wait_for(self, name: str, version: str, seconds: float) -> None:
         """Wait until the workers of a version answer, which nobody is told by the server that starts them itself."""
         deadline = time.monotonic() + seconds
-        while (model := self.management.describe(name, version)[0]).ready < model.min_workers:
+        while not self._is_ready(name, version):
             if failed := self.failures().get((name, version)):
                 raise failed
             if time.monotonic() > deadline:
@@ -262,6 +304,13 @@ class Engine(ABC):
                 )
             time.sleep(0.1)
 
+    def _is_ready(self, name: str, version: str) -> bool:
+        try:
+            model = self.management.describe(name, version)[0]
+        except NotFound:  # the server has not come to it yet
+            return False
+        return model.ready >= model.min_workers
+
     def _ended(self, seconds: float) -> int | None:
         try:
             return self._process.wait(seconds)
@@ -269,12 +318,10 @@ class Engine(ABC):
             return None
 
     def _wait_until_healthy(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while True:
-            if (code := self._process.poll()) is not None:
-                raise EngineError(
-                    f"{TITLES[self.name]} ended with exit code {code} while starting", log=self._log_tail()
-                )
+            if self._process.poll() is not None:
+                raise self._death("while starting")
             try:
                 state.answers(self.server)
             except Untrusted:
@@ -285,9 +332,17 @@ class Engine(ABC):
                 return
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"{TITLES[self.name]} does not answer after {_START_SECONDS:.0f} s", log=self._log_tail()
+                    f"{TITLES[self.name]} does not answer after {START_SECONDS:.0f} s", log=self._log_tail()
                 )
             time.sleep(0.05)
+
+    def _death(self, when: str = "") -> EngineError:
+        """Return the error that tells of a server that has ended."""
+        code, who = self._process.returncode, TITLES[self.name]
+        if code in self.stopped:
+            return EngineError(f"{who} was stopped {when}".rstrip())
+        how = f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
+        return EngineError(f"{who} {how} {when}".rstrip(), log=self._log_tail())
 
     def _worker_log_size(self) -> int:
         file = self.folder / "logs" / "workers.log"

@@ -128,6 +128,12 @@ def recent(folder: Path, count: int, model: str = "", version: str = "", worker:
     return sorted(found, key=lambda entry: entry.time)[max(0, len(found) - count) :]
 
 
+def speakers(folder: Path) -> list[tuple[str, str]]:
+    """Return the models, each with its version, whose workers say something in the end of a server's log."""
+    entries = parse(tail(folder, WORKERS).splitlines())
+    return sorted({(entry.model, entry.version) for entry in entries if entry.model})
+
+
 class Follower:
     """Reads on in the logs of a server, through their rolling and the server's own restarts.
 

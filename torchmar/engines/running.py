@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import psutil
 
-from torchmar.connection import KEY_FILE
+from torchmar.connection import KEY_FILE, RUN_FOLDER
 from torchmar.engines import EngineName
 from torchmar.errors import EngineError
 
 RECORD = "server.json"
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 MODULE = "torchmar.server"
+START_SECONDS = 60.0  # until a server has to answer
 _STOP_SECONDS = 40.0  # the built-in server gives requests that are there half a minute
 _OURS = (RECORD, KEY_FILE, "config.properties")
 
@@ -44,11 +46,14 @@ class Running:
     @classmethod
     def find(cls, folder: Path) -> Running | None:
         """Return the server that runs with ``folder``; None when there is none, or none any more."""
-        try:
-            found = cls(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-        return found if found.alive else None
+        found = cls._recorded(folder)
+        return found if found and found.alive else None
+
+    @classmethod
+    def killed(cls, folder: Path) -> Running | None:
+        """Return the server that ran with ``folder`` and ended without being stopped; None when there is none."""
+        found = cls._recorded(folder)
+        return found if found and not found.alive else None
 
     @classmethod
     def everywhere(cls) -> list[Running]:
@@ -58,6 +63,13 @@ class Running:
         """
         folders = {folder for process in servers() if (folder := folder_of(process))}
         return [running for folder in sorted(folders) if (running := cls.find(folder))]
+
+    @classmethod
+    def _recorded(cls, folder: Path) -> Running | None:
+        try:
+            return cls(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def save(self) -> None:
         """Write the record into the server's folder."""
@@ -85,14 +97,21 @@ class Running:
                 raise EngineError(f"the server of {self.folder} (process {self.pid}) is another user's") from None
             except ProcessLookupError:
                 pass
+        try:
             deadline = time.monotonic() + _STOP_SECONDS
             while self.alive and time.monotonic() < deadline:
                 time.sleep(0.05)
-        # The workers that it did not end itself; a group outlives its leader.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        finally:  # a second Ctrl-C does not wait
+            # The workers that it did not end itself; a group outlives its leader.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.clear()
+
+    def clear(self) -> None:
+        """Remove the token, the record and the temporary files of a server that has ended."""
         for name in _OURS:
-            Path(self.folder, name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(self.folder, name).unlink(missing_ok=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
@@ -104,22 +123,51 @@ def servers() -> Iterator[psutil.Process]:
 
 
 def others() -> Iterator[tuple[psutil.Process, str]]:
-    """Yield every server that torchmar has no record of, and what it is: ``a TorchServe``."""
+    """Yield every server that torchmar has no record of, and what it is."""
     for process in servers():
         if folder_of(process) is None:
-            yield process, "a TorchServe" if MAIN_CLASS in process.info["cmdline"] else "a built-in server"
+            yield process, described(process)
+
+
+def described(process: psutil.Process) -> str:
+    """Return what the process of a server is, if it is nobody's: ``a TorchServe whose run folder /a/b is gone``.
+
+    Empty for a server of torchmar, and for what is no server.
+    """
+    words = _words(process)
+    engine, place = _engine(words), _place(words)
+    if engine is None or (place and (place / RECORD).is_file()):
+        return ""
+    what = "a TorchServe" if engine == "torchserve" else "a built-in server"
+    if place and place.is_absolute() and not place.exists():
+        return f"{what} whose run folder {place} is gone"
+    return f"{what} that torchmar did not start here"
 
 
 def folder_of(process: psutil.Process) -> Path | None:
     """Return the run folder of a server that torchmar started: the place of its configuration; None for others."""
+    words = _words(process)
+    place = _place(words)
+    return place if _engine(words) and place and (place / RECORD).is_file() else None
+
+
+def option(folder: Path) -> str:
+    """Return how a command is told of a run folder: ``" --run-folder b"``; empty for the default one."""
+    place, here = folder.resolve(), Path.cwd()
+    if place == RUN_FOLDER.resolve():
+        return ""
+    return f" --run-folder {shlex.quote(str(place.relative_to(here) if place.is_relative_to(here) else place))}"
+
+
+def _words(process: psutil.Process) -> list[str]:
     try:
-        words = process.cmdline()
+        return process.cmdline()
     except psutil.Error:
-        return None
-    if _engine(words) is None:
-        return None
-    given = [Path(value) for option, value in pairwise(words) if option == "-f"]
-    return given[0].parent if given and (given[0].parent / RECORD).is_file() else None
+        return []
+
+
+def _place(words: Sequence[str]) -> Path | None:
+    return next((Path(value).parent for flag, value in pairwise(words) if flag == "-f"), None)
 
 
 def _engine(words: Sequence[str]) -> EngineName | None:

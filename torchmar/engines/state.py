@@ -10,9 +10,10 @@ from typing import Literal
 import psutil
 
 from torchmar import properties
+from torchmar.archive.store import order
 from torchmar.connection import Server
 from torchmar.engines import worker_log
-from torchmar.engines.running import Running
+from torchmar.engines.running import START_SECONDS, Running
 from torchmar.engines.worker_log import Failure
 from torchmar.errors import ModelFailed, Refused, TorchmarError
 from torchmar.inference import InferenceClient
@@ -54,6 +55,19 @@ class VersionState:
     def well(self) -> bool:
         """Whether requests to it are answered, or soon will be."""
         return self.condition in ("ready", "starts") or (self.condition == "no workers" and not self.default)
+
+    @property
+    def trouble(self) -> TorchmarError | None:
+        """What is wrong with it: its workers die, or there are none to answer."""
+        if self.failure:
+            return failed(self)
+        if self.well:
+            return None
+        name, version = self.model.name, self.model.version
+        return TorchmarError(
+            f"{name} {version} is the default version and has no workers: every request to {name} gets 503",
+            hint=f"torchmar scale {name} 1, or torchmar set-default {name} VERSION with one that has",
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,8 @@ def look(running: Running) -> ServerState:
         answers(server)
         versions = versions_on(server, folder)
     except TorchmarError as error:
-        trouble = error.message
+        starts = time.time() - running.started < START_SECONDS
+        trouble = "starts, and does not answer yet" if starts else error.message
     return ServerState(running, server, metrics, memory(running.pid), tuple(versions), trouble)
 
 
@@ -116,7 +131,7 @@ def answers(server: Server) -> None:
 
 
 def versions_on(server: Server, folder: Path) -> list[VersionState]:
-    """Return every version of every model on a server, by name and in the server's order of versions.
+    """Return every version of every model on a server, by name and from the oldest version to the newest.
 
     Args:
         server: where it is.
@@ -130,7 +145,7 @@ def versions_on(server: Server, folder: Path) -> list[VersionState]:
     with ManagementClient(server, timeout=_SECONDS) as client:
         for name in client.names():
             default = client.describe(name)[0].version
-            for model in client.describe(name, "all"):
+            for model in sorted(client.describe(name, "all"), key=lambda one: order(one.version)):
                 failure = failures.get((name, model.version)) if model.ready < model.min_workers else None
                 used = sum(memory(worker.pid) for worker in model.workers)
                 found.append(VersionState(model, model.version == default, used, failure))

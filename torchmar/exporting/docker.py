@@ -6,6 +6,8 @@ The reference: https://docs.docker.com/reference/dockerfile/
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -31,7 +33,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 {torch}{copy_package}
-RUN pip install '{package}[{extras}]'
+RUN pip install {package}
 
 FROM python:{python}-slim
 RUN useradd --system --uid {uid} --no-create-home --home-dir /tmp --shell /usr/sbin/nologin torchmar \\
@@ -85,7 +87,8 @@ def dockerfile(image: Image, config: Properties) -> str:
     """Return the text of a Dockerfile.
 
     Raises:
-        TorchmarError: a path has a line break, or leads out of the folder; or the server has a Unix socket for a port.
+        TorchmarError: a path has a line break, or leads out of the folder; an extra is none; or the server has a
+            Unix socket for a port.
         PropertiesError: an address is none.
     """
     if config.addresses()[0].unix:
@@ -96,7 +99,10 @@ def dockerfile(image: Image, config: Properties) -> str:
     builtin = image.engine == "builtin"
     ports = {address.key: address.port for address in config.addresses()}
     torch = f"torch=={image.torch}" if image.torch else "torch"
-    wheel = PurePosixPath(image.package).name
+    place = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
+    extras = ",".join(dict.fromkeys(("server" if builtin else "torchserve", *image.extras)))
+    if wrong := [extra for extra in image.extras if not re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", extra)]:
+        raise TorchmarError(f"{wrong[0]!r} is no extra of a package", hint="write them like onnx,text")
     return _DOCKERFILE.format(
         uid=UID,
         python=image.python,
@@ -105,9 +111,8 @@ def dockerfile(image: Image, config: Properties) -> str:
         gpus=" --gpus all" if image.gpus else "",
         mount=' -v "$PWD/model_store:/srv/torchmar/model_store:ro"' if image.mount else "",
         torch=f"RUN pip install {torch}\n" if image.gpus else _CPU_ONLY.format(torch=torch),
-        copy_package=_copy(image.package, f"/src/{wheel}") if image.package else _copy_source(),
-        package=f"/src/{wheel}" if image.package else "/src",
-        extras=",".join(dict.fromkeys(("server" if builtin else "torchserve", *image.extras))),
+        copy_package=_copy(image.package, place) if image.package else _copy_source(),
+        package=shlex.quote(f"{place}[{extras}]"),
         engine=image.engine,
         # Packages in archives have libraries, which are run from where they are extracted.
         exec="exec," if builtin else "",

@@ -33,7 +33,9 @@ RestartSec=5
 TimeoutStartSec=900
 TimeoutStopSec={stop_seconds}
 KillMode=mixed
-{exit_codes}LimitNOFILE=65536
+# Ended by SIGTERM, as systemctl stop does.
+SuccessExitStatus=143
+LimitNOFILE=65536
 UMask=0077
 {user}
 # It reads the file system, and writes into its run folder{sockets} and a temporary folder of its own.
@@ -83,10 +85,6 @@ _OWN_USER = """
 PrivateUsers=yes
 """
 
-_EXIT_CODES_OF_JAVA = """\
-# Ended by SIGTERM, as systemctl stop does.
-SuccessExitStatus=143
-"""
 _STOP_SECONDS, _STOP_SECONDS_OF_JAVA = 45, 30  # the built-in server gives requests that are there half a minute
 
 
@@ -153,7 +151,6 @@ def unit(service: Service, config: Properties) -> str:
         sockets=", where its sockets are" if sockets else "",
         engine="A built-in server" if builtin else "TorchServe",
         stop_seconds=_STOP_SECONDS if builtin else _STOP_SECONDS_OF_JAVA,
-        exit_codes="" if builtin else _EXIT_CODES_OF_JAVA,
         compilers="torch compiles" if builtin else "Java and torch compile",
         system="" if own else _SYSTEM + (_LOOPBACK if stays_here else ""),
         target="default.target" if own else "multi-user.target",

@@ -1,0 +1,54 @@
+"""torchmar.engines.starting keeps other starts and signals out while a server is started."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from torchmar.engines.starting import locked, undisturbed
+
+
+def test_ctrl_c_waits_until_what_must_not_be_disturbed_is_done() -> None:
+    done = False
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        done = True
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_that_is_started_undisturbed_hears_signals() -> None:
+    with undisturbed():
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == -signal.SIGTERM
+
+
+def test_a_thread_may_start_a_server_too() -> None:
+    went = []
+
+    def start() -> None:
+        with undisturbed():
+            went.append(True)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert went
+
+
+def test_one_start_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
+    script = "import sys, pathlib; from torchmar.engines.starting import locked\n"
+    script += "with locked(pathlib.Path(sys.argv[1])): print('in')"
+    with locked(tmp_path):
+        other = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1.5)
+    assert other.communicate(timeout=30)[0] == "in\n"
