@@ -91,7 +91,7 @@ MISTAKES = {
     "folder as archive": (["run", ".", "x"], "cannot be read"),
     "missing input": (["run", "empty.mar", "gone.png"], "gone.png cannot be read"),
     "empty archive": (["run", "empty.mar", "empty.mar"], "is not an archive"),
-    "no configuration": (["serve"], "config.properties does not exist"),
+    "no configuration": (["serve", "--config", "my.properties"], "my.properties does not exist"),
     "no server": (["models", "--address", "http://127.0.0.1:9"], "nobody listens there"),
     "predict without server": (["predict", "x", "empty.mar", "--address", "http://127.0.0.1:9"], "nobody listens"),
 }
@@ -232,7 +232,7 @@ def test_a_model_that_nobody_can_reach_hides_no_other(server: TorchServe, tmp_pa
     token = json.loads(server.server.key_file.read_text())["management"]["key"]
     answer = requests.post(
         f"{server.server.management}/models",
-        params={"url": "digits-1.0.mar", "model_name": "a/b", "initial_workers": 0},
+        params={"url": "digits-1.0.mar", "model_name": "a/b", "initial_workers": "0"},
         headers={"Authorization": f"Bearer {token}"},
         timeout=60,
     )

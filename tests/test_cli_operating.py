@@ -153,6 +153,12 @@ def test_a_model_that_crash_loops_is_told_with_its_traceback_though_the_server_s
         assert "ValueError: the table of prices is gone" in ran.stderr
         assert "handler.py" in ran.stderr
         assert "digits 1.0:" not in ran.stderr
+    (tmp_path / "deployment.yaml").write_text(torchmar("capture", *where, cwd=tmp_path).stdout)
+    for command in ("plan", "apply"):
+        ran = torchmar(command, *where, cwd=tmp_path, code=1)
+        assert "! prices 1.0\n    0 of 1 worker answer" in ran.stdout
+        assert "workers of prices 1.0 do not answer" in ran.stdout
+        assert "ValueError: the table of prices is gone" in ran.stderr
     (document,) = json.loads(torchmar("status", "--json", *where, cwd=tmp_path, code=1).stdout)
     states = {model["name"]: (model["state"], bool(model["failure"])) for model in document["models"]}
     assert states == {"digits": ("ready", False), "prices": ("crashes", True)}
@@ -445,6 +451,24 @@ def test_serve_without_the_model_api_loads_what_the_configuration_names(tmp_path
         served = torchmar("serve", "--detach", "--engine", engine, cwd=tmp_path)
         torchmar("stop", cwd=tmp_path)
         assert "made 1.0: 1 worker" in served.stdout
+
+
+def test_a_folder_without_a_configuration_is_served_with_what_is_safe(tmp_path: Path, make: Make) -> None:
+    make(MOODY.format(marker="/nowhere"), name="prices", store=tmp_path / "model_store")
+    port = beside(properties.Properties(None, {}))
+    try:
+        ran = torchmar("serve", "--detach", "--port", port, cwd=tmp_path)
+        assert "prices 1.0: 1 worker" in ran.stdout
+        assert "tokens      " in ran.stdout
+        assert "none" not in ran.stdout
+        torchmar("unregister", "prices", cwd=tmp_path)
+        torchmar("register", "prices-1.0.mar", "--initial-workers", 1, cwd=tmp_path)
+        effective = properties.read(tmp_path / ".torchmar" / "config.properties")
+        assert all(address.loopback for address in effective.addresses())
+        assert effective.get("allowed_urls") == f"{(tmp_path / 'model_store').as_uri()}/.*"
+        assert "no config.properties here" in torchmar("doctor", cwd=tmp_path).stdout
+    finally:
+        torchmar("stop", cwd=tmp_path)
 
 
 def test_several_servers_run_on_one_machine_and_stop_together(tmp_path: Path, make: Make) -> None:

@@ -16,6 +16,7 @@ import javaproperties
 
 from torchmar.errors import PropertiesError
 
+FILE_NAME = "config.properties"
 DEFAULTS = {
     "inference_address": "http://127.0.0.1:8080",
     "management_address": "http://127.0.0.1:8081",
@@ -26,6 +27,8 @@ DEFAULTS = {
     "grpc_management_port": "7071",
 }
 
+# What a server is started from where there is no file: models may be registered, by those who have its token.
+_WITHOUT_FILE = {"enable_model_api": "true"}
 # TorchServe's ports where an address names none: of http, and of https.
 PORTS = {"inference_address": (80, 443), "management_address": (8081, 8444), "metrics_address": (8082, 8445)}
 
@@ -117,6 +120,17 @@ class Properties:
     def _wrong(self, key: str, value: str, example: str) -> PropertiesError:
         where = f"{self.file}: " if self.file else ""
         return PropertiesError(f"{where}{key}={value}: not an address", hint=f"write it like {key}={example}")
+
+
+def given(file: Path | None) -> Properties:
+    """Return what ``file`` says; if none is named what ``config.properties`` here does, or the least, if there is none.
+
+    Raises:
+        PropertiesError: as `read`.
+    """
+    if file is None and not Path(FILE_NAME).is_file():
+        return Properties(None, _WITHOUT_FILE)
+    return read(file or Path(FILE_NAME))
 
 
 def read(file: Path) -> Properties:

@@ -47,7 +47,7 @@ def plan(
     """Show how a server differs from what it should be, and change nothing.
 
     + is added, ~ changed, - removed; ! is not as it should be, and apply does nothing about it.
-    Exit code 2: there is something to do.
+    Exit code 2: there is something to do. 1: there is not, but workers do not answer.
     """
     deployment = _read(file)
     made = _plan(deployment, file, gpus, run_folder)
@@ -57,7 +57,7 @@ def plan(
         _show(made)
         out.print(_summary(made, file), markup=False)
         complain_of_failing(_runs_in(deployment, file, run_folder))
-    raise typer.Exit(DIFFERENCE if made.actions else 0)
+    raise typer.Exit(DIFFERENCE if made.actions else int(bool(made.failing)))
 
 
 def apply(
@@ -84,7 +84,8 @@ def apply(
             typer.echo(json.dumps(_document(steps.Report()), indent=2))
         else:
             out.print(_summary(made, file), markup=False)
-        return
+            complain_of_failing(_runs_in(deployment, file, run_folder))
+        raise typer.Exit(int(bool(made.failing)))
     if as_json:
         report = steps.apply(made, where, verify=check)
         typer.echo(json.dumps(_document(report), indent=2))
@@ -111,6 +112,10 @@ def apply(
     if again.actions:
         _show(again)
         raise TorchmarError("the server is not yet as it should be", hint="torchmar apply goes on from here")
+    if again.failing:
+        raise TorchmarError(
+            f"all is done, but workers of {', '.join(again.failing)} do not answer", hint="torchmar logs says why"
+        )
     if not as_json:
         out.print(f"the server is as {file} says", markup=False)
 
@@ -326,7 +331,11 @@ def _show(made: Plan) -> None:
 
 def _summary(made: Plan, file: Path) -> str:
     if not made.actions:
-        return f"nothing to do: the server is as {file} says"
+        return (
+            f"nothing that torchmar apply could do: workers of {', '.join(made.failing)} do not answer"
+            if made.failing
+            else f"nothing to do: the server is as {file} says"
+        )
     from torchmar.deployment import actions
 
     counts: dict[str, int] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchmar.cli.options import RunFolder
+from torchmar.cli.options import RunFolder, ServedFrom
 from torchmar.cli.terminal import err, out, show_table
 from torchmar.engines import DEFAULT, EngineName
 
@@ -20,7 +20,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "ok": "green"}
 
 
 def doctor(
-    config: Annotated[Path, typer.Option(help="The server's configuration.")] = Path("config.properties"),
+    config: ServedFrom = None,
     model_store: Annotated[
         Path | None,
         typer.Option(help="The folder with the archives; default: the configuration's, or model_store."),

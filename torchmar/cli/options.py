@@ -39,6 +39,14 @@ KeyFile = Annotated[
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Load only archives that torchmar check has no error for.")
 ]
+ServedFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="The server's configuration; default: config.properties, if there is one.",
+        show_default=False,
+    ),
+]
 
 HOW = "How to explain"
 Method = Annotated[

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchmar.cli.options import Check
+from torchmar.cli.operating import show_path
+from torchmar.cli.options import Check, ServedFrom
 from torchmar.cli.terminal import complain, err, out
 from torchmar.engines import DEFAULT, TITLES, EngineName
 from torchmar.errors import EngineError, ModelFailed, TorchmarError
@@ -29,7 +30,7 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="MODEL", help="Models to load; default: every archive of the model store."),
     ] = None,
-    config: Annotated[Path, typer.Option(help="The server's configuration.")] = Path("config.properties"),
+    config: ServedFrom = None,
     model_store: Annotated[
         Path | None,
         typer.Option(help="The folder with the archives; default: the configuration's, or model_store."),
@@ -67,7 +68,7 @@ def serve(
     from torchmar.checks.admission import admit
     from torchmar.engines.notify import notify
 
-    given = properties.read(config)
+    given = properties.given(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
     archives = store.find(folder, names or None)
     by_itself = _loads_by_itself(given, folder)
@@ -84,8 +85,9 @@ def serve(
         out.print(server.described, markup=False)
         out.print(f"  inference   {server.server.inference}")
         out.print(f"  management  {server.server.management}")
-        out.print(f"  tokens      {server.server.key_file or 'none: authorization is off'}", markup=False)
-        out.print(f"  logs        {server.folder / 'logs'}", markup=False)
+        key_file = server.server.key_file
+        out.print(f"  tokens      {show_path(key_file) if key_file else 'none: authorization is off'}", markup=False)
+        out.print(f"  logs        {show_path(server.folder / 'logs')}", markup=False)
         for address in server.properties.addresses():
             if not address.loopback:
                 danger = ", and with it run code here; torchmar doctor says more" if "management" in address.key else ""

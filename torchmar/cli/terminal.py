@@ -49,5 +49,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequenc
 
 def show_table(made: Table) -> None:
     """Print a table to stdout: as wide as the terminal, and as wide as it needs to be in a pipe."""
-    width = out.width if sys.stdout.isatty() else 10_000
-    Console(width=width, highlight=False).print(made)
+    if sys.stdout.isatty():
+        Console(width=out.width, highlight=False).print(made)
+        return
+    console = Console(width=10_000, highlight=False)
+    with console.capture() as text:
+        console.print(made)
+    out.print("\n".join(line.rstrip() for line in text.get().splitlines()), markup=False)

@@ -94,6 +94,8 @@ class Connection:
                 if not waits or not safe or isinstance(error, TimedOut | Untrusted):
                     if error.sent and method not in _READS and self._api == "management":
                         error.hint = "it may have been carried out all the same; torchmar models tells"
+                    if isinstance(error, TimedOut) and error.sent and self._api == "inference":
+                        error.hint = "torchmar models tells how many of the model's workers answer"
                     raise
             else:
                 if response.status_code < 300:

@@ -13,7 +13,7 @@ from torchmar.deployment.desired import Deployment, ServerPlace
 from torchmar.deployment.plan import Plan
 from torchmar.deployment.shelf import Shelf, Stored
 
-CONFIG = "config.properties"
+CONFIG = properties.FILE_NAME
 
 
 def server(place: ServerPlace, folder: Path, run_folder: Path | None = None) -> Server:

@@ -31,11 +31,13 @@ class Change:
             and no plan changes that.
         what: model and version.
         lines: what differs, and why it is done so.
+        failing: whether workers that are there do not answer.
     """
 
     sign: Sign
     what: str
     lines: tuple[str, ...] = ()
+    failing: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Plan:
     changes: tuple[Change, ...] = ()
     actions: tuple[Action, ...] = ()
     gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def failing(self) -> list[str]:
+        """Model and version of all whose workers do not answer, about which no plan does anything."""
+        return [change.what for change in self.changes if change.failing]
 
     def document(self) -> dict[str, Any]:
         """Return the plan as JSON has it."""
@@ -300,7 +307,8 @@ def _in_place(want: Want, model: ModelState, model_now: LiveModel | None, phases
             phases.down.append(actions.Shrink(want.model, live.version, there, target.min_workers, target.max_workers))
         yield Change("~", what, (f"workers {before} -> {after}",))
     if live.ready < there:
-        yield Change("!", what, (f"{live.ready} of {workers(there)} answer; the server's log says why",))
+        lines = (f"{live.ready} of {workers(there)} answer; the server's log says why",)
+        yield Change("!", what, lines, failing=True)
 
 
 def _new(

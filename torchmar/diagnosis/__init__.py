@@ -31,12 +31,12 @@ __all__ = ["Finding", "Severity", "examine"]
 
 
 def examine(
-    config: Path, model_store: Path | None, run_folder: Path, engine: EngineName = DEFAULT
+    config: Path | None, model_store: Path | None, run_folder: Path, engine: EngineName = DEFAULT
 ) -> Iterator[Finding]:
     """Yield what there is to say, as soon as it is known.
 
     Args:
-        config: the configuration that a server is, or would be, started from.
+        config: the configuration that a server is, or would be, started from; None: that of this folder.
         model_store: the folder with the archives; None is the configuration's, or ``model_store``.
         run_folder: the folder that the server runs with, or did.
         engine: which server is to run, where none does.
@@ -44,7 +44,7 @@ def examine(
     running = Running.find(run_folder)
     unread: list[Finding] = []
     try:
-        given = properties.read(config)
+        given = properties.given(config)
     except TorchmarError as problem:
         given = Properties(None, {})
         unread = [error("config", problem.message, problem.hint)]

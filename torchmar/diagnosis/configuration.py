@@ -16,6 +16,9 @@ _KEY = re.compile(r"^\s*((?:[^#!\s=:\\]|\\.)(?:[^\s=:\\]|\\.)*)")
 
 def check(config: Properties) -> Iterator[Finding]:
     """Yield what is wrong with the keys and values of a configuration."""
+    if config.file is None:
+        yield ok("config", "no config.properties here: a server starts with torchmar's defaults")
+        return
     lines = _lines(config)
     found = [*_unknown(config), *_values(config), *_traps(config), *_twice(lines)]
     for severity, key, cause, remedy in found:

@@ -57,7 +57,7 @@ class Engine(ABC):
     """A server that runs while the context is open.
 
     Args:
-        config: the ``config.properties`` to start from.
+        config: the ``config.properties`` to start from; None: the one of this folder, if there is one.
         model_store: the folder with the archives.
         run_folder: where the server's key file, logs and effective configuration go. Each
             server needs one of its own, and ports of its own.
@@ -76,7 +76,7 @@ class Engine(ABC):
 
     def __init__(
         self,
-        config: Path,
+        config: Path | None,
         model_store: Path,
         run_folder: Path = RUN_FOLDER,
         *,
@@ -84,7 +84,7 @@ class Engine(ABC):
         port: int | None = None,
         host: str | None = None,
     ) -> None:
-        self.properties = properties.read(config)
+        self.properties = properties.given(config)
         if port:
             self.properties = addresses.move(self.properties, port)
         if host:
