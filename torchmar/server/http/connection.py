@@ -363,6 +363,11 @@ class Connection(asyncio.Protocol):
 
     def write_all(self, parts: list[bytes]) -> None:
         """Send ``parts``, without joining them where the loop can do so."""
+        if type(self._transport).__module__.startswith("asyncio"):
+            # Its own writelines does not say when too much is left to be sent, from Python 3.12 on.
+            for part in parts:
+                self.write(part)
+            return
         self._written += sum(map(len, parts))
         self._transport.writelines(parts)
 
