@@ -55,7 +55,7 @@ def _hint(status: int, kind: str, message: str, api: Api) -> str:
         return "is the server up, behind its proxy?"
     if kind in (PAGE, "ResourceNotFoundException"):
         return which_address(api)
-    if message.startswith("Model not found at"):
+    if message.startswith(("Model not found at", "Relative path")):
         return "the server looks in its model store"
     if message.startswith("Given URL"):
         return "allowed_urls in config.properties says which are"
