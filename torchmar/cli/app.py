@@ -17,6 +17,7 @@ from torchmar.cli import (
     models,
     operating,
     parity,
+    promoting,
     serving,
     watching,
 )
@@ -56,8 +57,8 @@ _COMMANDS = {
     deploying.PANEL: (
         deploying.plan,
         deploying.apply,
-        deploying.rollback,
-        deploying.promote,
+        promoting.rollback,
+        promoting.promote,
         deploying.capture,
         deploying.startup,
         deploying.deployment_schema,

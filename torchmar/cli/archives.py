@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from torchmar.archive.packed import show_size
-from torchmar.cli.options import Baseline, Method, Steps, Target, explanation
+from torchmar.cli.options import AsJson, Baseline, Method, Steps, Target, explanation
 from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
@@ -26,7 +26,6 @@ class Form(str, Enum):
 
 
 ArchivePath = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A .mar file.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def build(

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from torchmar.archive.packed import show_size
+from torchmar.cli.options import AsJson
 from torchmar.cli.terminal import err, out, show_table, table
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def check(
         list[str] | None, typer.Option(metavar="CODE", help="Not these codes, nor any that start so.")
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="How many GPUs the server has.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find what would fail on the server, before any server sees it.
 

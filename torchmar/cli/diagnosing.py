@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchmar.cli.options import RunFolder, ServedFrom
+from torchmar.cli.options import AsJson, RunFolder, ServedFrom
 from torchmar.cli.terminal import err, out, show_table
 from torchmar.engines import DEFAULT, EngineName
 
@@ -28,7 +28,7 @@ def doctor(
     engine: Annotated[
         EngineName, typer.Option(help="Which server is to run, where none does: TorchServe needs Java.")
     ] = DEFAULT,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    as_json: AsJson = False,
     run_folder: RunFolder = None,
 ) -> None:
     """Say what is wrong with Java, Python, GPUs, ports, archives, log and server, and how to mend it.

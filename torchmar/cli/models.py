@@ -11,7 +11,7 @@ import typer
 
 from torchmar.cli.connection_options import CaFile, PlainHttp
 from torchmar.cli.operating import complain_of_failing
-from torchmar.cli.options import Address, Check, KeyFile, Name, RunFolder, Version
+from torchmar.cli.options import Address, AsJson, Check, KeyFile, Name, RunFolder, Version
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import NotFound, TorchmarError
 
@@ -28,7 +28,7 @@ def models(
     customized: Annotated[
         bool, typer.Option("--customized", help="Ask the handlers, too, for what they say of the model.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    as_json: AsJson = False,
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,

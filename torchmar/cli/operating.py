@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from torchmar.archive.packed import show_size
-from torchmar.cli.options import RunFolder
+from torchmar.cli.options import AsJson, RunFolder
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
 
@@ -34,7 +34,7 @@ def status(
             show_envvar=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell how the servers on this machine are, or only the one of --run-folder.
 

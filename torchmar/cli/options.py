@@ -39,6 +39,7 @@ KeyFile = Annotated[
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Load only archives that torchmar check has no error for.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 ServedFrom = Annotated[
     Path | None,
     typer.Option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 from rich.markup import escape
 
+from torchmar.cli.options import AsJson
 from torchmar.cli.terminal import err, out, show_table, table
 from torchmar.engines import EngineName
 
@@ -26,7 +27,7 @@ def parity(
     engines: Annotated[
         str, typer.Option(metavar="A,B", help="Which is right, and which is to be like it.")
     ] = "torchserve,builtin",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask two servers the same and tell every difference between their answers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,13 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequenc
     for row in rows:
         made.add_row(*map(escape, row))
     return made
+
+
+def wrapped(text: str, first: str = "    ", then: str = "    ") -> str:
+    """Return a text that fits the terminal; in a pipe a line stays a line."""
+    if not sys.stdout.isatty():
+        return first + text
+    return textwrap.fill(text, max(40, out.width), initial_indent=first, subsequent_indent=then)
 
 
 def show_table(made: Table) -> None:
