@@ -127,6 +127,7 @@ class Registry:
         low, high = serving.min_workers, serving.max_workers
         if not asked.synchronous:
             self._in_background(self._scale(found, low, high))
+            await asyncio.sleep(0)  # so that it has begun: requests that come next wait for its workers
             return found
         try:
             up = await self._scale(found, low, high)
