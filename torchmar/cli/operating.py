@@ -178,9 +178,9 @@ def _death(killed: Running) -> TorchmarError:
 def _tell_of_others() -> None:
     from torchmar.engines.running import others
 
-    for process, what in others():
-        ends = f"; kill {process.pid} ends it" if what.endswith(" is gone") else ""
-        err.print(f"process {process.pid} is {what}{ends}", markup=False)
+    for one in others():
+        ends = f"; kill {one.pid} ends it" if one.gone else ""
+        err.print(f"process {one.pid} is {one.what}{ends}", markup=False)
 
 
 def _document(one: ServerState) -> dict[str, object]:

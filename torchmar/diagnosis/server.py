@@ -17,13 +17,12 @@ from torchmar.engines.running import Running, option, others
 
 def check(run_folder: Path, running: Running | None) -> Iterator[Finding]:
     """Yield how the server of a run folder is, its models and tokens, and which servers are nobody's."""
-    for process, what in others():
-        gone = what.endswith(" is gone")
+    for one in others():
         yield warning(
             "server",
-            f"process {process.pid} is {what}{'' if gone else ': its allowed_urls may be open'}",
-            f"kill {process.pid} ends it"
-            if gone
+            f"process {one.pid} is {one.what}{'' if one.gone else ': its allowed_urls may be open'}",
+            f"kill {one.pid} ends it"
+            if one.gone
             else "torchserve --stop ends the one that the torchserve script started",
         )
     if running is None:

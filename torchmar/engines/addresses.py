@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 
-from torchmar.engines.running import Running, described, folder_of, option
+from torchmar.engines.running import Running, folder_of, option, other
 from torchmar.errors import EngineError, PortInUse
 from torchmar.properties import Address, Properties
 
@@ -140,8 +140,10 @@ def _taken(address: Address) -> PortInUse:
             f"{what} the server of {folder} (process {found.pid})",
             hint=f"torchmar stop{option(folder)} ends it; {_OTHER_PORTS}",
         )
-    if orphan := described(found):
-        return PortInUse(f"{what} {orphan} (process {found.pid})", hint=f"kill {found.pid} ends it; {_OTHER_PORTS}")
+    if orphan := other(found):
+        return PortInUse(
+            f"{what} {orphan.what} (process {found.pid})", hint=f"kill {found.pid} ends it; {_OTHER_PORTS}"
+        )
     return PortInUse(f"{what} {_name(found)} (process {found.pid})", hint=_OTHER_PORTS)
 
 

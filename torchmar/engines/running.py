@@ -122,26 +122,38 @@ def servers() -> Iterator[psutil.Process]:
             yield process
 
 
-def others() -> Iterator[tuple[psutil.Process, str]]:
-    """Yield every server that torchmar has no record of, and what it is."""
-    for process in servers():
-        if folder_of(process) is None:
-            yield process, described(process)
+@dataclass(frozen=True)
+class Other:
+    """A server that torchmar has no record of.
 
-
-def described(process: psutil.Process) -> str:
-    """Return what the process of a server is, if it is nobody's: ``a TorchServe whose run folder /a/b is gone``.
-
-    Empty for a server of torchmar, and for what is no server.
+    Attributes:
+        pid: its process.
+        what: it is: ``a TorchServe whose run folder /a/b is gone``.
+        gone: whether its run folder is.
     """
+
+    pid: int
+    what: str
+    gone: bool
+
+
+def others() -> Iterator[Other]:
+    """Yield every server that torchmar has no record of."""
+    for process in servers():
+        if found := other(process):
+            yield found
+
+
+def other(process: psutil.Process) -> Other | None:
+    """Return what the process of a server is that is nobody's; None for a server of torchmar, and for what is none."""
     words = _words(process)
     engine, place = _engine(words), _place(words)
     if engine is None or (place and (place / RECORD).is_file()):
-        return ""
+        return None
     what = "a TorchServe" if engine == "torchserve" else "a built-in server"
     if place and place.is_absolute() and not place.exists():
-        return f"{what} whose run folder {place} is gone"
-    return f"{what} that torchmar did not start here"
+        return Other(process.pid, f"{what} whose run folder {place} is gone", gone=True)
+    return Other(process.pid, f"{what} that torchmar did not start here", gone=False)
 
 
 def folder_of(process: psutil.Process) -> Path | None:
