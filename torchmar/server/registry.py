@@ -126,8 +126,7 @@ class Registry:
             raise
         low, high = serving.min_workers, serving.max_workers
         if not asked.synchronous:
-            self._in_background(self._scale(found, low, high))
-            await asyncio.sleep(0)  # so that it has begun: requests that come next wait for its workers
+            await self._begin(self._scale(found, low, high))
             return found
         try:
             up = await self._scale(found, low, high)
@@ -170,7 +169,7 @@ class Registry:
         found = self.find(name, version)
         doing = self._scale(found, min_workers, max_workers)
         if not synchronous:
-            self._in_background(doing)
+            await self._begin(doing)
         elif not await doing:
             raise _did_not_start(name, version, found.pool.failure)
 
@@ -290,6 +289,11 @@ class Registry:
     async def _undo(self, found: Version) -> None:
         if self._forget(found):
             await self._end(found)
+
+    async def _begin(self, scaling: Coroutine[Any, Any, Any]) -> None:
+        """Scale in the background; requests that come next find it begun, and wait for its workers."""
+        self._in_background(scaling)
+        await asyncio.sleep(0)
 
     def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(doing)
