@@ -1,0 +1,58 @@
+"""Environments with other people's clients and validators, which tests run as separate processes.
+
+``tests/oracles/NAME.txt`` lists the packages of the environment ``NAME``. It is made when a test first needs it, in
+``.oracles/``, and made anew when the list changes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+_HERE = Path(__file__).parent
+_ENVIRONMENTS = _HERE.parent.parent / ".oracles"
+_INSTALL_SECONDS = 900
+
+
+def python_of(name: str) -> Path:
+    """Return the interpreter of an environment, which is installed if it is not there.
+
+    The test is skipped, with pip's last lines as the reason, where the packages cannot be installed.
+    """
+    requirements = _HERE / f"{name}.txt"
+    digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    _ENVIRONMENTS.mkdir(exist_ok=True)
+    folder = _ENVIRONMENTS / f"{name}-{digest}"
+    # Tests in several processes may need it at once; one of them installs it.
+    with (_ENVIRONMENTS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        failure = _ENVIRONMENTS / f"{name}-{digest}.failed"
+        if not (folder / "installed").exists() and not failure.exists():
+            _install(folder, requirements, failure)
+        if not (folder / "installed").exists():
+            reason = f"{failure.read_text()} (remove {failure} to try again)"
+            pytest.skip(f"the packages of {requirements.name} cannot be installed: {reason}")
+    return folder / "bin" / "python"
+
+
+def _install(folder: Path, requirements: Path, failure: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=True)
+    command = [folder / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-r", requirements]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
+        output, code = ran.stdout + ran.stderr, ran.returncode
+    except subprocess.TimeoutExpired:
+        output, code = f"pip did not end within {_INSTALL_SECONDS} s", 1
+    if code:
+        # Remembered, so that not every test waits for it again; removing the file tries again.
+        failure.write_text("\n".join(output.strip().splitlines()[-3:]))
+    else:
+        (folder / "installed").touch()
