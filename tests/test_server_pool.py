@@ -21,6 +21,7 @@ from torchmar.server.jobs import Input, Job, Reply
 from torchmar.server.pool import Pool, PoolOptions
 from torchmar.server.processes import Nursery
 from torchmar.server.refusal import Refusal
+from torchmar.worker.process import forking
 
 Make = Callable[..., Path]
 T = TypeVar("T")
@@ -226,7 +227,7 @@ def test_a_limit_below_what_every_worker_has_is_told(house: House, pool: Callabl
 def test_workers_that_end_as_soon_as_they_are_up_are_a_failure_and_come_later_each_time(
     house: House, pool: Callable[..., Pool]
 ) -> None:
-    one = pool("import os\nos.register_at_fork(after_in_child=lambda: os._exit(7))\n" + OBEDIENT, workers=0)
+    one = pool("import os\nos.register_at_fork(after_in_child=lambda: os._exit(7))\n" + OBEDIENT, workers=0, fork=forking.ALLOWED)
     house.run(one.scale(1, 1))
     house.run(until(lambda: "times in a row" in one.failure))
 
@@ -272,7 +273,7 @@ def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neithe
     assert house.batches == [1]
 
 
-def test_workers_share_what_was_loaded_and_more_come_at_once(house: House, pool: Callable[..., Pool]) -> None:
+def test_workers_that_may_be_forks_share_what_was_loaded_and_more_come_at_once(house: House, pool: Callable[..., Pool]) -> None:
     code = """
     import os, torch
     WEIGHTS = torch.zeros(50_000_000) + 1  # 200 MB
@@ -281,7 +282,7 @@ def test_workers_share_what_was_loaded_and_more_come_at_once(house: House, pool:
     def handle(rows, context):
         return None if rows is None else [{"said": [LOADED, float(WEIGHTS.sum())]} for _ in rows]
     """
-    one = pool(code)
+    one = pool(code, fork=forking.ALLOWED)
     assert house.run(one.scale(4, 4))
     workers = {worker.pid for worker in one.workers()}
     assert len(workers) == 4
@@ -296,13 +297,14 @@ def test_workers_share_what_was_loaded_and_more_come_at_once(house: House, pool:
 @pytest.mark.parametrize(
     "code",
     ["import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n",
-     "import socket\nCONNECTION = socket.socket()\n"],
-    ids=["thread", "connection"],
+     "import socket\nCONNECTION = socket.socket()\n",
+     "import subprocess\nCHILD = subprocess.Popen(['sleep', '600'])\n"],
+    ids=["thread", "connection", "process"],
 )  # fmt: skip
-def test_a_model_that_starts_threads_or_opens_connections_is_loaded_by_each_worker(
+def test_a_model_with_threads_connections_or_processes_is_loaded_by_each_worker_even_if_forks_are_allowed(
     house: House, pool: Callable[..., Pool], code: str
 ) -> None:
-    one = pool(code + OBEDIENT, workers=2)
+    one = pool(code + OBEDIENT, workers=2, fork=forking.ALLOWED)
     parents = {psutil.Process(worker.pid).ppid() for worker in one.workers()}
     assert parents == {house.nursery.pid}
     assert house.run(ask(one, [1, 2, 3])) == [1, 2, 3]

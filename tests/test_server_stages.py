@@ -29,6 +29,7 @@ from torchmar.server.pool import Pool, PoolOptions
 from torchmar.server.refusal import Refusal
 from torchmar.server.registry import Registration
 from torchmar.server.stages import StagedPool
+from torchmar.worker.process import forking
 
 pytestmark = pytest.mark.skipif(not stages.available(), reason="stages are Linux's")
 
@@ -314,15 +315,22 @@ def test_what_is_prepared_ahead_of_the_model_is_bounded(pools: Pools, make: Make
     assert pools.house.run(crowd()) == [30.0] * 40
 
 
-def test_without_a_gpu_the_model_is_loaded_once_for_both_stages(pools: Pools, make: Make) -> None:
-    staged = pools.start(make(dedent(STEPS)), workers=2)
+def test_where_forks_are_allowed_the_model_is_loaded_once_for_both_stages(pools: Pools, make: Make) -> None:
+    staged = pools.start(make(dedent(STEPS)), workers=2, fork=forking.ALLOWED)
     workers = (*staged.workers(), *staged.preprocess_workers())
     assert len(workers) == 4
     assert len({psutil.Process(one.pid).ppid() for one in workers}) == 1
-    alone = pools.start(make("import socket\nCONNECTION = socket.socket()\n" + dedent(STEPS)), workers=2)
+    alone = pools.start(make("import socket\nCONNECTION = socket.socket()\n" + dedent(STEPS)), workers=2, fork=forking.ALLOWED)
     workers = (*alone.workers(), *alone.preprocess_workers())
     assert {psutil.Process(one.pid).ppid() for one in workers} == {pools.house.nursery.pid}
     assert said(pools.house.run(ask(alone, [1.0] * 6))) == [2.0] * 6
+
+
+def test_by_default_every_worker_of_either_stage_loads_the_model_itself(pools: Pools, make: Make) -> None:
+    staged = pools.start(make(dedent(STEPS)), workers=2)
+    workers = (*staged.workers(), *staged.preprocess_workers())
+    assert {psutil.Process(one.pid).ppid() for one in workers} == {pools.house.nursery.pid}
+    assert said(pools.house.run(ask(staged, [1.0] * 6))) == [2.0] * 6
 
 
 def test_scaling_is_of_workers_with_the_model_and_to_none_ends_both(pools: Pools, make: Make) -> None:

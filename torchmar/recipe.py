@@ -67,6 +67,16 @@ class Stages(_Strict):
     inference: Positive | None = Field(None, description="As many as there are workers without stages, unless given.")
 
 
+class TorchmarConfig(_Strict):
+    """Options of the built-in server alone."""
+
+    fork: bool | None = Field(
+        None,
+        description="Whether workers may be forks of one process that has run the handler's initialize. Unless given, "
+        "they are for handlers that torchmar knows, and every other worker runs initialize itself.",
+    )
+
+
 def are_stages(value: object) -> bool:
     """Tell whether a section ``stages`` is the built-in server's, and not one that only the handler knows."""
     if not isinstance(value, Mapping):
@@ -108,6 +118,7 @@ class ServerConfig(BaseModel):
     asyncCommunication: bool | None = None
     useVenv: bool | None = None
     stages: Stages | None = Field(None, description="Processes for decoding and for the model; TorchServe ignores it.")
+    torchmar: TorchmarConfig | None = Field(None, description="Options of the built-in server; TorchServe ignores it.")
     handler: dict[str, Any] | None = Field(None, description="Options of the handler.")
 
     @model_validator(mode="after")

@@ -112,6 +112,9 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
             if key == "stages":
                 yield Code.MAR503, key, cause, "write stages: {preprocess: 2, inference: 1}; TorchServe ignores it"
                 continue
+            if key == "torchmar":
+                yield Code.MAR503, key, cause, "write torchmar: {fork: true} or {fork: false}; TorchServe ignores it"
+                continue
             yield Code.MAR503, key, cause, "TorchServe only warns, and goes on with its default"
 
 

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torchmar.recipe import Stages, are_stages
+from torchmar.recipe import Stages, TorchmarConfig, are_stages
 from torchmar.server import logs, stages
 from torchmar.server.pool import PoolOptions
 from torchmar.server.refusal import Refusal
 from torchmar.server.settings import Settings
 from torchmar.server.sources import Source
+from torchmar.worker.process import forking
 
 RUNTIMES = ("python", "python3", "lsp")
 MOST_WORKERS = 1024  # of one version; more is a typing error, and no machine survives it
@@ -139,6 +140,7 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
     gpus, ids = _devices(config, settings.number_of_gpu)
     low, high = _workers(config, asked, ours if at_start else {}, settings, at_start)
     preprocess, inference = _stages(config, asked.url)
+    how, why = forking.mode(handler, model_file=bool(model.model_file), allowed=_fork(config))
     if inference:
         low, high = inference, max(inference, _whole(config.get("maxWorkers")) or 0)
     return Serving(
@@ -179,6 +181,8 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
             memory_limit=0 if gpus else settings.worker_memory,
             poll=settings.worker_poll,
             preprocess_workers=preprocess,
+            fork=how,
+            fork_reason=why,
         ),
         runtime,
         low,
@@ -278,6 +282,23 @@ def _stages(config: _Config, url: str) -> tuple[int, int]:
         config.ignore("stages", "they take memory that processes share as on Linux; workers do all of a request")
         return 0, 0
     return found["preprocess"], found.get("inference", 0)
+
+
+def _fork(config: _Config) -> bool | None:
+    """Return what ``torchmar: {fork: ...}`` says; None: nothing."""
+    section = config.get("torchmar")
+    if section is None:
+        return None
+    if not isinstance(section, Mapping):
+        config.ignore("torchmar", "should be a section, such as torchmar: {fork: true}")
+        return None
+    value = section.get("fork")
+    if unknown := [str(name) for name in section if name not in TorchmarConfig.model_fields]:
+        config.ignore("torchmar", f"there is no key {', '.join(unknown)} in this section; it has fork")
+    if value is not None and not isinstance(value, bool):
+        config.ignore("torchmar", "fork should be true or false")
+        return None
+    return value
 
 
 def _refuse_what_is_not_done(config: Mapping[str, Any], runtime: str, url: str) -> None:

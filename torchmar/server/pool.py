@@ -30,7 +30,7 @@ from torchmar.server.jobs import Job, Reply
 from torchmar.server.machine import cores
 from torchmar.server.processes import Cradle, LoadFailed, Nursery
 from torchmar.server.refusal import Refusal
-from torchmar.worker.process import frames
+from torchmar.worker.process import forking, frames
 
 State = Literal["READY", "LOADING", "UNLOADING"]
 
@@ -69,6 +69,8 @@ class PoolOptions:
         poll: microseconds that a worker stays awake for the next batch, and the server for a worker's answer.
         preprocess_workers: workers of their own that the steps before the model have; 0: none, see `stages`.
         stage: what the workers do of a request; empty: all of it.
+        fork: whether workers are forks of one process that has loaded the model; see `torchmar.worker.process.forking`.
+        fork_reason: of that, for the log.
     """
 
     name: str
@@ -91,6 +93,8 @@ class PoolOptions:
     poll: int = 0
     preprocess_workers: int = 0
     stage: str = ""
+    fork: str = forking.NEVER
+    fork_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ class Pool:
         self._idle: list[_Worker] = []
         self._cradle: Cradle | None = None
         self._awake = Awake(options.poll / 1e6)
-        self._shares = not options.devices
+        self._shares = options.fork != forking.NEVER and not options.devices
+        self._mode_logged = False
         self._growing = asyncio.Lock()
         self._closed = False
         self._scheduled = False
@@ -318,7 +323,8 @@ class Pool:
 
     async def _process(self, worker: _Worker, connection: socket.socket) -> int:
         """Return the pid of a process that has the model and serves on a connection."""
-        async with self._growing:  # the first loads, the others share what it loaded
+        self._log_mode()
+        async with self._growing:  # where workers are forks the first loads, and the others share what it loaded
             if self._cradle and not self._cradle.gone:
                 return await self._cradle.fork(connection, worker.say, worker.stage)
             self._cradle = None
@@ -327,13 +333,25 @@ class Pool:
                 if not why:
                     self._cradle = cradle
                     return await cradle.fork(connection, worker.say, worker.stage)
-                worker.tell(logging.INFO, f"has loaded the model for itself, as each will: {why}")
+                level = logging.WARNING if self.options.fork == forking.ALLOWED else logging.INFO
+                worker.tell(level, f"has loaded the model for itself, as each will: {why}")
                 self._shares = False
                 worker.cradle = cradle
                 return cradle.serve(connection, worker.stage)
         cradle, _ = await self._grow(worker, share=False)
         worker.cradle = cradle
         return cradle.serve(connection, worker.stage)
+
+    def _log_mode(self) -> None:
+        """Log once whether workers are forks of one process that has loaded the model, and why."""
+        if self._mode_logged:
+            return
+        self._mode_logged = True
+        options = self.options
+        how = "workers are forks of one process that loads the model" if self._shares else "each worker loads the model"
+        reason = "workers that use a GPU cannot be forks" if options.devices else options.fork_reason
+        about = {"model": options.name, "version": options.version}
+        logs.SERVER.info("%s %s: %s: %s", options.name, options.version, how, reason or "the default", extra=about)
 
     async def _grow(self, worker: _Worker, *, share: bool) -> tuple[Cradle, str]:
         """Return a process that has the model loaded, and why it should not be forked."""
@@ -351,7 +369,7 @@ class Pool:
             "memory_limit": options.memory_limit,
             "poll": options.poll / 1e6,
             "stage": options.stage,
-            "share": share,
+            "fork": options.fork if share else forking.NEVER,
         }
         cradle = await self._nursery.grow(job, worker.say)
         try:

@@ -1,8 +1,6 @@
 """A process that loads one model and then serves it, or forks workers that share what was loaded.
 
-Forking after loading is right only while the process has a single thread and no connection of the
-handler's own. Threads do not come along, so that what they hold is locked for ever; connections
-would be shared. Both are looked at after loading; where one is found the server starts each worker by itself.
+Most workers load their model themselves: `forking` says where forks after loading change no answer.
 """
 
 from __future__ import annotations
@@ -10,16 +8,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import random
 import resource
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from . import loading, serving, stages
+from . import forking, loading, randomness, serving, stages
 from .lines import Conversation, Lines
 from .measuring import Measured
 
@@ -34,13 +30,15 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
     told = Conversation(control)
     loading.enter(job["model_dir"], job.get("requirements", ""))
     measured = Measured()
-    before = _descriptors()
+    before = forking.descriptors()
+    share = job["fork"] != forking.NEVER
     threads = _Threads()
     try:
         if limit := job.get("memory_limit"):
             _limit_memory(limit)
         measured.install()
-        with threads.watched(hold=job["share"]):
+        seed = randomness.reseed()
+        with threads.watched(hold=share):
             service = loading.load(job)
             halves = stages.halves(service, job["envelope"]) if job.get("stage") else None
     except BaseException as error:
@@ -49,9 +47,9 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
         sys.stdout.flush()
         told.send({"failed": trace})
         os._exit(1)
-    why = _not_shareable(before) if job["share"] else "it was not asked to be"
+    why = forking.objection(job["fork"], service, job["model_dir"], before) if share else "it was not asked to be"
     told.send({"loaded": True, "shareable": not why, "why": why})
-    _Cradle(told, service, measured, threads.wanted, halves, job.get("poll", 0.0)).run()
+    _Cradle(told, service, measured, threads.wanted, halves, job.get("poll", 0.0), seed).run()
 
 
 def _limit_memory(limit: int) -> None:
@@ -93,9 +91,10 @@ class _Cradle:
         threads: int | None,
         halves: stages.Halves | None,
         poll: float,
+        seed: int | None,
     ) -> None:
         self._told, self._service, self._measured, self._threads = told, service, measured, threads
-        self._halves, self._poll = halves, poll
+        self._halves, self._poll, self._seed = halves, poll, seed
 
     def run(self) -> None:
         # Objects that are there now are never garbage of a worker: without looking at them it shares their pages.
@@ -117,6 +116,7 @@ class _Cradle:
                     lines.close()
                     self._told.socket.close()
                     _own(output)
+                    randomness.reseed_again(self._seed)
                     self._serve(connection, message["stage"])
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -167,15 +167,11 @@ class _Threads:
 
 
 def _own(output: int) -> None:
-    """Make a forked process one that ends with its parent, writes to its own log, and draws its own numbers."""
+    """Make a forked process one that ends with its parent and writes to its own log."""
     die_with_parent()
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    random.seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed()
 
 
 def die_with_parent() -> None:
@@ -187,47 +183,3 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)
-
-
-def _not_shareable(before: set[int]) -> str:
-    """Return why forks of this process would not be right; empty: they are."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return "it uses a GPU"
-    # Handlers may end their threads before a fork by os.register_at_fork.
-    probe = os.fork()
-    if not probe:
-        os._exit(0)
-    os.waitpid(probe, 0)
-    if (count := _thread_count()) > 1:
-        return f"it has started {count - 1} thread{'' if count == 2 else 's'} while loading"
-    for descriptor in _descriptors() - before:
-        with contextlib.suppress(OSError):
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return "it has opened a connection while loading"
-    return ""
-
-
-def _thread_count() -> int:
-    try:
-        return len(os.listdir("/proc/self/task"))  # noqa: PTH208
-    except OSError:
-        import threading
-
-        return threading.active_count()
-
-
-def _descriptors() -> set[int]:
-    for place in ("/proc/self/fd", "/dev/fd"):
-        with contextlib.suppress(OSError):
-            listed = {int(name) for name in os.listdir(place) if name.isdigit()}  # noqa: PTH208
-            return {number for number in listed if _is_open(number)}  # the folder itself was open, too
-    return set()
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True

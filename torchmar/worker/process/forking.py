@@ -1,0 +1,128 @@
+"""Whether workers may be forks of one process that has loaded the model: by the handler, and by what it did.
+
+A fork shares all that ``initialize`` made: offsets of open files, names of scratch files, connections, the state of
+random generators. That changes no answer only for handlers whose code is known, which is `mode`'s part, and while the
+process has a single thread and no connection, which `objection` looks at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+#: Each worker loads the model itself; workers are forks, since the handler's code is known; since its author says so.
+NEVER, KNOWN, ALLOWED = "never", "known", "allowed"
+
+# TorchServe's own that keep nothing but the model and what is computed from files: read in 0.12.0.
+_STOCK = frozenset({"image_classifier", "image_segmenter", "object_detector", "text_classifier"})
+_OURS = "torchmar_handlers"
+_ENVELOPES = "ts.torch_handler.request_envelope."
+
+
+def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, str]:
+    """Decide how the workers of a model come to be, before it is loaded.
+
+    Args:
+        handler: as the manifest names it.
+        model_file: whether the manifest names a file with the class of the model.
+        allowed: what ``model-config.yaml`` says in ``torchmar: {fork: ...}``; None: nothing.
+
+    Returns:
+        One of `NEVER`, `KNOWN` and `ALLOWED`, and the reason.
+    """
+    if allowed is not None:
+        said = f"model-config.yaml sets torchmar: {{fork: {str(allowed).lower()}}}"
+        return (ALLOWED if allowed else NEVER), said
+    if handler not in _STOCK and not handler.startswith(f"{_OURS}."):
+        return NEVER, f"what {handler} keeps between requests is not known"
+    if model_file:
+        return NEVER, "the archive has a model file, and what its class keeps between requests is not known"
+    return KNOWN, f"{handler} keeps nothing between requests that workers must not share"
+
+
+def objection(how: str, service: Any, folder: str, before: set[int]) -> str:
+    """Return why a process that has loaded a model must not be forked; empty: it may be.
+
+    Args:
+        how: `KNOWN` or `ALLOWED`.
+        service: what was loaded.
+        folder: with the archive's content.
+        before: file descriptors that were open before the model was loaded.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return "it uses a GPU"
+    # Handlers may end their threads before a fork by os.register_at_fork.
+    probe = os.fork()
+    if not probe:
+        os._exit(0)
+    os.waitpid(probe, 0)
+    if (count := _thread_count()) > 1:
+        return f"it has started {count - 1} thread{'' if count == 2 else 's'} while loading"
+    if any(_children()):
+        return "it has started a process while loading"
+    for descriptor in descriptors() - before:
+        with contextlib.suppress(OSError):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return "it has opened a connection while loading"
+            if how == KNOWN:
+                return "it has left a file open while loading"
+    return _unknown_code(service, Path(folder)) if how == KNOWN else ""
+
+
+def descriptors() -> set[int]:
+    """Return the numbers of this process's open files."""
+    for place in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            listed = {int(name) for name in os.listdir(place) if name.isdigit()}  # noqa: PTH208
+            return {number for number in listed if _is_open(number)}  # the folder itself was open, too
+    return set()
+
+
+def _unknown_code(service: Any, folder: Path) -> str:
+    """Return which code besides that of known handlers has run; empty: none."""
+    handler = getattr(service._entry_point, "__self__", None)
+    kind = type(handler).__module__
+    if kind.startswith(_ENVELOPES):
+        handler = getattr(getattr(handler, "_handle_fn", None), "__self__", None)
+        kind = type(handler).__module__
+    if not kind.startswith(f"{_OURS}.") and kind.removeprefix("ts.torch_handler.") not in _STOCK:
+        return f"the handler is of {kind}, which is not known"
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] != _OURS and (file := _file(module)) and folder in Path(file).parents:
+            return f"it has imported {Path(file).relative_to(folder)}, which is not known"
+    return ""
+
+
+def _file(module: ModuleType | None) -> str | None:
+    file = getattr(module, "__file__", None)
+    return file if isinstance(file, str) else None
+
+
+def _thread_count() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    except OSError:
+        import threading
+
+        return threading.active_count()
+
+
+def _children() -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        for file in Path("/proc/self/task").glob("*/children"):
+            yield from file.read_text().split()
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,33 @@
+"""Random numbers of workers that are forks: each draws its own, as a process that was started by itself would."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+
+def reseed() -> int | None:
+    """Seed the generators that a fresh process has seeded from the system: Python's, numpy's and torch's.
+
+    Returns:
+        The seed of torch's, for `reseed_again`; None without torch.
+    """
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    torch = sys.modules.get("torch")
+    return int(torch.default_generator.seed()) if torch else None
+
+
+def reseed_again(before: int | None) -> None:
+    """Seed the generators of a fork that shares a loaded model; torch's only if the handler has not seeded it.
+
+    Args:
+        before: what `reseed` returned before the model was loaded.
+    """
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    torch = sys.modules.get("torch")
+    if torch and torch.default_generator.initial_seed() == before:
+        torch.default_generator.seed()
