@@ -118,8 +118,7 @@ def test_a_model_that_crash_loops_is_told_with_its_traceback(builtin: Builtin, m
     InferenceClient(builtin.server).ask("prices", Request(b"x", "text/plain"))
     marker.touch()
     (worker,) = builtin.management.describe("prices")[0].workers
-    # What a worker is forked from keeps the model: only without it the model is loaded again.
-    psutil.Process(worker.pid).parent().kill()  # type: ignore[union-attr]
+    psutil.Process(worker.pid).kill()
     until(lambda: ("prices", "1.0") in builtin.failures())
     ran = torchmar("status", "--run-folder", builtin.folder, cwd=tmp_path, code=1)
     assert "prices 1.0: 0 of 1 workers answer" in ran.stderr
