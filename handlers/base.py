@@ -17,7 +17,7 @@ from ts.torch_handler import base_handler as stock
 from ts.utils.util import PredictionException, load_label_mapping
 
 from torchmar_handlers import batch as batches
-from torchmar_handlers import samples, weights
+from torchmar_handlers import samples, signatures, weights
 from torchmar_handlers.forward import forward
 from torchmar_handlers.metrics import Metrics
 from torchmar_handlers.options import Options
@@ -57,6 +57,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
 
     #: Whether ``decode`` may run in several threads at once; worth it where it lets go of the GIL.
     parallel_decode: ClassVar[bool] = False
+    #: Whether a body may have tensors as bytes (``Inference-Header-Content-Length``), and an answer too.
+    takes_binary_tensors: ClassVar[bool] = True
     #: Whether an instance of named columns or tensors stays a mapping when there is only one of them.
     named: bool = False
 
@@ -176,6 +178,15 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         others one called ``output``, of numbers, of texts, or of JSON.
         """
         return None
+
+    def signature(self) -> signatures.Signature:
+        """Return what the model takes and gives as tensors of the Open Inference Protocol.
+
+        Returns:
+            ``inputs`` and ``outputs``: a list each of ``name``, ``datatype`` and ``shape``, where -1 is any size; an
+            empty list (as both are here) where they are not known.
+        """
+        return signatures.of()
 
     def served_as(self) -> tuple[str, str]:
         """Return the model's name and version."""

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from torchmar_handlers import signatures
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.images import regions
 from torchmar_handlers.object_detector import ObjectDetector
 from torchmar_handlers.options import OptionError
+from torchmar_handlers.protocols.plain import in_json
 from torchmar_handlers.reply import PNG, Reply
 from torchmar_handlers.request import Request
 
@@ -121,8 +123,16 @@ class Cascade(BaseHandler):
         return answers
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return the answers as the first stage does; those to crops stay objects."""
-        return None if self.mode == "crops" else self.first.columns(answers)
+        """Return the answers as the first stage does; those to crops as JSON, for they differ in number."""
+        if self.mode == "crops":
+            return {"output": [in_json(answer) for answer in answers]}
+        columns: Mapping[str, Any] | None = self.first.columns(answers)
+        return columns
+
+    def signature(self) -> signatures.Signature:
+        """Return what the first stage takes and gives, which is what the second gives in its place."""
+        found: signatures.Signature = self.first.signature()
+        return found
 
     def _crops(self, batch: Sequence[Any], requests: Sequence[Request]) -> list[Any]:
         found = self.first.detect([image for _, image in batch])

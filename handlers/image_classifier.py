@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from ts.utils.util import PredictionException
 
-from torchmar_handlers import explanations, npy, weights
+from torchmar_handlers import explanations, npy, signatures, weights
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.explanations.asked import BASELINES
 from torchmar_handlers.forward import forward
@@ -136,6 +136,10 @@ class ImageClassifier(BaseHandler):
             return None
         best = [next(iter(answer.items())) for answer in answers]
         return {"label": [label for label, _ in best], "probability": [value for _, value in best]}
+
+    def signature(self) -> signatures.Signature:
+        """Return an image file in, the most probable label out; arrays are taken too."""
+        return signatures.of([signatures.tensor("image", "BYTES")], signatures.best_class())
 
     def label(self, index: int) -> str:
         """Return the label of a class."""

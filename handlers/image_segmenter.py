@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from ts.utils.util import PredictionException
 
-from torchmar_handlers import npy
+from torchmar_handlers import npy, signatures
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.images import class_map
 from torchmar_handlers.images.inputs import Input, Inputs
@@ -98,6 +98,12 @@ class ImageSegmenter(BaseHandler):
         if request.accepts(npy.CONTENT_TYPE):
             return classes
         return class_map.document(classes, probabilities, self.mapping or {})
+
+    def signature(self) -> signatures.Signature:
+        """Return an image file in, the class of each pixel out; arrays are taken too."""
+        return signatures.of(
+            [signatures.tensor("image", "BYTES")], [signatures.tensor("class_map", "INT32", None, None)]
+        )
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return the class maps as one tensor, where they are of one shape."""

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchmar_handlers import signatures
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.images.inputs import Input, Inputs
 from torchmar_handlers.images.outputs import detections
 from torchmar_handlers.options import OptionError
+from torchmar_handlers.protocols.plain import in_json
 from torchmar_handlers.reply import PNG, Reply
 from torchmar_handlers.request import Request
 
@@ -88,6 +90,14 @@ class ObjectDetector(BaseHandler):
             values = [self.inputs.normalise(one.values.to(self.device)[None])[0] for one in batch]
         found = detections(self.inference(values), len(batch))
         return [self._kept(one, image) for one, image in zip(found, batch, strict=True)]
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return the objects of each image as JSON: they differ in number, which tensors cannot."""
+        return {"output": [in_json(answer) for answer in answers]}
+
+    def signature(self) -> signatures.Signature:
+        """Return an image file in, JSON out; arrays are taken too."""
+        return signatures.of([signatures.tensor("image", "BYTES")], [signatures.tensor("output", "BYTES")])
 
     def label(self, index: int) -> str:
         """Return the label of a class."""

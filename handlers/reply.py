@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -27,6 +28,7 @@ class Reply:
     body: Any
     content_type: str = ""
     status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, answer: Any) -> Reply:
@@ -76,6 +78,8 @@ class Reply:
         """Set status and headers of request ``index``; return the body for TorchServe's list."""
         if self.content_type:
             context.set_response_content_type(index, self.content_type)
+        for name, value in self.headers.items():
+            context.set_response_header(index, name, value)
         if self.status != 200:
             phrase = HTTPStatus(self.status).phrase if self.status in iter(HTTPStatus) else ""
             context.set_response_status(self.status, phrase, index)

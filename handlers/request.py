@@ -29,6 +29,7 @@ class Request:
     row: Mapping[str, Any]
     headers: Mapping[str, Any]
     whole: Request | None = None  # the request that this one is an instance of
+    as_bytes: bool = False  # whether the client takes arrays as bytes, which hold NaN and infinity, too
 
     @classmethod
     def of(cls, index: int, row: Any, context: Any) -> Request:
@@ -38,7 +39,7 @@ class Request:
 
     def part(self, instance: Any) -> Request:
         """Return one instance of a request that holds several, as a request of its own."""
-        return Request(self.index, {"body": instance}, self.headers, self)
+        return Request(self.index, {"body": instance}, self.headers, self, self.as_bytes)
 
     @property
     def wants_explanation(self) -> bool:

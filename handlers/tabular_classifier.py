@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from ts.utils.util import PredictionException
 
+from torchmar_handlers import signatures
 from torchmar_handlers.options import OptionError
 from torchmar_handlers.request import BadRequest
 from torchmar_handlers.tables.handler import TabularHandler
@@ -98,6 +99,10 @@ class TabularClassifier(TabularHandler):
         """Return the most probable label of each row, with its probability."""
         first = [next(iter(answer.items())) for answer in answers]
         return {"label": [label for label, _ in first], "probability": [value for _, value in first]}
+
+    def predicted_signature(self) -> list[signatures.Tensor]:
+        """Return the descriptions of label and probability."""
+        return signatures.best_class()
 
     def _class(self, target: Any) -> int:
         """Return the class index that a request's ``target``, a label or an index, means."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from ts.utils.util import PredictionException
 
+from torchmar_handlers import signatures
 from torchmar_handlers.options import OptionError
 from torchmar_handlers.request import BadRequest
 from torchmar_handlers.tables.handler import TabularHandler
@@ -82,6 +83,12 @@ class TabularRegressor(TabularHandler):
         if self.names:
             return {name: [answer[name] for answer in answers] for name in self.names}
         return {"output": answers}
+
+    def predicted_signature(self) -> list[signatures.Tensor]:
+        """Return the descriptions of the outputs by name, or of the one that holds them all."""
+        if self.names:
+            return [signatures.tensor(name, "FP64") for name in self.names]
+        return [signatures.tensor("output", "FP64", *([] if self.outputs == 1 else [self.outputs]))]
 
     def _each(self, name: str, default: float) -> list[float]:
         """Return an option that is a number, or one for each output."""

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from ts.utils.util import PredictionException
 
-from torchmar_handlers import npy, weights
+from torchmar_handlers import npy, signatures, weights
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.options import OptionError
+from torchmar_handlers.protocols.tensors import datatype
 from torchmar_handlers.request import BadRequest, Request
 from torchmar_handlers.weights import Input
 
@@ -71,7 +72,10 @@ class TensorHandler(BaseHandler):
         self.by_name = {one.name for one in self.inputs} <= set(weights.input_names(self.model))
         self.output_names = _outputs(self.options.get("outputs"))
         self.non_finite = self.options.text("non_finite", "refuse", choices=("refuse", "null"))
+        self._taken, self._given = signatures.Observed(), signatures.Observed()
+        self._observes = True
         self.warm_up(context)
+        self._observes = False
 
     def rows(self, request: Request) -> list[Any] | None:
         """Return the instances of a body with one dimension more than an instance has."""
@@ -126,6 +130,9 @@ class TensorHandler(BaseHandler):
         outputs = {
             name: _numpy(value, name, len(requests)) for name, value in self._named(self.inference(given)).items()
         }
+        if self._observes:
+            self._taken.see({name: tensor.cpu().numpy() for name, tensor in batch.items()})
+            self._given.see(outputs)
         finite = all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in outputs.values())
         return [
             self._answer({name: array[index, ...] for name, array in outputs.items()}, request, finite)
@@ -138,6 +145,17 @@ class TensorHandler(BaseHandler):
             return None
         names = self.output_names or weights.output_names(self.model) or ("output",)
         return {names[0]: answers}
+
+    def signature(self) -> signatures.Signature:
+        """Return inputs as the options or the weights describe them, and outputs as the samples were answered.
+
+        What neither tells of an input is that of the samples. Outputs have sizes where all inputs have.
+        """
+        inputs = [self._specified(one) for one in self.inputs]
+        known = [one for one in inputs if one is not None]
+        sizes = all(signatures.ANY not in one["shape"][1:] for one in known)
+        outputs = self._given.tensors(sizes=sizes and len(known) == len(inputs))
+        return signatures.of(known if len(known) == len(inputs) else [], outputs)
 
     def describe_handle(self) -> dict[str, Any]:
         """Return names, types and shapes, as far as they are known; null stands for any size."""
@@ -172,7 +190,7 @@ class TensorHandler(BaseHandler):
             return next(iter(answer.values())) if len(answer) == 1 else answer
         in_npy = len(arrays) == 1 and (isinstance(request.payload, np.ndarray) or request.accepts(npy.CONTENT_TYPE))
         for name, array in arrays.items():
-            if in_npy or array.dtype.kind != "f" or np.isfinite(array).all():
+            if in_npy or request.as_bytes or array.dtype.kind != "f" or np.isfinite(array).all():
                 continue
             if self.non_finite == "null":
                 values = array.astype(object)
@@ -187,6 +205,13 @@ class TensorHandler(BaseHandler):
                 503,
             )
         return next(iter(answer.values())) if len(answer) == 1 else answer
+
+    def _specified(self, spec: Input) -> signatures.Tensor | None:
+        """Return the description of an input; None where its type or its dimensions are not known."""
+        seen = self._taken.tensor(spec.name, sizes=False)
+        kind = datatype(_numpy_dtype(spec.dtype)) if spec.dtype is not None else seen and seen["datatype"]
+        shape = spec.shape if spec.shape is not None else seen and seen["shape"][1:]
+        return None if kind is None or shape is None else signatures.tensor(spec.name or "input", kind, *shape)
 
     def _input(self, name: str) -> Input | None:
         return next((one for one in self.inputs if one.name == name), None)

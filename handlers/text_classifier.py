@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchmar_handlers import weights
+from torchmar_handlers import signatures, weights
 from torchmar_handlers.explanations import TOKEN_METHODS, Explanation, document, explain_tokens
 from torchmar_handlers.explanations import read as read_asked
 from torchmar_handlers.explanations.explanation import rounded
@@ -134,6 +134,10 @@ class TextClassifier(TextHandler):
             return None
         best = [max(answer.items(), key=lambda item: item[1]) for answer in answers]
         return {"label": [label for label, _ in best], "probability": [value for _, value in best]}
+
+    def signature(self) -> signatures.Signature:
+        """Return a text in, the most probable label out."""
+        return signatures.of([signatures.tensor("text", "BYTES")], signatures.best_class())
 
     def _scored(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         arguments = self.reader.called_with(ids, mask)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ts.utils.util import PredictionException
 
-from torchmar_handlers import npy
+from torchmar_handlers import npy, signatures
 from torchmar_handlers.options import OptionError
 from torchmar_handlers.request import Request
 from torchmar_handlers.texts import outputs
@@ -46,6 +46,7 @@ class TextEmbedder(TextHandler):
         self.normalize = self.options.flag("normalize", True)
         self.pooling = self.options.text("pooling", POOLINGS[0], choices=POOLINGS)
         self.output = self.options.text("output", "")
+        self.width: int | None = None  # of the vectors; known from the first on
         if self.output and self.output_names and self.output not in self.output_names:
             raise OptionError("output", f"the model has no {self.output!r}; it has {', '.join(self.output_names)}")
         self.warm_up(context)
@@ -60,6 +61,7 @@ class TextEmbedder(TextHandler):
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         rows = vectors.cpu().numpy()
+        self.width = rows.shape[1]
         return [
             row if request.accepts(npy.CONTENT_TYPE) else {"embedding": _rounded(row)}
             for row, request in zip(rows, requests, strict=True)
@@ -69,6 +71,10 @@ class TextEmbedder(TextHandler):
         """Return the vectors as one tensor, ``(n, width)`` float32."""
         rows = [answer["embedding"] if isinstance(answer, Mapping) else answer for answer in answers]
         return {"embedding": np.array(rows, np.float32)}
+
+    def signature(self) -> signatures.Signature:
+        """Return a text in, a vector out; as wide as those of the samples, if there are any."""
+        return signatures.of([signatures.tensor("text", "BYTES")], [signatures.tensor("embedding", "FP32", self.width)])
 
     def _pooled(self, states: torch.Tensor, batch: Sequence[Encoded]) -> torch.Tensor:
         """Return one vector of those of each text's tokens, special ones with them."""

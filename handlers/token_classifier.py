@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torchmar_handlers import signatures
+from torchmar_handlers.protocols.plain import in_json
 from torchmar_handlers.request import Request
 from torchmar_handlers.texts import outputs, spans
 from torchmar_handlers.texts.encoded import Encoded
@@ -48,6 +50,18 @@ class TokenClassifier(TextHandler):
         best, classes = (part.cpu() for part in found.softmax(2).max(2))
         rows = zip(batch, self.pieces.rows(classes, batch), self.pieces.rows(best, batch), strict=True)
         return [self._answer(encoded, labels.tolist(), scores.tolist()) for encoded, labels, scores in rows]
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return the entities of each text, and the part of it that was seen (or ``null``), as JSON."""
+        return {
+            "entities": [in_json(answer["entities"]) for answer in answers],
+            "truncated_to": [in_json(answer.get("truncated_to")) for answer in answers],
+        }
+
+    def signature(self) -> signatures.Signature:
+        """Return a text in, JSON out."""
+        outputs = [signatures.tensor("entities", "BYTES"), signatures.tensor("truncated_to", "BYTES")]
+        return signatures.of([signatures.tensor("text", "BYTES")], outputs)
 
     def _answer(self, encoded: Encoded, classes: Sequence[int], scores: Sequence[float]) -> dict[str, Any]:
         joined = spans.join(

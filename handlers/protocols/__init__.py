@@ -27,7 +27,7 @@ from torchmar_handlers.request import JSON, BadRequest, Request
 __all__ = ["Asking", "Served", "read"]
 
 _NESTED = frozenset({list, dict})
-_BINARY = "inference-header-content-length"
+_BINARY = open_inference.HEADER_LENGTH.lower()
 
 
 def read(request: Request, served: Served) -> Asking:

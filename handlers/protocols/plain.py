@@ -53,6 +53,11 @@ def bare(answer: Any) -> Any:
     return {"b64": base64.b64encode(answer.body).decode(), "content_type": answer.content_type}
 
 
+def in_json(answer: Any) -> str:
+    """Return an answer as JSON that stands in a tensor of texts."""
+    return Reply.json(bare(answer)).body.decode()
+
+
 def _reply(answer: Any, as_npy: bool) -> Reply:
     if isinstance(answer, np.ndarray):
         return Reply.npy(answer) if as_npy else Reply.json(answer)

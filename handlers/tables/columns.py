@@ -62,6 +62,13 @@ class Column:
         return len(self.categories) if self.type == CATEGORY and self.encoding == ONE_HOT else 1
 
     @property
+    def datatype(self) -> str:
+        """The datatype of its values in the Open Inference Protocol; categories of both kinds are texts."""
+        if self.type == CATEGORY:
+            return "INT64" if all(isinstance(one, int) for one in self.categories) else "BYTES"
+        return {INTEGER: "INT64", BOOLEAN: "BOOL"}.get(self.type, "FP64")
+
+    @property
     def typical(self) -> float:
         """The value that an explanation compares with: the mean, else the default, else 0."""
         return self.mean if self.mean is not None else self.default if self.default is not None else 0.0

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from torchmar_handlers import npy, weights
+from torchmar_handlers import npy, signatures, weights
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.explanations import Asked, Explanation, document, explain
 from torchmar_handlers.explanations import read as read_asked
@@ -140,6 +140,11 @@ class TabularHandler(BaseHandler):
         explained = isinstance(first, Reply) or (isinstance(first, Mapping) and "attributions" in first)
         return None if explained else self.predicted(answers)
 
+    def signature(self) -> signatures.Signature:
+        """Return one tensor for each column, and those of predictions; one tensor of all columns is taken too."""
+        inputs = [signatures.tensor(column.name, column.datatype) for column in self.table.columns]
+        return signatures.of(inputs, self.predicted_signature())
+
     def describe_handle(self) -> dict[str, Any]:
         """Return the columns, in their order, and what each takes."""
         return {
@@ -192,6 +197,10 @@ class TabularHandler(BaseHandler):
     @abstractmethod
     def predicted(self, answers: Sequence[Any]) -> Mapping[str, Any]:
         """Return predictions as named columns."""
+
+    @abstractmethod
+    def predicted_signature(self) -> list[signatures.Tensor]:
+        """Return the descriptions of the columns of predictions."""
 
     def _scores(self, encoded: torch.Tensor) -> torch.Tensor:
         output = forward(self.model, encoded, device=self.device, dtype=self.dtype)

@@ -116,12 +116,15 @@ class Pool:
         min_workers: how many there should be.
         max_workers: how many there may be; TorchServe reports it, and so does this.
         failure: the traceback of the worker that did not load or died last; empty since one came up.
+        description: what the handler says of its tensors (`torchmar.worker.process.describing`); empty until it has
+            loaded once.
     """
 
     def __init__(self, nursery: Nursery, options: PoolOptions, tell: Tell) -> None:
         self.options = options
         self.min_workers = self.max_workers = 0
         self.failure = ""
+        self.description: dict[str, Any] = {}
         self._nursery, self._tell = nursery, tell
         self._queue: deque[Job] = deque()
         self._workers: list[_Worker] = []
@@ -373,7 +376,9 @@ class Pool:
         }
         cradle = await self._nursery.grow(job, worker.say)
         try:
-            return cradle, await cradle.loaded(options.startup_timeout)
+            why = await cradle.loaded(options.startup_timeout)
+            self.description = cradle.description
+            return cradle, why
         except BaseException:
             cradle.kill()
             raise

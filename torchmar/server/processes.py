@@ -156,12 +156,17 @@ class Nursery:
 
 
 class Cradle:
-    """A process that loads one model; then it is a worker, or forks workers that share what it loaded."""
+    """A process that loads one model; then it is a worker, or forks workers that share what it loaded.
+
+    Attributes:
+        description: what the handler says of its tensors; see `torchmar.worker.process.describing`.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         self._talk = _Talk(connection, self._hear, lambda: self.has_ended(-1))
+        self.description: dict[str, Any] = {}
         self._loaded: asyncio.Future[str] = loop.create_future()
         self._forks: dict[int, asyncio.Future[int]] = {}
         self._count = 0
@@ -225,6 +230,7 @@ class Cradle:
         if "failed" in message:
             _fail(self._loaded, LoadFailed(message["failed"]))
         elif "loaded" in message:
+            self.description = message["description"]
             if not self._loaded.done():
                 self._loaded.set_result(message["why"])
         elif "forked" in message and (future := self._forks.pop(message["forked"], None)):

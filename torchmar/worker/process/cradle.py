@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from . import forking, loading, randomness, serving, stages
+from . import describing, forking, loading, randomness, serving, stages
 from .lines import Conversation, Lines
 from .measuring import Measured
 
@@ -23,7 +23,7 @@ from .measuring import Measured
 def grow(job: dict[str, Any], control: socket.socket) -> None:
     """Load the model of a job, tell the server, and do as it says until it goes.
 
-    To the server: ``{"loaded", "shareable", "why"}`` or ``{"failed": traceback}``; then for each fork
+    To the server: ``{"loaded", "shareable", "why", "description"}`` or ``{"failed": traceback}``; then for each fork
     ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}, "stage"}`` with a socket,
     or ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
     """
@@ -48,7 +48,8 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
         told.send({"failed": trace})
         os._exit(1)
     why = forking.objection(job["fork"], service, job["model_dir"], before) if share else "it was not asked to be"
-    told.send({"loaded": True, "shareable": not why, "why": why})
+    description = describing.description(service, job["envelope"])
+    told.send({"loaded": True, "shareable": not why, "why": why, "description": description})
     _Cradle(told, service, measured, threads.wanted, halves, job.get("poll", 0.0), seed).run()
 
 

@@ -1,0 +1,45 @@
+"""What a loaded handler says of the tensors that it takes and gives, for the server's Open Inference Protocol."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def description(service: Any, envelope: str = "") -> dict[str, Any]:
+    """Return ``inputs`` and ``outputs`` as a handler's ``signature()`` does, and whether it takes tensors as bytes.
+
+    A handler without that method, or whose method fails, has empty lists.
+
+    Args:
+        service: the loaded service.
+        envelope: which its requests come in; handlers see no tensors then.
+    """
+    handler = getattr(service._entry_point, "__self__", None)
+    method = getattr(handler, "signature", None)
+    found: dict[str, Any] = {"inputs": [], "outputs": [], "binary": False}
+    if not callable(method) or envelope:
+        return found
+    try:
+        told = method()
+        for key in ("inputs", "outputs"):
+            found[key] = [_tensor(one) for one in told[key]]
+        json.dumps(found)
+    except Exception:
+        log.warning("the handler's signature() is of no use", exc_info=True)
+        return {"inputs": [], "outputs": [], "binary": False}
+    found["binary"] = getattr(handler, "takes_binary_tensors", False) is True and _is_ours(service._entry_point)
+    return found
+
+
+def _is_ours(entry_point: Any) -> bool:
+    """Tell whether requests reach the handler as torchmar's base handler takes them: not by a method of its own."""
+    return str(getattr(entry_point, "__module__", "")).partition(".")[0] == "torchmar_handlers"
+
+
+def _tensor(given: Any) -> dict[str, Any]:
+    name, datatype, shape = str(given["name"]), str(given["datatype"]), [int(size) for size in given["shape"]]
+    return {"name": name, "datatype": datatype, "shape": shape}
