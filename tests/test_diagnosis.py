@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, write_config
+from tests.conftest import ENGINES, ROOT, write_config
 from torchmar import diagnosis, properties
 from torchmar.diagnosis import (
     configuration,
@@ -22,7 +22,6 @@ from torchmar.diagnosis import (
     exposure,
     gpus,
     java,
-    keys,
     log,
     machine,
     ports,
@@ -30,6 +29,7 @@ from torchmar.diagnosis import (
     store,
 )
 from torchmar.diagnosis.finding import Finding
+from torchmar.server import config_keys
 
 Make = Callable[..., Path]
 
@@ -112,17 +112,19 @@ def test_every_key_of_torchserve_is_known_and_no_other() -> None:
     with zipfile.ZipFile(home / "frontend" / "model-server.jar") as jar:
         constants = jar.read("org/pytorch/serve/util/ConfigManager.class")
     launcher = (home / "model_server.py").read_text()
-    for key in keys.KEYS:
-        assert key.encode() in constants or f'"{key}"' in launcher, key
+    for key in config_keys.TORCHSERVE_KINDS:
+        documented_only = key in ("metrics_format", "snapshot_store")
+        assert documented_only or key.encode() in constants or f'"{key}"' in launcher, key
     ours = properties.read(ROOT / "config.properties")
-    assert set(ours.values) <= keys.KEYS
-    assert not told(configuration.check(ours), "error")
-    assert not told(configuration.check(ours), "warning")
+    for engine in ENGINES:
+        assert not told(configuration.check(ours, engine), "error")
+        assert not told(configuration.check(ours, engine), "warning")
 
 
 CONFIGURATIONS = {
     "unknown key": ("inference_adress=http://127.0.0.1:1", "config.properties:1", "did you mean inference_address?"),
-    "no key at all": ("\ncolour=red", "config.properties:2: TorchServe knows no key 'colour'", "ignores it"),
+    "no key at all": ("\ncolour=red", "config.properties:2: unknown key 'colour'", "it is ignored"),
+    "a key of the other server": ("torchmar_access_log=true", "is a key of the built-in server", "--engine builtin"),
     "no flag": ("enable_model_api=yes", "counts as false", "write true or false"),
     "no number": ("job_queue_size=many", "job_queue_size=many is no whole number", "not start"),
     "mode": ("metrics_mode=loud", "log is taken", "prometheus"),
@@ -138,9 +140,39 @@ CONFIGURATIONS = {
 def test_a_configuration_that_does_not_say_what_it_means_is_told_with_its_line(
     tmp_path: Path, text: str, cause: str, remedy: str
 ) -> None:
-    said = told(configuration.check(config(tmp_path, text)))
+    said = told(configuration.check(config(tmp_path, text), "torchserve"))
     assert cause in said
     assert remedy in said
+
+
+OF_THE_BUILT_IN_SERVER = {
+    "unknown key": ("torchmar_acces_log=true", "warning", "did you mean torchmar_access_log?"),
+    "no flag": ("torchmar_check_archives=yes", "warning", "counts as false"),
+    "no number": ("job_queue_size=many", "error", "not a whole number of at least 1 (write it like"),
+    "no size": ("torchmar_worker_memory=much", "error", "(write it like torchmar_worker_memory=4GiB)"),
+    "no address": ("metrics_address=nowhere", "error", "not an address"),
+    "Java": ("vmargs=-Xmx1g", "ok", "without effect on the built-in server: vmargs"),
+}
+
+
+@pytest.mark.parametrize(("text", "severity", "cause"), OF_THE_BUILT_IN_SERVER.values(), ids=OF_THE_BUILT_IN_SERVER)
+def test_a_configuration_of_the_built_in_server_is_held_to_what_that_reads(
+    tmp_path: Path, text: str, severity: str, cause: str
+) -> None:
+    assert cause in told(configuration.check(config(tmp_path, text), "builtin"), severity)
+
+
+def test_every_key_of_torchmars_own_is_known_and_torchserves_traps_are_none_of_the_built_in_server(
+    tmp_path: Path,
+) -> None:
+    own = {key: known.example for key, known in config_keys.SUPPORTED_KEYS.items() if key.startswith("torchmar_")}
+    assert own
+    traps = {"install_py_dep_per_model": "true", "plugins_path": "/x"}
+    given = config(tmp_path, properties.show({**own, **traps}))
+    assert not told(configuration.check(given, "builtin"), "warning")
+    assert not told(configuration.check(given, "builtin"), "error")
+    for key in own:
+        assert f"{key} is a key of the built-in server" in told(configuration.check(given, "torchserve"), "warning")
 
 
 EXPOSURES = {
@@ -171,7 +203,22 @@ EXPOSURES = {
 
 @pytest.mark.parametrize(("text", "severity", "cause"), EXPOSURES.values(), ids=EXPOSURES)
 def test_what_lets_others_in_is_told(tmp_path: Path, text: str, severity: str, cause: str) -> None:
-    assert cause in told(exposure.check(config(tmp_path, text)), severity)
+    assert cause in told(exposure.check(config(tmp_path, text), "torchserve"), severity)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("management_address=https://0.0.0.0:8081", "can be scaled to nothing"),
+        ("management_address=https://0.0.0.0:8081\nenable_model_api=true", "a registration on it runs code"),
+        ("disable_token_authorization=true", "may scale and use models"),
+        ("disable_token_authorization=true\nenable_model_api=true", "may register models"),
+    ],
+)
+def test_what_lets_others_into_the_built_in_server_is_what_that_has(tmp_path: Path, text: str, cause: str) -> None:
+    said = told(exposure.check(config(tmp_path, text), "builtin"))
+    assert cause in said
+    assert "orkflow" not in said
 
 
 @pytest.mark.parametrize(
@@ -222,7 +269,8 @@ def test_a_store_is_looked_through(tmp_path: Path, make: Make) -> None:
     assert "lost.mar does not exist" in errors
     assert "MAR301 two-1.0.mar!handler.py" in errors
     assert f"mv {folder}/hidden.zip {folder}/hidden.mar" in warnings
-    assert "work.war is a workflow" in warnings
+    assert "work.war is a workflow, which the built-in server does not run" in warnings
+    assert "can have it run code" in told(store.check(folder, "torchserve"), "warning")
     assert "notes.txt is no archive" in warnings
     assert "no archive" in told(store.check(_empty(tmp_path)), "warning")
     assert "is not a folder" in told(store.check(tmp_path / "nowhere"), "error")

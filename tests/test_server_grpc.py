@@ -32,10 +32,11 @@ from torchmar.inference import Tensor
 from torchmar.rpc import GrpcInference, GrpcManagement, GrpcOpenInference
 from torchmar.rpc.wire import inference_pb2, management_pb2, open_inference_pb2
 from torchmar.server import rpc
+from torchmar.server.config_values import Address
 from torchmar.server.metrics import Metrics
 from torchmar.server.processes import Nursery
 from torchmar.server.registry import Registration, Registry
-from torchmar.server.settings import Address, Settings
+from torchmar.server.settings import Settings
 from torchmar.server.sources import Sources
 from torchmar.server.tokens import Tokens
 

@@ -14,13 +14,13 @@ import pytest
 
 from tests.certificates import certify
 from tests.conftest import ROOT, write_config
-from torchmar.diagnosis import keys
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import PropertiesError, Refused
 from torchmar.properties import Properties
-from torchmar.server import settings
+from torchmar.server import config_keys, settings
+from torchmar.server.config_values import Address
 from torchmar.server.http import Cors
-from torchmar.server.settings import Address, Initial, Settings
+from torchmar.server.settings import Initial, Settings
 
 
 @pytest.fixture
@@ -71,24 +71,24 @@ def test_the_projects_own_configuration_is_read_without_a_warning(store: Path) -
 
 
 def test_every_key_of_torchserve_is_known(store: Path) -> None:
-    text = "".join(f"{key}=\n" for key in keys.KEYS - {"model_store"})
+    text = "".join(f"{key}=\n" for key in config_keys.TORCHSERVE_KINDS.keys() - {"model_store"})
     _, warnings = read_with_warnings(store, text)
-    assert not [warning for warning in warnings if "is no key" in warning]
+    assert not [warning for warning in warnings if "unknown key" in warning]
 
 
 def test_every_key_and_variable_that_is_honoured_stands_in_torchserve() -> None:
     code = constants()
-    own = {key for key in settings._HONOURED if key.startswith("torchmar_")}
-    assert not [key for key in settings._HONOURED if key not in own and key.encode() not in code]
+    own = {key for key in config_keys.SUPPORTED_KEYS if key.startswith("torchmar_")}
+    assert not [key for key in config_keys.SUPPORTED_KEYS if key not in own and key.encode() not in code]
     named = {name.decode() for name in re.findall(rb"TS_[A-Z_]+", code)}
     # The loggers, and what is read in ways of its own or by nobody.
-    assert named - set(settings._VARIABLES) == {
+    assert named - set(config_keys.VARIABLES) == {
         "TS_CONFIG_FILE",
         "TS_METRICS",
         "TS_MODEL_SERVER_HOME",
         "TS_OPEN_INFERENCE_PROTOCOL",
     }
-    assert not set(settings._VARIABLES) - named
+    assert not set(config_keys.VARIABLES) - named
 
 
 def test_every_field_can_be_configured() -> None:
@@ -103,12 +103,12 @@ def test_every_field_can_be_configured() -> None:
         "tokens",
     }
     fields = {field.name for field in dataclasses.fields(Settings)}
-    assert fields - {honoured.field for honoured in settings._HONOURED.values()} == composed
+    assert fields - {known.field for known in config_keys.SUPPORTED_KEYS.values()} == composed
 
 
 def test_every_example_is_read(store: Path) -> None:
-    for key, honoured in settings._HONOURED.items():
-        assert honoured.read(honoured.example) is not None, key
+    for key, known in config_keys.SUPPORTED_KEYS.items():
+        assert known.read(known.example) is not None, key
 
 
 def test_what_java_alone_reads_is_named_once(store: Path) -> None:
@@ -118,9 +118,7 @@ def test_what_java_alone_reads_is_named_once(store: Path) -> None:
 
 def test_an_unknown_key_is_told_with_what_it_may_mean(store: Path) -> None:
     _, warnings = read_with_warnings(store, "job_queue_sise=3")
-    assert warnings == [
-        f"{store.parent}/config.properties: job_queue_sise is no key of TorchServe; did you mean job_queue_size?"
-    ]
+    assert warnings == [f"{store.parent}/config.properties: unknown key job_queue_sise; did you mean job_queue_size?"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +191,7 @@ def test_addresses_are_http_or_unix_sockets_and_each_api_has_its_own_port(
 ) -> None:
     found = read(store, f"management_address={text}").management
     assert found == address
-    assert settings._HONOURED["management_address"].read(str(found)) == address
+    assert config_keys.SUPPORTED_KEYS["management_address"].read(str(found)) == address
 
 
 def test_a_line_end_of_another_system_is_no_part_of_a_value(store: Path) -> None:
@@ -365,7 +363,7 @@ def test_a_size_is_bytes_or_has_a_unit(store: Path, text: str, bytes_: int) -> N
 def test_ports_that_no_address_names_are_those_that_clients_expect(store: Path) -> None:
     for scheme in ("http", "https"):
         values = {f"{api}_address": f"{scheme}://127.0.0.1" for api in ("inference", "management", "metrics")}
-        ours = [settings._HONOURED[key].read(text).port for key, text in values.items()]
+        ours = [config_keys.SUPPORTED_KEYS[key].read(text).port for key, text in values.items()]
         assert ours == [address.port for address in Properties(None, values).addresses()[:3]]
 
 

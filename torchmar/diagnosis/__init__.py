@@ -39,9 +39,10 @@ def examine(
         config: the configuration that a server is, or would be, started from; None: that of this folder.
         model_store: the folder with the archives; None is the configuration's, or ``model_store``.
         run_folder: the folder that the server runs with, or did.
-        engine: which server is to run, where none does.
+        engine: the server that would run; where one runs, its engine counts.
     """
     running = Running.find(run_folder)
+    engine = running.engine if running else engine
     unread: list[Finding] = []
     try:
         given = properties.given(config)
@@ -51,14 +52,14 @@ def examine(
     in_force = _in_force(given, running)
     folder = model_store or Path(in_force.get("model_store") or "model_store")
     looks: dict[str, Callable[[], Iterable[Finding]]] = {
-        "config": lambda: unread or configuration.check(given),
-        "java": lambda: java.check() if (running.engine if running else engine) == "torchserve" else (),
-        "python": environment.check,
+        "config": lambda: unread or configuration.check(given, engine),
+        "java": lambda: java.check() if engine == "torchserve" else (),
+        "python": lambda: environment.check(engine),
         "gpus": gpus.check,
         "ports": lambda: ports.check(in_force, running),
-        "exposure": lambda: exposure.check(in_force),
+        "exposure": lambda: exposure.check(in_force, engine),
         "machine": lambda: machine.check(folder, run_folder, running),
-        "store": lambda: store.check(folder),
+        "store": lambda: store.check(folder, engine),
         "log": lambda: log.check(run_folder),
         "server": lambda: server.check(run_folder, running),
     }

@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 
 from torchmar.diagnosis.finding import Finding, Severity, ok
-from torchmar.diagnosis.keys import FLAGS, KEYS, NUMBERS
+from torchmar.engines import DEFAULT, EngineName
 from torchmar.properties import Properties
+from torchmar.server.config_keys import IGNORED_KEYS, SUPPORTED_KEYS, TORCHSERVE_KINDS, suggest
 
-_MODES = ("prometheus", "log", "legacy")
 _KEY = re.compile(r"^\s*((?:[^#!\s=:\\]|\\.)(?:[^\s=:\\]|\\.)*)")
+_MODES = ("prometheus", "log", "legacy")
 
 
-def check(config: Properties) -> Iterator[Finding]:
-    """Yield what is wrong with the keys and values of a configuration."""
+def check(config: Properties, engine: EngineName = DEFAULT) -> Iterator[Finding]:
+    """Yield what is wrong with the keys and values of a configuration.
+
+    Args:
+        config: the configuration.
+        engine: the server that reads it.
+    """
     if config.file is None:
         yield ok("config", "no config.properties here: a server starts with torchmar's defaults")
         return
     lines = _lines(config)
-    found = [*_unknown(config), *_values(config), *_traps(config), *_twice(lines)]
-    for severity, key, cause, remedy in found:
+    builtin = engine == "builtin"
+    values = _builtin_values(config) if builtin else _torchserve_values(config)
+    traps = () if builtin else _torchserve_traps(config)
+    problems = [*_unknown(config, engine), *values, *_traps(config), *traps, *_twice(lines)]
+    for severity, key, cause, remedy in problems:
         number = f":{lines[key][-1]}" if key in lines else ""
         yield Finding(severity, "config", f"{config.file}{number}: {cause}", remedy)
-    if not any(severity == "error" for severity, *_ in found):
+    if builtin and (ignored := sorted(IGNORED_KEYS.keys() & config.values.keys())):
+        yield ok("config", f"{config.file}: without effect on the built-in server: {', '.join(ignored)}")
+    if not any(severity == "error" for severity, *_ in problems):
         count = len(config.values)
         yield ok("config", f"{config.file}: {count} key{'' if count == 1 else 's'}")
 
 
-_Told = tuple[Severity, str, str, str]  # severity, key, cause, remedy
+_Problem = tuple[Severity, str, str, str]  # severity, key, cause, remedy
 
 
-def _unknown(config: Properties) -> Iterator[_Told]:
+def _unknown(config: Properties, engine: EngineName) -> Iterator[_Problem]:
     for key in config.values:
-        if key in KEYS:
+        if key in TORCHSERVE_KINDS:
             continue
-        # TorchServe's documentation and its variables write keys in several ways.
-        near = difflib.get_close_matches(re.sub(r"[-.]", "_", key.lower()), KEYS, 1, 0.75)
-        remedy = f"did you mean {near[0]}?" if near else "remove it; TorchServe ignores it"
-        yield "warning", key, f"TorchServe knows no key {key!r}", remedy
+        if key in SUPPORTED_KEYS:
+            if engine == "torchserve":
+                remedy = "torchmar serve --engine builtin reads it; TorchServe ignores it"
+                yield "warning", key, f"{key} is a key of the built-in server", remedy
+            continue
+        close = suggest(key)
+        yield "warning", key, f"unknown key {key!r}", f"did you mean {close}?" if close else "remove it; it is ignored"
 
 
-def _values(config: Properties) -> Iterator[_Told]:
+def _builtin_values(config: Properties) -> Iterator[_Problem]:
     for key, value in config.values.items():
-        text = value.strip()
-        if key in FLAGS and text.lower() not in ("true", "false"):
-            yield "warning", key, f"{key}={value} counts as false", "write true or false"
-        elif key in NUMBERS and not re.fullmatch(r"-?\d+", text):
+        known, text = SUPPORTED_KEYS.get(key), value.strip()
+        if known is None or not text or "$$" in text:  # a variable, whose value the server's environment has
+            continue
+        if known.kind == "flag":
+            yield from _no_flag(key, value)
+            continue
+        try:
+            known.read(text)
+        except ValueError as problem:
+            yield "error", key, f"{key}={value}: {problem}", f"write it like {key}={known.example}"
+
+
+def _torchserve_values(config: Properties) -> Iterator[_Problem]:
+    for key, value in config.values.items():
+        kind = TORCHSERVE_KINDS.get(key)
+        if kind == "flag":
+            yield from _no_flag(key, value)
+        elif kind == "number" and not re.fullmatch(r"-?\d+", value.strip()):
             yield (
                 "error",
                 key,
@@ -58,14 +85,24 @@ def _values(config: Properties) -> Iterator[_Told]:
         yield "warning", "metrics_mode", "metrics_mode is none of prometheus, log, legacy: log is taken", "prometheus"
 
 
-def _traps(config: Properties) -> Iterator[_Told]:
+def _no_flag(key: str, value: str) -> Iterator[_Problem]:
+    if value.strip().lower() not in ("true", "false"):
+        yield "warning", key, f"{key}={value} counts as false", "write true or false"
+
+
+def _torchserve_traps(config: Properties) -> Iterator[_Problem]:
     if config.flag("install_py_dep_per_model"):
         yield (
             "warning",
             "install_py_dep_per_model",
             "a registration runs pip, and never ends once pip prints more than 64 KiB",
-            "install what handlers need beside TorchServe, and set it to false",
+            "install what handlers need beside TorchServe, and set it to false; the built-in server has no such limit",
         )
+    if config.get("plugins_path"):
+        yield "warning", "plugins_path", "torchmar serve loads no plugins", "start the server with torchserve itself"
+
+
+def _traps(config: Properties) -> Iterator[_Problem]:
     if config.get("service_envelope") in ("kserve", "kservev2"):
         yield (
             "warning",
@@ -73,8 +110,6 @@ def _traps(config: Properties) -> Iterator[_Told]:
             "TorchServe's KServe envelopes answer every request of a batch from its first one",
             "remove it; torchmar's handlers speak KServe without",
         )
-    if config.get("plugins_path"):
-        yield "warning", "plugins_path", "torchmar serve loads no plugins", "start the server with torchserve itself"
     if config.flag("enable_envvars_config"):
         yield (
             "warning",
@@ -84,7 +119,7 @@ def _traps(config: Properties) -> Iterator[_Told]:
         )
 
 
-def _twice(lines: dict[str, list[int]]) -> Iterator[_Told]:
+def _twice(lines: dict[str, list[int]]) -> Iterator[_Problem]:
     for key, numbers in lines.items():
         if len(numbers) > 1:
             places = ", ".join(map(str, numbers[:-1]))

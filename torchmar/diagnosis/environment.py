@@ -9,22 +9,26 @@ import sys
 from collections.abc import Iterator
 
 from torchmar.diagnosis.finding import Finding, error, ok, warning
+from torchmar.engines import DEFAULT, EngineName
 from torchmar.engines.torchserve import VERSION
 
 _SECONDS = 120
+_NEEDED_BY: dict[EngineName, tuple[str, ...]] = {
+    "torchserve": ("torchserve", "torch"),
+    "builtin": ("torchserve", "torch", "httptools", "python-multipart", "psutil"),  # workers import TorchServe's loader
+}
 # Imports what ts/model_service_worker.py does; in a process of its own, since torchmar itself needs no torch.
 _PROBE = "import torch, ts.model_loader, ts.service, ts.protocol.otf_message_handler"
 
 
-def check() -> Iterator[Finding]:
+def check(engine: EngineName = DEFAULT) -> Iterator[Finding]:
     """Yield the versions of Python, TorchServe and torch, and what keeps a worker from importing them."""
-    served, torch = _version("torchserve"), _version("torch")
-    missing = [name for name, version in (("torchserve", served), ("torch", torch)) if version is None]
-    if missing:
-        yield error(
-            "python", f"{sys.executable} has no {' and no '.join(missing)}", "pip install 'torchmar[torchserve]'"
-        )
+    needed = _NEEDED_BY[engine]
+    if missing := [name for name in needed if _version(name) is None]:
+        extra = "server" if engine == "builtin" else "torchserve"
+        yield error("python", f"{sys.executable} has no {' and no '.join(missing)}", f"pip install 'torchmar[{extra}]'")
         return
+    served, torch = _version("torchserve"), _version("torch")
     yield ok("python", f"Python {platform.python_version()}, TorchServe {served}, torch {torch} ({sys.prefix})")
     if served != VERSION:
         yield warning(

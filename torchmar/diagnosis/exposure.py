@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from torchmar.diagnosis.finding import Finding, error, ok, warning
+from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import PropertiesError
 from torchmar.properties import Address, Properties
 
@@ -16,20 +17,20 @@ _REGISTER = "RegisterModel on it runs code"
 _ANYTHING = ("https://example.com/a/b/anything.mar", "http://203.0.113.7/x.mar", "file:///etc/passwd", "s3://any/x.mar")
 
 
-def check(config: Properties) -> Iterator[Finding]:
+def check(config: Properties, engine: EngineName = DEFAULT) -> Iterator[Finding]:
     """Yield who reaches a server with this configuration, and how far."""
     try:
         addresses = config.addresses()
     except PropertiesError:
         return  # which is a finding about ports
-    seen = list(_addresses(config, addresses))
-    seen += [*_tokens(config, bool(seen)), *_urls(config)]
+    seen = list(_addresses(config, addresses, engine))
+    seen += [*_tokens(config, bool(seen), engine), *_urls(config)]
     yield from seen
     if not seen:
         yield ok("exposure", "loopback only, with tokens, archives of the model store only")
 
 
-def _addresses(config: Properties, addresses: list[Address]) -> Iterator[Finding]:
+def _addresses(config: Properties, addresses: list[Address], engine: EngineName) -> Iterator[Finding]:
     grpc_tls = config.flag("enable_grpc_ssl")
     for address in addresses:
         if address.loopback:
@@ -40,7 +41,7 @@ def _addresses(config: Properties, addresses: list[Address]) -> Iterator[Finding
         if "management" in key:
             yield error(
                 "exposure",
-                f"{where}; {_REGISTER if key.startswith('grpc') else _WORKFLOWS}",
+                f"{where}; {_danger(config, key, engine)}",
                 "listen at 127.0.0.1; reach it through SSH or a proxy that knows its users",
             )
         elif key == "metrics_address":
@@ -60,16 +61,25 @@ def _addresses(config: Properties, addresses: list[Address]) -> Iterator[Finding
             )
 
 
-def _tokens(config: Properties, reached: bool) -> Iterator[Finding]:
+def _danger(config: Properties, key: str, engine: EngineName) -> str:
+    if engine == "torchserve":
+        return _REGISTER if key.startswith("grpc") else _WORKFLOWS
+    if config.flag("enable_model_api"):
+        return "a registration on it runs code"
+    return "models can be scaled to nothing and their defaults changed on it"
+
+
+def _tokens(config: Properties, reached: bool, engine: EngineName) -> Iterator[Finding]:
     if not config.flag("disable_token_authorization"):
         return
     remedy = "disable_token_authorization=false; torchmar's clients find the tokens by themselves"
     if reached:
         yield error("exposure", f"{config.file}: no tokens are asked for, and other machines reach the server", remedy)
     else:
+        may = "register models" if engine == "torchserve" or config.flag("enable_model_api") else "scale and use models"
         yield warning(
             "exposure",
-            f"{config.file}: no tokens are asked for: any process of this machine may register models",
+            f"{config.file}: no tokens are asked for: any process of this machine may {may}",
             remedy,
         )
 

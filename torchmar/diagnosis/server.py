@@ -18,12 +18,14 @@ from torchmar.engines.running import Running, option, others
 def check(run_folder: Path, running: Running | None) -> Iterator[Finding]:
     """Yield how the server of a run folder is, its models and tokens, and which servers are nobody's."""
     for one in others():
+        # The script of TorchServe has it fetch from anywhere, and keeps a record of its own.
+        by_script = not one.gone and "TorchServe" in one.what
         yield warning(
             "server",
-            f"process {one.pid} is {one.what}{'' if one.gone else ': its allowed_urls may be open'}",
-            f"kill {one.pid} ends it"
-            if one.gone
-            else "torchserve --stop ends the one that the torchserve script started",
+            f"process {one.pid} is {one.what}{': its allowed_urls may be open' if by_script else ''}",
+            "torchserve --stop ends the one that the torchserve script started"
+            if by_script
+            else f"kill {one.pid} ends it",
         )
     if running is None:
         if killed := Running.killed(run_folder):

@@ -12,10 +12,11 @@ from torchmar import checks
 from torchmar.archive import Archive
 from torchmar.archive import store as stores
 from torchmar.diagnosis.finding import Finding, error, ok, warning
+from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import TorchmarError
 
 
-def check(folder: Path) -> Iterator[Finding]:
+def check(folder: Path, engine: EngineName = DEFAULT) -> Iterator[Finding]:
     """Yield what `torchmar.checks` says of each archive, which are there twice, and what is none."""
     try:
         archives = stores.find(folder)
@@ -46,7 +47,7 @@ def check(folder: Path) -> Iterator[Finding]:
                 f"{name} {version} is there {len(paths)} times: {', '.join(path.name for path in paths)}",
                 "the server loads the first and refuses the others (409): remove them, or give them other versions",
             )
-    yield from _strangers(folder, archives)
+    yield from _strangers(folder, archives, engine)
     if not archives:
         yield warning("store", f"{folder} has no archive", "torchmar build makes them")
     else:
@@ -54,14 +55,16 @@ def check(folder: Path) -> Iterator[Finding]:
         yield ok("store", f"{folder}: {count}, {len(archives) - flawed} of them without an error")
 
 
-def _strangers(folder: Path, archives: list[Path]) -> Iterator[Finding]:
+def _strangers(folder: Path, archives: list[Path], engine: EngineName) -> Iterator[Finding]:
     for path in sorted(folder.iterdir()):
         if path in archives or path.name.startswith(".") or path.is_dir():
             continue
         if path.suffix == ".war":
             yield warning(
                 "store",
-                f"{path.name} is a workflow: whoever reaches the management API with its token can have it run code",
+                f"{path.name} is a workflow, which the built-in server does not run"
+                if engine == "builtin"
+                else f"{path.name} is a workflow: whoever has the token of the management API can have it run code",
                 "remove it, unless it is used",
             )
         elif zipfile.is_zipfile(path) and _has_manifest(path):

@@ -10,12 +10,13 @@ from typing import Any
 
 from torchmar.errors import PortInUse
 from torchmar.server import http, logs, metrics_config, rpc
+from torchmar.server.config_values import Address
 from torchmar.server.inference import Inference
 from torchmar.server.management import Management
 from torchmar.server.metrics import Metrics, MetricsApi
 from torchmar.server.processes import Nursery
 from torchmar.server.registry import Registry
-from torchmar.server.settings import Address, Settings
+from torchmar.server.settings import Settings
 from torchmar.server.sources import Sources
 from torchmar.server.tokens import Tokens
 

@@ -1,47 +1,30 @@
 """The server's configuration: ``config.properties`` and ``TS_*`` variables as typed values.
 
-Every key of TorchServe 0.12.0 is honoured, or among those that mean nothing here; which goes before which is
-TorchServe's, seen by running it.
+The keys are those of `torchmar.server.config_keys`; which goes before which is TorchServe's, seen by running it.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import re
 import shutil
 import ssl
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torchmar import properties
 from torchmar.errors import PropertiesError
+from torchmar.server.config_keys import IGNORED_KEYS, SUPPORTED_KEYS, VARIABLES, ConfigKey, suggest
+from torchmar.server.config_values import Address, flag, pattern
 from torchmar.server.http import Cors
 from torchmar.server.logs import Layout
 
-_UNIX_LONGEST = 107  # bytes of a socket's path; Linux takes no more
-_LONGEST_LIFE = 100 * 365 * 24 * 60.0  # minutes
 _GPU_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where an API listens: a host and a port, or the path of a Unix socket."""
-
-    host: str = ""
-    port: int = 0
-    tls: bool = False
-    unix: str = ""
-
-    def __str__(self) -> str:
-        if self.unix:
-            return f"unix:{self.unix}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' if self.tls else ''}://{host}:{self.port}"
+_VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
+_MAKE_KEY = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -keyout key.pem -out cert.pem makes both"
 
 
 class Initial(NamedTuple):
@@ -199,7 +182,7 @@ def read(
         PropertiesError: the file cannot be read, or values are wrong: file, key, value and an example of each.
     """
     given = _Given(file, environment, overrides)
-    values = {key: given.read(key, honoured) for key, honoured in _HONOURED.items() if given.text(key)}
+    values = {key: given.read(key, known) for key, known in SUPPORTED_KEYS.items() if given.text(key)}
     found = {key: value for key, value in values.items() if value is not None}
     settings = _settings(given, found, environment)
     given.raise_problems()
@@ -238,14 +221,14 @@ class _Given:
     def flag(self, key: str) -> bool:
         return self.text(key).lower() == "true"
 
-    def read(self, key: str, honoured: _Key) -> Any:
+    def read(self, key: str, known: ConfigKey) -> Any:
         text = self.text(key)
-        if honoured.read is _flag and text.lower() not in ("true", "false"):
+        if known.read is flag and text.lower() not in ("true", "false"):
             self.warnings.append(f"{self.said(key)}: false, as for TorchServe; write {key}=true or {key}=false")
         try:
-            return honoured.read(text)
+            return known.read(text)
         except ValueError as error:
-            self.problem(f"{self.said(key)}: {error}", f"write it like {key}={honoured.example}")
+            self.problem(f"{self.said(key)}: {error}", f"write it like {key}={known.example}")
             return None
 
     def said(self, key: str) -> str:
@@ -273,7 +256,7 @@ class _Given:
         return _VARIABLE.sub(value, text)
 
     def _read_environment(self, environment: Mapping[str, str]) -> None:
-        there = {name: key for name, key in _VARIABLES.items() if name in environment}
+        there = {name: key for name, key in VARIABLES.items() if name in environment}
         if not self.flag("use_env_allowed_urls"):
             there.pop("TS_ALLOWED_URLS", None)
         if self.flag("enable_envvars_config"):
@@ -287,7 +270,7 @@ class _Given:
 
 
 def _settings(given: _Given, found: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    values = {_HONOURED[key].field: value for key, value in found.items() if _HONOURED[key].field}
+    values = {SUPPORTED_KEYS[key].field: value for key, value in found.items() if SUPPORTED_KEYS[key].field}
     store = _model_store(given)
     for api, port in (("inference", 7070), ("management", 7071)):
         host = given.text(f"grpc_{api}_address") or "127.0.0.1"
@@ -301,7 +284,7 @@ def _settings(given: _Given, found: Mapping[str, Any], environment: Mapping[str,
         values["ts_open_inference_protocol"] = protocol == "oip"
     values["grpc_ages"] = {key: value for key, value in found.items() if "_max_connection_age" in key}
     values["number_of_gpu"] = min(gpus(environment), found.get("number_of_gpu", 1 << 20))
-    values.setdefault("allowed_urls", (_pattern(f"{re.escape(store.as_uri())}/.*"),))
+    values.setdefault("allowed_urls", (pattern(f"{re.escape(store.as_uri())}/.*"),))
     settings = Settings(model_store=store, file=given.file, **values)
     addresses = (settings.inference, settings.management, settings.metrics, settings.grpc_inference)
     _look_at_tls(given, settings, wanted=any(address.tls for address in addresses))
@@ -342,15 +325,14 @@ def _look_at_tls(given: _Given, settings: Settings, *, wanted: bool) -> None:
 
 
 def _about_keys(given: _Given) -> list[str]:
-    said = []
-    if idle := sorted(_WITHOUT_MEANING & set(given.values)):
-        said.append(f"without meaning here: {', '.join(idle)}")
-    known = [*_HONOURED, *_WITHOUT_MEANING]
-    for key in sorted(set(given.values) - set(known)):
-        close = difflib.get_close_matches(key, known, n=1)
+    warnings = []
+    if ignored := sorted(IGNORED_KEYS.keys() & given.values.keys()):
+        warnings.append(f"without meaning here: {', '.join(ignored)}")
+    for key in sorted(given.values.keys() - SUPPORTED_KEYS.keys() - IGNORED_KEYS.keys()):
+        close = suggest(key)
         where = f"{given.file}: " if given.file else ""
-        said.append(f"{where}{key} is no key of TorchServe{f'; did you mean {close[0]}?' if close else ''}")
-    return said
+        warnings.append(f"{where}unknown key {key}{f'; did you mean {close}?' if close else ', which is ignored'}")
+    return warnings
 
 
 def gpus(environment: Mapping[str, str] = os.environ) -> int:
@@ -387,250 +369,3 @@ def _fallback(url: str) -> str:
     name = url.rpartition("/")[2]
     stem = name.rpartition(".")[0] if ".mar" in name or ".model" in name else name
     return re.sub(r"\W|^_", "_", stem, flags=re.ASCII)
-
-
-# What reads a value returns it typed, or raises ValueError, which says what it should be.
-
-
-def _flag(text: str) -> bool:
-    return text.lower() == "true"
-
-
-def _number(least: int, most: int | None = None) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not re.fullmatch(r"[+-]?[0-9]+", text) or int(text) < least or (most is not None and int(text) > most):
-            raise ValueError(f"not a whole number {f'from {least} to {most}' if most else f'of at least {least}'}")
-        return int(text)
-
-    return read
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]+) ?([KMGT]iB)?", text)
-    if not match or not int(match[1]):
-        raise ValueError("not a number of bytes above 0, as it is or in KiB, MiB, GiB or TiB")
-    return int(match[1]) << 10 * " KMGT".index((match[2] or " ")[0])
-
-
-def _layout(text: str) -> str:
-    if text not in ("text", "json"):
-        raise ValueError("not text or json")
-    return text
-
-
-def _minutes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= _LONGEST_LIFE:  # neither is nan
-        raise ValueError(f"not a number of minutes above 0 and up to {_LONGEST_LIFE:.0f}")
-    return value
-
-
-def _web(plain: int, tls: int) -> Callable[[str], Address]:
-    """Return what reads an address; ``plain`` and ``tls`` are the ports where none is named."""
-
-    def read(text: str) -> Address:
-        if (match := _UNIX.fullmatch(text)) and len(os.fsencode(match[1])) <= _UNIX_LONGEST:
-            return Address(unix=match[1])
-        if match := _WEB.fullmatch(text):
-            secure = match[1].lower() == "https"
-            port = int(match[3]) if match[3] else tls if secure else plain
-            if 0 < port < 65536:
-                return Address(match[2].strip("[]"), port, secure)
-        raise ValueError("not an address: http://HOST:PORT, https://HOST:PORT or unix:/PATH")
-
-    return read
-
-
-def _load_models(text: str) -> tuple[tuple[str, str], ...] | Literal["all"]:
-    if text.lower() in ("all", "none"):
-        return "all" if text.lower() == "all" else ()
-    # Some write a space after the comma, which TorchServe takes for a part of the name, and finds no such file.
-    entries = [match for one in text.split(",") if (match := _ENTRY.fullmatch(one.strip()))]
-    return tuple((match[1] or "", match[2]) for match in entries)
-
-
-def _models(text: str) -> dict[str, dict[str, dict[str, Any]]]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from None
-    match document:
-        case dict() if all(isinstance(versions, dict) for versions in document.values()):
-            return {
-                name: {version: _version(name, version, keys) for version, keys in versions.items()}
-                for name, versions in document.items()
-            }
-    raise ValueError("not an object of models, each an object of versions")
-
-
-def _version(name: str, version: str, keys: object) -> dict[str, Any]:
-    where = f"{name} {version}"
-    if not isinstance(keys, dict):
-        raise ValueError(f"{where} is not an object")
-    values = {}
-    for key, value in keys.items():
-        if key in _OF_MODELS:
-            if isinstance(value, str) and re.fullmatch("-?[0-9]+", value):
-                value = int(value)  # as TorchServe's parser takes it
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"{where}: {key} is {value!r}, not a whole number")
-        values[key] = value
-    return values
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text, re.IGNORECASE)
-    except re.error as error:
-        raise ValueError(f"{text} is not a regular expression: {error}") from None
-
-
-def _patterns(text: str) -> tuple[re.Pattern[str], ...]:
-    return tuple(_pattern(one.strip()) for one in text.split(",") if one.strip())
-
-
-def _names(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise ValueError(f"not a regular expression: {error}") from None
-
-
-def _path(text: str) -> Path:
-    return Path(text).absolute()
-
-
-def _metrics_mode(text: str) -> str:
-    if text.lower() not in ("log", "prometheus", "legacy"):
-        raise ValueError("not log, prometheus or legacy")
-    return text.lower()
-
-
-class _Key(NamedTuple):
-    """How a key is read.
-
-    Attributes:
-        field: of `Settings`; empty where a field is made of several keys.
-        read: from text.
-        example: of a value.
-    """
-
-    field: str
-    read: Callable[[str], Any]
-    example: str
-
-
-_HONOURED: Mapping[str, _Key] = {
-    "allowed_urls": _Key("allowed_urls", _patterns, "https://models.example.com/.*"),
-    "blacklist_env_vars": _Key("blacklist_env_vars", _names, "AWS_.*|.*_SECRET"),
-    "certificate_file": _Key("certificate_file", _path, "cert.pem"),
-    "cors_allowed_headers": _Key("", str, "X-Custom-Header"),
-    "cors_allowed_methods": _Key("", str, "GET, POST, PUT, OPTIONS"),
-    "cors_allowed_origin": _Key("", str, "https://example.com"),
-    "decode_input_request": _Key("decode_input_request", _flag, "true"),
-    "default_response_timeout": _Key("default_response_timeout", _number(1), "120"),
-    "default_service_handler": _Key("default_service_handler", str, "handler:handle"),
-    "default_startup_timeout": _Key("default_startup_timeout", _number(1), "120"),
-    "default_workers_per_model": _Key("default_workers_per_model", _number(0), "2"),
-    "disable_system_metrics": _Key("disable_system_metrics", _flag, "true"),
-    "disable_token_authorization": _Key("", _flag, "false"),
-    "enable_envvars_config": _Key("", _flag, "true"),
-    "enable_grpc_ssl": _Key("grpc_tls", _flag, "true"),
-    "enable_metrics_api": _Key("metrics_api", _flag, "true"),
-    "enable_model_api": _Key("model_api", _flag, "true"),
-    "grpc_inference_address": _Key("", str, "127.0.0.1"),
-    "grpc_inference_max_connection_age_grace_ms": _Key("", _number(1), "10000"),
-    "grpc_inference_max_connection_age_ms": _Key("", _number(1), "300000"),
-    "grpc_inference_port": _Key("", _number(1, 65535), "7070"),
-    "grpc_management_address": _Key("", str, "127.0.0.1"),
-    "grpc_management_max_connection_age_grace_ms": _Key("", _number(1), "10000"),
-    "grpc_management_max_connection_age_ms": _Key("", _number(1), "300000"),
-    "grpc_management_port": _Key("", _number(1, 65535), "7071"),
-    "inference_address": _Key("inference", _web(*properties.PORTS["inference_address"]), "http://127.0.0.1:8080"),
-    "install_py_dep_per_model": _Key("install_py_dep_per_model", _flag, "true"),
-    "ipex_enable": _Key("ipex_enable", _flag, "true"),
-    "job_queue_size": _Key("job_queue_size", _number(1), "100"),
-    "limit_max_image_pixels": _Key("limit_max_image_pixels", _flag, "true"),
-    "load_models": _Key("load_models", _load_models, "all"),
-    "management_address": _Key("management", _web(*properties.PORTS["management_address"]), "http://127.0.0.1:8081"),
-    "max_request_size": _Key("max_request_size", _number(1), "6553500"),
-    "max_response_size": _Key("max_response_size", _number(1), "6553500"),
-    "metrics_address": _Key("metrics", _web(*properties.PORTS["metrics_address"]), "http://127.0.0.1:8082"),
-    "metrics_config": _Key("metrics_config", _path, "metrics.yaml"),
-    "metrics_mode": _Key("", _metrics_mode, "prometheus"),  # over HTTP metrics are the same in each
-    "model_metrics_auto_detect": _Key("model_metrics_auto_detect", _flag, "true"),
-    "model_store": _Key("", str, "/srv/model_store"),
-    "models": _Key("models", _models, '{"digits": {"1.0": {"marName": "digits.mar", "minWorkers": 1}}}'),
-    "number_of_gpu": _Key("", _number(0), "1"),
-    "private_key_file": _Key("private_key_file", _path, "key.pem"),
-    "service_envelope": _Key("service_envelope", str, "kserve"),
-    "token_expiration_min": _Key("token_expiration_min", _minutes, "60"),
-    "torchmar_access_log": _Key("access_log", _flag, "true"),
-    "torchmar_check_archives": _Key("check_archives", _flag, "true"),
-    "torchmar_log_format": _Key("log_format", _layout, "json"),
-    "torchmar_max_download_size": _Key("max_download_size", _number(1), "21474836480"),
-    "torchmar_worker_memory": _Key("worker_memory", _size, "4GiB"),
-    "torchmar_worker_poll_us": _Key("worker_poll", _number(0), "0"),
-    "ts_open_inference_protocol": _Key("ts_open_inference_protocol", _flag, "true"),
-    "use_env_allowed_urls": _Key("", _flag, "true"),
-}
-# Java's, its launcher's, or of what this server has not: snapshots, workflows, plugins, sequences.
-_WITHOUT_MEANING = frozenset(
-    (
-        "async_logging",
-        "cpp_log_config",
-        "cpu_launcher_args",
-        "cpu_launcher_enable",
-        "debug",
-        "initial_distribution_port",
-        "initial_worker_port",
-        "io_ratio",
-        "ipex_gpu_enable",
-        "keystore",
-        "keystore_pass",
-        "keystore_type",
-        "metric_time_interval",
-        "metrics_format",
-        "model_server_home",
-        "model_snapshot",
-        "netty_client_threads",
-        "number_of_netty_threads",
-        "plugins_path",
-        "prefer_direct_buffer",
-        "python",
-        "snapshot_store",
-        "system_metrics_cmd",
-        "tsConfigFile",
-        "ts_header_key_sequence_end",
-        "ts_header_key_sequence_id",
-        "ts_header_key_sequence_start",
-        "unregister_model_timeout",
-        "use_native_io",
-        "version",
-        "vmargs",
-        "workflow_store",
-    )
-)
-# TorchServe finds a variable by the name of the constant that has the key's name in its ConfigManager.
-_NO_VARIABLE = (
-    *("enable_envvars_config", "io_ratio", "metric_time_interval", "metrics_format", "model_snapshot", "models"),
-    *("plugins_path", "python", "snapshot_store", "system_metrics_cmd", "token_expiration_min", "tsConfigFile"),
-    "ts_open_inference_protocol",
-    *("use_env_allowed_urls", "use_native_io", "version", "vmargs", "model_server_home"),
-)
-_VARIABLES = {
-    f"TS_{key.removeprefix('ts_').upper()}": key
-    for key in (*_HONOURED, *sorted(_WITHOUT_MEANING))
-    if key not in _NO_VARIABLE and not key.startswith("torchmar_")
-} | {"TS_TOKEN_EXPIRATION_TIME_MIN": "token_expiration_min"}
-_OF_MODELS = (
-    *("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "parallelLevel"),
-)
-_ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
-_VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
-_WEB = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^:/\[\]\s]+)(?::([0-9]{1,5}))?/?", re.IGNORECASE)
-_UNIX = re.compile(r"unix:(/.+)", re.IGNORECASE)
-_MAKE_KEY = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -keyout key.pem -out cert.pem makes both"

@@ -16,9 +16,10 @@ from torchmar.server.rpc.management import Management
 from torchmar.server.rpc.open_inference import OpenInference
 
 if TYPE_CHECKING:
+    from torchmar.server.config_values import Address
     from torchmar.server.metrics import Metrics
     from torchmar.server.registry import Registry
-    from torchmar.server.settings import Address, Settings
+    from torchmar.server.settings import Settings
     from torchmar.server.tokens import Tokens
 
 

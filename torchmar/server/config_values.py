@@ -1,0 +1,169 @@
+"""Values of ``config.properties``: from text to typed values.
+
+Each reader returns the value, or raises ValueError with what the text should be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+_UNIX_LONGEST = 107  # bytes of a socket's path; Linux takes no more
+_LONGEST_LIFE = 100 * 365 * 24 * 60.0  # minutes
+_OF_MODELS = (
+    *("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "parallelLevel"),
+)
+_ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
+_WEB = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^:/\[\]\s]+)(?::([0-9]{1,5}))?/?", re.IGNORECASE)
+_UNIX = re.compile(r"unix:(/.+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an API listens: a host and a port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    tls: bool = False
+    unix: str = ""
+
+    def __str__(self) -> str:
+        if self.unix:
+            return f"unix:{self.unix}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.tls else ''}://{host}:{self.port}"
+
+
+def flag(text: str) -> bool:
+    """Return whether a text is ``true``; any other counts as false, as for TorchServe."""
+    return text.lower() == "true"
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a reader of whole numbers from ``least`` to ``most``."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]+", text) or int(text) < least or (most is not None and int(text) > most):
+            raise ValueError(f"not a whole number {f'from {least} to {most}' if most else f'of at least {least}'}")
+        return int(text)
+
+    return read
+
+
+def size(text: str) -> int:
+    """Return a number of bytes: ``1048576``, ``512MiB``, ``4GiB``."""
+    match = re.fullmatch(r"([0-9]+) ?([KMGT]iB)?", text)
+    if not match or not int(match[1]):
+        raise ValueError("not a number of bytes above 0, as it is or in KiB, MiB, GiB or TiB")
+    return int(match[1]) << 10 * " KMGT".index((match[2] or " ")[0])
+
+
+def log_layout(text: str) -> str:
+    """Return the layout of logs."""
+    if text not in ("text", "json"):
+        raise ValueError("not text or json")
+    return text
+
+
+def minutes(text: str) -> float:
+    """Return a number of minutes."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= _LONGEST_LIFE:  # neither is nan
+        raise ValueError(f"not a number of minutes above 0 and up to {_LONGEST_LIFE:.0f}")
+    return value
+
+
+def web_address(plain: int, tls: int) -> Callable[[str], Address]:
+    """Return a reader of addresses; ``plain`` and ``tls`` are the ports where none is given."""
+
+    def read(text: str) -> Address:
+        if (match := _UNIX.fullmatch(text)) and len(os.fsencode(match[1])) <= _UNIX_LONGEST:
+            return Address(unix=match[1])
+        if match := _WEB.fullmatch(text):
+            secure = match[1].lower() == "https"
+            port = int(match[3]) if match[3] else tls if secure else plain
+            if 0 < port < 65536:
+                return Address(match[2].strip("[]"), port, secure)
+        raise ValueError("not an address: http://HOST:PORT, https://HOST:PORT or unix:/PATH")
+
+    return read
+
+
+def load_models(text: str) -> tuple[tuple[str, str], ...] | Literal["all"]:
+    """Return the models of ``load_models``: names, or empty ones, and URLs."""
+    if text.lower() in ("all", "none"):
+        return "all" if text.lower() == "all" else ()
+    # Some write a space after the comma, which TorchServe takes for a part of the name, and finds no such file.
+    entries = [match for one in text.split(",") if (match := _ENTRY.fullmatch(one.strip()))]
+    return tuple((match[1] or "", match[2]) for match in entries)
+
+
+def models(text: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what versions are served with, by model and version."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    match document:
+        case dict() if all(isinstance(versions, dict) for versions in document.values()):
+            return {
+                name: {version: _version(name, version, keys) for version, keys in versions.items()}
+                for name, versions in document.items()
+            }
+    raise ValueError("not an object of models, each an object of versions")
+
+
+def _version(name: str, version: str, keys: object) -> dict[str, Any]:
+    where = f"{name} {version}"
+    if not isinstance(keys, dict):
+        raise ValueError(f"{where} is not an object")
+    values = {}
+    for key, value in keys.items():
+        if key in _OF_MODELS:
+            if isinstance(value, str) and re.fullmatch("-?[0-9]+", value):
+                value = int(value)  # as TorchServe's parser takes it
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{where}: {key} is {value!r}, not a whole number")
+        values[key] = value
+    return values
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """Return a regular expression for URLs, whose case does not matter."""
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"{text} is not a regular expression: {error}") from None
+
+
+def patterns(text: str) -> tuple[re.Pattern[str], ...]:
+    """Return comma-separated regular expressions for URLs."""
+    return tuple(pattern(one.strip()) for one in text.split(",") if one.strip())
+
+
+def regular_expression(text: str) -> re.Pattern[str]:
+    """Return a regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+
+
+def path(text: str) -> Path:
+    """Return an absolute path."""
+    return Path(text).absolute()
+
+
+def metrics_mode(text: str) -> str:
+    """Return a mode of TorchServe's metrics."""
+    if text.lower() not in ("log", "prometheus", "legacy"):
+        raise ValueError("not log, prometheus or legacy")
+    return text.lower()
