@@ -44,6 +44,7 @@ T = TypeVar("T")
 INFERENCE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 MANAGEMENT = "org.pytorch.serve.grpc.management.ManagementAPIsService"
 OPEN = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+STANDARD = "inference.GRPCInferenceService"
 HANDLERS = {
     **HANDLERS_OF_THE_CLIENTS,
     # Says what it was given, and how it is called.
@@ -56,7 +57,8 @@ def handle(rows, context):
         if context.get_request_header(index, "describe"):
             answers.append({"about": "me"})
             continue
-        context.set_response_status(418, idx=index)
+        wanted = bytes(row.get("status", b"202"))
+        context.set_response_status(int(wanted), idx=index)
         answers.append({name: type(value).__name__ for name, value in row.items()})
     return answers
 """,
@@ -244,7 +246,10 @@ def test_a_model_that_is_not_there_is_told(ask: Callable[..., str], name: str, v
     assert predict(ask, name, version) == said
     tensor = open_inference_pb2.ModelInferRequest.InferInputTensor(name="n", datatype="INT64", shape=[0])
     request = open_inference_pb2.ModelInferRequest(model_name=name, model_version=version, inputs=[tensor])
-    assert ask(OPEN, "ModelInfer", request, open_inference_pb2.ModelInferResponse) == said
+    response = open_inference_pb2.ModelInferResponse
+    assert ask(OPEN, "ModelInfer", request, response) == said.replace("INTERNAL Model", "NOT_FOUND Model")
+    code = "NOT_FOUND" if name else "INVALID_ARGUMENT"
+    assert ask(STANDARD, "ModelInfer", request, response).startswith(code)
 
 
 @pytest.mark.parametrize(
@@ -274,13 +279,22 @@ def test_a_handlers_status_is_a_code(ask: Callable[..., str], status: int, code:
     assert said == f"{code} on purpose\norg.pytorch.serve.http.InternalServerException"
 
 
+@pytest.mark.parametrize(("status", "code"), [(400, "INVALID_ARGUMENT"), (404, "NOT_FOUND"), (500, "INTERNAL")])
+def test_a_status_that_a_handler_sets_for_one_request_is_a_code_too(
+    ask: Callable[..., str], status: int, code: str
+) -> None:
+    said = predict(ask, "mirror", body=b"x", status=str(status).encode())
+    assert said.startswith(f"{code} {{")
+    assert '"body": "bytearray"' in said
+
+
 def test_a_handler_that_fails_is_unavailable(ask: Callable[..., str]) -> None:
     said = predict(ask, "many_ways", body=b"fail")
     assert said == "UNAVAILABLE Prediction failed\norg.pytorch.serve.http.InternalServerException"
 
 
 def test_the_row_has_what_was_sent_as_bytes_whatever_it_is(inference: GrpcInference) -> None:
-    # A status that the handler gives its own answer is no error, as in TorchServe.
+    # A status below 400 that the handler gives its own answer is no error, as in TorchServe.
     assert inference.predict("mirror", {"a": 1}, fields={"target": "3"}) == {"body": "bytearray", "target": "bytearray"}
     assert inference.ask("many_ways", exchange.Request(b"text")).body
     assert inference.ping() == "Healthy"
@@ -536,7 +550,7 @@ def test_a_handler_may_describe_itself(house: House, ask: Callable[..., str], ma
 
 
 def test_registration_is_denied_unless_it_is_switched_on(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    house = House(tmp_path, ts_open_inference_protocol=False)
     try:
         with GrpcManagement(house.server) as management:
             for call in (lambda: management.register("x.mar"), lambda: management.unregister("x")):
@@ -581,7 +595,7 @@ def test_tensors_go_there_and_back(open_inference: GrpcOpenInference) -> None:
     back = open_inference.infer("many_ways", inputs, id="7")
     assert back == [replace(tensor, name=f"same {tensor.name}") for tensor in inputs]
     (texts,) = open_inference.infer("many_ways", [Tensor.of("texts", ["hello"])])
-    assert texts.data == ["aGVsbG8="]  # as TorchServe hands them to the handler
+    assert texts.data == ["hello"]
     with pytest.raises(Refused, match="not of the Open Inference Protocol"):
         open_inference.infer("mirror", inputs)
 
@@ -596,14 +610,15 @@ def infer(ask: Callable[..., str], datatype: str, raw: bytes | None = None, **co
     return ask(OPEN, "ModelInfer", request, open_inference_pb2.ModelInferResponse)
 
 
-def test_raw_contents_are_taken_too(ask: Callable[..., str]) -> None:
-    assert "fp32_contents: 0.5 fp32_contents: 2" in infer(ask, "FP32", struct.pack("<2f", 0.5, 2))
-    assert "int_contents: -2 int_contents: 7" in infer(ask, "INT16", struct.pack("<2h", -2, 7))
-    assert "bool_contents: true bool_contents: false" in infer(ask, "BOOL", b"\1\0")
+def test_raw_contents_are_taken_and_answered(ask: Callable[..., str]) -> None:
+    assert r'raw_output_contents: "\000\000\000?\000\000\000@"' in infer(ask, "FP32", struct.pack("<2f", 0.5, 2))
+    assert r'raw_output_contents: "\376\377\007\000"' in infer(ask, "INT16", struct.pack("<2h", -2, 7))
+    assert r'raw_output_contents: "\001\000"' in infer(ask, "BOOL", b"\1\0")
     texts = b"".join(struct.pack("<I", len(text)) + text for text in (b"hello", b""))
-    assert r'bytes_contents: "\"aGVsbG8=\"" bytes_contents: "\"\""' in infer(ask, "BYTES", texts)
+    # TorchServe hands bytes to handlers in base64, and sends texts as they stand in JSON.
+    assert r'raw_output_contents: "\n\000\000\000\"aGVsbG8=\"\002\000\000\000\"\""' in infer(ask, "BYTES", texts)
     for datatype, raw in (("FP32", b"123"), ("BYTES", b"\5\0\0\0x"), ("BYTES", b"\5\0")):
-        assert infer(ask, datatype, raw).startswith("INVALID_ARGUMENT input 'n': ")
+        assert infer(ask, datatype, raw).startswith("INVALID_ARGUMENT ")
 
 
 def test_what_json_cannot_hold_is_refused_and_costs_no_worker(house: House, ask: Callable[..., str]) -> None:

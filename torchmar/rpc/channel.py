@@ -34,6 +34,8 @@ _STATUS = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
+#: The metadata with the class of the server's exception, where it does not stand on the last line of the details.
+EXCEPTION = "torchserve-exception"
 _NOT_FOUND = ("ModelNotFoundException", "ModelVersionNotFoundException")
 
 
@@ -46,7 +48,7 @@ class Channel:
     Args:
         server: where it is.
         api: which API; each has an address and a token of its own.
-        service: the service's full name.
+        service: the service's full name; it may be set to another one of the same API.
         timeout: seconds to wait for an answer.
 
     Raises:
@@ -55,7 +57,7 @@ class Channel:
 
     def __init__(self, server: Server, api: Api, service: str, timeout: float) -> None:
         self._api = api
-        self._service = service
+        self.service = service
         self._timeout = timeout
         self._address = server.grpc_inference if api == "inference" else server.grpc_management
         self._tokens = Tokens(server)
@@ -81,7 +83,7 @@ class Channel:
             Insecure: the token would travel in plain text.
         """
         call = self._channel.unary_unary(
-            f"/{self._service}/{method}",
+            f"/{self.service}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=reply.FromString,
         )
@@ -105,7 +107,7 @@ class Channel:
         Raises:
             TorchmarError: as `call` does.
         """
-        path = f"/{self._service}/{method}"
+        path = f"/{self.service}/{method}"
         seconds = timeout or self._timeout
         settings: dict[str, Any] = {"timeout": seconds, "metadata": _metadata(self._token())}
         try:
@@ -141,8 +143,9 @@ class Channel:
         # The last line is the class of the server's exception, with its package or as BadRequestException.()
         kind = last.removesuffix(".()").rpartition(".")[2]
         if not kind.endswith("Exception"):
-            kind = ""
+            kind = str(dict(error.trailing_metadata() or ()).get(EXCEPTION, ""))
             message = details
+        if not kind:
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return TimedOut(f"{self._address} did not answer within {seconds:g} s", sent=True)
             if code is grpc.StatusCode.UNAVAILABLE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from torchmar.inference import SWITCHED_ON, Tensor
 from torchmar.rpc.channel import Client, Reply
 from torchmar.rpc.wire import open_inference_pb2 as wire
 
+_TORCHSERVES_SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+_NO_METHOD = "Method not found"
 _CONTENTS = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -28,16 +30,28 @@ _CONTENTS = {
 
 
 @dataclass(frozen=True)
+class TensorMetadata:
+    """An input or output of a model: ``shape`` has the batch first, and -1 for any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ModelMetadata:
-    """What the server says of a model: TorchServe 0.12.0 knows its versions, and nothing of inputs and outputs."""
+    """What the server says of a model; TorchServe 0.12.0 knows its versions, and nothing of inputs and outputs."""
 
     name: str
     versions: tuple[str, ...]
+    inputs: tuple[TensorMetadata, ...] = ()
+    outputs: tuple[TensorMetadata, ...] = ()
 
 
 class GrpcOpenInference(Client):
     """A client of the Open Inference Protocol over gRPC. For use by several threads.
 
+    It calls the service by the protocol's own name, and by TorchServe's where the server does not know that one.
     TorchServe speaks it with ``ts_open_inference_protocol=true`` in its configuration; without,
     every call is Refused (501). The other exceptions are those of `torchmar.inference.InferenceClient`.
 
@@ -48,7 +62,7 @@ class GrpcOpenInference(Client):
     """
 
     _api = "inference"
-    _service = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+    _service = "inference.GRPCInferenceService"
 
     def live(self) -> bool:
         """Tell whether the server is up."""
@@ -67,7 +81,7 @@ class GrpcOpenInference(Client):
         """Return what the server says of a model."""
         request = wire.ModelMetadataRequest(name=name, version=version)
         said = self._call("ModelMetadata", request, wire.ModelMetadataResponse)
-        return ModelMetadata(said.name, tuple(said.versions))
+        return ModelMetadata(said.name, tuple(said.versions), _described(said.inputs), _described(said.outputs))
 
     def infer(
         self,
@@ -82,7 +96,7 @@ class GrpcOpenInference(Client):
 
         Args:
             name: which model.
-            inputs: named tensors; the handler gets elements of BYTES in base64.
+            inputs: named tensors; under TorchServe the handler gets elements of BYTES in base64.
             version: default: the default one.
             id: the handler gets it.
             timeout: seconds; default: the client's.
@@ -95,15 +109,24 @@ class GrpcOpenInference(Client):
             model_name=name, model_version=version, id=id, inputs=[_input(tensor) for tensor in inputs]
         )
         said = self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
-        return [_output(output) for output in said.outputs]
+        quoted = self._channel.service == _TORCHSERVES_SERVICE
+        return [_output(output, quoted=quoted) for output in said.outputs]
 
     def _call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
         try:
             return self._channel.call(method, request, reply, timeout)
         except Refused as error:
-            if error.status == 501:
+            if error.status != 501 or not str(error).startswith(_NO_METHOD):
+                raise
+            if self._channel.service == _TORCHSERVES_SERVICE:
                 error.hint = SWITCHED_ON
-            raise
+                raise
+        self._channel.service = _TORCHSERVES_SERVICE
+        return self._call(method, request, reply, timeout)
+
+
+def _described(tensors: Iterable[wire.ModelMetadataResponse.TensorMetadata]) -> tuple[TensorMetadata, ...]:
+    return tuple(TensorMetadata(one.name, one.datatype, tuple(one.shape)) for one in tensors)
 
 
 def _input(tensor: Tensor) -> wire.ModelInferRequest.InferInputTensor:
@@ -115,15 +138,15 @@ def _input(tensor: Tensor) -> wire.ModelInferRequest.InferInputTensor:
     return made
 
 
-def _output(output: wire.ModelInferResponse.InferOutputTensor) -> Tensor:
+def _output(output: wire.ModelInferResponse.InferOutputTensor, *, quoted: bool) -> Tensor:
     data: list[Any] = list(getattr(output.contents, _CONTENTS.get(output.datatype, "fp32_contents")))
     if output.datatype == "BYTES":
-        data = [_text(one) for one in data]
+        data = [_text(one, quoted=quoted) for one in data]
     return Tensor(output.name, output.datatype, tuple(output.shape), data)
 
 
-def _text(element: bytes) -> Any:
+def _text(element: bytes, *, quoted: bool) -> Any:
     # TorchServe sends texts as they stood in the handler's JSON, quotes and all.
     with contextlib.suppress(ValueError):
-        return json.loads(element)
+        return json.loads(element) if quoted else element.decode()
     return element

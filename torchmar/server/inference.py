@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import torchmar
-from torchmar.server import bodies, inference_openapi, logs
-from torchmar.server.health import health, ready
+from torchmar.server import bodies, compression, inference_openapi, logs
+from torchmar.server.health import health
 from torchmar.server.http import Request
 from torchmar.server.identities import HEADER, request_ids
 from torchmar.server.jobs import Input, Job, Reply
 from torchmar.server.metrics import Metrics
+from torchmar.server.open_inference import OpenInference, not_found
 from torchmar.server.refusal import Refusal
 from torchmar.server.registry import Registry, Version
 from torchmar.server.settings import Settings
@@ -22,6 +24,7 @@ from torchmar.server.tokens import Tokens
 _JSON = "application/json"
 # Targets may differ without end, in their queries alone.
 _REMEMBERED = 1024
+_LARGE = 1 << 16  # bytes that are compressed in a thread
 _PREDICT, _EXPLAIN = {"explain": "False"}, {"explain": "True"}
 _V1_VERBS = {"predict": _PREDICT, "explain": _EXPLAIN}
 _V2_VERBS = {"infer": _PREDICT, "explain": _EXPLAIN}
@@ -35,12 +38,14 @@ class _Asked(NamedTuple):
         version: None is the default one.
         headers: what the handler sees besides those of the client.
         query: whether parameters are a part of the handler's row.
+        compresses: whether the answer is compressed for clients that accept it.
     """
 
     model: str | None
     version: str | None
     headers: Mapping[str, str]
     query: bool = False
+    compresses: bool = False
 
 
 class Inference:
@@ -58,6 +63,7 @@ class Inference:
         self._most = settings.max_response_size
         self._asked: dict[bytes, _Asked] = {}
         self._ids = request_ids()
+        self._open_inference = OpenInference(registry, metrics)
 
     def __call__(self, request: Request) -> None:
         """Answer a request, now or when a worker has."""
@@ -103,38 +109,9 @@ class Inference:
             case ["v1", "models", name] if ":" not in name:
                 self._tell_ready(request, request_id, name, None)
             case ["v2", *rest]:
-                self._open_inference(request, request_id, rest)
+                self._tell(request, request_id, *self._open_inference.answer(request, rest))
             case _:
-                raise _not_found()
-
-    def _open_inference(self, request: Request, request_id: str, segments: list[str]) -> None:
-        match segments:
-            case []:
-                document = {"name": "torchmar", "version": torchmar.__version__, "extensions": []}
-                self._tell(request, request_id, 200, document)
-            case ["health", "live"]:
-                self._tell(request, request_id, 200, {"live": True})
-            case ["health", "ready"]:
-                answers = ready(self._registry)
-                self._tell(request, request_id, 200 if answers else 503, {"ready": answers})
-            case ["models", name]:
-                self._tell_model(request, request_id, name, None)
-            case ["models", name, "versions", version]:
-                self._tell_model(request, request_id, name, version)
-            case ["models", name, "ready"]:
-                self._tell_ready(request, request_id, name, None)
-            case ["models", name, "versions", version, "ready"]:
-                self._tell_ready(request, request_id, name, version)
-            case _:
-                raise _not_found()
-
-    def _tell_model(self, request: Request, request_id: str, name: str, version: str | None) -> None:
-        _only_read(request)
-        self._registry.find(name, version)
-        versions = list(self._registry.models[name].versions)
-        # What goes in and comes out only the handler knows.
-        document = {"name": name, "versions": versions, "platform": "pytorch", "inputs": [], "outputs": []}
-        self._tell(request, request_id, 200, document)
+                raise not_found()
 
     def _tell_ready(self, request: Request, request_id: str, name: str, version: str | None) -> None:
         _only_read(request)
@@ -166,6 +143,8 @@ class Inference:
         if inputs is None:
             inputs = self._inputs(request, asked)
         answer = _Answer(request, request_id, found, self._metrics, self._most)
+        if asked.compresses:
+            answer.encoding = compression.accepted(request.header("accept-encoding"))
         job = Job(request_id, self._headers(request, asked), inputs, answer.take, found.deadline())
         request.on_gone = partial(setattr, job, "cancelled", True)
         try:
@@ -210,11 +189,13 @@ class Inference:
 class _Answer:
     """The answer to one request, as a whole or in parts."""
 
-    __slots__ = ("_begun", "_failed", "_found", "_id", "_metrics", "_most", "_request")
+    __slots__ = ("_begun", "_failed", "_found", "_id", "_metrics", "_most", "_request", "_since", "encoding")
 
     def __init__(self, request: Request, request_id: str, found: Version, metrics: Metrics, most: int) -> None:
         self._request, self._id, self._found, self._metrics, self._most = request, request_id, found, metrics, most
         self._begun = self._failed = False
+        self._since = time.monotonic()
+        self.encoding = ""  # of the body; empty: as it is
 
     def take(self, reply: Reply) -> None:
         """Send what a worker says."""
@@ -224,14 +205,31 @@ class _Answer:
         if not reply.more:
             # The circle from the request to its job and back is opened, so that both are freed at once.
             request.on_gone = None
-            self._metrics.request(self._found.name, self._found.version, reply.status)
+            seconds = time.monotonic() - self._since
+            self._metrics.request(self._found.name, self._found.version, reply.status, seconds)
         if reply.more or self._begun or self._failed:
             self._take_part(reply)
+        elif self.encoding:
+            self._compress(reply)
         elif reply.headers:
             content_type, headers = self._head(reply)
             request.respond(reply.status, reply.body, content_type, headers)
         else:
             request.respond(reply.status, reply.body, reply.content_type, ((HEADER, self._id),))
+
+    def _compress(self, reply: Reply) -> None:
+        """Send an answer in the client's encoding; a large one when a thread has made it, so that no other waits."""
+        if len(reply.body) < _LARGE:
+            self._send_encoded(reply, compression.encode(reply.body, self.encoding))
+            return
+        loop = asyncio.get_running_loop()
+        encoding = loop.run_in_executor(None, compression.encode, reply.body, self.encoding)
+        encoding.add_done_callback(lambda done: self._send_encoded(reply, done.result()))
+
+    def _send_encoded(self, reply: Reply, body: bytes) -> None:
+        content_type, headers = self._head(reply)
+        headers += [("content-encoding", self.encoding), ("vary", "accept-encoding")]
+        self._request.respond(reply.status, body, content_type, headers)
 
     def _take_part(self, reply: Reply) -> None:
         request = self._request
@@ -287,9 +285,9 @@ def _asked(segments: list[str]) -> _Asked | None:
                 case [name, "versions", version] if verb in _V1_VERBS:
                     return _Asked(name, version, _V1_VERBS[verb])
         case ["v2", "models", name, verb] if verb in _V2_VERBS:
-            return _Asked(name, None, _V2_VERBS[verb])
+            return _Asked(name, None, _V2_VERBS[verb], compresses=True)
         case ["v2", "models", name, "versions", version, verb] if verb in _V2_VERBS:
-            return _Asked(name, version, _V2_VERBS[verb])
+            return _Asked(name, version, _V2_VERBS[verb], compresses=True)
         case ["invocations"]:
             return _Asked(None, None, {}, query=True)
         case ["models", name, "invoke"] | [name, "predict"]:
@@ -301,9 +299,4 @@ def _asked(segments: list[str]) -> _Asked | None:
 
 def _only_read(request: Request) -> None:
     if request.method not in ("GET", "HEAD"):
-        raise _not_found()  # who forgot the verb must not take this for a prediction
-
-
-def _not_found() -> Refusal:
-    text = "Requested resource is not found, please refer to API document."
-    return Refusal(404, "ResourceNotFoundException", text)
+        raise not_found()  # who forgot the verb must not take this for a prediction

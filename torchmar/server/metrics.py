@@ -16,6 +16,7 @@ from torchmar.server.machine import Machine
 from torchmar.server.metrics_config import DEFAULT, MetricsConfig, described
 from torchmar.server.refusal import Refusal
 from torchmar.server.series import Family, Kind, Series, Spec
+from torchmar.server.statistics import Statistics
 
 if TYPE_CHECKING:
     from torchmar.server.http import Request
@@ -75,15 +76,18 @@ class Metrics:
         group = status // 100
         self._answers[0 if group == 2 else 1 if group == 4 else 2].add(1)
 
-    def request(self, name: str, version: str, status: int) -> None:
+    def request(self, name: str, version: str, status: int, seconds: float = 0.0) -> None:
         """Count an answered request to a model; no other call counts it.
 
         Args:
             name: the model.
             version: the version that it went to.
             status: of the answer.
+            seconds: what it took.
         """
-        (self._versions.get((name, version)) or self._version(name, version)).requests.add(1)
+        to = self._versions.get((name, version)) or self._version(name, version)
+        to.requests.add(1)
+        to.statistics.request(status, seconds)
         group = status // 100
         self._answers[0 if group == 2 else 1 if group == 4 else 2].add(1)
 
@@ -106,6 +110,7 @@ class Metrics:
             waited(seconds * 1e6)
             took(all_of_it * 1e6)
         to.batch.add(size)
+        to.statistics.batch(size, queue_seconds, handler_seconds)
         to.predicted.add(round(handler_seconds * 1000, 2))
         if queue_seconds:
             self._last_queue.add(round(queue_seconds[-1] * 1000))
@@ -157,6 +162,10 @@ class Metrics:
             del self._custom[key]
             self._drop(*key, self._hostname)
         self._told -= {(name, fault) for fault in get_args(_Fault)}
+
+    def statistics(self, name: str, version: str) -> Statistics:
+        """Return the statistics of a version."""
+        return self._version(name, version).statistics
 
     # What is shown.
 
@@ -232,7 +241,7 @@ class Metrics:
 class _Version:
     """The series of a version, looked up once."""
 
-    __slots__ = ("batch", "predicted", "queue", "request", "requests", "took", "waited", "workers")
+    __slots__ = ("batch", "predicted", "queue", "request", "requests", "statistics", "took", "waited", "workers")
 
     def __init__(self, metrics: Metrics, name: str, version: str) -> None:
         host = metrics._hostname
@@ -244,6 +253,7 @@ class _Version:
         self.request = metrics._request.of(name, version)
         self.batch = metrics._batch.of(name, version)
         self.workers: set[str] = set()
+        self.statistics = Statistics()
 
 
 class MetricsApi:

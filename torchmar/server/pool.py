@@ -192,6 +192,10 @@ class Pool:
         await self._until(lambda: not any(one.leaving for one in self._workers))
         return not any(one.failed or one.leaving for one in started)
 
+    async def described(self) -> None:
+        """Wait until a handler has loaded and told of its tensors, or none will."""
+        await self._until(lambda: self.description or self.failure or self._closed or not self.min_workers)
+
     async def drain(self, seconds: float) -> bool:
         """Wait until nothing waits or is worked at, at the most so long; tell whether it came to that."""
         with contextlib.suppress(asyncio.TimeoutError):

@@ -92,7 +92,7 @@ class Settings:
     grpc_inference: Address = Address("127.0.0.1", 7070)
     grpc_management: Address = Address("127.0.0.1", 7071)
     grpc_ages: Mapping[str, int] = field(default_factory=dict)
-    ts_open_inference_protocol: bool = False
+    ts_open_inference_protocol: bool = True
     load_models: tuple[tuple[str, str], ...] | Literal["all"] = ()
     models: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     default_workers_per_model: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from torchmar.server.metrics import Metrics
 from torchmar.server.refusal import Refusal
 from torchmar.server.registry import Registry, Version
 from torchmar.server.rpc.calls import Code, Context, Failed, code, details
+
+_MOST = 4096  # characters of a handler's answer that stand in the details of an error
 
 
 class Asking:
@@ -52,8 +55,6 @@ class Asking:
     ) -> AsyncIterator[bytes]:
         """Yield what a model answers, in the parts in which its handler sends it.
 
-        The call's deadline is the request's, and a client that ends the call ends the request.
-
         Args:
             found: the model's version.
             inputs: what the handler's row has.
@@ -63,33 +64,73 @@ class Asking:
         Raises:
             Failed: the handler, or the server in its place, answers with an error.
         """
-        async with contextlib.aclosing(self._replies(found, inputs, context, headers or {})) as replies:
-            async for reply in replies:
-                # Without a message it is the handler's own answer, whatever status it has given it.
-                if reply.message and not 200 <= reply.status < 300:
-                    raise Failed(code(reply.status), f"{reply.message}\norg.pytorch.serve.http.InternalServerException")
-                yield reply.body
+        try:
+            async with contextlib.aclosing(self.replies(found, inputs, context, headers or {})) as replies:
+                async for reply in replies:
+                    if failed := failure(reply):
+                        raise failed
+                    yield reply.body
+        except Refusal as refusal:
+            # As TorchServe says that there is no worker, or too many wait for one.
+            raise Failed(Code.INTERNAL, f"{refusal}\nInternalServerException.()") from None
 
-    async def _replies(
+    async def replies(
         self, found: Version, inputs: Sequence[Input], context: Context, headers: Mapping[str, str]
     ) -> AsyncGenerator[Reply, None]:
+        """Yield the replies of a model: one, or one for each part of an answer.
+
+        The call's deadline is the request's, and a client that ends the call ends the request.
+
+        Raises:
+            Refusal: the model takes no requests now.
+        """
         waiting: asyncio.Queue[Reply] = asyncio.Queue()
         job = Job(str(uuid.uuid4()), headers, inputs, waiting.put_nowait, _deadline(found, context))
         try:
             found.pool.submit(job)
         except Refusal as refusal:
             self._metrics.request(found.name, found.version, refusal.status)
-            raise Failed(Code.INTERNAL, f"{refusal}\nInternalServerException.()") from None
+            raise
         try:
             while True:
                 reply = await waiting.get()
                 if not reply.more:
-                    self._metrics.request(found.name, found.version, reply.status)
+                    seconds = time.monotonic() - job.since
+                    self._metrics.request(found.name, found.version, reply.status, seconds)
                 yield reply
                 if not reply.more:
                     return
         finally:
             job.cancelled = True
+
+
+def failure(reply: Reply) -> Failed | None:
+    """Return the error that a reply is, with the handler's words; None if it is none.
+
+    TorchServe answers so what a handler raises; what a handler sets for one request alone is OK there, whatever it is.
+    """
+    if reply.message and not 200 <= reply.status < 300:
+        return Failed(code(reply.status), f"{reply.message}\norg.pytorch.serve.http.InternalServerException")
+    if reply.status < 400:
+        return None
+    message, kind = words(reply)
+    return Failed(code(reply.status), f"{message}\norg.pytorch.serve.http.{kind}")
+
+
+def words(reply: Reply) -> tuple[str, str]:
+    """Return the message of a handler's error, and the class of TorchServe's exception for it."""
+    text = reply.body.decode("utf-8", "replace")
+    kind = "BadRequestException" if reply.status < 500 else "InternalServerException"
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    if isinstance(document, dict):
+        message = document.get("message") or document.get("error")
+        named = document.get("type")
+        if isinstance(message, str):
+            return message, named if isinstance(named, str) and named.endswith("Exception") else kind
+    return text[:_MOST] or f"the handler answered with the status {reply.status}", kind
 
 
 def _deadline(found: Version, context: Context) -> float | None:

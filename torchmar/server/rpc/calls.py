@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from torchmar.rpc.channel import EXCEPTION
 from torchmar.server import logs
 from torchmar.server.refusal import Refusal
 from torchmar.server.tokens import Tokens
@@ -48,12 +49,23 @@ class Failed(Exception):
 
     Args:
         code: gRPC's.
-        details: what is wrong; on the last line the class of TorchServe's exception.
+        details: what is wrong; on the last line the class of TorchServe's exception, where its clients read it.
+        kind: that class, where they do not; sent as metadata `EXCEPTION`.
     """
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    def __init__(self, code: grpc.StatusCode, details: str, kind: str = "") -> None:
         super().__init__(details)
-        self.code, self.details = code, details
+        self.code, self.details, self.kind = code, details, kind
+
+    async def end(self, context: Context) -> None:
+        """End a call with this error; never returns."""
+        await context.abort(self.code, self.details, ((EXCEPTION, self.kind),) if self.kind else ())
+
+    def plain(self) -> Failed:
+        """Return the same without the class in the details."""
+        message, _, last = self.details.rpartition("\n")
+        kind = last.removesuffix(".()").rpartition(".")[2]
+        return Failed(self.code, message, kind) if kind.endswith("Exception") else self
 
 
 def code(status: int) -> grpc.StatusCode:
@@ -82,8 +94,8 @@ def unary(answer: Callable[[Any, Context], Awaitable[Message]], request: type[Me
         try:
             return await answer(asked, context)
         except Exception as error:
-            failed = _failed(error)
-        await context.abort(failed.code, failed.details)
+            failing = failed(error)
+        await failing.end(context)
         raise AssertionError  # abort never returns
 
     return grpc.unary_unary_rpc_method_handler(called, request.FromString, _serialized)
@@ -100,12 +112,23 @@ def streamed(
                 yield one
             return
         except Exception as error:
-            failed = _failed(error)
-        await context.abort(failed.code, failed.details)
+            failing = failed(error)
+        await failing.end(context)
 
     make: Any = grpc.stream_stream_rpc_method_handler if many else grpc.unary_stream_rpc_method_handler
     made: Method = make(called, request.FromString, _serialized)
     return made
+
+
+def failed(error: Exception) -> Failed:
+    """Return the error of a call for what was raised in it; what is a fault of the server is logged."""
+    if isinstance(error, Failed):
+        return error
+    if isinstance(error, Refusal):
+        return Failed(code(error.status), details(error))
+    if not isinstance(error, asyncio.CancelledError):
+        logs.SERVER.error("a call over gRPC failed", exc_info=error)
+    return Failed(Code.INTERNAL, "the server has failed; its log says how\nInternalServerException.()")
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):
@@ -138,16 +161,6 @@ class TokenCheck(grpc.aio.ServerInterceptor):
 
 async def _deny(_: Any, context: Context) -> Any:
     await context.abort(Code.PERMISSION_DENIED, _NO_TOKEN)
-
-
-def _failed(error: Exception) -> Failed:
-    if isinstance(error, Failed):
-        return error
-    if isinstance(error, Refusal):
-        return Failed(code(error.status), details(error))
-    if not isinstance(error, asyncio.CancelledError):
-        logs.SERVER.error("a call over gRPC failed", exc_info=error)
-    return Failed(Code.INTERNAL, "the server has failed; its log says how\nInternalServerException.()")
 
 
 def _serialized(message: Message) -> bytes:

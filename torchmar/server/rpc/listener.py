@@ -13,7 +13,7 @@ from torchmar.server.rpc.asking import Asking
 from torchmar.server.rpc.calls import TokenCheck
 from torchmar.server.rpc.inference import Inference
 from torchmar.server.rpc.management import Management
-from torchmar.server.rpc.open_inference import OpenInference
+from torchmar.server.rpc.open_inference import NAME, TORCHSERVES_NAME, OpenInference
 
 if TYPE_CHECKING:
     from torchmar.server.config_values import Address
@@ -35,7 +35,7 @@ class GrpcListener:
         asking = Asking(registry, metrics)
         ours: list[Any] = [Inference(registry, asking)]
         if settings.ts_open_inference_protocol:
-            ours.append(OpenInference(registry, asking))
+            ours += [OpenInference(name, registry, metrics, asking) for name in (NAME, TORCHSERVES_NAME)]
         self._settings = settings
         self._inference = _server(tokens, "inference", ours, settings)
         self._management = _server(tokens, "management", [Management(registry, asking, settings)], settings)

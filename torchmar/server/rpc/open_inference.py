@@ -1,64 +1,82 @@
-"""The Open Inference Protocol (KServe v2) over gRPC; the contract is ``torchmar/rpc/wire/open_inference.proto``.
+"""The Open Inference Protocol (KServe v2) over gRPC, with some of Triton's extensions.
 
-A handler gets the request as the JSON that it would get over REST, and its answer is JSON of the same protocol.
+The contract is ``torchmar/rpc/wire/open_inference.proto``. It is served under two names: that of KServe and Triton,
+``inference.GRPCInferenceService``, and TorchServe's. A handler of ours gets tensors as bytes and answers in bytes; any
+other gets the JSON that it would get over REST, and under TorchServe's name what TorchServe would make of the request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-import torchmar
-from torchmar.rpc.wire import open_inference_pb2 as wire
-from torchmar.server.health import ready
-from torchmar.server.jobs import Input
-from torchmar.server.registry import Registry
-from torchmar.server.rpc.asking import Asking
-from torchmar.server.rpc.calls import Code, Context, Failed, Method, bad, unary
+import grpc
+import grpc.aio
+from google.protobuf.json_format import ParseDict
 
-# Where a tensor's elements stand, and how they do in raw contents.
-_CONTENTS = {
-    "BOOL": ("bool_contents", "?"),
-    "INT8": ("int_contents", "b"),
-    "INT16": ("int_contents", "h"),
-    "INT32": ("int_contents", "i"),
-    "INT64": ("int64_contents", "q"),
-    "UINT8": ("uint_contents", "B"),
-    "UINT16": ("uint_contents", "H"),
-    "UINT32": ("uint_contents", "I"),
-    "UINT64": ("uint64_contents", "Q"),
-    "FP32": ("fp32_contents", "f"),
-    "FP64": ("fp64_contents", "d"),
-    "BYTES": ("bytes_contents", ""),
+from torchmar.rpc.wire import open_inference_pb2 as wire
+from torchmar.server import model_documents, open_inference, tensors
+from torchmar.server.health import ready
+from torchmar.server.jobs import Input, Reply
+from torchmar.server.metrics import Metrics
+from torchmar.server.registry import Registry, Version
+from torchmar.server.rpc import messages
+from torchmar.server.rpc.asking import Asking, words
+from torchmar.server.rpc.calls import Code, Context, Failed, Method, bad, code, failed, streamed, unary
+from torchmar.server.tensors import BYTES, Tensor
+
+NAME = "inference.GRPCInferenceService"
+TORCHSERVES_NAME = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+
+_AHEAD = 64  # requests of a stream that wait for their answers at the most
+_FINAL = "triton_final_response"
+_SHARED_MEMORY = ("SystemSharedMemory", "CudaSharedMemory")
+_UNSUPPORTED = {
+    "RepositoryModelLoad": open_inference.LOADING,
+    "RepositoryModelUnload": open_inference.LOADING,
+    "TraceSetting": open_inference.TRACE,
+    "LogSettings": open_inference.LOGGING,
+    **{
+        f"{kind}{verb}": open_inference.SHARED_MEMORY
+        for kind in _SHARED_MEMORY
+        for verb in ("Status", "Register", "Unregister")
+    },
 }
-_HALF = "FP16"  # has raw contents only
 
 
 class OpenInference:
-    """The service.
+    """The service under one of its names.
 
     Args:
+        name: of the service.
         registry: the models.
-        asking: what asks them.
+        metrics: where requests are counted.
+        asking: what asks the models.
     """
 
-    name = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
-
-    def __init__(self, registry: Registry, asking: Asking) -> None:
-        self._registry, self._asking = registry, asking
+    def __init__(self, name: str, registry: Registry, metrics: Metrics, asking: Asking) -> None:
+        self.name = name
+        self._torchserves = name == TORCHSERVES_NAME
+        self._registry, self._metrics, self._asking = registry, metrics, asking
 
     def methods(self) -> Mapping[str, Method]:
-        """Return the methods by their names."""
+        """Return the methods by their names; those of extensions that are not supported say so."""
         return {
-            "ServerLive": unary(self.server_live, wire.ServerLiveRequest),
-            "ServerReady": unary(self.server_ready, wire.ServerReadyRequest),
-            "ServerMetadata": unary(self.server_metadata, wire.ServerMetadataRequest),
-            "ModelReady": unary(self.model_ready, wire.ModelReadyRequest),
-            "ModelMetadata": unary(self.model_metadata, wire.ModelMetadataRequest),
-            "ModelInfer": unary(self.infer, wire.ModelInferRequest),
+            "ServerLive": self._unary(self.server_live, wire.ServerLiveRequest),
+            "ServerReady": self._unary(self.server_ready, wire.ServerReadyRequest),
+            "ServerMetadata": self._unary(self.server_metadata, wire.ServerMetadataRequest),
+            "ModelReady": self._unary(self.model_ready, wire.ModelReadyRequest),
+            "ModelMetadata": self._unary(self.model_metadata, wire.ModelMetadataRequest),
+            "ModelInfer": self._unary(self.infer, wire.ModelInferRequest),
+            "ModelStreamInfer": streamed(self.stream, wire.ModelInferRequest, many=True),
+            "ModelConfig": self._unary(self.model_config, wire.ModelConfigRequest),
+            "ModelStatistics": self._unary(self.model_statistics, wire.ModelStatisticsRequest),
+            "RepositoryIndex": self._unary(self.index, wire.RepositoryIndexRequest),
+            **{name: _unsupported(why) for name, why in _UNSUPPORTED.items()},
         }
 
     async def server_live(self, asked: wire.ServerLiveRequest, context: Context) -> wire.ServerLiveResponse:
@@ -71,98 +89,189 @@ class OpenInference:
 
     async def server_metadata(self, asked: wire.ServerMetadataRequest, context: Context) -> wire.ServerMetadataResponse:
         """Say what the server is."""
-        return wire.ServerMetadataResponse(name="torchmar", version=torchmar.__version__)
+        return ParseDict(model_documents.server(), wire.ServerMetadataResponse())
 
     async def model_ready(self, asked: wire.ModelReadyRequest, context: Context) -> wire.ModelReadyResponse:
         """Say whether a model takes requests: it has workers, as many as it should."""
-        if not asked.name:
-            raise bad("name")
-        pool = self._registry.find(asked.name, asked.version or None).pool
+        pool = self._find(asked.name, asked.version, "name").pool
         return wire.ModelReadyResponse(ready=0 < pool.min_workers <= pool.ready)
 
     async def model_metadata(self, asked: wire.ModelMetadataRequest, context: Context) -> wire.ModelMetadataResponse:
-        """Say which versions of a model there are; what it takes and gives only its handler knows."""
-        if not asked.name:
-            raise bad("model_name")
-        self._registry.find(asked.name, asked.version or None)
-        return wire.ModelMetadataResponse(name=asked.name, versions=list(self._registry.models[asked.name].versions))
+        """Return a model's versions, inputs and outputs."""
+        found = self._find(asked.name, asked.version, "model_name")
+        return ParseDict(model_documents.metadata(self._registry, found), wire.ModelMetadataResponse())
+
+    async def model_config(self, asked: wire.ModelConfigRequest, context: Context) -> wire.ModelConfigResponse:
+        """Return how a model is served."""
+        found = self._find(asked.name, asked.version, "name")
+        return ParseDict({"config": model_documents.config(found)}, wire.ModelConfigResponse())
+
+    async def model_statistics(
+        self, asked: wire.ModelStatisticsRequest, context: Context
+    ) -> wire.ModelStatisticsResponse:
+        """Return the statistics of a version, of a model's versions, or of all."""
+        document = model_documents.statistics(self._registry, self._metrics, asked.name, asked.version)
+        return ParseDict(document, wire.ModelStatisticsResponse())
+
+    async def index(self, asked: wire.RepositoryIndexRequest, context: Context) -> wire.RepositoryIndexResponse:
+        """Return the registered versions and their states."""
+        models = model_documents.index(self._registry, ready=asked.ready)
+        return ParseDict({"models": models}, wire.RepositoryIndexResponse())
 
     async def infer(self, asked: wire.ModelInferRequest, context: Context) -> wire.ModelInferResponse:
         """Answer a request."""
-        if not asked.model_name:
-            raise bad("model_name")
-        found = self._asking.find(asked.model_name, asked.model_version)
-        body = await self._asking.whole(found, [Input("body", "application/json", _document(asked))], context)
+        found = self._find(asked.model_name, asked.model_version, "model_name")
+        await _loaded(found, context)
+        raw = bool(asked.raw_input_contents)
         try:
-            return _response(json.loads(body))
+            given = list(messages.inputs(asked))
+            headers, row = self._row(asked, given, binary=found.pool.description.get("binary") is True)
+        except ValueError as error:
+            raise Failed(Code.INVALID_ARGUMENT, f"{error}\nBadRequestException.()") from None
+        replies = [reply async for reply in self._asking.replies(found, [row], context, headers)]
+        reply = replies[-1]
+        if reply.status >= 300:
+            raise _failed(reply)
+        body = b"".join(one.body for one in replies)
+        length = {name.lower(): value for name, value in reply.headers.items()}.get(tensors.HEADER_LENGTH.lower())
+        try:
+            document, outputs = self._answer(body, None if length is None else int(length))
+            return messages.response({"id": asked.id, **document}, outputs, raw=raw)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             message = f"the answer of model {found.name} is not of the Open Inference Protocol: {error!r}"
             raise Failed(Code.INTERNAL, f"{message}\nInternalServerException.()") from None
 
+    async def stream(
+        self, asked: AsyncIterator[wire.ModelInferRequest], context: Context
+    ) -> AsyncIterator[wire.ModelStreamInferResponse]:
+        """Answer the requests of a stream in their order; one that fails says so and ends nothing.
 
-def _document(asked: wire.ModelInferRequest) -> bytes:
-    """Return a request as the JSON that TorchServe makes of it."""
-    inputs = []
-    for index, one in enumerate(asked.inputs):
-        raw = asked.raw_input_contents[index] if index < len(asked.raw_input_contents) else None
+        Workers get them as they come, so that batches form.
+        """
+        answers: asyncio.Queue[asyncio.Task[wire.ModelStreamInferResponse] | None] = asyncio.Queue(_AHEAD)
+
+        async def read() -> None:
+            try:
+                async for one in asked:
+                    await answers.put(asyncio.create_task(self._streamed(one, context)))
+            finally:
+                await answers.put(None)
+
+        reading = asyncio.create_task(read())
+        current: asyncio.Task[wire.ModelStreamInferResponse] | None = None
         try:
-            data = _elements(one, raw)
-        except (ValueError, struct.error) as error:
-            raise Failed(Code.INVALID_ARGUMENT, f"input {one.name!r}: {error}\nBadRequestException.()") from None
-        inputs.append({"name": one.name, "shape": list(one.shape), "datatype": one.datatype, "data": data})
-    document = {"id": asked.id, "model_name": asked.model_name, "inputs": inputs}
-    try:
-        return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
-    except ValueError:
-        message = "an element is infinite or no number, which JSON, and so the handler, has no word for"
-        raise Failed(Code.INVALID_ARGUMENT, f"{message}\nBadRequestException.()") from None
+            while (current := await answers.get()) is not None:
+                yield await current
+        finally:
+            reading.cancel()
+            while current is not None:
+                current.cancel()
+                current = None if answers.empty() else answers.get_nowait()
+
+    async def _streamed(self, asked: wire.ModelInferRequest, context: Context) -> wire.ModelStreamInferResponse:
+        try:
+            answer = await self.infer(asked, context)
+        except Exception as error:
+            response = wire.ModelStreamInferResponse(error_message=failed(error).plain().details)
+            response.infer_response.id = asked.id
+            return response
+        answer.parameters[_FINAL].bool_param = True
+        return wire.ModelStreamInferResponse(infer_response=answer)
+
+    def _find(self, name: str, version: str, parameter: str) -> Version:
+        """Return a version, by default the default one.
+
+        Raises:
+            Failed: the name is empty.
+            Refusal: 404, there is none.
+        """
+        if not name:
+            raise bad(parameter) if self._torchserves else Failed(Code.INVALID_ARGUMENT, f"{parameter} is empty")
+        return self._registry.find(name, version or None)
+
+    def _row(
+        self, asked: wire.ModelInferRequest, given: Sequence[Tensor], *, binary: bool
+    ) -> tuple[dict[str, str], Input]:
+        """Return the headers and the row for a handler: bytes, or JSON.
+
+        Raises:
+            ValueError: JSON cannot hold an input.
+        """
+        parameters = messages.parameters(asked.parameters)
+        chosen = [(one.name, messages.parameters(one.parameters)) for one in asked.outputs]
+        if binary:
+            parameters["binary_data_output"] = True
+            chosen = [(name, {**more, "binary_data": True}) for name, more in chosen]
+        document: dict[str, Any] = {
+            "id": asked.id,
+            "parameters": parameters,
+            "outputs": [{"name": name, "parameters": more} for name, more in chosen],
+        }
+        document = {key: value for key, value in document.items() if value}
+        if binary:
+            body, length = tensors.joined(document, given, "inputs")
+            return {tensors.HEADER_LENGTH: str(length)}, Input("body", "application/octet-stream", body)
+        if self._torchserves:
+            given = [_encoded(one) for one in given]
+            document = {"id": asked.id, "model_name": asked.model_name, **document}
+        document["inputs"] = [tensors.in_json(one) for one in given]
+        body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+        return {}, Input("body", "application/json", body)
+
+    def _answer(self, body: bytes, header_length: int | None) -> tuple[dict[str, Any], list[Tensor]]:
+        document, outputs = tensors.split(body, header_length, "outputs")
+        if header_length is None and self._torchserves:
+            outputs = [_quoted(one) for one in outputs]
+        return document, outputs
+
+    def _unary(self, answer: Callable[[Any, Context], Any], request: Any) -> Method:
+        if self._torchserves:
+            return unary(answer, request)
+
+        async def plainly(asked: Any, context: Context) -> Any:
+            """Answer; errors without TorchServe's classes of exceptions, which only its clients read."""
+            try:
+                return await answer(asked, context)
+            except Exception as error:
+                raise failed(error).plain() from None
+
+        return unary(plainly, request)
 
 
-def _elements(tensor: wire.ModelInferRequest.InferInputTensor, raw: bytes | None) -> list[Any]:
-    datatype = tensor.datatype
-    if datatype not in _CONTENTS and (datatype != _HALF or raw is None):
-        raise ValueError(f"TorchServe takes no {datatype} over gRPC")
-    if raw is None:
-        elements = list(getattr(tensor.contents, _CONTENTS[datatype][0]))
-    elif datatype == "BYTES":
-        elements = list(_texts(raw))
-    else:
-        letter = "e" if datatype == _HALF else _CONTENTS[datatype][1]
-        elements = [value for (value,) in struct.iter_unpack(f"<{letter}", raw)]
-    # TorchServe hands bytes to handlers in base64.
-    return [base64.b64encode(one).decode() for one in elements] if datatype == "BYTES" else elements
+async def _loaded(found: Version, context: Context) -> None:
+    """Wait until the handler has told how it takes tensors, as long as the call lasts and it may still be loaded."""
+    left = context.time_remaining()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(found.pool.described(), left)
 
 
-def _texts(raw: bytes) -> Iterator[bytes]:
-    """Yield what stands in raw contents of BYTES: four bytes of length before each."""
-    place = 0
-    while place < len(raw):
-        (length,) = struct.unpack_from("<I", raw, place)
-        place += 4 + length
-        if place > len(raw):
-            raise ValueError("the raw contents end within an element")
-        yield raw[place - length : place]
+def _failed(reply: Reply) -> Failed:
+    if reply.message:
+        return Failed(code(reply.status), f"{reply.message}\norg.pytorch.serve.http.InternalServerException")
+    message, kind = words(reply)
+    return Failed(code(reply.status), f"{message}\norg.pytorch.serve.http.{kind}")
 
 
-def _response(said: Any) -> wire.ModelInferResponse:
-    response = wire.ModelInferResponse(
-        model_name=said["model_name"], model_version=said.get("model_version") or "", id=said.get("id") or ""
-    )
-    for one in said["outputs"]:
-        datatype = one["datatype"]
-        if datatype not in _CONTENTS:
-            raise ValueError(f"output {one['name']!r} is {datatype}")
-        output = response.outputs.add(name=one["name"], datatype=datatype, shape=one["shape"])
-        elements = _flat(one["data"])
-        # As TorchServe: texts as they stand in the JSON, quotes and all.
-        data = (json.dumps(element, ensure_ascii=False).encode() for element in elements)
-        getattr(output.contents, _CONTENTS[datatype][0]).extend(data if datatype == "BYTES" else elements)
-    return response
+def _encoded(tensor: Tensor) -> Tensor:
+    """Return a tensor as TorchServe hands it on: bytes in base64."""
+    if tensor.datatype != BYTES:
+        return tensor
+    items = tensors.unpack(BYTES, tensor.content)
+    return tensor._replace(content=tensors.pack(BYTES, [base64.b64encode(one) for one in items]))
 
 
-def _flat(data: Iterable[Any]) -> Iterator[Any]:
-    for one in data:
-        if isinstance(one, list):
-            yield from _flat(one)
-        else:
-            yield one
+def _quoted(tensor: Tensor) -> Tensor:
+    """Return a tensor as TorchServe does: texts as they stand in JSON, quotes and all."""
+    if tensor.datatype != BYTES:
+        return tensor
+    items = tensors.unpack(BYTES, tensor.content)
+    quoted = [json.dumps(one.decode(), ensure_ascii=False) for one in items]
+    return tensor._replace(content=tensors.pack(BYTES, quoted))
+
+
+def _unsupported(why: str) -> Method:
+    async def refuse(_: bytes, context: Context) -> bytes:
+        await context.abort(Code.UNIMPLEMENTED, why)
+        raise AssertionError  # abort never returns
+
+    return grpc.unary_unary_rpc_method_handler(refuse)

@@ -10,8 +10,9 @@ log = logging.getLogger(__name__)
 
 
 def description(service: Any, envelope: str = "") -> dict[str, Any]:
-    """Return ``inputs`` and ``outputs`` as a handler's ``signature()`` does, and whether it takes tensors as bytes.
+    """Return ``inputs`` and ``outputs`` as a handler's ``signature()`` does, and how it takes tensors.
 
+    ``binary`` says whether as bytes, too; ``max_instances`` how many instances a request may have (0: unknown).
     A handler without that method, or whose method fails, has empty lists.
 
     Args:
@@ -20,7 +21,7 @@ def description(service: Any, envelope: str = "") -> dict[str, Any]:
     """
     handler = getattr(service._entry_point, "__self__", None)
     method = getattr(handler, "signature", None)
-    found: dict[str, Any] = {"inputs": [], "outputs": [], "binary": False}
+    found = _nothing()
     if not callable(method) or envelope:
         return found
     try:
@@ -30,9 +31,15 @@ def description(service: Any, envelope: str = "") -> dict[str, Any]:
         json.dumps(found)
     except Exception:
         log.warning("the handler's signature() is of no use", exc_info=True)
-        return {"inputs": [], "outputs": [], "binary": False}
+        return _nothing()
+    limit = getattr(handler, "max_instances", 0)
+    found["max_instances"] = limit if isinstance(limit, int) else 0
     found["binary"] = getattr(handler, "takes_binary_tensors", False) is True and _is_ours(service._entry_point)
     return found
+
+
+def _nothing() -> dict[str, Any]:
+    return {"inputs": [], "outputs": [], "binary": False, "max_instances": 0}
 
 
 def _is_ours(entry_point: Any) -> bool:
