@@ -18,9 +18,11 @@ import pytest
 from torchmar.archive import Archive
 from torchmar.server import logs
 from torchmar.server.jobs import Input, Job, Reply
+from torchmar.server.machine import cores
 from torchmar.server.pool import Pool, PoolOptions
 from torchmar.server.processes import Nursery
 from torchmar.server.refusal import Refusal
+from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import forking
 
 Make = Callable[..., Path]
@@ -165,6 +167,24 @@ def test_predictions_and_explanations_share_no_batch_and_keep_their_order(
     assert house.batches == [4, 1]
 
 
+def test_a_long_batch_gets_all_threads_and_short_ones_after_it_get_one(house: House, pool: Callable[..., Pool]) -> None:
+    code = """
+    import os, time, torch
+
+    def handle(rows, context):
+        if rows is None: return
+        until = time.process_time() + float(rows[0]["body"])
+        while time.process_time() < until: pass
+        return [{"said": [torch.get_num_threads(), os.environ.get("GOMP_SPINCOUNT")]}] * len(rows)
+    """
+    one = pool(code)
+    waiting = worker_environment(os.environ).get("GOMP_SPINCOUNT")
+    assert house.run(ask(one, [0])) == [[1, waiting]]
+    house.run(ask(one, [0.1]))
+    assert house.run(ask(one, [0])) == [[cores(), waiting]]
+    assert [house.run(ask(one, [0])) for _ in range(10)][-1] == [[1, waiting]]
+
+
 def test_a_request_that_makes_its_batch_fail_fails_alone(house: House, pool: Callable[..., Pool]) -> None:
     one = pool(batch_size=4)
     assert house.run(ask(one, [1, "raise", 2, 3])) == [1, 503, 2, 3]
@@ -227,7 +247,11 @@ def test_a_limit_below_what_every_worker_has_is_told(house: House, pool: Callabl
 def test_workers_that_end_as_soon_as_they_are_up_are_a_failure_and_come_later_each_time(
     house: House, pool: Callable[..., Pool]
 ) -> None:
-    one = pool("import os\nos.register_at_fork(after_in_child=lambda: os._exit(7))\n" + OBEDIENT, workers=0, fork=forking.ALLOWED)
+    one = pool(
+        "import os\nos.register_at_fork(after_in_child=lambda: os._exit(7))\n" + OBEDIENT,
+        workers=0,
+        fork=forking.ALLOWED,
+    )
     house.run(one.scale(1, 1))
     house.run(until(lambda: "times in a row" in one.failure))
 
@@ -273,7 +297,9 @@ def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neithe
     assert house.batches == [1]
 
 
-def test_workers_that_may_be_forks_share_what_was_loaded_and_more_come_at_once(house: House, pool: Callable[..., Pool]) -> None:
+def test_workers_that_may_be_forks_share_what_was_loaded_and_more_come_at_once(
+    house: House, pool: Callable[..., Pool]
+) -> None:
     code = """
     import os, torch
     WEIGHTS = torch.zeros(50_000_000) + 1  # 200 MB

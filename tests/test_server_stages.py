@@ -320,7 +320,9 @@ def test_where_forks_are_allowed_the_model_is_loaded_once_for_both_stages(pools:
     workers = (*staged.workers(), *staged.preprocess_workers())
     assert len(workers) == 4
     assert len({psutil.Process(one.pid).ppid() for one in workers}) == 1
-    alone = pools.start(make("import socket\nCONNECTION = socket.socket()\n" + dedent(STEPS)), workers=2, fork=forking.ALLOWED)
+    alone = pools.start(
+        make("import socket\nCONNECTION = socket.socket()\n" + dedent(STEPS)), workers=2, fork=forking.ALLOWED
+    )
     workers = (*alone.workers(), *alone.preprocess_workers())
     assert {psutil.Process(one.pid).ppid() for one in workers} == {pools.house.nursery.pid}
     assert said(pools.house.run(ask(alone, [1.0] * 6))) == [2.0] * 6

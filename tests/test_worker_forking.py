@@ -196,9 +196,7 @@ def test_an_open_file_is_read_by_one_worker_alone(
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_a_scratch_file_is_of_one_worker_alone(
-    serve: Callable[..., Engine], engine: EngineName, workers: int
-) -> None:
+def test_a_scratch_file_is_of_one_worker_alone(serve: Callable[..., Engine], engine: EngineName, workers: int) -> None:
     server = serve("scratch", SCRATCH, workers)
     answers = ask(server, "scratch", [{"n": n} for n in range(count(engine))])
     assert [isinstance(one, dict) and one["n"] for one in answers] == list(range(count(engine)))

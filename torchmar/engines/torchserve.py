@@ -11,6 +11,7 @@ from torchmar.engines import java
 from torchmar.engines.engine import Engine
 from torchmar.engines.running import MAIN_CLASS
 from torchmar.errors import EngineError
+from torchmar.worker.environment import worker_environment
 
 VERSION = "0.12.0"  # the last release
 
@@ -60,4 +61,4 @@ class TorchServe(Engine):
     def _environment(self, temporary: Path) -> dict[str, str]:
         # An archive whose runtime is python3 gets the first python3 of the path, which has to have torch.
         path = os.pathsep.join((str(Path(self._python).parent), os.environ.get("PATH", os.defpath)))
-        return {**super()._environment(temporary), "PATH": path}
+        return {**worker_environment(super()._environment(temporary)), "PATH": path}

@@ -18,6 +18,7 @@ from typing import Any
 from torchmar.errors import WorkerError
 from torchmar.server import logs
 from torchmar.worker import START
+from torchmar.worker.environment import worker_environment
 from torchmar.worker.process.lines import Conversation, Parser
 
 Say = Callable[[str], None]  # is told each line that a process prints
@@ -42,7 +43,7 @@ class Nursery:
         for name in _SECRETS:
             chosen.pop(name, None)
         # numpy starts a thread for every core when it is imported, in every worker; torch does the work here.
-        self._environment = {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **chosen}
+        self._environment = {"OPENBLAS_NUM_THREADS": "1", **worker_environment(chosen)}
         self._process: subprocess.Popen[bytes] | None = None
         self._talk: _Talk | None = None
         self._ready: asyncio.Future[None] | None = None

@@ -25,6 +25,7 @@ from typing import Any
 from torchmar.archive import Archive
 from torchmar.errors import LoadError, WorkerError
 from torchmar.exchange import Answer, Request
+from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import frames
 
 __all__ = ["START", "Worker"]
@@ -88,7 +89,7 @@ class Worker:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     pass_fds=[theirs.fileno()],
-                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                    env=worker_environment(os.environ),
                 )
         except OSError as error:
             raise WorkerError(f"{python} cannot be started: {error.strerror}") from None

@@ -1,0 +1,33 @@
+"""Workers wait for the threads of an operator for a short time only, unless the user says how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from torchmar.exchange import Request
+from torchmar.worker import Worker
+from torchmar.worker.environment import worker_environment
+
+
+def test_threads_that_wait_give_their_core_away_soon() -> None:
+    environment = worker_environment({"PATH": "/bin"})
+    assert environment["PATH"] == "/bin"
+    assert int(environment["GOMP_SPINCOUNT"]) <= 5000
+    assert environment["KMP_BLOCKTIME"] == "0"
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"])
+def test_what_the_user_says_of_waiting_is_kept_alone(name: str) -> None:
+    environment = worker_environment({name: "7"})
+    assert {name: "7", "PYTHONUNBUFFERED": "1"} == environment
+
+
+def test_a_worker_process_has_it(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    with Worker(make("import os\ndef handle(rows, context): return [os.environ['GOMP_SPINCOUNT']]")) as worker:
+        (answer,) = worker.ask([Request(b"")])
+    assert answer.body.decode() == worker_environment({})["GOMP_SPINCOUNT"]
