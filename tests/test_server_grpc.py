@@ -219,13 +219,20 @@ def test_a_call_without_the_right_token_is_denied(house: House, ask: Callable[..
     def shown(api: str, other: str) -> str:
         return authorization.format(token=house.token(api), other=house.token(other))
 
-    said = ask(INFERENCE, "Ping", Empty(), inference_pb2.TorchServeHealthResponse, shown("inference", "management"))
-    assert said == DENIED
+    wanted = inference_pb2.PredictionsRequest(model_name="made")
+    answer = inference_pb2.PredictionResponse
+    assert ask(INFERENCE, "Predictions", wanted, answer, shown("inference", "management")) == DENIED
     request = management_pb2.ListModelsRequest()
     assert ask(MANAGEMENT, "ListModels", request, Empty, shown("management", "inference")) == DENIED
     for tokens in ({}, {"inference": "wrong"}):
         with pytest.raises(Unauthorized), GrpcInference(replace(house.server, key_file=None, tokens=tokens)) as client:
             list(client.stream("pieces", b"x"))
+
+
+def test_probes_over_grpc_need_no_token(ask: Callable[..., str]) -> None:
+    for authorization in ("", "Bearer nonsense"):
+        said = ask(INFERENCE, "Ping", Empty(), inference_pb2.TorchServeHealthResponse, authorization)
+        assert "ealthy" in said
 
 
 def test_a_method_that_is_not_there_is_told_to_anybody(ask: Callable[..., str]) -> None:

@@ -205,7 +205,6 @@ def theirs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         ("POST", "/v1/models/echo", b"", {}),
         ("POST", "/v1/models/echo:dance", b"", {}),
         ("POST", "/v1/models/:dance", b"", {}),
-        ("GET", "/v1/models", b"", {}),
         ("POST", "/v2/models/explain", b"", {}),
         ("GET", "/v2/health", b"", {}),
         ("GET", "/v2/health/live", b"", {}),
@@ -219,7 +218,8 @@ def theirs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         ("OPTIONS", "/nowhere", b"", {}),
         ("GET", "/ping", b"", {}),
         ("POST", "/ping/more", b"", {}),
-        ("GET", "/", b"", {}),
+        ("POST", "/", b"", {}),
+        ("POST", "/v1/models", b"", {}),
         ("GET", "/nowhere", b"", {}),
         ("POST", "/predictions/echo", b"x", {"do": "status 404"}),
         ("POST", "/predictions/echo", b"x", {"do": "status 204"}),
@@ -271,14 +271,13 @@ def test_a_handler_cannot_break_an_answer(ours: Side, what: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/predictions/echo"), ("GET", "/ping"), ("GET", "/v2/health/live"), ("GET", "/nowhere")],
+    [("POST", "/predictions/echo"), ("GET", "/v1/models"), ("GET", "/v2/models/echo/ready"), ("GET", "/nowhere")],
 )
 def test_nothing_is_told_without_a_token(ours: Side, method: str, path: str) -> None:
     assert ours(method, path).status in (200, 404)
     token = ours.token()
     for shown in (
         "Bearer nonsense",
-        token.replace("Bearer", "bearer"),
         token.replace("Bearer ", ""),
         f"{token} x",
         "x",
@@ -286,6 +285,41 @@ def test_nothing_is_told_without_a_token(ours: Side, method: str, path: str) -> 
         answer = ours(method, path, token=shown)
         assert (answer.status, answer.document["type"]) == (400, "InvalidKeyException")
     assert ours(method, path, token="").status == 400
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEARER"])
+def test_the_scheme_of_a_token_may_have_any_case(ours: Side, scheme: str) -> None:
+    assert ours("GET", "/v1/models", token=ours.token().replace("Bearer", scheme)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        ("/ping", {"status": "Healthy"}),
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/", {"status": "alive"}),
+    ],
+)
+@pytest.mark.parametrize("token", ["", "Bearer nonsense"])
+def test_probes_need_no_token_and_learn_nothing_but_health(
+    ours: Side, path: str, document: dict[str, object], token: str
+) -> None:
+    answer = ours("GET", path, token=token)
+    assert (answer.status, answer.document) == (200, document)
+    assert ours("HEAD", path, token=token).status == 200
+
+
+def test_a_key_has_probes_show_a_token(store: Path, tmp_path: Path) -> None:
+    more = {"torchmar_health_token": "true", "disable_token_authorization": "false"}
+    with serving(Builtin, store, tmp_path, **more) as side:
+        for path in ("/ping", "/v2/health/live", "/v2/health/ready", "/"):
+            assert side("GET", path, token="").status == 400
+            assert side("GET", path).status == 200
+
+
+def test_the_models_are_listed_as_kserve_does(ours: Side) -> None:
+    assert ours("GET", "/v1/models").document == {"models": ["echo", "idle"]}
 
 
 def test_everybody_may_ask_how_to_ask(ours: Side) -> None:

@@ -585,7 +585,7 @@ def test_the_api_is_described_to_all_with_the_paths_that_torchserve_describes(th
     said, wanted = ours("OPTIONS", "/models/made").body, theirs("OPTIONS", "/models/made").body
     assert said["info"]["title"] == wanted["info"]["title"]
     for path, methods in wanted["paths"].items():
-        assert set(methods) == set(said["paths"][path])
+        assert set(methods) <= set(said["paths"][path])
     for engine in (theirs, ours):
         engine.clean()
 

@@ -96,6 +96,7 @@ def test_every_field_can_be_configured() -> None:
         "model_store",
         "file",
         "cors",
+        "fixed_tokens",
         "grpc_ages",
         "grpc_inference",
         "grpc_management",
@@ -383,3 +384,32 @@ def test_text_has_variables_and_overrides_in_their_places(store: Path) -> None:
         "job_queue_size": "2",
         "enable_model_api": "true",
     }
+
+
+SECRET = "0123456789abcdef.~"
+
+
+def test_tokens_are_read_from_files_and_variables_and_never_shown(store: Path) -> None:
+    file = store.parent / "secret"
+    file.write_text(f"{SECRET}\n")
+    text = f"torchmar_inference_token_file={file}\ntorchmar_management_token_file={file}"
+    other = {"TORCHMAR_SERVER_MANAGEMENT_TOKEN": SECRET[::-1], "TORCHMAR_INFERENCE_TOKEN": "a-token-for-clients"}
+    found = read(store, text, other)
+    assert found.fixed_tokens == {"inference": SECRET, "management": SECRET[::-1]}
+    assert SECRET not in repr(found)
+    assert read(store, "", {"TORCHMAR_INFERENCE_TOKEN": "a-token-for-clients"}).fixed_tokens == {}
+    _, warnings = read_with_warnings(store, f"{text}\ndisable_token_authorization=true")
+    assert any("without effect, since disable_token_authorization=true" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("text", ["short", "", "with a blank in the middle", "a-line-0123456789\nand-another-012345"])
+def test_a_token_that_clients_could_not_send_keeps_the_server_from_starting(store: Path, text: str) -> None:
+    file = store.parent / "secret"
+    file.write_text(text)
+    with pytest.raises(PropertiesError) as caught:
+        read(store, f"torchmar_inference_token_file={file}")
+    assert f"torchmar_inference_token_file={file}: not a token of 16 characters or more" in caught.value.message
+    assert caught.value.hint == "make one: openssl rand -hex 24"
+    assert not text or text not in caught.value.message
+    with pytest.raises(PropertiesError, match="No such file"):
+        read(store, f"torchmar_inference_token_file={file}.not")

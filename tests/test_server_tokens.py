@@ -71,7 +71,6 @@ def test_what_passes_and_what_is_refused_is_torchserves_choice(tokens: Tokens, r
         "Bearer {inference}",
         "Bearer   {inference}",
         "Bearer\t{inference}",
-        "bearer {inference}",
         "Bearer{inference}",
         "Bearer {inference} x",
         "Bearer {management}",
@@ -85,6 +84,26 @@ def test_what_passes_and_what_is_refused_is_torchserves_choice(tokens: Tokens, r
         asked = {"Authorization": written.format(**theirs)} if written else {}
         answer = session.get(f"{real.server.inference}/ping", headers=asked, auth=lambda request: request)
         assert passes(tokens, written.format(**ours)) == (answer.status_code == 200), written
+
+
+def test_the_scheme_may_have_any_case(tokens: Tokens) -> None:
+    found = keys(tokens.file)
+    assert all(passes(tokens, f"{scheme} {found['inference']}") for scheme in ("bearer", "BEARER", "Bearer"))
+    assert not passes(tokens, f"bearer {found['inference'].swapcase()}")
+
+
+def test_a_fixed_token_passes_at_once_and_for_good_and_stands_in_the_key_file(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "k", minutes=-1, fixed={"inference": "the-one-that-all-replicas-have"})
+    assert passes(tokens, "Bearer the-one-that-all-replicas-have")
+    assert not passes(tokens, "Bearer the-one-that-all-replicas-have", "management")
+    assert keys(tokens.file)["inference"] == "the-one-that-all-replicas-have"
+    assert not passes(tokens, f"Bearer {keys(tokens.file)['management']}", "management")  # it expires as ever
+    with pytest.raises(Refusal) as refused:
+        tokens.renew("inference")
+    assert (refused.value.status, refused.value.type) == (409, "ConflictStatusException")
+    assert "the-one" not in refused.value.message + repr(tokens)
+    tokens.renew("management")
+    assert passes(tokens, "Bearer the-one-that-all-replicas-have")
 
 
 def test_a_refusal_is_worded_as_torchserves(tokens: Tokens, real: TorchServe) -> None:

@@ -27,6 +27,8 @@ DEFAULTS = {
     "grpc_management_port": "7071",
 }
 
+# Keys of the built-in server that name a file with a token.
+TOKEN_FILES = ("torchmar_inference_token_file", "torchmar_management_token_file")
 # What a server is started from where there is no file: models may be registered, by those who have its token.
 _WITHOUT_FILE = {"enable_model_api": "true"}
 # TorchServe's ports where an address names none: of http, and of https.

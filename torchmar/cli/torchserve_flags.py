@@ -31,7 +31,7 @@ from torchmar.server import settings
 from torchmar.server.settings import Settings
 
 _PID_FILE = ".model_server.pid"  # torchserve's, in the folder for temporary files: one server for a machine
-_PATHS = ("certificate_file", "metrics_config", "private_key_file")
+_PATHS = ("certificate_file", "metrics_config", "private_key_file", *properties.TOKEN_FILES)
 _IDLE = ("log_config", "cpp_log_config", "plugins_path", "workflow_store")
 
 

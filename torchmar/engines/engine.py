@@ -50,7 +50,15 @@ _DEFAULTS = {
     "ts_open_inference_protocol": "true",
 }
 # Keys whose values are paths; the server starts in its run folder, so that they must be absolute.
-_PATHS = ("private_key_file", "certificate_file", "keystore", "plugins_path", "metrics_config", "cpp_log_config")
+_PATHS = (
+    "private_key_file",
+    "certificate_file",
+    "keystore",
+    "plugins_path",
+    "metrics_config",
+    "cpp_log_config",
+    *properties.TOKEN_FILES,
+)
 
 
 class Engine(ABC):

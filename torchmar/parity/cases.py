@@ -180,6 +180,7 @@ NOWHERE = (
     Case("ping", "GET", "/ping"),
     Case("ping with POST", "POST", "/ping"),
     Case("root", "GET", "/"),
+    Case("v1: models", "GET", "/v1/models"),
     Case("root with POST", "POST", "/", b"{}", JSON),
     Case("OPTIONS of all", "OPTIONS", "/"),
     Case("OPTIONS *", "OPTIONS", "*"),

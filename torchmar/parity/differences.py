@@ -186,7 +186,45 @@ DIFFERENCES: tuple[Difference, ...] = (
         "only the path `/token` does",
         "it is an accident of TorchServe's",
     ),
+    Difference(
+        "token-scheme",
+        "`bearer` in place of `Bearer` before a token",
+        "400 InvalidKeyException",
+        "taken",
+        "RFC 9110, 11.1",
+        cases=".*: scheme in another case",
+        aspects="status|body|content type",
+    ),
+    Difference(
+        "token-fixed",
+        "tokens",
+        "random, and other ones after each start",
+        "likewise, or fixed by `torchmar_inference_token_file`, `torchmar_management_token_file` or variables; "
+        "`GET /token` is 409 for a fixed one",
+        "replicas and clients of others need one token that stays",
+    ),
+    Difference(
+        "health-token",
+        "health checks without a token, or with a wrong one: `/ping`, `/v2/health/live`, `/v2/health/ready`; gRPC "
+        "`Ping`, `ServerLive`, `ServerReady`",
+        "400 InvalidKeyException",
+        "answered; `torchmar_health_token=true` asks for a token",
+        "probes of Kubernetes and load balancers have none",
+        cases=".*/ping: .*",
+        aspects="status|body|content type",
+    ),
     # Inference
+    Difference(
+        "kserve-live",
+        "`GET /` and `GET /v1/models` at the inference API",
+        "405; 404",
+        '`{"status": "alive"}`, without a token; `{"models": [...]}`',
+        "KServe has them",
+        cases=".*/(root|v1: models)",
+        aspects="status|body|content type",
+        first="405|404",
+        second="200|alive|models",
+    ),
     Difference(
         "ping",
         "`/ping` while workers do not load",

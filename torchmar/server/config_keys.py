@@ -17,6 +17,9 @@ from torchmar.server import config_values as values
 Kind = Literal["flag", "number", "text"]
 
 OWN_PREFIX = "torchmar_"
+#: The variables with tokens for a server, by API. Clients read others (`torchmar.connection.server.token_variable`):
+#: what a user exports for a server elsewhere must not become the token of one that is started here.
+TOKEN_VARIABLES = {api: f"TORCHMAR_SERVER_{api.upper()}_TOKEN" for api in ("inference", "management")}
 
 
 class ConfigKey(NamedTuple):
@@ -103,7 +106,10 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "token_expiration_min": ConfigKey("token_expiration_min", values.minutes, "60", "number"),
     "torchmar_access_log": _flag("access_log"),
     "torchmar_check_archives": _flag("check_archives"),
+    "torchmar_health_token": _flag("health_token"),
+    "torchmar_inference_token_file": ConfigKey("", values.path, "/run/secrets/inference_token"),
     "torchmar_log_format": ConfigKey("log_format", values.log_layout, "json"),
+    "torchmar_management_token_file": ConfigKey("", values.path, "/run/secrets/management_token"),
     "torchmar_max_download_size": _number("max_download_size", "21474836480", 1),
     "torchmar_worker_memory": ConfigKey("worker_memory", values.size, "4GiB"),
     "torchmar_worker_poll_us": _number("worker_poll", "0", 0),

@@ -18,6 +18,8 @@ _LONGEST_LIFE = 100 * 365 * 24 * 60.0  # minutes
 _OF_MODELS = (
     *("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "parallelLevel"),
 )
+_SHORTEST_TOKEN = 16
+_TOKEN = re.compile(rf"[A-Za-z0-9._~+/=-]{{{_SHORTEST_TOKEN},}}")
 _ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
 _WEB = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^:/\[\]\s]+)(?::([0-9]{1,5}))?/?", re.IGNORECASE)
 _UNIX = re.compile(r"unix:(/.+)", re.IGNORECASE)
@@ -160,6 +162,15 @@ def regular_expression(text: str) -> re.Pattern[str]:
 def path(text: str) -> Path:
     """Return an absolute path."""
     return Path(text).absolute()
+
+
+def token(text: str) -> str:
+    """Return a token for clients to show (RFC 6750, 2.1)."""
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(
+            f"not a token of {_SHORTEST_TOKEN} characters or more, which are letters, digits and any of - . _ ~ + / ="
+        )
+    return text
 
 
 def metrics_mode(text: str) -> str:

@@ -37,7 +37,12 @@ class House:
         self._metrics = Metrics(
             config, auto_detect=settings.model_metrics_auto_detect, machine=not settings.disable_system_metrics
         )
-        self._tokens = Tokens(folder / "key_file.json", enabled=settings.tokens, minutes=settings.token_expiration_min)
+        self._tokens = Tokens(
+            folder / "key_file.json",
+            enabled=settings.tokens,
+            minutes=settings.token_expiration_min,
+            fixed=settings.fixed_tokens,
+        )
         self._nursery = Nursery(settings.worker_environment(os.environ))
         self._sources = Sources(settings, folder / "models")
         self.registry = Registry(self._sources, self._nursery, settings, self._metrics)

@@ -30,6 +30,10 @@ _V1_VERBS = {"predict": _PREDICT, "explain": _EXPLAIN}
 _V2_VERBS = {"infer": _PREDICT, "explain": _EXPLAIN}
 
 
+# Their answers tell of the server's health and of nothing else.
+_HEALTH = (["ping"], ["v2", "health", "live"], ["v2", "health", "ready"])
+
+
 class _Asked(NamedTuple):
     """What the target of a request to a model says.
 
@@ -60,7 +64,7 @@ class Inference:
 
     def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
         self._registry, self._tokens, self._metrics = registry, tokens, metrics
-        self._most = settings.max_response_size
+        self._most, self._health_token = settings.max_response_size, settings.health_token
         self._asked: dict[bytes, _Asked] = {}
         self._ids = request_ids()
         self._open_inference = OpenInference(registry, metrics)
@@ -82,19 +86,36 @@ class Inference:
     def _check(self, request: Request) -> None:
         self._tokens.check(request.header("authorization"), "inference")
 
+    def _check_health(self, request: Request) -> None:
+        """Let probes pass without a token unless the configuration wants one: kubelets and balancers have none."""
+        if self._health_token:
+            self._check(request)
+
     # What the server answers by itself.
 
     def _route(self, request: Request, request_id: str) -> None:
         """Answer a request whose target is not known yet."""
         segments = request.path.rstrip("/").split("/")[1:]
+        if request.path == "/" and request.method in ("GET", "HEAD"):
+            self._check_health(request)
+            self._tell(request, request_id, 200, {"status": "alive"})  # KServe's liveness
+            return
         if not segments and (request.method != "OPTIONS" or request.path == "*"):
             text = "Requested method is not allowed, please refer to API document."
             raise Refusal(405, "MethodNotAllowedException", text)
         if not segments or segments == ["api-description"]:
             # Whoever wants to know how to ask may have no token yet.
-            self._tell(request, request_id, 200, inference_openapi.document())
+            self._tell(
+                request,
+                request_id,
+                200,
+                inference_openapi.describe(tokens=self._tokens.enabled, health_token=self._health_token),
+            )
             return
-        self._check(request)
+        if segments in _HEALTH:
+            self._check_health(request)
+        else:
+            self._check(request)
         if (asked := _asked(segments)) is not None:
             self._ask(request, request_id, asked)
             # Only what is there is remembered: a scan for what is not has nothing to drive out.
@@ -106,6 +127,9 @@ class Inference:
             case ["ping", *_]:
                 status = health(self._registry)
                 self._tell(request, request_id, 500 if status == "Unhealthy" else 200, {"status": status})
+            case ["v1", "models"]:
+                _only_read(request)
+                self._tell(request, request_id, 200, {"models": list(self._registry.models)})
             case ["v1", "models", name] if ":" not in name:
                 self._tell_ready(request, request_id, name, None)
             case ["v2", *rest]:
@@ -138,7 +162,7 @@ class Inference:
             name = self._named(inputs)
         found = self._registry.find(name, asked.version)
         if request.method == "OPTIONS":
-            self._tell(request, request_id, 200, inference_openapi.of_model(name))
+            self._tell(request, request_id, 200, inference_openapi.describe_model(name, tokens=self._tokens.enabled))
             return
         if inputs is None:
             inputs = self._inputs(request, asked)

@@ -1,27 +1,115 @@
-"""The inference API described as OpenAPI 3.0.1 documents, for those who ask with OPTIONS."""
+"""The inference API as OpenAPI documents, which ``OPTIONS`` returns."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-import torchmar
+from torchmar.server.openapi_parts import (
+    ANYTHING,
+    BINARY,
+    FLAG,
+    JSON,
+    TEXT,
+    Parameter,
+    Schema,
+    array,
+    document,
+    operation,
+    record,
+    reference,
+    response,
+    whole_number,
+)
 
-_PREDICT = {
-    "/predictions/{model_name}": "",
-    "/predictions/{model_name}/{model_version}": "version_",
-    "/v1/models/{model_name}:predict": "kserve_v1_",
-    "/v2/models/{model_name}/infer": "kserve_v2_",
-    "/v2/models/{model_name}/versions/{model_version}/infer": "kserve_v2_version_",
-    "/invocations": "sagemaker_",
-    "/models/{model_name}/invoke": "sagemaker_model_",
+_TOKEN = "inference"
+_REFUSED = {"400": "The token is wrong, or the request"}
+_NO_MODEL = {"404": "No such model or version"}
+_OF_MODEL = {
+    **_REFUSED,
+    **_NO_MODEL,
+    "413": "The body is larger than max_request_size",
+    "500": "The worker died or took too long",
+    "503": "No worker can answer, or the handler failed",
+    "507": "The worker has no memory left",
 }
-_EXPLAIN = {
-    "/explanations/{model_name}": "",
-    "/explanations/{model_name}/{model_version}": "version_",
-    "/v1/models/{model_name}:explain": "kserve_v1_",
-    "/v2/models/{model_name}/explain": "kserve_v2_",
-}
-_READY = {
+_FORM: Schema = {"type": "object", "additionalProperties": True}
+_PLAIN: dict[str, Schema] = {JSON: ANYTHING, "application/octet-stream": BINARY, "multipart/form-data": _FORM}
+_RESULT = {"200": response("The result of the handler", ANYTHING, "*/*")}
+
+
+class _Call(NamedTuple):
+    """A call that a handler answers, at several paths."""
+
+    identity: str
+    description: str
+    paths: Mapping[str, str]  # with the prefix of the operation's id
+    body: Mapping[str, Schema]
+    results: Mapping[str, Any]
+
+
+_CALLS = (
+    _Call(
+        "predictions",
+        "Predict with a model. The body is what its handler takes.",
+        {
+            "/predictions/{model_name}": "",
+            "/predictions/{model_name}/{model_version}": "version_",
+            "/invocations": "sagemaker_",
+            "/models/{model_name}/invoke": "sagemaker_model_",
+        },
+        _PLAIN,
+        _RESULT,
+    ),
+    _Call(
+        "explanations",
+        "Explain a model's prediction. The body is what its handler takes.",
+        {"/explanations/{model_name}": "", "/explanations/{model_name}/{model_version}": "version_"},
+        _PLAIN,
+        _RESULT,
+    ),
+    _Call(
+        "predictions",
+        "Predict with a model, in the first protocol of KServe.",
+        {
+            "/v1/models/{model_name}:predict": "kserve_v1_",
+            "/v1/models/{model_name}/versions/{model_version}:predict": "kserve_v1_version_",
+        },
+        {JSON: reference("V1Request")},
+        {"200": response("The predictions, in the order of the instances", reference("V1Predictions"))},
+    ),
+    _Call(
+        "explanations",
+        "Explain a model's predictions, in the first protocol of KServe.",
+        {
+            "/v1/models/{model_name}:explain": "kserve_v1_",
+            "/v1/models/{model_name}/versions/{model_version}:explain": "kserve_v1_version_",
+        },
+        {JSON: reference("V1Request")},
+        {"200": response("The explanations, in the order of the instances", reference("V1Explanations"))},
+    ),
+    _Call(
+        "infer",
+        "Predict with a model, in the Open Inference Protocol.",
+        {
+            "/v2/models/{model_name}/infer": "kserve_v2_",
+            "/v2/models/{model_name}/versions/{model_version}/infer": "kserve_v2_version_",
+        },
+        {JSON: reference("V2Request")},
+        {"200": response("The outputs of the model", reference("V2Response"))},
+    ),
+    _Call(
+        "explain",
+        "Explain a model's predictions, with a request of the Open Inference Protocol.",
+        {
+            "/v2/models/{model_name}/explain": "kserve_v2_",
+            "/v2/models/{model_name}/versions/{model_version}/explain": "kserve_v2_version_",
+        },
+        {JSON: reference("V2Request")},
+        _RESULT,
+    ),
+)
+_MODEL_READY = {
     "/v1/models/{model_name}": "kserve_v1_",
     "/v2/models/{model_name}/ready": "kserve_v2_",
     "/v2/models/{model_name}/versions/{model_version}/ready": "kserve_v2_version_",
@@ -30,78 +118,189 @@ _METADATA = {
     "/v2/models/{model_name}": "kserve_v2_",
     "/v2/models/{model_name}/versions/{model_version}": "kserve_v2_version_",
 }
-
-
-def document() -> dict[str, Any]:
-    """Return the document of the whole API."""
-    said = {
-        "/": {"options": _reading("apiDescription", "Describe this API.")},
-        "/api-description": {"get": _reading("api-description", "Describe this API.")},
-        "/ping": {"get": _reading("ping", "Tell whether the models have workers that answer.", "500")},
-        "/v2": {"get": _reading("kserve_v2_metadata", "Name the server and its version.")},
-        "/v2/health/live": {"get": _reading("kserve_v2_live", "Tell that the server is up.")},
-        "/v2/health/ready": {"get": _reading("kserve_v2_ready", "Tell whether every model has a worker.", "503")},
-    }
-    info = {
-        "title": "TorchServe APIs",
-        "description": "Predictions and explanations of models",
-        "version": torchmar.__version__,
-    }
-    return {"openapi": "3.0.1", "info": info, "paths": {**said, **_of_models()}}
-
-
-def of_model(name: str) -> dict[str, Any]:
-    """Return the document of the calls that concern one model."""
-    paths = {path.replace("{model_name}", name): calls for path, calls in _of_models(name).items()}
-    info = {"title": f"RESTful API for: {name}", "version": torchmar.__version__}
-    return {"openapi": "3.0.1", "info": info, "paths": paths}
-
-
-def _of_models(name: str = "") -> dict[str, Any]:
-    paths: dict[str, Any] = {}
-    for table, method, identity, description, errors in (
-        (_PREDICT, "post", "predictions", "Return a model's prediction.", ("404", "500", "503", "507")),
-        (_EXPLAIN, "post", "explanations", "Return why a model predicts what it does.", ("404", "500", "503", "507")),
-        (_READY, "get", "ready", "Tell whether a model has a worker that answers.", ("404", "503")),
-        (_METADATA, "get", "metadata", "Return the versions of a model.", ("404",)),
-    ):
-        for path, prefix in table.items():
-            operation = _reading(f"{prefix}{identity}", description, *errors)
-            wanted = [one for one in ("model_name", "model_version") if f"{{{one}}}" in path]
-            operation["parameters"] = [
-                {"in": "path", "name": one, "required": True, "schema": {"type": "string"}}
-                for one in wanted
-                if not (name and one == "model_name")
-            ]
-            if path == "/invocations":
-                operation["parameters"] = [{"in": "query", "name": "model_name", "schema": {"type": "string"}}]
-            if method == "post":
-                anything = {"schema": {"type": "string", "format": "binary"}}
-                operation["requestBody"] = {"content": {"*/*": anything}, "required": True}
-                operation["responses"]["200"] = {
-                    "description": "What the handler answers",
-                    "content": {"*/*": anything},
-                }
-            paths[path] = {method: operation}
-    return paths
-
-
-def _reading(identity: str, description: str, *errors: str) -> dict[str, Any]:
-    kinds = {"code": "integer", "type": "string", "message": "string"}
-    error = {"type": "object", "required": [*kinds], "properties": {key: {"type": kind} for key, kind in kinds.items()}}
-    responses: dict[str, Any] = {
-        "200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}}
-    }
-    for status in ("400", *errors):
-        text = _ERRORS[status]
-        responses[status] = {"description": text, "content": {"application/json": {"schema": error}}}
-    return {"description": description, "operationId": identity, "parameters": [], "responses": responses}
-
-
-_ERRORS = {
-    "400": "The token is wrong, or the request",
-    "404": "No such model or version",
-    "500": "The worker died or took too long, or what is asked for is not well",
-    "503": "No worker can answer, or the handler failed",
-    "507": "The worker has no memory left",
+_PARAMETERS = {
+    "model_name": Parameter("path", "model_name", TEXT, "Name of the model."),
+    "model_version": Parameter("path", "model_version", TEXT, "Version of the model."),
 }
+_SAGEMAKER_NAME = Parameter("query", "model_name", TEXT, "Name of the model; needed where several are registered.")
+_TENSOR = record({"name": TEXT, "datatype": TEXT, "shape": array(whole_number(-1))}, {"parameters": {"type": "object"}})
+_TENSOR_DATA = record(
+    {"name": TEXT, "shape": array(whole_number(0)), "datatype": TEXT, "data": ANYTHING},
+    {"parameters": {"type": "object"}},
+)
+_SCHEMAS: Mapping[str, Schema] = {
+    "Description": record({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}),
+    "Alive": record({"status": {"type": "string", "enum": ["alive"]}}),
+    "Health": record({"status": {"type": "string", "enum": ["Healthy", "Partial Healthy", "Unhealthy"]}}),
+    "Live": record({"live": FLAG}),
+    "Ready": record({"ready": FLAG}),
+    "ModelReady": record({"name": TEXT, "ready": FLAG}),
+    "ModelNames": record({"models": array(TEXT)}),
+    "Server": record({"name": TEXT, "version": TEXT, "extensions": array(TEXT)}),
+    "Metadata": record(
+        {
+            "name": TEXT,
+            "versions": array(TEXT),
+            "platform": TEXT,
+            "inputs": array(reference("Tensor")),
+            "outputs": array(reference("Tensor")),
+        }
+    ),
+    "Tensor": _TENSOR,
+    "TensorData": _TENSOR_DATA,
+    "V1Request": record({"instances": array(ANYTHING)}),
+    "V1Predictions": record({"predictions": ANYTHING}),
+    "V1Explanations": record({"explanations": ANYTHING}),
+    "V2Request": record(
+        {"inputs": array(reference("TensorData"))},
+        {"id": TEXT, "parameters": {"type": "object"}, "outputs": array(record({"name": TEXT}))},
+    ),
+    "V2Response": record(
+        {"model_name": TEXT, "outputs": array(reference("TensorData"))},
+        {"model_version": TEXT, "id": TEXT, "parameters": {"type": "object"}},
+    ),
+}
+
+
+def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
+    """Return the document of the whole API.
+
+    Args:
+        tokens: whether requests need a token.
+        health_token: whether health checks need one, too.
+    """
+    token = _TOKEN if tokens else ""
+    probe = token if health_token else ""
+    denied = _REFUSED if probe else {}
+    listed = _REFUSED if token else {}
+    health, ready = reference("Health"), reference("Ready")
+    paths: dict[str, Any] = {
+        "/": {
+            "get": operation(
+                "kserve_v1_live",
+                "Return that the server is up.",
+                {"200": response("Up", reference("Alive"))},
+                errors=denied,
+                token=probe,
+            ),
+            "options": operation(
+                "apiDescription",
+                "Describe this API.",
+                {"200": response("An OpenAPI document", reference("Description"))},
+            ),
+        },
+        "/api-description": {
+            "get": operation(
+                "api-description",
+                "Describe this API.",
+                {"200": response("An OpenAPI document", reference("Description"))},
+            )
+        },
+        "/ping": {
+            "get": operation(
+                "ping",
+                "Return whether the models have workers that answer.",
+                {"200": response("They have", health), "500": response("A model has none", health)},
+                errors=denied,
+                token=probe,
+            )
+        },
+        "/v1/models": {
+            "get": operation(
+                "kserve_v1_models",
+                "List the names of the models.",
+                {"200": response("The names", reference("ModelNames"))},
+                errors=listed,
+                token=token,
+            )
+        },
+        "/v2": {
+            "get": operation(
+                "kserve_v2_metadata_of_server",
+                "Return the server's name and version.",
+                {"200": response("Name and version", reference("Server"))},
+                errors=listed,
+                token=token,
+            )
+        },
+        "/v2/health/live": {
+            "get": operation(
+                "kserve_v2_live",
+                "Return that the server is up.",
+                {"200": response("Up", reference("Live"))},
+                errors=denied,
+                token=probe,
+            )
+        },
+        "/v2/health/ready": {
+            "get": operation(
+                "kserve_v2_ready",
+                "Return whether every model has a worker that answers.",
+                {"200": response("Every one has", ready), "503": response("A model has none", ready)},
+                errors=denied,
+                token=probe,
+            )
+        },
+        **dict(_of_models(token)),
+    }
+    return document("TorchServe APIs", "Predictions and explanations of models", paths, _SCHEMAS, token=token)
+
+
+def describe_model(name: str, *, tokens: bool) -> dict[str, Any]:
+    """Return the document of the calls that concern one model."""
+    token = _TOKEN if tokens else ""
+    paths = {path.replace("{model_name}", name): calls for path, calls in _of_models(token, named=True)}
+    return document(f"RESTful API for: {name}", f"Predictions and explanations of {name}", paths, _SCHEMAS, token=token)
+
+
+def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the operations of each path of a model.
+
+    Args:
+        token: the name of the security scheme.
+        named: whether paths have the model's name in place of a parameter.
+    """
+
+    def of(path: str) -> tuple[Parameter, ...]:
+        return tuple(
+            parameter
+            for name, parameter in _PARAMETERS.items()
+            if f"{{{name}}}" in path and not (named and name == "model_name")
+        )
+
+    for call in _CALLS:
+        for path, prefix in call.paths.items():
+            parameters = (_SAGEMAKER_NAME,) if path == "/invocations" else of(path)
+            # A handler may choose any other status, with a body of its own.
+            results = {**call.results, "default": response("What else the handler answers", ANYTHING, "*/*")}
+            described = operation(
+                f"{prefix}{call.identity}",
+                call.description,
+                results,
+                errors=_OF_MODEL,
+                parameters=parameters,
+                body=call.body,
+                token=token,
+            )
+            yield path, {"post": described}
+    ready = reference("ModelReady")
+    for path, prefix in _MODEL_READY.items():
+        described = operation(
+            f"{prefix}model_ready",
+            "Return whether a worker of a model answers.",
+            {"200": response("One does", ready), "503": response("None does", ready)},
+            errors={**_REFUSED, **_NO_MODEL} if token else _NO_MODEL,
+            parameters=of(path),
+            token=token,
+        )
+        yield path, {"get": described}
+    for path, prefix in _METADATA.items():
+        described = operation(
+            f"{prefix}metadata",
+            "Return the versions of a model, and its tensors as far as the handler knows them.",
+            {"200": response("Versions and tensors", reference("Metadata"))},
+            errors={**_REFUSED, **_NO_MODEL} if token else _NO_MODEL,
+            parameters=of(path),
+            token=token,
+        )
+        yield path, {"get": described}

@@ -95,7 +95,7 @@ class Management:
                 return
         if method == "OPTIONS":
             self._registry.find(name, version)
-            self._answer(request, openapi.of_model(name))
+            self._answer(request, openapi.of_model(name, self._settings.tokens))
         elif method == "GET":
             self._describe(request, name, version)
         elif method == "PUT":

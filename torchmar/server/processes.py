@@ -17,6 +17,7 @@ from typing import Any
 
 from torchmar.errors import WorkerError
 from torchmar.server import logs
+from torchmar.server.config_keys import TOKEN_VARIABLES
 from torchmar.worker import START
 from torchmar.worker.environment import worker_environment
 from torchmar.worker.process.lines import Conversation, Parser
@@ -24,7 +25,10 @@ from torchmar.worker.process.lines import Conversation, Parser
 Say = Callable[[str], None]  # is told each line that a process prints
 _READY_SECONDS = 120.0
 # What the server knows and handlers have no use for.
-_SECRETS = ("TORCHMAR_INFERENCE_TOKEN", "TORCHMAR_MANAGEMENT_TOKEN", "TORCHMAR_KEY", "NOTIFY_SOCKET")
+_SECRETS = (
+    *("TORCHMAR_INFERENCE_TOKEN", "TORCHMAR_MANAGEMENT_TOKEN", *TOKEN_VARIABLES.values()),
+    *("TORCHMAR_KEY", "NOTIFY_SOCKET"),
+)
 
 
 class LoadFailed(Exception):

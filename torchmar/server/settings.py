@@ -17,12 +17,14 @@ from typing import Any, Literal, NamedTuple
 
 from torchmar import properties
 from torchmar.errors import PropertiesError
-from torchmar.server.config_keys import IGNORED_KEYS, SUPPORTED_KEYS, VARIABLES, ConfigKey, suggest
+from torchmar.server import config_values
+from torchmar.server.config_keys import IGNORED_KEYS, SUPPORTED_KEYS, TOKEN_VARIABLES, VARIABLES, ConfigKey, suggest
 from torchmar.server.config_values import Address, flag, pattern
 from torchmar.server.http import Cors
 from torchmar.server.logs import Layout
 
 _GPU_SECONDS = 20.0
+_MAKE_TOKEN = "openssl rand -hex 24"
 _VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
 _MAKE_KEY = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -keyout key.pem -out cert.pem makes both"
 
@@ -66,6 +68,10 @@ class Settings:
         number_of_gpu: GPUs to use, not more than there are.
         tokens: whether a token is needed.
         token_expiration_min: minutes that a token lives.
+        fixed_tokens: tokens by API that stay as they are, of ``torchmar_inference_token_file``,
+            ``torchmar_management_token_file`` or the variables of
+            `TOKEN_VARIABLES`; the others are random, and expire.
+        health_token: ``torchmar_health_token``; whether health checks need a token, too.
         model_api: whether models may be registered and unregistered.
         allowed_urls: what URLs of archives match; default: those of the model store.
         install_py_dep_per_model: whether the requirements in archives are installed.
@@ -110,6 +116,8 @@ class Settings:
     number_of_gpu: int = 0
     tokens: bool = True
     token_expiration_min: float = 60.0
+    fixed_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
+    health_token: bool = False
     model_api: bool = False
     allowed_urls: tuple[re.Pattern[str], ...] = ()
     install_py_dep_per_model: bool = False
@@ -282,6 +290,7 @@ def _settings(given: _Given, found: Mapping[str, Any], environment: Mapping[str,
         values["tokens"] = not found["disable_token_authorization"]
     if protocol := environment.get("TS_OPEN_INFERENCE_PROTOCOL"):  # TorchServe asks for this one in any case
         values["ts_open_inference_protocol"] = protocol == "oip"
+    values["fixed_tokens"] = _fixed_tokens(given, found, environment)
     values["grpc_ages"] = {key: value for key, value in found.items() if "_max_connection_age" in key}
     values["number_of_gpu"] = min(gpus(environment), found.get("number_of_gpu", 1 << 20))
     values.setdefault("allowed_urls", (pattern(f"{re.escape(store.as_uri())}/.*"),))
@@ -289,6 +298,35 @@ def _settings(given: _Given, found: Mapping[str, Any], environment: Mapping[str,
     addresses = (settings.inference, settings.management, settings.metrics, settings.grpc_inference)
     _look_at_tls(given, settings, wanted=any(address.tls for address in addresses))
     return settings
+
+
+def _fixed_tokens(given: _Given, found: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the tokens that are given by variable or file, by API; a variable goes before a file.
+
+    Messages name the source and never the text, which is a secret.
+    """
+    tokens = {}
+    for api, variable in TOKEN_VARIABLES.items():
+        file: Path | None = found.get(f"torchmar_{api}_token_file")
+        if environment.get(variable):
+            source, text = variable, environment[variable]
+        elif file:
+            source = given.said(f"torchmar_{api}_token_file")
+            try:
+                text = file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "not text"
+                given.problem(f"{source}: cannot be read: {reason}", f"make it: {_MAKE_TOKEN} > {file}")
+                continue
+        else:
+            continue
+        try:
+            tokens[api] = config_values.token(text)
+        except ValueError as error:
+            given.problem(f"{source}: {error}", f"make one: {_MAKE_TOKEN}")
+        if given.flag("disable_token_authorization"):
+            given.warnings.append(f"{source}: without effect, since disable_token_authorization=true")
+    return tokens
 
 
 def _model_store(given: _Given) -> Path:

@@ -1,7 +1,8 @@
 """The tokens that clients show, and the key file that tells them.
 
 The file is ``key_file.json`` as TorchServe 0.12.0 writes it: a key for each API that expires, and one that renews
-them and does not.
+them and does not. A token that the operator has fixed stands in it, too, so that torchmar's clients read it there; it
+never expires and is never renewed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from torchmar.replacing import beside
@@ -23,8 +26,10 @@ Kind = Literal["inference", "management", "key"]
 
 FILE = "key_file.json"
 _REFUSED = "Token {} failed. Token either incorrect, expired, or not provided correctly"
-_BEARER = re.compile(r"Bearer\s+(\S+)", re.ASCII)
+# The scheme is case-insensitive (RFC 9110, 11.1).
+_BEARER = re.compile(r"bearer\s+(\S+)", re.ASCII | re.IGNORECASE)
 _KEY_BYTES = 24  # TorchServe's keys have 6
+_NEVER = datetime(9999, 12, 31, tzinfo=timezone.utc).timestamp()  # clients expect a moment in the file
 
 
 class _Token(NamedTuple):
@@ -42,15 +47,25 @@ class Tokens:
         file: where the key file goes.
         enabled: whether tokens are wanted; if not, there is no file, and every check passes.
         minutes: that the tokens of the APIs live.
+        fixed: tokens by API that stay as they are, in place of random ones that expire.
     """
 
-    def __init__(self, file: Path, *, enabled: bool = True, minutes: float = 60.0) -> None:
+    def __init__(
+        self,
+        file: Path,
+        *,
+        enabled: bool = True,
+        minutes: float = 60.0,
+        fixed: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.file, self.enabled = file, enabled
         self._life = minutes * 60
+        self._fixed = frozenset(fixed)
         self._tokens: dict[str, _Token] = {}
         if enabled:
             ends = {"management": self._end(), "inference": self._end(), "key": float("inf")}
-            self._replace({kind: _new(end) for kind, end in ends.items()})
+            tokens = {kind: _new(end) for kind, end in ends.items()}
+            self._replace({**tokens, **{api: _token(key, _NEVER) for api, key in fixed.items()}})
 
     def __repr__(self) -> str:
         return f"<Tokens of {self.file}>"
@@ -59,7 +74,7 @@ class Tokens:
         """See whether a request may pass; called for every request.
 
         Args:
-            authorization: the request's header, ``Bearer KEY``; empty without one.
+            authorization: the request's header, ``Bearer KEY``, with the scheme in any case; empty without one.
             kind: the API, or ``key`` for what renews tokens.
 
         Raises:
@@ -80,11 +95,16 @@ class Tokens:
         """Write a new token of an API into the file; the one before it ends.
 
         Raises:
-            Refusal: 400, it is no API.
+            Refusal: 400, it is no API; 409, its token is fixed.
             OSError: the file cannot be written; the token stays.
         """
         if kind not in ("inference", "management"):
             raise _refused("key")
+        if kind in self._fixed:
+            message = (
+                f"The {kind} token is fixed by the server's configuration; change it there, and restart the server."
+            )
+            raise Refusal(409, "ConflictStatusException", message)
         self._replace({**self._tokens, kind: _new(self._end())})
 
     def _end(self) -> float:
@@ -108,7 +128,10 @@ class Tokens:
 
 
 def _new(end: float) -> _Token:
-    key = secrets.token_urlsafe(_KEY_BYTES)
+    return _token(secrets.token_urlsafe(_KEY_BYTES), end)
+
+
+def _token(key: str, end: float) -> _Token:
     return _Token(key, f"Bearer {key}".encode(), end)
 
 

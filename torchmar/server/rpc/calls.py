@@ -131,22 +131,29 @@ def failed(error: Exception) -> Failed:
     return Failed(Code.INTERNAL, "the server has failed; its log says how\nInternalServerException.()")
 
 
+# Probes have no token; the answers tell of the server's health and of nothing else.
+_HEALTH = ("InferenceAPIsService/Ping", "/ServerLive", "/ServerReady", "grpc.health.v1.Health/Check", "Health/Watch")
+
+
 class TokenCheck(grpc.aio.ServerInterceptor):
     """Ends calls without the right token before their requests are read.
 
     Args:
         tokens: which are right.
         kind: ``inference`` or ``management``.
+        health: whether health checks need one, too.
     """
 
-    def __init__(self, tokens: Tokens, kind: Any) -> None:
-        self._tokens, self._kind = tokens, kind
+    def __init__(self, tokens: Tokens, kind: Any, *, health: bool = False) -> None:
+        self._tokens, self._kind, self._health = tokens, kind, health
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Let a call through, or not; one to no method of ours is told so in any case, as by TorchServe."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        if not self._health and handler_call_details.method.endswith(_HEALTH):
+            return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
         try:
             self._tokens.check(str(metadata.get("authorization", "")), self._kind)

@@ -1,0 +1,152 @@
+"""Parts of OpenAPI 3.0.1 documents (https://spec.openapis.org/oas/v3.0.1): operations, responses, schemas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torchmar
+
+JSON = "application/json"
+Schema = dict[str, Any]
+Operation = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+ANYTHING: Schema = {}
+BINARY: Schema = {"type": "string", "format": "binary"}
+_INT32_MAX = (1 << 31) - 1
+
+
+class Parameter(NamedTuple):
+    """A parameter of an operation; one in the path is required.
+
+    Attributes:
+        place: ``path`` or ``query``.
+        name: of the parameter.
+        schema: of its value.
+        description: what it does.
+        required: whether the operation needs it.
+    """
+
+    place: str
+    name: str
+    schema: Schema
+    description: str
+    required: bool = False
+
+
+def whole_number(least: int, most: int = _INT32_MAX) -> Schema:
+    """Return the schema of a number of 32 bits."""
+    return {"type": "integer", "format": "int32", "minimum": least, "maximum": most}
+
+
+def array(items: Schema) -> Schema:
+    """Return the schema of an array."""
+    return {"type": "array", "items": items}
+
+
+def record(properties: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
+    """Return the schema of an object with these properties, and others besides.
+
+    Args:
+        properties: the ones that are always there.
+        optional: the ones that may be missing.
+    """
+    required = {"required": list(properties)} if properties else {}  # which is never empty in 3.0
+    return {"type": "object", **required, "properties": {**properties, **(optional or {})}}
+
+
+def reference(name: str) -> Schema:
+    """Return a reference to a schema of the document's components."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def response(description: str, schema: Schema | None = None, content_type: str = JSON) -> dict[str, Any]:
+    """Return a response; without a schema it has no content that is described."""
+    if schema is None:
+        return {"description": description}
+    return {"description": description, "content": {content_type: {"schema": schema}}}
+
+
+def operation(
+    identity: str,
+    description: str,
+    responses: Mapping[str, Any],
+    *,
+    errors: Mapping[str, str] | None = None,
+    parameters: tuple[Parameter, ...] = (),
+    body: Mapping[str, Schema] | None = None,
+    body_required: bool = True,
+    token: str = "",
+) -> Operation:
+    """Return an operation.
+
+    Args:
+        identity: its id, once in a document.
+        description: what it does.
+        responses: by status.
+        errors: by status, what TorchServe's error body means there.
+        parameters: of path and query.
+        body: the schema of the request by content type.
+        body_required: whether a request has a body.
+        token: the name of the security scheme; empty where no token is needed.
+    """
+    described: Operation = {
+        "description": description,
+        "operationId": identity,
+        "parameters": [
+            {
+                "in": one.place,
+                "name": one.name,
+                "description": one.description,
+                "required": one.required or one.place == "path",
+                "schema": one.schema,
+            }
+            for one in parameters
+        ],
+        "responses": {
+            **responses,
+            **{status: response(text, reference("Error")) for status, text in (errors or {}).items()},
+        },
+    }
+    if body is not None:
+        content = {content_type: {"schema": schema} for content_type, schema in body.items()}
+        described["requestBody"] = {"required": body_required, "content": content}
+    if token:
+        described["security"] = [{token: []}]
+    return described
+
+
+def document(
+    title: str,
+    description: str,
+    paths: Mapping[str, Any],
+    schemas: Mapping[str, Schema],
+    *,
+    token: str = "",
+) -> dict[str, Any]:
+    """Return a document, with the schema of errors among its own.
+
+    Args:
+        title: of the API.
+        description: of the API.
+        paths: the operations by path and method.
+        schemas: what `reference` refers to.
+        token: the name of the security scheme; empty for a server without tokens.
+    """
+    components: dict[str, Any] = {"schemas": {"Error": _ERROR, **schemas}}
+    if token:
+        text = f"The {token} token: of key_file.json, or the one that the server was configured with."
+        components["securitySchemes"] = {token: {"type": "http", "scheme": "bearer", "description": text}}
+    info = {"title": title, "description": description, "version": torchmar.__version__}
+    return {"openapi": "3.0.1", "info": info, "paths": dict(paths), "components": components}
+
+
+_ERROR = record(
+    {
+        "code": {"type": "integer", "description": "The HTTP status."},
+        "type": {"type": "string", "description": "TorchServe's name of the error."},
+        "message": {"type": "string", "description": "What is wrong."},
+    }
+)
