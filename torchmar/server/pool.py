@@ -30,7 +30,7 @@ from torchmar.server.jobs import Job, Reply
 from torchmar.server.machine import cores
 from torchmar.server.processes import Cradle, LoadFailed, Nursery
 from torchmar.server.refusal import Refusal
-from torchmar.worker.process import forking, frames
+from torchmar.worker.process import forking, frames, shared_weights
 
 State = Literal["READY", "LOADING", "UNLOADING"]
 
@@ -133,6 +133,7 @@ class Pool:
         self._awake = Awake(options.poll / 1e6)
         self._shares = options.fork != forking.NEVER and not options.devices
         self._mode_logged = False
+        self._weights: shared_weights.WeightsFile | None = None
         self._growing = asyncio.Lock()
         self._closed = False
         self._scheduled = False
@@ -346,6 +347,8 @@ class Pool:
                 worker.cradle = cradle
                 return cradle.serve(connection, worker.stage)
         cradle, _ = await self._grow(worker, share=False)
+        if cradle.shared_bytes:
+            worker.tell(logging.INFO, f"has {cradle.shared_bytes >> 20} MiB of weights in memory that workers share")
         worker.cradle = cradle
         return cradle.serve(connection, worker.stage)
 
@@ -378,7 +381,9 @@ class Pool:
             "stage": options.stage,
             "fork": options.fork if share else forking.NEVER,
         }
-        cradle = await self._nursery.grow(job, worker.say)
+        if self._weights is None and not options.devices and shared_weights.available():
+            self._weights = shared_weights.WeightsFile()
+        cradle = await self._nursery.grow(job, worker.say, None if share else self._weights)
         try:
             why = await cradle.loaded(options.startup_timeout)
             self.description = cradle.description
@@ -399,6 +404,7 @@ class Pool:
         self._changed.set()
 
     def _drop_cradle(self) -> None:
+        self._weights = None
         if self._cradle:
             self._cradle.close()
             self._cradle = None

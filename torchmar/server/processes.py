@@ -21,6 +21,7 @@ from torchmar.server.config_keys import TOKEN_VARIABLES
 from torchmar.worker import START
 from torchmar.worker.environment import worker_environment
 from torchmar.worker.process.lines import Conversation, Parser
+from torchmar.worker.process.shared_weights import WeightsFile
 
 Say = Callable[[str], None]  # is told each line that a process prints
 _READY_SECONDS = 120.0
@@ -66,8 +67,14 @@ class Nursery:
         assert self._ready
         await asyncio.wait_for(asyncio.shield(self._ready), _READY_SECONDS)
 
-    async def grow(self, job: dict[str, Any], say: Say) -> Cradle:
-        """Return a process that loads the model of a job; see `Cradle.loaded`."""
+    async def grow(self, job: dict[str, Any], say: Say, weights: WeightsFile | None = None) -> Cradle:
+        """Return a process that loads the model of a job; see `Cradle.loaded`.
+
+        Args:
+            job: see `torchmar.worker.process.cradle`.
+            say: is told each line that the process prints.
+            weights: the file that the workers of one model have in common.
+        """
         await self.start()
         assert self._talk
         ours, theirs = socket.socketpair()
@@ -75,7 +82,8 @@ class Nursery:
             cradle = Cradle(ours)
             output = listen_to_output(say)
             number = self._next()
-            self._talk.send({"grow": number, "job": job}, [theirs.fileno(), output])
+            files = [theirs.fileno(), output, *([weights.descriptor] if weights else [])]
+            self._talk.send({"grow": number, "job": job}, files)
             os.close(output)
         cradle.pid = await self._waiting[number]
         self._ended[cradle.pid] = cradle.has_ended
@@ -164,12 +172,18 @@ class Cradle:
     """A process that loads one model; then it is a worker, or forks workers that share what it loaded.
 
     Attributes:
+<<<<<<< HEAD
         description: what the handler says of its tensors; see `torchmar.worker.process.describing`.
+=======
+        pid: of the process.
+        shared_bytes: of its weights, that it shares with other processes that have loaded the model.
+>>>>>>> 0826071 (Hold the weights in memory once that workers have loaded each for itself)
     """
 
     def __init__(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
+        self.shared_bytes = 0
         self._talk = _Talk(connection, self._hear, lambda: self.has_ended(-1))
         self.description: dict[str, Any] = {}
         self._loaded: asyncio.Future[str] = loop.create_future()
@@ -235,7 +249,11 @@ class Cradle:
         if "failed" in message:
             _fail(self._loaded, LoadFailed(message["failed"]))
         elif "loaded" in message:
+<<<<<<< HEAD
             self.description = message["description"]
+=======
+            self.shared_bytes = message["shared_bytes"]
+>>>>>>> 0826071 (Hold the weights in memory once that workers have loaded each for itself)
             if not self._loaded.done():
                 self._loaded.set_result(message["why"])
         elif "forked" in message and (future := self._forks.pop(message["forked"], None)):

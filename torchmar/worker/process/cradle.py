@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from . import describing, forking, loading, randomness, serving, stages
+from . import describing, forking, loading, randomness, serving, shared_weights, stages
 from .lines import Conversation, Lines
 from .measuring import Measured
 
@@ -23,8 +23,8 @@ from .measuring import Measured
 def grow(job: dict[str, Any], control: socket.socket) -> None:
     """Load the model of a job, tell the server, and do as it says until it goes.
 
-    To the server: ``{"loaded", "shareable", "why", "description"}`` or ``{"failed": traceback}``; then for each fork
-    ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}, "stage"}`` with a socket,
+    To the server: ``{"loaded", "shareable", "why", "shared_bytes", "description"}`` or ``{"failed": traceback}``; then
+    for each fork ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}, "stage"}`` with a socket,
     or ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
     """
     told = Conversation(control)
@@ -33,10 +33,13 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
     before = forking.descriptors()
     share = job["fork"] != forking.NEVER
     threads = _Threads()
+    weights = job.get("weights")  # the workers' common file; None: there is none
     try:
         if limit := job.get("memory_limit"):
             _limit_memory(limit)
         measured.install()
+        if weights is not None:
+            shared_weights.prepare()
         seed = randomness.reseed()
         with threads.watched(hold=share):
             service = loading.load(job)
@@ -47,9 +50,11 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
         sys.stdout.flush()
         told.send({"failed": trace})
         os._exit(1)
+    shared = shared_weights.share(weights) if weights is not None else 0
     why = forking.objection(job["fork"], service, job["model_dir"], before) if share else "it was not asked to be"
     description = describing.description(service, job["envelope"])
-    told.send({"loaded": True, "shareable": not why, "why": why, "description": description})
+    loaded = {"loaded": True, "shareable": not why, "why": why, "shared_bytes": shared, "description": description}
+    told.send(loaded)
     _Cradle(told, service, measured, threads.wanted, halves, job.get("poll", 0.0), seed).run()
 
 

@@ -20,7 +20,7 @@ _IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts
 
 
 def run(control: socket.socket) -> None:
-    """Fork a cradle for each ``{"grow": id, "job": {...}}`` with a socket and a log, until the server goes.
+    """Fork a cradle for each ``{"grow": id, "job": {...}}`` with a socket, a log and perhaps a file for `shared_weights`.
 
     To the server: ``{"ready"}`` once; ``{"grown": id, "pid"}``; ``{"ended", "pid", "status"}``.
     ``{"import": [...]}`` has more modules ready for those that come after.
@@ -51,17 +51,20 @@ def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> No
     """Be the cradle of a job; this process ends with it."""
     try:
         control.close()
-        conversation, output = files
+        conversation, output, *weights = files
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
         die_with_parent()
         serving.quiet_logging()
         mine = socket.socket(fileno=conversation)
+        if weights:
+            job["weights"] = weights[0]
         if _shadows(job["model_dir"]):
             # The archive has a module of its own by a name that is loaded here already: start from nothing.
             start = Path(__file__).parent.parent / "start.py"
-            os.set_inheritable(mine.fileno(), True)
+            for inherited in (mine.fileno(), *weights):
+                os.set_inheritable(inherited, True)
             os.execv(sys.executable, [sys.executable, str(start), json.dumps({**job, "cradle": mine.fileno()})])
         grow(job, mine)
     finally:
