@@ -1,4 +1,4 @@
-"""torchmar.server.sources brings the archive of a registration to disk, once for all who use it."""
+"""torchmar.server.sources brings the archive of a registration to disk, to a folder of its own."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def test_an_archive_of_the_model_store_is_extracted_under_its_digest(bench: Benc
     async def work(sources: Sources) -> None:
         source = await sources.fetch(path.name)
         with Archive(path) as archive:
-            assert source.folder == bench.folder / archive.digest
+            assert source.folder.parent == bench.folder
+            assert source.folder.name.startswith(f"{archive.digest}.")
             assert {file.name for file in source.folder.iterdir()} >= {"handler.py", "MAR-INF"}
         assert (source.url, source.name, source.version) == (path.name, "made", "1.0")
         assert source.config["batchSize"] == 4
@@ -130,7 +131,7 @@ def test_an_archive_of_the_model_store_is_extracted_under_its_digest(bench: Benc
     bench.run(work)
 
 
-def test_registrations_of_one_content_share_a_folder_until_the_last_lets_go(bench: Bench, make: Make) -> None:
+def test_registrations_of_one_content_have_folders_of_their_own(bench: Bench, make: Make) -> None:
     path = make(store=bench.store)
     shutil.copy(path, bench.store / "copy.mar")
 
@@ -138,50 +139,41 @@ def test_registrations_of_one_content_share_a_folder_until_the_last_lets_go(benc
         # At the same time, by two names, and once more later.
         first, second = await asyncio.gather(sources.fetch(path.name), sources.fetch("copy.mar"))
         third = await sources.fetch(path.name)
-        assert first.folder == second.folder == third.folder
-        assert bench.written() == [first.folder.name]
-        for source in (first, third):
+        found = [first, second, third]
+        assert bench.written() == sorted(source.folder.name for source in found)
+        for source in found:
+            file = source.folder / "handler.py"
+            assert file.read_text() == ECHO
+            with file.open("r+") as stream:  # in place, as links would show
+                stream.write(source.folder.name)
+        for source in found:
+            assert (source.folder / "handler.py").read_text().startswith(source.folder.name)
             sources.release(source)
-            assert (second.folder / "handler.py").exists()
-        sources.release(second)
-        assert not second.folder.exists()
+            assert not source.folder.exists()
         again = await sources.fetch("copy.mar")
-        assert (again.folder / "handler.py").exists()
+        assert (again.folder / "handler.py").read_text() == ECHO
 
     bench.run(work)
     assert not bench.written()
 
 
-def test_one_who_gives_up_leaves_the_others_what_they_wait_for(bench: Bench, make: Make) -> None:
+def test_one_who_gives_up_leaves_nothing_and_takes_nothing_from_others(bench: Bench, make: Make) -> None:
     path = make(store=bench.store)
 
     async def work(sources: Sources) -> None:
         impatient = asyncio.ensure_future(sources.fetch(path.name))
         patient = asyncio.ensure_future(sources.fetch(path.name))
-        while not sources._shared:
+        while not sources._tasks:
             await asyncio.sleep(0)
         impatient.cancel()
         source = await patient
         assert (source.folder / "handler.py").exists()
+        while sources._tasks:
+            await asyncio.sleep(0.01)
+        assert bench.written() == [source.folder.name]
         sources.release(source)
         assert not source.folder.exists()
-
-    bench.run(work)
-
-
-def test_when_all_have_given_up_nothing_is_left(bench: Bench, make: Make) -> None:
-    path = make(store=bench.store)
-
-    async def work(sources: Sources) -> None:
-        asked = asyncio.ensure_future(sources.fetch(path.name))
-        while not sources._shared:
-            await asyncio.sleep(0)
-        (shared,) = sources._shared.values()
-        asked.cancel()
-        folder, _ = await shared.ready
-        await asyncio.sleep(0)  # for what is called when it is done
-        assert not sources._shared
-        assert not folder.exists()
+        assert not sources._uses
 
     bench.run(work)
 
@@ -364,8 +356,9 @@ def test_a_download_is_one_content_with_the_same_archive_of_the_store(bench: Ben
 
     async def work(sources: Sources, url: str) -> None:
         found = await asyncio.gather(*(sources.fetch(one) for one in (url, path.name, url)))
-        assert len({source.folder for source in found}) == 1
-        assert len(sources._shared) == 1
+        assert len({source.key for source in found}) == 1
+        assert len({source.folder for source in found}) == 3
+        assert {source.folder.name for source in found} <= set(bench.written())
 
     with serving(sends(path.read_bytes())) as address:
         bench.run(lambda sources: work(sources, f"{address}/x"), allowed_urls=f"{address}/.*")

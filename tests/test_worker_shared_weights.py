@@ -1,4 +1,4 @@
-"""torchmar.worker.process.shared_weights: weights that every worker has loaded are in memory once, and answer as before."""
+"""torchmar.worker.process.shared_weights: weights that all workers have loaded are in memory once."""
 
 from __future__ import annotations
 

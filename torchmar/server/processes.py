@@ -41,14 +41,19 @@ class Nursery:
 
     Args:
         environment: of the workers; default: the server's own without its secrets.
+        packages: a folder whose modules go before all that are installed; empty: none.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None, packages: str = "") -> None:
         chosen = dict(os.environ if environment is None else environment)
         for name in _SECRETS:
             chosen.pop(name, None)
         # numpy starts a thread for every core when it is imported, in every worker; torch does the work here.
         self._environment = {"OPENBLAS_NUM_THREADS": "1", **worker_environment(chosen)}
+        self._packages = packages
+        if packages:
+            known = self._environment.get("PYTHONPATH")
+            self._environment["PYTHONPATH"] = os.pathsep.join([packages, *([known] if known else [])])
         self._process: subprocess.Popen[bytes] | None = None
         self._talk: _Talk | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -94,6 +99,19 @@ class Nursery:
         await self.start()
         if self._talk:
             self._talk.send({"import": modules})
+
+    def with_packages(self, folder: str) -> Nursery:
+        """Return another one for models whose requirements are installed in a folder.
+
+        Here torch and numpy are loaded already, and what they import: a model would get these in place of its own.
+        """
+        return Nursery(self._environment, folder)
+
+    async def end(self) -> None:
+        """End it as `close` does, while the loop goes on."""
+        if self._talk:
+            self._talk.close()
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """End it, and with it every worker."""
@@ -145,7 +163,10 @@ class Nursery:
         if "ready" in message:
             assert self._ready
             missing = [name for name in message["missing"] if name != "numpy"]
-            if missing:
+            if missing and self._packages:
+                why = f"workers cannot import {missing[0]} beside the requirements that are installed for the model"
+                self._ready.set_exception(WorkerError(why, hint="see which versions its requirements ask for"))
+            elif missing:
                 self._ready.set_exception(
                     WorkerError(f"workers cannot import {missing[0]}", hint="pip install 'torchmar[worker]'")
                 )
@@ -172,12 +193,9 @@ class Cradle:
     """A process that loads one model; then it is a worker, or forks workers that share what it loaded.
 
     Attributes:
-<<<<<<< HEAD
         description: what the handler says of its tensors; see `torchmar.worker.process.describing`.
-=======
         pid: of the process.
         shared_bytes: of its weights, that it shares with other processes that have loaded the model.
->>>>>>> 0826071 (Hold the weights in memory once that workers have loaded each for itself)
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -249,11 +267,8 @@ class Cradle:
         if "failed" in message:
             _fail(self._loaded, LoadFailed(message["failed"]))
         elif "loaded" in message:
-<<<<<<< HEAD
             self.description = message["description"]
-=======
             self.shared_bytes = message["shared_bytes"]
->>>>>>> 0826071 (Hold the weights in memory once that workers have loaded each for itself)
             if not self._loaded.done():
                 self._loaded.set_result(message["why"])
         elif "forked" in message and (future := self._forks.pop(message["forked"], None)):

@@ -32,14 +32,22 @@ class Version:
         serving: what it is served with.
         loaded_at_startup: whether the server's configuration loads it.
         removed: set when it is registered no more.
+        nursery: the parent of its workers where it has one of its own; None: they have that of all models.
     """
 
     def __init__(
-        self, url: str, source: Source, pool: Pool, serving: Serving, *, loaded_at_startup: bool = False
+        self,
+        url: str,
+        source: Source,
+        pool: Pool,
+        serving: Serving,
+        *,
+        loaded_at_startup: bool = False,
+        nursery: Nursery | None = None,
     ) -> None:
         self.name, self.version = serving.pool.name, serving.pool.version
         self.url, self.source, self.pool, self.serving = url, source, pool, serving
-        self.loaded_at_startup = loaded_at_startup
+        self.loaded_at_startup, self.nursery = loaded_at_startup, nursery
         self.removed = asyncio.Event()
 
     def deadline(self) -> float | None:
@@ -235,8 +243,11 @@ class Registry:
         if model and version in model.versions:
             message = f"Model version {version} is already registered for model {name}"
             raise Refusal(409, "ConflictStatusException", message)
-        pool = (StagedPool if serving.pool.preprocess_workers else Pool)(self._nursery, serving.pool, self._tell)
-        found = Version(asked.url, source, pool, serving, loaded_at_startup=at_start)
+        requirements = serving.pool.requirements
+        own = self._nursery.with_packages(requirements) if requirements else None
+        kind = StagedPool if serving.pool.preprocess_workers else Pool
+        pool = kind(own or self._nursery, serving.pool, self._tell)
+        found = Version(asked.url, source, pool, serving, loaded_at_startup=at_start, nursery=own)
         if model is None:
             model = self.models[name] = Model(name, version)
         model.versions[version] = found
@@ -279,6 +290,8 @@ class Registry:
                 await found.pool.drain(seconds)
         finally:
             await found.pool.close()
+            if found.nursery:
+                await found.nursery.end()
             self._sources.release(found.source)
             if not self._is_there(found.name, found.version):
                 self._tell.forget(found.name, found.version)

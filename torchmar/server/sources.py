@@ -1,4 +1,4 @@
-"""From the URL of a registration to a folder with the archive's content, once for all registrations of one archive."""
+"""From the URL of a registration to a folder with the archive's content, of this registration alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,8 @@ class Source:
         url: that it was fetched by.
         manifest: the archive's; with an empty name and handler where it has none.
         config: what ``model-config.yaml`` says, read as YAML.
-        folder: with the content; other registrations may share it, so that nobody writes there.
+        folder: with the content. It is of this registration alone, since handlers write into it, unless the archive
+            is a folder itself, which is used where it is.
         requirements: a folder with the packages that the archive requires; None where none were installed.
         key: what stands for the content: the archive's digest, or that of the path of an archive that is a folder.
     """
@@ -85,7 +86,8 @@ class Sources:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder.resolve()
-        self._shared: dict[str, _Shared] = {}
+        self._uses: Counter[str] = Counter()  # by key
+        self._installed: dict[str, tuple[Path, asyncio.Task[None]]] = {}
         self._known: dict[Path, tuple[_Stamp, _Found]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = threading.Event()
@@ -103,36 +105,31 @@ class Sources:
                 error that the checks find, or its requirements cannot be installed; 500, it cannot be written here.
         """
         found = await asyncio.to_thread(self._find, url)
-        shared = self._shared.get(found.key)
-        if shared is None:
-            shared = self._shared[found.key] = _Shared(self._in_background(self._prepare(url, found)))
-            shared.ready.add_done_callback(lambda _: self._tidy(found.key, shared))
-        elif found.scratch:
-            self._remove(found.scratch)
-        shared.users += 1
+        self._uses[found.key] += 1
+        extracting = self._in_background(self._extracted(url, found))
         try:
-            # Who asked first may give up while others wait.
-            folder, requirements = await asyncio.shield(shared.ready)
+            folder = await asyncio.shield(extracting)  # a thread goes on when its task is cancelled
+            requirements = await self._requirements(found, folder)
         except BaseException:
-            shared.users -= 1
-            self._tidy(found.key, shared)
+            self._in_background(self._abandon(found, extracting))
             raise
         if found.scratch is None and found.stamp:
             self._known[found.path] = found.stamp, found
         return Source(url, found.manifest, found.config, folder, requirements, found.key)
 
     def release(self, source: Source) -> None:
-        """Let an archive go; what was written for it is removed with the last who uses it."""
-        shared = self._shared[source.key]
-        shared.users -= 1
-        self._tidy(source.key, shared)
+        """Let an archive go; what was written for it is removed."""
+        if source.folder.parent == self._folder and _OURS.fullmatch(source.folder.name):
+            self._remove(source.folder)
+        self._leave(source.key)
 
     async def close(self) -> None:
         """Stop fetching and installing, and remove all that was written."""
         self._stopping.set()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._remove_all)
         with contextlib.suppress(OSError):
             self._folder.rmdir()  # if nothing of others is in it
@@ -145,7 +142,7 @@ class Sources:
         try:
             stamp = None if path.is_dir() else _stamp(path)
             known = self._known.get(path)
-            if known and known[0] == stamp and known[1].key in self._shared:
+            if known and known[0] == stamp:
                 return known[1]
             return _look(path, stamp, scratch, check=self._settings.check_archives)
         except BaseException as error:
@@ -255,13 +252,14 @@ class Sources:
             raise _not_downloaded(url, f"it ended after {size} of {announced} bytes")
 
     def _extract(self, url: str, found: _Found) -> Path:
-        folder = self._folder / found.key
+        folder = self._folder / f"{found.key}.{secrets.token_hex(4)}"
         try:
             with Archive(found.path) as archive:
                 archive.extract(folder)
             if _stamp(found.path) != found.stamp:
                 raise ArchiveError(f"{found.path} changed while it was read")
         except (ArchiveError, OSError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
             raise _not_saved(url, str(error).replace(str(found.path), url)) from None
         return folder
 
@@ -272,19 +270,26 @@ class Sources:
 
     # What follows runs in the loop.
 
-    async def _prepare(self, url: str, found: _Found) -> tuple[Path, Path | None]:
-        """Extract an archive and install what it requires; return both folders."""
+    async def _extracted(self, url: str, found: _Found) -> Path:
+        """Return a folder with the archive's content."""
         try:
-            folder = found.path if found.stamp is None else await asyncio.to_thread(self._extract, url, found)
+            return found.path if found.stamp is None else await asyncio.to_thread(self._extract, url, found)
         finally:
             if found.scratch:
                 self._remove(found.scratch)
+
+    async def _requirements(self, found: _Found, folder: Path) -> Path | None:
+        """Return the folder with what an archive requires, installed once for all who use it; None: nothing is."""
         name = found.manifest.model.requirements_file
         if not name or not self._settings.install_py_dep_per_model:
-            return folder, None
-        target = self._folder / f"{found.key}.requirements"
-        await self._install(found.manifest.name, folder, name, target)
-        return folder, target
+            return None
+        if found.key not in self._installed:
+            target = self._folder / f"{found.key}.requirements.{secrets.token_hex(4)}"
+            installing = self._in_background(self._install(found.manifest.name, folder, name, target))
+            self._installed[found.key] = target, installing
+        target, installing = self._installed[found.key]
+        await asyncio.shield(installing)  # who asked first may give up while others wait
+        return target
 
     async def _install(self, model: str, folder: Path, file: str, target: Path) -> None:
         process = await asyncio.create_subprocess_exec(
@@ -316,17 +321,30 @@ class Sources:
             said = "\n".join([f"Custom pip package installation failed for model {model}", *last])
             raise Refusal(400, "ModelException", said)
 
-    def _tidy(self, key: str, shared: _Shared) -> None:
-        """Remove what nobody uses, or what could not be made."""
-        if not shared.ready.done() or self._shared.get(key) is not shared:
+    async def _abandon(self, found: _Found, extracting: asyncio.Task[Path]) -> None:
+        """Let an archive go that was not fetched to the end."""
+        await asyncio.wait([extracting])
+        installing = self._installed.get(found.key)
+        self._leave(found.key)
+        if installing:
+            await asyncio.wait([installing[1]])  # it may be for others, and pip at work in this folder
+        if found.stamp and not extracting.cancelled() and not extracting.exception():
+            self._remove(extracting.result())
+
+    def _leave(self, key: str) -> None:
+        """Let one use of an archive go; what all have in common is removed with the last."""
+        self._uses[key] -= 1
+        if self._uses[key]:
             return
-        failed = shared.ready.cancelled() or shared.ready.exception() is not None
-        if shared.users and not failed:
-            return
-        del self._shared[key]
+        del self._uses[key]
         self._known = {path: known for path, known in self._known.items() if known[1].key != key}
-        for name in (key, f"{key}.requirements"):
-            self._remove(self._folder / name)
+        if key in self._installed:
+            target, installing = self._installed.pop(key)
+            installing.cancel()
+            if installing.done():
+                self._remove(target)
+            else:
+                installing.add_done_callback(lambda _: self._remove(target))
 
     def _remove(self, folder: Path) -> None:
         """Remove a folder; its name is free at once."""
@@ -340,13 +358,6 @@ class Sources:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-class _Shared:
-    """What is on disk for one content: the task that puts it there, and how many use it."""
-
-    def __init__(self, ready: asyncio.Task[tuple[Path, Path | None]]) -> None:
-        self.ready, self.users = ready, 0
 
 
 @dataclass(frozen=True)

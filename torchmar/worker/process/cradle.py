@@ -24,8 +24,8 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
     """Load the model of a job, tell the server, and do as it says until it goes.
 
     To the server: ``{"loaded", "shareable", "why", "shared_bytes", "description"}`` or ``{"failed": traceback}``; then
-    for each fork ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}, "stage"}`` with a socket,
-    or ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
+    for each fork ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}, "stage"}`` with a
+    socket, or ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
     """
     told = Conversation(control)
     loading.enter(job["model_dir"], job.get("requirements", ""))

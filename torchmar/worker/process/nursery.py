@@ -20,7 +20,7 @@ _IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts
 
 
 def run(control: socket.socket) -> None:
-    """Fork a cradle for each ``{"grow": id, "job": {...}}`` with a socket, a log and perhaps a file for `shared_weights`.
+    """Fork a cradle for each ``{"grow": id, "job": {...}}`` with a socket, a log and a file for `shared_weights`.
 
     To the server: ``{"ready"}`` once; ``{"grown": id, "pid"}``; ``{"ended", "pid", "status"}``.
     ``{"import": [...]}`` has more modules ready for those that come after.

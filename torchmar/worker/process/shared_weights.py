@@ -96,7 +96,7 @@ def share(descriptor: int) -> int:
             fcntl.lockf(descriptor, fcntl.LOCK_UN)
             del owners
     except Exception as error:  # such as no memory for the file: each worker keeps its own
-        print(f"weights are not shared with other workers: {error}", flush=True)
+        sys.stdout.write(f"weights are not shared with other workers: {error}\n")
         return 0
     finally:
         os.close(descriptor)
@@ -118,9 +118,9 @@ def _find() -> tuple[list[Any], list[_Buffer]]:
     buffers = []
     for address, size in sorted(places.items())[:_MOST]:
         start, end = -(-address // _PAGE) * _PAGE, (address + size) // _PAGE * _PAGE
-        if end > start and any(low <= address - 2 * _WORD and end <= high for low, high in private):
-            if _is_alone(address, size):
-                buffers.append(_Buffer(start, end - start))
+        is_private = any(low <= address - 2 * _WORD and end <= high for low, high in private)
+        if end > start and is_private and _is_alone(address, size):
+            buffers.append(_Buffer(start, end - start))
     return owners, buffers
 
 
@@ -180,9 +180,10 @@ def _is_alone(address: int, size: int) -> bool:
 def _publish(descriptor: int, buffers: list[_Buffer]) -> None:
     """Copy buffers to the file, with a list of them at its start, and seal it."""
     room = -(-(_HEAD.size + 128 * (1 + len(buffers))) // _PAGE) * _PAGE
-    index, offset = [], room
+    index: list[tuple[str, int, int]] = []
+    offset = room
     for buffer in buffers:
-        index.append([_digest(buffer), buffer.size, offset])
+        index.append((_digest(buffer), buffer.size, offset))
         offset += buffer.size
     os.ftruncate(descriptor, offset)
     os.posix_fallocate(descriptor, 0, offset)  # or there is no room, which a write to a mapping learns too late
