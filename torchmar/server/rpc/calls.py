@@ -41,6 +41,7 @@ _PACKAGES = {
     "ModelNotFoundException": "org.pytorch.serve.archive.model.",
     "ModelVersionNotFoundException": "org.pytorch.serve.archive.model.",
 }
+_REFLECTION = "/grpc.reflection."  # who wants to know how to ask may have no token yet
 _NO_TOKEN = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
 
 
@@ -150,8 +151,8 @@ class TokenCheck(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Let a call through, or not; one to no method of ours is told so in any case, as by TorchServe."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
+        if handler is None or handler_call_details.method.startswith(_REFLECTION):
+            return handler
         if not self._health and handler_call_details.method.endswith(_HEALTH):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())

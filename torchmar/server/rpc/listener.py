@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from torchmar.errors import PortInUse, PropertiesError
+from torchmar.server import logs
+from torchmar.server.health import ready
 from torchmar.server.rpc.asking import Asking
 from torchmar.server.rpc.calls import TokenCheck
 from torchmar.server.rpc.inference import Inference
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from torchmar.server.config_values import Address
     from torchmar.server.metrics import Metrics
     from torchmar.server.registry import Registry
+    from torchmar.server.rpc.health import Health
     from torchmar.server.settings import Settings
     from torchmar.server.tokens import Tokens
 
@@ -36,9 +41,15 @@ class GrpcListener:
         ours: list[Any] = [Inference(registry, asking)]
         if settings.ts_open_inference_protocol:
             ours += [OpenInference(name, registry, metrics, asking) for name in (NAME, TORCHSERVES_NAME)]
+        theirs: list[Any] = [Management(registry, asking, settings)]
         self._settings = settings
+        self._watched = [
+            _add_probes(ours, partial(ready, registry), partial(ready, registry)),
+            # Models can be managed whether or not they are ready.
+            _add_probes(theirs, partial(ready, registry), lambda: True),
+        ]
         self._inference = _server(tokens, "inference", ours, settings)
-        self._management = _server(tokens, "management", [Management(registry, asking, settings)], settings)
+        self._management = _server(tokens, "management", theirs, settings)
         self.inference = self.management = 0
 
     async def open(self) -> None:
@@ -55,7 +66,30 @@ class GrpcListener:
 
     async def close(self, grace: float) -> None:
         """Take no more calls; those that run end by themselves, or after ``grace`` seconds."""
+        for health in self._watched:
+            if health is not None:
+                health.close()
         await asyncio.gather(self._inference.stop(grace), self._management.stop(grace))
+
+
+def _add_probes(services: list[Any], server: Callable[[], bool], service: Callable[[], bool]) -> Health | None:
+    """Add health and reflection to the services of a port; return the former.
+
+    Args:
+        services: of the port.
+        server: whether the server is ready.
+        service: whether each of the services is.
+    """
+    try:
+        from torchmar.server.rpc import health, reflection
+    except ImportError:
+        logs.SERVER.warning("gRPC has no health and no reflection: pip install 'torchmar[server]' brings them")
+        return None
+    probe = health.Health({"": server, **{one.name: service for one in services}})
+    services.append(probe)
+    names = [one.name for one in services]
+    services += [reflection.Reflection(name, names) for name in (reflection.ALPHA, reflection.NAME)]
+    return probe
 
 
 def _server(tokens: Tokens, kind: str, services: list[Any], settings: Settings) -> grpc.aio.Server:
