@@ -63,7 +63,24 @@ def grpc(asked: argparse.Namespace, api: str) -> bytes:
             answer = call(message, timeout=asked.timeout, metadata=metadata)
         except grpc.RpcError as error:
             sys.exit(f"{error.code().name}: {error.details()}")
-    return answer.msg.encode() if asked.metadata else answer.prediction
+    if asked.metadata:
+        return answer.msg.encode()
+    if error := error_in(answer.prediction):
+        sys.exit(error)
+    return answer.prediction
+
+
+def error_in(prediction: bytes) -> str:
+    """Return the error that an answer is: TorchServe has no status for what a handler refuses by itself."""
+    if not prediction.lstrip().startswith(b"{"):
+        return ""
+    try:
+        document = json.loads(prediction)
+    except ValueError:
+        return ""
+    code, message = document.get("code"), document.get("message")
+    is_error = isinstance(code, int) and code >= 400 and isinstance(message, str)
+    return f"{code}: {message}" if is_error else ""
 
 
 def token(asked: argparse.Namespace, api: str) -> str:

@@ -356,11 +356,14 @@ def test_the_script_to_copy_asks_over_rest_and_grpc(server: TorchServe, tmp_path
 def test_what_the_script_to_copy_cannot_do_is_told_in_a_line(server: TorchServe, tmp_path: Path) -> None:
     (tmp_path / "no.json").write_text("none")
     key_file = server.folder / "key_file.json"
+    address = server.server.grpc_inference.removeprefix("grpc://")
     for arguments, said in (
         ((PICTURES[0],), ".torchmar/key_file.json"),
         ((PICTURES[0], "--key-file", "no.json"), "JSONDecodeError"),
         (("gone.png", "--key-file", key_file), "gone.png"),
         ((PICTURES[0], "--key-file", key_file, "--address", "http://127.0.0.1:9"), "refused"),
+        # Which TorchServe answers with OK over gRPC.
+        (("no.json", "--grpc", "--key-file", key_file, "--address", address), "400: the body is not an image"),
     ):
         command = [sys.executable, ROOT / "scripts" / "ask.py", "digits", *arguments]
         ran = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, timeout=60)

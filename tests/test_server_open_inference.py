@@ -8,6 +8,7 @@ import math
 import os
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -533,6 +534,17 @@ def test_reflection_tells_services_and_messages(server: Builtin, version: str, a
     names = {one.name for one in services.list_services_response.service}
     assert {symbol, "grpc.health.v1.Health", f"grpc.reflection.{version}.ServerReflection"} <= names
     assert file.file_descriptor_response.file_descriptor_proto
+
+
+def test_the_script_to_copy_fails_when_its_request_fails(server: Builtin, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("no image")
+    address = server.server.grpc_inference.removeprefix("grpc://")
+    where = ["--grpc", "--address", address, "--key-file", str(server.server.key_file)]
+    for model, said in (("digits", "INVALID_ARGUMENT: the body is not an image"), ("nothing", "INTERNAL: Model not")):
+        command = [sys.executable, ROOT / "scripts" / "ask.py", model, tmp_path / "text.txt", *where]
+        ran = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 1
+        assert ran.stderr.startswith(said)
 
 
 ENVIRONMENTS = {"triton": "triton_client.py", "kserve": "kserve_client.py"}
