@@ -261,6 +261,15 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference("kserve-verbs", "`/v1/models/M:predictfoo`", "predicts", "404", "there is no such verb"),
     Difference(
+        "v2-extensions",
+        "`/v2/models/M/config`, `/v2/models/M/stats`, `/v2/models/stats`, `POST /v2/repository/index`; binary outputs, "
+        "`classification`; `Accept-Encoding` of a request for inference",
+        "404; JSON only; not looked at",
+        "as Triton has them; gzip and deflate. Shared memory, tracing, logging, loading and generation: 501 with the "
+        "reason",
+        "Triton's clients ask for them",
+    ),
+    Difference(
         "v2-server",
         "`/v2`",
         "`Torchserve`, its version, `extenstion`",
@@ -833,7 +842,54 @@ DIFFERENCES: tuple[Difference, ...] = (
         "likewise",
     ),
     Difference(
-        "grpc-metadata", "gRPC: `ServerMetadata`", "UNIMPLEMENTED", "name and version", "Open Inference Protocol has it"
+        "grpc-status",
+        "gRPC: `Predictions` where a handler sets a status of 400 and more for one request (`set_response_status`)",
+        "OK, with the error as the prediction",
+        "the code of that status, with the message of the error",
+        "an error should not look like an answer",
+    ),
+    Difference(
+        "grpc-health",
+        "gRPC: `grpc.health.v1.Health` and `grpc.reflection.v1` (and `v1alpha`) on both ports",
+        "UNIMPLEMENTED",
+        "answered, without a token; health follows `/v2/health/ready`",
+        "Kubernetes and grpcurl ask for them",
+    ),
+    Difference(
+        "grpc-open-inference",
+        "gRPC: the service of the Open Inference Protocol",
+        "`org.pytorch.serve.grpc.openinference.GRPCInferenceService`, with `ts_open_inference_protocol=true`",
+        "that and `inference.GRPCInferenceService`, unless `ts_open_inference_protocol=false`",
+        "KServe's and Triton's clients call the latter",
+    ),
+    Difference(
+        "grpc-bytes",
+        "gRPC: BYTES in `ModelInfer`",
+        "handlers get base64; outputs as they stand in JSON, with quotes",
+        "handlers of torchmar get what was sent, and their outputs have no quotes; other handlers get texts as over "
+        "REST, but for TorchServe's own service, which treats theirs as TorchServe does",
+        "a text is not its base64",
+    ),
+    Difference(
+        "grpc-open-inference-errors",
+        "gRPC: `ModelInfer` of an unknown model; without workers; with an answer of status 400 and more",
+        "INTERNAL; INTERNAL; `Worker died.`",
+        "NOT_FOUND; UNAVAILABLE; the code of that status, with the handler's message",
+        "a client should know what to do next",
+    ),
+    Difference(
+        "grpc-metadata",
+        "gRPC: `ServerMetadata`, `ModelStreamInfer`, `ModelConfig`, `ModelStatistics`, `RepositoryIndex`",
+        "UNIMPLEMENTED",
+        "answered; other extensions of Triton's are UNIMPLEMENTED with the reason",
+        "the protocol, or Triton's clients, have them",
+    ),
+    Difference(
+        "grpc-model-metadata",
+        "`inputs` and `outputs` in `ModelMetadata` (gRPC) and `/v2/models/M`",
+        "empty; 404",
+        "names, datatypes and shapes, as far as the handler knows them",
+        "clients make requests of them",
     ),
     Difference(
         "grpc-ready",
@@ -844,9 +900,9 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         "grpc-raw",
-        "gRPC: `ModelInfer` with `raw_input_contents`",
-        "dropped: the handler gets empty data",
-        "read, FP16 too",
+        "gRPC: `ModelInfer` with `raw_input_contents`, `outputs` or `parameters`",
+        "dropped: the handler gets empty data, and answers with all outputs",
+        "read, FP16 and BF16 too, and answered in `raw_output_contents`; handed to the handler",
         "clients send it",
     ),
     Difference(
