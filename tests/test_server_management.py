@@ -254,7 +254,6 @@ SAME: dict[str, Sequence[Call]] = {
         *both_kinds(url="made-1.0.mar", max_batch_delay=5, batch_size=None, handler=None, synchronous="true"),
         *both_kinds(batch_size=2),
         *both_kinds(url=5),
-        ("POST", "/models?url=made-1.0.mar", '{"batch_size": 2}', JSON),
         ("POST", "/models", "url=made-1.0.mar", {"Content-Type": "application/x-www-form-urlencoded"}),
         ("POST", "/models", '{"url": "made-1.0.mar"}', {"Content-Type": "text/plain"}),
     ],
@@ -268,7 +267,7 @@ SAME: dict[str, Sequence[Call]] = {
     "versions": [
         *(WORKER, TWO, THREE, get("made"), get("made/2.0"), get("made/9"), get("made/"), get("made/1.0/")),
         *(get("made/1.0/x"), get("made%2F2.0"), get("nope"), get("nope/1.0"), get("nope/all")),
-        *(("GET", "/models/"), ("GET", "/models//"), ("GET", "//models"), get("made?customized=x")),
+        *(("GET", "/models/"), ("GET", "/models//"), ("GET", "//models")),
         *(get("made/2.0?customized=true"), get("made/9?customized=true"), get("nope?customized=true")),
     ],
     "the default": [
@@ -430,6 +429,27 @@ OTHERWISE: dict[str, tuple[Sequence[Call], int, int, str]] = {
         *(500, 500),
         "for model broken version: 1.0: ModuleNotFoundError: No module named 'no_such_module'",
     ),
+    "a body that leaves to the query what it does not say": (
+        [("POST", "/models?url=made-1.0.mar&batch_size=9", '{"batch_size": 2}', JSON), get("made")],
+        *(404, 200),
+        '"batchSize": 2',
+    ),
+    "a misspelt parameter": ([register("made-1.0.mar&batch_sise=2")], 200, 400, "did you mean batch_size?"),
+    "one as in model-config.yaml": ([register("made-1.0.mar&batchSize=2")], 200, 400, "did you mean batch_size?"),
+    "a name of another call": ([register("made-1.0.mar&min_worker=2")], 200, 400, "did you mean initial_workers?"),
+    "a misspelt key": (
+        [("POST", "/models", '{"url": "made-1.0.mar", "max_batch_delay": 1, "initialWorkers": 1}', JSON)],
+        *(200, 400),
+        "Unknown parameter initialWorkers; did you mean initial_workers?",
+    ),
+    "a misspelt parameter of scaling": ([ONE, put("made?min-workers=2")], 202, 400, "did you mean min_worker?"),
+    "a misspelt parameter of lists": ([("GET", "/models?limt=2")], 200, 400, "did you mean limit?"),
+    "neither true nor false": ([ONE, get("made?customized=x")], 200, 400, "customized is neither true nor false: x"),
+    "one that is meant for true": (
+        [ONE, put("made?min_worker=0&synchronous=1")],
+        *(202, 400),
+        "synchronous is neither true nor false: 1",
+    ),
     "workflows": ([("GET", "/workflows")], 200, 404, "not found"),
 }
 
@@ -448,6 +468,17 @@ def test_calls_that_torchserve_answers_wrongly_are_answered_rightly(
     assert words not in json.dumps(wanted.body, ensure_ascii=False)
     for engine in (theirs, ours):
         engine.clean()
+
+
+def test_a_parameter_that_is_like_none_is_ignored_with_a_line_in_the_log(
+    ours: Ours, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        assert ours(*register("made-1.0.mar&colour=red%0Agreen&number_gpu=1")).status == 200
+        assert ours(*put("made?timeout=5&min_worker=0&synchronous=true")).status == 200
+    assert "POST /models: unknown parameter 'colour' is ignored" in caplog.text
+    assert "PUT /models/made: unknown parameter 'timeout' is ignored" in caplog.text
+    ours.clean()
 
 
 @pytest.mark.parametrize("name", ["a%2Fb", "a%0Ab", "a%00"])

@@ -11,7 +11,7 @@ import re
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from torchmar.server import descriptions, logs, openapi, sentences
+from torchmar.server import descriptions, logs, openapi, parameters, sentences
 from torchmar.server.http import Request
 from torchmar.server.identities import HEADER, request_ids
 from torchmar.server.jobs import Job, Reply
@@ -112,6 +112,7 @@ class Management:
 
     def _list(self, request: Request) -> None:
         asked = _parameters(request)
+        parameters.check(asked, parameters.LIST, "GET /models")
         limit, token = _number(asked.get("limit"), descriptions.PAGE), _number(asked.get("next_page_token"), 0)
         self._answer(request, descriptions.page(self._registry.models.values(), limit, token))
 
@@ -123,10 +124,11 @@ class Management:
 
     async def _scale(self, request: Request, name: str, version: str | None) -> None:
         asked = _parameters(request)
+        parameters.check(asked, parameters.SCALE, f"PUT /models/{name}")
         low = _number(asked.get("min_worker"), 1)
         high = _number(asked.get("max_worker"), low)
         version = asked.get("model_version") if version is None else version
-        wait = _is_true(asked.get("synchronous"))
+        wait = parameters.flag(asked, "synchronous", default=False)
         await self._registry.scale(name, version, low, high, synchronous=wait)
         self._say(request, sentences.scaled(name, version, low, synchronous=wait))
 
@@ -141,7 +143,9 @@ class Management:
             described = list(self._registry.models[name].versions.values())
         else:
             described = [self._registry.find(name, version)]
-            if _is_true(_parameters(request).get("customized")):
+            asked = _parameters(request)
+            parameters.check(asked, parameters.DESCRIBE, f"GET /models/{name}")
+            if parameters.flag(asked, "customized", default=False):
                 self._ask_handler(request, described[0])
                 return
         if any(one.serving.device_type == "gpu" for one in described):
@@ -215,20 +219,22 @@ class Management:
 
 
 def _registration(request: Request) -> Registration:
-    """Return what a request wants registered: its JSON body if it says that it has one, or else its query.
+    """Return what a request wants registered: its query, and its JSON body, which goes before the query.
 
     Raises:
         Refusal: 400; there is no URL, or the body is no JSON object, or a number in it is none.
     """
     is_json = request.header("content-type").partition(";")[0].strip().lower() == _JSON
-    asked = _body(request.body) if is_json else _parameters(request)
+    body = _body(request.body) if is_json else {}
+    asked = {**_parameters(request), **body}
+    parameters.check(asked, parameters.REGISTER, "POST /models")
     if "url" not in asked:
         raise Refusal(400, "BadRequestException", "Parameter url is required.")
 
     def number(name: str) -> int | None:
         unsaid = _UNSAID.get(name)
         value: int | None = _number(asked.get(name), unsaid)
-        if is_json and name in asked and _number(asked[name], None) is None:
+        if name in body and _number(asked[name], None) is None:
             raise Refusal(400, "BadRequestException", f"Parameter {name} is no whole number: {asked[name]}")
         return None if value == unsaid else value
 
@@ -242,7 +248,7 @@ def _registration(request: Request) -> Registration:
         number("response_timeout"),
         number("startup_timeout"),
         number("initial_workers"),
-        _is_true(asked.get("synchronous", "true")),
+        parameters.flag(asked, "synchronous", default=True),
     )
 
 
@@ -280,10 +286,6 @@ def _number(text: str | None, default: Any) -> Any:
         return default
     value = int(text)
     return value if -_INT32 <= value < _INT32 else default
-
-
-def _is_true(text: str | None) -> bool:
-    return text is not None and text.lower() == "true"
 
 
 def _object(body: bytes) -> dict[str, Any]:
