@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import DIGITS
 from torchmar import checks
 from torchmar.archive import pack, pack_folder, pack_tgz
-from torchmar.checks import Code, Composed, configuration
+from torchmar.checks import Code, Composed, configuration, requirements
 from torchmar.checks import manifest as manifests
 
 Make = Callable[..., Path]
@@ -143,7 +143,7 @@ def test_a_configuration_that_is_no_text_is_told() -> None:
 )
 def test_requirements_are_pinned_or_carried_or_told(line: str, code: str) -> None:
     members = {"r.txt": f"# first\n{line}\n".encode(), "mine-1.0-py3-none-any.whl": b"", "wheels/other-1.0.tar.gz": b""}
-    findings = list(configuration.requirements(Composed(members), "r.txt"))
+    findings = list(requirements.check(Composed(members), "r.txt"))
     assert [(one.code.name, one.place) for one in findings] == [(code, "r.txt:2")] * bool(code)
 
 
@@ -194,9 +194,10 @@ def test_findings_of_every_group_come_at_once_errors_first(tmp_path: Path) -> No
         "w.pt": b"junk",
         "c.yaml": b"batchsize: 8\n",
     }
-    codes = [finding.code.name for finding in checks.check(pack(members, tmp_path / "a.mar").path)]
+    findings = checks.check(pack(members, tmp_path / "a.mar").path)
+    codes = [finding.code.name for finding in findings]
     assert {"MAR204", "MAR301", "MAR401", "MAR502", "MAR504"} <= set(codes)
-    severities = [Code[code].severity for code in codes]
+    severities = [finding.severity for finding in findings]
     assert severities == sorted(severities)
 
 

@@ -21,7 +21,7 @@ def test_every_code_has_one_section_in_the_order_of_the_catalogue_and_no_other_i
 
 @pytest.mark.parametrize("code", Code, ids=lambda code: code.name)
 def test_a_section_has_the_severity_and_the_title_of_its_code(code: Code) -> None:
-    assert {first for heading, first, _ in SECTIONS if heading == code.name} == {f"**{code.severity}**: {code.title}"}
+    assert {first for heading, first, _ in SECTIONS if heading == code.name} == {f"**{code.severities}**: {code.title}"}
 
 
 @pytest.mark.parametrize(("heading", "body"), [(heading, body) for heading, _, body in SECTIONS])
@@ -45,3 +45,16 @@ def test_links_lead_to_headings() -> None:
     headings = re.findall(r"^##+ (.*)", TEXT, re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
     assert set(re.findall(r"\]\(#([^)]*)\)", TEXT)) <= anchors
+
+
+def test_what_decides_is_said_of_every_code_once() -> None:
+    table = TEXT.partition("## What decides\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (MAR.*?) \| .+? \| .+? \|$", table, re.MULTILINE)
+    assert sorted(code for row in rows for code in row.split(", ")) == [code.name for code in Code]
+
+
+def test_what_decides_says_where_a_code_is_an_error() -> None:
+    table = TEXT.partition("## What decides\n")[2].partition("\n## ")[0]
+    for codes, errors in re.findall(r"^\| (MAR.*?) \| .+? \| (.+?) \|$", table, re.MULTILINE):
+        for code in codes.split(", "):
+            assert (Code[code].severities == "warning") == (errors.startswith("never") or code == "MAR310"), code

@@ -48,7 +48,8 @@ class Members:
 
 def check(files: Mapping[str, str | bytes], handler: str = "handler.py") -> list[Finding]:
     requirements = "requirements.txt" if "requirements.txt" in files else None
-    return checks.check(Members(files), handler, requirements)
+    config = "model-config.yaml" if "model-config.yaml" in files else None
+    return checks.check(Members(files), handler, requirements, config)
 
 
 def agrees(findings: list[Finding], expected: Expected) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,15 +114,35 @@ def unknown(key: str, model: type[BaseModel]) -> str:
     return f"no key is called {key!r}" + (f"; did you mean {close!r}?" if close else "")
 
 
-def _repeated_keys(node: yaml.Node | None, place: str = "") -> Iterator[tuple[str, int]]:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            here = f"{place}.{key.value}".lstrip(".")
-            if key.value in seen:
-                yield here, key.start_mark.line + 1
-            seen.add(str(key.value))
-            yield from _repeated_keys(value, here)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _repeated_keys(value, f"{place}.{index}".lstrip("."))
+def repeated_keys(text: str) -> list[tuple[str, int]]:
+    """Return every key that a mapping has twice, at any depth, as ``outer.inner``, and the line where it is repeated.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    return _repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+
+
+def _repeated_keys(root: yaml.Node | None) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+    waiting: list[tuple[yaml.Node | None, str]] = [(root, "")]
+    visited: set[int] = set()  # an alias is its anchor's node, which may hold the alias itself
+    while waiting:
+        node, place = waiting.pop()
+        if id(node) in visited:
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            seen: set[tuple[str, str]] = set()
+            for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                here = f"{place}.{key.value}".lstrip(".")
+                merge = key.tag == "tag:yaml.org,2002:merge"  # of several mappings; none is lost
+                if (key.tag, key.value) in seen and not merge:
+                    found.append((here, key.start_mark.line + 1))
+                seen.add((key.tag, key.value))
+                waiting.append((value, here))
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(value, f"{place}.{index}".lstrip(".")) for index, value in enumerate(node.value)]
+    return sorted(found, key=lambda repeated: repeated[1])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchmar.archive import unchanged
-from torchmar.archive.packed import Packed
+from torchmar.archive.packed import Note, Packed
 
 if TYPE_CHECKING:
     from torchmar.archive.copying import Progress, Source
@@ -18,6 +19,9 @@ RECIPE = "archive.yaml"  # as in torchmar.recipe, which takes too long to import
 Begin = Callable[[str, int], "Progress"]
 """Told the archive's name and its bytes before they are copied; returns what is told of every piece."""
 
+Inspect = Callable[[Mapping[str, "Source"]], "tuple[Note, ...]"]
+"""Called with the members before they are packed; returns notes about them, or raises ArchiveError to refuse."""
+
 
 def build(
     recipe_path: Path,
@@ -26,6 +30,7 @@ def build(
     form: str = "mar",
     force: bool = False,
     begin: Begin = lambda name, total: lambda count: None,
+    inspect: Inspect | None = None,
 ) -> Packed:
     """Pack the recipe at ``recipe_path`` into ``store/NAME-VERSION.mar``.
 
@@ -35,12 +40,14 @@ def build(
         form: ``mar``, or ``folder`` for one that TorchServe registers without extracting it.
         force: build even if nothing has changed since the last time.
         begin: for progress.
+        inspect: checks the members before they are packed; an archive that is up to date keeps its notes.
 
     Raises:
         RecipeError: the recipe has problems, or names files that are not there.
         ArchiveError: the archive cannot be written; the store is as it was.
     """
-    if not force and (known := up_to_date(recipe_path, store, form)):
+    known = None if force else up_to_date(recipe_path, store, form)
+    if known and (known.notes is not None or not inspect):
         return known
     file = _file(recipe_path)
 
@@ -55,6 +62,7 @@ def build(
         before |= unchanged.stats([folder / read.labels])
     members = compose(read, folder)
     before = unchanged.stats(_inputs(read, folder, members)) | before
+    notes = inspect(members) if inspect else None
     total = sum(copying.size_of(source) for source in members.values())
     name = f"{read.name}-{read.version}"
     progress = begin(name, total)
@@ -62,8 +70,15 @@ def build(
         packed = packing.pack_folder(members, store / name, progress)
     else:
         packed = packing.pack(members, store / f"{name}.mar", progress)
+    packed = replace(packed, notes=notes)
     outputs = [packed.path, *packed.path.rglob("*")] if form == "folder" else [packed.path]
-    facts = {"path": str(packed.path), "digest": packed.digest, "size": packed.size, "members": packed.members}
+    facts: dict[str, object] = {
+        "path": str(packed.path),
+        "digest": packed.digest,
+        "size": packed.size,
+        "members": packed.members,
+    }
+    facts["notes"] = notes
     unchanged.remember(file, store, form, before, outputs, facts)
     return packed
 
@@ -71,7 +86,11 @@ def build(
 def up_to_date(recipe_path: Path, store: Path, form: str = "mar") -> Packed | None:
     """Return the archive of a recipe if building it would change nothing; None when it must be built."""
     known = unchanged.recall(_file(recipe_path), store, form)
-    return Packed(**{**known, "path": Path(known["path"]), "unchanged": True}) if known else None
+    if not known:
+        return None
+    notes = known.get("notes")
+    read = None if notes is None else tuple(Note(*note) for note in notes)
+    return Packed(**{**known, "path": Path(known["path"]), "unchanged": True, "notes": read})
 
 
 def recipes_here() -> list[Path]:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Note(NamedTuple):
+    """A finding of the checks about an archive: its code, ``error`` or ``warning``, and a text to print."""
+
+    code: str
+    severity: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Packed:
     """An archive that was written: where, its digest, its size in bytes and its number of members.
 
-    ``unchanged`` tells that it was there already and nothing was written.
+    ``unchanged`` tells that it was there already and nothing was written. ``notes`` are the findings of the checks
+    about it; None if it was not checked.
     """
 
     path: Path
@@ -18,6 +28,7 @@ class Packed:
     size: int
     members: int
     unchanged: bool = False
+    notes: tuple[Note, ...] | None = None
 
     def show(self) -> str:
         """Return the line that tells of it."""

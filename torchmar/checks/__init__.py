@@ -15,7 +15,7 @@ from typing import IO
 from torchmar import recipe
 from torchmar.archive import Archive, compose
 from torchmar.archive.copying import Source, Stored, size_of
-from torchmar.checks import configuration, handler, layout, weights
+from torchmar.checks import configuration, handler, layout, requirements, weights
 from torchmar.checks import manifest as manifests
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.errors import ArchiveError, RecipeError
@@ -58,13 +58,13 @@ def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
     wanted = model.requirements_file if model.requirements_file in there else None
     checks: list[Callable[[], Iterable[Finding]]] = []
     if manifest.runtime != "LSP":  # a handler in C++ is no Python to read
-        checks.append(lambda: handler.check(content, model.handler, wanted))
+        checks.append(lambda: handler.check(content, model.handler, wanted, model.config_file))
         if not model.serialized_file or model.serialized_file in there:
             checks.append(lambda: weights.check(content, model.serialized_file, model.model_file, model.handler))
     if model.config_file in there:
         checks.append(lambda: configuration.check(content, str(model.config_file), gpus))
     if wanted:
-        checks.append(lambda: configuration.requirements(content, wanted))
+        checks.append(lambda: requirements.check(content, wanted))
     for run in checks:
         # A member that cannot be read is a finding about the layout already.
         with contextlib.suppress(ArchiveError):
@@ -109,4 +109,4 @@ def _recipe(path: Path, gpus: int | None) -> list[Finding]:
 
 def _sorted(findings: list[Finding]) -> list[Finding]:
     unique = dict.fromkeys(findings)
-    return sorted(unique, key=lambda finding: (finding.code.severity, finding.code.name, finding.place, finding.cause))
+    return sorted(unique, key=lambda finding: (finding.severity, finding.code.name, finding.place, finding.cause))

@@ -1,24 +1,41 @@
-"""Whether an archive may be loaded: what torchmar's checks find, its digests included, before a server sees it."""
+"""Whether an archive may be loaded: nothing of it is unsafe, and no error keeps every server from loading it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from torchmar import checks
+from torchmar.checks.finding import Code, Finding, matches
 from torchmar.errors import ArchiveError
 
+EVERYTHING = ("MAR",)
+"""What `admit` ignores where nothing is checked."""
 
-def admit(archive: Path) -> None:
+
+def admit(archive: Path, ignore: Iterable[str] = ()) -> list[Finding]:
     """Check an archive, every byte that ``SHA256SUMS`` lists included; nothing of it is run.
 
+    Args:
+        archive: the archive's file or folder.
+        ignore: codes, or the beginnings of codes, whose findings do not count; `EVERYTHING` checks nothing.
+
+    Returns:
+        The warnings.
+
     Raises:
-        ArchiveError: it has an error, or cannot be read; warnings are let pass.
+        ArchiveError: it has an error, or cannot be read.
     """
-    errors = [finding for finding in checks.check(archive) if finding.code.severity == "error"]
+    ignored = tuple(ignore)
+    if all(matches(code, ignored) for code in Code):
+        return []
+    findings = [finding for finding in checks.check(archive) if not matches(finding.code, ignored)]
+    errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         first, more = errors[0], len(errors) - 1
         place = f"{archive}!{first.place}".rstrip("!")
         raise ArchiveError(
             f"{first.code.name} {place}: {first.cause}{f' (and {more} more)' if more else ''}",
-            hint=f"torchmar check {archive} tells all; --no-check loads it all the same",
+            hint=f"torchmar check {archive} lists all; --ignore {first.code.name} or --no-check loads it all the same",
         )
+    return findings

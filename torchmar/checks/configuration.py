@@ -1,9 +1,7 @@
-"""Findings about the server configuration and the requirements that an archive carries."""
+"""Findings about the configuration that an archive carries, read as TorchServe's frontend and worker read it."""
 
 from __future__ import annotations
 
-import posixpath
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +10,11 @@ from pydantic import ValidationError
 
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.recipe import ServerConfig, are_stages
-from torchmar.strict_yaml import lines_of_keys, meant
+from torchmar.strict_yaml import lines_of_keys, meant, repeated_keys
 
-_MAX = 1 << 20  # bytes
-_PACKAGES = (".whl", ".zip", ".tar.gz")  # what pip takes for a file, though it has no slash
+_MAX = 16 << 20  # bytes
+# SnakeYAML's own limits in TorchServe's frontend: characters, depth, aliases of lists and mappings.
+_MAX_CHARACTERS, _MAX_DEPTH, _MAX_ALIASES = 3 << 20, 50, 50
 
 
 def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Finding]:
@@ -28,16 +27,22 @@ def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Find
     """
     text = _text(content, name)
     if text is None:
-        yield Finding(Code.MAR501, name, "it is not text, or larger than 1 MiB", "write it as YAML")
+        yield Finding(Code.MAR501, name, "it is not text in UTF-8: the worker cannot read it", "save it as UTF-8")
+        return
+    if len(text) > _MAX:
+        cause = f"it has more than {_MAX >> 20} MiB and was not read"
+        yield Finding(Code.MAR511, name, cause, "keep data in a file of its own")
         return
     try:
         config = yaml.safe_load(text)
         lines = lines_of_keys(text)
+        repeated = repeated_keys(text)
+        unread = _unread(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}:{mark.line + 1}" if mark else name
         cause = getattr(error, "problem", None) or str(error) or "it is nested too deeply"
-        yield Finding(Code.MAR501, place, cause, "TorchServe would stop at the same place: mend the YAML")
+        yield Finding(Code.MAR501, place, cause, "the worker stops at the same place: correct the YAML")
         return
     if config is None:
         cause = "it is empty: TorchServe answers 500 to the registration"
@@ -46,38 +51,41 @@ def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Find
     if not isinstance(config, dict):
         yield Finding(Code.MAR501, name, "it is no mapping of keys", "write it as keys, such as batchSize: 8")
         return
+    for key, line in repeated:
+        cause = f"{key} is given twice; every reader keeps the last and says nothing"
+        yield Finding(Code.MAR512, f"{name}:{line}", cause, "leave one of the two")
+    if unread:
+        cause = f"TorchServe's frontend does not read it ({unread}), and takes its defaults; the worker does"
+        yield Finding(Code.MAR511, name, cause, "keep the server's keys in it, and data in a file of its own")
     for code, key, cause, remedy in (*_keys(config), *_traps(config, gpus)):
-        yield Finding(code, f"{name}:{lines[key]}" if key in lines else name, cause, remedy)
+        # Only a key that is no text ends the registration.
+        works = code is Code.MAR503 and remedy != _QUOTE
+        yield Finding(code, f"{name}:{lines[key]}" if key in lines else name, cause, remedy, works)
 
 
-def requirements(content: Content, name: str) -> Iterator[Finding]:
-    """Yield what is wrong with the requirements file ``name``."""
-    text = _text(content, name)
-    if text is None:
-        yield Finding(Code.MAR509, name, "it is not text, or larger than 1 MiB", "write one requirement a line")
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        wanted = line.partition(" #")[0].strip()
-        if not wanted or wanted.startswith(("#", "-", "http://", "https://", "git+", "file:")) or " @ " in wanted:
-            continue
-        path = re.split(r"[;\[]", wanted, maxsplit=1)[0].strip()
-        if "/" in path or path.endswith(_PACKAGES):
-            yield from _carried(content, path, f"{name}:{number}")
-            continue
-        if not re.match(r"^[A-Za-z0-9][\w.\-]*\s*(\[[^\]]*\])?\s*([=<>!~;(].*[\w.)*'\"])?$", wanted):
-            yield Finding(Code.MAR509, f"{name}:{number}", f"pip cannot read {wanted!r}", "write NAME==VERSION")
-        elif not re.search(r"={2,3}\s*[\w.]", wanted.partition(";")[0]):
-            cause = f"{wanted!r} may be another version at every registration"
-            yield Finding(Code.MAR508, f"{name}:{number}", cause, "pin it: NAME==VERSION")
+_QUOTE = "write it in quotes"
 
 
-def _carried(content: Content, file: str, place: str) -> Iterator[Finding]:
-    """Yield what is wrong with a requirement that is a file or folder; pip runs where the archive was extracted."""
-    path = posixpath.normpath(file)
-    if path.startswith("/"):
-        return  # the server's own
-    if path not in content.sizes and not any(member.startswith(f"{path}/") for member in content.sizes):
-        yield Finding(Code.MAR509, place, f"the archive has no {path}", "carry it: files: in archive.yaml")
+def _unread(text: str) -> str:
+    """Return why SnakeYAML, with the limits that it has in TorchServe, does not read a file that Python reads."""
+    if len(text) > _MAX_CHARACTERS:
+        return f"it is longer than {_MAX_CHARACTERS} characters"
+    depth = aliases = 0
+    collections: set[str] = set()
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if event.anchor:
+                collections.add(event.anchor)
+            if depth > _MAX_DEPTH:
+                return f"it is nested more than {_MAX_DEPTH} deep"
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent) and event.anchor in collections:
+            aliases += 1
+            if aliases > _MAX_ALIASES:
+                return f"it has more than {_MAX_ALIASES} aliases"
+    return ""
 
 
 Found = tuple[Code, str, str, str]
@@ -86,15 +94,21 @@ Found = tuple[Code, str, str, str]
 def _keys(config: dict[Any, Any]) -> Iterator[Found]:
     for key in config:
         if not isinstance(key, str):
-            cause = f"the key {key!r} is no text: TorchServe answers 500 to the registration"
-            yield Code.MAR503, str(key), cause, "write it in quotes"
+            cause = f"the key {key!r} is not text: TorchServe answers 500 to the registration"
+            yield Code.MAR503, str(key), cause, _QUOTE
         elif str(key) not in ServerConfig.model_fields and not isinstance(config[key], dict):
             if close := meant(str(key), ServerConfig):
                 yield Code.MAR502, str(key), f"{key} is no key of TorchServe's; it is ignored", f"did you mean {close}?"
             else:
                 cause = f"TorchServe does not know {key}; only the handler sees it"
                 yield Code.MAR510, str(key), cause, "put options of the handler into a section, such as handler:"
-    known = {key: value for key, value in config.items() if key in ServerConfig.model_fields}
+    if isinstance(torchrun := config.get("torchrun"), dict) and not all(isinstance(key, str) for key in torchrun):
+        cause = "a key of torchrun is not text: TorchServe answers 500 to the registration"
+        yield Code.MAR503, "torchrun", cause, _QUOTE
+    # `handler` is a section that torchmar's handlers read; TorchServe has no such key.
+    known = {key: value for key, value in config.items() if key in ServerConfig.model_fields and key != "handler"}
+    if isinstance(known.get("torchrun"), dict):
+        known.pop("torchrun")  # its keys are torchrun's
     if not are_stages(known.get("stages")):
         known.pop("stages", None)
     for key in ("deviceType", "parallelType"):  # TorchServe reads them whatever their case
@@ -140,11 +154,8 @@ def _traps(config: dict[Any, Any], gpus: int | None) -> Iterator[Found]:
 
 
 def _text(content: Content, name: str) -> str | None:
-    if content.sizes[name] > _MAX:
-        return None
     with content.open(name) as stream:
         try:
-            text = stream.read().decode("utf-8-sig")
+            return stream.read(_MAX + 1).decode("utf-8-sig")
         except UnicodeDecodeError:
             return None
-    return None if "\0" in text else text

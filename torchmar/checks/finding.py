@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import IO, Literal, Protocol
 
@@ -11,9 +11,11 @@ Severity = Literal["error", "warning"]
 
 
 class Code(Enum):
-    """The catalogue: every code, how grave it is, and what it stands for in one line.
+    """The catalogue: every code, its severity, and what it stands for in one line.
 
-    A code names the section in docs/checks.md and stays what it is for good.
+    A code names the section in docs/checks.md and keeps its meaning for good. ``error``: a server cannot load or
+    run the archive, whatever the handler does, or it is unsafe. ``warning``: it works, perhaps not as intended.
+    ``error or warning``: depends on the archive; each finding says which.
     MAR1xx layout, MAR2xx manifest, MAR3xx handler, MAR4xx weights, MAR5xx configuration, MAR6xx safety.
     """
 
@@ -22,7 +24,7 @@ class Code(Enum):
     MAR102 = ("error", "a member would be written outside of its folder")
     MAR103 = ("error", "a member is there twice")
     MAR104 = ("error", "a member is a link, a device or another special file")
-    MAR105 = ("error", "members differ only in case")
+    MAR105 = ("warning", "members differ only in case")
     MAR106 = ("error", "the archive is a zip bomb")
     MAR107 = ("error", "a member is damaged, or not what the directory says")
     MAR108 = ("error", "a member has another digest than SHA256SUMS lists")
@@ -33,49 +35,51 @@ class Code(Enum):
     MAR201 = ("error", "there is no manifest")
     MAR202 = ("error", "the manifest is not TorchServe's schema")
     MAR203 = ("error", "the name or the version is none that an archive should have")
-    MAR204 = ("error", "the manifest names a file that is not there")
+    MAR204 = ("error or warning", "the manifest names a file that is not there")
     MAR205 = ("warning", "the manifest has no version")
     MAR206 = ("error", "the runtime is none that TorchServe starts")
     MAR207 = ("error", "the recipe has a problem")
     # handler
     MAR301 = ("error", "the handler does not define exactly one class")
     MAR302 = ("error", "the handler does not define the function that is named")
-    MAR303 = ("error", "the handler is not Python of the supported version")
-    MAR304 = ("error", "a module has the name of one of Python's or TorchServe's")
+    MAR303 = ("error or warning", "the handler is not Python of the supported version")
+    MAR304 = ("error or warning", "a module has the name of one of Python's or TorchServe's")
     MAR305 = ("error", "an import cannot be satisfied")
     MAR306 = ("error", "a method is missing or does not take what TorchServe calls it with")
     MAR307 = ("warning", "a module reaches for network or disk when it is imported")
-    MAR308 = ("error", "there is no such handler")
+    MAR308 = ("error or warning", "there is no such handler")
     MAR309 = ("warning", "an import is satisfied only if the server has the package")
     MAR310 = ("warning", "the function that is named is not there; TorchServe takes the only class")
     # weights
-    MAR401 = ("error", "the weights are not what their suffix says")
+    MAR401 = ("error or warning", "the weights are not what their suffix says")
     MAR402 = ("error", "a state dict has no model file, or a model file no single class")
     MAR403 = ("error", "the handler cannot load this format")
     MAR404 = ("error", "there is nothing to load")
     MAR405 = ("warning", "the weights were written by a newer torch than torchmar knows")
-    MAR406 = ("error", "the weights are empty or damaged")
+    MAR406 = ("error or warning", "the weights are empty or damaged")
     MAR407 = ("warning", "a model file has no weights to go with it")
     # configuration
     MAR501 = ("error", "the configuration is not YAML")
-    MAR502 = ("error", "TorchServe ignores a key that is meant for it")
-    MAR503 = ("error", "a value has the wrong type or is out of range")
+    MAR502 = ("warning", "TorchServe ignores a key that is meant for it")
+    MAR503 = ("error or warning", "a value has the wrong type or is out of range")
     MAR504 = ("warning", "there is no responseTimeout")
-    MAR505 = ("error", "one of minWorkers and maxWorkers is missing")
+    MAR505 = ("warning", "one of minWorkers and maxWorkers is missing")
     MAR506 = ("warning", "deviceIds names a GPU that the server does not have")
     MAR507 = ("warning", "a batch delay has no effect")
     MAR508 = ("warning", "a requirement is not pinned")
-    MAR509 = ("error", "the requirements cannot be read")
+    MAR509 = ("warning", "the requirements cannot be read")
     MAR510 = ("warning", "only the handler can know the key")
+    MAR511 = ("warning", "TorchServe's frontend does not read the configuration")
+    MAR512 = ("warning", "a key is given twice")
     # safety
-    MAR601 = ("error", "a pickle would run code when it is loaded")
-    MAR602 = ("error", "a pickle cannot be read to its end")
+    MAR601 = ("error or warning", "a pickle would run code when it is loaded")
+    MAR602 = ("error or warning", "a pickle cannot be read to its end")
     MAR603 = ("warning", "a pickle may run code when a handler loads it")
 
     @property
-    def severity(self) -> Severity:
-        """``error`` or ``warning``."""
-        return "error" if self.value[0] == "error" else "warning"
+    def severities(self) -> str:
+        """``error``, ``warning`` or ``error or warning``."""
+        return str(self.value[0])
 
     @property
     def title(self) -> str:
@@ -85,12 +89,44 @@ class Code(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem: ``place`` is a member (``handler.py:12`` with a line), ``cause`` and ``remedy`` are sentences."""
+    """One problem of an archive.
+
+    Attributes:
+        code: what kind of problem it is.
+        place: the member, with a line where there is one: ``handler.py:12``.
+        cause: what is wrong, in a sentence.
+        remedy: what to do about it, in a sentence.
+        works: for a code that is an error or a warning: whether the archive may work all the same.
+    """
 
     code: Code
     place: str
     cause: str
     remedy: str
+    works: bool = False
+
+    @property
+    def severity(self) -> Severity:
+        """``error`` or ``warning``."""
+        return "warning" if self.works or self.code.severities == "warning" else "error"
+
+
+def printable(finding: Finding) -> Finding:
+    """Return a finding whose texts, which may hold names from an archive, have no effect on a terminal."""
+    place, cause, remedy = (
+        text if text.isprintable() else ascii(text) for text in (finding.place, finding.cause, finding.remedy)
+    )
+    return replace(finding, place=place, cause=cause, remedy=remedy)
+
+
+def matches(code: Code, prefixes: Iterable[str]) -> bool:
+    """Return whether a code is one of ``prefixes`` or begins with one (``MAR3``, in any case)."""
+    return code.name.startswith(tuple(prefix.upper() for prefix in prefixes))
+
+
+def unknown(prefixes: Iterable[str]) -> list[str]:
+    """Return the prefixes with which no code begins."""
+    return [prefix for prefix in prefixes if not prefix or not any(matches(code, [prefix]) for code in Code)]
 
 
 class Content(Protocol):

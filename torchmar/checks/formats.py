@@ -42,6 +42,9 @@ _LIBRARIES = (
     b"MZ\x90\0",
 )
 
+EMPTY = "it is empty"
+"""The damage of a file without a byte."""
+
 _FILE_VERSION = 10
 
 _EXPORT_SCHEMA = 8
@@ -113,7 +116,7 @@ def identify(stream: IO[bytes], name: str) -> Weights:
     head = stream.read(512)
     stream.seek(0)
     if not head:
-        return Weights(Format.EMPTY, damage="it is empty")
+        return Weights(Format.EMPTY, damage=EMPTY)
     if head.startswith(ZIP):
         return _zip(stream)
     if head.startswith(_LIBRARIES):

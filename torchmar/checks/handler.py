@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import difflib
-import re
 from collections.abc import Iterator
+
+import yaml
 
 from torchmar.checks import import_time, imports, signatures
 from torchmar.checks.finding import Code, Content, Finding
@@ -21,7 +22,9 @@ _MAKE_CLASSES = {"collections.namedtuple", "typing.NamedTuple", "typing.TypedDic
 _MAKE_CLASSES |= {"enum.Flag", "enum.IntFlag", "enum.StrEnum"}
 
 
-def check(content: Content, handler: str, requirements: str | None = None) -> list[Finding]:
+def check(
+    content: Content, handler: str, requirements: str | None = None, config_file: str | None = None
+) -> list[Finding]:
     """Return everything that is wrong with the handler of an archive.
 
     Its source and that of all modules of the archive that it imports are read; nothing is
@@ -32,6 +35,7 @@ def check(content: Content, handler: str, requirements: str | None = None) -> li
         handler: as the manifest names it: ``handler.py``, ``handler:function``, ``package.module``
             or the name of a handler that TorchServe ships.
         requirements: the member that lists the packages to install; None when there is none.
+        config_file: the member that is the configuration; None when there is none.
     """
     modules = Modules(content)
     # The loader's own steps: what follows the first colon, the suffix, then the folders.
@@ -46,7 +50,7 @@ def check(content: Content, handler: str, requirements: str | None = None) -> li
         findings += import_time.check(module)
     entry = modules.read(name)
     if isinstance(entry, Module):
-        findings += _entry_point(modules, entry, function or "handle", _asynchronous(content))
+        findings += _entry_point(modules, entry, function or "handle", _asynchronous(content, config_file))
     # A file at the top gets into the worker's way even if nothing of the archive imports it.
     others = (imports.shadowing(modules, root, reached=False) for root in modules if "." not in root and root != name)
     return list(dict.fromkeys([*filter(None, [shadow, *others]), *findings]))
@@ -65,6 +69,9 @@ def _not_there(modules: Modules, content: Content, file: str, name: str, provide
         remedy = "rename the folder, or name a file"
     elif name in _STOCK or (name and imports.installed(name, provided)):
         return None
+    elif outer and not file.endswith(".py") and name.partition(".")[0] not in {*modules, *modules.folders}:
+        cause = f"the archive has no module {name}: it has to be installed on the server"
+        return Finding(Code.MAR308, file, cause, f"add the package of {name} to the requirements", works=True)
     elif file in content.sizes and "/" in file:
         cause = f"TorchServe drops the folder and finds no {file.rpartition('/')[2]} at the archive's top level"
         remedy = f"name it {file.removesuffix('.py').replace('/', '.')}, or put the file at the top level"
@@ -168,11 +175,12 @@ def _looks_like_a_handler(node: ast.AST) -> int:
     return len(methods & steps) + 2 * any(base.endswith(("Handler", "Classifier")) for base in bases)
 
 
-def _asynchronous(content: Content) -> bool:
-    """Tell whether the archive's configuration makes TorchServe await the entry point."""
-    for name in content.sizes:
-        if name.endswith((".yaml", ".yml")) and "/" not in name:
-            text = read_member(content, name, 1 << 20) or b""
-            if re.search(rb"(?im)^asyncCommunication\s*:\s*(true|yes|on)\b", text):
-                return True
-    return False
+def _asynchronous(content: Content, config_file: str | None) -> bool:
+    """Return whether the archive's configuration makes TorchServe await the entry point."""
+    if config_file not in content.sizes:
+        return False
+    try:
+        config = yaml.safe_load(read_member(content, str(config_file), 16 << 20) or b"")
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get("asyncCommunication") is True

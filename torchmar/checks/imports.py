@@ -19,6 +19,21 @@ SERVER = frozenset({"torch", "ts", "numpy", "packaging", "yaml", "psutil", "PIL"
 _STARTUP = {"abc", "builtins", "codecs", "encodings", "importlib", "io", "itertools", "marshal", "os", "posixpath"}
 _STARTUP |= {"site", "stat", "sys", "time", "zipimport"}
 
+_WORKER_IMPORTS = """
+    argparse ast asyncio base64 bisect bz2 calendar collections concurrent contextlib contextvars copy copyreg csv
+    ctypes dataclasses datetime dis email enum fnmatch functools gettext glob gzip hashlib heapq http inspect
+    ipaddress json keyword linecache locale logging lzma multiprocessing numbers operator pathlib pickle pickletools
+    pkgutil platform pprint queue quopri random re reprlib selectors shutil signal socket ssl string struct
+    subprocess sysconfig tarfile tempfile textwrap threading token tokenize traceback types typing unittest urllib
+    uuid warnings weakref zipfile
+"""
+
+IMPORTED_BY_WORKER = frozenset(_WORKER_IMPORTS.split())
+"""Python's modules that TorchServe's worker imports before the handler.
+
+Where the archive has a module of such a name, the worker gets it in place of Python's.
+"""
+
 # What TorchServe and its handlers import, as packages: a single file of that name is something else.
 _REPLACED = (SERVER | {"captum", "torchvision"}) - {"typing_extensions"}
 
@@ -89,8 +104,11 @@ def shadowing(modules: Modules, name: str, reached: bool = True) -> Finding | No
         return None
     if root in _STARTUP:
         cause = f"Python has imported its own module {root} by then and takes that instead"
-    elif root in sys.stdlib_module_names:
+    elif root in IMPORTED_BY_WORKER:
         cause = f"Python has a module {root} of its own; the worker gets one in place of the other"
+    elif root in sys.stdlib_module_names:
+        cause = f"Python has a module {root} of its own; whatever imports that in the worker gets this file"
+        return Finding(Code.MAR304, modules.file(root), cause, "give it another name", works=True)
     elif root in _REPLACED and not modules.is_package(root):
         cause = f"TorchServe's worker imports a package {root}; it gets this file in its place"
     else:
@@ -197,7 +215,8 @@ class _Walk:
         if root in self._modules and (shadow := shadowing(self._modules, root)):
             if shadow not in self.findings:
                 self.findings.append(shadow)
-            return False
+            if not shadow.works:
+                return False
         inner = root
         for outer in _outer(name)[1:]:
             package = self._modules.is_package(inner)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torchmar import manifest
 from torchmar.checks.finding import Code, Content, Finding
+from torchmar.checks.weights import is_known
 from torchmar.errors import ManifestError
 from torchmar.recipe import VERSION_PATTERN
 
@@ -45,10 +46,14 @@ def _findings(found: manifest.Manifest, content: Content) -> Iterator[Finding]:
     if found.runtime not in RUNTIMES:
         cause = f"the runtime is {found.runtime!r}; TorchServe knows {', '.join(RUNTIMES)}"
         yield Finding(Code.MAR206, place, cause, "set it to python")
+    # The worker itself reads the configuration; weights and the model file are the handler's business.
+    fatal = {"config_file"} | ({"serialized_file", "model_file"} if is_known(model.handler, content) else set())
     for key in ("serialized_file", "model_file", "requirements_file", "config_file"):
         name = getattr(model, key)
         if name and name not in content.sizes:
             inside = [member for member in content.sizes if member.endswith(f"/{name}")]
             remedy = f"move {inside[0]} to the top" if inside else "add it, or drop the key"
             cause = f"{key.replace('_', ' ')} is {name!r}, which is not in the archive"
-            yield Finding(Code.MAR204, place, cause, remedy)
+            if key == "requirements_file":
+                cause += "; a server with install_py_dep_per_model refuses the registration"
+            yield Finding(Code.MAR204, place, cause, remedy, works=key not in fatal)

@@ -181,8 +181,8 @@ class Modules:
     def _parse(self, name: str) -> Module | Finding | None:
         file = self.file(name)
 
-        def finding(line: int | None, cause: str, remedy: str) -> Finding:
-            return Finding(Code.MAR303, f"{file}:{line}" if line else file, cause, remedy)
+        def finding(line: int | None, cause: str, remedy: str, works: bool = False) -> Finding:
+            return Finding(Code.MAR303, f"{file}:{line}" if line else file, cause, remedy, works)
 
         python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
         source = read_member(self._content, file, MAX_SOURCE + 1)
@@ -190,7 +190,7 @@ class Modules:
             return None
         if len(source) > MAX_SOURCE:
             mega = MAX_SOURCE // 1_000_000
-            return finding(None, f"is larger than {mega} MB and was not read", "keep data in files of their own")
+            return finding(None, f"is larger than {mega} MB and was not read", "keep data in files of their own", True)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what Python warns of is not what fails

@@ -122,7 +122,7 @@ class Inspector:
                 sure = header or (bool(head) and place.lower().endswith(_SURELY_PICKLED))
                 yield from self._pickles(stream, place, torchscript, sure=sure)
         except TooLarge as error:
-            yield self._broken(place, str(error))
+            yield self._broken(place, str(error), too_large=True)
         except BROKEN as error:
             yield self._broken(place, f"it is damaged ({shown(str(error))})")
 
@@ -159,7 +159,7 @@ class Inspector:
                     copy.seek(0)
                     yield from self._file(copy, place, torchscript, depth + 1)
         except TooLarge as error:
-            yield self._broken(place, str(error))
+            yield self._broken(place, str(error), too_large=True)
         except BROKEN as error:
             yield self._broken(place, f"it is damaged ({shown(str(error))})")
 
@@ -201,12 +201,12 @@ class Inspector:
             )
             yield Finding(self.refused, place, cause, self.remedy)
         if result.problem:
-            yield self._broken(place, result.problem)
+            yield self._broken(place, result.problem, too_large=result.too_large)
 
-    def _broken(self, place: str, problem: str) -> Finding:
-        """Say that a file holds more than what was found."""
+    def _broken(self, place: str, problem: str, *, too_large: bool = False) -> Finding:
+        """Return the finding of a file that was not walked to its end; what is only large may load all the same."""
         cause = f"what it imports is not known to the end: {problem}"
-        return Finding(self.broken, place, cause, self.remedy)
+        return Finding(self.broken, place, cause, self.remedy, works=too_large)
 
 
 def is_tar(head: bytes) -> bool:

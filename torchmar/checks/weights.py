@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 
-from torchmar.checks.finding import Code, Content, Finding
-from torchmar.checks.formats import Format, Weights, identify
+from torchmar.checks.finding import Code, Content, Finding, printable
+from torchmar.checks.formats import EMPTY, Format, Weights, identify
 from torchmar.checks.pickled_files import Inspector, may_hold_pickles
 from torchmar.checks.pickles import BROKEN, Budget, shown
 from torchmar.recipe import CARRIED_PACKAGE, STOCK_HANDLERS
@@ -59,15 +60,17 @@ def check(content: Content, serialized_file: str | None, model_file: str | None,
         serialized_file: the weights, as the manifest names them.
         model_file: the file with the class that a state dict fills, as the manifest names it.
         handler: the handler, as the manifest names it; what torchmar's and TorchServe's own load
-            is known, any other may load what it likes.
+            is known, any other may load what it likes, or nothing: what is found then is a warning.
     """
-    ours = _module(handler).startswith(f"{CARRIED_PACKAGE}.")
-    loads = _loads_with_ours if ours else _loads_with_torchserve if _is_torchserves(handler, content) else None
+    loads = None
+    if is_known(handler, content):
+        loads = _loads_with_ours if _is_ours(handler) else _loads_with_torchserve
     stock = loads is not None
     budget = Budget()
     findings: list[Finding] = []
     if serialized_file in content.sizes:
-        findings += _serialized(content, str(serialized_file), model_file, loads, budget)
+        found = _serialized(content, str(serialized_file), model_file, loads, budget)
+        findings += found if stock else (replace(finding, works=True) for finding in found)
     elif stock and serialized_file is None and _module(handler) not in _NAMES_ITS_OWN:
         code, cause = Code.MAR404, "the archive has neither weights nor a model file: the worker dies"
         if model_file:
@@ -90,17 +93,20 @@ def check(content: Content, serialized_file: str | None, model_file: str | None,
             except BROKEN as error:
                 cause = f"what it imports is not known: it cannot be read ({shown(str(error))})"
                 findings.append(Finding(Code.MAR603, name, cause, _OTHERS_REMEDY))
-    return [_printable(finding) for finding in findings]
-
-
-def _printable(finding: Finding) -> Finding:
-    """Return a finding in which a member's name does nothing to a terminal."""
-    texts = (finding.place, finding.cause, finding.remedy)
-    return Finding(finding.code, *(text if text.isprintable() else ascii(text) for text in texts))
+    return [printable(finding) for finding in findings]
 
 
 def _module(handler: str) -> str:
     return handler.partition(":")[0].removesuffix(".py")
+
+
+def is_known(handler: str, content: Content) -> bool:
+    """Return whether it is known what a handler loads: one of torchmar's or of TorchServe's."""
+    return _is_ours(handler) or _is_torchserves(handler, content)
+
+
+def _is_ours(handler: str) -> bool:
+    return _module(handler).startswith(f"{CARRIED_PACKAGE}.")
 
 
 def _is_torchserves(handler: str, content: Content) -> bool:
@@ -142,6 +148,10 @@ def _serialized(
 
 
 def _damaged(name: str, damage: str) -> Finding:
+    if damage == EMPTY:
+        return Finding(
+            Code.MAR406, name, f"{name} is empty", "pack the weights, or leave the file out if none are read"
+        )
     return Finding(Code.MAR406, name, f"{name} is not whole: {damage}", "save or copy it again, and compare its size")
 
 

@@ -21,7 +21,8 @@ from torchmar import manifest
 from torchmar.archive import Packed, pack, pack_folder, pack_tgz
 from torchmar.archive.contents import add, carried, carries, refuse_clashes
 from torchmar.archive.copying import Progress, Source, size_of
-from torchmar.checks import Composed, check_content
+from torchmar.checks.finding import unknown
+from torchmar.cli.findings import inspect
 from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import complain, err
 from torchmar.errors import ArchiveError, TorchmarError
@@ -74,23 +75,14 @@ def archive(options: argparse.Namespace) -> Packed:
     if target.exists() and not options.force:
         raise ArchiveError(f"{target} exists already", hint="--force overwrites it")
     members = compose(options)
+    if strangers := unknown(options.ignore):
+        raise ArchiveError(f"--ignore {strangers[0]}: no code is called or starts so", hint="docs/checks.md has all")
     if options.check:
-        _check(members)
+        inspect(members, options.ignore)
     with Bar() as bar:
         packed = write(members, target, bar.begin(target.name, sum(map(size_of, members.values()))))
     err.print(f"wrote {packed.path}", markup=False)
     return packed
-
-
-def _check(members: Mapping[str, Source]) -> None:
-    """Print what would fail on the server; refuse to go on with an error."""
-    findings = check_content(Composed(members))
-    for finding in findings:
-        place = f"{finding.place}: " if finding.place else ""
-        hint = f" ({finding.remedy})" if finding.remedy else ""
-        err.print(f"{finding.code.severity}: {finding.code.name} {place}{finding.cause}{hint}", markup=False)
-    if any(finding.code.severity == "error" for finding in findings):
-        raise ArchiveError("the archive would not work; nothing is written", hint="--no-check writes it all the same")
 
 
 def compose(options: argparse.Namespace) -> dict[str, Source]:
@@ -190,7 +182,14 @@ def _parser() -> argparse.ArgumentParser:
     add_argument("-v", "--version", required=True, help="the model's version")
     add_argument("-r", "--requirements-file", help="packages that the server is to install for this model")
     add_argument("-c", "--config-file", help="the model's configuration, YAML")
-    add_argument("--no-check", dest="check", action="store_false", help="write it even if it would not work")
+    add_argument("--no-check", dest="check", action="store_false", help="write it whatever torchmar check would find")
+    add_argument(
+        "--ignore",
+        metavar="CODE",
+        action="append",
+        default=[],
+        help="ignore findings of this code, or of all that start so: MAR3; may be repeated",
+    )
     return parser
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from torchmar.archive.packed import show_size
-from torchmar.cli.options import AsJson, Baseline, Method, Steps, Target, explanation
+from torchmar.cli.options import AsJson, Baseline, Ignore, Method, Steps, Target, explanation
 from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
+
+if TYPE_CHECKING:
+    from torchmar.archive.copying import Source
+    from torchmar.archive.packed import Note
 
 PANEL = "Archives"
 
@@ -36,14 +41,25 @@ def build(
     store: Annotated[Path, typer.Option(help="Where archives go.")] = Path("model_store"),
     form: Annotated[Form, typer.Option(help="A .mar, or a folder, which a server registers at once.")] = Form.mar,
     force: Annotated[bool, typer.Option("--force", "-f", help="Read everything, even if nothing has changed.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Write only archives that torchmar check has no error for.")
+    ] = True,
+    ignore: Ignore = None,
 ) -> None:
     """Pack recipes into STORE/NAME-VERSION.mar.
 
+    Prints what torchmar check finds; an archive with an error is not written.
     An archive whose inputs have kept size, times and inode is up to date.
     After a week, or with --force, they are read again all the same.
     """
     from torchmar.archive.building import build as build_archive
     from torchmar.archive.building import recipes_here
+    from torchmar.cli import findings
+
+    ignored = ignore or []
+
+    def inspect(members: Mapping[str, Source]) -> tuple[Note, ...]:
+        return findings.inspect(members, ignored)
 
     found = recipes or recipes_here()
     if not found:
@@ -52,11 +68,21 @@ def build(
     for recipe in found:
         try:
             with Bar() as bar:
-                packed = build_archive(recipe, store, form=form.value, force=force, begin=bar.begin)
+                packed = build_archive(
+                    recipe,
+                    store,
+                    form=form.value,
+                    force=force,
+                    begin=bar.begin,
+                    inspect=inspect if check else None,
+                )
         except TorchmarError as error:
             complain(error)
             failed = True
             continue
+        if check and packed.unchanged:
+            findings.show(packed.notes or (), ignored)
+            failed |= findings.has_errors(packed.notes or (), ignored)
         out.print(packed.show(), markup=False)
     raise typer.Exit(1 if failed else 0)
 

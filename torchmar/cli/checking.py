@@ -10,14 +10,12 @@ import typer
 from rich.markup import escape
 
 from torchmar.archive.packed import show_size
-from torchmar.cli.options import AsJson
+from torchmar.cli.options import AsJson, Ignore, Select
 from torchmar.cli.terminal import err, out, show_table, table
 
 if TYPE_CHECKING:
     from torchmar.checks import Finding
     from torchmar.proof import Proof
-
-DOCUMENTATION = "docs/checks.md"
 
 
 def check(
@@ -26,31 +24,26 @@ def check(
         typer.Argument(metavar="ARCHIVE|RECIPE|FOLDER", help="What to check.", show_default=False),
     ],
     run: Annotated[bool, typer.Option("--run", help="Ask the samples too, in a worker process.")] = False,
-    select: Annotated[
-        list[str] | None, typer.Option(metavar="CODE", help="Only these codes, or all that start so: MAR3.")
-    ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(metavar="CODE", help="Not these codes, nor any that start so.")
-    ] = None,
+    select: Select = None,
+    ignore: Ignore = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
     gpus: Annotated[int | None, typer.Option(min=0, help="How many GPUs the server has.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find what would fail on the server, before any server sees it.
 
     Nothing of the archive is run, unless --run asks for it.
-    Exits with 1 if there is an error; warnings alone do not fail.
+    Exits with 1 if there is an error; warnings fail with --strict only.
     Every code has a section in docs/checks.md.
     """
-    _known(select, "--select")
-    _known(ignore, "--ignore")
     from torchmar import checks
 
     failed = False
     documents = []
     for path in paths:
         findings = [one for one in checks.check(path, gpus) if _wanted(one, select, ignore)]
-        errors = [one for one in findings if one.code.severity == "error"]
-        failed |= bool(errors)
+        errors = [one for one in findings if one.severity == "error"]
+        failed |= bool(findings if strict else errors)
         proof = _prove(path) if run and not errors else None
         failed |= bool(proof and proof.problems)
         if as_json:
@@ -85,7 +78,7 @@ def _prove(path: Path) -> Proof:
 def _show(path: Path, finding: Finding) -> None:
     # A place in a recipe names its file itself.
     place = finding.place if finding.place.startswith(str(path)) else f"{path}!{finding.place}".rstrip("!")
-    colour = "red" if finding.code.severity == "error" else "yellow"
+    colour = "red" if finding.severity == "error" else "yellow"
     out.print(f"[{colour}]{finding.code.name}[/] {escape(place)}: {escape(finding.cause)}")
     if finding.remedy:
         out.print(f"       [cyan]hint:[/] {escape(finding.remedy)}")
@@ -115,7 +108,7 @@ def _document(path: Path, findings: list[Finding], proof: Proof | None) -> dict[
     from dataclasses import asdict
 
     told = [
-        {"code": one.code.name, "severity": one.code.severity, "title": one.code.title}
+        {"code": one.code.name, "severity": one.severity, "title": one.code.title}
         | {"place": one.place, "cause": one.cause, "remedy": one.remedy}
         for one in findings
     ]
@@ -123,16 +116,6 @@ def _document(path: Path, findings: list[Finding], proof: Proof | None) -> dict[
 
 
 def _wanted(finding: Finding, select: list[str] | None, ignore: list[str] | None) -> bool:
-    name = finding.code.name
-    chosen = not select or name.startswith(tuple(code.upper() for code in select))
-    return chosen and not name.startswith(tuple(code.upper() for code in ignore or ()))
+    from torchmar.checks.finding import matches
 
-
-def _known(codes: list[str] | None, option: str) -> None:
-    from torchmar.checks.finding import Code
-
-    for code in codes or ():
-        if not any(known.name.startswith(code.upper()) for known in Code):
-            raise typer.BadParameter(
-                f"no code is called {code} or starts so; they are in {DOCUMENTATION}", param_hint=option
-            )
+    return (not select or matches(finding.code, select)) and not matches(finding.code, ignore or ())

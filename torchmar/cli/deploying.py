@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from torchmar.cli.connection_options import CaFile, PlainHttp
 from torchmar.cli.operating import complain_of_failing
-from torchmar.cli.options import Address, AsJson, Check, KeyFile, RunFolder
+from torchmar.cli.options import Address, AsJson, Check, Ignore, KeyFile, RunFolder
 from torchmar.cli.terminal import complain, err, out, wrapped
 from torchmar.errors import TorchmarError
 
@@ -60,6 +60,7 @@ def plan(
 def apply(
     file: File = _DEFAULT,
     check: Check = True,
+    ignore: Ignore = None,
     as_json: AsJson = False,
     gpus: Gpus = None,
     run_folder: RunFolder = None,
@@ -72,6 +73,7 @@ def apply(
     """
     from torchmar.deployment import gather, steps
 
+    ignored = (ignore or []) if check else ["MAR"]
     deployment = _read(file)
     made = _plan(deployment, file, gpus, run_folder)
     where = gather.server(deployment.server, file.parent, run_folder)
@@ -85,7 +87,7 @@ def apply(
             complain_of_failing(_runs_in(deployment, file, run_folder))
         raise typer.Exit(int(bool(made.failing)))
     if as_json:
-        report = steps.apply(made, where, verify=check)
+        report = steps.apply(made, where, ignored_checks=ignored)
         typer.echo(json.dumps(_document(report), indent=2))
     else:
         out.print()
@@ -98,7 +100,7 @@ def apply(
                     _show_step(step)
 
             try:
-                report = steps.apply(made, where, watch, verify=check)
+                report = steps.apply(made, where, watch, ignored_checks=ignored)
             except (KeyboardInterrupt, SystemExit):
                 err.print(f"interrupted; torchmar plan {file} shows how the server differs now", markup=False)
                 raise

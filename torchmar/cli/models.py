@@ -11,7 +11,7 @@ import typer
 
 from torchmar.cli.connection_options import CaFile, PlainHttp
 from torchmar.cli.operating import complain_of_failing
-from torchmar.cli.options import Address, AsJson, Check, KeyFile, Name, RunFolder, Version
+from torchmar.cli.options import Address, AsJson, Check, Ignore, KeyFile, Name, RunFolder, Version
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import NotFound, TorchmarError
 
@@ -100,6 +100,7 @@ def register(
     synchronous: Synchronous = True,
     timeout: Timeout = 300.0,
     check: Check = True,
+    ignore: Ignore = None,
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,
@@ -113,8 +114,8 @@ def register(
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     # The server knows its model store by file name; people type the path.
     url = Path(archive).name if Path(archive).exists() else archive
-    if check:
-        _admit(Path(archive), run_folder, elsewhere=address is not None)
+    ignored = (ignore or []) if check else ["MAR"]
+    _admit(Path(archive), run_folder, ignored, elsewhere=address is not None)
     with err.status(f"registering {url}"):
         said = client.register(
             url,
@@ -129,6 +130,7 @@ def register(
             s3_sse_kms=s3_sse_kms,
             synchronous=synchronous,
             timeout=timeout,
+            ignored_checks=ignored,
         )
     out.print(said, markup=False)
 
@@ -193,9 +195,10 @@ def _versions(client: ManagementClient, name: str, customized: bool) -> list[tup
     return [(version, version.version == default) for version in versions]
 
 
-def _admit(archive: Path, run_folder: Path | None, *, elsewhere: bool) -> None:
+def _admit(archive: Path, run_folder: Path | None, ignored: list[str], *, elsewhere: bool) -> None:
     """Check what the server would load: the file in its model store, or else the one that was named."""
     from torchmar.checks.admission import admit
+    from torchmar.cli import findings
     from torchmar.deployment import gather
     from torchmar.deployment.desired import ServerPlace
 
@@ -203,7 +206,7 @@ def _admit(archive: Path, run_folder: Path | None, *, elsewhere: bool) -> None:
     places = [store / archive.name, archive] if store else [archive]
     if found := next((place for place in places if place.exists()), None):
         with err.status(f"checking {found.name}"):
-            admit(found)
+            findings.warn(admit(found, ignored))
 
 
 def _client(

@@ -39,6 +39,35 @@ KeyFile = Annotated[
 Check = Annotated[
     bool, typer.Option("--check/--no-check", help="Load only archives that torchmar check has no error for.")
 ]
+CHECKS = "docs/checks.md"
+
+
+def _known_codes(codes: list[str] | None) -> list[str] | None:
+    from torchmar.checks.finding import unknown
+
+    if strangers := unknown(codes or ()):
+        raise typer.BadParameter(f"no code is called {strangers[0]} or starts so; they are in {CHECKS}")
+    return codes
+
+
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CODE",
+        help="Ignore findings of this code, or of all that start so: MAR3; may be repeated.",
+        callback=_known_codes,
+        show_default=False,
+    ),
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CODE",
+        help="Only findings of this code, or of all that start so; may be repeated.",
+        callback=_known_codes,
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 ServedFrom = Annotated[
     Path | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchmar.cli.operating import show_path
-from torchmar.cli.options import Check, ServedFrom
+from torchmar.cli.options import Check, Ignore, ServedFrom
 from torchmar.cli.terminal import complain, err, out
 from torchmar.engines import DEFAULT, TITLES, EngineName
 from torchmar.errors import EngineError, ModelFailed, TorchmarError
@@ -49,6 +49,7 @@ def serve(
         ),
     ] = None,
     check: Check = True,
+    ignore: Ignore = None,
     engine: Annotated[
         EngineName,
         typer.Option(
@@ -65,7 +66,8 @@ def serve(
     """
     from torchmar import engines, properties
     from torchmar.archive import store
-    from torchmar.checks.admission import admit
+    from torchmar.checks.admission import EVERYTHING, admit
+    from torchmar.cli import findings
     from torchmar.engines.notify import notify
 
     given = properties.given(config)
@@ -77,11 +79,16 @@ def serve(
             f"{given.file}: without enable_model_api no model can be registered",
             hint="enable_model_api=true, or load_models=all in place of it",
         )
-    for archive in by_itself if check else ():
-        admit(archive)  # the server loads it before anybody can ask
+    ignored = (ignore or []) if check else list(EVERYTHING)
+    for archive in by_itself:
+        findings.warn(admit(archive, ignored))  # the server loads it before it can be asked to
+    overrides = {} if check else {"torchmar_check_archives": "false"}
+    if ignore:
+        overrides["torchmar_ignore_checks"] = ",".join(ignore)
     with contextlib.ExitStack() as stack:
         with err.status(f"starting {TITLES[engine]}"):
-            server = stack.enter_context(engines.named(engine)(config, folder, run_folder, port=port, host=host))
+            started = engines.named(engine)(config, folder, run_folder, port=port, host=host, overrides=overrides)
+            server = stack.enter_context(started)
         out.print(server.described, markup=False)
         out.print(f"  inference   {server.server.inference}")
         out.print(f"  management  {server.server.management}")
@@ -93,7 +100,7 @@ def serve(
                 danger = ", and with it run code here; torchmar doctor says more" if "management" in address.key else ""
                 where = f"{address.host}:{address.port}"
                 err.print(f"[yellow]warning:[/] {address.key}: other machines reach {where}{danger}")
-        loaded = [_load(server, archive, check) for archive in archives]
+        loaded = [_load(server, archive, ignored) for archive in archives]
         if archives and not any(loaded):
             raise TorchmarError("no model could be loaded; the server is stopped")
         if not archives:
@@ -149,13 +156,13 @@ def _loads_by_itself(config: Properties, folder: Path) -> list[Path]:
     return [archive for archive in store.find(folder) if "all" in named or archive.name in named]
 
 
-def _load(server: Engine, archive: Path, check: bool) -> bool:
+def _load(server: Engine, archive: Path, ignored: list[str]) -> bool:
     from torchmar.checks.admission import admit
+    from torchmar.cli import findings
 
     try:
         with err.status(f"loading {archive.name}"):
-            if check:
-                admit(archive)
+            findings.warn(admit(archive, ignored))
             model = server.load(archive)
     except TorchmarError as error:
         if isinstance(error, EngineError) and not isinstance(error, ModelFailed):

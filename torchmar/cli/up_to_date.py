@@ -17,9 +17,13 @@ def told(arguments: Sequence[str]) -> bool:
     if recipes is None:
         return False
     found = [up_to_date(recipe, store) for recipe in recipes or recipes_here()]
-    if not found or not all(found):
+    if not found or not all(packed and packed.notes is not None for packed in found):
         return False
-    sys.stdout.write("".join(f"{packed.show()}\n" for packed in found if packed))
+    if any(note.severity == "error" for packed in found if packed for note in packed.notes or ()):
+        return False
+    for packed in filter(None, found):
+        sys.stderr.write("".join(f"{note.text}\n" for note in packed.notes or ()))
+        sys.stdout.write(f"{packed.show()}\n")
     return True
 
 

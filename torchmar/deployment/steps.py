@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchmar import archive
 from torchmar.checks import admission
+from torchmar.checks.finding import Code, matches
 from torchmar.connection import Server
 from torchmar.deployment import actions, drain, trial
 from torchmar.deployment.actions import Action
@@ -64,7 +65,9 @@ class Report:
     left: list[str] = field(default_factory=list)
 
 
-def apply(plan: Plan, server: Server, watch: Watch = lambda step: None, *, verify: bool = True) -> Report:
+def apply(
+    plan: Plan, server: Server, watch: Watch = lambda step: None, *, ignored_checks: Sequence[str] = ()
+) -> Report:
     """Carry a plan out.
 
     Archives that are to be registered are checked before anything else, digests included.
@@ -76,22 +79,22 @@ def apply(plan: Plan, server: Server, watch: Watch = lambda step: None, *, verif
         plan: what is to be done.
         server: where.
         watch: told of every step when it begins and when it has ended.
-        verify: whether to check the archives.
+        ignored_checks: codes of checks, or beginnings of codes, that do not count; ``MAR`` is all of them.
     """
     with ManagementClient(server) as client:
-        return _Execution(server, client, watch).run(plan, verify)
+        return _Execution(server, client, watch, tuple(ignored_checks)).run(plan)
 
 
 class _Execution:
-    def __init__(self, server: Server, client: ManagementClient, watch: Watch) -> None:
-        self.server, self.client, self.watch = server, client, watch
+    def __init__(self, server: Server, client: ManagementClient, watch: Watch, ignored_checks: tuple[str, ...]) -> None:
+        self.server, self.client, self.watch, self.ignored_checks = server, client, watch, ignored_checks
         self.report = Report()
         self.undos: list[_Undo] = []
         self.restless: dict[tuple[str, str], str] = {}
 
-    def run(self, plan: Plan, verify: bool) -> Report:
+    def run(self, plan: Plan) -> Report:
         old = (actions.Drain, actions.Shrink, actions.Remove)
-        if verify and not self._verify(plan):
+        if not all(matches(code, self.ignored_checks) for code in Code) and not self._verify(plan):
             return self.report
         try:
             for action in plan.actions:
@@ -118,7 +121,7 @@ class _Execution:
             self.watch(Step("verify", path.name))
             before = time.perf_counter()
             try:
-                admission.admit(path)
+                admission.admit(path, self.ignored_checks)
             except TorchmarError as error:
                 self.report.failure, self.report.undone = error, True
             took = time.perf_counter() - before
@@ -214,6 +217,7 @@ class _Execution:
                 response_timeout=action.response_timeout,
                 startup_timeout=action.startup_timeout,
                 timeout=(action.startup_timeout or 120) + _MARGIN,
+                ignored_checks=self.ignored_checks,
             )
         except Conflict as conflict:
             self.undos.pop()

@@ -34,12 +34,10 @@ def check(folder: Path, engine: EngineName = DEFAULT) -> Iterator[Finding]:
             continue
         with contextlib.suppress(TorchmarError), Archive(path, flawed=True) as archive:
             same[archive.manifest.name, archive.manifest.version].append(path)
-        flawed += any(finding.code.severity == "error" for finding in findings)
+        flawed += any(finding.severity == "error" for finding in findings)
         for finding in findings:
             place = f"{path.name}!{finding.place}".rstrip("!")
-            yield Finding(
-                finding.code.severity, "store", f"{finding.code.name} {place}: {finding.cause}", finding.remedy
-            )
+            yield Finding(finding.severity, "store", f"{finding.code.name} {place}: {finding.cause}", finding.remedy)
     for (name, version), paths in same.items():
         if len(paths) > 1:
             yield error(

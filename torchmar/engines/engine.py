@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
@@ -72,6 +73,7 @@ class Engine(ABC):
         python: the interpreter of the workers, and of a server that is written in Python.
         port: of the inference API, in place of the configuration's; all other ports move by the same distance.
         host: where the inference API listens, in place of the configuration's; management stays where it is.
+        overrides: keys of ``config.properties`` that go before the configuration's.
 
     Raises:
         EngineError: what the server needs is missing, a port is none, or the server did not start.
@@ -91,8 +93,10 @@ class Engine(ABC):
         python: str = sys.executable,
         port: int | None = None,
         host: str | None = None,
+        overrides: Mapping[str, str] | None = None,
     ) -> None:
-        self.properties = properties.given(config)
+        given = properties.given(config)
+        self.properties = replace(given, values={**given.values, **(overrides or {})})
         if port:
             self.properties = addresses.move(self.properties, port)
         if host:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -65,6 +65,7 @@ class ManagementClient:
         s3_sse_kms: bool = False,
         synchronous: bool = True,
         timeout: float = 300.0,
+        ignored_checks: Sequence[str] = (),
     ) -> str:
         """Register an archive: a file name in the server's model store, or a URL that it allows.
 
@@ -85,6 +86,8 @@ class ManagementClient:
             s3_sse_kms: whether an archive in S3 is encrypted with a key of AWS KMS.
             synchronous: wait for the workers.
             timeout: seconds to wait for the answer.
+            ignored_checks: codes of checks, or beginnings of codes, for which the built-in server is not to refuse the
+                archive; ``MAR`` is all of them. TorchServe checks nothing.
 
         Returns:
             What the server said.
@@ -105,6 +108,7 @@ class ManagementClient:
             "startup_timeout": startup_timeout,
             "s3_sse_kms": "true" if s3_sse_kms else None,
             "synchronous": str(synchronous).lower(),
+            "torchmar_ignore_checks": ",".join(ignored_checks) or None,
         }
         return self._said("POST", "/models", query, timeout)
 

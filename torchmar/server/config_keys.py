@@ -108,6 +108,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "torchmar_check_archives": _flag("check_archives"),
     "torchmar_health_token": _flag("health_token"),
     "torchmar_inference_token_file": ConfigKey("", values.path, "/run/secrets/inference_token"),
+    "torchmar_ignore_checks": ConfigKey("ignored_checks", values.codes_of_checks, "MAR601,MAR4"),
     "torchmar_log_format": ConfigKey("log_format", values.log_layout, "json"),
     "torchmar_management_token_file": ConfigKey("", values.path, "/run/secrets/management_token"),
     "torchmar_max_download_size": _number("max_download_size", "21474836480", 1),

@@ -249,6 +249,7 @@ def _registration(request: Request) -> Registration:
         number("startup_timeout"),
         number("initial_workers"),
         parameters.flag(asked, "synchronous", default=True),
+        ignored_checks=tuple(filter(None, asked.get("torchmar_ignore_checks", "").split(","))),
     )
 
 

@@ -53,6 +53,7 @@ class Registration:
         initial_workers: zero or less is none.
         synchronous: whether the answer is to come when the workers do.
         fallback_name: where neither ``model_name`` nor the archive has one.
+        ignored_checks: codes of checks, or beginnings of codes, that do not keep the archive from being served.
     """
 
     url: str
@@ -66,6 +67,7 @@ class Registration:
     initial_workers: int | None = None
     synchronous: bool = True
     fallback_name: str = ""
+    ignored_checks: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse what no server could do.

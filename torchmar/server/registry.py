@@ -125,7 +125,7 @@ class Registry:
                 already, or at this moment; 500, its workers do not load.
         """
         asked.check()
-        source = await self._sources.fetch(asked.url)
+        source = await self._sources.fetch(asked.url, asked.ignored_checks)
         try:
             serving = options.resolve(asked, source, self._settings, at_start=at_start)
             found = self._add(asked, source, serving, at_start)

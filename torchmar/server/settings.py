@@ -83,6 +83,7 @@ class Settings:
         model_metrics_auto_detect: whether metrics of handlers need not be named there.
         disable_system_metrics: whether the machine's are left out.
         check_archives: ``torchmar_check_archives``; whether archives are checked before anything of them runs.
+        ignored_checks: ``torchmar_ignore_checks``; codes of checks, or beginnings of codes, that do not count.
         max_download_size: ``torchmar_max_download_size``; bytes of an archive that is fetched.
         worker_memory: ``torchmar_worker_memory``; bytes that a worker on a CPU may have; 0: no limit.
         worker_poll: ``torchmar_worker_poll_us``; microseconds that worker and server stay awake for each other.
@@ -130,6 +131,7 @@ class Settings:
     model_metrics_auto_detect: bool = False
     disable_system_metrics: bool = False
     check_archives: bool = True
+    ignored_checks: tuple[str, ...] = ()
     max_download_size: int = 20 << 30
     worker_memory: int = 0
     worker_poll: int = 300

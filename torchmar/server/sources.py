@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ import yaml
 
 from torchmar import manifest
 from torchmar.archive import Archive, digests
-from torchmar.checks.admission import admit
+from torchmar.checks.admission import EVERYTHING, admit
+from torchmar.checks.finding import Code, matches
 from torchmar.errors import ArchiveError, ManifestError
 from torchmar.manifest import Manifest, Model
 from torchmar.server import logs
@@ -94,17 +95,18 @@ class Sources:
         folder.mkdir(parents=True, exist_ok=True)
         self._remove_all()
 
-    async def fetch(self, url: str) -> Source:
+    async def fetch(self, url: str, ignored_checks: Sequence[str] = ()) -> Source:
         """Return the archive behind the URL of a registration; `release` it when it is used no more.
 
         The URL is the name of a file or folder in the model store, or ``file://``, or ``http(s)://``. Nothing of the
-        archive has run by then but what pip runs, where requirements are installed.
+        archive has run by then but what pip runs, where requirements are installed. Besides ``ignored_checks``, codes
+        or beginnings of codes, the settings name checks to ignore.
 
         Raises:
             Refusal: 404, there is nothing, or the URL is not allowed; 400, it cannot be fetched, is no archive, has an
                 error that the checks find, or its requirements cannot be installed; 500, it cannot be written here.
         """
-        found = await asyncio.to_thread(self._find, url)
+        found = await asyncio.to_thread(self._find, url, self._ignored(ignored_checks))
         self._uses[found.key] += 1
         extracting = self._in_background(self._extracted(url, found))
         try:
@@ -134,17 +136,23 @@ class Sources:
         with contextlib.suppress(OSError):
             self._folder.rmdir()  # if nothing of others is in it
 
+    def _ignored(self, by_registration: Sequence[str]) -> tuple[str, ...]:
+        if not self._settings.check_archives:
+            return EVERYTHING
+        return (*self._settings.ignored_checks, *by_registration)
+
     # What follows up to the next such line runs in a thread.
 
-    def _find(self, url: str) -> _Found:
+    def _find(self, url: str, ignored: tuple[str, ...]) -> _Found:
         """Fetch an archive, if it is elsewhere, and look into it."""
         path, scratch = self._locate(url)
         try:
             stamp = None if path.is_dir() else _stamp(path)
             known = self._known.get(path)
-            if known and known[0] == stamp:
+            # An archive that was found with fewer checks is looked at again.
+            if known and known[0] == stamp and set(known[1].ignored) <= set(ignored):
                 return known[1]
-            return _look(path, stamp, scratch, check=self._settings.check_archives)
+            return _look(path, stamp, scratch, ignored)
         except BaseException as error:
             if scratch:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -368,9 +376,10 @@ class _Found:
     manifest: Manifest
     config: Mapping[str, Any]
     key: str
+    ignored: tuple[str, ...]  # the codes of checks that did not count
 
 
-def _look(path: Path, stamp: _Stamp | None, scratch: Path | None, *, check: bool) -> _Found:
+def _look(path: Path, stamp: _Stamp | None, scratch: Path | None, ignored: tuple[str, ...]) -> _Found:
     """Read what an archive says of itself; nothing of it is run.
 
     Raises:
@@ -378,8 +387,11 @@ def _look(path: Path, stamp: _Stamp | None, scratch: Path | None, *, check: bool
     """
     with Archive(path) as archive:
         has_manifest = manifest.PATH in archive
-        if check and has_manifest:
-            admit(path)
+        check = not matches(Code.MAR108, ignored)  # the digests
+        if has_manifest:
+            for finding in admit(path, ignored):
+                if finding.works:
+                    logs.SERVER.warning("%s %s!%s: %s", finding.code.name, path.name, finding.place, finding.cause)
         elif check and (damaged := archive.damaged()):
             # Without a manifest there is nothing to check the rest by; a registration may give what it lacks.
             raise ArchiveError(f"{path}: {damaged[0]} is not what {digests.PATH} lists")
@@ -387,7 +399,7 @@ def _look(path: Path, stamp: _Stamp | None, scratch: Path | None, *, check: bool
         try:
             config = _config(archive, read.model.config_file)
         except ArchiveError as error:
-            if check:
+            if not matches(Code.MAR501, ignored):
                 raise
             logs.SERVER.warning("%s is served without its configuration: %s", path.name, error.message)
             config = {}
@@ -398,7 +410,7 @@ def _look(path: Path, stamp: _Stamp | None, scratch: Path | None, *, check: bool
         else:
             # What was not compared with its SHA256SUMS must not pass for what these name.
             key = _digest(path)
-    return _Found(path, stamp, scratch, read, config, key)
+    return _Found(path, stamp, scratch, read, config, key, ignored)
 
 
 def _manifest(archive: Archive) -> Manifest:
