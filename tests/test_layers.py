@@ -25,6 +25,7 @@ LAYERS = (
     ("rpc",),
     ("management", "inference", "metrics"),
     ("connection",),
+    ("model_archiver",),
     ("checks",),
     ("archive",),
     ("comparison",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import filecmp
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -76,13 +77,28 @@ def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
 
 
 def add(members: dict[str, Source], path: str, source: Source) -> None:
-    """Add a member. Raises ArchiveError when the path is taken."""
+    """Add a member; the same file, or one of the same content, may be named twice.
+
+    Raises:
+        ArchiveError: the path is another file's.
+    """
     if path in members:
+        if _same(members[path], source):
+            return
         raise ArchiveError(
             f"{_name(members[path])} and {_name(source)} would both be {path} in the archive",
             hint="give one of them another name, or under files: another path",
         )
     members[path] = source
+
+
+def _same(one: Source, other: Source) -> bool:
+    if not (isinstance(one, Path) and isinstance(other, Path)):
+        return one == other
+    try:
+        return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def carries(handler: str, members: Mapping[str, Source]) -> bool:

@@ -1,0 +1,59 @@
+"""torch-model-archiver's two functions that write an archive."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Mapping
+
+from torchmar.archive import Packed
+from torchmar.archive.copying import Source
+from torchmar.checks import Composed, check_content
+from torchmar.errors import TorchmarError
+from torchmar.model_archiver.model_archiver_config import ModelArchiverConfig
+from torchmar.model_archiver.model_archiver_error import ModelArchiverError
+from torchmar.model_archiver.packaging import package
+
+_LOG = logging.getLogger(__name__)
+
+
+def package_model(config: ModelArchiverConfig | Namespace, manifest: str | None = None) -> Packed:
+    """Write an archive; findings of the checks are logged.
+
+    Args:
+        config: the options; of a Namespace the optional ones may be missing.
+        manifest: the manifest's text; None writes the one that follows from the options.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ModelArchiverError: an option is wrong, a file is missing, the archive exists already, or no server could load
+            it.
+    """
+    options = config if isinstance(config, Namespace) else Namespace(**vars(config))
+    try:
+        packed = package(options, manifest_text=manifest, inspect=_inspect)
+    except ModelArchiverError:
+        raise
+    except TorchmarError as error:
+        raise ModelArchiverError(error.message, hint=error.hint) from None
+    _LOG.info("Successfully exported model %s to file %s", options.model_name, packed.path)
+    return packed
+
+
+def generate_model_archive(config: ModelArchiverConfig | Namespace) -> None:
+    """Write an archive as `package_model` does; for the options of a command line there is ``torchmar-archiver``."""
+    package_model(config)
+
+
+def _inspect(members: Mapping[str, Source]) -> None:
+    findings = check_content(Composed(members))
+    for finding in findings:
+        _LOG.warning("%s: %s %s: %s", finding.severity, finding.code.name, finding.place, finding.cause)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        first = errors[0]
+        raise ModelArchiverError(
+            f"no server could load the archive: {first.code.name} {first.place}: {first.cause}", hint=first.remedy
+        )

@@ -1,0 +1,170 @@
+"""Pack an archive from torch-model-archiver's options: which members it has, and its manifest."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from torchmar import manifest
+from torchmar.archive import Packed, pack, pack_folder, pack_tgz
+from torchmar.archive.contents import add, carried, carries, refuse_clashes
+from torchmar.archive.copying import Progress, Source, size_of
+from torchmar.errors import ArchiveError
+from torchmar.recipe import CARRIED_PACKAGE
+
+_LOG = logging.getLogger(__name__)
+
+# The names that torch-model-archiver takes for handlers of TorchServe; anything else is a file.
+BUILT_IN = (
+    "base_handler",
+    "text_classifier",
+    "image_classifier",
+    "object_detector",
+    "image_segmenter",
+    "dali_image_classifier",
+    "vllm_handler",
+    "trt_llm_handler",
+)
+BUILT_IN_LSP = ("BaseHandler", "TorchScriptHandler")
+_LEFT_OUT = ("__MACOSX", "__pycache__")
+_FILES = ("serialized_file", "model_file", "requirements_file", "config_file")
+
+Write = Callable[[Mapping[str, Source], Path, Progress], Packed]
+Begin = Callable[[str, int], Progress]
+"""Called with the archive's file name and its size in bytes; returns what is called with the bytes of each piece."""
+
+Inspect = Callable[[Mapping[str, Source]], object]
+"""Called with the members before they are packed; raises ArchiveError to refuse them."""
+
+
+def package(
+    options: Namespace,
+    *,
+    manifest_text: str | None = None,
+    begin: Begin = lambda name, total: lambda count: None,
+    inspect: Inspect | None = None,
+) -> Packed:
+    """Write the archive that torch-model-archiver's options describe.
+
+    Args:
+        options: what torch-model-archiver's flags are parsed to; optional ones may be missing.
+        manifest_text: the manifest, in place of the one that follows from the options.
+        begin: for progress.
+        inspect: checks the members before they are packed.
+
+    Raises:
+        ArchiveError: an option is wrong, a file is missing, or the archive exists already.
+    """
+    name, folder = options.model_name, Path(given(options, "export_path") or ".")
+    if not manifest.is_name(name):
+        hint = "letters, digits, '.', '_' and '-', a letter or digit first"
+        raise ArchiveError(f"--model-name {name!r} cannot stand in a URL", hint=hint)
+    if not str(options.version or "").strip():
+        raise ArchiveError("--version is empty", hint="give one, such as 1.0")
+    if not folder.is_dir():
+        raise ArchiveError(f"--export-path {folder} is not a folder", hint="make it first")
+    suffix, write = _form(given(options, "archive_format") or "default", name)
+    target = folder / f"{name}{suffix}"
+    if target.exists() and not given(options, "force"):
+        raise ArchiveError(f"{target} exists already", hint="--force overwrites it")
+    members = compose(options, manifest_text)
+    if inspect:
+        inspect(members)
+    return write(members, target, begin(target.name, sum(map(size_of, members.values()))))
+
+
+def given(options: Namespace, name: str) -> str | None:
+    """Return an option, None where it is missing: tools that pack from Python leave out what they do not use."""
+    return getattr(options, name, None)
+
+
+def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, Source]:
+    """Return the members that the options describe, by path in the archive.
+
+    Args:
+        options: as for `package`.
+        manifest_text: as for `package`.
+
+    Raises:
+        ArchiveError: a file is missing, or two would have one path.
+    """
+    members: dict[str, Source] = {}
+    runtime = given(options, "runtime") or "python"
+    handler, file = _handler(options.handler, runtime)
+    named = {name: given(options, name) for name in _FILES}
+    for name, value in {**named, "handler": file}.items():
+        if value:
+            path = Path(value)
+            if not path.is_file():
+                raise ArchiveError(f"--{name.replace('_', '-')}: there is no file {value}")
+            add(members, path.name, path)
+    for path in _extra_files(given(options, "extra_files") or ""):
+        if path.is_file():
+            add(members, path.name, path)
+        for inside, below in _below(path):
+            add(members, inside, below)
+    if carries(handler, members) and not any(path.startswith(f"{CARRIED_PACKAGE}/") for path in members):
+        members |= carried()
+    add(members, manifest.PATH, (manifest_text or manifest_of(options).to_json().decode()).encode())
+    refuse_clashes(members)
+    return members
+
+
+def manifest_of(options: Namespace) -> manifest.Manifest:
+    """Return the manifest that follows from the options."""
+    runtime = given(options, "runtime") or "python"
+    handler, _ = _handler(options.handler, runtime)
+    files = {name: Path(value).name for name in _FILES if (value := given(options, name))}
+    model = manifest.Model(model_name=options.model_name, model_version=str(options.version), handler=handler, **files)
+    return manifest.Manifest(model=model, runtime=runtime)
+
+
+def _handler(given: str, runtime: str) -> tuple[str, str | None]:
+    """Return what the manifest says of the handler, and its file if it is not one of TorchServe's."""
+    built_in = BUILT_IN_LSP if runtime == "LSP" else BUILT_IN
+    if given in built_in or given.startswith(f"{CARRIED_PACKAGE}."):
+        return given, None
+    file, _, function = given.partition(":")
+    if runtime == "LSP":
+        ending = ".dylib" if sys.platform == "darwin" else ".so"
+        return Path(given).name, f"{file}{ending}"
+    file = file if file.endswith(".py") else f"{file}.py"
+    # TorchServe's loader takes a function after the module's name, and a class after the file's.
+    return (f"{Path(file).stem}:{function}" if function else Path(given).name), file
+
+
+def _extra_files(given: str) -> Iterator[Path]:
+    for pattern in filter(None, map(str.strip, given.split(","))):
+        found = sorted(glob.glob(pattern))
+        if not found and not glob.has_magic(pattern):
+            raise ArchiveError(f"--extra-files: {pattern} does not exist")
+        if not found:  # no error there, so none here: a script may rely on it
+            _LOG.warning("--extra-files: %s matches no file", pattern)
+        yield from map(Path, found)
+
+
+def _below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files below a folder, with their paths relative to it: that is where they go in the archive."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT and not name.startswith("."))
+        for name in sorted(files):
+            file = Path(place, name)
+            yield file.relative_to(folder).as_posix(), file
+
+
+def _form(asked: str, name: str) -> tuple[str, Write]:
+    if asked == "tgz":
+        return ".tar.gz", lambda members, target, progress: pack_tgz(members, target, name, progress)
+    if asked == "no-archive":
+        return "", pack_folder
+    return ".mar", pack
