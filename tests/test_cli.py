@@ -77,7 +77,8 @@ def test_build_inspect_extract_and_run(tmp_path: Path) -> None:
 def test_one_bad_recipe_does_not_stop_the_others(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "archives" / name).mkdir(parents=True)
-        text = f'name: {name}\nversion: "1"\nhandler: image_classifier\n'
+        text = f'name: {name}\nversion: "1"\nhandler: h.py\n'
+        (tmp_path / "archives" / name / "h.py").write_text("def handle(rows, context): return rows\n")
         (tmp_path / "archives" / name / "archive.yaml").write_text(text + "wights: x\n" * (name == "a"))
     ran = torchmar("build", cwd=tmp_path, code=1)
     assert "archives/a/archive.yaml:4: no key is called 'wights'; did you mean 'weights'?" in ran.stderr

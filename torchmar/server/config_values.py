@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torchmar.checks.finding import unknown
+
 _UNIX_LONGEST = 107  # bytes of a socket's path; Linux takes no more
 _LONGEST_LIFE = 100 * 365 * 24 * 60.0  # minutes
 _OF_MODELS = (
@@ -55,6 +57,14 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def codes_of_checks(text: str) -> tuple[str, ...]:
+    """Return codes of checks, or beginnings of codes, that are separated by commas."""
+    codes = tuple(filter(None, map(str.strip, text.split(","))))
+    if strangers := unknown(codes):
+        raise ValueError(f"no code of a check is called {strangers[0]} or begins so")
+    return codes
 
 
 def size(text: str) -> int:
