@@ -56,6 +56,7 @@ _REGISTRATION: tuple[tuple[str, Schema, str], ...] = (
     ),
     ("synchronous", FLAG, "Whether to answer when the workers do; default: true."),
     ("s3_sse_kms", FLAG, "Whether an archive in S3 is encrypted with a key of AWS KMS; without effect here."),
+    ("torchmar_ignore_checks", TEXT, "Codes of checks to ignore, or beginnings of codes, with commas; MAR: all."),
 )
 _MODEL_VERSION = record(
     {
