@@ -18,6 +18,7 @@ from ts.arg_parser import ArgParser
 from urllib3 import Retry
 
 from tests.conftest import write_config
+from tests.test_cli_operating import until
 from torchmar import properties
 from torchmar.cli import torchserve_flags
 from torchmar.engines.running import Running
@@ -72,8 +73,9 @@ class Shell:
 def shell(tmp_path: Path) -> Iterator[Shell]:
     made = Shell(tmp_path)
     yield made
-    if running := Running.find(tmp_path / ".torchmar"):
-        running.stop()
+    for folder in (".torchmar", "run/one", "run/two"):
+        if running := Running.find(tmp_path / folder):
+            running.stop()
 
 
 def flags(parser: argparse.ArgumentParser) -> dict[tuple[str, ...], tuple[object, ...]]:
@@ -84,7 +86,9 @@ def flags(parser: argparse.ArgumentParser) -> dict[tuple[str, ...], tuple[object
 
 
 def test_the_flags_are_torchserves() -> None:
-    assert flags(torchserve_flags._parser()) == flags(ArgParser.ts_parser())
+    ours = flags(torchserve_flags._parser())
+    assert ours.pop(("--run-folder",))  # where it writes, for containers that cannot be written to elsewhere
+    assert ours == flags(ArgParser.ts_parser())
 
 
 def test_the_version_is_told_as_torchserve_does(shell: Shell) -> None:
@@ -123,6 +127,55 @@ def test_a_server_starts_in_the_background_and_is_stopped(shell: Shell, make: Ca
     assert shell.run("--stop").stdout == "TorchServe is not currently running.\n"
 
 
+@pytest.mark.parametrize("how", ["--start", "--foreground"])
+def test_a_reader_that_has_gone_does_not_end_the_server(shell: Shell, how: str) -> None:
+    write_config(shell.folder)
+    command = " ".join([*COMMAND, how, "--model-store", "store"])
+    # The first of these lines is written before the server answers, the others afterwards.
+    with subprocess.Popen(
+        ["bash", "-o", "pipefail", "-c", f"{command} 2>&1 | head -n 1"],
+        cwd=shell.folder,
+        env=shell.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("torchmar")
+        until(lambda: Running.find(shell.folder / ".torchmar") is not None)
+        assert shell.get("inference_address", "/ping").status_code == 200
+        if how == "--start":
+            assert process.wait(60) == 0
+        assert shell.get("inference_address", "/ping").status_code == 200
+        assert shell.run("--stop").stdout == "TorchServe has stopped.\n"
+
+
+def test_where_the_server_writes_can_be_chosen(shell: Shell) -> None:
+    write_config(shell.folder)
+    (shell.folder / "run").mkdir()
+    variables = {"LOG_LOCATION": str(shell.folder / "of-logs")}
+    said = shell.start("--start", "--model-store", "store", "--run-folder", "run/one", **variables)
+    assert f"{shell.folder}/run/one/logs" in said
+    assert not (shell.folder / ".torchmar").exists()
+    assert (shell.folder / "of-logs" / "server.log").is_file()
+    assert Running.find(shell.folder / "run" / "one")
+    assert shell.run("--stop", "--run-folder", "run/other").stdout == "TorchServe is not currently running.\n"
+    assert shell.run("--stop", "--run-folder", "run/one").stdout == "TorchServe has stopped.\n"
+    shell.start("--start", "--model-store", "store", TORCHMAR_RUN_FOLDER="run/two")
+    assert Running.find(shell.folder / "run" / "two")
+    assert shell.run("--stop").stdout == "TorchServe has stopped.\n"
+
+
+def test_every_address_is_printed_in_lines_of_eighty_columns(shell: Shell) -> None:
+    write_config(shell.folder)
+    said = shell.start("--start", "--model-store", "store")
+    found = shell.effective
+    for key in ("inference_address", "management_address", "metrics_address"):
+        assert found[key] in said
+    for key in ("grpc_inference_port", "grpc_management_port"):
+        assert f"gRPC 127.0.0.1:{found[key]}" in said
+    assert not [line for line in said.splitlines() if len(line) > 80 and str(shell.folder) not in line]
+
+
 def test_flags_go_before_the_file_and_variables_before_both(shell: Shell) -> None:
     write_config(shell.folder, enable_model_api="false", enable_envvars_config="true", metrics_config="m.yaml")
     (shell.folder / "m.yaml").write_text("ts_metrics: {}\n")
@@ -149,7 +202,7 @@ def test_in_the_foreground_the_command_is_the_server(shell: Shell) -> None:
     )
     with process:
         assert process.stdout
-        assert [process.stdout.readline() for _ in range(5)][3].split() == ["tokens", "key_file.json"]
+        assert [process.stdout.readline() for _ in range(6)][4].split() == ["tokens", "key_file.json"]
         assert shell.run("--start", "--model-store", "store").returncode == 1
         running = Running.find(shell.folder / ".torchmar")
         assert running

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchmar.cli import addresses
 from torchmar.cli.operating import show_path
 from torchmar.cli.options import Check, Ignore, ServedFrom
-from torchmar.cli.terminal import complain, err, out
+from torchmar.cli.terminal import complain, err
+from torchmar.cli.terminal import lasting_out as out
 from torchmar.engines import DEFAULT, TITLES, EngineName
 from torchmar.errors import EngineError, ModelFailed, TorchmarError
 
@@ -90,8 +92,8 @@ def serve(
             started = engines.named(engine)(config, folder, run_folder, port=port, host=host, overrides=overrides)
             server = stack.enter_context(started)
         out.print(server.described, markup=False)
-        out.print(f"  inference   {server.server.inference}")
-        out.print(f"  management  {server.server.management}")
+        for line in addresses.lines(server.properties, engine):
+            out.print(line, markup=False)
         key_file = server.server.key_file
         out.print(f"  tokens      {show_path(key_file) if key_file else 'none: authorization is off'}", markup=False)
         out.print(f"  logs        {show_path(server.folder / 'logs')}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,22 @@ from torchmar.errors import EngineError, LoadError, ModelFailed, RecipeError, To
 if TYPE_CHECKING:
     from rich.table import Table
 
+
+class LastingConsole(Console):
+    """A console that falls silent when its reader has gone (``| head``), so that the work of a command goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Write no more, and let what Python flushes at the end go nowhere."""
+        self.quiet = True
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, self.file.fileno())
+        os.close(devnull)
+
+
 out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+#: For commands that start a server, which must not end with the reader of what they print.
+lasting_out = LastingConsole(highlight=False, soft_wrap=True)
+err = LastingConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def complain(error: TorchmarError) -> None:

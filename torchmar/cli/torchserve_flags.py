@@ -20,10 +20,12 @@ import psutil
 
 import torchmar
 from torchmar import properties
-from torchmar.cli.terminal import complain, err, out
+from torchmar.cli import addresses
+from torchmar.cli.terminal import complain, err
+from torchmar.cli.terminal import lasting_out as out
 from torchmar.connection import KEY_FILE, RUN_FOLDER
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.running import MODULE, Running, folder_of, servers
+from torchmar.engines.running import MODULE, Running, folder_of, option, servers
 from torchmar.engines.torchserve import VERSION
 from torchmar.errors import EngineError, PropertiesError, TorchmarError
 from torchmar.replacing import beside
@@ -32,6 +34,7 @@ from torchmar.server.settings import Settings
 
 _PID_FILE = ".model_server.pid"  # torchserve's, in the folder for temporary files: one server for a machine
 _PATHS = ("certificate_file", "metrics_config", "private_key_file", *properties.TOKEN_FILES)
+_RUN_FOLDER_VARIABLE = "TORCHMAR_RUN_FOLDER"  # of torchmar's commands, too
 _IDLE = ("log_config", "cpp_log_config", "plugins_path", "workflow_store")
 
 
@@ -42,14 +45,17 @@ def main() -> None:
         if options.version:
             out.print(f"TorchServe Version is {VERSION} (torchmar {torchmar.__version__})")
         elif options.stop:
-            stop()
+            stop(options.run_folder)
         else:
             start(options)
     except TorchmarError as error:
         complain(error)
         sys.exit(1)
     except OSError as error:
-        complain(EngineError(f"{error.filename or RUN_FOLDER}: {error.strerror}"))
+        where = error.filename or _run_folder(options.run_folder)
+        complain(
+            EngineError(f"{where}: {error.strerror}", hint="--run-folder names the folder that the server writes to")
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -61,7 +67,8 @@ def start(options: argparse.Namespace) -> None:
     Raises:
         TorchmarError: the configuration is wrong, a server runs already, or this one did not start.
     """
-    if found := _running():
+    folder = _run_folder(options.run_folder)
+    if found := _running(options.run_folder):
         raise EngineError(f"a server is running already (process {found.pid})", hint="torchmar-serve --stop ends it")
     config, given = _config_file(options.ts_config), _overrides(options)
     configured, warnings = settings.read(config, os.environ, **given)
@@ -70,50 +77,72 @@ def start(options: argparse.Namespace) -> None:
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
     values = _effective(configured, settings.texts(config, os.environ, **given))
+    _place_logs(folder)
     if options.foreground:
-        _become(configured, values)
-    _start_in_background(configured, values)
+        _become(configured, values, folder)
+    _start_in_background(configured, values, folder)
 
 
-def stop() -> None:
-    """Stop the server that this command has started, wherever that was.
+def stop(run_folder: str | None) -> None:
+    """Stop the server of a run folder; without one the server that this command has started, wherever that was.
 
     Raises:
         TorchmarError: it is another user's, or the real TorchServe.
     """
-    process = _running()
+    process = _running(run_folder)
     if process is None:
         out.print("TorchServe is not currently running.")
         return
-    folder = folder_of(process)
-    running = Running.find(folder) if folder else None
+    found = folder_of(process)
+    running = Running.find(found) if found else None
     if running is None or running.engine != "builtin":
         raise EngineError(
             f"process {process.pid} is a server that torchmar-serve did not start", hint="torchserve --stop ends it"
         )
     running.stop()
-    _pid_file().unlink(missing_ok=True)
+    if _noted() == process.pid:
+        _pid_file().unlink(missing_ok=True)
     for place in (Path.cwd(), Path(running.folder).parent):
         if (place / KEY_FILE).is_symlink():
             (place / KEY_FILE).unlink(missing_ok=True)
     out.print("TorchServe has stopped.")
 
 
-def _start_in_background(configured: Settings, values: Mapping[str, str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "config.properties")
+def _run_folder(given: str | None) -> Path:
+    return Path(given or os.environ.get(_RUN_FOLDER_VARIABLE) or RUN_FOLDER).resolve()
+
+
+def _place_logs(folder: Path) -> None:
+    """Have the logs written where ``LOG_LOCATION`` says, as TorchServe does; the run folder has a link to them."""
+    link, location = folder / "logs", os.environ.get("LOG_LOCATION")
+    if link.is_symlink():
+        link.unlink()
+    if location:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = Path(location).absolute()
+        target.mkdir(parents=True, exist_ok=True)
+        if target == link:
+            return
+        if link.is_dir():
+            shutil.rmtree(link)
+        link.symlink_to(target)
+
+
+def _start_in_background(configured: Settings, values: Mapping[str, str], folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary, "config.properties")
         file.write_text(properties.show(values), encoding="utf-8")
-        engine = Builtin(file, configured.model_store, RUN_FOLDER)
+        engine = Builtin(file, configured.model_store, folder)
     with engine as server:
         _tell(server.folder, server.described, Running.find(server.folder), configured)
         server.detach()
 
 
-def _become(configured: Settings, values: Mapping[str, str]) -> None:
+def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> None:
     """Run the server in place of this process, so that signals reach it; what it prints goes where this prints."""
-    folder = RUN_FOLDER.resolve()
     if running := Running.find(folder):
-        raise EngineError(f"a server runs in {folder} already (process {running.pid})", hint="torchmar stop ends it")
+        hint = f"torchmar stop{option(folder)} ends it"
+        raise EngineError(f"a server runs in {folder} already (process {running.pid})", hint=hint)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / KEY_FILE).unlink(missing_ok=True)
     temporary = folder / "tmp"
@@ -137,15 +166,23 @@ def _tell(folder: Path, what: str, running: Running | None, configured: Settings
     """Say where the server is, for people and for ``--stop``."""
     if running:
         _note(running.pid)
-    if configured.tokens:
-        link = beside(Path(KEY_FILE))
-        link.symlink_to(os.path.relpath(folder / KEY_FILE))
-        link.replace(KEY_FILE)  # TorchServe writes over one that is there
+    key_file = _link_key_file(folder) if configured.tokens else None
     out.print(what, markup=False)
-    out.print(f"  inference   {configured.inference}", markup=False)
-    out.print(f"  management  {configured.management}", markup=False)
-    out.print(f"  tokens      {KEY_FILE if configured.tokens else 'none: authorization is off'}", markup=False)
+    for line in addresses.lines(properties.read(folder / "config.properties"), "builtin"):
+        out.print(line, markup=False)
+    out.print(f"  tokens      {key_file or 'none: authorization is off'}", markup=False)
     out.print(f"  logs        {folder / 'logs'}", markup=False)
+
+
+def _link_key_file(folder: Path) -> Path:
+    """Link the key file from the current folder, where TorchServe has it; return where it is to be read."""
+    part = beside(Path(KEY_FILE))
+    try:
+        part.symlink_to(os.path.relpath(folder / KEY_FILE))
+        part.replace(KEY_FILE)  # TorchServe writes over one that is there
+    except OSError:  # a folder that cannot be written, as in a container
+        return folder / KEY_FILE
+    return Path(KEY_FILE)
 
 
 def _config_file(given: str | None) -> Path | None:
@@ -177,14 +214,18 @@ def _effective(configured: Settings, texts: Mapping[str, str]) -> dict[str, str]
     return values
 
 
-def _running() -> psutil.Process | None:
-    """Return the server that the pid file names, or else that of this folder; None if there is none any more."""
-    pid = None
-    with contextlib.suppress(OSError, ValueError):
-        pid = int(_pid_file().read_text(encoding="utf-8"))
-    here = Running.find(RUN_FOLDER)
+def _running(run_folder: str | None) -> psutil.Process | None:
+    """Return the server of a run folder; without one that of the pid file, or else of the default folder."""
+    here = Running.find(_run_folder(run_folder))
+    pid = None if run_folder else _noted()
     found = [process for process in servers() if process.pid in (pid, here and here.pid)]
     return min(found, key=lambda process: process.pid != pid, default=None)
+
+
+def _noted() -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(_pid_file().read_text(encoding="utf-8"))
+    return None
 
 
 def _note(pid: int) -> None:
@@ -223,6 +264,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--log-config", help="nothing: it is for Java")
     add("--cpp-log-config", help="nothing: it is for the C++ backend")
+    add(
+        "--run-folder",
+        metavar="FOLDER",
+        help="where the server writes: key file, logs, extracted archives; default: TORCHMAR_RUN_FOLDER, or .torchmar",
+    )
     add("--foreground", action="store_true", help="stay, in place of running in the background, and print the logs")
     add("--no-config-snapshots", "--ncs", action="store_true", help="what is so in any case: no snapshots are written")
     add("--plugins-path", "--ppath", help="nothing: plugins are for Java")

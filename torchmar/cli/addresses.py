@@ -1,0 +1,30 @@
+"""The addresses of a server that has started, as the commands that start one print them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchmar.engines import EngineName
+    from torchmar.properties import Properties
+
+_INDENT = 12  # columns of a name
+
+
+def lines(config: Properties, engine: EngineName) -> Iterator[str]:
+    """Yield a line for each API: its address over HTTP, and the one over gRPC.
+
+    Args:
+        config: the server's configuration.
+        engine: the server; the built-in one speaks gRPC where grpcio is installed.
+    """
+    grpc = {address.key: f"{address.host}:{address.port}" for address in config.addresses()}
+    speaks_grpc = engine == "torchserve" or importlib.util.find_spec("grpc") is not None
+    for api in ("inference", "management"):
+        both = [config.url(f"{api}_address"), *([f"gRPC {grpc[f'grpc_{api}_port']}"] if speaks_grpc else [])]
+        yield f"  {api:{_INDENT}}{', '.join(both)}"
+    if config.get("enable_metrics_api").strip().lower() != "false":
+        url = config.url("metrics_address")
+        yield f"  {'metrics':{_INDENT}}{url}{'' if url.startswith('unix:') else '/metrics'}"
