@@ -21,6 +21,7 @@ from torchmar_handlers import samples, signatures, weights
 from torchmar_handlers.forward import forward
 from torchmar_handlers.metrics import Metrics
 from torchmar_handlers.options import Options
+from torchmar_handlers.protocols import open_inference
 from torchmar_handlers.reply import Reply
 from torchmar_handlers.request import Request
 
@@ -201,6 +202,13 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         times = [started]
         requests = [Request.of(index, row, context) for index, row in enumerate(data)]
         replies = batches.answer(self, requests, lambda: times.append(time.perf_counter()))
+        if len(replies) == 1 and replies[0].status >= 400 and open_inference.from_torchserves_grpc(requests[0]):
+            # There is no other request that would fail with it, and TorchServe makes a status of it.
+            raise PredictionException(replies[0].message, replies[0].status)
+        replies = [
+            open_inference.readable_by_torchserve(request, reply, self)
+            for request, reply in zip(requests, replies, strict=True)
+        ]
         bodies = [reply.send(context, index) for index, reply in enumerate(replies)]
         total = time.perf_counter() - started
         self._measure(context, replies, total=total, decoding=times[-1] - started, inference=self._inference_seconds)

@@ -74,6 +74,11 @@ class Reply:
         answer = cls.json({"code": status, "type": kind, "message": message, **more})
         return cls(answer.body, JSON, status)
 
+    @property
+    def message(self) -> str:
+        """The message of an error that `error` has made; empty for other answers."""
+        return str(json.loads(self.body)["message"]) if self.status >= 400 else ""
+
     def send(self, context: Any, index: int) -> Any:
         """Set status and headers of request ``index``; return the body for TorchServe's list."""
         if self.content_type:

@@ -128,6 +128,60 @@ def test_tensors_may_follow_the_json_as_bytes() -> None:
     assert [part["y"] for part in parts] == [b"a", "ö".encode()]
 
 
+def binary(reply: Any) -> tuple[dict[str, Any], bytes]:
+    """Return the JSON of an answer with tensors as bytes, and these."""
+    length = int(reply.headers["Inference-Header-Content-Length"])
+    assert reply.content_type == "application/octet-stream"
+    return json.loads(reply.body[:length]), reply.body[length:]
+
+
+def test_outputs_are_bytes_where_the_client_says_so() -> None:
+    asked = v2(("x", [2], "FP32", [1, 2]), ("y", [2], "BYTES", ["a", "ö"]), parameters={"binary_data_output": True})
+    document, content = binary(answer(request(asked)))
+    x = np.array([1, 2], np.float64).tobytes()
+    y = b"\1\0\0\0a\2\0\0\0\xc3\xb6"
+    assert [(one["name"], one["parameters"]) for one in document["outputs"]] == [
+        ("x", {"binary_data_size": len(x)}),
+        ("y", {"binary_data_size": len(y)}),
+    ]
+    assert content == x + y
+    some = {**asked, "outputs": [{"name": "x", "parameters": {"binary_data": False}}, {"name": "y"}]}
+    document, content = binary(answer(request(some)))
+    assert (document["outputs"][0]["data"], content) == ([1, 2], y)
+    assert all(part.as_bytes for part in protocols.read(request(asked), Echo()).parts)
+    assert not any(part.as_bytes for part in protocols.read(request(some), Echo()).parts)
+
+
+def test_an_output_may_be_its_highest_values() -> None:
+    asked = v2(("x", [2, 3], "FP32", [0.5, 2, 1, 3, 0, 0.25]))
+    chosen = {**asked, "outputs": [{"name": "output", "parameters": {"classification": 2}}]}
+    (output,) = answer(request(chosen))["outputs"]
+    assert (output["shape"], output["datatype"]) == ([2, 2], "BYTES")
+    assert output["data"] == ["2.000000:1", "1.000000:2", "3.000000:0", "0.250000:2"]
+
+
+@pytest.mark.parametrize("datatype", ["BF16", "FP16"])
+def test_half_of_a_float_is_read(datatype: str) -> None:
+    content = np.array([1.5, -2.0], "<f4").view("<u2")[1::2].tobytes()
+    if datatype == "FP16":
+        content = np.array([1.5, -2.0], "<f2").tobytes()
+    tensor = {"name": "x", "shape": [2], "datatype": datatype, "parameters": {"binary_data_size": 4}}
+    start = json.dumps({"inputs": [tensor]}).encode()
+    asked = Request(0, {"body": start + content}, {"inference-header-content-length": str(len(start))})
+    assert [part.payload for part in protocols.read(asked, Echo()).parts] == [1.5, -2.0]
+
+
+def test_torchserves_base64_of_bytes_over_grpc_is_read() -> None:
+    body = {
+        **v2(("x", [2], "BYTES", [base64.b64encode(one).decode() for one in (b"a", b"\xff")])),
+        "model_name": "echo",
+    }
+    over_grpc = Request(0, {"body": body}, {"body": {"content-type": "application/json"}})
+    assert [part.payload for part in protocols.read(over_grpc, Echo()).parts] == [b"a", b"\xff"]
+    over_rest = Request(0, {"body": v2(("x", [1], "BYTES", ["YQ=="]))}, {"content-length": "9"})
+    assert [part.payload for part in protocols.read(over_rest, Echo()).parts] == ["YQ=="]
+
+
 def test_a_dialect_is_seen_in_bytes_that_nobody_called_json() -> None:
     assert answer(request(b' {"instances": [1]}')) == {"predictions": [1]}
     assert answer(request(b'{"instances": [1]}', content_type="application/json; charset=utf-8")) == {
@@ -221,6 +275,11 @@ X = ("x", [2], "INT32", [1, 2])
         (v2(("x", [5], "INT32", [1] * 5)), 413, "4 are allowed"),
         ({"inputs": [{"name": "x", "shape": [1], "datatype": "INT32"}]}, 400, "has no data"),
         ({**v2(X), "outputs": "x"}, 400, "outputs is not an array"),
+        ({**v2(X), "outputs": [{"name": "x", "parameters": {"classification": "1"}}]}, 400, "not a number of classes"),
+        ({**v2(X), "outputs": [{"name": "x", "parameters": 1}]}, 400, "output 'x': parameters is not an object"),
+        ({**v2(X), "parameters": {"sequence_id": 1}}, 501, "sequences are not kept"),
+        ({"inputs": [{**v2(X)["inputs"][0], "parameters": {"shared_memory_region": "r"}}]}, 501, "shared memory"),
+        (v2(("x", [1], "FP16", [1e6])), 400, "items beyond FP16"),
         (b"\x93NUMPY\x01\x00", 400, ".npy file is damaged"),
         (npy(np.zeros(3))[:-1], 400, "24 bytes of data expected, 23 there"),
         (npy(np.zeros(3)).replace(b"(3,)", b"(9999999999999,)"), 400, "damaged"),

@@ -31,7 +31,7 @@ LAYERS = (
     ("comparison",),
     ("recipe", "exchange"),
     ("manifest", "properties", "strict_yaml"),
-    ("errors", "replacing"),
+    ("errors", "replacing", "tensor_elements"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 

@@ -85,6 +85,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[T
     store = folder / "model_store"
     store.mkdir()
     shutil.copy(digits, store)
+    topics = archive.build(ROOT / "archives" / "topics", store).path
     for name, code in HANDLERS.items():
         (folder / "handler.py").write_text(code)
         document = {"name": name, "version": "1.0", "handler": "handler.py"}
@@ -94,6 +95,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[T
     config_file = write_config(folder, ts_open_inference_protocol="true")
     with TorchServe(config_file, store, folder / "run") as running:
         running.load(store / digits.name)
+        running.load(topics)
         for name in HANDLERS:
             running.load(store / f"{name}-1.0.mar")
         yield running
@@ -181,6 +183,26 @@ def test_what_is_generated_is_of_the_contract_beside_it(module: object, tmp_path
     generated = type(written)()
     descriptor.CopyToProto(generated)
     assert contract(FileDescriptorSet(file=[generated])) == contract(FileDescriptorSet(file=[written]))
+
+
+def test_handlers_of_ours_get_texts_and_files_as_they_are(open_inference: GrpcOpenInference) -> None:
+    email = (ROOT / "archives" / "topics" / "samples" / "email.txt").read_bytes()
+    label, probability = open_inference.infer("topics", [Tensor.of("text", [email])])
+    assert (label.data, probability.data[0] > 0.9) == (["email"], True)
+    (label, _) = open_inference.infer("digits", [Tensor.of("image", [SEVEN.read_bytes()])])
+    assert label.data == ["7"]
+
+
+def test_a_request_that_our_handler_refuses_costs_no_worker(
+    server: TorchServe, open_inference: GrpcOpenInference
+) -> None:
+    with ManagementClient(server.server) as management:
+        (before,) = management.describe("digits")
+        with pytest.raises(Refused, match="not an image of a known format") as caught:
+            open_inference.infer("digits", [Tensor.of("image", [b"no image"])])
+        assert caught.value.status == 400
+        (after,) = management.describe("digits")
+    assert [one.pid for one in after.workers] == [one.pid for one in before.workers]
 
 
 def test_a_prediction_is_what_rest_answers(inference: GrpcInference) -> None:

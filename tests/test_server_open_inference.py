@@ -436,6 +436,23 @@ def test_rest_answers_in_bytes_where_the_client_wants_them(rest: Rest) -> None:
     assert in_json.json()["outputs"][0]["data"] == pytest.approx(probabilities.tolist())
 
 
+def test_a_handler_of_somebodys_gets_json_of_binary_tensors(rest: Rest) -> None:
+    def ask(content: bytes) -> requests.Response:
+        tensors = [
+            {"name": "x", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(content)}},
+            {"name": "y", "shape": [2], "datatype": "INT16", "data": [1, -2]},
+        ]
+        start = json.dumps({"inputs": tensors}).encode()
+        return rest("/models/mirror/infer", start + content, Inference_Header_Content_Length=str(len(start)))
+
+    x, y = ask(texts("grün".encode())).json()["outputs"]
+    assert (x["data"], y["data"]) == (["grün"], [1, -2])
+    for content, words in ((texts(b"\xff"), "send it in base64"), (b"\5\0\0\0", "the bytes end within an element")):
+        refused = ask(content)
+        assert refused.status_code == 400
+        assert words in refused.json()["message"]
+
+
 @pytest.mark.parametrize(("encoding", "decode"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])
 def test_rest_compresses_for_clients_that_accept_it(
     server: Builtin, token: str, rest: Rest, encoding: str, decode: Callable[[bytes], bytes]
@@ -464,6 +481,9 @@ def test_the_client_of_the_library_reads_it(server: Builtin) -> None:
     with GrpcOpenInference(server.server) as client:
         metadata = client.model_metadata("iris")
         assert [(one.name, one.datatype, one.shape) for one in metadata.inputs] == [("measurements", "FP32", (-1, 4))]
+        half = Tensor.of("measurements", SETOSA.astype(np.float16))
+        (probabilities,) = client.infer("iris", [half])
+        assert probabilities.array().argmax() == 0
         (label, _) = client.infer("digits", [Tensor.of("image", [PNG])])
         assert label.data == ["7"]  # not the number that its JSON would be
         with pytest.raises(NotFound, match="Model not found: nothing"):

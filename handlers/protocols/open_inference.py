@@ -91,7 +91,7 @@ def read(request: Request, body: Mapping[str, Any], served: Served, binary: memo
     parameters = _parameters(body, "the request")
     if parameters.get(_SEQUENCE) not in (None, 0, ""):
         raise BadRequest("sequences are not kept: each request is answered by itself", 501)
-    encoded = _from_torchserves_grpc(request, body)
+    encoded = from_torchserves_grpc(request)
     arrays: dict[str, np.ndarray] = {}
     for position, tensor in enumerate(body["inputs"]):
         name, array, binary = _array(tensor, position, binary)
@@ -114,6 +114,28 @@ def read(request: Request, body: Mapping[str, Any], served: Served, binary: memo
     named = {"id": body["id"]} if "id" in body else {}
     reply = partial(_reply, served=served, wanted=wanted, named=named)
     return Asking([request.part(row) for row in rows], reply, many=len(rows) > 1, error_key="error")
+
+
+def from_torchserves_grpc(request: Request) -> bool:
+    """Tell whether TorchServe has made a request of one over gRPC: BYTES are in base64 then.
+
+    Such a request has no header of a client, and the body names the model.
+    """
+    body, headers = request.row.get("body"), list(request.headers.values())
+    return isinstance(body, Mapping) and "model_name" in body and headers == [{"content-type": JSON}]
+
+
+def readable_by_torchserve(request: Request, reply: Reply, served: Served) -> Reply:
+    """Return an error as TorchServe can send it over gRPC: in an output; any other answer as it is.
+
+    TorchServe ends the worker where an answer is not of the protocol, and with it what its neighbours have asked.
+    """
+    if reply.status < 400 or not from_torchserves_grpc(request):
+        return reply
+    model_name, version = served.served_as()
+    error = {"name": "error", "shape": [1], "datatype": tensors.BYTES, "data": [reply.message]}
+    document = {"id": request.row["body"].get("id", ""), "model_name": model_name, "model_version": version}
+    return Reply.json({**document, "outputs": [error]})
 
 
 def outputs(answers: Sequence[Any], columns: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
@@ -230,15 +252,6 @@ def _array(tensor: Any, position: int, binary: memoryview | None) -> tuple[str, 
     if items.size != count:
         raise BadRequest(f"{where}: the shape {shape} is of {count} items, and there are {items.size}")
     return name, items.reshape(shape), binary
-
-
-def _from_torchserves_grpc(request: Request, body: Mapping[str, Any]) -> bool:
-    """Tell whether TorchServe has made this body of a request over gRPC: BYTES are in base64 then.
-
-    Such a request has no header of a client, and the body names the model.
-    """
-    headers = list(request.headers.values())
-    return "model_name" in body and headers == [{"content-type": JSON}]
 
 
 def _decoded(array: np.ndarray, name: str) -> np.ndarray:

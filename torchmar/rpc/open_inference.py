@@ -10,12 +10,14 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from torchmar.errors import Refused
+from torchmar.errors import Refused, TorchmarError
 from torchmar.inference import SWITCHED_ON, Tensor
 from torchmar.rpc.channel import Client, Reply
 from torchmar.rpc.wire import open_inference_pb2 as wire
+from torchmar.tensor_elements import BF16, BYTES, pack, unpack
 
 _TORCHSERVES_SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+_ONLY_RAW = ("FP16", BF16)
 _NO_METHOD = "Method not found"
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -102,17 +104,23 @@ class GrpcOpenInference(Client):
             timeout: seconds; default: the client's.
 
         Raises:
-            Refused: the datatype is FP16 (400), for which the protocol has raw contents only, and TorchServe
-                drops these.
+            Refused: the server did; 400 for FP16 and BF16 under TorchServe: the protocol has raw contents only for
+                these, and TorchServe drops them.
+            TorchmarError: a datatype is none of the protocol, or does not hold an element.
         """
-        request = wire.ModelInferRequest(
-            model_name=name, model_version=version, id=id, inputs=[_input(tensor) for tensor in inputs]
-        )
+        request = wire.ModelInferRequest(model_name=name, model_version=version, id=id)
+        raw = any(tensor.datatype in _ONLY_RAW for tensor in inputs)
+        for tensor in inputs:
+            _add(request, tensor, raw=raw)
         said = self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
         quoted = self._channel.service == _TORCHSERVES_SERVICE
+        if said.raw_output_contents:
+            return [_raw_output(*one) for one in zip(said.outputs, said.raw_output_contents, strict=True)]
         return [_output(output, quoted=quoted) for output in said.outputs]
 
     def _call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
+        if self._channel.service == _TORCHSERVES_SERVICE and getattr(request, "raw_input_contents", None):
+            raise Refused(f"TorchServe takes no {' and no '.join(_ONLY_RAW)} over gRPC", status=400)
         try:
             return self._channel.call(method, request, reply, timeout)
         except Refused as error:
@@ -129,13 +137,24 @@ def _described(tensors: Iterable[wire.ModelMetadataResponse.TensorMetadata]) -> 
     return tuple(TensorMetadata(one.name, one.datatype, tuple(one.shape)) for one in tensors)
 
 
-def _input(tensor: Tensor) -> wire.ModelInferRequest.InferInputTensor:
-    if tensor.datatype not in _CONTENTS:
-        raise Refused(f"input {tensor.name!r}: TorchServe takes no {tensor.datatype} over gRPC", status=400)
-    data = [one.encode() if isinstance(one, str) else one for one in tensor.data]
-    made = wire.ModelInferRequest.InferInputTensor(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-    getattr(made.contents, _CONTENTS[tensor.datatype]).extend(data)
-    return made
+def _add(request: wire.ModelInferRequest, tensor: Tensor, *, raw: bool) -> None:
+    """Add an input to a request, all of which are raw or none."""
+    made = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    try:
+        content = pack(tensor.datatype, tensor.data)
+    except (ValueError, TypeError) as error:
+        raise TorchmarError(f"input {tensor.name!r}: {error}") from None
+    if raw:
+        request.raw_input_contents.append(content)
+    else:
+        getattr(made.contents, _CONTENTS[tensor.datatype]).extend(unpack(tensor.datatype, content))
+
+
+def _raw_output(output: wire.ModelInferResponse.InferOutputTensor, content: bytes) -> Tensor:
+    data = list(unpack(output.datatype, content))
+    if output.datatype == BYTES:
+        data = [_text(one, quoted=False) for one in data]
+    return Tensor(output.name, output.datatype, tuple(output.shape), data)
 
 
 def _output(output: wire.ModelInferResponse.InferOutputTensor, *, quoted: bool) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchmar.server import bodies, compression, inference_openapi, logs
+from torchmar.server import bodies, compression, inference_openapi, logs, tensors
 from torchmar.server.health import health
 from torchmar.server.http import Request
 from torchmar.server.identities import HEADER, request_ids
@@ -42,14 +42,15 @@ class _Asked(NamedTuple):
         version: None is the default one.
         headers: what the handler sees besides those of the client.
         query: whether parameters are a part of the handler's row.
-        compresses: whether the answer is compressed for clients that accept it.
+        tensors: whether it is of the Open Inference Protocol: tensors may be bytes, and the answer is compressed for
+            clients that accept it.
     """
 
     model: str | None
     version: str | None
     headers: Mapping[str, str]
     query: bool = False
-    compresses: bool = False
+    tensors: bool = False
 
 
 class Inference:
@@ -167,9 +168,12 @@ class Inference:
         if inputs is None:
             inputs = self._inputs(request, asked)
         answer = _Answer(request, request_id, found, self._metrics, self._most)
-        if asked.compresses:
+        if asked.tensors:
             answer.encoding = compression.accepted(request.header("accept-encoding"))
-        job = Job(request_id, self._headers(request, asked), inputs, answer.take, found.deadline())
+        headers = self._headers(request, asked)
+        if asked.tensors and found.pool.description.get("binary") is False:
+            inputs, headers = _in_json(inputs, headers)
+        job = Job(request_id, headers, inputs, answer.take, found.deadline())
         request.on_gone = partial(setattr, job, "cancelled", True)
         try:
             found.pool.submit(job)
@@ -233,7 +237,7 @@ class _Answer:
             self._metrics.request(self._found.name, self._found.version, reply.status, seconds)
         if reply.more or self._begun or self._failed:
             self._take_part(reply)
-        elif self.encoding:
+        elif self.encoding and "content-encoding" not in map(str.lower, reply.headers):
             self._compress(reply)
         elif reply.headers:
             content_type, headers = self._head(reply)
@@ -309,9 +313,9 @@ def _asked(segments: list[str]) -> _Asked | None:
                 case [name, "versions", version] if verb in _V1_VERBS:
                     return _Asked(name, version, _V1_VERBS[verb])
         case ["v2", "models", name, verb] if verb in _V2_VERBS:
-            return _Asked(name, None, _V2_VERBS[verb], compresses=True)
+            return _Asked(name, None, _V2_VERBS[verb], tensors=True)
         case ["v2", "models", name, "versions", version, verb] if verb in _V2_VERBS:
-            return _Asked(name, version, _V2_VERBS[verb], compresses=True)
+            return _Asked(name, version, _V2_VERBS[verb], tensors=True)
         case ["invocations"]:
             return _Asked(None, None, {}, query=True)
         case ["models", name, "invoke"] | [name, "predict"]:
@@ -319,6 +323,26 @@ def _asked(segments: list[str]) -> _Asked | None:
         case [name, version, "predict"]:
             return _Asked(name, version, {}, query=True)
     return None
+
+
+def _in_json(inputs: list[Input], headers: dict[str, str]) -> tuple[list[Input], dict[str, str]]:
+    """Return a request with tensors as bytes for a handler that reads JSON only; any other as it is.
+
+    Clients read an answer in JSON, too, where they have asked for bytes.
+
+    Raises:
+        Refusal: 400, it has no such tensors, or JSON cannot hold them.
+    """
+    lengths = [value for name, value in headers.items() if name.lower() == tensors.HEADER_LENGTH.lower()]
+    if not lengths or len(inputs) != 1:
+        return inputs, headers
+    try:
+        document, given = tensors.split(inputs[0].content, int(lengths[0]), "inputs")
+        document["inputs"] = [tensors.in_json(one) for one in given]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Refusal(400, "BadRequestException", f"The tensors cannot be read: {error}.") from None
+    left = {name: value for name, value in headers.items() if name.lower() != tensors.HEADER_LENGTH.lower()}
+    return [Input("body", _JSON, json.dumps(document, ensure_ascii=False).encode())], left
 
 
 def _only_read(request: Request) -> None:

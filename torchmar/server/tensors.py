@@ -1,25 +1,14 @@
-"""Tensors of the Open Inference Protocol as the server hands them on: their elements as bytes, row by row.
-
-Little-endian; before each element of BYTES stand four bytes with its length, as in Triton's binary data extension:
-https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
-"""
+"""Tensors of the Open Inference Protocol as the server hands them on: their elements as bytes (`tensor_elements`)."""
 
 from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-# By datatype, as struct has them; BF16 is the upper half of an FP32.
-LETTERS = {
-    "BOOL": "?",
-    **dict(zip(("INT8", "INT16", "INT32", "INT64"), "bhiq", strict=True)),
-    **dict(zip(("UINT8", "UINT16", "UINT32", "UINT64"), "BHIQ", strict=True)),
-    **dict(zip(("FP16", "FP32", "FP64"), "efd", strict=True)),
-}
-BYTES, BF16 = "BYTES", "BF16"
+from torchmar.tensor_elements import BYTES, pack, unpack
+
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -31,39 +20,6 @@ class Tensor(NamedTuple):
     shape: Sequence[int]
     content: bytes
     parameters: Mapping[str, Any] = {}
-
-
-def pack(datatype: str, elements: Sequence[Any]) -> bytes:
-    """Return elements as bytes; those of BYTES are bytes or texts.
-
-    Raises:
-        ValueError: the datatype is none, or does not hold an element.
-    """
-    if datatype == BYTES:
-        items = (one.encode() if isinstance(one, str) else one for one in elements)
-        return b"".join(struct.pack("<I", len(item)) + item for item in items)
-    try:
-        return struct.pack(f"<{len(elements)}{_letter(datatype)}", *elements)
-    except (struct.error, OverflowError) as error:
-        raise ValueError(str(error)) from None
-
-
-def unpack(datatype: str, content: bytes) -> Sequence[Any]:
-    """Return the elements that stand in bytes; those of BYTES as bytes.
-
-    Raises:
-        ValueError: the datatype is none, or the bytes do not end with an element.
-    """
-    if datatype == BYTES:
-        return list(_items(content))
-    if datatype == BF16:
-        halves = struct.unpack(f"<{len(content) // 2}H", content[: len(content) // 2 * 2])
-        _check_size(datatype, content, 2)
-        return struct.unpack(f"<{len(halves)}f", struct.pack(f"<{len(halves)}I", *(one << 16 for one in halves)))
-    letter = _letter(datatype)
-    size = struct.calcsize(letter)
-    _check_size(datatype, content, size)
-    return struct.unpack(f"<{len(content) // size}{letter}", content)
 
 
 def in_json(tensor: Tensor) -> dict[str, Any]:
@@ -147,29 +103,6 @@ def split(body: bytes, header_length: int | None, key: str) -> tuple[dict[str, A
     if place != len(body):
         raise ValueError(f"{len(body) - place} bytes belong to no tensor")
     return document, found
-
-
-def _letter(datatype: str) -> str:
-    if datatype not in LETTERS:
-        raise ValueError(f"the datatype {datatype!r} is none of {', '.join((*LETTERS, BF16, BYTES))}")
-    return LETTERS[datatype]
-
-
-def _check_size(datatype: str, content: bytes, size: int) -> None:
-    if len(content) % size:
-        raise ValueError(f"{len(content)} bytes are no whole number of {datatype}")
-
-
-def _items(content: bytes) -> Iterator[bytes]:
-    place = 0
-    while place < len(content):
-        if place + 4 > len(content):
-            raise ValueError("the bytes end within the length of an element")
-        (length,) = struct.unpack_from("<I", content, place)
-        place += 4 + length
-        if place > len(content):
-            raise ValueError("the bytes end within an element")
-        yield content[place - length : place]
 
 
 def _text(element: bytes) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torchmar.rpc.wire import open_inference_pb2 as wire
-from torchmar.server.tensors import BF16, BYTES, Tensor, pack, unpack
+from torchmar.server.tensors import Tensor
+from torchmar.tensor_elements import BF16, BYTES, pack, unpack
 
 _CONTENTS = {
     "BOOL": "bool_contents",

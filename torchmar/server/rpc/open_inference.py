@@ -27,7 +27,8 @@ from torchmar.server.registry import Registry, Version
 from torchmar.server.rpc import messages
 from torchmar.server.rpc.asking import Asking, words
 from torchmar.server.rpc.calls import Code, Context, Failed, Method, bad, code, failed, streamed, unary
-from torchmar.server.tensors import BYTES, Tensor
+from torchmar.server.tensors import Tensor
+from torchmar.tensor_elements import BYTES, pack, unpack
 
 NAME = "inference.GRPCInferenceService"
 TORCHSERVES_NAME = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
@@ -256,17 +257,17 @@ def _encoded(tensor: Tensor) -> Tensor:
     """Return a tensor as TorchServe hands it on: bytes in base64."""
     if tensor.datatype != BYTES:
         return tensor
-    items = tensors.unpack(BYTES, tensor.content)
-    return tensor._replace(content=tensors.pack(BYTES, [base64.b64encode(one) for one in items]))
+    items = unpack(BYTES, tensor.content)
+    return tensor._replace(content=pack(BYTES, [base64.b64encode(one) for one in items]))
 
 
 def _quoted(tensor: Tensor) -> Tensor:
     """Return a tensor as TorchServe does: texts as they stand in JSON, quotes and all."""
     if tensor.datatype != BYTES:
         return tensor
-    items = tensors.unpack(BYTES, tensor.content)
+    items = unpack(BYTES, tensor.content)
     quoted = [json.dumps(one.decode(), ensure_ascii=False) for one in items]
-    return tensor._replace(content=tensors.pack(BYTES, quoted))
+    return tensor._replace(content=pack(BYTES, quoted))
 
 
 def _unsupported(why: str) -> Method:
