@@ -18,7 +18,13 @@ server is not the configuration's. The other frameworks live in an environment o
 (--competitors; otherwise .venv/serving is made), as small services in benchmarks/serving/competitors/
 that are written as their documentation does it; those that are not installed are left out with a line.
 
+With --neighbours, servers are measured on a machine that others use instead: the built-in server and mosec (or the
+sides that --engines names), the perceptron and ResNet-18, beside so many processes that keep a core busy each. All
+servers run at once and are loaded in turn, and ratios are medians of those of the rounds, so that what else uses the
+machine meets all alike.
+
     scripts/bench serving [--only tiny] [--engines torchserve builtin] [--seconds 3] [--picture docs/serving.png]
+    scripts/bench serving --neighbours 1 --seconds 3 --rounds 5   # some 6 minutes for each number of neighbours
 """
 
 from __future__ import annotations
@@ -39,6 +45,7 @@ from serving import models, report
 from serving.measures import Measurement
 from serving.sides import COMPETITORS, ROOT, TORCHSERVES, Side, environment_of_competitors
 
+_BUSY = ("builtin", "builtin-stock", "mosec")  # the sides that are measured beside neighbours
 PARTS = ("tiny", "resnet", "explain", "memory", "times")
 
 
@@ -47,7 +54,8 @@ def main() -> int:
     engines = [side.key for side in (*TORCHSERVES, *COMPETITORS)]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--engines", nargs="+", choices=engines, default=engines)
+    parser.add_argument("--engines", nargs="+", choices=engines)
+    parser.add_argument("--neighbours", nargs="+", type=int, help="measure beside so many busy processes, in turn")
     parser.add_argument("--connections", nargs="+", type=int, default=[1, 8, 16, 64])
     parser.add_argument("--seconds", type=int, default=5, help="of load, for each figure")
     parser.add_argument("--rounds", type=int, default=3, help="in which every side is started and measured anew")
@@ -60,13 +68,19 @@ def main() -> int:
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers, too
     os.environ.pop("OMP_NUM_THREADS", None)  # torchmar's handlers set their threads, the others leave them to this
-    sides = _sides(options.engines, options.competitors)
+    chosen = options.engines or (engines if options.neighbours is None else _BUSY)
+    sides = _sides(chosen, options.competitors)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {models.torch.__version__}")
     print(f"{options.seconds:g} s of load a figure, median of {options.rounds}; load average {os.getloadavg()[0]:.1f}")
     measurement = Measurement(sides, options.seconds, options.rounds)
     with tempfile.TemporaryDirectory(prefix="serving-") as home:
-        _measure(measurement, Path(home), options.only, options.connections, size_of(options.large))
+        if options.neighbours is None:
+            _measure(measurement, Path(home), options.only, options.connections, size_of(options.large))
+        else:
+            for name, make in (("tiny", models.tiny), ("resnet", models.resnet)):
+                if name in options.only:
+                    measurement.busy(make(Path(home)), options.connections, options.neighbours)
     results = measurement.results
     report.show(results, sides, ("tiny", "resnet", "digits"), options.connections)
     if options.picture:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from serving.models import Model
 from serving.processes import cpu_seconds
-from serving.sides import Failed, Running
+from serving.sides import Failed, Running, Unanswered
 
 _SCRIPT = Path(__file__).with_name("post.lua")
 
@@ -32,6 +32,7 @@ def fire(running: Running, model: Model, connections: int, seconds: float) -> Fi
     """Load a server for some seconds.
 
     Raises:
+        Unanswered: the time was over before the first answer.
         Failed: a request was refused or not answered.
     """
     with tempfile.TemporaryDirectory(prefix="serving-bodies-") as folder:
@@ -49,7 +50,7 @@ def fire(running: Running, model: Model, connections: int, seconds: float) -> Fi
         raise Failed(f"wrk: {(told.stderr or told.stdout).strip()}")
     said = json.loads(last)
     if said["refused"] or said["broken"] or not said["requests"]:
-        raise Failed(
+        raise (Failed if said["refused"] or said["broken"] else Unanswered)(
             f"{said['requests']} requests of {connections} connections, {said['refused']} refused, "
             f"{said['broken']} not answered"
         )

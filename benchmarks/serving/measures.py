@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from serving import processes
 from serving.load import Figures, check, fire
 from serving.models import BATCH, Model
 from serving.processes import memory
-from serving.sides import Failed, Running, Side
+from serving.sides import Failed, Running, Side, Unanswered
 from torchmar.archive import Archive
 
 _FLOOR = Path(__file__).with_name("floor.py")
@@ -33,6 +34,7 @@ class Results:
         memories: bytes by side, model and number of workers.
         times: seconds by side and what took them: ``start``, ``register``, ``scale``.
         floor: requests a second of ResNet-18 without a server.
+        busy: figures by number of busy neighbours, side, model and connections; those of a round belong together.
         failures: what went wrong, for the reader.
     """
 
@@ -40,6 +42,7 @@ class Results:
     memories: dict[tuple[str, str, int], list[int]] = field(default_factory=dict)
     times: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     floor: list[float] = field(default_factory=list)
+    busy: dict[tuple[int, str, str, int], list[Figures]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     def load(self, side: str, model: str, connections: int) -> Figures | None:
@@ -91,6 +94,44 @@ class Measurement:
                     # Answered behind what wrk has left in the queue, which is not the next one's to wait for.
                     check(running, model, len(model.bodies))
                     self.results.loads.setdefault((side.key, model.name, count), []).append(figures)
+
+    def busy(self, model: Model, connections: Sequence[int], neighbours: Sequence[int]) -> None:
+        """Measure throughput, latency and CPU beside busy neighbours.
+
+        All servers run at the same time, and are loaded in turn, in each round in the opposite order: what else uses
+        the machine meets all of them alike.
+        """
+        with contextlib.ExitStack() as servers:
+            running = {}
+            for side in self.sides:
+                with self._noting(side, model.name):
+                    running[side] = servers.enter_context(side.start(model))
+                    ready(running[side], model)
+            for count in neighbours:
+                with processes.neighbours(count):
+                    for side, one in running.items():
+                        _tell(f"{model.name} beside {count} neighbours: {side.title} warms up")
+                        for number in connections:
+                            with self._noting(side, model.name), contextlib.suppress(Unanswered):
+                                fire(one, model, number, self.seconds)
+                    for turn in range(self.rounds):
+                        _tell(f"{model.name} beside {count} neighbours, round {turn + 1} of {self.rounds}")
+                        for number in connections:
+                            for side in list(running)[:: -1 if turn % 2 else 1]:
+                                with self._noting(side, f"{model.name} beside {count} neighbours"):
+                                    figures = self._fire_busy(running[side], model, number)
+                                    self.results.busy.setdefault((count, side.key, model.name, number), []).append(
+                                        figures
+                                    )
+
+    def _fire_busy(self, running: Running, model: Model, connections: int) -> Figures:
+        try:
+            figures = fire(running, model, connections, self.seconds)
+        except Unanswered:
+            figures = Figures(rate=0.0, p50=self.seconds, p99=self.seconds, cpu=float("inf"))
+        # Behind what wrk has left in the queue, which is not the next one's to wait for.
+        check(running, model, len(model.bodies))
+        return figures
 
     def memory(self, model: Model) -> None:
         """Measure the memory of one and of four workers that have all answered, and rest."""

@@ -1,8 +1,10 @@
-"""What a server costs: CPU seconds and memory of its process with all that it started."""
+"""What a server costs: CPU seconds and memory of its process with all that it started; and other busy processes."""
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import psutil
@@ -25,3 +27,16 @@ def _tree(pid: int) -> Iterator[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE:
                 yield process
+
+
+@contextlib.contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Keep ``count`` processes of one thread busy, each in a session of its own, as a server is."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from serving.load import Figures
 from serving.measures import Results
 from serving.sides import Side
 from torchmar.cli.terminal import show_table, table
@@ -33,6 +35,7 @@ def show(results: Results, sides: Sequence[Side], models: Sequence[str], connect
     for model in models:
         for count in connections:
             _show_load(results, sides, model, count)
+    _show_busy(results, sides, models, connections)
     _show_memory(results, sides)
     _show_times(results, sides)
     found = list(goals(results, connections))
@@ -63,6 +66,7 @@ def goals(results: Results, connections: Sequence[int]) -> Iterator[Goal]:
         if ours and results.floor:
             share = ours.rate / median(results.floor)
             yield Goal(f"{where}: of the handler alone", f"{share:.0%}", ">= 90%", share >= 0.9)
+    yield from _busy_goals(results, connections)
     for model in ("resnet", "big"):
         ours, shipped = (results.bytes(side, model, 4) for side in (_OURS, _SHIPPED))
         if ours and shipped:
@@ -147,6 +151,43 @@ def _show_load(results: Results, sides: Sequence[Side], model: str, count: int) 
     _print(f"{_title(model)}, {_connections(count)}", head, rows)
 
 
+def _show_busy(results: Results, sides: Sequence[Side], models: Sequence[str], connections: Sequence[int]) -> None:
+    for neighbours in dict.fromkeys(key[0] for key in results.busy):
+        for model, count in itertools.product(models, connections):
+            rows = []
+            for side in sides:
+                if rounds := results.busy.get((neighbours, side.key, model, count)):
+                    ceiling = results.busy.get((neighbours, _CEILING, model, count), [])
+                    rates = [one.rate for one in rounds]
+                    rate, p50, p99, cpu = (
+                        median(getattr(one, name) for one in rounds) for name in ("rate", "p50", "p99", "cpu")
+                    )
+                    row = [side.title, _number(rate), f"{_number(min(rates))} to {_number(max(rates))}"]
+                    row += [f"{_paired(rounds, ceiling, 'rate'):.2f} x" if ceiling else ""]
+                    row += [f"{p50 * 1000:.2f}", f"{p99 * 1000:.2f}"]
+                    row += [f"{_paired(rounds, ceiling, 'p99'):.2f} x" if ceiling else "", f"{cpu:.2f}"]
+                    rows.append(row)
+            if rows:
+                head = ("", "requests/s", "from to", "of mosec", "p50 ms", "p99 ms", "of mosec", "CPU s / 1000")
+                _print(f"{_title(model)}, {_connections(count)}, {_neighbours(neighbours)}", head, rows)
+
+
+def _busy_goals(results: Results, connections: Sequence[int]) -> Iterator[Goal]:
+    for neighbours, model in dict.fromkeys((key[0], key[2]) for key in results.busy):
+        for count in connections:
+            ours, ceiling = (results.busy.get((neighbours, side, model, count)) for side in (_OURS, _CEILING))
+            if ours and ceiling:
+                where = f"{_title(model)}, {_connections(count)}, {_neighbours(neighbours)}"
+                yield _at_least(f"{where}: of mosec", _paired(ours, ceiling, "rate"), 0.9)
+                yield _at_most(f"{where}: p99, of mosec's", _paired(ours, ceiling, "p99"), 1.0)
+
+
+def _paired(ours: Sequence[Figures], others: Sequence[Figures], name: str) -> float:
+    """Return the median of the rounds' ratios, each of two figures that were measured right after one another."""
+    pairs = [(getattr(one, name), getattr(other, name)) for one, other in zip(ours, others, strict=False)]
+    return median(one / other if other else float("inf") for one, other in pairs)
+
+
 def _show_memory(results: Results, sides: Sequence[Side]) -> None:
     for model in dict.fromkeys(model for _, model, _ in results.memories):
         bases = [results.bytes(key, model, 4) for key in (_SHIPPED, _BATCHES)]
@@ -183,6 +224,10 @@ def _title(model: str) -> str:
 
 def _connections(count: int) -> str:
     return "1 connection" if count == 1 else f"{count} connections"
+
+
+def _neighbours(count: int) -> str:
+    return {0: "no neighbour", 1: "1 busy neighbour"}.get(count, f"{count} busy neighbours")
 
 
 def _at_least(what: str, found: float, wanted: float) -> Goal:

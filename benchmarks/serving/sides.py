@@ -38,6 +38,10 @@ class Failed(Exception):
     """A side does not start, or does not answer as it should."""
 
 
+class Unanswered(Failed):
+    """A server has answered none of its requests in the time that it had."""
+
+
 @dataclass
 class Running:
     """A server that runs.
