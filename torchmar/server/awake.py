@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 
-from torchmar.worker.process import frames
+from torchmar.worker.process.polling import PollGate, yield_core
 
 
 class Awake:
@@ -23,22 +22,25 @@ class Awake:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._loop = asyncio.get_running_loop()
+        self._gate = PollGate()
         self._staying = False
         self._until = 0.0
         self._busy: Callable[[], object] = bool
 
     def stay(self, busy: Callable[[], object]) -> None:
         """Stay awake while ``busy`` is true, or until somebody else wants the core."""
-        if self._staying:
+        now = time.monotonic()
+        if self._staying or not self._gate.enter(now):
             return
-        self._staying, self._busy, self._until = True, busy, time.monotonic() + self.seconds
+        self._staying, self._busy, self._until = True, busy, now + self.seconds
         self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         now = time.monotonic()
         if self._busy() and now < self._until:
-            os.sched_yield()
-            if time.monotonic() - now < frames.WANTED:
+            now, free = yield_core(now)
+            if free:
                 self._loop.call_soon(self._turn)
                 return
         self._staying = False
+        self._gate.leave(now)

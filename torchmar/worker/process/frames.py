@@ -8,13 +8,14 @@ neither copied together nor escaped on their way.
 from __future__ import annotations
 
 import json
-import os
 import select
 import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from .polling import PollGate, yield_core
 
 dumps: Callable[[Any], bytes]
 loads: Callable[[Any], Any]
@@ -60,7 +61,7 @@ class Receiver:
     Args:
         connection: to read from.
         poll: seconds to stay awake for the next frame, where the one before it came within them. To fall asleep
-            and be woken takes longer than what a small model computes. 0: sleep at once.
+            and be woken takes longer than what a small model computes. 0: sleep at once. See `polling` for exceptions.
         idle: called when nothing has come for a second, once until something does.
     """
 
@@ -69,6 +70,7 @@ class Receiver:
         self._readable = select.poll()
         self._readable.register(connection, select.POLLIN)
         self._awake = False
+        self._gate = PollGate()
         self._left = b""
 
     def receive(self) -> tuple[int, Any, memoryview]:
@@ -100,7 +102,7 @@ class Receiver:
 
     def _more(self, size: int) -> bytes:
         begun = time.monotonic()
-        data = self._soon(size, begun) if self._awake else None
+        data = self._soon(size, begun) if self._awake and self._gate.enter(begun) else None
         if data is None:
             if self._idle and not self._readable.poll(_IDLE):
                 self._idle()
@@ -112,16 +114,16 @@ class Receiver:
 
     def _soon(self, size: int, now: float) -> bytes | None:
         """Return what comes while this is awake; None: nothing, or others want the core."""
-        until = now + self._poll
-        while now < until:
-            try:
-                return self._connection.recv(size, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                os.sched_yield()
-            before, now = now, time.monotonic()
-            if now - before > WANTED:
-                break
-        return None
+        until, free = now + self._poll, True
+        try:
+            while free and now < until:
+                try:
+                    return self._connection.recv(size, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    now, free = yield_core(now)
+            return None
+        finally:
+            self._gate.leave(time.monotonic())
 
 
 def send(connection: socket.socket, buffers: list[Any]) -> None:
@@ -139,6 +141,5 @@ def send(connection: socket.socket, buffers: list[Any]) -> None:
             views[0] = views[0][sent:]
 
 
-WANTED = 50e-6  # seconds that a core is away for, which is then better left to others
 _IDLE = 1000  # milliseconds
 _AT_ONCE = 512  # buffers; systems take 1024 in one call
