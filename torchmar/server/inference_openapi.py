@@ -114,7 +114,18 @@ _MODEL_READY = {
     "/v2/models/{model_name}/ready": "kserve_v2_",
     "/v2/models/{model_name}/versions/{model_version}/ready": "kserve_v2_version_",
 }
-_METADATA = {
+# What is told of a model below /v2: the end of the path, the operation, what it is for, and the schema of the answer.
+_DOCUMENTS = (
+    (
+        "",
+        "metadata",
+        "Return the versions of a model, and its tensors as far as the handler knows them.",
+        "Metadata",
+    ),
+    ("/config", "config", "Return how a model is served, as Triton's model configuration has it.", "Configuration"),
+    ("/stats", "statistics", "Return how many requests a model has answered, as Triton does.", "Statistics"),
+)
+_OF_VERSIONS = {
     "/v2/models/{model_name}": "kserve_v2_",
     "/v2/models/{model_name}/versions/{model_version}": "kserve_v2_version_",
 }
@@ -146,6 +157,20 @@ _SCHEMAS: Mapping[str, Schema] = {
             "outputs": array(reference("Tensor")),
         }
     ),
+    "Configuration": record(
+        {
+            "name": TEXT,
+            "platform": TEXT,
+            "backend": TEXT,
+            "max_batch_size": whole_number(0),
+            "input": array({"type": "object"}),
+            "output": array({"type": "object"}),
+            "instance_group": array({"type": "object"}),
+            "dynamic_batching": {"type": "object"},
+        }
+    ),
+    "Statistics": record({"model_stats": array({"type": "object"})}),
+    "Index": array(record({"name": TEXT, "version": TEXT, "state": TEXT, "reason": TEXT})),
     "Tensor": _TENSOR,
     "TensorData": _TENSOR_DATA,
     "V1Request": record({"instances": array(ANYTHING)}),
@@ -223,6 +248,24 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
                 token=token,
             )
         },
+        "/v2/models/stats": {
+            "get": operation(
+                "kserve_v2_statistics_of_models",
+                "Return how many requests each version has answered, as Triton does.",
+                {"200": response("Statistics", reference("Statistics"))},
+                errors=listed,
+                token=token,
+            )
+        },
+        "/v2/repository/index": {
+            "post": operation(
+                "kserve_v2_index",
+                "List the registered versions and their states, as Triton does.",
+                {"200": response("Versions", reference("Index"))},
+                errors=listed,
+                token=token,
+            )
+        },
         "/v2/health/live": {
             "get": operation(
                 "kserve_v2_live",
@@ -294,13 +337,14 @@ def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[s
             token=token,
         )
         yield path, {"get": described}
-    for path, prefix in _METADATA.items():
-        described = operation(
-            f"{prefix}metadata",
-            "Return the versions of a model, and its tensors as far as the handler knows them.",
-            {"200": response("Versions and tensors", reference("Metadata"))},
-            errors={**_REFUSED, **_NO_MODEL} if token else _NO_MODEL,
-            parameters=of(path),
-            token=token,
-        )
-        yield path, {"get": described}
+    for end, identity, description, schema in _DOCUMENTS:
+        for start, prefix in _OF_VERSIONS.items():
+            described = operation(
+                f"{prefix}{identity}",
+                description,
+                {"200": response(schema, reference(schema))},
+                errors={**_REFUSED, **_NO_MODEL} if token else _NO_MODEL,
+                parameters=of(start),
+                token=token,
+            )
+            yield f"{start}{end}", {"get": described}

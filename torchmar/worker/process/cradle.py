@@ -25,7 +25,7 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
 
     To the server: ``{"loaded", "shareable", "why", "shared_bytes", "description"}`` or ``{"failed": traceback}``; then
     for each fork ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}, "stage"}`` with a
-    socket, or ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
+    socket, or ``{"fork": id, "stage"}`` with a socket and a log; without a stage a worker does all of a request.
     """
     told = Conversation(control)
     loading.enter(job["model_dir"], job.get("requirements", ""))
