@@ -35,7 +35,8 @@ _OF_MODEL = {
 }
 _FORM: Schema = {"type": "object", "additionalProperties": True}
 _PLAIN: dict[str, Schema] = {JSON: ANYTHING, "application/octet-stream": BINARY, "multipart/form-data": _FORM}
-_RESULT = {"200": response("The result of the handler", ANYTHING, "*/*")}
+# JSON, mostly; a handler may choose another type.
+_RESULT = {"200": response("The result of the handler", ANYTHING, JSON, "*/*")}
 
 
 class _Call(NamedTuple):
@@ -315,7 +316,7 @@ def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[s
         for path, prefix in call.paths.items():
             parameters = (_SAGEMAKER_NAME,) if path == "/invocations" else of(path)
             # A handler may choose any other status, with a body of its own.
-            results = {**call.results, "default": response("What else the handler answers", ANYTHING, "*/*")}
+            results = {**call.results, "default": response("What else the handler answers")}
             described = operation(
                 f"{prefix}{call.identity}",
                 call.description,

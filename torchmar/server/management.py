@@ -227,7 +227,7 @@ def _registration(request: Request) -> Registration:
     is_json = request.header("content-type").partition(";")[0].strip().lower() == _JSON
     body = _body(request.body) if is_json else {}
     asked = {**_parameters(request), **body}
-    parameters.check(asked, parameters.REGISTER, "POST /models")
+    parameters.check(asked, openapi.REGISTRATION, "POST /models")
     if "url" not in asked:
         raise Refusal(400, "BadRequestException", "Parameter url is required.")
 

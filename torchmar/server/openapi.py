@@ -58,6 +58,8 @@ _REGISTRATION: tuple[tuple[str, Schema, str], ...] = (
     ("s3_sse_kms", FLAG, "Whether an archive in S3 is encrypted with a key of AWS KMS; without effect here."),
     ("torchmar_ignore_checks", TEXT, "Codes of checks to ignore, or beginnings of codes, with commas; MAR: all."),
 )
+#: The names of a registration's parameters.
+REGISTRATION = tuple(name for name, _, _ in _REGISTRATION)
 _MODEL_VERSION = record(
     {
         "modelName": TEXT,

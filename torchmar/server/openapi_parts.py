@@ -62,11 +62,12 @@ def reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def response(description: str, schema: Schema | None = None, content_type: str = JSON) -> dict[str, Any]:
-    """Return a response; without a schema it has no content that is described."""
+def response(description: str, schema: Schema | None = None, *content_types: str) -> dict[str, Any]:
+    """Return a response, by default in JSON; without a schema it has no content that is described."""
     if schema is None:
         return {"description": description}
-    return {"description": description, "content": {content_type: {"schema": schema}}}
+    content = {content_type: {"schema": schema} for content_type in content_types or (JSON,)}
+    return {"description": description, "content": content}
 
 
 def operation(

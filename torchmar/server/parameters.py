@@ -15,10 +15,6 @@ from torchmar.server.refusal import Refusal
 LIST = ("limit", "next_page_token")
 DESCRIBE = ("customized",)
 SCALE = ("min_worker", "max_worker", "synchronous", "model_version")
-REGISTER = (
-    *("url", "model_name", "handler", "runtime", "batch_size", "max_batch_delay", "response_timeout"),
-    *("startup_timeout", "initial_workers", "synchronous", "s3_sse_kms", "torchmar_ignore_checks"),
-)
 # Names that other calls, configuration files and clients have for the same.
 _SYNONYMS = (
     {"workers", "min_worker", "min_workers", "initial_workers"},
