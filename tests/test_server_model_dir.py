@@ -6,10 +6,12 @@ import importlib.metadata
 import io
 import json
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import ENGINES, on_both_engines, write_config
@@ -106,7 +108,9 @@ def wheel(version: str) -> bytes:
     return content.getvalue()
 
 
-def test_what_requirements_install_is_what_is_imported_whatever_the_server_has(running: Engine, make: Make) -> None:
+def test_what_requirements_install_is_what_is_imported_whatever_the_server_has(
+    running: Engine, engine: EngineName, make: Make
+) -> None:
     assert importlib.metadata.version("packaging") != "0.23.2"
     name = "packaging-0.23.2-py3-none-any.whl"
     disk: dict[str, str | bytes] = {name: wheel("0.23.2"), "wanted.txt": f"--no-index\n./{name}\n"}
@@ -121,3 +125,7 @@ def test_what_requirements_install_is_what_is_imported_whatever_the_server_has(r
         assert ask(running, "plain") == {"here": here, "child": here}
     running.management.unregister("pinned")
     assert ask(running, "plain") == {"here": here, "child": here}
+    if engine == "builtin":
+        server = psutil.Process(json.loads((running.folder / "server.json").read_text())["pid"])
+        while len(server.children()) > 1:  # the parent of all other workers
+            time.sleep(0.05)

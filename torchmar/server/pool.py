@@ -383,7 +383,7 @@ class Pool:
         }
         if self._weights is None and not options.devices and shared_weights.available():
             self._weights = shared_weights.WeightsFile()
-        cradle = await self._nursery.grow(job, worker.say, None if share else self._weights)
+        cradle = await self._nursery.grow(job, worker.say, self._weights)
         try:
             why = await cradle.loaded(options.startup_timeout)
             self.description = cradle.description

@@ -50,8 +50,12 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
         sys.stdout.flush()
         told.send({"failed": trace})
         os._exit(1)
-    shared = shared_weights.share(weights) if weights is not None else 0
     why = forking.objection(job["fork"], service, job["model_dir"], before) if share else "it was not asked to be"
+    shared = 0
+    if weights is not None and why:
+        shared = shared_weights.share(weights)
+    elif weights is not None:
+        shared_weights.leave(weights)
     description = describing.description(service, job["envelope"])
     loaded = {"loaded": True, "shareable": not why, "why": why, "shared_bytes": shared, "description": description}
     told.send(loaded)

@@ -1,10 +1,10 @@
 """Weights that several workers have loaded, each for itself, held in memory once.
 
-The worker that is first copies its large tensors and arrays to a file in memory, which is sealed then: the system lets
-nobody write to it again. Every worker, the first too, compares its tensors with the file byte by byte, and has the
-system put private mappings of the file in their place, at the same addresses. Python, torch and the handler see no
-difference, whatever they hold: views, tied weights, TorchScript. What is written to afterwards becomes a copy of that
-worker's own, page by page. Weights that differ between workers stay where they are.
+The worker that is first copies its large tensors and arrays to a file in memory, one after the other, and has the
+system put private mappings of the file in their place, at the same addresses; then the file is sealed, and nobody can
+write to it again. Every other worker compares its tensors with the file, byte by byte, and does the same. Python, torch
+and the handler see no difference, whatever they hold: views, tied weights, TorchScript. What is written to afterwards
+becomes a copy of that worker's own, page by page. Weights that differ between workers stay where they are.
 
 Only memory that glibc took from the system for one allocation is replaced: it is given back as a whole, so that no
 later allocation meets it. `prepare` has all large allocations of the loading made so.
@@ -38,6 +38,7 @@ _HEAD = struct.Struct("<Q")
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 _IS_MMAPPED, _FLAGS = 2, 7  # of a chunk's size
 _FIXED, _NO_RESERVE = 0x10, 0x4000  # of mmap
+_FAILED = ctypes.c_void_p(-1).value
 
 
 class _Buffer(NamedTuple):
@@ -89,9 +90,8 @@ def share(descriptor: int) -> int:
         # By process, not by open file: workers have the same one. It ends with the process, should that die.
         fcntl.lockf(descriptor, fcntl.LOCK_EX)
         try:
-            if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
-                _publish(descriptor, buffers)
-            return _replace(descriptor, buffers)
+            published = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+            return (_replace if published else _publish)(descriptor, buffers)
         finally:
             fcntl.lockf(descriptor, fcntl.LOCK_UN)
             del owners
@@ -99,12 +99,17 @@ def share(descriptor: int) -> int:
         sys.stdout.write(f"weights are not shared with other workers: {error}\n")
         return 0
     finally:
-        os.close(descriptor)
-        with contextlib.suppress(AttributeError, OSError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(_MMAP_THRESHOLD, _SETTLED)
-            libc.mallopt(_TRIM_THRESHOLD, 2 * _SETTLED)
-            libc.malloc_trim(0)
+        leave(descriptor)
+
+
+def leave(descriptor: int) -> None:
+    """Undo `prepare`, and close the file."""
+    os.close(descriptor)
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, _SETTLED)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * _SETTLED)
+        libc.malloc_trim(0)
 
 
 def _find() -> tuple[list[Any], list[_Buffer]]:
@@ -177,59 +182,74 @@ def _is_alone(address: int, size: int) -> bool:
     )
 
 
-def _publish(descriptor: int, buffers: list[_Buffer]) -> None:
-    """Copy buffers to the file, with a list of them at its start, and seal it."""
+def _publish(descriptor: int, buffers: list[_Buffer]) -> int:
+    """Move buffers to the file, with a list of them at its start, and seal it; return how many bytes."""
+    libc = _libc()
     room = -(-(_HEAD.size + 128 * (1 + len(buffers))) // _PAGE) * _PAGE
     index: list[tuple[str, int, int]] = []
     offset = room
-    for buffer in buffers:
-        index.append((_digest(buffer), buffer.size, offset))
-        offset += buffer.size
-    os.ftruncate(descriptor, offset)
-    os.posix_fallocate(descriptor, 0, offset)  # or there is no room, which a write to a mapping learns too late
-    for buffer, (_, _, place) in zip(buffers, index, strict=True):
-        content, written = _view(buffer), 0
-        while written < buffer.size:
-            written += os.pwrite(descriptor, content[written : written + (1 << 30)], place + written)
+    with contextlib.suppress(Exception):  # such as no memory: what has its place by then is shared
+        for buffer in buffers:
+            content, written = _view(buffer), 0
+            while written < buffer.size:
+                written += os.pwrite(descriptor, content[written : written + (1 << 30)], offset + written)
+            index.append((_digest(buffer), buffer.size, offset))
+            if not _map(libc, buffer, descriptor, offset):
+                break
+            offset += buffer.size
     text = json.dumps(index).encode()
-    os.pwrite(descriptor, _HEAD.pack(len(text)) + text, 0)
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    try:
+        os.pwrite(descriptor, _HEAD.pack(len(text)) + text, 0)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    except OSError:
+        os._exit(1)  # the next worker would write where the weights of this one are
+    return offset - room
 
 
 def _replace(descriptor: int, buffers: list[_Buffer]) -> int:
     """Map what of the buffers the file has; return how many bytes."""
+    libc = _libc()
     (length,) = _HEAD.unpack(os.pread(descriptor, _HEAD.size, 0))
     known: dict[tuple[str, int], list[int]] = {}
     for digest, size, offset in json.loads(os.pread(descriptor, length, _HEAD.size)):
         known.setdefault((digest, size), []).append(offset)
+    replaced = 0
+    for buffer in buffers:
+        for offset in known.get((_digest(buffer), buffer.size), []):
+            copy = libc.mmap(None, buffer.size, mmap.PROT_READ, mmap.MAP_PRIVATE, descriptor, offset)
+            if copy == _FAILED:
+                return replaced
+            same = libc.memcmp(buffer.address, copy, buffer.size) == 0
+            libc.munmap(copy, buffer.size)
+            if not same:
+                continue
+            if not _map(libc, buffer, descriptor, offset):
+                return replaced
+            replaced += buffer.size
+            break
+    return replaced
+
+
+def _map(libc: Any, buffer: _Buffer, descriptor: int, offset: int) -> bool:
+    """Put a private mapping of the file in the place of a buffer; tell whether it is there."""
+    access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NO_RESERVE | _FIXED
+    if libc.mmap(buffer.address, buffer.size, access, flags, descriptor, offset) != _FAILED:
+        return True
+    # The limit of data is reached, and the memory as it was; or else there is none any more, and no going on.
+    if libc.mincore(buffer.address, _PAGE, ctypes.create_string_buffer(1)):
+        os._exit(1)
+    return False
+
+
+def _libc() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
     libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-    failed = ctypes.c_void_p(-1).value
-    flags = mmap.MAP_PRIVATE | _NO_RESERVE
-    replaced = 0
-    for buffer in buffers:
-        for offset in known.get((_digest(buffer), buffer.size), []):
-            copy = libc.mmap(None, buffer.size, mmap.PROT_READ, flags, descriptor, offset)
-            if copy == failed:
-                return replaced
-            same = libc.memcmp(buffer.address, copy, buffer.size) == 0
-            libc.munmap(copy, buffer.size)
-            if not same:
-                continue
-            access = mmap.PROT_READ | mmap.PROT_WRITE
-            if libc.mmap(buffer.address, buffer.size, access, flags | _FIXED, descriptor, offset) == failed:
-                # The limit of data is reached, and the memory as it was; or else there is none, and no going on.
-                if libc.mincore(buffer.address, _PAGE, ctypes.create_string_buffer(1)):
-                    os._exit(1)
-                return replaced
-            replaced += buffer.size
-            break
-    return replaced
+    return libc
 
 
 def _digest(buffer: _Buffer) -> str:
