@@ -5,7 +5,8 @@ its ``initialize``. Each format is served in one run by TorchServe as shipped, b
 the built-in server with ``torchmar: {fork: true}``, whose workers are forks of one process that has loaded the model.
 Answers are compared before anything counts. Memory is the proportional set size of all processes of a server, after all
 four workers have answered and rested. Times are from registration to the first answer of one worker, and from one
-worker to four. Ratios are to TorchServe's figures of the same run.
+worker to four; CPU seconds are those of the whole server in both together, and say more than times where others use
+the machine. Ratios are to TorchServe's figures of the same run.
 
     scripts/bench memory [--size 1GB] [--small 1MB] [--rounds 1]
 """
@@ -34,7 +35,7 @@ from safetensors.torch import save_file
 from serving.load import check
 from serving.measures import ready
 from serving.models import JSON, Model
-from serving.processes import memory
+from serving.processes import cpu_seconds, memory
 from serving.sides import Builtin, Shipped, Side
 from torch import nn
 
@@ -82,11 +83,12 @@ _LOADS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """Bytes of four workers; seconds to the first answer of one worker, and from one worker to four."""
+    """Bytes of four workers; seconds to the first answer of one worker, and from one worker to four; CPU seconds."""
 
     memory: int
     one: float
     four: float
+    cpu: float
 
 
 def main() -> int:
@@ -124,13 +126,13 @@ def _compare(home: Path, kind: str, size: str, rounds: int) -> bool:
                 except Exception as error:
                     problems.append(f"{title}: {error}")
     medians = {
-        title: [median(getattr(one, name) for one in figures) for name in ("memory", "one", "four")]
+        title: [median(getattr(one, name) for one in figures) for name in ("memory", "one", "four", "cpu")]
         for title, figures in found.items()
         if figures
     }
     rows = [(title, *_columns(values, medians.get("TorchServe"))) for title, values in medians.items()]
     print(f"\n{kind}, {size} of weights\n")
-    heads = ("", "memory of 4", "of TorchServe's", "1st answer s", "of its", "1 to 4 s", "of its")
+    heads = ("", "memory of 4", "of TorchServe's", "1st answer s", "of its", "1 to 4 s", "of its", "CPU s", "of its")
     show_table(table(heads, rows, right=heads[1:]))
     for problem in problems:
         print(f"failed: {problem}")
@@ -138,7 +140,7 @@ def _compare(home: Path, kind: str, size: str, rounds: int) -> bool:
 
 
 def _columns(values: list[float], base: list[float] | None) -> Iterator[str]:
-    texts = [f"{values[0] / 1e6:,.0f} MB", f"{values[1]:.2f}", f"{values[2]:.2f}"]
+    texts = [f"{values[0] / 1e6:,.0f} MB", *(f"{value:.2f}" for value in values[1:])]
     for number, text in enumerate(texts):
         yield text
         yield f"{values[number] / base[number]:.0%}" if base else ""
@@ -147,17 +149,18 @@ def _columns(values: list[float], base: list[float] | None) -> Iterator[str]:
 def _measure(side: Side, model: Model) -> Figures:
     with side.start(model, empty=True) as running:
         assert running.management
-        started = time.perf_counter()
+        spent, started = cpu_seconds(running.pid), time.perf_counter()
         running.management.register(model.file, initial_workers=1)
         ready(running, model)
         one = time.perf_counter() - started
         started = time.perf_counter()
         running.management.scale(model.name, min_worker=_WORKERS)
         four = time.perf_counter() - started
+        spent = cpu_seconds(running.pid) - spent
         with ThreadPoolExecutor(32) as clients:  # as many at once as four workers take: each has its turn
             list(clients.map(lambda _: check(running, model), range(64)))
         time.sleep(_REST_SECONDS)
-        return Figures(memory(running.pid), one, four)
+        return Figures(memory(running.pid), one, four, spent)
 
 
 class _Forking(Builtin):
