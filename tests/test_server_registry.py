@@ -23,6 +23,7 @@ from torchmar.server.refusal import Refusal
 from torchmar.server.registry import Registration, Registry
 from torchmar.server.settings import Settings
 from torchmar.server.sources import Sources
+from torchmar.worker.process import forking
 
 T = TypeVar("T")
 FOUND_NONE = "Model not found: "
@@ -387,3 +388,22 @@ def test_queues_tickets_and_patience_are_the_archives(house: House, tmp_path: Pa
     serving = resolved(house, tmp_path, config)
     assert (serving.pool.queue_size, serving.pool.job_tickets, serving.pool.retry_seconds) == (7, True, 9)
     assert serving.client_timeout == 1.5
+
+
+@pytest.mark.parametrize(
+    ("section", "mode"),
+    [
+        ({"fork": True}, forking.ALLOWED),
+        ({"fork": False}, forking.NEVER),
+        ({"fork": "yes"}, forking.NEVER),
+        ({}, forking.NEVER),
+        (["fork"], forking.NEVER),
+        ({"forks": True}, forking.NEVER),
+    ],
+)
+def test_only_an_archive_that_says_so_plainly_lets_workers_be_forks(
+    house: House, tmp_path: Path, section: Any, mode: str
+) -> None:
+    serving = resolved(house, tmp_path, {"torchmar": section})
+    assert serving.pool.fork == mode
+    assert ("model-config.yaml" in serving.pool.fork_reason) is (section in ({"fork": True}, {"fork": False}))
