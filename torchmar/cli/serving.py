@@ -50,6 +50,10 @@ def serve(
             help="Where the inference API listens; management stays on loopback. For containers.", show_default=False
         ),
     ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(help="Where the metrics API listens, which asks for no token.", show_default=False),
+    ] = None,
     check: Check = True,
     ignore: Ignore = None,
     engine: Annotated[
@@ -89,7 +93,9 @@ def serve(
         overrides["torchmar_ignore_checks"] = ",".join(ignore)
     with contextlib.ExitStack() as stack:
         with err.status(f"starting {TITLES[engine]}"):
-            started = engines.named(engine)(config, folder, run_folder, port=port, host=host, overrides=overrides)
+            started = engines.named(engine)(
+                config, folder, run_folder, port=port, host=host, metrics_host=metrics_host, overrides=overrides
+            )
             server = stack.enter_context(started)
         out.print(server.described, markup=False)
         for line in addresses.lines(server.properties, engine):

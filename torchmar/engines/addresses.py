@@ -44,16 +44,22 @@ def move(config: Properties, port: int) -> Properties:
     return replace(config, values={**config.values, **moved})
 
 
-def listen(config: Properties, host: str) -> Properties:
-    """Return a configuration whose inference API, over REST and gRPC, listens at ``host``.
+def listen(config: Properties, host: str | None, metrics_host: str | None = None) -> Properties:
+    """Return a configuration whose inference API, over REST and gRPC, listens at ``host``, and metrics elsewhere.
 
-    Management and metrics stay where they are: the management API runs code by design.
+    The management API stays where it is: it runs code by design.
 
     Raises:
-        EngineError: the inference API is at a Unix socket.
+        EngineError: an API that is to listen at a host is at a Unix socket.
     """
-    _refuse_unix(config, "host")
-    values = {"inference_address": _web(config.get("inference_address"), host=host), "grpc_inference_address": host}
+    values: dict[str, str] = {}
+    if host:
+        _refuse_unix(config, "host")
+        values |= {"inference_address": _web(config.get("inference_address"), host=host)}
+        values |= {"grpc_inference_address": host}
+    if metrics_host:
+        _refuse_unix(config, "metrics-host", "metrics_address")
+        values |= {"metrics_address": _web(config.get("metrics_address"), host=metrics_host)}
     return replace(config, values={**config.values, **values})
 
 
@@ -147,11 +153,11 @@ def _taken(address: Address) -> PortInUse:
     return PortInUse(f"{what} {_name(found)} (process {found.pid})", hint=_OTHER_PORTS)
 
 
-def _refuse_unix(config: Properties, what: str) -> None:
-    if config.addresses()[0].unix:
-        url = config.url("inference_address")
+def _refuse_unix(config: Properties, what: str, key: str = "inference_address") -> None:
+    if any(address.unix for address in config.addresses() if address.key == key):
         raise EngineError(
-            f"inference_address={url} has no {what}", hint=f"leave --{what} out, or name an http:// address"
+            f"{key}={config.url(key)} has no {what.rpartition('-')[2]}",
+            hint=f"leave --{what} out, or name an http:// address",
         )
 
 

@@ -73,6 +73,7 @@ class Engine(ABC):
         python: the interpreter of the workers, and of a server that is written in Python.
         port: of the inference API, in place of the configuration's; all other ports move by the same distance.
         host: where the inference API listens, in place of the configuration's; management stays where it is.
+        metrics_host: where the metrics API listens, in place of the configuration's.
         overrides: keys of ``config.properties`` that go before the configuration's.
 
     Raises:
@@ -93,14 +94,15 @@ class Engine(ABC):
         python: str = sys.executable,
         port: int | None = None,
         host: str | None = None,
+        metrics_host: str | None = None,
         overrides: Mapping[str, str] | None = None,
     ) -> None:
         given = properties.given(config)
         self.properties = replace(given, values={**given.values, **(overrides or {})})
         if port:
             self.properties = addresses.move(self.properties, port)
-        if host:
-            self.properties = addresses.listen(self.properties, host)
+        if host or metrics_host:
+            self.properties = addresses.listen(self.properties, host, metrics_host)
         self.model_store = model_store.resolve()
         self.folder = run_folder.resolve()
         self._python = python

@@ -19,13 +19,14 @@ from torchmar.properties import Properties
 UID = 10001
 _DOCKERFILE = """\
 # syntax=docker/dockerfile:1
-# A server on a port of this machine, with a file system that it cannot change and no rights:
+# A server on ports of this machine ({published}), with a file
+# system that it cannot change and no rights:
 #   docker build -t torchmar .
-#   docker run --rm --name torchmar -p 127.0.0.1:{port}:{port}{gpus}{mount} \\
-#     --read-only --tmpfs /tmp:exec --tmpfs /run/torchmar:{exec}uid={uid},mode=700 \\
+#   docker run --rm --name torchmar{gpus}{mount} \\
+{publish}#     --read-only --tmpfs /tmp:exec --tmpfs /run/torchmar:{exec}uid={uid},mode=700 \\
 #     --cap-drop ALL --security-opt no-new-privileges torchmar
 # Archives are extracted into {extracted}: large ones want a volume there in place of memory.
-# Tokens: docker exec torchmar cat /run/torchmar/key_file.json
+# Tokens: docker exec torchmar cat /run/torchmar/key_file.json{fixed_token}
 # Management stays inside: docker exec torchmar torchmar models
 
 FROM python:{python}-slim AS build
@@ -47,11 +48,14 @@ WORKDIR /srv/torchmar
 {config}
 {archives}
 USER {uid}
-EXPOSE {port} {grpc}
+EXPOSE {exposed}
 # Reads the token where the server wrote it; fails, too, when the workers of a model die.
 HEALTHCHECK --interval=30s --timeout=20s --start-period=300s --retries=3 CMD ["torchmar", "status"]
-ENTRYPOINT ["torchmar", "serve", "--host", "0.0.0.0", "--model-store", "model_store", "--engine", "{engine}"]
+ENTRYPOINT {entrypoint}
 """
+_FIXED_TOKEN = (
+    "\n# One that stays: export TORCHMAR_SERVER_INFERENCE_TOKEN, and docker run -e TORCHMAR_SERVER_INFERENCE_TOKEN ..."
+)
 _CPU_ONLY = "RUN pip install {torch} --index-url https://download.pytorch.org/whl/cpu\n"
 _SOURCE = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "torchmar", "handlers")
 
@@ -97,7 +101,12 @@ def dockerfile(image: Image, config: Properties) -> str:
             hint="write it like inference_address=http://127.0.0.1:8080",
         )
     builtin = image.engine == "builtin"
-    ports = {address.key: address.port for address in config.addresses()}
+    ports = {address.key: address.port for address in config.addresses() if not address.unix}
+    wanted = {"REST": "inference_address", "gRPC": "grpc_inference_port", "metrics": "metrics_address"}
+    if config.get("enable_metrics_api").strip().lower() == "false":
+        del wanted["metrics"]
+    published = {what: ports[key] for what, key in wanted.items() if key in ports}
+    numbers = list(dict.fromkeys(published.values()))
     torch = f"torch=={image.torch}" if image.torch else "torch"
     place = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
     extras = ",".join(dict.fromkeys(("server" if builtin else "torchserve", *image.extras)))
@@ -106,22 +115,29 @@ def dockerfile(image: Image, config: Properties) -> str:
     return _DOCKERFILE.format(
         uid=UID,
         python=image.python,
-        port=ports["inference_address"],
-        grpc=ports["grpc_inference_port"],
+        published=", ".join(f"{what} {port}" for what, port in published.items()),
+        publish="".join(f"#     -p 127.0.0.1:{port}:{port} \\\n" for port in numbers),
+        exposed=" ".join(map(str, numbers)),
+        entrypoint=json.dumps(_entrypoint(image.engine, metrics="metrics" in published)),
         gpus=" --gpus all" if image.gpus else "",
         mount=' -v "$PWD/model_store:/srv/torchmar/model_store:ro"' if image.mount else "",
         torch=f"RUN pip install {torch}\n" if image.gpus else _CPU_ONLY.format(torch=torch),
         copy_package=_copy(image.package, place) if image.package else _copy_source(),
         package=shlex.quote(f"{place}[{extras}]"),
-        engine=image.engine,
         # Packages in archives have libraries, which are run from where they are extracted.
         exec="exec," if builtin else "",
         extracted="/run/torchmar" if builtin else "/tmp",
+        fixed_token=_FIXED_TOKEN if builtin else "",
         # Both engines count GPUs with nvidia-smi, which is among the driver's utilities.
         environment=" \\\n    NVIDIA_DRIVER_CAPABILITIES=compute,utility" if image.gpus else "",
         config=_copy(image.config, "./config.properties"),
         archives="# The archives are mounted." if image.mount else _copy(image.model_store, "./model_store/"),
     )
+
+
+def _entrypoint(engine: EngineName, *, metrics: bool) -> list[str]:
+    hosts = ["--host", "0.0.0.0", *(["--metrics-host", "0.0.0.0"] if metrics else [])]
+    return ["torchmar", "serve", *hosts, "--model-store", "model_store", "--engine", engine]
 
 
 def dockerignore(image: Image) -> str:
