@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.conftest import SAMPLES, write_config
 from tests.test_cli import torchmar
 from torchmar import exchange, metrics, properties
@@ -71,7 +72,7 @@ def beside(given: properties.Properties) -> int:
 
 def kill_worker(server: TorchServe, name: str) -> None:
     (worker,) = server.management.describe(name)[0].workers
-    os.kill(worker.pid, signal.SIGKILL)
+    assert processes.kill_worker(worker.pid)
 
 
 @pytest.fixture(autouse=True)
@@ -501,7 +502,7 @@ def test_several_servers_run_on_one_machine_and_stop_together(tmp_path: Path, ma
         # What crash-loops while it is served is told there and then.
         marker.touch()
         (status,) = json.loads(torchmar("status", "--json", "--run-folder", "b", cwd=tmp_path).stdout)
-        os.kill(status["models"][0]["workers"][0]["pid"], signal.SIGKILL)
+        assert processes.kill_worker(status["models"][0]["workers"][0]["pid"])
         seen = ""
         while "the table of prices is gone" not in seen.partition("error: prices 1.0: 0 of 1 workers")[2]:
             line = second.stderr.readline()

@@ -19,6 +19,7 @@ import pytest
 import requests
 
 from tests.conftest import write_config
+from tests.processes import kill_worker
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.running import Running
 from torchmar.errors import Refused, TorchmarError
@@ -84,11 +85,60 @@ def test_a_killed_server_leaves_no_process(server: Builtin) -> None:
     assert alive == []
 
 
+def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: Builtin) -> None:
+    outcomes: Counter[str] = Counter()
+    ended = threading.Event()
+
+    def parent() -> psutil.Process | None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for supervisor in psutil.Process(pid(server)).children():
+                for child in supervisor.children():
+                    return child
+        return None
+
+    def client(number: int) -> None:
+        with InferenceClient(server.server, timeout=60, retries=0) as client:
+            while not ended.is_set():
+                try:
+                    answer = json.loads(client.ask("m", said(number)).body)
+                    outcomes["right" if answer == {"said": number} else "wrong"] += 1
+                except Refused as refusal:
+                    outcomes[f"{refusal.status} {refusal.message[:40]}"] += 1
+                except TorchmarError as error:
+                    outcomes[type(error).__name__] += 1
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(6)]
+    for thread in clients:
+        thread.start()
+    killed = []
+    for _ in range(2):
+        while outcomes["right"] < 50 or server.management.describe("m")[0].ready < 2:
+            time.sleep(0.05)
+        old = parent()
+        assert old
+        killed.append(old)
+        old.kill()
+        while parent() in (None, old):
+            time.sleep(0.05)
+        outcomes["right"] = 0
+    while outcomes["right"] < 50:
+        time.sleep(0.05)
+    ended.set()
+    for thread in clients:
+        thread.join()
+    # What a worker was at alone shares its fate, and is told at once; what waited is answered.
+    assert set(outcomes) <= {"right", "500 Worker died."}, outcomes
+    assert outcomes["500 Worker died."] <= 4
+    log = (server.folder / "logs" / "server.log").read_text()
+    for one in killed:
+        assert f"the parent of the workers (process {one.pid}) has ended by signal 9; another one is started" in log
+
+
 def test_a_server_that_is_told_to_stop_answers_what_it_is_at(server: Builtin) -> None:
     everybody, found = family(pid(server)), []
 
     def ask() -> None:
-        found.append(InferenceClient(server.server, timeout=30).ask("m", said(1.0)).status)
+        found.append(InferenceClient(server.server, timeout=30).ask("m", said(0.4)).status)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -160,8 +210,7 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
 
     def kill() -> None:
         worker = drawn.choice(server.management.describe("m")[0].workers)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL) if worker.pid else None
+        kill_worker(worker.pid)
 
     def come_and_go() -> None:
         server.management.register(other.name, initial_workers=1)
@@ -191,5 +240,5 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
     assert before
     (files, children), memory = before
     assert state[0] <= files + 8
-    assert state[1] <= children + 2  # a cradle or a worker may be on its way
+    assert state[1] <= children + 4  # a cradle or a worker, with its supervisor each, may be on their way
     assert psutil.Process(pid(server)).memory_info().rss < memory + (50 << 20)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
+from tests.processes import forked_by
 from torchmar.archive import Archive
 from torchmar.server import logs
 from torchmar.server.jobs import Input, Job, Reply
@@ -331,7 +332,7 @@ def test_a_model_with_threads_connections_or_processes_is_loaded_by_each_worker_
     house: House, pool: Callable[..., Pool], code: str
 ) -> None:
     one = pool(code + OBEDIENT, workers=2, fork=forking.ALLOWED)
-    parents = {psutil.Process(worker.pid).ppid() for worker in one.workers()}
+    parents = {forked_by(worker.pid).pid for worker in one.workers()}
     assert parents == {house.nursery.pid}
     assert house.run(ask(one, [1, 2, 3])) == [1, 2, 3]
 

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from tests.conftest import SAMPLES
+from tests.processes import forked_by, kill_worker
 from tests.test_server_pool import House, Make, until
 from tests.test_server_registry import House as Registered
 from torchmar.archive import Archive
@@ -271,7 +271,7 @@ def test_processes_that_are_killed_leave_no_memory_and_what_comes_later_is_answe
         behind = asyncio.ensure_future(ask(staged, [1.0, 2.0]))
         assert memories()
         for one in (*staged.preprocess_workers(), *staged.workers()):
-            os.kill(one.pid, 9)
+            kill_worker(one.pid)
         return [said(await waiting), said(await behind)]
 
     assert pools.house.run(kill()) == [[500, 500], [2.0, 4.0]]
@@ -319,19 +319,19 @@ def test_where_forks_are_allowed_the_model_is_loaded_once_for_both_stages(pools:
     staged = pools.start(make(dedent(STEPS)), workers=2, fork=forking.ALLOWED)
     workers = (*staged.workers(), *staged.preprocess_workers())
     assert len(workers) == 4
-    assert len({psutil.Process(one.pid).ppid() for one in workers}) == 1
+    assert len({forked_by(one.pid).pid for one in workers}) == 1
     alone = pools.start(
         make("import socket\nCONNECTION = socket.socket()\n" + dedent(STEPS)), workers=2, fork=forking.ALLOWED
     )
     workers = (*alone.workers(), *alone.preprocess_workers())
-    assert {psutil.Process(one.pid).ppid() for one in workers} == {pools.house.nursery.pid}
+    assert {forked_by(one.pid).pid for one in workers} == {pools.house.nursery.pid}
     assert said(pools.house.run(ask(alone, [1.0] * 6))) == [2.0] * 6
 
 
 def test_by_default_every_worker_of_either_stage_loads_the_model_itself(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), workers=2)
     workers = (*staged.workers(), *staged.preprocess_workers())
-    assert {psutil.Process(one.pid).ppid() for one in workers} == {pools.house.nursery.pid}
+    assert {forked_by(one.pid).pid for one in workers} == {pools.house.nursery.pid}
     assert said(pools.house.run(ask(staged, [1.0] * 6))) == [2.0] * 6
 
 

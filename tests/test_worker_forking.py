@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from tests.conftest import ENGINES, on_both_engines, write_config
+from tests.processes import forked_by
 from torchmar.engines import EngineName
 from torchmar.engines.engine import Engine
 from torchmar.worker import START
@@ -258,7 +258,7 @@ def test_which_handlers_are_known() -> None:
     assert forking.mode("handler:handle", model_file=True, allowed=True)[0] == forking.ALLOWED
 
 
-WHO = "import os\ndef handle(rows, context):\n    return rows and [[os.getpid(), os.getppid()] for _ in rows]\n"
+WHO = "import os\ndef handle(rows, context):\n    return rows and [os.getpid()] * len(rows)\n"
 
 
 @pytest.mark.parametrize("fork", [True, False, None])
@@ -273,9 +273,9 @@ def test_the_archive_says_whether_its_workers_are_forks_and_the_log_why(
     answers = ask(server, name, [{}] * 16)
     if engine != "builtin":
         return
-    (parent,) = {parent for _, parent in answers}
-    # The parent of all workers is a child of the server; the parent of forks is a child of that one.
-    forked = any(START.name in word for word in psutil.Process(psutil.Process(parent).ppid()).cmdline())
+    (parent,) = {forked_by(pid) for pid in answers}
+    # The parent of all workers is below the server and its supervisor; the parent of forks is a fork of that one.
+    forked = any(START.name in word for word in forked_by(parent.pid).cmdline())
     assert forked is (fork is True)
     log = (server.folder / "logs" / "server.log").read_text()
     (line,) = [one for one in log.splitlines() if f"{name} 1.0: " in one and "the model: " in one]

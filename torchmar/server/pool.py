@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import logging
 import os
-import signal
 import socket
 import time
 from collections import deque
@@ -21,14 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
-import psutil
-
 from torchmar.errors import WorkerError
 from torchmar.server import logs
 from torchmar.server.awake import Awake
 from torchmar.server.jobs import Job, Reply
 from torchmar.server.machine import cores
-from torchmar.server.processes import Cradle, LoadFailed, Nursery
+from torchmar.server.processes import Cradle, LoadFailed, Nursery, ParentEnded, WorkerProcess
 from torchmar.server.refusal import Refusal
 from torchmar.worker.process import forking, frames, shared_weights
 
@@ -41,6 +38,7 @@ _DIED = "Worker died."
 _ENDED = "Backend worker process died."
 _TOO_OFTEN = 3  # deaths in a row, without an answer in between
 _DIES = "a worker ended {} times in a row before it answered; the log of the workers has what it said"
+_PATIENCE = 3  # deaths of the parent of the workers, in a row, that are not the model's fault
 _ids = itertools.count(9000)  # TorchServe calls its workers by their ports
 
 
@@ -299,6 +297,9 @@ class Pool:
             try:
                 await self._bring_up(worker)
             except (LoadFailed, WorkerError, OSError) as error:
+                if isinstance(error, ParentEnded) and attempt < _PATIENCE:
+                    worker.say(str(error))
+                    continue
                 self.failure = str(error).rstrip()
                 worker.failed = True
                 self._changed.set()
@@ -323,14 +324,13 @@ class Pool:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                pid = await self._process(worker, theirs)
-                await worker.connect(ours, pid)
+                await worker.connect(ours, await self._process(worker, theirs))
             except BaseException:
                 ours.close()
                 raise
 
-    async def _process(self, worker: _Worker, connection: socket.socket) -> int:
-        """Return the pid of a process that has the model and serves on a connection."""
+    async def _process(self, worker: _Worker, connection: socket.socket) -> WorkerProcess:
+        """Return a process that has the model and serves on a connection."""
         self._log_mode()
         async with self._growing:  # where workers are forks the first loads, and the others share what it loaded
             if self._cradle and not self._cradle.gone:
@@ -467,7 +467,7 @@ class _Worker(asyncio.Protocol):
         self.cradle: Cradle | None = None
         self.task: asyncio.Task[None] | None = None
         self._pool = pool
-        self._pid = 0
+        self._process: WorkerProcess | None = None
         self._threads = 0
         self._transport: asyncio.Transport | None = None
         self._quick = False  # whether the last batch was answered sooner than it pays to fall asleep
@@ -485,10 +485,8 @@ class _Worker(asyncio.Protocol):
         return self.state != "READY" and self.task is not None and self.task.done()
 
     def info(self) -> WorkerInfo:
-        memory = 0
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            memory = psutil.Process(self._pid).memory_info().rss if self._pid else 0
-        return WorkerInfo(self.id, self.state, self._pid, self.started, self.gpu, memory)
+        pid, memory = (self._process.pid, self._process.memory()) if self._process else (0, 0)
+        return WorkerInfo(self.id, self.state, pid, self.started, self.gpu, memory)
 
     def say(self, line: str) -> None:
         options = self._pool.options
@@ -500,9 +498,9 @@ class _Worker(asyncio.Protocol):
         about = {"model": options.name, "version": options.version, "worker": self.id}
         logs.SERVER.log(level, "%s %s worker %s %s", options.name, options.version, self.id, what, extra=about)
 
-    async def connect(self, connection: socket.socket, pid: int) -> None:
+    async def connect(self, connection: socket.socket, process: WorkerProcess) -> None:
         connection.setblocking(False)
-        self._pid, self.state = pid, "READY"
+        self._process, self.state = process, "READY"
         self._data = bytearray()
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self, sock=connection)
@@ -547,9 +545,8 @@ class _Worker(asyncio.Protocol):
             self.leaving = True
         if self.task and self.state != "READY":
             self.task.cancel()
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+        if self._process:
+            self._process.kill()
         if self._transport:
             self._transport.abort()
         else:
@@ -583,6 +580,10 @@ class _Worker(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        if self._process:
+            self._process.kill()  # should it live without its connection
+            self._process.close()
+            self._process = None
         if self.cradle:
             self.cradle.close()
             self.cradle = None

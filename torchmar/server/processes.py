@@ -9,22 +9,32 @@ import asyncio
 import contextlib
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
+
+import psutil
 
 from torchmar.errors import WorkerError
 from torchmar.server import logs
 from torchmar.server.config_keys import TOKEN_VARIABLES
 from torchmar.worker import START
 from torchmar.worker.environment import worker_environment
-from torchmar.worker.process.lines import Conversation, Parser
+from torchmar.worker.process.lines import MOST_FILES, Conversation, Parser
 from torchmar.worker.process.shared_weights import WeightsFile
 
 Say = Callable[[str], None]  # is told each line that a process prints
 _READY_SECONDS = 120.0
+_TRIES = 3  # to start the parent of the workers, or to load a model in one that lives
+_PAUSE = 1.0  # seconds between tries
+_END_SECONDS = 10.0  # that a parent has to end what is below it
+_STATUS_SECONDS = 5.0  # from when a process has closed its connection until its exit status is known
 # What the server knows and handlers have no use for.
 _SECRETS = (
     *("TORCHMAR_INFERENCE_TOKEN", "TORCHMAR_MANAGEMENT_TOKEN", *TOKEN_VARIABLES.values()),
@@ -36,8 +46,69 @@ class LoadFailed(Exception):
     """A model did not load; the message is the handler's traceback, or why there is none."""
 
 
+class ParentEnded(WorkerError):
+    """The parent of the workers has ended, through no fault of the model that was being loaded."""
+
+    def __init__(self) -> None:
+        super().__init__("the parent of the workers has ended", hint="the server's log has its exit status")
+
+
+class WorkerProcess:
+    """The process of a worker, which is never taken for another one that gets its number later.
+
+    Args:
+        pid: its number, for people and statistics.
+        handle: a pidfd, opened while the process cannot have been reaped; empty where the system has none.
+        kill: has the parent that will reap it kill it.
+    """
+
+    def __init__(self, pid: int, handle: list[int], kill: Callable[[], None]) -> None:
+        self.pid = pid
+        self._handle = handle[0] if handle else -1
+        self._kill = kill
+
+    def kill(self) -> None:
+        """End it at once; nothing happens if it has ended."""
+        if self._handle < 0:
+            self._kill()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def memory(self) -> int:
+        """Return the bytes that it has resident; 0 if it has ended."""
+        with contextlib.suppress(psutil.Error, ValueError):
+            resident = int(psutil.Process(self.pid).memory_info().rss)
+            if self._runs():  # and so it was this process that was measured
+                return resident
+        return 0
+
+    def close(self) -> None:
+        """Forget the process, whose number may be another's from now on."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+        self._kill = _nothing
+
+    def _runs(self) -> bool:
+        if self._handle < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._handle, select.POLLIN)
+        return not poll.poll(0)
+
+    __del__ = close
+
+
+def _nothing() -> None:
+    pass
+
+
 class Nursery:
     """The warm parent of all workers; started when it is first needed, and again should it die.
+
+    Its process is not a child of the server but of a supervisor, as that of every worker: see
+    `torchmar.worker.process.supervisor`.
 
     Args:
         environment: of the workers; default: the server's own without its secrets.
@@ -57,8 +128,10 @@ class Nursery:
         self._process: subprocess.Popen[bytes] | None = None
         self._talk: _Talk | None = None
         self._ready: asyncio.Future[None] | None = None
-        self._waiting: dict[int, asyncio.Future[int]] = {}
-        self._ended: dict[int, Callable[[int], None]] = {}
+        self._pid: int | None = None
+        self._waiting: dict[int, asyncio.Future[WorkerProcess]] = {}
+        self._cradles: dict[int, Cradle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
 
     async def start(self) -> None:
@@ -67,10 +140,20 @@ class Nursery:
         Raises:
             WorkerError: it cannot be started.
         """
-        if self._talk is None or self._talk.gone:
-            self._open()
-        assert self._ready
-        await asyncio.wait_for(asyncio.shield(self._ready), _READY_SECONDS)
+        for left in reversed(range(_TRIES)):
+            if self._talk is None or self._talk.gone:
+                self._open()
+            assert self._ready
+            try:
+                await asyncio.wait_for(asyncio.shield(self._ready), _READY_SECONDS)
+            except ParentEnded:
+                if not left:
+                    raise
+                await asyncio.sleep(_PAUSE)
+            except asyncio.TimeoutError:
+                raise WorkerError(f"the parent of the workers has not loaded torch in {_READY_SECONDS:g} s") from None
+            else:
+                return
 
     async def grow(self, job: dict[str, Any], say: Say, weights: WeightsFile | None = None) -> Cradle:
         """Return a process that loads the model of a job; see `Cradle.loaded`.
@@ -79,6 +162,9 @@ class Nursery:
             job: see `torchmar.worker.process.cradle`.
             say: is told each line that the process prints.
             weights: the file that the workers of one model have in common.
+
+        Raises:
+            WorkerError: it cannot be started.
         """
         await self.start()
         assert self._talk
@@ -87,11 +173,15 @@ class Nursery:
             cradle = Cradle(ours)
             output = listen_to_output(say)
             number = self._next()
+            self._cradles[number] = cradle
             files = [theirs.fileno(), output, *([weights.descriptor] if weights else [])]
             self._talk.send({"grow": number, "job": job}, files)
             os.close(output)
-        cradle.pid = await self._waiting[number]
-        self._ended[cradle.pid] = cradle.has_ended
+        try:
+            cradle.process = await self._waiting[number]
+        except BaseException:
+            cradle.close()
+            raise
         return cradle
 
     async def prepare(self, modules: list[str]) -> None:
@@ -109,29 +199,34 @@ class Nursery:
 
     async def end(self) -> None:
         """End it as `close` does, while the loop goes on."""
-        if self._talk:
-            self._talk.close()
-        await asyncio.to_thread(self.close)
+        self._disconnect()
+        await asyncio.to_thread(self._wait)
 
     def close(self) -> None:
-        """End it, and with it every worker."""
+        """End it, and with it every worker and all that these have started."""
+        self._disconnect()
+        self._wait()
+
+    def _disconnect(self) -> None:
+        for task in self._tasks:
+            task.cancel()
         if self._talk:
-            self._talk.close()
+            self._talk.close()  # which is its supervisor's lifeline
+
+    def _wait(self) -> None:
         if self._process:
             try:
-                self._process.wait(0.5)
+                self._process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
 
     @property
     def pid(self) -> int | None:
-        """Its process; None before it is started."""
-        return self._process.pid if self._process else None
+        """Its process; None before it has loaded torch, and once it has ended."""
+        return self._pid
 
     def _open(self) -> None:
-        if self._process:
-            self.close()
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         output = listen_to_output(lambda line: logs.SERVER.info("nursery: %s", line))
@@ -146,22 +241,25 @@ class Nursery:
                     pass_fds=[theirs.fileno()],
                     env=self._environment,
                     cwd="/",
+                    start_new_session=True,  # a signal to the server's group leaves it to end what is below it
                 )
             except OSError as error:
                 raise WorkerError(f"{sys.executable} cannot be started: {error.strerror}") from None
             finally:
                 os.close(output)
         self._ready = loop.create_future()
-        self._talk = _Talk(ours, self._hear, self._lost)
+        process = self._process
+        self._talk = _Talk(ours, self._hear, lambda: self._lost(process))
 
     def _next(self) -> int:
         self._count += 1
         self._waiting[self._count] = asyncio.get_running_loop().create_future()
         return self._count
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _hear(self, message: dict[str, Any], files: list[int]) -> None:
         if "ready" in message:
             assert self._ready
+            self._pid = message["pid"]
             missing = [name for name in message["missing"] if name != "numpy"]
             if missing and self._packages:
                 why = f"workers cannot import {missing[0]} beside the requirements that are installed for the model"
@@ -173,20 +271,53 @@ class Nursery:
             else:
                 self._ready.set_result(None)
         elif "grown" in message:
-            self._waiting.pop(message["grown"]).set_result(message["pid"])
-        elif "ended" in message and (tell := self._ended.pop(message["pid"], None)):
-            tell(message["status"])
+            number, talk = message["grown"], self._talk
+            assert talk
+            process = WorkerProcess(message["pid"], files, lambda: talk.send({"kill": number}))
+            _give(self._waiting.pop(number), process)
+        elif "ended" in message and (cradle := self._cradles.pop(message["ended"], None)):
+            cradle.has_ended(message["status"])
 
-    def _lost(self) -> None:
-        failure = WorkerError("the parent of the workers has ended")
-        for future in self._waiting.values():
-            _fail(future, failure)
+    def _lost(self, process: subprocess.Popen[bytes]) -> None:
+        pid, self._pid = self._pid, None
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            _fail(future, ParentEnded())
+        cradles, self._cradles = self._cradles, {}
+        for cradle in cradles.values():
+            cradle.has_lost_parent()
         if self._ready:
-            _fail(self._ready, failure)
-        self._waiting.clear()
-        for tell in list(self._ended.values()):
-            tell(-9)
-        self._ended.clear()
+            _fail(self._ready, ParentEnded())
+        task = asyncio.get_running_loop().create_task(self._replace(process, pid))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replace(self, process: subprocess.Popen[bytes], pid: int | None) -> None:
+        """Log how a parent has ended, and start another one: not when it is needed, the workers come up sooner so."""
+        how = _how(await _status(process))
+        if pid is None:  # who started it is waiting, and tries again
+            logs.SERVER.error("the parent of the workers has ended %s before it had loaded torch", how)
+            return
+        logs.SERVER.error("the parent of the workers (process %s) has ended %s; another one is started", pid, how)
+        try:
+            await self.start()
+        except (WorkerError, OSError) as error:
+            logs.SERVER.error("the parent of the workers cannot be started again: %s", error)
+
+
+async def _status(process: subprocess.Popen[bytes]) -> int:
+    """Return the exit status of a supervisor, which ends soon after the process below it."""
+    until = time.monotonic() + _END_SECONDS
+    while (status := process.poll()) is None:
+        if time.monotonic() > until:
+            process.kill()
+            return process.wait()
+        await asyncio.sleep(0.05)
+    return status
+
+
+def _how(status: int) -> str:
+    return f"by signal {-status}" if status < 0 else f"with exit code {status}"
 
 
 class Cradle:
@@ -199,13 +330,13 @@ class Cradle:
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        self.pid = 0
+        loop = self._loop = asyncio.get_running_loop()
+        self.process: WorkerProcess | None = None
         self.shared_bytes = 0
-        self._talk = _Talk(connection, self._hear, lambda: self.has_ended(-1))
+        self._talk = _Talk(connection, self._hear, self._lost)
         self.description: dict[str, Any] = {}
         self._loaded: asyncio.Future[str] = loop.create_future()
-        self._forks: dict[int, asyncio.Future[int]] = {}
+        self._forks: dict[int, asyncio.Future[WorkerProcess]] = {}
         self._count = 0
 
     async def loaded(self, seconds: float) -> str:
@@ -213,6 +344,7 @@ class Cradle:
 
         Raises:
             LoadFailed: it did not load, or not in time.
+            ParentEnded: it was killed with the parent of the workers.
         """
         try:
             return await asyncio.wait_for(asyncio.shield(self._loaded), seconds)
@@ -220,19 +352,22 @@ class Cradle:
             self.kill()
             raise LoadFailed(f"the handler did not load within {seconds:.0f} s") from None
 
-    def serve(self, connection: socket.socket, stage: str = "") -> int:
-        """Have this process be a worker, of one stage if it is named; return its pid."""
+    def serve(self, connection: socket.socket, stage: str = "") -> WorkerProcess:
+        """Have this process be a worker, of one stage if it is named; return it."""
+        assert self.process
         self._talk.send({"serve": {}, "stage": stage}, [connection.fileno()])
-        return self.pid
+        process, self.process = self.process, None
+        return process
 
-    async def fork(self, connection: socket.socket, say: Say, stage: str = "") -> int:
-        """Return the pid of a worker, of one stage if it is named, that shares what was loaded.
+    async def fork(self, connection: socket.socket, say: Say, stage: str = "") -> WorkerProcess:
+        """Return the process of a worker, of one stage if it is named, that shares what was loaded.
 
         Raises:
             LoadFailed: this process has ended.
+            ParentEnded: it was killed with the parent of the workers.
         """
         self._count += 1
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[WorkerProcess] = asyncio.get_running_loop().create_future()
         self._forks[self._count] = future
         output = listen_to_output(say)
         self._talk.send({"fork": self._count, "stage": stage}, [connection.fileno(), output])
@@ -247,23 +382,38 @@ class Cradle:
     def close(self) -> None:
         """Let the process end; a worker that it has become goes on."""
         self._talk.close()
+        self._forget()
 
     def kill(self) -> None:
         """End it at once, and with it the workers that it forked."""
-        if self.pid and not self.gone:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, 9)
+        if self.process and not self.gone:
+            self.process.kill()
 
     def has_ended(self, status: int) -> None:
-        """Take note that the process has ended."""
-        how = f"by signal {-status}" if status < -1 else f"with exit code {status}" if status >= 0 else "by itself"
-        failure = LoadFailed(f"the process ended {how} while loading")
-        _fail(self._loaded, failure)
+        """Fail what waits for the process, which has ended with an exit status."""
+        self._fail(lambda: LoadFailed(f"the process ended {_how(status)} while loading"))
+
+    def has_lost_parent(self) -> None:
+        """Fail what waits for the process, which has ended because the parent of the workers has."""
+        self._fail(ParentEnded)
+
+    def _forget(self) -> None:
+        if self.process:
+            self.process.close()
+            self.process = None
+
+    def _lost(self) -> None:
+        self._forget()
+        # Its parent reports how it has ended, or has ended, too; whichever it is, it is heard of soon.
+        self._loop.call_later(_STATUS_SECONDS, self._fail, partial(LoadFailed, "the process ended while loading"))
+
+    def _fail(self, failure: Callable[[], Exception]) -> None:
+        _fail(self._loaded, failure())
         for future in self._forks.values():
-            _fail(future, failure)
+            _fail(future, failure())
         self._forks.clear()
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _hear(self, message: dict[str, Any], files: list[int]) -> None:
         if "failed" in message:
             _fail(self._loaded, LoadFailed(message["failed"]))
         elif "loaded" in message:
@@ -271,8 +421,19 @@ class Cradle:
             self.shared_bytes = message["shared_bytes"]
             if not self._loaded.done():
                 self._loaded.set_result(message["why"])
-        elif "forked" in message and (future := self._forks.pop(message["forked"], None)):
-            future.set_result(message["pid"])
+        elif "forked" in message:
+            number, talk = message["forked"], self._talk
+            process = WorkerProcess(message["pid"], files, lambda: talk.send({"kill": number}))
+            _give(self._forks.pop(number, None), process)
+
+
+def _give(future: asyncio.Future[WorkerProcess] | None, process: WorkerProcess) -> None:
+    """Give a process to who waits for it; nobody does if the wait was cancelled: then it is killed."""
+    if future is None or future.done():
+        process.kill()
+        process.close()
+    else:
+        future.set_result(process)
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
@@ -285,7 +446,10 @@ class _Talk:
     """A conversation with a process, in the server's loop."""
 
     def __init__(
-        self, connection: socket.socket, hear: Callable[[dict[str, Any]], None], lost: Callable[[], None]
+        self,
+        connection: socket.socket,
+        hear: Callable[[dict[str, Any], list[int]], None],
+        lost: Callable[[], None],
     ) -> None:
         self._connection, self._hear, self._lost = connection, hear, lost
         self._parser = Parser()
@@ -307,17 +471,18 @@ class _Talk:
 
     def _read(self) -> None:
         try:
-            data = self._connection.recv(65536, socket.MSG_DONTWAIT)
+            room = socket.CMSG_SPACE(MOST_FILES * 4)
+            data, ancillary, _, _ = self._connection.recvmsg(65536, room, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, ancillary = b"", []
         if not data:
             self.close()
             self._lost()
             return
-        for message, _ in self._parser.feed(data):
-            self._hear(message)
+        for message, files in self._parser.feed(data, ancillary):
+            self._hear(message, files)
 
 
 def listen_to_output(say: Say) -> int:

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import sys
 import threading
 from collections import Counter, deque
@@ -29,6 +28,7 @@ from torchmar.checks.finding import Code, matches
 from torchmar.errors import ArchiveError, ManifestError
 from torchmar.manifest import Manifest, Model
 from torchmar.server import logs
+from torchmar.server.commands import supervised
 from torchmar.server.refusal import Refusal
 from torchmar.server.settings import Settings
 
@@ -300,18 +300,17 @@ class Sources:
         return target
 
     async def _install(self, model: str, folder: Path, file: str, target: Path) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pip", "install", "--target", str(target), "-r", file),
-            *("--no-input", "--no-color", "--progress-bar", "off", "--disable-pip-version-check"),
+        command = [sys.executable, "-m", "pip", "install", "--target", str(target), "-r", file]
+        command += ["--no-input", "--no-color", "--progress-bar", "off", "--disable-pip-version-check"]
+        last: deque[str] = deque(maxlen=_PIP_LINES)
+        async with supervised(
+            command,
             cwd=folder,  # requirements may be files of the archive
             env=self._settings.worker_environment(os.environ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-        last: deque[str] = deque(maxlen=_PIP_LINES)
-        try:
+        ) as process:
             assert process.stdout
             left = b""
             while data := await process.stdout.read(_CHUNK):
@@ -320,11 +319,6 @@ class Sources:
                     _take_note(model, line, last)
             _take_note(model, left, last)
             code = await process.wait()
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-            raise
         if code:
             said = "\n".join([f"Custom pip package installation failed for model {model}", *last])
             raise Refusal(400, "ModelException", said)

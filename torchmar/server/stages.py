@@ -18,7 +18,7 @@ from functools import partial
 from torchmar.server.jobs import Input, Job, Reply
 from torchmar.server.machine import cores
 from torchmar.server.pool import Pool, PoolOptions, Tell, WorkerInfo, _Worker
-from torchmar.server.processes import Nursery
+from torchmar.server.processes import Nursery, WorkerProcess
 from torchmar.worker.process.stages import INFERENCE, NAME, PREPROCESS
 
 _AHEAD = 2  # batches for each worker that has the model: what is prepared takes memory, what waits before it little
@@ -155,7 +155,7 @@ class _Before(Pool):
     def _batch(self) -> list[Job]:
         return super()._batch() if self._model.has_room() else []
 
-    async def _process(self, worker: _Worker, connection: socket.socket) -> int:
+    async def _process(self, worker: _Worker, connection: socket.socket) -> WorkerProcess:
         if self._model.options.devices:
             return await super()._process(worker, connection)
         return await self._model._process(worker, connection)  # the model is loaded once for both

@@ -34,11 +34,15 @@ START = Path(__file__).with_name("start.py")  # what a worker process runs
 
 _STARTUP_TIMEOUT = 120.0  # seconds; TorchServe's default, as is the next
 _RESPONSE_TIMEOUT = 120.0
+_END_TIMEOUT = 10.0  # seconds that a process has to end what its handler started
 _LOG_TAIL = 20_000
 
 
 class Worker:
     """A worker process with one archive loaded; a context manager.
+
+    What its handler starts ends with it, also when this process is killed: on Linux whatever it is, elsewhere what
+    stays in the worker's process group.
 
     Args:
         archive: the ``.mar``; it is extracted to a folder that goes with the worker.
@@ -104,6 +108,7 @@ class Worker:
             hint = f"{python} has no {bare[1]}: pip install 'torchmar[worker]'" if bare else ""
             raise LoadError(f"{path}: the handler of {name} did not load", traceback=message, log=self.log(), hint=hint)
         self._socket.settimeout(response)
+        self._pid = int(loaded["pid"])
 
     def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answers to one batch, in the order of the requests.
@@ -130,8 +135,8 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """The worker's process."""
-        return self._process.pid
+        """The worker's process, which is a child of the one that was started."""
+        return self._pid
 
     def log(self) -> str:
         """Return the end of what the process has printed so far."""
@@ -168,9 +173,12 @@ class Worker:
         return WorkerError(f"the worker process ended {how}", log=self.log())
 
     def _end(self) -> None:
-        if self._process.poll() is None:
+        self._socket.close()  # whereupon the worker is killed, and what its handler has started
+        try:
+            self._process.wait(_END_TIMEOUT)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-        self._process.wait()
+            self._process.wait()
 
 
 def _headers(request: Request) -> dict[str, str]:

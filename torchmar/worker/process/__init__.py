@@ -10,4 +10,6 @@ A worker comes to be in one of two ways::
       └─ cradle.py: loads one model, then
            ├─ serves itself, or
            └─ forks: the workers of a model share the weights that were loaded once
+
+Each of these processes has a supervisor above it (supervisor.py), which ends what it leaves behind.
 """

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,14 +17,16 @@ from typing import Any
 from . import describing, forking, loading, randomness, serving, shared_weights, stages
 from .lines import Conversation, Lines
 from .measuring import Measured
+from .supervisor import Children
 
 
 def grow(job: dict[str, Any], control: socket.socket) -> None:
     """Load the model of a job, tell the server, and do as it says until it goes.
 
     To the server: ``{"loaded", "shareable", "why", "shared_bytes", "description"}`` or ``{"failed": traceback}``; then
-    for each fork ``{"forked", "pid"}`` and ``{"ended", "pid", "status"}``. From it: ``{"serve": {}, "stage"}`` with a
-    socket, or ``{"fork": id, "stage"}`` with a socket and a log; without a stage a worker does all of a request.
+    for each fork ``{"forked": id, "pid"}`` with a pidfd. From it: ``{"serve": {}, "stage"}`` with a socket, or
+    ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
+    ``{"kill": id}`` ends a fork.
     """
     told = Conversation(control)
     loading.enter(job["model_dir"], job.get("requirements", ""))
@@ -111,26 +112,31 @@ class _Cradle:
         gc.collect()
         gc.freeze()
         lines = Lines(self._told.socket, children=True)
+        children = Children(adopting=False)
         for message, descriptors in lines:
             if message is None:
-                for pid, status in lines.ended():
-                    self._told.send({"ended": True, "pid": pid, "status": status})
+                for _ in children.ended():  # the server sees their connections close
+                    pass
+            elif "kill" in message:
+                children.kill(message["kill"])
             elif "serve" in message:
                 (connection,) = descriptors
                 lines.close()
                 self._serve(connection, message["stage"])
             elif "fork" in message:
-                pid = os.fork()
-                if not pid:
+                forked = children.fork(message["fork"])
+                if forked is None:
                     connection, output = descriptors
                     lines.close()
                     self._told.socket.close()
                     _own(output)
                     randomness.reseed_again(self._seed)
                     self._serve(connection, message["stage"])
-                for descriptor in descriptors:
+                    raise AssertionError  # it does not return
+                pid, handles = forked
+                self._told.send({"forked": message["fork"], "pid": pid}, handles)
+                for descriptor in (*descriptors, *handles):
                     os.close(descriptor)
-                self._told.send({"forked": message["fork"], "pid": pid})
 
     def _serve(self, descriptor: int, stage: str) -> None:
         """Serve in this process; it ends with it."""
@@ -177,19 +183,7 @@ class _Threads:
 
 
 def _own(output: int) -> None:
-    """Make a forked process one that ends with its parent and writes to its own log."""
-    die_with_parent()
+    """Make a forked process one that writes to its own log."""
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-
-
-def die_with_parent() -> None:
-    """Have the system kill this process when its parent ends, where it can; elsewhere closed sockets end it."""
-    if sys.platform == "linux":
-        import ctypes
-
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-_MOST = 16  # files in one call
+MOST_FILES = 16  # in one call
 
 
 class Conversation:
@@ -86,21 +86,9 @@ class Lines:
                 yield None, []
             if self._connection.fileno() in ready:
                 try:
-                    data, ancillary, _, _ = self._connection.recvmsg(65536, socket.CMSG_SPACE(_MOST * 4))
+                    data, ancillary, _, _ = self._connection.recvmsg(65536, socket.CMSG_SPACE(MOST_FILES * 4))
                 except ConnectionError:
                     return
                 if not data:
                     return
                 yield from self._parser.feed(data, ancillary)
-
-    @staticmethod
-    def ended() -> Iterator[tuple[int, int]]:
-        """Yield the children that have ended, and their exit status: negative is a signal."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            yield pid, os.waitstatus_to_exitcode(status)

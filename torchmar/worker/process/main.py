@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
 from typing import Any
@@ -9,11 +11,22 @@ from typing import Any
 from . import frames, loading, nursery, serving
 from .cradle import grow
 from .measuring import Measured
+from .supervisor import supervise
 
 
 def main(job: dict[str, Any]) -> None:
-    """Be a nursery (``control``), a cradle (``cradle``) or a single worker (``fd``): the socket to speak on."""
+    """Be a nursery (``control``), a cradle (``cradle``) or a single worker (``fd``): the socket to speak on.
+
+    Or run a command (``run``) that ends, with all that it starts, when the other end of ``lifeline`` is closed.
+    """
     nursery.be_patient()
+    for lifeline in ("control", "fd", "lifeline"):
+        if lifeline in job:
+            supervise(job[lifeline])
+    if "run" in job:
+        os.close(job["lifeline"])
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and a command would inherit that
+        os.execvp(job["run"][0], job["run"])
     serving.quiet_logging()
     if "control" in job:
         nursery.run(socket.socket(fileno=job["control"]))
@@ -34,5 +47,5 @@ def _alone(job: dict[str, Any], connection: socket.socket) -> None:
         trace = loading.own_traceback(error)
         frames.send(connection, frames.encode(frames.LOADED, {"ok": False, "message": trace}))
         sys.exit(1)
-    frames.send(connection, frames.encode(frames.LOADED, {"ok": True, "message": ""}))
+    frames.send(connection, frames.encode(frames.LOADED, {"ok": True, "message": "", "pid": os.getpid()}))
     serving.serve(service, connection, measured)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from . import serving
-from .cradle import die_with_parent, grow
+from .cradle import grow
 from .lines import Conversation, Lines
+from .supervisor import Children
 
 # What every worker needs, and takes seconds to import.
 _IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts.torch_handler.base_handler")
@@ -22,29 +23,33 @@ _IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts
 def run(control: socket.socket) -> None:
     """Fork a cradle for each ``{"grow": id, "job": {...}}`` with a socket, a log and a file for `shared_weights`.
 
-    To the server: ``{"ready"}`` once; ``{"grown": id, "pid"}``; ``{"ended", "pid", "status"}``.
-    ``{"import": [...]}`` has more modules ready for those that come after.
+    To the server: ``{"ready", "pid"}`` once; ``{"grown": id, "pid"}`` with a pidfd; ``{"ended": id, "status"}``.
+    ``{"import": [...]}`` has more modules ready for those that come after; ``{"kill": id}`` ends a cradle.
     """
-    die_with_parent()
     told = Conversation(control)
     missing = [name for name in _IMPORTS if not _imported(name)]
-    told.send({"ready": True, "missing": missing})
+    told.send({"ready": True, "missing": missing, "pid": os.getpid()})
+    children = Children(adopting=True)
     lines = Lines(control, children=True)
     for message, files in lines:
         if message is None:
-            for pid, status in lines.ended():
-                told.send({"ended": True, "pid": pid, "status": status})
+            for number, status in children.ended():
+                told.send({"ended": number, "status": status})
+        elif "kill" in message:
+            children.kill(message["kill"])
         elif "import" in message:
             for name in message["import"]:
                 _imported(name)
         elif "grow" in message:
-            pid = os.fork()
-            if not pid:
+            forked = children.fork(message["grow"])
+            if forked is None:
                 lines.close()
                 _become(message["job"], files, control)
-            for file in files:
+                raise AssertionError  # it does not return
+            pid, handles = forked
+            told.send({"grown": message["grow"], "pid": pid}, handles)
+            for file in (*files, *handles):
                 os.close(file)
-            told.send({"grown": message["grow"], "pid": pid})
 
 
 def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> None:
@@ -55,7 +60,6 @@ def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> No
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
-        die_with_parent()
         serving.quiet_logging()
         mine = socket.socket(fileno=conversation)
         if weights:

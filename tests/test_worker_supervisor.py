@@ -1,0 +1,184 @@
+"""torchmar.worker.process.supervisor ends whatever a handler has started, with the handler's process and not before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, write_config
+from tests.processes import forked_by, kill_worker
+from torchmar.engines.builtin import Builtin
+from torchmar.engines.running import Running
+from torchmar.exchange import Request
+from torchmar.inference import InferenceClient
+from torchmar.worker import Worker
+
+Make = Callable[..., Path]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="daemons are found on Linux only")
+
+# Children of every kind; each writes its pid to a file of its own.
+PARENT = """
+import json, os, subprocess, tempfile, time
+
+FOLDER = tempfile.mkdtemp()
+
+def note(name):
+    with open(f"{FOLDER}/{name}.part", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(f"{FOLDER}/{name}.part", f"{FOLDER}/{name}")
+
+def daemon():
+    if os.fork():
+        return os.wait()
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    note("forked-daemon")
+    time.sleep(600)
+
+class Handler:
+    def initialize(self, context):
+        shell = f"echo $$ > {FOLDER}/NAME.part; mv {FOLDER}/NAME.part {FOLDER}/NAME; exec sleep 600"
+        subprocess.Popen(["sh", "-c", shell.replace("NAME", "child")])
+        started = shell.replace("NAME", "daemon")
+        # Of another session, without the variables of the worker, and without a parent as soon as it runs.
+        subprocess.run(["setsid", "sh", "-c", 'sh -c "$0" &', started], env={"PATH": os.environ["PATH"]})
+        subprocess.run(["sh", "-c", "sleep 0.1 &"])
+        daemon()
+
+    def handle(self, rows, context):
+        names = ("child", "daemon", "forked-daemon")
+        while not all(os.path.exists(f"{FOLDER}/{name}") for name in names):
+            time.sleep(0.01)
+        pids = {name: int(open(f"{FOLDER}/{name}").read()) for name in names}
+        return [json.dumps({"worker": os.getpid(), **pids})] * len(rows)
+"""
+
+
+def family(answer: bytes) -> list[psutil.Process]:
+    """Return the worker and all that it has started."""
+    return [psutil.Process(pid) for pid in json.loads(answer).values()]
+
+
+def runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def all_end(processes: list[psutil.Process]) -> bool:
+    until = time.monotonic() + 60
+    while any(map(runs, processes)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(runs, processes))
+
+
+@pytest.fixture
+def archive(make: Make) -> Path:
+    return make(dedent(PARENT), name="parent", config={"minWorkers": 1, "maxWorkers": 2, "responseTimeout": 60})
+
+
+@pytest.fixture
+def server(archive: Path, tmp_path: Path) -> Iterator[Builtin]:
+    with Builtin(write_config(tmp_path), archive.parent, tmp_path / "run") as running:
+        yield running
+
+
+def ask(server: Builtin) -> list[psutil.Process]:
+    return family(InferenceClient(server.server, timeout=60).ask("parent", Request(b"x", "text/plain")).body)
+
+
+def until_up(server: Builtin) -> None:
+    while server.management.describe("parent")[0].ready < 1:
+        time.sleep(0.05)
+
+
+def test_children_and_daemons_end_with_their_worker_however_it_ends(server: Builtin, archive: Path) -> None:
+    def end_supervisor(worker: psutil.Process) -> None:
+        psutil.Process(worker.ppid()).kill()
+
+    def end_parent(worker: psutil.Process) -> None:
+        forked_by(worker.pid).kill()
+
+    server.load(archive)
+    for end in (lambda worker: worker.kill(), end_supervisor, end_parent):
+        until_up(server)
+        processes = ask(server)
+        assert all(map(runs, processes))
+        end(processes[0])
+        assert all_end(processes)
+    until_up(server)
+    processes = ask(server)
+    server.management.scale("parent", min_worker=0)
+    assert all_end(processes)
+    server.management.scale("parent", min_worker=1)
+    processes = ask(server)
+    server.management.unregister("parent")
+    assert all_end(processes)
+
+
+def test_a_daemon_lives_as_long_as_its_worker_and_what_has_ended_is_reaped(server: Builtin, archive: Path) -> None:
+    server.load(archive)
+    processes = ask(server)
+    supervisor = psutil.Process(processes[0].ppid())
+    # The child that was to end at once has, and was reaped by who has adopted it.
+    while {child.pid for child in supervisor.children()} - {process.pid for process in processes}:
+        time.sleep(0.05)
+    assert ask(server) == processes
+    assert all(map(runs, processes))
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed", "killed with its group"])
+def test_children_and_daemons_end_with_the_server(server: Builtin, archive: Path, how: str) -> None:
+    server.load(archive)
+    processes = ask(server)
+    running = Running.find(server.folder)
+    assert running
+    if how == "stopped":
+        running.stop()
+    elif how == "killed":
+        assert kill_worker(running.pid)
+    else:
+        os.killpg(running.pid, 9)
+    assert all_end(processes)
+
+
+def test_children_and_daemons_end_with_a_worker_without_a_server(archive: Path) -> None:
+    with Worker(archive) as worker:
+        (answer,) = worker.ask([Request(b"x", "text/plain")])
+        processes = family(answer.body)
+        assert processes[0].pid == worker.pid
+        assert all(map(runs, processes))
+    assert all_end(processes)
+
+
+def test_children_and_daemons_end_with_a_program_that_has_a_worker(archive: Path) -> None:
+    program = f"""
+    import sys, time
+    from pathlib import Path
+    from torchmar.exchange import Request
+    from torchmar.worker import Worker
+    worker = Worker(Path({str(archive)!r}))
+    print(worker.ask([Request(b"x", "text/plain")])[0].body.decode(), flush=True)
+    time.sleep(600)
+    """
+    command = [sys.executable, "-c", dedent(program)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            processes = family(process.stdout.readline().encode())
+            assert all(map(runs, processes))
+        finally:
+            process.kill()
+    assert all_end(processes)

@@ -1,0 +1,43 @@
+"""Commands that the server runs, which end with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from torchmar.worker import START
+
+
+@contextlib.asynccontextmanager
+async def supervised(command: Sequence[str], **options: Any) -> AsyncIterator[Process]:
+    """Run a command whose processes end when the context is left, and when this process ends, whatever ends it.
+
+    Args:
+        command: the program and its arguments.
+        options: of `asyncio.create_subprocess_exec`.
+    """
+    inside, lifeline = os.pipe()
+    try:
+        try:
+            job = json.dumps({"run": list(command), "lifeline": inside})
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, str(START), job), pass_fds=[inside], start_new_session=True, **options
+            )
+        finally:
+            os.close(inside)
+        try:
+            yield process
+        except BaseException:
+            os.close(lifeline)
+            lifeline = -1
+            await process.wait()
+            raise
+    finally:
+        if lifeline >= 0:
+            os.close(lifeline)
