@@ -263,6 +263,20 @@ def test_what_is_javas_is_named_once(shell: Shell) -> None:
     assert "error: unix:/nowhere/else cannot be listened on" in ran.stderr
 
 
+def test_a_server_that_has_the_number_of_an_earlier_one_is_not_stopped(shell: Shell, make: Callable[..., Path]) -> None:
+    make(store=shell.store)
+    write_config(shell.folder)
+    shell.start("--start", "--model-store", "store", "--ncs")
+    file = shell.folder / "t" / ".model_server.pid"
+    os.utime(file, (0, 0))
+    elsewhere = shell.folder / "elsewhere"
+    elsewhere.mkdir()
+    stopped = subprocess.run([*COMMAND, "--stop"], cwd=elsewhere, env=shell.environment, capture_output=True, text=True)
+    assert stopped.stdout == "TorchServe is not currently running.\n"
+    assert Running.find(shell.folder / ".torchmar")
+    assert shell.run("--stop").stdout == "TorchServe has stopped.\n"
+
+
 def test_a_pid_file_of_nobody_is_no_server(shell: Shell) -> None:
     file = shell.folder / "t" / ".model_server.pid"
     for text in ("", "x", "99999999", str(os.getpid())):

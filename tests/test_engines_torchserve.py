@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import dedent
 
 import psutil
 import pytest
 
 from tests.conftest import DIGITS, SAMPLES, write_config
+from tests.processes import kill_worker
+from tests.test_worker_supervisor import PARENT, all_end, family
 from torchmar import archive, exchange, properties, recipe
 from torchmar.archive import store
 from torchmar.engines import worker_log
@@ -142,7 +145,7 @@ def test_a_killed_worker_comes_back_and_the_next_request_is_answered(
     server: TorchServe, client: InferenceClient
 ) -> None:
     (worker,) = server.management.describe("digits")[0].workers
-    os.kill(worker.pid, signal.SIGKILL)
+    assert kill_worker(worker.pid)
 
     def replaced() -> bool:
         (now,) = server.management.describe("digits")[0].workers
@@ -261,6 +264,23 @@ def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, d
     assert descendants() <= before
     assert not any(Path(folder).exists() for folder in temporary)
     assert sorted(path.name for path in (tmp_path / "one" / "run").iterdir()) == ["console.log", "logs"]
+
+
+def test_what_a_killed_server_has_left_is_ended_by_what_it_inherited(tmp_path: Path, make: Make) -> None:
+    mar = make(dedent(PARENT), name="parent", config={"minWorkers": 1, "maxWorkers": 1, "responseTimeout": 60})
+    with TorchServe(write_config(tmp_path), mar.parent, tmp_path / "run") as server:
+        server.load(mar)
+        answer = InferenceClient(server.server, timeout=60).ask("parent", Request(b"x", "text/plain"))
+        worker, child, bare, daemon = family(answer.body)
+        running = Running.find(server.folder)
+        assert running
+        os.kill(running.pid, signal.SIGKILL)
+        server._process.wait()
+        dead = Running.killed(server.folder)
+        assert dead
+        dead.stop()
+        assert all_end([worker, child, daemon])
+        bare.kill()  # a daemon without the server's variables is not known
 
 
 LOG = """\

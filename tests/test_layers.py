@@ -31,7 +31,7 @@ LAYERS = (
     ("comparison",),
     ("recipe", "exchange"),
     ("manifest", "properties", "strict_yaml"),
-    ("errors", "replacing", "tensor_elements"),
+    ("errors", "replacing", "tensor_elements", "process_handle"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 

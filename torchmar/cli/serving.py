@@ -145,7 +145,7 @@ def stop(
         found = [running] if (running := Running.find(run_folder)) else []
         nothing = f"no server runs with {run_folder}"
         if killed := Running.killed(run_folder):
-            killed.clear()
+            killed.stop()
             nothing += f": process {killed.pid} ended by itself; what it left is removed, but for its logs"
     if not found:
         err.print(nothing, markup=False)

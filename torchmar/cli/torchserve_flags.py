@@ -25,7 +25,7 @@ from torchmar.cli.terminal import complain, err
 from torchmar.cli.terminal import lasting_out as out
 from torchmar.connection import KEY_FILE, RUN_FOLDER
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.running import MODULE, Running, folder_of, option, servers
+from torchmar.engines.running import MARK, MODULE, Running, folder_of, new_mark, option, servers
 from torchmar.engines.torchserve import VERSION
 from torchmar.errors import EngineError, PropertiesError, TorchmarError
 from torchmar.replacing import beside
@@ -143,6 +143,8 @@ def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> No
     if running := Running.find(folder):
         hint = f"torchmar stop{option(folder)} ends it"
         raise EngineError(f"a server runs in {folder} already (process {running.pid})", hint=hint)
+    if killed := Running.killed(folder):
+        killed.stop()  # what it left, workers among that
     folder.mkdir(parents=True, exist_ok=True)
     (folder / KEY_FILE).unlink(missing_ok=True)
     temporary = folder / "tmp"
@@ -150,7 +152,8 @@ def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> No
     temporary.mkdir()
     file = folder / "config.properties"
     file.write_text(properties.show(values), encoding="utf-8")
-    running = Running.of(os.getpid(), folder, temporary, "builtin")
+    mark = new_mark()
+    running = Running.of(os.getpid(), folder, temporary, "builtin", mark=mark)
     running.save()
     _tell(folder, f"torchmar {torchmar.__version__}, built in", running, configured)
     sys.stdout.flush()
@@ -158,7 +161,7 @@ def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> No
     os.execve(
         sys.executable,
         [sys.executable, "-m", MODULE, "-f", str(file), "--foreground"],
-        {**os.environ, "TMPDIR": str(temporary)},
+        {**os.environ, "TMPDIR": str(temporary), MARK: mark},
     )
 
 
@@ -218,8 +221,17 @@ def _running(run_folder: str | None) -> psutil.Process | None:
     """Return the server of a run folder; without one that of the pid file, or else of the default folder."""
     here = Running.find(_run_folder(run_folder))
     pid = None if run_folder else _noted()
-    found = [process for process in servers() if process.pid in (pid, here and here.pid)]
+    found = [process for process in servers() if process.pid == (here and here.pid) or _is_noted(process, pid)]
     return min(found, key=lambda process: process.pid != pid, default=None)
+
+
+def _is_noted(process: psutil.Process, pid: int | None) -> bool:
+    """Whether the pid file is about a process, and not about an earlier one that had its number."""
+    if process.pid != pid:
+        return False
+    with contextlib.suppress(OSError, psutil.Error):
+        return bool(process.create_time() <= _pid_file().stat().st_mtime + 1)
+    return False
 
 
 def _noted() -> int | None:

@@ -21,7 +21,7 @@ from torchmar.archive import Archive
 from torchmar.archive.store import order
 from torchmar.connection import KEY_FILE, RUN_FOLDER, Server
 from torchmar.engines import TITLES, EngineName, addresses, state, worker_log
-from torchmar.engines.running import START_SECONDS, Running, option
+from torchmar.engines.running import MARK, START_SECONDS, Running, new_mark, option
 from torchmar.engines.starting import locked, undisturbed
 from torchmar.errors import (
     Conflict,
@@ -266,7 +266,7 @@ class Engine(ABC):
 
     def _launch(self) -> None:
         if killed := Running.killed(self.folder):
-            killed.clear()
+            killed.stop()  # what it left, workers among that
         # A key file or log that an earlier server left behind must not be taken for this one's.
         (self.folder / KEY_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "logs", ignore_errors=True)
@@ -275,18 +275,19 @@ class Engine(ABC):
         self._cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)
         config = self.folder / "config.properties"
         config.write_text(properties.show(self._effective()), encoding="utf-8")
+        mark = new_mark()
         with (self.folder / "console.log").open("wb") as console, undisturbed():
             self._process = subprocess.Popen(
                 self._command(config, temporary),
                 cwd=self.folder,
-                env=self._environment(temporary),
+                env={**self._environment(temporary), MARK: mark},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for us; the server and its workers are one group that we end.
+                # Ctrl-C is for us, and we end the server.
                 start_new_session=True,
             )
-            running = Running.of(self._process.pid, self.folder, temporary, self.name)
+            running = Running.of(self._process.pid, self.folder, temporary, self.name, mark=mark)
             self._cleanup.callback(self._process.wait)  # after the next: a child that nobody waits for stays a zombie
             self._cleanup.callback(running.stop)
             running.save()

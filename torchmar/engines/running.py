@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -19,29 +20,43 @@ import psutil
 from torchmar.connection import KEY_FILE, RUN_FOLDER
 from torchmar.engines import EngineName
 from torchmar.errors import EngineError
+from torchmar.process_handle import ProcessHandle, identify
 
 RECORD = "server.json"
+MARK = "TORCHMAR_SERVER_MARK"  # a variable that a server and all that it starts have in their environment
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 MODULE = "torchmar.server"
 START_SECONDS = 60.0  # until a server has to answer
 _STOP_SECONDS = 40.0  # the built-in server gives requests that are there half a minute
+_SETTLE_SECONDS = 5.0  # that processes below a server have to end after it
 _OURS = (RECORD, KEY_FILE, "config.properties")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server's process, which leads a group with its workers, and the folders that go with it."""
+    """A server's process, and the folders that go with it.
+
+    Attributes:
+        started: when, in seconds since 1970.
+        identity: what no other process has that gets the pid later; see `torchmar.process_handle`.
+        mark: the value of `MARK` in the server's environment, and of what it starts.
+    """
 
     pid: int
-    started: float  # with the pid it names one process for good; pids come again
+    started: float
     folder: str
     temporary: str
     engine: EngineName = "torchserve"
+    identity: str = ""
+    mark: str = ""
 
     @classmethod
-    def of(cls, pid: int, folder: Path, temporary: Path, engine: EngineName = "torchserve") -> Running:
-        """Return the record of a process that has just been started."""
-        return cls(pid, psutil.Process(pid).create_time(), str(folder), str(temporary), engine)
+    def of(
+        cls, pid: int, folder: Path, temporary: Path, engine: EngineName = "torchserve", *, mark: str = ""
+    ) -> Running:
+        """Return the record of a process that has just been started, with `new_mark` in its environment."""
+        started = psutil.Process(pid).create_time()
+        return cls(pid, started, str(folder), str(temporary), engine, identify(pid), mark)
 
     @classmethod
     def find(cls, folder: Path) -> Running | None:
@@ -78,34 +93,49 @@ class Running:
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
+        return bool(self.identity) and identify(self.pid) == self.identity
 
     def stop(self) -> None:
-        """End the server and every process of its group; remove its token and temporary files.
+        """End the server and every process that it has started; remove its token and temporary files.
+
+        A server that has ended by itself may have left processes, which are known by their `MARK`: its pid, and the
+        number of its group, may be another's by now.
 
         Raises:
             EngineError: it is another user's.
         """
-        if self.alive:
+        with contextlib.ExitStack() as stack:
+            server = self._open(stack)
+            below = _below(server, stack) if server else []
             try:
-                os.kill(self.pid, signal.SIGTERM)
+                if server and server.signal(signal.SIGTERM):
+                    _wait([server], _STOP_SECONDS)
             except PermissionError:
                 raise EngineError(f"the server of {self.folder} (process {self.pid}) is another user's") from None
-            except ProcessLookupError:
-                pass
-        try:
-            deadline = time.monotonic() + _STOP_SECONDS
-            while self.alive and time.monotonic() < deadline:
-                time.sleep(0.05)
-        finally:  # a second Ctrl-C does not wait
-            # The workers that it did not end itself; a group outlives its leader.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self.clear()
+            finally:  # a second Ctrl-C does not wait
+                with contextlib.suppress(PermissionError):
+                    if server:
+                        server.signal(signal.SIGKILL)
+                    # What is below the built-in server ends after it, with all that handlers have started.
+                    _wait(below, _SETTLE_SECONDS)
+                    for process in (*below, *self._marked(stack)):
+                        process.signal(signal.SIGKILL)
+                    self.clear()
+
+    def _open(self, stack: contextlib.ExitStack) -> ProcessHandle | None:
+        with contextlib.suppress(ProcessLookupError):
+            process = stack.enter_context(ProcessHandle(self.pid))
+            if process.identity == self.identity:
+                return process
+        return None
+
+    def _marked(self, stack: contextlib.ExitStack) -> Iterator[ProcessHandle]:
+        """Yield every process that the server has started, or that one of these has; but for this one."""
+        for pid in psutil.pids() if self.mark else ():
+            with contextlib.suppress(ProcessLookupError):
+                process = stack.enter_context(ProcessHandle(pid))
+                if pid != os.getpid() and process.environment(MARK) == self.mark:
+                    yield process
 
     def clear(self) -> None:
         """Remove the token, the record and the temporary files of a server that has ended."""
@@ -113,6 +143,29 @@ class Running:
             with contextlib.suppress(OSError):
                 Path(self.folder, name).unlink(missing_ok=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def new_mark() -> str:
+    """Return a value of `MARK` that no other server has."""
+    return secrets.token_hex(8)
+
+
+def _below(server: ProcessHandle, stack: contextlib.ExitStack) -> list[ProcessHandle]:
+    """Return what runs below a server."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(server.pid).children(recursive=True):
+            with contextlib.suppress(ProcessLookupError):
+                process = stack.enter_context(ProcessHandle(child.pid))
+                if child.is_running():  # and so it is what was opened
+                    found.append(process)
+    return found if server.runs else []
+
+
+def _wait(processes: Sequence[ProcessHandle], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(process.runs for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def servers() -> Iterator[psutil.Process]:

@@ -140,14 +140,14 @@ def versions_on(server: Server, folder: Path) -> list[VersionState]:
     Raises:
         TorchmarError: it does not answer, or refuses.
     """
-    failures = worker_log.failures(folder)
+    failures, below = worker_log.failures(folder), _below(folder)
     found = []
     with ManagementClient(server, timeout=_SECONDS) as client:
         for name in client.names():
             default = client.describe(name)[0].version
             for model in sorted(client.describe(name, "all"), key=lambda one: order(one.version)):
                 failure = failures.get((name, model.version)) if model.ready < model.min_workers else None
-                used = sum(memory(worker.pid) for worker in model.workers)
+                used = sum(memory(worker.pid) for worker in model.workers if worker.pid in below)
                 found.append(VersionState(model, model.version == default, used, failure))
     return found
 
@@ -165,6 +165,15 @@ def failed(version: VersionState) -> ModelFailed:
         traceback="",
         hint="killed for its memory (dmesg says), or for its silence (torchmar logs says)",
     )
+
+
+def _below(folder: Path) -> set[int]:
+    """Return the numbers of the processes below a folder's server: of others, what it reports is not the memory."""
+    running = Running.find(folder)
+    try:
+        return {child.pid for child in psutil.Process(running.pid).children(recursive=True)} if running else set()
+    except psutil.Error:
+        return set()
 
 
 def memory(pid: int) -> int:

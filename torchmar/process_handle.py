@@ -1,0 +1,105 @@
+"""A process that is known for good: its number may become another's, a handle does not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+
+
+class ProcessHandle:
+    """A process, opened while its number was its; a context manager.
+
+    On Linux 5.3 and later it is a pidfd. Elsewhere the start of the process is compared before each signal.
+
+    Attributes:
+        pid: the number, which is another's once the process has ended and was reaped.
+        identity: what no other process has, of any time: `identify`.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Open a process.
+
+        Raises:
+            ProcessLookupError: there is none of this number.
+        """
+        self.pid = pid
+        self._descriptor = -1
+        if hasattr(os, "pidfd_open"):
+            try:
+                self._descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                raise
+            except OSError:  # an older system, or a sandbox that forbids it
+                pass
+        self.identity = identify(pid)
+        if not self.identity or not self.runs:
+            self.close()
+            raise ProcessLookupError(pid)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        if self._descriptor < 0:
+            return identify(self.pid) == self.identity
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return not poll.poll(0)
+
+    def signal(self, number: int) -> bool:
+        """Send a signal; return whether the process was there to get it.
+
+        Raises:
+            PermissionError: it is another user's.
+        """
+        try:
+            if self._descriptor >= 0:
+                signal.pidfd_send_signal(self._descriptor, number)
+            elif self.runs:
+                os.kill(self.pid, number)
+            else:
+                return False
+        except ProcessLookupError:
+            return False
+        return True
+
+    def environment(self, name: str) -> str | None:
+        """Return a variable that the process was started with; None: it has none, or may not be looked at."""
+        with contextlib.suppress(psutil.Error, OSError):
+            value = psutil.Process(self.pid).environ().get(name)
+            if self.runs:  # so that it was its environment
+                return value
+        return None
+
+    def close(self) -> None:
+        """Forget the process."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> ProcessHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def identify(pid: int) -> str:
+    """Return what tells a process from all others that have had its number; empty if it does not run.
+
+    On Linux that is the boot and the clock tick of its start, which do not change with the system's clock.
+    """
+    try:
+        if sys.platform == "linux":
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            return "" if fields[0] in (b"Z", b"X") else f"{boot} {int(fields[19])}"
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time()}"
+    except (OSError, psutil.Error, IndexError, ValueError):
+        return ""
