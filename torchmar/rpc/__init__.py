@@ -13,6 +13,6 @@ from __future__ import annotations
 
 from torchmar.rpc.inference import GrpcInference
 from torchmar.rpc.management import GrpcManagement
-from torchmar.rpc.open_inference import GrpcOpenInference, ModelMetadata
+from torchmar.rpc.open_inference import GrpcOpenInference, ModelMetadata, TensorMetadata
 
-__all__ = ["GrpcInference", "GrpcManagement", "GrpcOpenInference", "ModelMetadata"]
+__all__ = ["GrpcInference", "GrpcManagement", "GrpcOpenInference", "ModelMetadata", "TensorMetadata"]
