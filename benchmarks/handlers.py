@@ -4,7 +4,9 @@ Both run in the same worker process program (batches of 1 to 32) and behind the 
 TorchServe; every figure of a table is of the same run, the sides asked in turn, after rounds
 that are not counted. Answers are compared before a time counts: labels equal and probabilities
 within 1e-3, attributions within a relative error of 1e-3. The floor is the bare forward pass
-after the fastest decoding at hand, with nothing around them. Weights are random: time does
+after the fastest decoding at hand, with nothing around them. All processes wait for threads of OpenMP as torchmar's
+workers do (`torchmar.worker.environment`): with OpenMP's default, threads of the side before still keep cores busy when
+the next one starts, and figures differ by a factor of ten from run to run. Weights are random: time does
 not depend on what they say.
 
     python benchmarks/handlers.py [--rounds 5] [--seconds 5] [--only worker server explain text start]
@@ -40,6 +42,7 @@ from torchmar.cli.terminal import show_table, table
 from torchmar.engines.torchserve import TorchServe
 from torchmar.exchange import Answer, Request
 from torchmar.worker import Worker
+from torchmar.worker.environment import worker_environment
 
 ROOT = Path(__file__).parent.parent
 BATCHES = (1, 4, 8, 16, 32)
@@ -56,9 +59,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of load on the server, for each figure")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
+    if (environment := worker_environment(os.environ)) != os.environ:
+        # It is read when torch is loaded, which was above. A side that waits actively slows down the next one.
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     warnings.simplefilter("ignore")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}")
+    # Each new thread sets the process's number, too: all of them start first.
+    start = threading.Barrier(_DECODERS)
+    list(POOL.map(lambda _: start.wait(), range(_DECODERS)))
     torch.set_num_threads(cores or 1)
     with tempfile.TemporaryDirectory(prefix="handlers-") as folder:
         bench = Bench(Path(folder), options.rounds, options.seconds)
@@ -289,7 +298,9 @@ class Bench:
         show("Texts of 60 words a second in a worker", ("batch", "stock/s (alone)", "ours/s", "ours : stock"), rows)
 
 
-POOL = ThreadPoolExecutor(os.cpu_count())
+# A thread that decodes runs torch's operators by itself, as in torchmar's handlers.
+_DECODERS = os.cpu_count() or 1
+POOL = ThreadPoolExecutor(_DECODERS, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class Context:
@@ -365,7 +376,7 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
     """Return the median seconds of each side, run one after the other in every round."""
     took: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 2):
-        for name, side in sides.items():
+        for name, side in list(sides.items())[:: -1 if number % 2 else 1]:
             started = time.perf_counter()
             side()
             if number >= 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from serving.models import BATCH, Model
 from serving.processes import memory
 from serving.sides import Failed, Running, Side, Unanswered
 from torchmar.archive import Archive
+from torchmar.worker.environment import worker_environment
 
 _FLOOR = Path(__file__).with_name("floor.py")
 _START_SECONDS = 90.0
@@ -190,9 +192,10 @@ class Measurement:
                 files.append(Path(home, f"{index}.jpg"))
                 files[-1].write_bytes(body)
             command = [sys.executable, str(_FLOOR), str(folder), str(BATCH), str(self.seconds), *map(str, files)]
+            environment = worker_environment(os.environ)
             for number in range(self.rounds):
                 _tell(f"floor of {model.name}, round {number + 1} of {self.rounds}")
-                told = subprocess.run(command, capture_output=True, text=True)
+                told = subprocess.run(command, capture_output=True, text=True, env=environment)
                 if told.returncode:
                     self.results.failures.append(f"the floor: {told.stderr.strip()}")
                     return
