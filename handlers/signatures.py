@@ -53,8 +53,8 @@ class Observed:
 
     def tensor(self, name: str, *, sizes: bool = True) -> Tensor | None:
         """Return the description of an array, without its sizes if they may be others; None: it was not seen."""
-        found = self._arrays.get(name)
-        return found and tensor(name, found[0], *(size if sizes else ANY for size in found[1]))
+        seen = self._arrays.get(name)
+        return seen and tensor(name, seen[0], *(size if sizes else ANY for size in seen[1]))
 
     def tensors(self, *, sizes: bool = True) -> list[Tensor]:
         """Return the descriptions of all arrays, in the order in which they were seen."""

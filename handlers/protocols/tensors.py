@@ -47,18 +47,18 @@ def from_json(data: Any, datatype: str, where: str) -> np.ndarray:
         return objects(flat)
     dtype = DTYPES["FP32" if datatype == BF16 else datatype]
     try:
-        found = np.asarray(data)
+        array = np.asarray(data)
     except (ValueError, OverflowError):
         raise BadRequest(f"{where}: data is nested unevenly") from None
-    if found.size and found.dtype.kind not in _TAKEN[dtype.kind]:
+    if array.size and array.dtype.kind not in _TAKEN[dtype.kind]:
         raise BadRequest(f"{where}: data has items that are not {datatype}")
-    if found.size and dtype.kind in "iu":
+    if array.size and dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        if int(found.min()) < limits.min or int(found.max()) > limits.max:
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
             raise BadRequest(f"{where}: data has items beyond {datatype}")
     with np.errstate(over="ignore"):
-        cast: np.ndarray = found.astype(dtype)
-    if dtype.kind == "f" and found.size and not np.isfinite(cast).all() and np.isfinite(found.astype(float)).all():
+        cast: np.ndarray = array.astype(dtype)
+    if dtype.kind == "f" and array.size and not np.isfinite(cast).all() and np.isfinite(array.astype(float)).all():
         raise BadRequest(f"{where}: data has items beyond {datatype}")
     return cast
 
@@ -77,8 +77,8 @@ def from_bytes(data: memoryview, datatype: str, where: str) -> np.ndarray:
         dtype = DTYPES[datatype]
         if len(data) % dtype.itemsize:
             raise BadRequest(f"{where}: {len(data)} bytes are no whole number of {datatype}")
-        found = np.frombuffer(data, np.uint8 if datatype == "BOOL" else dtype)
-        return found != 0 if datatype == "BOOL" else found
+        array = np.frombuffer(data, np.uint8 if datatype == "BOOL" else dtype)
+        return array != 0 if datatype == "BOOL" else array
     items, place = [], 0
     while place < len(data):
         length = struct.unpack_from("<I", data, place)[0] if place + 4 <= len(data) else len(data)

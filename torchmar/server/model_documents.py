@@ -62,13 +62,13 @@ def statistics(registry: Registry, metrics: Metrics, name: str = "", version: st
         Refusal: 404, there is no such model or version.
     """
     if name:
-        found = registry.find(name, version or None)
-        chosen = [found] if version else list(registry.models[name].versions.values())
+        one = registry.find(name, version or None)
+        versions = [one] if version else list(registry.models[name].versions.values())
     else:
-        chosen = list(_versions(registry))
+        versions = list(_versions(registry))
     documents = [
         {"name": one.name, "version": one.version, **metrics.statistics(one.name, one.version).document()}
-        for one in chosen
+        for one in versions
     ]
     return {"model_stats": documents}
 

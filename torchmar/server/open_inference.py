@@ -69,13 +69,13 @@ class OpenInference:
         raise not_found()
 
     def _of_model(self, name: str, version: str | None, what: str) -> tuple[int, Any]:
-        found = self._registry.find(name, version)
+        model = self._registry.find(name, version)
         match what:
             case "ready":
-                answers = found.pool.ready > 0
+                answers = model.pool.ready > 0
                 return 200 if answers else 503, {"name": name, "ready": answers}
             case "config":
-                return 200, model_documents.config(found)
+                return 200, model_documents.config(model)
             case "stats":
                 return 200, model_documents.statistics(self._registry, self._metrics, name, version or "")
         raise not_found()

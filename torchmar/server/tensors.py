@@ -88,21 +88,21 @@ def split(body: bytes, header_length: int | None, key: str) -> tuple[dict[str, A
         ValueError, TypeError, KeyError: it is no such body.
     """
     document = json.loads(body if header_length is None else body[:header_length])
-    found, place = [], len(body) if header_length is None else header_length
+    tensors, place = [], len(body) if header_length is None else header_length
     for one in document.pop(key):
         parameters = dict(one.get("parameters") or {})
         size = parameters.pop("binary_data_size", None)
         if size is None:
-            found.append(of_json(one)._replace(parameters=parameters))
+            tensors.append(of_json(one)._replace(parameters=parameters))
             continue
         content = body[place : place + size]
         if len(content) != size:
             raise ValueError(f"the body ends within {one['name']!r}")
         place += size
-        found.append(Tensor(str(one["name"]), one["datatype"], list(one["shape"]), content, parameters))
+        tensors.append(Tensor(str(one["name"]), one["datatype"], list(one["shape"]), content, parameters))
     if place != len(body):
         raise ValueError(f"{len(body) - place} bytes belong to no tensor")
-    return document, found
+    return document, tensors
 
 
 def _text(element: bytes) -> str:

@@ -42,22 +42,24 @@ class Health:
         """Report that nothing takes requests any more, and end what watches."""
         self._closed.set()
 
-    async def check(self, asked: wire.HealthCheckRequest, context: Context) -> wire.HealthCheckResponse:
+    async def check(self, request: wire.HealthCheckRequest, context: Context) -> wire.HealthCheckResponse:
         """Return the status of a service.
 
         Raises:
             Failed: NOT_FOUND, there is no such service.
         """
-        if asked.service not in self._ready:
-            raise Failed(Code.NOT_FOUND, f"there is no service {asked.service!r}; there are {', '.join(self._ready)}")
-        return wire.HealthCheckResponse(status=self._status(asked.service))
+        if request.service not in self._ready:
+            raise Failed(Code.NOT_FOUND, f"there is no service {request.service!r}; there are {', '.join(self._ready)}")
+        return wire.HealthCheckResponse(status=self._status(request.service))
 
-    async def watch(self, asked: wire.HealthCheckRequest, context: Context) -> AsyncIterator[wire.HealthCheckResponse]:
+    async def watch(
+        self, request: wire.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[wire.HealthCheckResponse]:
         """Yield the status of a service now and whenever it has changed, until the server ends."""
         last = None
         while True:
             closed = self._closed.is_set()
-            status = self._status(asked.service)
+            status = self._status(request.service)
             if status != last:
                 last = status
                 yield wire.HealthCheckResponse(status=status)

@@ -56,21 +56,21 @@ def response(document: Mapping[str, Any], outputs: Sequence[Tensor], *, raw: boo
     Raises:
         ValueError: an output is not of its datatype.
     """
-    made = wire.ModelInferResponse(
+    message = wire.ModelInferResponse(
         model_name=str(document["model_name"]),
         model_version=str(document.get("model_version") or ""),
         id=str(document.get("id") or ""),
     )
-    _set(made.parameters, document.get("parameters") or {})
+    _set(message.parameters, document.get("parameters") or {})
     raw = raw or any(one.datatype in _ONLY_RAW for one in outputs)
     for one in outputs:
-        output = made.outputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
+        output = message.outputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
         _set(output.parameters, one.parameters)
         if raw:
-            made.raw_output_contents.append(one.content)
+            message.raw_output_contents.append(one.content)
         else:
             getattr(output.contents, _CONTENTS[one.datatype]).extend(unpack(one.datatype, one.content))
-    return made
+    return message
 
 
 def _elements(tensor: wire.ModelInferRequest.InferInputTensor) -> list[Any]:

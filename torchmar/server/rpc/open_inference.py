@@ -80,56 +80,58 @@ class OpenInference:
             **{name: _unsupported(why) for name, why in _UNSUPPORTED.items()},
         }
 
-    async def server_live(self, asked: wire.ServerLiveRequest, context: Context) -> wire.ServerLiveResponse:
+    async def server_live(self, request: wire.ServerLiveRequest, context: Context) -> wire.ServerLiveResponse:
         """Say that the server is up."""
         return wire.ServerLiveResponse(live=True)
 
-    async def server_ready(self, asked: wire.ServerReadyRequest, context: Context) -> wire.ServerReadyResponse:
+    async def server_ready(self, request: wire.ServerReadyRequest, context: Context) -> wire.ServerReadyResponse:
         """Say whether every model answers, as ``/v2/health/ready`` does."""
         return wire.ServerReadyResponse(ready=ready(self._registry))
 
-    async def server_metadata(self, asked: wire.ServerMetadataRequest, context: Context) -> wire.ServerMetadataResponse:
+    async def server_metadata(
+        self, request: wire.ServerMetadataRequest, context: Context
+    ) -> wire.ServerMetadataResponse:
         """Say what the server is."""
         return ParseDict(model_documents.server(), wire.ServerMetadataResponse())
 
-    async def model_ready(self, asked: wire.ModelReadyRequest, context: Context) -> wire.ModelReadyResponse:
+    async def model_ready(self, request: wire.ModelReadyRequest, context: Context) -> wire.ModelReadyResponse:
         """Say whether a model takes requests: it has workers, as many as it should."""
-        pool = self._find(asked.name, asked.version, "name").pool
+        pool = self._find(request.name, request.version, "name").pool
         return wire.ModelReadyResponse(ready=0 < pool.min_workers <= pool.ready)
 
-    async def model_metadata(self, asked: wire.ModelMetadataRequest, context: Context) -> wire.ModelMetadataResponse:
+    async def model_metadata(self, request: wire.ModelMetadataRequest, context: Context) -> wire.ModelMetadataResponse:
         """Return a model's versions, inputs and outputs."""
-        found = self._find(asked.name, asked.version, "model_name")
-        return ParseDict(model_documents.metadata(self._registry, found), wire.ModelMetadataResponse())
+        version = self._find(request.name, request.version, "model_name")
+        return ParseDict(model_documents.metadata(self._registry, version), wire.ModelMetadataResponse())
 
-    async def model_config(self, asked: wire.ModelConfigRequest, context: Context) -> wire.ModelConfigResponse:
+    async def model_config(self, request: wire.ModelConfigRequest, context: Context) -> wire.ModelConfigResponse:
         """Return how a model is served."""
-        found = self._find(asked.name, asked.version, "name")
-        return ParseDict({"config": model_documents.config(found)}, wire.ModelConfigResponse())
+        version = self._find(request.name, request.version, "name")
+        return ParseDict({"config": model_documents.config(version)}, wire.ModelConfigResponse())
 
     async def model_statistics(
-        self, asked: wire.ModelStatisticsRequest, context: Context
+        self, request: wire.ModelStatisticsRequest, context: Context
     ) -> wire.ModelStatisticsResponse:
         """Return the statistics of a version, of a model's versions, or of all."""
-        document = model_documents.statistics(self._registry, self._metrics, asked.name, asked.version)
+        document = model_documents.statistics(self._registry, self._metrics, request.name, request.version)
         return ParseDict(document, wire.ModelStatisticsResponse())
 
-    async def index(self, asked: wire.RepositoryIndexRequest, context: Context) -> wire.RepositoryIndexResponse:
+    async def index(self, request: wire.RepositoryIndexRequest, context: Context) -> wire.RepositoryIndexResponse:
         """Return the registered versions and their states."""
-        models = model_documents.index(self._registry, ready=asked.ready)
+        models = model_documents.index(self._registry, ready=request.ready)
         return ParseDict({"models": models}, wire.RepositoryIndexResponse())
 
-    async def infer(self, asked: wire.ModelInferRequest, context: Context) -> wire.ModelInferResponse:
+    async def infer(self, request: wire.ModelInferRequest, context: Context) -> wire.ModelInferResponse:
         """Answer a request."""
-        found = self._find(asked.model_name, asked.model_version, "model_name")
-        await _loaded(found, context)
-        raw = bool(asked.raw_input_contents)
+        version = self._find(request.model_name, request.model_version, "model_name")
+        await _loaded(version, context)
+        raw = bool(request.raw_input_contents)
         try:
-            given = list(messages.inputs(asked))
-            headers, row = self._row(asked, given, binary=found.pool.description.get("binary") is True)
+            given = list(messages.inputs(request))
+            headers, row = self._row(request, given, binary=version.pool.description.get("binary") is True)
         except ValueError as error:
             raise Failed(Code.INVALID_ARGUMENT, f"{error}\nBadRequestException.()") from None
-        replies = [reply async for reply in self._asking.replies(found, [row], context, headers)]
+        replies = [reply async for reply in self._asking.replies(version, [row], context, headers)]
         reply = replies[-1]
         if reply.status >= 300:
             raise _failed(reply)
@@ -137,13 +139,13 @@ class OpenInference:
         length = {name.lower(): value for name, value in reply.headers.items()}.get(tensors.HEADER_LENGTH.lower())
         try:
             document, outputs = self._answer(body, None if length is None else int(length))
-            return messages.response({"id": asked.id, **document}, outputs, raw=raw)
+            return messages.response({"id": request.id, **document}, outputs, raw=raw)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            message = f"the answer of model {found.name} is not of the Open Inference Protocol: {error!r}"
+            message = f"the answer of model {version.name} is not of the Open Inference Protocol: {error!r}"
             raise Failed(Code.INTERNAL, f"{message}\nInternalServerException.()") from None
 
     async def stream(
-        self, asked: AsyncIterator[wire.ModelInferRequest], context: Context
+        self, requests: AsyncIterator[wire.ModelInferRequest], context: Context
     ) -> AsyncIterator[wire.ModelStreamInferResponse]:
         """Answer the requests of a stream in their order; one that fails says so and ends nothing.
 
@@ -153,7 +155,7 @@ class OpenInference:
 
         async def read() -> None:
             try:
-                async for one in asked:
+                async for one in requests:
                     await answers.put(asyncio.create_task(self._streamed(one, context)))
             finally:
                 await answers.put(None)
@@ -169,12 +171,12 @@ class OpenInference:
                 current.cancel()
                 current = None if answers.empty() else answers.get_nowait()
 
-    async def _streamed(self, asked: wire.ModelInferRequest, context: Context) -> wire.ModelStreamInferResponse:
+    async def _streamed(self, request: wire.ModelInferRequest, context: Context) -> wire.ModelStreamInferResponse:
         try:
-            answer = await self.infer(asked, context)
+            answer = await self.infer(request, context)
         except Exception as error:
             response = wire.ModelStreamInferResponse(error_message=failed(error).plain().details)
-            response.infer_response.id = asked.id
+            response.infer_response.id = request.id
             return response
         answer.parameters[_FINAL].bool_param = True
         return wire.ModelStreamInferResponse(infer_response=answer)
@@ -191,20 +193,20 @@ class OpenInference:
         return self._registry.find(name, version or None)
 
     def _row(
-        self, asked: wire.ModelInferRequest, given: Sequence[Tensor], *, binary: bool
+        self, request: wire.ModelInferRequest, given: Sequence[Tensor], *, binary: bool
     ) -> tuple[dict[str, str], Input]:
         """Return the headers and the row for a handler: bytes, or JSON.
 
         Raises:
             ValueError: JSON cannot hold an input.
         """
-        parameters = messages.parameters(asked.parameters)
-        chosen = [(one.name, messages.parameters(one.parameters)) for one in asked.outputs]
+        parameters = messages.parameters(request.parameters)
+        chosen = [(one.name, messages.parameters(one.parameters)) for one in request.outputs]
         if binary:
             parameters["binary_data_output"] = True
             chosen = [(name, {**more, "binary_data": True}) for name, more in chosen]
         document: dict[str, Any] = {
-            "id": asked.id,
+            "id": request.id,
             "parameters": parameters,
             "outputs": [{"name": name, "parameters": more} for name, more in chosen],
         }
@@ -214,7 +216,7 @@ class OpenInference:
             return {tensors.HEADER_LENGTH: str(length)}, Input("body", "application/octet-stream", body)
         if self._torchserves:
             given = [_encoded(one) for one in given]
-            document = {"id": asked.id, "model_name": asked.model_name, **document}
+            document = {"id": request.id, "model_name": request.model_name, **document}
         document["inputs"] = [tensors.in_json(one) for one in given]
         body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
         return {}, Input("body", "application/json", body)
@@ -225,25 +227,25 @@ class OpenInference:
             outputs = [_quoted(one) for one in outputs]
         return document, outputs
 
-    def _unary(self, answer: Callable[[Any, Context], Any], request: Any) -> Method:
+    def _unary(self, answer: Callable[[Any, Context], Any], message: Any) -> Method:
         if self._torchserves:
-            return unary(answer, request)
+            return unary(answer, message)
 
-        async def plainly(asked: Any, context: Context) -> Any:
+        async def plainly(request: Any, context: Context) -> Any:
             """Answer; errors without TorchServe's classes of exceptions, which only its clients read."""
             try:
-                return await answer(asked, context)
+                return await answer(request, context)
             except Exception as error:
                 raise failed(error).plain() from None
 
-        return unary(plainly, request)
+        return unary(plainly, message)
 
 
-async def _loaded(found: Version, context: Context) -> None:
+async def _loaded(version: Version, context: Context) -> None:
     """Wait until the handler has told how it takes tensors, as long as the call lasts and it may still be loaded."""
     left = context.time_remaining()
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(found.pool.described(), left)
+        await asyncio.wait_for(version.pool.described(), left)
 
 
 def _failed(reply: Reply) -> Failed:

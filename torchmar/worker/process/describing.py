@@ -21,21 +21,21 @@ def description(service: Any, envelope: str = "") -> dict[str, Any]:
     """
     handler = getattr(service._entry_point, "__self__", None)
     method = getattr(handler, "signature", None)
-    found = _nothing()
+    document = _nothing()
     if not callable(method) or envelope:
-        return found
+        return document
     try:
-        told = method()
+        signature = method()
         for key in ("inputs", "outputs"):
-            found[key] = [_tensor(one) for one in told[key]]
-        json.dumps(found)
+            document[key] = [_tensor(one) for one in signature[key]]
+        json.dumps(document)
     except Exception:
         log.warning("the handler's signature() is of no use", exc_info=True)
         return _nothing()
     limit = getattr(handler, "max_instances", 0)
-    found["max_instances"] = limit if isinstance(limit, int) else 0
-    found["binary"] = getattr(handler, "takes_binary_tensors", False) is True and _is_ours(service._entry_point)
-    return found
+    document["max_instances"] = limit if isinstance(limit, int) else 0
+    document["binary"] = getattr(handler, "takes_binary_tensors", False) is True and _is_ours(service._entry_point)
+    return document
 
 
 def _nothing() -> dict[str, Any]:
