@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
+import random
 import re
 import shutil
+import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -256,6 +260,17 @@ def test_which_handlers_are_known() -> None:
     assert {forking.mode(one, model_file=False, allowed=False)[0] for one in known} == {forking.NEVER}
     assert forking.mode("handler:handle", model_file=False, allowed=None)[0] == forking.NEVER
     assert forking.mode("handler:handle", model_file=True, allowed=True)[0] == forking.ALLOWED
+
+
+def test_what_forks_must_not_share_is_found_wherever_it_is_held(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(sqlite3.connect(":memory:")) as database:
+        found = [np.random.default_rng(), np.random.RandomState(0), random.Random(), torch.Generator(), database]
+        model = torch.nn.Sequential(torch.nn.Linear(1, 1))
+        model[0].options = {"a": [folder, np.zeros(1), tmp_path, threading.Lock()]}
+        assert forking.held([model]) == ""
+        for one in found:
+            model[0].options = {"a": [(one,)]}
+            assert forking.held(model.forward).rpartition(".")[2] == type(one).__qualname__
 
 
 WHO = "import os\ndef handle(rows, context):\n    return rows and [os.getpid()] * len(rows)\n"

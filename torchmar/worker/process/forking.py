@@ -8,12 +8,13 @@ process has a single thread and no connection, which `objection` looks at.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 #: Each worker loads the model itself; workers are forks, since the handler's code is known; since its author says so.
@@ -22,6 +23,14 @@ NEVER, KNOWN, ALLOWED = "never", "known", "allowed"
 # TorchServe's own that keep nothing but the model and what is computed from files: read in 0.12.0.
 _STOCK = frozenset({"image_classifier", "image_segmenter", "object_detector", "text_classifier"})
 _OURS = "torchmar_handlers"
+# Generators would draw the same numbers in all workers, connections mix up their bytes; folders go with the first.
+_UNSHAREABLE = frozenset(
+    {
+        *("numpy.random._generator.Generator", "numpy.random.mtrand.RandomState", "random.Random", "torch._C.Generator"),
+        *("sqlite3.Connection", "tempfile.TemporaryDirectory", "tempfile._TemporaryFileWrapper"),
+    }
+)
+_NOT_HELD = (type, ModuleType, FunctionType, CodeType)  # they hold all that was ever imported
 _ENVELOPES = "ts.torch_handler.request_envelope."
 
 
@@ -73,7 +82,27 @@ def objection(how: str, service: Any, folder: str, before: set[int]) -> str:
                 return "it has opened a connection while loading"
             if how == KNOWN:
                 return "it has left a file open while loading"
-    return _unknown_code(service, Path(folder)) if how == KNOWN else ""
+    if how == ALLOWED:
+        return ""
+    if kind := held(service._entry_point):
+        return f"it holds a {kind}"
+    return _unknown_code(service, Path(folder))
+
+
+def held(value: Any) -> str:
+    """Return the type of something that a value holds, at any depth, and that forks must not share; empty: none."""
+    seen: set[int] = set()
+    found = [value]
+    while found:
+        one = found.pop()
+        kind = type(one)
+        if id(one) in seen or issubclass(kind, _NOT_HELD):
+            continue
+        seen.add(id(one))
+        if (name := f"{kind.__module__}.{kind.__qualname__}") in _UNSHAREABLE:
+            return name
+        found += gc.get_referents(one)
+    return ""
 
 
 def descriptors() -> set[int]:
