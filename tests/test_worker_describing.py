@@ -1,0 +1,69 @@
+"""torchmar.worker.process.describing reads what a handler says of its tensors, whatever that is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from torchmar.worker.process.describing import description
+
+TENSOR = {"name": "text", "datatype": "BYTES", "shape": [-1]}
+NOTHING = {"inputs": [], "outputs": [], "binary": False, "max_instances": 0}
+
+
+class Handler:
+    """A handler of somebody's."""
+
+    def __init__(self, signature: Any) -> None:
+        self._signature = signature
+
+    def signature(self) -> Any:
+        if isinstance(self._signature, Exception):
+            raise self._signature
+        return self._signature
+
+    def handle(self, rows: Any, context: Any) -> Any:
+        return rows
+
+
+def of(handler: Any, envelope: str = "") -> dict[str, Any]:
+    return description(SimpleNamespace(_entry_point=handler.handle), envelope)
+
+
+def test_a_signature_is_taken_as_it_is() -> None:
+    told = of(Handler({"inputs": [TENSOR], "outputs": [TENSOR, TENSOR]}))
+    assert told == {"inputs": [TENSOR], "outputs": [TENSOR, TENSOR], "binary": False, "max_instances": 0}
+    assert of(Handler({"inputs": ({**TENSOR, "shape": (-1, 2)},), "outputs": ()}))["inputs"][0]["shape"] == [-1, 2]
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [None, 5, {}, {"inputs": [TENSOR]}, {"inputs": [{"name": "x"}], "outputs": []}, ValueError("no"), SystemError()],
+)
+def test_one_that_is_of_no_use_is_none_and_harms_nothing(signature: Any) -> None:
+    assert of(Handler(signature)) == NOTHING
+
+
+def test_handlers_without_one_and_envelopes_tell_nothing() -> None:
+    def handle(rows: Any, context: Any) -> Any:
+        return rows
+
+    assert description(SimpleNamespace(_entry_point=handle)) == NOTHING
+    assert of(Handler({"inputs": [TENSOR], "outputs": []}), "kservev2") == NOTHING
+
+
+def test_only_a_handle_of_ours_gets_tensors_as_bytes() -> None:
+    from torchmar_handlers.tensors import TensorHandler
+
+    class Own(TensorHandler):
+        def signature(self) -> Any:
+            return {"inputs": [], "outputs": []}
+
+    class Another(Own):
+        def handle(self, data: Any, context: Any) -> Any:
+            return super().handle(data, context)
+
+    assert of(Own())["binary"] is True
+    assert of(Another())["binary"] is False
