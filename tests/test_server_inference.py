@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
 import re
 import socket
 import threading
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -190,7 +192,7 @@ def theirs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         ("POST", "/models/echo/invoke?a=%20b+c&body=mine", b"{}", JSON),
         ("POST", "/echo/predict?a=1", b"x", {}),
         ("POST", "/echo/2.0/predict", b"x", {}),
-        ("POST", "/predictions/echo?c=1", b"a=1&b=x+y%21&a=2", FORM),
+        ("POST", "/predictions/echo?c=1", b"a=1&b=x+y%21&c=2", FORM),
         ("POST", "/predictions/echo", FILE + b"\r\n--x--\r\n", PARTS),
         ("POST", "/predictions", b"", {}),
         ("POST", "/predictions//", b"", {}),
@@ -202,10 +204,8 @@ def theirs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         ("POST", "/predictions/idle", b"", {}),
         ("POST", "/explanations/idle/1.0", b"", {}),
         ("POST", "/v1/models/nobody:predict", b"", {}),
-        ("POST", "/v1/models/echo", b"", {}),
         ("POST", "/v1/models/echo:dance", b"", {}),
         ("POST", "/v1/models/:dance", b"", {}),
-        ("POST", "/v2/models/explain", b"", {}),
         ("GET", "/v2/health", b"", {}),
         ("GET", "/v2/health/live", b"", {}),
         ("GET", "/v2/health/ready", b"", {}),
@@ -238,7 +238,11 @@ def test_it_answers_as_torchserve(
     assert answer.status == expected.status
     for name in ("content-type", "cache-control", "pragma", "expires", "ts_stream_next"):
         assert answer.headers.get(name) == expected.headers.get(name), name
-    assert without_ports(answer.body) == without_ports(expected.body)
+    body, expected_body = without_ports(answer.body), without_ports(expected.body)
+    if path.startswith(("/v1/", "/v2/")) and answer.status >= 400:
+        # What KServe's clients read, beside TorchServe's own.
+        assert body.pop("error") == body["message"]
+    assert body == expected_body
 
 
 def without_ports(body: bytes) -> Any:
@@ -473,7 +477,8 @@ def test_more_targets_than_are_remembered_are_answered(ours: Side) -> None:
 def test_kserve_is_told_of_models(ours: Side, path: str, status: int, document: dict[str, Any]) -> None:
     answer = ours("GET", path)
     assert (answer.status, answer.document) == (status, document)
-    assert ours("POST", path, b"{}", JSON).status == 404
+    refused = ours("POST", path, b"{}", JSON)
+    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_kserve_is_told_of_the_server(ours: Side) -> None:
@@ -536,3 +541,101 @@ def test_a_request_may_wait_as_long_as_its_model_says(make: Callable[..., Path],
             assert side("POST", "/predictions/patient", b"x").status == 503
             gate.touch()
             assert received(first, b"}").startswith(b"HTTP/1.1 200")
+
+
+PATHS_OF_KSERVE = ("/v1/models/{}:predict", "/v2/models/{}/infer")
+
+
+@pytest.mark.parametrize("path", PATHS_OF_KSERVE)
+def test_every_error_of_kserves_protocols_has_its_key(ours: Side, path: str) -> None:
+    echo = path.format("echo")
+    answers = {
+        "no such model": (404, ours("POST", path.format("nobody"), b"{}", JSON)),
+        "no such path": (404, ours("POST", echo + "/more", b"{}", JSON)),
+        "no worker": (503, ours("POST", path.format("idle"), b"{}", JSON)),
+        "no token": (400, ours("POST", echo, b"{}", JSON, token="Bearer x")),
+        "TRACE": (405, ours("TRACE", echo)),
+        "a coding": (415, ours("POST", echo, b"{}", {"Content-Encoding": "br"})),
+        "the handler raises": (503, ours("POST", echo, b"{}", {**JSON, "do": "raise"})),
+        "the handler refuses": (404, ours("POST", echo, b"{}", {**JSON, "do": "predict-exception 404"})),
+        "the worker dies": (500, ours("POST", echo, b"{}", {**JSON, "do": "exit"})),
+    }
+    for name, (status, answer) in answers.items():
+        assert answer.status == status, (name, answer)
+        assert answer.headers["content-type"] == "application/json", name
+        assert answer.document["error"] == answer.document["message"], name
+    # An error of the handler's own making.
+    answer = ours("POST", echo, b"{}", {**JSON, "do": "status 422"})
+    assert (answer.status, answer.headers["content-type"]) == (422, "application/json")
+    assert '"do": "status 422"' in answer.document["error"]
+    assert ours("POST", "/predictions/nobody").document.keys() == {"code", "type", "message"}
+
+
+def test_a_body_that_is_too_large_is_an_error_of_the_protocol_too(ours: Side) -> None:
+    with ours.connect("POST /v2/models/echo/infer HTTP/1.1\r\nContent-Length: 100000000\r\nX: x") as connection:
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]).keys() == {"code", "type", "message", "error"}
+
+
+@pytest.mark.parametrize("path", [*PATHS_OF_KSERVE, "/v2/models/{}/versions/1.0/infer"])
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data", ""])
+def test_kserves_protocols_have_json_of_whatever_type(ours: Side, path: str, content_type: str) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    answer = ours("POST", path.format("echo"), b' {"instances": [[1.5]], "a": "b&c=d"}', headers)
+    assert answer.document["row"] == {"body": ["dict", {"instances": [[1.5]], "a": "b&c=d"}]}
+    assert answer.document["headers"]["Content-Type"] == "application/json"
+    # What is no JSON stays what it is, and elsewhere the type counts as it does in TorchServe.
+    assert ours("POST", path.format("echo"), b"a=1", FORM).document["row"] == {"a": ["bytearray", "1"]}
+    assert ours("POST", "/predictions/echo", b'{"instances": [[1.5]]}', FORM).document["row"] == {}
+
+
+def test_binary_tensors_of_kserve_stay_bytes(ours: Side) -> None:
+    answer = ours("POST", "/v2/models/echo/infer", b"{}\x01", {"Inference-Header-Content-Length": "2"})
+    assert answer.document["row"] == {"body": ["bytearray", "{}\x01"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("TRACE", "/predictions/echo", "POST, GET, HEAD, PUT, PATCH, DELETE, OPTIONS"),
+        ("TRACE", "/v2/models/echo/infer", "POST, GET, HEAD, PUT, PATCH, DELETE, OPTIONS"),
+        ("PROPFIND", "/predictions/echo", "POST, GET, HEAD, PUT, PATCH, DELETE, OPTIONS"),
+        ("PURGE", "/ping", "POST, GET, HEAD, PUT, PATCH, DELETE, OPTIONS"),
+        ("POST", "/v2/models/echo/ready", "GET, HEAD"),
+        ("GET", "/", "OPTIONS"),
+    ],
+)
+def test_a_method_that_is_not_there_is_answered_with_those_that_are(
+    ours: Side, method: str, path: str, allowed: str
+) -> None:
+    answer = ours(method, path)
+    assert (answer.status, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("path", ["/predictions/echo", "/v1/models/echo:predict", "/models/echo/invoke"])
+def test_a_compressed_body_is_decoded_for_the_handler(ours: Side, path: str) -> None:
+    for coding, body in (("gzip", gzip.compress(b'{"a": 1}')), ("deflate", zlib.compress(b'{"a": 1}'))):
+        document = ours("POST", path, body, {**JSON, "Content-Encoding": coding}).document
+        assert document["row"] == {"body": ["dict", {"a": 1}]}
+        assert document["headers"]["Content-Length"] == "8"
+        assert "content-encoding" not in map(str.lower, document["headers"])
+    # A method without a body may name a coding all the same.
+    assert ours("GET", path, b"", {"Content-Encoding": "gzip"}).status == 200
+
+
+def test_a_compressed_body_that_decodes_to_too_much_is_refused_before_it_does(ours: Side) -> None:
+    bomb = gzip.compress(bytes(200_000_000), 1)
+    answer = ours("POST", "/predictions/echo", bomb, {"Content-Encoding": "gzip"})
+    assert (answer.status, "The decoded body is larger than" in answer.document["message"]) == (413, True)
+    broken = ours("POST", "/predictions/echo", bomb[:-1000] + b"x" * 500, {"Content-Encoding": "gzip"})
+    assert broken.status == 413
+    for body in (b"plain", gzip.compress(b"cut off")[:-5]):
+        assert ours("POST", "/predictions/echo", body, {"Content-Encoding": "gzip"}).status == 400
+
+
+def test_two_parts_of_one_name_reach_no_handler(ours: Side) -> None:
+    one = b'--x\r\nContent-Disposition: form-data; name="data"; filename="a"\r\n\r\n%d\r\n'
+    for body, headers in ((one % 1 + one % 2 + b"--x--\r\n", PARTS), (b"data=1&data=2", FORM)):
+        answer = ours("POST", "/predictions/echo", body, headers)
+        assert (answer.status, "2 parts called 'data'" in answer.document["message"]) == (400, True)

@@ -13,6 +13,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from torchmar.server.jobs import Input
 from torchmar.server.refusal import Refusal
 
+_JSON = "application/json"
+_START = 200  # bytes in which a document begins
 _URLENCODED, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
 _LENGTHS = frozenset(map(len, (_URLENCODED, _MULTIPART)))  # what has another is neither, in any case of letters
 # Of a form: a body has room for millions, which would keep all other clients waiting.
@@ -20,7 +22,7 @@ _MOST_FIELDS = 1000
 
 
 def inputs(body: bytes, content_type: str) -> list[Input]:
-    """Return the parts of a request's body, in their order; of those with one name the handler sees the last.
+    """Return the parts of a request's body, in their order.
 
     A form (``multipart/form-data`` or ``application/x-www-form-urlencoded``) has an input for each field, whatever
     else has one, called ``body``. Files have their part's content type, without parameters, and other fields none.
@@ -30,18 +32,39 @@ def inputs(body: bytes, content_type: str) -> list[Input]:
         content_type: the request's header; empty if there is none.
 
     Raises:
-        Refusal: 400, a form is broken or has more than 1,000 fields.
+        Refusal: 400, a form is broken, has more than 1,000 fields, or two of one name.
     """
     kind, _, parameters = content_type.partition(";")
     kind = kind.rstrip()
     if len(kind) in _LENGTHS:
         if kind.lower() == _URLENCODED:
-            return _urlencoded(body)
+            return _distinct(_urlencoded(body))
         if parameters and kind.lower() == _MULTIPART:
             boundary = parse_options_header(content_type)[1].get(b"boundary")
             if boundary is not None:
-                return _multipart(body, boundary)
+                return _distinct(_multipart(body, boundary))
     return [Input("body", kind, body)]
+
+
+def is_json_type(content_type: str) -> bool:
+    """Return whether a Content-Type header names JSON, whatever its parameters are."""
+    return content_type.partition(";")[0].strip().lower() == _JSON
+
+
+def begins_as_json(body: bytes) -> bool:
+    """Return whether a body begins as an object or an array of JSON does."""
+    return body[:_START].lstrip(b" \t\r\n")[:1] in (b"{", b"[")
+
+
+def _distinct(parts: list[Input]) -> list[Input]:
+    """Return the parts of a form. Raises Refusal where two have one name: a handler would see one of them alone."""
+    if len({part.name for part in parts}) < len(parts):
+        names = [part.name for part in parts]
+        name = next(name for name in names if names.count(name) > 1)
+        message = f"The form has {names.count(name)} parts called {name[:80]!r}, of which a handler would see one."
+        hint = "Send one in each request, or several inputs as a JSON array."
+        raise Refusal(400, "BadRequestException", f"{message} {hint}")
+    return parts
 
 
 def _urlencoded(body: bytes) -> list[Input]:

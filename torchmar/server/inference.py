@@ -14,14 +14,18 @@ from torchmar.server.health import health
 from torchmar.server.http import Request
 from torchmar.server.identities import HEADER, request_ids
 from torchmar.server.jobs import Input, Job, Reply
+from torchmar.server.kserve_errors import is_kserve, with_error
 from torchmar.server.metrics import Metrics
 from torchmar.server.open_inference import OpenInference, not_found
-from torchmar.server.refusal import Refusal
+from torchmar.server.refusal import Refusal, not_allowed
 from torchmar.server.registry import Registry, Version
 from torchmar.server.settings import Settings
 from torchmar.server.tokens import Tokens
 
 _JSON = "application/json"
+_BINARY = "inference-header-content-length"  # bytes of JSON before tensors in binary, of the v2 protocol
+# TorchServe runs a model for any; these its clients may use.
+_METHODS = ("POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 # Targets may differ without end, in their queries alone.
 _REMEMBERED = 1024
 _LARGE = 1 << 16  # bytes that are compressed in a thread
@@ -44,6 +48,7 @@ class _Asked(NamedTuple):
         query: whether parameters are a part of the handler's row.
         tensors: whether it is of the Open Inference Protocol: tensors may be bytes, and the answer is compressed for
             clients that accept it.
+        kserve: whether the path is of KServe's protocols, whose bodies are JSON whatever type they are sent as.
     """
 
     model: str | None
@@ -51,6 +56,7 @@ class _Asked(NamedTuple):
     headers: Mapping[str, str]
     query: bool = False
     tensors: bool = False
+    kserve: bool = False
 
 
 class Inference:
@@ -74,6 +80,9 @@ class Inference:
         """Answer a request, now or when a worker has."""
         request_id = next(self._ids)
         try:
+            if request.method not in _METHODS:
+                # TRACE, say, which is meant to run nothing (RFC 9110, 9.3.8).
+                raise not_allowed(*_METHODS)
             asked = self._asked.get(request.target)
             if asked is None:
                 self._route(request, request_id)
@@ -82,7 +91,7 @@ class Inference:
                 self._ask(request, request_id, asked)
         except Refusal as refusal:
             self._metrics.answered(refusal.status)
-            request.respond(refusal.status, refusal.body, _JSON, ((HEADER, request_id),))
+            request.refuse(refusal, ((HEADER, request_id),))
 
     def _check(self, request: Request) -> None:
         self._tokens.check(request.header("authorization"), "inference")
@@ -102,8 +111,7 @@ class Inference:
             self._tell(request, request_id, 200, {"status": "alive"})  # KServe's liveness
             return
         if not segments and (request.method != "OPTIONS" or request.path == "*"):
-            text = "Requested method is not allowed, please refer to API document."
-            raise Refusal(405, "MethodNotAllowedException", text)
+            raise not_allowed("OPTIONS")
         if not segments or segments == ["api-description"]:
             # Whoever wants to know how to ask may have no token yet.
             self._tell(
@@ -185,6 +193,8 @@ class Inference:
             answer.take(Reply.of(refusal))
 
     def _inputs(self, request: Request, asked: _Asked) -> list[Input]:
+        if _is_json_as_other(request, asked):
+            return [Input("body", _JSON, request.body)]
         inputs = bodies.inputs(request.body, request.header("content-type"))
         if asked.query:
             return [Input(name, "", value.encode("utf-8", "replace")) for name, value in request.query] + inputs
@@ -210,6 +220,10 @@ class Inference:
             # As TorchServe, which hands on what came in chunks as if it had come as a whole.
             headers = {name: value for name, value in headers.items() if name.lower() != "transfer-encoding"}
             headers["content-length"] = str(len(request.body))
+        if _is_json_as_other(request, asked):
+            # A handler that looks here must not take for a form what it gets as JSON.
+            headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
+            headers["Content-Type"] = _JSON
         headers.update(asked.headers)
         return headers
 
@@ -230,6 +244,8 @@ class _Answer:
         if len(reply.body) > self._most:
             reply = self._too_large(reply)
         request = self._request
+        if reply.status >= 400 and not reply.more and not self._begun and is_kserve(request.target):
+            reply = reply._replace(body=with_error(reply.body), content_type=_JSON)
         if not reply.more:
             # The circle from the request to its job and back is opened, so that both are freed at once.
             request.on_gone = None
@@ -285,7 +301,8 @@ class _Answer:
         for name, value in reply.headers.items():
             lower = name.lower()
             if lower == "content-type":
-                content_type = value
+                # Of an error in KServe's protocols the server has written the body anew.
+                content_type = content_type or value
             elif lower != HEADER:
                 headers.append((name, value))
         return content_type, headers
@@ -309,13 +326,13 @@ def _asked(segments: list[str]) -> _Asked | None:
             final, _, verb = last.rpartition(":")
             match [*names, final]:
                 case [name] if verb in _V1_VERBS:
-                    return _Asked(name, None, _V1_VERBS[verb])
+                    return _Asked(name, None, _V1_VERBS[verb], kserve=True)
                 case [name, "versions", version] if verb in _V1_VERBS:
-                    return _Asked(name, version, _V1_VERBS[verb])
+                    return _Asked(name, version, _V1_VERBS[verb], kserve=True)
         case ["v2", "models", name, verb] if verb in _V2_VERBS:
-            return _Asked(name, None, _V2_VERBS[verb], tensors=True)
+            return _Asked(name, None, _V2_VERBS[verb], tensors=True, kserve=True)
         case ["v2", "models", name, "versions", version, verb] if verb in _V2_VERBS:
-            return _Asked(name, version, _V2_VERBS[verb], tensors=True)
+            return _Asked(name, version, _V2_VERBS[verb], tensors=True, kserve=True)
         case ["invocations"]:
             return _Asked(None, None, {}, query=True)
         case ["models", name, "invoke"] | [name, "predict"]:
@@ -345,6 +362,16 @@ def _in_json(inputs: list[Input], headers: dict[str, str]) -> tuple[list[Input],
     return [Input("body", _JSON, json.dumps(document, ensure_ascii=False).encode())], left
 
 
+def _is_json_as_other(request: Request, asked: _Asked) -> bool:
+    """Return whether a request of KServe's protocols has JSON under another content type, which does not matter there.
+
+    ``curl -d`` sends JSON as a form unless it is told otherwise, and other clients send no type at all.
+    """
+    if not asked.kserve or request.header(_BINARY) or bodies.is_json_type(request.header("content-type")):
+        return False
+    return bodies.begins_as_json(request.body)
+
+
 def _only_read(request: Request) -> None:
     if request.method not in ("GET", "HEAD"):
-        raise not_found()  # who forgot the verb must not take this for a prediction
+        raise not_allowed("GET", "HEAD")  # who forgot the verb must not take this for a prediction

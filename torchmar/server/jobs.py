@@ -39,7 +39,8 @@ class Reply(NamedTuple):
     @classmethod
     def of(cls, refusal: Refusal, *, more: bool = False) -> Reply:
         """Return what a server answers that refuses a request."""
-        return cls(refusal.status, refusal.body, "application/json", more=more, message=refusal.message)
+        headers, message = refusal.headers, refusal.message
+        return cls(refusal.status, refusal.body, "application/json", headers, more, message)
 
 
 class Job:

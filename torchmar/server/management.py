@@ -12,17 +12,17 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from torchmar.server import descriptions, logs, openapi, parameters, sentences
+from torchmar.server.bodies import is_json_type
 from torchmar.server.http import Request
 from torchmar.server.identities import HEADER, request_ids
 from torchmar.server.jobs import Job, Reply
 from torchmar.server.metrics import Metrics
-from torchmar.server.refusal import Refusal, error_body
+from torchmar.server.refusal import Refusal, error_body, not_allowed
 from torchmar.server.registry import Registration, Registry, Version
 from torchmar.server.settings import Settings
 from torchmar.server.tokens import Tokens
 
 _JSON = "application/json"
-_INT32 = 1 << 31
 # TorchServe's own defaults, which its clients may send for "nobody said".
 _UNSAID = {"batch_size": -1, "max_batch_delay": -100, "response_timeout": -1, "startup_timeout": -1}
 
@@ -47,7 +47,7 @@ class Management:
         try:
             self._route(request)
         except Refusal as refusal:
-            self._respond(request, refusal.status, refusal.body)
+            self._refuse(request, refusal)
 
     def _route(self, request: Request) -> None:
         parts = request.path.split("/")
@@ -55,7 +55,9 @@ class Management:
             parts.pop()
         # What the API is like may be asked without a token.
         if len(parts) == 1:
-            _allow(request.method == "OPTIONS" and parts == [""])
+            _allow(request, "OPTIONS")
+            if parts != [""]:  # OPTIONS *
+                raise not_allowed("OPTIONS")
             self._answer(request, openapi.management(self._settings.tokens))
             return
         if parts[1] == "api-description":
@@ -69,7 +71,7 @@ class Management:
         if parts[1] == "models" and len(parts) <= 5:
             self._models(request, parts[2:])
         elif parts[1:3] == ["v1", "models"] and len(parts) == 4:
-            _allow(request.method == "GET")
+            _allow(request, "GET")
             name = parts[3].partition(":")[0]
             self._answer(request, {"name": name, "ready": self._registry.find(name).pool.ready > 0})
         else:
@@ -78,7 +80,7 @@ class Management:
     def _models(self, request: Request, names: list[str]) -> None:
         method = request.method
         if not names:
-            _allow(method in ("GET", "POST"))
+            _allow(request, "GET", "POST")
             if method == "GET":
                 self._list(request)
             else:
@@ -88,7 +90,7 @@ class Management:
         if len(names) == 3:
             if names[2] != "set-default":
                 raise _not_found()
-            _allow(method in ("PUT", "OPTIONS"))
+            _allow(request, "PUT", "OPTIONS")
             if method == "PUT":
                 self._registry.set_default(name, names[1])
                 self._say(request, sentences.made_default(name, names[1]))
@@ -101,7 +103,7 @@ class Management:
         elif method == "PUT":
             self._begin(request, self._scale(request, name, version))
         else:
-            _allow(method == "DELETE")
+            _allow(request, "GET", "PUT", "DELETE", "OPTIONS")
             self._begin(request, self._unregister(request, name, version))
 
     def _renew(self, request: Request, authorization: str) -> None:
@@ -113,11 +115,13 @@ class Management:
     def _list(self, request: Request) -> None:
         asked = _parameters(request)
         parameters.check(asked, parameters.LIST, "GET /models")
-        limit, token = _number(asked.get("limit"), descriptions.PAGE), _number(asked.get("next_page_token"), 0)
+        limit = parameters.number(asked, "limit", descriptions.PAGE, least=0)
+        token = parameters.number(asked, "next_page_token", 0, least=0)
         self._answer(request, descriptions.page(self._registry.models.values(), limit, token))
 
     async def _register(self, request: Request) -> None:
-        _allow(self._settings.model_api)
+        if not self._settings.model_api:
+            raise not_allowed("GET")
         asked = _registration(request)
         found = await self._registry.register(asked)
         self._say(request, sentences.registered(found, synchronous=asked.synchronous))
@@ -125,15 +129,16 @@ class Management:
     async def _scale(self, request: Request, name: str, version: str | None) -> None:
         asked = _parameters(request)
         parameters.check(asked, parameters.SCALE, f"PUT /models/{name}")
-        low = _number(asked.get("min_worker"), 1)
-        high = _number(asked.get("max_worker"), low)
+        low = parameters.number(asked, "min_worker", 1, least=0)
+        high = parameters.number(asked, "max_worker", low, least=0)
         version = asked.get("model_version") if version is None else version
         wait = parameters.flag(asked, "synchronous", default=False)
         await self._registry.scale(name, version, low, high, synchronous=wait)
         self._say(request, sentences.scaled(name, version, low, synchronous=wait))
 
     async def _unregister(self, request: Request, name: str, version: str | None) -> None:
-        _allow(self._settings.model_api)
+        if not self._settings.model_api:
+            raise not_allowed("GET", "PUT", "OPTIONS")
         await self._registry.unregister(name, version)
         self._say(request, sentences.unregistered(name))
 
@@ -200,11 +205,11 @@ class Management:
         try:
             await answering
         except Refusal as refusal:
-            self._respond(request, refusal.status, refusal.body)
+            self._refuse(request, refusal)
         except Exception:
             logs.SERVER.exception("%s %s failed", request.method, request.path)
             message = "the server has failed; its log says how"
-            self._respond(request, 500, error_body(500, "InternalServerException", message))
+            self._refuse(request, Refusal(500, "InternalServerException", message))
 
     def _say(self, request: Request, text: str) -> None:
         self._answer(request, {"status": text}, 202 if text == sentences.STARTED else 200)
@@ -212,6 +217,10 @@ class Management:
     def _answer(self, request: Request, document: object, status: int = 200) -> None:
         body = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         self._respond(request, status, body)
+
+    def _refuse(self, request: Request, refusal: Refusal) -> None:
+        self._metrics.answered(refusal.status)
+        request.refuse(refusal, ((HEADER, next(self._ids)),))
 
     def _respond(self, request: Request, status: int, body: bytes, content_type: str = _JSON) -> None:
         self._metrics.answered(status)
@@ -224,8 +233,7 @@ def _registration(request: Request) -> Registration:
     Raises:
         Refusal: 400; there is no URL, or the body is no JSON object, or a number in it is none.
     """
-    is_json = request.header("content-type").partition(";")[0].strip().lower() == _JSON
-    body = _body(request.body) if is_json else {}
+    body = _body(request.body) if is_json_type(request.header("content-type")) else {}
     asked = {**_parameters(request), **body}
     parameters.check(asked, openapi.REGISTRATION, "POST /models")
     if "url" not in asked:
@@ -233,9 +241,7 @@ def _registration(request: Request) -> Registration:
 
     def number(name: str) -> int | None:
         unsaid = _UNSAID.get(name)
-        value: int | None = _number(asked.get(name), unsaid)
-        if name in body and _number(asked[name], None) is None:
-            raise Refusal(400, "BadRequestException", f"Parameter {name} is no whole number: {asked[name]}")
+        value: int | None = parameters.number(asked, name, unsaid)
         return None if value == unsaid else value
 
     return Registration(
@@ -281,14 +287,6 @@ def _parameters(request: Request) -> Mapping[str, str]:
     return dict(reversed(request.query))
 
 
-def _number(text: str | None, default: Any) -> Any:
-    """Return a number as TorchServe reads it: one of 32 bits, or else the default."""
-    if text is None or not re.fullmatch(r"[+-]?[0-9]{1,10}", text):
-        return default
-    value = int(text)
-    return value if -_INT32 <= value < _INT32 else default
-
-
 def _object(body: bytes) -> dict[str, Any]:
     try:
         said = json.loads(body)
@@ -297,10 +295,9 @@ def _object(body: bytes) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _allow(allowed: bool) -> None:
-    if not allowed:
-        message = "Requested method is not allowed, please refer to API document."
-        raise Refusal(405, "MethodNotAllowedException", message)
+def _allow(request: Request, *methods: str) -> None:
+    if request.method not in methods:
+        raise not_allowed(*methods)
 
 
 def _not_found() -> Refusal:

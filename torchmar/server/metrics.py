@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from torchmar.server import logs
 from torchmar.server.machine import Machine
 from torchmar.server.metrics_config import DEFAULT, MetricsConfig, described
-from torchmar.server.refusal import Refusal
+from torchmar.server.refusal import Refusal, not_allowed
 from torchmar.server.series import Family, Kind, Series, Spec
 from torchmar.server.statistics import Statistics
 
@@ -273,9 +273,7 @@ class MetricsApi:
                 404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document."
             )
         if request.method not in ("GET", "HEAD"):
-            raise Refusal(
-                405, "MethodNotAllowedException", "Requested method is not allowed, please refer to API document."
-            )
+            raise not_allowed("GET", "HEAD")
         names = {value for key, value in request.query if key == "name[]"}
         self._metrics.answered(200)
         text = self._metrics.text(names).encode()

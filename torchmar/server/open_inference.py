@@ -9,7 +9,7 @@ from torchmar.server import model_documents
 from torchmar.server.health import ready
 from torchmar.server.http import Request
 from torchmar.server.metrics import Metrics
-from torchmar.server.refusal import Refusal
+from torchmar.server.refusal import Refusal, not_allowed
 from torchmar.server.registry import Registry
 
 LOADING = "models are loaded by the management API: POST /models?url=... registers one, DELETE /models/NAME removes it"
@@ -38,7 +38,7 @@ class OpenInference:
             segments: of the path, behind ``v2``.
 
         Raises:
-            Refusal: 404, there is no such path, model or version, or not for that method; 501, an extension that is
+            Refusal: 404, there is no such path, model or version; 405, not for that method; 501, an extension that is
                 not supported.
         """
         registry = self._registry
@@ -46,8 +46,13 @@ class OpenInference:
             raise Refusal(501, "NotImplementedException", missing)
         if segments == ["repository", "index"]:
             return 200, model_documents.index(registry, ready=_only_ready(request))
+        answer = self._read(segments)
         if request.method not in ("GET", "HEAD"):
-            raise not_found()  # who forgot the verb must not take this for a prediction
+            raise not_allowed("GET", "HEAD")  # a client that forgot the verb must not take this for a prediction
+        return answer
+
+    def _read(self, segments: list[str]) -> tuple[int, Any]:
+        registry = self._registry
         match segments:
             case []:
                 return 200, model_documents.server()

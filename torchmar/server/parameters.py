@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torchmar.server import logs
 from torchmar.server.refusal import Refusal
@@ -22,6 +23,7 @@ _SYNONYMS = (
     {"url", "model_url", "mar_name"},
     {"model_name", "name"},
 )
+_INT32 = 1 << 31
 _LONGEST = 100  # characters of a name that is logged
 
 
@@ -42,6 +44,22 @@ def check(given: Iterable[str], known: tuple[str, ...], call: str) -> None:
         if (meant := _meant(name, known)) is not None:
             raise Refusal(400, "BadRequestException", f"Unknown parameter {name[:_LONGEST]}; did you mean {meant}?")
         logs.SERVER.warning("%s: unknown parameter %r is ignored", call, name[:_LONGEST])
+
+
+def number(given: Mapping[str, str], name: str, default: Any, *, least: int = -_INT32) -> Any:
+    """Return a parameter that is a whole number, or ``default`` where it is missing or empty.
+
+    Raises:
+        Refusal: 400; it is no whole number from ``least`` to the largest of 32 bits, TorchServe's own type.
+    """
+    text = given.get(name)
+    if not text:
+        return default
+    value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,10}", text) else None
+    if value is None or not least <= value < _INT32:
+        message = f"Parameter {name} is {text[:_LONGEST]!r}, and must be a whole number from {least} to {_INT32 - 1}."
+        raise Refusal(400, "BadRequestException", message)
+    return value
 
 
 def flag(given: Mapping[str, str], name: str, *, default: bool) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+
+from torchmar.server.kserve_errors import is_kserve
 
 
 class Refusal(Exception):
@@ -12,19 +15,35 @@ class Refusal(Exception):
         status: HTTP status.
         type: TorchServe's name for it: ``ModelNotFoundException``.
         message: what is wrong.
+        headers: of the answer, such as ``Allow`` or ``Retry-After``.
     """
 
-    def __init__(self, status: int, type: str, message: str) -> None:
+    def __init__(self, status: int, type: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.type, self.message = status, type, message
+        self.headers: Mapping[str, str] = headers or {}
 
     @property
     def body(self) -> bytes:
         """The body of the answer, laid out as TorchServe does."""
         return error_body(self.status, self.type, self.message)
 
+    def body_for(self, target: bytes) -> bytes:
+        """Return the body of the answer to a request for ``target``: below ``/v1`` and ``/v2`` it has ``error``, too.
 
-def error_body(status: int, type: str, message: str) -> bytes:
-    """Return ``{"code", "type", "message"}`` as TorchServe writes it."""
-    said = {"code": status, "type": type, "message": message}
-    return json.dumps(said, indent=2, ensure_ascii=False).encode() + b"\n"
+        Args:
+            target: as it stands in the request line.
+        """
+        return error_body(self.status, self.type, self.message, error=is_kserve(target))
+
+
+def error_body(status: int, type: str, message: str, *, error: bool = False) -> bytes:
+    """Return ``{"code", "type", "message"}`` as TorchServe writes it, with the message as ``error``, too, if wanted."""
+    document = {"code": status, "type": type, "message": message, **({"error": message} if error else {})}
+    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def not_allowed(*methods: str) -> Refusal:
+    """Return the error (405) for a method that a path does not have; ``methods`` are those that it has."""
+    message = "Requested method is not allowed, please refer to API document."
+    return Refusal(405, "MethodNotAllowedException", message, {"Allow": ", ".join(methods)})

@@ -108,7 +108,13 @@ class Heads(dict[tuple[int, str], bytes]):
         self._names[name] = start = b"" if name.lower() in _OURS else b"%b: " % name.encode()
         return start
 
-    def farewell(self, refusal: Refusal) -> bytes:
-        """Return the answer that is the last of its connection."""
-        body = refusal.body
-        return b"%b%bcontent-length: %d\r\n\r\n%b" % (self[refusal.status, JSON], CLOSE, len(body), body)
+    def farewell(self, refusal: Refusal, target: bytes) -> bytes:
+        """Return the answer that is the last of its connection.
+
+        Args:
+            refusal: what is wrong.
+            target: of the request, as far as it is known.
+        """
+        body = refusal.body_for(target)
+        head = self[refusal.status, JSON] + self.lines(refusal.headers.items())
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, CLOSE, len(body), body)

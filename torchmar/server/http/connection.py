@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, cast
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from torchmar.server.http import content_coding
 from torchmar.server.http.access import Access
 from torchmar.server.http.answers import CONTINUE
 from torchmar.server.http.request import Request
-from torchmar.server.refusal import Refusal
+from torchmar.server.refusal import Refusal, not_allowed
 
 if TYPE_CHECKING:
-    from torchmar.server.http.access import Tell
     from torchmar.server.http.listener import Listener
 
 _log = logging.getLogger("torchmar.server")
@@ -40,6 +40,7 @@ class Connection(asyncio.Protocol):
         "_body_size",
         "_continue_owed",
         "_current",
+        "_decoder",
         "_drainers",
         "_farewell",
         "_feed_size",
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
         self._target, self._raw = b"", list[tuple[bytes, bytes]]()
         self._request: Request | None = None
         self._pieces, self._pieces_joined, self._body_size = list[bytes](), 0, 0
+        self._decoder: content_coding.Decoder | None = None
         self._feed_size = self._stray = 0
         self._fresh = False
         self._waiting: deque[Request] = deque()
@@ -197,8 +199,11 @@ class Connection(asyncio.Protocol):
         if version != "1.1" and version != "1.0":
             raise Refusal(505, "BadRequestException", f"HTTP/{version} is not understood.")
         if method == b"CONNECT":
-            message = "Requested method is not allowed, please refer to API document."
-            raise Refusal(405, "MethodNotAllowedException", message)
+            raise not_allowed("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+        self._decoder = None
+        if b"content-encoding" in fields:
+            coding = fields[b"content-encoding"].decode("latin-1")
+            self._decoder = content_coding.decoder(coding, self._limits.body)
         if b"expect" in fields and version == "1.1":
             if fields[b"expect"].strip().lower() != b"100-continue":
                 raise Refusal(417, "BadRequestException", "No expectation is met but 100-continue.")
@@ -222,8 +227,11 @@ class Connection(asyncio.Protocol):
         if self._body_size > self._limits.body:
             raise self._too_large()
         pieces = self._pieces
-        pieces.append(piece)
-        if len(pieces) - self._pieces_joined == _PIECES:
+        if self._decoder is None:
+            pieces.append(piece)
+        else:
+            pieces += self._decoder.decode(piece)
+        if len(pieces) - self._pieces_joined >= _PIECES:
             pieces[self._pieces_joined :] = [b"".join(pieces[self._pieces_joined :])]
             self._pieces_joined += 1
 
@@ -240,6 +248,10 @@ class Connection(asyncio.Protocol):
             # Joining one piece copies nothing.
             request.body = b"".join(self._pieces)
             self._pieces = []
+        if self._decoder is not None:
+            self._decoder.finish()
+            self._decoder = None
+            request.decoded()
         self._continue_owed = False
         self._waiting.append(request)
         self._state = _IDLE if request._keep_alive else _DEAF
@@ -294,20 +306,17 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Receive nothing more, and say why once the requests before are answered."""
-        if self.listener.access is not None:
-            self._tell_refused(refusal, self.listener.access)
-        self._state, self._request, self._pieces = _DEAF, None, []
-        self._farewell = self.heads.farewell(refusal)
-        self.serve()
-
-    def _tell_refused(self, refusal: Refusal, tell: Tell) -> None:
-        """Tell of a request that the app never sees."""
         method, target = "", b""
         if self._state == _HEAD:
             method, target = self._parser.get_method().decode(), self._target
         elif self._request is not None:
             method, target = self._request.method, self._request.target
-        tell(Access(time.time(), self.client, method, target, refusal.status, 0.0, ""))
+        if self.listener.access is not None:
+            # The app never sees this request.
+            self.listener.access(Access(time.time(), self.client, method, target, refusal.status, 0.0, ""))
+        self._state, self._request, self._pieces = _DEAF, None, []
+        self._farewell = self.heads.farewell(refusal, target)
+        self.serve()
 
     # Answering.
 

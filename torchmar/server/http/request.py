@@ -79,6 +79,15 @@ class Request:
         """All headers in their order, names in the client's case."""
         return [(name.decode("latin-1"), value.strip().decode("latin-1")) for name, value in self._raw]
 
+    def decoded(self) -> None:
+        """Have the headers describe the body as it is after its Content-Encoding was removed."""
+        size = str(len(self.body)).encode()
+        self._fields.pop(b"content-encoding", None)
+        if b"content-length" in self._fields:
+            self._fields[b"content-length"] = size
+        kept = [(name, value) for name, value in self._raw if name.lower() != b"content-encoding"]
+        self._raw = [(name, size if name.lower() == b"content-length" else value) for name, value in kept]
+
     @property
     def path(self) -> str:
         """The path without percent encoding: ``/predictions/m``."""
@@ -181,10 +190,14 @@ class Request:
     def _given(self) -> bool:
         return self._state == _GIVEN
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Answer with ``refusal``; an answer that has begun is cut, a complete one stays as it is."""
+    def refuse(self, refusal: Refusal, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """Answer with ``refusal``, its headers and ``headers``.
+
+        An answer that has begun is cut, a complete one stays as it is.
+        """
         if self._state == _OWED:
-            self.respond(refusal.status, refusal.body, JSON)
+            body = refusal.body_for(self.target)
+            self.respond(refusal.status, body, JSON, (*refusal.headers.items(), *headers))
         else:
             self.abort()
 

@@ -1,0 +1,40 @@
+"""Errors as clients of KServe's protocols (v1 and v2) read them: a JSON object with the message as ``error``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import Any
+
+# A path below /v1 or /v2, also of a target in absolute form, which proxies are sent.
+_PATH = re.compile(rb"(?:https?://[^/?#]*)?/v[12](?:[/?#]|$)", re.IGNORECASE)
+
+
+def is_kserve(target: bytes) -> bool:
+    """Return whether the target of a request line belongs to KServe's v1 or v2 protocol."""
+    return _PATH.match(target) is not None
+
+
+def with_error(body: bytes) -> bytes:
+    """Return the body of an error as a JSON object that has ``error``.
+
+    An object that has the key is returned as it is. Other objects keep their members, and get their ``message`` (the
+    whole object where there is none) under that name; of anything else the text becomes the message.
+
+    Source of the key: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol,
+    "Inference Response JSON Error Object"; the v1 protocol and TensorFlow Serving have the same.
+    """
+    text = body.decode("utf-8", "replace").strip()
+    document: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(text)
+    if not isinstance(document, dict):
+        document = {"error": document if isinstance(document, str) else text}
+    elif "error" in document:
+        return body
+    else:
+        message = document.get("message")
+        document["error"] = message if isinstance(message, str) else text
+    # Laid out as it was: TorchServe's errors have lines.
+    return json.dumps(document, indent=2 if "\n" in text else None, ensure_ascii=False).encode("utf-8", "replace")
