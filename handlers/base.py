@@ -17,13 +17,14 @@ from ts.torch_handler import base_handler as stock
 from ts.utils.util import PredictionException, load_label_mapping
 
 from torchmar_handlers import batch as batches
-from torchmar_handlers import samples, signatures, weights
+from torchmar_handlers import faults, samples, signatures, weights
 from torchmar_handlers.forward import forward
 from torchmar_handlers.metrics import Metrics
 from torchmar_handlers.options import Options
 from torchmar_handlers.protocols import open_inference
 from torchmar_handlers.reply import Reply
 from torchmar_handlers.request import Request
+from torchmar_handlers.weights import first_layer
 
 _WARM_CALLS = 3  # TorchScript's profiling executor records one call of a shape and compiles in the next
 _LABELS = "index_to_name.json"
@@ -90,6 +91,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.rows_at_once = self.options.integer("rows_at_once", max(64, batch_size), low=1)
         self._inference_seconds = 0.0
         self.measures = Metrics()
+        self.known_inputs = faults.KnownInputs(self)
         self.load_model(folder, model.get("serializedFile"), model.get("modelFile"), threads)
         self.mapping = load_label_mapping(str(folder / _LABELS)) if (folder / _LABELS).is_file() else None
         self.initialized = True
@@ -119,12 +121,25 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
             self.options.refuse_unknown()
         properties = context.system_properties
-        requests = samples.read(properties.get("model_dir")) if wanted else []
-        predicted = [request for request in requests if not request.wants_explanation]
+        predicted = self.sample_requests() if wanted else []
         for size in sorted({1, int(properties.get("batch_size") or 1)}) if predicted else ():
             batch = [predicted[index % len(predicted)] for index in range(size)]
             for _ in range(_WARM_CALLS):
                 batches.answer(self, batch)
+
+    def sample_requests(self) -> list[Request]:
+        """Return those of the archive's samples that are predictions."""
+        requests = samples.read(self.context.system_properties.get("model_dir"))
+        return [request for request in requests if not request.wants_explanation]
+
+    def typical_inputs(self) -> Iterator[Any]:
+        """Yield decoded inputs that the model may take, for archives without samples.
+
+        One that it takes shows that an input for which it fails is to blame, and not the model. Here they are tensors
+        of zeros that the first layer of the model suggests.
+        """
+        for tensor in first_layer.typical_inputs(self.model) if isinstance(self.model, torch.nn.Module) else ():
+            yield tensor[0]
 
     def decode(self, request: Request) -> Any:
         """Return the input of one request; the row itself unless overridden."""
@@ -173,12 +188,15 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return None
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return answers as named columns, for clients of the Open Inference Protocol.
+        """Return answers as named columns, for clients of the Open Inference Protocol and of TensorFlow Serving.
 
-        None (as here) leaves it to the answers: objects with the same keys become a tensor per key,
-        others one called ``output``, of numbers, of texts, or of JSON.
+        Here they are the outputs that `signature` names, where every answer is an object that has them. None, which
+        is all else, makes them one called ``output``, of numbers, of texts, or of JSON.
         """
-        return None
+        names = [output["name"] for output in self.signature()["outputs"]]
+        if not names or not all(isinstance(one, Mapping) and one.keys() >= set(names) for one in answers):
+            return None
+        return {name: [one[name] for one in answers] for name in names}
 
     def signature(self) -> signatures.Signature:
         """Return what the model takes and gives as tensors of the Open Inference Protocol.

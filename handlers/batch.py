@@ -11,22 +11,21 @@ from typing import Any, Protocol
 
 from ts.utils.util import PredictionException
 
-from torchmar_handlers import protocols
+from torchmar_handlers import faults, protocols
 from torchmar_handlers.reply import Reply
 from torchmar_handlers.request import Request
 
 logger = logging.getLogger(__name__)
 
 
-class Answering(protocols.Served, Protocol):
+class Answering(faults.Handler, Protocol):
     """What answering a batch takes of a handler."""
 
     rows_at_once: int
     executor: Executor | None
+    known_inputs: faults.KnownInputs
 
-    def decode(self, request: Request) -> Any: ...
     def group(self, decoded: Any) -> Hashable: ...
-    def preprocess(self, inputs: Sequence[Any]) -> Any: ...
     def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
     def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
     def describe_handle(self) -> Any: ...
@@ -59,8 +58,9 @@ def answer(handler: Answering, requests: Sequence[Request], decoded: Callable[[]
 
     Every instance is decoded by itself; then predictions and explanations run, each group of
     like inputs at once. A group that fails is repeated instance by instance, so that only the
-    culprit fails: with its own code (``PredictionException``), 507 (out of memory) or 503, as
-    TorchServe says. ``decoded`` is called between the two.
+    culprit fails: with its own code (``PredictionException``), 400 where the model takes another input
+    right after (see `torchmar_handlers.faults`), 507 (out of memory) or 503, as TorchServe says.
+    ``decoded`` is called between the two.
     """
     halves = decode(handler, requests)
     decoded()
@@ -78,7 +78,7 @@ def decode(handler: Answering, requests: Sequence[Request]) -> list[Decoded | Re
             else:
                 askings[index] = protocols.read(request, handler)
         except Exception as error:
-            halves[index] = Reply.error(*_refusal(handler, error))
+            halves[index] = Reply.error(*_refusal(handler, faults.of_reading(handler.known_inputs, error)))
     inputs = iter(_decode(handler, [part for asking in askings.values() for part in asking.parts]))
     for index, asking in askings.items():
         own = [next(inputs) for _ in asking.parts]
@@ -104,7 +104,7 @@ def _decode(handler: Answering, parts: Sequence[Request]) -> list[Any]:
         try:
             return handler.decode(part)
         except Exception as error:
-            return _Failure(error)
+            return _Failure(faults.of_reading(handler.known_inputs, error))
 
     if handler.executor is not None and len(parts) > 1:
         return list(handler.executor.map(one, parts))
@@ -115,7 +115,11 @@ def _groups(handler: Answering, parts: Iterable[_Part]) -> Iterator[tuple[bool, 
     """Yield the parts that can share a forward pass, no more at once than the handler takes."""
     groups: dict[tuple[bool, Hashable], list[_Part]] = {}
     for part in parts:
-        kind = part.request.wants_explanation, handler.group(part.input)
+        try:
+            kind = part.request.wants_explanation, handler.group(part.input)
+        except Exception as error:
+            part.outcome = _Failure(faults.of_reading(handler.known_inputs, error))
+            continue
         groups.setdefault(kind, []).append(part)
     for (explain, _), members in groups.items():
         for start in range(0, len(members), handler.rows_at_once):
@@ -135,9 +139,13 @@ def _run(
             raise ValueError(f"{type(handler).__name__} gave {len(answers)} answers to {len(parts)} requests")
     except Exception as error:
         if len(parts) == 1:
-            parts[0].outcome = _Failure(error)
+            (part,) = parts
+            found = faults.of_step(handler, handler.known_inputs, step, part.request, part.input, error)
+            part.outcome = _Failure(found) if isinstance(found, Exception) else found
             return
     else:
+        if not handler.known_inputs.kept:
+            handler.known_inputs.keep(parts[0].request, parts[0].input)
         for part, answer in zip(parts, answers, strict=True):
             part.outcome = answer
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +108,13 @@ class Cascade(BaseHandler):
             return self.first.group(decoded[0]), self.second.group(decoded[1])
         group: Hashable = self.first.group(decoded[1] if self.mode == "crops" else decoded)
         return group
+
+    def typical_inputs(self) -> Iterator[Any]:
+        """Yield those of the stages that answer every request; of ``crops`` none are known."""
+        if self.mode == "mean":
+            yield from zip(self.first.typical_inputs(), self.second.typical_inputs(), strict=False)
+        elif self.mode == "unsure":
+            yield from self.first.typical_inputs()
 
     def preprocess(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Return the inputs as they are; each stage has its own."""

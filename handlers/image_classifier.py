@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from ts.utils.util import PredictionException
 
 from torchmar_handlers import explanations, npy, signatures, weights
 from torchmar_handlers.base import BaseHandler
@@ -15,7 +14,7 @@ from torchmar_handlers.forward import forward
 from torchmar_handlers.images.inputs import Input, Inputs
 from torchmar_handlers.images.outputs import only
 from torchmar_handlers.reply import PNG, Reply
-from torchmar_handlers.request import BadRequest, Request
+from torchmar_handlers.request import BadRequest, NotFinite, Request
 
 
 class ImageClassifier(BaseHandler):
@@ -66,6 +65,10 @@ class ImageClassifier(BaseHandler):
         self.layer = options.text("layer", "") or None
         self.warm_up(context)
 
+    def typical_inputs(self) -> Iterator[Input]:
+        """Yield a black image."""
+        yield self.inputs.typical()
+
     def decode(self, request: Request) -> Input:
         """Return the image of a request, resized and cropped."""
         return self.inputs.read(request)
@@ -82,7 +85,7 @@ class ImageClassifier(BaseHandler):
         """Return the most probable labels of each row of scores, ``(n, classes)``."""
         probabilities = only(output).softmax(1)
         if not bool(probabilities.isfinite().all()):
-            raise PredictionException("the model's output for this image is not a number", 503)
+            raise NotFinite("the model's output for this image is not a number")
         values, classes = probabilities.topk(min(self.topk, probabilities.shape[1]))
         answers: list[dict[str, float]] = []
         for row, numbers in zip(classes.tolist(), values.tolist(), strict=True):
@@ -131,9 +134,9 @@ class ImageClassifier(BaseHandler):
         return answers
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return the most probable label of each image, with its probability; explanations stay objects."""
+        """Return the most probable label of each image, with its probability; explanations by their keys."""
         if not isinstance(answers[0], Mapping) or "attributions" in answers[0]:
-            return None
+            return signatures.by_key(answers)
         best = [next(iter(answer.items())) for answer in answers]
         return {"label": [label for label, _ in best], "probability": [value for _, value in best]}
 

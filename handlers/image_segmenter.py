@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from ts.utils.util import PredictionException
 
 from torchmar_handlers import npy, signatures
 from torchmar_handlers.base import BaseHandler
@@ -16,7 +15,7 @@ from torchmar_handlers.images.inputs import Input, Inputs
 from torchmar_handlers.images.outputs import only
 from torchmar_handlers.options import OptionError
 from torchmar_handlers.reply import PNG, Reply
-from torchmar_handlers.request import Request
+from torchmar_handlers.request import NotFinite, Request
 
 
 class ImageSegmenter(BaseHandler):
@@ -63,6 +62,10 @@ class ImageSegmenter(BaseHandler):
             raise OptionError("original_size", "the crop leaves the edges unknown; set crop: null")
         self.warm_up(context)
 
+    def typical_inputs(self) -> Iterator[Input]:
+        """Yield a black image."""
+        yield self.inputs.typical()
+
     def decode(self, request: Request) -> Input:
         """Return the image of a request, resized and cropped."""
         return self.inputs.read(request)
@@ -80,7 +83,7 @@ class ImageSegmenter(BaseHandler):
         values, inputs = batch
         probabilities, classes = class_map.most_probable(only(self.inference(values)))
         if not bool(probabilities.isfinite().all()):
-            raise PredictionException("the model's output for this image is not a number", 503)
+            raise NotFinite("the model's output for this image is not a number")
         return [
             self._answer(*one)
             for one in zip(requests, inputs, classes.cpu().numpy(), probabilities.cpu().numpy(), strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,10 @@ class ObjectDetector(BaseHandler):
         self.max_detections = options.integer("max_detections", 100, low=1)
         self.stacked = options.flag("stacked", False)
         self.warm_up(context)
+
+    def typical_inputs(self) -> Iterator[Input]:
+        """Yield a black image."""
+        yield self.inputs.typical()
 
     def decode(self, request: Request) -> Input:
         """Return the image of a request."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,17 @@ from typing import Any
 from ts.utils.util import PredictionException
 
 JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+#: Content types of JSON lines: one document on each line.
+JSON_LINES = ("application/jsonlines", "application/jsonl", "application/x-ndjson", "application/x-jsonlines")
+
+# Form fields and JSON keys that stand beside the input, and are never it.
+_BESIDE = frozenset({"method", "target", "n_steps", "baseline", "parameters", "model_name"})
+_URL_SAFE = str.maketrans("-_", "+/")
+_FIELD = re.compile(r"[A-Za-z_][\w.\-\[\]]*")  # what a field of a form is called, and JSON or a text is not
+_B64 = "b64"
+#: Keys that an object may have a file under.
+FILE_KEYS = ("data", "image", "image_bytes")
 
 
 class BadRequest(PredictionException):
@@ -19,6 +31,13 @@ class BadRequest(PredictionException):
 
     def __init__(self, message: str, code: int = 400) -> None:
         super().__init__(message, code)
+
+
+class NotFinite(PredictionException):
+    """The model answers one request with NaN or infinity: 503, or 400 where its input turns out to be the reason."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 503)
 
 
 @dataclass(slots=True)  # frozen it would take three times as long to make, and there are five such records a request
@@ -62,12 +81,44 @@ class Request:
 
     @property
     def payload(self) -> Any:
-        """The ``data`` field or the body: bytes, text or parsed JSON; None when there is neither."""
+        """The ``data`` field or the body: bytes, text or parsed JSON; None when there is neither.
+
+        Of a form (and of TorchServe's gRPC, whose inputs have names) it is the only field, whatever its name is.
+        """
+        row = self.row
         for name in ("data", "body"):
-            value = self.row.get(name)
+            value = row.get(name)
             if value is not None:
                 return value
-        return None
+        inputs = self.fields()
+        return row[inputs[0]] if len(inputs) == 1 else None
+
+    def fields(self) -> list[str]:
+        """Return the names of a form's fields that may be the input: the only one, or all but known options."""
+        names = list(self.row)
+        return names if len(names) == 1 else [name for name in names if name not in _BESIDE]
+
+    def check_form(self) -> None:
+        """Check that a form has one input, and is a form.
+
+        Raises:
+            BadRequest: it has no field or several that may be the input, or another body was sent as a form.
+        """
+        if "body" in self.row or self.whole is not None:
+            return
+        names = self.fields()
+        if self.sends(FORM) and not (names and all(map(_FIELD.fullmatch, self.row))):
+            # curl -d and --data-binary send any body so unless they are told otherwise.
+            raise BadRequest(
+                f"the body was sent as a form ({FORM}) and is none: send JSON with -H 'Content-Type: {JSON}', "
+                "a file with -H 'Content-Type: application/octet-stream', a text with -H 'Content-Type: text/plain'"
+            )
+        if "data" in self.row or len(names) == 1:
+            return
+        if not names:
+            raise BadRequest("the form has no input; send it as the only field, or as one called 'data'")
+        told = ", ".join(name[:40] for name in names[:5]) + (", ..." if len(names) > 5 else "")
+        raise BadRequest(f"the form has the fields {told}; send the input as the only one, or call it 'data'")
 
     def option(self, name: str) -> Any:
         """Return what a client asks for beside the input, as text or JSON value; None when it says nothing.
@@ -91,13 +142,12 @@ class Request:
         payload = self.payload
         if not isinstance(payload, bytes | bytearray | str):
             return payload
-        try:
-            return json.loads(payload)
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(f"the body is not JSON: {error}") from None
+        return loads(payload)
 
     def text(self) -> str:
-        """Return the text that was sent raw, as a form field or in JSON (``"..."``, ``{"text": "..."}``).
+        """Return the text that was sent raw, as a form field or in JSON.
+
+        In JSON it is ``"..."``, ``{"text": "..."}`` or ``{"data": "..."}``, or UTF-8 in base64, ``{"b64": "..."}``.
 
         Raises:
             BadRequest: there is none, or it is not UTF-8.
@@ -115,36 +165,80 @@ class Request:
     def content(self) -> bytes:
         """Return the bytes of a file that was sent raw, as a form field or in base64.
 
-        Base64 is taken as text or in JSON (``"..."``, ``{"data": "..."}``, ``{"b64": "..."}``),
-        with or without a ``data:`` URL before it.
+        Base64 is taken as text or in JSON: ``"..."``, ``{"b64": "..."}``, and either of these as ``data``, ``image``
+        or ``image_bytes``. It may be URL-safe, without its padding, and have a ``data:`` URL before it.
 
         Raises:
             BadRequest: there is nothing, or it is none of these.
         """
-        payload = self._file(("data", "b64"))
+        payload = self._file(FILE_KEYS)
         if isinstance(payload, bytes | bytearray):
             return bytes(payload)
         if not isinstance(payload, str):
             raise BadRequest(f"a file is sent as bytes or as text in base64, not as {_json_type(payload)}")
-        text = payload.partition(",")[2] if payload.startswith("data:") else payload
-        try:
-            return base64.b64decode("".join(text.split()), validate=True)
-        except (binascii.Error, ValueError):
-            raise BadRequest("the text is not base64") from None
+        return from_base64(payload)
+
+    def value(self, keys: tuple[str, ...]) -> Any:
+        """Return the payload; of a JSON object the first of ``keys`` that it has, itself where it has none.
+
+        ``{"b64": "..."}`` is decoded, as the payload and as the value of a key.
+
+        Raises:
+            BadRequest: ``b64`` is not base64.
+        """
+        payload = self.payload
+        for _ in range(2):
+            if not isinstance(payload, Mapping):
+                break
+            if isinstance(text := payload.get(_B64), str):
+                return from_base64(text)
+            payload = next((payload[key] for key in keys if payload.get(key) is not None), payload)
+        return payload
 
     def _file(self, keys: tuple[str, ...]) -> Any:
         """Return the payload, out of one of ``keys`` (or ``body``) where it is an object."""
-        payload = self.payload
+        payload = self.value((*keys, "body"))
         if isinstance(payload, Mapping):
-            payload = next((payload[key] for key in (*keys, "body") if payload.get(key) is not None), None)
-            if payload is None:
-                raise BadRequest(f"the JSON body has no {keys[0]!r}")
+            raise BadRequest(f"the JSON body has no {keys[0]!r}")
         if payload is None or (isinstance(payload, bytes | bytearray | str) and not payload):
             raise BadRequest("the body is empty")
-        if isinstance(payload, bytes | bytearray) and "body" in self.row and self.sends(JSON) and not self.whole:
+        body = self.row.get("body")
+        if isinstance(body, bytes | bytearray) and payload is body and self.sends(JSON) and not self.whole:
             # TorchServe hands over as bytes what it could not parse.
+            loads(body)
             raise BadRequest("the body is not JSON")
         return payload
+
+
+def loads(text: bytes | bytearray | str) -> Any:
+    """Return a JSON document. Raises BadRequest when it is none, or several."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            hint = f"send an array of them, or one on each line as Content-Type: {JSON_LINES[0]}"
+            raise BadRequest(f"the body is not JSON: data follow the first document; {hint}") from None
+        raise BadRequest(f"the body is not JSON: {error}") from None
+
+
+def from_base64(text: str) -> bytes:
+    """Return what base64 stands for: of either alphabet, with or without padding, white space and a ``data:`` URL.
+
+    Raises:
+        BadRequest: it is not base64.
+    """
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    text = "".join(text.split()).translate(_URL_SAFE)
+    if text.endswith("=") and len(text) % 4 == 0:
+        padded = text
+    else:
+        text = text.rstrip("=")
+        padded = text + "=" * (-len(text) % 4)
+    try:
+        return base64.b64decode(padded, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadRequest("the text is not base64") from None
 
 
 def _json_type(value: object) -> str:

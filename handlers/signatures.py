@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,16 @@ def of(inputs: Iterable[Tensor] = (), outputs: Iterable[Tensor] = ()) -> Signatu
 def best_class() -> list[Tensor]:
     """Return the outputs of a classifier: the most probable label and its probability."""
     return [tensor("label", tensors.BYTES), tensor("probability", "FP64")]
+
+
+def by_key(answers: Sequence[Any]) -> Mapping[str, Any] | None:
+    """Return objects that have the same keys, whatever their values are, as a column for each; None for others."""
+    first = answers[0]
+    if not isinstance(first, Mapping) or any(
+        not isinstance(one, Mapping) or one.keys() != first.keys() for one in answers
+    ):
+        return None
+    return {str(key): [one[key] for one in answers] for key in first}
 
 
 class Observed:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ts.utils.util import PredictionException
 
 from torchmar_handlers import signatures
 from torchmar_handlers.options import OptionError
-from torchmar_handlers.request import BadRequest
+from torchmar_handlers.request import BadRequest, NotFinite
 from torchmar_handlers.tables.handler import TabularHandler
 
 _ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
@@ -54,7 +53,7 @@ class TabularClassifier(TabularHandler):
         """Return the most probable labels of each row of the model's output, ``(n, outputs)``."""
         probabilities = self.probabilities(self.scores(output))
         if not bool(probabilities.isfinite().all()):
-            raise PredictionException("the model's output for this row is not a number", 503)
+            raise NotFinite("the model's output for this row is not a number")
         values, classes = probabilities.topk(min(self.topk, len(self.labels)))
         labels = self.labels
         return [

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ts.utils.util import PredictionException
 
 from torchmar_handlers import signatures
 from torchmar_handlers.options import OptionError
-from torchmar_handlers.request import BadRequest
+from torchmar_handlers.request import BadRequest, NotFinite
 from torchmar_handlers.tables.handler import TabularHandler
 
 
@@ -51,7 +50,7 @@ class TabularRegressor(TabularHandler):
         """Return the values of each row of the model's output, ``(n, outputs)``, in their own units."""
         values = self.scores(output)
         if not bool(values.isfinite().all()):
-            raise PredictionException("the model's output for this row is not a finite number", 503)
+            raise NotFinite("the model's output for this row is not a finite number")
         rows = [[_short(value) for value in row] for row in values.tolist()]
         if self.names:
             return [dict(zip(self.names, row, strict=True)) for row in rows]

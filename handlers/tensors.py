@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ts.utils.util import PredictionException
 
 from torchmar_handlers import npy, signatures, weights
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.options import OptionError
 from torchmar_handlers.protocols.tensors import datatype
-from torchmar_handlers.request import BadRequest, Request
-from torchmar_handlers.weights import Input
+from torchmar_handlers.request import BadRequest, NotFinite, Request
+from torchmar_handlers.weights import Input, first_layer
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -34,6 +33,7 @@ _DTYPES = {
 }
 _TAKEN = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}  # the kinds of numbers that can stand for another's
 _LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
+_SIZES = (1, 8, 32)  # of dimensions that may have any, to try a model with
 _BESIDE = "parameters"  # what a JSON object may hold that is no input
 
 
@@ -93,6 +93,22 @@ class TensorHandler(BaseHandler):
             return payload
         return list(payload) if len(self.inputs) == 1 and _many(payload, self.inputs[0]) else None
 
+    def typical_inputs(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield zeros of the shapes that are known, or that the first layer of the model suggests."""
+        if all(one.shape is not None for one in self.inputs):
+            for size in _SIZES:
+                yield {
+                    one.name: np.zeros(
+                        [size if free is None else free for free in one.shape or ()],
+                        np.float32 if one.dtype is None else _numpy_dtype(one.dtype),
+                    )
+                    for one in self.inputs
+                }
+        elif len(self.inputs) == 1:
+            (only,) = self.inputs
+            for tensor in first_layer.typical_inputs(self.model):
+                yield {only.name: tensor[0].numpy()}
+
     def decode(self, request: Request) -> dict[str, np.ndarray]:
         """Return the arrays of one instance by name, in the order of the inputs."""
         payload = _payload(request)
@@ -140,9 +156,9 @@ class TensorHandler(BaseHandler):
         ]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return a single output under its name; several have theirs already."""
+        """Return each output under its name."""
         if isinstance(answers[0], Mapping):
-            return None
+            return {name: [answer[name] for answer in answers] for name in answers[0]}
         names = self.output_names or weights.output_names(self.model) or ("output",)
         return {names[0]: answers}
 
@@ -199,10 +215,9 @@ class TensorHandler(BaseHandler):
                 continue
             place = [int(index) for index in np.argwhere(~np.isfinite(array))[0]]
             value = array[tuple(place)]
-            raise PredictionException(
+            raise NotFinite(
                 f"the output {name!r} is {value} at {place}, which JSON cannot say; "
-                f"accept {npy.CONTENT_TYPE}, or set non_finite: 'null' in the archive",
-                503,
+                f"accept {npy.CONTENT_TYPE}, or set non_finite: 'null' in the archive"
             )
         return next(iter(answer.values())) if len(answer) == 1 else answer
 

@@ -128,10 +128,10 @@ class TextClassifier(TextHandler):
         return [self._explanation(*row) for row in zip(requests, batch, explained, chosen, strict=True)]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return the most probable label of each text, with its probability; explanations stay objects."""
+        """Return the most probable label of each text, with its probability; explanations by their keys."""
         first = answers[0]
         if isinstance(first, Reply) or isinstance(first.get("tokens"), list):
-            return None
+            return signatures.by_key(answers)
         best = [max(answer.items(), key=lambda item: item[1]) for answer in answers]
         return {"label": [label for label, _ in best], "probability": [value for _, value in best]}
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from ts.utils.util import PredictionException
 
 from torchmar_handlers import npy, signatures
 from torchmar_handlers.options import OptionError
-from torchmar_handlers.request import Request
+from torchmar_handlers.request import NotFinite, Request
 from torchmar_handlers.texts import outputs
 from torchmar_handlers.texts.encoded import Encoded
 from torchmar_handlers.texts.handler import TextHandler
@@ -57,7 +56,7 @@ class TextEmbedder(TextHandler):
         found = outputs.only(self.inference(self.arguments(batch)), preferred, self.output_names).float()
         vectors = self._pooled(found, batch) if found.dim() == 3 else found.reshape(len(batch), -1)
         if not bool(vectors.isfinite().all()):
-            raise PredictionException("the model's output for this text is not a number", 503)
+            raise NotFinite("the model's output for this text is not a number")
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         rows = vectors.cpu().numpy()

@@ -170,7 +170,56 @@ def test_malformed_requests_get_their_own_4xx_and_neighbours_their_answers(
     assert "failed\nTraceback" not in worker.log()
 
 
+# Arrays that are none of the model's: of every rank, of few and of many items, of every kind of number.
+NUMBERS = {
+    "booleans": False,
+    "zeros": 0,
+    "fractions": 0.5,
+    "256": 256,
+    "below zero": -1,
+    "large": 1e38,
+    "too large for float32": 1e300,
+    "too large for int64": 2**70,
+    "NaN": float("nan"),
+    "infinity": float("inf"),
+    "texts": "1",
+    "null": None,
+}
+SHAPES = ((1,), (3,), (4,), (1, 1), (1, 4), (4, 1), (1, 1, 1), (3, 1, 1), (1, 1, 3), (1, 28, 28), (3, 40, 40), (33, 32))
+
+
+def filled(shape: tuple[int, ...], value: object) -> object:
+    """Return nested lists of a shape."""
+    return [filled(shape[1:], value) for _ in range(shape[0])] if shape else value
+
+
+@pytest.mark.parametrize("explain", [False, True], ids=["predict", "explain"])
+def test_arrays_of_every_shape_and_type_are_answered_or_refused(asked: tuple[Worker, Request], explain: bool) -> None:
+    worker, good = asked
+    (alone,) = worker.ask([good])
+    sent = {
+        f"{shape} of {name} {form}": Request(json.dumps(body).encode(), JSON, explain)
+        for shape in SHAPES
+        for name, value in NUMBERS.items()
+        for form, body in (
+            ("alone", filled(shape, value)),
+            ("as an instance", {"instances": [filled(shape, value)]}),
+        )
+    }
+    for dtype in ("bool", "uint8", "int64", "float16", "float64"):
+        for shape in SHAPES:
+            sent[f"{shape} of {dtype}"] = Request(npy(np.ones(shape, dtype)), BYTES, explain)
+    names = list(sent)
+    for start in range(0, len(names), 24):
+        part = names[start : start + 24]
+        *answers, neighbour = worker.ask([*(sent[name] for name in part), good])
+        same(neighbour, alone)
+        for name, answer in zip(part, answers, strict=True):
+            assert answer.status < 500 or (explain and answer.status == 501), (name, answer.status, answer.body[:300])
+
+
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+arrays = st.builds(filled, st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple), leaves)
 values = st.recursive(
     leaves,
     lambda inner: (
@@ -193,7 +242,12 @@ tensors = st.fixed_dictionaries(
         "data": st.lists(leaves, max_size=4) | values,
     }
 )
-documents = values | st.fixed_dictionaries({"inputs": st.lists(tensors, max_size=2)})
+documents = (
+    values
+    | arrays
+    | st.fixed_dictionaries({"instances": st.lists(arrays, min_size=1, max_size=2)})
+    | st.fixed_dictionaries({"inputs": st.lists(tensors, max_size=2)})
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -24,15 +24,22 @@ class Echo:
     max_instances = 4
     max_nesting = 5
     table = False
+    outputs: Sequence[str] = ()
 
     def rows(self, request: Request) -> list[Any] | None:
         return request.payload if self.table else None
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        return None
+        return {name: [one[name] for one in answers] for name in self.outputs} if self.outputs else None
 
     def served_as(self) -> tuple[str, str]:
         return "echo", "1.0"
+
+
+class Named(Echo):
+    """A handler with two outputs."""
+
+    outputs = ("a", "b")
 
 
 def request(body: Any, **headers: str) -> Request:
@@ -65,7 +72,9 @@ def test_rows_are_answered_with_predictions() -> None:
 
 def test_columns_are_answered_with_outputs() -> None:
     assert answer(request({"inputs": [1, 2]})) == {"outputs": [1, 2]}
-    assert answer(request({"inputs": {"a": [1, 2], "b": ["x", "y"]}})) == {"outputs": {"a": [1, 2], "b": ["x", "y"]}}
+    columns = {"a": [1, 2], "b": ["x", "y"]}
+    assert answer(request({"inputs": columns}), Named()) == {"outputs": columns}
+    assert answer(request({"inputs": columns})) == {"outputs": [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]}
     assert answer(request({"inputs": {"a": [1, 2]}})) == {"outputs": [1, 2]}
 
 
@@ -94,7 +103,9 @@ def test_texts_booleans_and_objects_have_tensors_too() -> None:
     assert answer(request(v2(("x", [2, 1], "BYTES", ["a", "ö"]))))["outputs"][0]["data"] == ["a", "ö"]
     assert answer(request(v2(("x", [2], "BOOL", [True, False]))))["outputs"][0]["datatype"] == "BOOL"
     both = request(v2(("x", [2], "INT32", [1, 2]), ("y", [2], "BYTES", ["a", "b"])))
-    assert [(one["name"], one["data"]) for one in answer(both)["outputs"]] == [("x", [1, 2]), ("y", ["a", "b"])]
+    named = Named()
+    named.outputs = ("x", "y")
+    assert [(one["name"], one["data"]) for one in answer(both, named)["outputs"]] == [("x", [1, 2]), ("y", ["a", "b"])]
     mixed = answer(request(v2(("x", [2], "INT32", [1, 2]))), answers=[{"a": 0.5}, {"b": 0.25}])
     assert mixed["outputs"][0] | {"data": [*map(json.loads, mixed["outputs"][0]["data"])]} == {
         "name": "output",
@@ -105,9 +116,12 @@ def test_texts_booleans_and_objects_have_tensors_too() -> None:
 
 
 def test_a_client_may_choose_among_outputs() -> None:
+    served = Named()
+    served.outputs = ("x", "y")
     asked = v2(("x", [1], "INT32", [1]), ("y", [1], "INT32", [2]))
-    assert [one["name"] for one in answer(request({**asked, "outputs": [{"name": "y"}]}))["outputs"]] == ["y"]
-    asking = protocols.read(request({**asked, "outputs": [{"name": "z"}]}), Echo())
+    chosen = answer(request({**asked, "outputs": [{"name": "y"}]}), served)
+    assert [one["name"] for one in chosen["outputs"]] == ["y"]
+    asking = protocols.read(request({**asked, "outputs": [{"name": "z"}]}), served)
     with pytest.raises(BadRequest, match="no output 'z'; there are x, y"):
         asking.reply([part.payload for part in asking.parts])
 
@@ -136,8 +150,10 @@ def binary(reply: Any) -> tuple[dict[str, Any], bytes]:
 
 
 def test_outputs_are_bytes_where_the_client_says_so() -> None:
+    served = Named()
+    served.outputs = ("x", "y")
     asked = v2(("x", [2], "FP32", [1, 2]), ("y", [2], "BYTES", ["a", "ö"]), parameters={"binary_data_output": True})
-    document, content = binary(answer(request(asked)))
+    document, content = binary(answer(request(asked), served))
     x = np.array([1, 2], np.float64).tobytes()
     y = b"\1\0\0\0a\2\0\0\0\xc3\xb6"
     assert [(one["name"], one["parameters"]) for one in document["outputs"]] == [
@@ -146,7 +162,7 @@ def test_outputs_are_bytes_where_the_client_says_so() -> None:
     ]
     assert content == x + y
     some = {**asked, "outputs": [{"name": "x", "parameters": {"binary_data": False}}, {"name": "y"}]}
-    document, content = binary(answer(request(some)))
+    document, content = binary(answer(request(some), served))
     assert (document["outputs"][0]["data"], content) == ([1, 2], y)
     assert all(part.as_bytes for part in protocols.read(request(asked), Echo()).parts)
     assert not any(part.as_bytes for part in protocols.read(request(some), Echo()).parts)

@@ -313,7 +313,7 @@ def test_instances_of_different_shapes_share_a_batch(serving: Callable[..., Path
             [asking(body) for body in (short, long, uneven, [short, long], {"instances": [long, short]})]
         )
         # Shapes that no input forbids, but the model: nobody else's request fails with it.
-        assert [answer.status for answer in answers] == [200, 200, 503, 200, 200]
+        assert [answer.status for answer in answers] == [200, 200, 400, 200, 200]
         assert [said(answers[index]) for index in (0, 1)] == [one, two]
         assert said(answers[3]) == [one, two]
         assert said(answers[4]) == {"predictions": [two, one]}
@@ -351,7 +351,7 @@ def test_numbers_that_json_cannot_say_fail_their_request_only(serving: Callable[
         answers = worker.ask([asking([1, 2]), asking([1, 0]), asking(npy([0, 0], "f4")), asking([0, 0], accept=NPY)])
         assert said(answers[0]) == [0.5, 2]
         assert "the output 'ratio' is inf at [0], which JSON cannot say; accept application/x-npy" in refused(
-            answers[1], 503
+            answers[1], 400
         )
         assert np.isnan(said(answers[2])).all()
         assert np.isnan(said(answers[3])).all()

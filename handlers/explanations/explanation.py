@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from torchmar_handlers.request import NotFinite
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -34,6 +36,11 @@ class Explanation:
     delta: float | None = None
     instead_of: str | None = None
     reason: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise NotFinite where an attribution, or what they miss of the score, is NaN or infinite."""
+        if not (np.isfinite(self.attributions).all() and math.isfinite(self.delta or 0)):
+            raise NotFinite("the explanation of this input is not a number")
 
     @property
     def note(self) -> str:

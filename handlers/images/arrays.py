@@ -48,11 +48,13 @@ def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.nd
     if array.dtype == np.uint8:
         return _pixels(array.transpose(1, 2, 0) if first else array, mode), None
     if first:
-        values = array.astype(np.float32)
+        with np.errstate(over="ignore"):
+            values = array.astype(np.float32)
         if not np.isfinite(values).all():
             raise BadRequest("the array has values that are not finite")
         return None, values
-    whole = array.astype(np.uint8, casting="unsafe")
+    with np.errstate(invalid="ignore"):
+        whole = array.astype(np.uint8, casting="unsafe")
     if not (whole == array).all():
         raise BadRequest("an array with the channels last has pixels, which are whole numbers from 0 to 255")
     return _pixels(whole, mode), None
@@ -63,8 +65,9 @@ def _array(payload: Any) -> np.ndarray:
         array = np.asarray(payload)
     except (ValueError, OverflowError):
         raise BadRequest("the rows of the array are not of one length") from None
-    if array.dtype.kind not in "buif":
-        raise BadRequest("an image in JSON is nested lists of numbers, as many in each row")
+    if array.dtype.kind not in "uif":
+        what = "booleans" if array.dtype.kind == "b" else "other values"
+        raise BadRequest(f"an image in JSON is nested lists of numbers, as many in each row, and this has {what}")
     return array
 
 

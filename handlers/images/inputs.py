@@ -12,8 +12,9 @@ from torchmar_handlers.images import arrays
 from torchmar_handlers.images.geometry import Geometry
 from torchmar_handlers.images.reading import Pixels, Reader, refuse_many, size
 from torchmar_handlers.options import OptionError, Options
-from torchmar_handlers.request import BadRequest, Request
+from torchmar_handlers.request import FILE_KEYS, BadRequest, Request
 
+_SIDE = 224  # pixels
 _MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB of RGB
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _NOTHING = object()  # the option is not there, which is not the same as null
@@ -86,6 +87,12 @@ class Inputs:
         assert values is not None
         return Input(torch.from_numpy(values), values.shape[2], values.shape[1])
 
+    def typical(self) -> Input:
+        """Return a black image of the size that the geometry makes of any, or of 224 pixels where it makes none."""
+        size = self.geometry.crop or self.geometry.resize
+        height, width = size if isinstance(size, tuple) else (size or _SIDE,) * 2
+        return self.fit(np.zeros((height, width, len(self.mode)), np.uint8))
+
     def pixels(self, request: Request) -> Pixels:
         """Return the pixels that a request holds, as they came.
 
@@ -126,9 +133,7 @@ class Inputs:
 
     def _opened(self, request: Request) -> tuple[Pixels | None, np.ndarray | None]:
         """Return either pixels or what the model takes; the other is None."""
-        payload = request.payload
-        if isinstance(payload, dict) and arrays.is_array(payload.get("data")):
-            payload = payload["data"]
+        payload = request.value(FILE_KEYS)
         if arrays.is_array(payload):
             return arrays.read(payload, self.mode, self.max_pixels)
         return self._reader.read(request.content()), None

@@ -4,6 +4,7 @@
 dialect                    a body                                    its answer
 ========================== ========================================= ===================================
 plain                      a file, a text, JSON, ``.npy``            the handler's answer itself
+JSON lines                 a JSON document on each line              a JSON array of answers, or lines
 KServe v1, TF Serving row  ``{"instances": [...]}``                  ``{"predictions": [...]}``
 TF Serving column          ``{"inputs": {name: [...]}}``             ``{"outputs": ...}``
 Open Inference (KServe v2) ``{"inputs": [{name, shape, ...}]}``      ``{"outputs": [{name, shape, ...}]}``
@@ -22,7 +23,7 @@ from typing import Any
 
 from torchmar_handlers.protocols import open_inference, plain, tensorflow
 from torchmar_handlers.protocols.asking import Asking, Served
-from torchmar_handlers.request import JSON, BadRequest, Request
+from torchmar_handlers.request import JSON, JSON_LINES, BadRequest, Request, loads
 
 __all__ = ["Asking", "Served", "read"]
 
@@ -38,6 +39,13 @@ def read(request: Request, served: Served) -> Asking:
     """
     if _BINARY in request.headers:
         return open_inference.read_binary(request, request.headers[_BINARY], served)
+    request.check_form()
+    if "body" not in request.row and (payload := request.payload) is not None:
+        # A form's input: from here on it is the body, whatever the field is called.
+        kept = {name: value for name, value in request.row.items() if value is not payload}
+        request = replace(request, row={**kept, "body": payload})
+    if any(map(request.sends, JSON_LINES)):
+        return _lines(request, served)
     body = _document(request)
     if not isinstance(body, Mapping):
         if isinstance(body, list):
@@ -65,12 +73,28 @@ def _document(request: Request) -> Any:
         return None
     if str(request.headers.get("content-type", "")).startswith("text/"):
         return None  # somebody's text, which may well be about JSON
+    if request.sends(JSON):
+        return loads(payload)
     try:
         return json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        if request.sends(JSON):
-            raise BadRequest(f"the body is not JSON: {error}") from None
+    except (ValueError, RecursionError):
         return None
+
+
+def _lines(request: Request, served: Served) -> Asking:
+    """Return the instances of JSON lines: a document on each line that is not blank."""
+    payload = request.payload
+    if not isinstance(payload, bytes | bytearray | str):
+        raise BadRequest("JSON lines are sent as text")
+    documents = []
+    for number, line in enumerate(payload.splitlines(), 1):
+        if line.strip():
+            try:
+                documents.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise BadRequest(f"line {number} of the body is not JSON: {error}") from None
+    _refuse_nesting(documents, served.max_nesting)
+    return plain.read_lines(request, documents, served)
 
 
 def _may_be_ours(payload: bytes | bytearray | str) -> bool:

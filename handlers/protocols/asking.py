@@ -21,7 +21,7 @@ class Served(Protocol):
         """Return the instances of a plain body that holds several; None where it is one."""
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return the answers as named arrays, for dialects that answer in tensors; None leaves it to them."""
+        """Return the answers as named columns, for dialects that answer in such; None: they are one."""
 
     def served_as(self) -> tuple[str, str]:
         """Return the model's name and version."""

@@ -143,14 +143,11 @@ def outputs(answers: Sequence[Any], columns: Mapping[str, Any] | None) -> dict[s
 
     Args:
         answers: one for each instance.
-        columns: what the handler makes of them; None: objects with the same keys become an array for each key,
-            others one called ``output``.
+        columns: what the handler makes of them; None: one array called ``output``. Names taken from the answers
+            themselves would depend on their values.
     """
     if columns is not None:
         return {name: _stack(column) for name, column in columns.items()}
-    first = answers[0]
-    if isinstance(first, Mapping) and all(isinstance(one, Mapping) and one.keys() == first.keys() for one in answers):
-        return {str(key): _stack([one[key] for one in answers]) for key in first}
     return {"output": _stack(answers)}
 
 

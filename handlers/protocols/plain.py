@@ -12,7 +12,7 @@ import numpy as np
 from torchmar_handlers import npy
 from torchmar_handlers.protocols.asking import Asking, Served, instances
 from torchmar_handlers.reply import Reply
-from torchmar_handlers.request import Request
+from torchmar_handlers.request import JSON_LINES, Request
 
 
 def read(request: Request, served: Served) -> Asking:
@@ -27,6 +27,22 @@ def read(request: Request, served: Served) -> Asking:
         return Asking([request], partial(_one, as_npy=as_npy), many=False)
     found = instances(rows, "the body", served.max_instances)
     return Asking([request.part(row) for row in found], partial(_many, as_npy=as_npy))
+
+
+def read_lines(request: Request, documents: list[Any], served: Served) -> Asking:
+    """Return the instances of a request that holds several documents, each an instance.
+
+    They are answered with an array, or on lines of their own where the client accepts such.
+    """
+    found = instances(documents, "the body", served.max_instances)
+    lines = next(filter(request.accepts, JSON_LINES), "")
+    return Asking([request.part(document) for document in found], partial(_listed, lines=lines))
+
+
+def _listed(answers: Sequence[Any], *, lines: str) -> Reply:
+    if not lines:
+        return _many(answers, as_npy=False)
+    return Reply(b"".join(Reply.json(bare(answer)).body + b"\n" for answer in answers), lines)
 
 
 def _one(answers: Sequence[Any], *, as_npy: bool) -> Reply:

@@ -43,7 +43,8 @@ def read_columns(request: Request, body: Mapping[str, Any], served: Served) -> A
     inputs = body["inputs"]
     columns = isinstance(inputs, Mapping)
     found = _rows(inputs, served) if columns else instances(inputs, "inputs", served.max_instances)
-    return Asking([request.part(instance) for instance in found], _outputs, error_key="error")
+    parts = [request.part(instance) for instance in found]
+    return Asking(parts, partial(_outputs, served=served), error_key="error")
 
 
 def _rows(columns: Mapping[str, Any], served: Served) -> list[Any]:
@@ -69,12 +70,14 @@ def _listed(answers: Sequence[Any], *, key: str) -> Reply:
     return Reply.json({key: [bare(one) for one in answers]})
 
 
-def _outputs(answers: Sequence[Any]) -> Reply:
-    plain = [bare(one) for one in answers]
-    first = plain[0]
-    if isinstance(first, Mapping) and all(isinstance(one, Mapping) and one.keys() == first.keys() for one in plain):
-        return Reply.json({"outputs": {key: [one[key] for one in plain] for key in first}})
-    return Reply.json({"outputs": plain})
+def _outputs(answers: Sequence[Any], *, served: Served) -> Reply:
+    """Return the answers as the columns that the handler makes of them; a single one stands without its name.
+
+    Which columns there are depends on the handler alone, never on what it predicts.
+    """
+    columns = served.columns(answers) or {"output": answers}
+    plain = {name: [bare(one) for one in column] for name, column in columns.items()}
+    return Reply.json({"outputs": plain if len(plain) > 1 else next(iter(plain.values()))})
 
 
 def _refuse_signature(body: Mapping[str, Any]) -> None:

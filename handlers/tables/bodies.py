@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from torchmar_handlers.request import BadRequest, Request
+from torchmar_handlers.request import BadRequest, Request, loads
 from torchmar_handlers.tables.columns import CATEGORY, Column
 from torchmar_handlers.tables.table import unknown
 
@@ -76,9 +75,9 @@ def _text(payload: bytes | bytearray | str) -> str:
 def parsed(text: str, what: str = "the body") -> Any:
     """Return JSON. Raises BadRequest when it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"{what} is not JSON: {error}") from None
+        return loads(text)
+    except BadRequest as error:
+        raise BadRequest(error.message.replace("the body", what, 1)) from None
 
 
 def _csv(text: str, columns: Sequence[Column]) -> list[list[Any]]:

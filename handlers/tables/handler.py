@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -102,6 +102,10 @@ class TabularHandler(BaseHandler):
         """Return the rows of a body with several."""
         return bodies.rows(request, self.table.columns)
 
+    def typical_inputs(self) -> Iterator[np.ndarray]:
+        """Yield the values of the average row."""
+        yield np.array([column.typical for column in self.table.columns], np.float64)
+
     def decode(self, request: Request) -> np.ndarray:
         """Return the values of a row, ``(columns,)`` float64, in the columns' own units."""
         return self.table.values(bodies.row(request), _BESIDE)
@@ -138,7 +142,7 @@ class TabularHandler(BaseHandler):
         """Return predictions as named columns; explanations stay objects."""
         first = answers[0]
         explained = isinstance(first, Reply) or (isinstance(first, Mapping) and "attributions" in first)
-        return None if explained else self.predicted(answers)
+        return signatures.by_key(answers) if explained else self.predicted(answers)
 
     def signature(self) -> signatures.Signature:
         """Return one tensor for each column, and those of predictions; one tensor of all columns is taken too."""

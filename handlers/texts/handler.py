@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.request import BadRequest, Request
 from torchmar_handlers.texts import pieces
 from torchmar_handlers.texts.encoded import Encoded, Reader, ReadError
+
+_TEXTS = ("the", "a", "1", "der", "la", "\u7684")
 
 
 class TextHandler(BaseHandler):
@@ -53,6 +55,13 @@ class TextHandler(BaseHandler):
         """Return the texts of a JSON array."""
         payload = request.payload
         return payload if isinstance(payload, list) else None
+
+    def typical_inputs(self) -> Iterator[Encoded]:
+        """Yield a short text of any language that the archive may be made for."""
+        for text in _TEXTS:
+            encoded = self.reader.encode(text)
+            if not encoded.is_empty:
+                yield encoded
 
     def decode(self, request: Request) -> Encoded:
         """Return the ids of a request's text."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ts.utils.util import PredictionException
+
+from torchmar_handlers.request import NotFinite
 
 SCORES = ("logits", "scores")
 VECTORS = ("sentence_embedding", "embedding", "embeddings", "pooler_output", "last_hidden_state")
@@ -37,12 +38,12 @@ def scores(output: Any, shape: Sequence[int], names: Sequence[str] = ()) -> torc
 
     Raises:
         ValueError: they have other dimensions.
-        PredictionException: (503) a score is not a number.
+        NotFinite: a score is not a number.
     """
     found = only(output, SCORES, names)
     if found.shape[:-1] != torch.Size(shape):
         wanted = ", ".join(map(str, (*shape, "classes")))
         raise ValueError(f"the model's output has the shape {tuple(found.shape)}, not ({wanted})")
     if not bool(found.isfinite().all()):
-        raise PredictionException("the model's output for this text is not a number", 503)
+        raise NotFinite("the model's output for this text is not a number")
     return found.float()

@@ -429,7 +429,8 @@ DIFFERENCES: tuple[Difference, ...] = (
         "ignored, or 500",
         "400 BadRequestException that names the parameter",
         "a slip should not be taken for the default",
-        cases=".*/(list (a negative number|nonsense|from a negative place|from nonsense)|scale, .*|(un)?register.*)",
+        cases=".*/(list (a negative number|nonsense|from a negative place|from nonsense)|scale, .*|(un)?register.*|"
+        "scale to many)",
         aspects="status|body",
         second="^40[04]$|must be a whole number|ModelVersionNotFoundException",
     ),
@@ -493,6 +494,16 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="body",
         first="-10000",
         second="100",
+    ),
+    Difference(
+        "flags",
+        "`synchronous` and other flags of a management call that are neither true nor false",
+        "taken for false",
+        "400 BadRequestException that names the parameter",
+        "a slip should not be taken for the default",
+        cases=".*/(register, synchronous nonsense|what came of it|unregister it)",
+        aspects="status|body",
+        second="^40[04]$|neither true nor false|ModelNotFoundException",
     ),
     Difference(
         "misspelt-parameter",

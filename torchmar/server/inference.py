@@ -111,7 +111,7 @@ class Inference:
             self._tell(request, request_id, 200, {"status": "alive"})  # KServe's liveness
             return
         if not segments and (request.method != "OPTIONS" or request.path == "*"):
-            raise not_allowed("OPTIONS")
+            raise not_allowed("GET", "HEAD", "OPTIONS")
         if not segments or segments == ["api-description"]:
             # Whoever wants to know how to ask may have no token yet.
             self._tell(
@@ -189,7 +189,7 @@ class Inference:
             if asked.version is not None:
                 # The odd quotation mark is TorchServe's.
                 named = refusal.message.replace(f'"{name}"', f'"{name}" Version {asked.version}"', 1)
-                refusal = Refusal(refusal.status, refusal.type, named)
+                refusal = Refusal(refusal.status, refusal.type, named, refusal.headers)
             answer.take(Reply.of(refusal))
 
     def _inputs(self, request: Request, asked: _Asked) -> list[Input]:

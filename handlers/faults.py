@@ -1,0 +1,194 @@
+"""Tell an input that a model cannot take from a model that is broken, by what the model makes of another input."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from ts.utils.util import PredictionException
+
+from torchmar_handlers import protocols
+from torchmar_handlers.request import BadRequest, NotFinite, Request
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[Any, Sequence[Request]], Sequence[Any]]
+
+_SAMPLES = 4
+_MODULE = "torch.nn.modules.module"  # calls every model, TorchScript and exported programs with them
+_RESOURCES = ("CUDA", "allocate memory", "out of memory")  # in the words of torch's allocators
+_LIBRARIES = ("torch", "onnxruntime")
+_LONGEST = 300  # characters of an error that a client gets
+
+
+class Handler(protocols.Served, Protocol):
+    """What is needed of a handler."""
+
+    def decode(self, request: Request) -> Any: ...
+    def preprocess(self, inputs: Sequence[Any]) -> Any: ...
+    def sample_requests(self) -> Sequence[Request]: ...
+    def typical_inputs(self) -> Iterator[Any]: ...
+
+
+class KnownInputs:
+    """Inputs that a handler's model is known, or likely, to take: the archive's samples, or typical ones.
+
+    Args:
+        handler: whose they are.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._samples: list[tuple[Request, Any]] | None = None
+        self._answered: tuple[Request, Any] | None = None
+
+    def keep(self, request: Request, value: Any) -> None:
+        """Keep the first input that was answered, for archives without samples."""
+        if self._answered is None:
+            # What a request refers to may be a buffer that is used again.
+            self._answered = replace(request, row={}, whole=None), copy.deepcopy(value)
+
+    @property
+    def kept(self) -> bool:
+        """Whether an input has been kept."""
+        return self._answered is not None
+
+    def samples(self) -> list[tuple[Request, Any]]:
+        """Return an instance of each of the archive's samples, decoded; those that are refused are left out."""
+        if self._samples is None:
+            self._samples = []
+            for sample in self._handler.sample_requests()[: 2 * _SAMPLES]:
+                try:
+                    part = protocols.read(sample, self._handler).parts[0]
+                    self._samples.append((part, self._handler.decode(part)))
+                except Exception:
+                    logger.debug("a sample cannot be read", exc_info=True)
+        return self._samples[:_SAMPLES]
+
+    def __iter__(self) -> Iterator[tuple[Request, Any, bool]]:
+        """Yield a request, its decoded input, and whether a client has sent such, or the archive holds it."""
+        for request, value in self.samples():
+            yield request, value, True
+        if self._answered is not None:
+            yield *self._answered, True
+        for value in self._handler.typical_inputs():
+            yield Request(0, {}, {}), value, False
+
+
+def of_step(handler: Handler, known: KnownInputs, step: Step, request: Request, value: Any, error: Exception) -> Any:
+    """Return what to answer a request with that failed alone with ``error``.
+
+    If the model takes another input right after, and fails for this one again, the input is to blame.
+
+    Args:
+        handler: that failed.
+        known: inputs that it should take.
+        step: that failed: of a prediction or an explanation.
+        request: whose options the explanation of another input is to have, too.
+        value: the decoded input.
+        error: what was raised.
+
+    Returns:
+        The answer, where the step succeeds this time; else an exception: BadRequest, or ``error`` itself.
+    """
+    if not _may_be_the_input(error) or not (isinstance(error, NotFinite) or _is_of_the_model(error)):
+        return error
+    for other, reference, is_sent in known:
+        try:
+            step(handler.preprocess([reference]), [request if request.wants_explanation else other])
+        except Exception:
+            continue
+        try:
+            (answer,) = step(handler.preprocess([value]), [request])
+        except Exception as again:
+            return _refused(value, reference, again, is_sent)
+        return answer
+    return error
+
+
+def of_reading(known: KnownInputs, error: Exception) -> Exception:
+    """Return what to answer a request with that cannot be read: BadRequest if a sample can, else ``error`` itself."""
+    if isinstance(error, PredictionException) or not _may_be_the_input(error) or not known.samples():
+        return error
+    return BadRequest(f"the input cannot be read: {_last_line(error)}")
+
+
+def _may_be_the_input(error: Exception) -> bool:
+    """Return whether an error may be due to what a request holds, and not to memory, files or other resources."""
+    if isinstance(error, PredictionException):
+        return isinstance(error, NotFinite)
+    if isinstance(error, MemoryError | OSError | torch.OutOfMemoryError):
+        return False
+    text = str(error)
+    return not any(sign in text for sign in _RESOURCES)
+
+
+def _is_of_the_model(error: Exception) -> bool:
+    """Return whether an error was raised while the model ran, and not by what a handler makes of its output.
+
+    A label that is missing for a class is the archive's fault, whatever the input was.
+    """
+    names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return _MODULE in names or names[-1].partition(".")[0] in _LIBRARIES
+
+
+def _refused(value: Any, reference: Any, error: Exception, is_sent: bool) -> Exception:
+    if isinstance(error, NotFinite):
+        return BadRequest(error.message)
+    if isinstance(error, PredictionException) or not _may_be_the_input(error):
+        return error
+    message = "the model cannot take this input"
+    dtypes = _kinds(value) != _kinds(reference) or shape(value) == shape(reference)
+    wanted, has = shape(reference, dtypes=dtypes), shape(value, dtypes=dtypes)
+    if wanted and has and wanted != has:
+        what = "" if dtypes else "shape " if is_sent else "a shape such as "
+        message += f": expected {what}{wanted}, got {has}"
+    logger.info("an input was refused: %s", message)
+    return BadRequest(f"{message}: {_last_line(error)}")
+
+
+def shape(value: Any, *, dtypes: bool = False) -> str:
+    """Return the shapes of a decoded input as text, ``[1, 28, 28]``; empty where it has none.
+
+    Args:
+        value: a tensor or an array, an object with such ``values``, or several by name or position.
+        dtypes: whether to write the types of the numbers before their shapes.
+    """
+    value = _inner(value)
+    if isinstance(value, torch.Tensor | np.ndarray):
+        dtype = f"{str(value.dtype).removeprefix('torch.')} " if dtypes else ""
+        return f"{dtype}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        named = {name: shape(one, dtypes=dtypes) for name, one in value.items()}
+        return ", ".join(f"{name}: {text}" if name and len(named) > 1 else text for name, text in named.items() if text)
+    if isinstance(value, tuple):
+        return ", ".join(text for one in value if (text := shape(one, dtypes=dtypes)))
+    return ""
+
+
+def _inner(value: Any) -> Any:
+    """Return the ``values`` of an object that has such, as inputs of images do; tensors have a method called so."""
+    return value if isinstance(value, torch.Tensor | np.ndarray | Mapping) else getattr(value, "values", value)
+
+
+def _kinds(value: Any) -> list[bool]:
+    """Return of each tensor whether it has whole numbers: bytes of an image stand for floats."""
+    value = _inner(value)
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return [not str(value.dtype).removeprefix("torch.").startswith(("float", "bfloat", "uint8"))]
+    several = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
+    return [kind for one in several for kind in _kinds(one)]
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[-1].strip()}".removesuffix(": ")
+    # TorchScript repeats the name of an exception before its message.
+    text = text.replace(f"{type(error).__name__}: {type(error).__name__}: ", f"{type(error).__name__}: ")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

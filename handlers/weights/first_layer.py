@@ -1,0 +1,40 @@
+"""The shapes that a model's first layer suggests for its input, where nothing else tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+_KINDS = frozenset({"Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d"})
+_SIDES = (32, 224)  # of an image, or the length of a sequence
+
+
+def typical_inputs(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield tensors of zeros, ``(1, ...)``, that the first layer with weights of a model would take.
+
+    Only running the model tells whether it takes one: layers are in the order in which they were defined, which need
+    not be that in which they are called. TorchScript has the same names and attributes.
+
+    Args:
+        model: eager or TorchScript; of another kind nothing is known.
+    """
+    for layer in model.modules():
+        names = [getattr(layer, "original_name", ""), *(one.__name__ for one in type(layer).__mro__)]
+        kind = next((name for name in names if name in _KINDS), "")
+        weight: Any = getattr(layer, "weight", None)
+        if not isinstance(weight, torch.Tensor):
+            continue
+        if kind == "Linear" and weight.dim() == 2:
+            yield torch.zeros(1, weight.shape[1])
+        elif kind == "Embedding":
+            yield torch.zeros(1, 8, dtype=torch.int64)
+        elif kind.startswith("Conv"):
+            channels = weight.shape[1] * int(getattr(layer, "groups", 1))
+            for side in _SIDES:
+                yield torch.zeros(1, channels, *[side] * (weight.dim() - 2))
+        else:
+            continue
+        return
