@@ -28,7 +28,14 @@ ARCHIVER_VERSION = "torchmar/1"
 
 
 def _text(value: object) -> object:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+# A number or a flag is no matter to TorchServe, whose reader takes it as text.
+Text = Annotated[str, BeforeValidator(_text)]
+OptionalText = Annotated[str | None, BeforeValidator(_text)]
 
 
 class _Record(BaseModel):
@@ -41,26 +48,25 @@ class _Record(BaseModel):
 class Model(_Record):
     """The ``model`` section; file names are relative to the archive's root."""
 
-    model_name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    model_name: Annotated[str, Field(pattern=NAME_PATTERN), BeforeValidator(_text)]
     handler: Annotated[str, Field(min_length=1)]
-    # A number is no matter to TorchServe, which reads it as text.
-    model_version: Annotated[str | None, BeforeValidator(lambda version: _text(version))] = None
+    model_version: OptionalText = None
     serialized_file: str | None = None
     model_file: str | None = None
     requirements_file: str | None = None
     config_file: str | None = None
     extensions: Any = None
-    description: str | None = None
-    envelope: str | None = None
+    description: OptionalText = None
+    envelope: OptionalText = None
 
 
 class Manifest(_Record):
     """A whole manifest."""
 
     model: Model
-    created_on: str = CREATED_ON
+    created_on: OptionalText = CREATED_ON
     runtime: str = "python"
-    archiver_version: str = ARCHIVER_VERSION
+    archiver_version: OptionalText = ARCHIVER_VERSION
 
     @property
     def name(self) -> str:
@@ -85,7 +91,8 @@ def parse(text: bytes | str) -> Manifest:
         ManifestError: it is no JSON, or not TorchServe's schema; every problem is named.
     """
     try:
-        return Manifest.model_validate(json.loads(text))
+        # As TorchServe's readers take it: UTF-8, without a byte order mark.
+        return Manifest.model_validate(json.loads(text.decode() if isinstance(text, bytes) else text))
     except (ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
             problems = [f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()]

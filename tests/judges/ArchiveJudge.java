@@ -29,8 +29,11 @@ public final class ArchiveJudge {
                 } else {
                     ModelArchive archive =
                             ModelArchive.downloadModel(List.of("file://.*"), file.getParent(), file.getName());
-                    archive.validate();
                     Manifest.Model model = archive.getManifest().getModel();
+                    if (model.getModelVersion() == null) {
+                        model.setModelVersion("1.0"); // as ModelManager does
+                    }
+                    archive.validate();
                     verdict.put("name", archive.getModelName());
                     verdict.put("version", archive.getModelVersion());
                     verdict.put("handler", archive.getHandler());

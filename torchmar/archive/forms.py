@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from torchmar.archive.layout import MAX_RATIO, RATIO_FROM, Entry, EntryKind, Flaw, Kind
+from torchmar.archive.layout import MAX_MEMBERS, MAX_RATIO, RATIO_FROM, Entry, EntryKind, Flaw, Kind
 from torchmar.errors import ArchiveError
 
 DAMAGED = (
@@ -82,6 +82,8 @@ class Form(Protocol):
     name: str
     entries: list[Entry]
     flaws: list[Flaw]
+    refused: list[Flaw]
+    """What TorchServe's frontend refuses although other readers do not."""
 
     def open(self, entry: Entry) -> IO[bytes]:
         """Open a file for reading."""
@@ -118,6 +120,7 @@ class ZipForm:
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
         self.flaws: list[Flaw] = []
+        self.refused: list[Flaw] = []
         size = path.stat().st_size
         if why := _directory_too_large(path, size):
             raise ArchiveError(f"{path} is not an archive: {why}")
@@ -126,6 +129,9 @@ class ZipForm:
         except DAMAGED as error:
             raise ArchiveError(f"{path} is not an archive: {error}", hint="a .mar is a zip file") from None
         with path.open("rb") as stream:
+            if stream.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
+                what = "the file does not begin with a member, where TorchServe's frontend begins to read"
+                self.refused.append(Flaw(Kind.INCONSISTENT, "", what))
             ends = []
             for info in self._zip.infolist():
                 entry, start, end = self._read(stream, info)
@@ -137,7 +143,7 @@ class ZipForm:
                 self._inconsistent(other, f"shares bytes with {name!r}")
         if ends and ends[-1][1] > self._zip.start_dir:
             self._inconsistent(ends[-1][2], "reaches into the directory")
-        self._infos = {info.orig_filename: info for info in self._zip.infolist()}
+        self._infos = {_plain(info.orig_filename): info for info in self._zip.infolist()}
 
     def open(self, entry: Entry) -> IO[bytes]:
         """Open a member."""
@@ -172,11 +178,14 @@ class ZipForm:
                 self._inconsistent(name, "is encrypted; TorchServe has no password")
             if method != info.compress_type or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 self._inconsistent(name, "is compressed in a way that TorchServe does not read")
+            if flags & 8 and method == zipfile.ZIP_STORED:
+                what = f"the member {name!r} is stored, and its size stands behind it, which Java does not read"
+                self.refused.append(Flaw(Kind.INCONSISTENT, name, what))
         stored = info.compress_type == zipfile.ZIP_STORED
         if stored and info.compress_size != info.file_size:
             self._inconsistent(name, "is stored, and yet of another size than its content")
         entry = Entry(
-            name,
+            _plain(name),
             info.file_size,
             "folder" if name.endswith("/") else _kind(mode) if mode else "file",
             packed=None if stored else info.compress_size,
@@ -190,23 +199,34 @@ class ZipForm:
 
 
 class FolderForm:
-    """An archive as a folder (``no-archive``)."""
+    """An archive as a folder (``no-archive``).
+
+    Links are followed, as TorchServe's workers follow them: DVC and the caches of model hubs link to files elsewhere,
+    Kubernetes mounts files as links into a folder ``..data``. A link that leads nowhere stays a link.
+    """
 
     name = "folder"
 
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
         self.flaws: list[Flaw] = []
+        self.refused: list[Flaw] = []
         self._path = path
         if not (path / "MAR-INF").is_dir():
             raise ArchiveError(f"{path} is a folder, not an archive", hint="an archive has a folder MAR-INF")
-        for folder, names, files in os.walk(path, followlinks=False):
-            names.sort()
-            for name in sorted([*files, *(name for name in names if Path(folder, name).is_symlink())]):
+        for folder, names, files in os.walk(path, followlinks=True):
+            # Of a mount's revisions, ``..data`` and others, the files are linked beside them.
+            names[:] = sorted(name for name in names if not name.startswith("..") and not _is_above(Path(folder), name))
+            for name in sorted(files):
                 file = Path(folder, name)
-                status = file.lstat()
+                try:
+                    status = file.stat()
+                except OSError:  # a link to nothing, or to itself
+                    status = file.lstat()
                 inside = file.relative_to(path).as_posix()
                 self.entries.append(Entry(inside, status.st_size, _kind(status.st_mode)))
+                if len(self.entries) > MAX_MEMBERS:
+                    return  # more than any archive has: links that lead in circles
 
     def open(self, entry: Entry) -> IO[bytes]:
         """Open a file."""
@@ -220,12 +240,13 @@ class TarForm:
     """A ``.tar.gz``, unpacked to a temporary folder: a gzip stream cannot be read but from its start.
 
     torch-model-archiver puts everything below a folder with the model's name, and TorchServe cuts off the
-    outermost folder of every name, be it ``.``; that is left out here.
+    outermost folder of every name, be it ``.``, and whether or not it is the same for all; that is left out here.
     """
 
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
         self.flaws: list[Flaw] = []
+        self.refused: list[Flaw] = []
         self.name = "tar.gz"
         self._folder = Path(tempfile.mkdtemp(prefix="torchmar-tar-"))
         self._files: dict[str, Path] = {}
@@ -256,19 +277,20 @@ class TarForm:
                     with file.open("wb") as stream:
                         shutil.copyfileobj(content, stream, _CHUNK)
                 found.append((info.name, info, file))
-        top = _outermost(name for name, _, _ in found)
-        if not top:
+        cut = {name: _without_outermost(name) for name, _, _ in found}
+        if "MAR-INF/MANIFEST.json" not in cut.values():
             # TorchServe would find no manifest; what is in it can be told all the same.
             self.name = "tar.gz without one folder around it"
-            found = [(name.removeprefix("./"), info, file) for name, info, file in found if name != "."]
+            found = [(name.removeprefix("./"), info, file) for name, info, file in found]
             top = _outermost(name for name, _, _ in found)
+            cut = {name: name.removeprefix(top) for name, _, _ in found if name not in (".", top.rstrip("/"))}
         for name, info, file in found:
-            if name == top.rstrip("/"):
+            if not cut.get(name) or (info.isdir() and "/" not in name):
                 continue
             kind: EntryKind = "file" if info.isfile() else "folder" if info.isdir() else "special"
             if info.issym() or info.islnk():
                 kind = "link"
-            inside = name.removeprefix(top)
+            inside = _plain(cut[name])
             self.entries.append(Entry(inside, info.size, kind))
             self._files.setdefault(inside, file)
 
@@ -279,6 +301,25 @@ class TarForm:
     def close(self) -> None:
         """Remove the temporary folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _without_outermost(name: str) -> str:
+    return name.partition("/")[2] if "/" in name else name
+
+
+def _plain(name: str) -> str:
+    """Return a name without its ``.`` and empty parts, where it is a path below a folder with some of these."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        return name  # a flaw, which is reported by this name
+    plain = "/".join(part for part in parts if part not in ("", "."))
+    return f"{plain}/" if name.endswith("/") and plain else plain or name
+
+
+def _is_above(folder: Path, name: str) -> bool:
+    """Return whether a folder is a link to one that it lies in."""
+    path = folder / name
+    return path.is_symlink() and path.resolve() in (folder.resolve(), *folder.resolve().parents)
 
 
 def _outermost(names: Iterable[str]) -> str:

@@ -54,10 +54,12 @@ class Archive:
         self.path = path
         self._form = open_form(path)
         self.flaws = [*self._form.flaws, *layout.flaws(self._form.entries)]
-        if self.flaws and not flawed:
+        # Members that differ in case are files of their own, unless the file system says otherwise at extraction.
+        serious = [flaw for flaw in self.flaws if flaw.kind is not layout.Kind.CASE]
+        if serious and not flawed:
             self.close()
-            more = f" (and {len(self.flaws) - 1} more)" if len(self.flaws) > 1 else ""
-            raise ArchiveError(f"{path}: {self.flaws[0].what}{more}", hint=f"torchmar check {path} tells all")
+            more = f" (and {len(serious) - 1} more)" if len(serious) > 1 else ""
+            raise ArchiveError(f"{path}: {serious[0].what}{more}", hint=f"torchmar check {path} lists all")
         bad = {flaw.member for flaw in self.flaws if flaw.kind is not layout.Kind.CASE}
         self._entries = {
             entry.name: entry for entry in self._form.entries if entry.kind == "file" and entry.name not in bad
@@ -87,6 +89,11 @@ class Archive:
     def sizes(self) -> Mapping[str, int]:
         """Bytes of every member when extracted."""
         return {name: entry.size for name, entry in self._entries.items()}
+
+    @property
+    def refused(self) -> list[layout.Flaw]:
+        """What TorchServe's frontend refuses although other readers do not."""
+        return self._form.refused
 
     @property
     def form(self) -> str:

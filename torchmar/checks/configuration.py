@@ -14,7 +14,11 @@ from torchmar.strict_yaml import lines_of_keys, meant, repeated_keys
 
 _MAX = 16 << 20  # bytes
 # SnakeYAML's own limits in TorchServe's frontend: characters, depth, aliases of lists and mappings.
-_MAX_CHARACTERS, _MAX_DEPTH, _MAX_ALIASES = 3 << 20, 50, 50
+_MAX_CHARACTERS, _MAX_DEPTH, _MAX_ALIASES = 3 << 20, 51, 50
+
+
+# Keys of the built-in server, and how they are written.
+_OURS = {"stages": "stages: {preprocess: 2, inference: 1}", "torchmar": "torchmar: {fork: false}"}
 
 
 def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Finding]:
@@ -63,12 +67,19 @@ def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Find
         yield Finding(code, f"{name}:{lines[key]}" if key in lines else name, cause, remedy, works)
 
 
+def _without_last_comments(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    while lines and (not lines[-1].strip() or lines[-1].lstrip().startswith("#")):
+        lines.pop()
+    return "".join(lines)
+
+
 _QUOTE = "write it in quotes"
 
 
 def _unread(text: str) -> str:
     """Return why SnakeYAML, with the limits that it has in TorchServe, does not read a file that Python reads."""
-    if len(text) > _MAX_CHARACTERS:
+    if len(text) > _MAX_CHARACTERS and len(_without_last_comments(text)) > _MAX_CHARACTERS:
         return f"it is longer than {_MAX_CHARACTERS} characters"
     depth = aliases = 0
     collections: set[str] = set()
@@ -123,8 +134,8 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
                 continue
             key = str(detail["loc"][0])
             cause = f"{key} is {config[key]!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
-            if key == "stages":
-                yield Code.MAR503, key, cause, "write stages: {preprocess: 2, inference: 1}; TorchServe ignores it"
+            if key in _OURS:
+                yield Code.MAR503, key, cause, f"write {_OURS[key]}; TorchServe ignores the key"
                 continue
             if key == "torchmar":
                 yield Code.MAR503, key, cause, "write torchmar: {fork: true} or {fork: false}; TorchServe ignores it"

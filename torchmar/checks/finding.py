@@ -39,6 +39,7 @@ class Code(Enum):
     MAR205 = ("warning", "the manifest has no version")
     MAR206 = ("error", "the runtime is none that TorchServe starts")
     MAR207 = ("error", "the recipe has a problem")
+    MAR208 = ("warning", "a key of the manifest is given twice")
     # handler
     MAR301 = ("error", "the handler does not define exactly one class")
     MAR302 = ("error", "the handler does not define the function that is named")

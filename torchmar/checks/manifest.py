@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 from torchmar import manifest
 from torchmar.checks.finding import Code, Content, Finding
+from torchmar.checks.json_keys import repeated_keys
 from torchmar.checks.weights import is_known
 from torchmar.errors import ManifestError
 from torchmar.recipe import VERSION_PATTERN
 
 RUNTIMES = ("python", "python3", "LSP")
+_NAMES_OF_RUNTIMES = ("PYTHON", "PYTHON3")  # in the frontend, which takes them, too
 _MAX = 1 << 20  # bytes; the server reads it whole
 _AGAIN = "build the archive again with torchmar build or torchmar-archiver"
 
@@ -20,7 +22,7 @@ def read(content: Content) -> tuple[manifest.Manifest | None, list[Finding]]:
     """Return the manifest, if there is one to go on with, and what is wrong with it."""
     size = content.sizes.get(manifest.PATH)
     if size is None:
-        cause = "TorchServe refuses an archive without a manifest"
+        cause = "TorchServe registers an archive without a manifest only where the call names model and handler"
         return None, [Finding(Code.MAR201, manifest.PATH, cause, _AGAIN)]
     if size > _MAX:
         return None, [Finding(Code.MAR202, manifest.PATH, f"it has {size} bytes", _AGAIN)]
@@ -32,7 +34,11 @@ def read(content: Content) -> tuple[manifest.Manifest | None, list[Finding]]:
         cause = error.message.removeprefix(f"{manifest.PATH}").lstrip(": ")
         named = "modelName: String should match" in cause
         return None, [Finding(Code.MAR203 if named else Code.MAR202, manifest.PATH, cause, _AGAIN)]
-    return found, list(_findings(found, content))
+    repeated = [
+        Finding(Code.MAR208, manifest.PATH, f"{key} is given twice; every reader keeps the last", "leave one")
+        for key in repeated_keys(text)
+    ]
+    return found, [*_findings(found, content), *repeated]
 
 
 def _findings(found: manifest.Manifest, content: Content) -> Iterator[Finding]:
@@ -43,7 +49,7 @@ def _findings(found: manifest.Manifest, content: Content) -> Iterator[Finding]:
     elif not re.match(VERSION_PATTERN, model.model_version):
         cause = f"the version is {model.model_version!r}"
         yield Finding(Code.MAR203, place, cause, "letters, digits, '.', '_', '-' and '+', a letter or digit first")
-    if found.runtime not in RUNTIMES:
+    if found.runtime not in (*RUNTIMES, *_NAMES_OF_RUNTIMES):
         cause = f"the runtime is {found.runtime!r}; TorchServe knows {', '.join(RUNTIMES)}"
         yield Finding(Code.MAR206, place, cause, "set it to python")
     # The worker itself reads the configuration; weights and the model file are the handler's business.

@@ -187,21 +187,28 @@ def _editable(content: Content, place: str, text: str) -> Iterator[Finding]:
     if _NAMED_URL.match(text):
         return
     path = posixpath.normpath(text.partition("[")[0])
-    project = [member for member in ("pyproject.toml", "setup.py") if posixpath.join(path, member) in content.sizes]
-    if path == ".":
-        project = [member for member in ("pyproject.toml", "setup.py") if member in content.sizes]
-    if not project:
-        cause = f"the archive has no project in {path}: neither pyproject.toml nor setup.py"
-        yield Finding(Code.MAR509, place, cause, "carry the project, or name a released version")
+    if not _is_project(content, path):
+        yield Finding(Code.MAR509, place, _no_project(path), "carry the project, or name a released version")
 
 
 def _carried(content: Content, file: str, place: str) -> Iterator[Finding]:
     """Yield what is wrong with a requirement that is a file or folder; pip runs where the archive was extracted."""
     path = posixpath.normpath(file)
-    if path.startswith("/"):
-        return  # the server's own
-    if path not in content.sizes and not any(path == "." or name.startswith(f"{path}/") for name in content.sizes):
+    if path.startswith("/") or path in content.sizes:
+        return  # the server's own, or carried
+    if path != "." and not any(name.startswith(f"{path}/") for name in content.sizes):
         yield Finding(Code.MAR509, place, f"the archive has no {path}", _CARRY)
+    elif not _is_project(content, path):
+        yield Finding(Code.MAR509, place, _no_project(path), "carry the project, or name a released version")
+
+
+def _is_project(content: Content, path: str) -> bool:
+    files = ("pyproject.toml", "setup.py")
+    return any(posixpath.normpath(posixpath.join(path, name)) in content.sizes for name in files)
+
+
+def _no_project(path: str) -> str:
+    return f"the archive has no project in {path}: neither pyproject.toml nor setup.py"
 
 
 def _is_url(text: str) -> bool:
@@ -272,7 +279,7 @@ def _parser() -> optparse.OptionParser:
 def _parsed(number: int, line: str) -> Line:
     words = line.split(" ")
     count = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
-    requirement, rest = " ".join(words[:count]), " ".join(words[count:])
+    requirement, rest = " ".join(words[:count]).strip(), " ".join(words[count:])
     options = _parser().get_default_values()
     try:
         options, _ = _parser().parse_args(shlex.split(rest))

@@ -1,0 +1,44 @@
+"""Read requirements files with pip's own parser: paths on standard input, what pip says of each as a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from pip._internal.exceptions import InstallationError
+from pip._internal.index.collector import LinkCollector
+from pip._internal.index.package_finder import PackageFinder
+from pip._internal.models.search_scope import SearchScope
+from pip._internal.models.selection_prefs import SelectionPreferences
+from pip._internal.network.session import PipSession
+from pip._internal.req.constructors import install_req_from_parsed_requirement
+from pip._internal.req.req_file import parse_requirements
+from pip._internal.utils.misc import is_installable_dir
+
+
+def read(path: str) -> dict[str, object]:
+    """Return the names that pip would install, or its error; pip runs where the file is, as TorchServe runs it."""
+    os.chdir(os.path.dirname(path))
+    session = PipSession()
+    scope = SearchScope.create(find_links=[], index_urls=[], no_index=False)
+    collector = LinkCollector(session, scope)
+    finder = PackageFinder.create(link_collector=collector, selection_prefs=SelectionPreferences(allow_yanked=True))
+    try:
+        names = []
+        for parsed in parse_requirements(path, session=session, finder=finder):
+            requirement = install_req_from_parsed_requirement(parsed)
+            link = requirement.link
+            if link and link.is_file and link.file_path.startswith(os.getcwd()):
+                if not os.path.exists(link.file_path):
+                    return {"error": f"{link.file_path} does not exist"}
+                if requirement.editable and not is_installable_dir(link.file_path):
+                    return {"error": f"{link.file_path} is no project"}
+            names.append(requirement.name)
+        return {"names": names}
+    except (InstallationError, ValueError, LookupError) as error:  # a decoding error is a ValueError
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+for line in sys.stdin:
+    print(json.dumps(read(line.rstrip("\n"))), flush=True)
