@@ -378,6 +378,60 @@ def test_an_end_of_the_nursery_is_survived(house: House, pool: Callable[..., Poo
     assert house.run(ask(one, [1, 2])) == [1, 2]
 
 
+def test_a_model_that_is_being_loaded_when_the_nursery_ends_is_loaded_again(
+    house: House, pool: Callable[..., Pool], tmp_path: Path
+) -> None:
+    flag = tmp_path / "flag"
+    code = f"""
+    import pathlib, time
+    FLAG = pathlib.Path({str(flag)!r})
+    if not FLAG.exists():
+        FLAG.touch()
+        time.sleep(600)
+    """
+    one = pool(dedent(code) + OBEDIENT, workers=0)
+
+    async def scenario() -> None:
+        scaled = asyncio.ensure_future(one.scale(1, 1))
+        await until(flag.exists)
+        assert house.nursery.pid
+        os.kill(house.nursery.pid, 9)
+        assert await scaled
+        assert one.failure == ""
+        assert await ask(one, [1]) == [1]
+
+    house.run(scenario())
+
+
+def test_a_nursery_that_ends_before_it_has_loaded_torch_is_started_again(house: House) -> None:
+    async def scenario() -> None:
+        nursery = Nursery()
+        started = asyncio.ensure_future(nursery.start())
+        await until(lambda: nursery._process)
+        assert nursery._process
+        supervisor = psutil.Process(nursery._process.pid)
+        await until(supervisor.children)
+        supervisor.children()[0].kill()
+        await started
+        assert nursery.pid
+        nursery.close()
+
+    house.run(scenario())
+
+
+@pytest.mark.parametrize("fork", [forking.NEVER, forking.ALLOWED])
+def test_without_pidfds_the_parent_that_reaps_ends_a_worker(house: House, pool: Callable[..., Pool], fork: str) -> None:
+    one = pool(response_timeout=1.0, fork=fork)
+    (worker,) = one._workers
+    assert worker._process
+    process = psutil.Process(worker._process.pid)
+    if worker._process._handle >= 0:
+        os.close(worker._process._handle)
+        worker._process._handle = -1
+    assert house.run(ask(one, [600.0])) == [500]
+    house.run(until(lambda: not process.is_running()))
+
+
 def test_a_closed_pool_leaves_no_process_and_no_open_file(house: House, pool: Callable[..., Pool]) -> None:
     me, nursery = psutil.Process(), psutil.Process(house.nursery.pid)
     house.run(until(lambda: not nursery.children()))

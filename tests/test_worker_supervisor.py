@@ -182,3 +182,26 @@ def test_children_and_daemons_end_with_a_program_that_has_a_worker(archive: Path
         finally:
             process.kill()
     assert all_end(processes)
+
+
+def test_where_no_orphans_are_adopted_the_process_group_ends() -> None:
+    program = """
+    import os, subprocess
+    from torchmar.worker.process import supervisor
+    supervisor.adopt_orphans = lambda: None
+    supervisor._proc_is_here = lambda: False
+    supervisor.supervise(os.pipe()[0])
+    print(subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL).pid, flush=True)
+    input()
+    os._exit(3)
+    """
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", dedent(program)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        child = psutil.Process(int(process.stdout.readline()))
+        assert runs(child)
+        process.stdin.write("\n")
+    assert process.returncode == 3
+    assert all_end([child])
