@@ -172,7 +172,7 @@ def test_every_address_is_printed_in_lines_of_eighty_columns(shell: Shell) -> No
     for key in ("inference_address", "management_address", "metrics_address"):
         assert found[key] in said
     for key in ("grpc_inference_port", "grpc_management_port"):
-        assert f"gRPC 127.0.0.1:{found[key]}" in said
+        assert f"grpc://127.0.0.1:{found[key]}" in said
     assert not [line for line in said.splitlines() if len(line) > 80 and str(shell.folder) not in line]
 
 

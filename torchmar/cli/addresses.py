@@ -20,11 +20,12 @@ def lines(config: Properties, engine: EngineName) -> Iterator[str]:
         config: the server's configuration.
         engine: the server; the built-in one speaks gRPC where grpcio is installed.
     """
-    grpc = {address.key: f"{address.host}:{address.port}" for address in config.addresses()}
+    scheme = "grpcs" if config.flag("enable_grpc_ssl") else "grpc"
+    grpc = {address.key: f"{scheme}://{address.host}:{address.port}" for address in config.addresses()}
     speaks_grpc = engine == "torchserve" or importlib.util.find_spec("grpc") is not None
     for api in ("inference", "management"):
-        both = [config.url(f"{api}_address"), *([f"gRPC {grpc[f'grpc_{api}_port']}"] if speaks_grpc else [])]
-        yield f"  {api:{_INDENT}}{', '.join(both)}"
+        both = [config.url(f"{api}_address"), *([grpc[f"grpc_{api}_port"]] if speaks_grpc else [])]
+        yield f"  {api:{_INDENT}}{'  '.join(both)}"
     if config.get("enable_metrics_api").strip().lower() != "false":
         url = config.url("metrics_address")
         yield f"  {'metrics':{_INDENT}}{url}{'' if url.startswith('unix:') else '/metrics'}"

@@ -32,7 +32,7 @@ class Gpu:
 def check() -> Iterator[Finding]:
     """Yield the GPUs, and why workers would not use them."""
     if not shutil.which("nvidia-smi"):
-        yield ok("gpus", "no nvidia-smi, with which TorchServe counts GPUs: workers run on the CPU")
+        yield ok("gpus", "no nvidia-smi, with which servers count GPUs: workers run on the CPU")
         return
     try:
         ran = subprocess.run(["nvidia-smi", *_QUERY], capture_output=True, text=True, timeout=_SECONDS)
