@@ -8,8 +8,8 @@ _SPINS = "1000"  # of 25 to 50 ns each
 _OPENMP = {
     # libgomp, which torch's wheels for Linux have: its default is 300,000 before a thread sleeps, several milliseconds.
     "GOMP_SPINCOUNT": _SPINS,
-    # LLVM's and Intel's libomp, whose default is to wait actively for 200 ms.
-    "KMP_BLOCKTIME": "0",
+    # LLVM's and Intel's libomp, in milliseconds; its default is 200.
+    "KMP_BLOCKTIME": "1",
 }
 _WAITING = (*_OPENMP, "OMP_WAIT_POLICY")
 
