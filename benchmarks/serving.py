@@ -24,7 +24,7 @@ servers run at once and are loaded in turn, and ratios are medians of those of t
 machine meets all alike.
 
     scripts/bench serving [--only tiny] [--engines torchserve builtin] [--seconds 3] [--picture docs/serving.png]
-    scripts/bench serving --neighbours 1 --seconds 3 --rounds 5   # some 6 minutes for each number of neighbours
+    scripts/bench serving --neighbours 1 --seconds 3   # some 6 minutes for each number of neighbours
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class Measurement:
         except Unanswered:
             figures = Figures(rate=0.0, p50=self.seconds, p99=self.seconds, cpu=float("inf"))
         # Behind what wrk has left in the queue, which is not the next one's to wait for.
-        check(running, model, len(model.bodies))
+        check(running, model)
         return figures
 
     def memory(self, model: Model) -> None:
