@@ -95,7 +95,7 @@ annotated-types==0.6.0 ; python_version >= "3.11" and python_version < "4.0" \\
     {HASH}
 colorama==0.4.6 ; python_version >= "3.11" and python_version < "4" and platform_system == "Windows" \\
     {HASH}
-torch @ https://download.pytorch.org/whl/cpu/torch-2.3.0%2Bcpu-cp311-cp311-linux_x86_64.whl ; python_version >= "3.11" \\
+torch @ https://download.pytorch.org/whl/cpu/torch-2.3.0%2Bcpu-cp311-cp311-linux_x86_64.whl ; os_name == "x" \\
     {HASH}
 """
 COLLECTED = {

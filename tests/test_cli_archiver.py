@@ -238,6 +238,105 @@ def test_an_archive_that_would_not_work_is_not_written_unless_asked(project: Pat
         (tmp_path / "m.mar").unlink()
 
 
+WHOLE = """
+import torch
+class Whole:
+    def initialize(self, context):
+        folder, name = context.system_properties["model_dir"], context.manifest["model"]["serializedFile"]
+        self.model = torch.load(f"{folder}/{name}", weights_only=False)["model"]
+    def handle(self, data, context): return [1] * len(data)
+"""
+
+
+def test_a_handler_that_unpickles_a_whole_model_is_packed_with_a_warning(project: Path, tmp_path: Path) -> None:
+    import torch
+
+    (project / "whole.py").write_text(WHOLE)
+    torch.save({"model": torch.nn.Linear(1, 1)}, project / "best.pt")
+    (project / "empty.pt").touch()
+    for weights, code in (("best.pt", "MAR601"), ("empty.pt", "MAR406")):
+        arguments = f"--model-name m -v 1 --handler whole.py --serialized-file {weights} --export-path {tmp_path} -f"
+        ran = archiver(arguments, project)
+        assert ran.returncode == 0, ran.stderr
+        assert f"warning: {code} {weights}" in ran.stderr
+        assert code not in archiver(f"{arguments} --ignore {code.lower()}", project).stderr
+        stock = archiver(arguments.replace("whole.py", "image_classifier"), project)
+        assert (stock.returncode, "error: MAR4" in stock.stderr) == (1, True)
+
+
+def test_an_error_that_is_ignored_is_not_refused(project: Path, tmp_path: Path) -> None:
+    (project / "three.py").write_text("class A: ...\nclass B: ...\n")
+    arguments = f"--model-name m -v 1 --handler three.py --export-path {tmp_path}"
+    assert archiver(arguments, project).returncode == 1
+    assert archiver(f"{arguments} --ignore MAR301", project).returncode == 0
+    assert "no code is called" in archiver(f"{arguments} --ignore MAR9 -f", project).stderr
+
+
+def test_one_file_may_be_named_by_two_flags(project: Path, tmp_path: Path) -> None:
+    flags = "--handler data/h.py --serialized-file data/model.pt --extra-files data/,data/one.txt"
+    for name in ("h.py", "model.pt"):
+        (project / "data" / name).write_bytes((project / name).read_bytes())
+    for theirs in (True, False):
+        folder = tmp_path / str(theirs)
+        folder.mkdir()
+        ran = archiver(f"--model-name m -v 1 {flags} --export-path {folder}", project, theirs=theirs)
+        assert ran.returncode == 0, ran.stderr
+    assert content(tmp_path / "False" / "m.mar") == content(tmp_path / "True" / "m.mar")
+    for name in ("h.py", "model.pt"):
+        (project / "data" / name).unlink()
+
+
+def test_a_saved_model_is_called_that(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "saved" / "variables").mkdir(parents=True)
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"\x08\x01")
+    ran = archiver(f"--model-name m -v 1 --handler h.py --serialized-file {tmp_path}/saved", project)
+    said = " ".join(ran.stderr.split())
+    assert ran.returncode == 1
+    assert "is a TensorFlow SavedModel, a folder" in said
+    assert "tf2onnx" in said
+
+
+TOOL = """
+from argparse import Namespace
+from PACKAGE.model_packaging import package_model
+from PACKAGE.model_packaging_utils import ModelExportUtils
+args = Namespace(model_file=None, serialized_file="model.pt", handler="h.py", model_name="m", version="1.0",
+                 export_path="OUT", force=True, requirements_file=None, config_file=None, runtime="python",
+                 archive_format="default", extra_files="index_to_name.json")
+package_model(args, ModelExportUtils.generate_manifest_json(args))
+"""
+CONFIG = """
+from PACKAGE.model_archiver import ModelArchiver
+from PACKAGE.model_archiver_config import ModelArchiverConfig
+config = ModelArchiverConfig(model_name="m", handler="h.py", version="1.0", serialized_file="model.pt",
+                             export_path="OUT")
+ModelArchiver.generate_model_archive(config)
+"""
+
+
+@pytest.mark.parametrize("tool", [TOOL, CONFIG])
+def test_a_tool_that_packs_from_python_changes_its_imports_alone(project: Path, tmp_path: Path, tool: str) -> None:
+    for package in ("model_archiver", "torchmar.model_archiver"):
+        folder = tmp_path / package
+        (folder / "tmp").mkdir(parents=True)
+        code = tool.replace("PACKAGE", package).replace("OUT", str(folder))
+        environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
+        subprocess.run([sys.executable, "-c", code], cwd=project, check=True, env=environment)
+    assert content(tmp_path / "model_archiver" / "m.mar") == content(tmp_path / "torchmar.model_archiver" / "m.mar")
+
+
+def test_a_tool_that_packs_what_no_server_loads_gets_an_error(project: Path, tmp_path: Path) -> None:
+    from torchmar.model_archiver.model_archiver_config import ModelArchiverConfig
+    from torchmar.model_archiver.model_archiver_error import ModelArchiverError
+    from torchmar.model_archiver.model_packaging import package_model
+
+    (tmp_path / "h.py").write_text("class A: ...\nclass B: ...\n")
+    config = ModelArchiverConfig("m", str(tmp_path / "h.py"), "1.0", export_path=str(tmp_path))
+    with pytest.raises(ModelArchiverError, match="MAR301"):
+        package_model(config)
+    assert not (tmp_path / "m.mar").exists()
+
+
 def test_the_same_inputs_give_the_same_bytes_in_every_format(project: Path, tmp_path: Path) -> None:
     for form in ("default", "tgz"):
         digests_seen = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 from pip._internal.exceptions import InstallationError
 from pip._internal.index.collector import LinkCollector
@@ -19,7 +20,7 @@ from pip._internal.utils.misc import is_installable_dir
 
 def read(path: str) -> dict[str, object]:
     """Return the names that pip would install, or its error; pip runs where the file is, as TorchServe runs it."""
-    os.chdir(os.path.dirname(path))
+    os.chdir(Path(path).parent)
     session = PipSession()
     scope = SearchScope.create(find_links=[], index_urls=[], no_index=False)
     collector = LinkCollector(session, scope)
@@ -29,8 +30,8 @@ def read(path: str) -> dict[str, object]:
         for parsed in parse_requirements(path, session=session, finder=finder):
             requirement = install_req_from_parsed_requirement(parsed)
             link = requirement.link
-            if link and link.is_file and link.file_path.startswith(os.getcwd()):
-                if not os.path.exists(link.file_path):
+            if link and link.is_file and link.file_path.startswith(str(Path.cwd())):
+                if not Path(link.file_path).exists():
                     return {"error": f"{link.file_path} does not exist"}
                 if requirement.editable and not is_installable_dir(link.file_path):
                     return {"error": f"{link.file_path} is no project"}
@@ -41,4 +42,5 @@ def read(path: str) -> dict[str, object]:
 
 
 for line in sys.stdin:
-    print(json.dumps(read(line.rstrip("\n"))), flush=True)
+    sys.stdout.write(json.dumps(read(line.rstrip("\n"))) + "\n")
+    sys.stdout.flush()

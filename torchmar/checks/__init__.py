@@ -15,7 +15,7 @@ from typing import IO
 from torchmar import recipe
 from torchmar.archive import Archive, compose
 from torchmar.archive.copying import Source, Stored, size_of
-from torchmar.checks import configuration, handler, layout, requirements, weights
+from torchmar.checks import configuration, foreign, handler, layout, requirements, weights
 from torchmar.checks import manifest as manifests
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.errors import ArchiveError, RecipeError
@@ -40,6 +40,8 @@ def check(path: Path, gpus: int | None = None) -> list[Finding]:
     try:
         archive = Archive(path, flawed=True)
     except ArchiveError as error:
+        if other := foreign.folder(path):
+            return [Finding(Code.MAR101, "", f"it is {other[0]}, no archive", other[1])]
         cause = error.message.removeprefix(f"{path} ").removeprefix(f"{path}: ")
         return [Finding(Code.MAR101, "", cause, error.hint or "build it again")]
     with archive:

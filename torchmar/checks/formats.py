@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import IO
 
+from torchmar.checks import foreign
 from torchmar.checks.pickled_files import ZIP, is_tar, open_entry, open_zip
 from torchmar.checks.pickles import BROKEN, Budget, scan, shown
 
@@ -28,7 +29,6 @@ _SIGNATURES = (
     (b"\xfd7zXZ\0", "an xz file", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z file", _UNPACK),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "convert it to a torch format"),
     (b"GGUF", "a GGUF file", ""),
     (b"\x93NUMPY", "a NumPy array", ""),
 )
@@ -121,6 +121,8 @@ def identify(stream: IO[bytes], name: str) -> Weights:
         return _zip(stream)
     if head.startswith(_LIBRARIES):
         return Weights(Format.LIBRARY)
+    if other := foreign.by_content(head):
+        return Weights(Format.OTHER, other[0], remedy=other[1])
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for signature, description, remedy in _SIGNATURES:
         if head.startswith(signature) or text.startswith(signature):
@@ -137,7 +139,10 @@ def identify(stream: IO[bytes], name: str) -> Weights:
         return Weights(Format.LEGACY)
     if not result.problem or (head[0] == 0x80 and head[1:2] <= b"\x05"):
         return Weights(Format.PICKLE)
-    return _onnx(stream, size, name) or Weights(Format.OTHER)
+    if weights := _onnx(stream, size, name):
+        return weights
+    named = foreign.by_name(name) or ("", "")
+    return Weights(Format.OTHER, named[0], remedy=named[1])
 
 
 def _zip(stream: IO[bytes]) -> Weights:
@@ -183,6 +188,8 @@ def _zip_of(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> We
         return Weights(Format.TORCHSCRIPT, too_new=too_new)
     if "data.pkl" in entries:
         return Weights(Format.SAVED, too_new=too_new)
+    if {entry.filename for entry in archive.infolist()} >= foreign.KERAS_ENTRIES:
+        return Weights(Format.OTHER, foreign.KERAS[0], remedy=foreign.KERAS[1])
     return Weights(Format.ZIP)
 
 

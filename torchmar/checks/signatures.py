@@ -142,6 +142,14 @@ def _check(
             yield Finding(Code.MAR306, module.place(function), cause, "return the whole in place of yielding its parts")
 
 
+def required_arguments(parameters: ast.arguments) -> list[str]:
+    """Return the names of the parameters that have no default, ``self`` included."""
+    positional = [parameter.arg for parameter in [*parameters.posonlyargs, *parameters.args]]
+    required = positional[: len(positional) - len(parameters.defaults)]
+    defaults = zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)
+    return required + [parameter.arg for parameter, default in defaults if default is None]
+
+
 def _accepts(parameters: ast.arguments, count: int) -> bool:
     positional = len(parameters.posonlyargs) + len(parameters.args)
     required = positional - len(parameters.defaults)

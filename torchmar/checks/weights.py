@@ -12,6 +12,7 @@ from torchmar.checks.finding import Code, Content, Finding, printable
 from torchmar.checks.formats import EMPTY, Format, Weights, identify
 from torchmar.checks.pickled_files import Inspector, may_hold_pickles
 from torchmar.checks.pickles import BROKEN, Budget, shown
+from torchmar.checks.signatures import required_arguments
 from torchmar.recipe import CARRIED_PACKAGE, STOCK_HANDLERS
 
 _SAVED_BY_TORCH = {Format.SAVED, Format.LEGACY}
@@ -225,19 +226,56 @@ def _model_file(content: Content, name: str) -> Iterator[Finding]:
             source = stream.read(_MAX_SOURCE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in strings, which work all the same
-            classes = sorted(set(_classes(ast.parse(source).body)))
+            tree = ast.parse(source)
+        classes = sorted(set(_classes(tree.body)))
     except (SyntaxError, RecursionError, MemoryError, *BROKEN) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         cause = f"{name} is not Python that can be read: {shown(str(error))}"
         yield Finding(Code.MAR402, f"{name}{line}", cause, "correct it: TorchServe could not import it either")
         return
     if len(classes) == 1:
+        yield from _constructor(name, tree, classes[0])
+        module = name.partition(".")[0]
+        if name != f"{module}.py":
+            cause = f"TorchServe imports {module} in place of {name}: it cuts the name at its first dot"
+            yield Finding(Code.MAR402, name, cause, "name the file without dots")
+        return
+    if not classes and _is_configuration(tree):
+        cause = f"{name} is a configuration in Python, as the tools of OpenMMLab write it, and defines no class"
+        remedy = "use the handler that these tools pack (such as mmdet_handler.py), which builds the model from it"
+        yield Finding(Code.MAR402, name, cause, remedy)
         return
     found = f"defines {len(classes)} classes ({shown(', '.join(classes))})" if classes else "defines no class"
     remedy = "leave the model's class in it and move the others to a module of their own, under `files:`"
     if not classes:
         remedy = "define the model's class in the file itself; one that it imports does not count"
     yield Finding(Code.MAR402, name, f"{name} {found}; TorchServe loads exactly one", remedy)
+
+
+def _constructor(name: str, tree: ast.Module, model: str) -> Iterator[Finding]:
+    """Yield that the one class cannot be built without arguments, where its own constructor says so."""
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or node.name != model or node.decorator_list:
+            continue
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name == "__init__" and not method.decorator_list:
+                required = required_arguments(method.args)[1:]
+                if required:
+                    cause = f"{model} is built without arguments, and its __init__ requires {', '.join(required)}"
+                    remedy = "give them defaults, those of the weights"
+                    yield Finding(Code.MAR402, f"{name}:{method.lineno}", cause, remedy)
+
+
+def _is_configuration(tree: ast.Module) -> bool:
+    """Return whether a module has assignments alone, among them those of OpenMMLab's configurations."""
+    names = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    return bool(names & {"model", "_base_", "data", "test_pipeline", "test_dataloader", "default_scope"})
 
 
 def _classes(body: list[ast.stmt]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from torchmar import manifest
 from torchmar.archive import Packed, pack, pack_folder, pack_tgz
 from torchmar.archive.contents import add, carried, carries, refuse_clashes
 from torchmar.archive.copying import Progress, Source, size_of
+from torchmar.checks import foreign
 from torchmar.errors import ArchiveError
 from torchmar.recipe import CARRIED_PACKAGE
 
@@ -100,6 +101,8 @@ def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, S
     for name, value in {**named, "handler": file}.items():
         if value:
             path = Path(value)
+            if other := foreign.folder(path):
+                raise ArchiveError(f"--{name.replace('_', '-')}: {value} is {other[0]}, a folder", hint=other[1])
             if not path.is_file():
                 raise ArchiveError(f"--{name.replace('_', '-')}: there is no file {value}")
             add(members, path.name, path)

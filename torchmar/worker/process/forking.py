@@ -26,7 +26,12 @@ _OURS = "torchmar_handlers"
 # Generators would draw the same numbers in all workers, connections mix up their bytes; folders go with the first.
 _UNSHAREABLE = frozenset(
     {
-        *("numpy.random._generator.Generator", "numpy.random.mtrand.RandomState", "random.Random", "torch._C.Generator"),
+        *(
+            "numpy.random._generator.Generator",
+            "numpy.random.mtrand.RandomState",
+            "random.Random",
+            "torch._C.Generator",
+        ),
         *("sqlite3.Connection", "tempfile.TemporaryDirectory", "tempfile._TemporaryFileWrapper"),
     }
 )

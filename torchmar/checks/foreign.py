@@ -1,0 +1,47 @@
+"""Models of other frameworks: what a file or folder is called, and what to do to serve it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HANDLER = "or load it in a handler of your own, with its framework in the requirements"
+_TO_ONNX = f"convert it to ONNX and use one of torchmar's handlers, {_HANDLER}"
+SAVED_MODEL = "a TensorFlow SavedModel"
+SAVED_MODEL_REMEDY = (
+    f"convert it to ONNX (python -m tf2onnx.convert --saved-model FOLDER --output model.onnx), {_HANDLER}, "
+    "and the folder packed by --extra-files or files:"
+)
+_SIGNATURES = (
+    # Where the signature begins, the signature, what the file is, what to do.
+    (4, b"TFL3", "a TensorFlow Lite model", f"convert it to ONNX (tf2onnx --tflite), {_HANDLER}"),
+    (0, b"ftrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
+    (0, b"ptrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras saves models and weights", _TO_ONNX),
+)
+_SUFFIXES = {
+    ".pb": ("a TensorFlow graph", SAVED_MODEL_REMEDY),
+    ".engine": ("a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
+    ".plan": ("a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
+    ".trt": ("a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
+}
+KERAS = ("a Keras model", _TO_ONNX)
+KERAS_ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
+
+
+def by_content(head: bytes) -> tuple[str, str] | None:
+    """Return what a file is by its first bytes, and what to do; None if it is no other framework's."""
+    return next(((what, remedy) for at, mark, what, remedy in _SIGNATURES if head[at:].startswith(mark)), None)
+
+
+def by_name(name: str) -> tuple[str, str] | None:
+    """Return what a file of no known content is by its name, and what to do; None if the name does not say."""
+    if name.rpartition("/")[2] == "saved_model.pb":
+        return f"the graph of {SAVED_MODEL}", SAVED_MODEL_REMEDY
+    return next((found for suffix, found in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
+
+
+def folder(path: Path) -> tuple[str, str] | None:
+    """Return what a folder is, and what to do; None if it is no model of another framework."""
+    if (path / "saved_model.pb").is_file() or (path / "saved_model.pbtxt").is_file():
+        return SAVED_MODEL, SAVED_MODEL_REMEDY
+    return None
