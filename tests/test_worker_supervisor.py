@@ -111,8 +111,15 @@ def test_children_and_daemons_end_with_their_worker_however_it_ends(server: Buil
     def end_parent(worker: psutil.Process) -> None:
         forked_by(worker.pid).kill()
 
+    def end_both(worker: psutil.Process) -> None:
+        end_supervisor(worker)
+        worker.kill()
+
+    def end_supervisor_of_parent(worker: psutil.Process) -> None:
+        psutil.Process(forked_by(worker.pid).ppid()).kill()
+
     server.load(archive)
-    for end in (lambda worker: worker.kill(), end_supervisor, end_parent):
+    for end in (lambda worker: worker.kill(), end_supervisor, end_both, end_parent, end_supervisor_of_parent):
         until_up(server)
         processes = ask(server)
         assert all(map(runs, processes))
