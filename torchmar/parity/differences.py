@@ -182,6 +182,13 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="body",
     ),
     Difference(
+        "api-description-methods",
+        "`/api-description` at the management API with other methods than `GET`, `HEAD` and `OPTIONS`",
+        "answered like `GET`",
+        "405",
+        "a slip should be said",
+    ),
+    Difference(
         "preflight",
         "a CORS preflight",
         "answered with an OpenAPI document, 404 for a model that is not there",

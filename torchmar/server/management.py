@@ -60,6 +60,7 @@ class Management:
             self._answer(request, openapi.management(self._settings.tokens))
             return
         if parts[1] == "api-description":
+            _allow(request, "GET", "HEAD", "OPTIONS")
             self._answer(request, openapi.management(self._settings.tokens))
             return
         authorization = request.header("authorization")
