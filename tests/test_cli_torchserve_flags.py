@@ -282,3 +282,41 @@ def test_a_pid_file_of_nobody_is_no_server(shell: Shell) -> None:
     for text in ("", "x", "99999999", str(os.getpid())):
         file.write_text(text)
         assert shell.run("--stop").stdout == "TorchServe is not currently running.\n"
+
+
+def test_a_restart_brings_back_what_was_registered(shell: Shell, make: Callable[..., Path]) -> None:
+    archive = make(store=shell.store)
+    make(store=shell.store, name="second")
+    write_config(shell.folder, disable_token_authorization="true", default_workers_per_model="1")
+    written = shell.folder / "logs" / "config"
+    shell.start("--start", "--model-store", "store", "--models", archive.name, "--ncs")
+    assert shell.run("--stop").returncode == 0
+    assert not written.exists()
+    shell.start("--start", "--model-store", "store", "--models", archive.name)
+    management = shell.effective["management_address"]
+    registered = requests.post(f"{management}/models?url=second-1.0.mar&initial_workers=1&batch_size=5", timeout=120)
+    assert registered.status_code == 200
+    assert shell.run("--stop").returncode == 0
+    ran = shell.run("--start", "--model-store", "store", "--models", archive.name)
+    assert (ran.returncode, str(written) in ran.stdout) == (0, True)
+    assert f"warning: --models {archive.name} is not used: the snapshot in " in ran.stderr
+    assert shell.get("management_address", "/models/second").json()[0]["batchSize"] == 5
+    assert shell.get("inference_address", "/ping").json() == {"status": "Healthy"}
+    assert shell.run("--stop").returncode == 0
+    shell.start("--start", "--model-store", "store", "--ncs")
+    assert shell.get("management_address", "/models").json() == {"models": []}
+
+
+def test_what_is_not_loaded_is_named(shell: Shell, make: Callable[..., Path]) -> None:
+    archive = make(store=shell.store)
+    models = {"made": {"9.9": {"minWorkers": 1}}}
+    write_config(shell.folder, disable_token_authorization="true", models=json.dumps(models))
+    ran = shell.run("--start", "--model-store", "store", "--models", archive.name, "a.mar b.mar", "--ncs")
+    assert ran.returncode == 0  # as TorchServe's script; the server runs
+    assert ran.stderr.splitlines() == [
+        "warning: models: made 9.9 matches no model that was loaded at the start; of made, 1.0 is loaded",
+        "error: load_models: a.mar b.mar is not loaded: Model not found at: a.mar b.mar; a comma separates models: "
+        "load_models=a.mar,b.mar",
+        "the server runs, and /ping is Unhealthy; torchmar logs has more",
+    ]
+    assert shell.get("inference_address", "/ping").status_code == 500

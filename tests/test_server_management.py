@@ -36,6 +36,7 @@ SLOW_TO_LOAD = (
 )
 SLOW = "import time\ndef handle(rows, context):\n    if rows: time.sleep(1)\n    return ['done'] * len(rows or [])\n"
 BROKEN = "import no_such_module\n" + ECHO
+HUNGRY = "def handle(rows, context):\n    raise MemoryError('too large')\n"
 TELLING = """
 def handle(rows, context):
     if rows is None:
@@ -161,6 +162,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pack(folder, "tired", SLOW_TO_LOAD)
     pack(folder, "slow", SLOW)
     pack(folder, "broken", BROKEN)
+    pack(folder, "hungry", HUNGRY)
     pack(folder, "late", SLOW_TO_LOAD, config={"startupTimeout": 1})
     pack(folder, "telling", TELLING)
     pack(folder, "listing", LISTING)
@@ -346,6 +348,10 @@ SAME: dict[str, Sequence[Call]] = {
         *(("GET", "/token?type=management", "", {}, kind) for kind in ("management", "inference")),
         ("GET", "/token", "", {}, "API"),
     ],
+    "json as Gson reads it": [
+        ("POST", "/models", "{'url':'made-1.0.mar', 'model_name':'quoted', 'synchronous':'true'}", JSON),
+        ("POST", "/models", "{url: made-1.0.mar, model_name: bare}", JSON),
+    ],
     "tokens that are renewed": [
         ("GET", "/token?type=management", "", {}, "API"),
         ("GET", "/models"),
@@ -386,11 +392,25 @@ def test_calls_are_answered_as_torchserve_answers_them(theirs: Engine, ours: Our
 
 # Calls that TorchServe answers wrongly: its status, ours, and a part of what we say.
 OTHERWISE: dict[str, tuple[Sequence[Call], int, int, str]] = {
-    "no requests at once": ([register("made-1.0.mar&batch_size=0")], 200, 400, "batch_size is 0"),
-    "fewer than none": ([register("made-1.0.mar&batch_size=-5")], 200, 400, "at least 1"),
-    "a delay that has been": ([register("made-1.0.mar&max_batch_delay=-5")], 200, 400, "at least 0"),
     "no time to answer": ([register("made-1.0.mar&response_timeout=0")], 200, 400, "at least 1"),
-    "no time to start": ([register("made-1.0.mar&startup_timeout=-7")], 200, 400, "at least 1"),
+    "no time to start": ([register("made-1.0.mar&startup_timeout=-7")], 200, 400, "at least 0"),
+    "no requests at once": ([register("made-1.0.mar&batch_size=0"), get("made")], 200, 200, '"batchSize": 1'),
+    "fewer than none": ([register("made-1.0.mar&batch_size=-5"), get("made")], 200, 200, '"batchSize": 1'),
+    "a delay that has been": (
+        [register("made-1.0.mar&max_batch_delay=-5"), get("made")],
+        *(200, 200),
+        '"maxBatchDelay": 0',
+    ),
+    "more memory than there is": (
+        [register("hungry-1.0.mar&initial_workers=1")],
+        *(507, 507),
+        "version: 1.0: MemoryError: too large",
+    ),
+    "no limit to start": (
+        [register("made-1.0.mar&startup_timeout=0&initial_workers=1")],
+        *(500, 200),
+        "registered with 1 initial workers",
+    ),
     "no json": ([("POST", "/models", "{nope", JSON)], 500, 400, "The body is not JSON"),
     "json without an object": ([("POST", "/models", "[]", JSON)], 500, 400, "no JSON object"),
     "an empty body": ([("POST", "/models", "", JSON)], 500, 400, "Parameter url is required."),
@@ -582,6 +602,27 @@ def test_what_runs_and_what_waits_is_answered_before_workers_go(ours: Ours, call
     assert ours(*call).status == 200
     assert [(reply.status, reply.body) for reply in replies] == [(200, b"done")] * 2
     ours.clean()
+
+
+@pytest.mark.parametrize("seconds", ["0", "1"])
+def test_an_unregistration_that_takes_too_long_changes_nothing(tmp_path: Path, store: Path, seconds: str) -> None:
+    with closing(serve(tmp_path, store, unregister_model_timeout=seconds)) as ours:
+        assert ours(*register("slow-1.0.mar&initial_workers=1")).status == 200
+        replies: list[Reply] = []
+        pool = ours.soon(lambda: ours.registry.find("slow").pool)
+
+        def submit() -> None:
+            ours.registry.find("slow").pool.submit(Job("id", {}, [Input("body", "text/plain", b"x")], replies.append))
+
+        for _ in range(4):  # a second each
+            ours.soon(submit)
+        answer = ours(*delete("slow"))
+        assert (answer.status, answer.body["type"]) == (408, "RequestTimeoutException")
+        assert answer.body["message"] == "Timed out while cleaning resources: slow"
+        assert ours(*get("slow")).status == 200
+        ours.soon(submit)
+        assert ours.run(pool.drain(60))
+        assert [reply.status for reply in replies] == [200] * 5
 
 
 def test_models_are_registered_and_removed_only_where_that_is_allowed(

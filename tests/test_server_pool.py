@@ -268,12 +268,35 @@ def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(house: House, po
         with pytest.raises(Refusal) as caught:
             one.submit(job(3, print))
         assert caught.value.status == 503
+        assert "has 2 requests waiting, as many as job_queue_size=2 admits" in caught.value.message
+        assert caught.value.headers == {"Retry-After": "1"}
         return [*await waiting, await more]
 
     assert house.run(crowd()) == [[0.3], [1], [2]]
     assert house.run(one.scale(0, 0))
-    with pytest.raises(Refusal, match="has no worker"):
+    with pytest.raises(Refusal, match="has no worker to serve") as caught:
         one.submit(job(3, print))
+    assert "Retry-After" in caught.value.headers
+
+
+def test_a_pool_whose_workers_do_not_load_refuses_what_waits_and_what_comes(
+    house: House, pool: Callable[..., Pool]
+) -> None:
+    one = pool("import time\ntime.sleep(0.5)\nimport no_such_module\n", workers=0)
+    replies: list[Reply] = []
+
+    async def wait() -> None:
+        scaling = asyncio.ensure_future(one.scale(1, 1))
+        await asyncio.sleep(0)
+        one.submit(job(1, replies.append))  # while it may still load
+        assert not await scaling
+
+    house.run(wait())
+    assert [reply.status for reply in replies] == [503]
+    assert "has no worker that loads" in replies[0].message
+    assert replies[0].headers == {"Retry-After": "1"}
+    with pytest.raises(Refusal, match="has no worker that loads"):
+        one.submit(job(2, print))
 
 
 def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neither_is_run(

@@ -20,7 +20,8 @@ from torchmar.properties import Properties
 from torchmar.server import config_keys, settings
 from torchmar.server.config_values import Address
 from torchmar.server.http import Cors
-from torchmar.server.settings import Initial, Settings
+from torchmar.server.settings import Settings
+from torchmar.server.startup_models import StartupModel
 
 
 @pytest.fixture
@@ -240,13 +241,13 @@ def test_the_real_server_takes_variables_in_the_same_order(
 
 
 def test_load_models_is_all_or_none_or_names(store: Path) -> None:
-    assert read(store, "load_models=NONE").initial_models() == []
+    assert read(store, "load_models=NONE").startup_models() == []
     found = read(store, "load_models=a.mar, b=b-1.0.mar,c=http://h/c.mar?x=1,http://h/d.mar?x=1")
-    assert found.initial_models() == [
-        Initial("a.mar", "", "a"),
-        Initial("b-1.0.mar", "b", "b_1_0"),
-        Initial("http://h/c.mar?x=1", "c", "c"),
-        Initial("http://h/d.mar?x=1", "", "d"),
+    assert found.startup_models() == [
+        StartupModel("a.mar", fallback="a"),
+        StartupModel("b-1.0.mar", name="b", fallback="b_1_0"),
+        StartupModel("http://h/c.mar?x=1", name="c", fallback="c"),
+        StartupModel("http://h/d.mar?x=1", fallback="d"),
     ]
 
 
@@ -256,7 +257,7 @@ def test_all_is_every_archive_of_the_model_store(store: Path) -> None:
     (store / "folder" / "MAR-INF").mkdir(parents=True)
     (store / "outer" / "inner" / "MAR-INF").mkdir(parents=True)
     (store / "other").mkdir()
-    assert [one.url for one in read(store, "load_models=ALL").initial_models()] == [
+    assert [one.url for one in read(store, "load_models=ALL").startup_models()] == [
         "a.tar.gz",
         "b.mar",
         "folder",

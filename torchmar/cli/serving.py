@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from torchmar.cli import addresses
 from torchmar.cli.operating import show_path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torchmar.properties import Properties
 
 PANEL = "Servers"
+_LOAD_SECONDS = 300.0  # that the command waits for models that the server loads by itself
 Folder = Annotated[
     Path,
     typer.Option(help="Where the server keeps its token and logs.", envvar="TORCHMAR_RUN_FOLDER", show_envvar=False),
@@ -30,7 +32,10 @@ Folder = Annotated[
 def serve(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="Models to load; default: every archive of the model store."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Models to load; default: what load_models says, or else every archive of the model store.",
+        ),
     ] = None,
     config: ServedFrom = None,
     model_store: Annotated[
@@ -78,8 +83,9 @@ def serve(
 
     given = properties.given(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
-    archives = store.find(folder, names or None)
     by_itself = _loads_by_itself(given, folder)
+    configured = not names and any(given.get(key).strip() for key in ("load_models", "model_snapshot"))
+    archives = by_itself if configured else store.find(folder, names or None)
     if not (given.flag("enable_model_api") or given.flag("enable_envvars_config") or set(archives) <= set(by_itself)):
         raise TorchmarError(
             f"{given.file}: without enable_model_api no model can be registered",
@@ -111,7 +117,11 @@ def serve(
         loaded = [_load(server, archive, ignored) for archive in archives]
         if archives and not any(loaded):
             raise TorchmarError("no model could be loaded; the server is stopped")
-        if not archives:
+        _show_startup(server, archives)
+        if configured and not archives:
+            named = "model_snapshot" if given.get("model_snapshot") else f"load_models={given.get('load_models')}"
+            err.print(f"{named}: no further archive is loaded; torchmar register loads one", markup=False)
+        elif not archives:
             err.print(f"no archive in {folder} yet: torchmar build, then torchmar register")
         if not detach:
             stack.callback(notify, "STOPPING=1")
@@ -157,11 +167,33 @@ def stop(
 
 
 def _loads_by_itself(config: Properties, folder: Path) -> list[Path]:
-    """Return the archives that ``load_models`` names."""
+    """Return the archives that ``load_models`` names, under their own names; a snapshot goes before it."""
     from torchmar.archive import store
 
-    named = [name.partition("=")[2] or name for name in config.get("load_models").replace(" ", "").split(",")]
-    return [archive for archive in store.find(folder) if "all" in named or archive.name in named]
+    if config.get("model_snapshot").strip():
+        return []
+    named = config.get("load_models").replace(" ", "").split(",")
+    everything = named[0].lower() == "all"
+    return [archive for archive in store.find(folder) if everything or archive.name in named]
+
+
+def _show_startup(server: Engine, archives: list[Path]) -> None:
+    """Print what is wrong with models that the server loads by itself, but for those that were waited for."""
+    from torchmar.engines.builtin import Builtin
+
+    if not isinstance(server, Builtin):
+        return
+    with err.status("loading models"):
+        report = server.wait_until_loaded(_LOAD_SECONDS)
+    if report is None:
+        err.print(f"[yellow]warning:[/] models are still being loaded after {_LOAD_SECONDS:.0f} s")
+        return
+    for warning in report.warnings:
+        err.print("[yellow]warning:[/]", escape(warning))
+    waited_for = {archive.name for archive in archives}
+    for failure in report.failures:
+        if failure.url not in waited_for:
+            complain(TorchmarError(failure.message))
 
 
 def _load(server: Engine, archive: Path, ignored: list[str]) -> bool:

@@ -1,7 +1,7 @@
 """``torchmar-serve``: torchserve's flags, one word to change in a start script or a container's entrypoint.
 
 The flags, what goes before what, and where a configuration is looked for are those of torchserve 0.12.0; the server is
-torchmar's own. What differs: the command returns when the server answers, its logs and its key file are in the run
+torchmar's own. What differs: the command returns when the models are loaded, its logs and its key file are in the run
 folder ``.torchmar`` (the key file is linked from where it was), and the flags of Java mean nothing.
 """
 
@@ -29,10 +29,11 @@ from torchmar.engines.running import MARK, MODULE, Running, folder_of, new_mark,
 from torchmar.engines.torchserve import VERSION
 from torchmar.errors import EngineError, PropertiesError, TorchmarError
 from torchmar.replacing import beside
-from torchmar.server import settings
+from torchmar.server import settings, snapshots
 from torchmar.server.settings import Settings
 
 _PID_FILE = ".model_server.pid"  # torchserve's, in the folder for temporary files: one server for a machine
+_LOAD_SECONDS = 300.0  # that the command waits for models
 _PATHS = ("certificate_file", "metrics_config", "private_key_file", *properties.TOKEN_FILES)
 _RUN_FOLDER_VARIABLE = "TORCHMAR_RUN_FOLDER"  # of torchmar's commands, too
 _IDLE = ("log_config", "cpp_log_config", "plugins_path", "workflow_store")
@@ -70,14 +71,21 @@ def start(options: argparse.Namespace) -> None:
     folder = _run_folder(options.run_folder)
     if found := _running(options.run_folder):
         raise EngineError(f"a server is running already (process {found.pid})", hint="torchmar-serve --stop ends it")
-    config, given = _config_file(options.ts_config), _overrides(options)
+    snapshot_folder = None if options.no_config_snapshots else _snapshot_folder(folder)
+    config, given = _config_file(options.ts_config, snapshot_folder), _overrides(options)
     configured, warnings = settings.read(config, os.environ, **given)
+    if config and config.parent == snapshot_folder:
+        out.print(f"restoring {config}; --ncs starts without snapshots", markup=False)
+    if options.models and configured.model_snapshot is not None:
+        warnings = [f"--models {' '.join(options.models)} is not used: the snapshot in {config} replaces it", *warnings]
     if idle := [f"--{name.replace('_', '-')}" for name in _IDLE if getattr(options, name)]:
         warnings = [f"without meaning here: {', '.join(idle)}", *warnings]
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
     values = _effective(configured, settings.texts(config, os.environ, **given))
     _place_logs(folder)
+    if snapshot_folder:
+        values["torchmar_snapshots"] = str(snapshot_folder)
     if options.foreground:
         _become(configured, values, folder)
     _start_in_background(configured, values, folder)
@@ -136,6 +144,22 @@ def _start_in_background(configured: Settings, values: Mapping[str, str], folder
     with engine as server:
         _tell(server.folder, server.described, Running.find(server.folder), configured)
         server.detach()
+    _report(server)
+
+
+def _report(server: Builtin) -> None:
+    """Wait until the models are loaded, and print what is wrong with them; TorchServe's script returns at once."""
+    with err.status("loading models"):
+        report = server.wait_until_loaded(_LOAD_SECONDS)
+    if report is None:
+        err.print(f"warning: models are still being loaded after {_LOAD_SECONDS:.0f} s; torchmar status shows which")
+        return
+    for warning in report.warnings:
+        err.print(f"warning: {warning}", markup=False)
+    for failure in report.failures:
+        err.print(f"error: {failure.message}", markup=False)
+    if report.failures:
+        err.print("the server runs, and /ping is Unhealthy; torchmar logs has more", markup=False)
 
 
 def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> None:
@@ -188,14 +212,23 @@ def _link_key_file(folder: Path) -> Path:
     return Path(KEY_FILE)
 
 
-def _config_file(given: str | None) -> Path | None:
-    """Return the configuration that torchserve would take, but for snapshots, which there are none of."""
+def _config_file(given: str | None, snapshot_folder: Path | None) -> Path | None:
+    """Return the configuration that torchserve would take; the last snapshot goes before ./config.properties."""
     if named := os.environ.get("TS_CONFIG_FILE") or given:
         if not Path(named).is_file():
             raise PropertiesError(f"--ts-config file not found: {named}", hint="TS_CONFIG_FILE goes before the flag")
         return Path(named)
+    if snapshot_folder and (snapshot := snapshots.latest(snapshot_folder)):
+        return snapshot
     here = Path("config.properties")
     return here if here.is_file() else None
+
+
+def _snapshot_folder(run_folder: Path) -> Path:
+    """Return where torchserve writes its snapshots; the run folder if nothing can be written here."""
+    logs = Path(os.environ.get("LOG_LOCATION") or "logs").absolute()
+    writable = os.access(logs if logs.is_dir() else Path(), os.W_OK) or "LOG_LOCATION" in os.environ
+    return (logs if writable else run_folder / "logs") / "config"
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
@@ -210,7 +243,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
 
 def _effective(configured: Settings, texts: Mapping[str, str]) -> dict[str, str]:
     """Return what the server is given, which starts in another folder and has read the environment by then."""
-    values = {**texts, "enable_envvars_config": "false", "model_store": str(configured.model_store)}
+    values = {**texts, "torchmar_envvars_read": "true", "model_store": str(configured.model_store)}
     for api in ("inference", "management", "metrics"):
         values[f"{api}_address"] = str(getattr(configured, api))
     values |= {key: str(Path(values[key]).absolute()) for key in _PATHS if values.get(key)}
@@ -282,7 +315,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where the server writes: key file, logs, extracted archives; default: TORCHMAR_RUN_FOLDER, or .torchmar",
     )
     add("--foreground", action="store_true", help="stay, in place of running in the background, and print the logs")
-    add("--no-config-snapshots", "--ncs", action="store_true", help="what is so in any case: no snapshots are written")
+    add(
+        "--no-config-snapshots",
+        "--ncs",
+        action="store_true",
+        help="write no snapshots of what is registered to logs/config, and do not start from the last one",
+    )
     add("--plugins-path", "--ppath", help="nothing: plugins are for Java")
     add("--disable-token-auth", "--dt", dest="token_auth", action="store_true", help="want no tokens")
     add("--enable-model-api", dest="model_mode", action="store_true", help="let models be registered and unregistered")

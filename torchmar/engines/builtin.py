@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from pathlib import Path
 
 import torchmar
 from torchmar.engines.engine import Engine
 from torchmar.engines.running import MODULE
 from torchmar.errors import EngineError
+from torchmar.server import startup_report
+from torchmar.server.startup_report import StartupReport
 
+_POLL_SECONDS = 0.05
 _NEEDED = ("httptools", "python_multipart", "psutil", "torch", "ts")
 
 
@@ -24,6 +28,28 @@ class Builtin(Engine):
     def described(self) -> str:
         """The version of torchmar."""
         return f"torchmar {torchmar.__version__}, built in"
+
+    def wait_until_loaded(self, seconds: float) -> StartupReport | None:
+        """Wait until the server has tried all models that it loads at its start.
+
+        Args:
+            seconds: to wait at the most.
+
+        Returns:
+            What it reports; None if that takes longer.
+
+        Raises:
+            EngineError: it has ended.
+        """
+        until = time.monotonic() + seconds
+        while (report := startup_report.read(self.folder)) is None and time.monotonic() < until:
+            if self._ended(_POLL_SECONDS) is not None:
+                raise self._death("while it loaded its models")
+        return report
+
+    def _launch(self) -> None:
+        startup_report.remove(self.folder)  # an earlier server's
+        super()._launch()
 
     def _find(self) -> None:
         for module in _NEEDED:

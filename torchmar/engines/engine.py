@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _WATCH_SECONDS = 3.0
+_UNAVAILABLE = 503
 _DYING_SECONDS = 10.0  # from when a server does not listen any more until its process has ended
 # What the server gets unless the configuration says otherwise.
 _DEFAULTS = {
@@ -269,7 +270,10 @@ class Engine(ABC):
             killed.stop()  # what it left, workers among that
         # A key file or log that an earlier server left behind must not be taken for this one's.
         (self.folder / KEY_FILE).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "logs", ignore_errors=True)
+        logs = self.folder / "logs"
+        for entry in logs.iterdir() if logs.is_dir() and not logs.is_symlink() else ():
+            if entry.name != "config":  # TorchServe's snapshots, of this or an earlier run
+                shutil.rmtree(entry, ignore_errors=True) if _is_folder(entry) else entry.unlink()
         # TorchServe names its workers' sockets by port number alone: in a shared folder two servers would collide.
         temporary = Path(tempfile.mkdtemp(prefix="torchmar-"))
         self._cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)
@@ -307,7 +311,7 @@ class Engine(ABC):
         return values
 
     def _wait_for(self, name: str, version: str, seconds: float) -> None:
-        """Wait until the workers of a version answer, which nobody is told by the server that starts them itself."""
+        """Wait until the workers of a version answer that the server loads by itself."""
         deadline = time.monotonic() + seconds
         while not self._is_ready(name, version):
             if failed := self.failures().get((name, version)):
@@ -322,7 +326,11 @@ class Engine(ABC):
     def _is_ready(self, name: str, version: str) -> bool:
         try:
             model = self.management.describe(name, version)[0]
-        except NotFound:  # the server has not come to it yet
+        except NotFound as error:
+            raise ModelFailed(f"{name} {version} is not loaded: {error.message}", traceback="") from None
+        except Refused as refusal:
+            if refusal.status != _UNAVAILABLE:  # the server has not come to it yet
+                raise
             return False
         return model.ready >= model.min_workers
 
@@ -378,3 +386,7 @@ class Engine(ABC):
             if file.exists():
                 lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(lines[-15:])
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

@@ -262,14 +262,15 @@ DIFFERENCES: tuple[Difference, ...] = (
         "ping",
         "`/ping` while workers do not load",
         "Healthy for `maxRetryTimeoutInSec` (300 s), then 500",
-        "at once: 500 `Unhealthy` when no worker of a default version answers, 200 `Partial Healthy` when some do not",
+        "at once: 500 `Unhealthy` when no worker of a default version answers, 200 `Partial Healthy` when some do not; "
+        "500, too, until all models of the configuration are loaded, and while one of them could not be",
         "health should mean health",
     ),
     Difference(
         "v2-ready",
         "`/v2/health/ready`",
         "always `true`",
-        '503 `{"ready": false}` while a default version that should have workers has none that answers',
+        '503 `{"ready": false}` while a default version that should have workers has none that answers, and as `/ping`',
         "ready should mean ready",
     ),
     Difference(
@@ -443,12 +444,28 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         "number-limits",
-        "`batch_size` below 1, `max_batch_delay` below 0, timeouts below 1",
-        "registered with them; no request is ever answered",
+        "`response_timeout` below 1, `startup_timeout` below 0 (but -1, which is the default)",
+        "registered with them; every request loses its worker, or no worker comes up",
         "400 BadRequestException",
         "a model that never answers helps nobody",
-        cases=".*/(register, |unregister |)batch size 0",
-        aspects="status|body",
+    ),
+    Difference(
+        "batch-size",
+        "`batch_size` below 1, `max_batch_delay` below 0",
+        "described as they are; batches are of one request",
+        "taken for 1 and 0, and described so",
+        "a description should be true",
+        cases=".*/(describe.*|what came of.*)",
+        aspects="body",
+        first="'batchSize': 0",
+        second="'batchSize': 1",
+    ),
+    Difference(
+        "startup-timeout",
+        "`startup_timeout=0`, `default_startup_timeout=0`",
+        "no worker ever comes up",
+        "no limit",
+        "it is what who writes it wants",
     ),
     Difference(
         "worker-limits",
@@ -694,7 +711,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "outside-folder",
         "a registration by the path of a folder anywhere on the machine",
         "works, whatever `allowed_urls` says",
-        "404 unless `allowed_urls` matches it as a `file://` URL",
+        "404 unless `allowed_urls` matches it as a `file://` URL, or the configuration or command line names it",
         "who may register should not read every folder",
     ),
     Difference(
@@ -782,15 +799,39 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         "snapshots",
         "snapshots (`logs/config/*`)",
-        "restored unless `--ncs`",
-        "there are none",
-        "`torchmar capture` writes a server down",
+        "without end; they lack a handler that a registration named, and have a file's name for a URL; the server ends "
+        "if an archive is gone; `--models` beside a snapshot is dropped in silence",
+        "of each run the last 100; handlers and URLs are in them; what is gone is named, and the rest served; "
+        "`--models` beside a snapshot is dropped with a warning; `torchmar serve` neither writes nor restores any",
+        "a restart should bring back what was served, or say what it cannot",
+    ),
+    Difference(
+        "startup",
+        "requests for models that are loaded at the start, before they are registered",
+        "no connection: the ports are opened afterwards",
+        "wait up to 30 s, then 503 with `Retry-After`; other models are served",
+        "one slow download should not close the server",
+    ),
+    Difference(
+        "startup-failure",
+        "a model of `load_models` or of a snapshot that cannot be loaded",
+        "a line in the log; without the archive of a snapshot the server ends",
+        "named by the command that starts the server, by the 404 for that model, and in `/v2/repository/index`; "
+        "`DELETE /models/M` gives it up",
+        "what is to be served is served, or it is said that it is not",
+    ),
+    Difference(
+        "queue-full",
+        "503 for a full queue, and for a model whose workers do not load",
+        "the text for a model without workers; with workers that do not load, requests wait",
+        "three texts, of which one names `job_queue_size`; at once; `Retry-After`",
+        "an error should say its cause",
     ),
     Difference(
         "command",
         "the `torchserve` command (here `torchmar-serve`)",
         "returns at once; key file and logs in the current folder; `--log-config`, `--plugins-path`",
-        "returns when the server answers; run folder `.torchmar`, the key file linked from the current "
+        "returns when the models are loaded; run folder `.torchmar`, the key file linked from the current "
         "folder; these flags mean nothing",
         "scripts need not poll",
     ),
@@ -849,7 +890,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "metrics-methods",
         "other paths and methods at the metrics API",
         "every path and method but `OPTIONS /` answers with the metrics",
-        "404; 405 for methods but GET and HEAD",
+        "404; 405 for methods but GET and HEAD; `OPTIONS /` describes the API in other words",
         "nothing is posted there",
         cases=".*/metrics( with POST|, OPTIONS)",
         aspects="status|body|content type",
@@ -918,6 +959,13 @@ DIFFERENCES: tuple[Difference, ...] = (
         "for any model: requests of a stream are answered in order, an error is a `status`; no worker "
         "is kept for a sequence",
         "one request should not cost the others",
+    ),
+    Difference(
+        "grpc-codes",
+        "gRPC: codes of errors of the management API",
+        "INTERNAL (13) or UNKNOWN for most",
+        "those of their statuses: NOT_FOUND (5) for 404, ABORTED (10) for 409, UNAVAILABLE (14) for 503",
+        "a client should know what to repeat",
     ),
     Difference(
         "grpc-conflict",

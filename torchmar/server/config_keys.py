@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from torchmar import properties
 from torchmar.server import config_values as values
+from torchmar.server import startup_models
 
 Kind = Literal["flag", "number", "text"]
 
@@ -63,7 +64,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "decode_input_request": _flag("decode_input_request"),
     "default_response_timeout": _number("default_response_timeout", "120", 1),
     "default_service_handler": ConfigKey("default_service_handler", str, "handler:handle"),
-    "default_startup_timeout": _number("default_startup_timeout", "120", 1),
+    "default_startup_timeout": _number("default_startup_timeout", "120", 0),
     "default_workers_per_model": _number("default_workers_per_model", "2", 0),
     "disable_system_metrics": _flag("disable_system_metrics"),
     "disable_token_authorization": _flag("", example="false"),
@@ -86,7 +87,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "ipex_enable": _flag("ipex_enable"),
     "job_queue_size": _number("job_queue_size", "100", 1),
     "limit_max_image_pixels": _flag("limit_max_image_pixels"),
-    "load_models": ConfigKey("load_models", values.load_models, "all"),
+    "load_models": ConfigKey("load_models", startup_models.parse_load_models, "all"),
     "management_address": ConfigKey(
         "management", values.web_address(*properties.PORTS["management_address"]), "http://127.0.0.1:8081"
     ),
@@ -98,6 +99,11 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "metrics_config": ConfigKey("metrics_config", values.path, "metrics.yaml"),
     "metrics_mode": ConfigKey("", values.metrics_mode, "prometheus"),  # over HTTP metrics are the same in each
     "model_metrics_auto_detect": _flag("model_metrics_auto_detect"),
+    "model_snapshot": ConfigKey(
+        "model_snapshot",
+        startup_models.parse_snapshot,
+        '{"models": {"digits": {"1.0": {"defaultVersion": true, "marName": "digits.mar"}}}}',
+    ),
     "model_store": ConfigKey("", str, "/srv/model_store"),
     "models": ConfigKey("models", values.models, '{"digits": {"1.0": {"marName": "digits.mar", "minWorkers": 1}}}'),
     "number_of_gpu": _number("", "1", 0),
@@ -106,18 +112,21 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "token_expiration_min": ConfigKey("token_expiration_min", values.minutes, "60", "number"),
     "torchmar_access_log": _flag("access_log"),
     "torchmar_check_archives": _flag("check_archives"),
+    "torchmar_envvars_read": _flag(""),
     "torchmar_health_token": _flag("health_token"),
     "torchmar_inference_token_file": ConfigKey("", values.path, "/run/secrets/inference_token"),
     "torchmar_ignore_checks": ConfigKey("ignored_checks", values.codes_of_checks, "MAR601,MAR4"),
     "torchmar_log_format": ConfigKey("log_format", values.log_layout, "json"),
     "torchmar_management_token_file": ConfigKey("", values.path, "/run/secrets/management_token"),
     "torchmar_max_download_size": _number("max_download_size", "21474836480", 1),
+    "torchmar_snapshots": ConfigKey("snapshots", values.path, "logs/config"),
     "torchmar_worker_memory": ConfigKey("worker_memory", values.size, "4GiB"),
     "torchmar_worker_poll_us": _number("worker_poll", "0", 0),
     "ts_open_inference_protocol": _flag("ts_open_inference_protocol"),
+    "unregister_model_timeout": _number("unregister_model_timeout", "120", 0),
     "use_env_allowed_urls": _flag(""),
 }
-# Java's, its launcher's, or of what this server has not: snapshots, workflows, plugins, sequences.
+# Java's, its launcher's, or of what this server has not: workflows, plugins, sequences.
 IGNORED_KEYS: Mapping[str, Kind] = {
     "async_logging": "flag",
     "cpp_log_config": "text",
@@ -134,7 +143,6 @@ IGNORED_KEYS: Mapping[str, Kind] = {
     "metric_time_interval": "number",
     "metrics_format": "text",
     "model_server_home": "text",
-    "model_snapshot": "text",
     "netty_client_threads": "number",
     "number_of_netty_threads": "number",
     "plugins_path": "text",
@@ -146,7 +154,6 @@ IGNORED_KEYS: Mapping[str, Kind] = {
     "ts_header_key_sequence_end": "text",
     "ts_header_key_sequence_id": "text",
     "ts_header_key_sequence_start": "text",
-    "unregister_model_timeout": "number",
     "use_native_io": "flag",
     "version": "text",
     "vmargs": "text",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torchmar.checks.finding import unknown
 
@@ -22,7 +22,6 @@ _OF_MODELS = (
 )
 _SHORTEST_TOKEN = 16
 _TOKEN = re.compile(rf"[A-Za-z0-9._~+/=-]{{{_SHORTEST_TOKEN},}}")
-_ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
 _WEB = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^:/\[\]\s]+)(?::([0-9]{1,5}))?/?", re.IGNORECASE)
 _UNIX = re.compile(r"unix:(/.+)", re.IGNORECASE)
 
@@ -107,15 +106,6 @@ def web_address(plain: int, tls: int) -> Callable[[str], Address]:
         raise ValueError("not an address: http://HOST:PORT, https://HOST:PORT or unix:/PATH")
 
     return read
-
-
-def load_models(text: str) -> tuple[tuple[str, str], ...] | Literal["all"]:
-    """Return the models of ``load_models``: names, or empty ones, and URLs."""
-    if text.lower() in ("all", "none"):
-        return "all" if text.lower() == "all" else ()
-    # Some write a space after the comma, which TorchServe takes for a part of the name, and finds no such file.
-    entries = [match for one in text.split(",") if (match := _ENTRY.fullmatch(one.strip()))]
-    return tuple((match[1] or "", match[2]) for match in entries)
 
 
 def models(text: str) -> dict[str, dict[str, dict[str, Any]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmar.errors import PortInUse
-from torchmar.server import http, logs, metrics_config, rpc
+from torchmar.server import http, logs, metrics_config, rpc, snapshots, startup_report
 from torchmar.server.config_values import Address
 from torchmar.server.inference import Inference
 from torchmar.server.management import Management
@@ -17,6 +17,7 @@ from torchmar.server.metrics import Metrics, MetricsApi
 from torchmar.server.processes import Nursery
 from torchmar.server.registry import Registry
 from torchmar.server.settings import Settings
+from torchmar.server.snapshots import Snapshots
 from torchmar.server.sources import Sources
 from torchmar.server.tokens import Tokens
 
@@ -47,6 +48,12 @@ class House:
         self._sources = Sources(settings, folder / "models")
         self.registry = Registry(self._sources, self._nursery, settings, self._metrics)
         self._access = logs.AccessLog(folder / "logs", settings.log_format) if settings.access_log else None
+        self._folder = folder
+        self._snapshots = None
+        if settings.snapshots and settings.file:
+            self._snapshots = Snapshots(settings.snapshots, settings.file, self.registry)
+        self._loaded = False
+        self._reporting: asyncio.Task[None] | None = None
         self._listeners: list[Any] = []
 
     async def open(self) -> None:
@@ -65,6 +72,7 @@ class House:
         if settings.metrics_api:
             apps["metrics"] = (settings.metrics, MetricsApi(metrics))
         limits = http.Limits(body=settings.max_request_size)
+        registry.startup.begin(settings.startup_models())
         try:
             for address, app in _together(apps):
                 self._listeners.append(await self._listen(app, address, limits))
@@ -76,15 +84,34 @@ class House:
             await self.close(0)
             raise
         await registry.load()
+        self._loaded = True
+        self._save_snapshot("startup")
+        registry.on_change = lambda: self._save_snapshot("snapshot")
+        self._reporting = asyncio.ensure_future(self._report())
 
     async def close(self, grace: float = GRACE) -> None:
         """Take no more requests, answer those that are there, end everything."""
+        if self._reporting:
+            self._reporting.cancel()
+        startup_report.remove(self._folder)
+        if self._loaded:
+            self.registry.on_change = lambda: None
+            self._save_snapshot("shutdown")
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
         await self.registry.close(grace)
         await self._sources.close()
         self._nursery.close()
         if self._access:
             self._access.close()
+
+    async def _report(self) -> None:
+        """Report what could not be loaded, once all models that are loaded at the start were tried."""
+        await self.registry.startup.finished()
+        startup_report.write(startup_report.of(self.registry), self._folder)
+
+    def _save_snapshot(self, kind: snapshots.Kind) -> None:
+        if self._snapshots:
+            self._snapshots.save(kind)
 
     async def _listen(self, app: http.App, address: Address, limits: http.Limits) -> http.Listener:
         settings = self._settings

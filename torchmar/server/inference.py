@@ -20,6 +20,7 @@ from torchmar.server.open_inference import OpenInference, not_found
 from torchmar.server.refusal import Refusal, not_allowed
 from torchmar.server.registry import Registry, Version
 from torchmar.server.settings import Settings
+from torchmar.server.startup import StillLoading
 from torchmar.server.tokens import Tokens
 
 _JSON = "application/json"
@@ -89,9 +90,14 @@ class Inference:
             else:
                 self._check(request)
                 self._ask(request, request_id, asked)
+        except StillLoading as loading:
+            loading.retry(request, self, partial(self._refuse, request, request_id))
         except Refusal as refusal:
-            self._metrics.answered(refusal.status)
-            request.refuse(refusal, ((HEADER, request_id),))
+            self._refuse(request, request_id, refusal)
+
+    def _refuse(self, request: Request, request_id: str, refusal: Refusal) -> None:
+        self._metrics.answered(refusal.status)
+        request.refuse(refusal, ((HEADER, request_id),))
 
     def _check(self, request: Request) -> None:
         self._tokens.check(request.header("authorization"), "inference")
@@ -148,7 +154,10 @@ class Inference:
 
     def _tell_ready(self, request: Request, request_id: str, name: str, version: str | None) -> None:
         _only_read(request)
-        answers = self._registry.find(name, version).pool.ready > 0
+        try:
+            answers = self._registry.find(name, version).pool.ready > 0
+        except StillLoading:
+            answers = False
         self._tell(request, request_id, 200 if answers else 503, {"name": name, "ready": answers})
 
     def _tell(self, request: Request, request_id: str, status: int, document: Any) -> None:

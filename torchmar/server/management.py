@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any
+
+import yaml
 
 from torchmar.server import descriptions, logs, openapi, parameters, sentences
 from torchmar.server.bodies import is_json_type
@@ -19,6 +22,7 @@ from torchmar.server.metrics import Metrics
 from torchmar.server.refusal import Refusal, error_body, not_allowed
 from torchmar.server.registry import Registration, Registry, Version
 from torchmar.server.settings import Settings
+from torchmar.server.startup import StillLoading
 from torchmar.server.tokens import Tokens
 
 _JSON = "application/json"
@@ -45,6 +49,8 @@ class Management:
         """Answer a request, now or later."""
         try:
             self._route(request)
+        except StillLoading as loading:
+            loading.retry(request, self, partial(self._refuse, request))
         except Refusal as refusal:
             self._refuse(request, refusal)
 
@@ -193,7 +199,7 @@ class Management:
                 f'Model "{described.name}" has no worker to serve describe request. '
                 "Please use scale workers API to add workers."
             )
-            raise Refusal(refusal.status, refusal.type, message) from None
+            raise Refusal(refusal.status, refusal.type, message, refusal.headers) from None
         request.on_gone = gone
 
     def _begin(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
@@ -204,6 +210,8 @@ class Management:
     async def _answered(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
         try:
             await answering
+        except StillLoading as loading:
+            loading.retry(request, self, partial(self._refuse, request))
         except Refusal as refusal:
             self._refuse(request, refusal)
         except Exception:
@@ -264,7 +272,10 @@ def _body(body: bytes) -> dict[str, str]:
     try:
         document = json.loads(body or b"null")
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "BadRequestException", f"The body is not JSON: {error}") from None
+        try:
+            document = _lenient(body)
+        except (ValueError, RecursionError, yaml.YAMLError):
+            raise Refusal(400, "BadRequestException", f"The body is not JSON: {error}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -280,6 +291,18 @@ def _body(body: bytes) -> dict[str, str]:
         if value is not None:
             said[key] = str(value)
     return said
+
+
+def _lenient(body: bytes) -> Any:
+    """Return a body that only TorchServe's parser (Gson) takes for JSON: with apostrophes, or names without quotes.
+
+    Raises:
+        ValueError, yaml.YAMLError: it is not such an object.
+    """
+    text = body.decode().strip()
+    if not text.startswith("{"):
+        raise ValueError("not an object")
+    return yaml.load(text, yaml.BaseLoader)  # YAML's flow style; every value is a text
 
 
 def _parameters(request: Request) -> Mapping[str, str]:

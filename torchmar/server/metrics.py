@@ -6,12 +6,13 @@ Besides TorchServe's own there are three histograms, with ``model_name`` and ``m
 
 from __future__ import annotations
 
+import json
 import math
 import socket
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from torchmar.server import logs
+from torchmar.server import logs, metrics_openapi
 from torchmar.server.machine import Machine
 from torchmar.server.metrics_config import DEFAULT, MetricsConfig, described
 from torchmar.server.refusal import Refusal, not_allowed
@@ -257,7 +258,10 @@ class _Version:
 
 
 class MetricsApi:
-    """The metrics API: ``GET /metrics``, which wants no token; ``name[]=`` asks for lines by their names."""
+    """The metrics API: ``GET /metrics``, which wants no token; ``name[]=`` asks for lines by their names.
+
+    ``OPTIONS /`` describes it.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -268,6 +272,12 @@ class MetricsApi:
         Raises:
             Refusal: 404 for other paths, 405 for other methods.
         """
+        if request.path == "/" and request.method == "OPTIONS":
+            self._metrics.answered(200)
+            request.respond(
+                200, json.dumps(metrics_openapi.description(), indent=2).encode() + b"\n", "application/json"
+            )
+            return
         if request.path.rstrip("/") != "/metrics":
             raise Refusal(
                 404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document."

@@ -74,12 +74,20 @@ def statistics(registry: Registry, metrics: Metrics, name: str = "", version: st
 
 
 def index(registry: Registry, *, ready: bool = False) -> list[dict[str, str]]:
-    """Return the name, version and state of each registered version; with ``ready`` of those that take requests."""
+    """Return the name, version and state of each version; with ``ready`` of those that take requests.
+
+    Models that are still to be loaded at the start, or could not be, are among them.
+    """
     documents = []
     for one in _versions(registry):
         state, reason = _state(one)
         if state == "READY" or not ready:
             documents.append({"name": one.name, "version": one.version, "state": state, "reason": reason})
+    if not ready:
+        startup = registry.startup
+        absent = [(model.title, model.version, "LOADING", "") for model in startup.pending]
+        absent += [(name, one.model.version, "UNAVAILABLE", one.message) for name, one in startup.failures.items()]
+        documents += [dict(zip(("name", "version", "state", "reason"), one, strict=True)) for one in absent]
     return documents
 
 

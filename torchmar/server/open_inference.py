@@ -11,6 +11,7 @@ from torchmar.server.http import Request
 from torchmar.server.metrics import Metrics
 from torchmar.server.refusal import Refusal, not_allowed
 from torchmar.server.registry import Registry
+from torchmar.server.startup import StillLoading
 
 LOADING = "models are loaded by the management API: POST /models?url=... registers one, DELETE /models/NAME removes it"
 SHARED_MEMORY = "shared memory is not supported; send the data in the request"
@@ -74,7 +75,12 @@ class OpenInference:
         raise not_found()
 
     def _of_model(self, name: str, version: str | None, what: str) -> tuple[int, Any]:
-        model = self._registry.find(name, version)
+        try:
+            model = self._registry.find(name, version)
+        except StillLoading:
+            if what != "ready":
+                raise
+            return 503, {"name": name, "ready": False}
         match what:
             case "ready":
                 answers = model.pool.ready > 0

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from torchmar import manifest
 from torchmar.recipe import Stages, TorchmarConfig, are_stages
 from torchmar.server import logs, stages
 from torchmar.server.pool import PoolOptions
@@ -46,14 +47,15 @@ class Registration:
         model_name: in place of the archive's.
         handler: in place of the archive's.
         runtime: in place of the archive's: ``python`` or ``python3``, which are the same here.
-        batch_size: requests that a handler is given at once; at least 1.
-        max_batch_delay: milliseconds.
+        batch_size: requests that a handler is given at once; less than 1 is 1.
+        max_batch_delay: milliseconds; less than 0 is 0.
         response_timeout: seconds.
-        startup_timeout: seconds.
+        startup_timeout: seconds; 0: no limit.
         initial_workers: zero or less is none.
         synchronous: whether the answer is to come when the workers do.
         fallback_name: where neither ``model_name`` nor the archive has one.
         ignored_checks: codes of checks, or beginnings of codes, that do not keep the archive from being served.
+        state: what a snapshot says that it is served with, under TorchServe's keys; goes before all else.
     """
 
     url: str
@@ -68,6 +70,7 @@ class Registration:
     synchronous: bool = True
     fallback_name: str = ""
     ignored_checks: tuple[str, ...] = ()
+    state: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse what no server could do.
@@ -79,7 +82,8 @@ class Registration:
             raise Refusal(404, "ModelNotFoundException", "empty url")
         if self.runtime is not None and self.runtime not in RUNTIMES:
             raise Refusal(400, "BadRequestException", f"Invalid RuntimeType value: {self.runtime}")
-        for name, least in (("batch_size", 1), ("max_batch_delay", 0), ("response_timeout", 1), ("startup_timeout", 1)):
+        # Under TorchServe, no request is ever answered with these; batches of less than one request are of one there.
+        for name, least in (("response_timeout", 1), ("startup_timeout", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise Refusal(400, "BadRequestException", f"Parameter {name} is {value}, and must be at least {least}.")
@@ -135,12 +139,19 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
     _refuse_what_is_not_done(source.config, runtime, asked.url)
     handler = asked.handler or model.handler or settings.default_service_handler
     if not handler:
-        message = f"{asked.url}: its manifest names no handler; name one with handler="
+        lack = "its manifest names no handler"
+        if not (source.folder / manifest.PATH).is_file():
+            lack = f"it is a folder without {manifest.PATH}"
+        message = f"{asked.url}: {lack}; name one with handler=, or with default_service_handler in config.properties"
         raise Refusal(400, "InvalidModelException", message)
     config = _Config(source.config, name, source.version)
     ours = settings.models.get(name, {}).get(source.version, {})
     gpus, ids = _devices(config, settings.number_of_gpu)
     low, high = _workers(config, asked, ours if at_start else {}, settings, at_start)
+    state = asked.state
+    if (restored := _whole(state.get("minWorkers"))) is not None:
+        low, high = max(0, restored), max(0, restored, _whole(state.get("maxWorkers")) or 0)
+        check_workers("minWorkers", low)
     preprocess, inference = _stages(config, asked.url)
     how, why = forking.mode(handler, model_file=bool(model.model_file), allowed=_fork(config))
     if inference:
@@ -153,21 +164,28 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
             str(source.folder),
             envelope=settings.service_envelope or model.envelope or "",
             batch_size=_first(
-                asked.batch_size, config.positive("batchSize"), _positive(ours, "batchSize"), _BATCH_SIZE
+                _positive(state, "batchSize"),
+                _at_least(1, asked.batch_size),
+                config.positive("batchSize"),
+                _positive(ours, "batchSize"),
+                _BATCH_SIZE,
             ),
             max_batch_delay=_first(
-                asked.max_batch_delay,
+                _positive(state, "maxBatchDelay"),
+                _at_least(0, asked.max_batch_delay),
                 config.positive("maxBatchDelay"),
                 _positive(ours, "maxBatchDelay"),
                 _MAX_BATCH_DELAY,
             ),
             response_timeout=_first(
+                _positive(state, "responseTimeout"),
                 config.positive("responseTimeout"),
                 _positive(ours, "responseTimeout"),
                 asked.response_timeout,
                 settings.default_response_timeout,
             ),
             startup_timeout=_first(
+                _positive(state, "startupTimeout"),
                 config.positive("startupTimeout"),
                 _positive(ours, "startupTimeout"),
                 asked.startup_timeout,
@@ -322,6 +340,10 @@ def _whole(value: object) -> int | None:
 def _positive(values: Mapping[str, Any], key: str) -> int | None:
     value = _whole(values.get(key))
     return value if value is not None and value > 0 else None
+
+
+def _at_least(least: int, value: int | None) -> int | None:
+    return None if value is None else max(least, value)
 
 
 def _first(*values: float | None) -> Any:

@@ -39,6 +39,18 @@ _ENDED = "Backend worker process died."
 _TOO_OFTEN = 3  # deaths in a row, without an answer in between
 _DIES = "a worker ended {} times in a row before it answered; the log of the workers has what it said"
 _PATIENCE = 3  # deaths of the parent of the workers, in a row, that are not the model's fault
+# Why a request is not run, behind the model's name; the first is TorchServe's for all of them.
+_NO_WORKER = (
+    "has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence "
+    "inference, please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
+)
+_QUEUE_FULL = (
+    "has {} requests waiting{}, as many as job_queue_size={} admits. Try again later, add workers, or raise "
+    "job_queue_size (jobQueueSize in model-config.yaml)."
+)
+_NO_TICKET = "has no idle worker, and useJobTicket admits no waiting requests. Try again later, or add workers."
+_DO_NOT_LOAD = "has no worker that loads. The management API describes the model with the reason (failure)."
+_RETRY_SECONDS, _RETRY_WITHOUT_WORKERS_SECONDS = 1, 10  # what clients get as Retry-After
 _ids = itertools.count(9000)  # TorchServe calls its workers by their ports
 
 
@@ -216,9 +228,15 @@ class Pool:
 
     def _admit(self, pending: int) -> None:
         """Refuse a request that nobody will answer, or before which there are ``pending`` already."""
-        full = pending >= self.options.queue_size or (self.options.job_tickets and not self._idle)
-        if full or not self.min_workers or self._closed:
+        if not self.min_workers or self._closed:
             raise self._unavailable()
+        if self.failure and not self.ready:
+            raise self._unavailable(_DO_NOT_LOAD)
+        if pending >= self.options.queue_size:
+            state = "" if self.ready else " while its workers are still being loaded"
+            raise self._unavailable(_QUEUE_FULL.format(pending, state, self.options.queue_size))
+        if self.options.job_tickets and not self._idle:
+            raise self._unavailable(_NO_TICKET)
 
     def _schedule(self) -> None:
         """Hand out what waits at the end of this turn of the loop: what comes with it shares a batch, nobody waits."""
@@ -255,9 +273,9 @@ class Pool:
         queue.extendleft(reversed(others))
         return batch
 
-    def _refuse_all(self) -> None:
+    def _refuse_all(self, why: str = "") -> None:
         while self._queue:
-            self._queue.popleft().refuse(self._unavailable())
+            self._queue.popleft().refuse(self._unavailable(why))
 
     def _sweep(self) -> None:
         """Answer who has waited too long, end workers that do not answer."""
@@ -302,6 +320,8 @@ class Pool:
                     continue
                 self.failure = str(error).rstrip()
                 worker.failed = True
+                if not self.ready:
+                    self._refuse_all(_DO_NOT_LOAD)  # nothing says that the next attempt succeeds
                 self._changed.set()
                 worker.say(_ENDED)
                 for line in self.failure.splitlines():
@@ -385,7 +405,7 @@ class Pool:
             self._weights = shared_weights.WeightsFile()
         cradle = await self._nursery.grow(job, worker.say, self._weights)
         try:
-            why = await cradle.loaded(options.startup_timeout)
+            why = await cradle.loaded(options.startup_timeout or None)
             self.description = cradle.description
             return cradle, why
         except BaseException:
@@ -442,14 +462,12 @@ class Pool:
             self._changed.clear()
             await self._changed.wait()
 
-    def _unavailable(self) -> Refusal:
+    def _unavailable(self, why: str = "") -> Refusal:
+        """Return the error for a request that is not run; without ``why`` there are no workers."""
         # As for a request that names no version; who knows better says so.
-        message = (
-            f'Model "{self.options.name}" has no worker to serve inference request. '
-            "Please use scale workers API to add workers. If this is a sequence inference, please check if it is "
-            "closed, or expired; or exceeds maxSequenceJobQueueSize"
-        )
-        return Refusal(503, "ServiceUnavailableException", message)
+        message = f'Model "{self.options.name}" {why or _NO_WORKER}'
+        seconds = _RETRY_SECONDS if why else _RETRY_WITHOUT_WORKERS_SECONDS
+        return Refusal(503, "ServiceUnavailableException", message, {"Retry-After": str(seconds)})
 
 
 class _Worker(asyncio.Protocol):

@@ -339,7 +339,7 @@ class Cradle:
         self._forks: dict[int, asyncio.Future[WorkerProcess]] = {}
         self._count = 0
 
-    async def loaded(self, seconds: float) -> str:
+    async def loaded(self, seconds: float | None) -> str:
         """Wait until the model is loaded; return why forks would not be right, empty if they would.
 
         Raises:

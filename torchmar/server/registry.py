@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from torchmar.server import logs, options
+from torchmar.server import logs, options, startup_models
 from torchmar.server.options import Registration, Serving
 from torchmar.server.pool import Pool, Tell
 from torchmar.server.processes import Nursery
@@ -16,6 +17,7 @@ from torchmar.server.refusal import Refusal
 from torchmar.server.settings import Settings
 from torchmar.server.sources import Source, Sources
 from torchmar.server.stages import StagedPool
+from torchmar.server.startup import Startup
 
 __all__ = ["Model", "Registration", "Registry", "Version"]
 
@@ -27,6 +29,7 @@ class Version:
         name: of the model, which may be another than the archive's.
         version: from the archive.
         url: what it was registered as.
+        handler: what the registration names in place of the archive's; empty: the archive's.
         source: its archive.
         pool: its queue and its workers.
         serving: what it is served with.
@@ -42,12 +45,13 @@ class Version:
         pool: Pool,
         serving: Serving,
         *,
+        handler: str = "",
         loaded_at_startup: bool = False,
         nursery: Nursery | None = None,
     ) -> None:
         self.name, self.version = serving.pool.name, serving.pool.version
         self.url, self.source, self.pool, self.serving = url, source, pool, serving
-        self.loaded_at_startup, self.nursery = loaded_at_startup, nursery
+        self.handler, self.loaded_at_startup, self.nursery = handler, loaded_at_startup, nursery
         self.removed = asyncio.Event()
 
     def deadline(self) -> float | None:
@@ -74,10 +78,14 @@ class Registry:
 
     Attributes:
         models: by name.
+        startup: how far it is with the models that it loads at its start.
+        on_change: called when versions, their workers or the default have changed; not for the start.
     """
 
     def __init__(self, sources: Sources, nursery: Nursery, settings: Settings, tell: Tell) -> None:
         self.models: dict[str, Model] = {}
+        self.startup = Startup()
+        self.on_change: Callable[[], None] = lambda: None
         self._sources, self._nursery, self._settings, self._tell = sources, nursery, settings, tell
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -86,36 +94,71 @@ class Registry:
 
         Raises:
             Refusal: 404; there is none.
+            StillLoading: 503; the server has not registered yet all that it loads at its start.
         """
         model = self.models.get(name)
         if model is None:
-            raise Refusal(404, "ModelNotFoundException", f"Model not found: {name}")
+            not_found = Refusal(404, "ModelNotFoundException", f"Model not found: {name}")
+            raise self.startup.not_found(name, not_found)
         found = model.versions.get(model.default if version is None else version)
         if found is None:
             message = f"Model version: {version} does not exist for model: {name}"
-            raise Refusal(404, "ModelVersionNotFoundException", message)
+            raise self.startup.not_found(name, Refusal(404, "ModelVersionNotFoundException", message))
         return found
 
     async def load(self) -> None:
-        """Register what the configuration loads at the start; what cannot be is logged, and the rest loaded.
+        """Register what `startup` expects, in that order; what cannot be is logged and kept there as a failure.
 
-        Workers come up in the background, and come again if they do not.
+        Workers come up in the background, and come again if they do not; `startup` is finished when all were tried.
         """
-        models = self._settings.initial_models()
-        asked = [Registration(url, name, fallback_name=other, synchronous=False) for url, name, other in models]
-        done = await asyncio.gather(*(self.register(one, at_start=True) for one in asked), return_exceptions=True)
-        for one, error in zip(asked, done, strict=True):
-            if isinstance(error, Refusal):
-                logs.SERVER.error("load_models: %s is not loaded: %s", one.url, error.message)
-            elif isinstance(error, BaseException):
-                raise error
+        startup = self.startup
+        models = startup.pending
+        fetching = [
+            self._in_background(self._sources.fetch(model.url, model_name=model.name, by_operator=True))
+            for model in models
+        ]
+        scaling = []
+        for model, fetched in zip(models, fetching, strict=True):
+            asked = Registration(
+                model.url,
+                model.name,
+                model.state.get("handler", ""),
+                model.state.get("runtimeType"),
+                fallback_name=model.fallback,
+                synchronous=False,
+                state=model.state,
+            )
+            try:
+                asked.check()
+                found = self._take(asked, await fetched, at_start=True)
+            except Refusal as refusal:
+                name = model.name or await asyncio.to_thread(self._sources.name_of, model.url) or model.fallback
+                message = startup_models.explain(model, refusal.message)
+                logs.SERVER.error("%s: %s is not loaded: %s", model.key, model.url, message)
+                startup.failed(model, name, message)
+                continue
+            scaling.append(await self._begin(self._scale(found, found.serving.min_workers, found.serving.max_workers)))
+            startup.registered(model)
+        self._warn_of_models_without_match()
+        self._in_background(self._finish_startup(scaling))
 
-    async def register(self, asked: Registration, *, at_start: bool = False) -> Version:
+    async def _finish_startup(self, scaling: Sequence[asyncio.Task[Any]]) -> None:
+        await asyncio.gather(*scaling, return_exceptions=True)
+        self.startup.finish()
+
+    def _warn_of_models_without_match(self) -> None:
+        for name, versions in self._settings.models.items():
+            for version in versions:
+                if not self._is_there(name, version):
+                    known = self.models[name].versions if name in self.models else ()
+                    loaded = f"; of {name}, {', '.join(known)} is loaded" if known else ""
+                    self.startup.warn(f"models: {name} {version} matches no model that was loaded at the start{loaded}")
+
+    async def register(self, asked: Registration) -> Version:
         """Register an archive and start its workers; one that fails leaves nothing behind.
 
         Args:
             asked: what is wanted.
-            at_start: whether the server does so by itself, as its configuration says.
 
         Returns:
             The version; its workers answer by then, unless the registration is not synchronous.
@@ -125,16 +168,12 @@ class Registry:
                 already, or at this moment; 500, its workers do not load.
         """
         asked.check()
-        source = await self._sources.fetch(asked.url, asked.ignored_checks)
-        try:
-            serving = options.resolve(asked, source, self._settings, at_start=at_start)
-            found = self._add(asked, source, serving, at_start)
-        except BaseException:
-            self._sources.release(source)
-            raise
-        low, high = serving.min_workers, serving.max_workers
+        source = await self._sources.fetch(asked.url, asked.ignored_checks, model_name=asked.model_name)
+        found = self._take(asked, source)
+        low, high = found.serving.min_workers, found.serving.max_workers
         if not asked.synchronous:
             await self._begin(self._scale(found, low, high))
+            self.on_change()
             return found
         try:
             up = await self._scale(found, low, high)
@@ -145,6 +184,7 @@ class Registry:
             failure = found.pool.failure
             await self._undo(found)
             raise _did_not_start(found.name, found.version, failure)
+        self.on_change()
         return found
 
     async def scale(
@@ -180,6 +220,7 @@ class Registry:
             await self._begin(doing)
         elif not await doing:
             raise _did_not_start(name, version, found.pool.failure)
+        self.on_change()
 
     def set_default(self, name: str, version: str) -> None:
         """Make a version the one that is asked when none is named.
@@ -190,7 +231,7 @@ class Registry:
         """
         model = self.models.get(name)
         if model is None:
-            raise Refusal(404, "ModelNotFoundException", f"Model not found: {name}")
+            raise self.startup.not_found(name, Refusal(404, "ModelNotFoundException", f"Model not found: {name}"))
         found = model.versions.get(version)
         if found is None:
             message = f"Model version {version} does not exist for model {name}"
@@ -204,6 +245,7 @@ class Registry:
             )
             raise Refusal(409, "ConflictStatusException", message)
         model.default = version
+        self.on_change()
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Remove a version: no more requests reach it, those it has are answered, then its workers end.
@@ -215,15 +257,30 @@ class Registry:
             version: None is the default one, which can be removed only if it is the last.
 
         Raises:
-            Refusal: 404, there is no such version; 403, it is the default one and not the last.
+            Refusal: 404, there is no such version; 403, it is the default one and not the last; 408, its requests are
+                not answered within ``unregister_model_timeout``, and it stays registered.
         """
+        if name not in self.models and self.startup.forget(name):
+            self.on_change()  # it could not be loaded at the start, and is not wanted any more
+            return
         found = self.find(name, version)
         model = self.models[name]
         if found.version == model.default and len(model.versions) > 1:
             raise Refusal(403, "InvalidModelVersionException", f"Cannot remove default version for model {name}")
         self._forget(found)
         # It goes on without the client that asked for it.
-        await asyncio.shield(self._in_background(self._end(found, found.serving.pool.response_timeout)))
+        await asyncio.shield(self._in_background(self._unregister(found)))
+        self.on_change()
+
+    async def _unregister(self, found: Version) -> None:
+        """End a version that is found no more; if that takes too long, it is found again (408)."""
+        seconds, patience = found.serving.pool.response_timeout, self._settings.unregister_model_timeout
+        in_time = patience >= seconds or (patience and await found.pool.drain(patience))
+        if not in_time and not self._is_there(found.name, found.version):
+            self._put(found)
+            message = f"Timed out while cleaning resources: {found.name}"
+            raise Refusal(408, "RequestTimeoutException", message)
+        await self._end(found, seconds)
 
     async def close(self, seconds: float) -> None:
         """Remove every version; what they are at is answered if that takes no longer than ``seconds``."""
@@ -236,22 +293,38 @@ class Registry:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _take(self, asked: Registration, source: Source, *, at_start: bool = False) -> Version:
+        """Take up a version whose archive is there; release it if it cannot be served."""
+        try:
+            serving = options.resolve(asked, source, self._settings, at_start=at_start)
+            found = self._add(asked, source, serving, at_start)
+        except BaseException:
+            self._sources.release(source)
+            raise
+        self.startup.forget(found.name)
+        return found
+
     def _add(self, asked: Registration, source: Source, serving: Serving, at_start: bool) -> Version:
         """Take a version up. There is no waiting in here, so that of several at once exactly one is first."""
         name, version = serving.pool.name, serving.pool.version
-        model = self.models.get(name)
-        if model and version in model.versions:
+        if self._is_there(name, version):
             message = f"Model version {version} is already registered for model {name}"
             raise Refusal(409, "ConflictStatusException", message)
         requirements = serving.pool.requirements
         own = self._nursery.with_packages(requirements) if requirements else None
         kind = StagedPool if serving.pool.preprocess_workers else Pool
         pool = kind(own or self._nursery, serving.pool, self._tell)
-        found = Version(asked.url, source, pool, serving, loaded_at_startup=at_start, nursery=own)
-        if model is None:
-            model = self.models[name] = Model(name, version)
-        model.versions[version] = found
+        found = Version(
+            asked.url, source, pool, serving, handler=asked.handler, loaded_at_startup=at_start, nursery=own
+        )
+        self._put(found)
         return found
+
+    def _put(self, found: Version) -> None:
+        """Have a version found."""
+        model = self.models.setdefault(found.name, Model(found.name, found.version))
+        model.versions[found.version] = found
+        found.removed.clear()
 
     async def _scale(self, found: Version, low: int, high: int) -> bool:
         """Scale a pool; a version that is removed meanwhile has not come up."""
@@ -303,10 +376,11 @@ class Registry:
         if self._forget(found):
             await self._end(found)
 
-    async def _begin(self, scaling: Coroutine[Any, Any, Any]) -> None:
+    async def _begin(self, scaling: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Scale in the background; requests that come next find it begun, and wait for its workers."""
-        self._in_background(scaling)
+        task = self._in_background(scaling)
         await asyncio.sleep(0)
+        return task
 
     def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(doing)
@@ -321,9 +395,13 @@ class Registry:
                 logs.SERVER.error("workers could not be started or ended: %s", error)
 
 
+# Of the last line of a worker's traceback: Python's, CUDA's, and torch's on a CPU.
+_OUT_OF_MEMORY = re.compile(r"([\w.]*MemoryError\b|.*CUDA out of memory|.*can't allocate memory)")
+
+
 def _did_not_start(name: str, version: str | None, failure: str) -> Refusal:
-    """Return TorchServe's refusal, and behind it what the worker said last."""
+    """Return TorchServe's refusal, and behind it what the worker said last; 507 where its memory did not suffice."""
     why = failure.splitlines()[-1].strip() if failure else ""
     said = "null" if version is None else version
     message = f"Failed to start workers for model {name} version: {said}" + (f": {why}" if why else "")
-    return Refusal(500, "InternalServerException", message)
+    return Refusal(507 if _OUT_OF_MEMORY.match(why) else 500, "InternalServerException", message)

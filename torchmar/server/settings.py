@@ -13,34 +13,21 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torchmar import properties
 from torchmar.errors import PropertiesError
-from torchmar.server import config_values
+from torchmar.server import config_values, startup_models
 from torchmar.server.config_keys import IGNORED_KEYS, SUPPORTED_KEYS, TOKEN_VARIABLES, VARIABLES, ConfigKey, suggest
 from torchmar.server.config_values import Address, flag, pattern
 from torchmar.server.http import Cors
 from torchmar.server.logs import Layout
+from torchmar.server.startup_models import StartupModel
 
 _GPU_SECONDS = 20.0
 _MAKE_TOKEN = "openssl rand -hex 24"
 _VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
 _MAKE_KEY = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -keyout key.pem -out cert.pem makes both"
-
-
-class Initial(NamedTuple):
-    """A model that is loaded at the start.
-
-    Attributes:
-        url: of its registration.
-        name: in place of the archive's; empty: the archive's.
-        fallback: the name where nobody gives one: the file's, as TorchServe writes it.
-    """
-
-    url: str
-    name: str
-    fallback: str
 
 
 @dataclass(frozen=True)
@@ -54,12 +41,14 @@ class Settings:
         grpc_inference, grpc_management: where they listen over gRPC.
         grpc_ages: milliseconds that a connection over gRPC may live, and then may take to end, by the keys' names.
         ts_open_inference_protocol: whether KServe's protocol is spoken over gRPC.
-        load_models: registrations at the start, ``(name or "", url)``; or ``"all"``. See `initial_models`.
+        load_models: registrations at the start, ``(name or "", url)``; or ``"all"``. See `startup_models`.
+        model_snapshot: the models of a snapshot of TorchServe's, or that KServe lists; None: there is none.
         models: what versions are served with, by model and version, under TorchServe's names (``minWorkers``).
         default_workers_per_model: of a registration that names none; 0 is none.
         default_response_timeout: seconds.
         default_startup_timeout: seconds.
         default_service_handler: of archives that name none.
+        unregister_model_timeout: seconds that an unregistration may take.
         service_envelope: ``kserve``, ``kservev2``, ...; empty: none.
         job_queue_size: requests that may wait, for each version.
         max_request_size, max_response_size: bytes.
@@ -82,6 +71,7 @@ class Settings:
         metrics_config: TorchServe's ``metrics.yaml`` in place of its own.
         model_metrics_auto_detect: whether metrics of handlers need not be named there.
         disable_system_metrics: whether the machine's are left out.
+        snapshots: ``torchmar_snapshots``; the folder for snapshots; None: none are written.
         check_archives: ``torchmar_check_archives``; whether archives are checked before anything of them runs.
         ignored_checks: ``torchmar_ignore_checks``; codes of checks, or beginnings of codes, that do not count.
         max_download_size: ``torchmar_max_download_size``; bytes of an archive that is fetched.
@@ -101,11 +91,13 @@ class Settings:
     grpc_ages: Mapping[str, int] = field(default_factory=dict)
     ts_open_inference_protocol: bool = True
     load_models: tuple[tuple[str, str], ...] | Literal["all"] = ()
+    model_snapshot: tuple[StartupModel, ...] | None = None
     models: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     default_workers_per_model: int = 0
     default_response_timeout: int = 120
     default_startup_timeout: int = 120
     default_service_handler: str = ""
+    unregister_model_timeout: int = 120
     service_envelope: str = ""
     job_queue_size: int = 100
     max_request_size: int = 6_553_500
@@ -130,6 +122,7 @@ class Settings:
     metrics_config: Path | None = None
     model_metrics_auto_detect: bool = False
     disable_system_metrics: bool = False
+    snapshots: Path | None = None
     check_archives: bool = True
     ignored_checks: tuple[str, ...] = ()
     max_download_size: int = 20 << 30
@@ -138,12 +131,19 @@ class Settings:
     log_format: Layout = "text"
     access_log: bool = False
 
-    def initial_models(self) -> list[Initial]:
-        """Return what ``load_models`` says; for ``all``, every archive that is in the model store now."""
+    def startup_models(self) -> list[StartupModel]:
+        """Return what the server loads at its start.
+
+        That is the snapshot, which goes before ``load_models``, as TorchServe has it; for ``all``, every archive that
+        is in the model store now.
+        """
+        if self.model_snapshot is not None:
+            return list(self.model_snapshot)
         if self.load_models == "all":
-            there = sorted(path.name for path in self.model_store.iterdir() if _is_archive(path))
-            return [Initial(name, "", _fallback(name)) for name in there]
-        return [Initial(url, name, _fallback(url)) for name, url in self.load_models]
+            return startup_models.in_store(self.model_store)
+        return [
+            StartupModel(url, name=name, fallback=startup_models.fallback_name(url)) for name, url in self.load_models
+        ]
 
     def worker_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Return the variables of workers: all but those that ``blacklist_env_vars`` names, and TorchServe's own."""
@@ -269,6 +269,8 @@ class _Given:
         there = {name: key for name, key in VARIABLES.items() if name in environment}
         if not self.flag("use_env_allowed_urls"):
             there.pop("TS_ALLOWED_URLS", None)
+        if self.flag("torchmar_envvars_read"):
+            return  # torchmar-serve has put them in their places
         if self.flag("enable_envvars_config"):
             for name, key in there.items():
                 self._take(key, environment[name], name)
@@ -393,19 +395,3 @@ def gpus(environment: Mapping[str, str] = os.environ) -> int:
     names = [name.strip() for name in visible.split(",")]
     end = next((at for at, name in enumerate(names) if name in ("", "-1")), len(names))  # as CUDA reads it
     return min(there, end)
-
-
-def _is_archive(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    if path.is_dir():
-        inside = list(path.iterdir())
-        return any((place / "MAR-INF").is_dir() for place in (path, *(inside if len(inside) == 1 else ())))
-    return path.name.endswith((".mar", ".model", ".tar.gz"))
-
-
-def _fallback(url: str) -> str:
-    """Return the name that TorchServe gives to a model whose archive has none."""
-    name = url.rpartition("/")[2]
-    stem = name.rpartition(".")[0] if ".mar" in name or ".model" in name else name
-    return re.sub(r"\W|^_", "_", stem, flags=re.ASCII)

@@ -13,7 +13,7 @@ import shutil
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,25 +95,37 @@ class Sources:
         folder.mkdir(parents=True, exist_ok=True)
         self._remove_all()
 
-    async def fetch(self, url: str, ignored_checks: Sequence[str] = ()) -> Source:
+    async def fetch(
+        self, url: str, ignored_checks: Sequence[str] = (), *, model_name: str = "", by_operator: bool = False
+    ) -> Source:
         """Return the archive behind the URL of a registration; `release` it when it is used no more.
 
-        The URL is the name of a file or folder in the model store, or ``file://``, or ``http(s)://``. Nothing of the
-        archive has run by then but what pip runs, where requirements are installed. Besides ``ignored_checks``, codes
-        or beginnings of codes, the settings name checks to ignore.
+        The URL is the name of a file or folder in the model store, or ``file://``, or ``http(s)://``, or the path of a
+        folder, which may have no ``MAR-INF``: SageMaker's models have none. Nothing of the archive has run by then but
+        what pip runs, where requirements are installed.
+
+        Args:
+            url: where the archive is.
+            ignored_checks: codes of checks, or beginnings of codes, to ignore besides those of the settings.
+            model_name: in messages, in place of the archive's.
+            by_operator: whether the command line or the configuration names it: a path need not be in ``allowed_urls``.
 
         Raises:
             Refusal: 404, there is nothing, or the URL is not allowed; 400, it cannot be fetched, is no archive, has an
                 error that the checks find, or its requirements cannot be installed; 500, it cannot be written here.
         """
-        found = await asyncio.to_thread(self._find, url, self._ignored(ignored_checks))
+        found = await asyncio.to_thread(self._find, url, self._ignored(ignored_checks), by_operator)
         self._uses[found.key] += 1
         extracting = self._in_background(self._extracted(url, found))
         try:
             folder = await asyncio.shield(extracting)  # a thread goes on when its task is cancelled
             requirements = await self._requirements(found, folder)
-        except BaseException:
+        except BaseException as error:
             self._in_background(self._abandon(found, extracting))
+            if isinstance(error, _InstallFailed):
+                name = model_name or found.manifest.name
+                message = "\n".join([f"Custom pip package installation failed for model {name}", *error.lines])
+                raise Refusal(400, "ModelException", message) from None
             raise
         if found.scratch is None and found.stamp:
             self._known[found.path] = found.stamp, found
@@ -143,9 +155,17 @@ class Sources:
 
     # What follows up to the next such line runs in a thread.
 
-    def _find(self, url: str, ignored: tuple[str, ...]) -> _Found:
+    def name_of(self, url: str) -> str:
+        """Return the model's name that an archive of the model store has; empty if it cannot be read."""
+        with contextlib.suppress(Refusal, ArchiveError, ManifestError, OSError, ValueError):
+            if not _URL.fullmatch(url):
+                with Archive(self._in_store(url)) as archive:
+                    return archive.manifest.name
+        return ""
+
+    def _find(self, url: str, ignored: tuple[str, ...], by_operator: bool) -> _Found:
         """Fetch an archive, if it is elsewhere, and look into it."""
-        path, scratch = self._locate(url)
+        path, scratch = self._locate(url, by_operator)
         try:
             stamp = None if path.is_dir() else _stamp(path)
             known = self._known.get(path)
@@ -163,7 +183,7 @@ class Sources:
                 raise _not_saved(url, error.strerror) from None
             raise
 
-    def _locate(self, url: str) -> tuple[Path, Path | None]:
+    def _locate(self, url: str, by_operator: bool) -> tuple[Path, Path | None]:
         """Return where an archive is, and the folder that was made for it, if it had to be fetched."""
         if not url:
             raise _not_found("empty url")
@@ -189,18 +209,20 @@ class Sources:
         if url.lower().startswith("s3://"):
             hint = "S3 is not spoken here: give a presigned https:// URL, or copy it to the model store"
             raise _not_found(f"Model not found at: {url}; {hint}")
-        return self._in_store(url), None
+        return self._in_store(url, by_operator), None
 
-    def _in_store(self, name: str) -> Path:
+    def _in_store(self, name: str, by_operator: bool = False) -> Path:
         store = self._settings.model_store
         # TorchServe leaves out folders before the name; whoever means one is given it.
         places = [Path(os.path.normpath(store / name)), store / name.rpartition("/")[2]]
         for place in places:
-            inside = store in place.parents or self._allowed(place.as_uri())
+            inside = store in place.parents or self._allowed(place.as_uri()) or by_operator
             with contextlib.suppress(OSError, ValueError):  # no name at all: too long, or with a NUL
                 if inside and place.exists():
                     return _inner(place)
-        raise _not_found(f"Model not found at: {name}")
+        path = Path(name)
+        hint = f"; outside the model store, allowed_urls must match {path.as_uri()}" if path.is_absolute() else ""
+        raise _not_found(f"Model not found at: {name}{hint}")
 
     def _allowed(self, url: str) -> bool:
         return any(pattern.fullmatch(url) for pattern in self._settings.allowed_urls)
@@ -320,8 +342,7 @@ class Sources:
             _take_note(model, left, last)
             code = await process.wait()
         if code:
-            said = "\n".join([f"Custom pip package installation failed for model {model}", *last])
-            raise Refusal(400, "ModelException", said)
+            raise _InstallFailed(last)
 
     async def _abandon(self, found: _Found, extracting: asyncio.Task[Path]) -> None:
         """Let an archive go that was not fetched to the end."""
@@ -362,6 +383,14 @@ class Sources:
         return task
 
 
+class _InstallFailed(Exception):
+    """pip has failed; registrations under several names may wait for it."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        super().__init__()
+        self.lines = tuple(lines)
+
+
 @dataclass(frozen=True)
 class _Found:
     path: Path
@@ -379,6 +408,9 @@ def _look(path: Path, stamp: _Stamp | None, scratch: Path | None, ignored: tuple
     Raises:
         ArchiveError, ManifestError: it is none, or has errors.
     """
+    if path.is_dir() and not (path / "MAR-INF").is_dir():
+        # A model as SageMaker lays it out: the registration or the configuration names the handler.
+        return _Found(path, None, None, _lenient({}), {}, _folder_key(path), ignored)
     with Archive(path) as archive:
         has_manifest = manifest.PATH in archive
         check = not matches(Code.MAR108, ignored)  # the digests
@@ -398,13 +430,17 @@ def _look(path: Path, stamp: _Stamp | None, scratch: Path | None, ignored: tuple
             logs.SERVER.warning("%s is served without its configuration: %s", path.name, error.message)
             config = {}
         if stamp is None:
-            key = hashlib.sha256(os.fsencode(path)).hexdigest()
+            key = _folder_key(path)
         elif check and digests.PATH in archive:
             key = archive.digest
         else:
             # What was not compared with its SHA256SUMS must not pass for what these name.
             key = _digest(path)
     return _Found(path, stamp, scratch, read, config, key, ignored)
+
+
+def _folder_key(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def _manifest(archive: Archive) -> Manifest:
@@ -453,7 +489,7 @@ def _inner(path: Path) -> Path:
     """Return the folder of an archive that is one: below its only folder, as a packed one unpacks."""
     if path.is_dir() and not (path / "MAR-INF").is_dir():
         inside = list(path.iterdir())
-        if len(inside) == 1 and inside[0].is_dir():
+        if len(inside) == 1 and (inside[0] / "MAR-INF").is_dir():
             return inside[0].resolve()
     return path.resolve()
 

@@ -14,6 +14,7 @@ from torchmar.server.metrics import Metrics
 from torchmar.server.refusal import Refusal
 from torchmar.server.registry import Registry, Version
 from torchmar.server.rpc.calls import Code, Context, Failed, code, details
+from torchmar.server.startup import StillLoading
 
 _MOST = 4096  # characters of a handler's answer that stand in the details of an error
 
@@ -37,6 +38,8 @@ class Asking:
         """
         try:
             return self._registry.find(name, version or None)
+        except StillLoading:
+            raise  # the call waits for it
         except Refusal as refusal:
             raise Failed(Code.INTERNAL, details(refusal)) from None
 

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from torchmar.rpc.channel import EXCEPTION
 from torchmar.server import logs
 from torchmar.server.refusal import Refusal
+from torchmar.server.startup import StillLoading
 from torchmar.server.tokens import Tokens
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -92,10 +93,16 @@ def unary(answer: Callable[[Any, Context], Awaitable[Message]], request: type[Me
     """Return a method of one request and one answer."""
 
     async def called(asked: Message, context: Context) -> Message:
-        try:
-            return await answer(asked, context)
-        except Exception as error:
-            failing = failed(error)
+        while True:
+            try:
+                return await answer(asked, context)
+            except StillLoading as loading:
+                if await loading.over():
+                    continue
+                failing = failed(loading)
+            except Exception as error:
+                failing = failed(error)
+            break
         await failing.end(context)
         raise AssertionError  # abort never returns
 
@@ -108,12 +115,18 @@ def streamed(
     """Return a method of one request, or of several, and several answers."""
 
     async def called(asked: Any, context: Context) -> AsyncIterator[Message]:
-        try:
-            async for one in answer(asked, context):
-                yield one
-            return
-        except Exception as error:
-            failing = failed(error)
+        while True:
+            try:
+                async for one in answer(asked, context):
+                    yield one
+                return
+            except StillLoading as loading:  # before the first answer; requests of a stream are read only once
+                if not many and await loading.over():
+                    continue
+                failing = failed(loading)
+            except Exception as error:
+                failing = failed(error)
+            break
         await failing.end(context)
 
     make: Any = grpc.stream_stream_rpc_method_handler if many else grpc.unary_stream_rpc_method_handler

@@ -27,6 +27,7 @@ from torchmar.server.registry import Registry, Version
 from torchmar.server.rpc import messages
 from torchmar.server.rpc.asking import Asking, words
 from torchmar.server.rpc.calls import Code, Context, Failed, Method, bad, code, failed, streamed, unary
+from torchmar.server.startup import StillLoading
 from torchmar.server.tensors import Tensor
 from torchmar.tensor_elements import BYTES, pack, unpack
 
@@ -96,7 +97,10 @@ class OpenInference:
 
     async def model_ready(self, request: wire.ModelReadyRequest, context: Context) -> wire.ModelReadyResponse:
         """Say whether a model takes requests: it has workers, as many as it should."""
-        pool = self._find(request.name, request.version, "name").pool
+        try:
+            pool = self._find(request.name, request.version, "name").pool
+        except StillLoading:
+            return wire.ModelReadyResponse(ready=False)
         return wire.ModelReadyResponse(ready=0 < pool.min_workers <= pool.ready)
 
     async def model_metadata(self, request: wire.ModelMetadataRequest, context: Context) -> wire.ModelMetadataResponse:

@@ -1,0 +1,124 @@
+"""The models that a server loads at its start, by its configuration: ``load_models``, and TorchServe's snapshots."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+_ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
+_NUMBERS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout")
+# Further keys of an entry: TorchServe's, and those that the snapshots of this server have besides.
+_TEXTS = ("runtimeType", "handler")
+
+
+@dataclass(frozen=True)
+class StartupModel:
+    """A model that a server loads at its start.
+
+    Attributes:
+        url: of its registration: a file name in the model store, a URL or a path.
+        key: of the configuration that names it: ``load_models`` or ``model_snapshot``.
+        name: in place of the archive's; empty: the archive's.
+        fallback: the name where neither has one, as TorchServe makes it of the file's.
+        version: which a snapshot names; empty: the archive's.
+        default: whether a snapshot says that this version answers requests without a version.
+        state: what a snapshot says that it is served with, under TorchServe's keys (``minWorkers``, ``batchSize``).
+    """
+
+    url: str
+    key: str = "load_models"
+    name: str = ""
+    fallback: str = ""
+    version: str = ""
+    default: bool = False
+    state: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def title(self) -> str:
+        """The name that it is known by before its archive was read."""
+        return self.name or self.fallback
+
+
+def parse_load_models(text: str) -> tuple[tuple[str, str], ...] | Literal["all"]:
+    """Return registrations, ``(name or "", url)``, or ``"all"``."""
+    if text.lower() in ("all", "none"):
+        return "all" if text.lower() == "all" else ()
+    # With a space after the comma, TorchServe takes it for a part of the name, and finds no such file.
+    entries = [match for one in text.split(",") if (match := _ENTRY.fullmatch(one.strip()))]
+    return tuple((match[1] or "", match[2]) for match in entries)
+
+
+def parse_snapshot(text: str) -> tuple[StartupModel, ...]:
+    """Return the models of a ``model_snapshot``; of several versions of a model the default one comes first.
+
+    Raises:
+        ValueError: it is not a snapshot; the message says where.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    models = document.get("models") if isinstance(document, dict) else None
+    if not isinstance(models, dict):
+        raise ValueError("has no object of models")
+    entries = []
+    for name, versions in models.items():
+        if not isinstance(versions, dict):
+            raise ValueError(f"{name} is not an object of versions")
+        found = [_snapshot_entry(name, version, entry) for version, entry in versions.items()]
+        entries += sorted(found, key=lambda one: not one.default)
+    return tuple(entries)
+
+
+def in_store(store: Path) -> list[StartupModel]:
+    """Return every archive of a model store, by file name, which is what ``load_models=all`` loads."""
+    names = sorted(path.name for path in store.iterdir() if _is_archive(path))
+    return [StartupModel(name, fallback=fallback_name(name)) for name in names]
+
+
+def fallback_name(url: str) -> str:
+    """Return the name that TorchServe gives to a model whose archive has none."""
+    name = url.rstrip("/").rpartition("/")[2]
+    stem = name.rpartition(".")[0] if ".mar" in name or ".model" in name else name
+    return re.sub(r"\W|^_", "_", stem, flags=re.ASCII)
+
+
+def explain(model: StartupModel, message: str) -> str:
+    """Return why a model is not loaded, with what was probably meant."""
+    if not re.search(r"\s", model.url):
+        return message
+    separated = ",".join(model.url.split())
+    return f"{message}; a comma separates models: {model.key}={separated}"
+
+
+def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
+    where = f"{name} {version}"
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is not an object")
+    url = entry.get("marName")
+    if not isinstance(url, str) or not url:
+        raise ValueError(f"{where}: marName, the archive's file name, is missing")
+    state: dict[str, Any] = {}
+    for key in _NUMBERS:
+        value = entry.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{where}: {key} is {value!r}, not a whole number")
+        state[key] = value
+    state |= {key: str(entry[key]) for key in _TEXTS if entry.get(key)}
+    default = entry.get("defaultVersion") is True
+    return StartupModel(url, "model_snapshot", name, fallback_name(url), version, default, state)
+
+
+def _is_archive(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        inside = list(path.iterdir())
+        return any((place / "MAR-INF").is_dir() for place in (path, *(inside if len(inside) == 1 else ())))
+    return path.name.endswith((".mar", ".model", ".tar.gz"))
