@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import requests
 
 from tests.conftest import ENGINES, on_both_engines, write_config
-from tests.test_server_startup import OPEN, SECONDS, address, post
+from tests.test_server_startup import OK, OPEN, SECONDS, address, post
 from torchmar.engines import EngineName
 from torchmar.engines.engine import Engine
 
@@ -110,3 +112,29 @@ def test_a_folder_without_a_handler_is_said_to_lack_one(folder: Path, tmp_path: 
         report = server.wait_until_loaded(SECONDS)  # type: ignore[attr-defined]
         (failure,) = report.failures
         assert "it is a folder without MAR-INF/MANIFEST.json; name one with handler=" in failure.message
+
+
+@on_both_engines
+@pytest.mark.parametrize("packed", [True, False])
+def test_weights_that_the_handler_never_opens_may_be_empty(engine: EngineName, tmp_path: Path, packed: bool) -> None:
+    """As in most archives of TorchServe's own tests."""
+    store = tmp_path / "store"
+    model = {"modelName": "noop", "serializedFile": "model.pt", "handler": "service.py", "modelVersion": "1.11"}
+    members = {
+        "MAR-INF/MANIFEST.json": json.dumps({"runtime": "python", "model": model, "archiverVersion": "0.12.0"}),
+        "model.pt": "",
+        "service.py": OK,
+    }
+    store.mkdir()
+    if packed:
+        with zipfile.ZipFile(store / "noop.mar", "w") as archive:
+            for name, text in members.items():
+                archive.writestr(name, text)
+    else:
+        for name, text in members.items():
+            (store / "noop" / name).parent.mkdir(parents=True, exist_ok=True)
+            (store / "noop" / name).write_text(text)
+    config = write_config(tmp_path, **OPEN)
+    with ENGINES[engine](config, store, tmp_path / "run") as server:
+        server.management.register("noop.mar" if packed else "noop", initial_workers=1)
+        assert post(f"{address(config)}/predictions/noop").text == "ok"

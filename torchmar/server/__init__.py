@@ -6,7 +6,8 @@
       inference.py   management.py   metrics.py         who may ask: tokens.py
             │              │
             └── registry.py: models and versions ── options.py: what they are served with
-                       │                 └───────── sources.py: where their archives are
+                       │      │          └───────── sources.py: where their archives are
+                       │      └── startup.py: how far the models of the start are; snapshots.py: written down
                     pool.py: the queue and the workers of a version
                        ├── awake.py: not to fall asleep over a request that is answered at once
                        └── processes.py: a nursery, cradles, forks  (torchmar.worker.process)
