@@ -454,6 +454,20 @@ def test_serve_without_the_model_api_loads_what_the_configuration_names(tmp_path
         assert "made 1.0: 1 worker" in served.stdout
 
 
+def test_serve_does_not_overrule_what_load_models_says(tmp_path: Path, make: Make) -> None:
+    make(store=tmp_path / "model_store")
+    write_config(tmp_path, load_models="none")
+    said = torchmar("serve", "--detach", cwd=tmp_path)
+    assert "made 1.0" not in said.stdout
+    assert "load_models=none: no further archive is loaded" in said.stderr
+    torchmar("stop", cwd=tmp_path)
+    write_config(tmp_path, load_models="made-1.0.mar,nothing.mar", default_workers_per_model="1")
+    said = torchmar("serve", "--detach", cwd=tmp_path)
+    assert "made 1.0: 1 worker" in said.stdout
+    assert "load_models: nothing.mar is not loaded: Model not found at: nothing.mar" in said.stderr
+    torchmar("stop", cwd=tmp_path)
+
+
 def test_a_folder_without_a_configuration_is_served_with_what_is_safe(tmp_path: Path, make: Make) -> None:
     make(MOODY.format(marker="/nowhere"), name="prices", store=tmp_path / "model_store")
     port = beside(properties.Properties(None, {}))

@@ -396,3 +396,11 @@ def test_the_api_answers_without_a_token(address: str, metrics: Metrics, server:
 def test_the_api_has_one_resource(method: str, path: str, status: int, kind: str, address: str) -> None:
     answer = requests.request(method, f"{address}{path}")
     assert (answer.status_code, answer.json()["code"], answer.json()["type"]) == (status, status, kind)
+
+
+def test_the_api_is_described(address: str) -> None:
+    answer = requests.options(f"{address}/")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    described = answer.json()
+    assert described["openapi"] == "3.0.1"
+    assert described["paths"]["/metrics"]["get"]["operationId"] == "metrics"

@@ -506,8 +506,12 @@ def test_an_archive_that_failed_may_be_tried_again(bench: Bench) -> None:
     write(path, {"handler.py": ECHO, "MAR-INF/MANIFEST.json": document, "wanted.txt": "--no-index\nnothere==1\n"})
 
     async def work(sources: Sources) -> None:
-        refused = await asyncio.gather(sources.fetch(path.name), sources.fetch(path.name), return_exceptions=True)
-        assert all(isinstance(one, Refusal) for one in refused)
+        fetching = sources.fetch(path.name), sources.fetch(path.name, model_name="other")
+        refused = await asyncio.gather(*fetching, return_exceptions=True)
+        assert [one.message.splitlines()[0] for one in refused if isinstance(one, Refusal)] == [
+            "Custom pip package installation failed for model m",
+            "Custom pip package installation failed for model other",
+        ]
         plain(path, name="m")
         assert (await sources.fetch(path.name)).name == "m"
 
