@@ -462,10 +462,11 @@ def test_serve_does_not_overrule_what_load_models_says(tmp_path: Path, make: Mak
     assert "load_models=none: no further archive is loaded" in said.stderr
     torchmar("stop", cwd=tmp_path)
     write_config(tmp_path, load_models="made-1.0.mar,nothing.mar", default_workers_per_model="1")
-    said = torchmar("serve", "--detach", cwd=tmp_path)
-    assert "made 1.0: 1 worker" in said.stdout
-    assert "load_models: nothing.mar is not loaded: Model not found at: nothing.mar" in said.stderr
-    torchmar("stop", cwd=tmp_path)
+    for engine in ("torchserve", "builtin"):
+        said = torchmar("serve", "--detach", "--engine", engine, cwd=tmp_path)
+        torchmar("stop", cwd=tmp_path)
+        assert "made 1.0: 1 worker" in said.stdout
+        assert "load_models: nothing.mar is not loaded: Model not found at: nothing.mar" in said.stderr
 
 
 def test_a_folder_without_a_configuration_is_served_with_what_is_safe(tmp_path: Path, make: Make) -> None:

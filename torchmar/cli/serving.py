@@ -117,7 +117,7 @@ def serve(
         loaded = [_load(server, archive, ignored) for archive in archives]
         if archives and not any(loaded):
             raise TorchmarError("no model could be loaded; the server is stopped")
-        _show_startup(server, archives)
+        _show_startup(server, archives, given.get("load_models"))
         if configured and not archives:
             named = "model_snapshot" if given.get("model_snapshot") else f"load_models={given.get('load_models')}"
             err.print(f"{named}: no further archive is loaded; torchmar register loads one", markup=False)
@@ -177,11 +177,13 @@ def _loads_by_itself(config: Properties, folder: Path) -> list[Path]:
     return [archive for archive in store.find(folder) if everything or archive.name in named]
 
 
-def _show_startup(server: Engine, archives: list[Path]) -> None:
+def _show_startup(server: Engine, archives: list[Path], load_models: str) -> None:
     """Print what is wrong with models that the server loads by itself, but for those that were waited for."""
     from torchmar.engines.builtin import Builtin
 
     if not isinstance(server, Builtin):
+        for message in _missing(load_models, server.model_store):
+            complain(TorchmarError(message))
         return
     with err.status("loading models"):
         report = server.wait_until_loaded(_LOAD_SECONDS)
@@ -212,3 +214,16 @@ def _load(server: Engine, archive: Path, ignored: list[str]) -> bool:
     workers = f"{model.ready} worker{'' if model.ready == 1 else 's'}"
     out.print(f"  {model.name} {model.version}: {workers}, batch {model.batch_size}, {model.max_batch_delay} ms")
     return True
+
+
+def _missing(load_models: str, store: Path) -> list[str]:
+    """Return a message for each file that ``load_models`` names and that is not there; TorchServe only logs it."""
+    from torchmar.server import startup_models
+
+    models = startup_models.parse_load_models(load_models)
+    names = [url for _, url in models if "://" not in url] if models != "all" else []
+    missing = [startup_models.StartupModel(name) for name in names if not (store / name).exists()]
+    return [
+        f"load_models: {model.url} is not loaded: {startup_models.explain(model, f'Model not found at: {model.url}')}"
+        for model in missing
+    ]
