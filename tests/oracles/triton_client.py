@@ -86,8 +86,8 @@ def check(side):
     assert "float32 of the shape [4] is expected" in wrong, wrong
     assert ("400" if side.over_http else "INVALID_ARGUMENT") in wrong, wrong
     unknown = refused(lambda: infer("nothing", [side.iris()]))
-    assert "Model not found: nothing" in unknown, unknown
-    assert ("404" if side.over_http else "NOT_FOUND") in unknown, unknown
+    code = "404" if side.over_http else "StatusCode.NOT_FOUND"
+    assert unknown == f"{code} Model not found: nothing", unknown
     unsupported = refused(lambda: side.get_system_shared_memory_status())
     assert "shared memory is not supported" in unsupported, unsupported
     unsupported = refused(lambda: side.load_model("iris"))
@@ -119,8 +119,9 @@ def check_http(side):
             answer = side.infer("iris", [side.iris(binary_data=binary)], outputs=outputs)
             assert np.allclose(answer.as_numpy("probabilities"), expected)
     for algorithm in ("gzip", "deflate"):
-        answer = side.infer("iris", [side.iris()], response_compression_algorithm=algorithm)
-        assert np.allclose(answer.as_numpy("probabilities"), expected)
+        for what in ("request", "response"):
+            answer = side.infer("iris", [side.iris()], **{f"{what}_compression_algorithm": algorithm})
+            assert np.allclose(answer.as_numpy("probabilities"), expected)
     assert np.allclose(side.async_infer("iris", [side.iris()]).get_result().as_numpy("probabilities"), expected)
 
 
