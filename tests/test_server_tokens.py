@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import write_config
+from torchmar.engines.builtin import Builtin
 from torchmar.engines.torchserve import TorchServe
 from torchmar.server.refusal import Refusal
 from torchmar.server.tokens import Tokens
@@ -179,3 +180,36 @@ def test_no_token_is_logged_or_shown(tmp_path: Path, caplog: pytest.LogCaptureFi
     tokens.renew("inference")
     passes(tokens, "Bearer wrong")
     assert not [key for key in keys(tokens.file).values() if key in caplog.text + repr(tokens)]
+
+
+TELLING = """
+import os
+def handle(rows, context):
+    return None if rows is None else [sorted(name for name in os.environ if "TOKEN" in name)] * len(rows)
+"""
+
+
+def test_a_token_of_the_environment_outlives_restarts_and_stands_in_no_log_and_no_worker(
+    tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "a-token-that-stays-the-same"
+    monkeypatch.setenv("TORCHMAR_SERVER_INFERENCE_TOKEN", secret)
+    (tmp_path / "management").write_text(f"{secret}-too\n")
+    archive = make(TELLING)
+    config = write_config(tmp_path, torchmar_management_token_file="management")
+    for _ in range(2):
+        with Builtin(config, archive.parent, tmp_path / "run") as running:
+            running.load(archive)
+            assert keys(running.folder / "key_file.json") | {"API": ""} == {
+                "inference": secret,
+                "management": f"{secret}-too",
+                "API": "",
+            }
+            answer = requests.post(
+                f"{running.server.inference}/predictions/made", b"x", headers={"Authorization": f"bearer {secret}"}
+            )
+            assert (answer.status_code, answer.json()) == (200, [])
+            said = "".join(file.read_text() for file in (running.folder / "logs").iterdir() if file.is_file())
+            for name in ("console.log", "config.properties"):
+                said += (running.folder / name).read_text()
+            assert secret not in said
