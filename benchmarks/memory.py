@@ -96,6 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", default="1GB", help="of the large weights")
     parser.add_argument("--small", default="1MB", help="of weights that times are measured with, too")
+    parser.add_argument("--formats", nargs="+", choices=list(_LOADS), default=list(_LOADS), help="of the large weights")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -106,7 +107,7 @@ def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory(prefix="memory-") as home:
         for size in (options.size, options.small):
-            for kind in _LOADS if size == options.size else ["state dict"]:
+            for kind in options.formats if size == options.size else ["state dict"]:
                 failed |= not _compare(Path(home), kind, size, options.rounds)
     return failed
 
