@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -28,6 +29,7 @@ def run(control: socket.socket) -> None:
     """
     told = Conversation(control)
     missing = [name for name in _IMPORTS if not _imported(name)]
+    _freeze()
     told.send({"ready": True, "missing": missing, "pid": os.getpid()})
     children = Children(adopting=True)
     lines = Lines(control, children=True)
@@ -40,6 +42,7 @@ def run(control: socket.socket) -> None:
         elif "import" in message:
             for name in message["import"]:
                 _imported(name)
+            _freeze()
         elif "grow" in message:
             forked = children.fork(message["grow"])
             if forked is None:
@@ -73,6 +76,12 @@ def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> No
         grow(job, mine)
     finally:
         os._exit(1)
+
+
+def _freeze() -> None:
+    """Keep what is imported from garbage collections of workers, which would write to every page that they share."""
+    gc.collect()
+    gc.freeze()
 
 
 def _imported(name: str) -> bool:

@@ -70,7 +70,6 @@ def available() -> bool:
 
 def prepare() -> None:
     """Have large allocations made from mappings of their own, until `share`; call before the model is loaded."""
-    gc.collect()
     gc.freeze()  # what is there already is none of the model
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LEAST)
