@@ -48,7 +48,7 @@ _REGISTRATION: tuple[tuple[str, Schema, str], ...] = (
     ("batch_size", whole_number(1), "Requests that the handler gets at once; default: 1."),
     ("max_batch_delay", whole_number(0), "Milliseconds; default: 100."),
     ("response_timeout", whole_number(1), "Seconds; default: the server's."),
-    ("startup_timeout", whole_number(1), "Seconds; default: the server's."),
+    ("startup_timeout", whole_number(0), "Seconds, 0 for no limit; default: the server's."),
     (
         "initial_workers",
         whole_number(0, _MOST_WORKERS),
