@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 import requests
 
 from tests.conftest import ENGINES, on_both_engines, write_config
+from tests.test_cli import torchmar
 from torchmar import properties
 from torchmar.engines import EngineName
 from torchmar.engines.builtin import Builtin
@@ -184,6 +186,9 @@ def test_what_cannot_be_loaded_is_named_and_keeps_the_server_unhealthy(tmp_path:
         assert requests.delete(f"{management}/models/none", timeout=SECONDS).status_code == 200  # not wanted any more
         assert requests.get(f"{base}/ping", timeout=SECONDS).status_code == 500
         make(OK, name="torn")
+        (state,) = json.loads(torchmar("status", "--json", "--run-folder", server.folder, cwd=tmp_path, code=1).stdout)
+        assert (state["well"], [one.split()[1] for one in state["not_loaded"]]) == (False, ["torn-1.0.mar"])
         registered = requests.post(f"{management}/models?url=torn-1.0.mar&initial_workers=1", timeout=SECONDS)
         assert registered.status_code == 200
         assert requests.get(f"{base}/ping", timeout=SECONDS).json() == {"status": "Healthy"}
+        assert torchmar("status", "--run-folder", server.folder, cwd=tmp_path).stderr == ""

@@ -143,6 +143,8 @@ def _show(one: ServerState) -> None:
     out.print(f"  metrics     {one.metrics.rstrip('/')}/metrics", markup=False)
     if one.trouble:
         return
+    for message in one.not_loaded:
+        complain(TorchmarError(message))
     if not one.versions:
         out.print("  no model is registered; torchmar register ARCHIVE adds one")
         return
@@ -194,6 +196,7 @@ def _document(one: ServerState) -> dict[str, object]:
         "memory": one.memory,
         "well": one.well,
         "trouble": one.trouble,
+        "not_loaded": list(one.not_loaded),
         "inference": one.server.inference,
         "management": one.server.management,
         "metrics": one.metrics,

@@ -50,6 +50,10 @@ def check(run_folder: Path, running: Running | None) -> Iterator[Finding]:
         if told := version.trouble:
             traceback = f"torchmar logs {version.model.name}{option(run_folder)} has the traceback"
             yield error("server", told.message, told.hint or traceback)
+    for message in seen.not_loaded:
+        yield error(
+            "server", message, f"torchmar logs{option(run_folder)} has more; /ping is Unhealthy until it is loaded"
+        )
     ready = sum(version.condition == "ready" for version in seen.versions)
     yield ok("server", f"process {running.pid} answers; {ready} of {len(seen.versions)} model versions are ready")
 

@@ -18,6 +18,7 @@ from torchmar.engines.worker_log import Failure
 from torchmar.errors import ModelFailed, Refused, TorchmarError
 from torchmar.inference import InferenceClient
 from torchmar.management import ManagementClient, ModelVersion
+from torchmar.server import startup_report
 
 Condition = Literal["ready", "crashes", "restarts", "starts", "no workers"]
 _UNHEALTHY = 500
@@ -81,6 +82,7 @@ class ServerState:
         memory: bytes of all its processes, what they share counted once where the system tells.
         versions: what is registered, by name and version.
         trouble: why it does not answer; empty when it does.
+        not_loaded: a message for each model that it was to load at its start and could not.
     """
 
     running: Running
@@ -89,6 +91,7 @@ class ServerState:
     memory: int
     versions: tuple[VersionState, ...]
     trouble: str
+    not_loaded: tuple[str, ...] = ()
 
     @property
     def uptime(self) -> float:
@@ -97,24 +100,27 @@ class ServerState:
 
     @property
     def well(self) -> bool:
-        """Whether it answers, and every model on it."""
-        return not self.trouble and all(version.well for version in self.versions)
+        """Whether it answers, and every model on it, and every one that should be."""
+        return not self.trouble and not self.not_loaded and all(version.well for version in self.versions)
 
 
 def look(running: Running) -> ServerState:
     """Return the state of a server; one that does not answer is a state, no error."""
     folder = Path(running.folder)
     trouble, versions, server = "", [], Server()
+    not_loaded: tuple[str, ...] = ()
     metrics = properties.DEFAULTS["metrics_address"]
     try:
         server = Server.started_in(folder)
         metrics = properties.read(folder / "config.properties").url("metrics_address")
         answers(server)
         versions = versions_on(server, folder)
+        if report := startup_report.read(folder):
+            not_loaded = tuple(failure.message for failure in report.failures if not failure.registered)
     except TorchmarError as error:
         starts = time.time() - running.started < START_SECONDS
         trouble = "starts, and does not answer yet" if starts else error.message
-    return ServerState(running, server, metrics, memory(running.pid), tuple(versions), trouble)
+    return ServerState(running, server, metrics, memory(running.pid), tuple(versions), trouble, not_loaded)
 
 
 def answers(server: Server) -> None:

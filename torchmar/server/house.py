@@ -86,7 +86,7 @@ class House:
         await registry.load()
         self._loaded = True
         self._save_snapshot("startup")
-        registry.on_change = lambda: self._save_snapshot("snapshot")
+        registry.on_change = self._changed
         self._reporting = asyncio.ensure_future(self._report())
 
     async def close(self, grace: float = GRACE) -> None:
@@ -107,7 +107,18 @@ class House:
     async def _report(self) -> None:
         """Report what could not be loaded, once all models that are loaded at the start were tried."""
         await self.registry.startup.finished()
-        startup_report.write(startup_report.of(self.registry), self._folder)
+        self._write_report()
+
+    def _changed(self) -> None:
+        self._save_snapshot("snapshot")
+        if not self.registry.startup.loading:
+            self._write_report()
+
+    def _write_report(self) -> None:
+        try:
+            startup_report.write(startup_report.of(self.registry), self._folder)
+        except OSError as error:
+            logs.SERVER.warning("%s/%s: %s", self._folder, startup_report.FILE_NAME, error.strerror or error)
 
     def _save_snapshot(self, kind: snapshots.Kind) -> None:
         if self._snapshots:

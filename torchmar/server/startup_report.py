@@ -1,4 +1,4 @@
-"""What a server reports of its start to the command that started it: a file in its run folder."""
+"""What a server reports of the models of its start to the commands: a file in its run folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ class NotLoaded:
     Attributes:
         url: of its registration, as the configuration has it.
         message: which model, and why.
+        registered: whether it is registered, and its workers do not answer.
     """
 
     url: str
     message: str
+    registered: bool
 
 
 @dataclass(frozen=True)
 class StartupReport:
-    """The start of a server, once all models that it loads at its start were tried.
+    """The models that a server loads at its start, once all were tried; written anew when any is registered or removed.
 
     Attributes:
         failures: models that do not answer.
@@ -45,7 +47,7 @@ def of(registry: Registry) -> StartupReport:
     """Return the report of a server whose startup has finished."""
     startup = registry.startup
     failures = [
-        NotLoaded(one.model.url, f"{one.model.key}: {one.model.url} is not loaded: {one.message}")
+        NotLoaded(one.model.url, f"{one.model.key}: {one.model.url} is not loaded: {one.message}", False)
         for one in startup.failures.values()
     ]
     for model in registry.models.values():
@@ -55,7 +57,7 @@ def of(registry: Registry) -> StartupReport:
                 reason = pool.failure.splitlines()[-1].strip()
                 counts = f"{pool.ready} of {pool.min_workers} workers answer"
                 message = f"{version.name} {version.version} ({version.url}): {counts}: {reason}"
-                failures.append(NotLoaded(version.url, message))
+                failures.append(NotLoaded(version.url, message, True))
     return StartupReport(tuple(failures), tuple(startup.warnings))
 
 
