@@ -29,10 +29,19 @@ def _tree(pid: int) -> Iterator[psutil.Process]:
                 yield process
 
 
+_NEIGHBOUR = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:  # it ends with the benchmark, whatever ends that
+    for _ in range(1_000_000):
+        pass
+"""
+
+
 @contextlib.contextmanager
 def neighbours(count: int) -> Iterator[None]:
     """Keep ``count`` processes of one thread busy, each in a session of its own, as a server is."""
-    command = [sys.executable, "-c", "while True: pass"]
+    command = [sys.executable, "-c", _NEIGHBOUR]
     processes = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:
         yield
