@@ -172,7 +172,7 @@ def test_weights_are_told_by_their_content(data: bytes, expected: Weights) -> No
         (b"\x1f\x8b\x08\x00" + bytes(20), "a gzip file", "unpack it"),
         (b"BZh91AY", "a bzip2 file", "unpack it"),
         (b"\x28\xb5\x2f\xfd" + bytes(20), "a zstd file", "unpack it"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file", "convert it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file, as Keras saves models and weights", "convert it"),
         (b"GGUF\x03\0\0\0", "a GGUF file", ""),
     ],
 )
