@@ -144,8 +144,7 @@ def _run(
             part.outcome = _Failure(found) if isinstance(found, Exception) else found
             return
     else:
-        if not handler.known_inputs.kept:
-            handler.known_inputs.keep(parts[0].request, parts[0].input)
+        handler.known_inputs.keep(parts[0].input)
         for part, answer in zip(parts, answers, strict=True):
             part.outcome = answer
         return

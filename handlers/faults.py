@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,37 +46,36 @@ class KnownInputs:
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._samples: list[tuple[Request, Any]] | None = None
-        self._answered: tuple[Request, Any] | None = None
+        self._answered: list[Any] = []
+        self._keeps = True
 
-    def keep(self, request: Request, value: Any) -> None:
+    def keep(self, value: Any) -> None:
         """Keep the first input that was answered, for archives without samples."""
-        if self._answered is None:
-            # What a request refers to may be a buffer that is used again.
-            self._answered = replace(request, row={}, whole=None), copy.deepcopy(value)
-
-    @property
-    def kept(self) -> bool:
-        """Whether an input has been kept."""
-        return self._answered is not None
+        if self._keeps:
+            self._keeps = False
+            # A copy, for its memory may be a buffer that is used again; what cannot be copied is not kept.
+            with contextlib.suppress(Exception):
+                self._answered.append(copy.deepcopy(value))
 
     def samples(self) -> list[tuple[Request, Any]]:
         """Return an instance of each of the archive's samples, decoded; those that are refused are left out."""
         if self._samples is None:
-            self._samples = []
+            samples = []
             for sample in self._handler.sample_requests()[: 2 * _SAMPLES]:
                 try:
                     part = protocols.read(sample, self._handler).parts[0]
-                    self._samples.append((part, self._handler.decode(part)))
+                    samples.append((part, self._handler.decode(part)))
                 except Exception:
                     logger.debug("a sample cannot be read", exc_info=True)
+            self._samples = samples
         return self._samples[:_SAMPLES]
 
     def __iter__(self) -> Iterator[tuple[Request, Any, bool]]:
         """Yield a request, its decoded input, and whether a client has sent such, or the archive holds it."""
         for request, value in self.samples():
             yield request, value, True
-        if self._answered is not None:
-            yield *self._answered, True
+        for value in self._answered:
+            yield Request(0, {}, {}), value, True
         for value in self._handler.typical_inputs():
             yield Request(0, {}, {}), value, False
 
@@ -116,6 +115,7 @@ def of_reading(known: KnownInputs, error: Exception) -> Exception:
     """Return what to answer a request with that cannot be read: BadRequest if a sample can, else ``error`` itself."""
     if isinstance(error, PredictionException) or not _may_be_the_input(error) or not known.samples():
         return error
+    logger.info("an input cannot be read, and a sample can", exc_info=error)
     return BadRequest(f"the input cannot be read: {_last_line(error)}")
 
 
@@ -123,7 +123,7 @@ def _may_be_the_input(error: Exception) -> bool:
     """Return whether an error may be due to what a request holds, and not to memory, files or other resources."""
     if isinstance(error, PredictionException):
         return isinstance(error, NotFinite)
-    if isinstance(error, MemoryError | OSError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | OSError | torch.cuda.OutOfMemoryError):
         return False
     text = str(error)
     return not any(sign in text for sign in _RESOURCES)

@@ -209,7 +209,7 @@ def test_arrays_of_every_shape_and_type_are_answered_or_refused(asked: tuple[Wor
     for dtype in ("bool", "uint8", "int64", "float16", "float64"):
         for shape in SHAPES:
             sent[f"{shape} of {dtype}"] = Request(npy(np.ones(shape, dtype)), BYTES, explain)
-    names = list(sent)
+    names = list(sent)[:: 3 if explain else 1]  # an explanation is many predictions
     for start in range(0, len(names), 24):
         part = names[start : start + 24]
         *answers, neighbour = worker.ask([*(sent[name] for name in part), good])
