@@ -71,13 +71,14 @@ def _listed(answers: Sequence[Any], *, key: str) -> Reply:
 
 
 def _outputs(answers: Sequence[Any], *, served: Served) -> Reply:
-    """Return the answers as the columns that the handler makes of them; a single one stands without its name.
+    """Return the answers as the columns that the handler makes of them; a single one of no objects without its name.
 
     Which columns there are depends on the handler alone, never on what it predicts.
     """
-    columns = served.columns(answers) or {"output": answers}
-    plain = {name: [bare(one) for one in column] for name, column in columns.items()}
-    return Reply.json({"outputs": plain if len(plain) > 1 else next(iter(plain.values()))})
+    columns = served.columns(answers)
+    if columns is None or (len(columns) == 1 and not isinstance(answers[0], Mapping)):
+        return Reply.json({"outputs": [bare(one) for one in next(iter((columns or {"": answers}).values()))]})
+    return Reply.json({"outputs": {name: [bare(one) for one in column] for name, column in columns.items()}})
 
 
 def _refuse_signature(body: Mapping[str, Any]) -> None:
