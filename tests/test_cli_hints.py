@@ -26,7 +26,12 @@ _OTHERS = re.compile(
     r"\b(pip|openssl|nvidia-smi|docker|torchserve|curl|git|apt\w*|dnf|journalctl|systemctl|keytool|pytest|pip-compile"
     r"|torch-model-archiver|python|poetry|pg|wrk)\b"
 )
-_FLAGS_OF_OTHERS = {"--data-binary", "--inputs-as-nchw"}  # curl's and tf2onnx's, where these are not named beside
+_FLAGS_OF_OTHERS = {
+    "--data-binary",
+    "--inputs-as-nchw",
+    "--saved-model",
+    "--tflite",
+}  # curl's and tf2onnx's, where these are not named beside
 _SCRIPTS = re.compile(r"\b(?:scripts|benchmarks)/|\bbench\b")
 
 
