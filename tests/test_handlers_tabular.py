@@ -610,7 +610,7 @@ def test_an_output_that_is_no_number_fails_its_row_only(tabular: Callable[..., P
     for handler, failure in ((REGRESSOR, "not a finite number"), (CLASSIFIER, "not a number")):
         with Worker(tabular(handler, Root(), 1, {"columns": X})) as worker:
             answers = worker.ask([asking([4]), asking([-4]), asking([[4], [4]])])
-            assert [answer.status for answer in answers] == [200, 503, 200]
+            assert [answer.status for answer in answers] == [200, 400, 200]
             assert failure in json.loads(answers[1].body)["message"]
 
 

@@ -654,7 +654,7 @@ def test_scores_that_are_no_numbers_fail_only_their_text(serving: Callable[..., 
 
     with Worker(serving(CLASSIFIER, Divides(), words("good", "bad"))) as worker:
         answers = worker.ask([text("good"), text("bad"), text("good")])
-    assert [answer.status for answer in answers] == [200, 503, 200]
+    assert [answer.status for answer in answers] == [200, 400, 200]
     assert "not a number" in message(answers[1])
 
 
