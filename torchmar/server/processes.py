@@ -241,7 +241,9 @@ class Nursery:
                     pass_fds=[theirs.fileno()],
                     env=self._environment,
                     cwd="/",
-                    start_new_session=True,  # a signal to the server's group leaves it to end what is below it
+                    # Not in a session of its own: it makes itself the leader of a process group, so that a signal to
+                    # the server's group leaves it to end what is below it. Linux schedules each session as a group,
+                    # and a worker that yields its core to the server would yield nothing from another session.
                 )
             except OSError as error:
                 raise WorkerError(f"{sys.executable} cannot be started: {error.strerror}") from None
