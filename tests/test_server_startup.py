@@ -140,6 +140,26 @@ def test_until_all_are_loaded_the_server_is_not_ready_and_requests_wait(
         assert post(f"{base}/predictions/nobody").status_code == 404
 
 
+def test_what_a_client_registers_before_the_start_has_come_to_it_counts_as_loaded(
+    tmp_path: Path, make: Make, files: Files
+) -> None:
+    archive = make(OK, name="echo")
+    files.content = make(OK, name="late").read_bytes()
+    (archive.parent / "late-1.0.mar").unlink()
+    urls = f"{files.url}/.*,file://{archive.parent}/.*"
+    models = f"late={files.url}/late.mar,{archive.name}"
+    config = write_config(tmp_path, load_models=models, allowed_urls=urls, **OPEN)
+    with Builtin(config, archive.parent, tmp_path / "run") as server:
+        assert files.requested.wait(SECONDS)
+        url = f"{address(config, 'management')}/models?url={archive.name}&initial_workers=1"
+        assert requests.post(url, timeout=SECONDS).status_code == 200
+        files.released.set()
+        report = server.wait_until_loaded(SECONDS)
+        assert report
+        assert report.failures == ()
+        assert requests.get(f"{address(config)}/ping", timeout=SECONDS).json() == {"status": "Healthy"}
+
+
 def until_pinged(base: str, status: int) -> None:
     over = threading.Event()
     threading.Timer(SECONDS, over.set).start()

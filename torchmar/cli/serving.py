@@ -20,6 +20,7 @@ from torchmar.errors import EngineError, ModelFailed, TorchmarError
 if TYPE_CHECKING:
     from torchmar.engines.engine import Engine
     from torchmar.properties import Properties
+    from torchmar.server.startup_report import StartupReport
 
 PANEL = "Servers"
 _LOAD_SECONDS = 300.0  # that the command waits for models that the server loads by itself
@@ -114,10 +115,12 @@ def serve(
                 danger = ", and with it run code here; torchmar doctor says more" if "management" in address.key else ""
                 where = f"{address.host}:{address.port}"
                 err.print(f"[yellow]warning:[/] {address.key}: other machines reach {where}{danger}")
+        # First: a registration beside that of the server would come before it, and that of the server would fail.
+        report = _wait_for_startup(server)
         loaded = [_load(server, archive, ignored) for archive in archives]
         if archives and not any(loaded):
             raise TorchmarError("no model could be loaded; the server is stopped")
-        _show_startup(server, archives, given.get("load_models"))
+        _show_startup(server, report, archives, given.get("load_models"))
         if configured and not archives:
             named = "model_snapshot" if given.get("model_snapshot") else f"load_models={given.get('load_models')}"
             err.print(f"{named}: no further archive is loaded; torchmar register loads one", markup=False)
@@ -177,7 +180,17 @@ def _loads_by_itself(config: Properties, folder: Path) -> list[Path]:
     return [archive for archive in store.find(folder) if everything or archive.name in named]
 
 
-def _show_startup(server: Engine, archives: list[Path], load_models: str) -> None:
+def _wait_for_startup(server: Engine) -> StartupReport | None:
+    """Wait until the server has tried the models that it loads by itself; None if it takes long, or is TorchServe."""
+    from torchmar.engines.builtin import Builtin
+
+    if not isinstance(server, Builtin):
+        return None
+    with err.status("loading models"):
+        return server.wait_until_loaded(_LOAD_SECONDS)
+
+
+def _show_startup(server: Engine, report: StartupReport | None, archives: list[Path], load_models: str) -> None:
     """Print what is wrong with models that the server loads by itself, but for those that were waited for."""
     from torchmar.engines.builtin import Builtin
 
@@ -185,8 +198,6 @@ def _show_startup(server: Engine, archives: list[Path], load_models: str) -> Non
         for message in _missing(load_models, server.model_store):
             complain(TorchmarError(message))
         return
-    with err.status("loading models"):
-        report = server.wait_until_loaded(_LOAD_SECONDS)
     if report is None:
         err.print(f"[yellow]warning:[/] models are still being loaded after {_LOAD_SECONDS:.0f} s")
         return

@@ -18,6 +18,7 @@ from torchmar.server.settings import Settings
 from torchmar.server.sources import Source, Sources
 from torchmar.server.stages import StagedPool
 from torchmar.server.startup import Startup
+from torchmar.server.startup_models import StartupModel
 
 __all__ = ["Model", "Registration", "Registry", "Version"]
 
@@ -132,6 +133,9 @@ class Registry:
                 asked.check()
                 found = self._take(asked, await fetched, at_start=True)
             except Refusal as refusal:
+                if refusal.status == 409 and self._is_registered(model):  # by a client, since the server started
+                    startup.registered(model)
+                    continue
                 name = model.name or await asyncio.to_thread(self._sources.name_of, model.url) or model.fallback
                 message = startup_models.explain(model, refusal.message)
                 logs.SERVER.error("%s: %s is not loaded: %s", model.key, model.url, message)
@@ -141,6 +145,14 @@ class Registry:
             startup.registered(model)
         self._warn_of_models_without_match()
         self._in_background(self._finish_startup(scaling))
+
+    def _is_registered(self, model: StartupModel) -> bool:
+        """Return whether a client has registered the archive of a startup model, under the same name."""
+        versions = [version for found in self.models.values() for version in found.versions.values()]
+        return any(
+            version.url == model.url and model.name in ("", version.name) and not version.loaded_at_startup
+            for version in versions
+        )
 
     async def _finish_startup(self, scaling: Sequence[asyncio.Task[Any]]) -> None:
         await asyncio.gather(*scaling, return_exceptions=True)
