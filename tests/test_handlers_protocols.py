@@ -70,6 +70,11 @@ def test_rows_are_answered_with_predictions() -> None:
     assert answer(request({"signature_name": "serving_default", "instances": ["x"]})) == {"predictions": ["x"]}
 
 
+def test_rows_and_columns_in_one_body_are_refused() -> None:
+    with pytest.raises(BadRequest, match="both instances and inputs"):
+        answer(request({"instances": [1], "inputs": [2]}))
+
+
 def test_columns_are_answered_with_outputs() -> None:
     assert answer(request({"inputs": [1, 2]})) == {"outputs": [1, 2]}
     columns = {"a": [1, 2], "b": ["x", "y"]}

@@ -287,6 +287,23 @@ def test_contents_are_all_raw_or_none(call: Call) -> None:
     assert (code, details) == ("INVALID_ARGUMENT", "there are 2 inputs and raw_input_contents of 1")
 
 
+def test_of_two_contents_of_an_input_none_is_lost(call: Call) -> None:
+    both = raw_request("iris", ("measurements", "FP32", [1, 4], bytes(16)))
+    both.inputs[0].contents.fp32_contents.extend([1, 2, 3, 4])
+    code, details = code_of(lambda: call("ModelInfer", both, wire.ModelInferResponse))
+    assert (code, details) == (
+        "INVALID_ARGUMENT",
+        "input 'measurements': there are contents and raw_input_contents; send one of them",
+    )
+    del both.raw_input_contents[:]
+    both.inputs[0].contents.fp64_contents.extend([4, 3, 2, 1])
+    code, details = code_of(lambda: call("ModelInfer", both, wire.ModelInferResponse))
+    assert (code, details) == (
+        "INVALID_ARGUMENT",
+        "input 'measurements': FP32 comes in fp32_contents, not in fp64_contents",
+    )
+
+
 def test_a_client_chooses_outputs_and_their_classes(call: Call) -> None:
     request = raw_request("digits", ("image", "BYTES", [1], texts(PNG)), id="42")
     request.outputs.add(name="probability")

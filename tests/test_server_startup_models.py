@@ -34,6 +34,9 @@ def test_the_default_version_of_a_snapshot_comes_first() -> None:
         (snapshot(**{"1.0": 7}), "m 1.0 is not an object"),
         (snapshot(**{"1.0": {}}), "m 1.0: marName, the archive's file name, is missing"),
         (snapshot(**{"1.0": {"marName": "m.mar", "minWorkers": "two"}}), "m 1.0: minWorkers is 'two', not a whole"),
+        (snapshot(**{"1.0": {"marName": "m.mar", "minWorkers": -1}}), "m 1.0: minWorkers is -1, less than 0"),
+        ('{"models": {"m": {}}}', "m has no version"),
+        ('{"models": {"m": {"1.0": {"marName": "a.mar"}, "1.0": {"marName": "b.mar"}}}}', "key '1.0' is given twice"),
     ],
 )
 def test_a_snapshot_that_is_none_says_where(text: str, words: str) -> None:

@@ -201,6 +201,35 @@ def test_weights_that_differ_stay_those_of_each_worker(house: House, serve: Call
     assert len({one["digest"] for one in answers}) == 4
 
 
+WRITER = """
+import _thread
+import time
+
+import torch
+
+class Handler:
+    def initialize(self, context):
+        self.weights = torch.zeros(5_000_000)
+        _thread.start_new_thread(self.write, ())
+
+    def write(self):
+        while True:
+            self.weights += 1
+            time.sleep(0.01)
+
+    def handle(self, rows, context):
+        maps = open("/proc/self/maps").read()
+        return [{"shares": "model-weights" in maps} for _ in rows]
+"""
+
+
+def test_weights_that_a_thread_unknown_to_threading_may_write_to_are_not_shared(
+    house: House, serve: Callable[..., Pool]
+) -> None:
+    answers = ask(house, serve(WRITER, workers=2), ["read"] * 2)
+    assert {one["shares"] for one in answers} == {False}
+
+
 def test_workers_with_a_limit_of_memory_answer_the_same(
     house: House, serve: Callable[..., Pool], files: dict[str, bytes]
 ) -> None:

@@ -31,6 +31,8 @@ def speaks_columns(body: Mapping[str, Any]) -> bool:
 def read_rows(request: Request, body: Mapping[str, Any], served: Served) -> Asking:
     """Return a request's ``instances``, to be answered with ``predictions`` (or ``explanations``)."""
     _refuse_signature(body)
+    if speaks_columns(body):
+        raise BadRequest("the body has both instances and inputs; send one of them")
     found = instances(body["instances"], "instances", served.max_instances)
     key = "explanations" if request.wants_explanation else "predictions"
     parts = [request.part(instance) for instance in found]

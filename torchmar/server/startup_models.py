@@ -59,7 +59,7 @@ def parse_snapshot(text: str) -> tuple[StartupModel, ...]:
         ValueError: it is not a snapshot; the message says where.
     """
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     models = document.get("models") if isinstance(document, dict) else None
@@ -69,6 +69,8 @@ def parse_snapshot(text: str) -> tuple[StartupModel, ...]:
     for name, versions in models.items():
         if not isinstance(versions, dict):
             raise ValueError(f"{name} is not an object of versions")
+        if not versions:
+            raise ValueError(f"{name} has no version")
         found = [_snapshot_entry(name, version, entry) for version, entry in versions.items()]
         entries += sorted(found, key=lambda one: not one.default)
     return tuple(entries)
@@ -95,6 +97,15 @@ def explain(model: StartupModel, message: str) -> str:
     return f"{message}; a comma separates models: {model.key}={separated}"
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is given twice in one object")
+    return found
+
+
 def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
     where = f"{name} {version}"
     if not isinstance(entry, dict):
@@ -109,6 +120,8 @@ def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{where}: {key} is {value!r}, not a whole number")
+        if value < 0:
+            raise ValueError(f"{where}: {key} is {value}, less than 0")
         state[key] = value
     state |= {key: str(entry[key]) for key in _TEXTS if entry.get(key)}
     default = entry.get("defaultVersion") is True

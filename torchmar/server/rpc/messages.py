@@ -26,13 +26,15 @@ def inputs(request: wire.ModelInferRequest) -> Iterator[Tensor]:
     """Yield the inputs of a request, from raw contents where it has some.
 
     Raises:
-        ValueError: an input has no contents, or such as its datatype does not hold.
+        ValueError: an input has no contents, such as its datatype does not hold, or more than one kind of them.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise ValueError(f"there are {len(request.inputs)} inputs and raw_input_contents of {len(raw)}")
     for index, one in enumerate(request.inputs):
         try:
+            if raw and one.contents.ListFields():
+                raise ValueError("there are contents and raw_input_contents; send one of them")
             content = raw[index] if raw else pack(one.datatype, _elements(one))
         except ValueError as error:
             raise ValueError(f"input {one.name!r}: {error}") from None
@@ -78,7 +80,11 @@ def _elements(tensor: wire.ModelInferRequest.InferInputTensor) -> list[Any]:
         raise ValueError(f"{tensor.datatype} comes in raw_input_contents only")
     if tensor.datatype not in _CONTENTS:
         raise ValueError(f"the datatype {tensor.datatype!r} is none of {', '.join((*_CONTENTS, *_ONLY_RAW))}")
-    return list(getattr(tensor.contents, _CONTENTS[tensor.datatype]))
+    wanted = _CONTENTS[tensor.datatype]
+    others = [field.name for field, _ in tensor.contents.ListFields() if field.name != wanted]
+    if others:
+        raise ValueError(f"{tensor.datatype} comes in {wanted}, not in {', '.join(others)}")
+    return list(getattr(tensor.contents, wanted))
 
 
 def _set(parameters: Any, given: Mapping[str, Any]) -> None:

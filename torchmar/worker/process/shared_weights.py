@@ -21,7 +21,6 @@ import mmap
 import os
 import struct
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -83,7 +82,7 @@ def share(descriptor: int) -> int:
     """
     try:
         # A thread of the handler could write while its memory is replaced.
-        if sys.platform != "linux" or threading.active_count() > 1:
+        if sys.platform != "linux" or _threads() > 1:
             return 0
         owners, buffers = _find()
         # By process, not by open file: workers have the same one. It ends with the process, should that die.
@@ -109,6 +108,18 @@ def leave(descriptor: int) -> None:
         libc.mallopt(_MMAP_THRESHOLD, _SETTLED)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _SETTLED)
         libc.malloc_trim(0)
+
+
+def _threads() -> int:
+    """Return how many threads Python has, also those that `threading` does not know or that have yet to begin."""
+    python = ctypes.pythonapi
+    python.PyInterpreterState_Get.restype = ctypes.c_void_p
+    for function in (python.PyInterpreterState_ThreadHead, python.PyThreadState_Next):
+        function.restype, function.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    count, thread = 0, python.PyInterpreterState_ThreadHead(python.PyInterpreterState_Get())
+    while thread:
+        count, thread = count + 1, python.PyThreadState_Next(thread)
+    return count
 
 
 def _find() -> tuple[list[Any], list[_Buffer]]:
