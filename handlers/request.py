@@ -238,7 +238,7 @@ def from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(padded, validate=True)
     except (binascii.Error, ValueError):
-        raise BadRequest("the text is not base64") from None
+        raise BadRequest("the text is not base64; send a file as it is, or in base64") from None
 
 
 def _json_type(value: object) -> str:

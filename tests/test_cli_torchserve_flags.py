@@ -245,7 +245,8 @@ def test_the_configuration_is_looked_for_where_torchserve_looks(shell: Shell) ->
 def test_a_wrong_start_is_told_without_a_traceback(shell: Shell) -> None:
     ran = shell.run("--start")
     assert ran.returncode == 1
-    assert ran.stderr == "error: model_store is missing\nhint: write it like model_store=/srv/model_store\n"
+    hint = "hint: write it like model_store=/srv/model_store, or name it with --model-store"
+    assert ran.stderr == f"error: model_store is missing\n{hint}\n"
     assert "not a folder" in shell.run("--start", "--model-store", "none").stderr
     assert shell.run("--start", "--stop").returncode == 2
 

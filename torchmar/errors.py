@@ -53,11 +53,16 @@ class Problem:
     message: str
     hint: str = ""
 
+    @property
+    def where(self) -> str:
+        """``file:line``; of line 0, which is the whole file, ``file``."""
+        return f"{self.file}:{self.line}" if self.line else self.file
+
     def show(self) -> str:
         """Return ``file:line: place: message (hint)`` on one line."""
         place = f"{self.place}: " if self.place else ""
         hint = f" ({self.hint})" if self.hint else ""
-        return f"{self.file}:{self.line}: {place}{self.message}{hint}"
+        return f"{self.where}: {place}{self.message}{hint}"
 
 
 class RecipeError(TorchmarError):

@@ -66,9 +66,9 @@ def read(file: Path, missing: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError([Problem(str(file), 1, "", "does not exist", missing)]) from None
+        raise RecipeError([Problem(str(file), 0, "", "does not exist", missing)]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem(str(file), 1, "", f"cannot be read: {error}")]) from None
+        raise RecipeError([Problem(str(file), 0, "", f"cannot be read: {error}")]) from None
 
 
 def parse(text: str, file: str, otherwise: str) -> Document:

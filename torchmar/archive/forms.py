@@ -213,7 +213,10 @@ class FolderForm:
         self.refused: list[Flaw] = []
         self._path = path
         if not (path / "MAR-INF").is_dir():
-            raise ArchiveError(f"{path} is a folder, not an archive", hint="an archive has a folder MAR-INF")
+            raise ArchiveError(
+                f"{path} is a folder, not an archive",
+                hint="an archive has a folder MAR-INF, the folder of a recipe an archive.yaml",
+            )
         for folder, names, files in os.walk(path, followlinks=True):
             # Of a mount's revisions, ``..data`` and others, the files are linked beside them.
             names[:] = sorted(name for name in names if not name.startswith("..") and not _is_above(Path(folder), name))

@@ -96,7 +96,7 @@ def _recipe(path: Path, gpus: int | None) -> list[Finding]:
         return [
             Finding(
                 Code.MAR207,
-                f"{problem.file}:{problem.line}",
+                problem.where,
                 f"{problem.place}: {problem.message}".lstrip(": "),
                 problem.hint,
             )

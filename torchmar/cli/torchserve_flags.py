@@ -70,7 +70,11 @@ def start(options: argparse.Namespace) -> None:
     """
     folder = _run_folder(options.run_folder)
     if found := _running(options.run_folder):
-        raise EngineError(f"a server is running already (process {found.pid})", hint="torchmar-serve --stop ends it")
+        where = folder_of(found)
+        raise EngineError(
+            f"a server is running already (process {found.pid}{f', {where}' if where else ''})",
+            hint="torchmar-serve --stop ends it; --run-folder FOLDER, with other ports, runs another beside it",
+        )
     snapshot_folder = None if options.no_config_snapshots else _snapshot_folder(folder)
     config, given = _config_file(options.ts_config, snapshot_folder), _overrides(options)
     configured, warnings = settings.read(config, os.environ, **given)
@@ -114,6 +118,8 @@ def stop(run_folder: str | None) -> None:
         if (place / KEY_FILE).is_symlink():
             (place / KEY_FILE).unlink(missing_ok=True)
     out.print("TorchServe has stopped.")
+    if Path(running.folder).resolve() != _run_folder(run_folder):
+        err.print(f"it was process {process.pid} of {running.folder}", markup=False)
 
 
 def _run_folder(given: str | None) -> Path:

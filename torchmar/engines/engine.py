@@ -385,7 +385,10 @@ class Engine(ABC):
             file = self.folder / name
             if file.exists():
                 lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-15:])
+        tail = "\n".join(lines[-15:])
+        if self.properties.file:  # what a user corrects, and not what was made of it and is removed with the server
+            tail = tail.replace(f"error: {self.folder / 'config.properties'}: ", f"error: {self.properties.file}: ")
+        return tail
 
 
 def _is_folder(path: Path) -> bool:

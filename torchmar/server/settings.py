@@ -337,7 +337,10 @@ def _model_store(given: _Given) -> Path:
     store = Path(given.text("model_store")).resolve()
     if not given.text("model_store"):
         where = f"{given.file}: " if given.file else ""
-        given.problem(f"{where}model_store is missing", "write it like model_store=/srv/model_store")
+        given.problem(
+            f"{where}model_store is missing",
+            "write it like model_store=/srv/model_store, or name it with --model-store",
+        )
     elif not store.is_dir():
         given.problem(f"{given.said('model_store')}: not a folder", "make it, or name the one with the archives")
     return store
