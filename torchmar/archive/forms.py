@@ -101,8 +101,11 @@ def open_form(path: Path) -> Form:
         ArchiveError: there is nothing, or it cannot be read, or it is none of the forms.
     """
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             return FolderForm(path)
+        if not stat.S_ISREG(mode):  # a pipe: to open it would wait for whoever writes to it
+            raise ArchiveError(f"{path} is not an archive: it is neither a file nor a folder")
         with path.open("rb") as stream:
             start = stream.read(4)
         return TarForm(path) if start[:2] == b"\x1f\x8b" else ZipForm(path)
