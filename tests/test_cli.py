@@ -93,8 +93,8 @@ MISTAKES = {
     "missing input": (["run", "empty.mar", "gone.png"], "gone.png cannot be read"),
     "empty archive": (["run", "empty.mar", "empty.mar"], "is not an archive"),
     "no configuration": (["serve", "--config", "my.properties"], "my.properties does not exist"),
-    "no server": (["models", "--address", "http://127.0.0.1:9"], "nobody listens there"),
-    "predict without server": (["predict", "x", "empty.mar", "--address", "http://127.0.0.1:9"], "nobody listens"),
+    "no server": (["models", "--address", "http://127.0.0.1:9"], "connection refused"),
+    "predict without server": (["predict", "x", "empty.mar", "--address", "http://127.0.0.1:9"], "connection refused"),
 }
 
 
@@ -289,7 +289,7 @@ def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
     assert "broken 1.0 did not start" in said
     assert "junk.mar: is not an archive" in said
     assert not [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-    assert "nobody listens" in torchmar("models", "--address", _management(tmp_path), cwd=tmp_path, code=1).stderr
+    assert "connection refused" in torchmar("models", "--address", _management(tmp_path), cwd=tmp_path, code=1).stderr
 
 
 def _after_loading(process: subprocess.Popen[str], folder: Path, number: int) -> tuple[str, str]:

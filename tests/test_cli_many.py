@@ -147,7 +147,7 @@ def test_what_befalls_all_ends_the_run(server: TorchServe, tmp_path: Path) -> No
     key_file = server.folder / "key_file.json"
     for name, where, said in (
         ("nothing", ("--run-folder", server.folder), "Model not found: nothing"),
-        ("digits", ("--address", "http://127.0.0.1:9"), "nobody listens there"),
+        ("digits", ("--address", "http://127.0.0.1:9"), "connection refused"),
         ("digits", ("--address", "http://192.0.2.1", "--key-file", key_file), "in plain text"),
         ("digits", ("--address", server.server.inference), "Token"),
     ):

@@ -193,7 +193,8 @@ def test_logs_are_of_one_model_and_go_on(server: TorchServe, prices: Path, tmp_p
     (worker,) = server.management.describe("digits")[0].workers
     assert f" digits 1.0 {worker.id} " in torchmar("logs", "--worker", worker.id, *where, cwd=tmp_path).stdout
     silent = torchmar("logs", "nobody", *where, cwd=tmp_path).stderr
-    assert silent.startswith("nothing was said by nobody; there is digits 1.0, ")
+    assert silent.startswith("no lines of nobody in ")
+    assert "; there are lines of digits 1.0, " in silent
     assert "has no logs" in torchmar("logs", "--run-folder", "here", cwd=tmp_path, code=1).stderr
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "torchmar", "logs", "prices", "-f", "-n", "1", *map(str, where)],

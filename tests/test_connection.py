@@ -236,7 +236,7 @@ def test_a_redirection_is_not_followed() -> None:
 
 
 def test_why_nobody_answers_is_told() -> None:
-    with pytest.raises(Unreachable, match="nobody knows the name"):
+    with pytest.raises(Unreachable, match="cannot resolve the host name"):
         InferenceClient(Server("http://nowhere.invalid", tokens={}), retries=0).ping()
     with Peer([b"no HTTP\r\n\r\n"]).listening() as peer, pytest.raises(Unreachable, match="does not speak TLS"):
         InferenceClient(peer.address.replace("http", "https")).ping()

@@ -288,10 +288,10 @@ def test_what_is_too_large_is_told(inference: GrpcInference) -> None:
 
 
 def test_no_server_and_no_address_are_told() -> None:
-    with pytest.raises(Unreachable, match="nobody listens there") as caught:
+    with pytest.raises(Unreachable, match="connection refused") as caught:
         GrpcInference(f"grpc://127.0.0.1:{free_ports(1)[0]}").ping()
     assert not caught.value.sent
-    with pytest.raises(Unreachable, match="nobody knows the name"):
+    with pytest.raises(Unreachable, match="cannot resolve the host name"):
         GrpcInference("grpc://nowhere.invalid:1").ping()
     for address in ("127.0.0.1:7070", "http://127.0.0.1:7070", "grpc://", "grpc://host", "grpc://host:99999"):
         with pytest.raises(TorchmarError, match="not an address"):

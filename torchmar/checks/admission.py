@@ -36,6 +36,9 @@ def admit(archive: Path, ignore: Iterable[str] = ()) -> list[Finding]:
         place = f"{archive}!{first.place}".rstrip("!")
         raise ArchiveError(
             f"{first.code.name} {place}: {first.cause}{f' (and {more} more)' if more else ''}",
-            hint=f"torchmar check {archive} lists all; --ignore {first.code.name} or --no-check loads it all the same",
+            hint=f"torchmar check {archive} lists all"
+            + (
+                "" if first.code is Code.MAR101 else f"; --ignore {first.code.name} or --no-check loads it all the same"
+            ),
         )
     return findings

@@ -223,14 +223,14 @@ def _document(one: ServerState) -> dict[str, object]:
 
 
 def _silence(folder: Path, model: str, version: str, worker: str) -> str:
-    """Return who says nothing, and who does."""
+    """Describe an empty log, with the models that it has lines of."""
     from torchmar.engines.logs import speakers
 
     asked = " ".join(filter(None, (model, version, worker)))
     if not asked:
-        return "nothing was said"
+        return f"no lines in {folder / 'logs'}"
     heard = ", ".join(f"{name} {number}" for name, number in speakers(folder))
-    return f"nothing was said by {asked}; there is {heard or 'no model that says something'} in {folder / 'logs'}"
+    return f"no lines of {asked} in {folder / 'logs'}; there are lines of {heard or 'no model'}"
 
 
 def _print(entry: Entry) -> None:

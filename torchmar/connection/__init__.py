@@ -68,7 +68,7 @@ class Connection:
         """Send a request and return the answer if its status is below 300.
 
         Raises:
-            Unreachable: nobody listens there; TimedOut: the answer did not come in time; Untrusted: who
+            Unreachable: the connection was refused; TimedOut: the answer did not come in time; Untrusted: who
                 answers cannot prove to be the server.
             Refused: the server answered with an error; Unauthorized, NotFound or Conflict where it is one of these.
             Insecure: the token would travel in plain text.

@@ -120,9 +120,9 @@ class Transport:
             return Unreachable(f"no {self._name} at {self._address}: it does not speak TLS", hint="http:// perhaps")
         never_sent = cause(NewConnectionError) or cause(ConnectTimeoutError)
         if cause(NameResolutionError):
-            why = "nobody knows the name"
+            why = "cannot resolve the host name"
         elif cause(ConnectionRefusedError):
-            why = "nobody listens there"
+            why = "connection refused"
         elif never_sent:
             why = str((cause(OSError) or never_sent).args[-1])
         else:

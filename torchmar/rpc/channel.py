@@ -77,7 +77,7 @@ class Channel:
         """Return the answer to one request.
 
         Raises:
-            Unreachable: nobody listens there; TimedOut: the answer did not come in time; Untrusted: who
+            Unreachable: the connection was refused; TimedOut: the answer did not come in time; Untrusted: who
                 answers cannot prove to be the server.
             Refused: the server answered with an error; Unauthorized, NotFound or Conflict where it is one of these.
             Insecure: the token would travel in plain text.
@@ -171,9 +171,9 @@ class Channel:
                 hint="--ca-file names the certificate of who signed it, or its own",
             )
         if "Connection refused" in details:
-            return Unreachable(f"{where}: nobody listens there", hint="torchmar serve")
+            return Unreachable(f"{where}: connection refused", hint="torchmar serve")
         if "errors resolving" in details or "DNS resolution" in details:
-            return Unreachable(f"{where}: nobody knows the name")
+            return Unreachable(f"{where}: cannot resolve the host name")
         if "failed to connect" not in details:
             return Unreachable(f"{where}: the connection was closed before there was an answer", sent=True)
         if "WRONG_VERSION_NUMBER" in details:
