@@ -31,7 +31,7 @@ def doctor(
     as_json: AsJson = False,
     run_folder: RunFolder = None,
 ) -> None:
-    """Say what is wrong with Java, Python, GPUs, ports, archives, log and server, and how to mend it.
+    """Check Java, Python, GPUs, ports, archives, log and server, and say how to correct what is wrong.
 
     Nothing is changed, and nothing of an archive is run. Exits with 1 if there
     is an error; warnings alone do not fail.

@@ -36,10 +36,10 @@ def status(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell how the servers on this machine are, or only the one of --run-folder.
+    """Show the state of the servers on this machine, or only the one of --run-folder.
 
     Exits with 1 if none runs, one does not answer, or the workers of a model
-    die; those are told with their traceback, though TorchServe says Healthy.
+    die; these are shown with their traceback, though TorchServe is Healthy.
     """
     from torchmar.connection import RUN_FOLDER
     from torchmar.engines import state
@@ -65,14 +65,16 @@ def status(
 
 
 def logs(
-    model: Annotated[str | None, typer.Argument(help="Only what this model's workers say.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Only the lines of this model's workers.", show_default=False)
+    ] = None,
     version: Annotated[str | None, typer.Option(help="Only this version.", show_default=False)] = None,
     worker: Annotated[str | None, typer.Option(help="Only this worker: 9000.", show_default=False)] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many; a traceback is one.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
     run_folder: RunFolder = None,
 ) -> None:
-    """Show what a server and its workers say, in the order of time and tracebacks whole."""
+    """Show the logs of a server and its workers in order of time, tracebacks whole."""
     from torchmar.connection import RUN_FOLDER
     from torchmar.engines.logs import Follower, recent
 

@@ -72,8 +72,8 @@ def serve(
 ) -> None:
     """Start a server over a model store and stay until Ctrl-C.
 
-    A model that does not start, or whose workers die later, is told with its
-    worker's traceback; the others are served. A second server needs a run
+    A model that does not start, or whose workers die later, is reported with
+    its worker's traceback; the others are served. A second server needs a run
     folder and ports of its own: --run-folder .torchmar-b --port 9080.
     """
     from torchmar import engines, properties
