@@ -228,6 +228,8 @@ def test_a_signal_ends_a_server_in_the_foreground(shell: Shell) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert shell.run("--stop").stdout == "TorchServe is not currently running.\n"
+    log = shell.folder / ".torchmar" / "logs" / "server.log"
+    assert "received SIGTERM: the server ends" in log.read_text(encoding="utf-8")
 
 
 def test_the_configuration_is_looked_for_where_torchserve_looks(shell: Shell) -> None:

@@ -43,8 +43,13 @@ def _run(configured: settings.Settings) -> None:
 async def _serve(configured: settings.Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end(number: signal.Signals) -> None:
+        logs.SERVER.info("received %s: the server ends when its requests are answered", number.name)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end, number)
     server = house.House(configured, Path.cwd())
     opening = asyncio.ensure_future(server.open())
     stopping = asyncio.ensure_future(stop.wait())
