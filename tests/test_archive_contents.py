@@ -58,7 +58,7 @@ def test_folders_keep_their_tree_without_caches(make: Make) -> None:
 )
 def test_two_files_never_land_on_one_path_silently(make: Make, keys: dict[str, object], said: str) -> None:
     with pytest.raises(ArchiveError, match=said):
-        make(disk={"a/x.pt": "", "b/x.pt": "", "b/handler.py": ""}, **keys)
+        make(disk={"a/x.pt": "a", "b/x.pt": "b", "b/handler.py": ""}, **keys)
 
 
 @pytest.mark.parametrize(

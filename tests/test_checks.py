@@ -138,7 +138,7 @@ def test_a_configuration_that_is_no_text_is_told() -> None:
         ("mine-1.0-py3-none-any.whl", ""),
         ("./wheels/other-1.0.tar.gz", ""),
         ("./wheels/other-1.0.tar.gz[extra] ; python_version > '3.9'", ""),
-        ("./wheels", ""),
+        ("./wheels", "MAR509"),  # a folder that is no project: pip does not install it
         ("/opt/wheels/mine-1.0-py3-none-any.whl", ""),
         ("./missing-1.0-py3-none-any.whl", "MAR509"),
         ("missing-1.0-py3-none-any.whl", "MAR509"),
