@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from serving.machine import processor
 
 from torchmar import archive, properties, recipe
 from torchmar.cli.terminal import show_table, table
@@ -64,7 +65,7 @@ def main() -> int:
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     warnings.simplefilter("ignore")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}")
+    print(f"{processor()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}")
     # Each new thread sets the process's number, too: all of them start first.
     start = threading.Barrier(_DECODERS)
     list(POOL.map(lambda _: start.wait(), range(_DECODERS)))

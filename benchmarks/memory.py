@@ -33,6 +33,7 @@ import torch
 from packing import size_of
 from safetensors.torch import save_file
 from serving.load import check
+from serving.machine import processor
 from serving.measures import ready
 from serving.models import JSON, Model
 from serving.processes import cpu_seconds, memory
@@ -102,7 +103,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers, too
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{_processor()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}")
+    print(f"{processor()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}")
     print(f"median of {options.rounds}; load average {os.getloadavg()[0]:.1f}")
     failed = False
     with tempfile.TemporaryDirectory(prefix="memory-") as home:
@@ -203,15 +204,6 @@ def _model(folder: Path, kind: str, size: int) -> Model:
         tuple(answers),
         lambda found, expected: all(abs(a - b) < 1e-4 for a, b in zip(found, expected, strict=True)),
     )
-
-
-def _processor() -> str:
-    """Return the name of the processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            return next(line.partition(": ")[2].strip() for line in stream if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.machine import processor
+
 UNIT = 1 if sys.platform == "darwin" else 1024  # what the system counts memory in
 UNITS = {"MB": 10**6, "GB": 10**9}
 HANDLER = "def handle(rows, context):\n    return rows\n"
@@ -48,7 +50,7 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="write the ratios as a PNG")
     options = parser.parse_args()
     results: dict[str, dict[str, Timed]] = {}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{machine}, median of {options.rounds}\n")
     for size in options.sizes:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="packing-") as folder:

@@ -42,6 +42,7 @@ from pathlib import Path
 
 from packing import size_of
 from serving import models, report
+from serving.machine import processor
 from serving.measures import Measurement
 from serving.sides import COMPETITORS, ROOT, TORCHSERVES, Side, environment_of_competitors
 
@@ -71,7 +72,7 @@ def main() -> int:
     chosen = options.engines or (engines if options.neighbours is None else _BUSY)
     sides = _sides(chosen, options.competitors)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {models.torch.__version__}")
+    print(f"{processor()}, {cores} cores, Python {platform.python_version()}, torch {models.torch.__version__}")
     print(f"{options.seconds:g} s of load a figure, median of {options.rounds}; load average {os.getloadavg()[0]:.1f}")
     measurement = Measurement(sides, options.seconds, options.rounds)
     with tempfile.TemporaryDirectory(prefix="serving-") as home:
