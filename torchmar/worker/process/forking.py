@@ -12,10 +12,11 @@ import gc
 import os
 import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
+
+from .supervisor import children
 
 #: Each worker loads the model itself; workers are forks, since the handler's code is known; since its author says so.
 NEVER, KNOWN, ALLOWED = "never", "known", "allowed"
@@ -79,7 +80,7 @@ def objection(how: str, service: Any, folder: str, before: set[int]) -> str:
     os.waitpid(probe, 0)
     if (count := _thread_count()) > 1:
         return f"it has started {count - 1} thread{'' if count == 2 else 's'} while loading"
-    if any(_children()):
+    if children():
         return "it has started a process while loading"
     for descriptor in descriptors() - before:
         with contextlib.suppress(OSError):
@@ -146,12 +147,6 @@ def _thread_count() -> int:
         import threading
 
         return threading.active_count()
-
-
-def _children() -> Iterator[str]:
-    with contextlib.suppress(OSError):
-        for file in Path("/proc/self/task").glob("*/children"):
-            yield from file.read_text().split()
 
 
 def _is_open(number: int) -> bool:

@@ -111,7 +111,7 @@ class Children:
                     del self._supervisors[pid]
                     yield number, os.waitstatus_to_exitcode(status)
         if self._adopting:
-            for stray in _children():
+            for stray in children():
                 if stray not in self._supervisors:
                     _kill(stray)
                     with contextlib.suppress(ChildProcessError):
@@ -199,12 +199,12 @@ def _end_descendants() -> None:
             os.setpgid(0, os.getpgid(os.getppid()))
             os.killpg(group, signal.SIGKILL)
     # A child that may not be killed, as one of another user's, is not waited for.
-    while [pid for pid in _children() if _kill(pid)]:
+    while [pid for pid in children() if _kill(pid)]:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, 0)
 
 
-def _children() -> list[int]:
+def children() -> list[int]:
     """Return the children of this process, those that nobody has reaped among them; none if the system has no list."""
     if not _proc_is_here():
         return []
@@ -236,9 +236,7 @@ def _kill(child: int) -> bool:
     """Kill a child of this process that it has not reaped; return whether that is allowed."""
     try:
         os.kill(child, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    except (ProcessLookupError, PermissionError):
         return False
     return True
 
