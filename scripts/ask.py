@@ -1,6 +1,6 @@
 """Ask a TorchServe over REST or gRPC, without the command line and without torchmar's clients: a script to copy.
 
-REST needs ``requests``; gRPC needs ``grpcio`` and the messages in ``torchmar/rpc/wire``. The
+REST needs ``requests``; gRPC needs ``grpcio`` and the messages in ``torchmar/grpc/wire``. The
 examples are of a server that ``torchmar serve`` runs::
 
     python scripts/ask.py digits archives/digits/samples/seven.png
@@ -46,7 +46,7 @@ def grpc(asked: argparse.Namespace, api: str) -> bytes:
     """Return the body of the answer over gRPC, where there are no explanations."""
     import grpc
 
-    from torchmar.rpc.wire import inference_pb2, management_pb2
+    from torchmar.grpc.wire import inference_pb2, management_pb2
 
     package = f"org.pytorch.serve.grpc.{api}"
     if asked.metadata:

@@ -1,4 +1,4 @@
-"""torchmar.archive.contents turns a recipe into members, each on a path of its own."""
+"""torchmar.archive.collecting turns a recipe into members, each on a path of its own."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from torchmar import archive
-from torchmar.archive import Archive, derive, digests, import_archive, pack, pack_folder, pack_tgz, unchanged
+from torchmar.archive import Archive, build_cache, derive, digests, import_archive, pack, pack_folder, pack_tgz
 from torchmar.archive.copying import CHUNK, Stored
 from torchmar.archive.layout import Entry, flaws
 from torchmar.errors import ArchiveError, RecipeError
@@ -350,7 +350,7 @@ def test_any_change_is_noticed(built: tuple[Path, Path], change: Callable[[Path]
 def test_a_record_is_not_believed_for_ever(built: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, store = built
     archive.build(folder, store)
-    monkeypatch.setattr(unchanged, "_BELIEVED", 0.0)
+    monkeypatch.setattr(build_cache, "_BELIEVED", 0.0)
     assert not archive.build(folder, store).unchanged
 
 
@@ -365,5 +365,5 @@ def test_a_file_touched_in_the_moment_of_the_build_is_read_again(built: tuple[Pa
     folder, store = built
     (folder / "w.pt").write_bytes(b"just now")
     archive.build(folder, store)
-    assert unchanged.recall(folder / "archive.yaml", store, "mar") is None
+    assert build_cache.recall(folder / "archive.yaml", store, "mar") is None
     assert not archive.build(folder, store).unchanged

@@ -20,7 +20,7 @@ import requests
 from tests.conftest import DIGITS, ROOT, SAMPLES, environment_without, on_both_engines, write_config
 from torchmar.connection import Server
 from torchmar.engines import EngineName
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 from torchmar.engines.torchserve import TorchServe
 
 Make = Callable[..., Path]

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT, SAMPLES, environment_without
 from tests.test_connection import Peer
-from torchmar.cli.answers_file import AnswersFile
+from torchmar.cli.results_file import AnswersFile
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import TorchmarError
 from torchmar.exchange import Answer

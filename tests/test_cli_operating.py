@@ -26,7 +26,7 @@ from torchmar import exchange, metrics, properties
 from torchmar.checks import admission
 from torchmar.cli import watching
 from torchmar.engines import addresses, state, worker_log
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import ArchiveError, Conflict, EngineError
 from torchmar.exchange import Request

@@ -21,7 +21,7 @@ from tests.conftest import write_config
 from tests.test_cli_operating import until
 from torchmar import properties
 from torchmar.cli import torchserve_flags
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 
 COMMAND = [sys.executable, "-m", "torchmar.cli.torchserve_flags"]
 

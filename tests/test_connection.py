@@ -23,7 +23,7 @@ from tests.certificates import certify
 from tests.conftest import SAMPLES, write_config
 from torchmar import exchange
 from torchmar.connection import Connection, Server
-from torchmar.connection.privacy import stays_here
+from torchmar.connection.local import stays_here
 from torchmar.engines.addresses import free_ports
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import (
@@ -36,9 +36,9 @@ from torchmar.errors import (
     Unreachable,
     Untrusted,
 )
+from torchmar.grpc import GrpcInference, GrpcManagement, GrpcOpenInference
 from torchmar.inference import InferenceClient
 from torchmar.management import ManagementClient
-from torchmar.rpc import GrpcInference, GrpcManagement, GrpcOpenInference
 
 SEVEN = exchange.read(SAMPLES / "seven.png")
 OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"status": "ok"}'

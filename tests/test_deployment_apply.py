@@ -12,11 +12,11 @@ import pytest
 
 from tests.conftest import write_config
 from tests.open_loop import OpenLoop
-from torchmar.deployment import desired, drain, gather, live, steps
+from torchmar.deployment import actual, desired, drain, executor, planning
 from torchmar.deployment.actions import Drained
+from torchmar.deployment.executor import Report
 from torchmar.deployment.plan import Plan
 from torchmar.deployment.rollback import rollback
-from torchmar.deployment.steps import Report
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import TimedOut, TorchmarError
 from torchmar.exchange import Request
@@ -67,7 +67,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
 def server(bare: TorchServe) -> Iterator[TorchServe]:
     """Return the server as it was: without models, and without archives."""
     yield bare
-    for model in live.read(bare.server).values():
+    for model in actual.read(bare.server).values():
         for version in sorted(model.versions, key=lambda one: one == model.default):
             bare.management.unregister(model.name, version)
     for file in bare.model_store.iterdir():
@@ -76,11 +76,11 @@ def server(bare: TorchServe) -> Iterator[TorchServe]:
 
 def plan(server: TorchServe, text: str, **more: object) -> Plan:
     deployment = desired.parse(text)
-    return gather.make(deployment, server.folder, server.server, server.model_store, **more)  # type: ignore[arg-type]
+    return planning.make(deployment, server.folder, server.server, server.model_store, **more)  # type: ignore[arg-type]
 
 
 def apply(server: TorchServe, text: str) -> Report:
-    return steps.apply(plan(server, text), server.server)
+    return executor.apply(plan(server, text), server.server)
 
 
 def becomes(server: TorchServe, text: str) -> None:
@@ -100,7 +100,7 @@ def state(server: TorchServe) -> dict[str, object]:
                 for one in model.versions.values()
             },
         )
-        for name, model in live.read(server.server).items()
+        for name, model in actual.read(server.server).items()
     }
 
 
@@ -179,7 +179,7 @@ def test_a_version_that_is_too_slow_never_gets_traffic(server: TorchServe, make:
     report = apply(server, text("2.0", model=bound))
     assert report.failure is not None
     assert "m 2.0 takes longer than 250 ms" in report.failure.message
-    assert list(live.read(server.server)["m"].versions) == ["1.0"]
+    assert list(actual.read(server.server)["m"].versions) == ["1.0"]
 
 
 def test_more_requests_than_the_samples_are_asked(server: TorchServe, make: Make) -> None:
@@ -213,13 +213,13 @@ def test_a_failure_at_the_last_switch_takes_the_earlier_ones_back(server: TorchS
     before = state(server)
     made = plan(server, both.replace("V", "2.0"))
 
-    def interfere(step: steps.Step) -> None:
+    def interfere(step: executor.Step) -> None:
         # Somebody stops the new version's workers just before it gets its traffic.
         if step.seconds is None and step.text == "b 1.0 to 2.0":
             server.management.scale("b", "2.0", min_worker=0)
 
     with OpenLoop(server.server, "a") as load:
-        report = steps.apply(made, server.server, interfere)
+        report = executor.apply(made, server.server, interfere)
     assert load.lost == {}
     assert report.failure is not None
     assert "b 2.0 has no worker that answers" in report.failure.message
@@ -233,12 +233,12 @@ def test_an_interruption_takes_everything_back(server: TorchServe, make: Make) -
     becomes(server, text())
     before = state(server)
 
-    def interrupt(step: steps.Step) -> None:
+    def interrupt(step: executor.Step) -> None:
         if step.verb == "check" and step.seconds is None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        steps.apply(plan(server, text("2.0")), server.server, interrupt)
+        executor.apply(plan(server, text("2.0")), server.server, interrupt)
     assert state(server) == before
 
 
@@ -254,19 +254,19 @@ def test_what_a_worker_is_at_is_waited_for_before_its_version_goes(server: Torch
 
     waiting = [threading.Thread(target=ask) for _ in range(4)]
 
-    def send(step: steps.Step) -> None:
+    def send(step: executor.Step) -> None:
         if step.seconds is None and step.verb == "switch":
             for thread in waiting:
                 thread.start()
             while server.management.describe("m", "1.0")[0].job_queue.pending_requests < 2:
                 time.sleep(0.01)
 
-    report = steps.apply(plan(server, text("2.0", model=none)), server.server, send)
+    report = executor.apply(plan(server, text("2.0", model=none)), server.server, send)
     assert (report.failure, report.left) == (None, [])
     for thread in waiting:
         thread.join()
     assert len(found) == 4
-    assert list(live.read(server.server)["m"].versions) == ["2.0"]
+    assert list(actual.read(server.server)["m"].versions) == ["2.0"]
 
 
 def test_without_the_wait_those_in_the_queue_would_never_be_answered(server: TorchServe, make: Make) -> None:
@@ -396,7 +396,7 @@ models:
   large: {drain: 1, versions: {"1.0": {min_workers: 2, worker_memory: 35GiB}}}
 """
     becomes(server, wanted)
-    devices = {name: model.versions["1.0+b1"].device_ids for name, model in live.read(server.server).items()}
+    devices = {name: model.versions["1.0+b1"].device_ids for name, model in actual.read(server.server).items()}
     assert devices == {"large": (0, 1), "small": (0, 0)}
     client = InferenceClient(server.server)
     assert {client.ask("large", ONE).body for _ in range(20)} == {b"0", b"1"}
@@ -408,7 +408,7 @@ models:
             "min_workers: 2, worker_memory: 15", "min_workers: 3, worker_memory: 15"
         ),
     )
-    assert live.read(server.server)["large"].versions["1.0+b1"].device_ids == (0, 1)
+    assert actual.read(server.server)["large"].versions["1.0+b1"].device_ids == (0, 1)
 
 
 def test_a_gpu_that_the_server_has_not_got_is_found_out_and_everything_goes_back(

@@ -16,7 +16,7 @@ import yaml
 
 from tests.conftest import write_config
 from tests.test_deployment_apply import SAMPLES, code
-from torchmar.deployment import live
+from torchmar.deployment import actual
 from torchmar.engines.torchserve import TorchServe
 
 Make = Callable[..., Path]
@@ -35,7 +35,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
 def server(running: TorchServe) -> Iterator[TorchServe]:
     """Return the server as it was: without models and archives."""
     yield running
-    for model in live.read(running.server).values():
+    for model in actual.read(running.server).values():
         for version in sorted(model.versions, key=lambda one: one == model.default):
             running.management.unregister(model.name, version)
     for file in running.model_store.iterdir():
@@ -102,7 +102,7 @@ def test_a_failure_says_why_with_the_workers_traceback_and_that_all_is_as_before
     document = json.loads(torchmar(server, "apply", "--json", code=1).stdout)
     assert document["undone"]
     assert "does not answer as it should" in document["failure"]
-    assert list(live.read(server.server)) == []
+    assert list(actual.read(server.server)) == []
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_ctrl_c_leaves_nothing_half_done_while_the_server_starts_workers(
         make(slow, name="m", version=version, samples=SAMPLES, store=server.model_store)
     for version in there:
         server.management.register(f"m-{version}.mar", initial_workers=1)
-    before, files = live.read(server.server), sorted(server.model_store.iterdir())
+    before, files = actual.read(server.server), sorted(server.model_store.iterdir())
     write(server, f"models: {{m: {{{wanted}}}}}")
     applying = subprocess.Popen(
         [sys.executable, "-m", "torchmar", "apply"],
@@ -133,7 +133,7 @@ def test_ctrl_c_leaves_nothing_half_done_while_the_server_starts_workers(
     )
 
     def workers() -> int:
-        return sum(len(one.workers) for one in live.read(server.server)["m"].versions.values())
+        return sum(len(one.workers) for one in actual.read(server.server)["m"].versions.values())
 
     while workers() == len(there):
         time.sleep(0.05)
@@ -144,7 +144,7 @@ def test_ctrl_c_leaves_nothing_half_done_while_the_server_starts_workers(
     assert "Traceback" not in complained
     assert complained.endswith("interrupted; torchmar plan deployment.yaml shows how the server differs now\n")
     assert sorted(server.model_store.iterdir()) == files
-    now = live.read(server.server)["m"]
+    now = actual.read(server.server)["m"]
     assert now.default == before["m"].default
     assert {one.version: len(one.workers) for one in now.versions.values()} == dict.fromkeys(there, 1), said
 
@@ -158,7 +158,7 @@ def test_an_archive_with_other_bytes_than_it_lists_never_reaches_the_server(serv
     assert "--no-check loads it all the same" in refused.stderr
     assert "w.txt" in torchmar(server, "register", f"model_store/{path.name}", code=1).stderr
     assert "error: m 1.0:" in torchmar(server, "apply", "--no-check", code=1).stderr  # this is the server's own
-    assert live.read(server.server) == {}
+    assert actual.read(server.server) == {}
 
 
 def test_rollback_is_one_command(server: TorchServe, make: Make) -> None:
@@ -169,7 +169,7 @@ def test_rollback_is_one_command(server: TorchServe, make: Make) -> None:
     ran = torchmar(server, "rollback", "m")
     assert ran.stdout == "m is back at 1.0 (it was 2.0)\n"
     assert "change its default before the next apply" in ran.stderr
-    assert live.read(server.server)["m"].default == "1.0"
+    assert actual.read(server.server)["m"].default == "1.0"
     assert "no version before 1.0" in torchmar(server, "rollback", "m", code=1).stderr
     assert torchmar(server, "rollback", "m", "--to", "2.0").stdout == "m is back at 2.0 (it was 1.0)\n"
     assert "no version 9" in torchmar(server, "rollback", "m", "--to", "9", code=1).stderr
@@ -194,13 +194,13 @@ def test_promote_makes_a_version_the_default_only_with_evidence(server: TorchSer
     assert "0 of 4 requests agree" in ran.stdout
     assert "version is " in ran.stdout
     assert "verdict    answers differ" in ran.stdout
-    assert live.read(server.server)["m"].default == "1.0"
+    assert actual.read(server.server)["m"].default == "1.0"
     ran = torchmar(server, "promote", "m", "3.0", *how, "--answers", "judge.py:right", code=1)
     assert "4 of 4 requests agree" in ran.stdout
     assert "verdict    slower" in ran.stdout
     document = json.loads(torchmar(server, "promote", "m", "2.0", *how, "--answers", "judge.py:right", "--json").stdout)
     assert (document["verdict"], document["promoted"], document["before"]) == ("pass", True, "1.0")
-    assert live.read(server.server)["m"].default == "2.0"
+    assert actual.read(server.server)["m"].default == "2.0"
     assert "is the default already" in torchmar(server, "promote", "m", "2.0", code=1).stderr
     assert "is not registered" in torchmar(server, "promote", "m", "9.0", code=1).stderr
     assert "3.0 is the default now" in torchmar(server, "promote", "m", "3.0").stdout
@@ -266,4 +266,4 @@ def test_a_plan_over_two_hundred_versions(server: TorchServe, make: Make) -> Non
     write(server, "prune: true\nmodels: {}\n")
     assert "remove 200" in torchmar(server, "plan", code=2).stdout
     torchmar(server, "apply")
-    assert live.read(server.server) == {}
+    assert actual.read(server.server) == {}

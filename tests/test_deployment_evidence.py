@@ -1,4 +1,4 @@
-"""torchmar.deployment.evidence lets a version pass only if it is shown to be as good as the one before."""
+"""torchmar.deployment.ab_comparison lets a version pass only if it is shown to be as good as the one before."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, write_config
-from torchmar.deployment import evidence, trial
-from torchmar.deployment.evidence import Evidence, Interval
+from torchmar.deployment import ab_comparison, smoke_test
+from torchmar.deployment.ab_comparison import Evidence, Interval
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import TorchmarError
 from torchmar.exchange import Answer, Request
@@ -31,7 +31,7 @@ class Model:
         time.sleep(self.config["seconds"])
         return [{"score": row["body"]["x"] + self.config["more"]} for row in rows]
 """
-ASKED = [trial.Question(str(x), Request(b'{"x": %d}' % x, "application/json")) for x in range(8)]
+ASKED = [smoke_test.Question(str(x), Request(b'{"x": %d}' % x, "application/json")) for x in range(8)]
 VERSIONS = {"1.0": (0.004, 0.0), "1.1": (0.004, 0.0), "1.2": (0.004, 0.004), "1.3": (0.04, 0.0)}
 
 
@@ -56,8 +56,8 @@ def registered(server: TorchServe, make: Make) -> TorchServe:
 
 
 def compare(server: TorchServe, new: str, answers: str = "exact", bound: float = 1.0, **more: float) -> Evidence:
-    agree = evidence.agreement(answers)
-    return evidence.compare(server.server, "m", "1.0", new, ASKED, agree, repeat=6, max_regression=bound, **more)  # type: ignore[arg-type]
+    agree = ab_comparison.agreement(answers)
+    return ab_comparison.compare(server.server, "m", "1.0", new, ASKED, agree, repeat=6, max_regression=bound, **more)  # type: ignore[arg-type]
 
 
 def test_a_version_that_is_alike_passes(registered: TorchServe) -> None:
@@ -96,20 +96,20 @@ def test_a_version_that_answers_otherwise_fails_unless_that_is_allowed(registere
 
 
 def test_a_version_that_refuses_is_an_answer_that_differs(registered: TorchServe) -> None:
-    refused = [trial.Question("bad", Request(b'{"y": 1}', "application/json"))]
-    agree = evidence.agreement("exact")
-    found = evidence.compare(registered.server, "m", "1.0", "1.1", refused, agree, repeat=2, max_regression=9)
+    refused = [smoke_test.Question("bad", Request(b'{"y": 1}', "application/json"))]
+    agree = ab_comparison.agreement("exact")
+    found = ab_comparison.compare(registered.server, "m", "1.0", "1.1", refused, agree, repeat=2, max_regression=9)
     assert found.differences == ()  # both refuse
     both = [*refused, *ASKED]
-    missing = evidence.compare(registered.server, "m", "1.0", "9.9", both, agree, repeat=1, max_regression=9)
+    missing = ab_comparison.compare(registered.server, "m", "1.0", "9.9", both, agree, repeat=1, max_regression=9)
     assert missing.verdict == "answers differ"
     assert "status 404, not 503" in missing.differences[0]
 
 
 def test_nothing_to_ask_is_no_evidence(registered: TorchServe) -> None:
-    agree = evidence.agreement("exact")
+    agree = ab_comparison.agreement("exact")
     with pytest.raises(TorchmarError, match="no request to compare with"):
-        evidence.compare(registered.server, "m", "1.0", "1.1", [], agree, repeat=1, max_regression=1)
+        ab_comparison.compare(registered.server, "m", "1.0", "1.1", [], agree, repeat=1, max_regression=1)
 
 
 def verdict(low: float, high: float, differences: int = 0) -> str:
@@ -134,14 +134,14 @@ def test_the_interval_holds_the_true_quotient_about_as_often_as_it_says(quotient
         shared = [drawn.gauss(0, 0.2) for _ in range(60)]
         old = [math.exp(one + drawn.gauss(0, 0.3)) for one in shared]
         new = [quotient * math.exp(one + drawn.gauss(0, 0.3)) for one in shared]
-        found = evidence.quotient_of_medians(new, old, drawn, resamples=300)
+        found = ab_comparison.quotient_of_medians(new, old, drawn, resamples=300)
         held += found.low <= quotient <= found.high
     assert held >= 51  # of 60; 95 % would be 57, and fewer than 51 come once in three hundred
 
 
 def test_percentiles_are_values_that_were_measured() -> None:
     values = [5.0, 1.0, 4.0, 2.0, 3.0]
-    assert [evidence.percentile(values, share) for share in (0.0, 0.5, 0.9, 1.0)] == [1.0, 3.0, 5.0, 5.0]
+    assert [ab_comparison.percentile(values, share) for share in (0.0, 0.5, 0.9, 1.0)] == [1.0, 3.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ def test_percentiles_are_values_that_were_measured() -> None:
     ],
 )
 def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, answers: str, said: str) -> None:
-    assert evidence.agreement(answers)(Answer(200, old), Answer(200, new)) == said
+    assert ab_comparison.agreement(answers)(Answer(200, old), Answer(200, new)) == said
 
 
 def test_the_function_of_the_documentation_compares_labels(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text(), re.DOTALL)
     (tmp_path / "compare.py").write_text(code)
-    label = evidence.agreement(f"{tmp_path / 'compare.py'}:label")
+    label = ab_comparison.agreement(f"{tmp_path / 'compare.py'}:label")
     assert not label(Answer(200, b'{"7": 0.97, "9": 0.01}'), Answer(200, b'{"7": 0.8, "1": 0.1}'))
     assert label(Answer(200, b'{"7": 0.97, "9": 0.01}'), Answer(200, b'{"1": 0.8, "7": 0.1}')) == "1, not 7"
 
@@ -172,4 +172,4 @@ def test_the_function_of_the_documentation_compares_labels(tmp_path: Path) -> No
 @pytest.mark.parametrize("text", ["roughly", "-1", "nan", "inf", "no_such.py:f"])
 def test_a_way_to_compare_that_is_none_is_told(text: str) -> None:
     with pytest.raises(TorchmarError):
-        evidence.agreement(text)
+        ab_comparison.agreement(text)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from torchmar.deployment import actions, desired
-from torchmar.deployment.live import LiveModel
+from torchmar.deployment.actual import LiveModel
 from torchmar.deployment.plan import Plan
 from torchmar.deployment.plan import plan as make_plan
-from torchmar.deployment.shelf import Shelf, Stored
+from torchmar.deployment.store_index import Shelf, Stored
 from torchmar.errors import TorchmarError
 from torchmar.management import ModelVersion, WorkerState
 

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import write_config
 from torchmar import properties
 from torchmar.connection import Server
-from torchmar.deployment import desired, gather, live, shelf, steps
+from torchmar.deployment import actual, desired, executor, planning, store_index
 from torchmar.deployment.capture import capture
 from torchmar.deployment.startup import startup
 from torchmar.engines.torchserve import TorchServe
@@ -40,7 +40,7 @@ def seen(server: Server) -> dict[str, tuple[str, dict[str, list[int]]]]:
     """Return what matters of a server's models, once their workers are up."""
     deadline = time.monotonic() + 60
     while True:
-        models = live.read(server)
+        models = actual.read(server)
         if all(one.ready == one.min_workers for model in models.values() for one in model.versions.values()):
             break
         assert time.monotonic() < deadline
@@ -57,12 +57,12 @@ def seen(server: Server) -> dict[str, tuple[str, dict[str, list[int]]]]:
 
 def restarted(deployment: desired.Deployment, folder: Path, store: Path) -> object:
     """Return what a server has that was started for a deployment, which then has nothing to do."""
-    there, archives = gather.archives(deployment, folder, store)
+    there, archives = planning.archives(deployment, folder, store)
     file = folder / "again.properties"
     file.write_text(startup(deployment, archives, there, properties.read(folder / "config.properties").values))
     with TorchServe(file, store, folder / "run") as server:
         found = seen(server.server)
-        assert gather.make(deployment, folder, server.server, store).actions == ()
+        assert planning.make(deployment, folder, server.server, store).actions == ()
     return found
 
 
@@ -79,13 +79,13 @@ def test_a_server_that_was_written_down_needs_nothing_and_comes_up_the_same_afte
         make(name=name, version=version, config=config, store=store)
     config = write_config(tmp_path)
     with TorchServe(config, store, tmp_path / "run") as server:
-        first = gather.make(desired.parse(WANTED), tmp_path, server.server, store)
-        assert steps.apply(first, server.server).failure is None
+        first = planning.make(desired.parse(WANTED), tmp_path, server.server, store)
+        assert executor.apply(first, server.server).failure is None
         before = seen(server.server)
-        there = live.read(server.server)
-        written = capture(there, shelf.read(store, there))
+        there = actual.read(server.server)
+        written = capture(there, store_index.read(store, there))
         captured = desired.parse(written)
-        assert gather.make(captured, tmp_path, server.server, store).actions == ()
+        assert planning.make(captured, tmp_path, server.server, store).actions == ()
     # The build of b is written as the version that it is of.
     assert list(captured.models["b"].versions) == ["1.5"]
     assert before["b"] == ("1.5+b1", {"1.5+b1": [1, 1, 3, 100, 120, 44]})
@@ -102,7 +102,7 @@ def test_a_file_that_no_archive_gives_is_told_to_be_applied_first(tmp_path: Path
     store = tmp_path / "store"
     make(name="a", config={"batchSize": 8}, store=store)
     deployment = desired.parse('models: {a: {versions: {"1.0": {batch_size: 2}}}}')
-    there, archives = gather.archives(deployment, tmp_path, store)
+    there, archives = planning.archives(deployment, tmp_path, store)
     with pytest.raises(TorchmarError, match=r"no archive in .* gives a 1\.0 as the deployment says") as caught:
         startup(deployment, archives, there, {})
     assert caught.value.hint == "torchmar apply makes it"

@@ -17,9 +17,9 @@ import yaml
 from tests.conftest import DIGITS, ENGINES, SAMPLES, on_both_engines, write_config
 from tests.open_loop import OpenLoop
 from torchmar import archive, recipe
-from torchmar.deployment import desired, gather, live, steps
+from torchmar.deployment import actual, desired, executor, planning
+from torchmar.deployment.executor import Report
 from torchmar.deployment.rollback import rollback
-from torchmar.deployment.steps import Report
 from torchmar.engines import EngineName
 from torchmar.engines.engine import Engine
 from torchmar.exchange import content_type
@@ -69,8 +69,8 @@ class Operator:
         return yaml.safe_dump({"models": {"digits": {**self.model, **changes}}})
 
     def apply(self, text: str) -> Report:
-        made = gather.make(desired.parse(text), self.server.folder, self.server.server, self.server.model_store)
-        return steps.apply(made, self.server.server)
+        made = planning.make(desired.parse(text), self.server.folder, self.server.server, self.server.model_store)
+        return executor.apply(made, self.server.server)
 
     def operate(self) -> None:
         operations = (self.promote, self.roll_back, self.scale, self.batch, self.fail, self.meddle)
@@ -91,7 +91,7 @@ class Operator:
         self.model |= {"default": other, "versions": {other: self.settings}}
 
     def roll_back(self) -> None:
-        versions = live.read_model(self.server.management, "digits").versions
+        versions = actual.read_model(self.server.management, "digits").versions
         others = [one for one in versions if not one.startswith(self.model["default"])]
         if others:
             rollback(self.server.management, "digits", others[0])
@@ -105,16 +105,16 @@ class Operator:
 
     def fail(self) -> None:
         """Try a version that is wrong: nothing may come of it."""
-        before = live.read(self.server.server)
+        before = actual.read(self.server.server)
         report = self.apply(self.text(default="3.0", versions={"3.0": self.settings}))
         assert report.failure is not None, self.done
         assert report.undone, self.done
-        assert live.read(self.server.server).keys() == before.keys()
-        assert live.read(self.server.server)["digits"].default == before["digits"].default
+        assert actual.read(self.server.server).keys() == before.keys()
+        assert actual.read(self.server.server)["digits"].default == before["digits"].default
 
     def meddle(self) -> None:
         """Change the server by hand, behind the back of the deployment."""
-        versions = live.read_model(self.server.management, "digits").versions
+        versions = actual.read_model(self.server.management, "digits").versions
         self.server.management.set_default("digits", self.drawn.choice(list(versions)))
 
 
@@ -129,9 +129,9 @@ def test_after_fifty_operations_the_server_is_what_it_should_be_and_no_request_w
     assert len(set(operator.done)) == 6
     assert load.lost == {}, operator.done
     assert load.answered > 4 * OPERATIONS
-    made = gather.make(desired.parse(operator.text()), server.folder, server.server, server.model_store)
+    made = planning.make(desired.parse(operator.text()), server.folder, server.server, server.model_store)
     assert made.actions == ()
-    (only,) = live.read(server.server).values()
+    (only,) = actual.read(server.server).values()
     kept = [one for one in only.versions if one != only.default]
     assert len(kept) <= 1
     # No archive is left of builds that are gone.

@@ -29,7 +29,7 @@ from torchmar.diagnosis import (
     store,
 )
 from torchmar.diagnosis.finding import Finding
-from torchmar.server import config_keys
+from torchmar.server.config import keys
 
 Make = Callable[..., Path]
 
@@ -112,7 +112,7 @@ def test_every_key_of_torchserve_is_known_and_no_other() -> None:
     with zipfile.ZipFile(home / "frontend" / "model-server.jar") as jar:
         constants = jar.read("org/pytorch/serve/util/ConfigManager.class")
     launcher = (home / "model_server.py").read_text()
-    for key in config_keys.TORCHSERVE_KINDS:
+    for key in keys.TORCHSERVE_KINDS:
         documented_only = key in ("metrics_format", "snapshot_store")
         assert documented_only or key.encode() in constants or f'"{key}"' in launcher, key
     ours = properties.read(ROOT / "config.properties")
@@ -165,7 +165,7 @@ def test_a_configuration_of_the_built_in_server_is_held_to_what_that_reads(
 def test_every_key_of_torchmars_own_is_known_and_torchserves_traps_are_none_of_the_built_in_server(
     tmp_path: Path,
 ) -> None:
-    own = {key: known.example for key, known in config_keys.SUPPORTED_KEYS.items() if key.startswith("torchmar_")}
+    own = {key: known.example for key, known in keys.SUPPORTED_KEYS.items() if key.startswith("torchmar_")}
     assert own
     traps = {"install_py_dep_per_model": "true", "plugins_path": "/x"}
     given = config(tmp_path, properties.show({**own, **traps}))

@@ -21,7 +21,7 @@ from tests.test_cli_operating import MOODY, Make, until
 from tests.test_engines_torchserve import descendants
 from torchmar import exchange, properties
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 from torchmar.errors import EngineError, ModelFailed, NotFound, PortInUse, Refused, Unreachable
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient

@@ -1,4 +1,4 @@
-"""torchmar.engines.starting keeps other starts and signals out while a server is started."""
+"""torchmar.engines.start_lock keeps other starts and signals out while a server is started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torchmar.engines.starting import locked, undisturbed
+from torchmar.engines.start_lock import locked, undisturbed
 
 
 def test_ctrl_c_waits_until_what_must_not_be_disturbed_is_done() -> None:
@@ -45,7 +45,7 @@ def test_a_thread_may_start_a_server_too() -> None:
 
 
 def test_one_start_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
-    script = "import sys, pathlib; from torchmar.engines.starting import locked\n"
+    script = "import sys, pathlib; from torchmar.engines.start_lock import locked\n"
     script += "with locked(pathlib.Path(sys.argv[1])): print('in')"
     with locked(tmp_path):
         other = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True)

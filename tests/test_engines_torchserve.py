@@ -24,7 +24,7 @@ from tests.test_worker_supervisor import PARENT, all_end, family
 from torchmar import archive, exchange, properties, recipe
 from torchmar.archive import store
 from torchmar.engines import worker_log
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import EngineError, ModelFailed, PortInUse, Refused
 from torchmar.exchange import Answer, Request

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import ROOT
-from torchmar import archive, proof
+from torchmar import archive, sample_check
 from torchmar.errors import LoadError
 from torchmar.exchange import Answer, Request
 from torchmar.worker import Worker
@@ -95,7 +95,7 @@ def tensors(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["tumours", "diabetes"])
 def test_the_archives_keep_their_contract(archives: dict[str, Path], name: str) -> None:
-    held = proof.prove(archives[name])
+    held = sample_check.prove(archives[name])
     assert not held.problems
     assert held.explains
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from torchmar import archive, proof
+from torchmar import archive, sample_check
 from torchmar.errors import LoadError
 from torchmar.exchange import Answer, Request
 from torchmar.worker import Worker
@@ -86,7 +86,7 @@ def v2(**more: Any) -> dict[str, Any]:
 
 
 def test_the_archive_keeps_its_contract(iris_archive: Path) -> None:
-    held = proof.prove(iris_archive)
+    held = sample_check.prove(iris_archive)
     assert not held.problems
     assert not held.explains
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 
 from tests.conftest import ROOT, environment_without
-from torchmar import archive, proof
+from torchmar import archive, sample_check
 from torchmar.errors import LoadError
 from torchmar.exchange import Answer, Request
 from torchmar.worker import Worker
@@ -115,7 +115,7 @@ def worker(name: str, request: pytest.FixtureRequest) -> Worker:
 
 @WORKERS
 def test_an_archive_keeps_its_samples(built: Callable[[str], Path], name: str) -> None:
-    proved = proof.prove(built(name))
+    proved = sample_check.prove(built(name))
     assert proved.problems == ()
     assert set(proved.refused) == {400}
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, features
 from torch import nn
 
 from tests.conftest import DIGITS, ROOT, SAMPLES
-from torchmar import archive, proof, recipe
+from torchmar import archive, recipe, sample_check
 from torchmar.errors import LoadError
 from torchmar.exchange import Answer, Request, read
 from torchmar.worker import Worker
@@ -528,7 +528,7 @@ def iou(box: Sequence[float], other: Sequence[float]) -> float:
 
 @pytest.mark.parametrize("name", ["scenes", "segments", "reader"])
 def test_an_archive_keeps_its_contract(name: str, scenes: object, tmp_path: Path) -> None:
-    proven = proof.prove(archive.build(ARCHIVES / name, tmp_path).path)
+    proven = sample_check.prove(archive.build(ARCHIVES / name, tmp_path).path)
     assert proven.problems == ()
     assert not proven.explains
 

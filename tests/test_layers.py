@@ -20,9 +20,9 @@ LAYERS = (
     ("diagnosis", "exporting"),
     ("engines",),
     ("server",),
-    ("proof",),
+    ("sample_check",),
     ("worker",),
-    ("rpc",),
+    ("grpc",),
     ("management", "inference", "metrics"),
     ("connection",),
     ("model_archiver",),
@@ -31,7 +31,7 @@ LAYERS = (
     ("comparison",),
     ("recipe", "exchange"),
     ("manifest", "properties", "strict_yaml"),
-    ("errors", "replacing", "tensor_elements", "process_handle"),
+    ("errors", "atomic", "tensor_elements", "process_handle"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 

@@ -15,10 +15,10 @@ from tests.conftest import ROOT
 from tests.test_cli import torchmar
 from torchmar import archive
 from torchmar.parity import Difference, compare, differences
-from torchmar.parity.answers import Deviation, deviations
 from torchmar.parity.cases import JSON, TEXT, Case
 from torchmar.parity.comparing import Outcome
-from torchmar.parity.side import Said
+from torchmar.parity.engine_client import Said
+from torchmar.parity.responses import Deviation, deviations
 
 # All archives take minutes: TORCHMAR_ALL_ARCHIVES=1 asks for them.
 FEW = ("digits", "iris", "topics")

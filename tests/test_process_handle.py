@@ -79,8 +79,8 @@ def with_number(pid: int) -> subprocess.Popen[bytes]:
 
 def a_worker_has_died(folder: Path) -> None:
     from tests.test_server_pool import House, ask, until
-    from torchmar.server import logs
-    from torchmar.server.pool import Pool, PoolOptions
+    from torchmar.server.telemetry import logs
+    from torchmar.server.workers.pool import Pool, PoolOptions
 
     flag = folder / "loaded"
     code = f"""
@@ -111,7 +111,7 @@ def a_worker_has_died(folder: Path) -> None:
 
 def a_server_was_killed(folder: Path) -> None:
     from torchmar.engines.builtin import Builtin
-    from torchmar.engines.running import Running
+    from torchmar.engines.server_records import Running
 
     (folder / "store").mkdir()
     with Builtin(write_config(folder), folder / "store", folder / "run") as server:
@@ -127,8 +127,8 @@ def a_server_was_killed(folder: Path) -> None:
 
 def a_parent_has_died(folder: Path) -> None:
     from tests.test_server_pool import OBEDIENT, House, ask, until
-    from torchmar.server import logs
-    from torchmar.server.pool import Pool, PoolOptions
+    from torchmar.server.telemetry import logs
+    from torchmar.server.workers.pool import Pool, PoolOptions
 
     (folder / "handler.py").write_text(OBEDIENT)
     logs.open_in(folder / "logs")

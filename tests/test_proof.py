@@ -1,4 +1,4 @@
-"""torchmar.proof holds an archive to its samples, alone, in full batches and among bad requests."""
+"""torchmar.sample_check holds an archive to its samples, alone, in full batches and among bad requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from torchmar.errors import ArchiveError, LoadError
-from torchmar.proof import prove
+from torchmar.sample_check import prove
 
 Make = Callable[..., Path]
 SAMPLES = [{"json": number, "expect": 2 * number} for number in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""torchmar.rpc speaks TorchServe's contract over gRPC with the real server, and raises what REST raises."""
+"""torchmar.grpc speaks TorchServe's contract over gRPC with the real server, and raises what REST raises."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from torchmar.connection import Server
 from torchmar.engines.addresses import free_ports
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import Conflict, Insecure, NotFound, Refused, TimedOut, TorchmarError, Unauthorized, Unreachable
+from torchmar.grpc import GrpcInference, GrpcManagement, GrpcOpenInference
+from torchmar.grpc.wire import inference_pb2, management_pb2, open_inference_pb2
 from torchmar.inference import Tensor
 from torchmar.management import ManagementClient
-from torchmar.rpc import GrpcInference, GrpcManagement, GrpcOpenInference
-from torchmar.rpc.wire import inference_pb2, management_pb2, open_inference_pb2
 
 WIRE = ROOT / "torchmar" / "rpc" / "wire"
 SEVEN = SAMPLES / "seven.png"

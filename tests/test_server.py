@@ -21,7 +21,7 @@ import requests
 from tests.conftest import write_config
 from tests.processes import kill_worker
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 from torchmar.errors import Refused, TorchmarError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient

@@ -1,4 +1,4 @@
-"""torchmar.server.awake keeps the loop turning while a request is at a worker, and no longer."""
+"""torchmar.server.workers.busy_poll keeps the loop turning while a request is at a worker, and no longer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from torchmar.server.awake import Awake
+from torchmar.server.workers.busy_poll import Awake
 
 
 def asked(seconds: float, busy: Callable[[int], bool], twice: bool = False) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""torchmar.server.bodies takes bodies apart as TorchServe does, and refuses what it silently loses."""
+"""torchmar.server.api.bodies takes bodies apart as TorchServe does, and refuses what it silently loses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from torchmar.server.bodies import inputs
-from torchmar.server.jobs import Input
-from torchmar.server.refusal import Refusal
+from torchmar.server.api.bodies import inputs
+from torchmar.server.api_error import Refusal
+from torchmar.server.workers.jobs import Input
 
 FORM = "application/x-www-form-urlencoded"
 PARTS = "multipart/form-data; boundary=x"

@@ -1,4 +1,4 @@
-"""torchmar.server.compression encodes answers as clients accept them."""
+"""torchmar.server.http.compression encodes answers as clients accept them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from torchmar.server import compression
+from torchmar.server.http import compression
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchmar.server.api_error import Refusal
 from torchmar.server.http.content_coding import decoder
-from torchmar.server.refusal import Refusal
 
 LIMIT = 100_000
 

@@ -1,4 +1,4 @@
-"""torchmar.server.rpc answers over gRPC what TorchServe does, by the registry and queues of REST."""
+"""torchmar.server.grpc answers over gRPC what TorchServe does, by the registry and queues of REST."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from tests.test_rpc import HANDLERS as HANDLERS_OF_THE_CLIENTS
 from torchmar import archive, exchange, metrics, recipe
 from torchmar.connection import Server
 from torchmar.errors import Conflict, NotFound, PortInUse, PropertiesError, Refused, Unauthorized, Untrusted
+from torchmar.grpc import GrpcInference, GrpcManagement, GrpcOpenInference
+from torchmar.grpc.wire import inference_pb2, management_pb2, open_inference_pb2
 from torchmar.inference import Tensor
-from torchmar.rpc import GrpcInference, GrpcManagement, GrpcOpenInference
-from torchmar.rpc.wire import inference_pb2, management_pb2, open_inference_pb2
-from torchmar.server import rpc
-from torchmar.server.config_values import Address
-from torchmar.server.metrics import Metrics
-from torchmar.server.processes import Nursery
-from torchmar.server.registry import Registration, Registry
-from torchmar.server.settings import Settings
-from torchmar.server.sources import Sources
+from torchmar.server import grpc as server_grpc
+from torchmar.server.config.settings import Settings
+from torchmar.server.config.values import Address
+from torchmar.server.models.archive_cache import Sources
+from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
+from torchmar.server.workers.processes import Nursery
 
 T = TypeVar("T")
 INFERENCE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
@@ -113,7 +113,7 @@ class House:
         self.sources = Sources(self.settings, self.store.parent / "models")
         self.metrics = Metrics(machine=False)
         self.registry = Registry(self.sources, self.nursery, self.settings, self.metrics)
-        listener = await rpc.listen(self.registry, Tokens(self.key_file), self.settings, self.metrics)
+        listener = await server_grpc.listen(self.registry, Tokens(self.key_file), self.settings, self.metrics)
         assert listener
         self.listener = listener
 
@@ -664,7 +664,7 @@ def test_it_speaks_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
             client.ping()
         missing = replace(house.settings, certificate_file=tmp_path / "none.pem")
         with pytest.raises(PropertiesError, match=r"none\.pem: gRPC needs both"):
-            house.run(rpc.listen(house.registry, Tokens(house.key_file), missing, house.metrics))
+            house.run(server_grpc.listen(house.registry, Tokens(house.key_file), missing, house.metrics))
     finally:
         house.close()
 
@@ -680,7 +680,9 @@ def test_a_port_that_is_taken_is_told(house: House) -> None:
         address = Address("127.0.0.1", taken.getsockname()[1])
         settings = replace(house.settings, grpc_management=address)
         with pytest.raises(PortInUse, match=f"grpc://127.0.0.1:{address.port} cannot be listened on"):
-            house.run(rpc.listen(house.registry, Tokens(house.key_file, enabled=False), settings, house.metrics))
+            house.run(
+                server_grpc.listen(house.registry, Tokens(house.key_file, enabled=False), settings, house.metrics)
+            )
 
 
 def test_without_grpcio_the_server_says_so_and_goes_on(tmp_path: Path) -> None:

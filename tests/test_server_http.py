@@ -24,9 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.certificates import certify
+from torchmar.server.api_error import Refusal
 from torchmar.server.http import App, Cors, Limits, Listener, Request, listen
 from torchmar.server.http.connection import Connection
-from torchmar.server.refusal import Refusal
 
 PATIENCE = 20
 LIMITS = Limits()

@@ -1,4 +1,4 @@
-"""torchmar.server.inference answers as TorchServe does, request by request, but where TorchServe is wrong."""
+"""torchmar.server.api.inference answers as TorchServe does, request by request, but where TorchServe is wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.test_cli_operating import until
 from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.torchserve import TorchServe
-from torchmar.rpc import GrpcInference
+from torchmar.grpc import GrpcInference
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

@@ -1,4 +1,4 @@
-"""torchmar.server.logs writes what is said where it is looked for, and holds nobody up."""
+"""torchmar.server.telemetry.logs writes what is said where it is looked for, and holds nobody up."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from torchmar.engines import logs as reading
 from torchmar.engines.builtin import Builtin
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
-from torchmar.server import logs
 from torchmar.server.http import Access
-from torchmar.server.logs import AccessLog, Background
+from torchmar.server.telemetry import logs
+from torchmar.server.telemetry.logs import AccessLog, Background
 
 Make = Callable[..., Path]
 SLOW = """

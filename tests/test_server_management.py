@@ -1,4 +1,4 @@
-"""torchmar.server.management answers as TorchServe does, call by call, but where TorchServe is wrong."""
+"""torchmar.server.api.management answers as TorchServe does, call by call, but where TorchServe is wrong."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from torchmar.connection import Server
 from torchmar.engines.torchserve import TorchServe
 from torchmar.management import ManagementClient
 from torchmar.server import http as web
-from torchmar.server import settings as configuration
-from torchmar.server.jobs import Input, Job, Reply
-from torchmar.server.management import Management
-from torchmar.server.metrics import Metrics
-from torchmar.server.processes import Nursery
-from torchmar.server.registry import Registry
-from torchmar.server.sources import Sources
+from torchmar.server.api.management import Management
+from torchmar.server.config import settings as configuration
+from torchmar.server.models.archive_cache import Sources
+from torchmar.server.models.registry import Registry
+from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
+from torchmar.server.workers.jobs import Input, Job, Reply
+from torchmar.server.workers.processes import Nursery
 
 JSON = {"Content-Type": "application/json"}
 SLOW_TO_LOAD = (
@@ -180,7 +180,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[En
 
 
 def serve(folder: Path, store: Path, **keys: str) -> Ours:
-    # What the checks refuse, TorchServe registers; they are `torchmar.server.sources`' and tested there.
+    # What the checks refuse, TorchServe registers; they are `torchmar.server.models.archive_cache`' and tested there.
     return Ours(write_config(folder, torchmar_check_archives="false", **keys), store, folder / "run")
 
 

@@ -1,4 +1,4 @@
-"""torchmar.server.metrics counts what happens, and says it as TorchServe does."""
+"""torchmar.server.telemetry.metrics counts what happens, and says it as TorchServe does."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import PropertiesError
 from torchmar.inference import InferenceClient
 from torchmar.metrics import Reading, parse
-from torchmar.server import http, metrics_config
-from torchmar.server.machine import Machine
-from torchmar.server.metrics import Metrics, MetricsApi
-from torchmar.server.series import Family, Spec
-from torchmar.worker.process.measuring import Measured
+from torchmar.server import http
+from torchmar.server.telemetry import metrics_config
+from torchmar.server.telemetry.metrics import Metrics, MetricsApi
+from torchmar.server.telemetry.prometheus import Family, Spec
+from torchmar.server.telemetry.system_metrics import Machine
+from torchmar.worker.process.handler_metrics import Measured
 
 THEIRS = Path(ts.__file__).parent / "configs" / "metrics.yaml"
 # The handler that measures whatever TorchServe's API lets it; the test runs the same by itself.

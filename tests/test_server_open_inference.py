@@ -27,10 +27,10 @@ from tests.conftest import ROOT, write_config
 from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
 from torchmar.errors import NotFound, Refused
+from torchmar.grpc import GrpcOpenInference
+from torchmar.grpc.wire import open_inference_pb2 as wire
 from torchmar.inference import Tensor
 from torchmar.management import ManagementClient
-from torchmar.rpc import GrpcOpenInference
-from torchmar.rpc.wire import open_inference_pb2 as wire
 
 STANDARD = "inference.GRPCInferenceService"
 TORCHSERVES = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"

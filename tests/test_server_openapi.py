@@ -17,15 +17,15 @@ from tests.conftest import DIGITS, SAMPLES, write_config
 from tests.oracles import python_of
 from torchmar import archive
 from torchmar.engines.builtin import Builtin
-from torchmar.server import inference_openapi, openapi
+from torchmar.server.api import inference_openapi, management_openapi
 
 ORACLES = Path(__file__).parent / "oracles"
 # What a description has in two documents, and each of them with and without tokens.
 DOCUMENTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "inference": lambda tokens: inference_openapi.describe(tokens=tokens),
     "inference of a model": lambda tokens: inference_openapi.describe_model("digits", tokens=tokens),
-    "management": openapi.management,
-    "management of a model": lambda tokens: openapi.of_model("digits", tokens),
+    "management": management_openapi.management,
+    "management of a model": lambda tokens: management_openapi.of_model("digits", tokens),
 }
 
 

@@ -1,4 +1,4 @@
-"""torchmar.server.pool answers every request once and rightly, whatever becomes of its workers."""
+"""torchmar.server.workers.pool answers every request once and rightly, whatever becomes of its workers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import pytest
 
 from tests.processes import forked_by
 from torchmar.archive import Archive
-from torchmar.server import logs
-from torchmar.server.jobs import Input, Job, Reply
-from torchmar.server.machine import cores
-from torchmar.server.pool import Pool, PoolOptions
-from torchmar.server.processes import Nursery
-from torchmar.server.refusal import Refusal
+from torchmar.server.api_error import Refusal
+from torchmar.server.telemetry import logs
+from torchmar.server.telemetry.system_metrics import cores
+from torchmar.server.workers.jobs import Input, Job, Reply
+from torchmar.server.workers.pool import Pool, PoolOptions
+from torchmar.server.workers.processes import Nursery
 from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import forking
 

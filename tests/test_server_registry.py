@@ -1,4 +1,4 @@
-"""torchmar.server.registry keeps what it has promised: all of a version or nothing, and no request lost."""
+"""torchmar.server.models.registry keeps what it has promised: all of a version or nothing, and no request lost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 
 from tests.conftest import write_config
 from tests.test_server_management import BROKEN, SLOW, SLOW_TO_LOAD, pack
-from torchmar.server import options
-from torchmar.server import settings as configuration
-from torchmar.server.jobs import Input, Job, Reply
-from torchmar.server.metrics import Metrics
-from torchmar.server.processes import Nursery
-from torchmar.server.refusal import Refusal
-from torchmar.server.registry import Registration, Registry
-from torchmar.server.settings import Settings
-from torchmar.server.sources import Sources
+from torchmar.server.api_error import Refusal
+from torchmar.server.config import settings as configuration
+from torchmar.server.config.settings import Settings
+from torchmar.server.models import serving_config
+from torchmar.server.models.archive_cache import Sources
+from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.workers.jobs import Input, Job, Reply
+from torchmar.server.workers.processes import Nursery
 from torchmar.worker.process import forking
 
 T = TypeVar("T")
@@ -258,7 +258,7 @@ def test_a_version_that_answers_nobody_does_not_take_the_place_of_one_that_does(
 
 
 def test_more_workers_than_a_machine_can_have_are_refused(house: House) -> None:
-    count = options.MOST_WORKERS + 1
+    count = serving_config.MOST_WORKERS + 1
     assert house.refused(house.registry.register(Registration("made-1.0.mar", initial_workers=count)))[0] == 400
     house.register("made-1.0.mar")
     assert house.refused(house.registry.scale("made", None, count, count))[0] == 400
@@ -266,20 +266,20 @@ def test_more_workers_than_a_machine_can_have_are_refused(house: House) -> None:
 
 def resolved(
     house: House, folder: Path, config: dict[str, Any], keys: dict[str, str] | None = None, **asked: Any
-) -> options.Serving:
+) -> serving_config.Serving:
     """Return what an archive with a configuration is served with."""
     folder.mkdir(exist_ok=True)
     (folder / "store").mkdir(exist_ok=True)
     pack(folder / "store", "m", config=config)
     settings = read(folder, **(keys or {}))
 
-    async def resolve() -> options.Serving:
+    async def resolve() -> serving_config.Serving:
         sources = Sources(settings, folder / "archives")
         at_start = asked.pop("at_start", False)
         asking = Registration("m-1.0.mar", **asked)
         source = await sources.fetch(asking.url)
         try:
-            return options.resolve(asking, source, settings, at_start=at_start)
+            return serving_config.resolve(asking, source, settings, at_start=at_start)
         finally:
             sources.release(source)
 

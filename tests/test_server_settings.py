@@ -1,4 +1,4 @@
-"""torchmar.server.settings reads config.properties and TS_* variables as TorchServe does."""
+"""torchmar.server.config.settings reads config.properties and TS_* variables as TorchServe does."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.conftest import ROOT, write_config
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import PropertiesError, Refused
 from torchmar.properties import Properties
-from torchmar.server import config_keys, settings
-from torchmar.server.config_values import Address
+from torchmar.server.config import keys, settings
+from torchmar.server.config.settings import Settings
+from torchmar.server.config.startup_models import StartupModel
+from torchmar.server.config.values import Address
 from torchmar.server.http import Cors
-from torchmar.server.settings import Settings
-from torchmar.server.startup_models import StartupModel
 
 
 @pytest.fixture
@@ -72,24 +72,24 @@ def test_the_projects_own_configuration_is_read_without_a_warning(store: Path) -
 
 
 def test_every_key_of_torchserve_is_known(store: Path) -> None:
-    text = "".join(f"{key}=\n" for key in config_keys.TORCHSERVE_KINDS.keys() - {"model_store"})
+    text = "".join(f"{key}=\n" for key in keys.TORCHSERVE_KINDS.keys() - {"model_store"})
     _, warnings = read_with_warnings(store, text)
     assert not [warning for warning in warnings if "unknown key" in warning]
 
 
 def test_every_key_and_variable_that_is_honoured_stands_in_torchserve() -> None:
     code = constants()
-    own = {key for key in config_keys.SUPPORTED_KEYS if key.startswith("torchmar_")}
-    assert not [key for key in config_keys.SUPPORTED_KEYS if key not in own and key.encode() not in code]
+    own = {key for key in keys.SUPPORTED_KEYS if key.startswith("torchmar_")}
+    assert not [key for key in keys.SUPPORTED_KEYS if key not in own and key.encode() not in code]
     named = {name.decode() for name in re.findall(rb"TS_[A-Z_]+", code)}
     # The loggers, and what is read in ways of its own or by nobody.
-    assert named - set(config_keys.VARIABLES) == {
+    assert named - set(keys.VARIABLES) == {
         "TS_CONFIG_FILE",
         "TS_METRICS",
         "TS_MODEL_SERVER_HOME",
         "TS_OPEN_INFERENCE_PROTOCOL",
     }
-    assert not set(config_keys.VARIABLES) - named
+    assert not set(keys.VARIABLES) - named
 
 
 def test_every_field_can_be_configured() -> None:
@@ -105,11 +105,11 @@ def test_every_field_can_be_configured() -> None:
         "tokens",
     }
     fields = {field.name for field in dataclasses.fields(Settings)}
-    assert fields - {known.field for known in config_keys.SUPPORTED_KEYS.values()} == composed
+    assert fields - {known.field for known in keys.SUPPORTED_KEYS.values()} == composed
 
 
 def test_every_example_is_read(store: Path) -> None:
-    for key, known in config_keys.SUPPORTED_KEYS.items():
+    for key, known in keys.SUPPORTED_KEYS.items():
         assert known.read(known.example) is not None, key
 
 
@@ -193,7 +193,7 @@ def test_addresses_are_http_or_unix_sockets_and_each_api_has_its_own_port(
 ) -> None:
     found = read(store, f"management_address={text}").management
     assert found == address
-    assert config_keys.SUPPORTED_KEYS["management_address"].read(str(found)) == address
+    assert keys.SUPPORTED_KEYS["management_address"].read(str(found)) == address
 
 
 def test_a_line_end_of_another_system_is_no_part_of_a_value(store: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_size_is_bytes_or_has_a_unit(store: Path, text: str, bytes_: int) -> N
 def test_ports_that_no_address_names_are_those_that_clients_expect(store: Path) -> None:
     for scheme in ("http", "https"):
         values = {f"{api}_address": f"{scheme}://127.0.0.1" for api in ("inference", "management", "metrics")}
-        ours = [config_keys.SUPPORTED_KEYS[key].read(text).port for key, text in values.items()]
+        ours = [keys.SUPPORTED_KEYS[key].read(text).port for key, text in values.items()]
         assert ours == [address.port for address in Properties(None, values).addresses()[:3]]
 
 

@@ -1,4 +1,4 @@
-"""torchmar.server.snapshots writes what TorchServe's snapshots have, and either server starts from either's."""
+"""torchmar.server.models.snapshots writes what TorchServe's snapshots have, and either server starts from either's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.test_server_startup import OK, OPEN, SECONDS, address, post
 from torchmar import properties
 from torchmar.engines import EngineName
 from torchmar.engines.builtin import Builtin
-from torchmar.server import snapshots
+from torchmar.server.models import snapshots
 
 Make = Callable[..., Path]
 # As KServe's configuration of TorchServe lists models.

@@ -1,4 +1,4 @@
-"""torchmar.server.sources brings the archive of a registration to disk, to a folder of its own."""
+"""torchmar.server.models.archive_cache brings the archive of a registration to disk, to a folder of its own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.conftest import ECHO, write_config
 from torchmar.archive import Archive
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import Refused
-from torchmar.server import settings
-from torchmar.server.refusal import Refusal
-from torchmar.server.sources import Source, Sources
+from torchmar.server.api_error import Refusal
+from torchmar.server.config import settings
+from torchmar.server.models.archive_cache import Source, Sources
 
 Make = Callable[..., Path]
 

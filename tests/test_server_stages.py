@@ -1,4 +1,4 @@
-"""torchmar.server.stages answers what one process would, with decoding and model in processes of their own."""
+"""torchmar.server.workers.preprocess_pool answers what one process would, with decoding in processes of its own."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from torchmar.archive import Archive
 from torchmar.comparison import differences
 from torchmar.exchange import Answer
 from torchmar.recipe import Sample
-from torchmar.server import logs, stages
-from torchmar.server.jobs import Input, Job, Reply
-from torchmar.server.pool import Pool, PoolOptions
-from torchmar.server.refusal import Refusal
-from torchmar.server.registry import Registration
-from torchmar.server.stages import StagedPool
+from torchmar.server.api_error import Refusal
+from torchmar.server.models.registry import Registration
+from torchmar.server.telemetry import logs
+from torchmar.server.workers import preprocess_pool
+from torchmar.server.workers.jobs import Input, Job, Reply
+from torchmar.server.workers.pool import Pool, PoolOptions
+from torchmar.server.workers.preprocess_pool import StagedPool
 from torchmar.worker.process import forking
 
-pytestmark = pytest.mark.skipif(not stages.available(), reason="stages are Linux's")
+pytestmark = pytest.mark.skipif(not preprocess_pool.available(), reason="stages are Linux's")
 
 # In the way of TorchServe's examples: three steps and a tensor between them. It tells who did what.
 STEPS = """

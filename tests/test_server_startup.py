@@ -1,4 +1,4 @@
-"""torchmar.server.startup keeps a server from being ready, and requests from 404, until its models are loaded."""
+"""torchmar.server.models.startup keeps a server from being ready, and requests from 404, until models are loaded."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torchmar import properties
 from torchmar.engines import EngineName
 from torchmar.engines.builtin import Builtin
 from torchmar.errors import ModelFailed
-from torchmar.rpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest
-from torchmar.server import startup
-from torchmar.server.refusal import Refusal
-from torchmar.server.startup_models import StartupModel
+from torchmar.grpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest
+from torchmar.server.api_error import Refusal
+from torchmar.server.config.startup_models import StartupModel
+from torchmar.server.models import startup
 
 Make = Callable[..., Path]
 SECONDS = 120  # that a request may take on a busy machine

@@ -1,4 +1,4 @@
-"""torchmar.server.startup_models reads what a configuration has a server load, and says what cannot be meant."""
+"""torchmar.server.config.startup_models reads what a configuration has a server load, and says what cannot be meant."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from torchmar.server.startup_models import StartupModel, explain, parse_snapshot
+from torchmar.server.config.startup_models import StartupModel, explain, parse_snapshot
 
 
 def snapshot(**versions: object) -> str:

@@ -1,10 +1,10 @@
-"""torchmar.server.statistics counts as Triton's statistics extension has it."""
+"""torchmar.server.telemetry.statistics counts as Triton's statistics extension has it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torchmar.server.statistics import Statistics
+from torchmar.server.telemetry.statistics import Statistics
 
 
 def test_nothing_is_counted_at_first() -> None:

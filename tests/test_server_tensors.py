@@ -1,4 +1,4 @@
-"""torchmar.server.tensors turns elements into bytes and back, as Triton lays them out."""
+"""torchmar.server.api.tensors turns elements into bytes and back, as Triton lays them out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchmar.server.tensors import Tensor, in_json, joined, of_json, split
+from torchmar.server.api.tensors import Tensor, in_json, joined, of_json, split
 from torchmar.tensor_elements import LETTERS, pack, unpack
 
 NUMPY = {"BOOL": "?", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"} | {

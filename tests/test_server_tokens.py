@@ -15,7 +15,7 @@ import requests
 from tests.conftest import write_config
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.torchserve import TorchServe
-from torchmar.server.refusal import Refusal
+from torchmar.server.api_error import Refusal
 from torchmar.server.tokens import Tokens
 
 

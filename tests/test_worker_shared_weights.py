@@ -17,9 +17,9 @@ import torch
 
 from tests.test_server_pool import House, job
 from torchmar.archive import Archive
-from torchmar.server import logs
-from torchmar.server.jobs import Reply
-from torchmar.server.pool import Pool, PoolOptions
+from torchmar.server.telemetry import logs
+from torchmar.server.workers.jobs import Reply
+from torchmar.server.workers.pool import Pool, PoolOptions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files in memory")
 

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import ROOT, write_config
 from tests.processes import forked_by, kill_worker
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 from torchmar.worker import Worker

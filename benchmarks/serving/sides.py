@@ -26,7 +26,7 @@ from torchmar.connection import Server
 from torchmar.engines import java
 from torchmar.engines.addresses import free_addresses, free_ports
 from torchmar.engines.engine import Engine
-from torchmar.engines.running import MAIN_CLASS
+from torchmar.engines.server_records import MAIN_CLASS
 from torchmar.management import ManagementClient
 
 ROOT = Path(__file__).parent.parent.parent

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchmar.archive.building import build
-    from torchmar.archive.contents import compose
+    from torchmar.archive.built_archive import Packed
+    from torchmar.archive.collecting import compose
     from torchmar.archive.derivation import derive
     from torchmar.archive.importing import import_archive
-    from torchmar.archive.packed import Packed
     from torchmar.archive.packing import pack, pack_folder, pack_tgz
     from torchmar.archive.read import Archive, Member
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchmar.archive import unchanged
-from torchmar.archive.packed import Note, Packed
+from torchmar.archive import build_cache
+from torchmar.archive.built_archive import Note, Packed
 
 if TYPE_CHECKING:
     from torchmar.archive.copying import Progress, Source
@@ -53,15 +53,15 @@ def build(
 
     from torchmar import recipe
     from torchmar.archive import copying, packing
-    from torchmar.archive.contents import compose
+    from torchmar.archive.collecting import compose
 
     # What is noted of a file is from before it was read: a change since then must show.
-    before = unchanged.stats([file]) if file.exists() else {}
+    before = build_cache.stats([file]) if file.exists() else {}
     read, folder = recipe.read(file)
     if isinstance(read.labels, str):
-        before |= unchanged.stats([folder / read.labels])
+        before |= build_cache.stats([folder / read.labels])
     members = compose(read, folder)
-    before = unchanged.stats(_inputs(read, folder, members)) | before
+    before = build_cache.stats(_inputs(read, folder, members)) | before
     notes = inspect(members) if inspect else None
     total = sum(copying.size_of(source) for source in members.values())
     name = f"{read.name}-{read.version}"
@@ -79,13 +79,13 @@ def build(
         "members": packed.members,
     }
     facts["notes"] = notes
-    unchanged.remember(file, store, form, before, outputs, facts)
+    build_cache.remember(file, store, form, before, outputs, facts)
     return packed
 
 
 def up_to_date(recipe_path: Path, store: Path, form: str = "mar") -> Packed | None:
     """Return the archive of a recipe if building it would change nothing; None when it must be built."""
-    known = unchanged.recall(_file(recipe_path), store, form)
+    known = build_cache.recall(_file(recipe_path), store, form)
     if not known:
         return None
     notes = known.get("notes")

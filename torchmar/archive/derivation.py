@@ -11,10 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from torchmar import manifest, recipe
-from torchmar.archive import contents, digests
-from torchmar.archive.contents import CONFIG_FILE
+from torchmar.archive import collecting, digests
+from torchmar.archive.built_archive import Packed
+from torchmar.archive.collecting import CONFIG_FILE
 from torchmar.archive.copying import Source, size_of
-from torchmar.archive.packed import Packed
 from torchmar.archive.packing import pack
 from torchmar.archive.read import Archive
 from torchmar.errors import ArchiveError
@@ -69,10 +69,10 @@ def derive(
             added = _handler(str(handler))
             changes["handler"] = next(iter(added), str(handler))
             members |= added
-            if contents.carries(str(handler), added):
+            if collecting.carries(str(handler), added):
                 own = f"{recipe.CARRIED_PACKAGE}/"
                 members = {path: kept for path, kept in members.items() if not path.startswith(own)}
-                members |= contents.carried()
+                members |= collecting.carried()
         changed = source.manifest.model_copy(update={"model": model.model_copy(update=changes)})
         members[manifest.PATH] = changed.to_json()
         name = f"{changed.name}-{version}"

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from torchmar import manifest, recipe
-from torchmar.archive import contents, digests
-from torchmar.archive.contents import LABELS_FILE, SAMPLES_FILE
+from torchmar.archive import collecting, digests
+from torchmar.archive.collecting import LABELS_FILE, SAMPLES_FILE
 from torchmar.archive.read import Archive
+from torchmar.atomic import beside
 from torchmar.errors import ArchiveError
-from torchmar.replacing import beside
 
 HEADER = "# Made of {archive} by torchmar import.\n"
 
@@ -87,7 +87,7 @@ def _labels(source: Archive) -> bool:
 
 def _same_handlers(source: Archive, folder: Path) -> set[str]:
     """Return the members that building would carry by itself, if they are what it would carry; remove them."""
-    ours = {path: file.read_bytes() for path, file in contents.carried().items() if isinstance(file, Path)}
+    ours = {path: file.read_bytes() for path, file in collecting.carried().items() if isinstance(file, Path)}
     prefix = f"{recipe.CARRIED_PACKAGE}/"
     theirs = {member.name for member in source.members if member.name.startswith(prefix)}
     if theirs != set(ours) or any(source.read(path) != ours[path] for path in ours):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from torchmar.archive import copying, digests
+from torchmar.archive.built_archive import Packed
 from torchmar.archive.copying import Progress, Source
-from torchmar.archive.packed import Packed
 from torchmar.archive.zip import ZipWriter
+from torchmar.atomic import beside
 from torchmar.errors import ArchiveError
-from torchmar.replacing import beside
 
 _ZIP_EPOCH = 315532800  # 1980-01-01, the earliest time that a zip can hold
 _PAGE = 4096

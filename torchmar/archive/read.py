@@ -19,12 +19,12 @@ import yaml
 
 from torchmar import manifest
 from torchmar.archive import digests, layout
-from torchmar.archive.contents import SAMPLES_FILE
+from torchmar.archive.collecting import SAMPLES_FILE
 from torchmar.archive.copying import Source, Stored
 from torchmar.archive.forms import DAMAGED, Window, open_form
+from torchmar.atomic import beside
 from torchmar.errors import ArchiveError
 from torchmar.recipe import Sample
-from torchmar.replacing import beside
 
 _CHUNK = 1 << 20
 _SMALL = 16 << 20  # what is read whole into memory: manifests, configurations, handlers

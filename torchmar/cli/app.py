@@ -9,7 +9,6 @@ import typer
 import torchmar
 from torchmar.cli import (
     archives,
-    asking,
     checking,
     deploying,
     diagnosing,
@@ -17,6 +16,7 @@ from torchmar.cli import (
     models,
     operating,
     parity,
+    predicting,
     promoting,
     serving,
     watching,
@@ -63,7 +63,7 @@ _COMMANDS = {
         deploying.startup,
         deploying.deployment_schema,
     ),
-    asking.PANEL: (asking.predict, asking.explain),
+    predicting.PANEL: (predicting.predict, predicting.explain),
 }
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:

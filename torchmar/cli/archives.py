@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchmar.archive.packed import show_size
+from torchmar.archive.built_archive import show_size
 from torchmar.cli.options import AsJson, Baseline, Ignore, Method, Steps, Target, explanation
 from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
+    from torchmar.archive.built_archive import Note
     from torchmar.archive.copying import Source
-    from torchmar.archive.packed import Note
 
 PANEL = "Archives"
 
@@ -175,7 +175,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the handler printed.")] = False,
 ) -> None:
     """Ask an archive for one answer in a worker process, without a server."""
-    from torchmar.cli import answers
+    from torchmar.cli import responses
     from torchmar.worker import Worker
 
     if explain and output:
@@ -183,13 +183,13 @@ def run(
     how = explanation(method, target, n_steps, baseline)
     if how and not explain:
         raise typer.BadParameter("goes with --explain FILE", param_hint="--method, --target, --n-steps, --baseline")
-    request = answers.request(source, explain is not None, explain or output, how)
+    request = responses.request(source, explain is not None, explain or output, how)
     with err.status("loading the archive"), Worker(path) as worker:
         answer = worker.ask([request])[0]
         log = worker.log()
     if verbose or answer.status >= 500:
         err.print(log.rstrip(), style="dim", markup=False)
-    answers.show(answer, explain or output)
+    responses.show(answer, explain or output)
 
 
 def derive(

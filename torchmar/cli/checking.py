@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchmar.archive.packed import show_size
+from torchmar.archive.built_archive import show_size
 from torchmar.cli.options import AsJson, Ignore, Select
 from torchmar.cli.terminal import err, out, show_table, table
 
 if TYPE_CHECKING:
     from torchmar.checks import Finding
-    from torchmar.proof import Proof
+    from torchmar.sample_check import Proof
 
 
 def check(
@@ -66,7 +66,7 @@ def _prove(path: Path) -> Proof:
     import tempfile
 
     from torchmar import archive, recipe
-    from torchmar.proof import prove
+    from torchmar.sample_check import prove
 
     with err.status(f"asking the samples of {path}"):
         if recipe.is_recipe(path):

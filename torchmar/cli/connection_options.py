@@ -68,7 +68,7 @@ def server(
 
 def _same(first: str, second: str) -> bool:
     """Tell whether two addresses are of one server; a machine has several for itself."""
-    from torchmar.connection.privacy import stays_here
+    from torchmar.connection.local import stays_here
 
     try:
         one, other = urlsplit(first), urlsplit(second)

@@ -19,8 +19,8 @@ from torchmar.errors import TorchmarError
 if TYPE_CHECKING:
     from torchmar.connection import Server
     from torchmar.deployment.desired import Deployment
+    from torchmar.deployment.executor import Report, Step
     from torchmar.deployment.plan import Plan
-    from torchmar.deployment.steps import Report, Step
 
 PANEL = "Deployment"
 DIFFERENCE = 2  # exit code of plan when there is something to do
@@ -71,23 +71,23 @@ def apply(
     becomes the default; the old one answers what it had before it goes. When
     something fails, all goes back.
     """
-    from torchmar.deployment import gather, steps
+    from torchmar.deployment import executor, planning
 
     ignored = (ignore or []) if check else ["MAR"]
     deployment = _read(file)
     made = _plan(deployment, file, gpus, run_folder)
-    where = gather.server(deployment.server, file.parent, run_folder)
+    where = planning.server(deployment.server, file.parent, run_folder)
     if not as_json:
         _show(made)
     if not made.actions:
         if as_json:
-            typer.echo(json.dumps(_document(steps.Report()), indent=2))
+            typer.echo(json.dumps(_document(executor.Report()), indent=2))
         else:
             out.print(_summary(made, file), markup=False)
             complain_of_failing(_runs_in(deployment, file, run_folder))
         raise typer.Exit(int(bool(made.failing)))
     if as_json:
-        report = steps.apply(made, where, ignored_checks=ignored)
+        report = executor.apply(made, where, ignored_checks=ignored)
         typer.echo(json.dumps(_document(report), indent=2))
     else:
         out.print()
@@ -100,7 +100,7 @@ def apply(
                     _show_step(step)
 
             try:
-                report = steps.apply(made, where, watch, ignored_checks=ignored)
+                report = executor.apply(made, where, watch, ignored_checks=ignored)
             except (KeyboardInterrupt, SystemExit):
                 err.print(f"interrupted; torchmar plan {file} shows how the server differs now", markup=False)
                 raise
@@ -132,20 +132,20 @@ def capture(
 ) -> None:
     """Write down what a server has as the desired state: torchmar capture > deployment.yaml."""
     from torchmar.cli.connection_options import server
-    from torchmar.deployment import gather, live, shelf
+    from torchmar.deployment import actual, planning, store_index
     from torchmar.deployment.capture import capture as written
     from torchmar.deployment.desired import ServerPlace
 
     where = server("management", address, run_folder, key_file, ca_file, allow_plain_http)
-    found = live.read(where)
+    found = actual.read(where)
     if not found:
         raise TorchmarError("the server has no models to write down", hint="torchmar register ARCHIVE adds one")
-    store = model_store or gather.model_store(ServerPlace(), Path(), run_folder)
+    store = model_store or planning.model_store(ServerPlace(), Path(), run_folder)
     place = {"run_folder": str(run_folder)} if run_folder else {}
     place |= {"management": address} if address else {}
     place |= {"key_file": str(key_file)} if key_file else {}
     place |= {"model_store": str(model_store)} if model_store else {}
-    typer.echo(written(found, shelf.read(store, found), place), nl=False)
+    typer.echo(written(found, store_index.read(store, found), place), nl=False)
 
 
 def startup(file: File = _DEFAULT, run_folder: RunFolder = None) -> None:
@@ -155,15 +155,15 @@ def startup(file: File = _DEFAULT, run_folder: RunFolder = None) -> None:
     beside it, and the models.
     """
     from torchmar import properties
-    from torchmar.deployment import gather
+    from torchmar.deployment import planning
     from torchmar.deployment.startup import startup as written
 
     deployment = _read(file)
     named = deployment.server.config
-    config = file.parent / (named or gather.CONFIG)
+    config = file.parent / (named or planning.CONFIG)
     base = dict(properties.read(config).values) if named or config.is_file() else {}
-    store = gather.model_store(deployment.server, file.parent, run_folder)
-    there, chosen = gather.archives(deployment, file.parent, store)
+    store = planning.model_store(deployment.server, file.parent, run_folder)
+    there, chosen = planning.archives(deployment, file.parent, store)
     typer.echo(written(deployment, chosen, there, base), nl=False)
 
 
@@ -181,13 +181,13 @@ def _read(file: Path) -> Deployment:
 
 
 def _plan(deployment: Deployment, file: Path, gpus: str | None, run_folder: Path | None) -> Plan:
-    from torchmar.deployment import gather
+    from torchmar.deployment import planning
     from torchmar.deployment.gpus import parse
 
-    where: Server = gather.server(deployment.server, file.parent, run_folder)
-    store = gather.model_store(deployment.server, file.parent, run_folder)
+    where: Server = planning.server(deployment.server, file.parent, run_folder)
+    store = planning.model_store(deployment.server, file.parent, run_folder)
     with err.status("asking the server"):
-        return gather.make(deployment, file.parent, where, store, parse(gpus) if gpus else None)
+        return planning.make(deployment, file.parent, where, store, parse(gpus) if gpus else None)
 
 
 def _show(made: Plan) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from torchmar.atomic import beside
 from torchmar.cli.terminal import err
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import EngineError, TorchmarError
-from torchmar.replacing import beside
 
 if TYPE_CHECKING:
     from torchmar.properties import Properties

@@ -9,8 +9,8 @@ from torchmar.cli.terminal import err
 from torchmar.errors import ArchiveError
 
 if TYPE_CHECKING:
+    from torchmar.archive.built_archive import Note
     from torchmar.archive.copying import Source
-    from torchmar.archive.packed import Note
     from torchmar.checks import Finding
 
 
@@ -59,7 +59,7 @@ def _wanted(notes: Iterable[Note], ignore: Sequence[str]) -> list[Note]:
 
 
 def _note(finding: Finding) -> Note:
-    from torchmar.archive.packed import Note
+    from torchmar.archive.built_archive import Note
 
     place = f"{finding.place}: " if finding.place else ""
     hint = f" ({finding.remedy})" if finding.remedy else ""

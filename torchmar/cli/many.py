@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from torchmar.cli import answers
-from torchmar.cli.answers_file import AnswersFile
+from torchmar.cli import responses
+from torchmar.cli.results_file import AnswersFile
 from torchmar.cli.terminal import complain, err
-from torchmar.connection.refusal import PAGE
+from torchmar.connection.error_responses import PAGE
 from torchmar.errors import NotFound, Refused, TorchmarError, Unauthorized, Unreachable
 from torchmar.exchange import Answer
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from torchmar.grpc import GrpcInference
     from torchmar.inference import InferenceClient
-    from torchmar.rpc import GrpcInference
 
     Client = InferenceClient | GrpcInference
 
@@ -102,7 +102,7 @@ class Asking:
         with contextlib.closing(results):
             for question, result in results:
                 if isinstance(result, Answer):
-                    typer.echo(answers.line(question.source, answers.content(result)), nl=False)
+                    typer.echo(responses.line(question.source, responses.content(result)), nl=False)
                 elif result:
                     self._complain(question, result, len(sources))
         return not self._complaints
@@ -137,7 +137,7 @@ class Asking:
 
     def _one(self, client: Client, question: _Question) -> Answer | None:
         try:
-            request = answers.request(Path(question.source), self._explained is not None, None, self._explained)
+            request = responses.request(Path(question.source), self._explained is not None, None, self._explained)
         except TorchmarError as error:
             if question.told:
                 return None

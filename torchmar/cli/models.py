@@ -199,10 +199,10 @@ def _admit(archive: Path, run_folder: Path | None, ignored: list[str], *, elsewh
     """Check what the server would load: the file in its model store, or else the one that was named."""
     from torchmar.checks.admission import admit
     from torchmar.cli import findings
-    from torchmar.deployment import gather
+    from torchmar.deployment import planning
     from torchmar.deployment.desired import ServerPlace
 
-    store = None if elsewhere else gather.model_store(ServerPlace(), Path(), run_folder)
+    store = None if elsewhere else planning.model_store(ServerPlace(), Path(), run_folder)
     places = [store / archive.name, archive] if store else [archive]
     if found := next((place for place in places if place.exists()), None):
         with err.status(f"checking {found.name}"):

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchmar.archive.packed import show_size
+from torchmar.archive.built_archive import show_size
 from torchmar.cli.options import AsJson, RunFolder
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.engines.logs import Entry
-    from torchmar.engines.running import Running
+    from torchmar.engines.server_records import Running
     from torchmar.engines.state import ServerState
 
 _FOLLOW_SECONDS = 0.2
@@ -43,7 +43,7 @@ def status(
     """
     from torchmar.connection import RUN_FOLDER
     from torchmar.engines import state
-    from torchmar.engines.running import Running
+    from torchmar.engines.server_records import Running
 
     named = [Running.find(run_folder)] if run_folder else Running.everywhere()
     states = [state.look(running) for running in named if running]
@@ -170,7 +170,7 @@ def _show(one: ServerState) -> None:
 
 
 def _death(killed: Running) -> TorchmarError:
-    from torchmar.engines.running import option
+    from torchmar.engines.server_records import option
 
     where = option(Path(killed.folder))
     return TorchmarError(
@@ -180,7 +180,7 @@ def _death(killed: Running) -> TorchmarError:
 
 
 def _tell_of_others() -> None:
-    from torchmar.engines.running import others
+    from torchmar.engines.server_records import others
 
     for one in others():
         ends = f"; kill {one.pid} ends it" if one.gone else ""

@@ -15,7 +15,7 @@ from torchmar.cli.options import WHERE, Address, AsJson, KeyFile, Name, RunFolde
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 
 if TYPE_CHECKING:
-    from torchmar.deployment.evidence import Evidence
+    from torchmar.deployment.ab_comparison import Evidence
     from torchmar.deployment.promotion import Promotion
 
 
@@ -95,20 +95,20 @@ def promote(
     a pass changes nothing.
     """
     from torchmar.cli.connection_options import server
-    from torchmar.deployment import evidence, gather, promotion
+    from torchmar.deployment import ab_comparison, planning, promotion
     from torchmar.deployment.desired import ServerPlace
 
     if requests and not against_current:
         raise typer.BadParameter("they are what versions are compared by: --against-current", param_hint="--requests")
     where = server("management", management, run_folder, key_file, ca_file, allow_plain_http)
     where = replace(where, inference=inference) if inference else where
-    bounds = promotion.Bounds(evidence.agreement(answers), _share(max_regression), _share(max_differences), repeat)
+    bounds = promotion.Bounds(ab_comparison.agreement(answers), _share(max_regression), _share(max_differences), repeat)
     with err.status("") as status:
         made = promotion.promote(
             where,
             name,
             version,
-            model_store=model_store or gather.model_store(ServerPlace(), Path(), run_folder),
+            model_store=model_store or planning.model_store(ServerPlace(), Path(), run_folder),
             requests=requests,
             bounds=bounds if against_current else None,
             watch=lambda what: status.update(escape(what)),
@@ -130,7 +130,7 @@ def _remind(before: str) -> None:
 
 
 def _show(found: Evidence) -> None:
-    from torchmar.deployment.evidence import percentile
+    from torchmar.deployment.ab_comparison import percentile
 
     rows = []
     for version, took in zip((found.old, found.new), found.milliseconds, strict=True):

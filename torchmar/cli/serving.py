@@ -20,7 +20,7 @@ from torchmar.errors import EngineError, ModelFailed, TorchmarError
 if TYPE_CHECKING:
     from torchmar.engines.engine import Engine
     from torchmar.properties import Properties
-    from torchmar.server.startup_report import StartupReport
+    from torchmar.server.models.startup_report import StartupReport
 
 PANEL = "Servers"
 _LOAD_SECONDS = 300.0  # that the command waits for models that the server loads by itself
@@ -148,7 +148,7 @@ def stop(
     ] = False,
 ) -> None:
     """Stop the server that runs with a folder."""
-    from torchmar.engines.running import Running
+    from torchmar.engines.server_records import Running
 
     if everything:
         here = Path.cwd().resolve()
@@ -229,7 +229,7 @@ def _load(server: Engine, archive: Path, ignored: list[str]) -> bool:
 
 def _missing(load_models: str, store: Path) -> list[str]:
     """Return a message for each file that ``load_models`` names and that is not there; TorchServe only logs it."""
-    from torchmar.server import startup_models
+    from torchmar.server.config import startup_models
 
     models = startup_models.parse_load_models(load_models)
     names = [url for _, url in models if "://" not in url] if models != "all" else []

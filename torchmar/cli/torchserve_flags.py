@@ -20,17 +20,18 @@ import psutil
 
 import torchmar
 from torchmar import properties
+from torchmar.atomic import beside
 from torchmar.cli import addresses
 from torchmar.cli.terminal import complain, err
 from torchmar.cli.terminal import lasting_out as out
 from torchmar.connection import KEY_FILE, RUN_FOLDER
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.running import MARK, MODULE, Running, folder_of, new_mark, option, servers
+from torchmar.engines.server_records import MARK, MODULE, Running, folder_of, new_mark, option, servers
 from torchmar.engines.torchserve import VERSION
 from torchmar.errors import EngineError, PropertiesError, TorchmarError
-from torchmar.replacing import beside
-from torchmar.server import settings, snapshots
-from torchmar.server.settings import Settings
+from torchmar.server.config import settings
+from torchmar.server.config.settings import Settings
+from torchmar.server.models import snapshots
 
 _PID_FILE = ".model_server.pid"  # torchserve's, in the folder for temporary files: one server for a machine
 _LOAD_SECONDS = 300.0  # that the command waits for models

@@ -140,7 +140,7 @@ def _keys() -> Iterator[Callable[[float], bool]]:
 def _look(folder: Path) -> _Look:
     from torchmar import metrics, properties
     from torchmar.connection import Server
-    from torchmar.engines.running import Running
+    from torchmar.engines.server_records import Running
     from torchmar.engines.state import versions_on
 
     if Running.find(folder) is None:

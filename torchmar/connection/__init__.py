@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import requests
 
-from torchmar.connection.refusal import refusal, which_address
-from torchmar.connection.server import KEY_FILE, RUN_FOLDER, Api, Server
+from torchmar.connection.endpoint import KEY_FILE, RUN_FOLDER, Api, Server
+from torchmar.connection.error_responses import refusal, which_address
 from torchmar.connection.tokens import Tokens
 from torchmar.connection.transport import Transport
 from torchmar.errors import Refused, TimedOut, Unauthorized, Unreachable, Untrusted

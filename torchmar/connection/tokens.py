@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torchmar.connection.server import Api, Server
+from torchmar.connection.endpoint import Api, Server
 from torchmar.connection.transport import Transport
 from torchmar.errors import TorchmarError, Unauthorized, Unreachable, Untrusted
 

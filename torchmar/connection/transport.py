@@ -13,8 +13,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.ssl_ import create_urllib3_context
 
-from torchmar.connection.privacy import stays_here
-from torchmar.connection.server import PLAIN_HTTP_VARIABLE, Server
+from torchmar.connection.endpoint import PLAIN_HTTP_VARIABLE, Server
+from torchmar.connection.local import stays_here
 from torchmar.connection.unix import UnixAdapter
 from torchmar.errors import Insecure, TimedOut, TorchmarError, Unreachable, Untrusted
 

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from torchmar.deployment import versions
-from torchmar.deployment.live import LiveModel
-from torchmar.deployment.shelf import Shelf
+from torchmar.deployment.actual import LiveModel
+from torchmar.deployment.store_index import Shelf
 from torchmar.management import ModelVersion
 
 

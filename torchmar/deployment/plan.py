@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from torchmar.deployment import actions, placement, versions
 from torchmar.deployment.actions import Action, workers
+from torchmar.deployment.actual import LiveModel
 from torchmar.deployment.desired import Deployment, ModelState, VersionState
-from torchmar.deployment.live import LiveModel
 from torchmar.deployment.placement import Demand
-from torchmar.deployment.shelf import Shelf, Stored
+from torchmar.deployment.store_index import Shelf, Stored
 from torchmar.deployment.target import Target, spread
 from torchmar.errors import TorchmarError
 from torchmar.management import ModelVersion

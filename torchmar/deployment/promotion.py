@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchmar.connection import Server
-from torchmar.deployment import evidence, live, trial
-from torchmar.deployment.evidence import Agreement, Evidence
-from torchmar.deployment.live import LiveModel
-from torchmar.deployment.trial import Trial
+from torchmar.deployment import ab_comparison, actual, smoke_test
+from torchmar.deployment.ab_comparison import Agreement, Evidence
+from torchmar.deployment.actual import LiveModel
+from torchmar.deployment.smoke_test import Trial
 from torchmar.errors import TorchmarError
 from torchmar.management import ManagementClient
 
@@ -73,20 +73,22 @@ def promote(
         TorchmarError: there is no such version, it is the default already, nobody answers, or its answers are wrong.
     """
     with ManagementClient(server) as client:
-        model = live.read_model(client, name)
+        model = actual.read_model(client, name)
         _refuse(model, version)
         there = model.versions[version]
         archive = model_store / there.url if model_store and (model_store / there.url).exists() else None
-        asked = trial.questions(archive, None)
-        recorded = trial.questions(None, requests) if requests else asked
+        asked = smoke_test.questions(archive, None)
+        recorded = smoke_test.questions(None, requests) if requests else asked
         timeout = there.response_timeout + 5.0
         watch(f"asking {name} {version} its samples")
         at_once = min(16, there.batch_size * len(there.workers))
-        tried = trial.hold(server, name, version, asked, warm_up=20, at_once=at_once, max_latency=None, timeout=timeout)
+        tried = smoke_test.hold(
+            server, name, version, asked, warm_up=20, at_once=at_once, max_latency=None, timeout=timeout
+        )
         found = None
         if bounds:
             watch(f"asking {name} {model.default} and {version} in turn")
-            found = evidence.compare(
+            found = ab_comparison.compare(
                 server,
                 name,
                 model.default,

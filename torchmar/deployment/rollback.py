@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torchmar.deployment import versions
-from torchmar.deployment.live import LiveModel, read_model
+from torchmar.deployment.actual import LiveModel, read_model
 from torchmar.errors import TorchmarError
 from torchmar.management import ManagementClient
 

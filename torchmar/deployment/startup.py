@@ -8,7 +8,7 @@ from typing import Any
 
 from torchmar import properties
 from torchmar.deployment.desired import Deployment
-from torchmar.deployment.shelf import Shelf, Stored
+from torchmar.deployment.store_index import Shelf, Stored
 from torchmar.deployment.target import SETTINGS, Target
 from torchmar.errors import TorchmarError
 

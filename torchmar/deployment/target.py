@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchmar.deployment.desired import VersionState
-from torchmar.deployment.shelf import SECTION, Stored
+from torchmar.deployment.store_index import SECTION, Stored
 from torchmar.management import ModelVersion
 
 # Our name, the server's in a configuration, and what it takes when nobody says anything.

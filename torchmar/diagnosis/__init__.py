@@ -23,7 +23,7 @@ from torchmar.diagnosis import (
 )
 from torchmar.diagnosis.finding import Finding, Severity, error
 from torchmar.engines import DEFAULT, EngineName
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
 

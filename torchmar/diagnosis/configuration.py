@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torchmar.diagnosis.finding import Finding, Severity, ok
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.properties import Properties
-from torchmar.server.config_keys import IGNORED_KEYS, SUPPORTED_KEYS, TORCHSERVE_KINDS, suggest
+from torchmar.server.config.keys import IGNORED_KEYS, SUPPORTED_KEYS, TORCHSERVE_KINDS, suggest
 
 _KEY = re.compile(r"^\s*((?:[^#!\s=:\\]|\\.)(?:[^\s=:\\]|\\.)*)")
 _MODES = ("prometheus", "log", "legacy")

@@ -10,7 +10,7 @@ from pathlib import Path
 from torchmar.diagnosis.finding import Finding, Severity, ok, warning
 from torchmar.engines import logs, worker_log
 from torchmar.engines.logs import Entry
-from torchmar.engines.running import option
+from torchmar.engines.server_records import option
 
 
 @dataclass(frozen=True)

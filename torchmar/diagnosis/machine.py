@@ -12,9 +12,9 @@ import psutil
 
 from torchmar.archive import Archive
 from torchmar.archive import store as stores
-from torchmar.archive.packed import show_size
+from torchmar.archive.built_archive import show_size
 from torchmar.diagnosis.finding import Finding, ok, warning
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 from torchmar.errors import TorchmarError
 
 # What a server and a worker use before any weights, measured with torch 2.13 on Linux.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torchmar.diagnosis.finding import Finding, error, ok
 from torchmar.engines import addresses
-from torchmar.engines.running import Running
+from torchmar.engines.server_records import Running
 from torchmar.errors import EngineError, PortInUse, PropertiesError
 from torchmar.properties import Properties
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from torchmar.connection import KEY_FILE
 from torchmar.diagnosis.finding import Finding, error, ok, warning
 from torchmar.engines import state
-from torchmar.engines.running import Running, option, others
+from torchmar.engines.server_records import Running, option, others
 
 
 def check(run_folder: Path, running: Running | None) -> Iterator[Finding]:

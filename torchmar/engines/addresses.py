@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 
-from torchmar.engines.running import Running, folder_of, option, other
+from torchmar.engines.server_records import Running, folder_of, option, other
 from torchmar.errors import EngineError, PortInUse
 from torchmar.properties import Address, Properties
 

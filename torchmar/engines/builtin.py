@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torchmar
 from torchmar.engines.engine import Engine
-from torchmar.engines.running import MODULE
+from torchmar.engines.server_records import MODULE
 from torchmar.errors import EngineError
-from torchmar.server import startup_report
-from torchmar.server.startup_report import StartupReport
+from torchmar.server.models import startup_report
+from torchmar.server.models.startup_report import StartupReport
 
 _POLL_SECONDS = 0.05
 _NEEDED = ("httptools", "python_multipart", "psutil", "torch", "ts")

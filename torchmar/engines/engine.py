@@ -21,8 +21,8 @@ from torchmar.archive import Archive
 from torchmar.archive.store import order
 from torchmar.connection import KEY_FILE, RUN_FOLDER, Server
 from torchmar.engines import TITLES, EngineName, addresses, state, worker_log
-from torchmar.engines.running import MARK, START_SECONDS, Running, new_mark, option
-from torchmar.engines.starting import locked, undisturbed
+from torchmar.engines.server_records import MARK, START_SECONDS, Running, new_mark, option
+from torchmar.engines.start_lock import locked, undisturbed
 from torchmar.errors import (
     Conflict,
     EngineError,

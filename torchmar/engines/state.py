@@ -13,12 +13,12 @@ from torchmar import properties
 from torchmar.archive.store import order
 from torchmar.connection import Server
 from torchmar.engines import worker_log
-from torchmar.engines.running import START_SECONDS, Running
+from torchmar.engines.server_records import START_SECONDS, Running
 from torchmar.engines.worker_log import Failure
 from torchmar.errors import ModelFailed, Refused, TorchmarError
 from torchmar.inference import InferenceClient
 from torchmar.management import ManagementClient, ModelVersion
-from torchmar.server import startup_report
+from torchmar.server.models import startup_report
 
 Condition = Literal["ready", "crashes", "restarts", "starts", "no workers"]
 _UNHEALTHY = 500

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torchmar.engines import java
 from torchmar.engines.engine import Engine
-from torchmar.engines.running import MAIN_CLASS
+from torchmar.engines.server_records import MAIN_CLASS
 from torchmar.errors import EngineError
 from torchmar.worker.environment import worker_environment
 

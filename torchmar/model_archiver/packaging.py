@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torchmar import manifest
 from torchmar.archive import Packed, pack, pack_folder, pack_tgz
-from torchmar.archive.contents import add, carried, carries, refuse_clashes
+from torchmar.archive.collecting import add, carried, carries, refuse_clashes
 from torchmar.archive.copying import Progress, Source, size_of
 from torchmar.checks import foreign
 from torchmar.errors import ArchiveError

@@ -1,8 +1,8 @@
 """Two engines, the same requests, and every difference between what they answer.
 
 * `torchmar.parity.cases`: what is asked;
-* `torchmar.parity.side`: who is asked, byte for byte;
-* `torchmar.parity.answers`: what they said, and how that is compared;
+* `torchmar.parity.engine_client`: who is asked, byte for byte;
+* `torchmar.parity.responses`: what they said, and how that is compared;
 * `torchmar.parity.differences`: the differences that are meant, each with its reason;
 * `torchmar.parity.comparing`: all of it.
 """

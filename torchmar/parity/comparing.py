@@ -19,10 +19,10 @@ from torchmar.engines.addresses import free_addresses
 from torchmar.errors import TorchmarError
 from torchmar.exchange import content_type
 from torchmar.parity import cases
-from torchmar.parity.answers import Deviation, deviations
 from torchmar.parity.cases import Case
 from torchmar.parity.differences import documented
-from torchmar.parity.side import Filling, Said, Side
+from torchmar.parity.engine_client import Filling, Said, Side
+from torchmar.parity.responses import Deviation, deviations
 from torchmar.recipe import Sample
 
 PROTOCOL = "protocol"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from torchmar.parity.answers import Deviation
+from torchmar.parity.responses import Deviation
 
 
 @dataclass(frozen=True)

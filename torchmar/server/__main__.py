@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 from torchmar.errors import TorchmarError
-from torchmar.server import house, logs, settings
+from torchmar.server import app
+from torchmar.server.config import settings
+from torchmar.server.telemetry import logs
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ async def _serve(configured: settings.Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
-    server = house.House(configured, Path.cwd())
+    server = app.House(configured, Path.cwd())
     opening = asyncio.ensure_future(server.open())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from torchmar.replacing import beside
-from torchmar.server.refusal import Refusal
+from torchmar.atomic import beside
+from torchmar.server.api_error import Refusal
 
 Kind = Literal["inference", "management", "key"]
 

@@ -5,9 +5,9 @@ the socket with all its clients, `unix.py` sockets that are files, `access.py` w
 """
 
 from torchmar.server.http.access import Access
-from torchmar.server.http.answers import Cors
 from torchmar.server.http.limits import Limits
 from torchmar.server.http.listener import App, Listener, listen
 from torchmar.server.http.request import Request
+from torchmar.server.http.responses import Cors
 
 __all__ = ["Access", "App", "Cors", "Limits", "Listener", "Request", "listen"]

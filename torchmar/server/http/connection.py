@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, cast
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from torchmar.server.api_error import Refusal, not_allowed
 from torchmar.server.http import content_coding
 from torchmar.server.http.access import Access
-from torchmar.server.http.answers import CONTINUE
 from torchmar.server.http.request import Request
-from torchmar.server.refusal import Refusal, not_allowed
+from torchmar.server.http.responses import CONTINUE
 
 if TYPE_CHECKING:
     from torchmar.server.http.listener import Listener

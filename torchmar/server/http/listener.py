@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from torchmar.server.http import unix as unix_sockets
 from torchmar.server.http.access import Tell, ToldRequest
-from torchmar.server.http.answers import Cors, Heads
 from torchmar.server.http.connection import Connection
 from torchmar.server.http.limits import Limits
 from torchmar.server.http.request import Request
+from torchmar.server.http.responses import Cors, Heads
 
 App = Callable[[Request], None]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from torchmar.server.http.answers import BODILESS, CHUNKED, CLOSE, JSON, KEEP_ALIVE, LAST_CHUNK
-from torchmar.server.refusal import Refusal
+from torchmar.server.api_error import Refusal
+from torchmar.server.http.responses import BODILESS, CHUNKED, CLOSE, JSON, KEEP_ALIVE, LAST_CHUNK
 
 if TYPE_CHECKING:
     from torchmar.server.http.connection import Connection

@@ -8,9 +8,9 @@ import socket
 import sys
 from typing import Any
 
-from . import frames, loading, nursery, serving
-from .cradle import grow
-from .measuring import Measured
+from . import fork_server, frames, loading, serving
+from .handler_metrics import Measured
+from .model_process import grow
 from .supervisor import supervise
 
 
@@ -19,7 +19,7 @@ def main(job: dict[str, Any]) -> None:
 
     Or run a command (``run``) that ends, with all that it starts, when the other end of ``lifeline`` is closed.
     """
-    nursery.be_patient()
+    fork_server.be_patient()
     for lifeline in ("control", "fd", "lifeline"):
         if lifeline in job:
             supervise(job[lifeline])
@@ -29,7 +29,7 @@ def main(job: dict[str, Any]) -> None:
         os.execvp(job["run"][0], job["run"])
     serving.quiet_logging()
     if "control" in job:
-        nursery.run(socket.socket(fileno=job["control"]))
+        fork_server.run(socket.socket(fileno=job["control"]))
     elif "cradle" in job:
         grow(job, socket.socket(fileno=job["cradle"]))
     else:

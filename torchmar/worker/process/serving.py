@@ -14,8 +14,8 @@ from typing import Any
 
 from . import frames
 from .adaptive_threads import AdaptiveThreads
-from .answering import Answering, Parts
-from .measuring import Measured
+from .batch_runner import Answering, Parts
+from .handler_metrics import Measured
 
 
 def serve(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
-from . import memory
+from . import shared_memory
 
 log = logging.getLogger("ts.service")
 
@@ -72,7 +72,7 @@ def halves(service: Any, envelope: str = "") -> Halves:
 def become(service: Any, stage: str, halves: Halves) -> None:
     """Have a loaded service do one stage from now on; explanations and descriptions are the second's, whole."""
     handle = service._entry_point
-    memory.keep_here(handle.__self__)
+    shared_memory.keep_here(handle.__self__)
     service._entry_point = _Preprocess(halves) if stage == PREPROCESS else _Inference(halves, handle)
 
 
@@ -88,7 +88,7 @@ class _Preprocess:
             address = addresses[index]
             assert address
             # What the handler has set of the answer so far goes along.
-            memory.write(address, (vars(processors[index]), prepared))
+            shared_memory.write(address, (vars(processors[index]), prepared))
             context.set_response_header(index, NAME, PREPROCESS)
             answers[index] = b""
         return [answers[index] for index in range(len(rows))]
@@ -105,7 +105,7 @@ class _Inference:
             return self._handle(rows, context)
         prepared = []
         for address, processor in zip(addresses, processors, strict=True):
-            known, one = memory.read(str(address))
+            known, one = shared_memory.read(str(address))
             vars(processor).update(known)
             prepared.append(one)
         return self._halves.finish_handle(prepared, context)

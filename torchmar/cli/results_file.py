@@ -1,0 +1,148 @@
+"""Answers to many inputs as lines of JSON, in a file that a later run goes on with."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from torchmar.atomic import beside
+from torchmar.cli import responses
+from torchmar.errors import TorchmarError
+from torchmar.exchange import Answer
+
+SUFFIXES = (".jsonl", ".ndjson")
+_BEGINNING = b'{"input": '
+_OTHER_FILE = "write to another file"
+
+
+class AnswersFile:
+    """A file of answers, one line for each input; a context manager.
+
+    Every line is written as a whole when its answer comes. A line that was torn (the disk was
+    full, the machine went down) is removed when the file is opened again. A line says which content
+    it is about, so that an input that was edited since is asked with again.
+
+    Attributes:
+        told: by input: whether it was answered; else it was refused for good.
+        digests: by input: of the content that was asked with; None where the line does not say.
+        superseded: whether some input has two lines, of which the later one counts.
+
+    Args:
+        path: the file; made if there is none.
+        request: what is asked, ``predictions/NAME``; answers to other questions are not mixed in.
+
+    Raises:
+        TorchmarError: the file has something else, another process writes to it, or it cannot be opened.
+    """
+
+    def __init__(self, path: Path, request: str) -> None:
+        self._path = path
+        self._request = request
+        self.told: dict[str, bool] = {}
+        self.digests: dict[str, str | None] = {}
+        self.superseded = False
+
+    def __enter__(self) -> AnswersFile:
+        try:
+            self._stream: BinaryIO = open(self._path, "a+b", buffering=0)
+        except OSError as error:
+            raise TorchmarError(f"{self._path} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except BlockingIOError:
+            self._stream.close()
+            raise TorchmarError(f"{self._path}: another torchmar writes to it") from None
+        except OSError as error:
+            self._stream.close()
+            raise TorchmarError(f"{self._path} cannot be written: {error.strerror}") from None
+        except BaseException:
+            self._stream.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def answer(self, source: str, digest: str, answer: Answer) -> None:
+        """Write the answer to an input.
+
+        Raises:
+            TorchmarError: the file cannot be written.
+        """
+        self._write(source, digest, responses.content(answer))
+        self._tell(source, digest, True)
+
+    def refuse(self, source: str, digest: str, status: int, message: str) -> None:
+        """Write that an input was refused, and would be again."""
+        self._write(source, digest, {"status": status, "error": message})
+        self._tell(source, digest, False)
+
+    def sort(self, order: Iterable[str]) -> None:
+        """Put the lines in the order of the inputs, one for each; lines of other inputs follow as they stood."""
+        places: dict[str, tuple[int, int]] = {}
+        start = 0
+        for raw in self._lines():
+            places[json.loads(raw)["input"]] = (start, len(raw))
+            start += len(raw)
+        file = self._path.resolve()
+        part = beside(file)
+        try:
+            with part.open("wb") as target:
+                for source in dict.fromkeys([*(one for one in order if one in places), *places]):
+                    place, size = places[source]
+                    self._stream.seek(place)
+                    target.write(self._stream.read(size))
+            part.replace(file)
+        except OSError as error:
+            raise TorchmarError(f"{self._path} cannot be written: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+    def _tell(self, source: str, digest: str | None, answered: bool) -> None:
+        self.superseded |= source in self.digests
+        self.told[source] = answered
+        self.digests[source] = digest
+
+    def _write(self, source: str, digest: str, content: Mapping[str, Any]) -> None:
+        left = memoryview(responses.line(source, {"request": self._request, "digest": digest, **content}))
+        try:
+            while left:  # a signal or a full disk may cut a write short
+                left = left[os.write(self._stream.fileno(), left) :]
+        except OSError as error:
+            raise TorchmarError(f"{self._path} cannot be written: {error.strerror}") from None
+
+    def _read(self) -> None:
+        whole, raw = 0, b"\n"
+        for number, raw in enumerate(self._lines(), 1):
+            try:
+                line = json.loads(raw)
+                source, request, digest = str(line["input"]), line["request"], line.get("digest")
+                status = int(line["status"])
+            except (ValueError, KeyError, TypeError):
+                if not raw.endswith(b"\n") and (raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw)):
+                    self._stream.truncate(whole)
+                    return
+                where = f"{self._path}:{number}"
+                raise TorchmarError(f"{where}: not a line that torchmar wrote", hint=_OTHER_FILE) from None
+            if request != self._request:
+                raise TorchmarError(f"{self._path} has answers to {request}, not to {self._request}", hint=_OTHER_FILE)
+            whole += len(raw)
+            self._tell(source, digest, status < 400)
+            if status >= 500:  # an error of the server may be over by now
+                del self.told[source]
+        if not raw.endswith(b"\n"):
+            os.write(self._stream.fileno(), b"\n")
+
+    def _lines(self) -> Iterable[bytes]:
+        with open(self._path, "rb") as stream:  # with a buffer, which the one for writing has not
+            yield from stream

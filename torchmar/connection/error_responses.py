@@ -1,0 +1,78 @@
+"""What a server says when it says no, as an exception."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+
+from torchmar.connection.endpoint import Api, token_variable
+from torchmar.errors import Conflict, NotFound, Refused, Unauthorized
+
+TOO_LARGE = "is the request larger than max_request_size in config.properties?"
+PAGE = "text/html"  # in place of the server's name for the error
+
+
+def refusal(status: int, body: bytes, reason: str, api: Api) -> Refused:
+    """Return the exception that an answer with an error status stands for.
+
+    Args:
+        status: 300 or more.
+        body: TorchServe's ``{"code", "type", "message"}``, or whatever a handler or a proxy says.
+        reason: the words beside the status, for where the body has none.
+        api: which API answered.
+    """
+    message, kind = _said(body)
+    message = message or reason or f"status {status}"
+    if kind == PAGE:
+        message = f"a proxy or another server answered, with a page for people: {message}"
+    return classified(status, kind, message, api)
+
+
+def classified(status: int, kind: str, message: str, api: Api) -> Refused:
+    """Return the exception for a status, the server's name for the error, and its message."""
+    # TorchServe answers a bad token with 400, not with 401.
+    if kind == "InvalidKeyException" or status == 401:
+        hint = f"its key_file.json has it: --key-file, --run-folder, or the environment's {token_variable(api)}"
+        return Unauthorized(message, status=status, type=kind, hint=hint)
+    if status == 409:
+        return Conflict(message, status=status, type=kind)
+    what = NotFound if status == 404 else Refused
+    return what(message, status=status, type=kind, hint=_hint(status, kind, message, api))
+
+
+def which_address(api: Api) -> str:
+    """Return the hint for answers that are not those of an API."""
+    return f"is this the address of the {api} API?"
+
+
+def _hint(status: int, kind: str, message: str, api: Api) -> str:
+    if status == 413:
+        return TOO_LARGE
+    if status == 429:
+        return "ask later, or fewer requests at a time"
+    if status in (502, 504) or (status == 503 and kind == PAGE):
+        return "is the server up, behind its proxy?"
+    if kind in (PAGE, "ResourceNotFoundException"):
+        return which_address(api)
+    if message.startswith(("Model not found at", "Relative path")):
+        return "the server looks in its model store"
+    if message.startswith("Given URL"):
+        return "allowed_urls in config.properties says which are"
+    if message in ("Prediction failed", "Worker died."):
+        return "the server's log has the handler's traceback: torchmar logs"
+    hints = {404: "torchmar models lists what is registered", 405: "set enable_model_api=true in config.properties"}
+    return hints.get(status, "")
+
+
+def _said(body: bytes) -> tuple[str, str]:
+    if body.lstrip().startswith(b"<") and b"<html" in body[:1000].lower():
+        title = re.search(r"<title>(.*?)</title>", body.decode("utf-8", "replace"), re.IGNORECASE | re.DOTALL)
+        return html.unescape(" ".join(title[1].split()))[:200] if title else "", PAGE
+    try:
+        said = json.loads(body)
+        # TorchServe's errors, its health, and those of the Open Inference Protocol.
+        message = next(said[key] for key in ("message", "status", "error") if key in said)
+        return str(message), str(said.get("type", ""))
+    except (ValueError, TypeError, AttributeError, StopIteration):
+        return body.decode("utf-8", "replace").strip()[:500], ""

@@ -1,0 +1,239 @@
+"""Calls over gRPC: an address, a token, errors as the exceptions that REST has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+import grpc
+from google.protobuf.message import Message
+
+from torchmar.connection import Api, Server
+from torchmar.connection.endpoint import PLAIN_HTTP_VARIABLE
+from torchmar.connection.error_responses import TOO_LARGE, classified, which_address
+from torchmar.connection.local import stays_here
+from torchmar.connection.tokens import Tokens
+from torchmar.connection.transport import check_certificates
+from torchmar.errors import Insecure, Refused, TimedOut, TorchmarError, Unauthorized, Unreachable, Untrusted
+
+Reply = TypeVar("Reply", bound=Message)
+Self = TypeVar("Self", bound="Client")
+
+# The statuses that REST has for them; TorchServe turns its own into these.
+_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 413,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+#: The metadata with the class of the server's exception, where it does not stand on the last line of the details.
+EXCEPTION = "torchserve-exception"
+_NOT_FOUND = ("ModelNotFoundException", "ModelVersionNotFoundException")
+
+
+class Channel:
+    """Calls to one service of a server. For use by several threads.
+
+    gRPC itself repeats what never reached the server; nothing else is repeated but a call whose
+    token was refused when the key file has another one by now.
+
+    Args:
+        server: where it is.
+        api: which API; each has an address and a token of its own.
+        service: the service's full name; it may be set to another one of the same API.
+        timeout: seconds to wait for an answer.
+
+    Raises:
+        TorchmarError: the address is none, or certificates cannot be read.
+    """
+
+    def __init__(self, server: Server, api: Api, service: str, timeout: float) -> None:
+        self._api = api
+        self.service = service
+        self._timeout = timeout
+        self._address = server.grpc_inference if api == "inference" else server.grpc_management
+        self._tokens = Tokens(server)
+        parts = _parts(self._address)
+        here = stays_here(parts.hostname)
+        self._private = parts.scheme == "grpcs" or here or server.allow_plain_http
+        # TorchServe's own limits hold; gRPC's, of 4 MB, is less than an explanation of a picture.
+        options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
+        if here:
+            options.append(("grpc.enable_http_proxy", 0))
+        if parts.scheme == "grpcs":
+            self._channel = grpc.secure_channel(parts.netloc, _credentials(server), options)
+        else:
+            self._channel = grpc.insecure_channel(parts.netloc, options)
+
+    def call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
+        """Return the answer to one request.
+
+        Raises:
+            Unreachable: the connection was refused; TimedOut: the answer did not come in time; Untrusted: who
+                answers cannot prove to be the server.
+            Refused: the server answered with an error; Unauthorized, NotFound or Conflict where it is one of these.
+            Insecure: the token would travel in plain text.
+        """
+        call = self._channel.unary_unary(
+            f"/{self.service}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+        seconds = timeout or self._timeout
+        for again in (True, False):
+            token = self._token()
+            try:
+                answer: Reply = call(request, timeout=seconds, metadata=_metadata(token))
+                return answer
+            except grpc.RpcError as error:
+                wrong = self._wrong(error, seconds)
+                if not (again and isinstance(wrong, Unauthorized) and self._tokens.other_than(self._api, token)):
+                    raise wrong from None
+        raise AssertionError
+
+    def stream(
+        self, method: str, requests: Message | Iterable[Message], reply: type[Reply], timeout: float | None = None
+    ) -> Iterator[Reply]:
+        """Yield the answers to one request, or to several that are sent while answers come.
+
+        Raises:
+            TorchmarError: as `call` does.
+        """
+        path = f"/{self.service}/{method}"
+        seconds = timeout or self._timeout
+        settings: dict[str, Any] = {"timeout": seconds, "metadata": _metadata(self._token())}
+        try:
+            if isinstance(requests, Message):
+                one = self._channel.unary_stream(path, type(requests).SerializeToString, reply.FromString)
+                yield from one(requests, **settings)
+            else:
+                several = self._channel.stream_stream(path, _serialized, reply.FromString)
+                yield from several(iter(requests), **settings)
+        except grpc.RpcError as error:
+            raise self._wrong(error, seconds) from None
+
+    def close(self) -> None:
+        """Close the connection; the channel cannot be used again."""
+        self._channel.close()
+
+    def _token(self) -> str | None:
+        token = self._tokens.current(self._api)
+        if token is not None and not self._private:
+            raise Insecure(
+                f"the token would go to {self._address} in plain text",
+                hint=f"use grpcs or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it all the same",
+            )
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise TorchmarError("the token has characters that gRPC does not allow")
+        return token
+
+    def _wrong(self, error: grpc.RpcError, seconds: float) -> TorchmarError:
+        """Return the exception that REST would have raised."""
+        assert isinstance(error, grpc.Call)
+        code, details = error.code(), error.details() or ""
+        message, _, last = details.rpartition("\n")
+        # The last line is the class of the server's exception, with its package or as BadRequestException.()
+        kind = last.removesuffix(".()").rpartition(".")[2]
+        if not kind.endswith("Exception"):
+            kind = str(dict(error.trailing_metadata() or ()).get(EXCEPTION, ""))
+            message = details
+        if not kind:
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return TimedOut(f"{self._address} did not answer within {seconds:g} s", sent=True)
+            if code is grpc.StatusCode.UNAVAILABLE:
+                return self._no_answer(details)
+            if "RST_STREAM" in details:
+                return Refused("the server broke off", status=413, hint=TOO_LARGE)
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                return Refused(message, status=501, hint=which_address(self._api))
+        status = _STATUS.get(code, 500)
+        if kind in _NOT_FOUND:
+            status = 404  # which TorchServe tells of predictions as INTERNAL
+        elif message.startswith("Token Authorization failed"):
+            status, kind = 400, "InvalidKeyException"
+        elif message == "Model API disabled":
+            status = 405
+        return classified(status, kind, message or f"the server refused without a word ({code.name})", self._api)
+
+    def _no_answer(self, details: str) -> Unreachable:
+        where = f"no {self._api} API over gRPC at {self._address}"
+        if "CERTIFICATE_VERIFY_FAILED" in details:
+            return Untrusted(
+                f"the certificate of {self._address} is not trusted",
+                hint="--ca-file names the certificate of who signed it, or its own",
+            )
+        if "Connection refused" in details:
+            return Unreachable(f"{where}: connection refused", hint="torchmar serve")
+        if "errors resolving" in details or "DNS resolution" in details:
+            return Unreachable(f"{where}: cannot resolve the host name")
+        if "failed to connect" not in details:
+            return Unreachable(f"{where}: the connection was closed before there was an answer", sent=True)
+        if "WRONG_VERSION_NUMBER" in details:
+            return Unreachable(f"{where}: it does not speak TLS", hint="grpc:// perhaps")
+        if "HTTP/2" in details:
+            return Unreachable(f"{where}: it does not speak gRPC", hint="gRPC has a port of its own, by default 7070")
+        return Unreachable(f"{where}: {details}")
+
+
+class Client:
+    """What the clients of a server's services have in common: where it is, and that they are closed.
+
+    Args:
+        server: where it is, or only the address.
+        timeout: seconds to wait for an answer.
+    """
+
+    _api: ClassVar[Api]
+    _service: ClassVar[str]
+
+    def __init__(self, server: Server | str | None = None, timeout: float = 120.0) -> None:
+        if isinstance(server, str):
+            where = Server(grpc_management=server) if self._api == "management" else Server(grpc_inference=server)
+        else:
+            where = Server.of(server, self._api)
+        self._channel = Channel(where, self._api, self._service, timeout)
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+
+def _parts(address: str) -> Any:
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(address)
+        if parts.scheme in ("grpc", "grpcs") and parts.hostname and parts.port and parts.path in ("", "/"):
+            return parts
+    raise TorchmarError(f"{address!r} is not an address", hint="write it like grpc://127.0.0.1:7070")
+
+
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def _serialized(request: Message) -> bytes:
+    return request.SerializeToString()
+
+
+def _credentials(server: Server) -> grpc.ChannelCredentials:
+    if server.verify is False:
+        raise TorchmarError("gRPC checks certificates in any case", hint="verify is the file of the server's own")
+    if server.verify is True:
+        return grpc.ssl_channel_credentials()
+    check_certificates(server.verify)
+    return grpc.ssl_channel_credentials(server.verify.read_bytes())

@@ -1,0 +1,153 @@
+"""The inference API over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from torchmar.connection.error_responses import classified
+from torchmar.errors import Refused, TorchmarError
+from torchmar.exchange import Answer, Request
+from torchmar.grpc.channel import Client
+from torchmar.grpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest, TorchServeHealthResponse
+from torchmar.inference import bodies
+
+_ROW = "body"  # what the handler's row has for the body of a REST request, too
+_ERROR = b'{"code":'  # as torchmar_handlers begin an error
+
+
+class GrpcInference(Client):
+    """A client of the inference API over gRPC; it raises what `torchmar.inference.InferenceClient` raises.
+
+    TorchServe passes on bytes by name and nothing else: no content type, no header, and so no
+    explanations; `predict` has ``fields`` for what REST sends as form fields. For use by several threads.
+
+    Args:
+        server: where it is, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the
+            server that runs with ``.torchmar``, or TorchServe's own address.
+        timeout: seconds to wait for an answer (gRPC's deadline).
+    """
+
+    _api = "inference"
+    _service = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
+
+    def ping(self) -> str:
+        """Return the server's health as it says it: ``Healthy``, or ``Unhealthy`` when workers are missing."""
+        said = self._channel.call("Ping", Empty(), TorchServeHealthResponse, timeout=5)
+        return str(json.loads(said.health)["status"])
+
+    def ask(self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None) -> Answer:
+        """Return the answer of a model's version, or of its default one, to a request; only its body is sent.
+
+        Raises:
+            TorchmarError: the request asks for an explanation.
+        """
+        if request.explain:
+            raise TorchmarError("TorchServe explains over REST only", hint="use InferenceClient")
+        return Answer(200, self._predict(name, {_ROW: request.body}, version, timeout))
+
+    def predict(
+        self,
+        name: str,
+        data: Any,
+        version: str | None = None,
+        *,
+        fields: Mapping[str, str | bytes] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Return what a model predicts for ``data``.
+
+        Args:
+            name: which model.
+            data: a path, bytes, a text, an array, or whatever JSON can hold.
+            version: default: the default one.
+            fields: what else the handler's row has, as REST's form fields.
+            timeout: seconds; default: the client's.
+
+        Returns:
+            JSON as Python values, a text, or bytes.
+
+        Raises:
+            Refused: the server did, or a handler of ours in its answer; what other handlers answer with a status of
+                their own looks like any answer.
+        """
+        row = {key: text.encode() if isinstance(text, str) else text for key, text in (fields or {}).items()}
+        row[_ROW] = bodies.request(data).body
+        return bodies.value(Answer(200, self._predict(name, row, version, timeout)))
+
+    def stream(
+        self, name: str, data: Any, version: str | None = None, *, timeout: float | None = None
+    ) -> Iterator[bytes]:
+        """Yield the pieces of an answer as the handler sends them.
+
+        Only for handlers that do so (``ts.handler_utils.utils.send_intermediate_predict_response``):
+        TorchServe 0.12.0 ends the worker of any other, which takes seconds to come back.
+        """
+        request = _request(name, {_ROW: bodies.request(data).body}, version)
+        for answer in self._channel.stream("StreamPredictions", request, PredictionResponse, timeout):
+            yield answer.prediction
+
+    def sequence(
+        self,
+        name: str,
+        sequence_id: str,
+        inputs: Iterable[Any],
+        version: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Iterator[bytes]:
+        """Yield the answers to the requests of one sequence, for models with ``sequenceBatching``.
+
+        Only for those: TorchServe 0.12.0 loses the worker of any other model. A request is sent when
+        the one before it is answered: when a client has sent its last request, the server drops
+        the answers that are due.
+
+        Args:
+            name: which model.
+            sequence_id: the sequence's name; one worker gets all of it.
+            inputs: each as for `predict`.
+            version: default: the default one.
+            timeout: seconds for the whole sequence; default: the client's.
+
+        Raises:
+            Refused: one of the requests was; the sequence ends.
+        """
+        waiting: queue.SimpleQueue[PredictionsRequest | None] = queue.SimpleQueue()
+        answers = self._channel.stream("StreamPredictions2", iter(waiting.get, None), PredictionResponse, timeout)
+        try:
+            for data in inputs:
+                waiting.put(_request(name, {_ROW: bodies.request(data).body}, version, sequence_id))
+                answer = next(answers)
+                if answer.HasField("status"):
+                    raise Refused(answer.status.message, status=500)
+                yield answer.prediction
+        finally:
+            waiting.put(None)
+
+    def _predict(self, name: str, row: Mapping[str, bytes], version: str | None, timeout: float | None) -> bytes:
+        said = self._channel.call("Predictions", _request(name, row, version), PredictionResponse, timeout).prediction
+        if refused := _refused(said):
+            raise refused
+        return said
+
+
+def _refused(body: bytes) -> Refused | None:
+    """Return the refusal that an answer is: the status that a handler gives does not travel over gRPC."""
+    if body.startswith(_ERROR):
+        with contextlib.suppress(ValueError, KeyError):
+            said = json.loads(body)
+            status, kind, message = said["code"], str(said["type"]), str(said["message"])
+            if kind.endswith("Exception"):
+                return classified(int(status), kind, message, "inference")
+    return None
+
+
+def _request(
+    name: str, row: Mapping[str, bytes], version: str | None, sequence_id: str | None = None
+) -> PredictionsRequest:
+    return PredictionsRequest(model_name=name, model_version=version or "", input=row, sequence_id=sequence_id)

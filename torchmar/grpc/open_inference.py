@@ -1,0 +1,171 @@
+"""The Open Inference Protocol (KServe v2) over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+from torchmar.errors import Refused, TorchmarError
+from torchmar.grpc.channel import Client, Reply
+from torchmar.grpc.wire import open_inference_pb2 as wire
+from torchmar.inference import SWITCHED_ON, Tensor
+from torchmar.tensor_elements import BF16, BYTES, pack, unpack
+
+_TORCHSERVES_SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+_ONLY_RAW = ("FP16", BF16)
+_NO_METHOD = "Method not found"
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+@dataclass(frozen=True)
+class TensorMetadata:
+    """An input or output of a model: ``shape`` has the batch first, and -1 for any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What the server says of a model; TorchServe 0.12.0 knows its versions, and nothing of inputs and outputs."""
+
+    name: str
+    versions: tuple[str, ...]
+    inputs: tuple[TensorMetadata, ...] = ()
+    outputs: tuple[TensorMetadata, ...] = ()
+
+
+class GrpcOpenInference(Client):
+    """A client of the Open Inference Protocol over gRPC. For use by several threads.
+
+    It calls the service by the protocol's own name, and by TorchServe's where the server does not know that one.
+    TorchServe speaks it with ``ts_open_inference_protocol=true`` in its configuration; without,
+    every call is Refused (501). The other exceptions are those of `torchmar.inference.InferenceClient`.
+
+    Args:
+        server: where it is, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the
+            server that runs with ``.torchmar``, or TorchServe's own address.
+        timeout: seconds to wait for an answer (gRPC's deadline).
+    """
+
+    _api = "inference"
+    _service = "inference.GRPCInferenceService"
+
+    def live(self) -> bool:
+        """Tell whether the server is up."""
+        return self._call("ServerLive", wire.ServerLiveRequest(), wire.ServerLiveResponse).live
+
+    def ready(self) -> bool:
+        """Tell whether the server takes requests; TorchServe always says yes."""
+        return self._call("ServerReady", wire.ServerReadyRequest(), wire.ServerReadyResponse).ready
+
+    def model_ready(self, name: str, version: str | None = None) -> bool:
+        """Tell whether as many workers of a model answer as it should have."""
+        request = wire.ModelReadyRequest(name=name, version=version)
+        return self._call("ModelReady", request, wire.ModelReadyResponse).ready
+
+    def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
+        """Return what the server says of a model."""
+        request = wire.ModelMetadataRequest(name=name, version=version)
+        said = self._call("ModelMetadata", request, wire.ModelMetadataResponse)
+        return ModelMetadata(said.name, tuple(said.versions), _described(said.inputs), _described(said.outputs))
+
+    def infer(
+        self,
+        name: str,
+        inputs: Sequence[Tensor],
+        version: str | None = None,
+        *,
+        id: str | None = None,
+        timeout: float | None = None,
+    ) -> list[Tensor]:
+        """Return the outputs of a model.
+
+        Args:
+            name: which model.
+            inputs: named tensors; under TorchServe the handler gets elements of BYTES in base64.
+            version: default: the default one.
+            id: the handler gets it.
+            timeout: seconds; default: the client's.
+
+        Raises:
+            Refused: the server did; 400 for FP16 and BF16 under TorchServe: the protocol has raw contents only for
+                these, and TorchServe drops them.
+            TorchmarError: a datatype is none of the protocol, or does not hold an element.
+        """
+        request = wire.ModelInferRequest(model_name=name, model_version=version, id=id)
+        raw = any(tensor.datatype in _ONLY_RAW for tensor in inputs)
+        for tensor in inputs:
+            _add(request, tensor, raw=raw)
+        said = self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
+        quoted = self._channel.service == _TORCHSERVES_SERVICE
+        if said.raw_output_contents:
+            return [_raw_output(*one) for one in zip(said.outputs, said.raw_output_contents, strict=True)]
+        return [_output(output, quoted=quoted) for output in said.outputs]
+
+    def _call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
+        if self._channel.service == _TORCHSERVES_SERVICE and getattr(request, "raw_input_contents", None):
+            raise Refused(f"TorchServe takes no {' and no '.join(_ONLY_RAW)} over gRPC", status=400)
+        try:
+            return self._channel.call(method, request, reply, timeout)
+        except Refused as error:
+            if error.status != 501 or not str(error).startswith(_NO_METHOD):
+                raise
+            if self._channel.service == _TORCHSERVES_SERVICE:
+                error.hint = SWITCHED_ON
+                raise
+        self._channel.service = _TORCHSERVES_SERVICE
+        return self._call(method, request, reply, timeout)
+
+
+def _described(tensors: Iterable[wire.ModelMetadataResponse.TensorMetadata]) -> tuple[TensorMetadata, ...]:
+    return tuple(TensorMetadata(one.name, one.datatype, tuple(one.shape)) for one in tensors)
+
+
+def _add(request: wire.ModelInferRequest, tensor: Tensor, *, raw: bool) -> None:
+    """Add an input to a request, all of which are raw or none."""
+    made = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    try:
+        content = pack(tensor.datatype, tensor.data)
+    except (ValueError, TypeError) as error:
+        raise TorchmarError(f"input {tensor.name!r}: {error}") from None
+    if raw:
+        request.raw_input_contents.append(content)
+    else:
+        getattr(made.contents, _CONTENTS[tensor.datatype]).extend(unpack(tensor.datatype, content))
+
+
+def _raw_output(output: wire.ModelInferResponse.InferOutputTensor, content: bytes) -> Tensor:
+    data = list(unpack(output.datatype, content))
+    if output.datatype == BYTES:
+        data = [_text(one, quoted=False) for one in data]
+    return Tensor(output.name, output.datatype, tuple(output.shape), data)
+
+
+def _output(output: wire.ModelInferResponse.InferOutputTensor, *, quoted: bool) -> Tensor:
+    data: list[Any] = list(getattr(output.contents, _CONTENTS.get(output.datatype, "fp32_contents")))
+    if output.datatype == "BYTES":
+        data = [_text(one, quoted=quoted) for one in data]
+    return Tensor(output.name, output.datatype, tuple(output.shape), data)
+
+
+def _text(element: bytes, *, quoted: bool) -> Any:
+    # TorchServe sends texts as they stood in the handler's JSON, quotes and all.
+    with contextlib.suppress(ValueError):
+        return json.loads(element) if quoted else element.decode()
+    return element

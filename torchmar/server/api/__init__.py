@@ -1,0 +1,1 @@
+"""Routes and documents of the inference, management and metrics APIs over HTTP."""

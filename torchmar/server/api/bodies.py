@@ -1,0 +1,162 @@
+"""Bodies of HTTP requests to what becomes the handler's row, as TorchServe takes them apart.
+
+Nothing is decoded here but forms: what is JSON or text is so for the worker, which parses it once.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import unquote_to_bytes
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from torchmar.server.api_error import Refusal
+from torchmar.server.workers.jobs import Input
+
+_JSON = "application/json"
+_START = 200  # bytes in which a document begins
+_URLENCODED, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
+_LENGTHS = frozenset(map(len, (_URLENCODED, _MULTIPART)))  # what has another is neither, in any case of letters
+# Of a form: a body has room for millions, which would keep all other clients waiting.
+_MOST_FIELDS = 1000
+
+
+def inputs(body: bytes, content_type: str) -> list[Input]:
+    """Return the parts of a request's body, in their order.
+
+    A form (``multipart/form-data`` or ``application/x-www-form-urlencoded``) has an input for each field, whatever
+    else has one, called ``body``. Files have their part's content type, without parameters, and other fields none.
+
+    Args:
+        body: as it was sent.
+        content_type: the request's header; empty if there is none.
+
+    Raises:
+        Refusal: 400, a form is broken, has more than 1,000 fields, or two of one name.
+    """
+    kind, _, parameters = content_type.partition(";")
+    kind = kind.rstrip()
+    if len(kind) in _LENGTHS:
+        if kind.lower() == _URLENCODED:
+            return _distinct(_urlencoded(body))
+        if parameters and kind.lower() == _MULTIPART:
+            boundary = parse_options_header(content_type)[1].get(b"boundary")
+            if boundary is not None:
+                return _distinct(_multipart(body, boundary))
+    return [Input("body", kind, body)]
+
+
+def is_json_type(content_type: str) -> bool:
+    """Return whether a Content-Type header names JSON, whatever its parameters are."""
+    return content_type.partition(";")[0].strip().lower() == _JSON
+
+
+def begins_as_json(body: bytes) -> bool:
+    """Return whether a body begins as an object or an array of JSON does."""
+    return body[:_START].lstrip(b" \t\r\n")[:1] in (b"{", b"[")
+
+
+def _distinct(parts: list[Input]) -> list[Input]:
+    """Return the parts of a form. Raises Refusal where two have one name: a handler would see one of them alone."""
+    if len({part.name for part in parts}) < len(parts):
+        names = [part.name for part in parts]
+        name = next(name for name in names if names.count(name) > 1)
+        message = f"The form has {names.count(name)} parts called {name[:80]!r}, of which a handler would see one."
+        hint = "Send one in each request, or several inputs as a JSON array."
+        raise Refusal(400, "BadRequestException", f"{message} {hint}")
+    return parts
+
+
+def _urlencoded(body: bytes) -> list[Input]:
+    if body.count(b"&") >= _MOST_FIELDS:
+        raise _too_many()
+    found = []
+    for pair in body.rstrip(b"\r\n").split(b"&"):
+        name, is_field, value = pair.partition(b"=")
+        # What has no value is left out, such as the JSON that curl sends under this type unless told otherwise.
+        if is_field:
+            found.append(Input(_text(_decoded(name)), "", _decoded(value)))
+    return found
+
+
+def _decoded(encoded: bytes) -> bytes:
+    return unquote_to_bytes(encoded.replace(b"+", b" "))
+
+
+def _multipart(body: bytes, boundary: bytes) -> list[Input]:
+    form = _Form()
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.begin,
+                "on_part_data": form.data,
+                "on_part_end": form.finish,
+                "on_header_field": form.name,
+                "on_header_value": form.value,
+                "on_header_end": form.header,
+                "on_end": form.end,
+            },
+        )
+        parser.write(body)
+    except FormParserError as error:
+        raise _broken(str(error)) from None
+    if not form.complete:
+        raise _broken("it ends before its last boundary")
+    return form.inputs
+
+
+class _Form:
+    """What the parser of a multipart body calls."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Input] = []
+        self.complete = False
+        self._headers: dict[bytes, bytes] = {}
+        self._name = self._value = b""
+        self._pieces: list[bytes] = []
+
+    def begin(self) -> None:
+        if len(self.inputs) >= _MOST_FIELDS:
+            raise _too_many()
+        self._headers, self._pieces = {}, []
+
+    def name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def header(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        self._pieces.append(data[start:end])
+
+    def finish(self) -> None:
+        disposition = parse_options_header(self._headers.get(b"content-disposition"))[1]
+        name = disposition.get(b"name")
+        if name is None:
+            raise _broken("a part has no name in its Content-Disposition")
+        kind = b""
+        if b"filename" in disposition:
+            given = self._headers.get(b"content-type", b"application/octet-stream")
+            kind = given.partition(b";")[0].strip()
+        # Joining one piece copies nothing.
+        self.inputs.append(Input(_text(name), kind.decode("latin-1"), b"".join(self._pieces)))
+
+    def end(self) -> None:
+        self.complete = True
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")
+
+
+def _broken(why: str) -> Refusal:
+    return Refusal(400, "BadRequestException", f"The form cannot be read: {why}.")
+
+
+def _too_many() -> Refusal:
+    return Refusal(400, "BadRequestException", f"The form has more than {_MOST_FIELDS} fields.")

@@ -1,0 +1,122 @@
+"""Versions and lists of models as the management API describes them, in TorchServe's keys and their order."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import Any
+
+from torchmar.server.models.registry import Model, Version
+from torchmar.server.workers.pool import WorkerInfo
+
+PAGE = 100  # models, at the most
+_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index,utilization.gpu,utilization.memory,memory.used", "--format=csv")
+_NVIDIA_SMI_SECONDS = 5.0
+
+
+def version(described: Version, usage: dict[int, str] | None = None) -> dict[str, Any]:
+    """Return what is told of a version.
+
+    Beside TorchServe's keys there is ``failure`` while its workers do not load: the traceback of the last that
+    tried. TorchServe leaves that to its log.
+
+    Args:
+        described: the version.
+        usage: what `gpu_usage` says.
+    """
+    serving, pool = described.serving, described.pool
+    options = serving.pool
+    pending = pool.pending
+    document: dict[str, Any] = {
+        "modelName": described.name,
+        "modelVersion": described.version,
+        "modelUrl": described.url,
+        "runtime": serving.runtime,
+        "minWorkers": pool.min_workers,
+        "maxWorkers": pool.max_workers,
+        "batchSize": options.batch_size,
+        "maxBatchDelay": _number(options.max_batch_delay),
+        "responseTimeout": _number(options.response_timeout),
+        "startupTimeout": _number(options.startup_timeout),
+        "maxRetryTimeoutInSec": _number(options.retry_seconds),
+        "clientTimeoutInMills": _number(serving.client_timeout * 1000),
+        "parallelType": "",
+        "parallelLevel": 0,
+        "deviceType": serving.device_type,
+        **({"deviceIds": list(serving.device_ids)} if serving.device_ids else {}),
+        "continuousBatching": False,
+        "useJobTicket": options.job_tickets,
+        "useVenv": False,
+        "stateful": False,
+        "sequenceMaxIdleMSec": 0,
+        "sequenceTimeoutMSec": 0,
+        "maxNumSequence": 0,
+        "maxSequenceJobQueueSize": 0,
+        "loadedAtStartup": described.loaded_at_startup,
+        "workers": [_worker(worker, usage or {}) for worker in pool.workers()],
+        "jobQueueStatus": {
+            "remainingCapacity": max(0, options.queue_size - pending),
+            "pendingRequests": pending,
+        },
+    }
+    if pool.failure:
+        document["failure"] = pool.failure
+    return document
+
+
+def page(models: Iterable[Model], limit: int, token: int) -> dict[str, Any]:
+    """Return a page of the list of models, by name, each with the archive of its default version.
+
+    Args:
+        models: all there are.
+        limit: how many are wanted; below 0 or above 100 is 100.
+        token: how many to leave out.
+    """
+    if not 0 <= limit <= PAGE:
+        limit = PAGE
+    named = sorted(models, key=lambda model: model.name)
+    start = max(0, token)
+    # As TorchServe: there is a token, too, where a page ends with the list, and the next one is empty.
+    following = {"nextPageToken": str(start + limit)} if start + limit <= len(named) else {}
+    listed = [
+        {"modelName": model.name, "modelUrl": model.versions[model.default].url}
+        for model in named[start : start + limit]
+    ]
+    return {**following, "models": listed}
+
+
+def gpu_usage() -> dict[int, str]:
+    """Return what nvidia-smi says of each GPU, in TorchServe's words; nothing where it says nothing.
+
+    It takes a moment, and waits for the driver.
+    """
+    try:
+        said = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    head, *rows = [[cell.strip() for cell in line.split(",")] for line in said.stdout.splitlines()] or [[]]
+    usage = {}
+    for row in rows:
+        if len(row) == len(head) and row[0].isdigit():
+            told = " ".join(f"{name}::{value}" for name, value in zip(head[1:], row[1:], strict=True))
+            usage[int(row[0])] = f"gpuId::{row[0]} {told}"
+    return usage
+
+
+def _worker(worker: WorkerInfo, usage: dict[int, str]) -> dict[str, Any]:
+    started = datetime.fromtimestamp(worker.started, timezone.utc)
+    return {
+        "id": worker.id,
+        "startTime": started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "status": worker.state,
+        "memoryUsage": worker.memory,
+        "pid": worker.pid or -1,
+        "gpu": worker.gpu is not None,
+        "gpuUsage": "N/A" if worker.gpu is None else usage.get(worker.gpu, "N/A"),
+    }
+
+
+def _number(value: float) -> float:
+    """Return a whole number without a point, as TorchServe's are."""
+    return int(value) if value == int(value) else value

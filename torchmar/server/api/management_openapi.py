@@ -1,0 +1,259 @@
+"""The management API as OpenAPI documents, which ``OPTIONS`` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchmar.server.api.openapi_parts import (
+    FLAG,
+    JSON,
+    TEXT,
+    Parameter,
+    Schema,
+    array,
+    document,
+    operation,
+    record,
+    reference,
+    response,
+    whole_number,
+)
+
+_TOKEN = "management"
+_ERRORS = {
+    "400": "The token is wrong, or a parameter",
+    "403": "The default version goes last",
+    "404": "No such model, version or archive",
+    "405": "Models are not registered at run time here",
+    "408": "It took longer than it may",
+    "409": "In conflict with what is registered",
+    "500": "The workers did not come up",
+    "503": "No worker can answer",
+    "507": "A worker has no memory left",
+}
+_MOST_WORKERS = 1024
+_MODELS_ON_A_PAGE = 100
+_NAME = Parameter("path", "model_name", TEXT, "Name of the model.")
+_VERSION = Parameter("path", "model_version", TEXT, "Version of the model.")
+_NUMBER: Schema = {"type": "number"}
+_INTEGER: Schema = {"type": "integer"}
+
+# What a registration takes: name, schema, description.
+_REGISTRATION: tuple[tuple[str, Schema, str], ...] = (
+    ("url", TEXT, "A file name in the model store, or a URL that the server allows."),
+    ("model_name", TEXT, "In place of the archive's name."),
+    ("handler", TEXT, "In place of the archive's handler."),
+    ("runtime", {"type": "string", "enum": ["python", "python3"]}, "In place of the archive's runtime."),
+    ("batch_size", whole_number(1), "Requests that the handler gets at once; default: 1."),
+    ("max_batch_delay", whole_number(0), "Milliseconds; default: 100."),
+    ("response_timeout", whole_number(1), "Seconds; default: the server's."),
+    ("startup_timeout", whole_number(0), "Seconds, 0 for no limit; default: the server's."),
+    (
+        "initial_workers",
+        whole_number(0, _MOST_WORKERS),
+        "Workers to start with; default: the server's, which is none.",
+    ),
+    ("synchronous", FLAG, "Whether to answer when the workers do; default: true."),
+    ("s3_sse_kms", FLAG, "Whether an archive in S3 is encrypted with a key of AWS KMS; without effect here."),
+    ("torchmar_ignore_checks", TEXT, "Codes of checks to ignore, or beginnings of codes, with commas; MAR: all."),
+)
+#: The names of a registration's parameters.
+REGISTRATION = tuple(name for name, _, _ in _REGISTRATION)
+_MODEL_VERSION = record(
+    {
+        "modelName": TEXT,
+        "modelVersion": TEXT,
+        "modelUrl": TEXT,
+        "runtime": TEXT,
+        "minWorkers": _INTEGER,
+        "maxWorkers": _INTEGER,
+        "batchSize": _INTEGER,
+        "maxBatchDelay": _NUMBER,
+        "responseTimeout": _NUMBER,
+        "startupTimeout": _NUMBER,
+        "maxRetryTimeoutInSec": _NUMBER,
+        "clientTimeoutInMills": _NUMBER,
+        "parallelType": TEXT,
+        "parallelLevel": _INTEGER,
+        "deviceType": TEXT,
+        "continuousBatching": FLAG,
+        "useJobTicket": FLAG,
+        "useVenv": FLAG,
+        "stateful": FLAG,
+        "sequenceMaxIdleMSec": _INTEGER,
+        "sequenceTimeoutMSec": _INTEGER,
+        "maxNumSequence": _INTEGER,
+        "maxSequenceJobQueueSize": _INTEGER,
+        "loadedAtStartup": FLAG,
+        "workers": array(reference("Worker")),
+        "jobQueueStatus": record({"remainingCapacity": _INTEGER, "pendingRequests": _INTEGER}),
+    },
+    {
+        "deviceIds": array(_INTEGER),
+        "failure": {"type": "string", "description": "Why its workers do not load: the traceback of the last one."},
+        "customizedMetadata": {"type": "object", "description": "What the handler says; with customized=true."},
+    },
+)
+_SCHEMAS: Mapping[str, Schema] = {
+    "Description": record({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}),
+    "Status": record({"status": TEXT}),
+    "ModelReady": record({"name": TEXT, "ready": FLAG}),
+    "ModelList": record({"models": array(record({"modelName": TEXT, "modelUrl": TEXT}))}, {"nextPageToken": TEXT}),
+    "Registration": record({}, {name: {**schema, "description": text} for name, schema, text in _REGISTRATION}),
+    "ModelVersion": _MODEL_VERSION,
+    "Worker": record(
+        {
+            "id": TEXT,
+            "startTime": {"type": "string", "format": "date-time"},
+            "status": {"type": "string", "enum": ["READY", "LOADING", "UNLOADING"]},
+            "memoryUsage": {**_INTEGER, "format": "int64"},
+            "pid": _INTEGER,
+            "gpu": FLAG,
+            "gpuUsage": TEXT,
+        }
+    ),
+}
+_STATUS = {"200": response("Done", reference("Status"))}
+_LATER = {**_STATUS, "202": response("Begun; the workers are not waited for", reference("Status"))}
+
+
+def management(tokens: bool) -> dict[str, Any]:
+    """Return the document of the whole API.
+
+    Args:
+        tokens: whether requests need a token, so that there is a call that renews it.
+    """
+    token = _TOKEN if tokens else ""
+    described = {"200": response("An OpenAPI document", reference("Description"))}
+    limit = "Models on a page, 100 at the most, which is the default."
+    next_page = "Where the page begins: nextPageToken of the page before."
+    paths: dict[str, Any] = {
+        "/": {"options": operation("apiDescription", "Describe this API.", described)},
+        "/models": {
+            "get": operation(
+                "listModels",
+                "List the models by name, each with the archive of its default version.",
+                {"200": response("A page of models", reference("ModelList"))},
+                errors=_errors("400"),
+                parameters=(
+                    Parameter("query", "limit", whole_number(0), limit),
+                    Parameter("query", "next_page_token", whole_number(0), next_page),
+                ),
+                token=token,
+            ),
+            "post": operation(
+                "registerModel",
+                "Register an archive. A JSON body may have the same parameters, and goes before the query.",
+                _LATER,
+                errors=_errors("400", "404", "405", "409", "500", "507"),
+                parameters=tuple(
+                    Parameter("query", name, schema, text, required=name == "url")
+                    for name, schema, text in _REGISTRATION
+                ),
+                body={JSON: reference("Registration")},
+                body_required=False,
+                token=token,
+            ),
+        },
+        **_of_models(token),
+        "/v1/models/{model_name}": {
+            "get": operation(
+                "ready",
+                "Return whether a worker of the default version answers.",
+                {"200": response("Whether it does", reference("ModelReady"))},
+                errors=_errors("400", "404"),
+                parameters=(_NAME,),
+                token=token,
+            )
+        },
+        "/api-description": {"get": operation("api-description", "Describe this API.", described)},
+    }
+    if tokens:
+        kind = Parameter(
+            "query", "type", {"type": "string", "enum": ["management", "inference"]}, "Which token.", required=True
+        )
+        paths["/token"] = {
+            "get": operation(
+                "token",
+                "Write a new token into the key file. The token of this call is the API key.",
+                {"200": response("Written; the answer does not have it")},
+                errors={**_errors("400"), "409": "The token is fixed by the configuration"},
+                parameters=(kind,),
+                token=token,
+            )
+        }
+    description = "Registers models, describes, scales and removes them"
+    return document("TorchServe APIs", description, paths, _SCHEMAS, token=token)
+
+
+def of_model(name: str, tokens: bool) -> dict[str, Any]:
+    """Return the document of the calls that concern one model."""
+    token = _TOKEN if tokens else ""
+    title = f"RESTful Management API for: {name}"
+    return document(title, "Describes, scales and removes a model", _of_models(token), _SCHEMAS, token=token)
+
+
+def _of_models(token: str) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for path, prefix, which in (
+        ("/models/{model_name}", "", (_NAME,)),
+        ("/models/{model_name}/{model_version}", "version_", (_NAME, _VERSION)),
+    ):
+        default = "a version" if prefix else "the default version"
+        paths[path] = {
+            "get": operation(
+                f"{prefix}describeModel",
+                f"Describe {default}; with all as the version, every one.",
+                {"200": response("The versions", array(reference("ModelVersion")))},
+                errors=_errors("400", "404", "500", "503"),
+                parameters=(*which, Parameter("query", "customized", FLAG, "Whether to ask the handler, too.")),
+                token=token,
+            ),
+            "put": operation(
+                f"{prefix}setAutoScale",
+                f"Start or end workers of {default}.",
+                _LATER,
+                errors=_errors("400", "404", "500", "507"),
+                parameters=(
+                    *which,
+                    Parameter("query", "min_worker", whole_number(0, _MOST_WORKERS), "Workers to have; default: 1."),
+                    Parameter(
+                        "query", "max_worker", whole_number(0, _MOST_WORKERS), "At the most; default: min_worker."
+                    ),
+                    Parameter("query", "synchronous", FLAG, "Whether to answer when it is done; default: false."),
+                ),
+                token=token,
+            ),
+            "delete": operation(
+                f"{prefix}unregisterModel",
+                f"Remove {default}, once its requests are answered.",
+                _STATUS,
+                errors=_errors("400", "403", "404", "405", "408"),
+                parameters=which,
+                token=token,
+            ),
+            "options": operation(
+                f"{prefix}describeCalls",
+                "Describe the calls that concern the model.",
+                {"200": response("An OpenAPI document", reference("Description"))},
+                errors=_errors("400", "404"),
+                parameters=which,
+                token=token,
+            ),
+        }
+    paths["/models/{model_name}/{model_version}/set-default"] = {
+        "put": operation(
+            "setDefault",
+            "Make a version the default one.",
+            _STATUS,
+            errors=_errors("400", "404", "409"),
+            parameters=(_NAME, _VERSION),
+            token=token,
+        )
+    }
+    return paths
+
+
+def _errors(*statuses: str) -> dict[str, str]:
+    return {status: _ERRORS[status] for status in statuses}

@@ -1,0 +1,86 @@
+"""Parameters of management requests by name: those that a call has, and those that were probably meant.
+
+TorchServe ignores a parameter that it does not know, so that a slip leaves a model with a setting that nobody chose.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torchmar.server.api_error import Refusal
+from torchmar.server.telemetry import logs
+
+LIST = ("limit", "next_page_token")
+DESCRIBE = ("customized",)
+SCALE = ("min_worker", "max_worker", "synchronous", "model_version")
+# Names that other calls, configuration files and clients have for the same.
+_SYNONYMS = (
+    {"workers", "min_worker", "min_workers", "initial_workers"},
+    {"max_worker", "max_workers"},
+    {"url", "model_url", "mar_name"},
+    {"model_name", "name"},
+)
+_INT32 = 1 << 31
+_LONGEST = 100  # characters of a name that is logged
+
+
+def check(given: Iterable[str], known: tuple[str, ...], call: str) -> None:
+    """Refuse names that are probably misspelt; log the others that the call does not have, which are ignored.
+
+    Args:
+        given: the names in a request.
+        known: the names that the call has.
+        call: for the log: ``POST /models``.
+
+    Raises:
+        Refusal: 400, with the name that was probably meant.
+    """
+    for name in given:
+        if name in known:
+            continue
+        if (meant := _meant(name, known)) is not None:
+            raise Refusal(400, "BadRequestException", f"Unknown parameter {name[:_LONGEST]}; did you mean {meant}?")
+        logs.SERVER.warning("%s: unknown parameter %r is ignored", call, name[:_LONGEST])
+
+
+def number(given: Mapping[str, str], name: str, default: Any, *, least: int = -_INT32) -> Any:
+    """Return a parameter that is a whole number, or ``default`` where it is missing or empty.
+
+    Raises:
+        Refusal: 400; it is no whole number from ``least`` to the largest of 32 bits, TorchServe's own type.
+    """
+    text = given.get(name)
+    if not text:
+        return default
+    value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,10}", text) else None
+    if value is None or not least <= value < _INT32:
+        message = f"Parameter {name} is {text[:_LONGEST]!r}, and must be a whole number from {least} to {_INT32 - 1}."
+        raise Refusal(400, "BadRequestException", message)
+    return value
+
+
+def flag(given: Mapping[str, str], name: str, *, default: bool) -> bool:
+    """Return a parameter that is ``true`` or ``false``, in any case.
+
+    Raises:
+        Refusal: 400, it is neither.
+    """
+    text = given.get(name)
+    if text is None:
+        return default
+    if text.lower() not in ("true", "false"):
+        raise Refusal(400, "BadRequestException", f"Parameter {name} is neither true nor false: {text[:_LONGEST]}")
+    return text.lower() == "true"
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str | None:
+    # batchSize, batch-size and "batch size" are batch_size.
+    plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace("-", "_").replace(" ", "_").lower()
+    for names in _SYNONYMS:
+        if plain in names and (meant := names.intersection(known)):
+            return meant.pop()
+    near = difflib.get_close_matches(plain, known, 1, 0.75)
+    return near[0] if near else None

@@ -1,0 +1,32 @@
+"""What the management API says of what it has done, in TorchServe's words, over REST and over gRPC."""
+
+from __future__ import annotations
+
+from torchmar.server.models.registry import Version
+
+STARTED = "Processing worker updates..."
+
+
+def registered(version: Version, *, synchronous: bool) -> str:
+    """Return what is said of a registration; `STARTED` if its workers are not waited for."""
+    workers = version.serving.min_workers
+    said = f'Model "{version.name}" Version: {version.version} registered with {workers} initial workers'
+    if not workers:
+        return f"{said}. Use scale workers API to add workers for the model."
+    return said if synchronous else STARTED
+
+
+def scaled(name: str, version: str | None, workers: int, *, synchronous: bool) -> str:
+    """Return what is said of workers that are there, or `STARTED`; ``version`` is as it was asked for."""
+    which = "" if version is None else f", version: {version}"
+    return f"Workers scaled to {workers} for model: {name}{which}" if synchronous else STARTED
+
+
+def made_default(name: str, version: str) -> str:
+    """Return what is said of a new default version."""
+    return f'Default version successfully updated for model "{name}" to "{version}"'
+
+
+def unregistered(name: str) -> str:
+    """Return what is said of a version that is gone."""
+    return f'Model "{name}" unregistered'

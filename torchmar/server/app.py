@@ -1,0 +1,162 @@
+"""A server put together: from a configuration to listeners, loaded models, and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchmar.errors import PortInUse
+from torchmar.server import grpc, http
+from torchmar.server.api.inference import Inference
+from torchmar.server.api.management import Management
+from torchmar.server.config.settings import Settings
+from torchmar.server.config.values import Address
+from torchmar.server.models import snapshots, startup_report
+from torchmar.server.models.archive_cache import Sources
+from torchmar.server.models.registry import Registry
+from torchmar.server.models.snapshots import Snapshots
+from torchmar.server.telemetry import logs, metrics_config
+from torchmar.server.telemetry.metrics import Metrics, MetricsApi
+from torchmar.server.tokens import Tokens
+from torchmar.server.workers.processes import Nursery
+
+GRACE = 30.0  # seconds that requests have to be answered when the server is told to stop
+
+
+class House:
+    """A server in a run folder: key file, logs and extracted archives are there.
+
+    Args:
+        settings: what it is configured to.
+        folder: the run folder.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        config = metrics_config.read(settings.metrics_config) if settings.metrics_config else metrics_config.DEFAULT
+        self._metrics = Metrics(
+            config, auto_detect=settings.model_metrics_auto_detect, machine=not settings.disable_system_metrics
+        )
+        self._tokens = Tokens(
+            folder / "key_file.json",
+            enabled=settings.tokens,
+            minutes=settings.token_expiration_min,
+            fixed=settings.fixed_tokens,
+        )
+        self._nursery = Nursery(settings.worker_environment(os.environ))
+        self._sources = Sources(settings, folder / "models")
+        self.registry = Registry(self._sources, self._nursery, settings, self._metrics)
+        self._access = logs.AccessLog(folder / "logs", settings.log_format) if settings.access_log else None
+        self._folder = folder
+        self._snapshots = None
+        if settings.snapshots and settings.file:
+            self._snapshots = Snapshots(settings.snapshots, settings.file, self.registry)
+        self._loaded = False
+        self._reporting: asyncio.Task[None] | None = None
+        self._listeners: list[Any] = []
+
+    async def open(self) -> None:
+        """Listen, load the models that the configuration names, and start the parent of their workers.
+
+        Raises:
+            PortInUse: somebody listens there already.
+            TorchmarError: gRPC cannot be spoken, or workers cannot be started.
+        """
+        settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics
+        warm = asyncio.ensure_future(self._nursery.start())  # torch takes a second; the rest need not wait
+        apps: dict[str, tuple[Address, http.App]] = {
+            "inference": (settings.inference, Inference(registry, tokens, settings, metrics)),
+            "management": (settings.management, Management(registry, tokens, settings, metrics)),
+        }
+        if settings.metrics_api:
+            apps["metrics"] = (settings.metrics, MetricsApi(metrics))
+        limits = http.Limits(body=settings.max_request_size)
+        registry.startup.begin(settings.startup_models())
+        try:
+            for address, app in _together(apps):
+                self._listeners.append(await self._listen(app, address, limits))
+            if (listener := await grpc.listen(registry, tokens, settings, metrics)) is not None:
+                self._listeners.append(listener)
+            await warm
+        except BaseException:
+            warm.cancel()
+            await self.close(0)
+            raise
+        await registry.load()
+        self._loaded = True
+        self._save_snapshot("startup")
+        registry.on_change = self._changed
+        self._reporting = asyncio.ensure_future(self._report())
+
+    async def close(self, grace: float = GRACE) -> None:
+        """Take no more requests, answer those that are there, end everything."""
+        if self._reporting:
+            self._reporting.cancel()
+        startup_report.remove(self._folder)
+        if self._loaded:
+            self.registry.on_change = lambda: None
+            self._save_snapshot("shutdown")
+        await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
+        await self.registry.close(grace)
+        await self._sources.close()
+        self._nursery.close()
+        if self._access:
+            self._access.close()
+
+    async def _report(self) -> None:
+        """Report what could not be loaded, once all models that are loaded at the start were tried."""
+        await self.registry.startup.finished()
+        self._write_report()
+
+    def _changed(self) -> None:
+        self._save_snapshot("snapshot")
+        if not self.registry.startup.loading:
+            self._write_report()
+
+    def _write_report(self) -> None:
+        try:
+            startup_report.write(startup_report.of(self.registry), self._folder)
+        except OSError as error:
+            logs.SERVER.warning("%s/%s: %s", self._folder, startup_report.FILE_NAME, error.strerror or error)
+
+    def _save_snapshot(self, kind: snapshots.Kind) -> None:
+        if self._snapshots:
+            self._snapshots.save(kind)
+
+    async def _listen(self, app: http.App, address: Address, limits: http.Limits) -> http.Listener:
+        settings = self._settings
+        try:
+            return await http.listen(
+                app,
+                address.host,
+                address.port,
+                limits,
+                tls=settings.tls() if address.tls else None,
+                unix=address.unix or None,
+                cors=settings.cors,
+                access=self._access.put if self._access else None,
+            )
+        except OSError as error:
+            raise PortInUse(f"{address} cannot be listened on: {error.strerror or error}") from None
+
+
+def _together(apps: Mapping[str, tuple[Address, http.App]]) -> list[tuple[Address, http.App]]:
+    """Return one app for each address; several APIs may have the same."""
+    found: dict[Address, dict[str, http.App]] = {}
+    for api, (address, app) in apps.items():
+        found.setdefault(address, {})[api] = app
+    return [(address, next(iter(of.values())) if len(of) == 1 else _by_path(of)) for address, of in found.items()]
+
+
+def _by_path(apps: Mapping[str, http.App]) -> http.App:
+    def app(request: http.Request) -> None:
+        first, *rest = request.path.strip("/").split("/")
+        api = {"models": "management", "token": "management", "metrics": "metrics"}.get(first, "inference")
+        if first == "models" and rest[-1:] == ["invoke"]:
+            api = "inference"  # SageMaker's
+        apps.get(api, next(iter(apps.values())))(request)
+
+    return app

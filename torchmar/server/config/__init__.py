@@ -1,0 +1,1 @@
+"""The server's configuration: keys, values and settings of config.properties."""

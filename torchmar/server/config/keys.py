@@ -1,0 +1,177 @@
+"""The keys of ``config.properties``: what the server reads, and what only TorchServe does.
+
+The one list of keys; the server reads values by it, and ``torchmar doctor`` checks configurations by it. TorchServe's
+are the constants of its ConfigManager (0.12.0), and two keys of its launcher (plugins_path, vmargs).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from torchmar import properties
+from torchmar.server.config import startup_models
+from torchmar.server.config import values as values
+
+Kind = Literal["flag", "number", "text"]
+
+OWN_PREFIX = "torchmar_"
+#: The variables with tokens for a server, by API. Clients read others (`torchmar.connection.endpoint.token_variable`):
+#: what a user exports for a server elsewhere must not become the token of one that is started here.
+TOKEN_VARIABLES = {api: f"TORCHMAR_SERVER_{api.upper()}_TOKEN" for api in ("inference", "management")}
+
+
+class ConfigKey(NamedTuple):
+    """How the value of a key is read.
+
+    Attributes:
+        field: of `torchmar.server.config.settings.Settings`; empty where a field is made of several keys.
+        read: from text; raises ValueError.
+        example: of a value.
+        kind: what TorchServe takes it for.
+    """
+
+    field: str
+    read: Callable[[str], Any]
+    example: str
+    kind: Kind = "text"
+
+
+def suggest(key: str) -> str | None:
+    """Return the key that was probably meant by an unknown one."""
+    # TorchServe's documentation and its variables write keys in several ways.
+    near = difflib.get_close_matches(re.sub(r"[-.]", "_", key.lower()), [*SUPPORTED_KEYS, *IGNORED_KEYS], 1, 0.75)
+    return near[0] if near else None
+
+
+def _flag(field: str, example: str = "true") -> ConfigKey:
+    return ConfigKey(field, values.flag, example, "flag")
+
+
+def _number(field: str, example: str, least: int, most: int | None = None) -> ConfigKey:
+    return ConfigKey(field, values.whole_number(least, most), example, "number")
+
+
+SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
+    "allowed_urls": ConfigKey("allowed_urls", values.patterns, "https://models.example.com/.*"),
+    "blacklist_env_vars": ConfigKey("blacklist_env_vars", values.regular_expression, "AWS_.*|.*_SECRET"),
+    "certificate_file": ConfigKey("certificate_file", values.path, "cert.pem"),
+    "cors_allowed_headers": ConfigKey("", str, "X-Custom-Header"),
+    "cors_allowed_methods": ConfigKey("", str, "GET, POST, PUT, OPTIONS"),
+    "cors_allowed_origin": ConfigKey("", str, "https://example.com"),
+    "decode_input_request": _flag("decode_input_request"),
+    "default_response_timeout": _number("default_response_timeout", "120", 1),
+    "default_service_handler": ConfigKey("default_service_handler", str, "handler:handle"),
+    "default_startup_timeout": _number("default_startup_timeout", "120", 0),
+    "default_workers_per_model": _number("default_workers_per_model", "2", 0),
+    "disable_system_metrics": _flag("disable_system_metrics"),
+    "disable_token_authorization": _flag("", example="false"),
+    "enable_envvars_config": _flag(""),
+    "enable_grpc_ssl": _flag("grpc_tls"),
+    "enable_metrics_api": _flag("metrics_api"),
+    "enable_model_api": _flag("model_api"),
+    "grpc_inference_address": ConfigKey("", str, "127.0.0.1"),
+    "grpc_inference_max_connection_age_grace_ms": _number("", "10000", 1),
+    "grpc_inference_max_connection_age_ms": _number("", "300000", 1),
+    "grpc_inference_port": _number("", "7070", 1, 65535),
+    "grpc_management_address": ConfigKey("", str, "127.0.0.1"),
+    "grpc_management_max_connection_age_grace_ms": _number("", "10000", 1),
+    "grpc_management_max_connection_age_ms": _number("", "300000", 1),
+    "grpc_management_port": _number("", "7071", 1, 65535),
+    "inference_address": ConfigKey(
+        "inference", values.web_address(*properties.PORTS["inference_address"]), "http://127.0.0.1:8080"
+    ),
+    "install_py_dep_per_model": _flag("install_py_dep_per_model"),
+    "ipex_enable": _flag("ipex_enable"),
+    "job_queue_size": _number("job_queue_size", "100", 1),
+    "limit_max_image_pixels": _flag("limit_max_image_pixels"),
+    "load_models": ConfigKey("load_models", startup_models.parse_load_models, "all"),
+    "management_address": ConfigKey(
+        "management", values.web_address(*properties.PORTS["management_address"]), "http://127.0.0.1:8081"
+    ),
+    "max_request_size": _number("max_request_size", "6553500", 1),
+    "max_response_size": _number("max_response_size", "6553500", 1),
+    "metrics_address": ConfigKey(
+        "metrics", values.web_address(*properties.PORTS["metrics_address"]), "http://127.0.0.1:8082"
+    ),
+    "metrics_config": ConfigKey("metrics_config", values.path, "metrics.yaml"),
+    "metrics_mode": ConfigKey("", values.metrics_mode, "prometheus"),  # over HTTP metrics are the same in each
+    "model_metrics_auto_detect": _flag("model_metrics_auto_detect"),
+    "model_snapshot": ConfigKey(
+        "model_snapshot",
+        startup_models.parse_snapshot,
+        '{"models": {"digits": {"1.0": {"defaultVersion": true, "marName": "digits.mar"}}}}',
+    ),
+    "model_store": ConfigKey("", str, "/srv/model_store"),
+    "models": ConfigKey("models", values.models, '{"digits": {"1.0": {"marName": "digits.mar", "minWorkers": 1}}}'),
+    "number_of_gpu": _number("", "1", 0),
+    "private_key_file": ConfigKey("private_key_file", values.path, "key.pem"),
+    "service_envelope": ConfigKey("service_envelope", str, "kserve"),
+    "token_expiration_min": ConfigKey("token_expiration_min", values.minutes, "60", "number"),
+    "torchmar_access_log": _flag("access_log"),
+    "torchmar_check_archives": _flag("check_archives"),
+    "torchmar_envvars_read": _flag(""),
+    "torchmar_health_token": _flag("health_token"),
+    "torchmar_inference_token_file": ConfigKey("", values.path, "/run/secrets/inference_token"),
+    "torchmar_ignore_checks": ConfigKey("ignored_checks", values.codes_of_checks, "MAR601,MAR4"),
+    "torchmar_log_format": ConfigKey("log_format", values.log_layout, "json"),
+    "torchmar_management_token_file": ConfigKey("", values.path, "/run/secrets/management_token"),
+    "torchmar_max_download_size": _number("max_download_size", "21474836480", 1),
+    "torchmar_snapshots": ConfigKey("snapshots", values.path, "logs/config"),
+    "torchmar_worker_memory": ConfigKey("worker_memory", values.size, "4GiB"),
+    "torchmar_worker_poll_us": _number("worker_poll", "0", 0),
+    "ts_open_inference_protocol": _flag("ts_open_inference_protocol"),
+    "unregister_model_timeout": _number("unregister_model_timeout", "120", 0),
+    "use_env_allowed_urls": _flag(""),
+}
+# Java's, its launcher's, or of what this server has not: workflows, plugins, sequences.
+IGNORED_KEYS: Mapping[str, Kind] = {
+    "async_logging": "flag",
+    "cpp_log_config": "text",
+    "cpu_launcher_args": "text",
+    "cpu_launcher_enable": "flag",
+    "debug": "flag",
+    "initial_distribution_port": "number",
+    "initial_worker_port": "number",
+    "io_ratio": "number",
+    "ipex_gpu_enable": "flag",
+    "keystore": "text",
+    "keystore_pass": "text",
+    "keystore_type": "text",
+    "metric_time_interval": "number",
+    "metrics_format": "text",
+    "model_server_home": "text",
+    "netty_client_threads": "number",
+    "number_of_netty_threads": "number",
+    "plugins_path": "text",
+    "prefer_direct_buffer": "flag",
+    "python": "text",
+    "snapshot_store": "text",
+    "system_metrics_cmd": "text",
+    "tsConfigFile": "text",
+    "ts_header_key_sequence_end": "text",
+    "ts_header_key_sequence_id": "text",
+    "ts_header_key_sequence_start": "text",
+    "use_native_io": "flag",
+    "version": "text",
+    "vmargs": "text",
+    "workflow_store": "text",
+}
+TORCHSERVE_KINDS: Mapping[str, Kind] = {
+    **{key: known.kind for key, known in SUPPORTED_KEYS.items() if not key.startswith(OWN_PREFIX)},
+    **IGNORED_KEYS,
+}
+# TorchServe finds a variable by the name of the constant that has the key's name in its ConfigManager.
+_NO_VARIABLE = (
+    *("enable_envvars_config", "io_ratio", "metric_time_interval", "metrics_format", "model_snapshot", "models"),
+    *("plugins_path", "python", "snapshot_store", "system_metrics_cmd", "token_expiration_min", "tsConfigFile"),
+    "ts_open_inference_protocol",
+    *("use_env_allowed_urls", "use_native_io", "version", "vmargs", "model_server_home"),
+)
+VARIABLES: Mapping[str, str] = {
+    f"TS_{key.removeprefix('ts_').upper()}": key
+    for key in (*SUPPORTED_KEYS, *IGNORED_KEYS)
+    if key not in _NO_VARIABLE and not key.startswith(OWN_PREFIX)
+} | {"TS_TOKEN_EXPIRATION_TIME_MIN": "token_expiration_min"}

@@ -1,0 +1,284 @@
+"""The Open Inference Protocol (KServe v2) over gRPC, with some of Triton's extensions.
+
+The contract is ``torchmar/grpc/wire/open_inference.proto``. It is served under two names: that of KServe and Triton,
+``inference.GRPCInferenceService``, and TorchServe's. A handler of ours gets tensors as bytes and answers in bytes; any
+other gets the JSON that it would get over REST, and under TorchServe's name what TorchServe would make of the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.json_format import ParseDict
+
+from torchmar.grpc.wire import open_inference_pb2 as wire
+from torchmar.server.api import model_documents, open_inference, tensors
+from torchmar.server.api.tensors import Tensor
+from torchmar.server.grpc import messages
+from torchmar.server.grpc.calls import Code, Context, Failed, Method, bad, code, failed, streamed, unary
+from torchmar.server.grpc.model_call import Asking, words
+from torchmar.server.models.health import ready
+from torchmar.server.models.registry import Registry, Version
+from torchmar.server.models.startup import StillLoading
+from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.workers.jobs import Input, Reply
+from torchmar.tensor_elements import BYTES, pack, unpack
+
+NAME = "inference.GRPCInferenceService"
+TORCHSERVES_NAME = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+
+_AHEAD = 64  # requests of a stream that wait for their answers at the most
+_FINAL = "triton_final_response"
+_SHARED_MEMORY = ("SystemSharedMemory", "CudaSharedMemory")
+_UNSUPPORTED = {
+    "RepositoryModelLoad": open_inference.LOADING,
+    "RepositoryModelUnload": open_inference.LOADING,
+    "TraceSetting": open_inference.TRACE,
+    "LogSettings": open_inference.LOGGING,
+    **{
+        f"{kind}{verb}": open_inference.SHARED_MEMORY
+        for kind in _SHARED_MEMORY
+        for verb in ("Status", "Register", "Unregister")
+    },
+}
+
+
+class OpenInference:
+    """The service under one of its names.
+
+    Args:
+        name: of the service.
+        registry: the models.
+        metrics: where requests are counted.
+        asking: what asks the models.
+    """
+
+    def __init__(self, name: str, registry: Registry, metrics: Metrics, asking: Asking) -> None:
+        self.name = name
+        self._torchserves = name == TORCHSERVES_NAME
+        self._registry, self._metrics, self._asking = registry, metrics, asking
+
+    def methods(self) -> Mapping[str, Method]:
+        """Return the methods by their names; those of extensions that are not supported say so."""
+        return {
+            "ServerLive": self._unary(self.server_live, wire.ServerLiveRequest),
+            "ServerReady": self._unary(self.server_ready, wire.ServerReadyRequest),
+            "ServerMetadata": self._unary(self.server_metadata, wire.ServerMetadataRequest),
+            "ModelReady": self._unary(self.model_ready, wire.ModelReadyRequest),
+            "ModelMetadata": self._unary(self.model_metadata, wire.ModelMetadataRequest),
+            "ModelInfer": self._unary(self.infer, wire.ModelInferRequest),
+            "ModelStreamInfer": streamed(self.stream, wire.ModelInferRequest, many=True),
+            "ModelConfig": self._unary(self.model_config, wire.ModelConfigRequest),
+            "ModelStatistics": self._unary(self.model_statistics, wire.ModelStatisticsRequest),
+            "RepositoryIndex": self._unary(self.index, wire.RepositoryIndexRequest),
+            **{name: _unsupported(why) for name, why in _UNSUPPORTED.items()},
+        }
+
+    async def server_live(self, request: wire.ServerLiveRequest, context: Context) -> wire.ServerLiveResponse:
+        """Say that the server is up."""
+        return wire.ServerLiveResponse(live=True)
+
+    async def server_ready(self, request: wire.ServerReadyRequest, context: Context) -> wire.ServerReadyResponse:
+        """Say whether every model answers, as ``/v2/health/ready`` does."""
+        return wire.ServerReadyResponse(ready=ready(self._registry))
+
+    async def server_metadata(
+        self, request: wire.ServerMetadataRequest, context: Context
+    ) -> wire.ServerMetadataResponse:
+        """Say what the server is."""
+        return ParseDict(model_documents.server(), wire.ServerMetadataResponse())
+
+    async def model_ready(self, request: wire.ModelReadyRequest, context: Context) -> wire.ModelReadyResponse:
+        """Say whether a model takes requests: it has workers, as many as it should."""
+        try:
+            pool = self._find(request.name, request.version, "name").pool
+        except StillLoading:
+            return wire.ModelReadyResponse(ready=False)
+        return wire.ModelReadyResponse(ready=0 < pool.min_workers <= pool.ready)
+
+    async def model_metadata(self, request: wire.ModelMetadataRequest, context: Context) -> wire.ModelMetadataResponse:
+        """Return a model's versions, inputs and outputs."""
+        version = self._find(request.name, request.version, "model_name")
+        return ParseDict(model_documents.metadata(self._registry, version), wire.ModelMetadataResponse())
+
+    async def model_config(self, request: wire.ModelConfigRequest, context: Context) -> wire.ModelConfigResponse:
+        """Return how a model is served."""
+        version = self._find(request.name, request.version, "name")
+        return ParseDict({"config": model_documents.config(version)}, wire.ModelConfigResponse())
+
+    async def model_statistics(
+        self, request: wire.ModelStatisticsRequest, context: Context
+    ) -> wire.ModelStatisticsResponse:
+        """Return the statistics of a version, of a model's versions, or of all."""
+        document = model_documents.statistics(self._registry, self._metrics, request.name, request.version)
+        return ParseDict(document, wire.ModelStatisticsResponse())
+
+    async def index(self, request: wire.RepositoryIndexRequest, context: Context) -> wire.RepositoryIndexResponse:
+        """Return the registered versions and their states."""
+        models = model_documents.index(self._registry, ready=request.ready)
+        return ParseDict({"models": models}, wire.RepositoryIndexResponse())
+
+    async def infer(self, request: wire.ModelInferRequest, context: Context) -> wire.ModelInferResponse:
+        """Answer a request."""
+        version = self._find(request.model_name, request.model_version, "model_name")
+        await _loaded(version, context)
+        raw = bool(request.raw_input_contents)
+        try:
+            given = list(messages.inputs(request))
+            headers, row = self._row(request, given, binary=version.pool.description.get("binary") is True)
+        except ValueError as error:
+            raise Failed(Code.INVALID_ARGUMENT, f"{error}\nBadRequestException.()") from None
+        replies = [reply async for reply in self._asking.replies(version, [row], context, headers)]
+        reply = replies[-1]
+        if reply.status >= 300:
+            raise _failed(reply)
+        body = b"".join(one.body for one in replies)
+        length = {name.lower(): value for name, value in reply.headers.items()}.get(tensors.HEADER_LENGTH.lower())
+        try:
+            document, outputs = self._answer(body, None if length is None else int(length))
+            return messages.response({"id": request.id, **document}, outputs, raw=raw)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            message = f"the answer of model {version.name} is not of the Open Inference Protocol: {error!r}"
+            raise Failed(Code.INTERNAL, f"{message}\nInternalServerException.()") from None
+
+    async def stream(
+        self, requests: AsyncIterator[wire.ModelInferRequest], context: Context
+    ) -> AsyncIterator[wire.ModelStreamInferResponse]:
+        """Answer the requests of a stream in their order; one that fails says so and ends nothing.
+
+        Workers get them as they come, so that batches form.
+        """
+        answers: asyncio.Queue[asyncio.Task[wire.ModelStreamInferResponse] | None] = asyncio.Queue(_AHEAD)
+
+        async def read() -> None:
+            try:
+                async for one in requests:
+                    await answers.put(asyncio.create_task(self._streamed(one, context)))
+            finally:
+                await answers.put(None)
+
+        reading = asyncio.create_task(read())
+        current: asyncio.Task[wire.ModelStreamInferResponse] | None = None
+        try:
+            while (current := await answers.get()) is not None:
+                yield await current
+        finally:
+            reading.cancel()
+            while current is not None:
+                current.cancel()
+                current = None if answers.empty() else answers.get_nowait()
+
+    async def _streamed(self, request: wire.ModelInferRequest, context: Context) -> wire.ModelStreamInferResponse:
+        try:
+            answer = await self.infer(request, context)
+        except Exception as error:
+            response = wire.ModelStreamInferResponse(error_message=failed(error).plain().details)
+            response.infer_response.id = request.id
+            return response
+        answer.parameters[_FINAL].bool_param = True
+        return wire.ModelStreamInferResponse(infer_response=answer)
+
+    def _find(self, name: str, version: str, parameter: str) -> Version:
+        """Return a version, by default the default one.
+
+        Raises:
+            Failed: the name is empty.
+            Refusal: 404, there is none.
+        """
+        if not name:
+            raise bad(parameter) if self._torchserves else Failed(Code.INVALID_ARGUMENT, f"{parameter} is empty")
+        return self._registry.find(name, version or None)
+
+    def _row(
+        self, request: wire.ModelInferRequest, given: Sequence[Tensor], *, binary: bool
+    ) -> tuple[dict[str, str], Input]:
+        """Return the headers and the row for a handler: bytes, or JSON.
+
+        Raises:
+            ValueError: JSON cannot hold an input.
+        """
+        parameters = messages.parameters(request.parameters)
+        chosen = [(one.name, messages.parameters(one.parameters)) for one in request.outputs]
+        if binary:
+            parameters["binary_data_output"] = True
+            chosen = [(name, {**more, "binary_data": True}) for name, more in chosen]
+        document: dict[str, Any] = {
+            "id": request.id,
+            "parameters": parameters,
+            "outputs": [{"name": name, "parameters": more} for name, more in chosen],
+        }
+        document = {key: value for key, value in document.items() if value}
+        if binary:
+            body, length = tensors.joined(document, given, "inputs")
+            return {tensors.HEADER_LENGTH: str(length)}, Input("body", "application/octet-stream", body)
+        if self._torchserves:
+            given = [_encoded(one) for one in given]
+            document = {"id": request.id, "model_name": request.model_name, **document}
+        document["inputs"] = [tensors.in_json(one) for one in given]
+        body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+        return {}, Input("body", "application/json", body)
+
+    def _answer(self, body: bytes, header_length: int | None) -> tuple[dict[str, Any], list[Tensor]]:
+        document, outputs = tensors.split(body, header_length, "outputs")
+        if header_length is None and self._torchserves:
+            outputs = [_quoted(one) for one in outputs]
+        return document, outputs
+
+    def _unary(self, answer: Callable[[Any, Context], Any], message: Any) -> Method:
+        if self._torchserves:
+            return unary(answer, message)
+
+        async def plainly(request: Any, context: Context) -> Any:
+            """Answer; errors without TorchServe's classes of exceptions, which only its clients read."""
+            try:
+                return await answer(request, context)
+            except Exception as error:
+                raise failed(error).plain() from None
+
+        return unary(plainly, message)
+
+
+async def _loaded(version: Version, context: Context) -> None:
+    """Wait until the handler has told how it takes tensors, as long as the call lasts and it may still be loaded."""
+    left = context.time_remaining()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(version.pool.described(), left)
+
+
+def _failed(reply: Reply) -> Failed:
+    if reply.message:
+        return Failed(code(reply.status), f"{reply.message}\norg.pytorch.serve.http.InternalServerException")
+    message, kind = words(reply)
+    return Failed(code(reply.status), f"{message}\norg.pytorch.serve.http.{kind}")
+
+
+def _encoded(tensor: Tensor) -> Tensor:
+    """Return a tensor as TorchServe hands it on: bytes in base64."""
+    if tensor.datatype != BYTES:
+        return tensor
+    items = unpack(BYTES, tensor.content)
+    return tensor._replace(content=pack(BYTES, [base64.b64encode(one) for one in items]))
+
+
+def _quoted(tensor: Tensor) -> Tensor:
+    """Return a tensor as TorchServe does: texts as they stand in JSON, quotes and all."""
+    if tensor.datatype != BYTES:
+        return tensor
+    items = unpack(BYTES, tensor.content)
+    quoted = [json.dumps(one.decode(), ensure_ascii=False) for one in items]
+    return tensor._replace(content=pack(BYTES, quoted))
+
+
+def _unsupported(why: str) -> Method:
+    async def refuse(_: bytes, context: Context) -> bytes:
+        await context.abort(Code.UNIMPLEMENTED, why)
+        raise AssertionError  # abort never returns
+
+    return grpc.unary_unary_rpc_method_handler(refuse)

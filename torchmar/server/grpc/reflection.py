@@ -1,0 +1,89 @@
+"""Server reflection, by which grpcurl and the like learn services and messages: versions 1 and 1alpha.
+
+https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import grpc
+from google.protobuf import any_pb2, empty_pb2
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from torchmar.grpc.wire import inference_pb2, management_pb2, open_inference_pb2
+from torchmar.server.grpc.calls import Method
+
+ALPHA, NAME = "grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"
+
+
+class Reflection:
+    """The service under one of its names, whose messages are alike.
+
+    Args:
+        name: of the service.
+        services: the names of all services of the server.
+    """
+
+    def __init__(self, name: str, services: Sequence[str]) -> None:
+        self.name = name
+        self._servicer = reflection.aio.ReflectionServicer([*services, ALPHA, NAME], pool=_POOL)
+
+    def methods(self) -> Mapping[str, Method]:
+        """Return the methods by their names."""
+        method = grpc.stream_stream_rpc_method_handler(
+            self._servicer.ServerReflectionInfo,
+            reflection_pb2.ServerReflectionRequest.FromString,
+            reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        return {"ServerReflectionInfo": method}
+
+
+def _pool() -> DescriptorPool:
+    """Return the contracts of all services.
+
+    Some are served under the names of other packages. They are in this pool only: that of the process may have the
+    real ones, of a program that imports KServe's or Triton's messages.
+    """
+    pool = DescriptorPool()
+    modules = (any_pb2, empty_pb2, inference_pb2, management_pb2, open_inference_pb2, health_pb2, reflection_pb2)
+    files = [_copy(module.DESCRIPTOR) for module in modules]
+    files.append(_renamed(files[4], "grpc_service.proto", "inference"))
+    files.append(_renamed(files[6], "grpc/reflection/v1/reflection.proto", "grpc.reflection.v1"))
+    for file in files:
+        pool.AddSerializedFile(file.SerializeToString())
+    return pool
+
+
+def _copy(descriptor: object) -> FileDescriptorProto:
+    file = FileDescriptorProto()
+    descriptor.CopyToProto(file)  # type: ignore[attr-defined]
+    return file
+
+
+def _renamed(file: FileDescriptorProto, name: str, package: str) -> FileDescriptorProto:
+    """Return a contract under another name, with its messages in another package."""
+    made = FileDescriptorProto()
+    made.CopyFrom(file)
+    before, after = f".{file.package}.", f".{package}."
+    made.name, made.package = name, package
+
+    def rename(messages: Iterable[DescriptorProto]) -> None:
+        for message in messages:
+            for field in message.field:
+                if field.type_name:  # a scalar has none, and may not have an empty one
+                    field.type_name = field.type_name.replace(before, after, 1)
+            rename(message.nested_type)
+
+    rename(made.message_type)
+    for service in made.service:
+        for method in service.method:
+            method.input_type = method.input_type.replace(before, after, 1)
+            method.output_type = method.output_type.replace(before, after, 1)
+    return made
+
+
+_POOL = _pool()

@@ -1,0 +1,1 @@
+"""Models and versions: registration, archives, serving configuration, startup and snapshots."""

@@ -1,0 +1,104 @@
+"""TorchServe's snapshots: the configuration and all that is registered, in a file that a server can be started from.
+
+The format is that of TorchServe 0.12.0: a properties file, whose ``model_snapshot`` is JSON. Each version may have
+``handler`` besides, where a registration has named one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from torchmar import properties
+from torchmar.atomic import beside
+from torchmar.server.config.startup_models import StartupModel
+from torchmar.server.models.registry import Registry, Version
+from torchmar.server.telemetry import logs
+
+Kind = Literal["startup", "snapshot", "shutdown"]
+_ENDING = ".cfg"
+_KEPT = 100  # snapshots that one server leaves behind; TorchServe's are without end
+# Keys that torchmar-serve sets for the server alone.
+_LEFT_OUT = ("torchmar_envvars_read", "torchmar_snapshots")
+
+
+class Snapshots:
+    """Writes a snapshot after every change of what is registered.
+
+    Args:
+        folder: for the files; made when the first is written.
+        config: the ``config.properties`` that the server was started from.
+        registry: the models.
+    """
+
+    def __init__(self, folder: Path, config: Path, registry: Registry) -> None:
+        self._folder, self._config, self._registry = folder, config, registry
+        self._written: list[Path] = []
+
+    def save(self, kind: Kind) -> None:
+        """Write a snapshot; a folder that cannot be written to is logged, and no error."""
+        now = datetime.now()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f"{now:%Y%m%d%H%M%S}{now.microsecond // 1000:03}-{kind}{_ENDING}"
+            values = dict(properties.read(self._config).values)
+            for key in _LEFT_OUT:
+                values.pop(key, None)
+            values["model_snapshot"] = json.dumps(document(self._registry, path.name), indent=2)
+            part = beside(path)
+            part.write_text(properties.show(values), encoding="utf-8")
+            part.replace(path)
+            self._written.append(path)
+            while len(self._written) > _KEPT:
+                self._written.pop(0).unlink(missing_ok=True)
+        except OSError as error:
+            logs.SERVER.warning("no snapshot is written: %s: %s", self._folder, error.strerror or error)
+
+
+def document(registry: Registry, name: str) -> dict[str, Any]:
+    """Return a snapshot as TorchServe writes it; models that could not be loaded stay in it."""
+    models: dict[str, dict[str, Any]] = {}
+    for model in registry.models.values():
+        for version in model.versions.values():
+            entry = _entry(version, default=model.default == version.version)
+            models.setdefault(model.name, {})[version.version] = entry
+    startup = registry.startup
+    missing = {model.title: model for model in startup.pending}
+    missing |= {title: failure.model for title, failure in startup.failures.items()}
+    for title, absent in missing.items():
+        versions = models.setdefault(title, {})
+        versions.setdefault(absent.version or "1.0", _missing(absent, default=absent.default or not versions))
+    count = sum(map(len, models.values()))
+    return {"name": name, "modelCount": count, "created": int(time.time() * 1000), "models": models}
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest snapshot of a folder, as TorchServe finds it; None: there is none."""
+    found = [path for path in folder.glob(f"*{_ENDING}") if path.is_file()]
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+
+
+def _entry(version: Version, *, default: bool) -> Mapping[str, Any]:
+    options, pool = version.serving.pool, version.pool
+    entry = {
+        "defaultVersion": default,
+        "marName": version.url,
+        "minWorkers": pool.min_workers,
+        "maxWorkers": pool.max_workers,
+        "batchSize": options.batch_size,
+        "maxBatchDelay": int(options.max_batch_delay),
+        "responseTimeout": int(options.response_timeout),
+        "startupTimeout": int(options.startup_timeout),
+        "runtimeType": version.serving.runtime,
+    }
+    if version.handler:
+        entry["handler"] = version.handler
+    return entry
+
+
+def _missing(model: StartupModel, *, default: bool) -> Mapping[str, Any]:
+    return {"defaultVersion": default, "marName": model.url, **model.state}

@@ -1,0 +1,83 @@
+"""What a server reports of the models of its start to the commands: a file in its run folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchmar.atomic import beside
+
+if TYPE_CHECKING:
+    from torchmar.server.models.registry import Registry
+
+FILE_NAME = "startup.json"
+
+
+@dataclass(frozen=True)
+class NotLoaded:
+    """A model that was to be loaded at the start and does not answer.
+
+    Attributes:
+        url: of its registration, as the configuration has it.
+        message: which model, and why.
+        registered: whether it is registered, and its workers do not answer.
+    """
+
+    url: str
+    message: str
+    registered: bool
+
+
+@dataclass(frozen=True)
+class StartupReport:
+    """The models that a server loads at its start, once all were tried; written anew when any is registered or removed.
+
+    Attributes:
+        failures: models that do not answer.
+        warnings: what else the user should know.
+    """
+
+    failures: tuple[NotLoaded, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def of(registry: Registry) -> StartupReport:
+    """Return the report of a server whose startup has finished."""
+    startup = registry.startup
+    failures = [
+        NotLoaded(one.model.url, f"{one.model.key}: {one.model.url} is not loaded: {one.message}", False)
+        for one in startup.failures.values()
+    ]
+    for model in registry.models.values():
+        for version in model.versions.values():
+            pool = version.pool
+            if pool.failure and pool.ready < pool.min_workers:
+                reason = pool.failure.splitlines()[-1].strip()
+                counts = f"{pool.ready} of {pool.min_workers} workers answer"
+                message = f"{version.name} {version.version} ({version.url}): {counts}: {reason}"
+                failures.append(NotLoaded(version.url, message, True))
+    return StartupReport(tuple(failures), tuple(startup.warnings))
+
+
+def write(report: StartupReport, folder: Path) -> None:
+    """Write a report into a run folder."""
+    part = beside(folder / FILE_NAME)
+    part.write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
+    part.replace(folder / FILE_NAME)
+
+
+def read(folder: Path) -> StartupReport | None:
+    """Return the report in a run folder; None: the server has not finished its start."""
+    try:
+        document = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    failures = (NotLoaded(**failure) for failure in document["failures"])
+    return StartupReport(tuple(failures), tuple(document["warnings"]))
+
+
+def remove(folder: Path) -> None:
+    """Remove the report of an earlier server."""
+    (folder / FILE_NAME).unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""Which metrics a server shows: TorchServe's, or those of a file like its ``metrics.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import yaml
+
+from torchmar.errors import PropertiesError
+from torchmar.server.telemetry.prometheus import Kind, Spec
+
+_HOST = ("Level", "Hostname")
+_VERSION = ("model_name", "model_version", "hostname")
+_GPU = ("Level", "DeviceId", "Hostname")
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """What is shown.
+
+    Attributes:
+        server: what the server measures; ``ts_metrics`` in the file.
+        models: what handlers measure and is shown in any case; ``model_metrics`` in the file.
+    """
+
+    server: Sequence[Spec]
+    models: Sequence[Spec]
+
+
+def read(file: Path) -> MetricsConfig:
+    """Read a file that ``metrics_config`` names.
+
+    Raises:
+        PropertiesError: it cannot be read, or is not laid out like TorchServe's ``ts/configs/metrics.yaml``.
+    """
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PropertiesError(f"metrics_config: {file} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PropertiesError(f"metrics_config: {file} is not YAML: {error}") from None
+    if not isinstance(document, Mapping):
+        raise _wrong(file, "the file", "ts_metrics: and model_metrics:")
+    # Dimension "Hostname" comes by itself with what handlers measure, and is named with what the server does.
+    models = [_with_hostname(one) for one in _specs(file, document, "model_metrics")]
+    return MetricsConfig(list(_specs(file, document, "ts_metrics")), models)
+
+
+def described(kind: str, unit: str) -> str:
+    """Return TorchServe's words for a metric."""
+    return f"Torchserve prometheus {kind} metric with unit: {unit}"
+
+
+def _specs(file: Path, document: Mapping[str, Any], section: str) -> list[Spec]:
+    kinds = document.get(section) or {}
+    if not isinstance(kinds, Mapping) or not set(kinds) <= set(get_args(Kind)):
+        raise _wrong(file, section, "counter:, gauge: and histogram:")
+    found = []
+    for kind, entries in kinds.items():
+        for entry in entries or ():
+            match entry:
+                case {"name": str(name), "unit": str(unit), "dimensions": list(labels)}:
+                    spec = Spec(name, cast(Kind, kind), described(kind, unit), tuple(map(str, labels)))
+                case _:
+                    raise _wrong(file, f"{section}: {kind}: {entry!r}", "name:, unit: and a list of dimensions:")
+            if not spec.sound:
+                raise _wrong(file, f"{section}: {name}", "letters, digits and _ in the names of it and its dimensions")
+            found.append(spec)
+    return found
+
+
+def _wrong(file: Path, where: str, wanted: str) -> PropertiesError:
+    return PropertiesError(f"metrics_config: {file}: {where} is not {wanted}", hint="see ts/configs/metrics.yaml")
+
+
+def _with_hostname(spec: Spec) -> Spec:
+    return Spec(spec.name, spec.kind, spec.help, (*spec.labels, "Hostname"))
+
+
+def _default(kind: Kind, unit: str, labels: tuple[str, ...], *names: str) -> list[Spec]:
+    return [Spec(name, kind, described(kind, unit), labels) for name in names]
+
+
+# TorchServe's own metrics.yaml.
+DEFAULT = MetricsConfig(
+    server=[
+        *_default("counter", "Count", _HOST, "Requests2XX", "Requests4XX", "Requests5XX"),
+        *_default("counter", "Count", _VERSION, "ts_inference_requests_total"),
+        *_default(
+            "counter", "Microseconds", _VERSION, "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"
+        ),
+        *_default("gauge", "Milliseconds", _HOST, "QueueTime", "WorkerThreadTime"),
+        *_default("gauge", "Milliseconds", ("WorkerName", *_HOST), "WorkerLoadTime"),
+        *_default("gauge", "Percent", _HOST, "CPUUtilization", "MemoryUtilization", "DiskUtilization"),
+        *_default("gauge", "Megabytes", _HOST, "MemoryUsed", "MemoryAvailable"),
+        *_default("gauge", "Gigabytes", _HOST, "DiskUsage", "DiskAvailable"),
+        *_default("gauge", "Percent", _GPU, "GPUMemoryUtilization", "GPUUtilization"),
+        *_default("gauge", "Megabytes", _GPU, "GPUMemoryUsed"),
+    ],
+    models=_default("gauge", "ms", ("ModelName", *_HOST), "HandlerTime", "PredictionTime"),
+)

@@ -1,0 +1,81 @@
+"""How many requests a version has answered, and how long that took, as Triton's statistics extension has it.
+
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+
+class _Duration:
+    """Occurrences and their total time."""
+
+    __slots__ = ("count", "seconds")
+
+    def __init__(self) -> None:
+        self.count, self.seconds = 0, 0.0
+
+    def add(self, seconds: float, count: int = 1) -> None:
+        self.count += count
+        self.seconds += seconds
+
+    def document(self) -> dict[str, int]:
+        return {"count": self.count, "ns": round(self.seconds * 1e9)}
+
+
+class Statistics:
+    """The statistics of one version since it was registered."""
+
+    __slots__ = ("_batches", "_compute", "_fail", "_last", "_queue", "_success")
+
+    def __init__(self) -> None:
+        self._success, self._fail, self._queue, self._compute = (_Duration() for _ in range(4))
+        self._batches: dict[int, _Duration] = {}
+        self._last = 0.0  # seconds since 1970
+
+    def batch(self, size: int, queue_seconds: Sequence[float], handler_seconds: float) -> None:
+        """Count a batch that a worker has answered; see `torchmar.server.telemetry.metrics.Metrics.batch`."""
+        self._queue.add(sum(queue_seconds), size)
+        self._compute.add(handler_seconds * size, size)
+        batches = self._batches.get(size)
+        if batches is None:
+            batches = self._batches[size] = _Duration()
+        batches.add(handler_seconds)
+        self._last = time.time()
+
+    def request(self, status: int, seconds: float) -> None:
+        """Count a request with the HTTP status of its answer and the seconds that it took."""
+        (self._success if 200 <= status < 300 else self._fail).add(seconds)
+
+    def document(self) -> dict[str, Any]:
+        """Return the statistics in Triton's keys.
+
+        The handler's time is ``compute_infer``: a server cannot tell its steps apart.
+        """
+        nothing = _Duration().document()
+        executions = sum(one.count for one in self._batches.values())
+        return {
+            "last_inference": round(self._last * 1000),
+            "inference_count": self._compute.count,
+            "execution_count": executions,
+            "inference_stats": {
+                "success": self._success.document(),
+                "fail": self._fail.document(),
+                "queue": self._queue.document(),
+                "compute_input": nothing,
+                "compute_infer": self._compute.document(),
+                "compute_output": nothing,
+            },
+            "batch_stats": [
+                {
+                    "batch_size": size,
+                    "compute_input": nothing,
+                    "compute_infer": one.document(),
+                    "compute_output": nothing,
+                }
+                for size, one in sorted(self._batches.items())
+            ],
+        }

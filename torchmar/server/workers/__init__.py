@@ -1,0 +1,1 @@
+"""Worker processes of a version: queue, batching, supervision and restarts."""
