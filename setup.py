@@ -1,10 +1,8 @@
-"""Map the import name of the handlers to their folder; all else is in pyproject.toml."""
+"""Name the two source roots: torchmar at the top, torchmar_handlers in handlers/; all else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
-handlers = ["torchmar_handlers", *(f"torchmar_handlers.{name}" for name in find_packages("handlers"))]
-
 setup(
-    packages=[*find_packages(include=["torchmar", "torchmar.*"]), *handlers],
-    package_dir={"torchmar_handlers": "handlers"},
+    packages=[*find_packages(include=["torchmar", "torchmar.*"]), *find_packages("handlers")],
+    package_dir={"torchmar_handlers": "handlers/torchmar_handlers"},
 )

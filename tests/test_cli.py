@@ -127,7 +127,7 @@ def base_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = environment_without(tmp_path_factory.mktemp("base") / "venv", (*extras, "__editable__"))
     (packages,) = python.parent.parent.glob("lib/python*/site-packages")
     (packages / "torchmar").symlink_to(ROOT / "torchmar")
-    (packages / "torchmar_handlers").symlink_to(ROOT / "handlers")
+    (packages / "torchmar_handlers").symlink_to(ROOT / "handlers" / "torchmar_handlers")
     return python
 
 

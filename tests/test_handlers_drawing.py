@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from torchmar_handlers.drawing import bars, heatmap, page, words
+from torchmar_handlers.drawing import bars, heatmap, page, text_plot
 
 RANDOM = np.random.RandomState(0)
 TITLE, NOTE = "seven  98.3%", "integrated gradients, 50 steps, baseline zeros"
@@ -38,7 +38,7 @@ def heat(height: int = 8, width: int = 8, channels: int = 1, **options: str) -> 
 
 def text(said: str = "a fine film, badly cut", **options: str) -> bytes:
     spans = [(place, place + 1, (-1) ** place * place / len(said)) for place in range(len(said))]
-    return words.draw(said, spans, **{"title": TITLE, "note": NOTE} | options)
+    return text_plot.draw(said, spans, **{"title": TITLE, "note": NOTE} | options)
 
 
 def row(count: int = 5, **options: str) -> bytes:
@@ -167,14 +167,14 @@ def test_a_text_of_any_length_and_script_is_laid_out(said: str) -> None:
 def test_a_long_text_takes_more_lines_and_ends_in_a_count() -> None:
     heights = [opened(text("word " * count)).shape[0] for count in (2, 100, 400, 2000, 4000)]
     assert heights[0] < heights[1] < heights[2] < heights[3] == heights[4]
-    lines, read = words._lines("word " * 2000, np.full(10_000, -1))
+    lines, read = text_plot._lines("word " * 2000, np.full(10_000, -1))
     assert len(lines) == 40
     assert sum(len(piece.text) for line in lines for piece in line) == pytest.approx(read, abs=80)
     assert read < 10_000
 
 
 def test_white_space_and_line_breaks_are_kept() -> None:
-    lines, read = words._lines("one  two\n\n three", np.array([0] * 3 + [-1] * 2 + [1] * 3 + [-1] * 3 + [2] * 5))
+    lines, read = text_plot._lines("one  two\n\n three", np.array([0] * 3 + [-1] * 2 + [1] * 3 + [-1] * 3 + [2] * 5))
     assert [[piece.text for piece in line] for line in lines] == [["one", "  ", "two"], [], [" ", "three"]]
     assert [piece.token for line in lines for piece in line] == [0, -1, 1, -1, 2]
     assert read == 16
@@ -182,7 +182,7 @@ def test_white_space_and_line_breaks_are_kept() -> None:
 
 def test_a_token_is_coloured_by_its_value() -> None:
     def colours(*spans: tuple[int, int, float]) -> list[float]:
-        pixels = opened(words.draw("xx yy", spans, title="", note=""))[:70]
+        pixels = opened(text_plot.draw("xx yy", spans, title="", note=""))[:70]
         return [share(pixels, page.FOR), share(pixels, page.AGAINST)]
 
     assert colours() == colours((0, 2, 0.0)) == colours((0, 2, float("nan"))) == colours((2, 2, 5.0)) == [0, 0]

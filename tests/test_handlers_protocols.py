@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from torchmar_handlers import protocols
-from torchmar_handlers.reply import PNG, Reply
+from torchmar_handlers.common.reply import PNG, Reply
 from torchmar_handlers.request import BadRequest, Request
 
 

@@ -1,4 +1,4 @@
-"""torchmar_handlers.reply writes answers as JSON that says what they are, or refuses."""
+"""torchmar_handlers.common.reply writes answers as JSON that says what they are, or refuses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchmar_handlers import reply
-from torchmar_handlers.reply import Reply
+from torchmar_handlers.common import reply
+from torchmar_handlers.common.reply import Reply
 
 
 class Name(str):

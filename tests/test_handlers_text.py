@@ -26,10 +26,10 @@ from torchmar import archive, sample_check
 from torchmar.errors import LoadError
 from torchmar.exchange import Answer, Request
 from torchmar.worker import Worker
-from torchmar_handlers.options import OptionError, Options
-from torchmar_handlers.texts import bag, outputs, spans
+from torchmar_handlers.common.options import OptionError, Options
+from torchmar_handlers.texts import outputs, spans, vocabulary
 from torchmar_handlers.texts.encoded import Encoded, ReadError, trimmed
-from torchmar_handlers.texts.pieces import Pieces
+from torchmar_handlers.texts.tokenizer import Pieces
 
 ARCHIVES = ROOT / "archives"
 CLASSIFIER, EMBEDDER, TOKENS = (
@@ -525,8 +525,8 @@ def test_places_leave_white_space_out(part: tuple[int, int], expected: tuple[int
 
 def words(*names: str, special: bool = False, **padding: Any) -> Tokenizer:
     """Return a tokenizer of whole lower-case words, as a file of the archive has it."""
-    vocabulary = {name: number for number, name in enumerate(("[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", *names))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
+    ids = {name: number for number, name in enumerate(("[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", *names))}
+    tokenizer = Tokenizer(models.WordLevel(ids, "[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if special:
@@ -742,7 +742,7 @@ def news() -> dict[str, bytes]:
 
     tokens = {"<unk>": 0}
     for headline in HEADLINES:
-        for ngram in ngrams_iterator(get_tokenizer("basic_english")(bag.cleaned(headline)), 2):
+        for ngram in ngrams_iterator(get_tokenizer("basic_english")(vocabulary.cleaned(headline)), 2):
             tokens.setdefault(ngram, len(tokens))
     torch.manual_seed(0)
     scope: dict[str, Any] = {"__name__": "news"}
@@ -830,7 +830,7 @@ class Vocab:
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "why"),
+    ("content", "why"),
     [
         (saved(Vocab()), "get_stoi"),
         (b"junk", "can be loaded without running code"),
@@ -841,11 +841,11 @@ class Vocab:
         (saved({"a": -1}), "it holds a dict"),
     ],
 )
-def test_a_vocabulary_that_is_none_is_told(tmp_path: Path, vocabulary: bytes, why: str) -> None:
+def test_a_vocabulary_that_is_none_is_told(tmp_path: Path, content: bytes, why: str) -> None:
     file = tmp_path / "source_vocab.pt"
-    file.write_bytes(vocabulary)
+    file.write_bytes(content)
     with pytest.raises(ReadError, match=why):
-        bag.Bag(file, 2)
+        vocabulary.Bag(file, 2)
 
 
 def test_clean_up_is_that_of_torchserve() -> None:
@@ -863,6 +863,6 @@ def test_clean_up_is_that_of_torchserve() -> None:
     parts = ["don't", "I'd've", "<b>", "&amp;", "é", "Café", "ß", "İ", "'", "o'clock", " ", "the", "🎉", "’s", "it's"]
     for _ in range(300):
         value = "".join(chance.choice(parts) for _ in range(12))
-        assert bag.cleaned(value) == stock.cleaned(value)
+        assert vocabulary.cleaned(value) == stock.cleaned(value)
     # A long s is an s to a pattern that ignores case, and no key of the table: TorchServe's handler fails there.
-    assert bag.cleaned("it'\u017f here") == "its here"
+    assert vocabulary.cleaned("it'\u017f here") == "its here"

@@ -77,7 +77,7 @@ def test_each_handler_file_defines_exactly_one_class_which_is_what_torchserve_lo
     from torchmar import recipe
 
     for name in recipe.carried_handlers():
-        tree = ast.parse((ROOT / "handlers" / f"{name}.py").read_text())
+        tree = ast.parse((ROOT / "handlers" / "torchmar_handlers" / f"{name}.py").read_text())
         assert len([node for node in tree.body if isinstance(node, ast.ClassDef)]) == 1, name
 
 

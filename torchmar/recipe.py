@@ -292,8 +292,7 @@ def handler_problem(handler: str, folder: Path) -> tuple[str, str] | None:
 
 def carried_handlers() -> list[str]:
     """Return the names of the handler modules in the package that archives carry."""
-    not_handlers = {"__init__", "base", "batch", "faults", "forward", "metrics", "npy", "options", "reply", "request"}
-    not_handlers |= {"samples", "signatures"}
+    not_handlers = {"__init__", "base", "request"}
     return sorted(file.stem for file in carried_folder().glob("*.py") if file.stem not in not_handlers)
 
 

@@ -38,9 +38,9 @@ __all__ = [
 _MODULES = {
     "Archive": "read",
     "Member": "read",
-    "Packed": "packed",
+    "Packed": "built_archive",
     "build": "building",
-    "compose": "contents",
+    "compose": "collecting",
     "derive": "derivation",
     "import_archive": "importing",
     "pack": "packing",

@@ -1,0 +1,326 @@
+"""The base of all handlers: TorchServe's own, with every request of a batch on its own feet."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ts.torch_handler import base_handler as stock
+from ts.utils.util import PredictionException, load_label_mapping
+
+from torchmar_handlers import weights
+from torchmar_handlers.common import batch as batches
+from torchmar_handlers.common import faults, samples, signatures
+from torchmar_handlers.common.forward import forward
+from torchmar_handlers.common.metrics import Metrics
+from torchmar_handlers.common.options import Options
+from torchmar_handlers.common.reply import Reply
+from torchmar_handlers.protocols import open_inference
+from torchmar_handlers.request import Request
+from torchmar_handlers.weights import first_layer
+
+_WARM_CALLS = 3  # TorchScript's profiling executor records one call of a shape and compiles in the next
+_LABELS = "index_to_name.json"
+
+
+class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
+    """Answer a batch in which each request stands alone.
+
+    What a handler of this family overrides, in the order in which it happens:
+
+    * ``decode(request)``: one request to one input; ``BadRequest`` refuses that request only;
+    * ``preprocess(inputs)``: the inputs of a batch to what the model takes;
+    * ``inference(batch)``: the model;
+    * ``postprocess(output)``: the model's output to a list with one answer per request;
+    * ``explain_handle(batch, requests)``: one explanation per request.
+
+    ``predict_handle(batch, requests)`` is there for answers that need more than the output.
+    A request with several instances (KServe, TensorFlow Serving) comes to these as several.
+
+    ============== ============================ ==================================================
+    option         default                      meaning
+    ============== ============================ ==================================================
+    threads        cores divided by maxWorkers  threads of torch, and of decoding, in this worker
+    warm_up        true                         answer the archive's samples before clients come
+    max_instances  1024                         instances in a request; more get 413
+    max_nesting    32                           levels of JSON in a request; more get 400
+    rows_at_once   64, or the batch size        instances in one forward pass at the most
+    ============== ============================ ==================================================
+
+    and those of `torchmar_handlers.weights`.
+    """
+
+    #: Whether ``decode`` may run in several threads at once; worth it where it lets go of the GIL.
+    parallel_decode: ClassVar[bool] = False
+    #: Whether a body may have tensors as bytes (``Inference-Header-Content-Length``), and an answer too.
+    takes_binary_tensors: ClassVar[bool] = True
+    #: Whether an instance of named columns or tensors stays a mapping when there is only one of them.
+    named: bool = False
+
+    def initialize(self, context: Any) -> None:
+        """Load the model; ``options`` is the ``handler`` section of the configuration.
+
+        Torch gets this worker's share of the cores, since workers that each use all of them
+        are slower together than one alone.
+
+        Raises:
+            OptionError: an option has a value that it cannot have.
+            torchmar_handlers.weights.LoadError: the weights cannot be loaded.
+        """
+        config = context.model_yaml_config or {}
+        properties = context.system_properties
+        model = context.manifest["model"]
+        folder = Path(properties.get("model_dir"))
+        self.context, self.manifest, self.model_yaml_config = context, context.manifest, config
+        self.options = Options(config.get("handler"))
+        self.device = _device(properties.get("gpu_id"))
+        self.map_location = self.device.type
+        threads = self.options.integer("threads", _share_of_cores(config.get("maxWorkers")), low=1)
+        self.executor = _Decoders(threads) if self.parallel_decode and threads > 1 else None
+        torch.set_num_threads(threads)
+        batch_size = int(properties.get("batch_size") or 1)
+        self.max_instances = self.options.integer("max_instances", 1024, low=1)
+        self.max_nesting = self.options.integer("max_nesting", 32, low=1)
+        self.rows_at_once = self.options.integer("rows_at_once", max(64, batch_size), low=1)
+        self._inference_seconds = 0.0
+        self.measures = Metrics()
+        self.known_inputs = faults.KnownInputs(self)
+        self.load_model(folder, model.get("serializedFile"), model.get("modelFile"), threads)
+        self.mapping = load_label_mapping(str(folder / _LABELS)) if (folder / _LABELS).is_file() else None
+        self.initialized = True
+
+    def load_model(self, folder: Path, serialized_file: str | None, model_file: str | None, threads: int) -> None:
+        """Set ``model`` from files of the archive, which lies in ``folder``."""
+        self.model_pt_path = str(folder / serialized_file) if serialized_file else None
+        pt2 = self.model_yaml_config.get("pt2")
+        self.model = weights.load(
+            folder, serialized_file, model_file, self.device, self.options, threads=threads, pt2=pt2
+        )
+        found = weights.dtype(self.model)
+        self.dtype = found if found in (torch.float16, torch.bfloat16) else None
+
+    def warm_up(self, context: Any) -> None:
+        """Answer the archive's samples, alone and in a full batch; the last thing to do in ``initialize``.
+
+        What is slow at first (TorchScript compiles in the first calls of every shape) is paid here
+        and not by the first clients. Explanations are left out: most workers are never asked for
+        one, and captum costs seconds and memory. Option ``warm_up: false`` skips it all.
+
+        Raises:
+            OptionError: the configuration has an option that a handler of this package does not know.
+        """
+        wanted = self.options.flag("warm_up", True)
+        # A handler of a user's own may read more options later.
+        if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
+            self.options.refuse_unknown()
+        properties = context.system_properties
+        predicted = self.sample_requests() if wanted else []
+        for size in sorted({1, int(properties.get("batch_size") or 1)}) if predicted else ():
+            batch = [predicted[index % len(predicted)] for index in range(size)]
+            for _ in range(_WARM_CALLS):
+                batches.answer(self, batch)
+
+    def sample_requests(self) -> list[Request]:
+        """Return those of the archive's samples that are predictions."""
+        requests = samples.read(self.context.system_properties.get("model_dir"))
+        return [request for request in requests if not request.wants_explanation]
+
+    def typical_inputs(self) -> Iterator[Any]:
+        """Yield decoded inputs that the model may take, for archives without samples.
+
+        One that it takes shows that an input for which it fails is to blame, and not the model. Here they are tensors
+        of zeros that the first layer of the model suggests.
+        """
+        for tensor in first_layer.typical_inputs(self.model) if isinstance(self.model, torch.nn.Module) else ():
+            yield tensor[0]
+
+    def decode(self, request: Request) -> Any:
+        """Return the input of one request; the row itself unless overridden."""
+        return request.row
+
+    def group(self, decoded: Any) -> Hashable:
+        """Return what inputs must have in common to share a forward pass: shape and type of tensors."""
+        if isinstance(decoded, torch.Tensor | np.ndarray):
+            return tuple(decoded.shape), decoded.dtype
+        return None
+
+    def preprocess(self, inputs: Sequence[Any]) -> Any:
+        """Stack decoded inputs (tensors or arrays of one shape) to a batch on the model's device."""
+        if self.device.type != "cuda":
+            if isinstance(inputs[0], np.ndarray):
+                return torch.from_numpy(np.stack(inputs)).to(self.device)
+            return torch.stack([torch.as_tensor(one) for one in inputs]).to(self.device)
+        tensors = [torch.as_tensor(one) for one in inputs]
+        # Pinned memory is copied without the driver's own staging copy, and while the CPU goes on.
+        shape = (len(tensors), *tensors[0].shape)
+        batch = torch.empty(shape, dtype=tensors[0].dtype, pin_memory=True)
+        return torch.stack(tensors, out=batch).to(self.device, non_blocking=True)
+
+    def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output for a batch: a tensor, a tuple of them or a mapping of named ones."""
+        started = time.perf_counter()
+        with torch.inference_mode():
+            batch = (data, *args) if args else data
+            output = forward(self.model, batch, device=self.device, dtype=self.dtype, **kwargs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._inference_seconds += time.perf_counter() - started
+        return output
+
+    def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]:
+        """Return one prediction per request: ``postprocess(inference(batch))`` unless overridden."""
+        answers: Sequence[Any] = self.postprocess(self.inference(batch))
+        return answers
+
+    def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]:
+        """Return one explanation per request; a handler that offers none refuses."""
+        raise PredictionException(f"{type(self).__name__} has no explanations", 501)
+
+    def rows(self, request: Request) -> list[Any] | None:
+        """Return the instances of a plain body that holds several; None (as here) where it is always one."""
+        return None
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return answers as named columns, for clients of the Open Inference Protocol and of TensorFlow Serving.
+
+        Here they are the outputs that `signature` names, where every answer is an object that has them. None, which
+        is all else, makes them one called ``output``, of numbers, of texts, or of JSON.
+        """
+        names = [output["name"] for output in self.signature()["outputs"]]
+        if not names or not all(isinstance(one, Mapping) and one.keys() >= set(names) for one in answers):
+            return None
+        return {name: [one[name] for one in answers] for name in names}
+
+    def signature(self) -> signatures.Signature:
+        """Return what the model takes and gives as tensors of the Open Inference Protocol.
+
+        Returns:
+            ``inputs`` and ``outputs``: a list each of ``name``, ``datatype`` and ``shape``, where -1 is any size; an
+            empty list (as both are here) where they are not known.
+        """
+        return signatures.of()
+
+    def served_as(self) -> tuple[str, str]:
+        """Return the model's name and version."""
+        model = self.manifest["model"]
+        return str(model.get("modelName", "")), str(model.get("modelVersion", ""))
+
+    def handle(self, data: Sequence[Any], context: Any) -> list[Any]:
+        """Answer a batch; the list that returns is as long as ``data``, whatever happened."""
+        started = time.perf_counter()
+        self.context = context
+        self._inference_seconds = 0.0
+        times = [started]
+        requests = [Request.of(index, row, context) for index, row in enumerate(data)]
+        replies = batches.answer(self, requests, lambda: times.append(time.perf_counter()))
+        if len(replies) == 1 and replies[0].status >= 400 and open_inference.from_torchserves_grpc(requests[0]):
+            # There is no other request that would fail with it, and TorchServe makes a status of it.
+            raise PredictionException(replies[0].message, replies[0].status)
+        replies = [
+            open_inference.readable_by_torchserve(request, reply, self)
+            for request, reply in zip(requests, replies, strict=True)
+        ]
+        bodies = [reply.send(context, index) for index, reply in enumerate(replies)]
+        total = time.perf_counter() - started
+        self._measure(context, replies, total=total, decoding=times[-1] - started, inference=self._inference_seconds)
+        return bodies
+
+    def prepare_handle(self, data: Sequence[Any], context: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Do the half of `handle` that needs no model, for servers that do it in processes of its own.
+
+        Returns:
+            What `finish_handle` takes, and the answers of requests that are answered already, since they are refused;
+            both by index in ``data``, where each request is in one of the two. The former can be pickled, but for
+            this handler itself, which the process that unpickles it has to put in its place.
+        """
+        started = time.perf_counter()
+        self.context = context
+        requests = [Request.of(index, row, context) for index, row in enumerate(data)]
+        halves = batches.decode(self, requests)
+        seconds = (time.perf_counter() - started) / max(1, len(requests))
+        replies = {index: half for index, half in enumerate(halves) if isinstance(half, Reply)}
+        if replies:
+            total = seconds * len(replies)
+            self._measure(context, list(replies.values()), total=total, decoding=total)
+        waiting = {index: (half, seconds) for index, half in enumerate(halves) if index not in replies}
+        return waiting, {index: reply.send(context, index) for index, reply in replies.items()}
+
+    def finish_handle(self, prepared: Sequence[Any], context: Any) -> list[Any]:
+        """Do the other half of `handle`, for requests that `prepare_handle` has left, be it in several calls.
+
+        ``context`` is that of the batch that they are now.
+        """
+        started = time.perf_counter()
+        self.context = context
+        self._inference_seconds = 0.0
+        replies = batches.finish(self, [half for half, _ in prepared])
+        bodies = [reply.send(context, index) for index, reply in enumerate(replies)]
+        decoding = sum(seconds for _, seconds in prepared)
+        total = decoding + time.perf_counter() - started
+        self._measure(context, replies, total=total, decoding=decoding, inference=self._inference_seconds)
+        return bodies
+
+    def _measure(
+        self, context: Any, replies: Sequence[Reply], *, total: float, decoding: float, inference: float = 0.0
+    ) -> None:
+        rejected = sum(400 <= reply.status < 500 for reply in replies)
+        size = len(replies)
+        self.measures.add(
+            context.metrics, size=size, rejected=rejected, total=total, decoding=decoding, inference=inference
+        )
+
+
+class _Decoders:
+    """Threads that decode, each of which runs torch's operators by itself.
+
+    Each thread that starts a parallel operator gets a team of threads of its own from OpenMP; with
+    one for every decoder there would be more of them than cores, each spinning for the others.
+    The threads are started when they are first needed, and end before the process forks.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+        if hasattr(os, "register_at_fork"):
+            mine = weakref.ref(self)
+            os.register_at_fork(before=lambda: (one := mine()) and one.end())
+
+    def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
+        """Return what the function makes of each value, in order."""
+        if self._pool is None:
+            # The number is also the process's own, which is set anew: no thread may start after that.
+            before = torch.get_num_threads()
+            self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+            barrier = threading.Barrier(self._threads)
+            list(self._pool.map(lambda _: barrier.wait(), range(self._threads)))
+            torch.set_num_threads(before)
+        return self._pool.map(function, values)
+
+    def end(self) -> None:
+        """End the threads, if there are any."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+def _device(gpu: Any) -> torch.device:
+    """Return the device that the server has given to this worker."""
+    if gpu is not None and torch.cuda.is_available():
+        return torch.device("cuda", int(gpu))
+    if gpu is not None and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _share_of_cores(workers: Any) -> int:
+    """Return how many of the cores that this process may use are a worker's, one at least."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers) if isinstance(workers, int) and workers > 0 else cores

@@ -1,0 +1,174 @@
+"""A batch of requests to as many replies, in which no request pays for its neighbour."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ts.utils.util import PredictionException
+
+from torchmar_handlers import protocols
+from torchmar_handlers.common import faults
+from torchmar_handlers.common.reply import Reply
+from torchmar_handlers.request import Request
+
+logger = logging.getLogger(__name__)
+
+
+class Answering(faults.Handler, Protocol):
+    """What answering a batch takes of a handler."""
+
+    rows_at_once: int
+    executor: Executor | None
+    known_inputs: faults.KnownInputs
+
+    def group(self, decoded: Any) -> Hashable: ...
+    def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
+    def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
+    def describe_handle(self) -> Any: ...
+
+
+@dataclass(slots=True)
+class _Failure:
+    error: Exception
+
+
+@dataclass(slots=True)
+class Decoded:
+    """A request half way: its instances decoded, one input each, and how their answers become one."""
+
+    asking: protocols.Asking
+    inputs: Sequence[Any]
+
+
+@dataclass(slots=True)
+class _Part:
+    """One instance of one request, what it was decoded to, and what came of it."""
+
+    request: Request
+    input: Any
+    outcome: Any = None
+
+
+def answer(handler: Answering, requests: Sequence[Request], decoded: Callable[[], None] = lambda: None) -> list[Reply]:
+    """Return one reply per request, whatever happens to any of them.
+
+    Every instance is decoded by itself; then predictions and explanations run, each group of
+    like inputs at once. A group that fails is repeated instance by instance, so that only the
+    culprit fails: with its own code (``PredictionException``), 400 where the model takes another input
+    right after (see `torchmar_handlers.common.faults`), 507 (out of memory) or 503, as TorchServe says.
+    ``decoded`` is called between the two.
+    """
+    halves = decode(handler, requests)
+    decoded()
+    return finish(handler, halves)
+
+
+def decode(handler: Answering, requests: Sequence[Request]) -> list[Decoded | Reply]:
+    """Return each request decoded, or the answer of one that needs no model: refused, or a description."""
+    halves: dict[int, Decoded | Reply] = {}
+    askings: dict[int, protocols.Asking] = {}
+    for index, request in enumerate(requests):
+        try:
+            if request.wants_description:
+                halves[index] = Reply.of(handler.describe_handle())
+            else:
+                askings[index] = protocols.read(request, handler)
+        except Exception as error:
+            halves[index] = Reply.error(*_refusal(handler, faults.of_reading(handler.known_inputs, error)))
+    inputs = iter(_decode(handler, [part for asking in askings.values() for part in asking.parts]))
+    for index, asking in askings.items():
+        own = [next(inputs) for _ in asking.parts]
+        # One bad instance fails its request; the others of that request need not be computed.
+        failed = [position for position, one in enumerate(own) if isinstance(one, _Failure)]
+        halves[index] = _reply(handler, asking, own) if failed else Decoded(asking, own)
+    return [halves[index] for index in range(len(requests))]
+
+
+def finish(handler: Answering, halves: Sequence[Decoded | Reply]) -> list[Reply]:
+    """Return the replies to what `decode` returned, be it that of several calls."""
+    own = [[] if isinstance(half, Reply) else list(map(_Part, half.asking.parts, half.inputs)) for half in halves]
+    for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
+        _run(handler, handler.explain_handle if explain else handler.predict_handle, chosen)
+    return [
+        half if isinstance(half, Reply) else _reply(handler, half.asking, [part.outcome for part in parts])
+        for half, parts in zip(halves, own, strict=True)
+    ]
+
+
+def _decode(handler: Answering, parts: Sequence[Request]) -> list[Any]:
+    def one(part: Request) -> Any:
+        try:
+            return handler.decode(part)
+        except Exception as error:
+            return _Failure(faults.of_reading(handler.known_inputs, error))
+
+    if handler.executor is not None and len(parts) > 1:
+        return list(handler.executor.map(one, parts))
+    return [one(part) for part in parts]
+
+
+def _groups(handler: Answering, parts: Iterable[_Part]) -> Iterator[tuple[bool, Sequence[_Part]]]:
+    """Yield the parts that can share a forward pass, no more at once than the handler takes."""
+    groups: dict[tuple[bool, Hashable], list[_Part]] = {}
+    for part in parts:
+        try:
+            kind = part.request.wants_explanation, handler.group(part.input)
+        except Exception as error:
+            part.outcome = _Failure(faults.of_reading(handler.known_inputs, error))
+            continue
+        groups.setdefault(kind, []).append(part)
+    for (explain, _), members in groups.items():
+        for start in range(0, len(members), handler.rows_at_once):
+            yield explain, members[start : start + handler.rows_at_once]
+
+
+def _run(
+    handler: Answering,
+    step: Callable[[Any, Sequence[Request]], Sequence[Any]],
+    parts: Sequence[_Part],
+) -> None:
+    """Have ``step`` answer all parts at once and, if that fails, each alone."""
+    try:
+        batch = handler.preprocess([part.input for part in parts])
+        answers = step(batch, [part.request for part in parts])
+        if len(answers) != len(parts):
+            raise ValueError(f"{type(handler).__name__} gave {len(answers)} answers to {len(parts)} requests")
+    except Exception as error:
+        if len(parts) == 1:
+            (part,) = parts
+            found = faults.of_step(handler, handler.known_inputs, step, part.request, part.input, error)
+            part.outcome = _Failure(found) if isinstance(found, Exception) else found
+            return
+    else:
+        handler.known_inputs.keep(parts[0].input)
+        for part, answer in zip(parts, answers, strict=True):
+            part.outcome = answer
+        return
+    for part in parts:
+        _run(handler, step, [part])
+
+
+def _reply(handler: Answering, asking: protocols.Asking, answers: Sequence[Any]) -> Reply:
+    for position, outcome in enumerate(answers):
+        if isinstance(outcome, _Failure):
+            return asking.refuse(*_refusal(handler, outcome.error), position)
+    try:
+        return asking.reply(answers)
+    except Exception as error:
+        return asking.refuse(*_refusal(handler, error))
+
+
+def _refusal(handler: Answering, error: Exception) -> tuple[int, str]:
+    """Return the status and the message that a client gets for an error."""
+    if isinstance(error, PredictionException):
+        return error.error_code, error.message
+    logger.error("%s failed", type(handler).__name__, exc_info=error)
+    # The same two cases, by the same signs, as in TorchServe's service.
+    if isinstance(error, MemoryError) or "CUDA" in str(error):
+        return 507, "Out of resources"
+    return 503, "Prediction failed"

@@ -1,0 +1,103 @@
+"""One answer of a batch: bytes, a content type and a status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+
+try:
+    import orjson
+except ImportError:  # the same answers, later
+    orjson = None  # type: ignore[assignment]
+
+from torchmar_handlers.common import npy
+from torchmar_handlers.request import JSON
+
+PNG = "image/png"
+
+
+@dataclass(slots=True)
+class Reply:
+    """What one client gets; an empty content type leaves the choice to TorchServe."""
+
+    body: Any
+    content_type: str = ""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, answer: Any) -> Reply:
+        """Return a handler's answer as it goes out: bytes, text and tensors untouched, all else as JSON.
+
+        Raises:
+            ValueError: a number is NaN or infinite, which JSON cannot say.
+            TypeError: a value has no JSON form.
+        """
+        if isinstance(answer, Reply):
+            return answer
+        # A tensor goes out as torch.save writes it, which TorchServe does by itself.
+        if isinstance(answer, bytes | bytearray | str) or type(answer).__name__ == "Tensor":
+            return cls(answer)
+        return cls.json(answer)
+
+    @classmethod
+    def json(cls, answer: Any) -> Reply:
+        """Return an answer as compact JSON, NumPy's arrays and numbers as lists and numbers."""
+        # A whole array at once: for each number that JSON has no word for, it would be asked what it is.
+        plain = answer.tolist() if isinstance(answer, np.ndarray) else answer
+        if orjson is not None:
+            try:
+                body = orjson.dumps(plain, _plain, _STRICT)
+            except TypeError:  # keys that are no texts, numbers beyond 64 bits, and what JSON cannot say
+                pass
+            else:
+                # It has null for NaN, too, which is for the other one to tell apart.
+                if b"null" not in body:
+                    return cls(body, JSON)
+        return cls(_ENCODER.encode(plain).encode(), JSON)
+
+    @classmethod
+    def npy(cls, array: np.ndarray) -> Reply:
+        """Return an array as a ``.npy`` file."""
+        return cls(npy.write(array), npy.CONTENT_TYPE)
+
+    @classmethod
+    def error(cls, status: int, message: str, **more: str) -> Reply:
+        """Return an error in the shape of TorchServe's own: ``code``, ``type``, ``message``."""
+        # The names that TorchServe gives its own errors, so that a client reads both alike.
+        kind = "BadRequestException" if status < 500 else "InternalServerException"
+        answer = cls.json({"code": status, "type": kind, "message": message, **more})
+        return cls(answer.body, JSON, status)
+
+    @property
+    def message(self) -> str:
+        """The message of an error that `error` has made; empty for other answers."""
+        return str(json.loads(self.body)["message"]) if self.status >= 400 else ""
+
+    def send(self, context: Any, index: int) -> Any:
+        """Set status and headers of request ``index``; return the body for TorchServe's list."""
+        if self.content_type:
+            context.set_response_content_type(index, self.content_type)
+        for name, value in self.headers.items():
+            context.set_response_header(index, name, value)
+        if self.status != 200:
+            phrase = HTTPStatus(self.status).phrase if self.status in iter(HTTPStatus) else ""
+            context.set_response_status(self.status, phrase, index)
+        return self.body
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"an answer has a {type(value).__name__}, which JSON cannot say")
+
+
+_STRICT = (
+    orjson and orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)

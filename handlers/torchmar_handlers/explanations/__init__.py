@@ -1,0 +1,34 @@
+"""How much each part of an input speaks for or against an answer.
+
+From a request to its answer, in the order of the modules:
+
+* `asked`: what a request asks for (method, target, steps, baseline), parsed and limited;
+* `baseline`: what stands for "nothing there", made from what was asked;
+* `engine`: ``explain`` for images and tables, a batch of requests in few passes;
+* `tokens`: ``explain_tokens`` for text, by way of the embeddings;
+* `gradients`, `perturbation`, `grad_cam`: the methods themselves;
+* `explanation`: the result, with ``document`` to make JSON of it.
+
+The methods with gradients are computed here, equal to captum's and faster (the tests compare
+them); captum is imported when one of its own is first asked for, since most workers never are.
+
+Two rules hold for all methods: a row's values never depend on the other rows of its batch, and
+asking twice gives the same values.
+"""
+
+from torchmar_handlers.explanations.engine import explain
+from torchmar_handlers.explanations.explain_options import METHODS, TOKEN_METHODS, Asked, read
+from torchmar_handlers.explanations.explanation import Explanation, document
+from torchmar_handlers.explanations.tokens import bags, explain_tokens
+
+__all__ = [
+    "METHODS",
+    "TOKEN_METHODS",
+    "Asked",
+    "Explanation",
+    "bags",
+    "document",
+    "explain",
+    "explain_tokens",
+    "read",
+]

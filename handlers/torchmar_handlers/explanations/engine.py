@@ -1,0 +1,164 @@
+"""Explanations of a batch of images or of rows of a table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import torch
+
+from torchmar_handlers.explanations import baseline, grad_cam, gradients, perturbation
+from torchmar_handlers.explanations.explain_options import GRADIENT_METHODS, METHODS, PERTURBATIONS, STEPPED, Asked
+from torchmar_handlers.explanations.explanation import Explanation
+from torchmar_handlers.explanations.gradients import NoGradientError, pick, pieces, rows_in_a_pass
+from torchmar_handlers.request import BadRequest
+
+# The attributions of each row and, where the method has one, the convergence delta of each.
+Computed = tuple[Sequence[torch.Tensor], Sequence[float] | None]
+
+
+def explain(
+    score: Callable[[torch.Tensor], torch.Tensor],
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    asked: Sequence[Asked],
+    *,
+    scores: torch.Tensor | None = None,
+    baselines: torch.Tensor | None = None,
+    mean: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
+    model: torch.nn.Module | None = None,
+    layer: str | None = None,
+    differentiable: bool = True,
+    rows_at_once: int = 256,
+) -> list[Explanation]:
+    """Explain one output for each row; rows that ask for the same method and steps are computed together.
+
+    Where the usual method needs gradients and the weights give none, a perturbation takes its place:
+    occlusion for images, feature ablation for tables; the explanation says so. A method that the client
+    named is refused instead.
+
+    Args:
+        score: maps ``(k, ...)`` to scores ``(k, outputs)``; differentiable if that can be.
+        inputs: floats, ``(n, channels, height, width)`` or ``(n, features)``, in the model's units.
+        targets: index of the output of each row, ``(n,)``.
+        asked: what each row's client asked for; the targets in it are not looked at.
+        scores: ``score(inputs)``, where that is known already.
+        baselines: shaped like ``inputs``; by default made of what was asked, in the model's units.
+        mean: what the baseline ``mean`` is, in the shape of a row; by default an image's own mean colour.
+        groups: for tables, the number of each column's group, ``(features,)``, for feature ablation.
+        model: the module that ``score`` runs, for Grad-CAM.
+        layer: the name of the layer for Grad-CAM; by default the last ``Conv2d``.
+        differentiable: False where it is known that gradients cannot be had.
+        rows_at_once: rows of a pass at the most.
+
+    Raises:
+        BadRequest: a client named a method that these weights cannot answer, or gave a baseline that does not fit.
+    """
+    if not asked:
+        return []
+    if baselines is None:
+        wanted = zip(asked, inputs, strict=True)
+        baselines = torch.stack([baseline.of(wish.baseline, row, mean) for wish, row in wanted])
+    with executing():
+        # Copies: what a handler made in inference mode takes no part in gradients.
+        inputs, baselines, targets = (tensor.detach().clone() for tensor in (inputs, baselines, targets))
+        # Known before any gradient is asked for, so that what is wrong with the model is not laid to gradients.
+        reached = pick(_forward(score, inputs, rows_at_once) if scores is None else scores.detach(), targets)
+
+        def compute(method: str, wish: Asked, indices: torch.Tensor) -> Computed:
+            rows, starts, chosen = inputs[indices], baselines[indices], targets[indices]
+            if method == "grad_cam":
+                return grad_cam.attribute(score, rows, chosen, model, layer, rows_at_once), None
+            if method in PERTURBATIONS:
+                return perturbation.attribute(score, rows, starts, chosen, method, groups, rows_at_once), None
+            values = gradients.attribute(lambda points, _: score(points), rows, starts, chosen, wish, rows_at_once)
+            if method not in STEPPED:
+                return values, None
+            begun = pick(_forward(score, starts, rows_at_once), chosen)
+            return values, differences(values, reached[indices] - begun)
+
+        substitute = "occlusion" if inputs.dim() > 2 else "feature_ablation"
+        return settle(asked, targets, compute, substitute, differentiable=differentiable)
+
+
+def settle(
+    asked: Sequence[Asked],
+    targets: torch.Tensor,
+    compute: Callable[[str, Asked, torch.Tensor], Computed],
+    substitute: str,
+    *,
+    differentiable: bool,
+    alike: Callable[[int], Hashable] = lambda index: None,
+) -> list[Explanation]:
+    """Return the explanations of all rows, computed group by group with ``compute(method, wish, indices)``.
+
+    Args:
+        asked: what each row's client asked for.
+        targets: index of the output of each row, ``(n,)``.
+        compute: raises NoGradientError when a method cannot be had.
+        substitute: the method that takes the place of a usual one then.
+        differentiable: False where it is known that gradients cannot be had.
+        alike: rows share a group only if this is the same for both.
+
+    Raises:
+        BadRequest: a client named a method that cannot be had.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, wish in enumerate(asked):
+        groups.setdefault((wish.method, wish.n_steps, wish.explicit, alike(index)), []).append(index)
+    results: dict[int, Explanation] = {}
+    # A refusal comes before the others' work.
+    for indices in sorted(groups.values(), key=lambda indices: not asked[indices[0]].explicit):
+        wish = asked[indices[0]]
+        where = torch.as_tensor(indices, device=targets.device)
+        method, instead_of, reason = wish.method, None, None
+        try:
+            if method in GRADIENT_METHODS and not differentiable:
+                raise NoGradientError("these weights give no gradients")
+            values, deltas = compute(method, wish, where)
+        except NoGradientError as lack:
+            if wish.explicit:
+                others = METHODS if differentiable and method == "grad_cam" else PERTURBATIONS
+                can = ", ".join(other for other in others if other != method)
+                raise BadRequest(f"method {method} cannot be had: {lack}; methods that can: {can}") from lack
+            method, instead_of, reason = substitute, method, str(lack)
+            values, deltas = compute(method, wish, where)
+        for place, index in enumerate(indices):
+            results[index] = Explanation(
+                method=method,
+                target=int(targets[index]),
+                attributions=values[place].float().cpu().numpy(),
+                baseline=None if method in ("saliency", "grad_cam") else asked[index].baseline_name,
+                n_steps=wish.n_steps if method in STEPPED else None,
+                delta=None if deltas is None else deltas[place],
+                instead_of=instead_of,
+                reason=reason,
+            )
+    return [results[index] for index in range(len(asked))]
+
+
+@contextlib.contextmanager
+def executing() -> Iterator[None]:
+    """Leave the inference mode, and have TorchScript run as it stands.
+
+    Its profiling executor would compile anew for every number of rows, which takes longer than it saves.
+    """
+    with torch.inference_mode(False), torch.jit.optimized_execution(False):
+        yield
+
+
+def differences(values: torch.Tensor, expected: torch.Tensor) -> list[float]:
+    """Return what the sum of each row's attributions is off what it should be."""
+    found: list[float] = (values.double().flatten(1).sum(1) - expected.double()).tolist()
+    return found
+
+
+def _forward(score: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, rows_at_once: int) -> torch.Tensor:
+    """Return the scores of rows, ``(n, outputs)``; those of rows that are all the same, computed once."""
+    if len(rows) > 1 and bool((rows == rows[:1]).all()):
+        return _forward(score, rows[:1], rows_at_once).expand(len(rows), -1)
+    most = rows_in_a_pass(rows[0].numel(), rows.device, rows_at_once)
+    with torch.no_grad():
+        scores = torch.cat([score(rows[piece]) for piece in pieces(len(rows), most)])
+    return scores.reshape(len(rows), -1)

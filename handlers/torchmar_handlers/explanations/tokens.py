@@ -1,0 +1,293 @@
+"""Explanations of a batch of texts, token by token.
+
+Gradients are taken with respect to the token embeddings, in eager models and in TorchScript
+alike, where hooks do not work: the table of embeddings is replaced, for one call, by one that has
+a row for every position of the batch, and the token ids by the numbers of those rows. The gradient of
+a row of that table is the gradient of one position. A model that does not answer the same then (one that
+looks at ids in another way) is explained by leaving tokens out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torchmar_handlers.explanations import gradients
+from torchmar_handlers.explanations.engine import Computed, differences, executing, settle
+from torchmar_handlers.explanations.explain_options import PERTURBATIONS, STEPPED, TOKEN_METHODS, Asked
+from torchmar_handlers.explanations.explanation import Explanation
+from torchmar_handlers.explanations.gradients import NoGradientError, pick, pieces, rows_in_a_pass
+from torchmar_handlers.request import BadRequest
+
+# Maps token ids and their mask, both (k, tokens), to scores (k, outputs).
+Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+_REACH = {"feature_ablation": 0, "occlusion": 1}  # tokens left out with one, on either side
+_WIDTH = 64  # of a token, in the reckoning of rows that go through a model of unknown insides at once
+_SAME = 1e-4  # of the largest score: what changing the order of additions does, and no more
+
+
+def explain_tokens(
+    model: Model,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    targets: torch.Tensor,
+    asked: Sequence[Asked],
+    *,
+    replacements: Mapping[str, int],
+    module: torch.nn.Module | None = None,
+    special: torch.Tensor | None = None,
+    one_length: bool = False,
+    differentiable: bool = True,
+    rows_at_once: int = 256,
+) -> list[Explanation]:
+    """Explain one output for each text; texts of one length that ask for the same are computed together.
+
+    The values of a text have the shape ``(tokens,)``, without its padding, and never depend on how
+    far its neighbours made it be padded: every text is computed without padding.
+
+    * Integrated gradients, saliency and gradient SHAP: of the embeddings, summed over their dimensions.
+    * Feature ablation: what the score loses when a token is replaced.
+    * Occlusion: the same with the tokens beside it; the mean of the three windows that hold a token.
+
+    Args:
+        model: maps ids ``(k, tokens)`` and a mask of the same shape to scores ``(k, outputs)``.
+        ids: token ids, ``(n, tokens)``, padded.
+        mask: 1 for tokens and 0 for padding, ``(n, tokens)``.
+        targets: index of the output of each text, ``(n,)``.
+        asked: what each text's client asked for. A baseline is ``zeros`` (of the embedding) or a name in
+            ``replacements``.
+        replacements: ids of tokens that say nothing, by name: ``{"mask": 103, "pad": 0}``. The first replaces
+            tokens where the baseline is ``zeros``, which has no id.
+        module: where the embeddings are; ``model`` itself if that is a module.
+        special: 1 for tokens that are no part of the text (``[CLS]``), ``(n, tokens)``; they get zeros.
+        one_length: whether the model takes texts of just this length; then they stay padded.
+        differentiable: False where it is known that gradients cannot be had.
+        rows_at_once: rows of a pass at the most.
+
+    Raises:
+        BadRequest: a client named a method that these weights cannot answer, or a baseline that is none.
+    """
+    if not asked:
+        return []
+    if module is None and isinstance(model, torch.nn.Module):
+        module = model
+    with executing():
+        ids, mask, targets = ids.detach().clone(), mask.detach().clone(), targets.detach().clone()
+        real = mask.bool()
+        free = real if special is None else real & ~special.detach().bool()
+        lengths = [ids.shape[1]] * len(ids) if one_length else real.sum(1).tolist()
+
+        def compute(method: str, wish: Asked, rows: torch.Tensor) -> Computed:
+            kept = torch.ones_like(real[rows]) if one_length else real[rows]
+            shape = (len(rows), lengths[int(rows[0])])
+            texts = _Texts(
+                model,
+                replacements.values(),
+                *(part[rows][kept].view(shape) for part in (ids, mask, free)),
+                rows_at_once,
+            )
+            named = [_replacement(asked[row].baseline, replacements) for row in rows.tolist()]
+            if not shape[1]:
+                return texts.ids.float(), None
+            if method not in TOKEN_METHODS:
+                raise NoGradientError(f"{method} is for images")
+            if method in PERTURBATIONS:
+                first = next(iter(replacements.values()))
+                others = [first if choice is None else choice for choice in named]
+                values, deltas = _left_out(texts, targets[rows], others, _REACH[method]), None
+            else:
+                values, deltas = _by_embeddings(texts, targets[rows], named, module, wish)
+            shown = real[rows][kept].view(shape)
+            return [value[there] for value, there in zip(values, shown, strict=True)], deltas
+
+        return settle(
+            asked, targets, compute, "feature_ablation", differentiable=differentiable, alike=lengths.__getitem__
+        )
+
+
+def bags(model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Model:
+    """Return a model of bags, called with all ids in one row and the offset of each text, as one of ids and mask."""
+
+    def call(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        real = mask.bool()
+        lengths = real.sum(1)
+        return model(ids[real], lengths.cumsum(0) - lengths)
+
+    return call
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts of one length: ids, mask, and which tokens may be changed, all ``(n, tokens)``."""
+
+    model: Model
+    known: Collection[int]  # ids that a model may look out for
+    ids: torch.Tensor
+    mask: torch.Tensor
+    free: torch.Tensor
+    rows_at_once: int
+
+    def scores(self) -> torch.Tensor:
+        """Return the scores of all texts, ``(n, outputs)``."""
+        with torch.no_grad():
+            parts = [self.model(self.ids[piece], self.mask[piece]) for piece in pieces(len(self.ids), self.most)]
+        return torch.cat(parts).reshape(len(self.ids), -1)
+
+    @property
+    def most(self) -> int:
+        """Texts that go through a model of unknown width at once."""
+        return rows_in_a_pass(self.ids.shape[1] * _WIDTH, self.ids.device, self.rows_at_once)
+
+
+def _replacement(choice: object, replacements: Mapping[str, int]) -> int | None:
+    """Return the id of a baseline; None for zeros."""
+    if choice == "zeros":
+        return None
+    if isinstance(choice, str) and choice in replacements:
+        return replacements[choice]
+    raise BadRequest(f"baseline {choice!r}; a text's is one of {', '.join(['zeros', *replacements])}")
+
+
+def _left_out(texts: _Texts, targets: torch.Tensor, others: Sequence[int], reach: int) -> torch.Tensor:
+    """Return what each text's score loses without each token, ``(n, tokens)``."""
+    reached = pick(texts.scores(), targets).float()
+    other = torch.as_tensor(others, device=texts.ids.device)[:, None]
+    rows, places = texts.free.nonzero(as_tuple=True)
+    places_of_tokens = torch.arange(texts.ids.shape[1], device=texts.ids.device)
+    lost = torch.zeros(texts.ids.shape, device=texts.ids.device)
+    windows = torch.zeros_like(lost)
+    for piece in pieces(len(rows), texts.most):
+        row = rows[piece]
+        window = ((places_of_tokens - places[piece, None]).abs() <= reach) & texts.free[row]
+        with torch.no_grad():
+            without = texts.model(torch.where(window, other[row], texts.ids[row]), texts.mask[row])
+        lost.index_add_(0, row, (reached[row] - pick(without, targets[row]).float())[:, None] * window)
+        windows.index_add_(0, row, window.float())
+    return lost / windows.clamp(min=1)
+
+
+def _by_embeddings(
+    texts: _Texts,
+    targets: torch.Tensor,
+    baselines: Sequence[int | None],
+    module: torch.nn.Module | None,
+    wish: Asked,
+) -> Computed:
+    """Return the attributions of a gradient method, ``(n, tokens)``, and its deltas."""
+    reached = texts.scores()
+    score = _score_of_positions(texts, module, reached)
+    nothing = score.table.new_zeros(score.table.shape[1])
+    starts = torch.stack([nothing if choice is None else score.table[choice] for choice in baselines])
+    starts = torch.where(texts.free[..., None], starts[:, None], score.ends)
+    # In evaluation mode, cuDNN's recurrent networks have no gradients, and torch's own have.
+    with torch.backends.cudnn.flags(enabled=False):
+        values = gradients.attribute(score, score.ends, starts, targets, wish, texts.rows_at_once)
+    values = values.sum(2) * texts.free
+    if wish.method not in STEPPED:
+        return values, None
+    begun = torch.cat([score.without_gradient(starts, rows) for rows in score.passes()])
+    return values, differences(values, pick(reached, targets) - pick(begun, targets))
+
+
+def _score_of_positions(texts: _Texts, module: torch.nn.Module | None, reached: torch.Tensor) -> _Positions:
+    """Return the scores as a function of embeddings, once it is seen that they are those of the ids."""
+    if module is None:
+        raise NoGradientError("these weights have no table of embeddings to take gradients of")
+    tables = _embeddings(module, int(texts.ids.max()))
+    for embedding in tables:
+        score, shifted = _Positions(texts, embedding), _Positions(texts, embedding, shift=texts.ids.shape[1])
+        # With a table that is not the tokens', ids may lie beyond the end of the tokens' own; CUDA does not survive it.
+        others = [len(other.weight) for other in tables if other is not embedding]
+        if texts.ids.is_cuda and others and shifted.size(texts.ids.shape[1]) > min(others):
+            continue
+        # One text first, which tells most wrong tables; under other numbers, lest they be right by chance.
+        checks = [(shifted, slice(0, 1)), *((score, rows) for rows in score.passes())]
+        with contextlib.suppress(RuntimeError, IndexError):
+            if all(_alike(way.without_gradient(way.ends, rows), reached[rows]) for way, rows in checks):
+                return score
+    raise NoGradientError("the model reads token ids in other ways than through one table of embeddings")
+
+
+def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= _SAME * expected.abs().max())
+
+
+def _embeddings(module: torch.nn.Module, highest: int) -> list[torch.nn.Module]:
+    """Return the tables of embeddings in which an id can be looked up, the largest first; a vocabulary mostly is."""
+    found = []
+    for part in module.modules():
+        # What torch.jit loads has the name of its class left, and no more.
+        if "Embedding" in getattr(part, "original_name", type(part).__name__) or isinstance(part, torch.nn.Embedding):
+            weight = dict(part.named_parameters(recurse=False)).get("weight")
+            if weight is not None and weight.dim() == 2 and len(weight) > highest:
+                found.append(part)
+    return sorted(found, key=lambda part: -len(part.weight))
+
+
+class _Positions:
+    """The scores of texts as a function of the embeddings of their positions, ``(k, tokens, width)``.
+
+    Padding and special tokens keep their ids and their rows of the table, since models look out for them. The
+    other tokens get the numbers that are left, but the first ``shift``, and but those that may be the
+    ``padding_idx`` of the embedding, whose row has no gradient: what was traced does not say which it is, but 0
+    and 1 are usual.
+    """
+
+    def __init__(self, texts: _Texts, embedding: torch.nn.Module, shift: int = 0) -> None:
+        self.texts, self.embedding, self.shift = texts, embedding, shift
+        self.table = embedding.weight.detach()
+        self.ends = self.table[texts.ids]
+        present = {getattr(embedding, "padding_idx", None) or 0, *texts.ids[~texts.free].tolist()}
+        self.least = max(present) + 1
+        kept = [number for number in {0, 1, *texts.known, *present} if 0 <= number < len(self.table)]
+        self.kept = torch.as_tensor(sorted(kept), device=texts.ids.device)
+
+    def __call__(self, points: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        """Return the scores ``(k, outputs)`` of points; ``row`` says the text of each, ``(k,)``."""
+        free = self.texts.free[row]
+        numbers = self._numbers(int(free.sum()))
+        table = points.new_zeros(self.size(len(numbers)), points.shape[2])
+        kept = self.kept[self.kept < len(table)]
+        table[kept] = self.table[kept]
+        ids = self.texts.ids[row].masked_scatter(free, numbers.to(self.texts.ids.dtype))
+        with _replaced(self.embedding, table.index_copy(0, numbers, points[free])):
+            return self.texts.model(ids, self.texts.mask[row])
+
+    def without_gradient(self, points: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Return the scores of some of the texts with the embeddings ``points``, those of all."""
+        row = torch.arange(len(points), device=points.device)[rows]
+        with torch.no_grad():
+            return self(points[rows], row).reshape(len(row), -1)
+
+    def passes(self) -> Iterator[slice]:
+        """Cut the texts into what goes through the model at once."""
+        most = rows_in_a_pass(self.ends[0].numel(), self.ends.device, self.texts.rows_at_once)
+        return pieces(len(self.ends), most)
+
+    def size(self, count: int) -> int:
+        """Return how many rows the table has when ``count`` tokens are in it."""
+        return max(self.least, int(self._numbers(count)[-1]) + 1 if count else 0)
+
+    def _numbers(self, count: int) -> torch.Tensor:
+        numbers = torch.arange(self.shift + count + len(self.kept), device=self.kept.device)
+        return numbers[~torch.isin(numbers, self.kept)][self.shift :][:count]
+
+
+@contextlib.contextmanager
+def _replaced(embedding: torch.nn.Module, table: torch.Tensor) -> Iterator[None]:
+    """Have a module look up in another table, which may be computed from what needs a gradient."""
+    own = embedding.weight
+    scripted = isinstance(embedding, torch.jit.ScriptModule)
+    try:
+        if not scripted:
+            del embedding.weight  # a parameter gives way to nothing but a parameter
+        embedding.weight = table
+        yield
+    finally:
+        if not scripted:
+            del embedding.weight
+        embedding.weight = own

@@ -1,0 +1,158 @@
+"""An image in, probabilities by label out; explained pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torchmar_handlers import explanations, weights
+from torchmar_handlers.base import BaseHandler
+from torchmar_handlers.common import npy, signatures
+from torchmar_handlers.common.forward import forward
+from torchmar_handlers.common.reply import PNG, Reply
+from torchmar_handlers.explanations.explain_options import BASELINES
+from torchmar_handlers.images.inputs import Input, Inputs
+from torchmar_handlers.images.outputs import only
+from torchmar_handlers.request import BadRequest, NotFinite, Request
+
+
+class ImageClassifier(BaseHandler):
+    """Classify images; options in the ``handler`` section of the configuration.
+
+    ========== =========================== ==============================================================
+    option     default                     meaning
+    ========== =========================== ==============================================================
+    mode       RGB                         what the model takes: ``RGB`` or ``L``
+    resize     256                         pixels of the short side, or ``[height, width]``, or null
+    crop       224; none if ``resize`` is  pixels of a square from the middle, or ``[height, width]``,
+               null or ``[height, width]`` or null
+    mean, std  ImageNet's; 0 and 1 for L   what values from 0 to 1 are normalised with
+    topk       5                           labels in an answer at the most
+    max_pixels 89478485 (Pillow's limit)   larger images get 413
+    exif       false                       turn photographs as their camera was held
+    method     integrated_gradients        of explanations; see `torchmar_handlers.explanations`
+    n_steps    50                          steps of the integral of an explanation
+    baseline   zeros                       what explanations compare with: ``zeros``, ``mean`` or ``blur``
+    layer      the last convolution        the layer that Grad-CAM looks at, by its dotted name
+    ========== =========================== ==============================================================
+
+    By default this answers as TorchServe's own ``image_classifier`` does. The model takes floats,
+    ``(n, channels, height, width)``, and gives scores, ``(n, classes)``.
+
+    A request is an image file, raw or in base64; pixels as an array, bytes ``(height, width, channels)``;
+    or floats ``(channels, height, width)`` that go to the model as they are.
+
+    A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol it
+    is the tensors ``label`` and ``probability``, of the most probable one. An explanation is JSON with
+    ``attributions`` of the shape of the model's input, channels first; or, where the request accepts
+    ``application/x-npy`` these alone, or ``image/png`` the picture of it. Requests may set ``method``,
+    ``n_steps``, ``baseline`` and ``target`` (class index or label; the class predicted unless set).
+    """
+
+    parallel_decode = True
+
+    def initialize(self, context: Any) -> None:
+        super().initialize(context)
+        options = self.options
+        self.inputs = Inputs(options, self.device)
+        self.topk = options.integer("topk", 5, low=1)
+        self.asked_by_default = {
+            "method": options.text("method", explanations.METHODS[0], choices=explanations.METHODS),
+            "n_steps": options.integer("n_steps", 50, low=1, high=1000),
+            "baseline": options.text("baseline", BASELINES[0], choices=BASELINES),
+        }
+        self.layer = options.text("layer", "") or None
+        self.warm_up(context)
+
+    def typical_inputs(self) -> Iterator[Input]:
+        """Yield a black image."""
+        yield self.inputs.typical()
+
+    def decode(self, request: Request) -> Input:
+        """Return the image of a request, resized and cropped."""
+        return self.inputs.read(request)
+
+    def group(self, decoded: Input) -> Hashable:
+        """Return shape and type: images that went through the same options share a pass."""
+        return super().group(decoded.values)
+
+    def preprocess(self, inputs: Sequence[Input]) -> torch.Tensor:
+        """Stack images to a normalised batch, ``(n, channels, height, width)``."""
+        return self.inputs.normalise(super().preprocess([one.values for one in inputs]))
+
+    def postprocess(self, output: Any) -> list[dict[str, float]]:
+        """Return the most probable labels of each row of scores, ``(n, classes)``."""
+        probabilities = only(output).softmax(1)
+        if not bool(probabilities.isfinite().all()):
+            raise NotFinite("the model's output for this image is not a number")
+        values, classes = probabilities.topk(min(self.topk, probabilities.shape[1]))
+        answers: list[dict[str, float]] = []
+        for row, numbers in zip(classes.tolist(), values.tolist(), strict=True):
+            answer: dict[str, float] = {}
+            for index, value in zip(row, numbers, strict=True):
+                # Some labels have two classes (ImageNet has two cranes): the more probable one is told.
+                answer.setdefault(self.label(index), round(value, 6))
+            answers.append(answer)
+        return answers
+
+    def explain_handle(self, batch: torch.Tensor, requests: Sequence[Request]) -> list[Any]:
+        """Return, for each request, its attributions as JSON or as a picture."""
+        defaults = self.asked_by_default
+        asked = [explanations.read(request, defaults=defaults) for request in requests]
+        scores = only(self.inference(batch))
+        probabilities = scores.softmax(1)
+        targets = probabilities.argmax(1).clone()
+        for position, one in enumerate(asked):
+            if one.target is not None:
+                targets[position] = self._class(one.target, probabilities.shape[1])
+        explained = explanations.explain(
+            lambda rows: only(forward(self.model, rows, device=self.device, dtype=self.dtype)),
+            batch,
+            targets,
+            asked,
+            scores=scores,
+            model=self.model,
+            layer=self.layer,
+            differentiable=weights.differentiable(self.model),
+        )
+        chosen = probabilities.gather(1, targets[:, None])[:, 0].tolist()
+        answers: list[Any] = []
+        for request, image, explanation, probability in zip(requests, batch, explained, chosen, strict=True):
+            label = self.label(explanation.target)
+            if request.accepts(npy.CONTENT_TYPE):
+                answers.append(explanation.attributions)
+            elif request.accepts(PNG):
+                from torchmar_handlers.drawing import heatmap
+
+                pixels = self.inputs.restore(image[None])[0]
+                title = f"{label}  {probability:.1%}"
+                picture = heatmap.draw(pixels, explanation.attributions, title=title, note=explanation.note)
+                answers.append(Reply(picture, PNG))
+            else:
+                answers.append(explanations.document(explanation, label=label, probability=round(probability, 6)))
+        return answers
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return the most probable label of each image, with its probability; explanations by their keys."""
+        if not isinstance(answers[0], Mapping) or "attributions" in answers[0]:
+            return signatures.by_key(answers)
+        best = [next(iter(answer.items())) for answer in answers]
+        return {"label": [label for label, _ in best], "probability": [value for _, value in best]}
+
+    def signature(self) -> signatures.Signature:
+        """Return an image file in, the most probable label out; arrays are taken too."""
+        return signatures.of([signatures.tensor("image", "BYTES")], signatures.best_class())
+
+    def label(self, index: int) -> str:
+        """Return the label of a class."""
+        return str((self.mapping or {}).get(str(index), index))
+
+    def _class(self, target: Any, classes: int) -> int:
+        """Return the class index that a request's ``target``, an index or a label, means."""
+        labels = {label: int(index) for index, label in (self.mapping or {}).items()}
+        index = labels.get(str(target), int(target) if str(target).isdecimal() else -1)
+        if not 0 <= index < classes:
+            raise BadRequest(f"target {target!r} is neither a label nor a class index from 0 to {classes - 1}")
+        return index

@@ -1,0 +1,152 @@
+"""A model's input made of a request, by the options of a handler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchmar_handlers.common.options import OptionError, Options
+from torchmar_handlers.images import arrays
+from torchmar_handlers.images.geometry import Geometry
+from torchmar_handlers.images.reading import Pixels, Reader, refuse_many, size
+from torchmar_handlers.request import FILE_KEYS, BadRequest, Request
+
+_SIDE = 224  # pixels
+_MAX_PIXELS = 89_478_485  # Pillow's own limit: 256 MiB of RGB
+_IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_NOTHING = object()  # the option is not there, which is not the same as null
+
+
+@dataclass(frozen=True)
+class Input:
+    """One image: ``values`` is bytes, or floats that the client has made, ``(channels, height, width)``.
+
+    ``width`` and ``height`` are those of the image as it came.
+    """
+
+    values: torch.Tensor
+    width: int
+    height: int
+
+
+class Inputs:
+    """Make inputs of requests, and batches of inputs.
+
+    ========== =========================== ==============================================================
+    option     default                     meaning
+    ========== =========================== ==============================================================
+    mode       RGB                         what the model takes: ``RGB`` or ``L``
+    resize     256                         pixels of the short side, or ``[height, width]``, or null
+    crop       224; none if ``resize`` is  pixels of a square from the middle, or ``[height, width]``,
+               null or ``[height, width]`` or null
+    mean, std  ImageNet's; 0 and 1 for L   what values from 0 to 1 are normalised with
+    max_pixels 89478485 (Pillow's limit)   larger images get 413
+    exif       false                       turn photographs as their camera was held
+    ========== =========================== ==============================================================
+
+    Args:
+        options: those of the handler.
+        device: where batches go.
+        resize: the default of that option.
+        normalised: whether mean and std are ImageNet's where they are not given.
+
+    Raises:
+        OptionError: a value that cannot be.
+    """
+
+    def __init__(
+        self, options: Options, device: torch.device, *, resize: int | None = 256, normalised: bool = True
+    ) -> None:
+        self.mode = options.text("mode", "RGB", choices=("RGB", "L"))
+        channels = len(self.mode)
+        given = options.get("resize", _NOTHING)
+        side = _sides("resize", resize if given is _NOTHING else given)
+        crop = _sides("crop", options.get("crop", 224 if isinstance(side, int) else None))
+        self.geometry = Geometry(side, (crop, crop) if isinstance(crop, int) else crop)
+        mean, std = _IMAGENET if normalised and channels == 3 else ([0.0] * channels, [1.0] * channels)
+        self._mean = torch.tensor(options.numbers("mean", mean, count=channels), device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(options.numbers("std", std, count=channels), device=device).view(1, -1, 1, 1)
+        if bool((self._std == 0).any()):
+            raise OptionError("std", "nothing can be divided by 0")
+        self._plain = not bool(self._mean.any()) and bool((self._std == 1).all())
+        self.max_pixels = options.integer("max_pixels", _MAX_PIXELS, low=1)
+        self._reader = Reader(self.mode, self.max_pixels, exif=options.flag("exif", False))
+
+    def read(self, request: Request) -> Input:
+        """Return the input that a request holds: a file, pixels in numbers, or what the model takes.
+
+        Raises:
+            BadRequest: there is no image in it, or one with too many pixels (413).
+        """
+        pixels, values = self._opened(request)
+        if pixels is not None:
+            return self.fit(pixels)
+        assert values is not None
+        return Input(torch.from_numpy(values), values.shape[2], values.shape[1])
+
+    def typical(self) -> Input:
+        """Return a black image of the size that the geometry makes of any, or of 224 pixels where it makes none."""
+        size = self.geometry.crop or self.geometry.resize
+        height, width = size if isinstance(size, tuple) else (size or _SIDE,) * 2
+        return self.fit(np.zeros((height, width, len(self.mode)), np.uint8))
+
+    def pixels(self, request: Request) -> Pixels:
+        """Return the pixels that a request holds, as they came.
+
+        Raises:
+            BadRequest: there is no image in it, or one with too many pixels (413).
+        """
+        pixels, _ = self._opened(request)
+        if pixels is None:
+            raise BadRequest("an image is taken as a file or as bytes (height, width, channels), not as floats")
+        return pixels
+
+    def fit(self, pixels: Pixels) -> Input:
+        """Return the input that pixels of the right mode become.
+
+        Raises:
+            BadRequest: it would have too many pixels (413).
+        """
+        width, height = size(pixels)
+        if self.geometry.crop is None:
+            refuse_many(*self.geometry.resized(width, height), self.max_pixels)
+        array = self.geometry.apply(pixels)
+        return Input(torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C")), width, height)
+
+    def normalise(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return a batch of bytes as the model takes it, float32 of the same shape; floats as they are.
+
+        The same operations, in the same order, as torchvision's: the same floats.
+        """
+        if batch.dtype != torch.uint8:
+            return batch
+        values = batch.float().div_(255)
+        return values if self._plain else values.sub_(self._mean).div_(self._std)
+
+    def restore(self, batch: torch.Tensor) -> np.ndarray:
+        """Return the pixels that a normalised batch came from: bytes, of the same shape."""
+        values = batch.float() * self._std + self._mean
+        return np.asarray((values * 255).round_().clamp_(0, 255).byte().cpu().numpy())
+
+    def _opened(self, request: Request) -> tuple[Pixels | None, np.ndarray | None]:
+        """Return either pixels or what the model takes; the other is None."""
+        payload = request.value(FILE_KEYS)
+        if arrays.is_array(payload):
+            return arrays.read(payload, self.mode, self.max_pixels)
+        return self._reader.read(request.content()), None
+
+
+def _sides(name: str, value: Any) -> Any:
+    """Return a number of pixels or (height, width) or None."""
+
+    def side(one: Any) -> bool:
+        return isinstance(one, int) and not isinstance(one, bool) and 1 <= one <= 1 << 16
+
+    if value is None or side(value):
+        return value
+    if isinstance(value, list | tuple) and len(value) == 2 and all(map(side, value)):
+        return tuple(value)
+    raise OptionError(name, f"{value!r} is neither a number of pixels nor [height, width] nor null")

@@ -1,0 +1,140 @@
+"""An image in, boxes with labels and scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchmar_handlers.base import BaseHandler
+from torchmar_handlers.common import signatures
+from torchmar_handlers.common.options import OptionError
+from torchmar_handlers.common.reply import PNG, Reply
+from torchmar_handlers.images.inputs import Input, Inputs
+from torchmar_handlers.images.outputs import detections
+from torchmar_handlers.protocols.plain import in_json
+from torchmar_handlers.request import Request
+
+
+class ObjectDetector(BaseHandler):
+    """Detect objects; options in the ``handler`` section of the configuration.
+
+    ============== ===================== ================================================================
+    option         default               meaning
+    ============== ===================== ================================================================
+    mode           RGB                   what the model takes: ``RGB`` or ``L``
+    threshold      0.5                   boxes with a lower score are left out
+    max_detections 100                   boxes of an image at the most
+    stacked        false                 the model takes a tensor ``(n, channels, height, width)`` of images
+                                         of one size, not a list of images of any sizes
+    resize         null                  pixels of the short side, or ``[height, width]``
+    mean, std      0 and 1               what values from 0 to 1 are normalised with
+    max_pixels     89478485 (Pillow's)   larger images get 413
+    exif           false                 turn photographs as their camera was held
+    ============== ===================== ================================================================
+
+    By default this answers as TorchServe's own ``object_detector`` does. The model has the contract of
+    torchvision's: a list of floats ``(channels, height, width)`` from 0 to 1 in, for each a mapping with
+    ``boxes`` ``(k, 4)`` as x1 y1 x2 y2, ``labels`` and ``scores`` ``(k,)`` out. Stacked, it may give the
+    three as tensors with the images first. A request is what `torchmar_handlers.image_classifier` takes.
+
+    An answer is a list of ``{label: [x1, y1, x2, y2], "score": s}``, in pixels of the image as it came,
+    the highest score first; or, where the request accepts ``image/png``, the image with the boxes.
+    """
+
+    parallel_decode = True
+
+    def initialize(self, context: Any) -> None:
+        super().initialize(context)
+        options = self.options
+        self.inputs = Inputs(options, self.device, resize=None, normalised=False)
+        if self.inputs.geometry.crop is not None:
+            raise OptionError("crop", "a detector sees the whole image; leave this out, or set it to null")
+        self.threshold = options.number("threshold", 0.5, low=0, high=1)
+        self.max_detections = options.integer("max_detections", 100, low=1)
+        self.stacked = options.flag("stacked", False)
+        self.warm_up(context)
+
+    def typical_inputs(self) -> Iterator[Input]:
+        """Yield a black image."""
+        yield self.inputs.typical()
+
+    def decode(self, request: Request) -> Input:
+        """Return the image of a request."""
+        return self.inputs.read(request)
+
+    def group(self, decoded: Input) -> Hashable:
+        """Return what images have in common that share a pass: sides that are within a factor of two.
+
+        A model of lists fills up small images to the size of the largest, in time and in memory.
+        """
+        if self.stacked:
+            return super().group(decoded.values)
+        return tuple(side.bit_length() for side in decoded.values.shape[1:])
+
+    def preprocess(self, inputs: Sequence[Input]) -> Sequence[Input]:
+        """Return the images as they are: they may differ in size."""
+        return inputs
+
+    def predict_handle(self, batch: Sequence[Input], requests: Sequence[Request]) -> list[Any]:
+        """Return the boxes of each image, as JSON or as a picture."""
+        found = self.detect(batch)
+        return [self._answer(*one) for one in zip(requests, batch, found, strict=True)]
+
+    def detect(self, batch: Sequence[Input]) -> list[dict[str, np.ndarray]]:
+        """Return for each image ``boxes`` ``(k, 4)``, ``labels`` and ``scores`` ``(k,)``, the highest score first.
+
+        Those below the threshold are left out. Boxes are in pixels of the images as they came.
+        """
+        if self.stacked:
+            values: Any = self.inputs.normalise(super().preprocess([one.values for one in batch]))
+        else:
+            values = [self.inputs.normalise(one.values.to(self.device)[None])[0] for one in batch]
+        found = detections(self.inference(values), len(batch))
+        return [self._kept(one, image) for one, image in zip(found, batch, strict=True)]
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return the objects of each image as JSON: they differ in number, which tensors cannot."""
+        return {"output": [in_json(answer) for answer in answers]}
+
+    def signature(self) -> signatures.Signature:
+        """Return an image file in, JSON out; arrays are taken too."""
+        return signatures.of([signatures.tensor("image", "BYTES")], [signatures.tensor("output", "BYTES")])
+
+    def label(self, index: int) -> str:
+        """Return the label of a class."""
+        return str((self.mapping or {}).get(str(index), index))
+
+    def document(self, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Return what was found in an image as JSON."""
+        rows = zip(found["labels"].tolist(), found["boxes"].tolist(), found["scores"].tolist(), strict=True)
+        return [
+            {self.label(label): [round(corner, 2) for corner in box], "score": round(score, 6)}
+            for label, box, score in rows
+        ]
+
+    def _kept(self, found: Mapping[str, torch.Tensor], image: Input) -> dict[str, np.ndarray]:
+        boxes, labels, scores = (found[name].numpy() for name in ("boxes", "labels", "scores"))
+        order = np.argsort(-scores, kind="stable")
+        order = order[scores[order] >= self.threshold][: self.max_detections]
+        height, width = image.values.shape[1:]
+        scale = np.array([image.width / width, image.height / height] * 2, np.float32)
+        return {"boxes": boxes[order] * scale, "labels": labels[order].astype(np.int64), "scores": scores[order]}
+
+    def _answer(self, request: Request, image: Input, found: Mapping[str, np.ndarray]) -> Any:
+        if not request.accepts(PNG):
+            return self.document(found)
+        from torchmar_handlers.drawing import boxes
+
+        height, width = image.values.shape[1:]
+        scale = np.array([width / image.width, height / image.height] * 2)
+        kinds, scores = found["labels"].tolist(), found["scores"].tolist()
+        pixels = image.values if image.values.dtype == torch.uint8 else None
+        shown = self.inputs.restore(image.values[None].to(self.device))[0] if pixels is None else pixels.numpy()
+        drawn = [
+            boxes.Box(corners, kind, f"{self.label(kind)}  {score:.2f}")
+            for corners, kind, score in zip((found["boxes"] * scale).tolist(), kinds, scores, strict=True)
+        ]
+        return Reply(boxes.draw(shown, drawn), PNG)

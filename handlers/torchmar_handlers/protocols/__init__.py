@@ -1,0 +1,118 @@
+"""The dialects that clients speak, each recognised by the request itself and answered in kind.
+
+========================== ========================================= ===================================
+dialect                    a body                                    its answer
+========================== ========================================= ===================================
+plain                      a file, a text, JSON, ``.npy``            the handler's answer itself
+JSON lines                 a JSON document on each line              a JSON array of answers, or lines
+KServe v1, TF Serving row  ``{"instances": [...]}``                  ``{"predictions": [...]}``
+TF Serving column          ``{"inputs": {name: [...]}}``             ``{"outputs": ...}``
+Open Inference (KServe v2) ``{"inputs": [{name, shape, ...}]}``      ``{"outputs": [{name, shape, ...}]}``
+========================== ========================================= ===================================
+
+A request of any dialect becomes one or more instances, each a `Request` of its own, so that
+handlers decode one input at a time and know nothing of this.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torchmar_handlers.protocols import open_inference, plain, tensorflow
+from torchmar_handlers.protocols.parsed_request import Asking, Served
+from torchmar_handlers.request import JSON, JSON_LINES, BadRequest, Request, loads
+
+__all__ = ["Asking", "Served", "read"]
+
+_NESTED = frozenset({list, dict})
+_BINARY = open_inference.HEADER_LENGTH.lower()
+
+
+def read(request: Request, served: Served) -> Asking:
+    """Return the instances of a request and how its answer is put together.
+
+    Raises:
+        BadRequest: the body breaks its dialect, or a limit (413).
+    """
+    if _BINARY in request.headers:
+        return open_inference.read_binary(request, request.headers[_BINARY], served)
+    request.check_form()
+    if "body" not in request.row and (payload := request.payload) is not None:
+        # A form's input: from here on it is the body, whatever the field is called.
+        kept = {name: value for name, value in request.row.items() if value is not payload}
+        request = replace(request, row={**kept, "body": payload})
+    if any(map(request.sends, JSON_LINES)):
+        return _lines(request, served)
+    body = _document(request)
+    if not isinstance(body, Mapping):
+        if isinstance(body, list):
+            _refuse_nesting(body, served.max_nesting)
+        return plain.read(request, served)
+    _refuse_nesting(body, served.max_nesting)
+    request = replace(request, row={**request.row, "body": body})
+    if open_inference.speaks(body):
+        return open_inference.read(request, body, served)
+    if tensorflow.speaks_rows(body):
+        return tensorflow.read_rows(request, body, served)
+    if tensorflow.speaks_columns(body):
+        return tensorflow.read_columns(request, body, served)
+    return plain.read(request, served)
+
+
+def _document(request: Request) -> Any:
+    """Return the body as JSON where it is some; what else it is, the handler decodes."""
+    payload = request.row.get("body")
+    if not isinstance(payload, bytes | bytearray | str):
+        return payload
+    # TorchServe parses only what is called application/json to the letter.
+    start = payload[:200].lstrip()[:1]
+    if start not in (b"{", "{", b"[", "[") or not (request.sends(JSON) or _may_be_ours(payload)):
+        return None
+    if str(request.headers.get("content-type", "")).startswith("text/"):
+        return None  # somebody's text, which may well be about JSON
+    if request.sends(JSON):
+        return loads(payload)
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _lines(request: Request, served: Served) -> Asking:
+    """Return the instances of JSON lines: a document on each line that is not blank."""
+    payload = request.payload
+    if not isinstance(payload, bytes | bytearray | str):
+        raise BadRequest("JSON lines are sent as text")
+    documents = []
+    for number, line in enumerate(payload.splitlines(), 1):
+        if line.strip():
+            try:
+                documents.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise BadRequest(f"line {number} of the body is not JSON: {error}") from None
+    _refuse_nesting(documents, served.max_nesting)
+    return plain.read_lines(request, documents, served)
+
+
+def _may_be_ours(payload: bytes | bytearray | str) -> bool:
+    """Tell whether a body of no declared type could be JSON of a dialect (and not, say, a text in braces)."""
+    keys = ("instances", "inputs")
+    return any((f'"{key}"' if isinstance(payload, str) else f'"{key}"'.encode()) in payload for key in keys)  # type: ignore[operator]
+
+
+def _refuse_nesting(value: Any, limit: int) -> None:
+    level: Sequence[Any] = [value]
+    for _ in range(limit + 1):
+        below: list[Any] = []
+        for item in level:
+            values = item if type(item) is list else item.values()
+            # Most are numbers only, which this tells without a step of Python for each.
+            if not _NESTED.isdisjoint(map(type, values)):
+                below += [one for one in values if type(one) in _NESTED]
+        if not below:
+            return
+        level = below
+    raise BadRequest(f"the JSON is nested more than {limit} levels deep; {limit} are allowed")

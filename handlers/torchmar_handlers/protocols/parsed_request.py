@@ -1,0 +1,65 @@
+"""What a dialect makes of one request: its instances, and how their answers become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torchmar_handlers.common.reply import Reply
+from torchmar_handlers.request import BadRequest, Request
+
+
+class Served(Protocol):
+    """What a dialect has to know of the handler."""
+
+    named: bool
+    max_instances: int
+    max_nesting: int
+
+    def rows(self, request: Request) -> list[Any] | None:
+        """Return the instances of a plain body that holds several; None where it is one."""
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return the answers as named columns, for dialects that answer in such; None: they are one."""
+
+    def served_as(self) -> tuple[str, str]:
+        """Return the model's name and version."""
+
+
+@dataclass(slots=True)
+class Asking:
+    """The instances of one request; ``reply`` takes an answer for each.
+
+    ``many`` says that errors name the instance that they are of, ``error_key`` where the
+    dialect's clients look for the message beside TorchServe's ``message``. It can be pickled, but for
+    the handler that ``reply`` may refer to: a server may have two processes answer a request, see
+    `torchmar_handlers.base.BaseHandler.prepare_handle`.
+    """
+
+    parts: Sequence[Request]
+    reply: Callable[[Sequence[Any]], Reply]
+    many: bool = True
+    error_key: str = ""
+
+    def refuse(self, status: int, message: str, position: int | None = None) -> Reply:
+        """Return an error as a client of this dialect reads it."""
+        if self.many and position is not None:
+            message = f"instance {position}: {message}"
+        return Reply.error(status, message, **({self.error_key: message} if self.error_key else {}))
+
+
+def instances(found: Any, what: str, limit: int) -> list[Any]:
+    """Return a list of instances. Raises BadRequest when it is none, empty, or longer than ``limit`` (413)."""
+    if not isinstance(found, list):
+        raise BadRequest(f"{what} is not an array")
+    if not found:
+        raise BadRequest(f"{what} is empty")
+    refuse_many(len(found), limit)
+    return found
+
+
+def refuse_many(count: int, limit: int) -> None:
+    """Raise BadRequest (413) when a request holds more instances than are allowed."""
+    if count > limit:
+        raise BadRequest(f"the request has {count} instances; {limit} are allowed", 413)

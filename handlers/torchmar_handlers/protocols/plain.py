@@ -1,0 +1,80 @@
+"""A request without a dialect: a file, a text or JSON, answered with the handler's answer itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from torchmar_handlers.common import npy
+from torchmar_handlers.common.reply import Reply
+from torchmar_handlers.protocols.parsed_request import Asking, Served, instances
+from torchmar_handlers.request import JSON_LINES, Request
+
+
+def read(request: Request, served: Served) -> Asking:
+    """Return a request's one instance, or the rows that the handler finds in its body."""
+    payload = request.payload
+    sent = isinstance(payload, bytes | bytearray) and payload[: len(npy.MAGIC)] == npy.MAGIC
+    if sent:
+        request = replace(request, row={"body": npy.read(bytes(payload))})
+    as_npy = sent or request.accepts(npy.CONTENT_TYPE)
+    rows = served.rows(request)
+    if rows is None:
+        return Asking([request], partial(_one, as_npy=as_npy), many=False)
+    found = instances(rows, "the body", served.max_instances)
+    return Asking([request.part(row) for row in found], partial(_many, as_npy=as_npy))
+
+
+def read_lines(request: Request, documents: list[Any], served: Served) -> Asking:
+    """Return the instances of a request that holds several documents, each an instance.
+
+    They are answered with an array, or on lines of their own where the client accepts such.
+    """
+    found = instances(documents, "the body", served.max_instances)
+    lines = next(filter(request.accepts, JSON_LINES), "")
+    return Asking([request.part(document) for document in found], partial(_listed, lines=lines))
+
+
+def _listed(answers: Sequence[Any], *, lines: str) -> Reply:
+    if not lines:
+        return _many(answers, as_npy=False)
+    return Reply(b"".join(Reply.json(bare(answer)).body + b"\n" for answer in answers), lines)
+
+
+def _one(answers: Sequence[Any], *, as_npy: bool) -> Reply:
+    return _reply(answers[0], as_npy)
+
+
+def _many(answers: Sequence[Any], *, as_npy: bool) -> Reply:
+    return _reply(_together(answers), as_npy)
+
+
+def _together(answers: Sequence[Any]) -> Any:
+    arrays = [answer for answer in answers if isinstance(answer, np.ndarray)]
+    if len(arrays) == len(answers) and len({array.shape for array in arrays}) == 1:
+        return np.stack(arrays)
+    return [bare(answer) for answer in answers]
+
+
+def bare(answer: Any) -> Any:
+    """Return an answer that is to stand in JSON with others: of a file its bytes in base64."""
+    if not isinstance(answer, Reply):
+        return answer
+    import base64
+
+    return {"b64": base64.b64encode(answer.body).decode(), "content_type": answer.content_type}
+
+
+def in_json(answer: Any) -> str:
+    """Return an answer as JSON that stands in a tensor of texts."""
+    return Reply.json(bare(answer)).body.decode()
+
+
+def _reply(answer: Any, as_npy: bool) -> Reply:
+    if isinstance(answer, np.ndarray):
+        return Reply.npy(answer) if as_npy else Reply.json(answer)
+    return Reply.of(answer)

@@ -1,0 +1,89 @@
+"""TensorFlow Serving's REST API, of which the row form is KServe's v1 protocol too.
+
+https://www.tensorflow.org/tfx/serving/api_rest and
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torchmar_handlers.common.reply import Reply
+from torchmar_handlers.protocols.parsed_request import Asking, Served, instances, refuse_many
+from torchmar_handlers.protocols.plain import bare
+from torchmar_handlers.request import BadRequest, Request
+
+_SIGNATURES = ("serving_default", "predict")
+
+
+def speaks_rows(body: Mapping[str, Any]) -> bool:
+    """Tell whether a JSON body is of the row form: ``{"instances": [...]}``."""
+    return "instances" in body
+
+
+def speaks_columns(body: Mapping[str, Any]) -> bool:
+    """Tell whether a JSON body is of the column form: ``{"inputs": [...]}`` or ``{"inputs": {name: [...]}}``."""
+    return isinstance(body.get("inputs"), list | Mapping)
+
+
+def read_rows(request: Request, body: Mapping[str, Any], served: Served) -> Asking:
+    """Return a request's ``instances``, to be answered with ``predictions`` (or ``explanations``)."""
+    _refuse_signature(body)
+    if speaks_columns(body):
+        raise BadRequest("the body has both instances and inputs; send one of them")
+    found = instances(body["instances"], "instances", served.max_instances)
+    key = "explanations" if request.wants_explanation else "predictions"
+    parts = [request.part(instance) for instance in found]
+    return Asking(parts, partial(_listed, key=key), error_key="error")
+
+
+def read_columns(request: Request, body: Mapping[str, Any], served: Served) -> Asking:
+    """Return the rows of a request's ``inputs``, to be answered with ``outputs``."""
+    _refuse_signature(body)
+    inputs = body["inputs"]
+    columns = isinstance(inputs, Mapping)
+    found = _rows(inputs, served) if columns else instances(inputs, "inputs", served.max_instances)
+    parts = [request.part(instance) for instance in found]
+    return Asking(parts, partial(_outputs, served=served), error_key="error")
+
+
+def _rows(columns: Mapping[str, Any], served: Served) -> list[Any]:
+    if not columns:
+        raise BadRequest("inputs is empty")
+    for name, column in columns.items():
+        if not isinstance(column, list):
+            raise BadRequest(f"inputs.{name} is not an array; a column has one item per instance")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) != 1:
+        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise BadRequest(f"the columns of inputs are not equally long: {told}")
+    (count,) = set(lengths.values())
+    if not count:
+        raise BadRequest("inputs has no rows")
+    refuse_many(count, served.max_instances)
+    if len(columns) == 1 and not served.named:
+        return list(next(iter(columns.values())))
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _listed(answers: Sequence[Any], *, key: str) -> Reply:
+    return Reply.json({key: [bare(one) for one in answers]})
+
+
+def _outputs(answers: Sequence[Any], *, served: Served) -> Reply:
+    """Return the answers as the columns that the handler makes of them; a single one of no objects without its name.
+
+    Which columns there are depends on the handler alone, never on what it predicts.
+    """
+    columns = served.columns(answers)
+    if columns is None or (len(columns) == 1 and not isinstance(answers[0], Mapping)):
+        return Reply.json({"outputs": [bare(one) for one in next(iter((columns or {"": answers}).values()))]})
+    return Reply.json({"outputs": {name: [bare(one) for one in column] for name, column in columns.items()}})
+
+
+def _refuse_signature(body: Mapping[str, Any]) -> None:
+    name = body.get("signature_name") or _SIGNATURES[0]
+    if name not in _SIGNATURES:
+        raise BadRequest(f"there is no signature {name!r}; the model has {_SIGNATURES[0]}")

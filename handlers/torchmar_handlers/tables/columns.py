@@ -1,0 +1,253 @@
+"""The columns of a table, as the configuration specifies them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchmar_handlers.common.options import OptionError
+
+NUMBER, INTEGER, CATEGORY, BOOLEAN = "number", "integer", "category", "boolean"
+TYPES = (NUMBER, INTEGER, CATEGORY, BOOLEAN)
+ONE_HOT, INDEX = "one_hot", "index"
+OUT_OF_RANGE = ("refuse", "clip", "allow")
+
+_LARGEST = sys.float_info.max
+_SHOWN = 40  # characters of a value in a message
+_LISTED = 12  # categories in a message
+_OF_NUMBERS = frozenset({"name", "type", "unit", "default", "min", "max", "mean", "std"})
+_KEYS = {
+    NUMBER: _OF_NUMBERS,
+    INTEGER: _OF_NUMBERS,
+    BOOLEAN: _OF_NUMBERS - {"unit", "min", "max"},
+    CATEGORY: frozenset({"name", "type", "default", "categories", "encoding", "frequencies"}),
+}
+
+
+class Unusable(ValueError):
+    """A value that a column does not take; the text says which, and what it does take."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `values` of it are numbers: a category's is its index, a boolean's 0 or 1.
+
+    ``low`` and ``high`` are in the column's own unit, as ``mean`` and ``std`` are. Where ``std`` is
+    given the model sees ``(value - mean) / std``; a mean alone is for explanations to compare with.
+    ``shares`` are those of the categories, for the same purpose. ``default`` is a value already; None
+    says that the column has to be there.
+    """
+
+    name: str
+    type: str = NUMBER
+    unit: str = ""
+    low: float = -_LARGEST
+    high: float = _LARGEST
+    default: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    categories: tuple[str | int, ...] = ()
+    encoding: str = ONE_HOT
+    shares: tuple[float, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """The numbers that the model sees of this column."""
+        return len(self.categories) if self.type == CATEGORY and self.encoding == ONE_HOT else 1
+
+    @property
+    def datatype(self) -> str:
+        """The datatype of its values in the Open Inference Protocol; categories of both kinds are texts."""
+        if self.type == CATEGORY:
+            return "INT64" if all(isinstance(one, int) for one in self.categories) else "BYTES"
+        return {INTEGER: "INT64", BOOLEAN: "BOOL"}.get(self.type, "FP64")
+
+    @property
+    def typical(self) -> float:
+        """The value that an explanation compares with: the mean, else the default, else 0."""
+        return self.mean if self.mean is not None else self.default if self.default is not None else 0.0
+
+    @property
+    def allowed(self) -> str:
+        """What the column takes, in words."""
+        if self.type == CATEGORY:
+            names = [_shown(name) for name in self.categories[:_LISTED]]
+            more = f" and {len(self.categories) - _LISTED} more" if len(self.categories) > _LISTED else ""
+            return f"one of {', '.join(names)}{more}"
+        if self.type == BOOLEAN:
+            return "true or false"
+        what = "a whole number" if self.type == INTEGER else "a number"
+        low, high = (f"{limit:.15g}" for limit in (self.low, self.high))
+        if self.low > -_LARGEST:
+            what += f" from {low} to {high}" if self.high < _LARGEST else f" of at least {low}"
+        elif self.high < _LARGEST:
+            what += f" of at most {high}"
+        return f"{what} {self.unit}".rstrip()
+
+    def value(self, found: Any, out_of_range: str = OUT_OF_RANGE[0]) -> float:
+        """Return what was found in a row as a value; None as the default.
+
+        Args:
+            found: a JSON value, or the text of bytes.
+            out_of_range: ``refuse``, ``clip`` to the nearest that is allowed, or ``allow``.
+
+        Raises:
+            Unusable: the column does not take it.
+        """
+        if isinstance(found, bytes | bytearray):
+            found = found.decode("utf-8", "replace")
+        if found is None:
+            if self.default is None:
+                raise Unusable(f"column {self.name!r} is missing; {self.allowed} is expected")
+            return self.default
+        value = self._value(found, out_of_range)
+        if value is None:
+            close = difflib.get_close_matches(found, map(str, self.categories), 1) if isinstance(found, str) else []
+            meant = f" (did you mean {close[0]!r}?)" if close and close[0] in self.categories else ""
+            raise Unusable(f"column {self.name!r} is {_shown(found)}; {self.allowed} is allowed{meant}")
+        return value
+
+    def cell(self, text: str) -> Any:
+        """Return the text of a cell as what it stands for; the text itself where it stands for nothing."""
+        text = text.strip()
+        if not text:
+            return None
+        if self.type == CATEGORY:
+            return next((category for category in self.categories if str(category) == text), text)
+        if self.type == BOOLEAN:
+            return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), text)
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    def _value(self, found: Any, out_of_range: str) -> float | None:
+        if self.type == CATEGORY:
+            # True is 1 and 1.0 is 1 in Python; only the latter is in a table.
+            known = isinstance(found, str | int | float) and not isinstance(found, bool)
+            return float(self.categories.index(found)) if known and found in self.categories else None
+        if self.type == BOOLEAN:
+            return float(found) if isinstance(found, bool | int | float) and found in (0, 1) else None
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            return None
+        try:
+            value = float(found)
+        except OverflowError:  # an integer of more than 308 digits
+            return None
+        if not math.isfinite(value) or (self.type == INTEGER and not value.is_integer()):
+            return None
+        if out_of_range == "clip":
+            return min(max(value, self.low), self.high)
+        return value if out_of_range == "allow" or self.low <= value <= self.high else None
+
+
+def read(specification: Any, folder: Path) -> list[Column]:
+    """Return the columns that the option ``columns`` specifies.
+
+    Args:
+        specification: a list of objects with ``name`` and what is not the default, or the name of a
+            JSON file with that list in ``folder``.
+        folder: the extracted archive.
+
+    Raises:
+        OptionError: it specifies none, or one that cannot be.
+    """
+    source = ""
+    if isinstance(specification, str):
+        source = f"{specification}: "
+        try:
+            specification = json.loads((folder / specification).read_bytes())
+        except OSError:
+            raise OptionError(
+                "columns", f"there is no file {specification} in the archive; name it under files: in the recipe"
+            ) from None
+        except ValueError as error:
+            raise OptionError("columns", f"{source}not JSON: {error}") from None
+    if not isinstance(specification, list) or not specification:
+        raise OptionError("columns", f"{source}a list of columns is expected, or the name of a JSON file with one")
+    found: dict[str, Column] = {}
+    for position, one in enumerate(specification):
+        if not isinstance(one, Mapping) or not isinstance(one.get("name"), str) or not one["name"]:
+            raise OptionError("columns", f"{source}item {position} is not an object with a name")
+        if one["name"] in found:
+            raise OptionError("columns", f"{source}two columns are called {one['name']!r}")
+        try:
+            found[one["name"]] = _column(one)
+        except ValueError as error:
+            raise OptionError("columns", f"{source}column {one['name']!r}: {error}") from None
+    return list(found.values())
+
+
+def _column(given: Mapping[str, Any]) -> Column:
+    type_ = given.get("type", NUMBER)
+    if type_ not in TYPES:
+        raise ValueError(f"type is {type_!r}; there are {', '.join(TYPES)}")
+    for key in given:
+        if key not in _KEYS[type_]:
+            close = difflib.get_close_matches(str(key), _KEYS[type_], 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(_KEYS[type_]))}"
+            raise ValueError(f"a {type_} has no {key!r}{hint}")
+    low, high = _number(given, "min", -_LARGEST), _number(given, "max", _LARGEST)
+    mean, std = (_number(given, key) if key in given else None for key in ("mean", "std"))
+    if low > high:
+        raise ValueError(f"min ({low:.15g}) is more than max ({high:.15g})")
+    if std is not None and (std <= 0 or mean is None):
+        raise ValueError("std is not positive" if mean is not None else "std needs a mean beside it")
+    encoding = given.get("encoding", ONE_HOT)
+    if encoding not in (ONE_HOT, INDEX):
+        raise ValueError(f"encoding is {encoding!r}; there are {ONE_HOT}, {INDEX}")
+    categories, shares = _categories(given) if type_ == CATEGORY else ((), ())
+    column = Column(
+        name=given["name"],
+        type=type_,
+        unit=str(given.get("unit", "")),
+        low=low,
+        high=high,
+        mean=mean,
+        std=std,
+        categories=categories,
+        encoding=encoding,
+        shares=shares,
+    )
+    if given.get("default") is None:
+        return column
+    try:
+        default = column.value(given["default"])
+    except Unusable:
+        raise ValueError(f"default is {_shown(given['default'])}; {column.allowed} is allowed") from None
+    return Column(**{**column.__dict__, "default": default})
+
+
+def _categories(given: Mapping[str, Any]) -> tuple[tuple[str | int, ...], tuple[float, ...]]:
+    """Return the categories of a column and the share of each."""
+    names = given.get("categories")
+    plain = isinstance(names, list) and all(type(one) in (str, int) for one in names)
+    if not plain or not names or len({str(one) for one in names}) != len(names):
+        raise ValueError("categories is not a list of different texts or whole numbers")
+    shares = given.get("frequencies") or [1] * len(names)
+    if not isinstance(shares, list) or not all(type(one) in (int, float) and one >= 0 for one in shares):
+        raise ValueError("frequencies is not a list of shares")
+    if len(shares) != len(names) or not sum(shares):
+        raise ValueError(f"there are {len(shares)} frequencies of {len(names)} categories")
+    return tuple(names), tuple(share / sum(shares) for share in shares)
+
+
+def _number(given: Mapping[str, Any], key: str, default: float = 0.0) -> float:
+    value = given.get(key, default)
+    if value is None:
+        return default
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{key} is {_shown(value)}, not a number")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message shows it: as JSON, not too long."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -1,0 +1,288 @@
+"""What the handlers of tables have in common: rows in, checked and encoded, and explanations by column."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from torchmar_handlers import weights
+from torchmar_handlers.base import BaseHandler
+from torchmar_handlers.common import npy, signatures
+from torchmar_handlers.common.forward import forward
+from torchmar_handlers.common.options import OptionError
+from torchmar_handlers.common.reply import PNG, Reply
+from torchmar_handlers.explanations import Asked, Explanation, document, explain
+from torchmar_handlers.explanations import read as read_asked
+from torchmar_handlers.request import BadRequest, Request
+from torchmar_handlers.tables import bodies
+from torchmar_handlers.tables.columns import NUMBER, OUT_OF_RANGE, Column
+from torchmar_handlers.tables.columns import read as read_columns
+from torchmar_handlers.tables.table import Table, shown
+
+METHODS = ("integrated_gradients", "gradient_shap", "saliency", "feature_ablation")
+BASELINES = ("mean", "zeros")
+
+_ASKED = ("method", "target", "n_steps", "baseline")
+_BESIDE = frozenset({*_ASKED, "parameters"})  # what an object may hold that is no column
+_ROWS_AT_ONCE = 4096
+
+
+class TabularHandler(BaseHandler):
+    """Answer rows of a table.
+
+    ============== ======================== ==========================================================
+    option         default                  meaning
+    ============== ======================== ==========================================================
+    columns        (needed)                 the columns, in the model's order: a list, or the name of
+                                            a JSON file in the archive; see below
+    out_of_range   refuse                   a number below ``min`` or above ``max``: ``refuse`` (400),
+                                            ``clip`` or ``allow``
+    scores         the only one             the output to take of a model that has several
+    method         integrated_gradients     of explanations: that, ``gradient_shap``, ``saliency`` or
+                                            ``feature_ablation``
+    n_steps        50                       steps of the integral of an explanation
+    baseline       mean                     what explanations compare with: ``mean`` or ``zeros``
+    rows_at_once   4096                     rows in one forward pass at the most
+    ============== ======================== ==========================================================
+
+    A column has a ``name``, a ``type`` and what that knows:
+
+    ============== ===================================================================================
+    number         (also without type) ``min``, ``max``, ``unit``, ``mean``, ``std``, ``default``
+    integer        the same; a number with a fraction is refused
+    boolean        ``mean`` (the share of true), ``std``, ``default``
+    category       ``categories``, texts or whole numbers; ``encoding``, ``one_hot`` (default) or
+                   ``index``; ``frequencies``, for the baseline of explanations; ``default``
+    ============== ===================================================================================
+
+    A ``default`` stands in for a value that is missing or null; without one that is an error. Where
+    there is a ``std`` the model sees ``(value - mean) / std``. It is given float32, ``(n, width)``,
+    in the order of the columns.
+
+    A row is ``{column: value}`` or an array in the order of the columns. Several are an array of rows,
+    ``{"rows": [...]}``, CSV with a header, a ``.npy`` array, or what KServe's and TensorFlow Serving's
+    protocols say; they are answered by an array.
+
+    Explanations say how much each column speaks for the target, in the score before softmax or
+    sigmoid (a regressor: in the output itself), the largest first; or, where the request accepts
+    ``image/png``, show it in a picture. Requests may set ``method``, ``target``, ``n_steps`` and
+    ``baseline``: ``mean`` is a row of the columns' means (the default where there is none, else 0),
+    ``zeros`` are what the model sees; or a row of the client's own. To a category that stands as
+    ``index`` gradients mean nothing; ask for ``feature_ablation`` there.
+    """
+
+    named = True
+    #: What bars to the left and to the right mean in the picture of an explanation.
+    ends: ClassVar[tuple[str, str]] = ("against", "for")
+
+    def initialize(self, context: Any) -> None:
+        """Read the columns, and put the average row through the model, so that what does not fit is told at once."""
+        super().initialize(context)
+        options = self.options
+        columns = read_columns(options.get("columns"), Path(context.system_properties.get("model_dir")))
+        self.table = Table(columns, options.text("out_of_range", OUT_OF_RANGE[0], choices=OUT_OF_RANGE))
+        self.scores_name = options.text("scores", "")
+        self.rows_at_once = options.integer("rows_at_once", _ROWS_AT_ONCE, low=1)
+        self.asked_by_default = {
+            "method": options.text("method", METHODS[0], choices=METHODS),
+            "n_steps": options.integer("n_steps", 50, low=1, high=1000),
+            "baseline": options.text("baseline", BASELINES[0], choices=BASELINES),
+        }
+        self.typical = torch.from_numpy(self.table.typical()).to(self.device)
+        widths = [column.width for column in columns]
+        self.groups = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)).to(self.device)
+        self.outputs = self._count_outputs()
+
+    def rows(self, request: Request) -> list[Any] | None:
+        """Return the rows of a body with several."""
+        return bodies.rows(request, self.table.columns)
+
+    def typical_inputs(self) -> Iterator[np.ndarray]:
+        """Yield the values of the average row."""
+        yield np.array([column.typical for column in self.table.columns], np.float64)
+
+    def decode(self, request: Request) -> np.ndarray:
+        """Return the values of a row, ``(columns,)`` float64, in the columns' own units."""
+        return self.table.values(bodies.row(request), _BESIDE)
+
+    def preprocess(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Stack rows of values, ``(n, columns)``."""
+        return np.stack(inputs)
+
+    def predict_handle(self, batch: np.ndarray, requests: Sequence[Request]) -> Sequence[Any]:
+        """Return one prediction per row."""
+        predictions: Sequence[Any] = self.postprocess(self.only(self.inference(self.encode(batch)), len(batch)))
+        return predictions
+
+    def explain_handle(self, batch: np.ndarray, requests: Sequence[Request]) -> Sequence[Any]:
+        """Return one explanation per row, as JSON or as a picture."""
+        asked = [self._asked(request) for request in requests]
+        encoded = self.encode(batch)
+        scores = self._scores(encoded)
+        targets = self.targets(scores.detach(), [one.target for one in asked])
+        explanations = explain(
+            self._scores,
+            encoded,
+            targets,
+            asked,
+            scores=scores.detach(),
+            baselines=torch.stack([self._baseline(one) for one in asked]),
+            groups=self.groups,
+            differentiable=weights.differentiable(self.model),
+        )
+        told = self.told(scores.detach(), targets)
+        return [self._explained(*one) for one in zip(requests, explanations, told, batch, strict=True)]
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return predictions as named columns; explanations stay objects."""
+        first = answers[0]
+        explained = isinstance(first, Reply) or (isinstance(first, Mapping) and "attributions" in first)
+        return signatures.by_key(answers) if explained else self.predicted(answers)
+
+    def signature(self) -> signatures.Signature:
+        """Return one tensor for each column, and those of predictions; one tensor of all columns is taken too."""
+        inputs = [signatures.tensor(column.name, column.datatype) for column in self.table.columns]
+        return signatures.of(inputs, self.predicted_signature())
+
+    def describe_handle(self) -> dict[str, Any]:
+        """Return the columns, in their order, and what each takes."""
+        return {
+            "columns": [
+                {
+                    "name": column.name,
+                    "type": column.type,
+                    "takes": column.allowed,
+                    **({} if column.default is None else {"default": shown(column, column.default)}),
+                }
+                for column in self.table.columns
+            ]
+        }
+
+    def encode(self, values: np.ndarray) -> torch.Tensor:
+        """Return rows of values as the model sees them, ``(n, width)`` float32, on its device."""
+        return torch.from_numpy(self.table.encode(values)).to(self.device)
+
+    def only(self, output: Any, rows: int) -> torch.Tensor:
+        """Return the model's scores, ``(n, outputs)``, out of what it put out for ``rows`` rows."""
+        if isinstance(output, tuple | list):
+            names = weights.output_names(self.model) or [str(position) for position in range(len(output))]
+            output = dict(zip(names, output, strict=True))
+        if isinstance(output, Mapping):
+            name = self.scores_name or (next(iter(output)) if len(output) == 1 else "")
+            if name not in output:
+                wanted = f"the model has no output {name!r}" if name else "the model has several outputs"
+                raise OptionError("scores", f"{wanted}; name one of {', '.join(output)}")
+            output = output[name]
+        if not isinstance(output, torch.Tensor):
+            raise OptionError("scores", f"the model's output is no tensor: {type(output).__name__}")
+        return output if output.dim() == 2 else output.reshape(rows, -1)
+
+    @abstractmethod
+    def scores(self, output: torch.Tensor) -> torch.Tensor:
+        """Return what explanations explain, ``(n, targets)``, of the model's output, ``(n, outputs)``."""
+
+    @abstractmethod
+    def targets(self, scores: torch.Tensor, wanted: Sequence[Any]) -> torch.Tensor:
+        """Return the index of what each row's explanation is about, ``(n,)``; None is for the usual."""
+
+    @abstractmethod
+    def told(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
+        """Return what explanations tell beside the attributions, for each row."""
+
+    @abstractmethod
+    def titled(self, told: Mapping[str, Any]) -> str:
+        """Return the title of an explanation's picture."""
+
+    @abstractmethod
+    def predicted(self, answers: Sequence[Any]) -> Mapping[str, Any]:
+        """Return predictions as named columns."""
+
+    @abstractmethod
+    def predicted_signature(self) -> list[signatures.Tensor]:
+        """Return the descriptions of the columns of predictions."""
+
+    def _scores(self, encoded: torch.Tensor) -> torch.Tensor:
+        output = forward(self.model, encoded, device=self.device, dtype=self.dtype)
+        return self.scores(self.only(output, len(encoded)))
+
+    def _count_outputs(self) -> int:
+        """Return how many numbers the model puts out for a row."""
+        try:
+            output = self.inference(self.typical[None])
+        except Exception as error:
+            problem = f"the model does not take the {self.table.width} numbers that they make: {error}"
+            raise OptionError("columns", problem) from error
+        return int(self.only(output, 1).shape[1])
+
+    def _asked(self, request: Request) -> Asked:
+        """Return what is asked of an explanation, with a row as its baseline made what the model sees."""
+        wishes = {name: self._without_columns(request).option(name) for name in _ASKED}
+        row, encoded = wishes["baseline"], None
+        if isinstance(row, str) and row.lstrip().startswith(("{", "[")):
+            row = bodies.parsed(row, "baseline")
+        if isinstance(row, Mapping | list):
+            try:
+                encoded = self.table.encode(self.table.values(row)[None])[0].tolist()
+            except BadRequest as error:
+                raise BadRequest(f"baseline: {error.message}") from None
+            del wishes["baseline"]
+        wished = Request(request.index, {"body": wishes}, {})
+        asked = read_asked(wished, methods=METHODS, defaults=self.asked_by_default, baselines=BASELINES)
+        return asked if encoded is None else replace(asked, baseline=encoded)
+
+    def _without_columns(self, request: Request) -> Request:
+        """Return a request without the columns of its row, one of which may be called as an option is."""
+        body = request.row.get("body")
+        if not isinstance(body, Mapping):
+            return request
+        kept = {name: value for name, value in body.items() if name not in self.table.names}
+        return replace(request, row={"body": kept})
+
+    def _baseline(self, asked: Asked) -> torch.Tensor:
+        if asked.baseline == "mean":
+            return self.typical
+        if asked.baseline == "zeros":
+            return torch.zeros_like(self.typical)
+        return torch.tensor(asked.baseline, dtype=torch.float32, device=self.device).expand_as(self.typical)
+
+    def _explained(
+        self, request: Request, explanation: Explanation, told: Mapping[str, Any], values: np.ndarray
+    ) -> Any:
+        numbers = explanation.attributions
+        # An ablation takes a whole column away: each of its numbers has the loss of all of them.
+        whole = explanation.method == "feature_ablation"
+        by_column = numbers[self.table.starts] if whole else self.table.by_column(numbers[None])[0]
+        order = np.argsort(-np.abs(by_column), kind="stable")
+        columns = [self.table.columns[index] for index in order]
+        row = {column.name: shown(column, value) for column, value in zip(columns, values[order].tolist(), strict=True)}
+        if request.accepts(npy.CONTENT_TYPE):
+            return by_column  # in the order of the columns, which an array cannot name
+        explanation = replace(explanation, attributions=by_column[order])
+        if request.accepts(PNG):
+            return Reply(self._picture(explanation, told, columns, row), PNG)
+        said = document(explanation, **told, row=row)
+        del said["shape"]
+        said["attributions"] = dict(zip(row, said["attributions"], strict=True))
+        return said
+
+    def _picture(
+        self,
+        explanation: Explanation,
+        told: Mapping[str, Any],
+        columns: Sequence[Column],
+        row: Mapping[str, Any],
+    ) -> bytes:
+        from torchmar_handlers.drawing import bars  # with Pillow, which most workers never need
+
+        values = [
+            f"{value:.7g} {column.unit}".rstrip() if column.type == NUMBER else f"{value} {column.unit}".rstrip()
+            for column, value in zip(columns, row.values(), strict=True)
+        ]
+        features = list(zip(row, values, explanation.attributions.tolist(), strict=True))
+        return bars.draw(features, title=self.titled(told), note=explanation.note, ends=self.ends)

@@ -1,0 +1,418 @@
+"""Tensors in, tensors out, for a model of any kind that needs nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchmar_handlers import weights
+from torchmar_handlers.base import BaseHandler
+from torchmar_handlers.common import npy, signatures
+from torchmar_handlers.common.options import OptionError
+from torchmar_handlers.protocols.tensors import datatype
+from torchmar_handlers.request import BadRequest, NotFinite, Request
+from torchmar_handlers.weights import Input, first_layer
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    )
+}
+_TAKEN = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}  # the kinds of numbers that can stand for another's
+_LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
+_SIZES = (1, 8, 32)  # of dimensions that may have any, to try a model with
+_BESIDE = "parameters"  # what a JSON object may hold that is no input
+
+
+class TensorHandler(BaseHandler):
+    """Answer tensors with tensors; options in the ``handler`` section of the configuration.
+
+    ============== ======================== ==========================================================
+    option         default                  meaning
+    ============== ======================== ==========================================================
+    inputs         what the weights know    a list of ``name``, ``dtype`` (float32) and ``shape`` of
+                                            one instance, without the dimension of the batch; null is
+                                            any size, and no shape any shape
+    outputs        what the weights know    the names of the outputs, in the model's order; of a model
+                                            that returns a dict, those to answer with
+    non_finite     refuse                   NaN and infinity in JSON answers: ``refuse`` fails that
+                                            request, ``null`` puts null in their place
+    ============== ======================== ==========================================================
+
+    ONNX models and exported programs know their inputs; of TorchScript and eager models the names
+    are known; numbers in JSON are then taken for float32 if any has a fraction, else for int64, and
+    an array for one instance.
+
+    An instance is the array itself, in JSON or ``.npy``, where the model has one input, or
+    ``{name: array}``. A body with one dimension more is many instances, as is an array of objects;
+    KServe's and TensorFlow Serving's protocols have theirs. One output is answered as the array
+    itself (in ``.npy`` if that was sent, or is accepted), several as ``{name: array}``. Instances
+    of different shapes share no forward pass. There are no explanations.
+    """
+
+    named = True
+
+    def initialize(self, context: Any) -> None:
+        super().initialize(context)
+        known = _known(self.model)
+        self.inputs = _inputs(self.options.get("inputs"), known)
+        self.by_name = {one.name for one in self.inputs} <= set(weights.input_names(self.model))
+        self.output_names = _outputs(self.options.get("outputs"))
+        self.non_finite = self.options.text("non_finite", "refuse", choices=("refuse", "null"))
+        self._taken, self._given = signatures.Observed(), signatures.Observed()
+        self._observes = True
+        self.warm_up(context)
+        self._observes = False
+
+    def rows(self, request: Request) -> list[Any] | None:
+        """Return the instances of a body with one dimension more than an instance has."""
+        payload = _payload(request)
+        if isinstance(payload, Mapping):
+            named = {name: value for name, value in payload.items() if name != _BESIDE}
+            if not named or not all(_many(value, self._input(name)) for name, value in named.items()):
+                return None
+            counts = {name: len(value) for name, value in named.items()}
+            if len(set(counts.values())) > 1:
+                told = ", ".join(f"{name}: {count}" for name, count in counts.items())
+                raise BadRequest(f"the inputs have different numbers of instances: {told}")
+            return [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
+        if isinstance(payload, list) and payload and all(isinstance(one, Mapping) for one in payload):
+            return payload
+        return list(payload) if len(self.inputs) == 1 and _many(payload, self.inputs[0]) else None
+
+    def typical_inputs(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield zeros of the shapes that are known, or that the first layer of the model suggests."""
+        if all(one.shape is not None for one in self.inputs):
+            for size in _SIZES:
+                yield {
+                    one.name: np.zeros(
+                        [size if free is None else free for free in one.shape or ()],
+                        np.float32 if one.dtype is None else _numpy_dtype(one.dtype),
+                    )
+                    for one in self.inputs
+                }
+        elif len(self.inputs) == 1:
+            (only,) = self.inputs
+            for tensor in first_layer.typical_inputs(self.model):
+                yield {only.name: tensor[0].numpy()}
+
+    def decode(self, request: Request) -> dict[str, np.ndarray]:
+        """Return the arrays of one instance by name, in the order of the inputs."""
+        payload = _payload(request)
+        if payload is None:
+            raise BadRequest(f"the body is empty; {self._expected()}")
+        if not isinstance(payload, Mapping):
+            if len(self.inputs) > 1:
+                raise BadRequest(f"the model has {len(self.inputs)} inputs; {self._expected()}")
+            return {self.inputs[0].name: _array(payload, self.inputs[0])}
+        named = {name: value for name, value in payload.items() if name != _BESIDE}
+        if len(self.inputs) == len(named) == 1 and not self.inputs[0].name:
+            return {"": _array(next(iter(named.values())), self.inputs[0])}
+        names = [one.name for one in self.inputs]
+        for name in named:
+            if name not in names:
+                close = difflib.get_close_matches(str(name), names, 1)
+                hint = f"did you mean {close[0]!r}?" if close else self._expected()
+                raise BadRequest(f"there is no input {str(name)[:60]!r}; {hint}")
+        for name in names:
+            if name not in named:
+                raise BadRequest(f"the input {name!r} is missing; {self._expected()}")
+        return {one.name: _array(named[one.name], one) for one in self.inputs}
+
+    def group(self, decoded: dict[str, np.ndarray]) -> Hashable:
+        """Return the shapes and types that instances must share to be one batch."""
+        return tuple((array.shape, array.dtype) for array in decoded.values())
+
+    def preprocess(self, inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Stack each input, ``(n, ...)``."""
+        return {name: super(TensorHandler, self).preprocess([one[name] for one in inputs]) for name in inputs[0]}
+
+    def predict_handle(self, batch: dict[str, torch.Tensor], requests: Sequence[Request]) -> Sequence[Any]:
+        """Return the outputs of each instance: an array, or several by name."""
+        given = batch if self.by_name else tuple(batch.values())
+        outputs = {
+            name: _numpy(value, name, len(requests)) for name, value in self._named(self.inference(given)).items()
+        }
+        if self._observes:
+            self._taken.see({name: tensor.cpu().numpy() for name, tensor in batch.items()})
+            self._given.see(outputs)
+        finite = all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in outputs.values())
+        return [
+            self._answer({name: array[index, ...] for name, array in outputs.items()}, request, finite)
+            for index, request in enumerate(requests)
+        ]
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return each output under its name."""
+        if isinstance(answers[0], Mapping):
+            return {name: [answer[name] for answer in answers] for name in answers[0]}
+        names = self.output_names or weights.output_names(self.model) or ("output",)
+        return {names[0]: answers}
+
+    def signature(self) -> signatures.Signature:
+        """Return inputs as the options or the weights describe them, and outputs as the samples were answered.
+
+        What neither tells of an input is that of the samples. Outputs have sizes where all inputs have.
+        """
+        inputs = [self._specified(one) for one in self.inputs]
+        known = [one for one in inputs if one is not None]
+        sizes = all(signatures.ANY not in one["shape"][1:] for one in known)
+        outputs = self._given.tensors(sizes=sizes and len(known) == len(inputs))
+        return signatures.of(known if len(known) == len(inputs) else [], outputs)
+
+    def describe_handle(self) -> dict[str, Any]:
+        """Return names, types and shapes, as far as they are known; null stands for any size."""
+        inputs = [
+            {
+                "name": one.name or None,
+                "dtype": str(one.dtype).removeprefix("torch.") if one.dtype else None,
+                "shape": None if one.shape is None else list(one.shape),
+            }
+            for one in self.inputs
+        ]
+        return {"inputs": inputs, "outputs": list(self.output_names or weights.output_names(self.model)) or None}
+
+    def _named(self, output: Any) -> dict[str, Any]:
+        """Return the model's outputs by name."""
+        if isinstance(output, Mapping):
+            missing = [name for name in self.output_names if name not in output]
+            if missing:
+                raise ValueError(f"the model returns no {missing[0]!r}; it returns {', '.join(output)}")
+            return {name: output[name] for name in self.output_names or output}
+        values = list(output) if isinstance(output, tuple | list) else [output]
+        names = self.output_names or weights.output_names(self.model)
+        if not names:
+            names = ("output",) if len(values) == 1 else tuple(f"output_{place}" for place in range(len(values)))
+        if len(names) != len(values):
+            raise ValueError(f"the model returns {len(values)} outputs, and {len(names)} are named: {', '.join(names)}")
+        return dict(zip(names, values, strict=True))
+
+    def _answer(self, arrays: dict[str, np.ndarray], request: Request, finite: bool) -> Any:
+        answer: dict[str, Any] = dict(arrays)
+        if finite:
+            return next(iter(answer.values())) if len(answer) == 1 else answer
+        in_npy = len(arrays) == 1 and (isinstance(request.payload, np.ndarray) or request.accepts(npy.CONTENT_TYPE))
+        for name, array in arrays.items():
+            if in_npy or request.as_bytes or array.dtype.kind != "f" or np.isfinite(array).all():
+                continue
+            if self.non_finite == "null":
+                values = array.astype(object)
+                values[~np.isfinite(array)] = None
+                answer[name] = values.tolist()
+                continue
+            place = [int(index) for index in np.argwhere(~np.isfinite(array))[0]]
+            value = array[tuple(place)]
+            raise NotFinite(
+                f"the output {name!r} is {value} at {place}, which JSON cannot say; "
+                f"accept {npy.CONTENT_TYPE}, or set non_finite: 'null' in the archive"
+            )
+        return next(iter(answer.values())) if len(answer) == 1 else answer
+
+    def _specified(self, spec: Input) -> signatures.Tensor | None:
+        """Return the description of an input; None where its type or its dimensions are not known."""
+        seen = self._taken.tensor(spec.name, sizes=False)
+        kind = datatype(_numpy_dtype(spec.dtype)) if spec.dtype is not None else seen and seen["datatype"]
+        shape = spec.shape if spec.shape is not None else seen and seen["shape"][1:]
+        return None if kind is None or shape is None else signatures.tensor(spec.name or "input", kind, *shape)
+
+    def _input(self, name: str) -> Input | None:
+        return next((one for one in self.inputs if one.name == name), None)
+
+    def _expected(self) -> str:
+        inputs = [_described(one) for one in self.inputs]
+        if len(inputs) == 1:
+            return f"send {inputs[0]}"
+        return f"send an object with {', '.join(inputs)}"
+
+
+def _payload(request: Request) -> Any:
+    """Return what was sent, JSON of no declared type included."""
+    payload = request.payload
+    if isinstance(payload, bytes | bytearray | str):
+        if not payload:
+            raise BadRequest("the body is empty")
+        if request.whole is None:
+            return request.json()
+    return payload
+
+
+def _known(model: torch.nn.Module) -> list[Input]:
+    """Return the inputs that a model itself tells of, without the dimension of the batch."""
+    known = weights.inputs(model)
+    return [
+        Input(
+            one.name or (f"input_{place}" if len(known) > 1 else ""),
+            one.dtype,
+            one.shape[1:] if one.shape else None,
+        )
+        for place, one in enumerate(known)
+    ]
+
+
+def _inputs(given: Any, known: Sequence[Input]) -> list[Input]:
+    """Return the inputs of an instance: those of the option, else those that the model tells of."""
+    if given is None:
+        return list(known) or [Input()]
+    if not isinstance(given, list) or not given:
+        raise OptionError("inputs", "a list of inputs is expected, each with name, dtype and shape")
+    inputs: dict[str, Input] = {}
+    for position, one in enumerate(given):
+        if not isinstance(one, Mapping) or not isinstance(one.get("name"), str) or not one["name"]:
+            raise OptionError("inputs", f"item {position} is not an object with a name")
+        name, dtype, shape = one["name"], one.get("dtype", "float32"), one.get("shape")
+        if extra := [key for key in one if key not in ("name", "dtype", "shape")]:
+            raise OptionError("inputs", f"{name}: there is no {extra[0]!r}; there are name, dtype, shape")
+        if dtype not in _DTYPES:
+            raise OptionError("inputs", f"{name}: dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+        sizes = shape if isinstance(shape, list) else []
+        if (shape is not None and not isinstance(shape, list)) or not all(
+            size is None or (type(size) is int and size >= 0) for size in sizes
+        ):
+            raise OptionError("inputs", f"{name}: shape {shape!r} is not a list of sizes, null for any")
+        if name in inputs:
+            raise OptionError("inputs", f"two are called {name!r}")
+        inputs[name] = Input(name, _DTYPES[dtype], None if shape is None else tuple(shape))
+    names = [one.name for one in known if one.name]
+    unknown = [name for name in inputs if name not in names]
+    # All of them may be called anew, in the model's order; if only some are, they are probably misspelt.
+    if names and unknown and (len(unknown) < len(inputs) or len(inputs) > len(names)):
+        raise OptionError("inputs", f"the model has no input {unknown[0]!r}; it has {', '.join(names)}")
+    return list(inputs.values())
+
+
+def _outputs(given: Any) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
+        raise OptionError("outputs", f"{given!r} is not a list of names")
+    return tuple(given)
+
+
+def _many(value: Any, spec: Input | None) -> bool:
+    """Tell whether a value has one dimension more than an instance of an input."""
+    if spec is None or spec.shape is None:
+        return False
+    rank = 0
+    if isinstance(value, np.ndarray):
+        rank = value.ndim
+    else:
+        while isinstance(value, list):
+            rank += 1
+            value = value[0] if value else None
+    return rank == len(spec.shape) + 1
+
+
+def _array(value: Any, spec: Input) -> np.ndarray:
+    """Return the array of one input.
+
+    Raises:
+        BadRequest: it is none, or one of another type or shape.
+    """
+    what = f"the input {spec.name!r}" if spec.name else "the input"
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise BadRequest(f"{what} is nested unevenly, or too deep; {_described(spec)} is expected") from None
+    if array.dtype.kind not in "biuf":
+        for place, leaf in _leaves(value.tolist() if isinstance(value, np.ndarray) else value):
+            if isinstance(leaf, bool) or not isinstance(leaf, int | float) or abs(leaf) >= 2**63:
+                where = f" at {list(place)}" if place else ""
+                raise BadRequest(f"{what} is {leaf!r:.40}{where}; {_described(spec)} is expected")
+        raise BadRequest(f"{what} is of {array.dtype}; {_described(spec)} is expected")
+    if spec.shape is not None:
+        fits = len(array.shape) == len(spec.shape) and all(
+            size in (None, found) for size, found in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise BadRequest(f"{what} has the shape {list(array.shape)}; {_described(spec)} is expected")
+    return _cast(array, _wanted(array, value, spec), what)
+
+
+def _wanted(array: np.ndarray, value: Any, spec: Input) -> np.dtype:
+    wanted = array.dtype.newbyteorder("=")
+    if spec.dtype is not None:
+        wanted = _numpy_dtype(spec.dtype)
+    elif wanted.kind == "f" and not isinstance(value, np.ndarray):
+        wanted = np.dtype(np.float32)
+    found: np.dtype = wanted
+    return found
+
+
+def _cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
+    if array.dtype.kind not in _TAKEN[dtype.kind] and array.size:
+        raise BadRequest(f"{what} is of {_kind(array.dtype)}; {dtype} is expected")
+    if dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        low, high = int(array.min()), int(array.max())
+        if low < limits.min or high > limits.max:
+            beyond = low if low < limits.min else high
+            raise BadRequest(f"{what} has {beyond}, which {dtype} does not hold ({limits.min} to {limits.max})")
+    if dtype.kind == "f" and array.dtype != dtype and not _fits_float32(array, dtype):
+        with np.errstate(over="ignore"):
+            cast = np.ascontiguousarray(array, dtype)
+        if np.isinf(cast).any() and not np.isinf(array).any():
+            raise BadRequest(f"{what} has {float(array[np.isinf(cast)].ravel()[0]):g}, which {dtype} does not hold")
+    else:
+        cast = np.ascontiguousarray(array, dtype)
+    # A view of a request's bytes is read-only, which torch does not know.
+    return (cast if cast.flags.writeable else cast.copy()).reshape(array.shape)
+
+
+@functools.cache
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    # NumPy knows no bfloat16; from float32 the model casts it itself.
+    found: np.dtype = torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
+    return found
+
+
+def _fits_float32(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Tell whether all numbers are known to be finite as float32; a square of one that is not would tell."""
+    if array.dtype != np.float64 or dtype != np.float32:
+        return False
+    flat = array.ravel()
+    return bool(flat.dot(flat) <= _LARGEST_SQUARE)
+
+
+def _kind(dtype: np.dtype) -> str:
+    return {"b": "booleans", "f": "numbers with fractions"}.get(dtype.kind, "whole numbers")
+
+
+def _leaves(value: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _leaves(item, (*place, index))
+    else:
+        yield place, value
+
+
+def _described(spec: Input) -> str:
+    """Return what an input takes, in words."""
+    dtype = str(spec.dtype).removeprefix("torch.") if spec.dtype else "numbers"
+    shape = (
+        "" if spec.shape is None else f" of the shape [{', '.join('*' if s is None else str(s) for s in spec.shape)}]"
+    )
+    return f"{spec.name}: {dtype}{shape}" if spec.name else f"{dtype}{shape}"
+
+
+def _numpy(value: Any, name: str, rows: int) -> np.ndarray:
+    """Return an output as an array with ``rows`` items."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"the output {name!r} is {type(value).__name__}, not a tensor")
+    if value.dim() == 0 or len(value) != rows:
+        raise ValueError(f"the output {name!r} has the shape {list(value.shape)}, whose first size is not {rows}")
+    # NumPy knows no bfloat16.
+    return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()

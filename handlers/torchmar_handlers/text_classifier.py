@@ -1,0 +1,178 @@
+"""A text in, probabilities by label out; explained word by word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchmar_handlers import weights
+from torchmar_handlers.common import signatures
+from torchmar_handlers.common.forward import forward
+from torchmar_handlers.common.reply import PNG, Reply
+from torchmar_handlers.explanations import TOKEN_METHODS, Explanation, document, explain_tokens
+from torchmar_handlers.explanations import read as read_asked
+from torchmar_handlers.explanations.explanation import rounded
+from torchmar_handlers.request import BadRequest, Request
+from torchmar_handlers.texts import outputs, tokenizer, vocabulary
+from torchmar_handlers.texts.encoded import Encoded, Reader
+from torchmar_handlers.texts.handler import TextHandler
+
+
+class TextClassifier(TextHandler):
+    """Classify texts; options in the ``handler`` section of the configuration.
+
+    ============== ======================== ===============================================================
+    option         default                  meaning
+    ============== ======================== ===============================================================
+    topk           5; all with a            labels in an answer at the most
+                   vocabulary
+    ngrams         2                        with a vocabulary: words in a row that are looked up together
+    method         integrated_gradients     of explanations; see `torchmar_handlers.explanations`
+    n_steps        50                       steps of the integral of an explanation
+    baseline       zeros                    what explanations compare with: ``zeros`` (no embedding), ``mask``,
+                                            ``unk`` or ``pad`` (that token)
+    ============== ======================== ===============================================================
+
+    and those of `torchmar_handlers.texts.handler.TextHandler`. The model gives scores, ``(n, classes)``.
+
+    An archive of TorchServe's own ``text_classifier``, which has a ``source_vocab.pt`` in the place of
+    ``tokenizer.json``, is answered as there, with its clean-up and its pairs of words: all classes, in their
+    order. See `torchmar_handlers.texts.vocabulary`.
+
+    A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol it
+    is the tensors ``label`` and ``probability``, of the most probable one.
+
+    An explanation has ``tokens``: ``{"text", "start", "end", "value"}``, those first that say most, for
+    (above 0) or against the label; or, where the request accepts ``image/png``, it is the picture of the text.
+    With a vocabulary the places are those of ``text``, what is left of the text when it is cleaned, and the value of a
+    pair of words is shared by them. Requests may set ``method``, ``n_steps``, ``baseline`` and ``target``
+    (class index or label; the class predicted unless set).
+    """
+
+    def initialize(self, context: Any) -> None:
+        super().initialize(context)
+        options = self.options
+        self.in_order = self.has_vocabulary and options.get("topk") is None
+        self.topk = options.integer("topk", 5, low=1)
+        self.asked_by_default = {
+            "method": options.text("method", TOKEN_METHODS[0], choices=TOKEN_METHODS),
+            "n_steps": options.integer("n_steps", 50, low=1, high=1000),
+            "baseline": options.text("baseline", "zeros", choices=("zeros", *self.reader.replacements)),
+        }
+        for part in self.model.modules():
+            if isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag):
+                part.sparse = False  # a way to train; the gradients of explanations are dense
+        self.warm_up(context)
+
+    def read_with(self, folder: Path) -> Reader:
+        """Return the tokenizer of the archive, or the vocabulary of an archive of TorchServe's handler."""
+        ngrams = self.options.integer("ngrams", 2, low=1, high=10)
+        file = folder / str(self.manifest["model"].get("sourceVocab") or vocabulary.FILE)
+        self.has_vocabulary = file.is_file() and not (folder / tokenizer.FILE).is_file()
+        if self.has_vocabulary:
+            return vocabulary.Bag(file, ngrams)
+        return super().read_with(folder)
+
+    def predict_handle(self, batch: Sequence[Encoded], requests: Sequence[Request]) -> list[dict[str, float]]:
+        """Return the most probable labels of each text."""
+        probabilities = self._scores(batch).softmax(1)
+        if self.in_order:
+            return [
+                {self.label(index): round(value, 6) for index, value in enumerate(row)}
+                for row in probabilities.tolist()
+            ]
+        values, classes = probabilities.topk(min(self.topk, probabilities.shape[1]))
+        answers: list[dict[str, float]] = []
+        for row, numbers in zip(classes.tolist(), values.tolist(), strict=True):
+            answer: dict[str, float] = {}
+            for index, value in zip(row, numbers, strict=True):
+                # Where two classes have one label, the more probable one is told.
+                answer.setdefault(self.label(index), round(value, 6))
+            answers.append(answer)
+        return answers
+
+    def explain_handle(self, batch: Sequence[Encoded], requests: Sequence[Request]) -> list[Any]:
+        """Return, for each request, what each word says, as JSON or as a picture."""
+        replacements = self.reader.replacements
+        asked = [
+            read_asked(
+                request,
+                methods=TOKEN_METHODS,
+                defaults=self.asked_by_default,
+                baselines=("zeros", *replacements),
+            )
+            for request in requests
+        ]
+        probabilities = self._scores(batch).softmax(1)
+        targets = probabilities.argmax(1).clone()
+        for position, one in enumerate(asked):
+            if one.target is not None:
+                targets[position] = self._class(one.target, probabilities.shape[1])
+        ids, mask, special = (tensor.to(self.device) for tensor in self.reader.tensors(batch))
+        explained = explain_tokens(
+            self._scored,
+            ids,
+            mask,
+            targets,
+            asked,
+            replacements=replacements,
+            module=self.model,
+            special=special,
+            one_length=self.reader.length is not None,
+            differentiable=weights.differentiable(self.model),
+        )
+        chosen = probabilities.gather(1, targets[:, None])[:, 0].tolist()
+        return [self._explanation(*row) for row in zip(requests, batch, explained, chosen, strict=True)]
+
+    def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
+        """Return the most probable label of each text, with its probability; explanations by their keys."""
+        first = answers[0]
+        if isinstance(first, Reply) or isinstance(first.get("tokens"), list):
+            return signatures.by_key(answers)
+        best = [max(answer.items(), key=lambda item: item[1]) for answer in answers]
+        return {"label": [label for label, _ in best], "probability": [value for _, value in best]}
+
+    def signature(self) -> signatures.Signature:
+        """Return a text in, the most probable label out."""
+        return signatures.of([signatures.tensor("text", "BYTES")], signatures.best_class())
+
+    def _scored(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        arguments = self.reader.called_with(ids, mask)
+        output = forward(self.model, arguments, device=self.device, dtype=self.dtype)
+        return outputs.scores(output, ids.shape[:1], self.output_names)
+
+    def _scores(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        """Return the scores of texts, ``(n, classes)``."""
+        return outputs.scores(self.inference(self.arguments(batch)), (len(batch),), self.output_names)
+
+    def _explanation(self, request: Request, encoded: Encoded, explanation: Explanation, probability: float) -> Any:
+        spans = self.reader.credited(encoded, explanation.attributions.tolist())
+        label = self.label(explanation.target)
+        if request.accepts(PNG):
+            from torchmar_handlers.drawing import text_plot
+
+            title = f"{label}  {probability:.1%}"
+            return Reply(text_plot.draw(encoded.text, spans, title=title, note=explanation.note), PNG)
+        values = rounded(np.array([value for _, _, value in spans])).tolist()
+        tokens = [
+            {"text": encoded.text[start:end], "start": start, "end": end, "value": value}
+            for (start, end, _), value in zip(spans, values, strict=True)
+        ]
+        said = document(explanation, label=label, probability=round(probability, 6))
+        del said["shape"], said["attributions"]
+        if self.has_vocabulary:
+            said["text"] = encoded.text
+        said["tokens"] = sorted(tokens, key=lambda token: -abs(token["value"]))
+        return said
+
+    def _class(self, target: Any, classes: int) -> int:
+        """Return the class index that a request's ``target``, an index or a label, means."""
+        labels = {label: int(index) for index, label in (self.mapping or {}).items()}
+        index = labels.get(str(target), int(target) if str(target).isdecimal() else -1)
+        if not 0 <= index < classes:
+            raise BadRequest(f"target {target!r} is neither a label nor a class index from 0 to {classes - 1}")
+        return index

@@ -1,0 +1,164 @@
+"""Texts to subword ids, with the archive's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchmar_handlers import weights
+from torchmar_handlers.common.options import OptionError, Options
+from torchmar_handlers.request import BadRequest
+from torchmar_handlers.texts.encoded import Encoded, ReadError, padded, trimmed
+
+FILE = "tokenizer.json"
+
+_IDS = ("input_ids", "ids", "tokens")
+_MASK = ("attention_mask", "mask")
+_TYPES = ("token_type_ids", "type_ids", "segment_ids")
+_PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
+_MASKS = ("[MASK]", "<mask>")
+_UNKNOWN = ("[UNK]", "<unk>")
+_TOKENS = 512  # where neither the option, nor the tokenizer, nor the model says
+_SHORT = 32  # tokens up to which padding costs less than a pass of its own
+
+
+class Pieces:
+    """The tokenizer of an archive, and how its model wants to be called.
+
+    A model gets ``(ids, mask)``, both ``(n, length)`` int64, by position: or just ``ids`` if it takes no
+    more, or, where its inputs have the names that transformers gives them (``input_ids``,
+    ``attention_mask``, ``token_type_ids``), what they say, in their order.
+
+    Args:
+        file: the ``tokenizer.json``.
+        options: ``max_tokens`` and ``truncate`` are read.
+        model: what the ids are for.
+
+    Raises:
+        ReadError: the file cannot be used, or the package ``tokenizers`` is not installed.
+        OptionError: ``max_tokens`` is less than the special tokens need, or more than the model takes.
+    """
+
+    def __init__(self, file: Path, options: Options, model: torch.nn.Module) -> None:
+        self.tokenizer = _loaded(file)
+        padding = self.tokenizer.padding or {}
+        truncation = self.tokenizer.truncation or {}
+        self.left = padding.get("direction") == "left"
+        pad = padding.get("pad_id")
+        self.pad = pad if pad is not None else _id(self.tokenizer, _PADS) or 0
+        self.tokenizer.no_padding()
+        self.wants = _wanted(model)
+        self.length = _length(model, self.wants)  # where a model takes texts of one length only
+        usual = int(truncation.get("max_length") or _TOKENS)
+        self.max_tokens = options.integer("max_tokens", min(usual, self.length or usual), low=1)
+        if self.length and self.max_tokens > self.length:
+            raise OptionError("max_tokens", f"{self.max_tokens} is more than {self.length}, which the model takes")
+        added = self.tokenizer.num_special_tokens_to_add(False)
+        if self.max_tokens <= added:
+            raise OptionError("max_tokens", f"{self.max_tokens} leaves no room: the tokenizer adds {added} of its own")
+        if options.flag("truncate", True):
+            self.tokenizer.enable_truncation(self.max_tokens, direction=truncation.get("direction", "right"))
+        else:
+            self.tokenizer.no_truncation()
+
+    @property
+    def replacements(self) -> dict[str, int]:
+        """Ids of tokens that say nothing, by name, for explanations."""
+        known = {"mask": _id(self.tokenizer, _MASKS), "unk": _id(self.tokenizer, _UNKNOWN), "pad": self.pad}
+        return {name: number for name, number in known.items() if number is not None}
+
+    def encode(self, text: str) -> Encoded:
+        """Return the ids of a text, cut after ``max_tokens``; refuse it instead where ``truncate`` is false."""
+        found = self.tokenizer.encode(text)
+        ids = found.ids
+        if len(ids) > self.max_tokens:
+            raise BadRequest(f"the text has {len(ids)} tokens; {self.max_tokens} are allowed", 413)
+        places, words = found.offsets, found.word_ids
+        special = [bool(one) for one in found.special_tokens_mask]
+        kept = None
+        if found.overflowing:
+            seen = [place for place, apart in zip(places, special, strict=True) if not apart]
+            kept = min((start for start, _ in seen), default=0), max((end for _, end in seen), default=0)
+        return Encoded(text, ids, [trimmed(text, place) for place in places], special, words, kept)
+
+    def kind(self, encoded: Encoded) -> int:
+        """Return the power of two that a length is below: padding never makes more than half of a batch."""
+        return max(_SHORT, 1 << (len(encoded.ids) - 1).bit_length()) if encoded.ids else 0
+
+    def tensors(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the ids of texts, their mask, and which of them are special, ``(n, length)`` each."""
+        rows = [one.ids for one in batch]
+        apart = [[int(one) for one in text.special] for text in batch]
+        real = [[1] * len(row) for row in rows]
+        filled = ((rows, self.pad), (real, 0), (apart, 0))
+        ids, mask, special = (padded(part, fill, length=self.length, left=self.left) for part, fill in filled)
+        return ids, mask, special
+
+    def called_with(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return ids, mask and what else the model takes, in its order."""
+        given = {"ids": ids, "mask": mask}
+        return tuple(given[name] if name in given else torch.zeros_like(ids) for name in self.wants)
+
+    def rows(self, output: torch.Tensor, batch: Sequence[Encoded]) -> list[torch.Tensor]:
+        """Return what a model puts out for each token, ``(n, length, ...)``, without padding."""
+        counts = [len(one.ids) for one in batch]
+        starts = [output.shape[1] - count if self.left else 0 for count in counts]
+        return [row[start : start + count] for row, start, count in zip(output, starts, counts, strict=True)]
+
+    def credited(self, encoded: Encoded, values: Sequence[float]) -> list[tuple[int, int, float]]:
+        """Return the places of tokens with their values; tokens that share a character are one."""
+        found: list[tuple[int, int, float]] = []
+        for (start, end), apart, value in zip(encoded.places, encoded.special, values, strict=True):
+            if apart:
+                continue
+            if found and start < found[-1][1]:
+                before = found[-1]
+                found[-1] = (min(before[0], start), max(before[1], end), before[2] + value)
+            else:
+                found.append((start, end, value))
+        return found
+
+
+def _loaded(file: Path) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ReadError(
+            f"{FILE} needs the package tokenizers, which is not installed: `pip install tokenizers`, or name it in the "
+            "archive's requirements"
+        ) from error
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ReadError(
+            f"{FILE} is not a tokenizer that the installed tokenizers can read ({error}): save it anew with "
+            "Tokenizer.save, or with save_pretrained of a fast tokenizer of transformers"
+        ) from error
+
+
+def _id(tokenizer: Any, names: Sequence[str]) -> int | None:
+    return next((number for name in names if (number := tokenizer.token_to_id(name)) is not None), None)
+
+
+def _wanted(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return what a model is called with: ``ids``, ``mask`` and ``types``, in its order."""
+    kinds = {**dict.fromkeys(_IDS, "ids"), **dict.fromkeys(_MASK, "mask"), **dict.fromkeys(_TYPES, "types")}
+    names = weights.input_names(model)
+    known = []
+    for name in names:
+        if name not in kinds:
+            break
+        known.append(kinds[name])
+    if "ids" in known:
+        return tuple(known)
+    return ("ids",) if len(names) == 1 else ("ids", "mask")
+
+
+def _length(model: torch.nn.Module, wants: Sequence[str]) -> int | None:
+    """Return the length of the texts that a model takes, if it takes no other."""
+    inputs = weights.inputs(model)
+    shape = inputs[wants.index("ids")].shape if len(inputs) > wants.index("ids") else None
+    return shape[1] if shape is not None and len(shape) == 2 else None

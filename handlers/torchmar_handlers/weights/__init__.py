@@ -1,0 +1,176 @@
+"""Weights of any format that torch has, and ONNX, loaded to one kind of module on the worker's device.
+
+`load` replaces what TorchServe's own ``BaseHandler.initialize`` does. What comes back is called with
+tensors, by position or by name, and returns what the model returns; the functions beside it tell of
+any such module what its inputs are called, which batch size it takes and whether it has gradients.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchmar_handlers.weights import aotinductor, exported, onnx_runtime, state_dict, torchscript
+from torchmar_handlers.weights.exported_model import Input, Program
+from torchmar_handlers.weights.formats import Format, identify
+from torchmar_handlers.weights.load_error import LoadError
+from torchmar_handlers.weights.optimizations import CompiledModule, Tuning, dtype
+
+__all__ = [
+    "Input",
+    "LoadError",
+    "differentiable",
+    "dtype",
+    "fixed_rows",
+    "input_names",
+    "inputs",
+    "load",
+    "output_names",
+]
+
+
+def load(
+    folder: Path,
+    serialized_file: str | None,
+    model_file: str | None,
+    device: torch.device,
+    options: Mapping[str, Any],
+    *,
+    threads: int,
+    pt2: Any = None,
+) -> nn.Module:
+    """Return an archive's model on ``device``, in eval mode and without gradients of its weights.
+
+    ======================= ====================== ====================================================
+    option                  default                meaning
+    ======================= ====================== ====================================================
+    dtype                   as stored              float32, float16 or bfloat16: convert the weights
+    channels_last           false                  lay out the weights of convolutions so
+    freeze                  false                  torch.jit.freeze, of TorchScript
+    optimize_for_inference  false                  torch.jit.optimize_for_inference, of TorchScript
+    compile                 false                  true, or a mapping with any of ``backend``, ``mode``,
+                                                   ``dynamic`` and ``fullgraph``: torch.compile
+    providers               those of the device    execution providers of ONNX Runtime
+    ======================= ====================== ====================================================
+
+    Args:
+        folder: where the archive is extracted, first on ``sys.path``.
+        serialized_file: the weights, in ``folder``; their content says what they are.
+        model_file: the Python file with the class of the model, in ``folder``.
+        device: of the worker.
+        options: the ``handler`` section of the configuration; keys that are not in the table are left alone.
+        threads: of one operator in ONNX Runtime; other formats have those of torch.
+        pt2: the section of that name, as TorchServe's base handler reads it; ``compile`` goes before it.
+
+    Raises:
+        LoadError: something about the weights, the model file or an option; the message says what to do.
+        ImportError: and whatever else the model file itself raises.
+    """
+    tuning = Tuning.of(options, pt2)
+    path = folder / serialized_file if serialized_file else None
+    if path is None:
+        if not model_file:
+            raise LoadError("MANIFEST.json names neither a serializedFile nor a modelFile: there is no model to load")
+        model, kind = state_dict.instance(folder, model_file), "an eager model"
+    else:
+        form = identify(path)
+        kind = form.value
+        if form.needs_model_file and not model_file:
+            raise LoadError(
+                f"{path.name} is {kind}: it has tensors and no code; name the Python file with the class of the model "
+                "as model file, or export the model (torch.export, ONNX, TorchScript)"
+            )
+        if model_file and not form.needs_model_file:
+            raise LoadError(f"{path.name} is {kind}, which has its code in it: leave the model file {model_file} out")
+        if form is Format.LIBRARY and not _aot_compiled(pt2):
+            raise LoadError(
+                f"{path.name} is {kind}: set `pt2: {{export: {{aot_compile: true}}}}` in model-config.yaml if "
+                "torch._export.aot_compile made it; torch._inductor.aoti_compile_and_package makes .pt2 files of today"
+            )
+        model = _loaded(form, path, folder, model_file or "", device, threads, tuning.providers)
+    if not isinstance(model, Program):
+        model = model.to(device).eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    return tuning.apply(model, path, kind)
+
+
+def differentiable(model: nn.Module) -> bool:
+    """Tell whether gradients with respect to inputs can be had at all: not of ONNX and AOTInductor, for instance."""
+    model = _inner(model)
+    if isinstance(model, Program):
+        return model.differentiable
+    return torchscript.differentiable(model) if isinstance(model, torch.jit.ScriptModule) else True
+
+
+def inputs(model: nn.Module) -> tuple[Input, ...]:
+    """Return what a module takes, in the order of positions: names, types and shapes as far as they are known."""
+    model = _inner(model)
+    return model.inputs if isinstance(model, Program) else tuple(map(Input, input_names(model)))
+
+
+def input_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names by which a module takes tensors, in the order of positions; empty where they are unknown."""
+    model = _inner(model)
+    if isinstance(model, Program):
+        return model.input_names
+    if isinstance(model, torch.jit.ScriptModule):
+        schema: Any = model.forward.schema  # type: ignore[attr-defined]
+        return tuple(argument.name for argument in schema.arguments[1:])
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY) for one in parameters):
+        return ()
+    return tuple(one.name for one in parameters)
+
+
+def output_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of what a module returns; empty where they are unknown."""
+    model = _inner(model)
+    return model.output_names if isinstance(model, Program) else ()
+
+
+def fixed_rows(model: nn.Module) -> int | None:
+    """Return the batch size that a module takes if it takes no other, for the caller to split and pad; else None."""
+    model = _inner(model)
+    return model.fixed_rows if isinstance(model, Program) else None
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, CompiledModule) else model
+
+
+def _loaded(
+    form: Format,
+    path: Path,
+    folder: Path,
+    model_file: str,
+    device: torch.device,
+    threads: int,
+    providers: tuple[str, ...],
+) -> nn.Module:
+    def model() -> nn.Module:
+        return state_dict.instance(folder, model_file)
+
+    loaders: dict[Format, Callable[[], nn.Module]] = {
+        Format.TORCHSCRIPT: lambda: torchscript.load(path, device),
+        Format.EXPORTED: lambda: exported.load(path, device),
+        Format.AOTINDUCTOR: lambda: aotinductor.load(path, device),
+        Format.LIBRARY: lambda: aotinductor.load_library(path, device),
+        Format.ONNX: lambda: onnx_runtime.load(path, device, threads, providers),
+        Format.SAFETENSORS: lambda: state_dict.load_safetensors(path, model()),
+        Format.SHARDED: lambda: state_dict.load_sharded(path, model()),
+        Format.SAVED: lambda: state_dict.load_saved(path, model(), mapped=True),
+        Format.LEGACY: lambda: state_dict.load_saved(path, model(), mapped=False),
+    }
+    return loaders[form]()
+
+
+def _aot_compiled(pt2: Any) -> bool:
+    """Tell whether the section ``pt2`` asks for ``torch._export.aot_load``, by the key that TorchServe reads."""
+    export = pt2.get("export") if isinstance(pt2, Mapping) else None
+    return isinstance(export, Mapping) and export.get("aot_compile") is True

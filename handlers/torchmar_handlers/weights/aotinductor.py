@@ -1,0 +1,138 @@
+"""AOTInductor: a program that was compiled for one kind of device."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from torchmar_handlers.weights.exported_model import Input, Program, signature
+from torchmar_handlers.weights.load_error import LoadError, said
+
+
+class Compiled(Program):
+    """A compiled program, as a module.
+
+    The machine code trusts its inputs: one of another type or layout is read as if it were of the right one, and
+    of a larger batch than it was compiled for it answers the first rows. So they are checked here and laid out.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        inputs: list[Input] | None,
+        keywords: list[str],
+        output_names: tuple[str, ...],
+        channels_last: tuple[bool, ...] = (),
+    ) -> None:
+        super().__init__(inputs, output_names)
+        self._run = run
+        self._keywords = keywords
+        self._channels_last = channels_last
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program on inputs given by position, or by name where it was compiled so."""
+        if self._inputs is None:
+            return self._run(*map(_contiguous, args), **{name: _contiguous(value) for name, value in kwargs.items()})
+        values = self.arrange(args, kwargs)
+        layouts = self._channels_last or (False,) * len(values)
+        values = [_contiguous(value, last) for value, last in zip(values, layouts, strict=True)]
+        split = len(values) - len(self._keywords)
+        return self._run(*values[:split], **dict(zip(self._keywords, values[split:], strict=True)))
+
+
+def load(path: Path, device: torch.device) -> Compiled:
+    """Return the program of a package (``.pt2``) on ``device``.
+
+    Raises:
+        LoadError: it is damaged, or made for another kind of device, processor or torch.
+    """
+    kind, source = _read(path)
+    if kind and kind != device.type:
+        raise LoadError(
+            f"{path.name} was compiled for {kind}, and this worker runs on {device.type}: compile it for "
+            f"{device.type}, or set deviceType: {'gpu' if kind == 'cuda' else kind} in model-config.yaml"
+        )
+    try:
+        model = torch._inductor.aoti_load_package(
+            str(path), device_index=-1 if device.type == "cpu" else device.index or 0
+        )
+    except Exception as error:
+        raise LoadError(
+            f"{path.name} is an AOTInductor package that torch {torch.__version__} cannot load: compile it again "
+            f"with this torch on this kind of machine ({said(error)})"
+        ) from error
+    in_spec, out_spec = map(pytree.treespec_loads, model.loader.get_call_spec())
+    checks = _checks(source)
+    checks = checks if len(checks) == in_spec.num_leaves else []
+    inputs, keywords, output_names = signature(in_spec, out_spec, (), [check[0] for check in checks])
+    flat = len(inputs) == len(checks)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # As the model's own call does, which reads both trees from JSON every time.
+        tensors = [value for value in pytree.tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+        return pytree.tree_unflatten(model.loader.run(tensors), out_spec)
+
+    return Compiled(run, inputs, keywords, output_names, tuple(last for _, last in checks) if flat else ())
+
+
+def load_library(path: Path, device: torch.device) -> Compiled:
+    """Return the program of a library (``.so``) that ``torch._export.aot_compile`` made.
+
+    Raises:
+        LoadError: as `load` does.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        run = torch._export.aot_load(str(path), str(device))
+    except Exception as error:
+        raise LoadError(
+            f"{path.name} is a compiled library that torch {torch.__version__} cannot load: compile it again "
+            f"with this torch on this kind of machine ({said(error)})"
+        ) from error
+    return Compiled(run, None, [], ())
+
+
+def _contiguous(value: Any, channels_last: bool = False) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _read(path: Path) -> tuple[str, str]:
+    """Return the kind of device that a package was compiled for, and its C++ source; empty where it lacks them."""
+    kind = source = ""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("_metadata.json"):
+                kind = json.loads(archive.read(name)).get("AOTI_DEVICE_KEY", kind)
+            elif name.endswith(".cpp"):
+                text = archive.read(name).decode("utf-8", "replace")
+                source = text if "check_input_0" in text else source
+    return kind, source
+
+
+def _checks(source: str) -> list[tuple[Input, bool]]:
+    """Return of each input what the C++ source compares it with, and whether it is channels-last.
+
+    Torch compiles these comparisons into every program and leaves them out at run time, unless the variable
+    AOTI_RUNTIME_CHECK_INPUTS is set; with it, they refuse batch sizes that the program computes rightly.
+    """
+    found = []
+    for body in re.findall(r"static void check_input_\d+\((.*?)\n\}", source, re.DOTALL):
+        dtype = re.search(r"aoti_torch_dtype_(\w+)\(", body)
+        places = [int(place) for place in re.findall(r"_(?:size|stride)\[(\d+)\]", body)]
+        sizes = {int(place): int(size) for size, place in re.findall(r"\((\d+) != \w+_size\[(\d+)\]\)", body)}
+        strides = {int(place): int(size) for size, place in re.findall(r"\((\d+) != \w+_stride\[(\d+)\]\)", body)}
+        rank = 1 + max(places, default=-1)
+        shape = tuple(sizes.get(place) for place in range(rank))
+        channels_last = rank == 4 and strides.get(1) == 1 and sizes.get(1) != 1
+        found.append((Input("", getattr(torch, dtype.group(1), None) if dtype else None, shape), channels_last))
+    return found

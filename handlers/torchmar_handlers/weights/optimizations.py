@@ -1,0 +1,232 @@
+"""How a loaded model is made faster or smaller: the options that change nothing unless they are given."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchmar_handlers.weights import torchscript
+from torchmar_handlers.weights.exported import Exported
+from torchmar_handlers.weights.exported_model import Program
+from torchmar_handlers.weights.load_error import LoadError, said
+from torchmar_handlers.weights.onnx_runtime import Onnx
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_COMPILE = {"backend": str, "mode": str, "dynamic": bool, "fullgraph": bool}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is to be done with a model once it is loaded.
+
+    Args:
+        dtype: the type of its weights; None: as they are stored.
+        channels_last: lay out 4-D weights with the channels last.
+        freeze: torch.jit.freeze.
+        optimize_for_inference: torch.jit.optimize_for_inference.
+        compilation: arguments of torch.compile; None: do not compile.
+        required: whether a model that cannot be compiled is an error; in the ``pt2`` section it is none.
+        providers: of ONNX Runtime.
+    """
+
+    dtype: torch.dtype | None = None
+    channels_last: bool = False
+    freeze: bool = False
+    optimize_for_inference: bool = False
+    compilation: Mapping[str, Any] | None = None
+    required: bool = True
+    providers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], pt2: Any = None) -> Tuning:
+        """Read the ``handler`` section and TorchServe's ``pt2`` section; the former has the last word.
+
+        Raises:
+            LoadError: a value that cannot be used.
+        """
+        dtype = options.get("dtype")
+        if dtype is not None and not (isinstance(dtype, str) and dtype in _DTYPES):
+            raise _refused("dtype", dtype, ", ".join(_DTYPES))
+        providers = options.get("providers")
+        if providers is not None and not (
+            isinstance(providers, list | tuple) and providers and all(isinstance(name, str) for name in providers)
+        ):
+            raise _refused("providers", providers, "a list of ONNX Runtime's execution providers")
+        wanted = options.get("compile")
+        return cls(
+            dtype=None if dtype is None else _DTYPES[dtype],
+            channels_last=_flag(options, "channels_last"),
+            freeze=_flag(options, "freeze"),
+            optimize_for_inference=_flag(options, "optimize_for_inference"),
+            compilation=_of_section(pt2) if wanted is None else _of_option(wanted),
+            required=wanted is not None,
+            providers=tuple(providers or ()),
+        )
+
+    def apply(self, model: nn.Module, path: Path | None, kind: str) -> nn.Module:
+        """Return ``model`` as these options want it.
+
+        Args:
+            model: loaded, in eval mode, without gradients of its weights.
+            path: its file, for messages.
+            kind: what the file is, in words that follow "is".
+
+        Raises:
+            LoadError: an option that this kind of model does not have.
+        """
+        name = path.name if path else type(model).__name__
+        script = isinstance(model, torch.jit.ScriptModule)
+        constant = isinstance(model, Program)
+        if isinstance(model, torch.jit.ScriptModule) and torchscript.frozen(model):
+            constant, kind = True, f"{kind} that is frozen"
+        if self.dtype is not None and constant and dtype(model) != self.dtype:
+            raise _not_for("dtype", name, kind, "convert the model before it is exported")
+        if self.channels_last and constant:
+            raise _not_for("channels_last", name, kind, "convert the model before it is exported")
+        if self.providers and not isinstance(model, Onnx):
+            raise _not_for("providers", name, kind, "it is for ONNX models only")
+        for option in ("freeze", "optimize_for_inference"):
+            if getattr(self, option) and not script:
+                raise _not_for(option, name, kind, "it is for TorchScript only")
+        if self.dtype is not None and not constant:
+            model = model.to(self.dtype)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(model, torch.jit.ScriptModule):
+            model = self._optimize(model)
+        return model if self.compilation is None else self._compile(model, name, kind)
+
+    def _optimize(self, model: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+        with torchscript.quietly():
+            if self.freeze and not torchscript.frozen(model):
+                model = torch.jit.freeze(model)
+            return torch.jit.optimize_for_inference(model) if self.optimize_for_inference else model
+
+    def _compile(self, model: nn.Module, name: str, kind: str) -> nn.Module:
+        if isinstance(model, torch.jit.ScriptModule) or (
+            isinstance(model, Program) and not isinstance(model, Exported)
+        ):
+            if self.required:
+                raise _not_for("compile", name, kind, "it is for eager models and exported programs")
+            logger.warning("%s is %s, which torch.compile does not take: the model runs as it is", name, kind)
+            return model
+        arguments = dict(self.compilation or {})
+        try:
+            if isinstance(model, Exported):
+                model.module = CompiledModule(model.module, name, arguments)
+            else:
+                model = CompiledModule(model, name, arguments)
+        except Exception as error:
+            logger.warning("%s could not be compiled and runs as it is: %s", name, said(error))
+        return model
+
+
+class CompiledModule(nn.Module):
+    """A module that torch.compile made faster; where compiling fails, in the first calls, the module as it was.
+
+    Other attributes than its own are those of the module.
+    """
+
+    def __init__(self, module: nn.Module, name: str, arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.training = False
+        self._name = name
+        # In a tuple, lest the same parameters be listed twice.
+        self._compiled: tuple[Any, ...] = (torch.compile(module, **arguments),)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the module."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+    def train(self, mode: bool = True) -> CompiledModule:
+        """Change nothing: it was compiled in eval mode."""
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        if not self._compiled:
+            return self.module(*args, **kwargs)
+        try:
+            return self._compiled[0](*args, **kwargs)
+        except Exception as error:
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise
+            # Inputs that the module itself refuses raise here, and say nothing against having it compiled.
+            answer = self.module(*args, **kwargs)
+            logger.warning("%s could not be compiled and runs as it is from now on: %s", self._name, said(error))
+            self._compiled = ()
+            return answer
+
+
+def dtype(model: nn.Module) -> torch.dtype:
+    """Return the type of floats that a model takes: that of its first weights of floats; float32 if it has none."""
+    if isinstance(model, Program):
+        return model.dtype
+    tensors: Iterable[torch.Tensor] = [*model.parameters(), *model.buffers()]
+    found = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+    if found is None and isinstance(model, torch.jit.ScriptModule):
+        found = torchscript.constant_dtype(model)
+    return found or torch.float32
+
+
+def _of_option(wanted: Any) -> Mapping[str, Any] | None:
+    """Read ``handler.compile``: true, false, or a mapping of torch.compile's arguments."""
+    if isinstance(wanted, bool):
+        return {} if wanted else None
+    if not isinstance(wanted, Mapping):
+        raise _refused("compile", wanted, f"true, false or a mapping of {', '.join(_COMPILE)}")
+    for name, value in wanted.items():
+        if name not in _COMPILE:
+            raise _refused("compile", name, ", ".join(_COMPILE))
+        if not isinstance(value, _COMPILE[name]):
+            raise _refused(f"compile.{name}", value, "a text" if _COMPILE[name] is str else "true or false")
+    # These two import most of torch's compiler, as compiling does.
+    if "backend" in wanted and wanted["backend"] not in torch._dynamo.list_backends(exclude_tags=()):
+        raise _refused("compile.backend", wanted["backend"], ", ".join(torch._dynamo.list_backends()))
+    if "mode" in wanted and wanted["mode"] not in (modes := torch._inductor.list_mode_options()):
+        raise _refused("compile.mode", wanted["mode"], ", ".join(modes))
+    return wanted
+
+
+def _of_section(pt2: Any) -> Mapping[str, Any] | None:
+    """Read the section ``pt2`` as TorchServe does: a backend, arguments, or ``compile`` and ``export``."""
+    if pt2 is None:
+        return None
+    if isinstance(pt2, str):
+        return {"backend": pt2}
+    if not isinstance(pt2, Mapping):
+        raise LoadError(f"model-config.yaml: pt2: {pt2!r} is neither the name of a backend nor a mapping")
+    if "compile" in pt2:
+        arguments = pt2["compile"]
+        if not isinstance(arguments, Mapping):
+            raise LoadError(f"model-config.yaml: pt2.compile: {arguments!r} is not a mapping such as {{enable: true}}")
+        return {key: value for key, value in arguments.items() if key != "enable"} if arguments.get("enable") else None
+    return None if "export" in pt2 else pt2
+
+
+def _flag(options: Mapping[str, Any], name: str) -> bool:
+    value = options.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _refused(name, value, "true or false")
+    return bool(value)
+
+
+def _refused(option: str, value: Any, allowed: str) -> LoadError:
+    return LoadError(f"model-config.yaml: handler.{option}: {value!r} cannot be used; allowed: {allowed}")
+
+
+def _not_for(option: str, name: str, kind: str, hint: str) -> LoadError:
+    return LoadError(f"model-config.yaml: handler.{option}: {name} is {kind}, which does not have this option: {hint}")
