@@ -41,7 +41,7 @@ from serving.machine import processor
 from torchmar import archive, properties, recipe
 from torchmar.cli.terminal import show_table, table
 from torchmar.engines.torchserve import TorchServe
-from torchmar.exchange import Answer, Request
+from torchmar.exchange import Request, Response
 from torchmar.worker import Worker
 from torchmar.worker.environment import worker_environment
 
@@ -370,7 +370,7 @@ def pack(folder: Path, name: str, handler: str, weights: str, **keys: Any) -> Pa
     config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 8, "maxBatchDelay": 20, "responseTimeout": 300}
     document = {"name": name, "version": "1.0", "handler": handler, "weights": weights, "config": config, **keys}
     made = recipe.Recipe.model_validate(document)
-    return archive.pack(archive.compose(made, folder), folder / f"{name}-1.0.mar").path
+    return archive.pack(archive.collect_members(made, folder), folder / f"{name}-1.0.mar").path
 
 
 def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -385,7 +385,7 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
     return {name: statistics.median(seconds) for name, seconds in took.items()}
 
 
-def agree(theirs: Sequence[Answer], ours: Sequence[Answer]) -> None:
+def agree(theirs: Sequence[Response], ours: Sequence[Response]) -> None:
     """Stop unless two sides gave the same labels with probabilities within 1e-3."""
     for one, other in zip(theirs, ours, strict=True):
         left, right = json.loads(one.body), json.loads(other.body)
@@ -394,7 +394,7 @@ def agree(theirs: Sequence[Answer], ours: Sequence[Answer]) -> None:
         assert all(abs(left[key] - right[key]) < 1e-3 for key in left), (left, right)
 
 
-def relative_error(theirs: Sequence[Answer], ours: Sequence[Answer]) -> float:
+def relative_error(theirs: Sequence[Response], ours: Sequence[Response]) -> float:
     """Return how far attributions are from one another, relative to their norm; stop if by more than 1e-3."""
     worst = 0.0
     for one, other in zip(theirs, ours, strict=True):

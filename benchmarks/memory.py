@@ -194,7 +194,7 @@ def _model(folder: Path, kind: str, size: int) -> Model:
     for way, keys in config.items():
         document = {"name": "big", "version": "1.0", "handler": "handler.py", "files": {file: file}, **keys}
         made = recipe.Recipe.model_validate(document)
-        archive.pack(archive.compose(made, folder), folder / way / "big-1.0.mar")
+        archive.pack(archive.collect_members(made, folder), folder / way / "big-1.0.mar")
     return Model(
         "big",
         folder / file,

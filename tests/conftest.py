@@ -60,7 +60,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         document = {"name": "made", "version": "1.0", "handler": "handler.py", **keys}
         made = recipe.Recipe.model_validate(document)
         target = (store or tmp_path / "store") / f"{made.name}-{made.version}.mar"
-        return archive.pack(archive.compose(made, folder), target).path
+        return archive.pack(archive.collect_members(made, folder), target).path
 
     return build
 

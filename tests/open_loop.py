@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.errors import TorchmarError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
@@ -30,7 +30,7 @@ class OpenLoop:
 
     def __init__(
         self,
-        server: Server,
+        server: Endpoint,
         name: str,
         rate: float = 25,
         body: bytes = b"1",

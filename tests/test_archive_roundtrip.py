@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from torchmar import archive
 from torchmar.archive import Archive, build_cache, derive, digests, import_archive, pack, pack_folder, pack_tgz
-from torchmar.archive.copying import CHUNK, Stored
+from torchmar.archive.copying import CHUNK, ArchiveSlice
 from torchmar.archive.layout import Entry, flaws
 from torchmar.errors import ArchiveError, RecipeError
 
@@ -87,7 +87,7 @@ def test_content_of_any_size_is_whole_and_large_content_starts_on_a_page(tmp_pat
         assert stock.testzip() is None
     with Archive(packed.path) as opened:
         source = opened.source("w", tmp_path)
-        assert isinstance(source, Stored)
+        assert isinstance(source, ArchiveSlice)
         assert source.offset % 4096 == 0 or size < 65_536
         assert packed.path.read_bytes()[source.offset : source.offset + size] == data
         assert opened.damaged() == []
@@ -365,5 +365,5 @@ def test_a_file_touched_in_the_moment_of_the_build_is_read_again(built: tuple[Pa
     folder, store = built
     (folder / "w.pt").write_bytes(b"just now")
     archive.build(folder, store)
-    assert build_cache.recall(folder / "archive.yaml", store, "mar") is None
+    assert build_cache.load(folder / "archive.yaml", store, "mar") is None
     assert not archive.build(folder, store).unchanged

@@ -640,7 +640,7 @@ def test_a_member_that_is_damaged_is_left_to_the_checks_of_the_layout() -> None:
 
 def test_the_handlers_that_archives_carry_have_no_findings() -> None:
     made, folder = recipe.read(DIGITS)
-    members = archive.compose(made, folder)
+    members = archive.collect_members(made, folder)
     content = Members(
         {name: source.read_bytes() if isinstance(source, Path) else source for name, source in members.items()}
     )

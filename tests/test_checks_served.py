@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import on_both_engines
 from torchmar import archive, checks, manifest
 from torchmar.engines.engine import Engine
-from torchmar.errors import Refused
+from torchmar.errors import ServerError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 
@@ -132,7 +132,7 @@ def test_what_checks_refuse_is_loaded_if_it_is_ignored(server: Engine, tmp_path:
     run_folder = str(server.folder)
     register = ("register", path.name, "--run-folder", run_folder)
     assert "MAR108" in run(tmp_path, *register, code=1)
-    with pytest.raises(Refused, match="MAR108"):
+    with pytest.raises(ServerError, match="MAR108"):
         server.management.register(path.name, initial_workers=1)
     for flags in (("--ignore", "MAR108"), ("--ignore", "mar1"), ("--no-check",)):
         run(tmp_path, *register, *flags, code=0)

@@ -18,9 +18,9 @@ import pytest
 import requests
 
 from tests.conftest import DIGITS, ROOT, SAMPLES, environment_without, on_both_engines, write_config
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.engines import EngineName
-from torchmar.engines.server_records import Running
+from torchmar.engines.server_records import ServerRecord
 from torchmar.engines.torchserve import TorchServe
 
 Make = Callable[..., Path]
@@ -318,9 +318,9 @@ def test_a_detached_server_runs_until_it_is_stopped(tmp_path: Path, digits: Path
         again = torchmar("serve", "--model-store", digits.parent, cwd=tmp_path, code=1)
         assert "already" in again.stderr
         assert "torchmar stop" in again.stderr
-        assert Server.started_in(tmp_path / ".torchmar").key_file
+        assert Endpoint.started_in(tmp_path / ".torchmar").key_file
     finally:
-        running = Running.find(tmp_path / ".torchmar")
+        running = ServerRecord.find(tmp_path / ".torchmar")
         torchmar("stop", cwd=tmp_path)
     assert running
     assert not running.alive
@@ -342,7 +342,7 @@ def test_the_pipeline_of_scripts_run_does_its_job(tmp_path: Path, weights: None,
     assert ran.returncode == 0, ran.stderr
     assert "10 of 10 right" in ran.stdout
     assert (tmp_path / ".torchmar" / "seven-explained.png").read_bytes().startswith(b"\x89PNG")
-    assert Running.find(tmp_path / ".torchmar") is None
+    assert ServerRecord.find(tmp_path / ".torchmar") is None
 
 
 def test_ctrl_c_while_the_server_starts_leaves_no_process(tmp_path: Path, digits: Path) -> None:

@@ -18,10 +18,10 @@ import pytest
 
 from tests.conftest import ROOT, SAMPLES, environment_without
 from tests.test_connection import Peer
-from torchmar.cli.results_file import AnswersFile
+from torchmar.cli.results_file import ResultsFile
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import TorchmarError
-from torchmar.exchange import Answer
+from torchmar.exchange import Response
 
 Make = Callable[..., Path]
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -61,7 +61,7 @@ def moody(server: TorchServe, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("moody")
     (folder / "handler.py").write_text(MOODY)
     made = recipe.Recipe.model_validate({"name": "moody", "version": "1.0", "handler": "handler.py"})
-    server.load(archive.pack(archive.compose(made, folder), server.model_store / "moody-1.0.mar").path)
+    server.load(archive.pack(archive.collect_members(made, folder), server.model_store / "moody-1.0.mar").path)
     return "moody"
 
 
@@ -294,36 +294,36 @@ def test_a_file_of_something_else_is_left_alone(content: str, tmp_path: Path) ->
     file.write_text(content)
     torn = content == '{"input": 1'  # what torchmar may have begun to write
     if torn:
-        with AnswersFile(file, "predictions/x"):
+        with ResultsFile(file, "predictions/x"):
             assert not file.read_text()
         return
-    with pytest.raises(TorchmarError, match=r"a\.jsonl:1: not a line that torchmar wrote"), AnswersFile(file, "x"):
+    with pytest.raises(TorchmarError, match=r"a\.jsonl:1: not a line that torchmar wrote"), ResultsFile(file, "x"):
         pass
     assert file.read_text() == content
 
 
 def test_a_file_that_somebody_writes_to_is_left_to_them(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    with AnswersFile(file, "x"), pytest.raises(TorchmarError, match="another torchmar"), AnswersFile(file, "x"):
+    with ResultsFile(file, "x"), pytest.raises(TorchmarError, match="another torchmar"), ResultsFile(file, "x"):
         pass
-    with AnswersFile(file, "x") as free, file.open("rb") as other, pytest.raises(BlockingIOError):
+    with ResultsFile(file, "x") as free, file.open("rb") as other, pytest.raises(BlockingIOError):
         free.refuse("a", "sha256:0", 400, "no")
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_answers_of_every_kind_are_lines(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
-    with AnswersFile(file, "x") as answers:
-        answers.answer("json", "sha256:0", Answer(200, b'{"a": [1]}'))
-        answers.answer("text", "sha256:1", Answer(200, "grün\n".encode()))
-        answers.answer("bytes", "sha256:2", Answer(200, b"\x89PNG\xff", {"content-type": "image/png"}))
+    with ResultsFile(file, "x") as answers:
+        answers.answer("json", "sha256:0", Response(200, b'{"a": [1]}'))
+        answers.answer("text", "sha256:1", Response(200, "grün\n".encode()))
+        answers.answer("bytes", "sha256:2", Response(200, b"\x89PNG\xff", {"content-type": "image/png"}))
     assert [{name: line[name] for name in line if name in ("answer", "base64")} for line in lines(file)] == [
         {"answer": {"a": [1]}},
         {"answer": "grün\n"},
         {"base64": "iVBOR/8="},
     ]
     os.truncate(file, file.stat().st_size - 1)  # only its end is missing
-    with AnswersFile(file, "x") as answers:
+    with ResultsFile(file, "x") as answers:
         assert answers.told == {"json": True, "text": True, "bytes": True}
     assert len(lines(file)) == 3
 
@@ -331,7 +331,7 @@ def test_answers_of_every_kind_are_lines(tmp_path: Path) -> None:
 def test_an_error_of_the_server_in_a_file_is_no_answer(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"input": "a", "request": "x", "status": 503, "error": "busy"}) + "\n")
-    with AnswersFile(file, "x") as answers:
+    with ResultsFile(file, "x") as answers:
         assert not answers.told
 
 

@@ -26,9 +26,9 @@ from torchmar import exchange, metrics, properties
 from torchmar.checks import admission
 from torchmar.cli import watching
 from torchmar.engines import addresses, state, worker_log
-from torchmar.engines.server_records import Running
+from torchmar.engines.server_records import ServerRecord
 from torchmar.engines.torchserve import TorchServe
-from torchmar.errors import ArchiveError, Conflict, EngineError
+from torchmar.errors import ArchiveError, ConflictError, EngineError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 
@@ -62,10 +62,10 @@ def until(what: Callable[[], bool], seconds: float = 60) -> None:
 def beside(given: properties.Properties) -> int:
     """Return a port of the inference API for which all that move along with it are free."""
     for distance in range(1, 500):
-        moved = addresses.move(given, given.addresses()[0].port + distance)
+        moved = addresses.shift_ports(given, given.addresses()[0].port + distance)
         with contextlib.suppress(EngineError):
             for address in moved.addresses():
-                addresses.refuse_taken(address)
+                addresses.check_free(address)
             return moved.addresses()[0].port
     raise AssertionError("no ports are free")
 
@@ -100,7 +100,7 @@ def prices(server: TorchServe, make: Make, tmp_path: Path) -> Iterator[Path]:
 def test_status_tells_of_a_server_and_its_models(server: TorchServe, tmp_path: Path) -> None:
     where = ("--run-folder", server.folder)
     lines = torchmar("status", *where, cwd=tmp_path).stdout.splitlines()
-    running = Running.find(server.folder)
+    running = ServerRecord.find(server.folder)
     assert running
     assert lines[0].startswith(f"{server.folder}: answers, up ")
     assert f"process {running.pid}" in lines[0]
@@ -121,7 +121,7 @@ def test_status_tells_of_a_server_and_its_models(server: TorchServe, tmp_path: P
 
 
 def test_a_server_without_a_record_is_told_as_somebody_elses(server: TorchServe, tmp_path: Path) -> None:
-    record, running = server.folder / "server.json", Running.find(server.folder)
+    record, running = server.folder / "server.json", ServerRecord.find(server.folder)
     assert running
     hidden = record.rename(tmp_path / "record")
     try:
@@ -346,7 +346,7 @@ def test_a_server_that_was_killed_is_told_and_cleared_up_after(tmp_path: Path) -
     serve = ("serve", "--model-store", "store", "--detach", *where)
     for clear in (("stop", *where), serve):
         torchmar(*serve, cwd=tmp_path)
-        running = Running.find(tmp_path / "run")
+        running = ServerRecord.find(tmp_path / "run")
         assert running
         os.kill(running.pid, signal.SIGKILL)
         until(lambda: not running.alive)  # noqa: B023
@@ -371,7 +371,7 @@ def test_a_server_whose_run_folder_is_gone_is_told_and_how_to_end_it(tmp_path: P
     serve = ("serve", "--model-store", "store", "--detach")
     torchmar(*serve, cwd=tmp_path)
     folder = tmp_path / ".torchmar"
-    running = Running.find(folder)
+    running = ServerRecord.find(folder)
     assert running
     hidden = folder.rename(tmp_path / "hidden")
     try:
@@ -393,7 +393,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_the_server_is_at(tmp_path: Path,
     process = subprocess.Popen([sys.executable, "-m", "torchmar", "serve"], cwd=tmp_path)
     log = tmp_path / ".torchmar" / "logs" / "workers.log"
     until(lambda: log.exists() and "s_name_part0" in log.read_text())
-    running = Running.find(tmp_path / ".torchmar")
+    running = ServerRecord.find(tmp_path / ".torchmar")
     assert running
     process.send_signal(signal.SIGINT)
     time.sleep(1)
@@ -424,7 +424,7 @@ def test_servers_that_start_at_once_in_one_folder_do_not_disturb_each_other(tmp_
         said = [start.communicate(timeout=120)[1] for start in starts]
         assert sorted(start.returncode for start in starts) == [0, 1, 1]
         assert sum("a server runs in" in text or "is taken by" in text for text in said) == 2
-        assert Running.find(tmp_path / ".torchmar")
+        assert ServerRecord.find(tmp_path / ".torchmar")
     finally:
         torchmar("stop", cwd=tmp_path)
 
@@ -494,7 +494,7 @@ def test_several_servers_run_on_one_machine_and_stop_together(tmp_path: Path, ma
     (tmp_path / "empty").mkdir()
     write_config(tmp_path)
     torchmar("serve", "--model-store", "empty", "--detach", cwd=tmp_path)
-    first = Running.find(tmp_path / ".torchmar")
+    first = ServerRecord.find(tmp_path / ".torchmar")
     assert first
     taken = torchmar("serve", "--run-folder", "b", cwd=tmp_path, code=1)
     assert f"is taken by the server of {tmp_path}/.torchmar (process {first.pid})" in taken.stderr
@@ -552,7 +552,7 @@ def test_an_archive_with_an_error_is_not_loaded_unless_that_is_asked_for(tmp_pat
     assert "Traceback" in tried.stderr
     assert "made 1.0: 0 of 1 workers answer" in tried.stderr
     assert "no model could be loaded" in tried.stderr
-    assert Running.find(tmp_path / ".torchmar") is None
+    assert ServerRecord.find(tmp_path / ".torchmar") is None
 
 
 def test_an_archive_whose_bytes_are_not_those_listed_is_not_admitted(tmp_path: Path, make: Make) -> None:
@@ -595,7 +595,7 @@ def test_a_second_archive_of_the_same_version_is_told_from_the_first(
     server.load(first)
     try:
         assert server.load(first).ready == 1
-        with pytest.raises(Conflict, match=r"copy\.mar is same 1\.0, and so is same-1\.0\.mar"):
+        with pytest.raises(ConflictError, match=r"copy\.mar is same 1\.0, and so is same-1\.0\.mar"):
             server.load(second)
     finally:
         server.management.unregister("same")

@@ -21,7 +21,7 @@ from tests.conftest import write_config
 from tests.test_cli_operating import until
 from torchmar import properties
 from torchmar.cli import torchserve_flags
-from torchmar.engines.server_records import Running
+from torchmar.engines.server_records import ServerRecord
 
 COMMAND = [sys.executable, "-m", "torchmar.cli.torchserve_flags"]
 
@@ -74,7 +74,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     made = Shell(tmp_path)
     yield made
     for folder in (".torchmar", "run/one", "run/two"):
-        if running := Running.find(tmp_path / folder):
+        if running := ServerRecord.find(tmp_path / folder):
             running.stop()
 
 
@@ -121,7 +121,7 @@ def test_a_server_starts_in_the_background_and_is_stopped(shell: Shell, make: Ca
     elsewhere.mkdir()
     stopped = subprocess.run([*COMMAND, "--stop"], cwd=elsewhere, env=shell.environment, capture_output=True, text=True)
     assert (stopped.returncode, stopped.stdout) == (0, "TorchServe has stopped.\n")
-    assert Running.find(shell.folder / ".torchmar") is None
+    assert ServerRecord.find(shell.folder / ".torchmar") is None
     assert not list(shell.folder.glob("key_file.json"))
     assert not list((shell.folder / "t").glob(".model_server.pid"))
     assert shell.run("--stop").stdout == "TorchServe is not currently running.\n"
@@ -141,7 +141,7 @@ def test_a_reader_that_has_gone_does_not_end_the_server(shell: Shell, how: str) 
     ) as process:
         assert process.stdout
         assert process.stdout.readline().startswith("torchmar")
-        until(lambda: Running.find(shell.folder / ".torchmar") is not None)
+        until(lambda: ServerRecord.find(shell.folder / ".torchmar") is not None)
         assert shell.get("inference_address", "/ping").status_code == 200
         if how == "--start":
             assert process.wait(60) == 0
@@ -157,11 +157,11 @@ def test_where_the_server_writes_can_be_chosen(shell: Shell) -> None:
     assert f"{shell.folder}/run/one/logs" in said
     assert not (shell.folder / ".torchmar").exists()
     assert (shell.folder / "of-logs" / "server.log").is_file()
-    assert Running.find(shell.folder / "run" / "one")
+    assert ServerRecord.find(shell.folder / "run" / "one")
     assert shell.run("--stop", "--run-folder", "run/other").stdout == "TorchServe is not currently running.\n"
     assert shell.run("--stop", "--run-folder", "run/one").stdout == "TorchServe has stopped.\n"
     shell.start("--start", "--model-store", "store", TORCHMAR_RUN_FOLDER="run/two")
-    assert Running.find(shell.folder / "run" / "two")
+    assert ServerRecord.find(shell.folder / "run" / "two")
     assert shell.run("--stop").stdout == "TorchServe has stopped.\n"
 
 
@@ -204,7 +204,7 @@ def test_in_the_foreground_the_command_is_the_server(shell: Shell) -> None:
         assert process.stdout
         assert [process.stdout.readline() for _ in range(6)][4].split() == ["tokens", "key_file.json"]
         assert shell.run("--start", "--model-store", "store").returncode == 1
-        running = Running.find(shell.folder / ".torchmar")
+        running = ServerRecord.find(shell.folder / ".torchmar")
         assert running
         assert running.pid == process.pid
         shell.get("inference_address", "/ping")
@@ -276,7 +276,7 @@ def test_a_server_that_has_the_number_of_an_earlier_one_is_not_stopped(shell: Sh
     elsewhere.mkdir()
     stopped = subprocess.run([*COMMAND, "--stop"], cwd=elsewhere, env=shell.environment, capture_output=True, text=True)
     assert stopped.stdout == "TorchServe is not currently running.\n"
-    assert Running.find(shell.folder / ".torchmar")
+    assert ServerRecord.find(shell.folder / ".torchmar")
     assert shell.run("--stop").stdout == "TorchServe has stopped.\n"
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from tests.conftest import SAMPLES, on_both_engines
 from torchmar import exchange
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.engines.addresses import free_ports
 from torchmar.engines.engine import Engine
-from torchmar.errors import Conflict, NotFound, Refused, TorchmarError, Unauthorized, Unreachable
+from torchmar.errors import ConflictError, ConnectError, NotFoundError, ServerError, TorchmarError, UnauthorizedError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient, Tensor
 from torchmar.management import ManagementClient
@@ -44,16 +44,16 @@ def test_a_model_lives_from_registration_to_removal(server: Engine, client: Infe
     assert management.scale("life", "1.0", min_worker=2)
     assert management.describe("life", "1.0")[0].ready == 2
     assert json.loads(client.ask("life", Request(b"x", "text/plain"), "1.0").body) == {"body": "x"}
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         management.register("life-1.0.mar")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ServerError) as caught:
         management.unregister("life", "2.0")  # the default, while another is there
     assert caught.value.status == 403
     management.unregister("life", "1.0")
     management.unregister("life")
     assert "life" not in list(management.names())
     for version in ("1.0", "2.0"):
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFoundError):
             management.describe("life", version)
 
 
@@ -105,7 +105,7 @@ def test_registration_passes_on_every_parameter(server: Engine, make: Make) -> N
     assert InferenceClient(server.server).predict("renamed", b"x") == "other"
     assert "Processing" in server.management.scale("renamed", min_worker=2, synchronous=False)
     server.management.unregister("renamed")
-    with pytest.raises(Refused, match="RuntimeType value: cobol"):
+    with pytest.raises(ServerError, match="RuntimeType value: cobol"):
         server.management.register(path.name, runtime="cobol")
 
 
@@ -130,7 +130,7 @@ def test_a_model_is_ready_when_it_has_workers(server: Engine, make: Make) -> Non
     server.management.register(path.name, initial_workers=0)
     assert not server.management.ready("idle")
     server.management.unregister("idle")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         server.management.ready("idle")
 
 
@@ -181,7 +181,7 @@ def test_many_are_predicted_at_once_and_one_bad_input_is_its_own_problem(client:
     inputs.insert(2, b"no picture")
     results = list(client.predict_many("digits", inputs, jobs=3))
     assert [data for data, _ in results] == inputs
-    assert isinstance(results.pop(2)[1], Refused)
+    assert isinstance(results.pop(2)[1], ServerError)
     assert [next(iter(said)) for _, said in results] == list("01234")
 
 
@@ -220,11 +220,11 @@ def test_a_prediction_and_its_explanation(client: InferenceClient) -> None:
 
 
 def test_what_does_not_exist_is_not_found_with_the_servers_words(client: InferenceClient) -> None:
-    with pytest.raises(NotFound, match="nothing"):
+    with pytest.raises(NotFoundError, match="nothing"):
         client.ask("nothing", SEVEN)
-    with pytest.raises(NotFound, match=r"9\.9"):
+    with pytest.raises(NotFoundError, match=r"9\.9"):
         client.ask("digits", SEVEN, "9.9")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         client.ask("a/b c?d", SEVEN)
 
 
@@ -239,19 +239,19 @@ def test_a_name_that_no_path_leads_to_is_not_registered(server: Engine) -> None:
 
 def test_a_path_that_the_server_does_not_know_hints_at_the_address(server: Engine) -> None:
     elsewhere = replace(server.server, inference=f"{server.server.inference}/below")
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(NotFoundError) as caught:
         InferenceClient(elsewhere).ask("digits", SEVEN)
     assert caught.value.hint == "is this the address of the inference API?"
 
 
 def test_a_url_that_is_not_allowed_is_told_with_the_key_for_it(server: Engine) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ServerError) as caught:
         server.management.register("https://models.example/a.mar")
     assert "allowed_urls" in caught.value.hint
 
 
 def test_a_handlers_own_refusal_comes_through(client: InferenceClient) -> None:
-    with pytest.raises(Refused, match="the body is empty") as caught:
+    with pytest.raises(ServerError, match="the body is empty") as caught:
         client.ask("digits", Request(b""))
     assert (caught.value.status, caught.value.type) == (400, "BadRequestException")
 
@@ -262,7 +262,7 @@ def test_a_wrong_or_missing_token_is_told_as_that(server: Engine, tmp_path: Path
     keys["inference"]["key"] = "wrong"
     (tmp_path / "keys.json").write_text(json.dumps(keys))
     for key_file in (tmp_path / "keys.json", None):
-        with pytest.raises(Unauthorized) as caught:
+        with pytest.raises(UnauthorizedError) as caught:
             InferenceClient(replace(server.server, key_file=key_file)).ask("digits", SEVEN)
         assert "wrong" not in str(caught.value)
 
@@ -281,23 +281,23 @@ def test_an_expired_token_is_renewed_with_the_api_key(server: Engine, client: In
 def test_an_expired_token_that_cannot_be_renewed_is_unauthorized(server: Engine, tmp_path: Path) -> None:
     expired = {"key": "x", "expiration time": "2020-01-01T00:00:00Z"}
     (tmp_path / "keys.json").write_text(json.dumps({"inference": expired, "API": {"key": "wrong"}}))
-    with pytest.raises(Unauthorized, match="could not be renewed"):
+    with pytest.raises(UnauthorizedError, match="could not be renewed"):
         InferenceClient(replace(server.server, key_file=tmp_path / "keys.json")).ask("digits", SEVEN)
 
 
 def test_no_server_is_unreachable_with_a_hint() -> None:
     address = f"http://127.0.0.1:{free_ports(1)[0]}"
-    with pytest.raises(Unreachable, match="connection refused") as caught:
-        InferenceClient(Server(inference=address)).ask("digits", SEVEN)
+    with pytest.raises(ConnectError, match="connection refused") as caught:
+        InferenceClient(Endpoint(inference=address)).ask("digits", SEVEN)
     assert caught.value.hint
-    with pytest.raises(Unreachable):
-        list(ManagementClient(Server(management=address)).names())
+    with pytest.raises(ConnectError):
+        list(ManagementClient(Endpoint(management=address)).names())
 
 
 def test_a_slow_answer_is_a_timeout_not_a_hang(server: Engine, make: Make) -> None:
     code = "import time\ndef handle(rows, context):\n    return rows and (time.sleep(3) or ['late'])"
     server.load(make(code, name="slow", store=server.model_store))
-    with pytest.raises(Unreachable, match="did not answer within 1 s"):
+    with pytest.raises(ConnectError, match="did not answer within 1 s"):
         InferenceClient(server.server, timeout=1).ask("slow", Request(b"x"))
     server.management.unregister("slow")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from torchmar.comparison import differences
-from torchmar.exchange import Answer
+from torchmar.exchange import Response
 from torchmar.recipe import Sample
 
 
@@ -30,11 +30,11 @@ from torchmar.recipe import Sample
 )
 def test_every_difference_is_told_with_its_place(expected: Any, actual: Any, said: list[str]) -> None:
     sample = Sample(input="x", expect=expected)
-    assert differences(sample, Answer(200, json.dumps(actual).encode())) == said
+    assert differences(sample, Response(200, json.dumps(actual).encode())) == said
 
 
 def test_the_status_is_compared_first_and_text_is_text() -> None:
     sample = Sample(input="x", expect="plain")
-    assert differences(sample, Answer(200, b"plain")) == []
-    assert differences(sample, Answer(503, b"oh no")) == ["status 503, not 200: oh no"]
-    assert differences(Sample(input="x", status=400), Answer(400, b"{}")) == []
+    assert differences(sample, Response(200, b"plain")) == []
+    assert differences(sample, Response(503, b"oh no")) == ["status 503, not 200: oh no"]
+    assert differences(Sample(input="x", status=400), Response(400, b"{}")) == []

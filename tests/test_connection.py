@@ -22,19 +22,19 @@ import requests
 from tests.certificates import certify
 from tests.conftest import SAMPLES, write_config
 from torchmar import exchange
-from torchmar.connection import Connection, Server
-from torchmar.connection.local import stays_here
+from torchmar.connection import Connection, Endpoint
+from torchmar.connection.local import is_local
 from torchmar.engines.addresses import free_ports
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import (
-    Insecure,
-    NotFound,
-    Refused,
-    TimedOut,
+    CertificateError,
+    ConnectError,
+    InsecureError,
+    NotFoundError,
+    ResponseTimeoutError,
+    ServerError,
     TorchmarError,
-    Unauthorized,
-    Unreachable,
-    Untrusted,
+    UnauthorizedError,
 )
 from torchmar.grpc import GrpcInference, GrpcManagement, GrpcOpenInference
 from torchmar.inference import InferenceClient
@@ -71,17 +71,17 @@ class Peer:
 
 def test_what_only_reads_is_repeated_when_the_connection_breaks_or_the_server_is_starting() -> None:
     with Peer([b"", BUSY, OK]).listening() as peer:
-        assert Connection(Server(peer.address), "inference").ask("GET", "/ping").json() == {"status": "ok"}
+        assert Connection(Endpoint(peer.address), "inference").ask("GET", "/ping").json() == {"status": "ok"}
         assert len(peer.got) == 3
 
 
 @pytest.mark.parametrize("answer", [b"", BUSY])
 def test_what_may_have_been_carried_out_is_never_repeated(answer: bytes) -> None:
     with Peer([answer, OK]).listening() as peer:
-        with pytest.raises((Unreachable, Refused)) as caught:
+        with pytest.raises((ConnectError, ServerError)) as caught:
             ManagementClient(peer.address).register("a.mar")
         assert [got.split()[0] for got in peer.got] == [b"POST"]
-    if isinstance(caught.value, Unreachable):
+    if isinstance(caught.value, ConnectError):
         assert caught.value.sent
         assert "closed before there was an answer" in caught.value.message
         assert "may have been carried out all the same" in caught.value.hint
@@ -105,7 +105,7 @@ def test_what_was_never_sent_is_repeated_whatever_it_is() -> None:
 
 def test_repeating_can_be_left_out() -> None:
     with Peer([b"", OK]).listening() as peer:
-        with pytest.raises(Unreachable):
+        with pytest.raises(ConnectError):
             ManagementClient(peer.address, retries=0).describe("a")
         assert len(peer.got) == 1
 
@@ -113,7 +113,7 @@ def test_repeating_can_be_left_out() -> None:
 def test_a_limit_of_time_is_of_one_try() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(TimedOut, match=r"did not answer within 0\.2 s") as caught:
+        with pytest.raises(ResponseTimeoutError, match=r"did not answer within 0\.2 s") as caught:
             ManagementClient(address, timeout=0.2).describe("a")
         assert caught.value.sent
         silent.accept()
@@ -124,24 +124,24 @@ def test_a_limit_of_time_is_of_one_try() -> None:
 
 def test_another_machine_gets_no_token_in_plain_text_unless_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHMAR_MANAGEMENT_TOKEN", "top-secret")
-    remote = Server(management="http://192.0.2.1:8081")  # an address of nobody: RFC 5737
-    with pytest.raises(Insecure, match=r"192\.0\.2\.1.*in plain text") as caught:
+    remote = Endpoint(management="http://192.0.2.1:8081")  # an address of nobody: RFC 5737
+    with pytest.raises(InsecureError, match=r"192\.0\.2\.1.*in plain text") as caught:
         ManagementClient(remote).describe("a")
     assert "--allow-plain-http" in caught.value.hint
     assert "top-secret" not in f"{remote}{caught.value}{ManagementClient(remote)._connection.tokens}"
     monkeypatch.setenv("TORCHMAR_ALLOW_PLAIN_HTTP", "1")
-    assert Server().allow_plain_http
+    assert Endpoint().allow_plain_http
     with Peer([OK]).listening() as peer:  # loopback needs no leave
-        Connection(Server(management=peer.address, allow_plain_http=False), "management").ask("GET", "/models")
+        Connection(Endpoint(management=peer.address, allow_plain_http=False), "management").ask("GET", "/models")
         assert b"\r\nAuthorization: Bearer top-secret\r\n" in peer.got[0]
 
 
 def test_an_own_address_of_this_machine_is_as_private_as_loopback() -> None:
-    assert all(map(stays_here, ("127.0.0.1", "localhost", "::1", "0.0.0.0")))
-    assert not any(map(stays_here, ("192.0.2.1", "example.com", "8.8.8.8", "")))
+    assert all(map(is_local, ("127.0.0.1", "localhost", "::1", "0.0.0.0")))
+    assert not any(map(is_local, ("192.0.2.1", "example.com", "8.8.8.8", "")))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect(("192.0.2.1", 9))
-        assert stays_here(probe.getsockname()[0])
+        assert is_local(probe.getsockname()[0])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_is_no_address_is_told_and_shows_no_password(address: str) -> None:
 
 
 def test_a_token_that_no_header_can_hold_is_not_shown() -> None:
-    server = Server(tokens={"inference": "se\ncret"})
+    server = Endpoint(tokens={"inference": "se\ncret"})
     with pytest.raises(TorchmarError, match="does not allow") as caught:
         InferenceClient(server).ping()
     assert "cret" not in str(caught.value)
@@ -166,7 +166,7 @@ def test_a_token_that_no_header_can_hold_is_not_shown() -> None:
 
 def test_the_header_with_characters_that_http_does_not_allow_is_named() -> None:
     with pytest.raises(TorchmarError, match="Explain-Target has characters"):
-        InferenceClient(Server(tokens={})).explain("digits", b"x", target="七")
+        InferenceClient(Endpoint(tokens={})).explain("digits", b"x", target="七")
 
 
 def http_answer(status: str, body: bytes, kind: str = "text/html") -> bytes:
@@ -176,12 +176,12 @@ def http_answer(status: str, body: bytes, kind: str = "text/html") -> bytes:
 @pytest.mark.parametrize(
     ("status", "kind", "hint"),
     [
-        ("404 Not Found", NotFound, "is this the address of the management API?"),
-        ("413 Too Large", Refused, "max_request_size"),
-        ("502 Bad Gateway", Refused, "is the server up, behind its proxy?"),
+        ("404 Not Found", NotFoundError, "is this the address of the management API?"),
+        ("413 Too Large", ServerError, "max_request_size"),
+        ("502 Bad Gateway", ServerError, "is the server up, behind its proxy?"),
     ],
 )
-def test_a_page_for_people_is_told_by_its_title(status: str, kind: type[Refused], hint: str) -> None:
+def test_a_page_for_people_is_told_by_its_title(status: str, kind: type[ServerError], hint: str) -> None:
     page = f"\r\n<html>\r\n<head><title>{status}</title></head>\r\n<body><h1>{status}</h1></body></html>".encode()
     with Peer([http_answer(status, page)]).listening() as peer, pytest.raises(kind) as caught:
         ManagementClient(peer.address).scale("digits", min_worker=1)
@@ -198,10 +198,10 @@ def test_what_answers_and_is_no_server_of_this_kind_is_told_as_that(body: bytes)
     )
     for call in management_calls:
         with Peer([http_answer("200 OK", body)]).listening() as peer:
-            with pytest.raises(Unreachable, match=r"no management API at .*: something else answers there") as caught:
+            with pytest.raises(ConnectError, match=r"no management API at .*: something else answers there") as caught:
                 call(ManagementClient(peer.address))
             assert caught.value.sent
-    with Peer([http_answer("200 OK", body)]).listening() as peer, pytest.raises(Unreachable, match="something else"):
+    with Peer([http_answer("200 OK", body)]).listening() as peer, pytest.raises(ConnectError, match="something else"):
         InferenceClient(peer.address).ping()
 
 
@@ -211,17 +211,17 @@ def test_what_answers_and_is_no_server_of_this_kind_is_told_as_that(body: bytes)
 def test_a_key_file_of_another_shape_is_told(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "key_file.json").write_bytes(content)
     with pytest.raises(TorchmarError, match=r"key_file\.json is not a TorchServe key file"):
-        InferenceClient(Server(key_file=tmp_path / "key_file.json")).ping()
+        InferenceClient(Endpoint(key_file=tmp_path / "key_file.json")).ping()
     with pytest.raises(TorchmarError, match="cannot be read: Is a directory"):
-        InferenceClient(Server(key_file=tmp_path)).ping()
+        InferenceClient(Endpoint(key_file=tmp_path)).ping()
 
 
 def test_a_file_without_certificates_is_told_before_anything_is_sent(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("none")
     for client, server in (
-        (InferenceClient, Server("https://127.0.0.1:1", verify=file)),
-        (GrpcInference, Server(grpc_inference="grpcs://127.0.0.1:1", verify=file)),
+        (InferenceClient, Endpoint("https://127.0.0.1:1", verify=file)),
+        (GrpcInference, Endpoint(grpc_inference="grpcs://127.0.0.1:1", verify=file)),
     ):
         with pytest.raises(TorchmarError, match=r"ca\.pem has no certificates in PEM"):
             client(server)
@@ -230,15 +230,15 @@ def test_a_file_without_certificates_is_told_before_anything_is_sent(tmp_path: P
 def test_a_redirection_is_not_followed() -> None:
     moved = b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere.example/\r\nContent-Length: 0\r\n\r\n"
     with Peer([moved, OK]).listening() as peer:
-        with pytest.raises(Refused, match=r"sends on to https://elsewhere\.example/"):
+        with pytest.raises(ServerError, match=r"sends on to https://elsewhere\.example/"):
             InferenceClient(peer.address).ping()
         assert len(peer.got) == 1
 
 
 def test_why_nobody_answers_is_told() -> None:
-    with pytest.raises(Unreachable, match="cannot resolve the host name"):
-        InferenceClient(Server("http://nowhere.invalid", tokens={}), retries=0).ping()
-    with Peer([b"no HTTP\r\n\r\n"]).listening() as peer, pytest.raises(Unreachable, match="does not speak TLS"):
+    with pytest.raises(ConnectError, match="cannot resolve the host name"):
+        InferenceClient(Endpoint("http://nowhere.invalid", tokens={}), retries=0).ping()
+    with Peer([b"no HTTP\r\n\r\n"]).listening() as peer, pytest.raises(ConnectError, match="does not speak TLS"):
         InferenceClient(peer.address.replace("http", "https")).ping()
 
 
@@ -247,10 +247,10 @@ def test_the_run_folder_says_where_its_server_is_and_its_tokens_go_nowhere_else(
 ) -> None:
     monkeypatch.setenv("TORCHMAR_INFERENCE_TOKEN", "of another server")
     write_config(tmp_path, inference_address="http://0.0.0.0:81", grpc_inference_port="71", enable_grpc_ssl="true")
-    found = Server.started_in(tmp_path)
+    found = Endpoint.started_in(tmp_path)
     assert (found.inference, found.grpc_inference) == ("http://127.0.0.1:81", "grpcs://127.0.0.1:71")
     assert (found.key_file, found.tokens) == (tmp_path / "key_file.json", {})
-    nobodys = Server.started_in(tmp_path / "none")
+    nobodys = Endpoint.started_in(tmp_path / "none")
     assert (nobodys.inference, nobodys.tokens) == ("http://127.0.0.1:8080", {"inference": "of another server"})
 
 
@@ -261,7 +261,7 @@ def test_a_key_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     writing = threading.Timer(0.1, file.write_text, [keys])
     writing.start()
     with Peer([OK]).listening() as peer:
-        InferenceClient(Server(peer.address, key_file=file)).ping()
+        InferenceClient(Endpoint(peer.address, key_file=file)).ping()
         assert b"Bearer new" in peer.got[0]
     writing.join()
 
@@ -275,7 +275,7 @@ def test_a_token_that_somebody_else_has_renewed_is_read_again(tmp_path: Path) ->
     renewing = threading.Timer(0.1, file.write_text, [json.dumps(new)])
     with Peer([refused, OK]).listening() as peer:
         renewing.start()
-        assert ManagementClient(Server(management=peer.address, key_file=file)).register("a.mar") == "ok"
+        assert ManagementClient(Endpoint(management=peer.address, key_file=file)).register("a.mar") == "ok"
         assert [b"Bearer old" in peer.got[0], b"Bearer new" in peer.got[1]] == [True, True]
     renewing.join()
 
@@ -328,12 +328,12 @@ def test_the_command_line_takes_certificates_and_every_parameter(tls: TorchServe
 
 
 def test_one_that_nobody_names_is_not_and_gets_no_token(tls: TorchServe) -> None:
-    with pytest.raises(Untrusted, match="self-signed certificate") as caught:
+    with pytest.raises(CertificateError, match="self-signed certificate") as caught:
         InferenceClient(replace(tls.server, verify=True)).ping()
     assert not caught.value.sent
     assert "--ca-file" in caught.value.hint
     wrong_name = tls.server.inference.replace("127.0.0.1", "localhost")
-    with pytest.raises(Untrusted, match="Hostname mismatch"):
+    with pytest.raises(CertificateError, match="Hostname mismatch"):
         InferenceClient(replace(tls.server, inference=wrong_name)).ping()
     with pytest.raises(TorchmarError, match="no such file"):
         InferenceClient(replace(tls.server, verify=Path("none.pem")))
@@ -341,7 +341,7 @@ def test_one_that_nobody_names_is_not_and_gets_no_token(tls: TorchServe) -> None
 
 def test_a_protocol_that_the_server_does_not_speak_is_told_with_the_key_for_it(tls: TorchServe) -> None:
     for ask in (InferenceClient(tls.server).live, GrpcOpenInference(tls.server).live):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(ServerError) as caught:
             ask()
         assert "ts_open_inference_protocol=true" in caught.value.hint
 
@@ -352,7 +352,7 @@ def test_grpc_trusts_the_same_certificates_and_renews_the_same_tokens(tls: Torch
         assert list(management.names()) == ["digits"]
         time.sleep(3.1)
         assert next(iter(inference.predict("digits", SAMPLES / "seven.png"))) == "7"
-    with pytest.raises(Untrusted, match="is not trusted"):
+    with pytest.raises(CertificateError, match="is not trusted"):
         GrpcInference(replace(tls.server, verify=True)).ping()
     with pytest.raises(TorchmarError, match="checks certificates"):
         GrpcInference(replace(tls.server, verify=False))
@@ -364,7 +364,7 @@ def test_who_checks_no_certificate_reaches_the_server_all_the_same(tls: TorchSer
 
 
 def test_plain_http_to_a_server_with_tls_is_told(tls: TorchServe) -> None:
-    with pytest.raises((Unreachable, Refused)):
+    with pytest.raises((ConnectError, ServerError)):
         InferenceClient(replace(tls.server, inference=tls.server.inference.replace("https", "http"))).ping()
 
 
@@ -376,7 +376,7 @@ def test_tokens_are_renewed_for_as_long_as_there_is_a_key_file(tls: TorchServe) 
     first = json.loads(file.read_text())["inference"]["key"]
     time.sleep(3.1)
     static = replace(tls.server, key_file=None, tokens={"inference": first})
-    with pytest.raises(Unauthorized) as caught:
+    with pytest.raises(UnauthorizedError) as caught:
         InferenceClient(static).ping()
     assert "TORCHMAR_INFERENCE_TOKEN" in caught.value.hint
     assert client.ask("digits", SEVEN).status == 200
@@ -393,7 +393,7 @@ def test_a_copy_of_the_key_file_is_told_to_be_one(tls: TorchServe, tmp_path: Pat
     assert tls.server.key_file
     copy = Path(shutil.copy(tls.server.key_file, tmp_path))
     time.sleep(3.1)
-    with pytest.raises(Unauthorized, match="its own key file") as caught:
+    with pytest.raises(UnauthorizedError, match="its own key file") as caught:
         InferenceClient(replace(tls.server, key_file=copy)).ping()
     assert "copy it again" in caught.value.hint
 
@@ -436,7 +436,7 @@ def test_a_server_is_reached_below_a_path_of_a_proxy(server: TorchServe, proxy: 
     management.register("proxied-1.0.mar", initial_workers=0)
     assert management.describe("proxied")[0].url == "proxied-1.0.mar"
     management.unregister("proxied")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         management.describe("proxied")
     assert InferenceClient(behind).predict("digits", SAMPLES / "seven.png")["7"] > 0.9
 

@@ -18,7 +18,7 @@ from torchmar.deployment.executor import Report
 from torchmar.deployment.plan import Plan
 from torchmar.deployment.rollback import rollback
 from torchmar.engines.torchserve import TorchServe
-from torchmar.errors import TimedOut, TorchmarError
+from torchmar.errors import ResponseTimeoutError, TorchmarError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 
@@ -290,7 +290,7 @@ def test_without_the_wait_those_in_the_queue_would_never_be_answered(server: Tor
     server.management.unregister("m", "2.0")
     for thread in waiting:
         thread.join()
-    assert said.count(TimedOut) >= 4
+    assert said.count(ResponseTimeoutError) >= 4
 
 
 def test_a_version_that_clients_name_all_the_time_stays_and_is_told(server: TorchServe, make: Make) -> None:

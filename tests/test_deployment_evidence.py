@@ -15,7 +15,7 @@ from torchmar.deployment import ab_comparison, smoke_test
 from torchmar.deployment.ab_comparison import Evidence, Interval
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import TorchmarError
-from torchmar.exchange import Answer, Request
+from torchmar.exchange import Request, Response
 
 Make = Callable[..., Path]
 
@@ -158,15 +158,15 @@ def test_percentiles_are_values_that_were_measured() -> None:
     ],
 )
 def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, answers: str, said: str) -> None:
-    assert ab_comparison.agreement(answers)(Answer(200, old), Answer(200, new)) == said
+    assert ab_comparison.agreement(answers)(Response(200, old), Response(200, new)) == said
 
 
 def test_the_function_of_the_documentation_compares_labels(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text(), re.DOTALL)
     (tmp_path / "compare.py").write_text(code)
     label = ab_comparison.agreement(f"{tmp_path / 'compare.py'}:label")
-    assert not label(Answer(200, b'{"7": 0.97, "9": 0.01}'), Answer(200, b'{"7": 0.8, "1": 0.1}'))
-    assert label(Answer(200, b'{"7": 0.97, "9": 0.01}'), Answer(200, b'{"1": 0.8, "7": 0.1}')) == "1, not 7"
+    assert not label(Response(200, b'{"7": 0.97, "9": 0.01}'), Response(200, b'{"7": 0.8, "1": 0.1}'))
+    assert label(Response(200, b'{"7": 0.97, "9": 0.01}'), Response(200, b'{"1": 0.8, "7": 0.1}')) == "1, not 7"
 
 
 @pytest.mark.parametrize("text", ["roughly", "-1", "nan", "inf", "no_such.py:f"])

@@ -13,7 +13,7 @@ from torchmar.deployment import actions, desired
 from torchmar.deployment.actual import LiveModel
 from torchmar.deployment.plan import Plan
 from torchmar.deployment.plan import plan as make_plan
-from torchmar.deployment.store_index import Shelf, Stored
+from torchmar.deployment.store_index import StoredArchive, StoreIndex
 from torchmar.errors import TorchmarError
 from torchmar.management import ModelVersion, WorkerState
 
@@ -36,13 +36,13 @@ def live(*versions: ModelVersion, default: str | None = None) -> dict[str, LiveM
     return found
 
 
-def stored(name: str, number: str, config: Mapping[str, Any] | None = None, content: str = "same") -> Stored:
-    return Stored(STORE / f"{name}-{number}.mar", name, number, config or {}, config is not None, content)
+def stored(name: str, number: str, config: Mapping[str, Any] | None = None, content: str = "same") -> StoredArchive:
+    return StoredArchive(STORE / f"{name}-{number}.mar", name, number, config or {}, config is not None, content)
 
 
-def plan(text: str, there: Mapping[str, LiveModel], *archives: Stored, gpus: tuple[int, ...] = ()) -> Plan:
+def plan(text: str, there: Mapping[str, LiveModel], *archives: StoredArchive, gpus: tuple[int, ...] = ()) -> Plan:
     deployment = desired.parse(text)
-    shelf = Shelf(STORE, {one.path.name: one for one in archives})
+    shelf = StoreIndex(STORE, {one.path.name: one for one in archives})
     chosen = {
         (name, number): shelf.archives.get(f"{name}-{number}.mar")
         for name, model in deployment.models.items()
@@ -274,7 +274,7 @@ models:
 def test_an_archive_outside_the_store_is_copied_there() -> None:
     deployment = desired.parse('models: {m: {versions: {"1.0": {archive: ../m-1.0.mar}}}}')
     outside = replace(stored("m", "1.0"), path=Path("../m-1.0.mar"))
-    made = make_plan(deployment, {}, Shelf(STORE, {}), {("m", "1.0"): outside})
+    made = make_plan(deployment, {}, StoreIndex(STORE, {}), {("m", "1.0"): outside})
     assert told(made)[0] == "copy ../m-1.0.mar to store/m-1.0.mar"
 
 
@@ -285,12 +285,12 @@ def test_what_cannot_be_done_is_told_with_what_is_missing() -> None:
         plan(ONE.replace("min_workers: 1", "archive: 'https://x/m.mar', batch_size: 4"), live(version("m", "1.0")))
     wrong = desired.parse('models: {m: {versions: {"1.0": {archive: x.mar}}}}')
     with pytest.raises(TorchmarError, match=r"is version 1\.9, not 1\.0"):
-        make_plan(wrong, {}, Shelf(STORE, {}), {("m", "1.0"): stored("m", "1.9")})
+        make_plan(wrong, {}, StoreIndex(STORE, {}), {("m", "1.0"): stored("m", "1.9")})
     with pytest.raises(TorchmarError, match="model store is not here"):
         make_plan(
             desired.parse(ONE.replace("min_workers: 1", "batch_size: 4")),
             {},
-            Shelf(None, {}),
+            StoreIndex(None, {}),
             {("m", "1.0"): stored("m", "1.0", {"batchSize": 1})},
         )
 
@@ -298,7 +298,7 @@ def test_what_cannot_be_done_is_told_with_what_is_missing() -> None:
 GPU = 'models: {m: {drain: 3, versions: {"1.0": {min_workers: WORKERS, worker_memory: 30GiB}}}}'
 
 
-def gpu_plan(workers: int, there: Mapping[str, LiveModel], *archives: Stored) -> Plan:
+def gpu_plan(workers: int, there: Mapping[str, LiveModel], *archives: StoredArchive) -> Plan:
     own = stored("m", "1.0")
     return plan(GPU.replace("WORKERS", str(workers)), there, own, *archives, gpus=(80 * GIB, 80 * GIB))
 

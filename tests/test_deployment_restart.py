@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import write_config
 from torchmar import properties
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.deployment import actual, desired, executor, planning, store_index
 from torchmar.deployment.capture import capture
 from torchmar.deployment.startup import startup
@@ -36,7 +36,7 @@ models:
 """
 
 
-def seen(server: Server) -> dict[str, tuple[str, dict[str, list[int]]]]:
+def seen(server: Endpoint) -> dict[str, tuple[str, dict[str, list[int]]]]:
     """Return what matters of a server's models, once their workers are up."""
     deadline = time.monotonic() + 60
     while True:

@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, digits: Path, engine: Engin
         ("2.0", {"samples": samples, "weights": "other.pt"}),
         ("3.0", {"samples": wrong}),
     ):
-        members = archive.compose(made.model_copy(update={"version": version, **changes}), here)
+        members = archive.collect_members(made.model_copy(update={"version": version, **changes}), here)
         archive.pack(members, store / f"digits-{version}.mar")
     with ENGINES[engine](write_config(folder), store, folder / "run") as running:
         yield running

@@ -12,7 +12,7 @@ import pytest
 
 from torchmar.engines import addresses
 from torchmar.engines.addresses import free_ports
-from torchmar.errors import EngineError, PortInUse
+from torchmar.errors import BindError, EngineError
 from torchmar.properties import Address, Properties
 
 GIVEN = Properties(
@@ -30,17 +30,17 @@ def ports(config: Properties) -> list[int]:
 
 
 def test_all_ports_move_by_the_distance_of_the_first() -> None:
-    moved = addresses.move(GIVEN, 9443)
+    moved = addresses.shift_ports(GIVEN, 9443)
     assert ports(moved) == [9443, 9081, 9082, 8070, 8071]
     assert moved.get("inference_address") == "https://127.0.0.1:9443"
     assert moved.get("management_address") == "http://[::1]:9081"
-    assert ports(addresses.move(GIVEN, 8443)) == ports(GIVEN)
+    assert ports(addresses.shift_ports(GIVEN, 8443)) == ports(GIVEN)
 
 
 @pytest.mark.parametrize("port", [65535, 1000])
 def test_a_port_that_there_is_not_is_refused(port: int) -> None:
     with pytest.raises(EngineError, match=r"would move \w+ from \d+ to"):
-        addresses.move(Properties(None, {}), port)
+        addresses.shift_ports(Properties(None, {}), port)
 
 
 def test_only_the_inference_api_listens_elsewhere() -> None:
@@ -66,23 +66,23 @@ UNIX = Properties(None, {"inference_address": "unix:/run/inference.sock"})
 
 def test_a_unix_socket_moves_nowhere_and_who_wants_it_to_is_told() -> None:
     with pytest.raises(EngineError, match=r"inference_address=unix:/run/inference\.sock has no port") as caught:
-        addresses.move(UNIX, 9080)
+        addresses.shift_ports(UNIX, 9080)
     assert "--port" in caught.value.hint
     with pytest.raises(EngineError, match="has no host"):
         addresses.listen(UNIX, "0.0.0.0")
-    beside = addresses.move(Properties(None, {"management_address": "unix:/run/management.sock"}), 9080)
+    beside = addresses.shift_ports(Properties(None, {"management_address": "unix:/run/management.sock"}), 9080)
     assert [address.port or address.unix for address in beside.addresses()][:2] == [9080, "/run/management.sock"]
 
 
 def test_a_unix_socket_is_taken_while_somebody_listens(tmp_path: Path) -> None:
     address = Address("inference_address", "", 0, str(tmp_path / "s"))
-    addresses.refuse_taken(address)
+    addresses.check_free(address)
     with socket.socket(socket.AF_UNIX) as mine:
         mine.bind(address.unix)
         mine.listen()
-        with pytest.raises(PortInUse, match="somebody listens at"):
-            addresses.refuse_taken(address)
-    addresses.refuse_taken(address)  # the file is still there, and nobody behind it
+        with pytest.raises(BindError, match="somebody listens at"):
+            addresses.check_free(address)
+    addresses.check_free(address)  # the file is still there, and nobody behind it
 
 
 def test_who_holds_a_port_is_named(tmp_path: Path) -> None:
@@ -92,29 +92,29 @@ def test_who_holds_a_port_is_named(tmp_path: Path) -> None:
     try:
         assert process.stdout
         process.stdout.readline()
-        with pytest.raises(PortInUse) as caught:
-            addresses.refuse_taken(Address("inference_address", "127.0.0.1", port))
+        with pytest.raises(BindError) as caught:
+            addresses.check_free(Address("inference_address", "127.0.0.1", port))
         assert f"process {process.pid}" in caught.value.message
         assert "python" in caught.value.message
         assert "--port" in caught.value.hint
-        holder = addresses.holder(port)
+        holder = addresses.listener_of(port)
         assert holder
         assert holder.pid == process.pid
     finally:
         process.communicate("")
-    addresses.refuse_taken(Address("inference_address", "127.0.0.1", port))
-    assert addresses.holder(port) is None
+    addresses.check_free(Address("inference_address", "127.0.0.1", port))
+    assert addresses.listener_of(port) is None
 
 
 def test_an_address_of_another_machine_is_told() -> None:
     with pytest.raises(EngineError, match="not an address of this machine"):
-        addresses.refuse_taken(Address("metrics_address", "192.0.2.1", 8082))
+        addresses.check_free(Address("metrics_address", "192.0.2.1", 8082))
     with pytest.raises(EngineError, match="not an address of this machine"):
-        addresses.refuse_taken(Address("metrics_address", "no-such-host.invalid", 8082))
+        addresses.check_free(Address("metrics_address", "no-such-host.invalid", 8082))
 
 
 def test_a_port_of_this_process_is_told_as_well() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mine:
-        holder = addresses.holder(mine.getsockname()[1])
+        holder = addresses.listener_of(mine.getsockname()[1])
     assert holder
     assert holder.pid == os.getpid()

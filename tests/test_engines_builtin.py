@@ -21,8 +21,8 @@ from tests.test_cli_operating import MOODY, Make, until
 from tests.test_engines_torchserve import descendants
 from torchmar import exchange, properties
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.server_records import Running
-from torchmar.errors import EngineError, ModelFailed, NotFound, PortInUse, Refused, Unreachable
+from torchmar.engines.server_records import ServerRecord
+from torchmar.errors import BindError, ConnectError, EngineError, ModelFailedError, NotFoundError, ServerError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 
@@ -49,12 +49,12 @@ def test_it_answers_and_explains(builtin: Builtin) -> None:
 
 
 def test_it_is_closed_to_others(builtin: Builtin) -> None:
-    with pytest.raises(Refused, match="does not match any allowed URL"):
+    with pytest.raises(ServerError, match="does not match any allowed URL"):
         builtin.management.register("https://example.com/x.mar")
     key_file = builtin.server.key_file
     assert key_file
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
-    running = Running.find(builtin.folder)
+    running = ServerRecord.find(builtin.folder)
     assert running
     listening = {
         connection.laddr.ip.removeprefix("::ffff:")
@@ -68,7 +68,7 @@ def test_it_is_closed_to_others(builtin: Builtin) -> None:
 def test_commands_find_it_and_say_what_it_is(builtin: Builtin, tmp_path: Path) -> None:
     where = ("--run-folder", builtin.folder)
     lines = torchmar("status", *where, cwd=tmp_path).stdout.splitlines()
-    running = Running.find(builtin.folder)
+    running = ServerRecord.find(builtin.folder)
     assert running
     assert f"the built-in server (process {running.pid})" in lines[0]
     assert lines[-1].split()[:5] == ["digits", "1.0", "yes", "1/1", "ready"]
@@ -103,7 +103,7 @@ def test_top_tells_its_load(builtin: Builtin, tmp_path: Path) -> None:
 def test_a_model_that_fails_is_told_with_its_workers_traceback_and_not_registered(builtin: Builtin, make: Make) -> None:
     code = "def handle(rows, context): raise ValueError('boom')"
     path = make(code, name="broken", store=builtin.model_store)
-    with pytest.raises(ModelFailed, match=r"broken 1\.0 did not start") as caught:
+    with pytest.raises(ModelFailedError, match=r"broken 1\.0 did not start") as caught:
         builtin.load(path)
     assert caught.value.traceback.splitlines()[-1] == "ValueError: boom"
     assert "handler.py" in caught.value.traceback
@@ -137,7 +137,7 @@ def test_a_port_in_use_is_told_before_anything_starts(builtin: Builtin, tmp_path
     config = tmp_path / "config.properties"
     config.write_text(properties.show(builtin.properties.values))
     with (
-        pytest.raises(PortInUse, match=f"is taken by the server of {builtin.folder} "),
+        pytest.raises(BindError, match=f"is taken by the server of {builtin.folder} "),
         Builtin(config, tmp_path / "store", tmp_path / "run"),
     ):
         pass
@@ -153,7 +153,7 @@ def test_it_serves_at_unix_sockets_alone(tmp_path: Path, digits: Path) -> None:
             server.load(digits)
             with InferenceClient(server.server) as client:
                 assert next(iter(client.predict("digits", SEVEN))) == "7"
-                with pytest.raises(NotFound):
+                with pytest.raises(NotFoundError):
                     client.predict("nobody", SEVEN)
             where = ("--run-folder", server.folder)
             said = torchmar("predict", "digits", SEVEN, *where, cwd=tmp_path).stdout
@@ -166,7 +166,7 @@ def test_it_serves_at_unix_sockets_alone(tmp_path: Path, digits: Path) -> None:
             taken = ("serve", "--config", config, "--model-store", digits.parent, "--run-folder", "other")
             assert "somebody listens at" in torchmar(*taken, cwd=tmp_path, code=1).stderr
         until(lambda: " - /unix " in (tmp_path / "run" / "logs" / "access.log").read_text())
-        with pytest.raises(Unreachable, match="No such file"):
+        with pytest.raises(ConnectError, match="No such file"):
             InferenceClient(f"unix:{folder}/inference").ping()
 
 
@@ -194,7 +194,7 @@ def test_it_stops_without_a_trace(tmp_path: Path, digits: Path) -> None:
     before = descendants()
     with Builtin(write_config(tmp_path), digits.parent, tmp_path / "run") as server:
         server.load(digits)
-        running = Running.find(server.folder)
+        running = ServerRecord.find(server.folder)
         assert running
         assert Path(running.temporary).exists()
         assert len(descendants() - before) > 1
@@ -224,7 +224,7 @@ def test_serve_runs_it_without_java_until_it_is_stopped(tmp_path: Path, digits: 
     try:
         assert process.stdout
         assert process.stdout.readline().strip().endswith(", built in")
-        until(lambda: bool(Running.find(tmp_path / ".torchmar")))
+        until(lambda: bool(ServerRecord.find(tmp_path / ".torchmar")))
         while "digits 1.0" not in (line := process.stdout.readline()):
             assert line
         torchmar("stop", cwd=tmp_path)

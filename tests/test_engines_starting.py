@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from torchmar.engines.start_lock import locked, undisturbed
+from torchmar.engines.start_lock import locked, signals_deferred
 
 
 def test_ctrl_c_waits_until_what_must_not_be_disturbed_is_done() -> None:
     done = False
-    with pytest.raises(KeyboardInterrupt), undisturbed():
+    with pytest.raises(KeyboardInterrupt), signals_deferred():
         signal.raise_signal(signal.SIGINT)
         done = True
     assert done
@@ -24,7 +24,7 @@ def test_ctrl_c_waits_until_what_must_not_be_disturbed_is_done() -> None:
 
 
 def test_a_process_that_is_started_undisturbed_hears_signals() -> None:
-    with undisturbed():
+    with signals_deferred():
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -35,7 +35,7 @@ def test_a_thread_may_start_a_server_too() -> None:
     went = []
 
     def start() -> None:
-        with undisturbed():
+        with signals_deferred():
             went.append(True)
 
     thread = threading.Thread(target=start)

@@ -24,10 +24,10 @@ from tests.test_worker_supervisor import PARENT, all_end, family
 from torchmar import archive, exchange, properties, recipe
 from torchmar.archive import store
 from torchmar.engines import worker_log
-from torchmar.engines.server_records import Running
+from torchmar.engines.server_records import ServerRecord
 from torchmar.engines.torchserve import TorchServe
-from torchmar.errors import EngineError, ModelFailed, PortInUse, Refused
-from torchmar.exchange import Answer, Request
+from torchmar.errors import BindError, EngineError, ModelFailedError, ServerError
+from torchmar.exchange import Request, Response
 from torchmar.inference import InferenceClient
 from torchmar.worker import Worker
 
@@ -54,7 +54,7 @@ def patient(server: TorchServe) -> Iterator[str]:
     made, folder = recipe.read(DIGITS)
     config = made.config.model_copy(update={"batchSize": 8, "maxBatchDelay": 60_000, "responseTimeout": 120})
     made = made.model_copy(update={"config": config, "version": "8.0", "samples": []})
-    path = archive.pack(archive.compose(made, folder), server.model_store / "digits-8.0.mar").path
+    path = archive.pack(archive.collect_members(made, folder), server.model_store / "digits-8.0.mar").path
     server.management.register(path.name)
     yield "8.0"
     server.management.unregister("digits", "8.0")
@@ -74,18 +74,18 @@ def test_one_batch_of_eight_answers_each_request_for_itself(server: TorchServe, 
         Request((SAMPLES / "zero.png").read_bytes()),
     ]
 
-    def ask(request: Request) -> Answer | Refused:
+    def ask(request: Request) -> Response | ServerError:
         # A batch that does not fill would wait for a minute: the client would not.
         with contextlib.suppress(ValueError):
             try:
                 return InferenceClient(server.server, timeout=40).ask("digits", request, patient)
-            except Refused as refusal:
+            except ServerError as refusal:
                 return refusal
         raise AssertionError
 
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(ask, requests))
-    refused = {index: answer for index, answer in enumerate(answers) if isinstance(answer, Refused)}
+    refused = {index: answer for index, answer in enumerate(answers) if isinstance(answer, ServerError)}
     assert {index: (error.status, error.type) for index, error in refused.items()} == {
         1: (400, "BadRequestException"),
         2: (400, "BadRequestException"),
@@ -94,7 +94,7 @@ def test_one_batch_of_eight_answers_each_request_for_itself(server: TorchServe, 
     assert "damaged" in refused[1].message
     assert "empty" in refused[2].message
     assert "not base64" in refused[5].message
-    said = {index: json.loads(answer.body) for index, answer in enumerate(answers) if isinstance(answer, Answer)}
+    said = {index: json.loads(answer.body) for index, answer in enumerate(answers) if isinstance(answer, Response)}
     assert [next(iter(said[index])) for index in (0, 4, 6, 7)] == ["7", "7", "3", "0"]
     assert (said[3]["label"], said[3]["shape"]) == ("3", [1, 32, 32])
     logs = [file.read_text() for file in (server.folder / "logs").iterdir()]
@@ -115,7 +115,7 @@ def test_the_server_and_a_worker_without_one_answer_alike(server: TorchServe, cl
                 served = client.ask("digits", request)
                 assert (served.status, served.content_type) == (alone.status, alone.content_type)
                 assert served.body == alone.body
-            except Refused as refusal:
+            except ServerError as refusal:
                 assert refusal.status == alone.status
                 assert refusal.message == json.loads(alone.body)["message"]
 
@@ -129,7 +129,7 @@ def test_a_whole_batch_that_fails_has_the_body_that_the_worker_predicts(
         server.load(path)
         with Worker(path) as worker:
             alone = worker.ask([Request(b"x")])[0]
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(ServerError) as caught:
             client.ask(name, Request(b"x"))
         said = json.loads(alone.body)
         assert (caught.value.status, caught.value.type, caught.value.message) == (
@@ -166,7 +166,7 @@ def test_a_model_that_fails_is_told_with_its_workers_traceback_and_not_registere
     server: TorchServe, make: Make, code: str, said: str
 ) -> None:
     path = make(code, name="broken", store=server.model_store)
-    with pytest.raises(ModelFailed, match=r"broken 1\.0 did not start") as caught:
+    with pytest.raises(ModelFailedError, match=r"broken 1\.0 did not start") as caught:
         server.load(path)
     assert said in caught.value.traceback.splitlines()[-1]
     assert "handler.py" in caught.value.traceback
@@ -187,7 +187,7 @@ def test_a_newer_version_becomes_the_default_and_an_older_one_does_not(
 def test_folders_and_tars_are_served_like_archives(server: TorchServe, client: InferenceClient, digits: Path) -> None:
     made, folder = recipe.read(DIGITS)
     for version in ("3.0", "4.0"):
-        members = archive.compose(made.model_copy(update={"version": version}), folder)
+        members = archive.collect_members(made.model_copy(update={"version": version}), folder)
         if version == "3.0":
             path = archive.pack_folder(members, server.model_store / "digits-3.0").path
         else:
@@ -203,14 +203,14 @@ def test_folders_and_tars_are_served_like_archives(server: TorchServe, client: I
 def test_the_server_is_closed_to_others(server: TorchServe) -> None:
     values = properties.read(server.folder / "config.properties").values
     assert values["allowed_urls"] == f"file://{server.model_store}/.*"
-    with pytest.raises(Refused, match="does not match any allowed URL"):
+    with pytest.raises(ServerError, match="does not match any allowed URL"):
         server.management.register("https://example.com/x.mar")
     key_file = server.server.key_file
     assert key_file
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
     listening = {
         (conn.laddr.ip, conn.laddr.port)
-        for conn in psutil.Process(Running.find(server.folder).pid).net_connections()  # type: ignore[union-attr]
+        for conn in psutil.Process(ServerRecord.find(server.folder).pid).net_connections()  # type: ignore[union-attr]
         if conn.status == psutil.CONN_LISTEN
     }
     assert {ip.removeprefix("::ffff:") for ip, _ in listening} == {"127.0.0.1"}
@@ -223,7 +223,7 @@ def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
     for address in properties.read(config).addresses():
         with (
             socket.create_server((address.host, address.port)),
-            pytest.raises(PortInUse) as caught,
+            pytest.raises(BindError) as caught,
             TorchServe(config, tmp_path / "store", tmp_path / "run"),
         ):
             pass
@@ -259,7 +259,7 @@ def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, d
             TorchServe(write_config(tmp_path), digits.parent, tmp_path / "one" / "run"),
         ):
             pass
-        temporary = [Running.find(server.folder).temporary for server in servers]  # type: ignore[union-attr]
+        temporary = [ServerRecord.find(server.folder).temporary for server in servers]  # type: ignore[union-attr]
         assert all(Path(folder).exists() for folder in temporary)
     assert descendants() <= before
     assert not any(Path(folder).exists() for folder in temporary)
@@ -272,11 +272,11 @@ def test_what_a_killed_server_has_left_is_ended_by_what_it_inherited(tmp_path: P
         server.load(mar)
         answer = InferenceClient(server.server, timeout=60).ask("parent", Request(b"x", "text/plain"))
         worker, child, bare, daemon = family(answer.body)
-        running = Running.find(server.folder)
+        running = ServerRecord.find(server.folder)
         assert running
         os.kill(running.pid, signal.SIGKILL)
         server._process.wait()
-        dead = Running.killed(server.folder)
+        dead = ServerRecord.killed(server.folder)
         assert dead
         dead.stop()
         assert all_end([worker, child, daemon])

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import DIGITS, SAMPLES
-from torchmar.exchange import Answer, Request
+from torchmar.exchange import Request, Response
 from torchmar.worker import Worker
 
 PNG = (SAMPLES / "seven.png").read_bytes()
@@ -27,7 +27,7 @@ def worker(digits: Path) -> Iterator[Worker]:
         yield loaded
 
 
-def label(answer: Answer) -> str:
+def label(answer: Response) -> str:
     assert answer.status == 200, answer.body
     return next(iter(json.loads(answer.body)))
 

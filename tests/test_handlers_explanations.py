@@ -20,7 +20,7 @@ from torch import nn
 from torchmar_handlers.explanations import (
     METHODS,
     TOKEN_METHODS,
-    Asked,
+    ExplainOptions,
     Explanation,
     bags,
     baseline,
@@ -81,9 +81,9 @@ def request(**options: object) -> Request:
 
 
 def test_a_request_that_asks_for_nothing_gets_the_defaults() -> None:
-    assert read(request()) == Asked("integrated_gradients", None, 50, "zeros", explicit=False)
+    assert read(request()) == ExplainOptions("integrated_gradients", None, 50, "zeros", explicit=False)
     usual = {"method": "occlusion", "n_steps": 20, "baseline": "blur"}
-    assert read(request(), defaults=usual) == Asked("occlusion", None, 20, "blur", explicit=False)
+    assert read(request(), defaults=usual) == ExplainOptions("occlusion", None, 20, "blur", explicit=False)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_images_have_the_attributions_that_captum_gives_each_alone(
     model, rows = FORMS[form](digits, images[:5]), images[:5]
     targets = torch.tensor([0, 1, 2, 3, 7])
     choices: list[Any] = ["zeros", "mean", "blur", 0.5, np.linspace(0, 1, 64).reshape(1, 8, 8).tolist()]
-    asked = [Asked(method, None, 20, choice) for choice in choices]
+    asked = [ExplainOptions(method, None, 20, choice) for choice in choices]
     found = explain(model, rows, targets, asked)
     for row, target, choice, one in zip(rows, targets.tolist(), choices, found, strict=True):
         expected = captum_alone(method, digits, row, baseline.of(choice, row), target)[0]
@@ -265,7 +265,7 @@ def test_tables_have_the_attributions_that_captum_gives_each_alone(
     model, rows, targets = FORMS[form](cancer, table[:4]), table[:4], torch.tensor([0, 1, 1, 0])
     mean = table.mean(0)
     for choice in ("zeros", "mean", 1):
-        found = explain(model, rows, targets, [Asked(method, None, 20, choice)] * 4, mean=mean)
+        found = explain(model, rows, targets, [ExplainOptions(method, None, 20, choice)] * 4, mean=mean)
         for row, target, one in zip(rows, targets.tolist(), found, strict=True):
             expected = captum_alone(method, cancer, row, baseline.of(choice, row, mean), target)[0]
             assert close(one.attributions, expected.detach())
@@ -277,7 +277,7 @@ def test_occlusion_slides_windows_of_a_seventh_of_the_image(images: torch.Tensor
     def score(batch: torch.Tensor) -> torch.Tensor:
         return digits(nn.functional.interpolate(batch, (8, 8)))
 
-    found = explain(score, large, torch.tensor([0, 1]), [Asked("occlusion")] * 2, rows_at_once=50)
+    found = explain(score, large, torch.tensor([0, 1]), [ExplainOptions("occlusion")] * 2, rows_at_once=50)
     expected = attr.Occlusion(score).attribute(large, (1, 4, 3), (1, 2, 1), target=torch.tensor([0, 1]))
     assert close([one.attributions for one in found], expected)
 
@@ -287,14 +287,14 @@ def test_feature_ablation_leaves_out_patches_of_a_grid(images: torch.Tensor) -> 
         return batch.sum((1, 2, 3))[:, None]
 
     image = torch.rand(1, 3, 20, 5)
-    (one,) = explain(brightness, image, torch.tensor([0]), [Asked("feature_ablation")])
+    (one,) = explain(brightness, image, torch.tensor([0]), [ExplainOptions("feature_ablation")])
     assert one.attributions[0, :3, 0] == pytest.approx(image[0, :, :3, 0].sum().item(), rel=1e-4)
     assert np.ptp(one.attributions, axis=0).max() == 0
 
 
 def test_columns_of_a_group_are_left_out_together(cancer: nn.Module, table: torch.Tensor) -> None:
     groups = torch.tensor([0, 0, 0, *range(1, 28)])
-    (one,) = explain(cancer, table[:1], torch.tensor([1]), [Asked("feature_ablation")], groups=groups)
+    (one,) = explain(cancer, table[:1], torch.tensor([1]), [ExplainOptions("feature_ablation")], groups=groups)
     without = table[:1].clone()
     without[0, :3] = 0
     lost = (cancer(table[:1]) - cancer(without))[0, 1].item()
@@ -306,7 +306,7 @@ def test_grad_cam_is_captums_enlarged(digits: Digits, images: torch.Tensor) -> N
     convolution = digits.features[3]
     small = attr.LayerGradCam(digits, convolution).attribute(rows.clone().requires_grad_(), targets)
     expected = attr.LayerAttribution.interpolate(small, (8, 8), "bilinear").detach()
-    wish = Asked("grad_cam", explicit=True)
+    wish = ExplainOptions("grad_cam", explicit=True)
     for layer in (None, "features.3"):
         found = explain(digits, rows, targets, [wish] * 3, model=digits, layer=layer)
         assert close([one.attributions for one in found], expected)
@@ -319,7 +319,7 @@ def test_a_row_is_answered_alike_alone_and_among_others(digits: nn.Module, image
     methods = [*METHODS, "integrated_gradients", "saliency", "integrated_gradients"]
     baselines = ["zeros", "blur", "mean"] * 3
     steps = [20, 20, 20, 20, 20, 20, 7, 20, 20]
-    asked = [Asked(*row) for row in zip(methods, [None] * 9, steps, baselines, strict=True)]
+    asked = [ExplainOptions(*row) for row in zip(methods, [None] * 9, steps, baselines, strict=True)]
     rows, targets = images[:9], torch.arange(9)
     together = explain(digits, rows, targets, asked, model=digits, rows_at_once=64)
     for index, expected in enumerate(together):
@@ -333,7 +333,8 @@ def test_a_row_is_answered_alike_alone_and_among_others(digits: nn.Module, image
 def test_asking_twice_gives_the_same(digits: nn.Module, images: torch.Tensor) -> None:
     for method in METHODS:
         first, second = (
-            explain(digits, images[:2], torch.tensor([3, 4]), [Asked(method)] * 2, model=digits) for _ in range(2)
+            explain(digits, images[:2], torch.tensor([3, 4]), [ExplainOptions(method)] * 2, model=digits)
+            for _ in range(2)
         )
         assert np.array_equal(first[1].attributions, second[1].attributions)
 
@@ -342,10 +343,10 @@ def test_integrated_gradients_are_complete(cancer: nn.Module, table: torch.Tenso
     targets = torch.ones(20, dtype=torch.long)
     scores = cancer(table[:20])
     difference = (scores - cancer(torch.zeros(1, 30)))[:, 1]
-    found = explain(cancer, table[:20], targets, [Asked(n_steps=50)] * 20, scores=scores)
+    found = explain(cancer, table[:20], targets, [ExplainOptions(n_steps=50)] * 20, scores=scores)
     sums = [one.attributions.sum() for one in found]
     assert sums == pytest.approx(difference.tolist(), rel=1e-3, abs=1e-3)
-    coarse = explain(cancer, table[:20], targets, [Asked(n_steps=2)] * 20)
+    coarse = explain(cancer, table[:20], targets, [ExplainOptions(n_steps=2)] * 20)
     expected = [one.attributions.sum() - gap for one, gap in zip(coarse, difference.tolist(), strict=True)]
     assert [one.delta for one in coarse] == pytest.approx(expected, abs=1e-4)
     assert max(abs(one.delta or 0) for one in coarse) > 10 * max(abs(one.delta or 0) for one in found)
@@ -355,7 +356,7 @@ def test_one_output_is_a_regression(table: torch.Tensor) -> None:
     torch.manual_seed(0)
     model = nn.Linear(30, 1).requires_grad_(False)
     for score in (model, lambda rows: model(rows)[:, 0]):
-        (one,) = explain(score, table[:1], torch.tensor([0]), [Asked()])
+        (one,) = explain(score, table[:1], torch.tensor([0]), [ExplainOptions()])
         assert close(one.attributions, (model.weight * table[:1])[0])
         assert one.delta == pytest.approx(0, abs=1e-5)
 
@@ -368,14 +369,14 @@ def test_rows_of_a_pass_are_bounded(cancer: nn.Module, table: torch.Tensor) -> N
         return cancer(rows)
 
     for method in METHODS_OF_ALL:
-        explain(score, table[:7], torch.zeros(7, dtype=torch.long), [Asked(method)] * 7, rows_at_once=10)
+        explain(score, table[:7], torch.zeros(7, dtype=torch.long), [ExplainOptions(method)] * 7, rows_at_once=10)
     assert max(seen) <= 10
 
 
 def test_the_callers_tensors_may_come_of_inference_mode(digits: nn.Module, images: torch.Tensor) -> None:
     with torch.inference_mode():
         rows = images[:2] * 1
-        found = explain(digits, rows, digits(rows).argmax(1), [Asked(n_steps=5)] * 2, scores=digits(rows))
+        found = explain(digits, rows, digits(rows).argmax(1), [ExplainOptions(n_steps=5)] * 2, scores=digits(rows))
     assert [one.instead_of for one in found] == [None, None]
     assert not rows.requires_grad
 
@@ -410,14 +411,14 @@ def test_the_usual_method_gives_way_where_there_are_no_gradients(
 ) -> None:
     zero = torch.tensor([0])
     score = without_gradients(form, digits, images[:2])
-    (image,) = explain(score, images[:1], zero, [Asked()])
+    (image,) = explain(score, images[:1], zero, [ExplainOptions()])
     assert (image.method, image.instead_of, image.n_steps) == ("occlusion", "integrated_gradients", None)
     assert str(image.reason).startswith("these weights give no gradients (")
-    (expected,) = explain(digits, images[:1], zero, [Asked("occlusion")])
+    (expected,) = explain(digits, images[:1], zero, [ExplainOptions("occlusion")])
     assert close(image.attributions, expected.attributions)
     with pytest.raises(BadRequest, match="method saliency cannot be had: these weights give no gradients"):
-        explain(score, images[:1], zero, [Asked("saliency", explicit=True)])
-    (row,) = explain(session(cancer, table[:2]), table[:1], zero, [Asked("saliency")])
+        explain(score, images[:1], zero, [ExplainOptions("saliency", explicit=True)])
+    (row,) = explain(session(cancer, table[:2]), table[:1], zero, [ExplainOptions("saliency")])
     assert (row.method, row.instead_of) == ("feature_ablation", "saliency")
 
 
@@ -425,16 +426,18 @@ def test_the_usual_method_gives_way_where_there_are_no_gradients(
 def test_a_method_that_was_named_is_refused_where_there_are_no_gradients(
     digits: nn.Module, images: torch.Tensor, method: str
 ) -> None:
-    asked, targets = [Asked(), Asked(method, explicit=True)], torch.tensor([0, 1])
+    asked, targets = [ExplainOptions(), ExplainOptions(method, explicit=True)], torch.tensor([0, 1])
     with pytest.raises(BadRequest, match=f"method {method} cannot be had: .* can: occlusion, feature_ablation"):
         explain(digits, images[:2], targets, asked, differentiable=False)
-    first, second = explain(digits, images[:2], targets, [Asked(method), Asked()], differentiable=False)
+    first, second = explain(
+        digits, images[:2], targets, [ExplainOptions(method), ExplainOptions()], differentiable=False
+    )
     assert (first.method, first.instead_of) == ("occlusion", method)
     assert second.reason == "these weights give no gradients"
 
 
 def test_grad_cam_needs_an_eager_model(digits: nn.Module, images: torch.Tensor) -> None:
-    wish, zero = Asked("grad_cam", explicit=True), torch.tensor([0])
+    wish, zero = ExplainOptions("grad_cam", explicit=True), torch.tensor([0])
     scripted = FORMS["scripted"](digits, images)
     with pytest.raises(BadRequest, match=r"needs an eager model; .*integrated_gradients"):
         explain(scripted, images[:1], zero, [wish], model=scripted)
@@ -448,7 +451,7 @@ def test_a_model_that_fails_is_not_taken_for_one_without_gradients(images: torch
 
     for explicit in (False, True):
         with pytest.raises(RuntimeError, match="another model"):
-            explain(broken, images[:1], torch.tensor([0]), [Asked(explicit=explicit)])
+            explain(broken, images[:1], torch.tensor([0]), [ExplainOptions(explicit=explicit)])
 
 
 # ---------------------------------------------------------------------------------------- texts
@@ -585,7 +588,7 @@ def captum_of_embeddings(method: str, model: Any, text: str, target: int, start:
 
 
 def explained(
-    model: Any, texts: Sequence[str], asked: Asked, targets: torch.Tensor | None = None, **options: Any
+    model: Any, texts: Sequence[str], asked: ExplainOptions, targets: torch.Tensor | None = None, **options: Any
 ) -> list[Explanation]:
     ids, mask = encode(texts, options.pop("length", None))
     targets = TARGETS[: len(texts)] if targets is None else targets
@@ -612,7 +615,7 @@ def test_texts_have_the_attributions_that_captum_gives_embeddings_alone(
 ) -> None:
     eager = readers[name]
     model = FORMS[form](eager, encode(TEXTS))
-    found = explained(model, TEXTS, Asked(method, n_steps=20, baseline="unk"))
+    found = explained(model, TEXTS, ExplainOptions(method, n_steps=20, baseline="unk"))
     for text, target, one in zip(TEXTS, TARGETS.tolist(), found, strict=True):
         assert (one.method, one.instead_of) == (method, None)
         assert close(one.attributions, captum_of_embeddings(method, eager, text, target, UNK))
@@ -625,7 +628,7 @@ def test_no_token_loses_its_gradient_to_a_padding_idx(form: str) -> None:
     # Torch gives this row no gradient, and a trace does not say which it is.
     eager.tokens.padding_idx = 4
     model = FORMS[form](eager, encode(TEXTS))
-    found = explained(model, TEXTS[:1], Asked(n_steps=20, baseline="pad"), replacements={"pad": 4})
+    found = explained(model, TEXTS[:1], ExplainOptions(n_steps=20, baseline="pad"), replacements={"pad": 4})
     assert np.abs(found[0].attributions[1:]).min() > 0
     eager.tokens.padding_idx = None
     assert close(found[0].attributions, captum_of_embeddings("integrated_gradients", eager, TEXTS[0], 1, 4))
@@ -637,7 +640,7 @@ def test_integrated_gradients_of_texts_are_complete(readers: Mapping[str, nn.Mod
     model = bags(module) if name == "Bag" else module
     table = module.tokens.weight
     for choice, row in (("zeros", torch.zeros(table.shape[1])), ("unk", table[UNK])):
-        found = explained(model, TEXTS, Asked(baseline=choice), module=module)
+        found = explained(model, TEXTS, ExplainOptions(baseline=choice), module=module)
         for text, target, one in zip(TEXTS, TARGETS, found, strict=True):
             ids, mask = encode([text])
             with torch.no_grad():
@@ -658,10 +661,10 @@ def test_a_text_is_answered_alike_alone_and_among_longer_ones(
 ) -> None:
     module = readers[name]
     model = bags(module) if name == "Bag" else module
-    together = explained(model, TEXTS, Asked(method, n_steps=10), module=module, rows_at_once=16)
+    together = explained(model, TEXTS, ExplainOptions(method, n_steps=10), module=module, rows_at_once=16)
     for place, (text, expected) in enumerate(zip(TEXTS, together, strict=True)):
         targets = TARGETS[place : place + 1]
-        (alone,) = explained(model, [text], Asked(method, n_steps=10), targets, module=module)
+        (alone,) = explained(model, [text], ExplainOptions(method, n_steps=10), targets, module=module)
         assert alone.method == expected.method == method
         assert alone.attributions.shape == (1 + len(text.split()),)
         assert close(alone.attributions, expected.attributions, 1e-5)
@@ -678,9 +681,9 @@ def test_a_model_of_one_length_gets_texts_as_they_are_padded(
         lengths.add(ids.shape[1])
         return readers[name](ids, mask)
 
-    padded = explained(model, TEXTS, Asked(method), module=readers[name], length=12, one_length=True)
+    padded = explained(model, TEXTS, ExplainOptions(method), module=readers[name], length=12, one_length=True)
     assert lengths == {12}
-    for one, expected in zip(padded, explained(readers[name], TEXTS, Asked(method)), strict=True):
+    for one, expected in zip(padded, explained(readers[name], TEXTS, ExplainOptions(method)), strict=True):
         assert one.method == method
         assert close(one.attributions, expected.attributions, 1e-4)
 
@@ -691,13 +694,15 @@ def test_ablation_tells_what_the_score_loses_without_a_token(readers: Mapping[st
     variants = ids.repeat(4, 1)
     variants[torch.arange(4), torch.arange(1, 5)] = UNK
     lost = (model(ids, mask) - model(variants, mask.expand(4, -1)))[:, 1].tolist()
-    (one,) = explained(model, ["the film was good"], Asked("feature_ablation", baseline="unk"), torch.tensor([1]))
+    (one,) = explained(
+        model, ["the film was good"], ExplainOptions("feature_ablation", baseline="unk"), torch.tensor([1])
+    )
     assert one.attributions == pytest.approx([0, *lost], abs=1e-5)
     variants = ids.repeat(4, 1)
     for row, words in enumerate([(1, 2), (1, 2, 3), (2, 3, 4), (3, 4)]):
         variants[row, list(words)] = UNK
     lost = (model(ids, mask) - model(variants, mask.expand(4, -1)))[:, 1].tolist()
-    (one,) = explained(model, ["the film was good"], Asked("occlusion", baseline="unk"), torch.tensor([1]))
+    (one,) = explained(model, ["the film was good"], ExplainOptions("occlusion", baseline="unk"), torch.tensor([1]))
     means = [np.mean(lost[:2]), np.mean(lost[:3]), np.mean(lost[1:]), np.mean(lost[2:])]
     assert one.attributions == pytest.approx([0, *means], abs=1e-5)
 
@@ -708,23 +713,23 @@ def test_a_model_that_reads_ids_in_other_ways_is_explained_by_ablation(
 ) -> None:
     eager = readers["LooksAtIds"]
     model = FORMS[form](eager, encode(TEXTS))
-    found = explained(model, TEXTS, Asked())
-    expected = explained(eager, TEXTS, Asked("feature_ablation"))
+    found = explained(model, TEXTS, ExplainOptions())
+    expected = explained(eager, TEXTS, ExplainOptions("feature_ablation"))
     for one, other in zip(found, expected, strict=True):
         assert (one.method, one.instead_of, one.delta) == ("feature_ablation", "integrated_gradients", None)
         assert one.reason == "the model reads token ids in other ways than through one table of embeddings"
         assert close(one.attributions, other.attributions)
     with pytest.raises(BadRequest, match=r"in other ways .* can: occlusion, feature_ablation"):
-        explained(model, TEXTS, Asked("saliency", explicit=True))
+        explained(model, TEXTS, ExplainOptions("saliency", explicit=True))
 
 
 def test_a_session_of_onnx_runtime_is_explained_by_ablation(readers: Mapping[str, nn.Module]) -> None:
     model = session(readers["Transformer"], *encode(TEXTS))
     for method in ("feature_ablation", "occlusion"):
-        found = explained(model, TEXTS, Asked(method, explicit=True))
-        for one, expected in zip(found, explained(readers["Transformer"], TEXTS, Asked(method)), strict=True):
+        found = explained(model, TEXTS, ExplainOptions(method, explicit=True))
+        for one, expected in zip(found, explained(readers["Transformer"], TEXTS, ExplainOptions(method)), strict=True):
             assert close(one.attributions, expected.attributions, 1e-3)
-    (usual, *_) = explained(model, TEXTS, Asked())
+    (usual, *_) = explained(model, TEXTS, ExplainOptions())
     assert (usual.method, usual.instead_of) == ("feature_ablation", "integrated_gradients")
     assert usual.reason == "these weights have no table of embeddings to take gradients of"
 
@@ -734,7 +739,7 @@ def test_the_embeddings_are_put_back_whatever_happens(readers: Mapping[str, nn.M
         for model in (readers[name], FORMS["scripted"](readers[name], encode(TEXTS))):
             ids, mask = encode(TEXTS)
             weight, before = model.tokens.weight, model(ids, mask)
-            explained(model, TEXTS, Asked())
+            explained(model, TEXTS, ExplainOptions())
             assert model.tokens.weight is weight
             assert isinstance(model.tokens.weight, nn.Parameter) or isinstance(model, torch.jit.ScriptModule)
             assert torch.equal(model(ids, mask), before)
@@ -745,22 +750,27 @@ def test_a_text_without_tokens_has_no_attributions(readers: Mapping[str, nn.Modu
     nothing = torch.zeros(1, 3, dtype=torch.long)
     for method in TOKEN_METHODS:
         (one,) = explain_tokens(
-            readers["Recurrent"], nothing, nothing, torch.tensor([0]), [Asked(method)], replacements=REPLACEMENTS
+            readers["Recurrent"],
+            nothing,
+            nothing,
+            torch.tensor([0]),
+            [ExplainOptions(method)],
+            replacements=REPLACEMENTS,
         )
         assert one.attributions.shape == (0,)
-        (one,) = explained(readers["Recurrent"], [""], Asked(method), torch.tensor([0]))
+        (one,) = explained(readers["Recurrent"], [""], ExplainOptions(method), torch.tensor([0]))
         assert one.attributions.tolist() == [0]
 
 
 def test_grad_cam_is_not_for_texts(readers: Mapping[str, nn.Module]) -> None:
     with pytest.raises(BadRequest, match="grad_cam is for images"):
-        explained(readers["Recurrent"], TEXTS, Asked("grad_cam", explicit=True))
+        explained(readers["Recurrent"], TEXTS, ExplainOptions("grad_cam", explicit=True))
 
 
 @pytest.mark.parametrize("choice", ["mask", "blur", 3, [1.0]])
 def test_a_baseline_of_texts_is_one_that_the_handler_offers(readers: Mapping[str, nn.Module], choice: object) -> None:
     with pytest.raises(BadRequest, match="zeros, pad, unk"):
-        explained(readers["Recurrent"], TEXTS, Asked(baseline=choice))
+        explained(readers["Recurrent"], TEXTS, ExplainOptions(baseline=choice))
 
 
 # ------------------------------------------------------------------------------------- documents

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from torchmar import archive, exchange, recipe
-from torchmar.exchange import Answer, Request
+from torchmar.exchange import Request, Response
 from torchmar.worker import Worker
 
 NAMES = sorted(file.parent.name for file in (ROOT / "archives").glob("*/archive.yaml"))
@@ -133,7 +133,7 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield worker, good
 
 
-def same(answer: Answer, alone: Answer) -> None:
+def same(answer: Response, alone: Response) -> None:
     """Hold an answer to what the same request got alone: the same but for the last digits of numbers."""
     assert (answer.status, answer.content_type) == (alone.status, alone.content_type), answer.body[:300]
     if answer.content_type == JSON:

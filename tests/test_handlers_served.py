@@ -15,8 +15,8 @@ from tests.conftest import DIGITS, ROOT, SAMPLES
 from torchmar import archive, comparison, exchange, properties, recipe
 from torchmar.connection import Connection
 from torchmar.engines.torchserve import TorchServe
-from torchmar.errors import Refused
-from torchmar.exchange import Answer, Request
+from torchmar.errors import ServerError
+from torchmar.exchange import Request, Response
 from torchmar.inference import InferenceClient
 from torchmar.recipe import Recipe, Sample
 
@@ -31,7 +31,7 @@ def served(request: pytest.FixtureRequest, server: TorchServe) -> Iterator[Recip
     made, folder = recipe.read(ROOT / "archives" / request.param)
     config = made.config.model_copy(update={"batchSize": 4, "maxBatchDelay": 200})
     path = server.model_store / f"{made.name}-{made.version}.mar"
-    archive.pack(archive.compose(made.model_copy(update={"config": config}), folder), path)
+    archive.pack(archive.collect_members(made.model_copy(update={"config": config}), folder), path)
     server.management.register(path.name)
     yield made
     server.management.unregister(made.name)
@@ -44,11 +44,11 @@ def sent(made: Recipe, sample: Sample) -> Request:
     return exchange.read(ROOT / "archives" / made.name / sample.input, explain=sample.explain)
 
 
-def asked(server: TorchServe, name: str, request: Request) -> Answer:
+def asked(server: TorchServe, name: str, request: Request) -> Response:
     try:
         return InferenceClient(server.server).ask(name, request)
-    except Refused as error:
-        return Answer(error.status, error.message.encode())
+    except ServerError as error:
+        return Response(error.status, error.message.encode())
 
 
 def test_an_archive_keeps_its_contract_among_bad_requests(server: TorchServe, served: Recipe) -> None:
@@ -90,7 +90,7 @@ def test_kserve_requests_need_no_envelope(server: TorchServe) -> None:
 def test_what_a_handler_measures_reaches_the_metrics(server: TorchServe) -> None:
     client = InferenceClient(server.server)
     client.ask("digits", exchange.read(SEVEN))
-    with pytest.raises(Refused):
+    with pytest.raises(ServerError):
         client.ask("digits", Request(b"no image"))
     address = properties.read(server.folder / "config.properties").get("metrics_address")
     wanted = {"DecodeTime", "InferenceTime", "PostprocessTime", "HandlerTime", "RequestBatchSize", "RejectedRequests"}

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from torchmar import archive, sample_check
 from torchmar.errors import LoadError
-from torchmar.exchange import Answer, Request
+from torchmar.exchange import Request, Response
 from torchmar.worker import Worker
 
 TUMOURS, DIABETES = ROOT / "archives" / "tumours", ROOT / "archives" / "diabetes"
@@ -66,7 +66,7 @@ def asking(body: Any, kind: str = "application/json", **more: Any) -> Request:
     return Request(body if isinstance(body, bytes) else json.dumps(body).encode(), kind, **more)
 
 
-def said(answer: Answer) -> Any:
+def said(answer: Response) -> Any:
     assert answer.status == 200, answer.body
     return json.loads(answer.body)
 
@@ -75,7 +75,7 @@ def alone(worker: Worker, body: Any, **more: Any) -> Any:
     return said(worker.ask([asking(body, **more)])[0])
 
 
-def refused(answer: Answer) -> str:
+def refused(answer: Response) -> str:
     error = json.loads(answer.body)
     assert (answer.status, answer.content_type, error["code"]) == (400, "application/json", 400), error
     return str(error["message"])
@@ -95,7 +95,7 @@ def tensors(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["tumours", "diabetes"])
 def test_the_archives_keep_their_contract(archives: dict[str, Path], name: str) -> None:
-    held = sample_check.prove(archives[name])
+    held = sample_check.run_samples(archives[name])
     assert not held.problems
     assert held.explains
 

@@ -15,7 +15,7 @@ import torch
 from tests.conftest import ROOT
 from torchmar import archive, sample_check
 from torchmar.errors import LoadError
-from torchmar.exchange import Answer, Request
+from torchmar.exchange import Request, Response
 from torchmar.worker import Worker
 
 IRIS = ROOT / "archives" / "iris"
@@ -58,7 +58,7 @@ def asking(body: Any, kind: str = "application/json", **more: Any) -> Request:
     return Request(body if isinstance(body, bytes) else json.dumps(body).encode(), kind, **more)
 
 
-def said(answer: Answer) -> Any:
+def said(answer: Response) -> Any:
     assert answer.status == 200, answer.body
     if answer.content_type == NPY:
         return np.load(io.BytesIO(answer.body))
@@ -69,7 +69,7 @@ def alone(worker: Worker, body: Any, **more: Any) -> Any:
     return said(worker.ask([asking(body, **more)])[0])
 
 
-def refused(answer: Answer, status: int = 400) -> str:
+def refused(answer: Response, status: int = 400) -> str:
     error = json.loads(answer.body)
     assert (answer.status, answer.content_type, error["code"]) == (status, "application/json", status), error
     return str(error["message"])
@@ -86,7 +86,7 @@ def v2(**more: Any) -> dict[str, Any]:
 
 
 def test_the_archive_keeps_its_contract(iris_archive: Path) -> None:
-    held = sample_check.prove(iris_archive)
+    held = sample_check.run_samples(iris_archive)
     assert not held.problems
     assert not held.explains
 

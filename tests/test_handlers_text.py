@@ -24,12 +24,12 @@ from torch import nn
 from tests.conftest import ROOT, environment_without
 from torchmar import archive, sample_check
 from torchmar.errors import LoadError
-from torchmar.exchange import Answer, Request
+from torchmar.exchange import Request, Response
 from torchmar.worker import Worker
 from torchmar_handlers.common.options import OptionError, Options
 from torchmar_handlers.texts import outputs, spans, vocabulary
+from torchmar_handlers.texts import tokenizer as tokenizer_module
 from torchmar_handlers.texts.encoded import Encoded, ReadError, trimmed
-from torchmar_handlers.texts.tokenizer import Pieces
 
 ARCHIVES = ROOT / "archives"
 CLASSIFIER, EMBEDDER, TOKENS = (
@@ -56,12 +56,12 @@ TEXTS = (
 )
 
 
-def said(answer: Answer) -> Any:
+def said(answer: Response) -> Any:
     assert answer.status == 200, answer.body
     return json.loads(answer.body)
 
 
-def message(answer: Answer) -> str:
+def message(answer: Response) -> str:
     return str(json.loads(answer.body)["message"])
 
 
@@ -115,7 +115,7 @@ def worker(name: str, request: pytest.FixtureRequest) -> Worker:
 
 @WORKERS
 def test_an_archive_keeps_its_samples(built: Callable[[str], Path], name: str) -> None:
-    proved = sample_check.prove(built(name))
+    proved = sample_check.run_samples(built(name))
     assert proved.problems == ()
     assert set(proved.refused) == {400}
 
@@ -704,10 +704,10 @@ def test_a_tokenizer_may_ask_for_less_than_the_model_takes(tmp_path: Path) -> No
     tokenizer.enable_truncation(7)
     file = tmp_path / "tokenizer.json"
     tokenizer.save(str(file))
-    assert Pieces(file, Options(), Likes()).max_tokens == 7
-    assert Pieces(file, Options({"max_tokens": 100}), Likes()).max_tokens == 100
+    assert tokenizer_module.Tokenizer(file, Options(), Likes()).max_tokens == 7
+    assert tokenizer_module.Tokenizer(file, Options({"max_tokens": 100}), Likes()).max_tokens == 100
     with pytest.raises(OptionError, match="not at least 1"):
-        Pieces(file, Options({"max_tokens": 0}), Likes())
+        tokenizer_module.Tokenizer(file, Options({"max_tokens": 0}), Likes())
 
 
 # ---------------------------------------------------------------- archives of TorchServe's own handler
@@ -845,7 +845,7 @@ def test_a_vocabulary_that_is_none_is_told(tmp_path: Path, content: bytes, why: 
     file = tmp_path / "source_vocab.pt"
     file.write_bytes(content)
     with pytest.raises(ReadError, match=why):
-        vocabulary.Bag(file, 2)
+        vocabulary.Vocabulary(file, 2)
 
 
 def test_clean_up_is_that_of_torchserve() -> None:

@@ -25,7 +25,7 @@ from torch import nn
 from tests.conftest import DIGITS, ROOT, SAMPLES
 from torchmar import archive, recipe, sample_check
 from torchmar.errors import LoadError
-from torchmar.exchange import Answer, Request, read
+from torchmar.exchange import Request, Response, read
 from torchmar.worker import Worker
 from torchmar_handlers.images import arrays, class_map, jpeg, reading, regions
 from torchmar_handlers.images.geometry import Geometry
@@ -65,12 +65,12 @@ def scripted(module: nn.Module) -> bytes:
     return stream.getvalue()
 
 
-def decoded(answer: Answer) -> Any:
+def decoded(answer: Response) -> Any:
     assert answer.status == 200, answer.body
     return json.loads(answer.body)
 
 
-def message(answer: Answer) -> str:
+def message(answer: Response) -> str:
     return str(json.loads(answer.body)["message"])
 
 
@@ -307,7 +307,7 @@ def build(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Build:
         config = {"handler": options or {}, **keys.pop("config", {})}
         document = {"name": "made", "version": "1.0", "handler": handler, "config": config, **keys}
         target = tmp_path_factory.mktemp("store") / "made-1.0.mar"
-        return archive.pack(archive.compose(recipe.Recipe.model_validate(document), folder), target).path
+        return archive.pack(archive.collect_members(recipe.Recipe.model_validate(document), folder), target).path
 
     return build
 
@@ -528,7 +528,7 @@ def iou(box: Sequence[float], other: Sequence[float]) -> float:
 
 @pytest.mark.parametrize("name", ["scenes", "segments", "reader"])
 def test_an_archive_keeps_its_contract(name: str, scenes: object, tmp_path: Path) -> None:
-    proven = sample_check.prove(archive.build(ARCHIVES / name, tmp_path).path)
+    proven = sample_check.run_samples(archive.build(ARCHIVES / name, tmp_path).path)
     assert proven.problems == ()
     assert not proven.explains
 

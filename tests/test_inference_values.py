@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from torchmar.errors import TorchmarError
-from torchmar.exchange import Answer
+from torchmar.exchange import Response
 from torchmar.inference import Tensor, bodies, each
 
 
@@ -42,7 +42,7 @@ def test_a_file_has_the_type_of_its_suffix(tmp_path: Path) -> None:
 def test_an_array_travels_as_npy_there_and_back(array: Any) -> None:
     request = bodies.request(array)
     assert request.content_type == "application/x-npy"
-    back = bodies.value(Answer(200, request.body, {"content-type": "application/x-npy"}))
+    back = bodies.value(Response(200, request.body, {"content-type": "application/x-npy"}))
     assert np.array_equal(back, np.asarray(array))
 
 
@@ -64,13 +64,13 @@ def test_what_json_cannot_hold_is_told(data: object) -> None:
     ],
 )
 def test_an_answer_has_its_value(body: bytes, content_type: str, value: Any) -> None:
-    assert bodies.value(Answer(200, body, {"content-type": content_type})) == value
+    assert bodies.value(Response(200, body, {"content-type": content_type})) == value
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-npy"])
 def test_an_answer_that_is_not_what_it_says_is_told(kind: str) -> None:
     with pytest.raises(TorchmarError, match=f"says that it is {kind}"):
-        bodies.value(Answer(200, b"{", {"content-type": kind}))
+        bodies.value(Response(200, b"{", {"content-type": kind}))
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from tests import strange_archives
 from tests.conftest import ROOT
 from tests.test_cli import torchmar
 from torchmar import archive
-from torchmar.parity import Difference, compare, differences
+from torchmar.parity import KnownDifference, compare, differences
 from torchmar.parity.cases import JSON, TEXT, Case
 from torchmar.parity.comparing import Outcome
-from torchmar.parity.engine_client import Said
-from torchmar.parity.responses import Deviation, deviations
+from torchmar.parity.engine_client import RawResponse
+from torchmar.parity.responses import Mismatch, deviations
 
 # All archives take minutes: TORCHMAR_ALL_ARCHIVES=1 asks for them.
 FEW = ("digits", "iris", "topics")
@@ -33,8 +33,8 @@ def show(outcomes: Iterable[Outcome]) -> list[str]:
     ]
 
 
-def said(body: bytes = b"", status: int = 200, reason: str = "OK", **headers: str) -> Said:
-    return Said(status, reason, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+def said(body: bytes = b"", status: int = 200, reason: str = "OK", **headers: str) -> RawResponse:
+    return RawResponse(status, reason, {name.replace("_", "-"): value for name, value in headers.items()}, body)
 
 
 DESCRIBED = b'[{"modelName": "m", "workers": [{"id": "%d", "startTime": "%d", "pid": %d, "gpu": false}]}]'
@@ -76,7 +76,9 @@ ts_inference_requests_total{model_name="m",} 3
         (said(METRICS % (b"ts_queue_latency", 100)), said(METRICS % (b"ts_queue", 100)), ["body"]),
     ],
 )
-def test_what_has_to_differ_is_left_out_and_all_else_is_told(first: Said, second: Said, aspects: list[str]) -> None:
+def test_what_has_to_differ_is_left_out_and_all_else_is_told(
+    first: RawResponse, second: RawResponse, aspects: list[str]
+) -> None:
     assert [one.aspect for one in deviations("m/case", first, second, 1e-3)] == aspects
 
 
@@ -87,14 +89,16 @@ def test_of_a_large_body_the_part_that_differs_is_told() -> None:
 
 
 def test_a_difference_explains_what_it_is_about_and_nothing_else() -> None:
-    meant = Difference("code", "no model", "400", "404", "it is gone", "m/no .*", "status", first="400", second="404")
-    assert meant.explains(Deviation("m/no model", "status", "400", "404"))
+    meant = KnownDifference(
+        "code", "no model", "400", "404", "it is gone", "m/no .*", "status", first="400", second="404"
+    )
+    assert meant.explains(Mismatch("m/no model", "status", "400", "404"))
     for other in (
-        Deviation("m/a model", "status", "400", "404"),
-        Deviation("other/m/no model", "status", "400", "404"),
-        Deviation("m/no model", "body", "400", "404"),
-        Deviation("m/no model", "status", "400", "500"),
-        Deviation("m/no model", "status", "200", "404"),
+        Mismatch("m/a model", "status", "400", "404"),
+        Mismatch("other/m/no model", "status", "400", "404"),
+        Mismatch("m/no model", "body", "400", "404"),
+        Mismatch("m/no model", "status", "400", "500"),
+        Mismatch("m/no model", "status", "200", "404"),
     ):
         assert not meant.explains(other)
 

@@ -111,11 +111,11 @@ def a_worker_has_died(folder: Path) -> None:
 
 def a_server_was_killed(folder: Path) -> None:
     from torchmar.engines.builtin import Builtin
-    from torchmar.engines.server_records import Running
+    from torchmar.engines.server_records import ServerRecord
 
     (folder / "store").mkdir()
     with Builtin(write_config(folder), folder / "store", folder / "run") as server:
-        running = Running.find(server.folder)
+        running = ServerRecord.find(server.folder)
         assert running
         os.kill(running.pid, signal.SIGKILL)
         server._process.wait()

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from torchmar.errors import ArchiveError, LoadError
-from torchmar.sample_check import prove
+from torchmar.sample_check import run_samples
 
 Make = Callable[..., Path]
 SAMPLES = [{"json": number, "expect": 2 * number} for number in (1, 2, 3)]
 
 
 def test_the_digits_keep_their_contract(digits: Path) -> None:
-    proof = prove(digits)
+    proof = run_samples(digits)
     assert proof.problems == ()
     assert len(proof.samples) == 11
     assert proof.explains
@@ -42,7 +42,7 @@ HANDLERS = {
 @pytest.mark.parametrize(("answer", "said"), HANDLERS.values(), ids=HANDLERS)
 def test_a_broken_contract_is_told(make: Make, answer: str, said: list[str]) -> None:
     code = f"def handle(rows, context):\n    return rows and {answer}"
-    proof = prove(make(code, samples=SAMPLES, config={"batchSize": 3, "responseTimeout": 60}))
+    proof = run_samples(make(code, samples=SAMPLES, config={"batchSize": 3, "responseTimeout": 60}))
     for one in said:
         assert any(problem.startswith(one) for problem in proof.problems), proof.problems
     assert bool(proof.problems) is bool(said), proof.problems
@@ -50,10 +50,10 @@ def test_a_broken_contract_is_told(make: Make, answer: str, said: list[str]) -> 
 
 def test_an_archive_without_samples_cannot_be_proved(make: Make) -> None:
     with pytest.raises(ArchiveError, match="has no samples"):
-        prove(make())
+        run_samples(make())
 
 
 def test_a_handler_that_does_not_load_shows_its_traceback(make: Make) -> None:
     with pytest.raises(LoadError) as caught:
-        prove(make("raise ValueError('at import')", samples=SAMPLES))
+        run_samples(make("raise ValueError('at import')", samples=SAMPLES))
     assert caught.value.traceback.splitlines()[-1] == "ValueError: at import"

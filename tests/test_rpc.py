@@ -18,10 +18,19 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
 
 from tests.conftest import ROOT, SAMPLES, write_config
 from torchmar import archive, exchange, recipe
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.engines.addresses import free_ports
 from torchmar.engines.torchserve import TorchServe
-from torchmar.errors import Conflict, Insecure, NotFound, Refused, TimedOut, TorchmarError, Unauthorized, Unreachable
+from torchmar.errors import (
+    ConflictError,
+    ConnectError,
+    InsecureError,
+    NotFoundError,
+    ResponseTimeoutError,
+    ServerError,
+    TorchmarError,
+    UnauthorizedError,
+)
 from torchmar.grpc import GrpcInference, GrpcManagement, GrpcOpenInference
 from torchmar.grpc.wire import inference_pb2, management_pb2, open_inference_pb2
 from torchmar.inference import Tensor
@@ -91,7 +100,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[T
         document = {"name": name, "version": "1.0", "handler": "handler.py"}
         config = {"config": SEQUENCES} if name == "counting" else {}
         made = recipe.Recipe.model_validate({**document, **config})
-        archive.pack(archive.compose(made, folder), store / f"{name}-1.0.mar")
+        archive.pack(archive.collect_members(made, folder), store / f"{name}-1.0.mar")
     config_file = write_config(folder, ts_open_inference_protocol="true")
     with TorchServe(config_file, store, folder / "run") as running:
         running.load(store / digits.name)
@@ -198,7 +207,7 @@ def test_a_request_that_our_handler_refuses_costs_no_worker(
 ) -> None:
     with ManagementClient(server.server) as management:
         (before,) = management.describe("digits")
-        with pytest.raises(Refused, match="not an image of a known format") as caught:
+        with pytest.raises(ServerError, match="not an image of a known format") as caught:
             open_inference.infer("digits", [Tensor.of("image", [b"no image"])])
         assert caught.value.status == 400
         (after,) = management.describe("digits")
@@ -229,23 +238,23 @@ def test_an_answer_comes_in_pieces(inference: GrpcInference) -> None:
 def test_a_sequence_has_its_answers_one_by_one(inference: GrpcInference) -> None:
     assert list(inference.sequence("counting", "first", [b"12", b"345"])) == [b"2", b"5"]
     assert list(inference.sequence("counting", "second", [b"1"])) == [b"1"]
-    with pytest.raises(Refused, match="Model not found"):
+    with pytest.raises(ServerError, match="Model not found"):
         list(inference.sequence("nothing", "third", [b"1", b"2"]))
 
 
 @pytest.mark.parametrize(
     ("name", "body", "kind", "status", "message"),
     [
-        ("nothing", b"", NotFound, 404, "Model not found: nothing"),
-        ("many_ways", b"400", Refused, 400, "on purpose"),
-        ("many_ways", b"404", NotFound, 404, "on purpose"),
-        ("many_ways", b"413", Refused, 413, "on purpose"),
-        ("many_ways", b"507", Refused, 500, "on purpose"),
-        ("many_ways", b"fail", Refused, 503, "Prediction failed"),
+        ("nothing", b"", NotFoundError, 404, "Model not found: nothing"),
+        ("many_ways", b"400", ServerError, 400, "on purpose"),
+        ("many_ways", b"404", NotFoundError, 404, "on purpose"),
+        ("many_ways", b"413", ServerError, 413, "on purpose"),
+        ("many_ways", b"507", ServerError, 500, "on purpose"),
+        ("many_ways", b"fail", ServerError, 503, "Prediction failed"),
     ],
 )
 def test_a_refusal_is_the_one_of_rest(
-    inference: GrpcInference, name: str, body: bytes, kind: type[Refused], status: int, message: str
+    inference: GrpcInference, name: str, body: bytes, kind: type[ServerError], status: int, message: str
 ) -> None:
     with pytest.raises(kind, match=message) as caught:
         inference.predict(name, body)
@@ -253,45 +262,45 @@ def test_a_refusal_is_the_one_of_rest(
 
 
 def test_what_a_handler_of_ours_refuses_is_refused_although_no_status_travels(inference: GrpcInference) -> None:
-    with pytest.raises(Refused, match="the body is empty") as caught:
+    with pytest.raises(ServerError, match="the body is empty") as caught:
         inference.predict("digits", b"")
     assert (caught.value.status, caught.value.type) == (400, "BadRequestException")
 
 
 def test_an_address_of_something_else_is_told(server: TorchServe) -> None:
     http = server.server.inference.replace("http", "grpc")
-    with pytest.raises(Unreachable, match="does not speak gRPC") as caught:
+    with pytest.raises(ConnectError, match="does not speak gRPC") as caught:
         GrpcInference(replace(server.server, grpc_inference=http)).ping()
     assert "port of its own" in caught.value.hint
-    with pytest.raises(Unreachable, match="does not speak TLS"):
+    with pytest.raises(ConnectError, match="does not speak TLS"):
         GrpcInference(replace(server.server, grpc_inference=http.replace("grpc", "grpcs"))).ping()
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ServerError) as refused:
         GrpcInference(replace(server.server, grpc_inference=server.server.grpc_management)).predict("digits", SEVEN)
     assert refused.value.hint == "is this the address of the inference API?"
 
 
 def test_a_version_that_does_not_exist_is_not_found(inference: GrpcInference) -> None:
-    with pytest.raises(NotFound, match=r"9\.9 does not exist"):
+    with pytest.raises(NotFoundError, match=r"9\.9 does not exist"):
         inference.predict("digits", SEVEN, "9.9")
 
 
 def test_a_request_has_its_deadline(inference: GrpcInference) -> None:
-    with pytest.raises(TimedOut) as caught:
+    with pytest.raises(ResponseTimeoutError) as caught:
         inference.predict("many_ways", b"slow", timeout=0.3)
     assert caught.value.sent
 
 
 def test_what_is_too_large_is_told(inference: GrpcInference) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ServerError) as caught:
         inference.predict("many_ways", b"x" * 30_000_000)
     assert "max_request_size" in caught.value.hint
 
 
 def test_no_server_and_no_address_are_told() -> None:
-    with pytest.raises(Unreachable, match="connection refused") as caught:
+    with pytest.raises(ConnectError, match="connection refused") as caught:
         GrpcInference(f"grpc://127.0.0.1:{free_ports(1)[0]}").ping()
     assert not caught.value.sent
-    with pytest.raises(Unreachable, match="cannot resolve the host name"):
+    with pytest.raises(ConnectError, match="cannot resolve the host name"):
         GrpcInference("grpc://nowhere.invalid:1").ping()
     for address in ("127.0.0.1:7070", "http://127.0.0.1:7070", "grpc://", "grpc://host", "grpc://host:99999"):
         with pytest.raises(TorchmarError, match="not an address"):
@@ -300,13 +309,13 @@ def test_no_server_and_no_address_are_told() -> None:
 
 def test_a_token_that_is_missing_wrong_or_for_another_machine(server: TorchServe) -> None:
     for tokens in ({}, {"inference": "wrong"}):
-        with pytest.raises(Unauthorized):
+        with pytest.raises(UnauthorizedError):
             GrpcInference(replace(server.server, key_file=None, tokens=tokens)).ping()
     with pytest.raises(TorchmarError, match="does not allow") as told:
         GrpcInference(replace(server.server, key_file=None, tokens={"inference": "grün"})).ping()
     assert "grün" not in str(told.value)
-    remote = Server(grpc_inference="grpc://192.0.2.1:7070", tokens={"inference": "secret"})
-    with pytest.raises(Insecure, match="plain text"):
+    remote = Endpoint(grpc_inference="grpc://192.0.2.1:7070", tokens={"inference": "secret"})
+    with pytest.raises(InsecureError, match="plain text"):
         GrpcInference(remote).ping()
 
 
@@ -325,18 +334,18 @@ def test_a_model_lives_from_registration_to_removal(
     assert management.describe("life", "1.0")[0].ready == 2
     management.set_default("life", "2.0")
     assert management.describe("life")[0].version == "2.0"
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ServerError) as caught:
         management.register("life-1.0.mar")
-    assert not isinstance(caught.value, Conflict)  # the server does not say
+    assert not isinstance(caught.value, ConflictError)  # the server does not say
     assert "registered already" in caught.value.hint
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ServerError) as caught:
         management.unregister("life")
     assert "default version" in caught.value.hint
     management.unregister("life", "1.0")
     assert "unregistered" in management.unregister("life")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         management.describe("life")
-    with pytest.raises(NotFound, match="Model not found at"):
+    with pytest.raises(NotFoundError, match="Model not found at"):
         management.register("none.mar")
     with pytest.raises(TorchmarError, match="a slash in its name"):
         management.register("life-1.0.mar", model_name="a/b")
@@ -352,7 +361,7 @@ def test_the_open_inference_protocol_says_how_things_are(open_inference: GrpcOpe
     assert open_inference.ready()
     assert open_inference.model_ready("many_ways", "1.0")
     assert open_inference.model_metadata("many_ways").versions == ("1.0",)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         open_inference.model_ready("nothing")
 
 
@@ -362,7 +371,7 @@ def test_tensors_go_there_and_back(open_inference: GrpcOpenInference) -> None:
     assert back == [replace(tensor, name=f"same {tensor.name}") for tensor in inputs]
     (texts,) = open_inference.infer("many_ways", [Tensor.of("texts", ["hello"])])
     assert texts.data == ["aGVsbG8="]  # TorchServe hands base64 to the handler
-    with pytest.raises(Refused, match="FP16"):
+    with pytest.raises(ServerError, match="FP16"):
         open_inference.infer("many_ways", [Tensor.of("half", [0.5], "FP16")])
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         open_inference.infer("nothing", inputs)

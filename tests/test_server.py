@@ -21,8 +21,8 @@ import requests
 from tests.conftest import write_config
 from tests.processes import kill_worker
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.server_records import Running
-from torchmar.errors import Refused, TorchmarError
+from torchmar.engines.server_records import ServerRecord
+from torchmar.errors import ServerError, TorchmarError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 
@@ -72,7 +72,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def pid(server: Builtin) -> int:
-    running = Running.find(server.folder)
+    running = ServerRecord.find(server.folder)
     assert running
     return running.pid
 
@@ -102,7 +102,7 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: B
                 try:
                     answer = json.loads(client.ask("m", said(number)).body)
                     outcomes["right" if answer == {"said": number} else "wrong"] += 1
-                except Refused as refusal:
+                except ServerError as refusal:
                     outcomes[f"{refusal.status} {refusal.message[:40]}"] += 1
                 except TorchmarError as error:
                     outcomes[type(error).__name__] += 1
@@ -175,7 +175,7 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
                 try:
                     answer = json.loads(client.ask("m", said(number)).body)
                     outcomes["right" if answer == {"said": number} else "wrong"] += 1
-                except Refused as refusal:
+                except ServerError as refusal:
                     outcomes[f"{refusal.status} {refusal.message[:40]}"] += 1
                 except TorchmarError as error:
                     outcomes[type(error).__name__] += 1

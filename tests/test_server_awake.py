@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from torchmar.server.workers.busy_poll import Awake
+from torchmar.server.workers.busy_poll import BusyPoller
 
 
 def asked(seconds: float, busy: Callable[[int], bool], twice: bool = False) -> tuple[int, float]:
-    """Return how often an `Awake` asked whether it should stay, and how long the loop was busy with it."""
+    """Return how often an `BusyPoller` asked whether it should stay, and how long the loop was busy with it."""
     count = 0
 
     def still() -> bool:
@@ -19,7 +19,7 @@ def asked(seconds: float, busy: Callable[[int], bool], twice: bool = False) -> t
         return busy(count)
 
     async def main() -> float:
-        awake = Awake(seconds)
+        awake = BusyPoller(seconds)
         before = time.thread_time()
         for _ in range(1 + twice):
             awake.stay(still)

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from torchmar.server.api.bodies import inputs
-from torchmar.server.api_error import Refusal
-from torchmar.server.workers.jobs import Input
+from torchmar.server.api_error import ApiError
+from torchmar.server.workers.jobs import Part
 
 FORM = "application/x-www-form-urlencoded"
 PARTS = "multipart/form-data; boundary=x"
@@ -38,11 +38,11 @@ def fields(body: bytes, content_type: str) -> dict[str, bytes]:
     ],
 )
 def test_what_is_no_form_is_the_body(content_type: str, kind: str) -> None:
-    assert inputs(b'{"a": 1', content_type) == [Input("body", kind, b'{"a": 1')]
+    assert inputs(b'{"a": 1', content_type) == [Part("body", kind, b'{"a": 1')]
 
 
 def test_nothing_is_a_body_too() -> None:
-    assert inputs(b"", "") == [Input("body", "", b"")]
+    assert inputs(b"", "") == [Part("body", "", b"")]
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_files_have_a_content_type_and_fields_have_none() -> None:
         + b"--x--\r\n"
     )
     assert inputs(body, PARTS) == [
-        Input("picture", "image/png", b"\x89PNG"),
-        Input("table", "application/json", b"{}"),
-        Input("unknown", "application/octet-stream", b"?"),
-        Input("empty", "application/octet-stream", b""),
-        Input("text", "", b"hello"),
-        Input("bare", "", "é".encode()),
-        Input("é", "", b""),
+        Part("picture", "image/png", b"\x89PNG"),
+        Part("table", "application/json", b"{}"),
+        Part("unknown", "application/octet-stream", b"?"),
+        Part("empty", "application/octet-stream", b""),
+        Part("text", "", b"hello"),
+        Part("bare", "", "é".encode()),
+        Part("é", "", b""),
     ]
 
 
@@ -101,7 +101,7 @@ def test_the_boundary_is_found_in_any_dress(content_type: str) -> None:
     ids=["urlencoded", "multipart"],
 )
 def test_two_parts_of_one_name_are_refused(body: bytes, content_type: str) -> None:
-    with pytest.raises(Refusal, match="The form has 2 parts called 'a', of which a handler would see one") as refused:
+    with pytest.raises(ApiError, match="The form has 2 parts called 'a', of which a handler would see one") as refused:
         inputs(body, content_type)
     assert refused.value.status == 400
 
@@ -131,21 +131,21 @@ def test_content_that_looks_like_a_boundary_is_content() -> None:
     ],
 )
 def test_a_broken_form_is_refused(body: bytes) -> None:
-    with pytest.raises(Refusal, match=r"^The form cannot be read: .*\.$") as refused:
+    with pytest.raises(ApiError, match=r"^The form cannot be read: .*\.$") as refused:
         inputs(body, PARTS)
     assert (refused.value.status, refused.value.type) == (400, "BadRequestException")
 
 
 @pytest.mark.parametrize("boundary", ["", '""', "é" * 200])
 def test_an_odd_boundary_is_refused(boundary: str) -> None:
-    with pytest.raises(Refusal, match="The form cannot be read"):
+    with pytest.raises(ApiError, match="The form cannot be read"):
         inputs(b"--x--\r\n", f"multipart/form-data; boundary={boundary}")
 
 
 def test_a_form_of_very_many_fields_is_refused() -> None:
     assert len(inputs(b"&".join(b"%d=1" % number for number in range(1000)), FORM)) == 1000
-    with pytest.raises(Refusal, match="more than 1000 fields"):
+    with pytest.raises(ApiError, match="more than 1000 fields"):
         inputs(b"&" * 1_000_000, FORM)
     assert len(inputs(b"".join(part(f'name="{number}"', b"") for number in range(1000)) + b"--x--", PARTS)) == 1000
-    with pytest.raises(Refusal, match="more than 1000 fields"):
+    with pytest.raises(ApiError, match="more than 1000 fields"):
         inputs(part('name="a"', b"") * 1001 + b"--x--", PARTS)

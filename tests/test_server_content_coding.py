@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.http.content_coding import decoder
 
 LIMIT = 100_000
@@ -38,14 +38,14 @@ def test_a_body_is_decoded_whatever_pieces_it_comes_in(content: bytes, coding: s
 
 def test_gzip_may_have_several_members_but_not_thousands() -> None:
     assert decoded(gzip.compress(b"a") + gzip.compress(b"b"), "gzip") == b"ab"
-    with pytest.raises(Refusal, match="bytes follow its end"):
+    with pytest.raises(ApiError, match="bytes follow its end"):
         decoded(gzip.compress(b"") * 1000, "gzip")
 
 
 @pytest.mark.parametrize("coding", list(ENCODED))
 def test_a_bomb_is_decoded_no_further_than_the_limit(coding: str) -> None:
     assert len(decoded(ENCODED[coding](bytes(LIMIT)), coding)) == LIMIT
-    with pytest.raises(Refusal, match="larger than 100000 bytes") as refused:
+    with pytest.raises(ApiError, match="larger than 100000 bytes") as refused:
         decoded(ENCODED[coding](bytes(50_000_000)), coding)
     assert refused.value.status == 413
 
@@ -53,14 +53,14 @@ def test_a_bomb_is_decoded_no_further_than_the_limit(coding: str) -> None:
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.parametrize("body", [b"\x1f", b"plain text", gzip.compress(b"x" * 99)[:-9], zlib.compress(b"x") + b"more"])
 def test_what_is_not_of_the_coding_is_refused(coding: str, body: bytes) -> None:
-    with pytest.raises(Refusal, match=f"The body is not {coding}, its Content-Encoding") as refused:
+    with pytest.raises(ApiError, match=f"The body is not {coding}, its Content-Encoding") as refused:
         decoded(body, coding)
     assert refused.value.status == 400
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "x" * 500])
 def test_other_codings_are_not_supported(coding: str) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         decoder(coding, LIMIT)
     assert (refused.value.status, refused.value.headers) == (415, {"Accept-Encoding": "gzip, deflate"})
 

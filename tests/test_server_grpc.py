@@ -26,19 +26,27 @@ from tests.certificates import certify
 from tests.conftest import environment_without
 from tests.test_rpc import HANDLERS as HANDLERS_OF_THE_CLIENTS
 from torchmar import archive, exchange, metrics, recipe
-from torchmar.connection import Server
-from torchmar.errors import Conflict, NotFound, PortInUse, PropertiesError, Refused, Unauthorized, Untrusted
+from torchmar.connection import Endpoint
+from torchmar.errors import (
+    BindError,
+    CertificateError,
+    ConflictError,
+    NotFoundError,
+    PropertiesError,
+    ServerError,
+    UnauthorizedError,
+)
 from torchmar.grpc import GrpcInference, GrpcManagement, GrpcOpenInference
 from torchmar.grpc.wire import inference_pb2, management_pb2, open_inference_pb2
 from torchmar.inference import Tensor
 from torchmar.server import grpc as server_grpc
 from torchmar.server.config.settings import Settings
 from torchmar.server.config.values import Address
-from torchmar.server.models.archive_cache import Sources
+from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registration, Registry
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
-from torchmar.server.workers.processes import Nursery
+from torchmar.server.workers.processes import ForkServer
 
 T = TypeVar("T")
 INFERENCE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
@@ -100,7 +108,7 @@ class House:
         self._thread.start()
         self.key_file = folder / "key_file.json"
         self.run(self._start())
-        self.server = Server(
+        self.server = Endpoint(
             grpc_inference=f"grpc://127.0.0.1:{self.listener.inference}",
             grpc_management=f"grpc://127.0.0.1:{self.listener.management}",
             key_file=self.key_file,
@@ -108,9 +116,9 @@ class House:
         )
 
     async def _start(self) -> None:
-        self.nursery = Nursery()
+        self.nursery = ForkServer()
         await self.nursery.start()
-        self.sources = Sources(self.settings, self.store.parent / "models")
+        self.sources = ArchiveCache(self.settings, self.store.parent / "models")
         self.metrics = Metrics(machine=False)
         self.registry = Registry(self.sources, self.nursery, self.settings, self.metrics)
         listener = await server_grpc.listen(self.registry, Tokens(self.key_file), self.settings, self.metrics)
@@ -126,7 +134,7 @@ class House:
         folder.mkdir()
         (folder / "handler.py").write_text(HANDLERS[name])
         made = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py"})
-        return archive.pack(archive.compose(made, folder), self.store / f"{name}-{version}.mar").path.name
+        return archive.pack(archive.collect_members(made, folder), self.store / f"{name}-{version}.mar").path.name
 
     def token(self, api: str) -> str:
         return str(json.loads(self.key_file.read_text())[api]["key"])
@@ -225,7 +233,10 @@ def test_a_call_without_the_right_token_is_denied(house: House, ask: Callable[..
     request = management_pb2.ListModelsRequest()
     assert ask(MANAGEMENT, "ListModels", request, Empty, shown("management", "inference")) == DENIED
     for tokens in ({}, {"inference": "wrong"}):
-        with pytest.raises(Unauthorized), GrpcInference(replace(house.server, key_file=None, tokens=tokens)) as client:
+        with (
+            pytest.raises(UnauthorizedError),
+            GrpcInference(replace(house.server, key_file=None, tokens=tokens)) as client,
+        ):
             list(client.stream("pieces", b"x"))
 
 
@@ -319,9 +330,9 @@ def test_a_handler_that_sends_no_pieces_is_streamed_once_and_lives(house: House,
     before = pids()
     (said,) = inference.stream("many_ways", b"x")
     assert json.loads(said) == {"body": "x"}
-    with pytest.raises(NotFound, match="on purpose"):
+    with pytest.raises(NotFoundError, match="on purpose"):
         list(inference.stream("many_ways", b"404"))
-    with pytest.raises(NotFound, match="Model not found: nothing"):
+    with pytest.raises(NotFoundError, match="Model not found: nothing"):
         list(inference.stream("nothing", b"x"))
     assert pids() == before
 
@@ -329,7 +340,7 @@ def test_a_handler_that_sends_no_pieces_is_streamed_once_and_lives(house: House,
 def test_a_sequence_has_its_answers_one_by_one(house: House, inference: GrpcInference) -> None:
     assert list(inference.sequence("counting", "first", [b"12", b"345"])) == [b"2", b"5"]
     assert list(inference.sequence("counting", "second", [b"1"])) == [b"1"]
-    with pytest.raises(Refused, match="Model not found"):
+    with pytest.raises(ServerError, match="Model not found"):
         list(inference.sequence("nothing", "third", [b"1", b"2"]))
 
 
@@ -446,7 +457,7 @@ def test_too_many_requests_and_no_workers_are_told(house: House, patience: Patie
 
 
 def test_what_is_too_large_is_told(inference: GrpcInference) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ServerError) as caught:
         inference.predict("many_ways", b"x" * 7_000_000)
     assert caught.value.status == 413
     assert "max_request_size" in caught.value.hint
@@ -466,13 +477,13 @@ def test_a_model_lives_from_registration_to_removal(house: House, management: Gr
     said = management.set_default("life", "3.0")
     assert said == 'Default version successfully updated for model "life" to "3.0"'
     assert management.describe("life")[0].version == "3.0"
-    with pytest.raises(Conflict, match="already registered"):
+    with pytest.raises(ConflictError, match="already registered"):
         management.register(names[0], model_name="life")
-    with pytest.raises(Refused, match="Cannot remove default version"):
+    with pytest.raises(ServerError, match="Cannot remove default version"):
         management.unregister("life")
     management.unregister("life", "2.0")
     assert management.unregister("life") == 'Model "life" unregistered'
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         management.describe("life")
 
 
@@ -561,11 +572,11 @@ def test_registration_is_denied_unless_it_is_switched_on(tmp_path: Path) -> None
     try:
         with GrpcManagement(house.server) as management:
             for call in (lambda: management.register("x.mar"), lambda: management.unregister("x")):
-                with pytest.raises(Refused, match="Model API disabled") as caught:
+                with pytest.raises(ServerError, match="Model API disabled") as caught:
                     call()
                 assert caught.value.status == 405  # as over REST
             assert list(management.models()) == []
-        with GrpcOpenInference(house.server) as client, pytest.raises(Refused) as caught:
+        with GrpcOpenInference(house.server) as client, pytest.raises(ServerError) as caught:
             client.live()  # is a protocol that is off
         assert caught.value.status == 501
     finally:
@@ -603,7 +614,7 @@ def test_tensors_go_there_and_back(open_inference: GrpcOpenInference) -> None:
     assert back == [replace(tensor, name=f"same {tensor.name}") for tensor in inputs]
     (texts,) = open_inference.infer("many_ways", [Tensor.of("texts", ["hello"])])
     assert texts.data == ["hello"]
-    with pytest.raises(Refused, match="not of the Open Inference Protocol"):
+    with pytest.raises(ServerError, match="not of the Open Inference Protocol"):
         open_inference.infer("mirror", inputs)
 
 
@@ -648,7 +659,7 @@ def test_calls_are_counted(house: House, inference: GrpcInference) -> None:
 
     before = now()
     inference.predict("many_ways", b"x")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         inference.predict("many_ways", b"404")
     assert [new - old for new, old in zip(now(), before, strict=True)] == [2, 1, 1]
 
@@ -660,7 +671,7 @@ def test_it_speaks_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
         address = f"grpcs://127.0.0.1:{house.listener.inference}"
         with GrpcInference(replace(house.server, grpc_inference=address, verify=own)) as client:
             assert client.ping() == "Healthy"
-        with GrpcInference(replace(house.server, grpc_inference=address)) as client, pytest.raises(Untrusted):
+        with GrpcInference(replace(house.server, grpc_inference=address)) as client, pytest.raises(CertificateError):
             client.ping()
         missing = replace(house.settings, certificate_file=tmp_path / "none.pem")
         with pytest.raises(PropertiesError, match=r"none\.pem: gRPC needs both"):
@@ -679,7 +690,7 @@ def test_a_port_that_is_taken_is_told(house: House) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address("127.0.0.1", taken.getsockname()[1])
         settings = replace(house.settings, grpc_management=address)
-        with pytest.raises(PortInUse, match=f"grpc://127.0.0.1:{address.port} cannot be listened on"):
+        with pytest.raises(BindError, match=f"grpc://127.0.0.1:{address.port} cannot be listened on"):
             house.run(
                 server_grpc.listen(house.registry, Tokens(house.key_file, enabled=False), settings, house.metrics)
             )

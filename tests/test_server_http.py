@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.certificates import certify
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.http import App, Cors, Limits, Listener, Request, listen
 from torchmar.server.http.connection import Connection
 
@@ -491,7 +491,7 @@ def test_a_stream_waits_for_the_client_to_take_it(serve: Serve) -> None:
 def test_a_refusal_is_answered_in_its_own_words(serve: Serve) -> None:
     def app(request: Request) -> None:
         if request.method == "POST":
-            raise Refusal(404, "ModelNotFoundException", "Model not found: x")
+            raise ApiError(404, "ModelNotFoundException", "Model not found: x")
         request.respond(200)
 
     client = serve(app).connect()

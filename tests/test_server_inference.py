@@ -132,7 +132,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, version in (("echo", "1.0"), ("echo", "2.0"), ("idle", "1.0")):
         document = {"name": name, "version": version, "handler": "handler.py"}
         made = recipe.Recipe.model_validate(document)
-        archive.pack(archive.compose(made, folder), folder / "store" / f"{name}-{version}.mar")
+        archive.pack(archive.collect_members(made, folder), folder / "store" / f"{name}-{version}.mar")
     return folder / "store"
 
 

@@ -17,18 +17,18 @@ import pytest
 import yaml
 
 from tests.conftest import ECHO, write_config
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.engines.torchserve import TorchServe
 from torchmar.management import ManagementClient
 from torchmar.server import http as web
 from torchmar.server.api.management import Management
 from torchmar.server.config import settings as configuration
-from torchmar.server.models.archive_cache import Sources
+from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
-from torchmar.server.workers.jobs import Input, Job, Reply
-from torchmar.server.workers.processes import Nursery
+from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.processes import ForkServer
 
 JSON = {"Content-Type": "application/json"}
 SLOW_TO_LOAD = (
@@ -108,9 +108,9 @@ class Ours(Engine):
     async def _start(self) -> int:
         self.settings, _ = configuration.read(self._config, {}, model_store=str(self._store))
         self.tokens = Tokens(self._folder / "key_file.json", enabled=self.settings.tokens)
-        self.nursery = Nursery()
+        self.nursery = ForkServer()
         self.metrics = Metrics(machine=False)
-        self.sources = Sources(self.settings, self._folder / "archives")
+        self.sources = ArchiveCache(self.settings, self._folder / "archives")
         self.registry = Registry(self.sources, self.nursery, self.settings, self.metrics)
         app = Management(self.registry, self.tokens, self.settings, self.metrics)
         self._listener = await web.listen(app, "127.0.0.1", 0, web.Limits())
@@ -597,7 +597,7 @@ def test_what_runs_and_what_waits_is_answered_before_workers_go(ours: Ours, call
     replies: list[Reply] = []
     pool = ours.soon(lambda: ours.registry.find("slow").pool)
     for _ in range(2):
-        job = Job("id", {}, [Input("body", "text/plain", b"x")], replies.append)
+        job = Job("id", {}, [Part("body", "text/plain", b"x")], replies.append)
         ours.soon(lambda job=job: pool.submit(job))
     assert ours(*call).status == 200
     assert [(reply.status, reply.body) for reply in replies] == [(200, b"done")] * 2
@@ -612,7 +612,7 @@ def test_an_unregistration_that_takes_too_long_changes_nothing(tmp_path: Path, s
         pool = ours.soon(lambda: ours.registry.find("slow").pool)
 
         def submit() -> None:
-            ours.registry.find("slow").pool.submit(Job("id", {}, [Input("body", "text/plain", b"x")], replies.append))
+            ours.registry.find("slow").pool.submit(Job("id", {}, [Part("body", "text/plain", b"x")], replies.append))
 
         for _ in range(4):  # a second each
             ours.soon(submit)
@@ -682,7 +682,7 @@ def test_the_api_is_described_to_all_with_the_paths_that_torchserve_describes(th
 def test_the_client_of_the_project_finds_what_it_finds_on_torchserve(ours: Ours) -> None:
     address = "http://{}:{}".format(*ours.address)
     assert ours.key_file
-    with ManagementClient(Server("", address, key_file=ours.key_file)) as client:
+    with ManagementClient(Endpoint("", address, key_file=ours.key_file)) as client:
         assert "registered with 1 initial workers" in client.register("made-1.0.mar", initial_workers=1)
         (described,) = client.describe("made", customized=True)
         assert (described.ready, described.customized, described.workers[0].gpu) == (1, {}, False)

@@ -22,7 +22,7 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.metrics.metric_type_enum import MetricTypes
 
 from torchmar import metrics as client
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import PropertiesError
 from torchmar.inference import InferenceClient
@@ -30,9 +30,9 @@ from torchmar.metrics import Reading, parse
 from torchmar.server import http
 from torchmar.server.telemetry import metrics_config
 from torchmar.server.telemetry.metrics import Metrics, MetricsApi
-from torchmar.server.telemetry.prometheus import Family, Spec
+from torchmar.server.telemetry.prometheus import Metric, MetricSpec
 from torchmar.server.telemetry.system_metrics import Machine
-from torchmar.worker.process.handler_metrics import Measured
+from torchmar.worker.process.handler_metrics import MetricsBuffer
 
 THEIRS = Path(ts.__file__).parent / "configs" / "metrics.yaml"
 # The handler that measures whatever TorchServe's API lets it; the test runs the same by itself.
@@ -123,7 +123,7 @@ def test_the_text_is_what_torchserve_says(
         assert asking.predict("measuring", b"x") == "measured"
 
     monkeypatch.setattr(CachingMetric, "add_or_update", CachingMetric.add_or_update)
-    measured = Measured()
+    measured = MetricsBuffer()
     measured.install()
     cache = MetricsCacheYamlImpl(str(THEIRS))
     cache.initialize_cache()
@@ -326,7 +326,7 @@ def test_a_file_that_is_none_is_told(text: str, message: str, tmp_path: Path) ->
 
 
 def test_labels_are_escaped_and_help_is_one_line() -> None:
-    family = Family(Spec("m", "gauge", "two\nlines \\", ("a", "b")))
+    family = Metric(MetricSpec("m", "gauge", "two\nlines \\", ("a", "b")))
     awkward = 'quote " backslash \\ line\nend'
     family.of(awkward, "").add(-1.5)
     text = family.text()
@@ -376,7 +376,7 @@ def test_the_api_answers_without_a_token(address: str, metrics: Metrics, server:
     ours = requests.get(f"{address}/metrics", headers={"Authorization": "Bearer nonsense"})
     theirs = requests.get(f"{server.properties.get('metrics_address')}/metrics")
     assert (ours.status_code, ours.headers["content-type"]) == (theirs.status_code, theirs.headers["content-type"])
-    assert client.read(address, Server()).total("ts_inference_requests_total", model_name="m") == 1
+    assert client.read(address, Endpoint()).total("ts_inference_requests_total", model_name="m") == 1
     some: Sequence[tuple[str, str]] = [("name[]", "Requests2XX"), ("name[]", "QueueTime"), ("name[]", "none")]
     assert set(parse_names(requests.get(f"{address}/metrics", params=some).text)) == {"Requests2XX", "QueueTime"}
     head = requests.head(f"{address}/metrics")

@@ -26,7 +26,7 @@ from tests import oracles
 from tests.conftest import ROOT, write_config
 from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
-from torchmar.errors import NotFound, Refused
+from torchmar.errors import NotFoundError, ServerError
 from torchmar.grpc import GrpcOpenInference
 from torchmar.grpc.wire import open_inference_pb2 as wire
 from torchmar.inference import Tensor
@@ -78,7 +78,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
     built = [archive.build(ARCHIVES / name, store).path for name in SAMPLES]
     (folder / "handler.py").write_text(MIRROR)
     made = recipe.Recipe.model_validate({"name": "mirror", "version": "1.0", "handler": "handler.py"})
-    built.append(archive.pack(archive.compose(made, folder), store / "mirror-1.0.mar").path)
+    built.append(archive.pack(archive.collect_members(made, folder), store / "mirror-1.0.mar").path)
     with Builtin(write_config(folder), store, folder / "run") as running:
         for path in built:
             running.load(path)
@@ -503,9 +503,9 @@ def test_the_client_of_the_library_reads_it(server: Builtin) -> None:
         assert probabilities.array().argmax() == 0
         (label, _) = client.infer("digits", [Tensor.of("image", [PNG])])
         assert label.data == ["7"]  # not the number that its JSON would be
-        with pytest.raises(NotFound, match="Model not found: nothing"):
+        with pytest.raises(NotFoundError, match="Model not found: nothing"):
             client.infer("nothing", [Tensor.of("x", [1])])
-        with pytest.raises(Refused, match="not an image") as caught:
+        with pytest.raises(ServerError, match="not an image") as caught:
             client.infer("digits", [Tensor.of("image", [b"x"])])
         assert caught.value.status == 400
 
@@ -547,7 +547,7 @@ def _broken(server: Builtin) -> None:
     folder = server.folder.parent
     (folder / "handler.py").write_text("def handle(rows, context):\n    raise RuntimeError('it is gone')\n")
     made = recipe.Recipe.model_validate({"name": "broken", "version": "1.0", "handler": "handler.py"})
-    archive.pack(archive.compose(made, folder), folder / "store" / "broken-1.0.mar")
+    archive.pack(archive.collect_members(made, folder), folder / "store" / "broken-1.0.mar")
     with ManagementClient(server.server) as management:
         management.register("broken-1.0.mar", initial_workers=1, synchronous=False)
 

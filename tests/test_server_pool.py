@@ -17,12 +17,12 @@ import pytest
 
 from tests.processes import forked_by
 from torchmar.archive import Archive
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.system_metrics import cores
-from torchmar.server.workers.jobs import Input, Job, Reply
+from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool, PoolOptions
-from torchmar.server.workers.processes import Nursery
+from torchmar.server.workers.processes import ForkServer
 from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import forking
 
@@ -55,13 +55,13 @@ class House:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.nursery: Nursery
+        self.nursery: ForkServer
         self.batches: list[int] = []
         self.measured: list[Any] = []
 
     def __enter__(self) -> House:
         async def start() -> None:
-            self.nursery = Nursery()
+            self.nursery = ForkServer()
             await self.nursery.start()
 
         self.run(start())
@@ -128,7 +128,7 @@ def pool(house: House, make: Make, tmp_path: Path) -> Iterator[Callable[..., Poo
 
 
 def job(what: Any, done: Callable[[Reply], None], headers: dict[str, str] | None = None, **more: Any) -> Job:
-    return Job("id", headers or {}, [Input("body", "application/json", json.dumps(what).encode())], done, **more)
+    return Job("id", headers or {}, [Part("body", "application/json", json.dumps(what).encode())], done, **more)
 
 
 async def ask(pool: Pool, whats: Sequence[Any], headers: dict[str, str] | None = None) -> list[Any]:
@@ -265,7 +265,7 @@ def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(house: House, po
         await until(lambda: one.busy and one.pending == 1)
         more = asyncio.ensure_future(ask(one, [2]))
         await until(lambda: one.pending == 2)
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ApiError) as caught:
             one.submit(job(3, print))
         assert caught.value.status == 503
         assert "has 2 requests waiting, as many as job_queue_size=2 admits" in caught.value.message
@@ -274,7 +274,7 @@ def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(house: House, po
 
     assert house.run(crowd()) == [[0.3], [1], [2]]
     assert house.run(one.scale(0, 0))
-    with pytest.raises(Refusal, match="has no worker to serve") as caught:
+    with pytest.raises(ApiError, match="has no worker to serve") as caught:
         one.submit(job(3, print))
     assert "Retry-After" in caught.value.headers
 
@@ -295,7 +295,7 @@ def test_a_pool_whose_workers_do_not_load_refuses_what_waits_and_what_comes(
     assert [reply.status for reply in replies] == [503]
     assert "has no worker that loads" in replies[0].message
     assert replies[0].headers == {"Retry-After": "1"}
-    with pytest.raises(Refusal, match="has no worker that loads"):
+    with pytest.raises(ApiError, match="has no worker that loads"):
         one.submit(job(2, print))
 
 
@@ -428,7 +428,7 @@ def test_a_model_that_is_being_loaded_when_the_nursery_ends_is_loaded_again(
 
 def test_a_nursery_that_ends_before_it_has_loaded_torch_is_started_again(house: House) -> None:
     async def scenario() -> None:
-        nursery = Nursery()
+        nursery = ForkServer()
         started = asyncio.ensure_future(nursery.start())
         await until(lambda: nursery._process)
         assert nursery._process
@@ -522,7 +522,7 @@ def test_large_bodies_come_and_go_whole(house: House, pool: Callable[..., Pool])
     async def all_of_them() -> list[bytes]:
         futures: list[asyncio.Future[Reply]] = [asyncio.get_running_loop().create_future() for _ in sent]
         for body, future in zip(sent, futures, strict=True):
-            one.submit(Job("id", {}, [Input("body", "application/octet-stream", body)], future.set_result))
+            one.submit(Job("id", {}, [Part("body", "application/octet-stream", body)], future.set_result))
         return [reply.body for reply in await asyncio.gather(*futures)]
 
     assert house.run(all_of_them()) == [body[::-1] for body in sent]

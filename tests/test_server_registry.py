@@ -14,15 +14,15 @@ import pytest
 
 from tests.conftest import write_config
 from tests.test_server_management import BROKEN, SLOW, SLOW_TO_LOAD, pack
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.config import settings as configuration
 from torchmar.server.config.settings import Settings
 from torchmar.server.models import serving_config
-from torchmar.server.models.archive_cache import Sources
+from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registration, Registry
 from torchmar.server.telemetry.metrics import Metrics
-from torchmar.server.workers.jobs import Input, Job, Reply
-from torchmar.server.workers.processes import Nursery
+from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.processes import ForkServer
 from torchmar.worker.process import forking
 
 T = TypeVar("T")
@@ -41,9 +41,9 @@ class House:
         self.run(self._start())
 
     async def _start(self) -> None:
-        self.nursery = Nursery()
+        self.nursery = ForkServer()
         await self.nursery.start()
-        self.sources = Sources(self.settings, self.folder / "archives")
+        self.sources = ArchiveCache(self.settings, self.folder / "archives")
         self.registry = Registry(self.sources, self.nursery, self.settings, Metrics())
 
     def run(self, what: Awaitable[T]) -> T:
@@ -53,7 +53,7 @@ class House:
         return self.loop.run_until_complete(bounded())
 
     def refused(self, what: Awaitable[Any]) -> tuple[int, str]:
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ApiError) as caught:
             self.run(what)
         return caught.value.status, caught.value.message
 
@@ -62,7 +62,7 @@ class House:
 
     def ask(self, name: str) -> asyncio.Future[Reply]:
         reply: asyncio.Future[Reply] = self.loop.create_future()
-        self.registry.find(name).pool.submit(Job("id", {}, [Input("body", "text/plain", b"x")], reply.set_result))
+        self.registry.find(name).pool.submit(Job("id", {}, [Part("body", "text/plain", b"x")], reply.set_result))
         return reply
 
     def workers(self) -> list[psutil.Process]:
@@ -133,18 +133,18 @@ def test_of_several_registrations_of_a_version_exactly_one_is_done(house: House)
         return await asyncio.gather(*(house.registry.register(asked) for _ in range(5)), return_exceptions=True)
 
     done = house.run(all_at_once())
-    refused = [one for one in done if isinstance(one, Refusal)]
+    refused = [one for one in done if isinstance(one, ApiError)]
     assert [one.status for one in refused] == [409] * 4
     assert refused[0].message == "Model version 1.0 is already registered for model tired"
     assert house.run(house.ask("tired")).status == 200
 
 
 def test_a_version_that_is_removed_while_it_loads_has_not_been_registered(house: House) -> None:
-    async def both() -> Refusal:
+    async def both() -> ApiError:
         registering = asyncio.ensure_future(house.registry.register(Registration("tired-1.0.mar", initial_workers=1)))
         await house.until(lambda: "tired" in house.registry.models)
         await house.registry.unregister("tired")
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ApiError) as caught:
             await registering
         return caught.value
 
@@ -159,7 +159,7 @@ def test_what_runs_and_what_waits_is_answered_before_a_version_is_gone(house: Ho
     house.run(house.registry.unregister("slow"))
     assert [reply.result().status for reply in replies] == [200, 200]
     assert house.workers() == [] or house.run(house.until(lambda: not house.workers())) is None
-    with pytest.raises(Refusal, match=FOUND_NONE):
+    with pytest.raises(ApiError, match=FOUND_NONE):
         house.registry.find("slow")
 
 
@@ -204,7 +204,7 @@ def test_scaling_to_nothing_answers_what_waits_and_refuses_what_comes(house: Hou
     async def scale() -> None:
         scaling = asyncio.ensure_future(house.registry.scale("slow", None, 0, 0))
         await asyncio.sleep(0)
-        with pytest.raises(Refusal, match="has no worker") as caught:
+        with pytest.raises(ApiError, match="has no worker") as caught:
             house.ask("slow")
         assert caught.value.status == 503
         await scaling
@@ -249,7 +249,7 @@ def test_a_version_that_answers_nobody_does_not_take_the_place_of_one_that_does(
     house.register("made-3.0.mar", 1, synchronous=False)
     house.run(house.until(lambda: house.registry.find("made", "3.0").pool.failure))
     for version, why in (("2.0", "has no workers"), ("3.0", "has workers that do not load")):
-        with pytest.raises(Refusal, match=why) as caught:
+        with pytest.raises(ApiError, match=why) as caught:
             house.registry.set_default("made", version)
         assert caught.value.status == 409
     house.run(house.registry.scale("made", "2.0", 1, 1))
@@ -266,15 +266,15 @@ def test_more_workers_than_a_machine_can_have_are_refused(house: House) -> None:
 
 def resolved(
     house: House, folder: Path, config: dict[str, Any], keys: dict[str, str] | None = None, **asked: Any
-) -> serving_config.Serving:
+) -> serving_config.ServingConfig:
     """Return what an archive with a configuration is served with."""
     folder.mkdir(exist_ok=True)
     (folder / "store").mkdir(exist_ok=True)
     pack(folder / "store", "m", config=config)
     settings = read(folder, **(keys or {}))
 
-    async def resolve() -> serving_config.Serving:
-        sources = Sources(settings, folder / "archives")
+    async def resolve() -> serving_config.ServingConfig:
+        sources = ArchiveCache(settings, folder / "archives")
         at_start = asked.pop("at_start", False)
         asking = Registration("m-1.0.mar", **asked)
         source = await sources.fetch(asking.url)
@@ -376,7 +376,7 @@ def test_workers_go_round_the_gpus_that_the_archive_names(
     ids=lambda config: next(iter(config)),
 )
 def test_what_this_server_does_not_do_is_told_by_its_key(house: House, tmp_path: Path, config: dict[str, Any]) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ApiError) as caught:
         resolved(house, tmp_path, config)
     assert next(iter(config)) in caught.value.message
     assert "torchmar serve --engine torchserve runs it" in caught.value.message

@@ -15,7 +15,7 @@ import pytest
 from tests.certificates import certify
 from tests.conftest import ROOT, write_config
 from torchmar.engines.torchserve import TorchServe
-from torchmar.errors import PropertiesError, Refused
+from torchmar.errors import PropertiesError, ServerError
 from torchmar.properties import Properties
 from torchmar.server.config import keys, settings
 from torchmar.server.config.settings import Settings
@@ -233,7 +233,7 @@ def test_the_real_server_takes_variables_in_the_same_order(
 ) -> None:
     monkeypatch.setenv("TS_ENABLE_MODEL_API", "false")
     file = write_config(tmp_path, enable_envvars_config="true", enable_model_api="true")
-    with TorchServe(file, store, tmp_path / "run") as server, pytest.raises(Refused) as refused:
+    with TorchServe(file, store, tmp_path / "run") as server, pytest.raises(ServerError) as refused:
         server.management.register("m.mar")
     assert refused.value.status == 405
     environment = {"TS_ENABLE_MODEL_API": "false"}

@@ -20,10 +20,10 @@ import pytest
 from tests.conftest import ECHO, write_config
 from torchmar.archive import Archive
 from torchmar.engines.torchserve import TorchServe
-from torchmar.errors import Refused
-from torchmar.server.api_error import Refusal
+from torchmar.errors import ServerError
+from torchmar.server.api_error import ApiError
 from torchmar.server.config import settings
-from torchmar.server.models.archive_cache import Source, Sources
+from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
 
 Make = Callable[..., Path]
 
@@ -35,12 +35,12 @@ class Bench:
         self.store, self.folder = folder / "store", folder / "models"
         self.store.mkdir(exist_ok=True)
 
-    def run(self, work: Callable[[Sources], Any], **overrides: str) -> Any:
+    def run(self, work: Callable[[ArchiveCache], Any], **overrides: str) -> Any:
         """Return what a coroutine function of the sources returns; all is closed then."""
         configured, _ = settings.read(None, {}, model_store=str(self.store), **overrides)
 
         async def do() -> Any:
-            sources = Sources(configured, self.folder)
+            sources = ArchiveCache(configured, self.folder)
             try:
                 return await work(sources)
             finally:
@@ -48,12 +48,12 @@ class Bench:
 
         return asyncio.run(do())
 
-    def fetch(self, url: str, **overrides: str) -> Source:
+    def fetch(self, url: str, **overrides: str) -> CachedArchive:
         """Fetch and let go."""
         return self.run(lambda sources: sources.fetch(url), **overrides)
 
-    def refusal(self, url: str, **overrides: str) -> Refusal:
-        with pytest.raises(Refusal) as refused:
+    def refusal(self, url: str, **overrides: str) -> ApiError:
+        with pytest.raises(ApiError) as refused:
             self.fetch(url, **overrides)
         assert not self.written()
         return refused.value
@@ -117,7 +117,7 @@ def sends(content: bytes, **headers: str) -> Callable[[BaseHTTPRequestHandler], 
 def test_an_archive_of_the_model_store_is_extracted_under_its_digest(bench: Bench, make: Make) -> None:
     path = make(store=bench.store, config={"batchSize": 4})
 
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         source = await sources.fetch(path.name)
         with Archive(path) as archive:
             assert source.folder.parent == bench.folder
@@ -135,7 +135,7 @@ def test_registrations_of_one_content_have_folders_of_their_own(bench: Bench, ma
     path = make(store=bench.store)
     shutil.copy(path, bench.store / "copy.mar")
 
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         # At the same time, by two names, and once more later.
         first, second = await asyncio.gather(sources.fetch(path.name), sources.fetch("copy.mar"))
         third = await sources.fetch(path.name)
@@ -160,7 +160,7 @@ def test_registrations_of_one_content_have_folders_of_their_own(bench: Bench, ma
 def test_one_who_gives_up_leaves_nothing_and_takes_nothing_from_others(bench: Bench, make: Make) -> None:
     path = make(store=bench.store)
 
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         impatient = asyncio.ensure_future(sources.fetch(path.name))
         patient = asyncio.ensure_future(sources.fetch(path.name))
         while not sources._tasks:
@@ -182,7 +182,7 @@ def test_an_archive_that_was_replaced_is_another_one(bench: Bench, make: Make) -
     path = make(store=bench.store)
     other = make("def handle(rows, context):\n    return rows\n", store=bench.store / "new")
 
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         before = await sources.fetch(path.name)
         other.replace(path)
         after = await sources.fetch(path.name)
@@ -198,7 +198,7 @@ def test_without_the_check_a_digest_that_an_archive_claims_is_not_believed(bench
         claimed = archive.read("MAR-INF/SHA256SUMS")
     plain(bench.store / "liar.mar", **{"MAR-INF/SHA256SUMS": claimed})
 
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         honest, liar = await sources.fetch(path.name), await sources.fetch("liar.mar")
         assert honest.folder != liar.folder
 
@@ -232,7 +232,7 @@ def test_a_folder_is_used_where_it_is(bench: Bench, make: Make) -> None:
         archive.extract(bench.store / "folder")
         archive.extract(bench.store / "outer" / "inner")
 
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         found = [await sources.fetch(name) for name in ("folder", "outer", "folder")]
         assert [source.folder for source in found] == [
             bench.store / "folder",
@@ -292,7 +292,7 @@ def test_what_is_refused_is_refused_as_by_torchserve(real: TorchServe, bench: Be
     for store in (real.model_store, bench.store):
         (store / "junk.mar").write_text("no zip at all")
         (store / "empty.mar").touch()
-    with pytest.raises(Refused) as theirs:
+    with pytest.raises(ServerError) as theirs:
         real.management.register(url)
     ours = bench.refusal(url)
     assert (ours.status, ours.type) == (theirs.value.status, theirs.value.type)
@@ -354,7 +354,7 @@ def test_an_archive_is_downloaded_from_where_it_is_allowed(bench: Bench, tmp_pat
 def test_a_download_is_one_content_with_the_same_archive_of_the_store(bench: Bench, make: Make) -> None:
     path = make(store=bench.store)
 
-    async def work(sources: Sources, url: str) -> None:
+    async def work(sources: ArchiveCache, url: str) -> None:
         found = await asyncio.gather(*(sources.fetch(one) for one in (url, path.name, url)))
         assert len({source.key for source in found}) == 1
         assert len({source.folder for source in found}) == 3
@@ -442,7 +442,7 @@ def test_what_a_former_run_left_is_removed_and_nothing_else(bench: Bench, make: 
         folder.mkdir(parents=True)
         (folder / "file").touch()
 
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         assert bench.written() == ["resnet"]
 
     bench.run(work)
@@ -470,7 +470,7 @@ def test_requirements_are_installed_beside_the_archive_if_that_is_configured(
     disk: dict[str, str | bytes] = {name: wheel(tmp_path), "wanted.txt": f"--no-index\n./{name}\n"}
     path = make(store=bench.store, disk=disk, requirements="wanted.txt", files={name: name})
 
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         source, other = await asyncio.gather(sources.fetch(path.name), sources.fetch(path.name))
         assert source.requirements == other.requirements
         assert source.requirements and source.requirements.parent == bench.folder
@@ -505,10 +505,10 @@ def test_an_archive_that_failed_may_be_tried_again(bench: Bench) -> None:
     document = manifest_of("m", requirementsFile="wanted.txt")
     write(path, {"handler.py": ECHO, "MAR-INF/MANIFEST.json": document, "wanted.txt": "--no-index\nnothere==1\n"})
 
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         fetching = sources.fetch(path.name), sources.fetch(path.name, model_name="other")
         refused = await asyncio.gather(*fetching, return_exceptions=True)
-        assert [one.message.splitlines()[0] for one in refused if isinstance(one, Refusal)] == [
+        assert [one.message.splitlines()[0] for one in refused if isinstance(one, ApiError)] == [
             "Custom pip package installation failed for model m",
             "Custom pip package installation failed for model other",
         ]
@@ -529,7 +529,7 @@ def test_a_damaged_archive_is_refused_as_by_torchserve_if_nothing_is_checked(ben
 
 
 def test_it_may_be_closed_twice_and_leaves_nothing(bench: Bench) -> None:
-    async def work(sources: Sources) -> None:
+    async def work(sources: ArchiveCache) -> None:
         await sources.close()
 
     bench.run(work)  # which closes it itself

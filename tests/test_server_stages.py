@@ -21,13 +21,13 @@ from tests.test_server_pool import House, Make, until
 from tests.test_server_registry import House as Registered
 from torchmar.archive import Archive
 from torchmar.comparison import differences
-from torchmar.exchange import Answer
+from torchmar.exchange import Response
 from torchmar.recipe import Sample
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.models.registry import Registration
 from torchmar.server.telemetry import logs
 from torchmar.server.workers import preprocess_pool
-from torchmar.server.workers.jobs import Input, Job, Reply
+from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool, PoolOptions
 from torchmar.server.workers.preprocess_pool import StagedPool
 from torchmar.worker.process import forking
@@ -147,8 +147,8 @@ async def ask(pool: Pool, bodies: Sequence[Any], headers: dict[str, str] | None 
             if isinstance(body, bytes)
             else ("application/json", json.dumps(body).encode())
         )
-        more = [Input(name, "text/plain", value.encode()) for name, value in fields.items()]
-        pool.submit(Job("id", headers or {}, [Input("body", kind, content), *more], future.set_result))
+        more = [Part(name, "text/plain", value.encode()) for name, value in fields.items()]
+        pool.submit(Job("id", headers or {}, [Part("body", kind, content), *more], future.set_result))
         futures.append(future)
     return await asyncio.gather(*futures)
 
@@ -183,7 +183,7 @@ def test_a_handler_of_ours_answers_the_same_in_every_dialect_good_and_bad_mixed(
             assert one._replace(body=b"") == other._replace(body=b"")
             # Rows of a batch of another size may differ in their last digit.
             sample = Sample(json={}, status=one.status, expect=json.loads(one.body), tolerance=1e-5)
-            assert differences(sample, Answer(other.status, other.body)) == []
+            assert differences(sample, Response(other.status, other.body)) == []
 
 
 def test_explanations_and_descriptions_are_the_same(pools: Pools, digits: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_request_whose_client_has_gone_leaves_no_memory(pools: Pools, make: Ma
         busy = asyncio.ensure_future(ask(staged, ["wait first"] * 2, flag=str(flag)))
         await until(lambda: len(list(tmp_path.glob("flag.*"))) == 2)
         told: list[Reply] = []
-        gone = Job("id", {}, [Input("body", "application/json", b"1.0")], told.append)
+        gone = Job("id", {}, [Part("body", "application/json", b"1.0")], told.append)
         staged.submit(gone)
         gone.cancelled = True
         await until(lambda: not staged.pending)
@@ -308,7 +308,7 @@ def test_what_is_prepared_ahead_of_the_model_is_bounded(pools: Pools, make: Make
         await until(lambda: len(staged._queue) >= 4 and not any(one.jobs for one in staged._before._workers))
         assert len(staged._queue) <= 4 + 2
         assert staged.pending > 30
-        with pytest.raises(Refusal):
+        with pytest.raises(ApiError):
             await ask(staged, [1.0] * 20)
         (tmp_path / "go").touch()
         return said(await waiting)
@@ -344,7 +344,7 @@ def test_scaling_is_of_workers_with_the_model_and_to_none_ends_both(pools: Pools
     assert said(run(ask(staged, [1.0] * 6))) == [2.0] * 6
     assert run(staged.scale(0, 0))
     assert (staged.workers(), staged.preprocess_workers(), staged.ready) == ([], [], 0)
-    with pytest.raises(Refusal, match="has no worker"):
+    with pytest.raises(ApiError, match="has no worker"):
         run(ask(staged, [1.0]))
     assert run(staged.scale(1, 1))
     assert said(run(ask(staged, [1.0]))) == [2.0]

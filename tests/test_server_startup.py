@@ -19,9 +19,9 @@ from tests.test_cli import torchmar
 from torchmar import properties
 from torchmar.engines import EngineName
 from torchmar.engines.builtin import Builtin
-from torchmar.errors import ModelFailed
+from torchmar.errors import ModelFailedError
 from torchmar.grpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.models import startup
 
@@ -170,7 +170,7 @@ def until_pinged(base: str, status: int) -> None:
 def test_a_model_that_is_not_loaded_in_time_gets_503_with_retry_after() -> None:
     state = startup.Startup()
     state.begin([StartupModel("late.mar", name="late"), StartupModel("known.mar", name="known")])
-    known = Refusal(404, "ModelNotFoundException", "Model not found: other")
+    known = ApiError(404, "ModelNotFoundException", "Model not found: other")
     assert state.not_found("other", known) is known  # both names are known, and it is neither
     refusal = state.not_found("late", known)
     assert (refusal.status, refusal.headers) == (503, {"Retry-After": "1"})
@@ -201,7 +201,7 @@ def test_what_cannot_be_loaded_is_named_and_keeps_the_server_unhealthy(tmp_path:
             "torn": "UNAVAILABLE",
             "none": "UNAVAILABLE",
         }
-        with pytest.raises(ModelFailed, match=r"torn-1\.0\.mar could not be loaded at the start"):
+        with pytest.raises(ModelFailedError, match=r"torn-1\.0\.mar could not be loaded at the start"):
             server._wait_for("torn", "1.0", SECONDS)
         assert requests.delete(f"{management}/models/none", timeout=SECONDS).status_code == 200  # not wanted any more
         assert requests.get(f"{base}/ping", timeout=SECONDS).status_code == 500

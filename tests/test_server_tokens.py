@@ -15,7 +15,7 @@ import requests
 from tests.conftest import write_config
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.torchserve import TorchServe
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.tokens import Tokens
 
 
@@ -31,7 +31,7 @@ def keys(file: Path) -> dict[str, str]:
 def passes(tokens: Tokens, authorization: str, kind: str = "inference") -> bool:
     try:
         tokens.check(authorization, kind)  # type: ignore[arg-type]
-    except Refusal:
+    except ApiError:
         return False
     return True
 
@@ -99,7 +99,7 @@ def test_a_fixed_token_passes_at_once_and_for_good_and_stands_in_the_key_file(tm
     assert not passes(tokens, "Bearer the-one-that-all-replicas-have", "management")
     assert keys(tokens.file)["inference"] == "the-one-that-all-replicas-have"
     assert not passes(tokens, f"Bearer {keys(tokens.file)['management']}", "management")  # it expires as ever
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         tokens.renew("inference")
     assert (refused.value.status, refused.value.type) == (409, "ConflictStatusException")
     assert "the-one" not in refused.value.message + repr(tokens)
@@ -113,7 +113,7 @@ def test_a_refusal_is_worded_as_torchserves(tokens: Tokens, real: TorchServe) ->
         ("management", f"{real.server.management}/models"),
         ("key", f"{real.server.management}/token?type=inference"),
     ):
-        with pytest.raises(Refusal) as refused:
+        with pytest.raises(ApiError) as refused:
             tokens.check("", kind)  # type: ignore[arg-type]
         answer = requests.get(url)
         assert (answer.status_code, answer.content) == (refused.value.status, refused.value.body)
@@ -145,7 +145,7 @@ def test_a_renewal_ends_one_token_and_leaves_the_others(tokens: Tokens, kind: st
 @pytest.mark.parametrize("kind", ["key", "API", "INFERENCE", ""])
 def test_only_tokens_of_apis_are_renewed(tokens: Tokens, kind: str) -> None:
     before = tokens.file.read_text()
-    with pytest.raises(Refusal, match="Token Authentication failed"):
+    with pytest.raises(ApiError, match="Token Authentication failed"):
         tokens.renew(kind)
     assert tokens.file.read_text() == before
 

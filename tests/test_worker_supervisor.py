@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import ROOT, write_config
 from tests.processes import forked_by, kill_worker
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.server_records import Running
+from torchmar.engines.server_records import ServerRecord
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 from torchmar.worker import Worker
@@ -150,7 +150,7 @@ def test_a_daemon_lives_as_long_as_its_worker_and_what_has_ended_is_reaped(serve
 def test_children_and_daemons_end_with_the_server(server: Builtin, archive: Path, how: str) -> None:
     server.load(archive)
     processes = ask(server)
-    running = Running.find(server.folder)
+    running = ServerRecord.find(server.folder)
     assert running
     if how == "stopped":
         running.stop()

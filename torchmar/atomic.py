@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def beside(destination: Path) -> Path:
+def temporary_path(destination: Path) -> Path:
     """Return a hidden name in the folder of ``destination`` that nobody else uses.
 
     In the same folder a rename is atomic, and with a name of its own one writer never meets another.

@@ -6,11 +6,11 @@ import json
 import math
 from typing import Any
 
-from torchmar.exchange import Answer
+from torchmar.exchange import Response
 from torchmar.recipe import Sample
 
 
-def differences(sample: Sample, answer: Answer) -> list[str]:
+def differences(sample: Sample, answer: Response) -> list[str]:
     """Return how an answer differs from what a sample expects, in words; empty when it does not.
 
     Of an object only the keys that are expected are compared, an array has to be as long, and

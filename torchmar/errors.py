@@ -9,17 +9,17 @@
     ├── ArchiveError            an archive cannot be written, opened or extracted
     ├── WorkerError             a worker did not answer
     │   └── LoadError           ... because the handler failed to import or load (has a traceback)
-    ├── EngineError             a server did not start or stop as it should
-    │   ├── PortInUse           ... because somebody else listens on its port
-    │   └── ModelFailed         ... because the worker of one model did (has a traceback)
-    ├── Insecure                a token would travel in plain text; nothing was sent
-    ├── Unreachable             no server answers at the address
-    │   ├── TimedOut            ... in time
-    │   └── Untrusted           ... with a certificate that is trusted
-    └── Refused                 the server answered with an error (has its status and message)
-        ├── Unauthorized        the token is missing, wrong or expired
-        ├── NotFound            no such model or version
-        └── Conflict            the version is registered already
+    ├── EngineError             a server did not start or stop
+    │   ├── BindError           ... because it cannot listen on one of its addresses
+    │   └── ModelFailedError    ... because the worker of one model failed (has a traceback)
+    ├── InsecureError           a token would travel in plain text; nothing was sent
+    ├── ConnectError            no server answers at the address
+    │   ├── ResponseTimeoutError    ... in time
+    │   └── CertificateError    ... with a certificate that is trusted
+    └── ServerError             the server answered with an error (has its status and message)
+        ├── UnauthorizedError   the token is missing, wrong or expired
+        ├── NotFoundError       no such model or version
+        └── ConflictError       the version is registered already
 
 Each says what is wrong and where in its message, and what to do next in ``hint``.
 """
@@ -105,11 +105,11 @@ class EngineError(TorchmarError):
         self.log = log
 
 
-class PortInUse(EngineError):
+class BindError(EngineError):
     """Say which address of the server is taken."""
 
 
-class ModelFailed(EngineError):
+class ModelFailedError(EngineError):
     """Say which model did not start; ``traceback`` is its worker's."""
 
     def __init__(self, message: str, *, traceback: str, hint: str = "") -> None:
@@ -117,11 +117,11 @@ class ModelFailed(EngineError):
         self.traceback = traceback
 
 
-class Insecure(TorchmarError):
+class InsecureError(TorchmarError):
     """Say that a token would have travelled in plain text; nothing was sent."""
 
 
-class Unreachable(TorchmarError):
+class ConnectError(TorchmarError):
     """Say that no server answers at an address; ``sent`` tells whether a request may have reached it all the same."""
 
     def __init__(self, message: str, *, sent: bool = False, hint: str = "") -> None:
@@ -129,15 +129,15 @@ class Unreachable(TorchmarError):
         self.sent = sent
 
 
-class TimedOut(Unreachable):
+class ResponseTimeoutError(ConnectError):
     """Say that an answer did not come in time."""
 
 
-class Untrusted(Unreachable):
+class CertificateError(ConnectError):
     """Say why a server's certificate is not trusted; nothing was sent."""
 
 
-class Refused(TorchmarError):
+class ServerError(TorchmarError):
     """Carry a server's own refusal: HTTP ``status``, error ``type`` and message."""
 
     def __init__(self, message: str, *, status: int, type: str = "", hint: str = "") -> None:
@@ -146,13 +146,13 @@ class Refused(TorchmarError):
         self.type = type
 
 
-class Unauthorized(Refused):
+class UnauthorizedError(ServerError):
     """Say that the token is missing, wrong or expired."""
 
 
-class NotFound(Refused):
+class NotFoundError(ServerError):
     """Say that a model or version is not registered."""
 
 
-class Conflict(Refused):
+class ConflictError(ServerError):
     """Say that a model version is registered already."""

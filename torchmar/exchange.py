@@ -24,7 +24,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What a client gets: HTTP status, body, and headers by lower-case name."""
 
     status: int

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.connection.transport import Transport
-from torchmar.errors import Refused
+from torchmar.errors import ServerError
 
 HISTOGRAM = "HandlerSeconds"
 DEFAULT = "default"  # TorchServe's label for requests without a version
@@ -82,12 +82,12 @@ class Load:
     p99: float | None
 
 
-def read(address: str, server: Server) -> Reading:
+def read(address: str, server: Endpoint) -> Reading:
     """Ask the metrics API at ``address``, which wants no token.
 
     Raises:
-        Unreachable: nobody answers there.
-        Refused: it answers with an error.
+        ConnectError: nobody answers there.
+        ServerError: it answers with an error.
     """
     transport = Transport(address, "metrics API", server)
     try:
@@ -96,7 +96,7 @@ def read(address: str, server: Server) -> Reading:
         transport.close()
     if response.status_code != 200:
         hint = "enable_metrics_api=true and metrics_mode=prometheus in config.properties turn them on"
-        raise Refused(f"no metrics at {address}: {response.reason}", status=response.status_code, hint=hint)
+        raise ServerError(f"no metrics at {address}: {response.reason}", status=response.status_code, hint=hint)
     return Reading(time.monotonic(), parse(response.text))
 
 

@@ -15,7 +15,7 @@ import psutil
 from torchmar import comparison
 from torchmar.archive import Archive
 from torchmar.errors import ArchiveError
-from torchmar.exchange import Answer, Request, content_type
+from torchmar.exchange import Request, Response, content_type
 from torchmar.recipe import Sample
 from torchmar.worker import Worker
 
@@ -31,7 +31,7 @@ _BAD = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleResult:
     """One sample: what differed from its expectation, and milliseconds of the first and of a steady answer."""
 
     name: str
@@ -42,13 +42,13 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Proof:
+class SampleReport:
     """What an archive did: ``problems`` is empty when it kept its contract.
 
     ``load`` is in seconds until the worker was ready, ``peak`` in bytes of its resident memory.
     """
 
-    samples: tuple[Asked, ...]
+    samples: tuple[SampleResult, ...]
     problems: tuple[str, ...]
     batch_size: int
     explains: bool
@@ -57,7 +57,7 @@ class Proof:
     refused: tuple[int, ...] = field(default=())  # the statuses that bad requests got
 
 
-def prove(path: Path) -> Proof:
+def run_samples(path: Path) -> SampleReport:
     """Start a worker with the archive at ``path`` and hold it to its samples.
 
     Each is asked alone, then all in batches as large as the server's, then shuffled among bad
@@ -85,7 +85,9 @@ def prove(path: Path) -> Proof:
                 (answer,) = worker.ask([request])
                 took.append((time.perf_counter() - before) * 1000)
                 found += [one for one in comparison.differences(sample, answer) if one not in found]
-            asked.append(Asked(_name(sample), sample.explain, tuple(found), took[0], statistics.median(took[1:])))
+            asked.append(
+                SampleResult(_name(sample), sample.explain, tuple(found), took[0], statistics.median(took[1:]))
+            )
             problems += [f"{_name(sample)}: {one}" for one in found]
         held = [sample for sample, one in zip(samples, asked, strict=True) if not one.differences]
         sound = [request for request, one in zip(requests, asked, strict=True) if not one.differences]
@@ -94,7 +96,7 @@ def prove(path: Path) -> Proof:
         problems += found
         explains = any(one.explain for one in asked) or _explains(worker, requests[0])
         peak = _peak(worker.pid)
-    return Proof(tuple(asked), tuple(problems), batch_size, explains, load, peak, refused)
+    return SampleReport(tuple(asked), tuple(problems), batch_size, explains, load, peak, refused)
 
 
 def _together(worker: Worker, samples: Sequence[Sample], requests: Sequence[Request], batch_size: int) -> list[str]:
@@ -127,7 +129,7 @@ def _among_bad(
     return problems, tuple(refused)
 
 
-def _compared(samples: Sequence[Sample], answers: Sequence[Answer], where: str) -> list[str]:
+def _compared(samples: Sequence[Sample], answers: Sequence[Response], where: str) -> list[str]:
     return [
         f"{_name(sample)}, {where}: {one}"
         for sample, answer in zip(samples, answers, strict=True)

@@ -207,7 +207,7 @@ def _packed(folder: Path, name: str, stock: str, ours: str, **more: Any) -> dict
     for way, keys in ways.items():
         document = {"name": name, "version": "1.0", "weights": f"{name}.pt", **keys}
         made = recipe.Recipe.model_validate(document)
-        archive.pack(archive.compose(made, folder), folder / way / f"{name}-1.0.mar")
+        archive.pack(archive.collect_members(made, folder), folder / way / f"{name}-1.0.mar")
     return {way: folder / way for way in ways}
 
 

@@ -22,7 +22,7 @@ import psutil
 
 from serving.models import BATCH, DELAY, JPEG, Model
 from torchmar import properties
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.engines import java
 from torchmar.engines.addresses import free_addresses, free_ports
 from torchmar.engines.engine import Engine
@@ -140,7 +140,7 @@ class Shipped(Side):
                 "TEMP": home,
             }
             with _process(command, folder, environment) as (process, ended):
-                server = Server(addresses["inference_address"], addresses["management_address"], tokens={})
+                server = Endpoint(addresses["inference_address"], addresses["management_address"], tokens={})
                 if empty:
                     _wait_for_port(addresses["management_address"], ended)
                 pid = _java(process.pid, ended)
@@ -201,9 +201,7 @@ class Builtin(Ours):
     @staticmethod
     def engine(*arguments: Any) -> Engine:
         """Return the built-in server, not started."""
-        from torchmar.engines.builtin import Builtin as Server
-
-        return Server(*arguments)
+        return Endpoint(*arguments)
 
     def missing(self) -> str:
         """Return whether this version of torchmar has none."""

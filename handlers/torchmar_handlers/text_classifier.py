@@ -74,7 +74,7 @@ class TextClassifier(TextHandler):
         file = folder / str(self.manifest["model"].get("sourceVocab") or vocabulary.FILE)
         self.has_vocabulary = file.is_file() and not (folder / tokenizer.FILE).is_file()
         if self.has_vocabulary:
-            return vocabulary.Bag(file, ngrams)
+            return vocabulary.Vocabulary(file, ngrams)
         return super().read_with(folder)
 
     def predict_handle(self, batch: Sequence[Encoded], requests: Sequence[Request]) -> list[dict[str, float]]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchmar.archive.building import build
-    from torchmar.archive.built_archive import Packed
-    from torchmar.archive.collecting import compose
+    from torchmar.archive.built_archive import BuiltArchive
+    from torchmar.archive.collecting import collect_members
     from torchmar.archive.derivation import derive
     from torchmar.archive.importing import import_archive
     from torchmar.archive.packing import pack, pack_folder, pack_tgz
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Archive",
+    "BuiltArchive",
     "Member",
-    "Packed",
     "build",
-    "compose",
+    "collect_members",
     "derive",
     "import_archive",
     "pack",
@@ -38,9 +38,9 @@ __all__ = [
 _MODULES = {
     "Archive": "read",
     "Member": "read",
-    "Packed": "built_archive",
+    "BuiltArchive": "built_archive",
     "build": "building",
-    "compose": "collecting",
+    "collect_members": "collecting",
     "derive": "derivation",
     "import_archive": "importing",
     "pack": "packing",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torchmar
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 
 _BELIEVED = 7 * 24 * 3600.0  # seconds
 _FORMAT = 1
@@ -37,7 +37,7 @@ def stats(paths: Iterable[Path]) -> Stats:
     return {str(path.absolute()): _stat(path) for path in paths}
 
 
-def recall(recipe: Path, store: Path, form: str) -> dict[str, Any] | None:
+def load(recipe: Path, store: Path, form: str) -> dict[str, Any] | None:
     """Return what was noted of the archive of a recipe if it is up to date; None when it must be built."""
     try:
         record = json.loads(_file(recipe, store, form).read_bytes())
@@ -49,7 +49,7 @@ def recall(recipe: Path, store: Path, form: str) -> dict[str, Any] | None:
         return None
 
 
-def remember(
+def store(
     recipe: Path, store: Path, form: str, inputs: Stats, outputs: Iterable[Path], archive: Mapping[str, Any]
 ) -> None:
     """Note what an archive was made of.
@@ -60,7 +60,7 @@ def remember(
         form: of the archive.
         inputs: `stats` of everything that went in, taken before it was read.
         outputs: the files of the archive.
-        archive: what `recall` is to return.
+        archive: what `load` is to return.
     """
     file = _file(recipe, store, form)
     now = time.time_ns()
@@ -73,7 +73,7 @@ def remember(
         "archive": dict(archive),
         "files": {**inputs, **stats(outputs)},
     }
-    part = beside(file)
+    part = temporary_path(file)
     try:
         part.write_text(json.dumps(record), encoding="utf-8")
         os.replace(part, file)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchmar.archive import build_cache
-from torchmar.archive.built_archive import Note, Packed
+from torchmar.archive.built_archive import BuiltArchive, Note
 
 if TYPE_CHECKING:
-    from torchmar.archive.copying import Progress, Source
+    from torchmar.archive.copying import MemberContent, Progress
     from torchmar.recipe import Recipe
 
 RECIPE = "archive.yaml"  # as in torchmar.recipe, which takes too long to import for a build that is up to date
@@ -19,7 +19,7 @@ RECIPE = "archive.yaml"  # as in torchmar.recipe, which takes too long to import
 Begin = Callable[[str, int], "Progress"]
 """Told the archive's name and its bytes before they are copied; returns what is told of every piece."""
 
-Inspect = Callable[[Mapping[str, "Source"]], "tuple[Note, ...]"]
+Inspect = Callable[[Mapping[str, "MemberContent"]], "tuple[Note, ...]"]
 """Called with the members before they are packed; returns notes about them, or raises ArchiveError to refuse."""
 
 
@@ -31,7 +31,7 @@ def build(
     force: bool = False,
     begin: Begin = lambda name, total: lambda count: None,
     inspect: Inspect | None = None,
-) -> Packed:
+) -> BuiltArchive:
     """Pack the recipe at ``recipe_path`` into ``store/NAME-VERSION.mar``.
 
     Args:
@@ -53,14 +53,14 @@ def build(
 
     from torchmar import recipe
     from torchmar.archive import copying, packing
-    from torchmar.archive.collecting import compose
+    from torchmar.archive.collecting import collect_members
 
     # What is noted of a file is from before it was read: a change since then must show.
     before = build_cache.stats([file]) if file.exists() else {}
     read, folder = recipe.read(file)
     if isinstance(read.labels, str):
         before |= build_cache.stats([folder / read.labels])
-    members = compose(read, folder)
+    members = collect_members(read, folder)
     before = build_cache.stats(_inputs(read, folder, members)) | before
     notes = inspect(members) if inspect else None
     total = sum(copying.size_of(source) for source in members.values())
@@ -79,18 +79,18 @@ def build(
         "members": packed.members,
     }
     facts["notes"] = notes
-    build_cache.remember(file, store, form, before, outputs, facts)
+    build_cache.store(file, store, form, before, outputs, facts)
     return packed
 
 
-def up_to_date(recipe_path: Path, store: Path, form: str = "mar") -> Packed | None:
+def up_to_date(recipe_path: Path, store: Path, form: str = "mar") -> BuiltArchive | None:
     """Return the archive of a recipe if building it would change nothing; None when it must be built."""
-    known = build_cache.recall(_file(recipe_path), store, form)
+    known = build_cache.load(_file(recipe_path), store, form)
     if not known:
         return None
     notes = known.get("notes")
     read = None if notes is None else tuple(Note(*note) for note in notes)
-    return Packed(**{**known, "path": Path(known["path"]), "unchanged": True, "notes": read})
+    return BuiltArchive(**{**known, "path": Path(known["path"]), "unchanged": True, "notes": read})
 
 
 def recipes_here() -> list[Path]:
@@ -102,7 +102,7 @@ def _file(recipe_path: Path) -> Path:
     return recipe_path / RECIPE if recipe_path.is_dir() else recipe_path
 
 
-def _inputs(recipe: Recipe, folder: Path, members: Mapping[str, Source]) -> list[Path]:
+def _inputs(recipe: Recipe, folder: Path, members: Mapping[str, MemberContent]) -> list[Path]:
     """Return the files that a build reads, and the folders whose listing decides which these are."""
     from torchmar.recipe import carried_folder
 

@@ -16,7 +16,7 @@ class Note(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Packed:
+class BuiltArchive:
     """An archive that was written: where, its digest, its size in bytes and its number of members.
 
     ``unchanged`` tells that it was there already and nothing was written. ``notes`` are the findings of the checks

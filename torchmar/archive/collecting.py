@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torchmar import manifest
-from torchmar.archive.copying import Source, Stored
+from torchmar.archive.copying import ArchiveSlice, MemberContent
 from torchmar.errors import ArchiveError
 from torchmar.recipe import CARRIED_PACKAGE, Recipe, carried_folder
 
@@ -21,7 +21,7 @@ SAMPLES_FILE = "MAR-INF/SAMPLES.json"
 _LEFT_OUT = ("__pycache__", ".DS_Store", ".ipynb_checkpoints", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
 
-def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
+def collect_members(recipe: Recipe, folder: Path) -> dict[str, MemberContent]:
     """Return the source of every member, by its path in the archive.
 
     Args:
@@ -31,7 +31,7 @@ def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
     Raises:
         ArchiveError: two sources would land on one path, or a file cannot be used.
     """
-    members: dict[str, Source] = {}
+    members: dict[str, MemberContent] = {}
     module, _, function = recipe.handler.partition(":")
     handler = PurePosixPath(module).name
     if module.endswith(".py"):
@@ -76,7 +76,7 @@ def compose(recipe: Recipe, folder: Path) -> dict[str, Source]:
     return members
 
 
-def add(members: dict[str, Source], path: str, source: Source) -> None:
+def add(members: dict[str, MemberContent], path: str, source: MemberContent) -> None:
     """Add a member; the same file, or one of the same content, may be named twice.
 
     Raises:
@@ -92,7 +92,7 @@ def add(members: dict[str, Source], path: str, source: Source) -> None:
     members[path] = source
 
 
-def _same(one: Source, other: Source) -> bool:
+def _same(one: MemberContent, other: MemberContent) -> bool:
     if not (isinstance(one, Path) and isinstance(other, Path)):
         return one == other
     try:
@@ -101,12 +101,12 @@ def _same(one: Source, other: Source) -> bool:
         return False
 
 
-def carries(handler: str, members: Mapping[str, Source]) -> bool:
+def carries(handler: str, members: Mapping[str, MemberContent]) -> bool:
     """Tell whether an archive with this handler needs the handlers of ours inside."""
     return handler.startswith(f"{CARRIED_PACKAGE}.") or any(map(_imports_carried, members.values()))
 
 
-def carried() -> dict[str, Source]:
+def carried() -> dict[str, MemberContent]:
     """Return the members that the package of our handlers makes."""
     return {f"{CARRIED_PACKAGE}/{inside}": file for inside, file in _files(carried_folder())}
 
@@ -122,7 +122,7 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
             yield inside.as_posix(), file
 
 
-def _labels(labels: str | list[str] | dict[str, str], folder: Path) -> Source:
+def _labels(labels: str | list[str] | dict[str, str], folder: Path) -> MemberContent:
     if isinstance(labels, str):
         file = folder / labels
         try:
@@ -138,7 +138,7 @@ def _labels(labels: str | list[str] | dict[str, str], folder: Path) -> Source:
     return _json({str(index): name for index, name in names.items()})
 
 
-def _imports_carried(source: Source) -> bool:
+def _imports_carried(source: MemberContent) -> bool:
     """Tell whether a member is a Python file that imports the handlers archives carry."""
     if not isinstance(source, Path) or source.suffix != ".py":
         return False
@@ -157,7 +157,7 @@ def _imports_carried(source: Source) -> bool:
     return False
 
 
-def refuse_clashes(members: Mapping[str, Source]) -> None:
+def refuse_clashes(members: Mapping[str, MemberContent]) -> None:
     """Raise ArchiveError when a path is a file of one member and a folder of another."""
     for path in members:
         for parent in PurePosixPath(path).parents:
@@ -173,7 +173,7 @@ def _base(name: str | None) -> str | None:
     return PurePosixPath(name).name if name else None
 
 
-def _name(source: Source) -> str:
-    if isinstance(source, Stored):
+def _name(source: MemberContent) -> str:
+    if isinstance(source, ArchiveSlice):
         source = source.file
     return "a generated file" if isinstance(source, bytes) else str(source)

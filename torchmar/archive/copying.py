@@ -41,7 +41,7 @@ _NOT_BY_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, err
 
 
 @dataclass(frozen=True)
-class Stored:
+class ArchiveSlice:
     """The content of a member that stands in another file as it is, with what is known of it."""
 
     file: Path
@@ -51,7 +51,7 @@ class Stored:
     crc: int
 
 
-Source = bytes | Path | Stored
+MemberContent = bytes | Path | ArchiveSlice
 """The content of a member: bytes, the file that holds them, or a part of an archive."""
 
 
@@ -63,14 +63,14 @@ class Copied:
     crc: int
 
 
-def size_of(source: Source) -> int:
+def size_of(source: MemberContent) -> int:
     """Return the number of bytes of a source."""
     if isinstance(source, bytes):
         return len(source)
-    return source.size if isinstance(source, Stored) else source.stat().st_size
+    return source.size if isinstance(source, ArchiveSlice) else source.stat().st_size
 
 
-def copy(source: Source, size: int, target: int, offset: int, progress: Progress) -> Copied:
+def copy(source: MemberContent, size: int, target: int, offset: int, progress: Progress) -> Copied:
     """Write ``size`` bytes of ``source`` to the descriptor ``target`` at ``offset``.
 
     Raises:
@@ -81,10 +81,10 @@ def copy(source: Source, size: int, target: int, offset: int, progress: Progress
         _write(target, source, offset)
         progress(size)
         return Copied(hashlib.sha256(source).hexdigest(), crc32(source))
-    file = source.file if isinstance(source, Stored) else source
+    file = source.file if isinstance(source, ArchiveSlice) else source
     with file.open("rb", buffering=0) as stream:
         before = os.fstat(stream.fileno())
-        if isinstance(source, Stored):
+        if isinstance(source, ArchiveSlice):
             stream.seek(source.offset)
             _transfer(stream, size, target, offset, progress)
             copied = Copied(source.sha256, source.crc)
@@ -93,7 +93,7 @@ def copy(source: Source, size: int, target: int, offset: int, progress: Progress
         else:
             copied = _hashing(stream, size, target, offset, progress)
         after = os.fstat(stream.fileno())
-    whole = isinstance(source, Stored) or before.st_size == size
+    whole = isinstance(source, ArchiveSlice) or before.st_size == size
     if not whole or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise ArchiveError(f"{file} was changed while it was packed", hint="build again when it is complete")
     return copied

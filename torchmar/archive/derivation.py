@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from torchmar import manifest, recipe
 from torchmar.archive import collecting, digests
-from torchmar.archive.built_archive import Packed
+from torchmar.archive.built_archive import BuiltArchive
 from torchmar.archive.collecting import CONFIG_FILE
-from torchmar.archive.copying import Source, size_of
+from torchmar.archive.copying import MemberContent, size_of
 from torchmar.archive.packing import pack
 from torchmar.archive.read import Archive
 from torchmar.errors import ArchiveError
@@ -32,7 +32,7 @@ def derive(
     config_file: Path | None = None,
     handler: str | Path | None = None,
     begin: Begin = lambda name, total: lambda count: None,
-) -> Packed:
+) -> BuiltArchive:
     """Write ``store/NAME-VERSION.mar`` with the content of ``archive``, changed as asked.
 
     Members that stand in the source as they are keep their digest and are copied without being
@@ -82,7 +82,7 @@ def derive(
         return pack(members, destination, begin(name, sum(map(size_of, members.values()))))
 
 
-def _handler(handler: str) -> dict[str, Source]:
+def _handler(handler: str) -> dict[str, MemberContent]:
     """Return the member that a handler is; none where it is a module that needs no file."""
     if problem := recipe.handler_problem(handler, Path()):
         raise ArchiveError(problem[0], hint=problem[1])

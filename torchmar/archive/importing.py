@@ -13,7 +13,7 @@ from torchmar import manifest, recipe
 from torchmar.archive import collecting, digests
 from torchmar.archive.collecting import LABELS_FILE, SAMPLES_FILE
 from torchmar.archive.read import Archive
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 from torchmar.errors import ArchiveError
 
 HEADER = "# Made of {archive} by torchmar import.\n"
@@ -36,7 +36,7 @@ def import_archive(archive: Path, folder: Path) -> tuple[Path, list[str]]:
         target = folder / source.manifest.name
         if target.exists():
             raise ArchiveError(f"{target} exists already", hint="remove it, or name another folder with --to")
-        part = beside(target)
+        part = temporary_path(target)
         try:
             source.extract(part)
             document = _recipe(source, part)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from torchmar.archive import copying, digests
-from torchmar.archive.built_archive import Packed
-from torchmar.archive.copying import Progress, Source
+from torchmar.archive.built_archive import BuiltArchive
+from torchmar.archive.copying import MemberContent, Progress
 from torchmar.archive.zip import ZipWriter
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 from torchmar.errors import ArchiveError
 
 _ZIP_EPOCH = 315532800  # 1980-01-01, the earliest time that a zip can hold
@@ -24,7 +24,9 @@ _PAGE = 4096
 _MAPPED = 64 << 10  # members from this size on start on a page: smaller ones nobody maps
 
 
-def pack(members: Mapping[str, Source], destination: Path, progress: Progress = lambda count: None) -> Packed:
+def pack(
+    members: Mapping[str, MemberContent], destination: Path, progress: Progress = lambda count: None
+) -> BuiltArchive:
     """Write ``members`` (bytes or files, by path in the archive) to ``destination``.
 
     The same members give the same bytes on any machine: they are stored, not deflated,
@@ -47,7 +49,7 @@ def pack(members: Mapping[str, Source], destination: Path, progress: Progress = 
         descriptor = stream.fileno()
         writer = ZipWriter(descriptor, when)
 
-        def write(name: str, source: Source) -> None:
+        def write(name: str, source: MemberContent) -> None:
             size = copying.size_of(source)
             offset = writer.begin(name, size, _PAGE if size >= _MAPPED else 1)
             copied = copying.copy(source, size, descriptor, offset, progress)
@@ -59,17 +61,19 @@ def pack(members: Mapping[str, Source], destination: Path, progress: Progress = 
         text = digests.show(sums)
         write(digests.PATH, text)
         size = writer.close()
-    return Packed(destination, digests.archive_digest(text), size, len(members) + 1)
+    return BuiltArchive(destination, digests.archive_digest(text), size, len(members) + 1)
 
 
-def pack_folder(members: Mapping[str, Source], destination: Path, progress: Progress = lambda count: None) -> Packed:
+def pack_folder(
+    members: Mapping[str, MemberContent], destination: Path, progress: Progress = lambda count: None
+) -> BuiltArchive:
     """Write ``members`` as files below ``destination``, a folder; TorchServe registers it without extracting.
 
     A folder that was there is replaced as a whole. Raises ArchiveError as `pack` does.
     """
     sums: dict[str, str] = {}
     total = 0
-    part = beside(destination)
+    part = temporary_path(destination)
     with _told(destination):
         try:
             for name, source in sorted(members.items()):
@@ -85,12 +89,12 @@ def pack_folder(members: Mapping[str, Source], destination: Path, progress: Prog
             _replace_folder(part, destination)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return Packed(destination, digests.archive_digest(text), total + len(text), len(members) + 1)
+    return BuiltArchive(destination, digests.archive_digest(text), total + len(text), len(members) + 1)
 
 
 def pack_tgz(
-    members: Mapping[str, Source], destination: Path, folder: str, progress: Progress = lambda count: None
-) -> Packed:
+    members: Mapping[str, MemberContent], destination: Path, folder: str, progress: Progress = lambda count: None
+) -> BuiltArchive:
     """Write ``members`` below ``folder`` to a ``.tar.gz``, with one time, owner and mode for all.
 
     Raises ArchiveError as `pack` does. Slower and larger in memory than a ``.mar``: gzip is one stream.
@@ -123,7 +127,7 @@ def pack_tgz(
             tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
         ):
 
-            def write(name: str, source: Source) -> None:
+            def write(name: str, source: MemberContent) -> None:
                 info = tarfile.TarInfo(f"{folder}/{name}")
                 info.size, info.mtime, info.mode = copying.size_of(source), moment, 0o644
                 with _stream(source) as content:
@@ -136,7 +140,7 @@ def pack_tgz(
             text = digests.show(sums)
             write(digests.PATH, text)
         size = stream.tell()
-    return Packed(destination, digests.archive_digest(text), size, len(members) + 1)
+    return BuiltArchive(destination, digests.archive_digest(text), size, len(members) + 1)
 
 
 @contextlib.contextmanager
@@ -159,7 +163,7 @@ def _appearing(destination: Path) -> Iterator[BinaryIO]:
     if destination.is_dir():
         raise ArchiveError(f"{destination} is a folder", hint="remove it, or write somewhere else")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    part = beside(destination)
+    part = temporary_path(destination)
     try:
         with open(part, "xb") as stream:
             yield stream
@@ -176,7 +180,7 @@ def _replace_folder(part: Path, destination: Path) -> None:
         return
     if not (destination / "MAR-INF").is_dir():
         raise ArchiveError(f"{destination} is there and is no archive", hint="remove it, or write somewhere else")
-    old = beside(destination)
+    old = temporary_path(destination)
     destination.rename(old)
     try:
         part.rename(destination)
@@ -187,12 +191,12 @@ def _replace_folder(part: Path, destination: Path) -> None:
 
 
 @contextlib.contextmanager
-def _stream(source: Source) -> Iterator[BinaryIO]:
+def _stream(source: MemberContent) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
-    with (source.file if isinstance(source, copying.Stored) else source).open("rb") as stream:
-        if isinstance(source, copying.Stored):
+    with (source.file if isinstance(source, copying.ArchiveSlice) else source).open("rb") as stream:
+        if isinstance(source, copying.ArchiveSlice):
             stream.seek(source.offset)
         yield stream
 

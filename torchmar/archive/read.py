@@ -20,9 +20,9 @@ import yaml
 from torchmar import manifest
 from torchmar.archive import digests, layout
 from torchmar.archive.collecting import SAMPLES_FILE
-from torchmar.archive.copying import Source, Stored
+from torchmar.archive.copying import ArchiveSlice, MemberContent
 from torchmar.archive.forms import DAMAGED, Window, open_form
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 from torchmar.errors import ArchiveError
 from torchmar.recipe import Sample
 
@@ -197,7 +197,7 @@ class Archive:
                 raise ArchiveError(f"{self.path}: {name} is too large ({self._entries[name].size} bytes)")
             return content.read(_SMALL)
 
-    def source(self, name: str, scratch: Path) -> Source:
+    def source(self, name: str, scratch: Path) -> MemberContent:
         """Return a member as something to pack: where it stands, if it stands there as it is, or a copy in ``scratch``.
 
         Raises:
@@ -205,7 +205,7 @@ class Archive:
         """
         entry = self._entries[name]
         if entry.offset is not None and name in self.listed:
-            return Stored(self.path, entry.offset, entry.size, self.listed[name], entry.crc)
+            return ArchiveSlice(self.path, entry.offset, entry.size, self.listed[name], entry.crc)
         file = scratch / secrets.token_hex(8)
         self._extract(name, file)
         return file
@@ -225,7 +225,7 @@ class Archive:
         """
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArchiveError(f"{folder} exists already", hint="extract into a new or an empty folder")
-        part = beside(folder)
+        part = temporary_path(folder)
         try:
             part.mkdir(parents=True)
             total, free = sum(self.sizes.values()), shutil.disk_usage(part).free

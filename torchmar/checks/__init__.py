@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from torchmar import recipe
-from torchmar.archive import Archive, compose
-from torchmar.archive.copying import Source, Stored, size_of
+from torchmar.archive import Archive, collect_members
+from torchmar.archive.copying import ArchiveSlice, MemberContent, size_of
 from torchmar.checks import configuration, foreign, handler, layout, requirements, weights
 from torchmar.checks import manifest as manifests
 from torchmar.checks.finding import Code, Content, Finding
@@ -77,14 +77,14 @@ def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
 class Composed:
     """The members of an archive that is not packed yet."""
 
-    def __init__(self, members: Mapping[str, Source]) -> None:
+    def __init__(self, members: Mapping[str, MemberContent]) -> None:
         self._members = members
         self.sizes: Mapping[str, int] = {name: size_of(source) for name, source in members.items()}
 
     def open(self, name: str) -> IO[bytes]:
         """Open a member for reading."""
         source = self._members[name]
-        if isinstance(source, Stored):
+        if isinstance(source, ArchiveSlice):
             raise TypeError("parts of archives are checked in their archive")
         return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
@@ -103,7 +103,7 @@ def _recipe(path: Path, gpus: int | None) -> list[Finding]:
             for problem in error.problems
         ]
     try:
-        members = compose(read, folder)
+        members = collect_members(read, folder)
     except ArchiveError as error:
         return [Finding(Code.MAR207, str(path), error.message, error.hint)]
     return check_content(Composed(members), gpus)

@@ -26,10 +26,10 @@ def main() -> None:
 
 
 def _run() -> None:
-    from torchmar.cli.up_to_date import told
+    from torchmar.cli.up_to_date import print_if_up_to_date
 
     # Before the rest is imported, which takes longer than to see that nothing is to be done.
-    if told(sys.argv[1:]):
+    if print_if_up_to_date(sys.argv[1:]):
         return
     from torchmar.cli.app import app
     from torchmar.cli.terminal import complain

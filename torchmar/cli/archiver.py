@@ -12,7 +12,7 @@ import argparse
 import logging
 import sys
 
-from torchmar.archive import Packed
+from torchmar.archive import BuiltArchive
 from torchmar.checks.finding import unknown
 from torchmar.cli.findings import inspect
 from torchmar.cli.progress import Bar
@@ -33,7 +33,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def archive(options: argparse.Namespace) -> Packed:
+def archive(options: argparse.Namespace) -> BuiltArchive:
     """Write the archive that the flags describe.
 
     Raises:

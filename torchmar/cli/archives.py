@@ -18,7 +18,7 @@ from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.archive.built_archive import Note
-    from torchmar.archive.copying import Source
+    from torchmar.archive.copying import MemberContent
 
 PANEL = "Archives"
 
@@ -58,7 +58,7 @@ def build(
 
     ignored = ignore or []
 
-    def inspect(members: Mapping[str, Source]) -> tuple[Note, ...]:
+    def inspect(members: Mapping[str, MemberContent]) -> tuple[Note, ...]:
         return findings.inspect(members, ignored)
 
     found = recipes or recipes_here()

@@ -15,7 +15,7 @@ from torchmar.cli.terminal import err, out, show_table, table
 
 if TYPE_CHECKING:
     from torchmar.checks import Finding
-    from torchmar.sample_check import Proof
+    from torchmar.sample_check import SampleReport
 
 
 def check(
@@ -62,17 +62,17 @@ def check(
     raise typer.Exit(1 if failed else 0)
 
 
-def _prove(path: Path) -> Proof:
+def _prove(path: Path) -> SampleReport:
     import tempfile
 
     from torchmar import archive, recipe
-    from torchmar.sample_check import prove
+    from torchmar.sample_check import run_samples
 
     with err.status(f"asking the samples of {path}"):
         if recipe.is_recipe(path):
             with tempfile.TemporaryDirectory(prefix="torchmar-check-") as store:
-                return prove(archive.build(path, Path(store)).path)
-        return prove(path)
+                return run_samples(archive.build(path, Path(store)).path)
+        return run_samples(path)
 
 
 def _show(path: Path, finding: Finding) -> None:
@@ -84,7 +84,7 @@ def _show(path: Path, finding: Finding) -> None:
         out.print(f"       [cyan]hint:[/] {escape(finding.remedy)}")
 
 
-def _report(path: Path, proof: Proof) -> None:
+def _report(path: Path, proof: SampleReport) -> None:
     rows = [
         (one.name, "differs" if one.differences else "ok", f"{one.first:.1f}", f"{one.steady:.1f}")
         for one in proof.samples
@@ -104,7 +104,7 @@ def _report(path: Path, proof: Proof) -> None:
     out.print(f"{verdict} {escape(str(path))}: {'; '.join(facts)}")
 
 
-def _document(path: Path, findings: list[Finding], proof: Proof | None) -> dict[str, object]:
+def _document(path: Path, findings: list[Finding], proof: SampleReport | None) -> dict[str, object]:
     from dataclasses import asdict
 
     told = [

@@ -12,7 +12,7 @@ import typer
 from torchmar.cli.options import WHERE
 
 if TYPE_CHECKING:
-    from torchmar.connection import Server
+    from torchmar.connection import Endpoint
 
 CaFile = Annotated[
     Path | None,
@@ -40,7 +40,7 @@ def server(
     key_file: Path | None,
     ca_file: Path | None,
     allow_plain_http: bool,
-) -> Server:
+) -> Endpoint:
     """Return the server that the options name.
 
     Args:
@@ -51,11 +51,11 @@ def server(
         ca_file: in place of the usual certificates.
         allow_plain_http: in any case, besides where the environment says so.
     """
-    from torchmar.connection import RUN_FOLDER, Server
+    from torchmar.connection import RUN_FOLDER, Endpoint
 
-    found = Server.started_in(run_folder or RUN_FOLDER)
+    found = Endpoint.started_in(run_folder or RUN_FOLDER)
     if address and not _same(address, getattr(found, field)):
-        found = Server()
+        found = Endpoint()
     named: dict[str, Any] = {field: address} if address else {}
     return replace(
         found,
@@ -68,15 +68,13 @@ def server(
 
 def _same(first: str, second: str) -> bool:
     """Tell whether two addresses are of one server; a machine has several for itself."""
-    from torchmar.connection.local import stays_here
+    from torchmar.connection.local import is_local
 
     try:
         one, other = urlsplit(first), urlsplit(second)
         if "unix" in (one.scheme, other.scheme):
             return one == other
-        same_host = one.hostname == other.hostname or (
-            stays_here(one.hostname or "") and stays_here(other.hostname or "")
-        )
+        same_host = one.hostname == other.hostname or (is_local(one.hostname or "") and is_local(other.hostname or ""))
         return same_host and (one.scheme, one.port) == (other.scheme, other.port)
     except ValueError:
         return False

@@ -17,7 +17,7 @@ from torchmar.cli.terminal import complain, err, out, wrapped
 from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
-    from torchmar.connection import Server
+    from torchmar.connection import Endpoint
     from torchmar.deployment.desired import Deployment
     from torchmar.deployment.executor import Report, Step
     from torchmar.deployment.plan import Plan
@@ -184,7 +184,7 @@ def _plan(deployment: Deployment, file: Path, gpus: str | None, run_folder: Path
     from torchmar.deployment import planning
     from torchmar.deployment.gpus import parse
 
-    where: Server = planning.server(deployment.server, file.parent, run_folder)
+    where: Endpoint = planning.server(deployment.server, file.parent, run_folder)
     store = planning.model_store(deployment.server, file.parent, run_folder)
     with err.status("asking the server"):
         return planning.make(deployment, file.parent, where, store, parse(gpus) if gpus else None)
@@ -235,7 +235,7 @@ def _show_outcome(report: Report, folder: Path) -> None:
     if report.failure:
         failed = report.failed
         trace = ""
-        if isinstance(failed, actions.Register | actions.Grow):
+        if isinstance(failed, actions.Register | actions.ScaleUp):
             trace = worker_log.traceback(folder, failed.model, failed.version)
         if trace:
             err.print(trace.rstrip(), style="dim", markup=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 from torchmar.cli.terminal import err
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import EngineError, TorchmarError
@@ -196,7 +196,7 @@ def _write(texts: dict[Path | None, str]) -> None:
         if file is None:
             typer.echo(text, nl=False)
             continue
-        part = beside(file)
+        part = temporary_path(file)
         try:
             part.write_text(text, encoding="utf-8")
             part.replace(file)

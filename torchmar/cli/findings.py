@@ -10,11 +10,13 @@ from torchmar.errors import ArchiveError
 
 if TYPE_CHECKING:
     from torchmar.archive.built_archive import Note
-    from torchmar.archive.copying import Source
+    from torchmar.archive.copying import MemberContent
     from torchmar.checks import Finding
 
 
-def inspect(members: Mapping[str, Source], ignore: Sequence[str] = (), *, refuse: bool = True) -> tuple[Note, ...]:
+def inspect(
+    members: Mapping[str, MemberContent], ignore: Sequence[str] = (), *, refuse: bool = True
+) -> tuple[Note, ...]:
     """Check the members of an archive that is to be packed; print what is found and return all of it.
 
     Args:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from torchmar.cli import responses
-from torchmar.cli.results_file import AnswersFile
+from torchmar.cli.results_file import ResultsFile
 from torchmar.cli.terminal import complain, err
 from torchmar.connection.error_responses import PAGE
-from torchmar.errors import NotFound, Refused, TorchmarError, Unauthorized, Unreachable
-from torchmar.exchange import Answer
+from torchmar.errors import ConnectError, NotFoundError, ServerError, TorchmarError, UnauthorizedError
+from torchmar.exchange import Response
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -50,7 +50,7 @@ class _Unreadable(TorchmarError):
     """Say why an input cannot be read."""
 
 
-_Result = tuple[_Question, "Answer | TorchmarError | None"]
+_Result = tuple[_Question, "Response | TorchmarError | None"]
 
 
 class Asking:
@@ -87,7 +87,7 @@ class Asking:
         sources = list(dict.fromkeys(map(str, inputs)))
         if output is None:
             return self._print(sources, jobs)
-        with AnswersFile(output, self._request()) as file:
+        with ResultsFile(output, self._request()) as file:
             before = file.told.keys() & set(sources)
             try:
                 self._write(sources, jobs, file, before)
@@ -101,13 +101,13 @@ class Asking:
         results = self._results([_Question(source) for source in sources], jobs, ordered=True)
         with contextlib.closing(results):
             for question, result in results:
-                if isinstance(result, Answer):
+                if isinstance(result, Response):
                     typer.echo(responses.line(question.source, responses.content(result)), nl=False)
                 elif result:
                     self._complain(question, result, len(sources))
         return not self._complaints
 
-    def _write(self, sources: list[str], jobs: int, file: AnswersFile, before: set[str]) -> None:
+    def _write(self, sources: list[str], jobs: int, file: ResultsFile, before: set[str]) -> None:
         """Write what is missing to ``file``; what turns out to have been edited leaves ``before``."""
         questions = [_Question(source, source in before, file.digests.get(source)) for source in sources]
         results = self._results(questions, jobs, ordered=False)
@@ -116,11 +116,11 @@ class Asking:
                 if result:
                     before.discard(question.source)
                     file.told.pop(question.source, None)
-                if isinstance(result, Answer):
+                if isinstance(result, Response):
                     file.answer(question.source, question.digest, result)
                 elif result:
                     self._complain(question, result, _COMPLAINTS)
-                    if isinstance(result, Refused) and result.status in _ABOUT_THE_INPUT:
+                    if isinstance(result, ServerError) and result.status in _ABOUT_THE_INPUT:
                         file.refuse(question.source, question.digest, result.status, result.message)
                 advance()
 
@@ -135,7 +135,7 @@ class Asking:
                     raise result
                 yield question, result
 
-    def _one(self, client: Client, question: _Question) -> Answer | None:
+    def _one(self, client: Client, question: _Question) -> Response | None:
         try:
             request = responses.request(Path(question.source), self._explained is not None, None, self._explained)
         except TorchmarError as error:
@@ -162,7 +162,7 @@ class Asking:
         how = "&".join(f"{name}={value}" for name, value in sorted((self._explained or {}).items()))
         return f"{kind}/{self._name}{version}" + (f"?{how}" if how else "")
 
-    def _sum_up(self, sources: Iterable[str], file: AnswersFile, before: set[str]) -> None:
+    def _sum_up(self, sources: Iterable[str], file: ResultsFile, before: set[str]) -> None:
         told = [file.told.get(source) for source in sources]
         said = f"{told.count(True)} of {len(told)} answered"
         if there := sum(file.told[source] for source in before):
@@ -175,13 +175,15 @@ class Asking:
 
 
 def _befalls_all(error: TorchmarError) -> bool:
-    if isinstance(error, Refused):
+    if isinstance(error, ServerError):
         elsewhere = error.type in (PAGE, "ResourceNotFoundException") and error.status < 500
         one_by_one = error.status in (413, 429)
-        no_model = isinstance(error, NotFound) and error.type.startswith("Model")  # else it is the handler's own word
-        return isinstance(error, Unauthorized) or error.status < 400 or no_model or (elsewhere and not one_by_one)
+        no_model = isinstance(error, NotFoundError) and error.type.startswith(
+            "Model"
+        )  # else it is the handler's own word
+        return isinstance(error, UnauthorizedError) or error.status < 400 or no_model or (elsewhere and not one_by_one)
     # A connection that breaks may be the fault of one input; if the server is gone, the next one tells.
-    return not isinstance(error, _Unreadable) and not (isinstance(error, Unreachable) and error.sent)
+    return not isinstance(error, _Unreadable) and not (isinstance(error, ConnectError) and error.sent)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torchmar.cli.connection_options import CaFile, PlainHttp
 from torchmar.cli.operating import complain_of_failing
 from torchmar.cli.options import Address, AsJson, Check, Ignore, KeyFile, Name, RunFolder, Version
 from torchmar.cli.terminal import complain, err, out, show_table, table
-from torchmar.errors import NotFound, TorchmarError
+from torchmar.errors import NotFoundError, TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.management import ManagementClient, ModelVersion
@@ -41,7 +41,7 @@ def models(
     for found in [name] if name else sorted(client.names()):
         try:
             rows += _versions(client, found, customized)
-        except NotFound as error:
+        except NotFoundError as error:
             if name:
                 raise
             complain(TorchmarError(f"{found}: {error.message}"))  # it was unregistered meanwhile; the others are there

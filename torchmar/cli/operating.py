@@ -18,7 +18,7 @@ from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.engines.logs import Entry
-    from torchmar.engines.server_records import Running
+    from torchmar.engines.server_records import ServerRecord
     from torchmar.engines.state import ServerState
 
 _FOLLOW_SECONDS = 0.2
@@ -43,9 +43,9 @@ def status(
     """
     from torchmar.connection import RUN_FOLDER
     from torchmar.engines import state
-    from torchmar.engines.server_records import Running
+    from torchmar.engines.server_records import ServerRecord
 
-    named = [Running.find(run_folder)] if run_folder else Running.everywhere()
+    named = [ServerRecord.find(run_folder)] if run_folder else ServerRecord.everywhere()
     states = [state.look(running) for running in named if running]
     if as_json:
         typer.echo(json.dumps([_document(one) for one in states], indent=2))
@@ -57,7 +57,7 @@ def status(
         err.print(
             f"no server runs{f' with {run_folder}' if run_folder else ''}; torchmar serve starts one", markup=False
         )
-    if killed := Running.killed(run_folder or RUN_FOLDER):
+    if killed := ServerRecord.killed(run_folder or RUN_FOLDER):
         complain(_death(killed))
     if not run_folder:
         _tell_of_others()
@@ -101,13 +101,13 @@ def complain_of_failing(folder: Path) -> None:
 
     A server that cannot be asked is no matter of this.
     """
-    from torchmar.connection import Server
+    from torchmar.connection import Endpoint
     from torchmar.engines import state, worker_log
 
     if not worker_log.failures(folder):
         return
     with contextlib.suppress(TorchmarError):
-        for version in state.versions_on(Server.started_in(folder), folder):
+        for version in state.versions_on(Endpoint.started_in(folder), folder):
             if version.failure:
                 complain(state.failed(version))
 
@@ -169,7 +169,7 @@ def _show(one: ServerState) -> None:
             complain(version.trouble)
 
 
-def _death(killed: Running) -> TorchmarError:
+def _death(killed: ServerRecord) -> TorchmarError:
     from torchmar.engines.server_records import option
 
     where = option(Path(killed.folder))
@@ -180,9 +180,9 @@ def _death(killed: Running) -> TorchmarError:
 
 
 def _tell_of_others() -> None:
-    from torchmar.engines.server_records import others
+    from torchmar.engines.server_records import unmanaged_servers
 
-    for one in others():
+    for one in unmanaged_servers():
         ends = f"; kill {one.pid} ends it" if one.gone else ""
         err.print(f"process {one.pid} is {one.what}{ends}", markup=False)
 

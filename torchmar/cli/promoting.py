@@ -42,7 +42,7 @@ def rollback(
         out.print(f"{name} is back at {done.after} (it was {done.before})", markup=False)
         if done.workers_after < done.workers_before:
             with err.status(f"starting {done.workers_before} workers in place of {done.workers_after}"):
-                back.reinforce(client, done)
+                back.restore_workers(client, done)
             out.print(f"{name} {done.after} has {done.workers_before} workers, as {done.before} had", markup=False)
     _remind(done.before)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from torchmar import exchange
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 from torchmar.cli.terminal import err
-from torchmar.errors import Refused, TorchmarError
+from torchmar.errors import ServerError, TorchmarError
 
 STDIN = Path("-")
 _BY_SUFFIX = {".png": "image/png", ".npy": "application/x-npy"}
@@ -28,11 +28,11 @@ def request(
     return exchange.read(file, explain=explain, accept=accept, headers=headers)
 
 
-def show(answer: exchange.Answer, output: Path | None) -> None:
+def show(answer: exchange.Response, output: Path | None) -> None:
     """Print an answer, or write it to ``output``.
 
     Raises:
-        Refused: the answer is an error.
+        ServerError: the answer is an error.
         TorchmarError: it cannot be written, or is no text for a terminal.
     """
     if answer.status >= 400:
@@ -50,13 +50,13 @@ def show(answer: exchange.Answer, output: Path | None) -> None:
     sys.stdout.flush()
 
 
-def _save(answer: exchange.Answer, output: Path) -> None:
+def _save(answer: exchange.Response, output: Path) -> None:
     suffix, kind = output.suffix.lower(), answer.content_type or "text"
     if suffix in _BY_SUFFIX and kind != _BY_SUFFIX[suffix]:
         what = "draws no picture" if suffix == ".png" else "gives no array"
         raise TorchmarError(f"the handler {what}; it answered with {kind}", hint="give the file a .json name")
     place = output.resolve()
-    part = beside(place)
+    part = temporary_path(place)
     try:
         if place.exists() and not place.is_file():  # a device or a pipe, whose place no file may take
             place.write_bytes(answer.body)
@@ -70,13 +70,13 @@ def _save(answer: exchange.Answer, output: Path) -> None:
             part.unlink()
 
 
-def refusal(answer: exchange.Answer) -> Refused:
+def refusal(answer: exchange.Response) -> ServerError:
     """Return what an answer with an error status says, as an exception."""
     try:
         message = str(json.loads(answer.body)["message"])
     except (ValueError, KeyError, TypeError):
         message = answer.body.decode("utf-8", "replace")[:500]
-    return Refused(f"{answer.status}: {message}", status=answer.status)
+    return ServerError(f"{answer.status}: {message}", status=answer.status)
 
 
 def line(source: str, content: Mapping[str, Any]) -> bytes:
@@ -86,7 +86,7 @@ def line(source: str, content: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
-def content(answer: exchange.Answer) -> dict[str, Any]:
+def content(answer: exchange.Response) -> dict[str, Any]:
     """Return what a line says of an answer: it, as JSON or as a text, or else its bytes in base64."""
     with contextlib.suppress(ValueError, RecursionError):
         return {"status": answer.status, "answer": json.loads(answer.body, parse_constant=_no_json)}

@@ -11,17 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 from torchmar.cli import responses
 from torchmar.errors import TorchmarError
-from torchmar.exchange import Answer
+from torchmar.exchange import Response
 
 SUFFIXES = (".jsonl", ".ndjson")
 _BEGINNING = b'{"input": '
 _OTHER_FILE = "write to another file"
 
 
-class AnswersFile:
+class ResultsFile:
     """A file of answers, one line for each input; a context manager.
 
     Every line is written as a whole when its answer comes. A line that was torn (the disk was
@@ -48,7 +48,7 @@ class AnswersFile:
         self.digests: dict[str, str | None] = {}
         self.superseded = False
 
-    def __enter__(self) -> AnswersFile:
+    def __enter__(self) -> ResultsFile:
         try:
             self._stream: BinaryIO = open(self._path, "a+b", buffering=0)
         except OSError as error:
@@ -72,7 +72,7 @@ class AnswersFile:
     ) -> None:
         self._stream.close()
 
-    def answer(self, source: str, digest: str, answer: Answer) -> None:
+    def answer(self, source: str, digest: str, answer: Response) -> None:
         """Write the answer to an input.
 
         Raises:
@@ -94,7 +94,7 @@ class AnswersFile:
             places[json.loads(raw)["input"]] = (start, len(raw))
             start += len(raw)
         file = self._path.resolve()
-        part = beside(file)
+        part = temporary_path(file)
         try:
             with part.open("wb") as target:
                 for source in dict.fromkeys([*(one for one in order if one in places), *places]):

@@ -15,7 +15,7 @@ from torchmar.cli.options import Check, Ignore, ServedFrom
 from torchmar.cli.terminal import complain, err
 from torchmar.cli.terminal import lasting_out as out
 from torchmar.engines import DEFAULT, TITLES, EngineName
-from torchmar.errors import EngineError, ModelFailed, TorchmarError
+from torchmar.errors import EngineError, ModelFailedError, TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.engines.engine import Engine
@@ -148,16 +148,16 @@ def stop(
     ] = False,
 ) -> None:
     """Stop the server that runs with a folder."""
-    from torchmar.engines.server_records import Running
+    from torchmar.engines.server_records import ServerRecord
 
     if everything:
         here = Path.cwd().resolve()
-        found = [running for running in Running.everywhere() if here in Path(running.folder).parents]
+        found = [running for running in ServerRecord.everywhere() if here in Path(running.folder).parents]
         nothing = f"no server runs with a folder in {here}"
     else:
-        found = [running] if (running := Running.find(run_folder)) else []
+        found = [running] if (running := ServerRecord.find(run_folder)) else []
         nothing = f"no server runs with {run_folder}"
-        if killed := Running.killed(run_folder):
+        if killed := ServerRecord.killed(run_folder):
             killed.stop()
             nothing += f": process {killed.pid} ended by itself; what it left is removed, but for its logs"
     if not found:
@@ -218,7 +218,7 @@ def _load(server: Engine, archive: Path, ignored: list[str]) -> bool:
             findings.warn(admit(archive, ignored))
             model = server.load(archive)
     except TorchmarError as error:
-        if isinstance(error, EngineError) and not isinstance(error, ModelFailed):
+        if isinstance(error, EngineError) and not isinstance(error, ModelFailedError):
             raise  # the server has ended, and will load nothing more
         complain(error)
         return False

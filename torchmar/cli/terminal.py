@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from torchmar.errors import EngineError, LoadError, ModelFailed, RecipeError, TorchmarError, WorkerError
+from torchmar.errors import EngineError, LoadError, ModelFailedError, RecipeError, TorchmarError, WorkerError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +36,7 @@ err = LastingConsole(stderr=True, highlight=False, soft_wrap=True)
 
 def complain(error: TorchmarError) -> None:
     """Print an error: what is wrong and where, what the process behind it said, what to do next."""
-    trace = error.traceback if isinstance(error, LoadError | ModelFailed) else ""
+    trace = error.traceback if isinstance(error, LoadError | ModelFailedError) else ""
     log = error.log if isinstance(error, WorkerError | EngineError) and not trace else ""
     for text in (trace, log):
         if text.strip():

@@ -20,13 +20,13 @@ import psutil
 
 import torchmar
 from torchmar import properties
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 from torchmar.cli import addresses
 from torchmar.cli.terminal import complain, err
 from torchmar.cli.terminal import lasting_out as out
 from torchmar.connection import KEY_FILE, RUN_FOLDER
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.server_records import MARK, MODULE, Running, folder_of, new_mark, option, servers
+from torchmar.engines.server_records import MARK, MODULE, ServerRecord, folder_of, new_mark, option, servers
 from torchmar.engines.torchserve import VERSION
 from torchmar.errors import EngineError, PropertiesError, TorchmarError
 from torchmar.server.config import settings
@@ -107,7 +107,7 @@ def stop(run_folder: str | None) -> None:
         out.print("TorchServe is not currently running.")
         return
     found = folder_of(process)
-    running = Running.find(found) if found else None
+    running = ServerRecord.find(found) if found else None
     if running is None or running.engine != "builtin":
         raise EngineError(
             f"process {process.pid} is a server that torchmar-serve did not start", hint="torchserve --stop ends it"
@@ -149,7 +149,7 @@ def _start_in_background(configured: Settings, values: Mapping[str, str], folder
         file.write_text(properties.show(values), encoding="utf-8")
         engine = Builtin(file, configured.model_store, folder)
     with engine as server:
-        _tell(server.folder, server.described, Running.find(server.folder), configured)
+        _tell(server.folder, server.described, ServerRecord.find(server.folder), configured)
         server.detach()
     _report(server)
 
@@ -171,10 +171,10 @@ def _report(server: Builtin) -> None:
 
 def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> None:
     """Run the server in place of this process, so that signals reach it; what it prints goes where this prints."""
-    if running := Running.find(folder):
+    if running := ServerRecord.find(folder):
         hint = f"torchmar stop{option(folder)} ends it"
         raise EngineError(f"a server runs in {folder} already (process {running.pid})", hint=hint)
-    if killed := Running.killed(folder):
+    if killed := ServerRecord.killed(folder):
         killed.stop()  # what it left, workers among that
     folder.mkdir(parents=True, exist_ok=True)
     (folder / KEY_FILE).unlink(missing_ok=True)
@@ -184,7 +184,7 @@ def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> No
     file = folder / "config.properties"
     file.write_text(properties.show(values), encoding="utf-8")
     mark = new_mark()
-    running = Running.of(os.getpid(), folder, temporary, "builtin", mark=mark)
+    running = ServerRecord.of(os.getpid(), folder, temporary, "builtin", mark=mark)
     running.save()
     _tell(folder, f"torchmar {torchmar.__version__}, built in", running, configured)
     sys.stdout.flush()
@@ -196,7 +196,7 @@ def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> No
     )
 
 
-def _tell(folder: Path, what: str, running: Running | None, configured: Settings) -> None:
+def _tell(folder: Path, what: str, running: ServerRecord | None, configured: Settings) -> None:
     """Say where the server is, for people and for ``--stop``."""
     if running:
         _note(running.pid)
@@ -210,7 +210,7 @@ def _tell(folder: Path, what: str, running: Running | None, configured: Settings
 
 def _link_key_file(folder: Path) -> Path:
     """Link the key file from the current folder, where TorchServe has it; return where it is to be read."""
-    part = beside(Path(KEY_FILE))
+    part = temporary_path(Path(KEY_FILE))
     try:
         part.symlink_to(os.path.relpath(folder / KEY_FILE))
         part.replace(KEY_FILE)  # TorchServe writes over one that is there
@@ -259,7 +259,7 @@ def _effective(configured: Settings, texts: Mapping[str, str]) -> dict[str, str]
 
 def _running(run_folder: str | None) -> psutil.Process | None:
     """Return the server of a run folder; without one that of the pid file, or else of the default folder."""
-    here = Running.find(_run_folder(run_folder))
+    here = ServerRecord.find(_run_folder(run_folder))
     pid = None if run_folder else _noted()
     found = [process for process in servers() if process.pid == (here and here.pid) or _is_noted(process, pid)]
     return min(found, key=lambda process: process.pid != pid, default=None)
@@ -281,7 +281,7 @@ def _noted() -> int | None:
 
 
 def _note(pid: int) -> None:
-    part = beside(_pid_file())
+    part = temporary_path(_pid_file())
     try:
         part.write_text(str(pid), encoding="utf-8")
         part.replace(_pid_file())

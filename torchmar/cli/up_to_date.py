@@ -9,7 +9,7 @@ from pathlib import Path
 from torchmar.archive.building import recipes_here, up_to_date
 
 
-def told(arguments: Sequence[str]) -> bool:
+def print_if_up_to_date(arguments: Sequence[str]) -> bool:
     """Print what build would, and return True, if there is nothing to build; leave anything else to the command."""
     if arguments[:1] != ["build"]:
         return False

@@ -139,13 +139,13 @@ def _keys() -> Iterator[Callable[[float], bool]]:
 
 def _look(folder: Path) -> _Look:
     from torchmar import metrics, properties
-    from torchmar.connection import Server
-    from torchmar.engines.server_records import Running
+    from torchmar.connection import Endpoint
+    from torchmar.engines.server_records import ServerRecord
     from torchmar.engines.state import versions_on
 
-    if Running.find(folder) is None:
+    if ServerRecord.find(folder) is None:
         raise TorchmarError(f"no server runs with {folder}", hint="torchmar serve; --run-folder names another")
-    server = Server.started_in(folder)
+    server = Endpoint.started_in(folder)
     config = properties.read(folder / "config.properties")
     if (mode := config.get("metrics_mode")) != "prometheus":
         raise TorchmarError(

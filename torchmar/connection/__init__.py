@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import requests
 
-from torchmar.connection.endpoint import KEY_FILE, RUN_FOLDER, Api, Server
+from torchmar.connection.endpoint import KEY_FILE, RUN_FOLDER, Api, Endpoint
 from torchmar.connection.error_responses import refusal, which_address
 from torchmar.connection.tokens import Tokens
 from torchmar.connection.transport import Transport
-from torchmar.errors import Refused, TimedOut, Unauthorized, Unreachable, Untrusted
+from torchmar.errors import CertificateError, ConnectError, ResponseTimeoutError, ServerError, UnauthorizedError
 
-__all__ = ["KEY_FILE", "RUN_FOLDER", "Api", "Connection", "Server"]
+__all__ = ["KEY_FILE", "RUN_FOLDER", "Api", "Connection", "Endpoint"]
 
 _READS = ("GET", "OPTIONS")
 _STARTING = (502, 503, 504)  # what a proxy, or a server without workers yet, says
@@ -46,7 +46,7 @@ class Connection:
         TorchmarError: an address is none.
     """
 
-    def __init__(self, server: Server, api: Api, timeout: float = 60.0, retries: int = 2) -> None:
+    def __init__(self, server: Endpoint, api: Api, timeout: float = 60.0, retries: int = 2) -> None:
         self._api = api
         self._timeout = timeout
         self._retries = retries
@@ -68,10 +68,11 @@ class Connection:
         """Send a request and return the answer if its status is below 300.
 
         Raises:
-            Unreachable: the connection was refused; TimedOut: the answer did not come in time; Untrusted: who
-                answers cannot prove to be the server.
-            Refused: the server answered with an error; Unauthorized, NotFound or Conflict where it is one of these.
-            Insecure: the token would travel in plain text.
+            ConnectError: the connection was refused.
+            ResponseTimeoutError: there was no response in time.
+            CertificateError: the server's certificate is not trusted.
+            ServerError: the server answered with an error; UnauthorizedError, NotFoundError or ConflictError where it is one of these.
+            InsecureError: the token would travel in plain text.
             TorchmarError: the key file cannot be read.
         """
         repeats = self._retries if retries is None else retries
@@ -89,12 +90,12 @@ class Connection:
                     headers=headers,
                     timeout=timeout or self._timeout,
                 )
-            except Unreachable as error:
+            except ConnectError as error:
                 safe = not error.sent or method in _READS
-                if not waits or not safe or isinstance(error, TimedOut | Untrusted):
+                if not waits or not safe or isinstance(error, ResponseTimeoutError | CertificateError):
                     if error.sent and method not in _READS and self._api == "management":
                         error.hint = "it may have been carried out all the same; torchmar models tells"
-                    if isinstance(error, TimedOut) and error.sent and self._api == "inference":
+                    if isinstance(error, ResponseTimeoutError) and error.sent and self._api == "inference":
                         error.hint = "torchmar models tells how many of the model's workers answer"
                     raise
             else:
@@ -102,13 +103,13 @@ class Connection:
                     return response
                 if response.is_redirect:
                     elsewhere = response.headers["location"]
-                    raise Refused(
+                    raise ServerError(
                         f"the server sends on to {elsewhere}",
                         status=response.status_code,
                         hint=which_address(self._api),
                     )
                 refused = refusal(response.status_code, response.content, response.reason, self._api)
-                if isinstance(refused, Unauthorized) and not renewed and self.tokens.other_than(self._api, token):
+                if isinstance(refused, UnauthorizedError) and not renewed and self.tokens.other_than(self._api, token):
                     renewed = True
                     continue
                 if not waits or method not in _READS or response.status_code not in _STARTING:
@@ -125,14 +126,14 @@ class Connection:
             options: the others.
 
         Raises:
-            Unreachable: the answer is not of this API.
+            ConnectError: the answer is not of this API.
             TorchmarError: as `ask` does.
         """
         response = self.ask(method, path, **options)
         try:
             return value(response.json())
         except (ValueError, TypeError, LookupError, AttributeError):
-            raise Unreachable(
+            raise ConnectError(
                 f"no {self._api} API at {self._address}: something else answers there",
                 sent=True,
                 hint=which_address(self._api),

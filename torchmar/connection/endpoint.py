@@ -34,7 +34,7 @@ def _plain_http_of_environment() -> bool:
 
 
 @dataclass(frozen=True)
-class Server:
+class Endpoint:
     """Where a server is, and what a client needs to speak with it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Server:
     grpc_management: str = f"grpc://127.0.0.1:{properties.DEFAULTS['grpc_management_port']}"
 
     @classmethod
-    def started_in(cls, folder: Path = RUN_FOLDER) -> Server:
+    def started_in(cls, folder: Path = RUN_FOLDER) -> Endpoint:
         """Return the server that ``torchmar serve`` runs with ``folder``, or TorchServe's default addresses.
 
         Raises:
@@ -91,9 +91,9 @@ class Server:
         )
 
     @classmethod
-    def of(cls, given: Server | str | None, api: Api) -> Server:
+    def of(cls, given: Endpoint | str | None, api: Api) -> Endpoint:
         """Return what a client was given: a server, the address of one API, or the one of the run folder."""
-        if isinstance(given, Server):
+        if isinstance(given, Endpoint):
             return given
         if given is None:
             return cls.started_in()

@@ -7,13 +7,13 @@ import json
 import re
 
 from torchmar.connection.endpoint import Api, token_variable
-from torchmar.errors import Conflict, NotFound, Refused, Unauthorized
+from torchmar.errors import ConflictError, NotFoundError, ServerError, UnauthorizedError
 
 TOO_LARGE = "is the request larger than max_request_size in config.properties?"
 PAGE = "text/html"  # in place of the server's name for the error
 
 
-def refusal(status: int, body: bytes, reason: str, api: Api) -> Refused:
+def refusal(status: int, body: bytes, reason: str, api: Api) -> ServerError:
     """Return the exception that an answer with an error status stands for.
 
     Args:
@@ -29,15 +29,15 @@ def refusal(status: int, body: bytes, reason: str, api: Api) -> Refused:
     return classified(status, kind, message, api)
 
 
-def classified(status: int, kind: str, message: str, api: Api) -> Refused:
+def classified(status: int, kind: str, message: str, api: Api) -> ServerError:
     """Return the exception for a status, the server's name for the error, and its message."""
     # TorchServe answers a bad token with 400, not with 401.
     if kind == "InvalidKeyException" or status == 401:
         hint = f"its key_file.json has it: --key-file, --run-folder, or the environment's {token_variable(api)}"
-        return Unauthorized(message, status=status, type=kind, hint=hint)
+        return UnauthorizedError(message, status=status, type=kind, hint=hint)
     if status == 409:
-        return Conflict(message, status=status, type=kind)
-    what = NotFound if status == 404 else Refused
+        return ConflictError(message, status=status, type=kind)
+    what = NotFoundError if status == 404 else ServerError
     return what(message, status=status, type=kind, hint=_hint(status, kind, message, api))
 
 

@@ -6,7 +6,7 @@ import socket
 from ipaddress import ip_address
 
 
-def stays_here(host: str) -> bool:
+def is_local(host: str) -> bool:
     """Tell whether packets to ``host`` do not leave this machine: loopback, or one of its own addresses.
 
     Names other than ``localhost`` do not count: what they stand for can change after one has looked.

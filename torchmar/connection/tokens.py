@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torchmar.connection.endpoint import Api, Server
+from torchmar.connection.endpoint import Api, Endpoint
 from torchmar.connection.transport import Transport
-from torchmar.errors import TorchmarError, Unauthorized, Unreachable, Untrusted
+from torchmar.errors import CertificateError, ConnectError, TorchmarError, UnauthorizedError
 
 # Seconds of a token's life that are too few to start a request with; half of it, where it is short.
 _TOO_FEW, _LEAST = 30.0, 1.0
@@ -24,7 +24,7 @@ _RENEWAL_SECONDS = 30.0
 class Tokens:
     """The tokens that a server wants. For use by several threads."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Endpoint) -> None:
         self._server = server
         self._file = server.key_file
 
@@ -36,8 +36,8 @@ class Tokens:
 
         Raises:
             Unauthorized: it has expired and could not be renewed.
-            Untrusted: it would have been renewed, and the server's certificate is not trusted.
-            Unreachable: there is no key file.
+            CertificateError: it would have been renewed, and the server's certificate is not trusted.
+            ConnectError: there is no key file.
             TorchmarError: the key file is none.
         """
         if self._file is None:
@@ -82,14 +82,14 @@ class Tokens:
         except (KeyError, TypeError):
             why = "the file has no API key"
         if why:
-            raise Unauthorized(
+            raise UnauthorizedError(
                 f"the token in {file} has expired and could not be renewed: {why}",
                 status=400,
                 hint="is the file of the server that runs now?",
             )
         after = _read(file)
         if after.get(api) == keys.get(api):
-            raise Unauthorized(
+            raise UnauthorizedError(
                 f"the server wrote a new token into its own key file, and {file} still has the old one",
                 status=400,
                 hint="it is a copy: copy it again",
@@ -101,9 +101,9 @@ class Tokens:
         management = Transport(self._server.management, "management API", self._server)
         try:
             response = management.send("GET", "/token", token=key, query={"type": api}, timeout=_RENEWAL_SECONDS)
-        except Untrusted:
+        except CertificateError:
             raise
-        except Unreachable as error:
+        except ConnectError as error:
             return error.message
         finally:
             management.close()
@@ -116,7 +116,7 @@ def _read(file: Path) -> dict[str, Any]:
         try:
             content = file.read_bytes()
         except FileNotFoundError:
-            raise Unreachable(f"no server is running here: {file} does not exist", hint="torchmar serve") from None
+            raise ConnectError(f"no server is running here: {file} does not exist", hint="torchmar serve") from None
         except OSError as error:
             raise TorchmarError(f"{file} cannot be read: {error.strerror}") from None
         try:

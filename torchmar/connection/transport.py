@@ -13,10 +13,10 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.ssl_ import create_urllib3_context
 
-from torchmar.connection.endpoint import PLAIN_HTTP_VARIABLE, Server
-from torchmar.connection.local import stays_here
+from torchmar.connection.endpoint import PLAIN_HTTP_VARIABLE, Endpoint
+from torchmar.connection.local import is_local
 from torchmar.connection.unix import UnixAdapter
-from torchmar.errors import Insecure, TimedOut, TorchmarError, Unreachable, Untrusted
+from torchmar.errors import CertificateError, ConnectError, InsecureError, ResponseTimeoutError, TorchmarError
 
 _CONNECT_SECONDS = 5.0
 
@@ -33,11 +33,11 @@ class Transport:
         TorchmarError: the address is none, or the file of certificates is missing.
     """
 
-    def __init__(self, address: str, name: str, server: Server) -> None:
+    def __init__(self, address: str, name: str, server: Endpoint) -> None:
         parts = _checked(address)
         self._address = self._base = address.rstrip("/")
         self._name = name
-        self._here = parts.scheme == "unix" or stays_here(parts.hostname)
+        self._here = parts.scheme == "unix" or is_local(parts.hostname)
         self._private = parts.scheme == "https" or self._here or server.allow_plain_http
         self._session = requests.Session()
         # .netrc would take the place of the token, and a proxy has no business between programs of one machine.
@@ -68,13 +68,13 @@ class Transport:
         """Send one request, once, and return the answer whatever its status is; redirections are not followed.
 
         Raises:
-            Insecure: the token would travel in plain text.
-            Untrusted: the server's certificate is not to be trusted.
-            TimedOut: the answer did not come within ``timeout`` seconds.
-            Unreachable: there was no answer for another reason.
+            InsecureError: the token would travel in plain text.
+            CertificateError: the server's certificate is not to be trusted.
+            ResponseTimeoutError: the answer did not come within ``timeout`` seconds.
+            ConnectError: there was no answer for another reason.
         """
         if token is not None and not self._private:
-            raise Insecure(
+            raise InsecureError(
                 f"the token would go to {self._address} in plain text",
                 hint=f"use https or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it all the same",
             )
@@ -100,24 +100,24 @@ class Transport:
         """Close the connections."""
         self._session.close()
 
-    def _no_answer(self, error: requests.RequestException, timeout: float) -> Unreachable:
+    def _no_answer(self, error: requests.RequestException, timeout: float) -> ConnectError:
         causes = {type(cause): cause for cause in _causes(error)}
 
         def cause(kind: type[Exception]) -> Any:
             return next((one for found, one in causes.items() if issubclass(found, kind)), None)
 
         if isinstance(error, requests.ReadTimeout):
-            return TimedOut(f"{self._address} did not answer within {timeout:g} s", sent=True)
+            return ResponseTimeoutError(f"{self._address} did not answer within {timeout:g} s", sent=True)
         if isinstance(error, requests.ConnectTimeout):
             seconds = min(_CONNECT_SECONDS, timeout)
-            return TimedOut(f"{self._address} cannot be reached: no connection within {seconds:g} s")
+            return ResponseTimeoutError(f"{self._address} cannot be reached: no connection within {seconds:g} s")
         if certificate := cause(ssl.SSLCertVerificationError):
-            return Untrusted(
+            return CertificateError(
                 f"the certificate of {self._address} is not trusted: {certificate.verify_message}",
                 hint="--ca-file names the certificate of who signed it, or its own",
             )
         if (tls := cause(ssl.SSLError)) and tls.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-            return Unreachable(f"no {self._name} at {self._address}: it does not speak TLS", hint="http:// perhaps")
+            return ConnectError(f"no {self._name} at {self._address}: it does not speak TLS", hint="http:// perhaps")
         never_sent = cause(NewConnectionError) or cause(ConnectTimeoutError)
         if cause(NameResolutionError):
             why = "cannot resolve the host name"
@@ -128,7 +128,7 @@ class Transport:
         else:
             why = "the connection was closed before there was an answer"
         hint = "torchmar serve" if never_sent and self._here else ""
-        return Unreachable(f"no {self._name} at {self._address}: {why}", sent=not never_sent, hint=hint)
+        return ConnectError(f"no {self._name} at {self._address}: {why}", sent=not never_sent, hint=hint)
 
 
 class _Trusting(HTTPAdapter):

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Literal
 
 from torchmar import comparison
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.deployment import smoke_test
 from torchmar.deployment.smoke_test import Question
 from torchmar.errors import TorchmarError
-from torchmar.exchange import Answer
+from torchmar.exchange import Response
 from torchmar.inference import InferenceClient
 from torchmar.recipe import Sample
 
 # What is different about the second answer, in words; nothing if they agree.
-Agreement = Callable[[Answer, Answer], str]
+Agreement = Callable[[Response, Response], str]
 Verdict = Literal["pass", "answers differ", "slower", "undecided"]
 
 RESAMPLES = 2000
@@ -77,7 +77,7 @@ class Evidence:
 
 
 def compare(
-    server: Server,
+    server: Endpoint,
     name: str,
     old: str,
     new: str,
@@ -109,7 +109,7 @@ def compare(
 
     Raises:
         TorchmarError: there is nothing to ask.
-        Unreachable: no answer came in time.
+        ConnectError: no answer came in time.
     """
     if not asked:
         raise TorchmarError("there is no request to compare with", hint="--requests FOLDER, or samples in the archive")
@@ -119,7 +119,7 @@ def compare(
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(1 + repeat):
         for one in asked:
-            answers: dict[str, Answer] = {}
+            answers: dict[str, Response] = {}
             for version in drawn.sample((old, new), 2):
                 answers[version], took = smoke_test.ask(client, name, one.request, version)
                 if turn:
@@ -194,7 +194,7 @@ def agreement(text: str) -> Agreement:
 def within(tolerance: float) -> Agreement:
     """Return an agreement of JSON whose numbers are equal within an absolute tolerance, or of equal bytes."""
 
-    def differ(old: Answer, new: Answer) -> str:
+    def differ(old: Response, new: Response) -> str:
         if old.status != new.status:
             return f"status {new.status}, not {old.status}"
         if old.body == new.body:
@@ -210,7 +210,7 @@ def within(tolerance: float) -> Agreement:
     return differ
 
 
-def _expected(value: object, answer: Answer, tolerance: float) -> list[str]:
+def _expected(value: object, answer: Response, tolerance: float) -> list[str]:
     sample = Sample.model_validate({"json": True, "status": answer.status, "expect": value, "tolerance": tolerance})
     return comparison.differences(sample, answer)
 
@@ -230,7 +230,7 @@ def _of_user(text: str) -> Agreement:
     except Exception as error:
         raise TorchmarError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
 
-    def differ(old: Answer, new: Answer) -> str:
+    def differ(old: Response, new: Response) -> str:
         try:
             said = judge(old, new)
         except Exception as error:

@@ -77,11 +77,11 @@ class _Resize:
         return f"{self.model} {self.version}, {self.before} to {workers(self.min_workers)}"
 
 
-class Grow(_Resize):
+class ScaleUp(_Resize):
     """Start more workers of a version, or allow for more."""
 
 
-class Shrink(_Resize):
+class ScaleDown(_Resize):
     """Take workers from a version that has been drained."""
 
 
@@ -163,7 +163,7 @@ class Remove:
         return f"{self.model} {self.version}"
 
 
-Action = Copy | Derive | Register | Grow | Check | Switch | Drain | Shrink | Remove
+Action = Copy | Derive | Register | ScaleUp | Check | Switch | Drain | ScaleDown | Remove
 
 
 def verb(action: Action) -> str:

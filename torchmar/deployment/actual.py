@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from torchmar.connection import Server
-from torchmar.errors import NotFound
+from torchmar.connection import Endpoint
+from torchmar.errors import NotFoundError
 from torchmar.management import ManagementClient, ModelVersion
 
 _THREADS = 4  # with more the server is not faster
@@ -24,11 +24,11 @@ class LiveModel:
     versions: Mapping[str, ModelVersion]
 
 
-def read(server: Server) -> dict[str, LiveModel]:
+def read(server: Endpoint) -> dict[str, LiveModel]:
     """Return every model of a server by name: one list, then one question for each model, several at a time.
 
     Raises:
-        Unreachable, Refused: as the management client does.
+        ConnectError, ServerError: as the management client does.
     """
     with ManagementClient(server) as client:
         default_urls = {model.name: model.url for model in client.models()}
@@ -39,7 +39,7 @@ def read(server: Server) -> dict[str, LiveModel]:
         if not hasattr(mine, "client"):
             mine.client = ManagementClient(server)
             clients.append(mine.client)
-        with contextlib.suppress(NotFound):  # removed in the meantime
+        with contextlib.suppress(NotFoundError):  # removed in the meantime
             return _described(mine.client, name, default_urls[name])
         return ()
 
@@ -57,7 +57,7 @@ def read(server: Server) -> dict[str, LiveModel]:
 
 
 def read_model(client: ManagementClient, name: str) -> LiveModel:
-    """Return one model of a server. Raises NotFound."""
+    """Return one model of a server. Raises NotFoundError."""
     default = client.describe(name)[0].version
     return LiveModel(name, default, {one.version: one for one in client.describe(name, "all")})
 

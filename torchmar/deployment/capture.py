@@ -9,11 +9,11 @@ import yaml
 
 from torchmar.deployment import versions
 from torchmar.deployment.actual import LiveModel
-from torchmar.deployment.store_index import Shelf
+from torchmar.deployment.store_index import StoreIndex
 from torchmar.management import ModelVersion
 
 
-def capture(live: Mapping[str, LiveModel], shelf: Shelf, place: Mapping[str, str] | None = None) -> str:
+def capture(live: Mapping[str, LiveModel], shelf: StoreIndex, place: Mapping[str, str] | None = None) -> str:
     """Return the text of a ``deployment.yaml`` whose plan has nothing to do.
 
     Of several builds of one version the default, or else the newest, is written down.
@@ -28,7 +28,7 @@ def capture(live: Mapping[str, LiveModel], shelf: Shelf, place: Mapping[str, str
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
-def _model(model: LiveModel, shelf: Shelf) -> dict[str, Any]:
+def _model(model: LiveModel, shelf: StoreIndex) -> dict[str, Any]:
     chosen: dict[str, ModelVersion] = {}
     for one in model.versions.values():
         base = versions.base(one.version)
@@ -44,13 +44,13 @@ def _model(model: LiveModel, shelf: Shelf) -> dict[str, Any]:
     }
 
 
-def _name(model: str, one: ModelVersion, shelf: Shelf) -> str:
+def _name(model: str, one: ModelVersion, shelf: StoreIndex) -> str:
     """Return the version that a build is of, if its own archive is there to derive others from."""
     base = versions.base(one.version)
     return base if base != one.version and f"{model}-{base}.mar" in shelf.archives else one.version
 
 
-def _version(name: str, one: ModelVersion, shelf: Shelf) -> dict[str, Any]:
+def _version(name: str, one: ModelVersion, shelf: StoreIndex) -> dict[str, Any]:
     written: dict[str, Any] = {}
     if name == one.version and one.url != f"{one.name}-{name}.mar":
         written["archive"] = one.url

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from torchmar.deployment.actions import Drained
-from torchmar.errors import NotFound
+from torchmar.errors import NotFoundError
 from torchmar.management import ManagementClient
 
 _PAUSE = 0.1
@@ -32,7 +32,7 @@ def wait(client: ManagementClient, versions: Sequence[Drained]) -> dict[tuple[st
             key = (one.model, one.version)
             try:
                 (state,) = client.describe(one.model, one.version)
-            except NotFound:
+            except NotFoundError:
                 waiting.remove(one)
                 continue
             now = time.monotonic()

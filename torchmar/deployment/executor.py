@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchmar import archive
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 from torchmar.checks import admission
 from torchmar.checks.finding import Code, matches
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.deployment import actions, drain, smoke_test
 from torchmar.deployment.actions import Action
 from torchmar.deployment.plan import Plan
-from torchmar.errors import ArchiveError, Conflict, NotFound, Refused, TorchmarError
+from torchmar.errors import ArchiveError, ConflictError, NotFoundError, ServerError, TorchmarError
 from torchmar.management import ManagementClient, ModelVersion
 
 _MARGIN = 60.0  # seconds more than the server itself allows a worker to start
@@ -66,7 +66,7 @@ class Report:
 
 
 def apply(
-    plan: Plan, server: Server, watch: Watch = lambda step: None, *, ignored_checks: Sequence[str] = ()
+    plan: Plan, server: Endpoint, watch: Watch = lambda step: None, *, ignored_checks: Sequence[str] = ()
 ) -> Report:
     """Carry a plan out.
 
@@ -86,14 +86,16 @@ def apply(
 
 
 class _Execution:
-    def __init__(self, server: Server, client: ManagementClient, watch: Watch, ignored_checks: tuple[str, ...]) -> None:
+    def __init__(
+        self, server: Endpoint, client: ManagementClient, watch: Watch, ignored_checks: tuple[str, ...]
+    ) -> None:
         self.server, self.client, self.watch, self.ignored_checks = server, client, watch, ignored_checks
         self.report = Report()
         self.undos: list[_Undo] = []
         self.restless: dict[tuple[str, str], str] = {}
 
     def run(self, plan: Plan) -> Report:
-        old = (actions.Drain, actions.Shrink, actions.Remove)
+        old = (actions.Drain, actions.ScaleDown, actions.Remove)
         if not all(matches(code, self.ignored_checks) for code in Code) and not self._verify(plan):
             return self.report
         try:
@@ -145,7 +147,7 @@ class _Execution:
         self.report.steps.append(step)
         self.watch(step)
 
-    def _try_old(self, action: actions.Drain | actions.Shrink | actions.Remove) -> None:
+    def _try_old(self, action: actions.Drain | actions.ScaleDown | actions.Remove) -> None:
         why = "" if isinstance(action, actions.Drain) else self.restless.get((action.model, action.version))
         if why:
             self.report.left.append(f"{action.text} stays: {why}")
@@ -174,7 +176,7 @@ class _Execution:
     # One method for each action; what it returns is noted beside the step.
 
     def _copy(self, action: actions.Copy) -> None:
-        part = beside(action.destination)
+        part = temporary_path(action.destination)
         try:
             if action.source.is_dir():
                 shutil.copytree(action.source, part)
@@ -200,7 +202,7 @@ class _Execution:
                 try:
                     self.client.unregister(action.model, action.version)
                     return f"removed {action.model} {action.version}"
-                except NotFound:
+                except NotFoundError:
                     if time.monotonic() >= deadline:
                         return f"{action.model} {action.version} is not registered"
                 time.sleep(_LATE / 10)
@@ -219,13 +221,13 @@ class _Execution:
                 timeout=(action.startup_timeout or 120) + _MARGIN,
                 ignored_checks=self.ignored_checks,
             )
-        except Conflict as conflict:
+        except ConflictError as conflict:
             self.undos.pop()
             raise TorchmarError(
                 f"{action.model} {action.version} has been registered by somebody else in the meantime",
                 hint="plan again",
             ) from conflict
-        except Refused as refusal:
+        except ServerError as refusal:
             answered = True
             failed = refusal.status >= 500
             hint = f"torchmar run on {action.url} shows the same without a server" if failed else refusal.hint
@@ -244,7 +246,7 @@ class _Execution:
         _compare(action, made)
         return f"{made.ready} of {action.min_workers} answer" if made.ready < action.min_workers else ""
 
-    def _grow(self, action: actions.Grow) -> None:
+    def _grow(self, action: actions.ScaleUp) -> None:
         def back() -> str:
             more = self._described(action.model, action.version).ready > before.ready
             if more and before.ready and self.client.describe(action.model)[0].version == action.version:
@@ -295,11 +297,11 @@ class _Execution:
         self.restless = drain.wait(self.client, action.versions)
         return "; ".join(f"{model} {version}: {why}" for (model, version), why in self.restless.items())
 
-    def _shrink(self, action: actions.Shrink) -> None:
+    def _shrink(self, action: actions.ScaleDown) -> None:
         self.client.scale(action.model, action.version, min_worker=action.min_workers, max_worker=action.max_workers)
 
     def _remove(self, action: actions.Remove) -> None:
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(NotFoundError):
             self.client.unregister(action.model, action.version)
         if action.file:
             _deleted(action.file)

@@ -12,7 +12,7 @@ from torchmar.deployment.actions import Action, workers
 from torchmar.deployment.actual import LiveModel
 from torchmar.deployment.desired import Deployment, ModelState, VersionState
 from torchmar.deployment.placement import Demand
-from torchmar.deployment.store_index import Shelf, Stored
+from torchmar.deployment.store_index import StoredArchive, StoreIndex
 from torchmar.deployment.target import Target, spread
 from torchmar.errors import TorchmarError
 from torchmar.management import ModelVersion
@@ -76,13 +76,13 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Want:
+class DesiredVersion:
     """One listed version: its archive, its target, and the build on the server that is it already, if any."""
 
     model: str
     version: str
     state: VersionState
-    stored: Stored | None
+    stored: StoredArchive | None
     target: Target
     live: ModelVersion | None
 
@@ -106,8 +106,8 @@ class _Phases:
 def plan(
     deployment: Deployment,
     live: Mapping[str, LiveModel],
-    shelf: Shelf,
-    archives: Mapping[tuple[str, str], Stored | None],
+    shelf: StoreIndex,
+    archives: Mapping[tuple[str, str], StoredArchive | None],
     sizes: Sequence[int] = (),
     folder: Path = Path(),
 ) -> Plan:
@@ -143,7 +143,9 @@ def plan(
     return Plan(tuple(changes), phases.all(), gpus)
 
 
-def _want(name: str, version: str, model: ModelState, stored: Stored | None, live: LiveModel | None) -> Want:
+def _want(
+    name: str, version: str, model: ModelState, stored: StoredArchive | None, live: LiveModel | None
+) -> DesiredVersion:
     state = model.version(version)
     builds = _builds(live, version)
     is_default = model.default_version == version
@@ -152,8 +154,8 @@ def _want(name: str, version: str, model: ModelState, stored: Stored | None, liv
         busy = live is not None and (live.default == build.version or is_default) and not model.parked
         fewer = target.min_workers < len(build.workers) or target.max_workers < len(build.workers)
         if not (busy and fewer) and not list(target.differences(build)):
-            return Want(name, version, state, stored, target, build)
-    return Want(
+            return DesiredVersion(name, version, state, stored, target, build)
+    return DesiredVersion(
         name,
         version,
         state,
@@ -172,8 +174,8 @@ def _builds(live: LiveModel | None, version: str) -> list[ModelVersion]:
 
 
 def _placed(
-    wants: Sequence[Want], live: Mapping[str, LiveModel], shelf: Shelf, sizes: Sequence[int]
-) -> tuple[list[Want], tuple[Gpu, ...]]:
+    wants: Sequence[DesiredVersion], live: Mapping[str, LiveModel], shelf: StoreIndex, sizes: Sequence[int]
+) -> tuple[list[DesiredVersion], tuple[Gpu, ...]]:
     """Return the versions with the GPU of each of their workers, and what will be on each GPU."""
     on_gpus = [want for want in wants if want.state.on_gpus and want.target.min_workers]
     if not on_gpus:
@@ -200,7 +202,7 @@ def _placed(
     return placed, tuple(_gpu(device, size, final) for device, size in enumerate(sizes))
 
 
-def _stays(want: Want) -> bool:
+def _stays(want: DesiredVersion) -> bool:
     """Tell whether the workers of a version may stay on the GPUs that they have."""
     if want.live is None or not want.live.device_ids:
         return False
@@ -210,11 +212,11 @@ def _stays(want: Want) -> bool:
 
 
 def _place(
-    on_gpus: Sequence[Want],
+    on_gpus: Sequence[DesiredVersion],
     staying: set[tuple[str, str]],
-    wants: Sequence[Want],
+    wants: Sequence[DesiredVersion],
     live: Mapping[str, LiveModel],
-    shelf: Shelf,
+    shelf: StoreIndex,
     sizes: Sequence[int],
 ) -> dict[tuple[str, str], tuple[int, ...]]:
     demands = []
@@ -244,7 +246,7 @@ def _place(
     return {(want.model, want.version): place for want, place in zip(on_gpus, found, strict=False)}
 
 
-def _gpu(device: int, size: int, wants: Sequence[Want]) -> Gpu:
+def _gpu(device: int, size: int, wants: Sequence[DesiredVersion]) -> Gpu:
     there = [
         (f"{want.model} {want.version}", (want.target.devices or ()).count(device), want.target.worker_memory)
         for want in wants
@@ -256,9 +258,9 @@ def _gpu(device: int, size: int, wants: Sequence[Want]) -> Gpu:
 def _of_model(
     name: str,
     model: ModelState,
-    wants: Sequence[Want],
+    wants: Sequence[DesiredVersion],
     live: LiveModel | None,
-    shelf: Shelf,
+    shelf: StoreIndex,
     taken: set[str],
     phases: _Phases,
     folder: Path,
@@ -291,7 +293,9 @@ def _of_model(
         yield from _old(name, model, resolved, live, shelf, phases)
 
 
-def _in_place(want: Want, model: ModelState, model_now: LiveModel | None, phases: _Phases) -> Iterator[Change]:
+def _in_place(
+    want: DesiredVersion, model: ModelState, model_now: LiveModel | None, phases: _Phases
+) -> Iterator[Change]:
     """Yield what changes of a version that stays registered as it is."""
     assert want.live
     live, target, there = want.live, want.target, len(want.live.workers)
@@ -300,11 +304,13 @@ def _in_place(want: Want, model: ModelState, model_now: LiveModel | None, phases
         before, after = _range(there, live.max_workers), _range(target.min_workers, target.max_workers)
         if target.min_workers >= there and target.max_workers >= there:
             has_traffic = model_now is not None and model_now.default == live.version
-            grow = actions.Grow(want.model, live.version, there, target.min_workers, target.max_workers)
+            grow = actions.ScaleUp(want.model, live.version, there, target.min_workers, target.max_workers)
             (phases.grow if has_traffic else phases.up).append(grow)
         else:
             phases.drains.append(_drained(model, live))
-            phases.down.append(actions.Shrink(want.model, live.version, there, target.min_workers, target.max_workers))
+            phases.down.append(
+                actions.ScaleDown(want.model, live.version, there, target.min_workers, target.max_workers)
+            )
         yield Change("~", what, (f"workers {before} -> {after}",))
     if live.ready < there:
         lines = (f"{live.ready} of {workers(there)} answer; the server's log says why",)
@@ -312,11 +318,11 @@ def _in_place(want: Want, model: ModelState, model_now: LiveModel | None, phases
 
 
 def _new(
-    want: Want,
+    want: DesiredVersion,
     is_default: bool,
     model: ModelState,
     live: LiveModel | None,
-    shelf: Shelf,
+    shelf: StoreIndex,
     taken: set[str],
     phases: _Phases,
     folder: Path,
@@ -399,7 +405,7 @@ def _new(
     return version
 
 
-def _as_it_is(want: Want, builds: Sequence[ModelVersion], shelf: Shelf) -> Stored | None:
+def _as_it_is(want: DesiredVersion, builds: Sequence[ModelVersion], shelf: StoreIndex) -> StoredArchive | None:
     """Return an archive that gives the target when it is registered as it is: the version's own, or a build of it."""
     stored = want.stored
     if stored is None:
@@ -420,11 +426,11 @@ def _as_it_is(want: Want, builds: Sequence[ModelVersion], shelf: Shelf) -> Store
     return next(fitting, None)
 
 
-def _derived(stored: Stored) -> bool:
+def _derived(stored: StoredArchive) -> bool:
     return versions.is_build(stored.version)
 
 
-def _described(want: Want, version: str, is_default: bool, live: LiveModel | None) -> Iterator[str]:
+def _described(want: DesiredVersion, version: str, is_default: bool, live: LiveModel | None) -> Iterator[str]:
     target = want.target
     role = f", the default in place of {live.default}" if live else ", the default"
     yield f"{workers(target.min_workers)}{role if is_default else ''}"
@@ -438,7 +444,7 @@ def _described(want: Want, version: str, is_default: bool, live: LiveModel | Non
 
 
 def _check(
-    model: ModelState, want: Want, version: str, batch_size: int, url: str, folder: Path, shelf: Shelf
+    model: ModelState, want: DesiredVersion, version: str, batch_size: int, url: str, folder: Path, shelf: StoreIndex
 ) -> actions.Check:
     # A derived archive carries the samples of its source, and before it is made only that can be read.
     there = shelf.archives.get(url)
@@ -457,7 +463,7 @@ def _check(
 
 
 def _old(
-    name: str, model: ModelState, resolved: Mapping[str, str], live: LiveModel, shelf: Shelf, phases: _Phases
+    name: str, model: ModelState, resolved: Mapping[str, str], live: LiveModel, shelf: StoreIndex, phases: _Phases
 ) -> Iterator[Change]:
     """Yield what becomes of the versions of a listed model that are not wanted any more."""
     staying = set(resolved.values())
@@ -481,13 +487,13 @@ def _old(
         there = len(one.workers)
         if model.kept_workers is not None and there > model.kept_workers:
             phases.drains.append(_drained(model, one))
-            phases.down.append(actions.Shrink(name, one.version, there, model.kept_workers, model.kept_workers))
+            phases.down.append(actions.ScaleDown(name, one.version, there, model.kept_workers, model.kept_workers))
             yield Change(
                 "~", f"{name} {one.version}", (f"workers {there} -> {model.kept_workers}, kept for a rollback",)
             )
 
 
-def _unlisted(live: LiveModel, prune: bool, shelf: Shelf, phases: _Phases) -> Iterator[Change]:
+def _unlisted(live: LiveModel, prune: bool, shelf: StoreIndex, phases: _Phases) -> Iterator[Change]:
     if not prune:
         yield Change(
             "!", live.name, (f"not listed; left alone, since prune is false ({len(live.versions)} registered)",)
@@ -499,7 +505,7 @@ def _unlisted(live: LiveModel, prune: bool, shelf: Shelf, phases: _Phases) -> It
         _remove(one, actions.Drained(live.name, one.version, one.response_timeout), shelf, phases)
 
 
-def _remove(one: ModelVersion, drained: actions.Drained, shelf: Shelf, phases: _Phases) -> None:
+def _remove(one: ModelVersion, drained: actions.Drained, shelf: StoreIndex, phases: _Phases) -> None:
     if one.workers:
         phases.drains.append(drained)
     stored = shelf.archives.get(one.url)

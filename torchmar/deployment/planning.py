@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchmar import properties
-from torchmar.connection import RUN_FOLDER, Server
+from torchmar.connection import RUN_FOLDER, Endpoint
 from torchmar.deployment import actual, gpus, plan, store_index
 from torchmar.deployment.desired import Deployment, ServerPlace
 from torchmar.deployment.plan import Plan
-from torchmar.deployment.store_index import Shelf, Stored
+from torchmar.deployment.store_index import StoredArchive, StoreIndex
 
 CONFIG = properties.FILE_NAME
 
 
-def server(place: ServerPlace, folder: Path, run_folder: Path | None = None) -> Server:
+def server(place: ServerPlace, folder: Path, run_folder: Path | None = None) -> Endpoint:
     """Return the server that a deployment is for.
 
     Args:
@@ -26,7 +26,7 @@ def server(place: ServerPlace, folder: Path, run_folder: Path | None = None) -> 
     """
     config = folder / place.config if place.config else None
     chosen = run_folder or (folder / place.run_folder if place.run_folder else None)
-    found = Server.started_in(chosen or RUN_FOLDER)
+    found = Endpoint.started_in(chosen or RUN_FOLDER)
     if chosen is None and config and config.is_file() and not (RUN_FOLDER / CONFIG).is_file():
         values = properties.read(config)
         found = replace(found, inference=values.get("inference_address"), management=values.get("management_address"))
@@ -53,10 +53,10 @@ def model_store(place: ServerPlace, folder: Path, run_folder: Path | None = None
 
 def archives(
     deployment: Deployment, folder: Path, store: Path | None
-) -> tuple[Shelf, dict[tuple[str, str], Stored | None]]:
+) -> tuple[StoreIndex, dict[tuple[str, str], StoredArchive | None]]:
     """Return the model store, and the archive of every listed version; None where there is none to read."""
     names = set(deployment.models)
-    named: dict[tuple[str, str], Stored | None] = {}
+    named: dict[tuple[str, str], StoredArchive | None] = {}
     for name, model in deployment.models.items():
         for version in model.versions:
             given = model.version(version).archive
@@ -67,7 +67,7 @@ def archives(
             named[name, version] = found
             names |= {found.name} if found else set()
     there = store_index.read(store, names)
-    chosen: dict[tuple[str, str], Stored | None] = {}
+    chosen: dict[tuple[str, str], StoredArchive | None] = {}
     for name, model in deployment.models.items():
         for version in model.versions:
             if model.version(version).archive is not None:
@@ -83,7 +83,7 @@ def archives(
 def make(
     deployment: Deployment,
     folder: Path,
-    where: Server,
+    where: Endpoint,
     store: Path | None,
     sizes: Sequence[int] | None = None,
 ) -> Plan:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.deployment import ab_comparison, actual, smoke_test
 from torchmar.deployment.ab_comparison import Agreement, Evidence
 from torchmar.deployment.actual import LiveModel
-from torchmar.deployment.smoke_test import Trial
+from torchmar.deployment.smoke_test import SmokeTest
 from torchmar.errors import TorchmarError
 from torchmar.management import ManagementClient
 
@@ -39,7 +39,7 @@ class Promotion:
     """What became of a version: it answered its samples; ``found`` is None if it was compared with nothing."""
 
     before: str
-    tried: Trial
+    tried: SmokeTest
     found: Evidence | None
 
     @property
@@ -49,7 +49,7 @@ class Promotion:
 
 
 def promote(
-    server: Server,
+    server: Endpoint,
     name: str,
     version: str,
     *,

@@ -64,7 +64,7 @@ def rollback(client: ManagementClient, name: str, to: str | None = None) -> Roll
     return Rollback(name, model.default, target, len(model.versions[model.default].workers), len(there.workers))
 
 
-def reinforce(client: ManagementClient, done: Rollback) -> None:
+def restore_workers(client: ManagementClient, done: Rollback) -> None:
     """Start as many workers as the version before had, where fewer were kept; the model answers meanwhile."""
     if done.workers_after < done.workers_before:
         client.scale(done.model, done.after, min_worker=done.workers_before)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torchmar import comparison, exchange
 from torchmar.archive import Archive
-from torchmar.connection import Server
-from torchmar.errors import Refused, TorchmarError
-from torchmar.exchange import Answer, Request, content_type
+from torchmar.connection import Endpoint
+from torchmar.errors import ServerError, TorchmarError
+from torchmar.exchange import Request, Response, content_type
 from torchmar.inference import InferenceClient
 from torchmar.recipe import Sample
 
@@ -23,7 +23,7 @@ _TIMED = 5  # answers to each request that its median is of
 
 
 @dataclass(frozen=True)
-class Trial:
+class SmokeTest:
     """What a version did: how many requests it answered rightly, and the median milliseconds of the slowest."""
 
     asked: int
@@ -45,7 +45,7 @@ class Question:
     request: Request
     sample: Sample | None = None
 
-    def problems(self, answer: Answer) -> list[str]:
+    def problems(self, answer: Response) -> list[str]:
         """Return what is wrong with an answer, in words."""
         if self.sample:
             return comparison.differences(self.sample, answer)
@@ -62,19 +62,19 @@ def questions(archive: Path | None, requests: Path | None) -> list[Question]:
     return [*(_of_archive(archive) if archive else ()), *(_of_folder(requests) if requests else ())]
 
 
-def ask(client: InferenceClient, name: str, request: Request, version: str | None) -> tuple[Answer, float]:
+def ask(client: InferenceClient, name: str, request: Request, version: str | None) -> tuple[Response, float]:
     """Return the answer of a version and the milliseconds that it took; a refusal is an answer, too."""
     before = time.perf_counter()
     try:
         answer = client.ask(name, request, version)
-    except Refused as refusal:
+    except ServerError as refusal:
         body = json.dumps({"code": refusal.status, "type": refusal.type, "message": refusal.message}).encode()
-        answer = Answer(refusal.status, body)
+        answer = Response(refusal.status, body)
     return answer, (time.perf_counter() - before) * 1000
 
 
 def hold(
-    server: Server,
+    server: Endpoint,
     name: str,
     version: str,
     asked: Sequence[Question],
@@ -83,7 +83,7 @@ def hold(
     at_once: int,
     max_latency: int | None,
     timeout: float = 120.0,
-) -> Trial:
+) -> SmokeTest:
     """Ask a version each question, warm it up, and time it.
 
     Args:
@@ -98,10 +98,10 @@ def hold(
 
     Raises:
         TorchmarError: an answer is wrong, or too slow; the message has all that are.
-        Unreachable: no answer came in ``timeout`` seconds.
+        ConnectError: no answer came in ``timeout`` seconds.
     """
     if not asked:
-        return Trial(0, None)
+        return SmokeTest(0, None)
     client = InferenceClient(server, timeout=timeout)
     wrong = []
     for one in asked:
@@ -117,11 +117,11 @@ def hold(
     if slow:
         lines = [f"{key}: {took:.1f} ms" for key, took in slow.items()]
         raise _failed(f"{name} {version} takes longer than {max_latency} ms", lines)
-    return Trial(len(asked), max(medians.values()))
+    return SmokeTest(len(asked), max(medians.values()))
 
 
 def _warm(
-    server: Server, name: str, version: str, requests: Sequence[Request], count: int, at_once: int, timeout: float
+    server: Endpoint, name: str, version: str, requests: Sequence[Request], count: int, at_once: int, timeout: float
 ) -> None:
     def some(share: Sequence[Request]) -> None:
         client = InferenceClient(server, timeout=timeout)

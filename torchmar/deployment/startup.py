@@ -8,15 +8,15 @@ from typing import Any
 
 from torchmar import properties
 from torchmar.deployment.desired import Deployment
-from torchmar.deployment.store_index import Shelf, Stored
+from torchmar.deployment.store_index import StoredArchive, StoreIndex
 from torchmar.deployment.target import SETTINGS, Target
 from torchmar.errors import TorchmarError
 
 
 def startup(
     deployment: Deployment,
-    archives: Mapping[tuple[str, str], Stored | None],
-    shelf: Shelf,
+    archives: Mapping[tuple[str, str], StoredArchive | None],
+    shelf: StoreIndex,
     base: Mapping[str, str],
 ) -> str:
     """Return the text of a ``config.properties``: the keys of ``base``, and the models.
@@ -64,9 +64,9 @@ def _chosen(
     name: str,
     version: str,
     deployment: Deployment,
-    archives: Mapping[tuple[str, str], Stored | None],
-    shelf: Shelf,
-) -> tuple[Stored, Target]:
+    archives: Mapping[tuple[str, str], StoredArchive | None],
+    shelf: StoreIndex,
+) -> tuple[StoredArchive, Target]:
     """Return the archive that gives a version when a server loads it, the newest build first."""
     stored = archives.get((name, version))
     if stored is None:

@@ -17,7 +17,7 @@ SECTION = "deployment"  # of a derived archive's configuration: what a later pla
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredArchive:
     """An archive: where it is and what its manifest and its configuration say.
 
     Attributes:
@@ -48,13 +48,13 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class StoreIndex:
     """A model store: its folder and the archives in it by file name; unreadable ones are left out."""
 
     folder: Path | None = None
-    archives: Mapping[str, Stored] = field(default_factory=dict)
+    archives: Mapping[str, StoredArchive] = field(default_factory=dict)
 
-    def builds(self, name: str, version: str) -> list[Stored]:
+    def builds(self, name: str, version: str) -> list[StoredArchive]:
         """Return the archives of every build of a version of a model, the newest first."""
         same = [
             one
@@ -64,22 +64,22 @@ class Shelf:
         return sorted(same, key=lambda one: versions.number(one.version), reverse=True)
 
 
-def read(folder: Path | None, names: Iterable[str]) -> Shelf:
+def read(folder: Path | None, names: Iterable[str]) -> StoreIndex:
     """Return what lies in a model store of the models ``names``; nothing where the folder is not here.
 
     Only files that are named like one of the models are opened, since a store may have many.
     """
     if folder is None or not folder.is_dir():
-        return Shelf(None)
+        return StoreIndex(None)
     starts = tuple({f"{name}-" for name in names} | {f"{name}." for name in names})
     archives = {}
     for path in sorted(folder.iterdir()):
         if starts and path.name.startswith(starts) and (found := look(path)):
             archives[path.name] = found
-    return Shelf(folder, archives)
+    return StoreIndex(folder, archives)
 
 
-def look(path: Path) -> Stored | None:
+def look(path: Path) -> StoredArchive | None:
     """Return what an archive says of itself; None where it is missing or none."""
     try:
         with Archive(path) as archive:
@@ -87,6 +87,6 @@ def look(path: Path) -> Stored | None:
             changed = {manifest.PATH, model.config_file}
             inside = sorted(line for line in archive.listed.items() if line[0] not in changed)
             content = hashlib.sha256(repr(inside).encode()).hexdigest() if inside else ""
-            return Stored(path, name, version, dict(archive.config), model.config_file is not None, content)
+            return StoredArchive(path, name, version, dict(archive.config), model.config_file is not None, content)
     except TorchmarError:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchmar.deployment.desired import VersionState
-from torchmar.deployment.store_index import SECTION, Stored
+from torchmar.deployment.store_index import SECTION, StoredArchive
 from torchmar.management import ModelVersion
 
 # Our name, the server's in a configuration, and what it takes when nobody says anything.
@@ -38,7 +38,9 @@ class Target:
     worker_memory: int = field(default=0, compare=False)
 
     @classmethod
-    def of(cls, state: VersionState, stored: Stored | None, live: ModelVersion | None, at_least: int = 0) -> Target:
+    def of(
+        cls, state: VersionState, stored: StoredArchive | None, live: ModelVersion | None, at_least: int = 0
+    ) -> Target:
         """Return the target of a version, given its archive and the build of it that is there, if any.
 
         It has ``at_least`` so many workers where neither the file nor the archive says how many.
@@ -76,7 +78,7 @@ class Target:
         if self.devices is not None and spread(live.device_ids, self.min_workers) != self.devices:
             yield "devices", _listed(live.device_ids), _listed(self.devices)
 
-    def comes_of(self, stored: Stored) -> bool:
+    def comes_of(self, stored: StoredArchive) -> bool:
         """Tell whether registering an archive as it is gives the target: its configuration goes before all else."""
         low, high = _own_workers(stored)
         if low and (low, high) != (self.min_workers, self.max_workers):
@@ -90,12 +92,12 @@ class Target:
                 return False
         return self.devices is None or tuple(stored.config.get("deviceIds") or ()) == self.devices
 
-    def is_what(self, stored: Stored) -> bool:
+    def is_what(self, stored: StoredArchive) -> bool:
         """Tell whether the target is what an archive says by itself, with TorchServe's defaults for the rest."""
         own = {name: stored.number(key) or default for name, (key, default) in SETTINGS.items()}
         return self.comes_of(stored) and all(self.settings[name] in (None, own[name]) for name in SETTINGS)
 
-    def config(self, stored: Stored) -> dict[str, Any]:
+    def config(self, stored: StoredArchive) -> dict[str, Any]:
         """Return the changes to an archive's configuration that make it the target; None removes a key."""
         some = self.min_workers > 0
         changes: dict[str, Any] = {
@@ -117,7 +119,7 @@ def spread(devices: tuple[int, ...], workers: int) -> tuple[int, ...]:
     return tuple(devices[index % len(devices)] for index in range(workers)) if devices else ()
 
 
-def _own_workers(stored: Stored | None) -> tuple[int, int]:
+def _own_workers(stored: StoredArchive | None) -> tuple[int, int]:
     """Return minimum and maximum of an archive; TorchServe takes both or neither."""
     low = stored.number("minWorkers") if stored else None
     high = stored.number("maxWorkers") if stored else None

@@ -23,7 +23,7 @@ from torchmar.diagnosis import (
 )
 from torchmar.diagnosis.finding import Finding, Severity, error
 from torchmar.engines import DEFAULT, EngineName
-from torchmar.engines.server_records import Running
+from torchmar.engines.server_records import ServerRecord
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
 
@@ -41,7 +41,7 @@ def examine(
         run_folder: the folder that the server runs with, or did.
         engine: the server that would run; where one runs, its engine counts.
     """
-    running = Running.find(run_folder)
+    running = ServerRecord.find(run_folder)
     engine = running.engine if running else engine
     unread: list[Finding] = []
     try:
@@ -75,7 +75,7 @@ def examine(
 _READABLE = "mend it, or run torchmar doctor as the user that the server runs as"
 
 
-def _in_force(given: Properties, running: Running | None) -> Properties:
+def _in_force(given: Properties, running: ServerRecord | None) -> Properties:
     """Return the configuration that counts: the running server's, which --host and --port may have changed."""
     if running is None:
         return given

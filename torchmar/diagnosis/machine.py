@@ -14,7 +14,7 @@ from torchmar.archive import Archive
 from torchmar.archive import store as stores
 from torchmar.archive.built_archive import show_size
 from torchmar.diagnosis.finding import Finding, ok, warning
-from torchmar.engines.server_records import Running
+from torchmar.engines.server_records import ServerRecord
 from torchmar.errors import TorchmarError
 
 # What a server and a worker use before any weights, measured with torch 2.13 on Linux.
@@ -24,7 +24,7 @@ _LOGS = 160_000_000  # two logs that roll, 4 files of 20 MB each
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check(model_store: Path, run_folder: Path, running: Running | None) -> Iterator[Finding]:
+def check(model_store: Path, run_folder: Path, running: ServerRecord | None) -> Iterator[Finding]:
     """Yield how much memory and disk there is, and whether it would do for all of the model store."""
     needs, content = _needs(model_store)
     free, limit = available()

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from torchmar.diagnosis.finding import Finding, error, ok
 from torchmar.engines import addresses
-from torchmar.engines.server_records import Running
-from torchmar.errors import EngineError, PortInUse, PropertiesError
+from torchmar.engines.server_records import ServerRecord
+from torchmar.errors import BindError, EngineError, PropertiesError
 from torchmar.properties import Properties
 
 _TAKEN = " is taken by "
 
 
-def check(config: Properties, running: Running | None) -> Iterator[Finding]:
+def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]:
     """Yield who listens on a port of the configuration, unless it is the server itself."""
     try:
         wanted = config.addresses()
@@ -21,17 +21,17 @@ def check(config: Properties, running: Running | None) -> Iterator[Finding]:
         yield error("ports", problem.message, problem.hint)
         return
     mine, free = [], []
-    taken: dict[str, list[tuple[str, PortInUse]]] = {}  # by whom
+    taken: dict[str, list[tuple[str, BindError]]] = {}  # by whom
     for address in wanted:
         name = address.unix or str(address.port)
-        holder = None if address.unix else addresses.holder(address.port)
+        holder = None if address.unix else addresses.listener_of(address.port)
         # Who listens at a socket that is a file the system does not tell.
         if running and (address.unix or (holder and holder.pid == running.pid)):
             mine.append(name)
             continue
         try:
-            addresses.refuse_taken(address)
-        except PortInUse as problem:
+            addresses.check_free(address)
+        except BindError as problem:
             taken.setdefault(problem.message.partition(_TAKEN)[2], []).append((name, problem))
         except EngineError as problem:
             yield error("ports", problem.message, problem.hint)

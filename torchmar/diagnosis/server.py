@@ -12,12 +12,12 @@ from pathlib import Path
 from torchmar.connection import KEY_FILE
 from torchmar.diagnosis.finding import Finding, error, ok, warning
 from torchmar.engines import state
-from torchmar.engines.server_records import Running, option, others
+from torchmar.engines.server_records import ServerRecord, option, unmanaged_servers
 
 
-def check(run_folder: Path, running: Running | None) -> Iterator[Finding]:
+def check(run_folder: Path, running: ServerRecord | None) -> Iterator[Finding]:
     """Yield how the server of a run folder is, its models and tokens, and which servers are nobody's."""
-    for one in others():
+    for one in unmanaged_servers():
         # The script of TorchServe has it fetch from anywhere, and keeps a record of its own.
         by_script = not one.gone and "TorchServe" in one.what
         yield warning(
@@ -28,7 +28,7 @@ def check(run_folder: Path, running: Running | None) -> Iterator[Finding]:
             else f"kill {one.pid} ends it",
         )
     if running is None:
-        if killed := Running.killed(run_folder):
+        if killed := ServerRecord.killed(run_folder):
             yield error(
                 "server",
                 f"the one of {run_folder} (process {killed.pid}) ended without being stopped",

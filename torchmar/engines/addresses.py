@@ -11,8 +11,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 
-from torchmar.engines.server_records import Running, folder_of, option, other
-from torchmar.errors import EngineError, PortInUse
+from torchmar.engines.server_records import ServerRecord, folder_of, option, other
+from torchmar.errors import BindError, EngineError
 from torchmar.properties import Address, Properties
 
 _WEB = ("inference_address", "management_address", "metrics_address")
@@ -20,7 +20,7 @@ _GRPC = ("grpc_inference", "grpc_management")
 _LAST = 65535
 
 
-def move(config: Properties, port: int) -> Properties:
+def shift_ports(config: Properties, port: int) -> Properties:
     """Return a configuration whose inference API is at ``port``, all other ports moved by the same distance.
 
     Sockets that are files stay where they are.
@@ -90,17 +90,17 @@ def free_addresses() -> dict[str, str]:
     }
 
 
-def refuse_taken(address: Address) -> None:
+def check_free(address: Address) -> None:
     """See whether a server could listen at an address.
 
     Raises:
-        PortInUse: somebody does; the message says who, as far as the system tells.
+        BindError: somebody does; the message says who, as far as the system tells.
         EngineError: this machine has no such address, or the port needs root.
     """
     if address.unix:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             if client.connect_ex(address.unix) == 0:
-                raise PortInUse(f"{address.key}: somebody listens at {address.unix} already", hint=_OTHER_SOCKET)
+                raise BindError(f"{address.key}: somebody listens at {address.unix} already", hint=_OTHER_SOCKET)
         return
     try:
         family, kind, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
@@ -120,7 +120,7 @@ def refuse_taken(address: Address) -> None:
             raise _taken(address) from None
 
 
-def holder(port: int) -> psutil.Process | None:
+def listener_of(port: int) -> psutil.Process | None:
     """Return the process that listens on ``port``; None if there is none or the system does not tell."""
     try:
         connections = psutil.net_connections("tcp")
@@ -136,21 +136,21 @@ def holder(port: int) -> psutil.Process | None:
     return None
 
 
-def _taken(address: Address) -> PortInUse:
+def _taken(address: Address) -> BindError:
     what = f"{address.key}: {address.host}:{address.port} is taken by"
-    found = holder(address.port)
+    found = listener_of(address.port)
     if found is None:
-        return PortInUse(f"{what} a process that the system does not name", hint=_OTHER_PORTS)
-    if (folder := folder_of(found)) and Running.find(folder):
-        return PortInUse(
+        return BindError(f"{what} a process that the system does not name", hint=_OTHER_PORTS)
+    if (folder := folder_of(found)) and ServerRecord.find(folder):
+        return BindError(
             f"{what} the server of {folder} (process {found.pid})",
             hint=f"torchmar stop{option(folder)} ends it; {_OTHER_PORTS}",
         )
     if orphan := other(found):
-        return PortInUse(
+        return BindError(
             f"{what} {orphan.what} (process {found.pid})", hint=f"kill {found.pid} ends it; {_OTHER_PORTS}"
         )
-    return PortInUse(f"{what} {_name(found)} (process {found.pid})", hint=_OTHER_PORTS)
+    return BindError(f"{what} {_name(found)} (process {found.pid})", hint=_OTHER_PORTS)
 
 
 def _refuse_unix(config: Properties, what: str, key: str = "inference_address") -> None:

@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, ClassVar
 from torchmar import properties
 from torchmar.archive import Archive
 from torchmar.archive.store import order
-from torchmar.connection import KEY_FILE, RUN_FOLDER, Server
+from torchmar.connection import KEY_FILE, RUN_FOLDER, Endpoint
 from torchmar.engines import TITLES, EngineName, addresses, state, worker_log
-from torchmar.engines.server_records import MARK, START_SECONDS, Running, new_mark, option
-from torchmar.engines.start_lock import locked, undisturbed
+from torchmar.engines.server_records import MARK, START_SECONDS, ServerRecord, new_mark, option
+from torchmar.engines.start_lock import locked, signals_deferred
 from torchmar.errors import (
-    Conflict,
+    CertificateError,
+    ConflictError,
+    ConnectError,
     EngineError,
-    ModelFailed,
-    NotFound,
-    Refused,
-    TimedOut,
+    ModelFailedError,
+    NotFoundError,
+    ResponseTimeoutError,
+    ServerError,
     TorchmarError,
-    Unreachable,
-    Untrusted,
 )
 from torchmar.management import ManagementClient, ModelVersion
 
@@ -101,7 +101,7 @@ class Engine(ABC):
         given = properties.given(config)
         self.properties = replace(given, values={**given.values, **(overrides or {})})
         if port:
-            self.properties = addresses.move(self.properties, port)
+            self.properties = addresses.shift_ports(self.properties, port)
         if host or metrics_host:
             self.properties = addresses.listen(self.properties, host, metrics_host)
         self.model_store = model_store.resolve()
@@ -149,14 +149,14 @@ class Engine(ABC):
         The newest version of a model that was loaded so is its default.
 
         Raises:
-            ModelFailed: a worker did not come up; it has the worker's traceback, and the model is not registered.
+            ModelFailedError: a worker did not come up; it has the worker's traceback, and the model is not registered.
             EngineError: the server has ended.
             ArchiveError: the file is no archive.
         """
         try:
             return self._load(archive)
-        except Unreachable as error:
-            if isinstance(error, TimedOut) or self._ended(_DYING_SECONDS) is None:
+        except ConnectError as error:
+            if isinstance(error, ResponseTimeoutError) or self._ended(_DYING_SECONDS) is None:
                 raise
             raise self._death(f"while it loaded {archive.name}") from None
 
@@ -169,22 +169,22 @@ class Engine(ABC):
         mark = self._worker_log_size()
         try:
             self.management.register(archive.name, initial_workers=workers, timeout=startup + 30)
-        except Conflict as conflict:
+        except ConflictError as conflict:
             there = self.management.describe(name, version)[0].url
             if Path(there).name != archive.name:
-                raise Conflict(
+                raise ConflictError(
                     f"{archive} is {name} {version}, and so is {there}, which is registered",
                     status=conflict.status,
                     hint="remove one, or give it another version",
                 ) from None
             self._wait_for(name, version, startup)  # config.properties loads it by itself
-        except Refused as refusal:
+        except ServerError as refusal:
             if not self.properties.flag("enable_model_api") and refusal.status == 405:
                 self._wait_for(name, version, startup)
                 return self.management.describe(name, version)[0]
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(NotFoundError):
                 self.management.unregister(name, version)
-            raise ModelFailed(
+            raise ModelFailedError(
                 f"{name} {version} did not start: {refusal.message}",
                 traceback=self.worker_traceback(name, version, since=mark),
                 hint=f"torchmar run {archive} shows the same without a server",
@@ -198,7 +198,7 @@ class Engine(ABC):
         """Let the server run on when the context closes; ``torchmar stop`` ends it."""
         self._cleanup.pop_all()
 
-    def wait(self, tell: Callable[[ModelFailed], None] | None = None) -> None:
+    def wait(self, tell: Callable[[ModelFailedError], None] | None = None) -> None:
         """Wait until the server is stopped.
 
         Args:
@@ -219,7 +219,7 @@ class Engine(ABC):
         if code not in self.stopped:
             raise self._death()
 
-    def failures(self) -> dict[tuple[str, str], ModelFailed]:
+    def failures(self) -> dict[tuple[str, str], ModelFailedError]:
         """Return the models whose workers crash-loop, by name and version; a server that does not answer has none."""
         if not worker_log.failures(self.folder):  # reads a file, and so leaves the server alone
             return {}
@@ -241,7 +241,7 @@ class Engine(ABC):
             raise EngineError(f"the model store {self.model_store} is not a folder", hint="torchmar build fills one")
         self._refuse_second()
         for address in self.properties.addresses():
-            addresses.refuse_taken(address)
+            addresses.check_free(address)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder):
@@ -254,19 +254,19 @@ class Engine(ABC):
                 f"nothing can be started in {self.folder}: {error.filename or self.folder}: {error.strerror}",
                 hint="--run-folder names another folder",
             ) from None
-        self.server = Server.started_in(self.folder)
+        self.server = Endpoint.started_in(self.folder)
         self.management = ManagementClient(self.server)
         self._wait_until_healthy()
 
     def _refuse_second(self) -> None:
-        if running := Running.find(self.folder):
+        if running := ServerRecord.find(self.folder):
             raise EngineError(
                 f"a server runs in {self.folder} already (process {running.pid})",
                 hint=f"torchmar stop{option(self.folder)} ends it; --run-folder and --port run another beside it",
             )
 
     def _launch(self) -> None:
-        if killed := Running.killed(self.folder):
+        if killed := ServerRecord.killed(self.folder):
             killed.stop()  # what it left, workers among that
         # A key file or log that an earlier server left behind must not be taken for this one's.
         (self.folder / KEY_FILE).unlink(missing_ok=True)
@@ -280,7 +280,7 @@ class Engine(ABC):
         config = self.folder / "config.properties"
         config.write_text(properties.show(self._effective()), encoding="utf-8")
         mark = new_mark()
-        with (self.folder / "console.log").open("wb") as console, undisturbed():
+        with (self.folder / "console.log").open("wb") as console, signals_deferred():
             self._process = subprocess.Popen(
                 self._command(config, temporary),
                 cwd=self.folder,
@@ -291,7 +291,7 @@ class Engine(ABC):
                 # Ctrl-C is for us, and we end the server.
                 start_new_session=True,
             )
-            running = Running.of(self._process.pid, self.folder, temporary, self.name, mark=mark)
+            running = ServerRecord.of(self._process.pid, self.folder, temporary, self.name, mark=mark)
             self._cleanup.callback(self._process.wait)  # after the next: a child that nobody waits for stays a zombie
             self._cleanup.callback(running.stop)
             running.save()
@@ -317,7 +317,7 @@ class Engine(ABC):
             if failed := self.failures().get((name, version)):
                 raise failed
             if time.monotonic() > deadline:
-                raise ModelFailed(
+                raise ModelFailedError(
                     f"{name} {version} does not answer after {seconds:.0f} s",
                     traceback=self.worker_traceback(name, version),
                 )
@@ -326,9 +326,9 @@ class Engine(ABC):
     def _is_ready(self, name: str, version: str) -> bool:
         try:
             model = self.management.describe(name, version)[0]
-        except NotFound as error:
-            raise ModelFailed(f"{name} {version} is not loaded: {error.message}", traceback="") from None
-        except Refused as refusal:
+        except NotFoundError as error:
+            raise ModelFailedError(f"{name} {version} is not loaded: {error.message}", traceback="") from None
+        except ServerError as refusal:
             if refusal.status != _UNAVAILABLE:  # the server has not come to it yet
                 raise
             return False
@@ -347,7 +347,7 @@ class Engine(ABC):
                 raise self._death("while starting")
             try:
                 state.answers(self.server)
-            except Untrusted:
+            except CertificateError:
                 raise  # it answers, and will not answer otherwise
             except TorchmarError:
                 pass

@@ -33,7 +33,7 @@ _OURS = (RECORD, KEY_FILE, "config.properties")
 
 
 @dataclass(frozen=True)
-class Running:
+class ServerRecord:
     """A server's process, and the folders that go with it.
 
     Attributes:
@@ -53,25 +53,25 @@ class Running:
     @classmethod
     def of(
         cls, pid: int, folder: Path, temporary: Path, engine: EngineName = "torchserve", *, mark: str = ""
-    ) -> Running:
+    ) -> ServerRecord:
         """Return the record of a process that has just been started, with `new_mark` in its environment."""
         started = psutil.Process(pid).create_time()
         return cls(pid, started, str(folder), str(temporary), engine, identify(pid), mark)
 
     @classmethod
-    def find(cls, folder: Path) -> Running | None:
+    def find(cls, folder: Path) -> ServerRecord | None:
         """Return the server that runs with ``folder``; None when there is none, or none any more."""
         found = cls._recorded(folder)
         return found if found and found.alive else None
 
     @classmethod
-    def killed(cls, folder: Path) -> Running | None:
+    def killed(cls, folder: Path) -> ServerRecord | None:
         """Return the server that ran with ``folder`` and ended without being stopped; None when there is none."""
         found = cls._recorded(folder)
         return found if found and not found.alive else None
 
     @classmethod
-    def everywhere(cls) -> list[Running]:
+    def everywhere(cls) -> list[ServerRecord]:
         """Return every server on this machine that torchmar runs and that this user may look at, by folder.
 
         The table of processes is asked, so that no list of servers can be out of date.
@@ -80,7 +80,7 @@ class Running:
         return [running for folder in sorted(folders) if (running := cls.find(folder))]
 
     @classmethod
-    def _recorded(cls, folder: Path) -> Running | None:
+    def _recorded(cls, folder: Path) -> ServerRecord | None:
         try:
             return cls(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -176,7 +176,7 @@ def servers() -> Iterator[psutil.Process]:
 
 
 @dataclass(frozen=True)
-class Other:
+class UnmanagedServer:
     """A server that torchmar has no record of.
 
     Attributes:
@@ -190,14 +190,14 @@ class Other:
     gone: bool
 
 
-def others() -> Iterator[Other]:
+def unmanaged_servers() -> Iterator[UnmanagedServer]:
     """Yield every server that torchmar has no record of."""
     for process in servers():
         if found := other(process):
             yield found
 
 
-def other(process: psutil.Process) -> Other | None:
+def other(process: psutil.Process) -> UnmanagedServer | None:
     """Return what the process of a server is that is nobody's; None for a server of torchmar, and for what is none."""
     words = _words(process)
     engine, place = _engine(words), _place(words)
@@ -205,8 +205,8 @@ def other(process: psutil.Process) -> Other | None:
         return None
     what = "a TorchServe" if engine == "torchserve" else "a built-in server"
     if place and place.is_absolute() and not place.exists():
-        return Other(process.pid, f"{what} whose run folder {place} is gone", gone=True)
-    return Other(process.pid, f"{what} that torchmar did not start here", gone=False)
+        return UnmanagedServer(process.pid, f"{what} whose run folder {place} is gone", gone=True)
+    return UnmanagedServer(process.pid, f"{what} that torchmar did not start here", gone=False)
 
 
 def folder_of(process: psutil.Process) -> Path | None:

@@ -25,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def signals_deferred() -> Iterator[None]:
     """Put off Ctrl-C and the like: a process that was started a moment ago would be left to itself."""
     if threading.current_thread() is not threading.main_thread():  # which signals do not reach
         yield

@@ -11,11 +11,11 @@ import psutil
 
 from torchmar import properties
 from torchmar.archive.store import order
-from torchmar.connection import Server
+from torchmar.connection import Endpoint
 from torchmar.engines import worker_log
-from torchmar.engines.server_records import START_SECONDS, Running
+from torchmar.engines.server_records import START_SECONDS, ServerRecord
 from torchmar.engines.worker_log import Failure
-from torchmar.errors import ModelFailed, Refused, TorchmarError
+from torchmar.errors import ModelFailedError, ServerError, TorchmarError
 from torchmar.inference import InferenceClient
 from torchmar.management import ManagementClient, ModelVersion
 from torchmar.server.models import startup_report
@@ -85,8 +85,8 @@ class ServerState:
         not_loaded: a message for each model that it was to load at its start and could not.
     """
 
-    running: Running
-    server: Server
+    running: ServerRecord
+    server: Endpoint
     metrics: str
     memory: int
     versions: tuple[VersionState, ...]
@@ -104,14 +104,14 @@ class ServerState:
         return not self.trouble and not self.not_loaded and all(version.well for version in self.versions)
 
 
-def look(running: Running) -> ServerState:
+def look(running: ServerRecord) -> ServerState:
     """Return the state of a server; one that does not answer is a state, no error."""
     folder = Path(running.folder)
-    trouble, versions, server = "", [], Server()
+    trouble, versions, server = "", [], Endpoint()
     not_loaded: tuple[str, ...] = ()
     metrics = properties.DEFAULTS["metrics_address"]
     try:
-        server = Server.started_in(folder)
+        server = Endpoint.started_in(folder)
         metrics = properties.read(folder / "config.properties").url("metrics_address")
         answers(server)
         versions = versions_on(server, folder)
@@ -123,7 +123,7 @@ def look(running: Running) -> ServerState:
     return ServerState(running, server, metrics, memory(running.pid), tuple(versions), trouble, not_loaded)
 
 
-def answers(server: Server) -> None:
+def answers(server: Endpoint) -> None:
     """Ask a server whether it is healthy; one whose models are not well answers all the same.
 
     Raises:
@@ -131,12 +131,12 @@ def answers(server: Server) -> None:
     """
     try:
         InferenceClient(server, timeout=_SECONDS).ping()
-    except Refused as refusal:
+    except ServerError as refusal:
         if refusal.status != _UNHEALTHY:
             raise
 
 
-def versions_on(server: Server, folder: Path) -> list[VersionState]:
+def versions_on(server: Endpoint, folder: Path) -> list[VersionState]:
     """Return every version of every model on a server, by name and from the oldest version to the newest.
 
     Args:
@@ -158,15 +158,15 @@ def versions_on(server: Server, folder: Path) -> list[VersionState]:
     return found
 
 
-def failed(version: VersionState) -> ModelFailed:
+def failed(version: VersionState) -> ModelFailedError:
     """Return what is wrong with a version whose workers die, as the error that tells of it."""
     assert version.failure
     model, failure = version.model, version.failure
     what = f"{model.name} {model.version}: {model.ready} of {model.min_workers} workers answer; a worker died"
     often = f" {failure.deaths} times in a row" if failure.deaths > 1 else ""
     if failure.traceback:
-        return ModelFailed(f"{what}{often}: {failure.reason}", traceback=failure.traceback)
-    return ModelFailed(
+        return ModelFailedError(f"{what}{often}: {failure.reason}", traceback=failure.traceback)
+    return ModelFailedError(
         f"{what}{often} without a word",
         traceback="",
         hint="killed for its memory (dmesg says), or for its silence (torchmar logs says)",
@@ -175,7 +175,7 @@ def failed(version: VersionState) -> ModelFailed:
 
 def _below(folder: Path) -> set[int]:
     """Return the numbers of the processes below a folder's server: of others, what it reports is not the memory."""
-    running = Running.find(folder)
+    running = ServerRecord.find(folder)
     try:
         return {child.pid for child in psutil.Process(running.pid).children(recursive=True)} if running else set()
     except psutil.Error:

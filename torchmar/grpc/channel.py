@@ -11,13 +11,21 @@ from urllib.parse import urlsplit
 import grpc
 from google.protobuf.message import Message
 
-from torchmar.connection import Api, Server
+from torchmar.connection import Api, Endpoint
 from torchmar.connection.endpoint import PLAIN_HTTP_VARIABLE
 from torchmar.connection.error_responses import TOO_LARGE, classified, which_address
-from torchmar.connection.local import stays_here
+from torchmar.connection.local import is_local
 from torchmar.connection.tokens import Tokens
 from torchmar.connection.transport import check_certificates
-from torchmar.errors import Insecure, Refused, TimedOut, TorchmarError, Unauthorized, Unreachable, Untrusted
+from torchmar.errors import (
+    CertificateError,
+    ConnectError,
+    InsecureError,
+    ResponseTimeoutError,
+    ServerError,
+    TorchmarError,
+    UnauthorizedError,
+)
 
 Reply = TypeVar("Reply", bound=Message)
 Self = TypeVar("Self", bound="Client")
@@ -55,14 +63,14 @@ class Channel:
         TorchmarError: the address is none, or certificates cannot be read.
     """
 
-    def __init__(self, server: Server, api: Api, service: str, timeout: float) -> None:
+    def __init__(self, server: Endpoint, api: Api, service: str, timeout: float) -> None:
         self._api = api
         self.service = service
         self._timeout = timeout
         self._address = server.grpc_inference if api == "inference" else server.grpc_management
         self._tokens = Tokens(server)
         parts = _parts(self._address)
-        here = stays_here(parts.hostname)
+        here = is_local(parts.hostname)
         self._private = parts.scheme == "grpcs" or here or server.allow_plain_http
         # TorchServe's own limits hold; gRPC's, of 4 MB, is less than an explanation of a picture.
         options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
@@ -77,10 +85,11 @@ class Channel:
         """Return the answer to one request.
 
         Raises:
-            Unreachable: the connection was refused; TimedOut: the answer did not come in time; Untrusted: who
-                answers cannot prove to be the server.
-            Refused: the server answered with an error; Unauthorized, NotFound or Conflict where it is one of these.
-            Insecure: the token would travel in plain text.
+            ConnectError: the connection was refused.
+            ResponseTimeoutError: there was no response in time.
+            CertificateError: the server's certificate is not trusted.
+            ServerError: the server answered with an error; UnauthorizedError, NotFoundError or ConflictError where it is one of these.
+            InsecureError: the token would travel in plain text.
         """
         call = self._channel.unary_unary(
             f"/{self.service}/{method}",
@@ -95,7 +104,7 @@ class Channel:
                 return answer
             except grpc.RpcError as error:
                 wrong = self._wrong(error, seconds)
-                if not (again and isinstance(wrong, Unauthorized) and self._tokens.other_than(self._api, token)):
+                if not (again and isinstance(wrong, UnauthorizedError) and self._tokens.other_than(self._api, token)):
                     raise wrong from None
         raise AssertionError
 
@@ -127,7 +136,7 @@ class Channel:
     def _token(self) -> str | None:
         token = self._tokens.current(self._api)
         if token is not None and not self._private:
-            raise Insecure(
+            raise InsecureError(
                 f"the token would go to {self._address} in plain text",
                 hint=f"use grpcs or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it all the same",
             )
@@ -147,13 +156,13 @@ class Channel:
             message = details
         if not kind:
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                return TimedOut(f"{self._address} did not answer within {seconds:g} s", sent=True)
+                return ResponseTimeoutError(f"{self._address} did not answer within {seconds:g} s", sent=True)
             if code is grpc.StatusCode.UNAVAILABLE:
                 return self._no_answer(details)
             if "RST_STREAM" in details:
-                return Refused("the server broke off", status=413, hint=TOO_LARGE)
+                return ServerError("the server broke off", status=413, hint=TOO_LARGE)
             if code is grpc.StatusCode.UNIMPLEMENTED:
-                return Refused(message, status=501, hint=which_address(self._api))
+                return ServerError(message, status=501, hint=which_address(self._api))
         status = _STATUS.get(code, 500)
         if kind in _NOT_FOUND:
             status = 404  # which TorchServe tells of predictions as INTERNAL
@@ -163,24 +172,24 @@ class Channel:
             status = 405
         return classified(status, kind, message or f"the server refused without a word ({code.name})", self._api)
 
-    def _no_answer(self, details: str) -> Unreachable:
+    def _no_answer(self, details: str) -> ConnectError:
         where = f"no {self._api} API over gRPC at {self._address}"
         if "CERTIFICATE_VERIFY_FAILED" in details:
-            return Untrusted(
+            return CertificateError(
                 f"the certificate of {self._address} is not trusted",
                 hint="--ca-file names the certificate of who signed it, or its own",
             )
         if "Connection refused" in details:
-            return Unreachable(f"{where}: connection refused", hint="torchmar serve")
+            return ConnectError(f"{where}: connection refused", hint="torchmar serve")
         if "errors resolving" in details or "DNS resolution" in details:
-            return Unreachable(f"{where}: cannot resolve the host name")
+            return ConnectError(f"{where}: cannot resolve the host name")
         if "failed to connect" not in details:
-            return Unreachable(f"{where}: the connection was closed before there was an answer", sent=True)
+            return ConnectError(f"{where}: the connection was closed before there was an answer", sent=True)
         if "WRONG_VERSION_NUMBER" in details:
-            return Unreachable(f"{where}: it does not speak TLS", hint="grpc:// perhaps")
+            return ConnectError(f"{where}: it does not speak TLS", hint="grpc:// perhaps")
         if "HTTP/2" in details:
-            return Unreachable(f"{where}: it does not speak gRPC", hint="gRPC has a port of its own, by default 7070")
-        return Unreachable(f"{where}: {details}")
+            return ConnectError(f"{where}: it does not speak gRPC", hint="gRPC has a port of its own, by default 7070")
+        return ConnectError(f"{where}: {details}")
 
 
 class Client:
@@ -194,11 +203,11 @@ class Client:
     _api: ClassVar[Api]
     _service: ClassVar[str]
 
-    def __init__(self, server: Server | str | None = None, timeout: float = 120.0) -> None:
+    def __init__(self, server: Endpoint | str | None = None, timeout: float = 120.0) -> None:
         if isinstance(server, str):
-            where = Server(grpc_management=server) if self._api == "management" else Server(grpc_inference=server)
+            where = Endpoint(grpc_management=server) if self._api == "management" else Endpoint(grpc_inference=server)
         else:
-            where = Server.of(server, self._api)
+            where = Endpoint.of(server, self._api)
         self._channel = Channel(where, self._api, self._service, timeout)
 
     def __enter__(self: Self) -> Self:
@@ -230,7 +239,7 @@ def _serialized(request: Message) -> bytes:
     return request.SerializeToString()
 
 
-def _credentials(server: Server) -> grpc.ChannelCredentials:
+def _credentials(server: Endpoint) -> grpc.ChannelCredentials:
     if server.verify is False:
         raise TorchmarError("gRPC checks certificates in any case", hint="verify is the file of the server's own")
     if server.verify is True:

@@ -11,8 +11,8 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 
 from torchmar.connection.error_responses import classified
-from torchmar.errors import Refused, TorchmarError
-from torchmar.exchange import Answer, Request
+from torchmar.errors import ServerError, TorchmarError
+from torchmar.exchange import Request, Response
 from torchmar.grpc.channel import Client
 from torchmar.grpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest, TorchServeHealthResponse
 from torchmar.inference import bodies
@@ -41,7 +41,7 @@ class GrpcInference(Client):
         said = self._channel.call("Ping", Empty(), TorchServeHealthResponse, timeout=5)
         return str(json.loads(said.health)["status"])
 
-    def ask(self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None) -> Answer:
+    def ask(self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None) -> Response:
         """Return the answer of a model's version, or of its default one, to a request; only its body is sent.
 
         Raises:
@@ -49,7 +49,7 @@ class GrpcInference(Client):
         """
         if request.explain:
             raise TorchmarError("TorchServe explains over REST only", hint="use InferenceClient")
-        return Answer(200, self._predict(name, {_ROW: request.body}, version, timeout))
+        return Response(200, self._predict(name, {_ROW: request.body}, version, timeout))
 
     def predict(
         self,
@@ -73,12 +73,12 @@ class GrpcInference(Client):
             JSON as Python values, a text, or bytes.
 
         Raises:
-            Refused: the server did, or a handler of ours in its answer; what other handlers answer with a status of
+            ServerError: the server did, or a handler of ours in its answer; what other handlers answer with a status of
                 their own looks like any answer.
         """
         row = {key: text.encode() if isinstance(text, str) else text for key, text in (fields or {}).items()}
         row[_ROW] = bodies.request(data).body
-        return bodies.value(Answer(200, self._predict(name, row, version, timeout)))
+        return bodies.value(Response(200, self._predict(name, row, version, timeout)))
 
     def stream(
         self, name: str, data: Any, version: str | None = None, *, timeout: float | None = None
@@ -115,7 +115,7 @@ class GrpcInference(Client):
             timeout: seconds for the whole sequence; default: the client's.
 
         Raises:
-            Refused: one of the requests was; the sequence ends.
+            ServerError: one of the requests was; the sequence ends.
         """
         waiting: queue.SimpleQueue[PredictionsRequest | None] = queue.SimpleQueue()
         answers = self._channel.stream("StreamPredictions2", iter(waiting.get, None), PredictionResponse, timeout)
@@ -124,7 +124,7 @@ class GrpcInference(Client):
                 waiting.put(_request(name, {_ROW: bodies.request(data).body}, version, sequence_id))
                 answer = next(answers)
                 if answer.HasField("status"):
-                    raise Refused(answer.status.message, status=500)
+                    raise ServerError(answer.status.message, status=500)
                 yield answer.prediction
         finally:
             waiting.put(None)
@@ -136,7 +136,7 @@ class GrpcInference(Client):
         return said
 
 
-def _refused(body: bytes) -> Refused | None:
+def _refused(body: bytes) -> ServerError | None:
     """Return the refusal that an answer is: the status that a handler gives does not travel over gRPC."""
     if body.startswith(_ERROR):
         with contextlib.suppress(ValueError, KeyError):

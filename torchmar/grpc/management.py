@@ -8,8 +8,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from torchmar.connection import Server
-from torchmar.errors import Refused, TorchmarError
+from torchmar.connection import Endpoint
+from torchmar.errors import ServerError, TorchmarError
 from torchmar.grpc.channel import Client
 from torchmar.grpc.wire import management_pb2 as wire
 from torchmar.management import ModelVersion, RegisteredModel, check_name
@@ -31,7 +31,7 @@ class GrpcManagement(Client):
     _api = "management"
     _service = "org.pytorch.serve.grpc.management.ManagementAPIsService"
 
-    def __init__(self, server: Server | str | None = None, timeout: float = 60.0) -> None:
+    def __init__(self, server: Endpoint | str | None = None, timeout: float = 60.0) -> None:
         super().__init__(server, timeout)
 
     def register(
@@ -128,7 +128,7 @@ class GrpcManagement(Client):
     def _said(self, method: str, request: Message, timeout: float | None = None, silence: str = "") -> str:
         try:
             return self._channel.call(method, request, wire.ManagementResponse, timeout).msg
-        except Refused as error:
+        except ServerError as error:
             error.hint = error.hint or (silence if error.status == 500 and not error.type else "")
             raise
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from torchmar.errors import Refused, TorchmarError
+from torchmar.errors import ServerError, TorchmarError
 from torchmar.grpc.channel import Client, Reply
 from torchmar.grpc.wire import open_inference_pb2 as wire
 from torchmar.inference import SWITCHED_ON, Tensor
@@ -55,7 +55,7 @@ class GrpcOpenInference(Client):
 
     It calls the service by the protocol's own name, and by TorchServe's where the server does not know that one.
     TorchServe speaks it with ``ts_open_inference_protocol=true`` in its configuration; without,
-    every call is Refused (501). The other exceptions are those of `torchmar.inference.InferenceClient`.
+    every call is ServerError (501). The other exceptions are those of `torchmar.inference.InferenceClient`.
 
     Args:
         server: where it is, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the
@@ -104,7 +104,7 @@ class GrpcOpenInference(Client):
             timeout: seconds; default: the client's.
 
         Raises:
-            Refused: the server did; 400 for FP16 and BF16 under TorchServe: the protocol has raw contents only for
+            ServerError: the server did; 400 for FP16 and BF16 under TorchServe: the protocol has raw contents only for
                 these, and TorchServe drops them.
             TorchmarError: a datatype is none of the protocol, or does not hold an element.
         """
@@ -120,10 +120,10 @@ class GrpcOpenInference(Client):
 
     def _call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
         if self._channel.service == _TORCHSERVES_SERVICE and getattr(request, "raw_input_contents", None):
-            raise Refused(f"TorchServe takes no {' and no '.join(_ONLY_RAW)} over gRPC", status=400)
+            raise ServerError(f"TorchServe takes no {' and no '.join(_ONLY_RAW)} over gRPC", status=400)
         try:
             return self._channel.call(method, request, reply, timeout)
-        except Refused as error:
+        except ServerError as error:
             if error.status != 501 or not str(error).startswith(_NO_METHOD):
                 raise
             if self._channel.service == _TORCHSERVES_SERVICE:

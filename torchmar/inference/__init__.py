@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from torchmar.connection import Connection, Server
-from torchmar.errors import NotFound, TorchmarError
-from torchmar.exchange import ANY, Answer, Request
+from torchmar.connection import Connection, Endpoint
+from torchmar.errors import NotFoundError, TorchmarError
+from torchmar.exchange import ANY, Request, Response
 from torchmar.inference import bodies
 from torchmar.inference.many import each
 from torchmar.inference.tensors import Tensor
@@ -25,7 +25,7 @@ class InferenceClient:
     >>> with InferenceClient() as client:
     ...     print(client.predict("digits", Path("seven.png")))
 
-    Its methods raise Unreachable when there is no server, and Refused (Unauthorized, NotFound)
+    Its methods raise ConnectError when there is no server, and ServerError (UnauthorizedError, NotFoundError)
     with the server's or the handler's own words when the status is 300 or more.
 
     Args:
@@ -35,8 +35,8 @@ class InferenceClient:
         retries: how often a call is repeated; a prediction is only if it was never sent.
     """
 
-    def __init__(self, server: Server | str | None = None, timeout: float = 120.0, retries: int = 2) -> None:
-        self._server = Server.of(server, "inference")
+    def __init__(self, server: Endpoint | str | None = None, timeout: float = 120.0, retries: int = 2) -> None:
+        self._server = Endpoint.of(server, "inference")
         self._timeout = timeout
         self._retries = retries
         self._connection = Connection(self._server, "inference", timeout, retries)
@@ -53,7 +53,7 @@ class InferenceClient:
         """Close the connections; the client can be used again."""
         self._connection.close()
 
-    def ask(self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None) -> Answer:
+    def ask(self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None) -> Response:
         """Return the answer of a model's version, or of its default one, to a request."""
         kind = "explanations" if request.explain else "predictions"
         return self._post(f"/{kind}/{_path(name, version)}", request, timeout)
@@ -197,7 +197,7 @@ class InferenceClient:
             raise TorchmarError(f"{name} does not answer in the Open Inference Protocol: it has no outputs") from None
 
     def ping(self) -> str:
-        """Return the server's health as it says it: ``Healthy``; it says that workers are missing with Refused (500).
+        """Return the server's health as it says it: ``Healthy``; it says that workers are missing with ServerError (500).
 
         Not repeated: that nobody answers is an answer.
         """
@@ -223,13 +223,13 @@ class InferenceClient:
     def _open_inference(self, path: str) -> dict[str, Any]:
         try:
             return self._connection.read(dict, "GET", f"/v2{path}", timeout=5, retries=0)
-        except NotFound as error:
-            raise NotFound(error.message, status=404, type=error.type, hint=SWITCHED_ON) from None
+        except NotFoundError as error:
+            raise NotFoundError(error.message, status=404, type=error.type, hint=SWITCHED_ON) from None
 
-    def _post(self, path: str, request: Request, timeout: float | None) -> Answer:
+    def _post(self, path: str, request: Request, timeout: float | None) -> Response:
         headers = {**request.headers, "Content-Type": request.content_type, "Accept": request.accept}
         response = self._connection.ask("POST", path, body=request.body, headers=headers, timeout=timeout)
-        return Answer(
+        return Response(
             response.status_code, response.content, {name.lower(): value for name, value in response.headers.items()}
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torchmar import exchange
 from torchmar.errors import TorchmarError
-from torchmar.exchange import ANY, Answer, Request
+from torchmar.exchange import ANY, Request, Response
 
 JSON = "application/json"
 NPY = "application/x-npy"
@@ -45,7 +45,7 @@ def explanation_headers(
     return {f"Explain-{name}": str(value) for name, value in asked.items() if value is not None}
 
 
-def value(answer: Answer) -> Any:
+def value(answer: Response) -> Any:
     """Return what an answer says: JSON as Python values, ``.npy`` as an array, a text; bytes if it is none of these.
 
     Raises:

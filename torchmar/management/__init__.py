@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from torchmar.connection import Api, Connection, Server
+from torchmar.connection import Api, Connection, Endpoint
 from torchmar.errors import TorchmarError
 from torchmar.management.models import JobQueue, ModelVersion, RegisteredModel, WorkerState
 
@@ -23,7 +23,7 @@ class ManagementClient:
     ...     for model in client.models():
     ...         print(model.name, client.describe(model.name)[0].ready)
 
-    Every method raises Unreachable when there is no server, and Refused (Unauthorized,
+    Every method raises ConnectError when there is no server, and ServerError (Unauthorized,
     NotFound, Conflict) with the server's own words when it says no. What is repeated after a
     failure, and that nothing is registered twice, says `torchmar.connection.Connection`.
 
@@ -34,8 +34,8 @@ class ManagementClient:
         retries: how often a call is repeated.
     """
 
-    def __init__(self, server: Server | str | None = None, timeout: float = 60.0, retries: int = 2) -> None:
-        self._connection = Connection(Server.of(server, "management"), "management", timeout, retries)
+    def __init__(self, server: Endpoint | str | None = None, timeout: float = 60.0, retries: int = 2) -> None:
+        self._connection = Connection(Endpoint.of(server, "management"), "management", timeout, retries)
         self._timeout = timeout
 
     def __enter__(self) -> ManagementClient:
@@ -71,7 +71,7 @@ class ManagementClient:
 
         What the archive's own ``model-config.yaml`` says about workers and batching goes before
         what is said here. With ``synchronous`` the answer comes when the workers are up, or with
-        Refused when one of them failed; the model is not registered then.
+        ServerError when one of them failed; the model is not registered then.
 
         Args:
             url: which archive.

@@ -6,8 +6,8 @@ import logging
 from argparse import Namespace
 from collections.abc import Mapping
 
-from torchmar.archive import Packed
-from torchmar.archive.copying import Source
+from torchmar.archive import BuiltArchive
+from torchmar.archive.copying import MemberContent
 from torchmar.checks import Composed, check_content
 from torchmar.errors import TorchmarError
 from torchmar.model_archiver.model_archiver_config import ModelArchiverConfig
@@ -17,7 +17,7 @@ from torchmar.model_archiver.packaging import package
 _LOG = logging.getLogger(__name__)
 
 
-def package_model(config: ModelArchiverConfig | Namespace, manifest: str | None = None) -> Packed:
+def package_model(config: ModelArchiverConfig | Namespace, manifest: str | None = None) -> BuiltArchive:
     """Write an archive; findings of the checks are logged.
 
     Args:
@@ -47,7 +47,7 @@ def generate_model_archive(config: ModelArchiverConfig | Namespace) -> None:
     package_model(config)
 
 
-def _inspect(members: Mapping[str, Source]) -> None:
+def _inspect(members: Mapping[str, MemberContent]) -> None:
     findings = check_content(Composed(members))
     for finding in findings:
         _LOG.warning("%s: %s %s: %s", finding.severity, finding.code.name, finding.place, finding.cause)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from torchmar import manifest
-from torchmar.archive import Packed, pack, pack_folder, pack_tgz
+from torchmar.archive import BuiltArchive, pack, pack_folder, pack_tgz
 from torchmar.archive.collecting import add, carried, carries, refuse_clashes
-from torchmar.archive.copying import Progress, Source, size_of
+from torchmar.archive.copying import MemberContent, Progress, size_of
 from torchmar.checks import foreign
 from torchmar.errors import ArchiveError
 from torchmar.recipe import CARRIED_PACKAGE
@@ -35,11 +35,11 @@ BUILT_IN_LSP = ("BaseHandler", "TorchScriptHandler")
 _LEFT_OUT = ("__MACOSX", "__pycache__")
 _FILES = ("serialized_file", "model_file", "requirements_file", "config_file")
 
-Write = Callable[[Mapping[str, Source], Path, Progress], Packed]
+Write = Callable[[Mapping[str, MemberContent], Path, Progress], BuiltArchive]
 Begin = Callable[[str, int], Progress]
 """Called with the archive's file name and its size in bytes; returns what is called with the bytes of each piece."""
 
-Inspect = Callable[[Mapping[str, Source]], object]
+Inspect = Callable[[Mapping[str, MemberContent]], object]
 """Called with the members before they are packed; raises ArchiveError to refuse them."""
 
 
@@ -49,7 +49,7 @@ def package(
     manifest_text: str | None = None,
     begin: Begin = lambda name, total: lambda count: None,
     inspect: Inspect | None = None,
-) -> Packed:
+) -> BuiltArchive:
     """Write the archive that torch-model-archiver's options describe.
 
     Args:
@@ -84,7 +84,7 @@ def given(options: Namespace, name: str) -> str | None:
     return getattr(options, name, None)
 
 
-def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, Source]:
+def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, MemberContent]:
     """Return the members that the options describe, by path in the archive.
 
     Args:
@@ -94,7 +94,7 @@ def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, S
     Raises:
         ArchiveError: a file is missing, or two would have one path.
     """
-    members: dict[str, Source] = {}
+    members: dict[str, MemberContent] = {}
     runtime = given(options, "runtime") or "python"
     handler, file = _handler(options.handler, runtime)
     named = {name: given(options, name) for name in _FILES}

@@ -10,6 +10,6 @@
 from __future__ import annotations
 
 from torchmar.parity.comparing import Outcome, compare
-from torchmar.parity.differences import Difference, documented
+from torchmar.parity.differences import KnownDifference, documented
 
-__all__ = ["Difference", "Outcome", "compare", "documented"]
+__all__ = ["KnownDifference", "Outcome", "compare", "documented"]

@@ -21,8 +21,8 @@ from torchmar.exchange import content_type
 from torchmar.parity import cases
 from torchmar.parity.cases import Case
 from torchmar.parity.differences import documented
-from torchmar.parity.engine_client import Filling, Said, Side
-from torchmar.parity.responses import Deviation, deviations
+from torchmar.parity.engine_client import EngineClient, Filling, RawResponse
+from torchmar.parity.responses import Mismatch, deviations
 from torchmar.recipe import Sample
 
 PROTOCOL = "protocol"
@@ -57,8 +57,8 @@ class Outcome:
     name: str
     cases: int
     equal: int
-    meant: dict[str, list[Deviation]] = field(default_factory=dict)
-    different: list[Deviation] = field(default_factory=list)
+    meant: dict[str, list[Mismatch]] = field(default_factory=dict)
+    different: list[Mismatch] = field(default_factory=list)
 
     @property
     def documented(self) -> int:
@@ -107,7 +107,7 @@ def compare(
             file = folder / f"{number}.properties"
             file.write_text(properties.show({**_CONFIG, **free_addresses(), **(config or {})}), encoding="utf-8")
             started = stack.enter_context(engines.named(name)(file, store, folder / f"run-{number}"))
-            sides.append(Side(started))
+            sides.append(EngineClient(started))
         pair = _Pair(sides, stack.enter_context(ThreadPoolExecutor(len(sides))), tell)
         if protocol:
             yield _protocol(pair, store)
@@ -118,12 +118,14 @@ def compare(
 class _Pair:
     """Both engines, asked at once, and how they differed since the last outcome."""
 
-    def __init__(self, sides: Sequence[Side], threads: ThreadPoolExecutor, tell: Callable[[str], None]) -> None:
+    def __init__(self, sides: Sequence[EngineClient], threads: ThreadPoolExecutor, tell: Callable[[str], None]) -> None:
         self._sides, self._threads, self._tell = sides, threads, tell
         self._asked = 0
-        self._found: list[Deviation] = []
+        self._found: list[Mismatch] = []
 
-    def ask(self, of: str, case: Case, filling: Filling, tolerance: float = _TOLERANCE) -> tuple[Said, Said]:
+    def ask(
+        self, of: str, case: Case, filling: Filling, tolerance: float = _TOLERANCE
+    ) -> tuple[RawResponse, RawResponse]:
         self._tell(f"{of}: {case.name}")
         self._asked += 1
         deadline = time.monotonic() + _PATIENCE
@@ -137,7 +139,7 @@ class _Pair:
         self._found += found
         # A worker that died is not asked while it comes up again: that would be a matter of luck.
         if case.settles or max(first.status, second.status) >= 500 or 0 in (first.status, second.status):
-            list(self._threads.map(Side.settle, self._sides))
+            list(self._threads.map(EngineClient.settle, self._sides))
         return first, second
 
     def outcome(self, name: str) -> Outcome:
@@ -152,7 +154,7 @@ class _Pair:
         return outcome
 
 
-def _unmeant(deviation: Deviation) -> bool:
+def _unmeant(deviation: Mismatch) -> bool:
     return documented(deviation) is None
 
 
@@ -213,7 +215,7 @@ def _own_archives(store: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "handler.py").write_text(code, encoding="utf-8")
             made = recipe.Recipe(name=name, version=version, handler="handler.py")
-            archive.pack(archive.compose(made, Path(folder)), store / f"{name}-{version}.mar")
+            archive.pack(archive.collect_members(made, Path(folder)), store / f"{name}-{version}.mar")
     (store / "broken.mar").write_bytes(b"no archive")
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from torchmar.parity.responses import Deviation
+from torchmar.parity.responses import Mismatch
 
 
 @dataclass(frozen=True)
-class Difference:
+class KnownDifference:
     """A difference that is meant; what is said of it is Markdown.
 
     Attributes:
@@ -37,7 +37,7 @@ class Difference:
     first: str = ""
     second: str = ""
 
-    def explains(self, deviation: Deviation) -> bool:
+    def explains(self, deviation: Mismatch) -> bool:
         """Tell whether a deviation is this difference."""
         return bool(
             re.fullmatch(self.cases, deviation.case)
@@ -47,9 +47,9 @@ class Difference:
         )
 
 
-DIFFERENCES: tuple[Difference, ...] = (
+DIFFERENCES: tuple[KnownDifference, ...] = (
     # HTTP
-    Difference(
+    KnownDifference(
         "connection-after-error",
         "an error",
         "closes the connection",
@@ -60,7 +60,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         first="^close$",
         second="^keep-alive$",
     ),
-    Difference(
+    KnownDifference(
         "connection-close",
         "`Connection: close` in a request",
         "`connection: keep-alive` in the answer, and closes",
@@ -69,7 +69,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/closes",
         aspects="connection",
     ),
-    Difference(
+    KnownDifference(
         "reason",
         "the words of the status line where a handler answered",
         "the handler's, or none",
@@ -78,7 +78,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*",
         aspects="reason",
     ),
-    Difference(
+    KnownDifference(
         "request-id",
         "`x-request-id` of metrics, preflights and what is no HTTP",
         "a number",
@@ -88,7 +88,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="x-request-id",
         second="^$",
     ),
-    Difference(
+    KnownDifference(
         "method",
         "methods that are none of HTTP (`FOO`)",
         "taken for `POST`",
@@ -97,14 +97,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/a method that nobody knows",
         aspects="status|body|content type|connection",
     ),
-    Difference(
+    KnownDifference(
         "method-odd",
         "`TRACE`, and methods of WebDAV and the like, at the inference API",
         "run the model",
         "405",
         "they are meant to run nothing",
     ),
-    Difference(
+    KnownDifference(
         "allow",
         "a method that a path does not have (405)",
         "no `Allow`",
@@ -114,7 +114,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="allow",
         first="^$",
     ),
-    Difference(
+    KnownDifference(
         "content-encoding",
         "`Content-Encoding: gzip` and `deflate` in a request",
         "handed to the handler as it was sent",
@@ -123,7 +123,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/gzip",
         aspects="status|body|content type",
     ),
-    Difference(
+    KnownDifference(
         "expect",
         "`Expect` in a request",
         "not handed to the handler",
@@ -134,20 +134,20 @@ DIFFERENCES: tuple[Difference, ...] = (
         first=r"^\{'headers': \{\}\}$",
         second=r"^\{'headers': \{'Expect': '100-continue'\}\}$",
     ),
-    Difference(
+    KnownDifference(
         "absolute-target", "`http://host/predictions/M` as the target of a request", "404", "served", "RFC 9112, 3.2.2"
     ),
-    Difference(
+    KnownDifference(
         "percent", "`%zz` in a path", "403 IllegalArgumentException", "taken as it stands: 404", "there is no such path"
     ),
-    Difference(
+    KnownDifference(
         "header-limits",
         "request lines above 4,096 bytes, headers above 8,192",
         "400",
         "taken up to 16,384 and 65,536",
         "tokens and cookies grow",
     ),
-    Difference(
+    KnownDifference(
         "body-limit",
         "a body larger than `max_request_size`",
         "413 without a body or headers",
@@ -156,14 +156,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/too large",
         aspects="(?!status).*",
     ),
-    Difference(
+    KnownDifference(
         "response-limit",
         "an answer larger than `max_response_size`",
         "500 `Worker died.`, and the worker is started again",
         "500 that names both sizes; the worker lives",
         "one request should not cost the others",
     ),
-    Difference(
+    KnownDifference(
         "options-star",
         "`OPTIONS *`",
         "500",
@@ -172,7 +172,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=r".*/OPTIONS \*",
         aspects="status|body|content type",
     ),
-    Difference(
+    KnownDifference(
         "openapi",
         "OpenAPI documents, and `OPTIONS` of a model",
         "in TorchServe's words; `/prediction/M`, which is not there",
@@ -181,14 +181,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/(OPTIONS.*|api-description|root)",
         aspects="body",
     ),
-    Difference(
+    KnownDifference(
         "api-description-methods",
         "`/api-description` at the management API with other methods than `GET`, `HEAD` and `OPTIONS`",
         "answered like `GET`",
         "405",
         "a slip should be said",
     ),
-    Difference(
+    KnownDifference(
         "preflight",
         "a CORS preflight",
         "answered with an OpenAPI document, 404 for a model that is not there",
@@ -197,29 +197,29 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/preflight.*",
         aspects="status|body|content type",
     ),
-    Difference("tls", "TLS", "1.2 with two ciphers", "1.2 and later", "the ciphers of today"),
-    Difference(
+    KnownDifference("tls", "TLS", "1.2 with two ciphers", "1.2 and later", "the ciphers of today"),
+    KnownDifference(
         "tls-key",
         "`https` without a key",
         "a self-signed certificate is made",
         "the server does not start, and says how to make one",
         "clients would have to trust anybody",
     ),
-    Difference(
+    KnownDifference(
         "token-length",
         "keys in `key_file.json`",
         "8 characters",
         "32; the file is replaced in one step",
         "8 can be guessed",
     ),
-    Difference(
+    KnownDifference(
         "token-path",
         "`/token` anywhere in a path or header of a management request",
         "asks for the API key",
         "only the path `/token` does",
         "it is an accident of TorchServe's",
     ),
-    Difference(
+    KnownDifference(
         "token-scheme",
         "`bearer` in place of `Bearer` before a token",
         "400 InvalidKeyException",
@@ -228,7 +228,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*: scheme in another case",
         aspects="status|body|content type",
     ),
-    Difference(
+    KnownDifference(
         "token-fixed",
         "tokens",
         "random, and other ones after each start",
@@ -236,7 +236,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "`GET /token` is 409 for a fixed one",
         "replicas and clients of others need one token that stays",
     ),
-    Difference(
+    KnownDifference(
         "health-token",
         "health checks without a token, or with a wrong one: `/ping`, `/v2/health/live`, `/v2/health/ready`; gRPC "
         "`Ping`, `ServerLive`, `ServerReady`",
@@ -247,7 +247,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="status|body|content type",
     ),
     # Inference
-    Difference(
+    KnownDifference(
         "kserve-live",
         "`GET /` and `GET /v1/models` at the inference API",
         "405; 404",
@@ -258,7 +258,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         first="405|404",
         second="200|alive|models",
     ),
-    Difference(
+    KnownDifference(
         "ping",
         "`/ping` while workers do not load",
         "Healthy for `maxRetryTimeoutInSec` (300 s), then 500",
@@ -266,14 +266,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         "500, too, until all models of the configuration are loaded, and while one of them could not be",
         "health should mean health",
     ),
-    Difference(
+    KnownDifference(
         "v2-ready",
         "`/v2/health/ready`",
         "always `true`",
         '503 `{"ready": false}` while a default version that should have workers has none that answers, and as `/ping`',
         "ready should mean ready",
     ),
-    Difference(
+    KnownDifference(
         "kserve-models",
         "`GET /v1/models/M`, `/v2/models/M`, `/v2/models/M/ready` at the inference API",
         "404",
@@ -283,7 +283,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "no such model, v[12]( ready)?)",
         aspects="status|body",
     ),
-    Difference(
+    KnownDifference(
         "kserve-methods",
         "`POST` and other methods at `/v1/models/M` and `/v2/models/M`, which are read with `GET`",
         "404",
@@ -292,7 +292,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/v1: model with POST",
         aspects="status|body|content type",
     ),
-    Difference(
+    KnownDifference(
         "kserve-content-type",
         "a JSON body below `/v1` and `/v2` that is sent as another type, as `curl -d` does",
         "a form, which loses it, or bytes",
@@ -301,7 +301,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/v[12]: .*raw.*",
         aspects="status|body|content type",
     ),
-    Difference(
+    KnownDifference(
         "kserve-errors",
         "errors below `/v1` and `/v2`, the handler's own with them",
         "`code`, `type`, `message`, or what the handler wrote",
@@ -311,7 +311,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="body|content type",
         second="error",
     ),
-    Difference(
+    KnownDifference(
         "kserve-versions",
         "`/v1/models/M/versions/V:predict`, `/v2/models/M/versions/V/...`",
         "501 `Model versioning is not yet supported.`",
@@ -321,8 +321,8 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="status|body|content type",
         first="501|not yet supported|application/json",
     ),
-    Difference("kserve-verbs", "`/v1/models/M:predictfoo`", "predicts", "404", "there is no such verb"),
-    Difference(
+    KnownDifference("kserve-verbs", "`/v1/models/M:predictfoo`", "predicts", "404", "there is no such verb"),
+    KnownDifference(
         "v2-extensions",
         "`/v2/models/M/config`, `/v2/models/M/stats`, `/v2/models/stats`, `POST /v2/repository/index`; binary outputs, "
         "`classification`; `Accept-Encoding` of a request for inference",
@@ -331,7 +331,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "reason",
         "Triton's clients ask for them",
     ),
-    Difference(
+    KnownDifference(
         "v2-server",
         "`/v2`",
         "`Torchserve`, its version, `extenstion`",
@@ -340,7 +340,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/v2: server",
         aspects="body",
     ),
-    Difference(
+    KnownDifference(
         "sagemaker",
         "`/invocations` without `model_name`",
         "the only model of `load_models`",
@@ -349,7 +349,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/invocations",
         aspects="status|body|content type",
     ),
-    Difference(
+    KnownDifference(
         "authorization",
         "the client's `Authorization` header, with tokens on",
         "handed to the handler",
@@ -359,7 +359,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="body",
         first="<inference token>",
     ),
-    Difference(
+    KnownDifference(
         "form-cut-off",
         "a multipart body that is cut off, empty or none",
         "200 with a row that lacks parts",
@@ -368,7 +368,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/parts(, and no body| cut off| without an end)",
         aspects="status|body|content type",
     ),
-    Difference(
+    KnownDifference(
         "form-twice",
         "a form with two parts of one name",
         "the handler sees the last",
@@ -377,50 +377,52 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/(parts of one name|form, one name twice)",
         aspects="status|body|content type",
     ),
-    Difference(
+    KnownDifference(
         "form-names",
         "a multipart part without a name; an empty boundary",
         "500 with an exception of Java",
         "400 BadRequestException",
         "the request is wrong, not the server",
     ),
-    Difference(
+    KnownDifference(
         "form-fields",
         "forms with more than 1,000 fields",
         "taken",
         "400 BadRequestException",
         "a small request should not take seconds",
     ),
-    Difference(
+    KnownDifference(
         "form-pairs",
         "an urlencoded form with an empty pair, an empty name or `%zz`",
         "500 ErrorDataDecoderException",
         "read as browsers write it",
         "it can be read",
     ),
-    Difference(
+    KnownDifference(
         "form-lines",
         "an urlencoded form with a line break in a value",
         "cut off there",
         "kept; only a final one is dropped",
         "nothing of a request should be lost",
     ),
-    Difference("json-blank", "`Content-Type: application/json ; q=1`", "not taken for JSON", "JSON", "RFC 9110, 8.3.1"),
-    Difference(
+    KnownDifference(
+        "json-blank", "`Content-Type: application/json ; q=1`", "not taken for JSON", "JSON", "RFC 9110, 8.3.1"
+    ),
+    KnownDifference(
         "batch-failure",
         "a handler that raises for a batch of several requests",
         "every request gets the error",
         "the batch is asked again one by one, and only who made it fail gets the error",
         "a request should not pay for its neighbours",
     ),
-    Difference(
+    KnownDifference(
         "batch-length",
         "a handler that answers a batch with a list of another length",
         "503 for all",
         "asked one by one from then on",
         "likewise",
     ),
-    Difference(
+    KnownDifference(
         "header-lines",
         "a header with a line break that a handler sets",
         "500 `Worker died.`, and the worker is started again",
@@ -429,9 +431,9 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases="moods/sets_two_lines",
         aspects="body",
     ),
-    Difference("prediction-code", "`PredictionException` with code 413", "507", "413", "the handler chose it"),
+    KnownDifference("prediction-code", "`PredictionException` with code 413", "507", "413", "the handler chose it"),
     # Management
-    Difference(
+    KnownDifference(
         "numbers",
         "numbers in queries of the management API that are none, beyond 32 bits, or below 0 (`limit=many`)",
         "ignored, or 500",
@@ -442,14 +444,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="status|body",
         second="^40[04]$|must be a whole number|ModelVersionNotFoundException",
     ),
-    Difference(
+    KnownDifference(
         "number-limits",
         "`response_timeout` below 1, `startup_timeout` below 0 (but -1, which is the default)",
         "registered with them; every request loses its worker, or no worker comes up",
         "400 BadRequestException",
         "a model that never answers helps nobody",
     ),
-    Difference(
+    KnownDifference(
         "batch-size",
         "`batch_size` below 1, `max_batch_delay` below 0",
         "described as they are; batches are of one request",
@@ -460,21 +462,21 @@ DIFFERENCES: tuple[Difference, ...] = (
         first="'batchSize': 0",
         second="'batchSize': 1",
     ),
-    Difference(
+    KnownDifference(
         "startup-timeout",
         "`startup_timeout=0`, `default_startup_timeout=0`",
         "no worker ever comes up",
         "no limit",
         "it is what who writes it wants",
     ),
-    Difference(
+    KnownDifference(
         "worker-limits",
         "`initial_workers`, `min_worker` above 1,024",
         "starts them",
         "400 BadRequestException",
         "a slip should not take the machine down",
     ),
-    Difference(
+    KnownDifference(
         "workers-below-none",
         "`min_worker` below 0",
         "500 IndexOutOfBoundsException that takes every worker away",
@@ -483,7 +485,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/scaled? below nothing",
         aspects="status|body",
     ),
-    Difference(
+    KnownDifference(
         "model-name",
         "`model_name` with `/` or control characters",
         "registered; it can not be asked for or removed again",
@@ -492,7 +494,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/register under a path",
         aspects="status|body",
     ),
-    Difference(
+    KnownDifference(
         "bad-json",
         "a registration whose body is no JSON, no object, or has no number where one belongs",
         "500 with an exception of Java",
@@ -501,14 +503,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/register in JSON, cut off",
         aspects="status|body",
     ),
-    Difference(
+    KnownDifference(
         "empty-json",
         "a registration whose JSON is empty or `null`",
         "500 NullPointerException",
         "400 `Parameter url is required.`",
         "likewise",
     ),
-    Difference(
+    KnownDifference(
         "json-delay",
         "a registration in JSON without `max_batch_delay`",
         "-10000 ms",
@@ -519,7 +521,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         first="-10000",
         second="100",
     ),
-    Difference(
+    KnownDifference(
         "flags",
         "`synchronous` and other flags of a management call that are neither true nor false",
         "taken for false",
@@ -529,7 +531,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="status|body",
         second="^40[04]$|neither true nor false|ModelNotFoundException",
     ),
-    Difference(
+    KnownDifference(
         "misspelt-parameter",
         "a parameter of a management call that is misspelt (`batchSize`, `initial_worker`); another that there is not",
         "ignored",
@@ -538,14 +540,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/misspelt.*",
         aspects="status|body",
     ),
-    Difference(
+    KnownDifference(
         "json-query",
         "a registration with a JSON body and a query",
         "the query is ignored",
         "it says what the body does not",
         "nothing of a request should be lost",
     ),
-    Difference(
+    KnownDifference(
         "load-failure",
         "a registration whose workers do not load",
         "500 `Failed to start workers for model M version: V`",
@@ -556,21 +558,21 @@ DIFFERENCES: tuple[Difference, ...] = (
         first="Failed to start workers",
         second="Failed to start workers",
     ),
-    Difference(
+    KnownDifference(
         "load-timeout",
         "a registration whose workers do not load within `startup_timeout`",
         "500, and the version stays, without workers",
         "500, and nothing stays",
         "an error should change nothing",
     ),
-    Difference(
+    KnownDifference(
         "management-waits",
         "a registration that takes long",
         "other management calls wait for it",
         "they do not",
         "health checks should not fail while a large model loads",
     ),
-    Difference(
+    KnownDifference(
         "describe-failure",
         "a worker that loads, or never will",
         "`UNLOADING`, and nothing says why",
@@ -580,14 +582,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="body",
         second="'failure'|'LOADING'",
     ),
-    Difference(
+    KnownDifference(
         "describe-memory",
         "`memoryUsage`",
         "0 until system metrics were collected",
         "what the worker uses now",
         "a number should be right",
     ),
-    Difference(
+    KnownDifference(
         "describe-customized",
         "describe with `customized=true`",
         "hands the handler the request's headers, with the management token",
@@ -597,7 +599,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="body",
         first="'content-length'",
     ),
-    Difference(
+    KnownDifference(
         "describe-order",
         "describe with `all`",
         "versions in the order of a hash table",
@@ -606,21 +608,21 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/(both|describe: all)",
         aspects="body",
     ),
-    Difference(
+    KnownDifference(
         "ready",
         "`GET /v1/models/M` at the management API",
         "ready if there are workers, though none loads",
         "ready if a worker answers",
         "ready should mean ready",
     ),
-    Difference(
+    KnownDifference(
         "set-default",
         "`set-default` to a version without workers that answer, while the present default answers",
         "200, and every request is 503 from then on",
         "409 ConflictStatusException that names the call to scale it",
         "a switch should not be an outage",
     ),
-    Difference(
+    KnownDifference(
         "set-default-method",
         "`GET` and `DELETE /models/M/V/set-default`",
         "describe and remove the **default** version",
@@ -629,15 +631,17 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/set a default with GET",
         aspects="status|body",
     ),
-    Difference(
+    KnownDifference(
         "drain",
         "unregistering or scaling down, with requests running or waiting",
         "these are never answered",
         "they are answered first, for at most `response_timeout`",
         "no request should be lost",
     ),
-    Difference("page-token", "`next_page_token` near 2^31", "a negative token", "no token", "there is no such page"),
-    Difference(
+    KnownDifference(
+        "page-token", "`next_page_token` near 2^31", "a negative token", "no token", "there is no such page"
+    ),
+    KnownDifference(
         "workflows",
         "`/workflows`",
         "run code even where the model API is closed",
@@ -646,7 +650,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/workflows",
         aspects="status|body",
     ),
-    Difference(
+    KnownDifference(
         "gpus",
         "GPUs of workers",
         "round robin over all models, from GPU 1",
@@ -654,7 +658,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "GPU 0 should not be the last to work",
     ),
     # Archives
-    Difference(
+    KnownDifference(
         "no-archive",
         "a file that is no zip",
         "400 `Model name is not defined.`; 500 without the ending .mar",
@@ -663,7 +667,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/register no archive",
         aspects="body",
     ),
-    Difference(
+    KnownDifference(
         "archive-check",
         "an archive with an error that `torchmar check` finds",
         "registers, and its workers fail",
@@ -674,7 +678,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         first=r"^500$|'message'",
         second=r"^400$|MAR\d{3}|names no handler",
     ),
-    Difference(
+    KnownDifference(
         "manifest",
         "a manifest that is none",
         "400 `Failed to parse signature.json.`",
@@ -684,21 +688,21 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="body",
         first="signature.json",
     ),
-    Difference(
+    KnownDifference(
         "file-url",
         "a `file://` URL in the model store, or a URL whose file name is there",
         "500 `Model file already exists`",
         "works",
         "it is there",
     ),
-    Difference(
+    KnownDifference(
         "download-copy",
         "a registration by http(s) or `file://`",
         "copied into the model store, and removed from there with the model",
         "nothing is written there",
         "the store is the user's",
     ),
-    Difference(
+    KnownDifference(
         "outside-folder",
         "a registration by the path of a folder anywhere on the machine",
         "works, whatever `allowed_urls` says",
@@ -708,59 +712,59 @@ DIFFERENCES: tuple[Difference, ...] = (
         aspects="body",
         second="outside the model store",
     ),
-    Difference(
+    KnownDifference(
         "store-folder",
         "a registration of `folder/x.mar`",
         "the store's `x.mar`",
         "the store's `folder/x.mar` if there is one, or else its `x.mar`",
         "it was asked for",
     ),
-    Difference(
+    KnownDifference(
         "redirect",
         "a redirection of a download",
         "followed to anywhere",
         "followed where `allowed_urls` matches; 404 otherwise",
         "it would be a way around the list",
     ),
-    Difference(
+    KnownDifference(
         "download-size", "a download", "no limit", "`torchmar_max_download_size` (20 GiB)", "a disk is not endless"
     ),
-    Difference(
+    KnownDifference(
         "download-error",
         "`DownloadArchiveException`, `Failed to save model`",
         "the URL",
         "the URL, and why in parentheses",
         "an error should say its cause",
     ),
-    Difference(
+    KnownDifference(
         "s3",
         "S3 URLs",
         "signed with the credentials of the environment",
         "fetched as any https URL; `s3://` is 404 with a word on presigned URLs",
         "not built",
     ),
-    Difference(
+    KnownDifference(
         "extraction",
         "extraction",
         "for every registration",
         "once for all registrations of one content",
         "a second version of a large model need not wait",
     ),
-    Difference(
+    KnownDifference(
         "requirements",
         "requirements of an archive",
         "installed into the extracted archive; deadlock after 64 KB of output; no reason when it fails",
         "into a folder beside; no deadlock; the answer has pip's last lines",
         "an error should say its cause",
     ),
-    Difference(
+    KnownDifference(
         "config-timeouts",
         "`model-config.yaml` without `responseTimeout` or `startupTimeout`",
         "120 s, whatever the registration and the server's defaults say",
         "`models=`, then the registration, then the server's defaults",
         "what a file does not say should not count",
     ),
-    Difference(
+    KnownDifference(
         "config-modes",
         "`sequenceBatching`, `continuousBatching`, `parallelType`, `torchrun`, `asyncCommunication`, "
         "`useVenv` in `model-config.yaml`",
@@ -768,29 +772,29 @@ DIFFERENCES: tuple[Difference, ...] = (
         "400 InvalidModelException that names the key",
         "not built; better told at once than found out",
     ),
-    Difference("runtime-cpp", "the runtime `lsp` (C++)", "done", "400 InvalidModelException", "not built"),
+    KnownDifference("runtime-cpp", "the runtime `lsp` (C++)", "done", "400 InvalidModelException", "not built"),
     # Configuration
-    Difference(
+    KnownDifference(
         "config-values",
         "a wrong value in `config.properties`",
         "a Java stack trace, or a default in silence",
         "the server does not start; file, key, value and an example of each are told",
         "all mistakes at once",
     ),
-    Difference(
+    KnownDifference(
         "config-blanks", "blanks at the end of a number", "NumberFormatException", "left out", "nobody sees them"
     ),
-    Difference(
+    KnownDifference(
         "allowed-urls", "`allowed_urls` not set", "everything", "the model store alone", "a registration runs code"
     ),
-    Difference(
+    KnownDifference(
         "keystore",
         "`keystore`",
         "Java's keystores",
         "refused where an address is https, with the commands that convert it",
         "there is no Java",
     ),
-    Difference(
+    KnownDifference(
         "snapshots",
         "snapshots (`logs/config/*`)",
         "without end; they lack a handler that a registration named, and have a file's name for a URL; the server ends "
@@ -799,14 +803,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         "`--models` beside a snapshot is dropped with a warning; `torchmar serve` neither writes nor restores any",
         "a restart should bring back what was served, or say what it cannot",
     ),
-    Difference(
+    KnownDifference(
         "startup",
         "requests for models that are loaded at the start, before they are registered",
         "no connection: the ports are opened afterwards",
         "wait up to 30 s, then 503 with `Retry-After`; other models are served",
         "one slow download should not close the server",
     ),
-    Difference(
+    KnownDifference(
         "startup-failure",
         "a model of `load_models` or of a snapshot that cannot be loaded",
         "a line in the log; without the archive of a snapshot the server ends",
@@ -814,7 +818,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "`DELETE /models/M` gives it up",
         "what is to be served is served, or it is said that it is not",
     ),
-    Difference(
+    KnownDifference(
         "queue-full",
         "503 for a full queue, and for a model whose workers do not load",
         "the text for a model without workers; with workers that do not load, requests wait",
@@ -825,7 +829,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         first="^$",
         second="^[0-9]+$",
     ),
-    Difference(
+    KnownDifference(
         "command",
         "the `torchserve` command (here `torchmar-serve`)",
         "returns at once; key file and logs in the current folder; `--log-config`, `--plugins-path`",
@@ -834,7 +838,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         "scripts need not poll",
     ),
     # Metrics
-    Difference(
+    KnownDifference(
         "metrics-more",
         "metrics besides",
         "`WorkerThreadTime`, of a Java thread",
@@ -845,35 +849,35 @@ DIFFERENCES: tuple[Difference, ...] = (
         first=r"^\[('WorkerThreadTime[^']*')?\]$",
         second=r"^\[('(torchmar_|Requests5XX|QueueTime)[^']*'(, )?)*\]$",
     ),
-    Difference(
+    KnownDifference(
         "metrics-version",
         "`model_version` of `ts_inference_requests_total` and the latencies",
         "what the request named: `default` for requests without a version",
         "the version that answered",
         "a set-default should not mix two versions in one series",
     ),
-    Difference(
+    KnownDifference(
         "metrics-failed",
         "latency and queue time of failed requests",
         "counted as requests, their time is not: means are too small",
         "both are counted",
         "a mean should be one",
     ),
-    Difference(
+    KnownDifference(
         "metrics-grpc",
         "`Requests2XX`, `Requests4XX`, `Requests5XX` over gRPC",
         "not counted",
         "counted by the status that REST would have",
         "a request is a request",
     ),
-    Difference(
+    KnownDifference(
         "metrics-system",
         "system metrics",
         "looked at every `metric_time_interval`; `CPUUtilization` is 0 or 100",
         "looked at when asked for; the mean since the look before",
         "a number should be right",
     ),
-    Difference(
+    KnownDifference(
         "metrics-mode",
         "`/metrics` with `metrics_mode=log` or `legacy`",
         "an empty answer",
@@ -884,7 +888,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         first="^$",
         second=r"^\['",
     ),
-    Difference(
+    KnownDifference(
         "metrics-methods",
         "other paths and methods at the metrics API",
         "every path and method but `OPTIONS /` answers with the metrics",
@@ -893,42 +897,42 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases=".*/metrics( with POST|, OPTIONS)",
         aspects="status|body|content type",
     ),
-    Difference(
+    KnownDifference(
         "metrics-name",
         "`?name[]=` with the name of a histogram",
         "nothing; only the names of its lines",
         "all its lines",
         "it was asked for",
     ),
-    Difference(
+    KnownDifference(
         "metrics-labels",
         "a handler's metric with an awkward label value (a comma or colon)",
         "cut off, or the label lost",
         "as it is",
         "nothing should be lost",
     ),
-    Difference(
+    KnownDifference(
         "metrics-series",
         "labels of handlers' metrics with ever new values",
         "every one kept",
         "1,000 series for each model, then left out, with one warning",
         "memory is not endless",
     ),
-    Difference(
+    KnownDifference(
         "metrics-gone",
         "a metric of a model that is unregistered",
         "stays",
         "its series are dropped",
         "it has no value any more",
     ),
-    Difference(
+    KnownDifference(
         "metrics-dimensions",
         "a dimension count in `metrics_config` that does not fit the metric",
         "an error in the log at every update",
         "the metric is not shown",
         "once is enough",
     ),
-    Difference(
+    KnownDifference(
         "metrics-config",
         "a `metrics_config` that cannot be read",
         "an error in the log, and no metrics",
@@ -936,21 +940,21 @@ DIFFERENCES: tuple[Difference, ...] = (
         "better told at once than found out",
     ),
     # gRPC
-    Difference(
+    KnownDifference(
         "grpc-stream-one",
         "gRPC: `StreamPredictions` to a handler that sends no intermediate answers",
         "the worker is killed",
         "one answer",
         "a stream may have one part",
     ),
-    Difference(
+    KnownDifference(
         "grpc-unary-many",
         "gRPC: `Predictions` to a handler that sends intermediate answers",
         "the first part, and the worker is lost for seconds",
         "all parts, put together",
         "nothing should be lost",
     ),
-    Difference(
+    KnownDifference(
         "grpc-stream-two",
         "gRPC: `StreamPredictions2`",
         "for models with `sequenceBatching` only; it loses the worker of any other",
@@ -958,73 +962,73 @@ DIFFERENCES: tuple[Difference, ...] = (
         "is kept for a sequence",
         "one request should not cost the others",
     ),
-    Difference(
+    KnownDifference(
         "grpc-codes",
         "gRPC: codes of errors of the management API",
         "INTERNAL (13) or UNKNOWN for most",
         "those of their statuses: NOT_FOUND (5) for 404, ABORTED (10) for 409, UNAVAILABLE (14) for 503",
         "a client should know what to repeat",
     ),
-    Difference(
+    KnownDifference(
         "grpc-conflict",
         "gRPC: `RegisterModel` of a version that is there",
         "UNKNOWN without a word",
         "ABORTED, ConflictStatusException",
         "an error should say its cause",
     ),
-    Difference(
+    KnownDifference(
         "grpc-default",
         "gRPC: `UnregisterModel` of a default version that is not the last",
         "UNKNOWN without a word",
         "PERMISSION_DENIED, InvalidModelVersionException",
         "likewise",
     ),
-    Difference(
+    KnownDifference(
         "grpc-scale-name", "gRPC: `ScaleWorker` without a name", "UNKNOWN without a word", "NOT_FOUND", "likewise"
     ),
-    Difference(
+    KnownDifference(
         "grpc-unregister-name",
         "gRPC: `UnregisterModel` without a name",
         "`Parameter url is required.`",
         "`Parameter model_name is required.`",
         "likewise",
     ),
-    Difference(
+    KnownDifference(
         "grpc-customized",
         "gRPC: `DescribeModel` with `customized`: unknown model; failing handler",
         "INTERNAL; no answer, and the worker is lost",
         "NOT_FOUND; the handler's error",
         "likewise",
     ),
-    Difference(
+    KnownDifference(
         "grpc-size",
         "gRPC: a request larger than `max_request_size`",
         "RST_STREAM (CANCELLED)",
         "RESOURCE_EXHAUSTED",
         "likewise",
     ),
-    Difference(
+    KnownDifference(
         "grpc-status",
         "gRPC: `Predictions` where a handler sets a status of 400 and more for one request (`set_response_status`)",
         "OK, with the error as the prediction",
         "the code of that status, with the message of the error",
         "an error should not look like an answer",
     ),
-    Difference(
+    KnownDifference(
         "grpc-health",
         "gRPC: `grpc.health.v1.Health` and `grpc.reflection.v1` (and `v1alpha`) on both ports",
         "UNIMPLEMENTED",
         "answered, without a token; health follows `/v2/health/ready`",
         "Kubernetes and grpcurl ask for them",
     ),
-    Difference(
+    KnownDifference(
         "grpc-open-inference",
         "gRPC: the service of the Open Inference Protocol",
         "`org.pytorch.serve.grpc.openinference.GRPCInferenceService`, with `ts_open_inference_protocol=true`",
         "that and `inference.GRPCInferenceService`, unless `ts_open_inference_protocol=false`",
         "KServe's and Triton's clients call the latter",
     ),
-    Difference(
+    KnownDifference(
         "grpc-bytes",
         "gRPC: BYTES in `ModelInfer`",
         "handlers get base64; outputs as they stand in JSON, with quotes",
@@ -1032,49 +1036,49 @@ DIFFERENCES: tuple[Difference, ...] = (
         "REST, but for TorchServe's own service, which treats theirs as TorchServe does",
         "a text is not its base64",
     ),
-    Difference(
+    KnownDifference(
         "grpc-open-inference-errors",
         "gRPC: `ModelInfer` of an unknown model; without workers; with an answer of status 400 and more",
         "INTERNAL; INTERNAL; `Worker died.`",
         "NOT_FOUND; UNAVAILABLE; the code of that status, with the handler's message",
         "a client should know what to do next",
     ),
-    Difference(
+    KnownDifference(
         "grpc-metadata",
         "gRPC: `ServerMetadata`, `ModelStreamInfer`, `ModelConfig`, `ModelStatistics`, `RepositoryIndex`",
         "UNIMPLEMENTED",
         "answered; other extensions of Triton's are UNIMPLEMENTED with the reason",
         "the protocol, or Triton's clients, have them",
     ),
-    Difference(
+    KnownDifference(
         "grpc-model-metadata",
         "`inputs` and `outputs` in `ModelMetadata` (gRPC) and `/v2/models/M`",
         "empty; 404",
         "names, datatypes and shapes, as far as the handler knows them",
         "clients make requests of them",
     ),
-    Difference(
+    KnownDifference(
         "grpc-ready",
         "gRPC: `ServerReady`, `Ping`, `ModelReady` while workers are missing",
         "ready, Healthy",
         "not ready, Unhealthy",
         "ready should mean ready",
     ),
-    Difference(
+    KnownDifference(
         "grpc-raw",
         "gRPC: `ModelInfer` with `raw_input_contents`, `outputs` or `parameters`",
         "dropped: the handler gets empty data, and answers with all outputs",
         "read, FP16 and BF16 too, and answered in `raw_output_contents`; handed to the handler",
         "clients send it",
     ),
-    Difference(
+    KnownDifference(
         "grpc-datatype",
         "gRPC: `ModelInfer` with a datatype that is none, NaN, or an answer that is not of the protocol",
         "`Worker died.`, or UNKNOWN without a word",
         "INVALID_ARGUMENT; INTERNAL with the reason; the worker lives",
         "one request should not cost the others",
     ),
-    Difference(
+    KnownDifference(
         "grpc-deadline",
         "gRPC: a deadline, or a client that ends its call",
         "the request is run all the same",
@@ -1084,7 +1088,7 @@ DIFFERENCES: tuple[Difference, ...] = (
 )
 
 
-def documented(deviation: Deviation) -> Difference | None:
+def documented(deviation: Mismatch) -> KnownDifference | None:
     """Return the difference that a deviation is; None for one that nobody meant."""
     return next((one for one in DIFFERENCES if one.explains(deviation)), None)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from torchmar.engines.engine import Engine
-from torchmar.errors import NotFound
+from torchmar.errors import NotFoundError
 from torchmar.parity.cases import Case
 
 _SECONDS = 60.0
@@ -23,7 +23,7 @@ _CUT_OFF = b"<cut off>"
 
 
 @dataclass(frozen=True)
-class Said:
+class RawResponse:
     """An answer: status and its words, headers by lower-case name, body. A status of 0 is none; the body says why."""
 
     status: int
@@ -42,7 +42,7 @@ class Filling:
     content_type: str = "application/octet-stream"
 
 
-class Side:
+class EngineClient:
     """A client of one engine. Not for use by several threads at once."""
 
     def __init__(self, engine: Engine) -> None:
@@ -57,7 +57,7 @@ class Side:
         self._own = [(f"{host}:{port}", f"<{api}>") for api, (host, port) in self._places.items()]
         self._own += [(str(engine.folder), "<run folder>")]
 
-    def ask(self, case: Case, filling: Filling) -> Said:
+    def ask(self, case: Case, filling: Filling) -> RawResponse:
         """Send a case and return the answer, with what is this server's own replaced by names."""
         host, port = self._places[case.api]
         connection = http.client.HTTPConnection(host, port, timeout=case.seconds)
@@ -72,9 +72,9 @@ class Side:
             response = connection.getresponse()
             body = _read(response)
         except TimeoutError:
-            return Said(0, "", {}, f"no answer within {case.seconds:.0f} s".encode())
+            return RawResponse(0, "", {}, f"no answer within {case.seconds:.0f} s".encode())
         except (OSError, http.client.HTTPException):
-            return Said(0, "", {}, b"the connection was closed without an answer")
+            return RawResponse(0, "", {}, b"the connection was closed without an answer")
         finally:
             connection.close()
         headers: dict[str, str] = {}
@@ -82,7 +82,7 @@ class Side:
             known = headers.get(name.lower())
             headers[name.lower()] = f"{known}, {value}" if known is not None else value
         neutral = {name: self._neutral(value) for name, value in headers.items()}
-        return Said(response.status, response.reason, neutral, self._plain(body))
+        return RawResponse(response.status, response.reason, neutral, self._plain(body))
 
     def settle(self) -> None:
         """Wait until every model has the workers that it should have, or for half a minute."""
@@ -93,7 +93,7 @@ class Side:
     def _settled(self) -> bool:
         client = self.engine.management
         for name in client.names():
-            with contextlib.suppress(NotFound):  # a name that no path can name, or that has just gone
+            with contextlib.suppress(NotFoundError):  # a name that no path can name, or that has just gone
                 for version in client.describe(name, "all"):
                     if not len(version.workers) == version.ready >= version.min_workers:
                         return False

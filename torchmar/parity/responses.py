@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchmar import metrics
-from torchmar.parity.engine_client import Said
+from torchmar.parity.engine_client import RawResponse
 
 # What is another one every time: request ids, tokens, moments, processes, measurements.
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -21,7 +21,7 @@ _SHOWN = 2000  # characters
 
 
 @dataclass(frozen=True)
-class Deviation:
+class Mismatch:
     """One respect in which two answers differ.
 
     Attributes:
@@ -41,7 +41,7 @@ class _Metrics(list[str]):
     """What a server measures."""
 
 
-def deviations(case: str, first: Said, second: Said, tolerance: float) -> list[Deviation]:
+def deviations(case: str, first: RawResponse, second: RawResponse, tolerance: float) -> list[Mismatch]:
     """Return in what two answers differ.
 
     JSON is compared as values, numbers within ``tolerance`` (absolute); Prometheus' text by the
@@ -49,20 +49,20 @@ def deviations(case: str, first: Said, second: Said, tolerance: float) -> list[D
     """
     found = []
     if first.status != second.status:
-        found.append(Deviation(case, "status", str(first.status), str(second.status)))
+        found.append(Mismatch(case, "status", str(first.status), str(second.status)))
     elif first.reason and first.reason != second.reason:  # TorchServe has none where a handler answered
-        found.append(Deviation(case, "reason", first.reason, second.reason))
+        found.append(Mismatch(case, "reason", first.reason, second.reason))
     bodies = [_read(said) for said in (first, second)]
     if not _equal(bodies[0], bodies[1], tolerance):
-        found.append(Deviation(case, "body", *(_shown(*pair) for pair in zip(bodies, reversed(bodies), strict=True))))
+        found.append(Mismatch(case, "body", *(_shown(*pair) for pair in zip(bodies, reversed(bodies), strict=True))))
     for name in sorted({*first.headers, *second.headers} - set(_HEADERS_LEFT_OUT)):
         values = [_ID.sub("<id>", said.headers.get(name, "")) for said in (first, second)]
         if values[0] != values[1]:
-            found.append(Deviation(case, "content type" if name == "content-type" else name, *values))
+            found.append(Mismatch(case, "content type" if name == "content-type" else name, *values))
     return found
 
 
-def _read(said: Said) -> Any:
+def _read(said: RawResponse) -> Any:
     try:
         text = _ID.sub("<id>", said.body.decode())
     except UnicodeDecodeError:

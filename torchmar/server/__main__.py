@@ -52,7 +52,7 @@ async def _serve(configured: settings.Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
-    server = app.House(configured, Path.cwd())
+    server = app.ServerApp(configured, Path.cwd())
     opening = asyncio.ensure_future(server.open())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torchmar.server.kserve_errors import is_kserve
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request that is answered with an error.
 
     Args:
@@ -43,7 +43,7 @@ def error_body(status: int, type: str, message: str, *, error: bool = False) -> 
     return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def not_allowed(*methods: str) -> Refusal:
+def not_allowed(*methods: str) -> ApiError:
     """Return the error (405) for a method that a path does not have; ``methods`` are those that it has."""
     message = "Requested method is not allowed, please refer to API document."
-    return Refusal(405, "MethodNotAllowedException", message, {"Allow": ", ".join(methods)})
+    return ApiError(405, "MethodNotAllowedException", message, {"Allow": ", ".join(methods)})

@@ -8,25 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchmar.errors import PortInUse
+from torchmar.errors import BindError
 from torchmar.server import grpc, http
 from torchmar.server.api.inference import Inference
 from torchmar.server.api.management import Management
 from torchmar.server.config.settings import Settings
 from torchmar.server.config.values import Address
 from torchmar.server.models import snapshots, startup_report
-from torchmar.server.models.archive_cache import Sources
+from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
 from torchmar.server.models.snapshots import Snapshots
 from torchmar.server.telemetry import logs, metrics_config
 from torchmar.server.telemetry.metrics import Metrics, MetricsApi
 from torchmar.server.tokens import Tokens
-from torchmar.server.workers.processes import Nursery
+from torchmar.server.workers.processes import ForkServer
 
 GRACE = 30.0  # seconds that requests have to be answered when the server is told to stop
 
 
-class House:
+class ServerApp:
     """A server in a run folder: key file, logs and extracted archives are there.
 
     Args:
@@ -46,8 +46,8 @@ class House:
             minutes=settings.token_expiration_min,
             fixed=settings.fixed_tokens,
         )
-        self._nursery = Nursery(settings.worker_environment(os.environ))
-        self._sources = Sources(settings, folder / "models")
+        self._nursery = ForkServer(settings.worker_environment(os.environ))
+        self._sources = ArchiveCache(settings, folder / "models")
         self.registry = Registry(self._sources, self._nursery, settings, self._metrics)
         self._access = logs.AccessLog(folder / "logs", settings.log_format) if settings.access_log else None
         self._folder = folder
@@ -62,7 +62,7 @@ class House:
         """Listen, load the models that the configuration names, and start the parent of their workers.
 
         Raises:
-            PortInUse: somebody listens there already.
+            BindError: somebody listens there already.
             TorchmarError: gRPC cannot be spoken, or workers cannot be started.
         """
         settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics
@@ -140,7 +140,7 @@ class House:
                 access=self._access.put if self._access else None,
             )
         except OSError as error:
-            raise PortInUse(f"{address} cannot be listened on: {error.strerror or error}") from None
+            raise BindError(f"{address} cannot be listened on: {error.strerror or error}") from None
 
 
 def _together(apps: Mapping[str, tuple[Address, http.App]]) -> list[tuple[Address, http.App]]:

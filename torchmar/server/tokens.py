@@ -19,8 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from torchmar.atomic import beside
-from torchmar.server.api_error import Refusal
+from torchmar.atomic import temporary_path
+from torchmar.server.api_error import ApiError
 
 Kind = Literal["inference", "management", "key"]
 
@@ -104,7 +104,7 @@ class Tokens:
             message = (
                 f"The {kind} token is fixed by the server's configuration; change it there, and restart the server."
             )
-            raise Refusal(409, "ConflictStatusException", message)
+            raise ApiError(409, "ConflictStatusException", message)
         self._replace({**self._tokens, kind: _new(self._end())})
 
     def _end(self) -> float:
@@ -116,7 +116,7 @@ class Tokens:
             for kind in ("management", "inference")
         }
         text = json.dumps({**document, "API": {"key": tokens["key"].key}}, indent=2)
-        part = beside(self.file)
+        part = temporary_path(self.file)
         try:
             # Nobody else may read it, not even before it has its name.
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
@@ -140,5 +140,5 @@ def _instant(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _refused(kind: str) -> Refusal:
-    return Refusal(400, "InvalidKeyException", _REFUSED.format("Authentication" if kind == "key" else "Authorization"))
+def _refused(kind: str) -> ApiError:
+    return ApiError(400, "InvalidKeyException", _REFUSED.format("Authentication" if kind == "key" else "Authorization"))

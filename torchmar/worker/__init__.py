@@ -24,7 +24,7 @@ from typing import Any
 
 from torchmar.archive import Archive
 from torchmar.errors import LoadError, WorkerError
-from torchmar.exchange import Answer, Request
+from torchmar.exchange import Request, Response
 from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import frames
 
@@ -110,7 +110,7 @@ class Worker:
         self._socket.settimeout(response)
         self._pid = int(loaded["pid"])
 
-    def ask(self, requests: Sequence[Request]) -> list[Answer]:
+    def ask(self, requests: Sequence[Request]) -> list[Response]:
         """Return the answers to one batch, in the order of the requests.
 
         Raises:
@@ -186,11 +186,11 @@ def _headers(request: Request) -> dict[str, str]:
     return {**request.headers, **own}
 
 
-def _answers(said: list[Any], parts: list[list[bytes]], bodies: memoryview) -> Iterator[Answer]:
+def _answers(said: list[Any], parts: list[list[bytes]], bodies: memoryview) -> Iterator[Response]:
     start = 0
     for before, (status, content_type, headers, size, _) in zip(parts, said, strict=True):
         named = {name.lower(): value for name, value in headers.items()}
         if content_type:
             named["content-type"] = content_type
-        yield Answer(status, b"".join([*before, bodies[start : start + size]]), named)
+        yield Response(status, b"".join([*before, bodies[start : start + size]]), named)
         start += size

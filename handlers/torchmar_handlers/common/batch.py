@@ -19,7 +19,7 @@ from torchmar_handlers.request import Request
 logger = logging.getLogger(__name__)
 
 
-class Answering(faults.Handler, Protocol):
+class HandlerProtocol(faults.Handler, Protocol):
     """What answering a batch takes of a handler."""
 
     rows_at_once: int
@@ -41,7 +41,7 @@ class _Failure:
 class Decoded:
     """A request half way: its instances decoded, one input each, and how their answers become one."""
 
-    asking: protocols.Asking
+    asking: protocols.ParsedRequest
     inputs: Sequence[Any]
 
 
@@ -54,7 +54,9 @@ class _Part:
     outcome: Any = None
 
 
-def answer(handler: Answering, requests: Sequence[Request], decoded: Callable[[], None] = lambda: None) -> list[Reply]:
+def answer(
+    handler: HandlerProtocol, requests: Sequence[Request], decoded: Callable[[], None] = lambda: None
+) -> list[Reply]:
     """Return one reply per request, whatever happens to any of them.
 
     Every instance is decoded by itself; then predictions and explanations run, each group of
@@ -68,10 +70,10 @@ def answer(handler: Answering, requests: Sequence[Request], decoded: Callable[[]
     return finish(handler, halves)
 
 
-def decode(handler: Answering, requests: Sequence[Request]) -> list[Decoded | Reply]:
+def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decoded | Reply]:
     """Return each request decoded, or the answer of one that needs no model: refused, or a description."""
     halves: dict[int, Decoded | Reply] = {}
-    askings: dict[int, protocols.Asking] = {}
+    askings: dict[int, protocols.ParsedRequest] = {}
     for index, request in enumerate(requests):
         try:
             if request.wants_description:
@@ -89,7 +91,7 @@ def decode(handler: Answering, requests: Sequence[Request]) -> list[Decoded | Re
     return [halves[index] for index in range(len(requests))]
 
 
-def finish(handler: Answering, halves: Sequence[Decoded | Reply]) -> list[Reply]:
+def finish(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[Reply]:
     """Return the replies to what `decode` returned, be it that of several calls."""
     own = [[] if isinstance(half, Reply) else list(map(_Part, half.asking.parts, half.inputs)) for half in halves]
     for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
@@ -100,7 +102,7 @@ def finish(handler: Answering, halves: Sequence[Decoded | Reply]) -> list[Reply]
     ]
 
 
-def _decode(handler: Answering, parts: Sequence[Request]) -> list[Any]:
+def _decode(handler: HandlerProtocol, parts: Sequence[Request]) -> list[Any]:
     def one(part: Request) -> Any:
         try:
             return handler.decode(part)
@@ -112,7 +114,7 @@ def _decode(handler: Answering, parts: Sequence[Request]) -> list[Any]:
     return [one(part) for part in parts]
 
 
-def _groups(handler: Answering, parts: Iterable[_Part]) -> Iterator[tuple[bool, Sequence[_Part]]]:
+def _groups(handler: HandlerProtocol, parts: Iterable[_Part]) -> Iterator[tuple[bool, Sequence[_Part]]]:
     """Yield the parts that can share a forward pass, no more at once than the handler takes."""
     groups: dict[tuple[bool, Hashable], list[_Part]] = {}
     for part in parts:
@@ -128,7 +130,7 @@ def _groups(handler: Answering, parts: Iterable[_Part]) -> Iterator[tuple[bool, 
 
 
 def _run(
-    handler: Answering,
+    handler: HandlerProtocol,
     step: Callable[[Any, Sequence[Request]], Sequence[Any]],
     parts: Sequence[_Part],
 ) -> None:
@@ -153,7 +155,7 @@ def _run(
         _run(handler, step, [part])
 
 
-def _reply(handler: Answering, asking: protocols.Asking, answers: Sequence[Any]) -> Reply:
+def _reply(handler: HandlerProtocol, asking: protocols.ParsedRequest, answers: Sequence[Any]) -> Reply:
     for position, outcome in enumerate(answers):
         if isinstance(outcome, _Failure):
             return asking.refuse(*_refusal(handler, outcome.error), position)
@@ -163,7 +165,7 @@ def _reply(handler: Answering, asking: protocols.Asking, answers: Sequence[Any])
         return asking.refuse(*_refusal(handler, error))
 
 
-def _refusal(handler: Answering, error: Exception) -> tuple[int, str]:
+def _refusal(handler: HandlerProtocol, error: Exception) -> tuple[int, str]:
     """Return the status and the message that a client gets for an error."""
     if isinstance(error, PredictionException):
         return error.error_code, error.message

@@ -27,7 +27,7 @@ _LIBRARIES = ("torch", "onnxruntime")
 _LONGEST = 300  # characters of an error that a client gets
 
 
-class Handler(protocols.Served, Protocol):
+class Handler(protocols.HandlerInfo, Protocol):
     """What is needed of a handler."""
 
     def decode(self, request: Request) -> Any: ...

@@ -17,14 +17,14 @@ asking twice gives the same values.
 """
 
 from torchmar_handlers.explanations.engine import explain
-from torchmar_handlers.explanations.explain_options import METHODS, TOKEN_METHODS, Asked, read
+from torchmar_handlers.explanations.explain_options import METHODS, TOKEN_METHODS, ExplainOptions, read
 from torchmar_handlers.explanations.explanation import Explanation, document
 from torchmar_handlers.explanations.tokens import bags, explain_tokens
 
 __all__ = [
     "METHODS",
     "TOKEN_METHODS",
-    "Asked",
+    "ExplainOptions",
     "Explanation",
     "bags",
     "document",

@@ -8,7 +8,13 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 import torch
 
 from torchmar_handlers.explanations import baseline, grad_cam, gradients, perturbation
-from torchmar_handlers.explanations.explain_options import GRADIENT_METHODS, METHODS, PERTURBATIONS, STEPPED, Asked
+from torchmar_handlers.explanations.explain_options import (
+    GRADIENT_METHODS,
+    METHODS,
+    PERTURBATIONS,
+    STEPPED,
+    ExplainOptions,
+)
 from torchmar_handlers.explanations.explanation import Explanation
 from torchmar_handlers.explanations.gradients import NoGradientError, pick, pieces, rows_in_a_pass
 from torchmar_handlers.request import BadRequest
@@ -21,7 +27,7 @@ def explain(
     score: Callable[[torch.Tensor], torch.Tensor],
     inputs: torch.Tensor,
     targets: torch.Tensor,
-    asked: Sequence[Asked],
+    asked: Sequence[ExplainOptions],
     *,
     scores: torch.Tensor | None = None,
     baselines: torch.Tensor | None = None,
@@ -66,7 +72,7 @@ def explain(
         # Known before any gradient is asked for, so that what is wrong with the model is not laid to gradients.
         reached = pick(_forward(score, inputs, rows_at_once) if scores is None else scores.detach(), targets)
 
-        def compute(method: str, wish: Asked, indices: torch.Tensor) -> Computed:
+        def compute(method: str, wish: ExplainOptions, indices: torch.Tensor) -> Computed:
             rows, starts, chosen = inputs[indices], baselines[indices], targets[indices]
             if method == "grad_cam":
                 return grad_cam.attribute(score, rows, chosen, model, layer, rows_at_once), None
@@ -83,9 +89,9 @@ def explain(
 
 
 def settle(
-    asked: Sequence[Asked],
+    asked: Sequence[ExplainOptions],
     targets: torch.Tensor,
-    compute: Callable[[str, Asked, torch.Tensor], Computed],
+    compute: Callable[[str, ExplainOptions, torch.Tensor], Computed],
     substitute: str,
     *,
     differentiable: bool,

@@ -23,7 +23,7 @@ MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExplainOptions:
     """One request's wishes.
 
     Attributes:
@@ -53,7 +53,7 @@ def read(
     methods: Sequence[str] = METHODS,
     defaults: Mapping[str, Any] | None = None,
     baselines: Sequence[str] = BASELINES,
-) -> Asked:
+) -> ExplainOptions:
     """Read the options ``method``, ``target``, ``n_steps`` and ``baseline`` of a request.
 
     Each may come as text or as JSON: ``"20"`` and 20, ``"[0, 0]"`` and ``[0, 0]`` are the same.
@@ -68,10 +68,14 @@ def read(
     Raises:
         BadRequest: a value is none of those allowed, which it lists.
     """
-    usual = {"method": Asked.method, "n_steps": Asked.n_steps, "baseline": Asked.baseline} | dict(defaults or {})
+    usual = {
+        "method": ExplainOptions.method,
+        "n_steps": ExplainOptions.n_steps,
+        "baseline": ExplainOptions.baseline,
+    } | dict(defaults or {})
     sent = {name: _sent(request, name) for name in ("method", "target", "n_steps", "baseline")}
     explicit = sent["method"] is not None
-    return Asked(
+    return ExplainOptions(
         method=_method(sent["method"], methods) if explicit else str(usual["method"]),
         target=sent["target"],
         n_steps=_steps(usual["n_steps"] if sent["n_steps"] is None else sent["n_steps"]),

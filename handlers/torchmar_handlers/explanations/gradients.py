@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from torchmar_handlers.explanations.explain_options import Asked
+from torchmar_handlers.explanations.explain_options import ExplainOptions
 from torchmar_handlers.explanations.first_convolution import FirstConvolution, find
 
 # Maps points (k, ...), and the index of the row (k,) that each belongs to, to scores (k, outputs).
@@ -26,7 +26,12 @@ class NoGradientError(Exception):
 
 
 def attribute(
-    score: Score, inputs: torch.Tensor, baselines: torch.Tensor, targets: torch.Tensor, asked: Asked, rows_at_once: int
+    score: Score,
+    inputs: torch.Tensor,
+    baselines: torch.Tensor,
+    targets: torch.Tensor,
+    asked: ExplainOptions,
+    rows_at_once: int,
 ) -> torch.Tensor:
     """Return the attributions of a batch by ``asked.method``, shaped like ``inputs``.
 

@@ -17,7 +17,7 @@ import torch
 
 from torchmar_handlers.explanations import gradients
 from torchmar_handlers.explanations.engine import Computed, differences, executing, settle
-from torchmar_handlers.explanations.explain_options import PERTURBATIONS, STEPPED, TOKEN_METHODS, Asked
+from torchmar_handlers.explanations.explain_options import PERTURBATIONS, STEPPED, TOKEN_METHODS, ExplainOptions
 from torchmar_handlers.explanations.explanation import Explanation
 from torchmar_handlers.explanations.gradients import NoGradientError, pick, pieces, rows_in_a_pass
 from torchmar_handlers.request import BadRequest
@@ -35,7 +35,7 @@ def explain_tokens(
     ids: torch.Tensor,
     mask: torch.Tensor,
     targets: torch.Tensor,
-    asked: Sequence[Asked],
+    asked: Sequence[ExplainOptions],
     *,
     replacements: Mapping[str, int],
     module: torch.nn.Module | None = None,
@@ -81,7 +81,7 @@ def explain_tokens(
         free = real if special is None else real & ~special.detach().bool()
         lengths = [ids.shape[1]] * len(ids) if one_length else real.sum(1).tolist()
 
-        def compute(method: str, wish: Asked, rows: torch.Tensor) -> Computed:
+        def compute(method: str, wish: ExplainOptions, rows: torch.Tensor) -> Computed:
             kept = torch.ones_like(real[rows]) if one_length else real[rows]
             shape = (len(rows), lengths[int(rows[0])])
             texts = _Texts(
@@ -175,7 +175,7 @@ def _by_embeddings(
     targets: torch.Tensor,
     baselines: Sequence[int | None],
     module: torch.nn.Module | None,
-    wish: Asked,
+    wish: ExplainOptions,
 ) -> Computed:
     """Return the attributions of a gradient method, ``(n, tokens)``, and its deltas."""
     reached = texts.scores()

@@ -22,16 +22,16 @@ from dataclasses import replace
 from typing import Any
 
 from torchmar_handlers.protocols import open_inference, plain, tensorflow
-from torchmar_handlers.protocols.parsed_request import Asking, Served
+from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest
 from torchmar_handlers.request import JSON, JSON_LINES, BadRequest, Request, loads
 
-__all__ = ["Asking", "Served", "read"]
+__all__ = ["HandlerInfo", "ParsedRequest", "read"]
 
 _NESTED = frozenset({list, dict})
 _BINARY = open_inference.HEADER_LENGTH.lower()
 
 
-def read(request: Request, served: Served) -> Asking:
+def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     """Return the instances of a request and how its answer is put together.
 
     Raises:
@@ -81,7 +81,7 @@ def _document(request: Request) -> Any:
         return None
 
 
-def _lines(request: Request, served: Served) -> Asking:
+def _lines(request: Request, served: HandlerInfo) -> ParsedRequest:
     """Return the instances of JSON lines: a document on each line that is not blank."""
     payload = request.payload
     if not isinstance(payload, bytes | bytearray | str):

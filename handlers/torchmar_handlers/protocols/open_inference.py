@@ -19,7 +19,7 @@ import numpy as np
 
 from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.protocols import tensors
-from torchmar_handlers.protocols.parsed_request import Asking, Served, refuse_many
+from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest, refuse_many
 from torchmar_handlers.protocols.plain import in_json
 from torchmar_handlers.request import JSON, BadRequest, Request
 
@@ -67,7 +67,7 @@ def speaks(body: Mapping[str, Any]) -> bool:
     return isinstance(inputs, list) and any(isinstance(one, Mapping) and "datatype" in one for one in inputs)
 
 
-def read_binary(request: Request, header_length: Any, served: Served) -> Asking:
+def read_binary(request: Request, header_length: Any, served: HandlerInfo) -> ParsedRequest:
     """Return the instances of a request with tensors as bytes after the JSON."""
     payload = request.row.get("body")
     if isinstance(payload, Mapping):  # all of it is JSON, which the worker has read
@@ -84,7 +84,9 @@ def read_binary(request: Request, header_length: Any, served: Served) -> Asking:
     return read(replace(request, row={"body": body}), body, served, memoryview(payload)[length:])
 
 
-def read(request: Request, body: Mapping[str, Any], served: Served, binary: memoryview | None = None) -> Asking:
+def read(
+    request: Request, body: Mapping[str, Any], served: HandlerInfo, binary: memoryview | None = None
+) -> ParsedRequest:
     """Return a request's instances: item i of every tensor is of instance i."""
     if not isinstance(body.get("inputs"), list) or not body["inputs"]:
         raise BadRequest("inputs is not an array of tensors, or empty")
@@ -113,7 +115,7 @@ def read(request: Request, body: Mapping[str, Any], served: Served, binary: memo
     request = replace(request, as_bytes=wanted.all_binary)
     named = {"id": body["id"]} if "id" in body else {}
     reply = partial(_reply, served=served, wanted=wanted, named=named)
-    return Asking([request.part(row) for row in rows], reply, many=len(rows) > 1, error_key="error")
+    return ParsedRequest([request.part(row) for row in rows], reply, many=len(rows) > 1, error_key="error")
 
 
 def from_torchserves_grpc(request: Request) -> bool:
@@ -125,7 +127,7 @@ def from_torchserves_grpc(request: Request) -> bool:
     return isinstance(body, Mapping) and "model_name" in body and headers == [{"content-type": JSON}]
 
 
-def readable_by_torchserve(request: Request, reply: Reply, served: Served) -> Reply:
+def readable_by_torchserve(request: Request, reply: Reply, served: HandlerInfo) -> Reply:
     """Return an error as TorchServe can send it over gRPC: in an output; any other answer as it is.
 
     TorchServe ends the worker where an answer is not of the protocol, and with it what its neighbours have asked.
@@ -151,7 +153,7 @@ def outputs(answers: Sequence[Any], columns: Mapping[str, Any] | None) -> dict[s
     return {"output": _stack(answers)}
 
 
-def _reply(answers: Sequence[Any], *, served: Served, wanted: _Outputs, named: Mapping[str, Any]) -> Reply:
+def _reply(answers: Sequence[Any], *, served: HandlerInfo, wanted: _Outputs, named: Mapping[str, Any]) -> Reply:
     arrays = outputs(answers, served.columns(answers))
     for output in wanted.named:
         if output.name not in arrays:

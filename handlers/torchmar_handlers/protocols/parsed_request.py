@@ -10,7 +10,7 @@ from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.request import BadRequest, Request
 
 
-class Served(Protocol):
+class HandlerInfo(Protocol):
     """What a dialect has to know of the handler."""
 
     named: bool
@@ -28,7 +28,7 @@ class Served(Protocol):
 
 
 @dataclass(slots=True)
-class Asking:
+class ParsedRequest:
     """The instances of one request; ``reply`` takes an answer for each.
 
     ``many`` says that errors name the instance that they are of, ``error_key`` where the

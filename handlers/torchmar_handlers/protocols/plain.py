@@ -11,11 +11,11 @@ import numpy as np
 
 from torchmar_handlers.common import npy
 from torchmar_handlers.common.reply import Reply
-from torchmar_handlers.protocols.parsed_request import Asking, Served, instances
+from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest, instances
 from torchmar_handlers.request import JSON_LINES, Request
 
 
-def read(request: Request, served: Served) -> Asking:
+def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     """Return a request's one instance, or the rows that the handler finds in its body."""
     payload = request.payload
     sent = isinstance(payload, bytes | bytearray) and payload[: len(npy.MAGIC)] == npy.MAGIC
@@ -24,19 +24,19 @@ def read(request: Request, served: Served) -> Asking:
     as_npy = sent or request.accepts(npy.CONTENT_TYPE)
     rows = served.rows(request)
     if rows is None:
-        return Asking([request], partial(_one, as_npy=as_npy), many=False)
+        return ParsedRequest([request], partial(_one, as_npy=as_npy), many=False)
     found = instances(rows, "the body", served.max_instances)
-    return Asking([request.part(row) for row in found], partial(_many, as_npy=as_npy))
+    return ParsedRequest([request.part(row) for row in found], partial(_many, as_npy=as_npy))
 
 
-def read_lines(request: Request, documents: list[Any], served: Served) -> Asking:
+def read_lines(request: Request, documents: list[Any], served: HandlerInfo) -> ParsedRequest:
     """Return the instances of a request that holds several documents, each an instance.
 
     They are answered with an array, or on lines of their own where the client accepts such.
     """
     found = instances(documents, "the body", served.max_instances)
     lines = next(filter(request.accepts, JSON_LINES), "")
-    return Asking([request.part(document) for document in found], partial(_listed, lines=lines))
+    return ParsedRequest([request.part(document) for document in found], partial(_listed, lines=lines))
 
 
 def _listed(answers: Sequence[Any], *, lines: str) -> Reply:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from torchmar_handlers.common.reply import Reply
-from torchmar_handlers.protocols.parsed_request import Asking, Served, instances, refuse_many
+from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest, instances, refuse_many
 from torchmar_handlers.protocols.plain import bare
 from torchmar_handlers.request import BadRequest, Request
 
@@ -28,7 +28,7 @@ def speaks_columns(body: Mapping[str, Any]) -> bool:
     return isinstance(body.get("inputs"), list | Mapping)
 
 
-def read_rows(request: Request, body: Mapping[str, Any], served: Served) -> Asking:
+def read_rows(request: Request, body: Mapping[str, Any], served: HandlerInfo) -> ParsedRequest:
     """Return a request's ``instances``, to be answered with ``predictions`` (or ``explanations``)."""
     _refuse_signature(body)
     if speaks_columns(body):
@@ -36,20 +36,20 @@ def read_rows(request: Request, body: Mapping[str, Any], served: Served) -> Aski
     found = instances(body["instances"], "instances", served.max_instances)
     key = "explanations" if request.wants_explanation else "predictions"
     parts = [request.part(instance) for instance in found]
-    return Asking(parts, partial(_listed, key=key), error_key="error")
+    return ParsedRequest(parts, partial(_listed, key=key), error_key="error")
 
 
-def read_columns(request: Request, body: Mapping[str, Any], served: Served) -> Asking:
+def read_columns(request: Request, body: Mapping[str, Any], served: HandlerInfo) -> ParsedRequest:
     """Return the rows of a request's ``inputs``, to be answered with ``outputs``."""
     _refuse_signature(body)
     inputs = body["inputs"]
     columns = isinstance(inputs, Mapping)
     found = _rows(inputs, served) if columns else instances(inputs, "inputs", served.max_instances)
     parts = [request.part(instance) for instance in found]
-    return Asking(parts, partial(_outputs, served=served), error_key="error")
+    return ParsedRequest(parts, partial(_outputs, served=served), error_key="error")
 
 
-def _rows(columns: Mapping[str, Any], served: Served) -> list[Any]:
+def _rows(columns: Mapping[str, Any], served: HandlerInfo) -> list[Any]:
     if not columns:
         raise BadRequest("inputs is empty")
     for name, column in columns.items():
@@ -72,7 +72,7 @@ def _listed(answers: Sequence[Any], *, key: str) -> Reply:
     return Reply.json({key: [bare(one) for one in answers]})
 
 
-def _outputs(answers: Sequence[Any], *, served: Served) -> Reply:
+def _outputs(answers: Sequence[Any], *, served: HandlerInfo) -> Reply:
     """Return the answers as the columns that the handler makes of them; a single one of no objects without its name.
 
     Which columns there are depends on the handler alone, never on what it predicts.

@@ -17,7 +17,7 @@ from torchmar_handlers.common import npy, signatures
 from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.options import OptionError
 from torchmar_handlers.common.reply import PNG, Reply
-from torchmar_handlers.explanations import Asked, Explanation, document, explain
+from torchmar_handlers.explanations import ExplainOptions, Explanation, document, explain
 from torchmar_handlers.explanations import read as read_asked
 from torchmar_handlers.request import BadRequest, Request
 from torchmar_handlers.tables import bodies
@@ -220,7 +220,7 @@ class TabularHandler(BaseHandler):
             raise OptionError("columns", problem) from error
         return int(self.only(output, 1).shape[1])
 
-    def _asked(self, request: Request) -> Asked:
+    def _asked(self, request: Request) -> ExplainOptions:
         """Return what is asked of an explanation, with a row as its baseline made what the model sees."""
         wishes = {name: self._without_columns(request).option(name) for name in _ASKED}
         row, encoded = wishes["baseline"], None
@@ -244,7 +244,7 @@ class TabularHandler(BaseHandler):
         kept = {name: value for name, value in body.items() if name not in self.table.names}
         return replace(request, row={"body": kept})
 
-    def _baseline(self, asked: Asked) -> torch.Tensor:
+    def _baseline(self, asked: ExplainOptions) -> torch.Tensor:
         if asked.baseline == "mean":
             return self.typical
         if asked.baseline == "zeros":

@@ -93,11 +93,11 @@ class TextHandler(BaseHandler):
         """Return the label of a class."""
         return str((self.mapping or {}).get(str(index), index))
 
-    def _pieces(self, folder: Path) -> tokenizer.Pieces:
+    def _pieces(self, folder: Path) -> tokenizer.Tokenizer:
         file = folder / tokenizer.FILE
         if not file.is_file():
             raise ReadError(
                 f"the archive has no {tokenizer.FILE}, which makes tokens of texts: name it under files: in the recipe "
                 "(tokenizers' Tokenizer.save writes it, and save_pretrained of transformers)"
             )
-        return tokenizer.Pieces(file, self.options, self.model)
+        return tokenizer.Tokenizer(file, self.options, self.model)

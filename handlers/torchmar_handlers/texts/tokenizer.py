@@ -25,7 +25,7 @@ _TOKENS = 512  # where neither the option, nor the tokenizer, nor the model says
 _SHORT = 32  # tokens up to which padding costs less than a pass of its own
 
 
-class Pieces:
+class Tokenizer:
     """The tokenizer of an archive, and how its model wants to be called.
 
     A model gets ``(ids, mask)``, both ``(n, length)`` int64, by position: or just ``ids`` if it takes no

@@ -28,7 +28,7 @@ _UNKNOWN = ("<unk>", "[UNK]", "<UNK>")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class Bag:
+class Vocabulary:
     """The vocabulary of an archive of ``text_classifier``; its model is called with ``(ids, offsets)``.
 
     All texts of a batch are one row of ids, ``(total,)``, and ``offsets``, ``(n,)``, are where each begins,

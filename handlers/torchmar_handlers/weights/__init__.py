@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from torchmar_handlers.weights import aotinductor, exported, onnx_runtime, state_dict, torchscript
-from torchmar_handlers.weights.exported_model import Input, Program
+from torchmar_handlers.weights.exported_model import ExportedModel, Input
 from torchmar_handlers.weights.formats import Format, identify
 from torchmar_handlers.weights.load_error import LoadError
-from torchmar_handlers.weights.optimizations import CompiledModule, Tuning, dtype
+from torchmar_handlers.weights.optimizations import CompiledModule, Optimizations, dtype
 
 __all__ = [
     "Input",
@@ -71,7 +71,7 @@ def load(
         LoadError: something about the weights, the model file or an option; the message says what to do.
         ImportError: and whatever else the model file itself raises.
     """
-    tuning = Tuning.of(options, pt2)
+    tuning = Optimizations.of(options, pt2)
     path = folder / serialized_file if serialized_file else None
     if path is None:
         if not model_file:
@@ -93,7 +93,7 @@ def load(
                 "torch._export.aot_compile made it; torch._inductor.aoti_compile_and_package makes .pt2 files of today"
             )
         model = _loaded(form, path, folder, model_file or "", device, threads, tuning.providers)
-    if not isinstance(model, Program):
+    if not isinstance(model, ExportedModel):
         model = model.to(device).eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -103,7 +103,7 @@ def load(
 def differentiable(model: nn.Module) -> bool:
     """Tell whether gradients with respect to inputs can be had at all: not of ONNX and AOTInductor, for instance."""
     model = _inner(model)
-    if isinstance(model, Program):
+    if isinstance(model, ExportedModel):
         return model.differentiable
     return torchscript.differentiable(model) if isinstance(model, torch.jit.ScriptModule) else True
 
@@ -111,13 +111,13 @@ def differentiable(model: nn.Module) -> bool:
 def inputs(model: nn.Module) -> tuple[Input, ...]:
     """Return what a module takes, in the order of positions: names, types and shapes as far as they are known."""
     model = _inner(model)
-    return model.inputs if isinstance(model, Program) else tuple(map(Input, input_names(model)))
+    return model.inputs if isinstance(model, ExportedModel) else tuple(map(Input, input_names(model)))
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names by which a module takes tensors, in the order of positions; empty where they are unknown."""
     model = _inner(model)
-    if isinstance(model, Program):
+    if isinstance(model, ExportedModel):
         return model.input_names
     if isinstance(model, torch.jit.ScriptModule):
         schema: Any = model.forward.schema  # type: ignore[attr-defined]
@@ -131,13 +131,13 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
 def output_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of what a module returns; empty where they are unknown."""
     model = _inner(model)
-    return model.output_names if isinstance(model, Program) else ()
+    return model.output_names if isinstance(model, ExportedModel) else ()
 
 
 def fixed_rows(model: nn.Module) -> int | None:
     """Return the batch size that a module takes if it takes no other, for the caller to split and pad; else None."""
     model = _inner(model)
-    return model.fixed_rows if isinstance(model, Program) else None
+    return model.fixed_rows if isinstance(model, ExportedModel) else None
 
 
 def _inner(model: nn.Module) -> nn.Module:

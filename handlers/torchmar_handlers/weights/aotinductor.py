@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from torchmar_handlers.weights.exported_model import Input, Program, signature
+from torchmar_handlers.weights.exported_model import ExportedModel, Input, signature
 from torchmar_handlers.weights.load_error import LoadError, said
 
 
-class Compiled(Program):
+class Compiled(ExportedModel):
     """A compiled program, as a module.
 
     The machine code trusts its inputs: one of another type or layout is read as if it were of the right one, and

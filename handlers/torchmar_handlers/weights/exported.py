@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchmar_handlers.weights.exported_model import Input, Program, signature
+from torchmar_handlers.weights.exported_model import ExportedModel, Input, signature
 from torchmar_handlers.weights.load_error import LoadError, said
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _MODES = {"aten.dropout.default": 2, "aten.batch_norm.default": 5}
 
 
-class Exported(Program):
+class Exported(ExportedModel):
     """A program of torch.export, as a module."""
 
     differentiable = True

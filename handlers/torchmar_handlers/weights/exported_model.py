@@ -49,7 +49,7 @@ class Input:
         return value
 
 
-class Program(nn.Module):
+class ExportedModel(nn.Module):
     """A program whose inputs are known to be checked, named and put in their order.
 
     Attributes:
@@ -80,7 +80,7 @@ class Program(nn.Module):
         """What it takes, in the order of positions; empty where that is unknown."""
         return self._inputs or ()
 
-    def train(self, mode: bool = True) -> Program:
+    def train(self, mode: bool = True) -> ExportedModel:
         """Change nothing: a program stays in the mode that it was exported in."""
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchmar_handlers.weights.exported_model import Input, Program
+from torchmar_handlers.weights.exported_model import ExportedModel, Input
 from torchmar_handlers.weights.load_error import LoadError, said
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _DTYPES = {
 _ON_GPU = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
 
-class Onnx(Program):
+class Onnx(ExportedModel):
     """An ONNX model, as a module: one output as it is, several as a tuple in the order of ``output_names``."""
 
     def __init__(self, session: Any, inputs: Sequence[Input], device: torch.device, *, bound: bool) -> None:

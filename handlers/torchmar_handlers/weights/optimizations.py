@@ -13,7 +13,7 @@ from torch import nn
 
 from torchmar_handlers.weights import torchscript
 from torchmar_handlers.weights.exported import Exported
-from torchmar_handlers.weights.exported_model import Program
+from torchmar_handlers.weights.exported_model import ExportedModel
 from torchmar_handlers.weights.load_error import LoadError, said
 from torchmar_handlers.weights.onnx_runtime import Onnx
 
@@ -25,7 +25,7 @@ _COMPILE = {"backend": str, "mode": str, "dynamic": bool, "fullgraph": bool}
 
 
 @dataclass(frozen=True)
-class Tuning:
+class Optimizations:
     """What is to be done with a model once it is loaded.
 
     Args:
@@ -47,7 +47,7 @@ class Tuning:
     providers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], pt2: Any = None) -> Tuning:
+    def of(cls, options: Mapping[str, Any], pt2: Any = None) -> Optimizations:
         """Read the ``handler`` section and TorchServe's ``pt2`` section; the former has the last word.
 
         Raises:
@@ -85,7 +85,7 @@ class Tuning:
         """
         name = path.name if path else type(model).__name__
         script = isinstance(model, torch.jit.ScriptModule)
-        constant = isinstance(model, Program)
+        constant = isinstance(model, ExportedModel)
         if isinstance(model, torch.jit.ScriptModule) and torchscript.frozen(model):
             constant, kind = True, f"{kind} that is frozen"
         if self.dtype is not None and constant and dtype(model) != self.dtype:
@@ -113,7 +113,7 @@ class Tuning:
 
     def _compile(self, model: nn.Module, name: str, kind: str) -> nn.Module:
         if isinstance(model, torch.jit.ScriptModule) or (
-            isinstance(model, Program) and not isinstance(model, Exported)
+            isinstance(model, ExportedModel) and not isinstance(model, Exported)
         ):
             if self.required:
                 raise _not_for("compile", name, kind, "it is for eager models and exported programs")
@@ -173,7 +173,7 @@ class CompiledModule(nn.Module):
 
 def dtype(model: nn.Module) -> torch.dtype:
     """Return the type of floats that a model takes: that of its first weights of floats; float32 if it has none."""
-    if isinstance(model, Program):
+    if isinstance(model, ExportedModel):
         return model.dtype
     tensors: Iterable[torch.Tensor] = [*model.parameters(), *model.buffers()]
     found = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)

@@ -10,8 +10,8 @@ from urllib.parse import unquote_to_bytes
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from torchmar.server.api_error import Refusal
-from torchmar.server.workers.jobs import Input
+from torchmar.server.api_error import ApiError
+from torchmar.server.workers.jobs import Part
 
 _JSON = "application/json"
 _START = 200  # bytes in which a document begins
@@ -21,7 +21,7 @@ _LENGTHS = frozenset(map(len, (_URLENCODED, _MULTIPART)))  # what has another is
 _MOST_FIELDS = 1000
 
 
-def inputs(body: bytes, content_type: str) -> list[Input]:
+def inputs(body: bytes, content_type: str) -> list[Part]:
     """Return the parts of a request's body, in their order.
 
     A form (``multipart/form-data`` or ``application/x-www-form-urlencoded``) has an input for each field, whatever
@@ -43,7 +43,7 @@ def inputs(body: bytes, content_type: str) -> list[Input]:
             boundary = parse_options_header(content_type)[1].get(b"boundary")
             if boundary is not None:
                 return _distinct(_multipart(body, boundary))
-    return [Input("body", kind, body)]
+    return [Part("body", kind, body)]
 
 
 def is_json_type(content_type: str) -> bool:
@@ -56,18 +56,18 @@ def begins_as_json(body: bytes) -> bool:
     return body[:_START].lstrip(b" \t\r\n")[:1] in (b"{", b"[")
 
 
-def _distinct(parts: list[Input]) -> list[Input]:
+def _distinct(parts: list[Part]) -> list[Part]:
     """Return the parts of a form. Raises Refusal where two have one name: a handler would see one of them alone."""
     if len({part.name for part in parts}) < len(parts):
         names = [part.name for part in parts]
         name = next(name for name in names if names.count(name) > 1)
         message = f"The form has {names.count(name)} parts called {name[:80]!r}, of which a handler would see one."
         hint = "Send one in each request, or several inputs as a JSON array."
-        raise Refusal(400, "BadRequestException", f"{message} {hint}")
+        raise ApiError(400, "BadRequestException", f"{message} {hint}")
     return parts
 
 
-def _urlencoded(body: bytes) -> list[Input]:
+def _urlencoded(body: bytes) -> list[Part]:
     if body.count(b"&") >= _MOST_FIELDS:
         raise _too_many()
     found = []
@@ -75,7 +75,7 @@ def _urlencoded(body: bytes) -> list[Input]:
         name, is_field, value = pair.partition(b"=")
         # What has no value is left out, such as the JSON that curl sends under this type unless told otherwise.
         if is_field:
-            found.append(Input(_text(_decoded(name)), "", _decoded(value)))
+            found.append(Part(_text(_decoded(name)), "", _decoded(value)))
     return found
 
 
@@ -83,7 +83,7 @@ def _decoded(encoded: bytes) -> bytes:
     return unquote_to_bytes(encoded.replace(b"+", b" "))
 
 
-def _multipart(body: bytes, boundary: bytes) -> list[Input]:
+def _multipart(body: bytes, boundary: bytes) -> list[Part]:
     form = _Form()
     try:
         parser = MultipartParser(
@@ -110,7 +110,7 @@ class _Form:
     """What the parser of a multipart body calls."""
 
     def __init__(self) -> None:
-        self.inputs: list[Input] = []
+        self.inputs: list[Part] = []
         self.complete = False
         self._headers: dict[bytes, bytes] = {}
         self._name = self._value = b""
@@ -144,7 +144,7 @@ class _Form:
             given = self._headers.get(b"content-type", b"application/octet-stream")
             kind = given.partition(b";")[0].strip()
         # Joining one piece copies nothing.
-        self.inputs.append(Input(_text(name), kind.decode("latin-1"), b"".join(self._pieces)))
+        self.inputs.append(Part(_text(name), kind.decode("latin-1"), b"".join(self._pieces)))
 
     def end(self) -> None:
         self.complete = True
@@ -154,9 +154,9 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "replace")
 
 
-def _broken(why: str) -> Refusal:
-    return Refusal(400, "BadRequestException", f"The form cannot be read: {why}.")
+def _broken(why: str) -> ApiError:
+    return ApiError(400, "BadRequestException", f"The form cannot be read: {why}.")
 
 
-def _too_many() -> Refusal:
-    return Refusal(400, "BadRequestException", f"The form has more than {_MOST_FIELDS} fields.")
+def _too_many() -> ApiError:
+    return ApiError(400, "BadRequestException", f"The form has more than {_MOST_FIELDS} fields.")

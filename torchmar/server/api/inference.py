@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torchmar.server.api import bodies, inference_openapi, tensors
 from torchmar.server.api.open_inference import OpenInference, not_found
-from torchmar.server.api_error import Refusal, not_allowed
+from torchmar.server.api_error import ApiError, not_allowed
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import Request, compression
 from torchmar.server.kserve_errors import is_kserve, with_error
@@ -22,7 +22,7 @@ from torchmar.server.request_ids import HEADER, request_ids
 from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
-from torchmar.server.workers.jobs import Input, Job, Reply
+from torchmar.server.workers.jobs import Job, Part, Reply
 
 _JSON = "application/json"
 _BINARY = "inference-header-content-length"  # bytes of JSON before tensors in binary, of the v2 protocol
@@ -93,10 +93,10 @@ class Inference:
                 self._ask(request, request_id, asked)
         except StillLoading as loading:
             loading.retry(request, self, partial(self._refuse, request, request_id))
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._refuse(request, request_id, refusal)
 
-    def _refuse(self, request: Request, request_id: str, refusal: Refusal) -> None:
+    def _refuse(self, request: Request, request_id: str, refusal: ApiError) -> None:
         self._metrics.answered(refusal.status)
         request.refuse(refusal, ((HEADER, request_id),))
 
@@ -174,7 +174,7 @@ class Inference:
         Raises:
             Refusal: there is no such version, or the body is no form though it says so.
         """
-        inputs: list[Input] | None = None
+        inputs: list[Part] | None = None
         name = asked.model
         if name is None:
             inputs = self._inputs(request, asked)
@@ -195,29 +195,29 @@ class Inference:
         request.on_gone = partial(setattr, job, "cancelled", True)
         try:
             found.pool.submit(job)
-        except Refusal as refusal:
+        except ApiError as refusal:
             if asked.version is not None:
                 # The odd quotation mark is TorchServe's.
                 named = refusal.message.replace(f'"{name}"', f'"{name}" Version {asked.version}"', 1)
-                refusal = Refusal(refusal.status, refusal.type, named, refusal.headers)
+                refusal = ApiError(refusal.status, refusal.type, named, refusal.headers)
             answer.take(Reply.of(refusal))
 
-    def _inputs(self, request: Request, asked: _Asked) -> list[Input]:
+    def _inputs(self, request: Request, asked: _Asked) -> list[Part]:
         if _is_json_as_other(request, asked):
-            return [Input("body", _JSON, request.body)]
+            return [Part("body", _JSON, request.body)]
         inputs = bodies.inputs(request.body, request.header("content-type"))
         if asked.query:
-            return [Input(name, "", value.encode("utf-8", "replace")) for name, value in request.query] + inputs
+            return [Part(name, "", value.encode("utf-8", "replace")) for name, value in request.query] + inputs
         return inputs
 
-    def _named(self, inputs: list[Input]) -> str:
+    def _named(self, inputs: list[Part]) -> str:
         """Return which model is meant where the path has none: the parameter or field says, or there is one alone."""
         for name, _, content in inputs:
             if name == "model_name" and content:
                 return content.decode("utf-8", "replace")
         if len(self._registry.models) == 1:
             return next(iter(self._registry.models))
-        raise Refusal(400, "BadRequestException", "Parameter model_name is required.")
+        raise ApiError(400, "BadRequestException", "Parameter model_name is required.")
 
     def _headers(self, request: Request, asked: _Asked) -> dict[str, str]:
         """Return the headers that the handler sees."""
@@ -322,7 +322,7 @@ class _Answer:
         message = f"The answer has {size} bytes, more than max_response_size={self._most} allows."
         about = {"model": found.name, "version": found.version, "request_id": self._id}
         logs.SERVER.warning("%s %s, request %s: %s", found.name, found.version, self._id, message, extra=about)
-        return Reply.of(Refusal(500, "InternalServerException", message), more=reply.more)
+        return Reply.of(ApiError(500, "InternalServerException", message), more=reply.more)
 
 
 def _asked(segments: list[str]) -> _Asked | None:
@@ -352,7 +352,7 @@ def _asked(segments: list[str]) -> _Asked | None:
     return None
 
 
-def _in_json(inputs: list[Input], headers: dict[str, str]) -> tuple[list[Input], dict[str, str]]:
+def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], dict[str, str]]:
     """Return a request with tensors as bytes for a handler that reads JSON only; any other as it is.
 
     Clients read an answer in JSON, too, where they have asked for bytes.
@@ -367,9 +367,9 @@ def _in_json(inputs: list[Input], headers: dict[str, str]) -> tuple[list[Input],
         document, given = tensors.split(inputs[0].content, int(lengths[0]), "inputs")
         document["inputs"] = [tensors.in_json(one) for one in given]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Refusal(400, "BadRequestException", f"The tensors cannot be read: {error}.") from None
+        raise ApiError(400, "BadRequestException", f"The tensors cannot be read: {error}.") from None
     left = {name: value for name, value in headers.items() if name.lower() != tensors.HEADER_LENGTH.lower()}
-    return [Input("body", _JSON, json.dumps(document, ensure_ascii=False).encode())], left
+    return [Part("body", _JSON, json.dumps(document, ensure_ascii=False).encode())], left
 
 
 def _is_json_as_other(request: Request, asked: _Asked) -> bool:

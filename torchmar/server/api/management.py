@@ -15,7 +15,7 @@ import yaml
 
 from torchmar.server.api import descriptions, management_openapi, parameters, status_messages
 from torchmar.server.api.bodies import is_json_type
-from torchmar.server.api_error import Refusal, error_body, not_allowed
+from torchmar.server.api_error import ApiError, error_body, not_allowed
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import Request
 from torchmar.server.models.registry import Registration, Registry, Version
@@ -52,7 +52,7 @@ class Management:
             self._route(request)
         except StillLoading as loading:
             loading.retry(request, self, partial(self._refuse, request))
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._refuse(request, refusal)
 
     def _route(self, request: Request) -> None:
@@ -195,12 +195,12 @@ class Management:
 
         try:
             described.pool.submit(job)
-        except Refusal as refusal:
+        except ApiError as refusal:
             message = (
                 f'Model "{described.name}" has no worker to serve describe request. '
                 "Please use scale workers API to add workers."
             )
-            raise Refusal(refusal.status, refusal.type, message, refusal.headers) from None
+            raise ApiError(refusal.status, refusal.type, message, refusal.headers) from None
         request.on_gone = gone
 
     def _begin(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
@@ -213,12 +213,12 @@ class Management:
             await answering
         except StillLoading as loading:
             loading.retry(request, self, partial(self._refuse, request))
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._refuse(request, refusal)
         except Exception:
             logs.SERVER.exception("%s %s failed", request.method, request.path)
             message = "the server has failed; its log says how"
-            self._refuse(request, Refusal(500, "InternalServerException", message))
+            self._refuse(request, ApiError(500, "InternalServerException", message))
 
     def _say(self, request: Request, text: str) -> None:
         self._answer(request, {"status": text}, 202 if text == status_messages.STARTED else 200)
@@ -227,7 +227,7 @@ class Management:
         body = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         self._respond(request, status, body)
 
-    def _refuse(self, request: Request, refusal: Refusal) -> None:
+    def _refuse(self, request: Request, refusal: ApiError) -> None:
         self._metrics.answered(refusal.status)
         request.refuse(refusal, ((HEADER, next(self._ids)),))
 
@@ -246,7 +246,7 @@ def _registration(request: Request) -> Registration:
     asked = {**_parameters(request), **body}
     parameters.check(asked, management_openapi.REGISTRATION, "POST /models")
     if "url" not in asked:
-        raise Refusal(400, "BadRequestException", "Parameter url is required.")
+        raise ApiError(400, "BadRequestException", "Parameter url is required.")
 
     def number(name: str) -> int | None:
         unsaid = _UNSAID.get(name)
@@ -276,15 +276,15 @@ def _body(body: bytes) -> dict[str, str]:
         try:
             document = _lenient(body)
         except (ValueError, RecursionError, yaml.YAMLError):
-            raise Refusal(400, "BadRequestException", f"The body is not JSON: {error}") from None
+            raise ApiError(400, "BadRequestException", f"The body is not JSON: {error}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise Refusal(400, "BadRequestException", "The body is no JSON object.")
+        raise ApiError(400, "BadRequestException", "The body is no JSON object.")
     said: dict[str, str] = {}
     for key, value in document.items():
         if isinstance(value, dict | list):
-            raise Refusal(400, "BadRequestException", f"Parameter {key} is no text and no number.")
+            raise ApiError(400, "BadRequestException", f"Parameter {key} is no text and no number.")
         if isinstance(value, bool):
             value = str(value).lower()
         elif isinstance(value, float) and value.is_integer():
@@ -324,6 +324,6 @@ def _allow(request: Request, *methods: str) -> None:
         raise not_allowed(*methods)
 
 
-def _not_found() -> Refusal:
+def _not_found() -> ApiError:
     message = "Requested resource is not found, please refer to API document."
-    return Refusal(404, "ResourceNotFoundException", message)
+    return ApiError(404, "ResourceNotFoundException", message)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from torchmar.server.api import model_documents
-from torchmar.server.api_error import Refusal, not_allowed
+from torchmar.server.api_error import ApiError, not_allowed
 from torchmar.server.http import Request
 from torchmar.server.models.health import ready
 from torchmar.server.models.registry import Registry
@@ -44,7 +44,7 @@ class OpenInference:
         """
         registry = self._registry
         if missing := _unsupported(segments):
-            raise Refusal(501, "NotImplementedException", missing)
+            raise ApiError(501, "NotImplementedException", missing)
         if segments == ["repository", "index"]:
             return 200, model_documents.index(registry, ready=_only_ready(request))
         answer = self._read(segments)
@@ -92,9 +92,9 @@ class OpenInference:
         raise not_found()
 
 
-def not_found() -> Refusal:
+def not_found() -> ApiError:
     """Return the refusal of a path that there is not."""
-    return Refusal(404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.")
+    return ApiError(404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.")
 
 
 def _unsupported(segments: list[str]) -> str:
@@ -122,5 +122,5 @@ def _only_ready(request: Request) -> bool:
     try:
         document = json.loads(request.body)
     except ValueError:
-        raise Refusal(400, "BadRequestException", "The body is not JSON.") from None
+        raise ApiError(400, "BadRequestException", "The body is not JSON.") from None
     return isinstance(document, dict) and document.get("ready") is True

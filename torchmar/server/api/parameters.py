@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.telemetry import logs
 
 LIST = ("limit", "next_page_token")
@@ -42,7 +42,7 @@ def check(given: Iterable[str], known: tuple[str, ...], call: str) -> None:
         if name in known:
             continue
         if (meant := _meant(name, known)) is not None:
-            raise Refusal(400, "BadRequestException", f"Unknown parameter {name[:_LONGEST]}; did you mean {meant}?")
+            raise ApiError(400, "BadRequestException", f"Unknown parameter {name[:_LONGEST]}; did you mean {meant}?")
         logs.SERVER.warning("%s: unknown parameter %r is ignored", call, name[:_LONGEST])
 
 
@@ -58,7 +58,7 @@ def number(given: Mapping[str, str], name: str, default: Any, *, least: int = -_
     value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,10}", text) else None
     if value is None or not least <= value < _INT32:
         message = f"Parameter {name} is {text[:_LONGEST]!r}, and must be a whole number from {least} to {_INT32 - 1}."
-        raise Refusal(400, "BadRequestException", message)
+        raise ApiError(400, "BadRequestException", message)
     return value
 
 
@@ -72,7 +72,7 @@ def flag(given: Mapping[str, str], name: str, *, default: bool) -> bool:
     if text is None:
         return default
     if text.lower() not in ("true", "false"):
-        raise Refusal(400, "BadRequestException", f"Parameter {name} is neither true nor false: {text[:_LONGEST]}")
+        raise ApiError(400, "BadRequestException", f"Parameter {name} is neither true nor false: {text[:_LONGEST]}")
     return text.lower() == "true"
 
 

@@ -11,7 +11,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from torchmar.grpc.channel import EXCEPTION
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.telemetry import logs
 from torchmar.server.tokens import Tokens
@@ -79,7 +79,7 @@ def code(status: int) -> grpc.StatusCode:
     return Code.INTERNAL if 500 <= status < 600 else Code.UNKNOWN
 
 
-def details(refusal: Refusal) -> str:
+def details(refusal: ApiError) -> str:
     """Return a refusal in TorchServe's words: its message, and the class of its exception on a line of its own."""
     return f"{refusal}\n{_PACKAGES.get(refusal.type, 'org.pytorch.serve.http.')}{refusal.type}"
 
@@ -138,7 +138,7 @@ def failed(error: Exception) -> Failed:
     """Return the error of a call for what was raised in it; what is a fault of the server is logged."""
     if isinstance(error, Failed):
         return error
-    if isinstance(error, Refusal):
+    if isinstance(error, ApiError):
         return Failed(code(error.status), details(error))
     if not isinstance(error, asyncio.CancelledError):
         logs.SERVER.error("a call over gRPC failed", exc_info=error)
@@ -171,7 +171,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):
         metadata = dict(handler_call_details.invocation_metadata or ())
         try:
             self._tokens.check(str(metadata.get("authorization", "")), self._kind)
-        except Refusal:
+        except ApiError:
             if handler.request_streaming:
                 return grpc.stream_stream_rpc_method_handler(_deny)
             if handler.response_streaming:

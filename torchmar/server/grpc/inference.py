@@ -10,10 +10,10 @@ from google.protobuf.empty_pb2 import Empty
 
 from torchmar.grpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest, Status, TorchServeHealthResponse
 from torchmar.server.grpc.calls import Context, Failed, Method, bad, streamed, unary
-from torchmar.server.grpc.model_call import Asking
+from torchmar.server.grpc.model_call import ModelCall
 from torchmar.server.models.health import health
 from torchmar.server.models.registry import Registry, Version
-from torchmar.server.workers.jobs import Input
+from torchmar.server.workers.jobs import Part
 
 _SEQUENCE = "ts_request_sequence_id"
 
@@ -28,7 +28,7 @@ class Inference:
 
     name = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 
-    def __init__(self, registry: Registry, asking: Asking) -> None:
+    def __init__(self, registry: Registry, asking: ModelCall) -> None:
         self._registry, self._asking = registry, asking
 
     def methods(self) -> Mapping[str, Method]:
@@ -73,10 +73,10 @@ class Inference:
             except Failed as failed:
                 yield PredictionResponse(status=_status(failed))
 
-    def _taken(self, asked: PredictionsRequest) -> tuple[Version, list[Input]]:
+    def _taken(self, asked: PredictionsRequest) -> tuple[Version, list[Part]]:
         if not asked.model_name:
             raise bad("model_name")
-        inputs = [Input(name, "", content) for name, content in asked.input.items()]
+        inputs = [Part(name, "", content) for name, content in asked.input.items()]
         return self._asking.find(asked.model_name, asked.model_version), inputs
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from torchmar.errors import PortInUse, PropertiesError
+from torchmar.errors import BindError, PropertiesError
 from torchmar.server.grpc.calls import TokenCheck
 from torchmar.server.grpc.inference import Inference
 from torchmar.server.grpc.management import Management
-from torchmar.server.grpc.model_call import Asking
+from torchmar.server.grpc.model_call import ModelCall
 from torchmar.server.grpc.open_inference import NAME, TORCHSERVES_NAME, OpenInference
 from torchmar.server.models.health import ready
 from torchmar.server.telemetry import logs
@@ -37,7 +37,7 @@ class GrpcListener:
     """
 
     def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
-        asking = Asking(registry, metrics)
+        asking = ModelCall(registry, metrics)
         ours: list[Any] = [Inference(registry, asking)]
         if settings.ts_open_inference_protocol:
             ours += [OpenInference(name, registry, metrics, asking) for name in (NAME, TORCHSERVES_NAME)]
@@ -116,7 +116,7 @@ def _bound(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCr
     except RuntimeError:
         port = 0
     if not port:
-        raise PortInUse(f"grpc://{where} cannot be listened on: somebody does, or nobody can")
+        raise BindError(f"grpc://{where} cannot be listened on: somebody does, or nobody can")
     return port
 
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from torchmar.grpc.wire import management_pb2 as wire
 from torchmar.server.api import descriptions, status_messages
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
 from torchmar.server.grpc.calls import Context, Method, unary
-from torchmar.server.grpc.model_call import Asking
+from torchmar.server.grpc.model_call import ModelCall
 from torchmar.server.models.registry import Registration, Registry, Version
 
 
@@ -27,7 +27,7 @@ class Management:
 
     name = "org.pytorch.serve.grpc.management.ManagementAPIsService"
 
-    def __init__(self, registry: Registry, asking: Asking, settings: Settings) -> None:
+    def __init__(self, registry: Registry, asking: ModelCall, settings: Settings) -> None:
         self._registry, self._asking, self._settings = registry, asking, settings
 
     def methods(self) -> Mapping[str, Method]:
@@ -64,7 +64,7 @@ class Management:
         """Register an archive; a number that is not above zero is one that was not given."""
         self._allow()
         if not asked.url:
-            raise Refusal(400, "BadRequestException", "Parameter url is required.")
+            raise ApiError(400, "BadRequestException", "Parameter url is required.")
         found = await self._registry.register(
             Registration(
                 asked.url,
@@ -99,13 +99,13 @@ class Management:
         """Remove a version."""
         self._allow()
         if not asked.model_name:
-            raise Refusal(400, "BadRequestException", "Parameter model_name is required.")
+            raise ApiError(400, "BadRequestException", "Parameter model_name is required.")
         await self._registry.unregister(asked.model_name, asked.model_version or None)
         return _say(status_messages.unregistered(asked.model_name))
 
     def _allow(self) -> None:
         if not self._settings.model_api:
-            raise Refusal(403, "ModelException", "Model API disabled")
+            raise ApiError(403, "ModelException", "Model API disabled")
 
     async def _said_by_handler(self, found: Version, context: Context) -> dict[str, object]:
         body = await self._asking.whole(found, (), context, {"describe": "True"})

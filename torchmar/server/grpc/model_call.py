@@ -9,17 +9,17 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.grpc.calls import Code, Context, Failed, code, details
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.telemetry.metrics import Metrics
-from torchmar.server.workers.jobs import Input, Job, Reply
+from torchmar.server.workers.jobs import Job, Part, Reply
 
 _MOST = 4096  # characters of a handler's answer that stand in the details of an error
 
 
-class Asking:
+class ModelCall:
     """What services ask models by.
 
     Args:
@@ -40,11 +40,11 @@ class Asking:
             return self._registry.find(name, version or None)
         except StillLoading:
             raise  # the call waits for it
-        except Refusal as refusal:
+        except ApiError as refusal:
             raise Failed(Code.INTERNAL, details(refusal)) from None
 
     async def whole(
-        self, found: Version, inputs: Sequence[Input], context: Context, headers: Mapping[str, str] | None = None
+        self, found: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str] | None = None
     ) -> bytes:
         """Return what a model answers; of an answer in parts, all of them.
 
@@ -54,7 +54,7 @@ class Asking:
         return b"".join([part async for part in self.parts(found, inputs, context, headers)])
 
     async def parts(
-        self, found: Version, inputs: Sequence[Input], context: Context, headers: Mapping[str, str] | None = None
+        self, found: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[bytes]:
         """Yield what a model answers, in the parts in which its handler sends it.
 
@@ -73,12 +73,12 @@ class Asking:
                     if failed := failure(reply):
                         raise failed
                     yield reply.body
-        except Refusal as refusal:
+        except ApiError as refusal:
             # As TorchServe says that there is no worker, or too many wait for one.
             raise Failed(Code.INTERNAL, f"{refusal}\nInternalServerException.()") from None
 
     async def replies(
-        self, found: Version, inputs: Sequence[Input], context: Context, headers: Mapping[str, str]
+        self, found: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str]
     ) -> AsyncGenerator[Reply, None]:
         """Yield the replies of a model: one, or one for each part of an answer.
 
@@ -91,7 +91,7 @@ class Asking:
         job = Job(str(uuid.uuid4()), headers, inputs, waiting.put_nowait, _deadline(found, context))
         try:
             found.pool.submit(job)
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._metrics.request(found.name, found.version, refusal.status)
             raise
         try:

@@ -23,12 +23,12 @@ from torchmar.server.api import model_documents, open_inference, tensors
 from torchmar.server.api.tensors import Tensor
 from torchmar.server.grpc import messages
 from torchmar.server.grpc.calls import Code, Context, Failed, Method, bad, code, failed, streamed, unary
-from torchmar.server.grpc.model_call import Asking, words
+from torchmar.server.grpc.model_call import ModelCall, words
 from torchmar.server.models.health import ready
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.telemetry.metrics import Metrics
-from torchmar.server.workers.jobs import Input, Reply
+from torchmar.server.workers.jobs import Part, Reply
 from torchmar.tensor_elements import BYTES, pack, unpack
 
 NAME = "inference.GRPCInferenceService"
@@ -60,7 +60,7 @@ class OpenInference:
         asking: what asks the models.
     """
 
-    def __init__(self, name: str, registry: Registry, metrics: Metrics, asking: Asking) -> None:
+    def __init__(self, name: str, registry: Registry, metrics: Metrics, asking: ModelCall) -> None:
         self.name = name
         self._torchserves = name == TORCHSERVES_NAME
         self._registry, self._metrics, self._asking = registry, metrics, asking
@@ -198,7 +198,7 @@ class OpenInference:
 
     def _row(
         self, request: wire.ModelInferRequest, given: Sequence[Tensor], *, binary: bool
-    ) -> tuple[dict[str, str], Input]:
+    ) -> tuple[dict[str, str], Part]:
         """Return the headers and the row for a handler: bytes, or JSON.
 
         Raises:
@@ -217,13 +217,13 @@ class OpenInference:
         document = {key: value for key, value in document.items() if value}
         if binary:
             body, length = tensors.joined(document, given, "inputs")
-            return {tensors.HEADER_LENGTH: str(length)}, Input("body", "application/octet-stream", body)
+            return {tensors.HEADER_LENGTH: str(length)}, Part("body", "application/octet-stream", body)
         if self._torchserves:
             given = [_encoded(one) for one in given]
             document = {"id": request.id, "model_name": request.model_name, **document}
         document["inputs"] = [tensors.in_json(one) for one in given]
         body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-        return {}, Input("body", "application/json", body)
+        return {}, Part("body", "application/json", body)
 
     def _answer(self, body: bytes, header_length: int | None) -> tuple[dict[str, Any], list[Tensor]]:
         document, outputs = tensors.split(body, header_length, "outputs")

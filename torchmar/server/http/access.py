@@ -36,7 +36,7 @@ class Access(NamedTuple):
     request_id: str
 
 
-Tell = Callable[[Access], None]
+OnAccess = Callable[[Access], None]
 
 
 class ToldRequest(Request):

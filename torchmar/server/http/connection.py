@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from torchmar.server.api_error import Refusal, not_allowed
+from torchmar.server.api_error import ApiError, not_allowed
 from torchmar.server.http import content_coding
 from torchmar.server.http.access import Access
 from torchmar.server.http.request import Request
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
         else:
             self.client = "unix"
         if not self.listener.admit(self):
-            self._refuse(Refusal(503, "ServiceUnavailableException", "Too many connections."))
+            self._refuse(ApiError(503, "ServiceUnavailableException", "Too many connections."))
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, and answer what is complete."""
@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
                     self._count_stray(len(data))
             elif self._state == _BODY and self._body_size == body_size:
                 self._count_stray(len(data))
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._refuse(refusal)
         if self._waiting or self._farewell:
             self.serve()
@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
             self._stray = 0
             self._fresh = self._touched = True
         if len(self._target) > self._limits.target:
-            raise Refusal(414, "BadRequestException", f"The URL is longer than {self._limits.target} bytes.")
+            raise ApiError(414, "BadRequestException", f"The URL is longer than {self._limits.target} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header."""
@@ -193,11 +193,11 @@ class Connection(asyncio.Protocol):
         if b"transfer-encoding" in fields:
             # httptools refuses what is ambiguous; what is left has `chunked` as its last coding.
             if version == "1.0":
-                raise Refusal(400, "BadRequestException", "HTTP/1.0 has no transfer-encoding.")
+                raise ApiError(400, "BadRequestException", "HTTP/1.0 has no transfer-encoding.")
             if fields[b"transfer-encoding"].strip().lower() != b"chunked":
-                raise Refusal(501, "BadRequestException", "No transfer-encoding is understood but chunked.")
+                raise ApiError(501, "BadRequestException", "No transfer-encoding is understood but chunked.")
         if version != "1.1" and version != "1.0":
-            raise Refusal(505, "BadRequestException", f"HTTP/{version} is not understood.")
+            raise ApiError(505, "BadRequestException", f"HTTP/{version} is not understood.")
         if method == b"CONNECT":
             raise not_allowed("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
         self._decoder = None
@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
             self._decoder = content_coding.decoder(coding, self._limits.body)
         if b"expect" in fields and version == "1.1":
             if fields[b"expect"].strip().lower() != b"100-continue":
-                raise Refusal(417, "BadRequestException", "No expectation is met but 100-continue.")
+                raise ApiError(417, "BadRequestException", "No expectation is met but 100-continue.")
             # Never into the middle of another answer.
             if self._current is None and not self._waiting:
                 self.write(CONTINUE)
@@ -275,11 +275,11 @@ class Connection(asyncio.Protocol):
                 return  # more came behind the request that was to be the last
             cause = error.__context__ if isinstance(error, HttpParserCallbackError) else None
             if cause is None:
-                raise Refusal(400, "BadRequestException", "Invalid HTTP message.") from None
-            if isinstance(cause, Refusal):
+                raise ApiError(400, "BadRequestException", "Invalid HTTP message.") from None
+            if isinstance(cause, ApiError):
                 raise cause from None
             _log.error("a request could not be received", exc_info=cause)
-            raise Refusal(500, "InternalServerException", "The request could not be received.") from None
+            raise ApiError(500, "InternalServerException", "The request could not be received.") from None
 
     def _past_upgrade(self) -> None:
         """Go on with HTTP/1.1 where a client asked for another protocol, as Java's does with its first request.
@@ -299,12 +299,12 @@ class Connection(asyncio.Protocol):
         self._stray += size
         if self._stray > self._limits.header:
             message = f"The headers are larger than {self._limits.header} bytes."
-            raise Refusal(431, "BadRequestException", message)
+            raise ApiError(431, "BadRequestException", message)
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, "BadRequestException", f"The body is larger than {self._limits.body} bytes.")
+    def _too_large(self) -> ApiError:
+        return ApiError(413, "BadRequestException", f"The body is larger than {self._limits.body} bytes.")
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: ApiError) -> None:
         """Receive nothing more, and say why once the requests before are answered."""
         method, target = "", b""
         if self._state == _HEAD:
@@ -330,7 +330,7 @@ class Connection(asyncio.Protocol):
             request = self._current = self._waiting.popleft()
             try:
                 self.listener.app(request)
-            except Refusal as refusal:
+            except ApiError as refusal:
                 request.refuse(refusal)
             except Exception as error:
                 self.fault(request, error)
@@ -350,7 +350,7 @@ class Connection(asyncio.Protocol):
     def fault(self, request: Request, error: Exception) -> None:
         """Log what went wrong with ``request``, and tell the client only that it did."""
         _log.error("%s %s failed", request.method, request.path, exc_info=error)
-        request.refuse(Refusal(500, "InternalServerException", "The request failed; the server's log says why."))
+        request.refuse(ApiError(500, "InternalServerException", "The request failed; the server's log says why."))
 
     def answered(self, keep_alive: bool) -> None:
         """Go on to the next request, or close."""
@@ -440,9 +440,9 @@ class Connection(asyncio.Protocol):
                 self._transport.close()
         elif self._state == _HEAD:
             if now - self._since > self._limits.header_seconds:
-                self._refuse(Refusal(408, "RequestTimeoutException", "The headers did not arrive in time."))
+                self._refuse(ApiError(408, "RequestTimeoutException", "The headers did not arrive in time."))
         elif self._state == _BODY and now - self._since > self._limits.body_seconds:
-            self._refuse(Refusal(408, "RequestTimeoutException", "The body stopped arriving."))
+            self._refuse(ApiError(408, "RequestTimeoutException", "The body stopped arriving."))
 
     def retire(self) -> None:
         """Close, unless a request is being received or answered."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _CODINGS = ("gzip", "deflate")
@@ -74,11 +74,11 @@ class Decoder:
             raise self._broken(str(error)) from None
         self._size += len(part)
         if self._size > self._limit:
-            raise Refusal(413, "BadRequestException", f"The decoded body is larger than {self._limit} bytes.")
+            raise ApiError(413, "BadRequestException", f"The decoded body is larger than {self._limit} bytes.")
         return part
 
-    def _broken(self, why: str) -> Refusal:
-        return Refusal(400, "BadRequestException", f"The body is not {self._coding}, its Content-Encoding: {why}.")
+    def _broken(self, why: str) -> ApiError:
+        return ApiError(400, "BadRequestException", f"The body is not {self._coding}, its Content-Encoding: {why}.")
 
 
 def decoder(content_encoding: str, limit: int) -> Decoder | None:
@@ -96,5 +96,5 @@ def decoder(content_encoding: str, limit: int) -> Decoder | None:
         return None
     if coding not in _CODINGS:
         message = f"Content-Encoding {content_encoding[:40]!r} is not supported; send the body as it is, or as gzip."
-        raise Refusal(415, "BadRequestException", message, {"Accept-Encoding": ", ".join(_CODINGS)})
+        raise ApiError(415, "BadRequestException", message, {"Accept-Encoding": ", ".join(_CODINGS)})
     return Decoder(coding, limit)

@@ -8,11 +8,11 @@ import ssl
 from collections.abc import Callable
 
 from torchmar.server.http import unix as unix_sockets
-from torchmar.server.http.access import Tell, ToldRequest
+from torchmar.server.http.access import OnAccess, ToldRequest
 from torchmar.server.http.connection import Connection
 from torchmar.server.http.limits import Limits
 from torchmar.server.http.request import Request
-from torchmar.server.http.responses import Cors, Heads
+from torchmar.server.http.responses import Cors, ResponseHeads
 
 App = Callable[[Request], None]
 
@@ -30,7 +30,7 @@ async def listen(
     tls: ssl.SSLContext | None = None,
     unix: str | None = None,
     cors: Cors | None = None,
-    access: Tell | None = None,
+    access: OnAccess | None = None,
 ) -> Listener:
     """Listen, and hand requests to ``app`` until the listener is closed.
 
@@ -47,7 +47,7 @@ async def listen(
 
     Raises OSError where nobody can listen.
     """
-    listener = Listener(_answering_preflights(app) if cors else app, limits, Heads(cors), access)
+    listener = Listener(_answering_preflights(app) if cors else app, limits, ResponseHeads(cors), access)
     await listener.open(host, port, tls, unix)
     return listener
 
@@ -60,7 +60,7 @@ class Listener:
         closing: whether every answer is the last of its connection.
     """
 
-    def __init__(self, app: App, limits: Limits, heads: Heads, access: Tell | None = None) -> None:
+    def __init__(self, app: App, limits: Limits, heads: ResponseHeads, access: OnAccess | None = None) -> None:
         self.app, self.limits, self.heads, self.access = app, limits, heads, access
         # Nobody who does not ask for it pays for being told.
         self.request: type[Request] = ToldRequest if access else Request

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.http.responses import BODILESS, CHUNKED, CLOSE, JSON, KEEP_ALIVE, LAST_CHUNK
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Request:
     def _given(self) -> bool:
         return self._state == _GIVEN
 
-    def refuse(self, refusal: Refusal, headers: Iterable[tuple[str, str]] = ()) -> None:
+    def refuse(self, refusal: ApiError, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Answer with ``refusal``, its headers and ``headers``.
 
         An answer that has begun is cut, a complete one stays as it is.

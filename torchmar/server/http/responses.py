@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 KEEP_ALIVE = b"connection: keep-alive\r\n"
@@ -54,7 +54,7 @@ class Cors:
     headers: str = ""
 
 
-class Heads(dict[tuple[int, str], bytes]):
+class ResponseHeads(dict[tuple[int, str], bytes]):
     """The first lines of answers, made once for each status and content type: ``heads[200, "text/plain"]``.
 
     Args:
@@ -108,7 +108,7 @@ class Heads(dict[tuple[int, str], bytes]):
         self._names[name] = start = b"" if name.lower() in _OURS else b"%b: " % name.encode()
         return start
 
-    def farewell(self, refusal: Refusal, target: bytes) -> bytes:
+    def farewell(self, refusal: ApiError, target: bytes) -> bytes:
         """Return the answer that is the last of its connection.
 
         Args:

@@ -27,7 +27,7 @@ from torchmar.checks.admission import EVERYTHING, admit
 from torchmar.checks.finding import Code, matches
 from torchmar.errors import ArchiveError, ManifestError
 from torchmar.manifest import Manifest, Model
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.commands import supervised
 from torchmar.server.telemetry import logs
@@ -46,7 +46,7 @@ _Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Source:
+class CachedArchive:
     """An archive that is ready to be served.
 
     Attributes:
@@ -77,7 +77,7 @@ class Source:
         return self.manifest.version
 
 
-class Sources:
+class ArchiveCache:
     """The archives that registrations use. Everything but reading and writing happens in the server's loop.
 
     Args:
@@ -97,7 +97,7 @@ class Sources:
 
     async def fetch(
         self, url: str, ignored_checks: Sequence[str] = (), *, model_name: str = "", by_operator: bool = False
-    ) -> Source:
+    ) -> CachedArchive:
         """Return the archive behind the URL of a registration; `release` it when it is used no more.
 
         The URL is the name of a file or folder in the model store, or ``file://``, or ``http(s)://``, or the path of a
@@ -125,13 +125,13 @@ class Sources:
             if isinstance(error, _InstallFailed):
                 name = model_name or found.manifest.name
                 message = "\n".join([f"Custom pip package installation failed for model {name}", *error.lines])
-                raise Refusal(400, "ModelException", message) from None
+                raise ApiError(400, "ModelException", message) from None
             raise
         if found.scratch is None and found.stamp:
             self._known[found.path] = found.stamp, found
-        return Source(url, found.manifest, found.config, folder, requirements, found.key)
+        return CachedArchive(url, found.manifest, found.config, folder, requirements, found.key)
 
-    def release(self, source: Source) -> None:
+    def release(self, source: CachedArchive) -> None:
         """Let an archive go; what was written for it is removed."""
         if source.folder.parent == self._folder and _OURS.fullmatch(source.folder.name):
             self._remove(source.folder)
@@ -157,7 +157,7 @@ class Sources:
 
     def name_of(self, url: str) -> str:
         """Return the model's name that an archive of the model store has; empty if it cannot be read."""
-        with contextlib.suppress(Refusal, ArchiveError, ManifestError, OSError, ValueError):
+        with contextlib.suppress(ApiError, ArchiveError, ManifestError, OSError, ValueError):
             if not _URL.fullmatch(url):
                 with Archive(self._in_store(url)) as archive:
                     return archive.manifest.name
@@ -178,7 +178,7 @@ class Sources:
                 shutil.rmtree(scratch, ignore_errors=True)
             if isinstance(error, ArchiveError | ManifestError):
                 message = error.message.replace(str(path), url)
-                raise Refusal(400, "InvalidModelException", message) from None
+                raise ApiError(400, "InvalidModelException", message) from None
             if isinstance(error, OSError):
                 raise _not_saved(url, error.strerror) from None
             raise
@@ -514,13 +514,13 @@ def _take_note(model: str, line: bytes, last: deque[str]) -> None:
         last.append(text)
 
 
-def _not_found(message: str) -> Refusal:
-    return Refusal(404, "ModelNotFoundException", message)
+def _not_found(message: str) -> ApiError:
+    return ApiError(404, "ModelNotFoundException", message)
 
 
-def _not_downloaded(url: str, why: str) -> Refusal:
-    return Refusal(400, "DownloadArchiveException", f"Failed to download archive from: {url} ({why})")
+def _not_downloaded(url: str, why: str) -> ApiError:
+    return ApiError(400, "DownloadArchiveException", f"Failed to download archive from: {url} ({why})")
 
 
-def _not_saved(url: str, why: str | None) -> Refusal:
-    return Refusal(500, "InternalServerException", f"Failed to save model: {url} ({why})")
+def _not_saved(url: str, why: str | None) -> ApiError:
+    return ApiError(500, "InternalServerException", f"Failed to save model: {url} ({why})")

@@ -9,18 +9,18 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.config import startup_models
 from torchmar.server.config.settings import Settings
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.models import serving_config
-from torchmar.server.models.archive_cache import Source, Sources
-from torchmar.server.models.serving_config import Registration, Serving
+from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
+from torchmar.server.models.serving_config import Registration, ServingConfig
 from torchmar.server.models.startup import Startup
 from torchmar.server.telemetry import logs
-from torchmar.server.workers.pool import Pool, Tell
+from torchmar.server.workers.pool import Pool, PoolObserver
 from torchmar.server.workers.preprocess_pool import StagedPool
-from torchmar.server.workers.processes import Nursery
+from torchmar.server.workers.processes import ForkServer
 
 __all__ = ["Model", "Registration", "Registry", "Version"]
 
@@ -44,13 +44,13 @@ class Version:
     def __init__(
         self,
         url: str,
-        source: Source,
+        source: CachedArchive,
         pool: Pool,
-        serving: Serving,
+        serving: ServingConfig,
         *,
         handler: str = "",
         loaded_at_startup: bool = False,
-        nursery: Nursery | None = None,
+        nursery: ForkServer | None = None,
     ) -> None:
         self.name, self.version = serving.pool.name, serving.pool.version
         self.url, self.source, self.pool, self.serving = url, source, pool, serving
@@ -85,7 +85,7 @@ class Registry:
         on_change: called when versions, their workers or the default have changed; not for the start.
     """
 
-    def __init__(self, sources: Sources, nursery: Nursery, settings: Settings, tell: Tell) -> None:
+    def __init__(self, sources: ArchiveCache, nursery: ForkServer, settings: Settings, tell: PoolObserver) -> None:
         self.models: dict[str, Model] = {}
         self.startup = Startup()
         self.on_change: Callable[[], None] = lambda: None
@@ -101,12 +101,12 @@ class Registry:
         """
         model = self.models.get(name)
         if model is None:
-            not_found = Refusal(404, "ModelNotFoundException", f"Model not found: {name}")
+            not_found = ApiError(404, "ModelNotFoundException", f"Model not found: {name}")
             raise self.startup.not_found(name, not_found)
         found = model.versions.get(model.default if version is None else version)
         if found is None:
             message = f"Model version: {version} does not exist for model: {name}"
-            raise self.startup.not_found(name, Refusal(404, "ModelVersionNotFoundException", message))
+            raise self.startup.not_found(name, ApiError(404, "ModelVersionNotFoundException", message))
         return found
 
     async def load(self) -> None:
@@ -134,7 +134,7 @@ class Registry:
             try:
                 asked.check()
                 found = self._take(asked, await fetched, at_start=True)
-            except Refusal as refusal:
+            except ApiError as refusal:
                 if refusal.status == 409 and self._is_registered(model):  # by a client, since the server started
                     startup.registered(model)
                     continue
@@ -224,9 +224,9 @@ class Registry:
                 will be tried again.
         """
         if max_workers < min_workers:
-            raise Refusal(400, "BadRequestException", "max_worker cannot be less than min_worker.")
+            raise ApiError(400, "BadRequestException", "max_worker cannot be less than min_worker.")
         if min_workers < 0:
-            raise Refusal(400, "BadRequestException", "min_worker cannot be less than 0.")
+            raise ApiError(400, "BadRequestException", "min_worker cannot be less than 0.")
         serving_config.check_workers("min_worker", min_workers)
         found = self.find(name, version)
         doing = self._scale(found, min_workers, max_workers)
@@ -245,11 +245,11 @@ class Registry:
         """
         model = self.models.get(name)
         if model is None:
-            raise self.startup.not_found(name, Refusal(404, "ModelNotFoundException", f"Model not found: {name}"))
+            raise self.startup.not_found(name, ApiError(404, "ModelNotFoundException", f"Model not found: {name}"))
         found = model.versions.get(version)
         if found is None:
             message = f"Model version {version} does not exist for model {name}"
-            raise Refusal(404, "ModelVersionNotFoundException", message)
+            raise ApiError(404, "ModelVersionNotFoundException", message)
         pool = found.pool
         if self.find(name).pool.ready and (not pool.min_workers or (pool.failure and not pool.ready)):
             why = "has workers that do not load" if pool.min_workers else "has no workers"
@@ -257,7 +257,7 @@ class Registry:
                 f"Version {version} of model {name} {why}, and would leave every request unanswered. "
                 f"Scale it first: PUT /models/{name}/{version}?min_worker=1&synchronous=true"
             )
-            raise Refusal(409, "ConflictStatusException", message)
+            raise ApiError(409, "ConflictStatusException", message)
         model.default = version
         self.on_change()
 
@@ -280,7 +280,7 @@ class Registry:
         found = self.find(name, version)
         model = self.models[name]
         if found.version == model.default and len(model.versions) > 1:
-            raise Refusal(403, "InvalidModelVersionException", f"Cannot remove default version for model {name}")
+            raise ApiError(403, "InvalidModelVersionException", f"Cannot remove default version for model {name}")
         self._forget(found)
         # It goes on without the client that asked for it.
         await asyncio.shield(self._in_background(self._unregister(found)))
@@ -293,7 +293,7 @@ class Registry:
         if not in_time and not self._is_there(found.name, found.version):
             self._put(found)
             message = f"Timed out while cleaning resources: {found.name}"
-            raise Refusal(408, "RequestTimeoutException", message)
+            raise ApiError(408, "RequestTimeoutException", message)
         await self._end(found, seconds)
 
     async def close(self, seconds: float) -> None:
@@ -307,7 +307,7 @@ class Registry:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _take(self, asked: Registration, source: Source, *, at_start: bool = False) -> Version:
+    def _take(self, asked: Registration, source: CachedArchive, *, at_start: bool = False) -> Version:
         """Take up a version whose archive is there; release it if it cannot be served."""
         try:
             serving = serving_config.resolve(asked, source, self._settings, at_start=at_start)
@@ -318,12 +318,12 @@ class Registry:
         self.startup.forget(found.name)
         return found
 
-    def _add(self, asked: Registration, source: Source, serving: Serving, at_start: bool) -> Version:
+    def _add(self, asked: Registration, source: CachedArchive, serving: ServingConfig, at_start: bool) -> Version:
         """Take a version up. There is no waiting in here, so that of several at once exactly one is first."""
         name, version = serving.pool.name, serving.pool.version
         if self._is_there(name, version):
             message = f"Model version {version} is already registered for model {name}"
-            raise Refusal(409, "ConflictStatusException", message)
+            raise ApiError(409, "ConflictStatusException", message)
         requirements = serving.pool.requirements
         own = self._nursery.with_packages(requirements) if requirements else None
         kind = StagedPool if serving.pool.preprocess_workers else Pool
@@ -413,9 +413,9 @@ class Registry:
 _OUT_OF_MEMORY = re.compile(r"([\w.]*MemoryError\b|.*CUDA out of memory|.*can't allocate memory)")
 
 
-def _did_not_start(name: str, version: str | None, failure: str) -> Refusal:
+def _did_not_start(name: str, version: str | None, failure: str) -> ApiError:
     """Return TorchServe's refusal, and behind it what the worker said last; 507 where its memory did not suffice."""
     why = failure.splitlines()[-1].strip() if failure else ""
     said = "null" if version is None else version
     message = f"Failed to start workers for model {name} version: {said}" + (f": {why}" if why else "")
-    return Refusal(507 if _OUT_OF_MEMORY.match(why) else 500, "InternalServerException", message)
+    return ApiError(507 if _OUT_OF_MEMORY.match(why) else 500, "InternalServerException", message)

@@ -14,9 +14,9 @@ from typing import Any
 
 from torchmar import manifest
 from torchmar.recipe import Stages, TorchmarConfig, are_stages
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
-from torchmar.server.models.archive_cache import Source
+from torchmar.server.models.archive_cache import CachedArchive
 from torchmar.server.telemetry import logs
 from torchmar.server.workers import preprocess_pool
 from torchmar.server.workers.pool import PoolOptions
@@ -80,19 +80,21 @@ class Registration:
             Refusal: 400, or 404 for an empty URL, as TorchServe.
         """
         if not self.url:
-            raise Refusal(404, "ModelNotFoundException", "empty url")
+            raise ApiError(404, "ModelNotFoundException", "empty url")
         if self.runtime is not None and self.runtime not in RUNTIMES:
-            raise Refusal(400, "BadRequestException", f"Invalid RuntimeType value: {self.runtime}")
+            raise ApiError(400, "BadRequestException", f"Invalid RuntimeType value: {self.runtime}")
         # Under TorchServe, no request is ever answered with these; batches of less than one request are of one there.
         for name, least in (("response_timeout", 1), ("startup_timeout", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise Refusal(400, "BadRequestException", f"Parameter {name} is {value}, and must be at least {least}.")
+                raise ApiError(
+                    400, "BadRequestException", f"Parameter {name} is {value}, and must be at least {least}."
+                )
         check_workers("initial_workers", self.initial_workers or 0)
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServingConfig:
     """What a version is served with.
 
     Attributes:
@@ -114,7 +116,7 @@ class Serving:
     device_ids: tuple[int, ...]
 
 
-def resolve(asked: Registration, source: Source, settings: Settings, *, at_start: bool = False) -> Serving:
+def resolve(asked: Registration, source: CachedArchive, settings: Settings, *, at_start: bool = False) -> ServingConfig:
     """Return what a version is served with.
 
     Args:
@@ -128,15 +130,15 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
     """
     name = asked.model_name or source.name or asked.fallback_name
     if not name:
-        raise Refusal(400, "InvalidModelException", "Model name is not defined.")
+        raise ApiError(400, "InvalidModelException", "Model name is not defined.")
     for what, value in (("name", name), ("version", source.version)):
         if "/" in value or not value.isprintable():
             message = f"{asked.url}: the model's {what} {value!r} cannot stand in the path of a request"
-            raise Refusal(400, "InvalidModelException", message)
+            raise ApiError(400, "InvalidModelException", message)
     model = source.manifest.model
     runtime = asked.runtime or source.manifest.runtime
     if runtime not in RUNTIMES:
-        raise Refusal(400, "InvalidModelException", "Runtime is not defined or invalid.")
+        raise ApiError(400, "InvalidModelException", "Runtime is not defined or invalid.")
     _refuse_what_is_not_done(source.config, runtime, asked.url)
     handler = asked.handler or model.handler or settings.default_service_handler
     if not handler:
@@ -144,7 +146,7 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
         if not (source.folder / manifest.PATH).is_file():
             lack = f"it is a folder without {manifest.PATH}"
         message = f"{asked.url}: {lack}; name one with handler=, or with default_service_handler in config.properties"
-        raise Refusal(400, "InvalidModelException", message)
+        raise ApiError(400, "InvalidModelException", message)
     config = _Config(source.config, name, source.version)
     ours = settings.models.get(name, {}).get(source.version, {})
     gpus, ids = _devices(config, settings.number_of_gpu)
@@ -157,7 +159,7 @@ def resolve(asked: Registration, source: Source, settings: Settings, *, at_start
     how, why = forking.mode(handler, model_file=bool(model.model_file), allowed=_fork(config))
     if inference:
         low, high = inference, max(inference, _whole(config.get("maxWorkers")) or 0)
-    return Serving(
+    return ServingConfig(
         PoolOptions(
             name,
             source.version,
@@ -218,7 +220,7 @@ def check_workers(parameter: str, count: int) -> None:
     """Refuse more workers than any machine has room for."""
     if count > MOST_WORKERS:
         message = f"Parameter {parameter} is {count}; this server starts at most {MOST_WORKERS} workers of a version."
-        raise Refusal(400, "BadRequestException", message)
+        raise ApiError(400, "BadRequestException", message)
 
 
 class _Config:
@@ -298,7 +300,7 @@ def _stages(config: _Config, url: str) -> tuple[int, int]:
         wrong.append("preprocess is missing")
     if wrong:
         message = f"{url}: its model-config.yaml: stages: {'; '.join(wrong)}"
-        raise Refusal(400, "InvalidModelException", f"{message}. Write stages: {{preprocess: 2, inference: 1}}")
+        raise ApiError(400, "InvalidModelException", f"{message}. Write stages: {{preprocess: 2, inference: 1}}")
     if not preprocess_pool.available():
         config.ignore("stages", "they take memory that processes share as on Linux; workers do all of a request")
         return 0, 0
@@ -331,7 +333,7 @@ def _refuse_what_is_not_done(config: Mapping[str, Any], runtime: str, url: str) 
         message = f"{url}: its runtime is lsp, and this server runs Python"
     else:
         return
-    raise Refusal(400, "InvalidModelException", f"{message}; torchmar serve --engine torchserve runs it.")
+    raise ApiError(400, "InvalidModelException", f"{message}; torchmar serve --engine torchserve runs it.")
 
 
 def _whole(value: object) -> int | None:

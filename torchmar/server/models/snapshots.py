@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torchmar import properties
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.telemetry import logs
@@ -49,7 +49,7 @@ class Snapshots:
             for key in _LEFT_OUT:
                 values.pop(key, None)
             values["model_snapshot"] = json.dumps(document(self._registry, path.name), indent=2)
-            part = beside(path)
+            part = temporary_path(path)
             part.write_text(properties.show(values), encoding="utf-8")
             part.replace(path)
             self._written.append(path)

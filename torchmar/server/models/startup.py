@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Request
 from torchmar.server.telemetry import logs
@@ -84,7 +84,7 @@ class Startup:
         """Drop the failure of a model, which is registered by now or not wanted any more; return whether it had one."""
         return self.failures.pop(name, None) is not None
 
-    def not_found(self, name: str, refusal: Refusal) -> Refusal:
+    def not_found(self, name: str, refusal: ApiError) -> ApiError:
         """Return the error for a model that is not registered.
 
         Args:
@@ -99,7 +99,7 @@ class Startup:
             return StillLoading(self, name)
         if failure := self.failures.get(name):
             why = f"{failure.model.url} could not be loaded at the start: {failure.message}"
-            return Refusal(refusal.status, refusal.type, f"{refusal.message}; {why}")
+            return ApiError(refusal.status, refusal.type, f"{refusal.message}; {why}")
         return refusal
 
     async def finished(self) -> None:
@@ -128,7 +128,7 @@ class Startup:
         self._changed.set()
 
 
-class StillLoading(Refusal):
+class StillLoading(ApiError):
     """A request for a model that is not registered yet (503): the server is still loading what it starts with."""
 
     def __init__(self, startup: Startup, name: str) -> None:
@@ -140,7 +140,7 @@ class StillLoading(Refusal):
         """Wait until it is known whether the model is registered; return False if that takes too long."""
         return await self._startup.over(self._name, WAIT_SECONDS)
 
-    def retry(self, request: Request, app: Callable[[Request], None], refuse: Callable[[Refusal], Any]) -> None:
+    def retry(self, request: Request, app: Callable[[Request], None], refuse: Callable[[ApiError], Any]) -> None:
         """Hand a request to an app again when its model is registered; answer with this error if that takes too long.
 
         Args:
@@ -160,6 +160,6 @@ class StillLoading(Refusal):
                     refuse(self)
             except Exception as error:
                 logs.SERVER.error("%s %s failed", request.method, request.path, exc_info=error)
-                refuse(Refusal(500, "InternalServerException", "the server has failed; its log says how"))
+                refuse(ApiError(500, "InternalServerException", "the server has failed; its log says how"))
 
         self._startup.in_background(asyncio.ensure_future(wait()))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchmar.atomic import beside
+from torchmar.atomic import temporary_path
 
 if TYPE_CHECKING:
     from torchmar.server.models.registry import Registry
@@ -63,7 +63,7 @@ def of(registry: Registry) -> StartupReport:
 
 def write(report: StartupReport, folder: Path) -> None:
     """Write a report into a run folder."""
-    part = beside(folder / FILE_NAME)
+    part = temporary_path(folder / FILE_NAME)
     part.write_text(json.dumps(asdict(report), indent=2), encoding="utf-8")
     part.replace(folder / FILE_NAME)
 

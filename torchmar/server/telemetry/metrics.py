@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from torchmar.server.api import metrics_openapi
-from torchmar.server.api_error import Refusal, not_allowed
+from torchmar.server.api_error import ApiError, not_allowed
 from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.metrics_config import DEFAULT, MetricsConfig, described
-from torchmar.server.telemetry.prometheus import Family, Kind, Series, Spec
+from torchmar.server.telemetry.prometheus import Child, Kind, Metric, MetricSpec
 from torchmar.server.telemetry.statistics import Statistics
 from torchmar.server.telemetry.system_metrics import Machine
 
@@ -28,11 +28,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _VERSION = ("model_name", "model_version")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-_QUEUE = Spec("torchmar_queue_seconds", "histogram", "Seconds that a request waited for a worker", _VERSION, _SECONDS)
-_REQUEST = Spec(
+_QUEUE = MetricSpec(
+    "torchmar_queue_seconds", "histogram", "Seconds that a request waited for a worker", _VERSION, _SECONDS
+)
+_REQUEST = MetricSpec(
     "torchmar_request_seconds", "histogram", "Seconds from a request's coming to its answer", _VERSION, _SECONDS
 )
-_BATCH = Spec("torchmar_batch_size", "histogram", "Requests that a worker got at once", _VERSION, _SIZES)
+_BATCH = MetricSpec("torchmar_batch_size", "histogram", "Requests that a worker got at once", _VERSION, _SIZES)
 
 _REQUESTS = "ts_inference_requests_total"
 _TOOK, _WAITED = "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"
@@ -57,14 +59,14 @@ class Metrics:
     ) -> None:
         self._hostname = socket.gethostname()
         self._auto_detect, self._limit = auto_detect, limit
-        self._families = {spec.name: Family(spec) for spec in (*config.server, *config.models)}
-        self._queue, self._request, self._batch = ours = [Family(spec) for spec in (_QUEUE, _REQUEST, _BATCH)]
+        self._families = {spec.name: Metric(spec) for spec in (*config.server, *config.models)}
+        self._queue, self._request, self._batch = ours = [Metric(spec) for spec in (_QUEUE, _REQUEST, _BATCH)]
         self._families |= {family.spec.name: family for family in ours}
         self._own = self._families.keys() - {spec.name for spec in config.models}
         self._always = frozenset(self._families)
         self._versions: dict[tuple[str, str], _Version] = {}
         # By metric and values of labels; and which of these a model has.
-        self._custom: dict[tuple[str, ...], Series] = {}
+        self._custom: dict[tuple[str, ...], Child] = {}
         self._owned: dict[str, set[tuple[str, ...]]] = {}
         self._told: set[tuple[str, _Fault]] = set()
         self._machine = Machine() if machine else None
@@ -186,11 +188,11 @@ class Metrics:
             self._versions[name, version] = one = _Version(self, name, version)
         return one
 
-    def _of(self, metric: str, *values: str) -> Series:
+    def _of(self, metric: str, *values: str) -> Child:
         """Return a series of a metric; one that nobody sees if the configuration has it not, or with other labels."""
         family = self._families.get(metric)
         if family is None or len(family.spec.labels) != len(values):
-            return Series()
+            return Child()
         return family.of(*values)
 
     def _drop(self, metric: str, *values: str) -> None:
@@ -201,20 +203,18 @@ class Metrics:
 
     # What handlers measure.
 
-    def _admitted(
-        self, name: str, key: tuple[str, ...], unit: str, kind: str, labels: tuple[str, ...]
-    ) -> Series | None:
+    def _admitted(self, name: str, key: tuple[str, ...], unit: str, kind: str, labels: tuple[str, ...]) -> Child | None:
         """Return the series that an update is for; None if it is for none."""
         metric, *values = key
         family = self._families.get(metric)
         if family is None:
             if not self._auto_detect:
                 return None
-            spec = Spec(metric, cast(Kind, kind), described(kind, unit), (*labels, "Hostname"))
+            spec = MetricSpec(metric, cast(Kind, kind), described(kind, unit), (*labels, "Hostname"))
             if not spec.sound or kind not in get_args(Kind) or any(self._taken(one) for one in spec.names):
                 self._tell(name, "name", f"{metric}: Prometheus has no such names, or another metric has it")
                 return None
-            family = Family(spec)
+            family = Metric(spec)
         elif metric in self._own:
             self._tell(name, "name", f"{metric}: it is the server's own")
             return None
@@ -280,7 +280,7 @@ class MetricsApi:
             )
             return
         if request.path.rstrip("/") != "/metrics":
-            raise Refusal(
+            raise ApiError(
                 404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document."
             )
         if request.method not in ("GET", "HEAD"):

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 import yaml
 
 from torchmar.errors import PropertiesError
-from torchmar.server.telemetry.prometheus import Kind, Spec
+from torchmar.server.telemetry.prometheus import Kind, MetricSpec
 
 _HOST = ("Level", "Hostname")
 _VERSION = ("model_name", "model_version", "hostname")
@@ -26,8 +26,8 @@ class MetricsConfig:
         models: what handlers measure and is shown in any case; ``model_metrics`` in the file.
     """
 
-    server: Sequence[Spec]
-    models: Sequence[Spec]
+    server: Sequence[MetricSpec]
+    models: Sequence[MetricSpec]
 
 
 def read(file: Path) -> MetricsConfig:
@@ -54,7 +54,7 @@ def described(kind: str, unit: str) -> str:
     return f"Torchserve prometheus {kind} metric with unit: {unit}"
 
 
-def _specs(file: Path, document: Mapping[str, Any], section: str) -> list[Spec]:
+def _specs(file: Path, document: Mapping[str, Any], section: str) -> list[MetricSpec]:
     kinds = document.get(section) or {}
     if not isinstance(kinds, Mapping) or not set(kinds) <= set(get_args(Kind)):
         raise _wrong(file, section, "counter:, gauge: and histogram:")
@@ -63,7 +63,7 @@ def _specs(file: Path, document: Mapping[str, Any], section: str) -> list[Spec]:
         for entry in entries or ():
             match entry:
                 case {"name": str(name), "unit": str(unit), "dimensions": list(labels)}:
-                    spec = Spec(name, cast(Kind, kind), described(kind, unit), tuple(map(str, labels)))
+                    spec = MetricSpec(name, cast(Kind, kind), described(kind, unit), tuple(map(str, labels)))
                 case _:
                     raise _wrong(file, f"{section}: {kind}: {entry!r}", "name:, unit: and a list of dimensions:")
             if not spec.sound:
@@ -76,12 +76,12 @@ def _wrong(file: Path, where: str, wanted: str) -> PropertiesError:
     return PropertiesError(f"metrics_config: {file}: {where} is not {wanted}", hint="see ts/configs/metrics.yaml")
 
 
-def _with_hostname(spec: Spec) -> Spec:
-    return Spec(spec.name, spec.kind, spec.help, (*spec.labels, "Hostname"))
+def _with_hostname(spec: MetricSpec) -> MetricSpec:
+    return MetricSpec(spec.name, spec.kind, spec.help, (*spec.labels, "Hostname"))
 
 
-def _default(kind: Kind, unit: str, labels: tuple[str, ...], *names: str) -> list[Spec]:
-    return [Spec(name, kind, described(kind, unit), labels) for name in names]
+def _default(kind: Kind, unit: str, labels: tuple[str, ...], *names: str) -> list[MetricSpec]:
+    return [MetricSpec(name, kind, described(kind, unit), labels) for name in names]
 
 
 # TorchServe's own metrics.yaml.

@@ -25,7 +25,7 @@ _LABEL = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
-class Spec:
+class MetricSpec:
     """What a metric is.
 
     Attributes:
@@ -56,7 +56,7 @@ class Spec:
         return frozenset(self.name + suffix for suffix in suffixes)
 
 
-class Series:
+class Child:
     """The values of a metric with the same labels: a counter's."""
 
     __slots__ = ("value",)
@@ -73,7 +73,7 @@ class Series:
         yield name, _line(name, labels, self.value)
 
 
-class Gauge(Series):
+class Gauge(Child):
     """The last value."""
 
     __slots__ = ()
@@ -83,7 +83,7 @@ class Gauge(Series):
         self.value = value
 
 
-class Histogram(Series):
+class Histogram(Child):
     """How many values were not above each of several bounds, and their sum."""
 
     __slots__ = ("_bounds", "_counts")
@@ -109,19 +109,19 @@ class Histogram(Series):
         yield f"{name}_sum", _line(f"{name}_sum", labels, self.value)
 
 
-class Family:
+class Metric:
     """A metric and its ``series``, by the values of their labels."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: MetricSpec) -> None:
         self.spec = spec
-        self.series: dict[tuple[str, ...], Series] = {}
+        self.series: dict[tuple[str, ...], Child] = {}
 
-    def of(self, *values: str) -> Series:
+    def of(self, *values: str) -> Child:
         """Return the series that has these labels, made if there is none; as many values as labels."""
         series = self.series.get(values)
         if series is None:
             kind = self.spec.kind
-            series = Histogram(self.spec.buckets) if kind == "histogram" else Gauge() if kind == "gauge" else Series()
+            series = Histogram(self.spec.buckets) if kind == "histogram" else Gauge() if kind == "gauge" else Child()
             self.series[values] = series
         return series
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torchmar.worker.process.polling import PollGate, yield_core
 
 
-class Awake:
+class BusyPoller:
     """Keeps the loop turning while a fast worker is at a request.
 
     A core that has fallen asleep takes longer to come up again than what a small model computes. The worker

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 
 
-class Input(NamedTuple):
+class Part(NamedTuple):
     """One part of a request: ``body``, ``data``, or the name of a form's field."""
 
     name: str
@@ -37,7 +37,7 @@ class Reply(NamedTuple):
     message: str = ""
 
     @classmethod
-    def of(cls, refusal: Refusal, *, more: bool = False) -> Reply:
+    def of(cls, refusal: ApiError, *, more: bool = False) -> Reply:
         """Return what a server answers that refuses a request."""
         headers, message = refusal.headers, refusal.message
         return cls(refusal.status, refusal.body, "application/json", headers, more, message)
@@ -66,7 +66,7 @@ class Job:
         self,
         request_id: str,
         headers: Mapping[str, str],
-        inputs: Sequence[Input],
+        inputs: Sequence[Part],
         done: Callable[[Reply], None],
         deadline: float | None = None,
     ) -> None:
@@ -80,11 +80,11 @@ class Job:
         """Tell whether it is not to be run any more; a client that has waited too long is told so."""
         if self.deadline is not None and self.deadline < now:
             message = "the request has waited longer than its client does"
-            self.refuse(Refusal(503, "ServiceUnavailableException", message))
+            self.refuse(ApiError(503, "ServiceUnavailableException", message))
             return True
         return self.cancelled
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: ApiError) -> None:
         """Answer its client, if there is one still, that it is not run."""
         if not self.cancelled:
             self.done(Reply.of(refusal))

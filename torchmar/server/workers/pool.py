@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 from torchmar.errors import WorkerError
-from torchmar.server.api_error import Refusal
+from torchmar.server.api_error import ApiError
 from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.system_metrics import cores
-from torchmar.server.workers.busy_poll import Awake
+from torchmar.server.workers.busy_poll import BusyPoller
 from torchmar.server.workers.jobs import Job, Reply
-from torchmar.server.workers.processes import Cradle, LoadFailed, Nursery, ParentEnded, WorkerProcess
+from torchmar.server.workers.processes import ForkServer, LoadFailed, ModelProcess, ParentEnded, WorkerProcess
 from torchmar.worker.process import forking, frames, shared_weights
 
 State = Literal["READY", "LOADING", "UNLOADING"]
@@ -54,7 +54,7 @@ _RETRY_SECONDS, _RETRY_WITHOUT_WORKERS_SECONDS = 1, 10  # what clients get as Re
 _ids = itertools.count(9000)  # TorchServe calls its workers by their ports
 
 
-class Tell(Protocol):
+class PoolObserver(Protocol):
     """Who wants to know what happens; see `torchmar.server.telemetry.metrics`."""
 
     def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float) -> None:
@@ -130,7 +130,7 @@ class Pool:
             loaded once.
     """
 
-    def __init__(self, nursery: Nursery, options: PoolOptions, tell: Tell) -> None:
+    def __init__(self, nursery: ForkServer, options: PoolOptions, tell: PoolObserver) -> None:
         self.options = options
         self.min_workers = self.max_workers = 0
         self.failure = ""
@@ -139,8 +139,8 @@ class Pool:
         self._queue: deque[Job] = deque()
         self._workers: list[_Worker] = []
         self._idle: list[_Worker] = []
-        self._cradle: Cradle | None = None
-        self._awake = Awake(options.poll / 1e6)
+        self._cradle: ModelProcess | None = None
+        self._awake = BusyPoller(options.poll / 1e6)
         self._shares = options.fork != forking.NEVER and not options.devices
         self._mode_logged = False
         self._weights: shared_weights.WeightsFile | None = None
@@ -383,7 +383,7 @@ class Pool:
         about = {"model": options.name, "version": options.version}
         logs.SERVER.info("%s %s: %s: %s", options.name, options.version, how, reason or "the default", extra=about)
 
-    async def _grow(self, worker: _Worker, *, share: bool) -> tuple[Cradle, str]:
+    async def _grow(self, worker: _Worker, *, share: bool) -> tuple[ModelProcess, str]:
         """Return a process that has the model loaded, and why it should not be forked."""
         options = self.options
         job = {
@@ -462,12 +462,12 @@ class Pool:
             self._changed.clear()
             await self._changed.wait()
 
-    def _unavailable(self, why: str = "") -> Refusal:
+    def _unavailable(self, why: str = "") -> ApiError:
         """Return the error for a request that is not run; without ``why`` there are no workers."""
         # As for a request that names no version; who knows better says so.
         message = f'Model "{self.options.name}" {why or _NO_WORKER}'
         seconds = _RETRY_SECONDS if why else _RETRY_WITHOUT_WORKERS_SECONDS
-        return Refusal(503, "ServiceUnavailableException", message, {"Retry-After": str(seconds)})
+        return ApiError(503, "ServiceUnavailableException", message, {"Retry-After": str(seconds)})
 
 
 class _Worker(asyncio.Protocol):
@@ -482,7 +482,7 @@ class _Worker(asyncio.Protocol):
         self.jobs: list[Job] = []
         self.since = 0.0
         self.deaths = 0  # in a row, without an answer in between
-        self.cradle: Cradle | None = None
+        self.cradle: ModelProcess | None = None
         self.task: asyncio.Task[None] | None = None
         self._pool = pool
         self._process: WorkerProcess | None = None
@@ -491,7 +491,7 @@ class _Worker(asyncio.Protocol):
         self._quick = False  # whether the last batch was answered sooner than it pays to fall asleep
         self._data = bytearray()
         self._wanted = 0  # bytes, before there is a whole frame of it
-        self._refusal: Refusal | None = None
+        self._refusal: ApiError | None = None
 
     @property
     def stage(self) -> str:
@@ -556,7 +556,7 @@ class _Worker(asyncio.Protocol):
             self._pool._idle.remove(self)
             self.end()
 
-    def end(self, refusal: Refusal | None = None, *, again: bool = False) -> None:
+    def end(self, refusal: ApiError | None = None, *, again: bool = False) -> None:
         """End the process at once; requests that it is at are answered with ``refusal``."""
         self._refusal = refusal
         if not again:
@@ -616,7 +616,7 @@ class _Worker(asyncio.Protocol):
             self._pool.again([job for job in jobs if not job.cancelled])
             jobs = []
         for job in jobs:
-            job.refuse(refusal or Refusal(500, "InternalServerException", _DIED))
+            job.refuse(refusal or ApiError(500, "InternalServerException", _DIED))
         self._pool.lost(self, again=not self.leaving)
 
     def _take(self, kind: int, document: Any, bodies: memoryview) -> None:

@@ -16,9 +16,9 @@ from dataclasses import replace
 from functools import partial
 
 from torchmar.server.telemetry.system_metrics import cores
-from torchmar.server.workers.jobs import Input, Job, Reply
-from torchmar.server.workers.pool import Pool, PoolOptions, Tell, WorkerInfo, _Worker
-from torchmar.server.workers.processes import Nursery, WorkerProcess
+from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.pool import Pool, PoolObserver, PoolOptions, WorkerInfo, _Worker
+from torchmar.server.workers.processes import ForkServer, WorkerProcess
 from torchmar.worker.process.stages import INFERENCE, NAME, PREPROCESS
 
 _AHEAD = 2  # batches for each worker that has the model: what is prepared takes memory, what waits before it little
@@ -37,9 +37,9 @@ class StagedPool(Pool):
     time and have no GPU. Explanations and descriptions go to the workers with the model, whole.
     """
 
-    def __init__(self, nursery: Nursery, options: PoolOptions, tell: Tell) -> None:
+    def __init__(self, nursery: ForkServer, options: PoolOptions, tell: PoolObserver) -> None:
         before = replace(options, stage=PREPROCESS, batch_size=1, devices=(), job_tickets=False)
-        self._before = _Before(nursery, before, _Quiet(tell), self)
+        self._before = PreprocessPool(nursery, before, _StageObserver(tell), self)
         super().__init__(nursery, replace(options, stage=INFERENCE), tell)
 
     @property
@@ -82,9 +82,9 @@ class StagedPool(Pool):
             super().submit(job)
             return
         self._admit(self.pending)
-        memory = _Memory()
-        inputs = [*job.inputs, Input(NAME, "", memory.address)]
-        self._before.submit(_Half(job, job.headers, inputs, partial(self._prepared, job, memory)))
+        memory = _SharedBuffer()
+        inputs = [*job.inputs, Part(NAME, "", memory.address)]
+        self._before.submit(StageJob(job, job.headers, inputs, partial(self._prepared, job, memory)))
 
     async def scale(self, min_workers: int, max_workers: int) -> bool:
         """Scale the workers with the model; see `Pool.scale`."""
@@ -110,18 +110,18 @@ class StagedPool(Pool):
         """Tell whether the workers with the model will soon want more than is prepared."""
         return len(self._queue) < _AHEAD * self.options.batch_size * max(1, super().ready)
 
-    def _prepared(self, job: Job, memory: _Memory, reply: Reply) -> None:
+    def _prepared(self, job: Job, memory: _SharedBuffer, reply: Reply) -> None:
         """Take a request's answer from the first stage, or have it go on."""
         if NAME not in reply.headers:
             self._answered(job, memory, reply)
             return
         # Its headers are in the memory already.
         done = partial(self._answered, job, memory)
-        self._queue.append(_Half(job, {}, [Input(NAME, "", memory.address)], done))
+        self._queue.append(StageJob(job, {}, [Part(NAME, "", memory.address)], done))
         self._schedule()
 
     @staticmethod
-    def _answered(job: Job, memory: _Memory, reply: Reply) -> None:
+    def _answered(job: Job, memory: _SharedBuffer, reply: Reply) -> None:
         if not reply.more:
             memory.free()
         job.done(reply)
@@ -140,10 +140,10 @@ class StagedPool(Pool):
         return max(1, (cores() - self.options.preprocess_workers) // max(1, self.min_workers))
 
 
-class _Before(Pool):
+class PreprocessPool(Pool):
     """The pool of the first stage, which rests while the second has enough to do."""
 
-    def __init__(self, nursery: Nursery, options: PoolOptions, tell: Tell, model: StagedPool) -> None:
+    def __init__(self, nursery: ForkServer, options: PoolOptions, tell: PoolObserver, model: StagedPool) -> None:
         super().__init__(nursery, options, tell)
         self._model = model
 
@@ -164,13 +164,13 @@ class _Before(Pool):
         return 1
 
 
-class _Half(Job):
+class StageJob(Job):
     """A request as one stage sees it; it is cancelled when the request is, and frees the memory when it is dropped."""
 
     __slots__ = ("_whole",)
 
     def __init__(
-        self, whole: Job, headers: Mapping[str, str], inputs: Sequence[Input], done: Callable[[Reply], None]
+        self, whole: Job, headers: Mapping[str, str], inputs: Sequence[Part], done: Callable[[Reply], None]
     ) -> None:
         self._whole = whole
         super().__init__(whole.request_id, headers, inputs, done, whole.deadline)
@@ -185,7 +185,7 @@ class _Half(Job):
         self._whole.cancelled = self._whole.cancelled or value
 
 
-class _Memory:
+class _SharedBuffer:
     """Memory that grows as it is written to, and that processes of this user can open.
 
     Attributes:
@@ -206,10 +206,10 @@ class _Memory:
     __del__ = free
 
 
-class _Quiet:
+class _StageObserver:
     """Tells of the first stage what is not told of the second: requests are counted once."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, tell: PoolObserver) -> None:
         self._tell = tell
         self.loaded, self.forget, self.custom = tell.loaded, tell.forget, tell.custom
 

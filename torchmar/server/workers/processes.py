@@ -26,7 +26,7 @@ from torchmar.server.config.keys import TOKEN_VARIABLES
 from torchmar.server.telemetry import logs
 from torchmar.worker import START
 from torchmar.worker.environment import worker_environment
-from torchmar.worker.process.control_channel import MOST_FILES, Conversation, Parser
+from torchmar.worker.process.control_channel import MOST_FILES, ControlWriter, MessageParser
 from torchmar.worker.process.shared_weights import WeightsFile
 
 Say = Callable[[str], None]  # is told each line that a process prints
@@ -104,7 +104,7 @@ def _nothing() -> None:
     pass
 
 
-class Nursery:
+class ForkServer:
     """The warm parent of all workers; started when it is first needed, and again should it die.
 
     Its process is not a child of the server but of a supervisor, as that of every worker: see
@@ -126,11 +126,11 @@ class Nursery:
             known = self._environment.get("PYTHONPATH")
             self._environment["PYTHONPATH"] = os.pathsep.join([packages, *([known] if known else [])])
         self._process: subprocess.Popen[bytes] | None = None
-        self._talk: _Talk | None = None
+        self._talk: _ControlConnection | None = None
         self._ready: asyncio.Future[None] | None = None
         self._pid: int | None = None
         self._waiting: dict[int, asyncio.Future[WorkerProcess]] = {}
-        self._cradles: dict[int, Cradle] = {}
+        self._cradles: dict[int, ModelProcess] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
 
@@ -155,8 +155,8 @@ class Nursery:
             else:
                 return
 
-    async def grow(self, job: dict[str, Any], say: Say, weights: WeightsFile | None = None) -> Cradle:
-        """Return a process that loads the model of a job; see `Cradle.loaded`.
+    async def grow(self, job: dict[str, Any], say: Say, weights: WeightsFile | None = None) -> ModelProcess:
+        """Return a process that loads the model of a job; see `ModelProcess.loaded`.
 
         Args:
             job: see `torchmar.worker.process.model_process`.
@@ -170,7 +170,7 @@ class Nursery:
         assert self._talk
         ours, theirs = socket.socketpair()
         with theirs:
-            cradle = Cradle(ours)
+            cradle = ModelProcess(ours)
             output = listen_to_output(say)
             number = self._next()
             self._cradles[number] = cradle
@@ -190,12 +190,12 @@ class Nursery:
         if self._talk:
             self._talk.send({"import": modules})
 
-    def with_packages(self, folder: str) -> Nursery:
+    def with_packages(self, folder: str) -> ForkServer:
         """Return another one for models whose requirements are installed in a folder.
 
         Here torch and numpy are loaded already, and what they import: a model would get these in place of its own.
         """
-        return Nursery(self._environment, folder)
+        return ForkServer(self._environment, folder)
 
     async def end(self) -> None:
         """End it as `close` does, while the loop goes on."""
@@ -251,7 +251,7 @@ class Nursery:
                 os.close(output)
         self._ready = loop.create_future()
         process = self._process
-        self._talk = _Talk(ours, self._hear, lambda: self._lost(process))
+        self._talk = _ControlConnection(ours, self._hear, lambda: self._lost(process))
 
     def _next(self) -> int:
         self._count += 1
@@ -322,7 +322,7 @@ def _how(status: int) -> str:
     return f"by signal {-status}" if status < 0 else f"with exit code {status}"
 
 
-class Cradle:
+class ModelProcess:
     """A process that loads one model; then it is a worker, or forks workers that share what it loaded.
 
     Attributes:
@@ -335,7 +335,7 @@ class Cradle:
         loop = self._loop = asyncio.get_running_loop()
         self.process: WorkerProcess | None = None
         self.shared_bytes = 0
-        self._talk = _Talk(connection, self._hear, self._lost)
+        self._talk = _ControlConnection(connection, self._hear, self._lost)
         self.description: dict[str, Any] = {}
         self._loaded: asyncio.Future[str] = loop.create_future()
         self._forks: dict[int, asyncio.Future[WorkerProcess]] = {}
@@ -444,7 +444,7 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
         future.exception()  # nobody may be waiting
 
 
-class _Talk:
+class _ControlConnection:
     """A conversation with a process, in the server's loop."""
 
     def __init__(
@@ -454,8 +454,8 @@ class _Talk:
         lost: Callable[[], None],
     ) -> None:
         self._connection, self._hear, self._lost = connection, hear, lost
-        self._parser = Parser()
-        self._out = Conversation(connection)
+        self._parser = MessageParser()
+        self._out = ControlWriter(connection)
         self.gone = False
         # Reading never blocks, since it is asked for when there is something; what is written is short.
         self._loop = asyncio.get_running_loop()

@@ -33,7 +33,7 @@ class Failed(Exception):
         self.code, self.message = code, message
 
 
-class Answering:
+class BatchRunner:
     """A loaded model that answers batches; one at a time."""
 
     def __init__(self, service: Any, connection: Any, *, isolate: bool) -> None:

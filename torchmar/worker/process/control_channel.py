@@ -15,7 +15,7 @@ from typing import Any
 MOST_FILES = 16  # in one call
 
 
-class Conversation:
+class ControlWriter:
     """The sending half of a connection."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -31,7 +31,7 @@ class Conversation:
             self.socket.sendall(data)
 
 
-class Parser:
+class MessageParser:
     """Bytes and files as they come, to whole messages with theirs."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Parser:
             yield message, files
 
 
-class Lines:
+class ControlReader:
     """The messages that come to a process, and word of its children that end.
 
     Iterating yields ``(message, files)``, and ``(None, [])`` when children have ended; it stops when
@@ -62,7 +62,7 @@ class Lines:
 
     def __init__(self, connection: socket.socket, *, children: bool) -> None:
         self._connection = connection
-        self._parser = Parser()
+        self._parser = MessageParser()
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         os.set_blocking(self._read, False)

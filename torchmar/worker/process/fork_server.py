@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from . import serving
-from .control_channel import Conversation, Lines
-from .model_process import grow
+from .control_channel import ControlReader, ControlWriter
+from .model_process import run_model_process
 from .supervisor import Children
 
 # What every worker needs, and takes seconds to import.
@@ -27,12 +27,12 @@ def run(control: socket.socket) -> None:
     To the server: ``{"ready", "pid"}`` once; ``{"grown": id, "pid"}`` with a pidfd; ``{"ended": id, "status"}``.
     ``{"import": [...]}`` has more modules ready for those that come after; ``{"kill": id}`` ends a cradle.
     """
-    told = Conversation(control)
+    told = ControlWriter(control)
     missing = [name for name in _IMPORTS if not _imported(name)]
     _freeze()
     told.send({"ready": True, "missing": missing, "pid": os.getpid()})
     children = Children(adopting=True)
-    lines = Lines(control, children=True)
+    lines = ControlReader(control, children=True)
     for message, files in lines:
         if message is None:
             for number, status in children.ended():
@@ -67,13 +67,13 @@ def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> No
         mine = socket.socket(fileno=conversation)
         if weights:
             job["weights"] = weights[0]
-        if _shadows(job["model_dir"]):
+        if _conflicts_with_loaded(job["model_dir"]):
             # The archive has a module of its own by a name that is loaded here already: start from nothing.
             start = Path(__file__).parent.parent / "start.py"
             for inherited in (mine.fileno(), *weights):
                 os.set_inheritable(inherited, True)
             os.execv(sys.executable, [sys.executable, str(start), json.dumps({**job, "cradle": mine.fileno()})])
-        grow(job, mine)
+        run_model_process(job, mine)
     finally:
         os._exit(1)
 
@@ -92,7 +92,7 @@ def _imported(name: str) -> bool:
     return True
 
 
-def _shadows(folder: str) -> bool:
+def _conflicts_with_loaded(folder: str) -> bool:
     """Tell whether an archive has a top-level module that is loaded here from elsewhere."""
     names = {
         entry.name.removesuffix(".py") for entry in os.scandir(folder) if entry.is_dir() or entry.name[-3:] == ".py"
@@ -100,7 +100,7 @@ def _shadows(folder: str) -> bool:
     return bool(names & (sys.modules.keys() - sys.stdlib_module_names))
 
 
-def be_patient() -> None:
+def ignore_termination() -> None:
     """Leave Ctrl-C and a service manager's SIGTERM, which reach all processes, to the server."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)

@@ -8,7 +8,7 @@ from typing import Any
 _LIMIT = 10_000  # between two answers; a handler that measures in a loop must not fill the memory
 
 
-class Measured:
+class MetricsBuffer:
     """Metrics since the last answer: ``[name, unit, value, type, [[dimension, value], ...]]`` each."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 
-def enter(folder: str, extra: str = "") -> None:
+def activate_archive(folder: str, extra: str = "") -> None:
     """Make an archive's folder the working folder and the first place of modules, as TorchServe does.
 
     Packages that the archive carries win over installed ones, in processes that the handler starts, too.

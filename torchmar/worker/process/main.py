@@ -9,8 +9,8 @@ import sys
 from typing import Any
 
 from . import fork_server, frames, loading, serving
-from .handler_metrics import Measured
-from .model_process import grow
+from .handler_metrics import MetricsBuffer
+from .model_process import run_model_process
 from .supervisor import supervise
 
 
@@ -19,7 +19,7 @@ def main(job: dict[str, Any]) -> None:
 
     Or run a command (``run``) that ends, with all that it starts, when the other end of ``lifeline`` is closed.
     """
-    fork_server.be_patient()
+    fork_server.ignore_termination()
     for lifeline in ("control", "fd", "lifeline"):
         if lifeline in job:
             supervise(job[lifeline])
@@ -31,15 +31,15 @@ def main(job: dict[str, Any]) -> None:
     if "control" in job:
         fork_server.run(socket.socket(fileno=job["control"]))
     elif "cradle" in job:
-        grow(job, socket.socket(fileno=job["cradle"]))
+        run_model_process(job, socket.socket(fileno=job["cradle"]))
     else:
         _alone(job, socket.socket(fileno=job["fd"]))
 
 
 def _alone(job: dict[str, Any], connection: socket.socket) -> None:
     """Load a model, tell in a LOADED frame how that went, and serve it."""
-    loading.enter(job["model_dir"])
-    measured = Measured()
+    loading.activate_archive(job["model_dir"])
+    measured = MetricsBuffer()
     try:
         measured.install()
         service = loading.load(job)

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import describing, forking, loading, randomness, serving, shared_weights, stages
-from .control_channel import Conversation, Lines
-from .handler_metrics import Measured
+from .control_channel import ControlReader, ControlWriter
+from .handler_metrics import MetricsBuffer
 from .supervisor import Children
 
 
-def grow(job: dict[str, Any], control: socket.socket) -> None:
+def run_model_process(job: dict[str, Any], control: socket.socket) -> None:
     """Load the model of a job, tell the server, and do as it says until it goes.
 
     To the server: ``{"loaded", "shareable", "why", "shared_bytes", "description"}`` or ``{"failed": traceback}``; then
@@ -28,9 +28,9 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
     ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
     ``{"kill": id}`` ends a fork.
     """
-    told = Conversation(control)
-    loading.enter(job["model_dir"], job.get("requirements", ""))
-    measured = Measured()
+    told = ControlWriter(control)
+    loading.activate_archive(job["model_dir"], job.get("requirements", ""))
+    measured = MetricsBuffer()
     before = forking.descriptors()
     share = job["fork"] != forking.NEVER
     threads = _Threads()
@@ -44,7 +44,7 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
         seed = randomness.reseed()
         with threads.watched(hold=share):
             service = loading.load(job)
-            halves = stages.halves(service, job["envelope"]) if job.get("stage") else None
+            halves = stages.split_handler(service, job["envelope"]) if job.get("stage") else None
     except BaseException as error:
         trace = loading.own_traceback(error)
         sys.stdout.write(trace)
@@ -60,7 +60,7 @@ def grow(job: dict[str, Any], control: socket.socket) -> None:
     description = describing.description(service, job["envelope"])
     loaded = {"loaded": True, "shareable": not why, "why": why, "shared_bytes": shared, "description": description}
     told.send(loaded)
-    _Cradle(told, service, measured, threads.wanted, halves, job.get("poll", 0.0), seed).run()
+    _ModelProcess(told, service, measured, threads.wanted, halves, job.get("poll", 0.0), seed).run()
 
 
 def _limit_memory(limit: int) -> None:
@@ -93,12 +93,12 @@ def _status() -> list[str]:
 _LEAST_MEMORY = 64 << 20  # bytes, to do anything with
 
 
-class _Cradle:
+class _ModelProcess:
     def __init__(
         self,
-        told: Conversation,
+        told: ControlWriter,
         service: Any,
-        measured: Measured,
+        measured: MetricsBuffer,
         threads: int | None,
         halves: stages.Halves | None,
         poll: float,
@@ -111,7 +111,7 @@ class _Cradle:
         # Objects that are there now are never garbage of a worker: without looking at them it shares their pages.
         gc.collect()
         gc.freeze()
-        lines = Lines(self._told.socket, children=True)
+        lines = ControlReader(self._told.socket, children=True)
         children = Children(adopting=False)
         for message, descriptors in lines:
             if message is None:
@@ -143,7 +143,7 @@ class _Cradle:
         status = 0
         try:
             if self._halves:
-                stages.become(self._service, stage, self._halves)
+                stages.apply_stage(self._service, stage, self._halves)
             connection = socket.socket(fileno=descriptor)
             serving.serve(self._service, connection, self._measured, self._threads, isolate=True, poll=self._poll)
         except BaseException as error:

@@ -14,14 +14,14 @@ from typing import Any
 
 from . import frames
 from .adaptive_threads import AdaptiveThreads
-from .batch_runner import Answering, Parts
-from .handler_metrics import Measured
+from .batch_runner import BatchRunner, Parts
+from .handler_metrics import MetricsBuffer
 
 
 def serve(
     service: Any,
     connection: socket.socket,
-    measured: Measured,
+    measured: MetricsBuffer,
     threads: int | None = None,
     *,
     isolate: bool = False,
@@ -43,7 +43,7 @@ def serve(
 
     receiver = frames.Receiver(connection, poll, _give_back())
     adaptive = AdaptiveThreads(threads)
-    answering = Answering(service, Parts(part), isolate=isolate)
+    answering = BatchRunner(service, Parts(part), isolate=isolate)
     while True:
         try:
             kind, document, bodies = receiver.receive()

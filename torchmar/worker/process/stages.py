@@ -36,7 +36,7 @@ class Halves(Protocol):
     def finish_handle(self, prepared: Sequence[Any], context: Any) -> Any: ...
 
 
-def halves(service: Any, envelope: str = "") -> Halves:
+def split_handler(service: Any, envelope: str = "") -> Halves:
     """Return the halves of a loaded service.
 
     Raises:
@@ -69,7 +69,7 @@ def halves(service: Any, envelope: str = "") -> Halves:
     return _Steps(handler, measured=stock)
 
 
-def become(service: Any, stage: str, halves: Halves) -> None:
+def apply_stage(service: Any, stage: str, halves: Halves) -> None:
     """Have a loaded service do one stage from now on; explanations and descriptions are the second's, whole."""
     handle = service._entry_point
     shared_memory.keep_here(handle.__self__)

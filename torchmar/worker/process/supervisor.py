@@ -20,7 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
-from .control_channel import Conversation, Parser
+from .control_channel import ControlWriter, MessageParser
 
 _SUBREAPER, _PARENT_DEATH = 36, 1  # PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
 
@@ -148,11 +148,11 @@ def _announce(connection: socket.socket, pid: int) -> None:
     descriptor = None
     with contextlib.suppress(AttributeError, OSError):  # older systems and macOS have none, some sandboxes forbid it
         descriptor = os.pidfd_open(pid)
-    Conversation(connection).send({"pid": pid}, [] if descriptor is None else [descriptor])
+    ControlWriter(connection).send({"pid": pid}, [] if descriptor is None else [descriptor])
 
 
 def _announced(connection: socket.socket) -> tuple[int, list[int]]:
-    parser = Parser()
+    parser = MessageParser()
     while True:
         try:
             data, ancillary, _, _ = connection.recvmsg(4096, socket.CMSG_SPACE(4))
