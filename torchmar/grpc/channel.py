@@ -88,7 +88,7 @@ class Channel:
             ConnectError: the connection was refused.
             ResponseTimeoutError: there was no response in time.
             CertificateError: the server's certificate is not trusted.
-            ServerError: the server answered with an error; UnauthorizedError, NotFoundError or ConflictError where it is one of these.
+            ServerError: the server answered with an error; UnauthorizedError, NotFoundError or ConflictError for these.
             InsecureError: the token would travel in plain text.
         """
         call = self._channel.unary_unary(

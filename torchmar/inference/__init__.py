@@ -197,7 +197,7 @@ class InferenceClient:
             raise TorchmarError(f"{name} does not answer in the Open Inference Protocol: it has no outputs") from None
 
     def ping(self) -> str:
-        """Return the server's health as it says it: ``Healthy``; it says that workers are missing with ServerError (500).
+        """Return the health of the server, ``Healthy``; missing workers raise ServerError (500).
 
         Not repeated: that nobody answers is an answer.
         """
