@@ -72,7 +72,7 @@ def test_the_tree_and_the_bytes_are_preserved(tmp_path: Path) -> None:
         assert {member.name for member in opened.members} == {*members, digests.PATH}
         assert opened.read("weights.pt") == big
         assert opened.read("b/x.txt") == b"2"
-        assert opened.damaged() == []
+        assert opened.mismatched() == []
     assert (packed.size, packed.members) == (packed.path.stat().st_size, 5)
 
 
@@ -104,7 +104,7 @@ def test_builds_of_one_archive_at_one_time_do_not_meet(tmp_path: Path) -> None:
     assert len(said) == 1
     assert [path.name for path in store.iterdir() if not path.name.startswith(".built-")] == ["a-1.mar"]
     with Archive(store / "a-1.mar") as opened:
-        assert opened.damaged() == []
+        assert opened.mismatched() == []
 
 
 def test_a_file_system_that_takes_no_more_is_one_clear_error(tmp_path: Path) -> None:

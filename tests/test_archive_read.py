@@ -34,7 +34,7 @@ def test_an_archive_of_torch_model_archiver_opens_here(tmp_path: Path) -> None:
         assert (archive.manifest.name, archive.manifest.version) == ("m", "2.0")
         assert archive.read("model.pt") == b"weights" * 1000
         archive.extract(tmp_path / "out")
-        assert archive.damaged() == []
+        assert archive.mismatched() == []
         assert len(archive.digest) == 64
     assert (tmp_path / "out" / "h.py").read_text() == "def handle(rows, context): ..."
 
@@ -84,7 +84,7 @@ def test_changed_missing_and_unlisted_members_are_found(tmp_path: Path) -> None:
     sums = digests.show({"same": "0" * 64, "gone": "1" * 64})
     path = write_zip(tmp_path / "a.mar", ("same", "x"), ("new", "y"), (digests.PATH, sums.decode()))
     with Archive(path) as archive:
-        assert archive.damaged() == ["gone", "new", "same"]
+        assert archive.mismatched() == ["gone", "new", "same"]
 
 
 def test_damaged_bytes_are_an_error_and_nothing_is_left(tmp_path: Path) -> None:

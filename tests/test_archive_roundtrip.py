@@ -51,7 +51,7 @@ def test_a_random_tree_is_read_back_from_every_form_with_one_digest(tree: dict[s
                     **members,
                     digests.PATH: digests.show(opened.listed),
                 }
-                assert opened.damaged() == []
+                assert opened.mismatched() == []
         assert len({one.digest for one in packed}) == 1
         with zipfile.ZipFile(folder / "a.mar") as stock:
             assert stock.testzip() is None
@@ -90,7 +90,7 @@ def test_content_of_any_size_is_whole_and_large_content_starts_on_a_page(tmp_pat
         assert isinstance(source, ArchiveSlice)
         assert source.offset % 4096 == 0 or size < 65_536
         assert packed.path.read_bytes()[source.offset : source.offset + size] == data
-        assert opened.damaged() == []
+        assert opened.mismatched() == []
     assert sum(seen) == size + len(b"firstlast") + len(digests.show(opened.listed))
 
 
@@ -160,7 +160,7 @@ def test_deriving_changes_what_is_asked_and_keeps_the_rest(make: Callable[..., P
         assert new.listed["w.pt"] == old.listed["w.pt"]
         assert "handler.py" not in new
         assert "torchmar_handlers/base.py" in new
-        assert new.damaged() == []
+        assert new.mismatched() == []
     assert packed.path.name == "made-1.0+b16.mar"
 
 
@@ -342,7 +342,7 @@ def test_any_change_is_noticed(built: tuple[Path, Path], change: Callable[[Path]
     again = archive.build(folder, store)
     assert not again.unchanged
     with Archive(again.path) as opened:
-        assert opened.damaged() == []
+        assert opened.mismatched() == []
         if "w.pt" in opened:
             assert opened.read("w.pt") == (folder / "w.pt").read_bytes()
 

@@ -1,4 +1,4 @@
-"""Names for files that take the place of another when they are complete."""
+"""Temporary paths for files that atomically replace another when complete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def temporary_path(destination: Path) -> Path:
-    """Return a hidden name in the folder of ``destination`` that nobody else uses.
+    """Return a hidden, unique path in the folder of ``destination``.
 
     In the same folder a rename is atomic, and with a name of its own one writer never meets another.
     """

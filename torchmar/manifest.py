@@ -17,8 +17,8 @@ from torchmar.errors import ManifestError
 
 PATH = "MAR-INF/MANIFEST.json"
 
-# torch-model-archiver's rule. TorchServe registers more than that, and then cannot be asked for it: a name stands
-# in the path of every URL.
+# torch-model-archiver's rule. TorchServe registers other names too, but then no URL reaches the model: the name is
+# part of the path.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_\-.]*$"
 
 # The moment and the tool are constants, so that the same inputs give the same bytes

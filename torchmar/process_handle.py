@@ -1,4 +1,4 @@
-"""A process that is known for good: its number may become another's, a handle does not."""
+"""Process handles that stay valid when the kernel reuses the pid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML files that people write, read so that every problem of one is told at once, each with its line."""
+"""Strict reading of YAML files: all problems of a file at once, each with its line."""
 
 from __future__ import annotations
 

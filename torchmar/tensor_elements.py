@@ -1,4 +1,4 @@
-"""Elements of tensors as the Open Inference Protocol has them in raw contents, row by row.
+"""Tensor elements in the raw contents of the Open Inference Protocol, in row-major order.
 
 Little-endian; before each element of BYTES stand four bytes with its length, as in Triton's binary data extension:
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md

@@ -1,4 +1,4 @@
-"""Recognise that an archive is up to date without reading what it is made of.
+"""The build cache: recognise an archive that is up to date without reading its sources.
 
 A record beside the archive notes size, modification time, change time, inode and device of
 every file and folder that went in, and of the archive itself. The change time is the

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RECIPE = "archive.yaml"  # as in torchmar.recipe, which takes too long to import for a build that is up to date
 
 Begin = Callable[[str, int], "Progress"]
-"""Told the archive's name and its bytes before they are copied; returns what is told of every piece."""
+"""Called with the archive's name and its size in bytes before copying; returns the progress callback."""
 
 Inspect = Callable[[Mapping[str, "MemberContent"]], "tuple[Note, ...]"]
 """Called with the members before they are packed; returns notes about them, or raises ArchiveError to refuse."""

@@ -1,4 +1,4 @@
-"""What is known of an archive that was written."""
+"""The result of writing an archive: path, size, digest and notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into an archive: from a recipe to the source of every member."""
+"""Collect the members of an archive from its recipe: path in the archive to content."""
 
 from __future__ import annotations
 

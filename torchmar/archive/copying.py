@@ -1,4 +1,4 @@
-"""Copy the content of a member into a file, taking its SHA-256 and CRC-32 on the way.
+"""Copy the content of a member into a file and compute its SHA-256 and CRC-32 in the same pass.
 
 Where the file system can, large content is not copied at all: both files share its blocks
 (a reflink), and it is only read to be hashed. Elsewhere it passes through memory once: while
@@ -29,7 +29,7 @@ except ImportError:
     from zlib import crc32
 
 Progress = Callable[[int], None]
-"""Told how many more bytes are done."""
+"""Called with the number of bytes copied since the last call."""
 
 CHUNK = 1 << 20
 _STEP = 8 << 20  # what the kernel copies at a time: Ctrl-C and progress wait for no more

@@ -1,4 +1,4 @@
-"""The forms that archives have, and that TorchServe reads: a zip, a ``.tar.gz``, a folder.
+"""The forms of an archive that TorchServe reads: a zip, a ``.tar.gz``, a folder.
 
 Each lists what it declares, hostile entries included, and opens those that are files. What
 a form finds wrong with itself is in its ``flaws``; nothing here trusts a number that a file
@@ -174,8 +174,8 @@ class ZipForm:
             if raw.decode("utf-8" if flags & 0x800 else "cp437", "replace") != name:
                 self._inconsistent(name, "is called otherwise in its local header")
             # With bit 3 the local header leaves these for later; with Zip64 they stand in its extra field.
-            told = not flags & 8 and 0xFFFFFFFF not in (packed, size)
-            if told and (crc, packed, size) != (info.CRC, info.compress_size, info.file_size):
+            has_sizes = not flags & 8 and 0xFFFFFFFF not in (packed, size)
+            if has_sizes and (crc, packed, size) != (info.CRC, info.compress_size, info.file_size):
                 self._inconsistent(name, "has another size or checksum in its local header")
             if flags & 1 or info.flag_bits & 1:
                 self._inconsistent(name, "is encrypted; TorchServe has no password")
@@ -285,7 +285,7 @@ class TarForm:
                 found.append((info.name, info, file))
         cut = {name: _without_outermost(name) for name, _, _ in found}
         if "MAR-INF/MANIFEST.json" not in cut.values():
-            # TorchServe would find no manifest; what is in it can be told all the same.
+            # TorchServe would find no manifest; its content can be listed all the same.
             self.name = "tar.gz without one folder around it"
             found = [(name.removeprefix("./"), info, file) for name, info, file in found]
             top = _outermost(name for name, _, _ in found)

@@ -89,16 +89,16 @@ def _same_handlers(source: Archive, folder: Path) -> set[str]:
     """Return the members that building would carry by itself, if they are what it would carry; remove them."""
     ours = {path: file.read_bytes() for path, file in collecting.carried().items() if isinstance(file, Path)}
     prefix = f"{recipe.CARRIED_PACKAGE}/"
-    theirs = {member.name for member in source.members if member.name.startswith(prefix)}
-    if theirs != set(ours) or any(source.read(path) != ours[path] for path in ours):
+    carried = {member.name for member in source.members if member.name.startswith(prefix)}
+    if carried != set(ours) or any(source.read(path) != ours[path] for path in ours):
         return set()
     shutil.rmtree(folder / recipe.CARRIED_PACKAGE)
     return set(ours)
 
 
-def _lost(said: manifest.Manifest) -> list[str]:
-    extra = {**(said.model_extra or {}), **(said.model.model_extra or {})}
+def _lost(written: manifest.Manifest) -> list[str]:
+    extra = {**(written.model_extra or {}), **(written.model.model_extra or {})}
     lost = [f"{key}: {value}" for key, value in extra.items()]
-    lost += [f"runtime: {said.runtime}"] if said.runtime not in ("python", "python3") else []
-    lost += [f"{key}: {value}" for key in ("envelope", "extensions") if (value := getattr(said.model, key))]
+    lost += [f"runtime: {written.runtime}"] if written.runtime not in ("python", "python3") else []
+    lost += [f"{key}: {value}" for key in ("envelope", "extensions") if (value := getattr(written.model, key))]
     return lost

@@ -1,4 +1,4 @@
-"""What can be wrong with the names and kinds of an archive's members, whatever form it has."""
+"""Flaws in the names and kinds of an archive's members, for every form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write an archive: deterministic, stored, sorted, and there as a whole or not at all."""
+"""Write an archive: deterministic, stored, sorted, atomic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchmar.errors import ArchiveError
 
 _ZIP_EPOCH = 315532800  # 1980-01-01, the earliest time that a zip can hold
 _PAGE = 4096
-_MAPPED = 64 << 10  # members from this size on start on a page: smaller ones nobody maps
+_MAPPED = 64 << 10  # members from this size on start on a page: smaller ones are not worth a mapping
 
 
 def pack(
@@ -37,7 +37,7 @@ def pack(
     Args:
         members: what to write.
         destination: the file; its folder is made if need be.
-        progress: told how many more bytes are done.
+        progress: called with the number of bytes copied since the last call.
 
     Raises:
         ArchiveError: a file cannot be read or the archive cannot be written;
@@ -45,7 +45,7 @@ def pack(
     """
     when = _date_time()
     sums: dict[str, str] = {}
-    with _told(destination), _appearing(destination) as stream:
+    with _archive_errors(destination), _replacing(destination) as stream:
         descriptor = stream.fileno()
         writer = ZipWriter(descriptor, when)
 
@@ -74,7 +74,7 @@ def pack_folder(
     sums: dict[str, str] = {}
     total = 0
     part = temporary_path(destination)
-    with _told(destination):
+    with _archive_errors(destination):
         try:
             for name, source in sorted(members.items()):
                 target = part / name
@@ -120,7 +120,7 @@ def pack_tgz(
             progress(count)
             return int(count)
 
-    with _told(destination), _appearing(destination) as stream:
+    with _archive_errors(destination), _replacing(destination) as stream:
         # Level 1: weights are noise to gzip, at any level. No name and no time in its header.
         with (
             gzip.GzipFile("", "wb", 1, stream, 0) as zipped,
@@ -144,7 +144,7 @@ def pack_tgz(
 
 
 @contextlib.contextmanager
-def _told(destination: Path) -> Iterator[None]:
+def _archive_errors(destination: Path) -> Iterator[None]:
     """Turn what the system refuses into an error that says what to do."""
     try:
         yield
@@ -158,7 +158,7 @@ def _told(destination: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _appearing(destination: Path) -> Iterator[BinaryIO]:
+def _replacing(destination: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``destination`` when the block ends well, and vanishes when not."""
     if destination.is_dir():
         raise ArchiveError(f"{destination} is a folder", hint="remove it, or write somewhere else")

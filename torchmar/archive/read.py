@@ -43,20 +43,20 @@ class Archive:
 
     Args:
         path: the file or folder.
-        flawed: open it even if there are reasons not to touch it, which are in ``flaws``;
+        allow_flaws: open it in spite of serious flaws, which are in ``flaws``;
             the members concerned are not among ``members``.
 
     Raises:
-        ArchiveError: it is missing or no archive, or ``flawed`` is not set and it has flaws.
+        ArchiveError: it is missing or no archive, or it has flaws and ``allow_flaws`` is not set.
     """
 
-    def __init__(self, path: Path, *, flawed: bool = False) -> None:
+    def __init__(self, path: Path, *, allow_flaws: bool = False) -> None:
         self.path = path
         self._form = open_form(path)
         self.flaws = [*self._form.flaws, *layout.flaws(self._form.entries)]
         # Members that differ in case are files of their own, unless the file system says otherwise at extraction.
         serious = [flaw for flaw in self.flaws if flaw.kind is not layout.Kind.CASE]
-        if serious and not flawed:
+        if serious and not allow_flaws:
             self.close()
             more = f" (and {len(serious) - 1} more)" if len(serious) > 1 else ""
             raise ArchiveError(f"{path}: {serious[0].what}{more}", hint=f"torchmar check {path} lists all")
@@ -182,7 +182,9 @@ class Archive:
         if name not in self:
             raise ArchiveError(f"{self.path} has no {name}")
         try:
-            return cast(BinaryIO, _Told(self._form.open(self._entries[name]), lambda error: self._damaged(name, error)))
+            return cast(
+                BinaryIO, _MemberStream(self._form.open(self._entries[name]), lambda error: self._damaged(name, error))
+            )
         except DAMAGED as error:
             raise self._damaged(name, error) from None
 
@@ -210,7 +212,7 @@ class Archive:
         self._extract(name, file)
         return file
 
-    def damaged(self) -> list[str]:
+    def mismatched(self) -> list[str]:
         """Return the members whose bytes are not those that ``SHA256SUMS`` lists, and those it does not list."""
         if digests.PATH not in self:
             return []
@@ -276,17 +278,17 @@ class Archive:
         return ArchiveError(f"{self.path}: {name} is damaged: {error or 'it is truncated'}")
 
 
-class _Told(io.BufferedIOBase):
-    """A member's content, whose damage is told in our words wherever it is read."""
+class _MemberStream(io.BufferedIOBase):
+    """The content of a member; reading damaged content raises ArchiveError."""
 
-    def __init__(self, stream: IO[bytes], told: Callable[[Exception], ArchiveError]) -> None:
-        self._stream, self._told = stream, told
+    def __init__(self, stream: IO[bytes], damaged: Callable[[Exception], ArchiveError]) -> None:
+        self._stream, self._damaged = stream, damaged
 
     def read(self, size: int | None = -1) -> bytes:
         try:
             return self._stream.read(-1 if size is None else size)
         except DAMAGED as error:
-            raise self._told(error) from None
+            raise self._damaged(error) from None
 
     def readable(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""A model store: which archives lie in it, in which order."""
+"""A model store: its archives, sorted by name and version."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
             with Archive(path) as archive:
                 found.append((archive.manifest.name, order(archive.manifest.version), path))
         except TorchmarError:
-            if names is None:  # to be told about when it is loaded
+            if names is None:  # loading it reports the error
                 found.append((path.name, order(""), path))
     have = {name for name, _, _ in found}
     for name in names or ():

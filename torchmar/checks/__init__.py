@@ -38,7 +38,7 @@ def check(path: Path, gpus: int | None = None) -> list[Finding]:
     if recipe.is_recipe(path):
         return _recipe(path, gpus)
     try:
-        archive = Archive(path, flawed=True)
+        archive = Archive(path, allow_flaws=True)
     except ArchiveError as error:
         if other := foreign.folder(path):
             return [Finding(Code.MAR101, "", f"it is {other[0]}, no archive", other[1])]

@@ -1,4 +1,4 @@
-"""Whether an archive may be loaded: nothing of it is unsafe, and no error keeps every server from loading it."""
+"""Admission: whether a server may load an archive; refused are unsafe ones and those that no server can load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check finds: a code of the catalogue, a place, a cause, a remedy."""
+"""Findings of checks: a code of the catalogue, a place, a cause, a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of other frameworks: what a file or folder is called, and what to do to serve it."""
+"""Models of other frameworks: recognise a file or folder, and name the way to serve it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file of weights is, told from its content."""
+"""The format of a weights file, identified by its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a module does while it is imported: calls that reach for the network or the disk."""
+"""Calls at import time of a module that use the network or write to the disk."""
 
 from __future__ import annotations
 

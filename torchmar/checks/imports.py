@@ -1,4 +1,4 @@
-"""The imports of a handler: which modules of the archive it reaches, and what nothing can satisfy."""
+"""The imports of a handler: the modules of the archive that it reaches, and imports that nothing provides."""
 
 from __future__ import annotations
 

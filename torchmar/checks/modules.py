@@ -156,7 +156,7 @@ class Modules:
         """Return what ``name`` stands for in a module.
 
         It is the place in the archive where it is bound, the full name of something that
-        is not in the archive, or an empty text where that cannot be told.
+        is not in the archive, or an empty text where that is unknown.
         """
         head, dot, rest = name.partition(".")
         nodes = module.bindings.get(head)

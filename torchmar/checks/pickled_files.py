@@ -1,4 +1,4 @@
-"""The pickles in a file: in one of its own, in torch's zips, in zips within these, in arrays of objects."""
+"""The pickles in a file: plain, in torch's zips, in nested zips, in arrays of objects."""
 
 from __future__ import annotations
 

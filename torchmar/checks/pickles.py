@@ -1,4 +1,4 @@
-"""What the pickles in a file would import, found without loading any of them.
+"""The imports of the pickles in a file, found without loading any of them.
 
 ``pickletools`` of the standard library walks them: fickling and picklescan would be a dependency
 of the base install for verdicts of their own, where the rule here is torch's list of what is admitted.
@@ -94,7 +94,7 @@ _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"
 _MARK = object()
 COMPUTED = "a name that it computes"
 
-# Limits that no honest file meets; a file that does is said to be too large to walk.
+# Limits far above what real files need; a file that exceeds one is reported as too large to walk.
 _MAX_ARGUMENT = 64 << 20  # bytes of one string in a pickle
 _MAX_LINE = 1 << 20
 _MAX_MEMO = 1_000_000

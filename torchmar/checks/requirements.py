@@ -1,4 +1,4 @@
-"""Findings about the requirements file of an archive, read as pip reads it; no index is asked."""
+"""Findings about the requirements file of an archive, read as pip reads it, without any index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings about an archive's weights: whether they are what they seem, load, and run no code."""
+"""Findings about an archive's weights: their format, whether they load, whether loading runs code."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _serialized(
             cause = f"{name} keeps tensors in {shown(external)}, which is not in the archive"
             remedy = "name it under `files:` in the recipe, or save the model with its tensors inside"
             yield Finding(Code.MAR406, name, cause, remedy)
-    # What is damaged is said once.
+    # Damage is reported once.
     yield from (finding for finding in pickled if not (weights.damage and finding.code is Code.MAR602))
 
 

@@ -32,7 +32,7 @@ def check(folder: Path, engine: EngineName = DEFAULT) -> Iterator[Finding]:
             yield error("store", problem.message, problem.hint or f"remove {path}")
             flawed += 1
             continue
-        with contextlib.suppress(TorchmarError), Archive(path, flawed=True) as archive:
+        with contextlib.suppress(TorchmarError), Archive(path, allow_flaws=True) as archive:
             same[archive.manifest.name, archive.manifest.version].append(path)
         flawed += any(finding.severity == "error" for finding in findings)
         for finding in findings:

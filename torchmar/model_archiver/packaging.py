@@ -165,9 +165,9 @@ def _below(folder: Path) -> Iterator[tuple[str, Path]]:
             yield file.relative_to(folder).as_posix(), file
 
 
-def _form(asked: str, name: str) -> tuple[str, Write]:
-    if asked == "tgz":
+def _form(archive_format: str, name: str) -> tuple[str, Write]:
+    if archive_format == "tgz":
         return ".tar.gz", lambda members, target, progress: pack_tgz(members, target, name, progress)
-    if asked == "no-archive":
+    if archive_format == "no-archive":
         return "", pack_folder
     return ".mar", pack

@@ -418,7 +418,7 @@ def _look(path: Path, stamp: _Stamp | None, scratch: Path | None, ignored: tuple
             for finding in admit(path, ignored):
                 if finding.works:
                     logs.SERVER.warning("%s %s!%s: %s", finding.code.name, path.name, finding.place, finding.cause)
-        elif check and (damaged := archive.damaged()):
+        elif check and (damaged := archive.mismatched()):
             # Without a manifest there is nothing to check the rest by; a registration may give what it lacks.
             raise ArchiveError(f"{path}: {damaged[0]} is not what {digests.PATH} lists")
         read = _manifest(archive) if has_manifest else _lenient({})
