@@ -6,36 +6,40 @@ import shutil
 import signal
 import subprocess
 import sys
-import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from torchmar import archive, properties, recipe
+from tests.support.paths import DIGITS, ROOT, TESTS
+from tests.support.servers import ECHO, ENGINES, write_config
+from torchmar import archive, recipe
 from torchmar.engines import EngineName
-from torchmar.engines.addresses import free_addresses
-from torchmar.engines.builtin import Builtin
 from torchmar.engines.engine import Engine
 from torchmar.engines.torchserve import TorchServe
 from torchmar.inference import InferenceClient
 
-ROOT = Path(__file__).parent.parent
-DIGITS = ROOT / "archives" / "digits"
-SAMPLES = DIGITS / "samples"
-
 # A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ECHO = """
-def handle(rows, context):
-    return None if rows is None else [dict(row) for row in rows]
-"""
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by what it needs: its folder, the real TorchServe, trained models."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in ("process", "server", "torchserve"):
+            item.add_marker(folder)
+        fixtures = getattr(item, "fixturenames", ())
+        if "engine" in fixtures:
+            parameters = item.callspec.params if hasattr(item, "callspec") else {}
+            item.add_marker("torchserve" if parameters.get("engine", TorchServe.name) == TorchServe.name else "server")
+        if "weights" in fixtures:
+            item.add_marker("train")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def weights() -> None:
-    """Train the models that nobody has trained yet."""
+    """Train the models that are not trained yet."""
     subprocess.run([sys.executable, ROOT / "scripts" / "training.py"], check=True)
 
 
@@ -63,35 +67,6 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         return archive.pack(archive.collect_members(made, folder), target).path
 
     return build
-
-
-def environment_without(folder: Path, names: tuple[str, ...]) -> Path:
-    """Make an environment with all that is installed here but what has one of ``names``; return its Python."""
-    venv.create(folder)
-    (theirs,) = folder.glob("lib/python*/site-packages")
-    places = [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    for place in reversed(places):
-        for entry in place.iterdir():
-            # Links, not a .pth: what is installed in editable mode must not come along.
-            left_out = entry.name.startswith(names) or entry.suffix == ".pth" or entry.name == "__pycache__"
-            link = theirs / entry.name
-            if not left_out and not link.is_symlink():
-                link.symlink_to(entry)
-    return folder / "bin" / "python"
-
-
-def write_config(folder: Path, **more: str) -> Path:
-    """Write the project's own configuration with free ports into ``folder``; return the file."""
-    values = dict(properties.read(ROOT / "config.properties").values)
-    values |= {**free_addresses(), **more}
-    file = folder / "config.properties"
-    file.write_text(properties.show(values))
-    return file
-
-
-#: Engines that tests of clients and of deployments are run against, by their names.
-ENGINES = {engine.name: engine for engine in (TorchServe, Builtin)}
-on_both_engines = pytest.mark.parametrize("engine", ENGINES, scope="module")
 
 
 @pytest.fixture(scope="module")

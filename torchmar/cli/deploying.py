@@ -223,7 +223,7 @@ def _summary(made: Plan, file: Path) -> str:
 def _show_step(step: Step) -> None:
     mark = "  [red]failed[/]" if step.failed else ""
     text = step.text.splitlines()[0]
-    out.print(f"{step.verb:<9} {escape(text):<56} {step.seconds or 0:>6.1f} s{mark}")
+    out.print(f"{step.verb:<10} {escape(text):<55} {step.seconds or 0:>6.1f} s{mark}")
     if step.note:
         out.print(wrapped(step.note, " " * 10, " " * 10), markup=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -167,8 +168,8 @@ Action = Copy | Derive | Register | ScaleUp | Check | Switch | Drain | ScaleDown
 
 
 def verb(action: Action) -> str:
-    """Return what an action is called: ``register``."""
-    return type(action).__name__.lower()
+    """Return the name of an action: ``register``, ``scale-up``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(action).__name__).lower()
 
 
 def document(action: Action) -> dict[str, Any]:

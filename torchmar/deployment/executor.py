@@ -111,7 +111,7 @@ class _Execution:
                     break
         except BaseException:
             # Interrupted: what has begun must not stay half done.
-            if not any(step.verb in ("drain", "shrink", "remove") for step in self.report.steps):
+            if not any(step.verb in ("drain", "scale-down", "remove") for step in self.report.steps):
                 self._go_back()
             raise
         return self.report

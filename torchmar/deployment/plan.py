@@ -93,14 +93,14 @@ class _Phases:
 
     up: list[Action] = field(default_factory=list)
     # More workers of versions with traffic: the one thing of what is new that cannot be undone without a loss.
-    grow: list[Action] = field(default_factory=list)
+    scale_up: list[Action] = field(default_factory=list)
     switches: list[Action] = field(default_factory=list)
     drains: list[actions.Drained] = field(default_factory=list)
     down: list[Action] = field(default_factory=list)
 
     def all(self) -> tuple[Action, ...]:
         drains = [actions.Drain(tuple(self.drains))] if self.drains else []
-        return (*self.up, *self.grow, *self.switches, *drains, *self.down)
+        return (*self.up, *self.scale_up, *self.switches, *drains, *self.down)
 
 
 def plan(
@@ -277,7 +277,7 @@ def _of_model(
                 # Registered long ago, perhaps: it has to show once more that it is right.
                 phases.up.append(check)
             elif want.target.min_workers and not want.live.workers:
-                (phases.grow if is_default else phases.up).append(check)
+                (phases.scale_up if is_default else phases.up).append(check)
         else:
             build = yield from _new(want, is_default, model, live, shelf, taken, phases, folder)
             resolved[want.version] = build
@@ -304,8 +304,8 @@ def _in_place(
         before, after = _range(there, live.max_workers), _range(target.min_workers, target.max_workers)
         if target.min_workers >= there and target.max_workers >= there:
             has_traffic = model_now is not None and model_now.default == live.version
-            grow = actions.ScaleUp(want.model, live.version, there, target.min_workers, target.max_workers)
-            (phases.grow if has_traffic else phases.up).append(grow)
+            scale_up = actions.ScaleUp(want.model, live.version, there, target.min_workers, target.max_workers)
+            (phases.scale_up if has_traffic else phases.up).append(scale_up)
         else:
             phases.drains.append(_drained(model, live))
             phases.down.append(

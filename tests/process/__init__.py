@@ -1,0 +1,1 @@
+"""Tests with torch, worker processes and processes of the command line."""

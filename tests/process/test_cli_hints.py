@@ -1,0 +1,211 @@
+"""What messages, help and documents tell a user to run exists: every command and every flag of it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+import typer
+
+from tests.support.paths import ROOT
+from torchmar.cli import archiver, torchserve_flags
+from torchmar.cli.app import app
+
+_PLACEHOLDER = "VALUE"  # of what a message fills in
+_PHRASE = re.compile(r"\b(torchmar(?:-archiver|-serve)?)((?: +(?:--?[\w-]+(?:=\S+)?|[\w./:{}<>\[\]|-]+))*)")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+# Programs of others, whose flags stand in hints, too.
+_OTHERS = re.compile(
+    r"\b(pip|openssl|nvidia-smi|docker|torchserve|curl|git|apt\w*|dnf|journalctl|systemctl|keytool|pytest|pip-compile"
+    r"|torch-model-archiver|python|poetry|pg|wrk)\b"
+)
+_FLAGS_OF_OTHERS = {
+    "--data-binary",
+    "--inputs-as-nchw",
+    "--saved-model",
+    "--tflite",
+}  # curl's and tf2onnx's, where these are not named beside
+_SCRIPTS = re.compile(r"\b(?:scripts|benchmarks)/|\bbench\b")
+
+
+class Place(NamedTuple):
+    where: str
+    text: str
+
+
+def _options(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def _commands() -> dict[str, set[str]]:
+    """Return the flags of each command, by what is typed."""
+    found: dict[str, set[str]] = {}
+
+    def walk(command: click.Command, words: str) -> None:
+        found[words] = {*_options(command), "--help", "-h"}
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, f"{words} {name}")
+
+    walk(typer.main.get_command(app), "torchmar")
+    for words, parser in (
+        ("torchmar-serve", torchserve_flags._parser()),
+        ("torchmar-archiver", archiver._parser()),
+    ):
+        found[words] = _flags(parser)
+    return found
+
+
+def _flags(parser: argparse.ArgumentParser) -> set[str]:
+    return {name for action in parser._actions for name in action.option_strings}
+
+
+COMMANDS = _commands()
+GROUPS = {words.rpartition(" ")[0] for words in COMMANDS if " " in words}
+EVERY_FLAG = set().union(*COMMANDS.values())
+
+
+def _text(node: ast.expr) -> str | None:
+    """Return the text of a literal, with `_PLACEHOLDER` for what is filled in; None for another expression."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(_text(value) or _PLACEHOLDER for value in values)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return (_text(left) or _PLACEHOLDER) + (_text(right) or _PLACEHOLDER)
+    return None
+
+
+def _messages() -> Iterator[Place]:
+    """Yield every text of the library, docstrings of modules and functions but those of commands left out."""
+    for file in sorted((ROOT / "torchmar").rglob("*.py")):
+        if file.name.endswith("_pb2.py"):
+            continue
+        tree = ast.parse(file.read_text())
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        parts = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.JoinedStr | ast.BinOp)
+            for inner in ast.walk(node)
+            if inner is not node
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.expr) and id(node) not in parts and id(node) not in docstrings:
+                text = _text(node)
+                # Arguments of programs and patterns are no sentences.
+                if text and ("torchmar" in text or "--" in text) and re.search(r"[a-z] [a-z]|--\S+ [a-z]", text):
+                    yield Place(f"{file.relative_to(ROOT)}:{node.lineno}", text)
+
+
+def _helps() -> Iterator[Place]:
+    def walk(command: click.Command, words: str) -> Iterator[Place]:
+        texts = [command.help, command.epilog, *(getattr(one, "help", "") for one in command.params)]
+        yield from (Place(f"{words} --help", text) for text in texts if text)
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, f"{words} {name}")
+
+    yield from walk(typer.main.get_command(app), "torchmar")
+
+
+def _documents() -> Iterator[Place]:
+    """Yield the code of the documents: spans, and lines of blocks that begin with a prompt or a command."""
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = file.read_text()
+        blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        for block in blocks:
+            for line in block.replace("\\\n", " ").splitlines():
+                command = line.removeprefix("$ ").partition(" #")[0].strip()
+                if command.startswith("torchmar"):
+                    yield Place(file.name, command)
+        for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)):
+            if span.startswith(("torchmar", "--")):
+                yield Place(file.name, span)
+
+
+def _problems(place: Place, *, is_command: bool) -> Iterator[str]:
+    """Yield what a text names that there is not.
+
+    Args:
+        place: the text.
+        is_command: whether ``torchmar WORD`` can be nothing but a command.
+    """
+    rest = place.text
+    for program, words in _PHRASE.findall(place.text):
+        said = (program + words).strip()
+        typed = shlex.split(said.replace("'", "").replace('"', ""))
+        command = typed[0]
+        for word in typed[1:]:
+            if command in GROUPS and f"{command} {word}" in COMMANDS:
+                command = f"{command} {word}"
+            else:
+                break
+        if command in GROUPS and is_command and len(typed) > 1 and re.fullmatch("[a-z][a-z-]*", typed[1]):
+            yield f"{place.where}: {said}: no such command"
+            continue
+        if command not in COMMANDS:
+            continue
+        for word in typed[1:]:
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in COMMANDS[command]:
+                yield f"{place.where}: {said}: {command} has no {flag}"
+        rest = rest.replace(said, "", 1)
+    if not _OTHERS.search(place.text) and not _SCRIPTS.search(place.text):
+        for flag in _FLAG.findall(rest):
+            if flag not in EVERY_FLAG | _FLAGS_OF_OTHERS:
+                yield f"{place.where}: {place.text!r}: no command has {flag}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torchmar serv --port 1",
+        "torchmar serve --prt 1",
+        "--no-such-flag names another folder",
+        "torchmar-serve --port 1",
+    ],
+)
+def test_what_does_not_exist_is_found(text: str) -> None:
+    assert list(_problems(Place("here", text), is_command=True))
+
+
+def test_messages_name_commands_and_flags_that_exist() -> None:
+    assert not [problem for place in _messages() for problem in _problems(place, is_command=False)]
+
+
+def test_help_names_commands_and_flags_that_exist() -> None:
+    assert not [problem for place in _helps() for problem in _problems(place, is_command=False)]
+
+
+def test_documents_name_commands_and_flags_that_exist() -> None:
+    assert not [problem for place in _documents() for problem in _problems(place, is_command=True)]
+
+
+def test_hints_begin_with_commands_that_exist() -> None:
+    """A hint that begins with torchmar is a command to run."""
+    problems = []
+    for file in sorted((ROOT / "torchmar").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.keyword) and node.arg in ("hint", "remedy") and (text := _text(node.value)):
+                where = Place(f"{file.relative_to(ROOT)}:{node.value.lineno}", text)
+                problems += _problems(where, is_command=text.startswith("torchmar"))
+    assert not problems
+
+
+def test_every_path_of_a_document_that_hints_name_is_there() -> None:
+    for place in _messages():
+        for name in re.findall(r"\b(?:docs/[\w-]+\.md|README\.md|scripts/[a-z]+)\b", place.text):
+            assert Path(ROOT, name).exists() or name == "README.md", f"{place.where}: {name}"

@@ -1,0 +1,108 @@
+"""Every archive of this repository keeps its contract behind the real TorchServe, among other clients' requests."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.support.paths import DIGITS, ROOT, SAMPLES
+from torchmar import archive, comparison, exchange, properties, recipe
+from torchmar.connection import Connection
+from torchmar.engines.torchserve import TorchServe
+from torchmar.errors import ServerError
+from torchmar.exchange import Request, Response
+from torchmar.inference import InferenceClient
+from torchmar.recipe import Recipe, Sample
+
+NAMES = sorted(file.parent.name for file in (ROOT / "archives").glob("*/archive.yaml"))
+SEVEN = SAMPLES / "seven.png"
+SEVEN_IN_BASE64 = base64.b64encode(SEVEN.read_bytes()).decode()
+
+
+@pytest.fixture(scope="module", params=[name for name in NAMES if name != "digits"])
+def served(request: pytest.FixtureRequest, server: TorchServe) -> Iterator[Recipe]:
+    """Register an archive with batches that several clients fill; yield its recipe."""
+    made, folder = recipe.read(ROOT / "archives" / request.param)
+    config = made.config.model_copy(update={"batchSize": 4, "maxBatchDelay": 200})
+    path = server.model_store / f"{made.name}-{made.version}.mar"
+    archive.pack(archive.collect_members(made.model_copy(update={"config": config}), folder), path)
+    server.management.register(path.name)
+    yield made
+    server.management.unregister(made.name)
+    path.unlink()
+
+
+def sent(made: Recipe, sample: Sample) -> Request:
+    if sample.input is None:
+        return Request(json.dumps(sample.json_body).encode(), "application/json", sample.explain)
+    return exchange.read(ROOT / "archives" / made.name / sample.input, explain=sample.explain)
+
+
+def asked(server: TorchServe, name: str, request: Request) -> Response:
+    try:
+        return InferenceClient(server.server).ask(name, request)
+    except ServerError as error:
+        return Response(error.status, error.message.encode())
+
+
+def test_an_archive_keeps_its_contract_among_bad_requests(server: TorchServe, served: Recipe) -> None:
+    bad = Request(b'{"instances": [{}, null', "application/json")
+    requests_ = [sent(served, sample) for sample in served.samples]
+    with ThreadPoolExecutor(8) as pool:
+        mixed = [one for request in requests_ for one in (request, bad)]
+        answers = list(pool.map(lambda request: asked(server, served.name, request), mixed))
+    for sample, answer in zip(served.samples, answers[::2], strict=True):
+        assert comparison.differences(sample, answer) == [], sample
+    assert {answer.status for answer in answers[1::2]} <= {200, 400, 413}
+
+
+def test_an_explanation_is_asked_for_by_header_and_by_form_field(server: TorchServe) -> None:
+    client = Connection(server.server, "inference")
+    said = client.ask(
+        "POST", "/explanations/digits", body=SEVEN.read_bytes(), headers={"Explain-Method": "saliency"}
+    ).json()
+    assert said["method"] == "saliency"
+    keys = json.loads(server.server.key_file.read_text()) if server.server.key_file else {}
+    form = requests.post(
+        f"{server.server.inference}/explanations/digits",
+        files={"data": SEVEN.read_bytes()},
+        data={"target": "3", "n_steps": "8"},
+        headers={"Authorization": f"Bearer {keys['inference']['key']}"},
+        timeout=60,
+    ).json()
+    assert (form["method"], form["label"], form["n_steps"]) == ("integrated_gradients", "3", 8)
+
+
+def test_kserve_requests_need_no_envelope(server: TorchServe) -> None:
+    client = Connection(server.server, "inference")
+    for path in ("/predictions/digits", "/v1/models/digits:predict"):
+        body = json.dumps({"instances": [{"b64": SEVEN_IN_BASE64}] * 2}).encode()
+        said = client.ask("POST", path, body=body, headers={"Content-Type": "application/json"}).json()
+        assert [next(iter(one)) for one in said["predictions"]] == ["7", "7"], path
+
+
+def test_what_a_handler_measures_reaches_the_metrics(server: TorchServe) -> None:
+    client = InferenceClient(server.server)
+    client.ask("digits", exchange.read(SEVEN))
+    with pytest.raises(ServerError):
+        client.ask("digits", Request(b"no image"))
+    address = properties.read(server.folder / "config.properties").get("metrics_address")
+    wanted = {"DecodeTime", "InferenceTime", "PostprocessTime", "HandlerTime", "RequestBatchSize", "RejectedRequests"}
+    for _ in range(50):
+        said = requests.get(f"{address}/metrics", timeout=5).text
+        if all(f'{name}{{ModelName="digits"' in said for name in wanted):
+            return
+        time.sleep(0.1)
+    raise AssertionError(said)
+
+
+def test_the_recipes_are_those_of_the_handlers_that_there_are() -> None:
+    used = {recipe.read(ROOT / "archives" / name)[0].handler.rpartition(".")[2] for name in NAMES}
+    assert used == set(recipe.carried_handlers())
+    assert DIGITS.name in NAMES

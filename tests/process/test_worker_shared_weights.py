@@ -1,0 +1,238 @@
+"""torchmar.worker.process.shared_weights: weights that all workers have loaded are in memory once."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from tests.support.pool_harness import PoolHarness, job
+from torchmar.archive import Archive
+from torchmar.server.telemetry import logs
+from torchmar.server.workers.jobs import Reply
+from torchmar.server.workers.pool import Pool, PoolOptions
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files in memory")
+
+Make = Callable[..., Path]
+_SIZE = 30_000_000  # numbers of 4 bytes
+_MUCH = 110 << 20  # bytes that a worker has besides
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolHarness]:
+    logs.open_in(tmp_path_factory.mktemp("logs"))
+    with PoolHarness() as started:
+        yield started
+
+
+@pytest.fixture
+def serve(house: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+    """Return a function that serves a handler with four workers."""
+    made: list[Pool] = []
+
+    def start(code: str, disk: dict[str, bytes] | None = None, workers: int = 4, **options: Any) -> Pool:
+        folder = tmp_path / f"model-{len(made)}"
+        with Archive(make(dedent(code), disk=disk, files={name: name for name in disk or {}})) as archive:
+            archive.extract(folder)
+            handler = archive.manifest.model.handler
+
+        async def scale() -> Pool:
+            pool = Pool(house.nursery, PoolOptions("m", "1.0", handler, str(folder), **options), house)
+            made.append(pool)
+            assert await pool.scale(workers, workers), pool.failure
+            return pool
+
+        return house.run(scale())
+
+    yield start
+
+    async def end() -> None:
+        for one in made:
+            await one.close()
+
+    house.run(end())
+
+
+def ask(house: PoolHarness, pool: Pool, bodies: list[Any]) -> list[Any]:
+    """Return the answers to requests that come at once."""
+
+    async def all_of_them() -> list[Reply]:
+        futures: list[asyncio.Future[Reply]] = [asyncio.get_running_loop().create_future() for _ in bodies]
+        for body, future in zip(bodies, futures, strict=True):
+            pool.submit(job(body, future.set_result))
+        return await asyncio.gather(*futures)
+
+    return [json.loads(reply.body) for reply in house.run(all_of_them())]
+
+
+def own_memory(pool: Pool) -> list[int]:
+    """Return the memory of each worker that no other process has, in bytes."""
+    return [psutil.Process(worker.pid).memory_full_info().uss for worker in pool.workers()]
+
+
+HANDLER = """
+import os, time, zlib
+import numpy as np
+import torch
+
+def net(count):
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(torch.zeros(count))
+    return model
+
+class Handler:
+    def initialize(self, context):
+        folder = context.system_properties["model_dir"]
+        {load}
+        self.sum = zlib.crc32(self.bytes())
+
+    def bytes(self):
+        return self.weights if isinstance(self.weights, np.ndarray) else self.weights.detach().numpy()
+
+    def handle(self, rows, context):
+        if rows[0]["body"] == "write":
+            with torch.no_grad():
+                self.weights[1_000_000:3_000_000] += 1
+        time.sleep(0.05)  # so that each worker gets some of the requests
+        digest = zlib.crc32(self.bytes())
+        return [{{"pid": os.getpid(), "loaded": self.sum, "digest": digest}} for _ in rows]
+"""
+
+LOADS = {
+    "a state dict that is copied": (
+        "self.model = net(COUNT)\n"
+        "self.model.load_state_dict(torch.load(folder + '/weights'))\n"
+        "self.weights = self.model.weight"
+    ),
+    "a state dict in another type": (
+        "self.model = net(COUNT)\n"
+        "self.model.load_state_dict(torch.load(folder + '/weights'))\n"
+        "self.model.double()\n"
+        "self.weights = self.model.weight"
+    ),
+    "TorchScript": "self.model = torch.jit.load(folder + '/script')\nself.weights = self.model.weight",
+    "an array": "self.weights = torch.load(folder + '/weights')['weight'].numpy().copy()",
+    "what is computed": "self.weights = torch.arange(COUNT, dtype=torch.float32).sqrt()",
+}
+
+
+def handler(load: str) -> str:
+    return HANDLER.format(load=load.replace("COUNT", str(_SIZE)).replace("\n", "\n        "))
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            self.weight = torch.nn.Parameter(torch.rand(_SIZE, generator=generator))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.weight[0]
+
+    net, saved, scripted = Net(), io.BytesIO(), io.BytesIO()
+    torch.save(net.state_dict(), saved)
+    torch.jit.save(torch.jit.trace(net, torch.zeros(1)), scripted)  # type: ignore[no-untyped-call]
+    return {"weights": saved.getvalue(), "script": scripted.getvalue()}
+
+
+@pytest.mark.parametrize("kind", LOADS)
+def test_weights_that_workers_have_loaded_alike_are_in_memory_once(
+    house: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes], kind: str
+) -> None:
+    needed = {name: files[name] for name in files if f"/{name}'" in LOADS[kind]}
+    pool = serve(handler(LOADS[kind]), needed)
+    assert max(own_memory(pool)) < _MUCH
+    answers = ask(house, pool, ["read"] * 8)
+    assert len({one["pid"] for one in answers}) == 4
+    # The first digest was made before the weights were put elsewhere.
+    assert {one["digest"] for one in answers} == {answers[0]["loaded"]}
+    assert max(own_memory(pool)) < _MUCH
+
+
+def test_what_one_worker_writes_the_others_do_not_see(
+    house: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
+) -> None:
+    pool = serve(handler(LOADS["TorchScript"]), {"script": files["script"]})
+    (wrote,) = ask(house, pool, ["write"])
+    assert wrote["digest"] != wrote["loaded"]
+    answers = ask(house, pool, ["read"] * 8)
+    found = {one["pid"]: one["digest"] for one in answers}
+    assert len(found) == 4
+    assert all(found[one["pid"]] == one["digest"] for one in answers)
+    assert found.pop(wrote["pid"]) == wrote["digest"]
+    assert set(found.values()) == {wrote["loaded"]}
+    assert sorted(own_memory(pool))[2] < _MUCH
+
+
+def test_a_worker_that_comes_later_shares_what_the_first_has(
+    house: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
+) -> None:
+    pool = serve(handler(LOADS["TorchScript"]), {"script": files["script"]}, workers=1)
+    assert house.run(pool.scale(3, 3))
+    assert max(own_memory(pool)) < _MUCH
+    before = {worker.pid for worker in pool.workers()}
+    psutil.Process(min(before)).kill()
+
+    async def again() -> None:
+        while pool.ready < 3 or {worker.pid for worker in pool.workers()} == before:
+            await asyncio.sleep(0.01)
+
+    house.run(again())
+    assert max(own_memory(pool)) < _MUCH
+    assert len({one["digest"] for one in ask(house, pool, ["read"] * 12)}) == 1
+
+
+def test_weights_that_differ_stay_those_of_each_worker(house: PoolHarness, serve: Callable[..., Pool]) -> None:
+    answers = ask(house, serve(handler("self.weights = torch.rand(5_000_000)")), ["read"] * 8)
+    assert len({one["pid"] for one in answers}) == 4
+    assert all(one["digest"] == one["loaded"] for one in answers)
+    assert len({one["digest"] for one in answers}) == 4
+
+
+WRITER = """
+import _thread
+import time
+
+import torch
+
+class Handler:
+    def initialize(self, context):
+        self.weights = torch.zeros(5_000_000)
+        _thread.start_new_thread(self.write, ())
+
+    def write(self):
+        while True:
+            self.weights += 1
+            time.sleep(0.01)
+
+    def handle(self, rows, context):
+        maps = open("/proc/self/maps").read()
+        return [{"shares": "model-weights" in maps} for _ in rows]
+"""
+
+
+def test_weights_that_a_thread_unknown_to_threading_may_write_to_are_not_shared(
+    house: PoolHarness, serve: Callable[..., Pool]
+) -> None:
+    answers = ask(house, serve(WRITER, workers=2), ["read"] * 2)
+    assert {one["shares"] for one in answers} == {False}
+
+
+def test_workers_with_a_limit_of_memory_answer_the_same(
+    house: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
+) -> None:
+    pool = serve(handler(LOADS["TorchScript"]), {"script": files["script"]}, 2, memory_limit=1 << 30)
+    answers = ask(house, pool, ["read"] * 8)
+    assert {one["digest"] for one in answers} == {answers[0]["loaded"]}

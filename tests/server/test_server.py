@@ -1,0 +1,244 @@
+"""The built-in server as a whole: it leaves nothing behind, loses nothing, and goes on whatever is done to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from tests.support.processes import kill_worker
+from tests.support.servers import write_config
+from torchmar.engines.builtin import Builtin
+from torchmar.engines.server_records import ServerRecord
+from torchmar.errors import ServerError, TorchmarError
+from torchmar.exchange import Request
+from torchmar.inference import InferenceClient
+
+Make = Callable[..., Path]
+ROUNDS = int(os.environ.get("TORCHMAR_SOAK", "8"))
+
+OBEDIENT = """
+import os, time
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    answers = []
+    for row in rows:
+        what = row["body"]
+        if what == "die":
+            os._exit(3)
+        if what == "hang":
+            time.sleep(60)
+        if what == "raise":
+            raise ValueError("asked to")
+        if isinstance(what, float):
+            time.sleep(what)
+        answers.append({"said": what})
+    return answers
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, make: Make) -> Iterator[Builtin]:
+    """Run a server with a model that does what requests say."""
+    store = tmp_path / "model_store"
+    config = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 4, "responseTimeout": 2}
+    archive = make(OBEDIENT, name="m", config=config, store=store)
+    with Builtin(write_config(tmp_path, max_request_size="100000"), store, tmp_path / "run") as running:
+        running.load(archive)
+        yield running
+
+
+def said(what: object) -> Request:
+    return Request(json.dumps(what).encode(), "application/json")
+
+
+def family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def pid(server: Builtin) -> int:
+    running = ServerRecord.find(server.folder)
+    assert running
+    return running.pid
+
+
+def test_a_killed_server_leaves_no_process(server: Builtin) -> None:
+    everybody = family(pid(server))
+    assert len(everybody) >= 4  # server, nursery, two workers
+    os.kill(pid(server), signal.SIGKILL)
+    _, alive = psutil.wait_procs(everybody, timeout=20)
+    assert alive == []
+
+
+def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: Builtin) -> None:
+    outcomes: Counter[str] = Counter()
+    ended = threading.Event()
+
+    def parent() -> psutil.Process | None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for supervisor in psutil.Process(pid(server)).children():
+                for child in supervisor.children():
+                    return child
+        return None
+
+    def client(number: int) -> None:
+        with InferenceClient(server.server, timeout=60, retries=0) as client:
+            while not ended.is_set():
+                try:
+                    answer = json.loads(client.ask("m", said(number)).body)
+                    outcomes["right" if answer == {"said": number} else "wrong"] += 1
+                except ServerError as refusal:
+                    outcomes[f"{refusal.status} {refusal.message[:40]}"] += 1
+                except TorchmarError as error:
+                    outcomes[type(error).__name__] += 1
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(6)]
+    for thread in clients:
+        thread.start()
+    killed = []
+    for _ in range(2):
+        while outcomes["right"] < 50 or server.management.describe("m")[0].ready < 2:
+            time.sleep(0.05)
+        old = parent()
+        assert old
+        killed.append(old)
+        old.kill()
+        while parent() in (None, old):
+            time.sleep(0.05)
+        outcomes["right"] = 0
+    while outcomes["right"] < 50:
+        time.sleep(0.05)
+    ended.set()
+    for thread in clients:
+        thread.join()
+    # What a worker was at alone shares its fate, and is told at once; what waited is answered.
+    assert set(outcomes) <= {"right", "500 Worker died."}, outcomes
+    assert outcomes["500 Worker died."] <= 4
+    log = (server.folder / "logs" / "server.log").read_text()
+    for one in killed:
+        assert f"the parent of the workers (process {one.pid}) has ended by signal 9; another one is started" in log
+
+
+def test_a_server_that_is_told_to_stop_answers_what_it_is_at(server: Builtin) -> None:
+    everybody, found = family(pid(server)), []
+
+    def ask() -> None:
+        found.append(InferenceClient(server.server, timeout=30).ask("m", said(0.4)).status)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while not _busy(server):
+        time.sleep(0.01)
+    os.kill(pid(server), signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    assert found == [200, 200, 200]
+    _, alive = psutil.wait_procs(everybody, timeout=20)
+    assert alive == []
+
+
+def _busy(server: Builtin) -> bool:
+    """Tell whether three requests have reached the server; a connection for each is open then."""
+    ports = server.properties.addresses()[0].port
+    there = [one for one in psutil.Process(pid(server)).net_connections() if one.laddr.port == ports and one.raddr]
+    return len(there) >= 3
+
+
+def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(server: Builtin, make: Make) -> None:
+    """A bounded soak: kills, hangs, vanishing and slow clients, nonsense, and models that come and go."""
+    drawn, ended = random.Random(11), threading.Event()
+    outcomes: Counter[str] = Counter()
+    other = make("def handle(rows, context): return rows and ['x'] * len(rows)", name="o", store=server.model_store)
+    host, port = "127.0.0.1", server.properties.addresses()[0].port
+    token = json.loads((server.folder / "key_file.json").read_text())["inference"]["key"]
+    head = f"POST /predictions/m HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n".encode()
+
+    def innocent(number: int) -> None:
+        with InferenceClient(server.server, timeout=30, retries=0) as client:
+            while not ended.is_set():
+                try:
+                    answer = json.loads(client.ask("m", said(number)).body)
+                    outcomes["right" if answer == {"said": number} else "wrong"] += 1
+                except ServerError as refusal:
+                    outcomes[f"{refusal.status} {refusal.message[:40]}"] += 1
+                except TorchmarError as error:
+                    outcomes[type(error).__name__] += 1
+
+    def evil() -> None:
+        with InferenceClient(server.server, timeout=30, retries=0) as client, contextlib.suppress(TorchmarError):
+            client.ask("m", said(drawn.choice(["die", "raise", "raise", "hang"])))
+
+    def oversize() -> None:
+        url = f"http://{host}:{port}/predictions/m"
+        with contextlib.suppress(requests.ConnectionError):  # it need not read what it does not want
+            answer = requests.post(url, data=b"x" * 200_000, headers={"authorization": f"Bearer {token}"}, timeout=20)
+            assert answer.status_code == 413
+
+    def vanish() -> None:
+        with socket.create_connection((host, port)) as connection:
+            connection.sendall(head + b"content-length: 3\r\n\r\n0.2")
+
+    def dawdle() -> None:
+        with socket.create_connection((host, port)) as connection:
+            connection.sendall(head + b"content-length: 30\r\n\r\n1")
+            time.sleep(0.2)
+
+    def babble() -> None:
+        nonsense = drawn.choice(
+            [b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", head + b"content-length: x\r\n\r\n"]
+        )
+        with socket.create_connection((host, port)) as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(nonsense)
+            connection.settimeout(20)
+            connection.recv(1000)
+
+    def kill() -> None:
+        worker = drawn.choice(server.management.describe("m")[0].workers)
+        kill_worker(worker.pid)
+
+    def come_and_go() -> None:
+        server.management.register(other.name, initial_workers=1)
+        assert InferenceClient(server.server).ask("o", said(1)).body == b"x"
+        server.management.unregister("o")
+
+    innocents = [threading.Thread(target=innocent, args=(number,)) for number in range(6)]
+    for thread in innocents:
+        thread.start()
+    before = None
+    for round_ in range(ROUNDS):
+        for what in drawn.sample([evil, evil, oversize, vanish, vanish, dawdle, babble, babble, kill, come_and_go], 10):
+            what()
+        while server.management.describe("m")[0].ready < 2:
+            time.sleep(0.05)
+        process = psutil.Process(pid(server))
+        state = process.num_fds(), len(process.children(recursive=True))
+        if round_ == ROUNDS // 2:
+            before = state, process.memory_info().rss
+    ended.set()
+    for thread in innocents:
+        thread.join()
+    assert outcomes.pop("right") > 100
+    # Who is alone at a worker when somebody kills that shares its fate, and is told at once.
+    assert set(outcomes) <= {"500 Worker died."}, outcomes
+    assert outcomes.total() <= 2 * ROUNDS
+    assert before
+    (files, children), memory = before
+    assert state[0] <= files + 8
+    assert state[1] <= children + 4  # a cradle or a worker, with its supervisor each, may be on their way
+    assert psutil.Process(pid(server)).memory_info().rss < memory + (50 << 20)

@@ -1,0 +1,360 @@
+"""torchmar.server.models.registry keeps what it has promised: all of a version or nothing, and no request lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.registry_harness import RegistryHarness, read
+from tests.support.slow_archives import BROKEN, SLOW, SLOW_TO_LOAD, pack
+from torchmar.server.api_error import ApiError
+from torchmar.server.models import serving_config
+from torchmar.server.models.archive_cache import ArchiveCache
+from torchmar.server.models.registry import Registration
+from torchmar.worker.process import forking
+
+FOUND_NONE = "Model not found: "
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryHarness]:
+    house = RegistryHarness(tmp_path_factory.mktemp("registry"))
+    pack(house.store, "made")
+    pack(house.store, "made", version="2.0")
+    pack(house.store, "broken", BROKEN)
+    pack(house.store, "broken", BROKEN, version="2.0")
+    pack(house.store, "made", BROKEN, version="3.0")
+    pack(house.store, "slow", SLOW)
+    pack(house.store, "tired", SLOW_TO_LOAD)
+    yield house
+    house.run(house.registry.close(5))
+    house.run(house.sources.close())
+    house.nursery.close()
+    house.loop.close()
+
+
+@pytest.fixture(autouse=True)
+def empty(house: RegistryHarness) -> Iterator[None]:
+    yield
+    for model in list(house.registry.models.values()):
+        for version in sorted(model.versions, key=lambda version: version == model.default):
+            house.run(house.registry.unregister(model.name, version))
+    house.run(house.until(lambda: not house.workers()))
+
+
+def test_a_registration_that_fails_leaves_nothing_behind(house: RegistryHarness) -> None:
+    for workers in (1, 3):
+        status, message = house.refused(
+            house.registry.register(Registration("broken-1.0.mar", initial_workers=workers))
+        )
+        assert (status, message.endswith("No module named 'no_such_module'")) == (500, True)
+        assert house.registry.models == {}
+        house.run(house.until(lambda: not house.workers()))
+
+
+def test_a_failed_version_leaves_the_others_alone(house: RegistryHarness) -> None:
+    house.register("made-1.0.mar", 1)
+    status, _ = house.refused(house.registry.register(Registration("made-3.0.mar", initial_workers=1)))
+    assert status == 500
+    assert list(house.registry.models["made"].versions) == ["1.0"]
+    assert house.run(house.ask("made")).status == 200
+
+
+def test_of_several_registrations_of_a_version_exactly_one_is_done(house: RegistryHarness) -> None:
+    asked = Registration("tired-1.0.mar", initial_workers=1)
+
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*(house.registry.register(asked) for _ in range(5)), return_exceptions=True)
+
+    done = house.run(all_at_once())
+    refused = [one for one in done if isinstance(one, ApiError)]
+    assert [one.status for one in refused] == [409] * 4
+    assert refused[0].message == "Model version 1.0 is already registered for model tired"
+    assert house.run(house.ask("tired")).status == 200
+
+
+def test_a_version_that_is_removed_while_it_loads_has_not_been_registered(house: RegistryHarness) -> None:
+    async def both() -> ApiError:
+        registering = asyncio.ensure_future(house.registry.register(Registration("tired-1.0.mar", initial_workers=1)))
+        await house.until(lambda: "tired" in house.registry.models)
+        await house.registry.unregister("tired")
+        with pytest.raises(ApiError) as caught:
+            await registering
+        return caught.value
+
+    refusal = house.run(both())
+    assert (refusal.status, refusal.message) == (500, "Failed to start workers for model tired version: 1.0")
+    assert house.registry.models == {}
+
+
+def test_what_runs_and_what_waits_is_answered_before_a_version_is_gone(house: RegistryHarness) -> None:
+    house.register("slow-1.0.mar", 1)
+    replies = [house.ask("slow") for _ in range(2)]
+    house.run(house.registry.unregister("slow"))
+    assert [reply.result().status for reply in replies] == [200, 200]
+    assert house.workers() == [] or house.run(house.until(lambda: not house.workers())) is None
+    with pytest.raises(ApiError, match=FOUND_NONE):
+        house.registry.find("slow")
+
+
+def test_no_time_is_lost_on_requests_that_nobody_can_answer(house: RegistryHarness) -> None:
+    house.register("broken-1.0.mar", 1, synchronous=False)
+    reply = house.ask("broken")
+    house.run(house.registry.unregister("broken"))
+    assert reply.result().status == 503
+
+
+def test_a_version_is_removed_once(house: RegistryHarness) -> None:
+    house.register("slow-1.0.mar", 1)
+    house.ask("slow")
+
+    async def twice() -> list[Any]:
+        return await asyncio.gather(*(house.registry.unregister("slow") for _ in range(2)), return_exceptions=True)
+
+    first, second = house.run(twice())
+    assert first is None
+    assert second.status == 404
+
+
+def test_a_version_can_come_again_while_its_predecessor_is_still_answering(house: RegistryHarness) -> None:
+    house.register("slow-1.0.mar", 1)
+    reply = house.ask("slow")
+
+    async def again() -> None:
+        removing = asyncio.ensure_future(house.registry.unregister("slow"))
+        await house.until(lambda: "slow" not in house.registry.models)
+        await house.registry.register(Registration("slow-1.0.mar", initial_workers=1))
+        await removing
+
+    house.run(again())
+    assert reply.result().status == 200
+    assert house.run(house.ask("slow")).status == 200
+
+
+def test_scaling_to_nothing_answers_what_waits_and_refuses_what_comes(house: RegistryHarness) -> None:
+    house.register("slow-1.0.mar", 1)
+    replies = [house.ask("slow") for _ in range(2)]
+
+    async def scale() -> None:
+        scaling = asyncio.ensure_future(house.registry.scale("slow", None, 0, 0))
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="has no worker") as caught:
+            house.ask("slow")
+        assert caught.value.status == 503
+        await scaling
+
+    house.run(scale())
+    assert [reply.result().status for reply in replies] == [200, 200]
+    assert house.registry.find("slow").pool.workers() == []
+
+
+def test_a_version_that_is_scaled_down_while_it_comes_up_keeps_nobody_waiting(house: RegistryHarness) -> None:
+    house.register("tired-1.0.mar")
+
+    async def both() -> None:
+        up = asyncio.ensure_future(house.registry.scale("tired", None, 2, 2))
+        await house.until(lambda: house.registry.find("tired").pool.workers())
+        await house.registry.scale("tired", None, 0, 0)
+        await asyncio.wait([up])
+
+    house.run(both())
+    assert house.registry.find("tired").pool.workers() == []
+
+
+def test_scaling_that_fails_is_told_with_the_reason(house: RegistryHarness) -> None:
+    house.register("broken-1.0.mar")
+    status, message = house.refused(house.registry.scale("broken", "1.0", 1, 1))
+    assert status == 500
+    assert message.startswith("Failed to start workers for model broken version: 1.0: ModuleNotFoundError")
+
+
+def test_the_first_version_is_the_default_until_another_is_made_that(house: RegistryHarness) -> None:
+    house.register("made-1.0.mar")
+    house.register("made-2.0.mar")
+    assert house.registry.find("made").version == "1.0"
+    house.registry.set_default("made", "2.0")  # none has workers: nothing is taken from anybody
+    assert house.registry.find("made").version == "2.0"
+    assert house.refused(house.registry.unregister("made")) == (403, "Cannot remove default version for model made")
+
+
+def test_a_version_that_answers_nobody_does_not_take_the_place_of_one_that_does(house: RegistryHarness) -> None:
+    house.register("made-1.0.mar", 1)
+    house.register("made-2.0.mar")
+    house.register("made-3.0.mar", 1, synchronous=False)
+    house.run(house.until(lambda: house.registry.find("made", "3.0").pool.failure))
+    for version, why in (("2.0", "has no workers"), ("3.0", "has workers that do not load")):
+        with pytest.raises(ApiError, match=why) as caught:
+            house.registry.set_default("made", version)
+        assert caught.value.status == 409
+    house.run(house.registry.scale("made", "2.0", 1, 1))
+    house.registry.set_default("made", "2.0")
+    assert house.registry.find("made").version == "2.0"
+
+
+def test_more_workers_than_a_machine_can_have_are_refused(house: RegistryHarness) -> None:
+    count = serving_config.MOST_WORKERS + 1
+    assert house.refused(house.registry.register(Registration("made-1.0.mar", initial_workers=count)))[0] == 400
+    house.register("made-1.0.mar")
+    assert house.refused(house.registry.scale("made", None, count, count))[0] == 400
+
+
+def resolved(
+    house: RegistryHarness, folder: Path, config: dict[str, Any], keys: dict[str, str] | None = None, **asked: Any
+) -> serving_config.ServingConfig:
+    """Return what an archive with a configuration is served with."""
+    folder.mkdir(exist_ok=True)
+    (folder / "store").mkdir(exist_ok=True)
+    pack(folder / "store", "m", config=config)
+    settings = read(folder, **(keys or {}))
+
+    async def resolve() -> serving_config.ServingConfig:
+        sources = ArchiveCache(settings, folder / "archives")
+        at_start = asked.pop("at_start", False)
+        asking = Registration("m-1.0.mar", **asked)
+        source = await sources.fetch(asking.url)
+        try:
+            return serving_config.resolve(asking, source, settings, at_start=at_start)
+        finally:
+            sources.release(source)
+
+    return house.run(resolve())
+
+
+WHOLE = {"batchSize": 3, "maxBatchDelay": 7, "responseTimeout": 33, "startupTimeout": 44}
+OWN_KEYS = {"batchSize": 6, "maxBatchDelay": 8, "responseTimeout": 9, "startupTimeout": 10, "minWorkers": 2}
+OWN = json.dumps({"m": {"1.0": {**OWN_KEYS, "maxWorkers": 4}}})
+ASKED = {"batch_size": 11, "max_batch_delay": 12, "response_timeout": 13, "startup_timeout": 14}
+DEFAULTS = {"default_response_timeout": "50", "default_startup_timeout": "51", "default_workers_per_model": "5"}
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "asked", "wanted"),
+    [
+        ({}, {}, {}, (1, 100, 120, 120)),
+        ({}, DEFAULTS, {}, (1, 100, 50, 51)),
+        ({}, DEFAULTS, ASKED, (11, 12, 13, 14)),
+        ({}, {"models": OWN}, {}, (6, 8, 9, 10)),
+        ({}, {"models": OWN}, ASKED, (11, 12, 9, 10)),
+        (WHOLE, {"models": OWN}, {}, (3, 7, 33, 44)),
+        (WHOLE, {"models": OWN}, ASKED, (11, 12, 33, 44)),
+        (
+            {"batchSize": 0, "maxBatchDelay": True, "responseTimeout": "9", "startupTimeout": -1},
+            {},
+            {},
+            (1, 100, 120, 120),
+        ),
+    ],
+)
+def test_what_is_said_first_goes_first(
+    house: RegistryHarness,
+    tmp_path: Path,
+    config: dict[str, Any],
+    keys: dict[str, str],
+    asked: dict[str, int],
+    wanted: Any,
+) -> None:
+    pool = resolved(house, tmp_path, {"own": 1, **config}, keys, **asked).pool
+    assert (pool.batch_size, pool.max_batch_delay, pool.response_timeout, pool.startup_timeout) == wanted
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "asked", "wanted"),
+    [
+        ({}, {}, {}, (0, 0)),
+        ({}, DEFAULTS, {}, (5, 5)),
+        ({}, DEFAULTS, {"initial_workers": 0}, (0, 0)),
+        ({}, {"models": OWN}, {"initial_workers": 1}, (1, 1)),
+        ({}, {"models": OWN}, {"at_start": True}, (2, 4)),
+        ({"minWorkers": 1, "maxWorkers": 2}, {"models": OWN}, {"at_start": True}, (1, 2)),
+        ({"minWorkers": 1, "maxWorkers": 2}, {}, {"initial_workers": 3}, (1, 2)),
+        ({"minWorkers": 0, "maxWorkers": 2}, {}, {}, (1, 2)),
+        ({"minWorkers": 3}, {}, {"initial_workers": 2}, (2, 2)),
+        ({"minWorkers": 3, "maxWorkers": 1}, {}, {"initial_workers": 2}, (2, 2)),
+        ({}, DEFAULTS, {"at_start": True}, (5, 5)),
+        ({}, {"number_of_gpu": "2"}, {"at_start": True}, (2, 2)),
+    ],
+)
+def test_workers_are_as_many_as_torchserve_starts(
+    house: RegistryHarness,
+    tmp_path: Path,
+    config: dict[str, Any],
+    keys: dict[str, str],
+    asked: dict[str, Any],
+    wanted: Any,
+) -> None:
+    serving = resolved(house, tmp_path, {"own": 1, **config}, keys, **asked)
+    assert (serving.min_workers, serving.max_workers) == wanted
+
+
+@pytest.mark.parametrize(
+    ("config", "gpus", "devices", "kind", "told"),
+    [
+        ({}, 0, (), "cpu", ()),
+        ({}, 2, (0, 1), "gpu", ()),
+        ({"deviceType": "cpu"}, 2, (), "cpu", ()),
+        ({"deviceType": "gpu"}, 0, (), "cpu", ()),
+        ({"deviceType": "GPU", "deviceIds": [1]}, 2, (1,), "gpu", (1,)),
+        ({"deviceIds": [2, 0]}, 3, (2, 0), "gpu", (2, 0)),
+        ({"deviceIds": [0, 5]}, 2, (0, 1), "gpu", ()),
+        ({"deviceIds": "0"}, 2, (0, 1), "gpu", ()),
+        ({"deviceType": "tpu"}, 1, (0,), "gpu", ()),
+    ],
+)
+def test_workers_go_round_the_gpus_that_the_archive_names(
+    house: RegistryHarness, tmp_path: Path, config: dict[str, Any], gpus: int, devices: Any, kind: str, told: Any
+) -> None:
+    serving = resolved(house, tmp_path, {"own": 1, **config}, {"number_of_gpu": str(gpus)})
+    assert (serving.pool.devices, serving.device_type, serving.device_ids) == (devices, kind, told)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"sequenceBatching": True},
+        {"continuousBatching": True},
+        {"parallelType": "tp"},
+        {"torchrun": {"nproc-per-node": 2}},
+        {"asyncCommunication": True},
+        {"useVenv": True},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_what_this_server_does_not_do_is_told_by_its_key(
+    house: RegistryHarness, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        resolved(house, tmp_path, config)
+    assert next(iter(config)) in caught.value.message
+    assert "torchmar serve --engine torchserve runs it" in caught.value.message
+    assert resolved(house, tmp_path, dict.fromkeys(config, False)).min_workers == 0
+
+
+def test_queues_tickets_and_patience_are_the_archives(house: RegistryHarness, tmp_path: Path) -> None:
+    config = {"jobQueueSize": 7, "useJobTicket": True, "maxRetryTimeoutInSec": 9, "clientTimeoutInMills": 1500}
+    serving = resolved(house, tmp_path, config)
+    assert (serving.pool.queue_size, serving.pool.job_tickets, serving.pool.retry_seconds) == (7, True, 9)
+    assert serving.client_timeout == 1.5
+
+
+@pytest.mark.parametrize(
+    ("section", "mode"),
+    [
+        ({"fork": True}, forking.ALLOWED),
+        ({"fork": False}, forking.NEVER),
+        ({"fork": "yes"}, forking.NEVER),
+        ({}, forking.NEVER),
+        (["fork"], forking.NEVER),
+        ({"forks": True}, forking.NEVER),
+    ],
+)
+def test_only_an_archive_that_says_so_plainly_lets_workers_be_forks(
+    house: RegistryHarness, tmp_path: Path, section: Any, mode: str
+) -> None:
+    serving = resolved(house, tmp_path, {"torchmar": section})
+    assert serving.pool.fork == mode
+    assert ("model-config.yaml" in serving.pool.fork_reason) is (section in ({"fork": True}, {"fork": False}))

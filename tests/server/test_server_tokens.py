@@ -1,0 +1,215 @@
+"""torchmar.server.tokens writes TorchServe's key file, and lets pass who shows what is in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import stat
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.servers import write_config
+from torchmar.engines.builtin import Builtin
+from torchmar.engines.torchserve import TorchServe
+from torchmar.server.api_error import ApiError
+from torchmar.server.tokens import Tokens
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    return Tokens(tmp_path / "key_file.json")
+
+
+def keys(file: Path) -> dict[str, str]:
+    return {kind: value["key"] for kind, value in json.loads(file.read_text()).items()}
+
+
+def passes(tokens: Tokens, authorization: str, kind: str = "inference") -> bool:
+    try:
+        tokens.check(authorization, kind)  # type: ignore[arg-type]
+    except ApiError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "store").mkdir()
+    with TorchServe(write_config(folder), folder / "store", folder / "run") as running:
+        yield running
+
+
+def shape(value: object) -> object:
+    """Return the kinds of what is in a document, and its order."""
+    return [(key, shape(inner)) for key, inner in value.items()] if isinstance(value, dict) else type(value)
+
+
+def test_the_key_file_is_laid_out_as_torchserves(tokens: Tokens, real: TorchServe) -> None:
+    theirs = real.folder / "key_file.json"
+    assert shape(json.loads(tokens.file.read_text())) == shape(json.loads(theirs.read_text()))
+    assert len(tokens.file.read_text().splitlines()) == len(theirs.read_text().splitlines())
+    assert stat.S_IMODE(tokens.file.stat().st_mode) == stat.S_IMODE(theirs.stat().st_mode) == 0o600
+
+
+def test_tokens_expire_when_the_file_says(tmp_path: Path) -> None:
+    before = datetime.now(timezone.utc)
+    document = json.loads(Tokens(tmp_path / "k", minutes=90).file.read_text())
+    for api in ("management", "inference"):
+        end = datetime.fromisoformat(document[api]["expiration time"].replace("Z", "+00:00"))
+        assert 5400 <= (end - before).total_seconds() < 5460
+    assert document["API"].keys() == {"key"}
+
+
+def test_what_passes_and_what_is_refused_is_torchserves_choice(tokens: Tokens, real: TorchServe) -> None:
+    ours, theirs = keys(tokens.file), keys(real.folder / "key_file.json")
+    session = requests.Session()
+    for written in (
+        "Bearer {inference}",
+        "Bearer   {inference}",
+        "Bearer\t{inference}",
+        "Bearer{inference}",
+        "Bearer {inference} x",
+        "Bearer {management}",
+        "Bearer {API}",
+        "Bearer {inference}x",
+        "Bearer",
+        "Basic abc",
+        "{inference}",
+        "",
+    ):
+        asked = {"Authorization": written.format(**theirs)} if written else {}
+        answer = session.get(f"{real.server.inference}/ping", headers=asked, auth=lambda request: request)
+        assert passes(tokens, written.format(**ours)) == (answer.status_code == 200), written
+
+
+def test_the_scheme_may_have_any_case(tokens: Tokens) -> None:
+    found = keys(tokens.file)
+    assert all(passes(tokens, f"{scheme} {found['inference']}") for scheme in ("bearer", "BEARER", "Bearer"))
+    assert not passes(tokens, f"bearer {found['inference'].swapcase()}")
+
+
+def test_a_fixed_token_passes_at_once_and_for_good_and_stands_in_the_key_file(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "k", minutes=-1, fixed={"inference": "the-one-that-all-replicas-have"})
+    assert passes(tokens, "Bearer the-one-that-all-replicas-have")
+    assert not passes(tokens, "Bearer the-one-that-all-replicas-have", "management")
+    assert keys(tokens.file)["inference"] == "the-one-that-all-replicas-have"
+    assert not passes(tokens, f"Bearer {keys(tokens.file)['management']}", "management")  # it expires as ever
+    with pytest.raises(ApiError) as refused:
+        tokens.renew("inference")
+    assert (refused.value.status, refused.value.type) == (409, "ConflictStatusException")
+    assert "the-one" not in refused.value.message + repr(tokens)
+    tokens.renew("management")
+    assert passes(tokens, "Bearer the-one-that-all-replicas-have")
+
+
+def test_a_refusal_is_worded_as_torchserves(tokens: Tokens, real: TorchServe) -> None:
+    for kind, url in (
+        ("inference", f"{real.server.inference}/ping"),
+        ("management", f"{real.server.management}/models"),
+        ("key", f"{real.server.management}/token?type=inference"),
+    ):
+        with pytest.raises(ApiError) as refused:
+            tokens.check("", kind)  # type: ignore[arg-type]
+        answer = requests.get(url)
+        assert (answer.status_code, answer.content) == (refused.value.status, refused.value.body)
+
+
+def test_text_that_is_no_ascii_is_refused(tokens: Tokens) -> None:
+    assert not passes(tokens, "Bearer é")
+    assert not passes(tokens, "Bearer \udce9")
+
+
+def test_a_token_that_has_expired_is_refused(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "k", minutes=-1)
+    found = keys(tokens.file)
+    assert not passes(tokens, f"Bearer {found['inference']}")
+    assert passes(tokens, f"Bearer {found['API']}", "key")
+
+
+@pytest.mark.parametrize("kind", ["inference", "management"])
+def test_a_renewal_ends_one_token_and_leaves_the_others(tokens: Tokens, kind: str) -> None:
+    before = keys(tokens.file)
+    tokens.renew(kind)
+    after = keys(tokens.file)
+    assert {one for one in before if before[one] != after[one]} == {kind}
+    assert passes(tokens, f"Bearer {after[kind]}", kind)
+    assert not passes(tokens, f"Bearer {before[kind]}", kind)
+    assert [file.name for file in tokens.file.parent.iterdir()] == [tokens.file.name]
+
+
+@pytest.mark.parametrize("kind", ["key", "API", "INFERENCE", ""])
+def test_only_tokens_of_apis_are_renewed(tokens: Tokens, kind: str) -> None:
+    before = tokens.file.read_text()
+    with pytest.raises(ApiError, match="Token Authentication failed"):
+        tokens.renew(kind)
+    assert tokens.file.read_text() == before
+
+
+def test_a_renewal_that_cannot_be_written_leaves_the_token(tokens: Tokens, tmp_path: Path) -> None:
+    before = keys(tokens.file)
+    tokens.file.unlink()
+    tokens.file.mkdir()
+    with pytest.raises(OSError):
+        tokens.renew("inference")
+    assert passes(tokens, f"Bearer {before['inference']}")
+    assert [file.name for file in tmp_path.iterdir()] == [tokens.file.name]
+
+
+def test_a_key_file_that_is_there_is_replaced(tokens: Tokens) -> None:
+    before = keys(tokens.file)
+    tokens.file.chmod(0o644)
+    again = Tokens(tokens.file)
+    assert not set(before.values()) & set(keys(again.file).values())
+    assert stat.S_IMODE(again.file.stat().st_mode) == 0o600
+
+
+def test_without_tokens_everything_passes_and_no_file_is_written(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "k", enabled=False)
+    assert passes(tokens, "") and passes(tokens, "nonsense", "management")
+    assert not tokens.file.exists()
+
+
+def test_no_token_is_logged_or_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    tokens = Tokens(tmp_path / "k")
+    tokens.renew("inference")
+    passes(tokens, "Bearer wrong")
+    assert not [key for key in keys(tokens.file).values() if key in caplog.text + repr(tokens)]
+
+
+TELLING = """
+import os
+def handle(rows, context):
+    return None if rows is None else [sorted(name for name in os.environ if "TOKEN" in name)] * len(rows)
+"""
+
+
+def test_a_token_of_the_environment_outlives_restarts_and_stands_in_no_log_and_no_worker(
+    tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "a-token-that-stays-the-same"
+    monkeypatch.setenv("TORCHMAR_SERVER_INFERENCE_TOKEN", secret)
+    (tmp_path / "management").write_text(f"{secret}-too\n")
+    archive = make(TELLING)
+    config = write_config(tmp_path, torchmar_management_token_file="management")
+    for _ in range(2):
+        with Builtin(config, archive.parent, tmp_path / "run") as running:
+            running.load(archive)
+            assert keys(running.folder / "key_file.json") | {"API": ""} == {
+                "inference": secret,
+                "management": f"{secret}-too",
+                "API": "",
+            }
+            answer = requests.post(
+                f"{running.server.inference}/predictions/made", b"x", headers={"Authorization": f"bearer {secret}"}
+            )
+            assert (answer.status_code, answer.json()) == (200, [])
+            said = "".join(file.read_text() for file in (running.folder / "logs").iterdir() if file.is_file())
+            for name in ("console.log", "config.properties"):
+                said += (running.folder / name).read_text()
+            assert secret not in said

@@ -1,0 +1,25 @@
+"""Deployments of small models."""
+
+from __future__ import annotations
+
+# Says which version answers, after SECONDS; with FAIL it has broken workers, with WRONG wrong answers.
+MODEL = """
+import time
+
+class Model:
+    def initialize(self, context):
+        FAIL
+        self.version = context.manifest["model"]["modelVersion"]
+
+    def handle(self, rows, context):
+        time.sleep(SECONDS)
+        return [{"version": self.version.split("+")[0], "right": RIGHT} for _ in rows]
+"""
+
+
+def code(seconds: float = 0.02, *, right: bool = True, fails: bool = False) -> str:
+    fail = 'raise ValueError("this model is broken")' if fails else "pass"
+    return MODEL.replace("SECONDS", str(seconds)).replace("RIGHT", str(right)).replace("FAIL", fail)
+
+
+SAMPLES = [{"json": 1, "expect": {"right": True}}]

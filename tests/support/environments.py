@@ -1,0 +1,22 @@
+"""Environments that lack some packages."""
+
+from __future__ import annotations
+
+import sys
+import venv
+from pathlib import Path
+
+
+def environment_without(folder: Path, names: tuple[str, ...]) -> Path:
+    """Make an environment with all that is installed here but what has one of ``names``; return its Python."""
+    venv.create(folder)
+    (theirs,) = folder.glob("lib/python*/site-packages")
+    places = [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    for place in reversed(places):
+        for entry in place.iterdir():
+            # Links, not a .pth: what is installed in editable mode must not come along.
+            left_out = entry.name.startswith(names) or entry.suffix == ".pth" or entry.name == "__pycache__"
+            link = theirs / entry.name
+            if not left_out and not link.is_symlink():
+                link.symlink_to(entry)
+    return folder / "bin" / "python"

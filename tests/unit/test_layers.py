@@ -1,0 +1,104 @@
+"""Imports point downward, and what needs no torch does not import it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+# From the top of the house to its foundation; a module imports only what stands below it.
+LAYERS = (
+    ("__main__",),
+    ("cli",),
+    ("deployment", "parity"),
+    ("diagnosis", "exporting"),
+    ("engines",),
+    ("server",),
+    ("sample_check",),
+    ("worker",),
+    ("grpc",),
+    ("management", "inference", "metrics"),
+    ("connection",),
+    ("model_archiver",),
+    ("checks",),
+    ("archive",),
+    ("comparison",),
+    ("recipe", "exchange"),
+    ("manifest", "properties", "strict_yaml"),
+    ("errors", "atomic", "tensor_elements", "process_handle"),
+)
+LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for file in sorted((ROOT / "torchmar").rglob("*.py")):
+        parts = file.relative_to(ROOT / "torchmar").with_suffix("").parts
+        if parts != ("__init__",):
+            yield parts[0], file
+
+
+def imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {name for name, _ in modules()} == set(LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), list(modules()), ids=lambda value: value if isinstance(value, str) else value.name
+)
+def test_imports_point_downward(name: str, file: Path) -> None:
+    for module in imported(file):
+        parts = module.split(".")
+        if parts[0] == "torchmar" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != name:
+            assert LEVEL[parts[1]] < LEVEL[name], f"{file} imports {module}"
+
+
+def test_handlers_import_nothing_of_torchmar_and_torchmar_nothing_of_handlers() -> None:
+    for file in (ROOT / "handlers").rglob("*.py"):
+        assert not [module for module in imported(file) if module.split(".")[0] == "torchmar"], file
+    for _, file in modules():
+        assert not [module for module in imported(file) if module.split(".")[0] == "torchmar_handlers"], file
+
+
+def test_each_handler_file_defines_exactly_one_class_which_is_what_torchserve_loads() -> None:
+    from torchmar import recipe
+
+    for name in recipe.carried_handlers():
+        tree = ast.parse((ROOT / "handlers" / "torchmar_handlers" / f"{name}.py").read_text())
+        assert len([node for node in tree.body if isinstance(node, ast.ClassDef)]) == 1, name
+
+
+@pytest.mark.parametrize("command", ["--help", "build --help", "schema"])
+def test_what_needs_no_torch_does_not_import_it(command: str) -> None:
+    code = (
+        "import sys; sys.argv = ['torchmar', *sys.argv[1:]]\n"
+        "from torchmar.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'ts', 'numpy', 'requests', 'PIL', 'captum', 'psutil'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, *command.split()], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_building_an_archive_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, torchmar.archive as a\n"
+        f"a.build(pathlib.Path({str(ROOT / 'archives' / 'digits')!r}), pathlib.Path({str(tmp_path)!r}))\n"
+        "heavy = {'torch', 'ts', 'numpy', 'requests', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

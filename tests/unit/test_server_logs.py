@@ -1,0 +1,254 @@
+"""torchmar.server.telemetry.logs writes what is said where it is looked for, and holds nobody up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.servers import ECHO, write_config
+from tests.support.waiting import until
+from torchmar import properties
+from torchmar.engines import logs as reading
+from torchmar.engines.builtin import Builtin
+from torchmar.exchange import Request
+from torchmar.inference import InferenceClient
+from torchmar.server.http import Access
+from torchmar.server.telemetry import logs
+from torchmar.server.telemetry.logs import AccessLog, Background
+
+Make = Callable[..., Path]
+SLOW = """
+import time
+
+def handle(rows, context):
+    if rows:
+        print("asked")
+        time.sleep(float(next(iter(rows[0].values()))))
+    return ["done"] * len(rows or [])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_they_were() -> Iterator[None]:
+    loggers = (logs.SERVER, logs.WORKERS)
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+def say(folder: Path, layout: logs.Layout) -> None:
+    logs.open_in(folder / "logs", layout)
+    logs.SERVER.warning("of %s", "m", extra={"model": "m", "version": "1.0", "request_id": "r"})
+    try:
+        raise ValueError("no")
+    except ValueError:
+        logs.SERVER.exception("it failed")
+    logs.worker_says("9000", "m", "1.0", "Traceback (most recent call last):")
+    logs.worker_says("9000", "m", "1.0", "ValueError: 100%")
+
+
+@pytest.mark.parametrize("layout", ["text", "json"])
+def test_either_layout_is_read_by_those_who_look_at_logs(tmp_path: Path, layout: logs.Layout) -> None:
+    say(tmp_path, layout)
+    (worker,) = reading.recent(tmp_path, 9, worker="9000")
+    assert (worker.model, worker.version, worker.level) == ("m", "1.0", "")
+    assert worker.text == "Traceback (most recent call last):\nValueError: 100%"
+    server = [one for one in reading.recent(tmp_path, 9) if not one.worker]
+    assert [one.level for one in server] == ["WARNING", "ERROR"]
+    assert server[0].text.endswith("of m")
+    assert server[1].text.endswith("ValueError: no")
+    assert datetime.fromisoformat(worker.time)
+    assert abs((datetime.fromisoformat(worker.time) - datetime.now()).total_seconds()) < 60
+
+
+def test_json_has_a_line_an_object_with_what_is_known(tmp_path: Path) -> None:
+    say(tmp_path, "json")
+    first, second = map(json.loads, (tmp_path / "logs" / "server.log").read_text().splitlines())
+    assert datetime.fromisoformat(first.pop("time")).tzinfo
+    about = {"model": "m", "version": "1.0", "request_id": "r"}
+    assert first == {"level": "WARNING", "logger": "torchmar.server", "message": "of m", **about}
+    assert second["message"].startswith("it failed\nTraceback")
+    line = json.loads((tmp_path / "logs" / "workers.log").read_text().splitlines()[1])
+    assert (line["logger"], line["worker"], line["message"]) == ("torchmar.workers", "9000", "ValueError: 100%")
+
+
+def test_a_thread_that_cannot_keep_up_drops_counts_and_tells(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Telling(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    logs.SERVER.handlers = [Telling()]
+    free, taken = threading.Event(), list[int]()
+
+    def write(some: Any) -> None:
+        free.wait()
+        taken.extend(some)
+
+    background = Background("the pipe", write, most=3)
+    for number in range(3):
+        background.put(number)
+    until(lambda: not background._waiting)
+    for number in range(3, 10):
+        background.put(number)
+    assert background.dropped == 4
+    free.set()
+    until(lambda: bool(told))
+    assert told == ["the pipe cannot keep up: 4 lines are missing"]
+    background.close()
+    assert taken == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_disk_that_is_full_is_no_end(tmp_path: Path) -> None:
+    def write(some: Any) -> None:
+        raise OSError("full")
+
+    background = Background("the disk", write)
+    background.put(1)
+    background.close()
+    assert background.dropped == 1
+
+
+def test_no_request_can_break_a_line_and_no_query_is_written(tmp_path: Path) -> None:
+    for layout in ("text", "json"):
+        log = AccessLog(tmp_path / layout, layout)
+        log.put(Access(0.0, "127.0.0.1:1", "GET", b'/a"b\xff\x1b%41?token=secret', 200, 0.0015, "id"))
+        log.close()
+    text = (tmp_path / "text" / "access.log").read_text()
+    assert re.fullmatch(r'\S+ - /127\.0\.0\.1:1 "GET /a%22b%FF%1B%41 HTTP/1\.1" 200 1\.500 id\n', text)
+    document = json.loads((tmp_path / "json" / "access.log").read_text())
+    assert (document["path"], document["milliseconds"], document["request_id"]) == ("/a%22b%FF%1B%41", 1.5, "id")
+
+
+def test_the_access_log_rolls_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_SIZE", 10)
+    log = AccessLog(tmp_path)
+    log.put(Access(0.0, "c", "GET", b"/1", 200, 0.0, ""))
+    until(lambda: (tmp_path / "access.log.1").exists())
+    log.put(Access(0.0, "c", "GET", b"/2", 200, 0.0, ""))
+    log.close()
+    assert "GET /1 " in (tmp_path / "access.log.2").read_text()
+    assert "GET /2 " in (tmp_path / "access.log.1").read_text()
+
+
+def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Path, make: Make) -> None:
+    store = tmp_path / "store"
+    archive = make(SLOW, name="m", store=store, config={"minWorkers": 1, "maxWorkers": 1, "responseTimeout": 30})
+    config = write_config(tmp_path, torchmar_access_log="true", torchmar_log_format="json")
+    with Builtin(config, store, tmp_path / "run") as server:
+        server.load(archive)
+        with InferenceClient(server.server) as client:
+            answer = client.ask("m", Request(b"0", "text/plain"))
+        inference, _, metrics = server.properties.addresses()[:3]
+        url = f"http://{inference.host}:{inference.port}/predictions/none?token=secret"
+        assert requests.get(url).status_code == 400
+        assert requests.get(f"http://{metrics.host}:{metrics.port}/metrics").ok
+        token = json.loads((server.folder / "key_file.json").read_text())["inference"]["key"]
+        head = f"POST /predictions/m HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n"
+        with socket.create_connection((inference.host, inference.port)) as leaving:
+            leaving.sendall(f"{head}content-type: application/json\r\ncontent-length: 3\r\n\r\n2.0".encode())
+            file = server.folder / "logs" / "workers.log"
+            until(lambda: file.read_text().count('"asked"') == 2)
+        with socket.create_connection((inference.host, inference.port)) as large, contextlib.suppress(OSError):
+            large.sendall(f"{head}content-length: 99999999999\r\n\r\n".encode())
+            large.recv(1000)
+
+        def lines() -> list[dict[str, Any]]:
+            return [json.loads(line) for line in (server.folder / "logs" / "access.log").read_text().splitlines()]
+
+        def statuses(path: str) -> list[int]:
+            return [line["status"] for line in lines() if line["path"] == path]
+
+        until(lambda: statuses("/predictions/m") == [200, 499, 413])
+        (asked, _gone, _) = [line for line in lines() if line["path"] == "/predictions/m"]
+        assert asked["request_id"] == answer.headers["x-request-id"]
+        assert (asked["method"], asked["client"].partition(":")[0]) == ("POST", "127.0.0.1")
+        assert asked["milliseconds"] > 0
+        assert statuses("/predictions/none") == [400]
+        assert statuses("/metrics") == [200]
+        assert statuses("/models") == [200]
+        assert "secret" not in (server.folder / "logs" / "access.log").read_text()
+        traceback = server.worker_traceback("m", "1.0")
+        assert "asked" in traceback  # the last lines, since there is none: they are read from JSON, too
+
+
+def test_without_being_asked_there_is_no_access_log(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with Builtin(write_config(tmp_path), tmp_path / "store", tmp_path / "run") as server:
+        InferenceClient(server.server).ping()
+        assert not (server.folder / "logs" / "access.log").exists()
+
+
+@pytest.mark.parametrize("layout", ["text", "json"])
+def test_in_the_foreground_it_prints_its_logs_to_stderr(tmp_path: Path, make: Make, layout: str) -> None:
+    store = tmp_path / "store"
+    make(f"import no_such_module\n{ECHO}", name="broken", store=store)
+    config = write_config(
+        tmp_path, model_store=str(store), load_models="all", torchmar_log_format=layout, vmargs="-Xmx1g"
+    )
+    command = [sys.executable, "-m", "torchmar.server", "-f", str(config), "--foreground"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    guard = threading.Timer(60, process.kill)
+    guard.start()
+    try:
+        assert process.stderr
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if "no_such_module" in line:
+                break
+        process.terminate()
+        assert process.wait(60) == 0
+        seen += process.stderr.readlines()
+    finally:
+        guard.cancel()
+        process.kill()
+        process.communicate()
+    assert any("without meaning here: vmargs" in line for line in seen)
+    assert not any("workflow_store" in line for line in seen)
+    if layout == "json":
+        said = [json.loads(line) for line in seen]
+        assert {(one["model"], one["version"]) for one in said if "worker" in one} == {("broken", "1.0")}
+
+
+def test_a_pipe_that_nobody_reads_does_not_stop_it(tmp_path: Path, make: Make) -> None:
+    store = tmp_path / "store"
+    chatty = "def handle(rows, context):\n    if rows: print('x' * 60000)\n    return ['x'] * len(rows or [])\n"
+    make(chatty, name="m", store=store, config={"minWorkers": 1, "maxWorkers": 1})
+    config = write_config(tmp_path, model_store=str(store), load_models="all", disable_token_authorization="true")
+    url = properties.read(config).url("inference_address")
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "torchmar.server", "-f", str(config), "--foreground"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=write)
+    os.close(write)
+    try:
+
+        def answers() -> bool:
+            with contextlib.suppress(requests.ConnectionError):
+                return requests.post(f"{url}/predictions/m", data="x").ok
+            return False
+
+        until(answers)
+        assert all(answers() for _ in range(50))  # three megabytes, and a pipe holds 64 KiB
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(read)
