@@ -20,6 +20,7 @@ from torchmar.archive import Archive, digests, pack
 from torchmar.errors import ArchiveError
 
 
+@pytest.mark.usefixtures("weights")
 def test_two_builds_in_two_folders_at_two_times_are_byte_identical(tmp_path: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(DIGITS, tmp_path / name / "digits", copy_function=shutil.copy)

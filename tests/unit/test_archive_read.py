@@ -24,6 +24,7 @@ def write_zip(path: Path, *members: tuple[str | zipfile.ZipInfo, str]) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_an_archive_of_torch_model_archiver_opens_here(tmp_path: Path) -> None:
     (tmp_path / "h.py").write_text("def handle(rows, context): ...")
     (tmp_path / "model.pt").write_bytes(b"weights" * 1000)

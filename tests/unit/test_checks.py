@@ -249,6 +249,7 @@ def test_the_command_runs_the_samples_of_an_archive_or_a_recipe(digits: Path, ma
     assert "the answer is 3, not 2" in torchmar(broken, "--run", code=1)
 
 
+@pytest.mark.process
 def test_a_pickle_that_would_run_code_is_found_and_not_run(tmp_path: Path) -> None:
     import torch
 

@@ -85,6 +85,7 @@ MODELS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "source", "cause"), MODELS.values(), ids=MODELS)
 def test_a_model_file_has_an_error_exactly_where_torchserves_base_handler_fails(
     tmp_path: Path, name: str, source: bytes, cause: str
@@ -116,6 +117,7 @@ def test_a_configuration_of_openmmlab_is_no_error_with_the_handler_of_its_tools(
     assert [one.code.name for one in errors if one.severity == "error"] == []
 
 
+@pytest.mark.process
 def test_what_the_worker_has_imported_before_the_handler_is_the_list_of_the_check() -> None:
     from torchmar.checks.imports import IMPORTED_BY_WORKER
 
@@ -124,6 +126,7 @@ def test_what_the_worker_has_imported_before_the_handler_is_the_list_of_the_chec
     assert set(names.split()) >= IMPORTED_BY_WORKER
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "error"), [("json", True), ("logging", True), ("statistics", False), ("sched", False)]
 )

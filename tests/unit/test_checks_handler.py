@@ -507,6 +507,7 @@ def load(folder: Path, handler: str, files: Mapping[str, str | bytes]) -> Worker
     return Worker(archive.pack(members, folder / "made.mar").path)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("case", [*LOADS, *FAILS, *CANNOT_ANSWER])
 def test_torchserves_own_loader_agrees(case: str, tmp_path: Path) -> None:
     handler, files, _ = TABLES[case]
@@ -519,6 +520,7 @@ def test_torchserves_own_loader_agrees(case: str, tmp_path: Path) -> None:
             assert answer.status == (503 if case in CANNOT_ANSWER else 200)
 
 
+@pytest.mark.process
 def test_a_named_function_that_is_not_there_is_told_although_torchserve_takes_the_class(tmp_path: Path) -> None:
     files = {"handler.py": CLASS}
     cause = "does not define answer; TorchServe takes the class Digits in its place and says nothing"
@@ -638,6 +640,7 @@ def test_a_member_that_is_damaged_is_left_to_the_checks_of_the_layout() -> None:
     assert checks.check(Damaged({"handler.py": CLASS, "requirements.txt": "x"}), "handler.py", "requirements.txt") == []
 
 
+@pytest.mark.usefixtures("weights")
 def test_the_handlers_that_archives_carry_have_no_findings() -> None:
     made, folder = recipe.read(DIGITS)
     members = archive.collect_members(made, folder)

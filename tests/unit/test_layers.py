@@ -94,6 +94,7 @@ def test_what_needs_no_torch_does_not_import_it(command: str) -> None:
     subprocess.run([sys.executable, "-c", code, *command.split()], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.usefixtures("weights")
 def test_building_an_archive_imports_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, torchmar.archive as a\n"

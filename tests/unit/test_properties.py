@@ -57,6 +57,7 @@ def test_an_address_without_a_port_has_torchserves(scheme: str, ports: list[int]
     assert [read.url(key) for key in keys] == [f"{scheme}://[::1]:{port}" for port in ports]
 
 
+@pytest.mark.torchserve
 def test_those_ports_are_torchserves_own() -> None:
     found = importlib.util.find_spec("ts")
     assert found

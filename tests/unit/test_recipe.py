@@ -25,6 +25,7 @@ def problems(text: str) -> list[tuple[int, str]]:
     return [(problem.line, problem.show()) for problem in caught.value.problems]
 
 
+@pytest.mark.usefixtures("weights")
 def test_the_digits_recipe_is_read() -> None:
     read, folder = recipe.read(DIGITS)
     assert folder == DIGITS

@@ -147,6 +147,7 @@ def test_the_access_log_rolls_over(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "GET /2 " in (tmp_path / "access.log.1").read_text()
 
 
+@pytest.mark.server
 def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Path, make: Make) -> None:
     store = tmp_path / "store"
     archive = make(SLOW, name="m", store=store, config={"minWorkers": 1, "maxWorkers": 1, "responseTimeout": 30})
@@ -188,6 +189,7 @@ def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Pa
         assert "asked" in traceback  # the last lines, since there is none: they are read from JSON, too
 
 
+@pytest.mark.server
 def test_without_being_asked_there_is_no_access_log(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     with Builtin(write_config(tmp_path), tmp_path / "store", tmp_path / "run") as server:
@@ -195,6 +197,7 @@ def test_without_being_asked_there_is_no_access_log(tmp_path: Path) -> None:
         assert not (server.folder / "logs" / "access.log").exists()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("layout", ["text", "json"])
 def test_in_the_foreground_it_prints_its_logs_to_stderr(tmp_path: Path, make: Make, layout: str) -> None:
     store = tmp_path / "store"
@@ -227,6 +230,7 @@ def test_in_the_foreground_it_prints_its_logs_to_stderr(tmp_path: Path, make: Ma
         assert {(one["model"], one["version"]) for one in said if "worker" in one} == {("broken", "1.0")}
 
 
+@pytest.mark.server
 def test_a_pipe_that_nobody_reads_does_not_stop_it(tmp_path: Path, make: Make) -> None:
     store = tmp_path / "store"
     chatty = "def handle(rows, context):\n    if rows: print('x' * 60000)\n    return ['x'] * len(rows or [])\n"

@@ -78,6 +78,7 @@ def test_every_key_of_torchserve_is_known(store: Path) -> None:
     assert not [warning for warning in warnings if "unknown key" in warning]
 
 
+@pytest.mark.process
 def test_every_key_and_variable_that_is_honoured_stands_in_torchserve() -> None:
     code = constants()
     own = {key for key in keys.SUPPORTED_KEYS if key.startswith("torchmar_")}
@@ -229,6 +230,7 @@ def test_values_may_name_variables_between_dollars(store: Path) -> None:
         read(store, "max_request_size=$$SIZE$$00")
 
 
+@pytest.mark.torchserve
 def test_the_real_server_takes_variables_in_the_same_order(
     tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def test_handlers_without_one_and_envelopes_tell_nothing() -> None:
     assert of(Handler({"inputs": [TENSOR], "outputs": []}), "kservev2") == NOTHING
 
 
+@pytest.mark.process
 def test_only_a_handle_of_ours_gets_tensors_as_bytes() -> None:
     from torchmar_handlers.tensors import TensorHandler
 

@@ -25,6 +25,7 @@ def test_what_the_user_says_of_waiting_is_kept_alone(name: str) -> None:
     assert {name: "7", "PYTHONUNBUFFERED": "1"} == environment
 
 
+@pytest.mark.process
 def test_a_worker_process_has_it(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
