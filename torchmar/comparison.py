@@ -1,4 +1,4 @@
-"""Compare an answer with what a sample expects of it."""
+"""Compare a response with the expectation of a sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One request and one answer, whoever is asked: a worker process or a server."""
+"""One request and one response, of a worker process or a server."""
 
 from __future__ import annotations
 

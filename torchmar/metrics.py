@@ -1,4 +1,4 @@
-"""The metrics of a server: Prometheus' text in, values out, and the load that two looks tell.
+"""The metrics of a server: Prometheus text to values, and the load between two readings.
 
 TorchServe counts requests and adds up their latency, so that means can be had between two looks, and nothing
 else. A handler that measures a histogram called ``HandlerSeconds`` lets percentiles be told::

@@ -1,4 +1,4 @@
-"""Prove an archive: ask it its samples in a worker process, alone, together and among bad requests."""
+"""Run an archive's samples in a worker process: alone, together and among bad requests."""
 
 from __future__ import annotations
 

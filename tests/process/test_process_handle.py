@@ -96,7 +96,7 @@ def a_worker_has_died(folder: Path) -> None:
     with PoolHarness() as house:
 
         async def make() -> Pool:
-            return Pool(house.nursery, PoolOptions("m", "1.0", "handler.py", str(folder)), house)
+            return Pool(house.fork_server, PoolOptions("m", "1.0", "handler.py", str(folder)), house)
 
         pool = house.run(make())
         assert house.run(pool.scale(1, 1)), pool.failure
@@ -106,7 +106,7 @@ def a_worker_has_died(folder: Path) -> None:
         innocent = with_number(worker.pid)
         house.run(until(lambda: "once only" in pool.failure))
         house.run(pool.close())
-        house.run(until(lambda: not psutil.Process(house.nursery.pid).children()))
+        house.run(until(lambda: not psutil.Process(house.fork_server.pid).children()))
     assert innocent.poll() is None
 
 
@@ -136,11 +136,11 @@ def a_parent_has_died(folder: Path) -> None:
     with PoolHarness() as house:
 
         async def make() -> Pool:
-            return Pool(house.nursery, PoolOptions("m", "1.0", "handler.py", str(folder)), house)
+            return Pool(house.fork_server, PoolOptions("m", "1.0", "handler.py", str(folder)), house)
 
         pool = house.run(make())
         assert house.run(pool.scale(2, 2)), pool.failure
-        numbers = [one.pid for one in (*pool.workers(), house.nursery) if one.pid]
+        numbers = [one.pid for one in (*pool.workers(), house.fork_server) if one.pid]
         assert len(numbers) == 3
         os.kill(numbers[-1], signal.SIGKILL)
         house.run(until(lambda: not any(map(psutil.pid_exists, numbers))))

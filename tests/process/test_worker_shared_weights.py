@@ -47,7 +47,7 @@ def serve(house: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[.
             handler = archive.manifest.model.handler
 
         async def scale() -> Pool:
-            pool = Pool(house.nursery, PoolOptions("m", "1.0", handler, str(folder), **options), house)
+            pool = Pool(house.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), house)
             made.append(pool)
             assert await pool.scale(workers, workers), pool.failure
             return pool

@@ -79,7 +79,7 @@ def pid(server: Builtin) -> int:
 
 def test_a_killed_server_leaves_no_process(server: Builtin) -> None:
     everybody = family(pid(server))
-    assert len(everybody) >= 4  # server, nursery, two workers
+    assert len(everybody) >= 4  # server, fork_server, two workers
     os.kill(pid(server), signal.SIGKILL)
     _, alive = psutil.wait_procs(everybody, timeout=20)
     assert alive == []
@@ -240,5 +240,5 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
     assert before
     (files, children), memory = before
     assert state[0] <= files + 8
-    assert state[1] <= children + 4  # a cradle or a worker, with its supervisor each, may be on their way
+    assert state[1] <= children + 4  # a model process or a worker, with its supervisor each, may be on their way
     assert psutil.Process(pid(server)).memory_info().rss < memory + (50 << 20)

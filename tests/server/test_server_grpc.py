@@ -117,11 +117,11 @@ class House:
         )
 
     async def _start(self) -> None:
-        self.nursery = ForkServer()
-        await self.nursery.start()
+        self.fork_server = ForkServer()
+        await self.fork_server.start()
         self.sources = ArchiveCache(self.settings, self.store.parent / "models")
         self.metrics = Metrics(machine=False)
-        self.registry = Registry(self.sources, self.nursery, self.settings, self.metrics)
+        self.registry = Registry(self.sources, self.fork_server, self.settings, self.metrics)
         listener = await server_grpc.listen(self.registry, Tokens(self.key_file), self.settings, self.metrics)
         assert listener
         self.listener = listener
@@ -144,7 +144,7 @@ class House:
         self.run(self.listener.close(0.1))
         self.run(self.registry.close(1))
         self.run(self.sources.close())
-        self.loop.call_soon_threadsafe(self.nursery.close)
+        self.loop.call_soon_threadsafe(self.fork_server.close)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()

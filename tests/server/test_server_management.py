@@ -102,10 +102,10 @@ class Ours(Engine):
     async def _start(self) -> int:
         self.settings, _ = configuration.read(self._config, {}, model_store=str(self._store))
         self.tokens = Tokens(self._folder / "key_file.json", enabled=self.settings.tokens)
-        self.nursery = ForkServer()
+        self.fork_server = ForkServer()
         self.metrics = Metrics(machine=False)
         self.sources = ArchiveCache(self.settings, self._folder / "archives")
-        self.registry = Registry(self.sources, self.nursery, self.settings, self.metrics)
+        self.registry = Registry(self.sources, self.fork_server, self.settings, self.metrics)
         app = Management(self.registry, self.tokens, self.settings, self.metrics)
         self._listener = await web.listen(app, "127.0.0.1", 0, web.Limits())
         return self._listener.port
@@ -115,7 +115,7 @@ class Ours(Engine):
             await self._listener.close(5)
             await self.registry.close(5)
             await self.sources.close()
-            self.nursery.close()
+            self.fork_server.close()
 
         self.run(end())
         self._loop.call_soon_threadsafe(self._loop.stop)

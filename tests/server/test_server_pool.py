@@ -47,7 +47,7 @@ def pool(house: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..
             handler = archive.manifest.model.handler
 
         async def start() -> Pool:
-            pool = Pool(house.nursery, PoolOptions("m", "1.0", handler, str(folder), **options), house)
+            pool = Pool(house.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), house)
             made.append(pool)
             assert await pool.scale(workers, workers) is up, pool.failure
             return pool
@@ -275,7 +275,7 @@ def test_a_model_with_threads_connections_or_processes_is_loaded_by_each_worker_
 ) -> None:
     one = pool(code + OBEDIENT, workers=2, fork=forking.ALLOWED)
     parents = {forked_by(worker.pid).pid for worker in one.workers()}
-    assert parents == {house.nursery.pid}
+    assert parents == {house.fork_server.pid}
     assert house.run(ask(one, [1, 2, 3])) == [1, 2, 3]
 
 
@@ -311,16 +311,16 @@ def test_fewer_workers_finish_what_they_are_at(house: PoolHarness, pool: Callabl
     assert house.run(shrink()) == [0.3, 0.3, 0.3]
 
 
-def test_an_end_of_the_nursery_is_survived(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_an_end_of_the_fork_server_is_survived(house: PoolHarness, pool: Callable[..., Pool]) -> None:
     one = pool(workers=2)
-    assert house.nursery.pid
-    os.kill(house.nursery.pid, 9)
+    assert house.fork_server.pid
+    os.kill(house.fork_server.pid, 9)
     house.run(until(lambda: one.ready == 0))
     house.run(until(lambda: one.ready == 2))
     assert house.run(ask(one, [1, 2])) == [1, 2]
 
 
-def test_a_model_that_is_being_loaded_when_the_nursery_ends_is_loaded_again(
+def test_a_model_that_is_being_loaded_when_the_fork_server_ends_is_loaded_again(
     house: PoolHarness, pool: Callable[..., Pool], tmp_path: Path
 ) -> None:
     flag = tmp_path / "flag"
@@ -336,8 +336,8 @@ def test_a_model_that_is_being_loaded_when_the_nursery_ends_is_loaded_again(
     async def scenario() -> None:
         scaled = asyncio.ensure_future(one.scale(1, 1))
         await until(flag.exists)
-        assert house.nursery.pid
-        os.kill(house.nursery.pid, 9)
+        assert house.fork_server.pid
+        os.kill(house.fork_server.pid, 9)
         assert await scaled
         assert one.failure == ""
         assert await ask(one, [1]) == [1]
@@ -345,18 +345,18 @@ def test_a_model_that_is_being_loaded_when_the_nursery_ends_is_loaded_again(
     house.run(scenario())
 
 
-def test_a_nursery_that_ends_before_it_has_loaded_torch_is_started_again(house: PoolHarness) -> None:
+def test_a_fork_server_that_ends_before_it_has_loaded_torch_is_started_again(house: PoolHarness) -> None:
     async def scenario() -> None:
-        nursery = ForkServer()
-        started = asyncio.ensure_future(nursery.start())
-        await until(lambda: nursery._process)
-        assert nursery._process
-        supervisor = psutil.Process(nursery._process.pid)
+        fork_server = ForkServer()
+        started = asyncio.ensure_future(fork_server.start())
+        await until(lambda: fork_server._process)
+        assert fork_server._process
+        supervisor = psutil.Process(fork_server._process.pid)
         await until(supervisor.children)
         supervisor.children()[0].kill()
         await started
-        assert nursery.pid
-        nursery.close()
+        assert fork_server.pid
+        fork_server.close()
 
     house.run(scenario())
 
@@ -377,8 +377,8 @@ def test_without_pidfds_the_parent_that_reaps_ends_a_worker(
 
 
 def test_a_closed_pool_leaves_no_process_and_no_open_file(house: PoolHarness, pool: Callable[..., Pool]) -> None:
-    me, nursery = psutil.Process(), psutil.Process(house.nursery.pid)
-    house.run(until(lambda: not nursery.children()))
+    me, fork_server = psutil.Process(), psutil.Process(house.fork_server.pid)
+    house.run(until(lambda: not fork_server.children()))
     before = me.num_fds()
     one = pool(workers=3)
 
@@ -387,7 +387,7 @@ def test_a_closed_pool_leaves_no_process_and_no_open_file(house: PoolHarness, po
         await until(lambda: one.busy)
         await one.close()
         assert await waiting == [503] * 5
-        await until(lambda: not nursery.children())
+        await until(lambda: not fork_server.children())
         await until(lambda: me.num_fds() <= before)
 
     house.run(close())

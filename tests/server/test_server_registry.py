@@ -34,7 +34,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryHarness]
     yield house
     house.run(house.registry.close(5))
     house.run(house.sources.close())
-    house.nursery.close()
+    house.fork_server.close()
     house.loop.close()
 
 

@@ -102,7 +102,7 @@ class Pools:
         options = {"preprocess_workers": 2 if kind is StagedPool else 0, **options}
 
         async def start() -> Pool:
-            pool = kind(self.house.nursery, PoolOptions("m", "1.0", handler, str(folder), **options), self.house)
+            pool = kind(self.house.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), self.house)
             self._made.append(pool)
             assert await pool.scale(workers, workers) is up, pool.failure
             return pool
@@ -325,14 +325,14 @@ def test_where_forks_are_allowed_the_model_is_loaded_once_for_both_stages(pools:
         make("import socket\nCONNECTION = socket.socket()\n" + dedent(STEPS)), workers=2, fork=forking.ALLOWED
     )
     workers = (*alone.workers(), *alone.preprocess_workers())
-    assert {forked_by(one.pid).pid for one in workers} == {pools.house.nursery.pid}
+    assert {forked_by(one.pid).pid for one in workers} == {pools.house.fork_server.pid}
     assert said(pools.house.run(ask(alone, [1.0] * 6))) == [2.0] * 6
 
 
 def test_by_default_every_worker_of_either_stage_loads_the_model_itself(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), workers=2)
     workers = (*staged.workers(), *staged.preprocess_workers())
-    assert {forked_by(one.pid).pid for one in workers} == {pools.house.nursery.pid}
+    assert {forked_by(one.pid).pid for one in workers} == {pools.house.fork_server.pid}
     assert said(pools.house.run(ask(staged, [1.0] * 6))) == [2.0] * 6
 
 
@@ -464,7 +464,7 @@ def registered(tmp_path: Path) -> Iterator[RegistryHarness]:
     yield house
     house.run(house.registry.close(5))
     house.run(house.sources.close())
-    house.nursery.close()
+    house.fork_server.close()
     house.loop.close()
 
 

@@ -40,24 +40,24 @@ def handle(rows, context):
 
 
 class PoolHarness:
-    """A loop of its own with a nursery, and pools that are closed at the end."""
+    """A loop of its own with a fork server, and pools that are closed at the end."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.nursery: ForkServer
+        self.fork_server: ForkServer
         self.batches: list[int] = []
         self.measured: list[Any] = []
 
     def __enter__(self) -> PoolHarness:
         async def start() -> None:
-            self.nursery = ForkServer()
-            await self.nursery.start()
+            self.fork_server = ForkServer()
+            await self.fork_server.start()
 
         self.run(start())
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.nursery.close()
+        self.fork_server.close()
         self.loop.close()
 
     def run(self, what: Awaitable[T]) -> T:

@@ -36,10 +36,10 @@ class RegistryHarness:
         self.run(self._start())
 
     async def _start(self) -> None:
-        self.nursery = ForkServer()
-        await self.nursery.start()
+        self.fork_server = ForkServer()
+        await self.fork_server.start()
         self.sources = ArchiveCache(self.settings, self.folder / "archives")
-        self.registry = Registry(self.sources, self.nursery, self.settings, Metrics())
+        self.registry = Registry(self.sources, self.fork_server, self.settings, Metrics())
 
     def run(self, what: Awaitable[T]) -> T:
         async def bounded() -> T:
@@ -61,8 +61,8 @@ class RegistryHarness:
         return reply
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that the nursery has started and that still run."""
-        return psutil.Process(self.nursery.pid).children(recursive=True)
+        """The processes that the fork server has started and that still run."""
+        return psutil.Process(self.fork_server.pid).children(recursive=True)
 
     async def until(self, true: Any) -> None:
         while not true():

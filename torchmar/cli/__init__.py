@@ -1,4 +1,4 @@
-"""The command line: commands parse, call and print; what they do is in the library.
+"""The command line: commands parse, call and print; the library does the work.
 
 Results go to stdout, talk to stderr. Exit codes: 0 done, 1 an error or a refusal, 2 wrong
 usage, 130 interrupted.

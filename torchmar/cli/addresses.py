@@ -1,4 +1,4 @@
-"""The addresses of a server that has started, as the commands that start one print them."""
+"""The addresses of a started server, as printed by the commands that start one."""
 
 from __future__ import annotations
 

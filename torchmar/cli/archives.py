@@ -1,4 +1,4 @@
-"""Commands on recipes and archives: nothing here starts or asks a server."""
+"""Commands on recipes and archives, without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many inputs asked with: what comes is written at once, and what fails is told and counted."""
+"""Predictions for many inputs: results are written at once, failures reported and counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on the models of a running server: the management API in its own words."""
+"""Commands on the models of a running server, in the management API's terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on servers that run: how they are, and what they say."""
+"""Commands on running servers: status and logs."""
 
 from __future__ import annotations
 

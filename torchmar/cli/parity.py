@@ -1,4 +1,4 @@
-"""The command that holds one server to what another answers."""
+"""The command that compares the responses of two engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that ask a running server for predictions and explanations."""
+"""Commands that request predictions and explanations from a running server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that change which version of a model answers: back at once, forward by evidence."""
+"""Commands that change the default version of a model: rollback and promote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``run``, ``predict`` and ``explain`` share: an input to ask with, an answer to show or save."""
+"""What ``run``, ``predict`` and ``explain`` share: build a request from an input, show or save the response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers to many inputs as lines of JSON, in a file that a later run goes on with."""
+"""Results of many inputs as JSON lines, in a file that a later run resumes."""
 
 from __future__ import annotations
 

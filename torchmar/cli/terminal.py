@@ -1,4 +1,4 @@
-"""What commands share: results to stdout, talk to stderr, errors that say what to do next."""
+"""What commands share: results on stdout, messages on stderr, errors with hints."""
 
 from __future__ import annotations
 

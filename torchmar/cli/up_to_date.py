@@ -1,4 +1,4 @@
-"""Answer ``torchmar build`` at once when every archive that it asks for is up to date."""
+"""Answer ``torchmar build`` at once when every archive is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that shows a server's load as it is."""
+"""The command that shows the current load of a server."""
 
 from __future__ import annotations
 

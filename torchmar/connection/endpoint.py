@@ -1,4 +1,4 @@
-"""Where a server's APIs are, the tokens that they want, and how far they are to be trusted."""
+"""The endpoint of a server: addresses of its APIs, tokens, trust."""
 
 from __future__ import annotations
 

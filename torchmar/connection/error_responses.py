@@ -1,4 +1,4 @@
-"""What a server says when it says no, as an exception."""
+"""Map error responses to exceptions."""
 
 from __future__ import annotations
 

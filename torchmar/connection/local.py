@@ -1,4 +1,4 @@
-"""Whether what is sent to an address can be read on the way."""
+"""Whether an address is local, so that requests cannot be read on the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokens of a server: out of its key file, and renewed before they expire."""
+"""Tokens of a server: read from its key file, renewed before they expire."""
 
 from __future__ import annotations
 

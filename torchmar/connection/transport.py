@@ -1,4 +1,4 @@
-"""One HTTP request to an address, and why there was no answer."""
+"""One HTTP request to an address; failures as exceptions."""
 
 from __future__ import annotations
 

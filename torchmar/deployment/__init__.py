@@ -1,4 +1,4 @@
-"""Desired state for a server: what it should serve, compared with what it serves, and made so.
+"""Desired state for a server: compare it with the actual state, and apply the difference.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Two versions of a model asked the same: do they answer alike, and is the new one as fast?"""
+"""Compare two versions of a model on the same requests: agreement and latency."""
 
 from __future__ import annotations
 

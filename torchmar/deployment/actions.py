@@ -1,4 +1,4 @@
-"""What a plan may say is to be done, one value for each thing."""
+"""The actions of a plan, one value each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server serves now: every version of every model, and which is the default."""
+"""The actual state of a server: all versions of all models, and their defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``deployment.yaml``: what a server should serve, read strictly.
+"""``deployment.yaml``: the desired state of a server, read strictly.
 
 Every problem of a file is reported at once, each with its line. File names are relative to
 the folder that the file lies in, but for archives, which are looked for in the model store first.

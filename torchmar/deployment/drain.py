@@ -1,4 +1,4 @@
-"""Wait until versions that get no more traffic have answered what they had."""
+"""Wait until versions without traffic have answered their last requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carry a plan out, and take everything back when something fails before the old versions go."""
+"""Carry a plan out; undo every action when one fails before the old versions are drained."""
 
 from __future__ import annotations
 

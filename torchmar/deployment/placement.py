@@ -1,4 +1,4 @@
-"""Which worker goes on which GPU: memory packed, replicas spread, what is pinned stays."""
+"""Place workers on GPUs: memory packed, replicas spread, pinned workers kept."""
 
 from __future__ import annotations
 

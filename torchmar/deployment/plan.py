@@ -1,4 +1,4 @@
-"""From what should be and what is to what is to be done; nothing here asks or changes anything."""
+"""Compute a plan from desired and actual state; pure."""
 
 from __future__ import annotations
 

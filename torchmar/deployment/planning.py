@@ -1,4 +1,4 @@
-"""Collect what a plan is made of: the server's state, the archives, the GPUs."""
+"""Collect the inputs of a plan: the server's state, the archives, the GPUs."""
 
 from __future__ import annotations
 

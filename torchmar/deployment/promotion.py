@@ -1,4 +1,4 @@
-"""Make a version the default once it has shown that it does what it should."""
+"""Make a version the default when its samples and bounds hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Back to the version before, in one call to the server."""
+"""Set the previous version as the default, in one call to the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A version of a model held to its samples on the server, before it gets traffic."""
+"""Run a version's samples on the server before it gets traffic."""
 
 from __future__ import annotations
 

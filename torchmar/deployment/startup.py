@@ -1,4 +1,4 @@
-"""The ``config.properties`` with which a server comes up as a deployment says."""
+"""The ``config.properties`` with which a server starts in a deployment's state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The archives that a deployment can be made of: what lies in the model store, and their configuration."""
+"""An index of the archives in a model store, with their configuration."""
 
 from __future__ import annotations
 

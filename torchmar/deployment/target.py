@@ -1,4 +1,4 @@
-"""What one version should be on the server: the file's word, else the archive's, else what is there."""
+"""The target of one version: the file's values, else the archive's, else the current ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines: what serves a model store. Each starts, waits until it is ready, and stops.
+"""Engines: servers that serve a model store. Each starts, waits until it is ready, and stops.
 
 * `torchmar.engines.torchserve`: the real TorchServe, the reference;
 * `torchmar.engines.builtin`: torchmar's own server, which speaks its API without Java;

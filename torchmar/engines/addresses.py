@@ -1,4 +1,4 @@
-"""The addresses of a server: moved together to other ports, and who listens on one that is taken."""
+"""The addresses of a server: shift them to other ports, find the process that listens on one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start a server over a model store, load its models, stop it with all its processes: what all engines share."""
+"""The base of engines: start a server over a model store, load its models, stop it with all its processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The logs of a server as entries: who said what when, and each traceback whole."""
+"""The logs of a server as entries, each traceback whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tell systemd how a service is (sd_notify): a datagram to the socket that it names; nothing without systemd."""
+"""Notify systemd of the state of a service (sd_notify)."""
 
 from __future__ import annotations
 

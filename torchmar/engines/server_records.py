@@ -1,4 +1,4 @@
-"""The record of a server that runs: enough for another process to find and end it."""
+"""The record of a running server: enough for another process to find and end it."""
 
 from __future__ import annotations
 

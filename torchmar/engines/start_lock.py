@@ -1,4 +1,4 @@
-"""What must not happen while a server is started: a second start in its folder, a signal between process and record."""
+"""One start at a time per run folder; signals are deferred between the start of a process and its record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a running server is: its processes, its models, and those whose workers crash-loop."""
+"""The state of a running server: processes, models, crash loops."""
 
 from __future__ import annotations
 

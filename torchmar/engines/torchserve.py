@@ -1,4 +1,4 @@
-"""Start the real TorchServe: Java, and the jar that the torchserve package brings along."""
+"""Start the real TorchServe: Java, and the jar of the torchserve package."""
 
 from __future__ import annotations
 

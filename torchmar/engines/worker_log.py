@@ -1,4 +1,4 @@
-"""Read the log of a server's workers: what one model's worker said before it died."""
+"""Read the log of a server's workers: the last output of a model's worker before it died."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls over gRPC: an address, a token, errors as the exceptions that REST has."""
+"""Calls over gRPC: an address, a token, errors as the same exceptions as over REST."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python values as bodies of requests, and bodies of answers as Python values."""
+"""Python values to request bodies, and response bodies to Python values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many questions at once: a few threads with a client each, and no more questions in memory than they need."""
+"""Many requests at once: a few threads with a client each, and a bounded number of requests in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol (KServe v2), as clients send and get them.
+"""Tensors of the Open Inference Protocol (KServe v2), as clients send and receive them.
 
 https://github.com/kserve/open-inference-protocol
 """

@@ -1,4 +1,4 @@
-"""Two engines, the same requests, and every difference between what they answer.
+"""Send the same requests to two engines and compare the responses.
 
 * `torchmar.parity.cases`: what is asked;
 * `torchmar.parity.engine_client`: who is asked, byte for byte;

@@ -1,4 +1,4 @@
-"""Start two engines, ask both the same, and tell what differs."""
+"""Start two engines, send both the same requests, report mismatches."""
 
 from __future__ import annotations
 

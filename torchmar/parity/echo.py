@@ -1,4 +1,4 @@
-"""A handler that answers with what it was given, so that a protocol shows what it makes of a request."""
+"""A handler that returns its input, so that a protocol's view of a request shows."""
 
 # This file travels alone, as the handler of an archive.
 from typing import Any

@@ -1,4 +1,4 @@
-"""One engine that is asked: requests as they are written, and answers as they come."""
+"""A client of one engine: requests as written, responses as received."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What two engines said to the same request, and where that differs."""
+"""Responses of two engines to one request, and their mismatches."""
 
 from __future__ import annotations
 

@@ -1,17 +1,15 @@
 """The built-in server: TorchServe's APIs, archives and configuration, in one process and its workers.
 
-::
+From the top down; a room imports only from those below it::
 
-    http/       bytes <-> requests                      rpc/   the same over gRPC
-      inference.py   management.py   metrics.py         who may ask: tokens.py
-            │              │
-            └── registry.py: models and versions ── options.py: what they are served with
-                       │      │          └───────── sources.py: where their archives are
-                       │      └── startup.py: how far the models of the start are; snapshots.py: written down
-                    pool.py: the queue and the workers of a version
-                       ├── awake.py: not to fall asleep over a request that is answered at once
-                       └── processes.py: a nursery, cradles, forks  (torchmar.worker.process)
+    app.py      the composition root: configuration to listeners and loaded models, graceful end
+    api/        routes and documents over HTTP          grpc/   the same services over gRPC
+    models/     registry, serving configuration, archive cache, startup and snapshots
+    workers/    queue and batching of a version, fork server, model processes and workers
+    config/     keys, values and settings of config.properties
+    telemetry/  logs, metrics, statistics
+    http/       bytes to requests, responses to bytes
 
-All of it runs in one loop, in one thread; what blocks runs in threads of its own. A request is parsed
-once, goes through the queue of its version to a worker as it came, and its answer goes back as the worker wrote it.
+All of it runs in one event loop, in one thread; blocking calls run in threads of their own. A request is parsed
+once, passes the queue of its version to a worker unchanged, and the response is what the worker wrote.
 """

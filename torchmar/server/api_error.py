@@ -1,4 +1,4 @@
-"""Requests that the server refuses, in the words and codes of TorchServe."""
+"""Errors that the server answers with, in TorchServe's codes and texts."""
 
 from __future__ import annotations
 

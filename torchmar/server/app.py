@@ -1,4 +1,4 @@
-"""A server put together: from a configuration to listeners, loaded models, and a graceful end."""
+"""The composition root of the server: configuration to listeners and loaded models, graceful end."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class ServerApp:
             minutes=settings.token_expiration_min,
             fixed=settings.fixed_tokens,
         )
-        self._nursery = ForkServer(settings.worker_environment(os.environ))
+        self._fork_server = ForkServer(settings.worker_environment(os.environ))
         self._sources = ArchiveCache(settings, folder / "models")
-        self.registry = Registry(self._sources, self._nursery, settings, self._metrics)
+        self.registry = Registry(self._sources, self._fork_server, settings, self._metrics)
         self._access = logs.AccessLog(folder / "logs", settings.log_format) if settings.access_log else None
         self._folder = folder
         self._snapshots = None
@@ -66,7 +66,7 @@ class ServerApp:
             TorchmarError: gRPC cannot be spoken, or workers cannot be started.
         """
         settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics
-        warm = asyncio.ensure_future(self._nursery.start())  # torch takes a second; the rest need not wait
+        warm = asyncio.ensure_future(self._fork_server.start())  # torch takes a second; the rest need not wait
         apps: dict[str, tuple[Address, http.App]] = {
             "inference": (settings.inference, Inference(registry, tokens, settings, metrics)),
             "management": (settings.management, Management(registry, tokens, settings, metrics)),
@@ -102,7 +102,7 @@ class ServerApp:
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
         await self.registry.close(grace)
         await self._sources.close()
-        self._nursery.close()
+        self._fork_server.close()
         if self._access:
             self._access.close()
 

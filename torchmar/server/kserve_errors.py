@@ -1,4 +1,4 @@
-"""Errors as clients of KServe's protocols (v1 and v2) read them: a JSON object with the message as ``error``."""
+"""Errors for clients of KServe's protocols (v1 and v2): a JSON object with the message as ``error``."""
 
 from __future__ import annotations
 

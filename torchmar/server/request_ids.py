@@ -1,4 +1,4 @@
-"""Ids of requests, as ``x-request-id`` and the logs have them."""
+"""Request ids, as in ``x-request-id`` and the logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokens that clients show, and the key file that tells them.
+"""Tokens of clients, and the key file that holds them.
 
 The file is ``key_file.json`` as TorchServe 0.12.0 writes it: a key for each API that expires, and one that renews
 them and does not. A token that the operator has fixed stands in it, too, so that torchmar's clients read it there; it

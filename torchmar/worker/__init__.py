@@ -1,4 +1,4 @@
-"""Run an archive in a process of its own, as a server's worker would, and ask it.
+"""Run an archive in a worker process, as a server does, and send it batches.
 
 The process loads the archive with TorchServe's Python loader and service classes and
 answers batches; no server and no Java take part::

@@ -1,4 +1,4 @@
-"""The environment variables of worker processes that are read when torch is loaded."""
+"""Environment variables of worker processes that torch reads when it is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the management API says of what it has done, in TorchServe's words, over REST and over gRPC."""
+"""The status messages of the management API, in TorchServe's texts, for REST and gRPC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request that came over gRPC on its way to a model and back."""
+"""A gRPC call to a model: request to job, reply to response."""
 
 from __future__ import annotations
 

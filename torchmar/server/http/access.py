@@ -1,4 +1,4 @@
-"""Requests whose answers are told, one by one, to whoever wants to write them down."""
+"""Access events: each response with its request, for the access log."""
 
 from __future__ import annotations
 

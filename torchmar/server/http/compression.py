@@ -1,4 +1,4 @@
-"""Bodies of answers in the encoding that a client accepts (RFC 9110, section 12.5.3): gzip or deflate."""
+"""Compress response bodies with an encoding that the client accepts (RFC 9110, section 12.5.3): gzip or deflate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One client: its bytes parsed into requests, these answered in their order, its faults and its slowness borne."""
+"""One client connection: parse requests, answer in order, enforce limits and timeouts."""
 
 from __future__ import annotations
 

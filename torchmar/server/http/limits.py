@@ -1,4 +1,4 @@
-"""How much and how long a client may."""
+"""Limits on sizes and times of a client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A socket that clients connect to, and all that are connected."""
+"""A listening socket and its connections."""
 
 from __future__ import annotations
 

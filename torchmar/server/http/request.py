@@ -1,4 +1,4 @@
-"""A request, from the side of those who answer it."""
+"""A request, as route handlers see it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes of answers, with the headers that TorchServe sends."""
+"""The bytes of responses, with the headers that TorchServe sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unix sockets: bound where nobody listens, removed when they are done."""
+"""Unix sockets: bind where no process listens, remove at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that the server runs, which end with it."""
+"""Commands that the server runs, ended with the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a server can do what it is there for."""
+"""The health of the server, as TorchServe computes it."""
 
 from __future__ import annotations
 

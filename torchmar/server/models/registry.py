@@ -1,4 +1,4 @@
-"""The registered models with their versions: which there are, which is the default, and how one comes and goes."""
+"""The registered models and their versions: register, scale, set default, unregister."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Version:
         serving: what it is served with.
         loaded_at_startup: whether the server's configuration loads it.
         removed: set when it is registered no more.
-        nursery: the parent of its workers where it has one of its own; None: they have that of all models.
+        fork_server: the parent of its workers where it has one of its own; None: they have that of all models.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Version:
         *,
         handler: str = "",
         loaded_at_startup: bool = False,
-        nursery: ForkServer | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.name, self.version = serving.pool.name, serving.pool.version
         self.url, self.source, self.pool, self.serving = url, source, pool, serving
-        self.handler, self.loaded_at_startup, self.nursery = handler, loaded_at_startup, nursery
+        self.handler, self.loaded_at_startup, self.fork_server = handler, loaded_at_startup, fork_server
         self.removed = asyncio.Event()
 
     def deadline(self) -> float | None:
@@ -75,7 +75,7 @@ class Registry:
 
     Args:
         sources: where archives come from.
-        nursery: where workers come from.
+        fork_server: where workers come from.
         settings: the server's configuration.
         tell: who is told of what pools do.
 
@@ -85,11 +85,11 @@ class Registry:
         on_change: called when versions, their workers or the default have changed; not for the start.
     """
 
-    def __init__(self, sources: ArchiveCache, nursery: ForkServer, settings: Settings, tell: PoolObserver) -> None:
+    def __init__(self, sources: ArchiveCache, fork_server: ForkServer, settings: Settings, tell: PoolObserver) -> None:
         self.models: dict[str, Model] = {}
         self.startup = Startup()
         self.on_change: Callable[[], None] = lambda: None
-        self._sources, self._nursery, self._settings, self._tell = sources, nursery, settings, tell
+        self._sources, self._fork_server, self._settings, self._tell = sources, fork_server, settings, tell
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def find(self, name: str, version: str | None = None) -> Version:
@@ -325,11 +325,11 @@ class Registry:
             message = f"Model version {version} is already registered for model {name}"
             raise ApiError(409, "ConflictStatusException", message)
         requirements = serving.pool.requirements
-        own = self._nursery.with_packages(requirements) if requirements else None
+        own = self._fork_server.with_packages(requirements) if requirements else None
         kind = StagedPool if serving.pool.preprocess_workers else Pool
-        pool = kind(own or self._nursery, serving.pool, self._tell)
+        pool = kind(own or self._fork_server, serving.pool, self._tell)
         found = Version(
-            asked.url, source, pool, serving, handler=asked.handler, loaded_at_startup=at_start, nursery=own
+            asked.url, source, pool, serving, handler=asked.handler, loaded_at_startup=at_start, fork_server=own
         )
         self._put(found)
         return found
@@ -377,8 +377,8 @@ class Registry:
                 await found.pool.drain(seconds)
         finally:
             await found.pool.close()
-            if found.nursery:
-                await found.nursery.end()
+            if found.fork_server:
+                await found.fork_server.end()
             self._sources.release(found.source)
             if not self._is_there(found.name, found.version):
                 self._tell.forget(found.name, found.version)

@@ -1,4 +1,4 @@
-"""TorchServe's snapshots: the configuration and all that is registered, in a file that a server can be started from.
+"""TorchServe's snapshots: configuration and registered models in a file that a server can start from.
 
 The format is that of TorchServe 0.12.0: a properties file, whose ``model_snapshot`` is JSON. Each version may have
 ``handler`` besides, where a registration has named one.

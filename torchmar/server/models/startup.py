@@ -1,4 +1,4 @@
-"""How far a server is with the models that it loads at its start, and what requests for them get until then."""
+"""The progress of loading models at startup, and the response to requests for them meanwhile."""
 
 from __future__ import annotations
 

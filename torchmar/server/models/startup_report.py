@@ -1,4 +1,4 @@
-"""What a server reports of the models of its start to the commands: a file in its run folder."""
+"""The startup report: a file in the run folder with the models that loaded or failed."""
 
 from __future__ import annotations
 

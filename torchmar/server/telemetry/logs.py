@@ -1,4 +1,4 @@
-"""The server's log files, laid out as TorchServe's are, so that what reads those reads these; or as JSON."""
+"""The server's log files, in TorchServe's layout or as JSON."""
 
 from __future__ import annotations
 

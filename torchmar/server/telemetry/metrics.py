@@ -1,4 +1,4 @@
-"""What a server counts and what its handlers measure, shown as TorchServe shows it at ``/metrics``.
+"""Metrics of the server and its handlers, rendered as TorchServe does at ``/metrics``.
 
 Besides TorchServe's own there are three histograms, with ``model_name`` and ``model_version``:
 ``torchmar_queue_seconds``, ``torchmar_request_seconds`` and ``torchmar_batch_size``.

@@ -1,4 +1,4 @@
-"""Which metrics a server shows: TorchServe's, or those of a file like its ``metrics.yaml``."""
+"""The metrics that a server exposes: TorchServe's, or those of a file like its ``metrics.yaml``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many requests a version has answered, and how long that took, as Triton's statistics extension has it.
+"""Request counts and durations of a version, as in Triton's statistics extension.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
 """

@@ -1,4 +1,4 @@
-"""What the machine is at: processor, memory, disk, GPUs; by TorchServe's names and units."""
+"""System metrics of the machine: processor, memory, disk, GPUs; by TorchServe's names and units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loop that does not fall asleep over what comes at once."""
+"""Busy-poll the event loop briefly while one fast request is at a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One request on its way through a model, whoever brought it: REST or gRPC."""
+"""A request to a model, from REST or gRPC, and its reply."""
 
 from __future__ import annotations
 

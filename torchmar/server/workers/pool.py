@@ -130,16 +130,16 @@ class Pool:
             loaded once.
     """
 
-    def __init__(self, nursery: ForkServer, options: PoolOptions, tell: PoolObserver) -> None:
+    def __init__(self, fork_server: ForkServer, options: PoolOptions, tell: PoolObserver) -> None:
         self.options = options
         self.min_workers = self.max_workers = 0
         self.failure = ""
         self.description: dict[str, Any] = {}
-        self._nursery, self._tell = nursery, tell
+        self._fork_server, self._tell = fork_server, tell
         self._queue: deque[Job] = deque()
         self._workers: list[_Worker] = []
         self._idle: list[_Worker] = []
-        self._cradle: ModelProcess | None = None
+        self._model_process: ModelProcess | None = None
         self._awake = BusyPoller(options.poll / 1e6)
         self._shares = options.fork != forking.NEVER and not options.devices
         self._mode_logged = False
@@ -196,7 +196,7 @@ class Pool:
         started = [self._add() for _ in range(min_workers - len(self._staying()))]
         if not min_workers:
             await self._until(lambda: not self._workers)
-            self._drop_cradle()
+            self._drop_model_process()
             self._refuse_all()
         self._share_cores()
         await self._until(lambda: all(one.state == "READY" or one.failed or one.leaving for one in started))
@@ -221,7 +221,7 @@ class Pool:
         self._refuse_all()
         for worker in list(self._workers):
             worker.end(self._unavailable())
-        self._drop_cradle()
+        self._drop_model_process()
         self._changed.set()
 
     # The queue.
@@ -353,24 +353,26 @@ class Pool:
         """Return a process that has the model and serves on a connection."""
         self._log_mode()
         async with self._growing:  # where workers are forks the first loads, and the others share what it loaded
-            if self._cradle and not self._cradle.gone:
-                return await self._cradle.fork(connection, worker.say, worker.stage)
-            self._cradle = None
+            if self._model_process and not self._model_process.gone:
+                return await self._model_process.fork(connection, worker.say, worker.stage)
+            self._model_process = None
             if self._shares:
-                cradle, why = await self._grow(worker, share=True)
+                model_process, why = await self._spawn(worker, share=True)
                 if not why:
-                    self._cradle = cradle
-                    return await cradle.fork(connection, worker.say, worker.stage)
+                    self._model_process = model_process
+                    return await model_process.fork(connection, worker.say, worker.stage)
                 level = logging.WARNING if self.options.fork == forking.ALLOWED else logging.INFO
                 worker.tell(level, f"has loaded the model for itself, as each will: {why}")
                 self._shares = False
-                worker.cradle = cradle
-                return cradle.serve(connection, worker.stage)
-        cradle, _ = await self._grow(worker, share=False)
-        if cradle.shared_bytes:
-            worker.tell(logging.INFO, f"has {cradle.shared_bytes >> 20} MiB of weights in memory that workers share")
-        worker.cradle = cradle
-        return cradle.serve(connection, worker.stage)
+                worker.model_process = model_process
+                return model_process.serve(connection, worker.stage)
+        model_process, _ = await self._spawn(worker, share=False)
+        if model_process.shared_bytes:
+            worker.tell(
+                logging.INFO, f"has {model_process.shared_bytes >> 20} MiB of weights in memory that workers share"
+            )
+        worker.model_process = model_process
+        return model_process.serve(connection, worker.stage)
 
     def _log_mode(self) -> None:
         """Log once whether workers are forks of one process that has loaded the model, and why."""
@@ -383,7 +385,7 @@ class Pool:
         about = {"model": options.name, "version": options.version}
         logs.SERVER.info("%s %s: %s: %s", options.name, options.version, how, reason or "the default", extra=about)
 
-    async def _grow(self, worker: _Worker, *, share: bool) -> tuple[ModelProcess, str]:
+    async def _spawn(self, worker: _Worker, *, share: bool) -> tuple[ModelProcess, str]:
         """Return a process that has the model loaded, and why it should not be forked."""
         options = self.options
         job = {
@@ -403,13 +405,13 @@ class Pool:
         }
         if self._weights is None and not options.devices and shared_weights.available():
             self._weights = shared_weights.WeightsFile()
-        cradle = await self._nursery.grow(job, worker.say, self._weights)
+        model_process = await self._fork_server.spawn(job, worker.say, self._weights)
         try:
-            why = await cradle.loaded(options.startup_timeout or None)
-            self.description = cradle.description
-            return cradle, why
+            why = await model_process.loaded(options.startup_timeout or None)
+            self.description = model_process.description
+            return model_process, why
         except BaseException:
-            cradle.kill()
+            model_process.kill()
             raise
 
     def lost(self, worker: _Worker, *, again: bool) -> None:
@@ -423,11 +425,11 @@ class Pool:
             worker.task = self._loop.create_task(self._start(worker))
         self._changed.set()
 
-    def _drop_cradle(self) -> None:
+    def _drop_model_process(self) -> None:
         self._weights = None
-        if self._cradle:
-            self._cradle.close()
-            self._cradle = None
+        if self._model_process:
+            self._model_process.close()
+            self._model_process = None
 
     def _share_cores(self) -> None:
         """Have the workers together use no more threads than there are cores."""
@@ -482,7 +484,7 @@ class _Worker(asyncio.Protocol):
         self.jobs: list[Job] = []
         self.since = 0.0
         self.deaths = 0  # in a row, without an answer in between
-        self.cradle: ModelProcess | None = None
+        self.model_process: ModelProcess | None = None
         self.task: asyncio.Task[None] | None = None
         self._pool = pool
         self._process: WorkerProcess | None = None
@@ -602,9 +604,9 @@ class _Worker(asyncio.Protocol):
             self._process.kill()  # should it live without its connection
             self._process.close()
             self._process = None
-        if self.cradle:
-            self.cradle.close()
-            self.cradle = None
+        if self.model_process:
+            self.model_process.close()
+            self.model_process = None
         jobs, self.jobs = self.jobs, []
         refusal, self._refusal = self._refusal, None
         self.state = "UNLOADING"

@@ -37,10 +37,10 @@ class StagedPool(Pool):
     time and have no GPU. Explanations and descriptions go to the workers with the model, whole.
     """
 
-    def __init__(self, nursery: ForkServer, options: PoolOptions, tell: PoolObserver) -> None:
+    def __init__(self, fork_server: ForkServer, options: PoolOptions, tell: PoolObserver) -> None:
         before = replace(options, stage=PREPROCESS, batch_size=1, devices=(), job_tickets=False)
-        self._before = PreprocessPool(nursery, before, _StageObserver(tell), self)
-        super().__init__(nursery, replace(options, stage=INFERENCE), tell)
+        self._before = PreprocessPool(fork_server, before, _StageObserver(tell), self)
+        super().__init__(fork_server, replace(options, stage=INFERENCE), tell)
 
     @property
     def ready(self) -> int:
@@ -143,8 +143,8 @@ class StagedPool(Pool):
 class PreprocessPool(Pool):
     """The pool of the first stage, which rests while the second has enough to do."""
 
-    def __init__(self, nursery: ForkServer, options: PoolOptions, tell: PoolObserver, model: StagedPool) -> None:
-        super().__init__(nursery, options, tell)
+    def __init__(self, fork_server: ForkServer, options: PoolOptions, tell: PoolObserver, model: StagedPool) -> None:
+        super().__init__(fork_server, options, tell)
         self._model = model
 
     def go_on(self) -> None:

@@ -1,4 +1,4 @@
-"""The processes that workers are: a nursery with torch loaded, a cradle for a model, forks of it.
+"""The processes that workers are: a fork server with torch loaded, a model process for a model, forks of it.
 
 The other side is `torchmar.worker.process`.
 """
@@ -130,7 +130,7 @@ class ForkServer:
         self._ready: asyncio.Future[None] | None = None
         self._pid: int | None = None
         self._waiting: dict[int, asyncio.Future[WorkerProcess]] = {}
-        self._cradles: dict[int, ModelProcess] = {}
+        self._model_processes: dict[int, ModelProcess] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
 
@@ -155,7 +155,7 @@ class ForkServer:
             else:
                 return
 
-    async def grow(self, job: dict[str, Any], say: Say, weights: WeightsFile | None = None) -> ModelProcess:
+    async def spawn(self, job: dict[str, Any], say: Say, weights: WeightsFile | None = None) -> ModelProcess:
         """Return a process that loads the model of a job; see `ModelProcess.loaded`.
 
         Args:
@@ -170,19 +170,19 @@ class ForkServer:
         assert self._talk
         ours, theirs = socket.socketpair()
         with theirs:
-            cradle = ModelProcess(ours)
+            model_process = ModelProcess(ours)
             output = listen_to_output(say)
             number = self._next()
-            self._cradles[number] = cradle
+            self._model_processes[number] = model_process
             files = [theirs.fileno(), output, *([weights.descriptor] if weights else [])]
-            self._talk.send({"grow": number, "job": job}, files)
+            self._talk.send({"spawn": number, "job": job}, files)
             os.close(output)
         try:
-            cradle.process = await self._waiting[number]
+            model_process.process = await self._waiting[number]
         except BaseException:
-            cradle.close()
+            model_process.close()
             raise
-        return cradle
+        return model_process
 
     async def prepare(self, modules: list[str]) -> None:
         """Have modules imported that handlers need, for those that are grown later."""
@@ -229,7 +229,7 @@ class ForkServer:
     def _open(self) -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
-        output = listen_to_output(lambda line: logs.SERVER.info("nursery: %s", line))
+        output = listen_to_output(lambda line: logs.SERVER.info("fork server: %s", line))
         with theirs:
             command = [sys.executable, str(START), json.dumps({"control": theirs.fileno()})]
             try:
@@ -272,22 +272,22 @@ class ForkServer:
                 )
             else:
                 self._ready.set_result(None)
-        elif "grown" in message:
-            number, talk = message["grown"], self._talk
+        elif "spawned" in message:
+            number, talk = message["spawned"], self._talk
             assert talk
             process = WorkerProcess(message["pid"], files, lambda: talk.send({"kill": number}))
             _give(self._waiting.pop(number), process)
-        elif "ended" in message and (cradle := self._cradles.pop(message["ended"], None)):
-            cradle.has_ended(message["status"])
+        elif "ended" in message and (model_process := self._model_processes.pop(message["ended"], None)):
+            model_process.has_ended(message["status"])
 
     def _lost(self, process: subprocess.Popen[bytes]) -> None:
         pid, self._pid = self._pid, None
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             _fail(future, ParentEnded())
-        cradles, self._cradles = self._cradles, {}
-        for cradle in cradles.values():
-            cradle.has_lost_parent()
+        model_processes, self._model_processes = self._model_processes, {}
+        for model_process in model_processes.values():
+            model_process.has_lost_parent()
         if self._ready:
             _fail(self._ready, ParentEnded())
         task = asyncio.get_running_loop().create_task(self._replace(process, pid))

@@ -1,4 +1,4 @@
-"""Batches to rows, through the handler, to answers: what TorchServe's service does, and no innocent one fails.
+"""Run batches through the handler as TorchServe's service does; a failed batch is repeated request by request.
 
 A handler sees what it sees under TorchServe: ``ts.service.Service``'s rows, context and codes, except
 that with ``isolate`` a batch that fails as a whole is asked once more, one request at a time. Then the

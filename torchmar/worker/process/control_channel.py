@@ -1,4 +1,4 @@
-"""Messages between processes of one machine: JSON, one to a line, with open files beside them."""
+"""The control channel between processes: JSON messages, one per line, with open files beside them."""
 
 from __future__ import annotations
 

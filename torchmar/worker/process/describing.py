@@ -1,4 +1,4 @@
-"""What a loaded handler says of the tensors that it takes and gives, for the server's Open Inference Protocol."""
+"""The tensor signature of a loaded handler, for the Open Inference Protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parent of all workers: torch and TorchServe are loaded once, and every worker is a fork of it."""
+"""The fork server: loads torch and TorchServe once, and forks every model process."""
 
 from __future__ import annotations
 
@@ -22,49 +22,50 @@ _IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts
 
 
 def run(control: socket.socket) -> None:
-    """Fork a cradle for each ``{"grow": id, "job": {...}}`` with a socket, a log and a file for `shared_weights`.
+    """Fork a model process for each ``spawn`` message, which carries a socket, a log and a file for `shared_weights`.
 
-    To the server: ``{"ready", "pid"}`` once; ``{"grown": id, "pid"}`` with a pidfd; ``{"ended": id, "status"}``.
-    ``{"import": [...]}`` has more modules ready for those that come after; ``{"kill": id}`` ends a cradle.
+    Messages from the server: ``{"spawn": id, "job": {...}}``; ``{"import": [...]}`` imports modules that later model
+    processes need; ``{"kill": id}``. Messages to it: ``{"ready", "pid"}`` once; ``{"spawned": id, "pid"}`` with a
+    pidfd; ``{"ended": id, "status"}``.
     """
-    told = ControlWriter(control)
+    writer = ControlWriter(control)
     missing = [name for name in _IMPORTS if not _imported(name)]
     _freeze()
-    told.send({"ready": True, "missing": missing, "pid": os.getpid()})
+    writer.send({"ready": True, "missing": missing, "pid": os.getpid()})
     children = Children(adopting=True)
-    lines = ControlReader(control, children=True)
-    for message, files in lines:
+    reader = ControlReader(control, children=True)
+    for message, files in reader:
         if message is None:
             for number, status in children.ended():
-                told.send({"ended": number, "status": status})
+                writer.send({"ended": number, "status": status})
         elif "kill" in message:
             children.kill(message["kill"])
         elif "import" in message:
             for name in message["import"]:
                 _imported(name)
             _freeze()
-        elif "grow" in message:
-            forked = children.fork(message["grow"])
+        elif "spawn" in message:
+            forked = children.fork(message["spawn"])
             if forked is None:
-                lines.close()
+                reader.close()
                 _become(message["job"], files, control)
                 raise AssertionError  # it does not return
             pid, handles = forked
-            told.send({"grown": message["grow"], "pid": pid}, handles)
+            writer.send({"spawned": message["spawn"], "pid": pid}, handles)
             for file in (*files, *handles):
                 os.close(file)
 
 
 def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> None:
-    """Be the cradle of a job; this process ends with it."""
+    """Run the model process of a job, and exit with it."""
     try:
         control.close()
-        conversation, output, *weights = files
+        control_fd, output, *weights = files
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
         serving.quiet_logging()
-        mine = socket.socket(fileno=conversation)
+        mine = socket.socket(fileno=control_fd)
         if weights:
             job["weights"] = weights[0]
         if _conflicts_with_loaded(job["model_dir"]):
@@ -72,7 +73,7 @@ def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> No
             start = Path(__file__).parent.parent / "start.py"
             for inherited in (mine.fileno(), *weights):
                 os.set_inheritable(inherited, True)
-            os.execv(sys.executable, [sys.executable, str(start), json.dumps({**job, "cradle": mine.fileno()})])
+            os.execv(sys.executable, [sys.executable, str(start), json.dumps({**job, "model_process": mine.fileno()})])
         run_model_process(job, mine)
     finally:
         os._exit(1)

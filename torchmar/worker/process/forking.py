@@ -1,4 +1,4 @@
-"""Whether workers may be forks of one process that has loaded the model: by the handler, and by what it did.
+"""Decide whether workers may be forks of a process that has loaded the model: by handler, and by its state.
 
 A fork shares all that ``initialize`` made: offsets of open files, names of scratch files, connections, the state of
 random generators. That changes no answer only for handlers whose code is known, which is `mode`'s part, and while the

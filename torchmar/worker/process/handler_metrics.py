@@ -1,4 +1,4 @@
-"""What handlers measure themselves, kept for the next answer in place of a log line for each."""
+"""Metrics of handlers, buffered for the next response."""
 
 from __future__ import annotations
 

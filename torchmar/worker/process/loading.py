@@ -1,4 +1,4 @@
-"""Load an extracted archive with TorchServe's own loader, and tell why it failed in the handler's own words."""
+"""Load an extracted archive with TorchServe's loader; errors carry the handler's own traceback."""
 
 from __future__ import annotations
 

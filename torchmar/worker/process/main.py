@@ -1,4 +1,4 @@
-"""What a process that was started as a file becomes."""
+"""The main function of a process that `start.py` runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from .supervisor import supervise
 
 
 def main(job: dict[str, Any]) -> None:
-    """Be a nursery (``control``), a cradle (``cradle``) or a single worker (``fd``): the socket to speak on.
+    """Run what a job asks for.
 
-    Or run a command (``run``) that ends, with all that it starts, when the other end of ``lifeline`` is closed.
+    Args:
+        job: has the descriptor of a socket: ``control`` for a fork server, ``model_process`` for a model process,
+            ``fd`` for a single worker; or ``run`` with a command, which ends, with all processes that it starts,
+            when the other end of ``lifeline`` is closed.
     """
     fork_server.ignore_termination()
     for lifeline in ("control", "fd", "lifeline"):
@@ -30,14 +33,14 @@ def main(job: dict[str, Any]) -> None:
     serving.quiet_logging()
     if "control" in job:
         fork_server.run(socket.socket(fileno=job["control"]))
-    elif "cradle" in job:
-        run_model_process(job, socket.socket(fileno=job["cradle"]))
+    elif "model_process" in job:
+        run_model_process(job, socket.socket(fileno=job["model_process"]))
     else:
         _alone(job, socket.socket(fileno=job["fd"]))
 
 
 def _alone(job: dict[str, Any], connection: socket.socket) -> None:
-    """Load a model, tell in a LOADED frame how that went, and serve it."""
+    """Load a model, send the result in a LOADED frame, and serve it."""
     loading.activate_archive(job["model_dir"])
     measured = MetricsBuffer()
     try:

@@ -1,4 +1,4 @@
-"""A process that loads one model and then serves it, or forks workers that share what was loaded.
+"""The model process: load one model, then serve it or fork workers that share its memory.
 
 Most workers load their model themselves: `forking` says where forks after loading change no answer.
 """

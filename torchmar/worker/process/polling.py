@@ -1,4 +1,4 @@
-"""When to wait actively: only while no other program wants the core.
+"""Decide when to busy-poll: only while no other program wants the core.
 
 A thread that gives its core away while another program computes does not get it back before that one's time slice is
 over, some milliseconds: more than all that active waiting can save. Whether the core is wanted shows only by giving it

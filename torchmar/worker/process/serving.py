@@ -1,4 +1,4 @@
-"""The loop of a worker: a batch in, its answers out, until the server goes."""
+"""The loop of a worker: receive a batch, send its responses, until the server disconnects."""
 
 from __future__ import annotations
 

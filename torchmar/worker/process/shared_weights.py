@@ -1,4 +1,4 @@
-"""Weights that several workers have loaded, each for itself, held in memory once.
+"""Weights that several workers have loaded, held in memory once.
 
 The worker that is first copies its large tensors and arrays to a file in memory, one after the other, and has the
 system put private mappings of the file in their place, at the same addresses; then the file is sealed, and nobody can
