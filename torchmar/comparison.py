@@ -17,8 +17,8 @@ def differences(sample: Sample, answer: Response) -> list[str]:
     numbers are equal within the sample's absolute tolerance.
     """
     if answer.status != sample.status:
-        said = answer.body.decode("utf-8", "replace")[:200]
-        return [f"status {answer.status}, not {sample.status}: {said}"]
+        document = answer.body.decode("utf-8", "replace")[:200]
+        return [f"status {answer.status}, not {sample.status}: {document}"]
     if sample.expect is None:
         return []
     try:

@@ -117,8 +117,8 @@ class Request:
             return
         if not names:
             raise BadRequest("the form has no input; send it as the only field, or as one called 'data'")
-        told = ", ".join(name[:40] for name in names[:5]) + (", ..." if len(names) > 5 else "")
-        raise BadRequest(f"the form has the fields {told}; send the input as the only one, or call it 'data'")
+        message = ", ".join(name[:40] for name in names[:5]) + (", ..." if len(names) > 5 else "")
+        raise BadRequest(f"the form has the fields {message}; send the input as the only one, or call it 'data'")
 
     def option(self, name: str) -> Any:
         """Return what a client asks for beside the input, as text or JSON value; None when it says nothing.

@@ -90,9 +90,9 @@ class TabularClassifier(TabularHandler):
             for target, value in zip(targets.tolist(), chosen.tolist(), strict=True)
         ]
 
-    def titled(self, told: Mapping[str, Any]) -> str:
+    def titled(self, message: Mapping[str, Any]) -> str:
         """Return ``label  probability``."""
-        return f"{told['label']}  {told['probability']:.1%}"
+        return f"{message['label']}  {message['probability']:.1%}"
 
     def predicted(self, answers: Sequence[Any]) -> Mapping[str, Any]:
         """Return the most probable label of each row, with its probability."""

@@ -73,9 +73,9 @@ class TabularRegressor(TabularHandler):
             for target, value in zip(targets.tolist(), values, strict=True)
         ]
 
-    def titled(self, told: Mapping[str, Any]) -> str:
+    def titled(self, message: Mapping[str, Any]) -> str:
         """Return ``name  value``."""
-        return f"{told.get('label', 'value')}  {told['value']:.6g}"
+        return f"{message.get('label', 'value')}  {message['value']:.6g}"
 
     def predicted(self, answers: Sequence[Any]) -> Mapping[str, Any]:
         """Return one tensor for each output that has a name, one for all of them where they have none."""

@@ -87,8 +87,8 @@ class TensorHandler(BaseHandler):
                 return None
             counts = {name: len(value) for name, value in named.items()}
             if len(set(counts.values())) > 1:
-                told = ", ".join(f"{name}: {count}" for name, count in counts.items())
-                raise BadRequest(f"the inputs have different numbers of instances: {told}")
+                message = ", ".join(f"{name}: {count}" for name, count in counts.items())
+                raise BadRequest(f"the inputs have different numbers of instances: {message}")
             return [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
         if isinstance(payload, list) and payload and all(isinstance(one, Mapping) for one in payload):
             return payload

@@ -162,12 +162,12 @@ class TextClassifier(TextHandler):
             {"text": encoded.text[start:end], "start": start, "end": end, "value": value}
             for (start, end, _), value in zip(spans, values, strict=True)
         ]
-        said = document(explanation, label=label, probability=round(probability, 6))
-        del said["shape"], said["attributions"]
+        content = document(explanation, label=label, probability=round(probability, 6))
+        del content["shape"], content["attributions"]
         if self.has_vocabulary:
-            said["text"] = encoded.text
-        said["tokens"] = sorted(tokens, key=lambda token: -abs(token["value"]))
-        return said
+            content["text"] = encoded.text
+        content["tokens"] = sorted(tokens, key=lambda token: -abs(token["value"]))
+        return content
 
     def _class(self, target: Any, classes: int) -> int:
         """Return the class index that a request's ``target``, an index or a label, means."""

@@ -107,12 +107,12 @@ def _report(path: Path, proof: SampleReport) -> None:
 def _document(path: Path, findings: list[Finding], proof: SampleReport | None) -> dict[str, object]:
     from dataclasses import asdict
 
-    told = [
+    message = [
         {"code": one.code.name, "severity": one.severity, "title": one.code.title}
         | {"place": one.place, "cause": one.cause, "remedy": one.remedy}
         for one in findings
     ]
-    return {"path": str(path), "findings": told, **({"run": asdict(proof)} if proof else {})}
+    return {"path": str(path), "findings": message, **({"run": asdict(proof)} if proof else {})}
 
 
 def _wanted(finding: Finding, select: list[str] | None, ignore: list[str] | None) -> bool:

@@ -258,5 +258,5 @@ def _document(report: Report) -> dict[str, object]:
 def _runs_in(deployment: Deployment, file: Path, run_folder: Path | None) -> Path:
     from torchmar.connection import RUN_FOLDER
 
-    told = deployment.server.run_folder
-    return run_folder or (file.parent / told if told else RUN_FOLDER)
+    message = deployment.server.run_folder
+    return run_folder or (file.parent / message if message else RUN_FOLDER)

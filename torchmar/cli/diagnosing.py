@@ -55,8 +55,8 @@ def doctor(
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     counts = {severity: sum(finding.severity == severity for finding in findings) for severity in ("error", "warning")}
     if not as_json:
-        told = [f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items() if count]
-        out.print(f"\n{', '.join(told) or 'nothing is wrong'}")
+        message = [f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items() if count]
+        out.print(f"\n{', '.join(message) or 'nothing is wrong'}")
     raise typer.Exit(1 if counts["error"] else 0)
 
 

@@ -163,15 +163,15 @@ class Asking:
         return f"{kind}/{self._name}{version}" + (f"?{how}" if how else "")
 
     def _sum_up(self, sources: Iterable[str], file: ResultsFile, before: set[str]) -> None:
-        told = [file.told.get(source) for source in sources]
-        said = f"{told.count(True)} of {len(told)} answered"
+        message = [file.told.get(source) for source in sources]
+        document = f"{message.count(True)} of {len(message)} answered"
         if there := sum(file.told[source] for source in before):
-            said += f" ({there} were there before)"
-        if refused := told.count(False):
-            said += f", {refused} refused"
-        if missing := told.count(None):
-            said += f", {missing} without an answer; the same command asks for them again"
-        err.print(said)
+            document += f" ({there} were there before)"
+        if refused := message.count(False):
+            document += f", {refused} refused"
+        if missing := message.count(None):
+            document += f", {missing} without an answer; the same command asks for them again"
+        err.print(document)
 
 
 def _befalls_all(error: TorchmarError) -> bool:

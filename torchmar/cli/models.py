@@ -68,8 +68,8 @@ def models(
     ]
     show_table(table(headings, cells, right=("workers", "batch", "delay")))
     for version, _ in rows if customized else ():
-        said = json.dumps(version.customized, indent=2, ensure_ascii=False)
-        out.print(f"\n{version.name} {version.version}: {said}", markup=False)
+        document = json.dumps(version.customized, indent=2, ensure_ascii=False)
+        out.print(f"\n{version.name} {version.version}: {document}", markup=False)
     if address is None and any(version.ready < version.min_workers for version, _ in rows):
         complain_of_failing(run_folder or Path(".torchmar"))
 
@@ -117,7 +117,7 @@ def register(
     ignored = (ignore or []) if check else ["MAR"]
     _admit(Path(archive), run_folder, ignored, elsewhere=address is not None)
     with err.status(f"registering {url}"):
-        said = client.register(
+        document = client.register(
             url,
             model_name=model_name,
             handler=handler,
@@ -132,7 +132,7 @@ def register(
             timeout=timeout,
             ignored_checks=ignored,
         )
-    out.print(said, markup=False)
+    out.print(document, markup=False)
 
 
 def scale(
@@ -151,10 +151,10 @@ def scale(
     """Set the number of workers of a model and wait until they answer."""
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     with err.status(f"scaling {name}"):
-        said = client.scale(
+        document = client.scale(
             name, version, min_worker=min_worker, max_worker=max_worker, synchronous=synchronous, timeout=timeout
         )
-    out.print(said, markup=False)
+    out.print(document, markup=False)
 
 
 def set_default(

@@ -65,9 +65,9 @@ def _show(outcome: Outcome, between: tuple[EngineName, EngineName]) -> None:
     width = max(map(len, between))
     for one in outcome.different:
         out.print(f"[red]{escape(one.case)}[/]: {escape(one.aspect)}")
-        for engine, said in zip(between, (one.first, one.second), strict=True):
+        for engine, document in zip(between, (one.first, one.second), strict=True):
             room = _WIDTH - width - 2
-            shown = said if len(said) <= room else f"{said[: room - 3]}..."
+            shown = document if len(document) <= room else f"{document[: room - 3]}..."
             out.print(f"  {engine:{width}}  {escape(shown) or '[dim]none[/]'}")
 
 

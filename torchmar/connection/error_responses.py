@@ -70,9 +70,9 @@ def _said(body: bytes) -> tuple[str, str]:
         title = re.search(r"<title>(.*?)</title>", body.decode("utf-8", "replace"), re.IGNORECASE | re.DOTALL)
         return html.unescape(" ".join(title[1].split()))[:200] if title else "", PAGE
     try:
-        said = json.loads(body)
+        document = json.loads(body)
         # TorchServe's errors, its health, and those of the Open Inference Protocol.
-        message = next(said[key] for key in ("message", "status", "error") if key in said)
-        return str(message), str(said.get("type", ""))
+        message = next(document[key] for key in ("message", "status", "error") if key in document)
+        return str(message), str(document.get("type", ""))
     except (ValueError, TypeError, AttributeError, StopIteration):
         return body.decode("utf-8", "replace").strip()[:500], ""

@@ -232,11 +232,11 @@ def _of_user(text: str) -> Agreement:
 
     def differ(old: Response, new: Response) -> str:
         try:
-            said = judge(old, new)
+            document = judge(old, new)
         except Exception as error:
             raise TorchmarError(f"{text} failed: {type(error).__name__}: {error}") from error
-        if said is False:
+        if document is False:
             return "they do not agree"
-        return "" if said is None or said is True else str(said)
+        return "" if document is None or document is True else str(document)
 
     return differ

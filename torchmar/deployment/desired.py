@@ -210,12 +210,12 @@ def schema() -> dict[str, Any]:
 
 
 def _problems(error: ValidationError, document: Document) -> Iterator[Problem]:
-    told: set[tuple[int, str]] = set()
+    message: set[tuple[int, str]] = set()
     for detail in error.errors():
         problem = _problem(dict(detail), document)
         # A key that is no text is told once, not once for each of its two faults.
-        if (problem.line, problem.message) not in told:
-            told.add((problem.line, problem.message))
+        if (problem.line, problem.message) not in message:
+            message.add((problem.line, problem.message))
             yield problem
 
 

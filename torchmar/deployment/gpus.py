@@ -42,8 +42,8 @@ def parse(text: str) -> tuple[int, ...]:
 def here() -> tuple[int, ...]:
     """Return the bytes of each GPU of this machine as nvidia-smi tells them; none where there is no nvidia-smi."""
     try:
-        said = subprocess.run(_QUERY, capture_output=True, text=True, timeout=30, check=True).stdout
-        return tuple(int(line) * 2**20 for line in said.split())
+        document = subprocess.run(_QUERY, capture_output=True, text=True, timeout=30, check=True).stdout
+        return tuple(int(line) * 2**20 for line in document.split())
     except (OSError, subprocess.SubprocessError, ValueError):
         return ()
 

@@ -49,8 +49,8 @@ class Question:
         """Return what is wrong with an answer, in words."""
         if self.sample:
             return comparison.differences(self.sample, answer)
-        said = answer.body.decode("utf-8", "replace")[:200]
-        return [f"status {answer.status}: {said}"] if answer.status >= 400 else []
+        document = answer.body.decode("utf-8", "replace")[:200]
+        return [f"status {answer.status}: {document}"] if answer.status >= 400 else []
 
 
 def questions(archive: Path | None, requests: Path | None) -> list[Question]:

@@ -46,13 +46,13 @@ class Target:
         It has ``at_least`` so many workers where neither the file nor the archive says how many.
         """
         settings: dict[str, int | None] = {}
-        said = set()
+        document = set()
         for name, (key, _) in SETTINGS.items():
             value = getattr(state, name)
             if value is None and stored:
                 value = stored.number(key)
             if value is not None:
-                said.add(name)
+                document.add(name)
             elif live:
                 value = getattr(live, name)
             settings[name] = value
@@ -61,14 +61,14 @@ class Target:
         if low is None and archive_low:
             low, high = archive_low, archive_high
         if low is not None:
-            said.add("min_workers")
+            document.add("min_workers")
         elif live and live.min_workers >= at_least:
             low, high = live.min_workers, live.max_workers
         elif live:
             low = at_least
-            said.add("min_workers")
+            document.add("min_workers")
         low = 1 if low is None else low
-        return cls(low, max(low, high or 0), settings, frozenset(said), None, state.worker_memory or 0)
+        return cls(low, max(low, high or 0), settings, frozenset(document), None, state.worker_memory or 0)
 
     def differences(self, live: ModelVersion) -> Iterator[tuple[str, str, str]]:
         """Yield setting, present value and wanted value of what cannot be changed in place."""

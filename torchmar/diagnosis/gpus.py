@@ -41,9 +41,9 @@ def check() -> Iterator[Finding]:
         return
     found = parse(ran.stdout) if ran.returncode == 0 else []
     if not found:
-        said = (ran.stdout + ran.stderr).strip().splitlines() or ["nothing"]
+        document = (ran.stdout + ran.stderr).strip().splitlines() or ["nothing"]
         yield error(
-            "gpus", f"nvidia-smi knows no GPU; it says {said[-1]}", "reinstall the driver, or restart the machine"
+            "gpus", f"nvidia-smi knows no GPU; it says {document[-1]}", "reinstall the driver, or restart the machine"
         )
         return
     for gpu in found:

@@ -47,9 +47,9 @@ def check(run_folder: Path, running: ServerRecord | None) -> Iterator[Finding]:
         )
         return
     for version in seen.versions:
-        if told := version.trouble:
+        if notice := version.trouble:
             traceback = f"torchmar logs {version.model.name}{option(run_folder)} has the traceback"
-            yield error("server", told.message, told.hint or traceback)
+            yield error("server", notice.message, notice.hint or traceback)
     for message in seen.not_loaded:
         yield error(
             "server", message, f"torchmar logs{option(run_folder)} has more; /ping is Unhealthy until it is loaded"

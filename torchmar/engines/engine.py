@@ -207,15 +207,15 @@ class Engine(ABC):
         Raises:
             EngineError: it ended by itself.
         """
-        told: dict[tuple[str, str], str] = {}  # and with which traceback
+        message: dict[tuple[str, str], str] = {}  # and with which traceback
         while (code := self._ended(_WATCH_SECONDS)) is None:
             if tell:
                 failed = self.failures()
                 for key, failure in failed.items():
                     # The first that is heard of it may be a death without a word; the reason comes later.
-                    if key not in told or (failure.traceback and not told[key]):
+                    if key not in message or (failure.traceback and not message[key]):
                         tell(failure)
-                told = {key: failure.traceback or told.get(key, "") for key, failure in failed.items()}
+                message = {key: failure.traceback or message.get(key, "") for key, failure in failed.items()}
         if code not in self.stopped:
             raise self._death()
 

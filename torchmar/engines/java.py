@@ -58,8 +58,8 @@ def _candidates() -> list[tuple[str, Path | None]]:
 def _version(executable: Path) -> int | None:
     # macOS has a /usr/bin/java that only says that there is no Java: ask, do not look.
     try:
-        told = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=30, check=True)
+        message = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    found = re.search(r'version "(?:1\.)?(\d+)', told.stderr + told.stdout)
+    found = re.search(r'version "(?:1\.)?(\d+)', message.stderr + message.stdout)
     return int(found[1]) if found else None

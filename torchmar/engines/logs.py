@@ -218,12 +218,17 @@ def _entry(line: str) -> Entry | None:
 def _entry_of_json(line: str) -> Entry | None:
     """Return what the built-in server writes with ``torchmar_log_format=json``."""
     try:
-        said = json.loads(line)
+        document = json.loads(line)
         # Times have the offset of the machine's zone behind them.
-        moment, worker = str(said["time"])[: len("2026-11-21T06:30:00.000")], str(said.get("worker", ""))
-        level = "" if worker else str(said["level"])
+        moment, worker = str(document["time"])[: len("2026-11-21T06:30:00.000")], str(document.get("worker", ""))
+        level = "" if worker else str(document["level"])
         return Entry(
-            moment, level, str(said.get("model", "")), str(said.get("version", "")), worker, str(said["message"])
+            moment,
+            level,
+            str(document.get("model", "")),
+            str(document.get("version", "")),
+            worker,
+            str(document["message"]),
         )
     except (ValueError, KeyError, AttributeError):
         return None

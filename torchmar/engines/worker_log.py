@@ -52,9 +52,9 @@ def failures(folder: Path) -> dict[tuple[str, str], Failure]:
         ended = ends if ends[-1] is not None else ends[:-1]
         if not ended:
             continue
-        told = [end for end in ended if end]
+        message = [end for end in ended if end]
         in_a_row = next((count for count, end in enumerate(reversed(ended)) if not end), len(ended))
-        failure = Failure(max(in_a_row, 1), told[-1] if in_a_row else "")
+        failure = Failure(max(in_a_row, 1), message[-1] if in_a_row else "")
         before = found.get((name, version))
         if before is None or (bool(failure.traceback), failure.deaths) > (bool(before.traceback), before.deaths):
             found[name, version] = failure
@@ -68,9 +68,9 @@ def last_traceback(log: str, name: str, version: str) -> str:
     loader swallowed (it reports any ImportError of a handler as a missing module of its own) the
     original one is.
     """
-    said = [entry.text for entry in logs.parse(log.splitlines()) if entry.of(name, version)]
-    traces = [text for text in said if text.startswith(logs.TRACEBACK)]
-    return _original(traces[-1]) if traces else "\n".join(said[-20:])
+    document = [entry.text for entry in logs.parse(log.splitlines()) if entry.of(name, version)]
+    traces = [text for text in document if text.startswith(logs.TRACEBACK)]
+    return _original(traces[-1]) if traces else "\n".join(document[-20:])
 
 
 def _lives(log: str) -> dict[tuple[str, str, str], list[str | None]]:

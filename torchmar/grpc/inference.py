@@ -38,8 +38,8 @@ class GrpcInference(Client):
 
     def ping(self) -> str:
         """Return the server's health as it says it: ``Healthy``, or ``Unhealthy`` when workers are missing."""
-        said = self._channel.call("Ping", Empty(), TorchServeHealthResponse, timeout=5)
-        return str(json.loads(said.health)["status"])
+        reply = self._channel.call("Ping", Empty(), TorchServeHealthResponse, timeout=5)
+        return str(json.loads(reply.health)["status"])
 
     def ask(self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None) -> Response:
         """Return the answer of a model's version, or of its default one, to a request; only its body is sent.
@@ -130,18 +130,18 @@ class GrpcInference(Client):
             waiting.put(None)
 
     def _predict(self, name: str, row: Mapping[str, bytes], version: str | None, timeout: float | None) -> bytes:
-        said = self._channel.call("Predictions", _request(name, row, version), PredictionResponse, timeout).prediction
-        if refused := _refused(said):
+        reply = self._channel.call("Predictions", _request(name, row, version), PredictionResponse, timeout).prediction
+        if refused := _refused(reply):
             raise refused
-        return said
+        return reply
 
 
 def _refused(body: bytes) -> ServerError | None:
     """Return the refusal that an answer is: the status that a handler gives does not travel over gRPC."""
     if body.startswith(_ERROR):
         with contextlib.suppress(ValueError, KeyError):
-            said = json.loads(body)
-            status, kind, message = said["code"], str(said["type"]), str(said["message"])
+            reply = json.loads(body)
+            status, kind, message = reply["code"], str(reply["type"]), str(reply["message"])
             if kind.endswith("Exception"):
                 return classified(int(status), kind, message, "inference")
     return None

@@ -80,11 +80,11 @@ class GrpcManagement(Client):
         """Yield all registered models, sorted by name."""
         token: int | None = None
         while True:
-            said = self._json("ListModels", wire.ListModelsRequest(limit=_PAGE, next_page_token=token))
-            yield from (RegisteredModel(model["modelName"], model["modelUrl"]) for model in said["models"])
-            if said.get("nextPageToken") is None:
+            page = self._json("ListModels", wire.ListModelsRequest(limit=_PAGE, next_page_token=token))
+            yield from (RegisteredModel(model["modelName"], model["modelUrl"]) for model in page["models"])
+            if page.get("nextPageToken") is None:
                 return
-            token = int(said["nextPageToken"])
+            token = int(page["nextPageToken"])
 
     def names(self) -> Iterator[str]:
         """Yield the names of all registered models, sorted."""

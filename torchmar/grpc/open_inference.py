@@ -82,8 +82,8 @@ class GrpcOpenInference(Client):
     def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """Return what the server says of a model."""
         request = wire.ModelMetadataRequest(name=name, version=version)
-        said = self._call("ModelMetadata", request, wire.ModelMetadataResponse)
-        return ModelMetadata(said.name, tuple(said.versions), _described(said.inputs), _described(said.outputs))
+        reply = self._call("ModelMetadata", request, wire.ModelMetadataResponse)
+        return ModelMetadata(reply.name, tuple(reply.versions), _described(reply.inputs), _described(reply.outputs))
 
     def infer(
         self,
@@ -112,11 +112,11 @@ class GrpcOpenInference(Client):
         raw = any(tensor.datatype in _ONLY_RAW for tensor in inputs)
         for tensor in inputs:
             _add(request, tensor, raw=raw)
-        said = self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
+        reply = self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
         quoted = self._channel.service == _TORCHSERVES_SERVICE
-        if said.raw_output_contents:
-            return [_raw_output(*one) for one in zip(said.outputs, said.raw_output_contents, strict=True)]
-        return [_output(output, quoted=quoted) for output in said.outputs]
+        if reply.raw_output_contents:
+            return [_raw_output(*one) for one in zip(reply.outputs, reply.raw_output_contents, strict=True)]
+        return [_output(output, quoted=quoted) for output in reply.outputs]
 
     def _call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
         if self._channel.service == _TORCHSERVES_SERVICE and getattr(request, "raw_input_contents", None):

@@ -156,10 +156,10 @@ class InferenceClient:
         """
         request = bodies.request({"instances": list(instances)})
         path = f"/v1/models/{_path(name)}:{'explain' if explain else 'predict'}"
-        said = bodies.value(self._post(path, request, timeout))
+        document = bodies.value(self._post(path, request, timeout))
         for key in ("explanations", "predictions"):
-            if isinstance(said, Mapping) and isinstance(said.get(key), list):
-                return list(said[key])
+            if isinstance(document, Mapping) and isinstance(document.get(key), list):
+                return list(document[key])
         raise TorchmarError(f"{name} does not answer in KServe's v1 protocol: it has no list of predictions")
 
     def infer(
@@ -190,9 +190,9 @@ class InferenceClient:
         if outputs:
             document["outputs"] = [{"name": output} for output in outputs]
         path = f"/v2/models/{_path(name)}/{'explain' if explain else 'infer'}"
-        said = bodies.value(self._post(path, bodies.request(document), timeout))
+        content = bodies.value(self._post(path, bodies.request(document), timeout))
         try:
-            return [Tensor.read(output) for output in said["outputs"]]
+            return [Tensor.read(output) for output in content["outputs"]]
         except (KeyError, TypeError):
             raise TorchmarError(f"{name} does not answer in the Open Inference Protocol: it has no outputs") from None
 
@@ -201,7 +201,7 @@ class InferenceClient:
 
         Not repeated: that nobody answers is an answer.
         """
-        return self._connection.read(lambda said: str(said["status"]), "GET", "/ping", timeout=5, retries=0)
+        return self._connection.read(lambda document: str(document["status"]), "GET", "/ping", timeout=5, retries=0)
 
     def live(self) -> bool:
         """Tell whether the server is up, by the Open Inference Protocol."""

@@ -64,10 +64,12 @@ class Tensor:
         return cls(name, datatype or _datatype(name, flat), shape, flat)
 
     @classmethod
-    def read(cls, said: Mapping[str, Any]) -> Tensor:
+    def read(cls, document: Mapping[str, Any]) -> Tensor:
         """Return a tensor as it stands in a JSON body."""
-        shape = tuple(said["shape"])
-        return cls(said["name"], said["datatype"], shape, list(_flat(said["data"], len(_shape(said["data"])))))
+        shape = tuple(document["shape"])
+        return cls(
+            document["name"], document["datatype"], shape, list(_flat(document["data"], len(_shape(document["data"]))))
+        )
 
     def document(self) -> dict[str, Any]:
         """Return the tensor as it stands in a JSON body; bytes are taken for UTF-8.

@@ -138,7 +138,7 @@ class ManagementClient:
     def ready(self, name: str) -> bool:
         """Tell whether a model has workers (KServe's readiness; that they answer, it does not say)."""
         path = f"/v1/models/{quote(name, safe='')}"
-        return self._connection.read(lambda said: bool(said["ready"]), "GET", path)
+        return self._connection.read(lambda document: bool(document["ready"]), "GET", path)
 
     def scale(
         self,
@@ -186,7 +186,9 @@ class ManagementClient:
 
     def _said(self, method: str, path: str, query: Mapping[str, Any] | None = None, timeout: float = 0) -> str:
         seconds = timeout or self._timeout
-        return self._connection.read(lambda said: str(said["status"]), method, path, query=query, timeout=seconds)
+        return self._connection.read(
+            lambda document: str(document["status"]), method, path, query=query, timeout=seconds
+        )
 
 
 def check_name(name: str | None) -> None:
@@ -195,13 +197,13 @@ def check_name(name: str | None) -> None:
         raise TorchmarError(f"a model cannot be called {name!r}: TorchServe would find none with a slash in its name")
 
 
-def _versions(said: Any) -> list[ModelVersion]:
-    return [ModelVersion.of(one) for one in said]
+def _versions(document: Any) -> list[ModelVersion]:
+    return [ModelVersion.of(one) for one in document]
 
 
-def _page(said: Any) -> tuple[list[RegisteredModel], str | None]:
-    models = [RegisteredModel(model["modelName"], model["modelUrl"]) for model in said["models"]]
-    return models, said.get("nextPageToken")
+def _page(document: Any) -> tuple[list[RegisteredModel], str | None]:
+    models = [RegisteredModel(model["modelName"], model["modelUrl"]) for model in document["models"]]
+    return models, document.get("nextPageToken")
 
 
 def _path(name: str, version: str | None = None) -> str:

@@ -37,18 +37,18 @@ class WorkerState:
     memory_usage: int = 0
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> WorkerState:
+    def of(cls, document: Mapping[str, Any]) -> WorkerState:
         """Return what one worker of a describe answer says."""
-        start = said.get("startTime")
+        start = document.get("startTime")
         return cls(
-            str(said["id"]),
-            str(said["status"]),
-            int(said.get("pid", -1)),
+            str(document["id"]),
+            str(document["status"]),
+            int(document.get("pid", -1)),
             # Python 3.10 does not know that Z is UTC.
             datetime.fromisoformat(start.replace("Z", "+00:00")) if start else None,
-            bool(said.get("gpu", False)),
-            str(said.get("gpuUsage", "N/A")),
-            int(said.get("memoryUsage", 0)),
+            bool(document.get("gpu", False)),
+            str(document.get("gpuUsage", "N/A")),
+            int(document.get("memoryUsage", 0)),
         )
 
 
@@ -115,36 +115,36 @@ class ModelVersion:
         return sum(worker.status == "READY" for worker in self.workers)
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> ModelVersion:
+    def of(cls, document: Mapping[str, Any]) -> ModelVersion:
         """Return what one element of a describe answer says."""
-        queue = said.get("jobQueueStatus", {})
+        queue = document.get("jobQueueStatus", {})
         return cls(
-            name=said["modelName"],
-            version=said["modelVersion"],
-            url=said["modelUrl"],
-            min_workers=said["minWorkers"],
-            max_workers=said["maxWorkers"],
-            batch_size=said["batchSize"],
-            max_batch_delay=said["maxBatchDelay"],
-            response_timeout=said["responseTimeout"],
-            workers=tuple(WorkerState.of(worker) for worker in said.get("workers", [])),
-            runtime=said.get("runtime", "python"),
-            startup_timeout=said.get("startupTimeout", 120),
-            max_retry_timeout=said.get("maxRetryTimeoutInSec", 300),
-            client_timeout=said.get("clientTimeoutInMills", 0),
-            device_type=said.get("deviceType", "cpu"),
-            device_ids=tuple(said.get("deviceIds") or ()),
-            parallel_type=said.get("parallelType", ""),
-            parallel_level=said.get("parallelLevel", 0),
-            continuous_batching=said.get("continuousBatching", False),
-            use_job_ticket=said.get("useJobTicket", False),
-            use_venv=said.get("useVenv", False),
-            stateful=said.get("stateful", False),
-            sequence_max_idle=said.get("sequenceMaxIdleMSec", 0),
-            sequence_timeout=said.get("sequenceTimeoutMSec", 0),
-            max_num_sequence=said.get("maxNumSequence", 0),
-            max_sequence_job_queue_size=said.get("maxSequenceJobQueueSize", 0),
-            loaded_at_startup=said.get("loadedAtStartup", False),
+            name=document["modelName"],
+            version=document["modelVersion"],
+            url=document["modelUrl"],
+            min_workers=document["minWorkers"],
+            max_workers=document["maxWorkers"],
+            batch_size=document["batchSize"],
+            max_batch_delay=document["maxBatchDelay"],
+            response_timeout=document["responseTimeout"],
+            workers=tuple(WorkerState.of(worker) for worker in document.get("workers", [])),
+            runtime=document.get("runtime", "python"),
+            startup_timeout=document.get("startupTimeout", 120),
+            max_retry_timeout=document.get("maxRetryTimeoutInSec", 300),
+            client_timeout=document.get("clientTimeoutInMills", 0),
+            device_type=document.get("deviceType", "cpu"),
+            device_ids=tuple(document.get("deviceIds") or ()),
+            parallel_type=document.get("parallelType", ""),
+            parallel_level=document.get("parallelLevel", 0),
+            continuous_batching=document.get("continuousBatching", False),
+            use_job_ticket=document.get("useJobTicket", False),
+            use_venv=document.get("useVenv", False),
+            stateful=document.get("stateful", False),
+            sequence_max_idle=document.get("sequenceMaxIdleMSec", 0),
+            sequence_timeout=document.get("sequenceTimeoutMSec", 0),
+            max_num_sequence=document.get("maxNumSequence", 0),
+            max_sequence_job_queue_size=document.get("maxSequenceJobQueueSize", 0),
+            loaded_at_startup=document.get("loadedAtStartup", False),
             job_queue=JobQueue(queue.get("pendingRequests", 0), queue.get("remainingCapacity", 0)),
-            customized=said.get("customizedMetadata"),
+            customized=document.get("customizedMetadata"),
         )

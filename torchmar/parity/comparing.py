@@ -179,7 +179,7 @@ def _archive(pair: _Pair, path: Path, more: Sequence[Case]) -> Outcome:
             asked.append((sample, filling))
     some = asked[0][1] if asked else Filling(name, version, b"{}", "application/json")
     loaded = pair.ask(name, _register(path.name), some)
-    if all(said.status < 300 for said in loaded):
+    if all(document.status < 300 for document in loaded):
         for number, (sample, filling) in enumerate(asked):
             what = sample.input or f"sample {number}"
             for case in _sample(what):

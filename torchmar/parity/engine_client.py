@@ -109,8 +109,8 @@ class EngineClient:
                 (key, f"<{kind} token>") for kind, key in keys.items() if (key, f"<{kind} token>") not in self._own
             ]
             own = keys["management" if case.api == "management" else "inference"]
-            told = case.authorization.replace("{token}", own)
-            headers["Authorization"] = re.sub(r"\{(inference|management|API)\}", lambda kind: keys[kind[1]], told)
+            message = case.authorization.replace("{token}", own)
+            headers["Authorization"] = re.sub(r"\{(inference|management|API)\}", lambda kind: keys[kind[1]], message)
         return headers
 
     def _plain(self, body: bytes) -> bytes:

@@ -52,21 +52,21 @@ def deviations(case: str, first: RawResponse, second: RawResponse, tolerance: fl
         found.append(Mismatch(case, "status", str(first.status), str(second.status)))
     elif first.reason and first.reason != second.reason:  # TorchServe has none where a handler answered
         found.append(Mismatch(case, "reason", first.reason, second.reason))
-    bodies = [_read(said) for said in (first, second)]
+    bodies = [_read(document) for document in (first, second)]
     if not _equal(bodies[0], bodies[1], tolerance):
         found.append(Mismatch(case, "body", *(_shown(*pair) for pair in zip(bodies, reversed(bodies), strict=True))))
     for name in sorted({*first.headers, *second.headers} - set(_HEADERS_LEFT_OUT)):
-        values = [_ID.sub("<id>", said.headers.get(name, "")) for said in (first, second)]
+        values = [_ID.sub("<id>", document.headers.get(name, "")) for document in (first, second)]
         if values[0] != values[1]:
             found.append(Mismatch(case, "content type" if name == "content-type" else name, *values))
     return found
 
 
-def _read(said: RawResponse) -> Any:
+def _read(document: RawResponse) -> Any:
     try:
-        text = _ID.sub("<id>", said.body.decode())
+        text = _ID.sub("<id>", document.body.decode())
     except UnicodeDecodeError:
-        return said.body
+        return document.body
     if text.startswith("# HELP"):
         return _Metrics(sorted({" ".join((one.name, *sorted(one.labels))) for one in metrics.parse(text)}))
     try:

@@ -186,9 +186,9 @@ def _headers(request: Request) -> dict[str, str]:
     return {**request.headers, **own}
 
 
-def _answers(said: list[Any], parts: list[list[bytes]], bodies: memoryview) -> Iterator[Response]:
+def _answers(document: list[Any], parts: list[list[bytes]], bodies: memoryview) -> Iterator[Response]:
     start = 0
-    for before, (status, content_type, headers, size, _) in zip(parts, said, strict=True):
+    for before, (status, content_type, headers, size, _) in zip(parts, document, strict=True):
         named = {name.lower(): value for name, value in headers.items()}
         if content_type:
             named["content-type"] = content_type

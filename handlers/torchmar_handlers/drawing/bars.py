@@ -81,15 +81,15 @@ def _bar(sheet: page.Page, top: int, zero: int, value: float, scale: float, *, i
         edges = (min(zero, end), above, max(zero, end), above + _BAR)
         # The sum of many is no feature: its bar is hollow.
         sheet.pen.rectangle(edges, fill=page.PAPER if is_rest else colour, outline=colour, width=2)
-    said = page.number(value)
-    place = end - page.width_of(said, page.NOTE) - _GAP + 2 if value < 0 else end + _GAP - 1
-    page.write(sheet.pen, (place, top + 25), said, page.NOTE, page.INK)
+    document = page.number(value)
+    place = end - page.width_of(document, page.NOTE) - _GAP + 2 if value < 0 else end + _GAP - 1
+    page.write(sheet.pen, (place, top + 25), document, page.NOTE, page.INK)
 
 
 def _key(sheet: page.Page, base: int, ends: tuple[str, str]) -> None:
     """Say at the foot what the two colours mean."""
     left = float(page.MARGIN)
-    for colour, said in zip((page.AGAINST, page.FOR), ends, strict=True):
+    for colour, document in zip((page.AGAINST, page.FOR), ends, strict=True):
         sheet.pen.rectangle((left, base - 12, left + 12, base), fill=colour)
-        page.write(sheet.pen, (left + 20, base), said, page.NOTE, page.FAINT)
-        left += 20 + page.width_of(said, page.NOTE) + 24
+        page.write(sheet.pen, (left + 20, base), document, page.NOTE, page.FAINT)
+        left += 20 + page.width_of(document, page.NOTE) + 24

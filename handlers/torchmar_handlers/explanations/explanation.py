@@ -66,7 +66,7 @@ def document(explanation: Explanation, **more: Any) -> dict[str, Any]:
         more: further keys (``label``, ``probability``), which stand between ``target`` and ``shape``.
     """
     delta = explanation.delta
-    said = {
+    document = {
         "method": explanation.method,
         "instead_of": explanation.instead_of,
         "reason": explanation.reason,
@@ -78,7 +78,7 @@ def document(explanation: Explanation, **more: Any) -> dict[str, Any]:
         "shape": list(explanation.attributions.shape),
         "attributions": rounded(explanation.attributions).tolist(),
     }
-    return {key: value for key, value in said.items() if value is not None}
+    return {key: value for key, value in document.items() if value is not None}
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

@@ -110,8 +110,8 @@ def _gradient(
         # What lacks memory or a device would lack them without gradients too.
         if "memory" in str(error) or "CUDA" in str(error):
             raise
-        said = str(error).partition("\n")[0]
-        raise NoGradientError(f"these weights give no gradients ({said})") from error
+        document = str(error).partition("\n")[0]
+        raise NoGradientError(f"these weights give no gradients ({document})") from error
     return slopes, first
 
 

@@ -104,8 +104,8 @@ def read(
         raise BadRequest(f"{len(binary)} bytes of binary data belong to no input")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
-        told = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        raise BadRequest(f"the first dimensions of the inputs differ, which is that of the batch: {told}")
+        message = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise BadRequest(f"the first dimensions of the inputs differ, which is that of the batch: {message}")
     (count,) = set(counts.values())
     refuse_many(count, served.max_instances)
     rows = [{name: _instance(array[index]) for name, array in arrays.items()} for index in range(count)]

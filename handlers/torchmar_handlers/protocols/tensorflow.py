@@ -57,8 +57,8 @@ def _rows(columns: Mapping[str, Any], served: HandlerInfo) -> list[Any]:
             raise BadRequest(f"inputs.{name} is not an array; a column has one item per instance")
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
-        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        raise BadRequest(f"the columns of inputs are not equally long: {told}")
+        message = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise BadRequest(f"the columns of inputs are not equally long: {message}")
     (count,) = set(lengths.values())
     if not count:
         raise BadRequest("inputs has no rows")

@@ -136,8 +136,8 @@ class TabularHandler(BaseHandler):
             groups=self.groups,
             differentiable=weights.differentiable(self.model),
         )
-        told = self.told(scores.detach(), targets)
-        return [self._explained(*one) for one in zip(requests, explanations, told, batch, strict=True)]
+        message = self.told(scores.detach(), targets)
+        return [self._explained(*one) for one in zip(requests, explanations, message, batch, strict=True)]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return predictions as named columns; explanations stay objects."""
@@ -196,7 +196,7 @@ class TabularHandler(BaseHandler):
         """Return what explanations tell beside the attributions, for each row."""
 
     @abstractmethod
-    def titled(self, told: Mapping[str, Any]) -> str:
+    def titled(self, message: Mapping[str, Any]) -> str:
         """Return the title of an explanation's picture."""
 
     @abstractmethod
@@ -252,7 +252,7 @@ class TabularHandler(BaseHandler):
         return torch.tensor(asked.baseline, dtype=torch.float32, device=self.device).expand_as(self.typical)
 
     def _explained(
-        self, request: Request, explanation: Explanation, told: Mapping[str, Any], values: np.ndarray
+        self, request: Request, explanation: Explanation, message: Mapping[str, Any], values: np.ndarray
     ) -> Any:
         numbers = explanation.attributions
         # An ablation takes a whole column away: each of its numbers has the loss of all of them.
@@ -265,16 +265,16 @@ class TabularHandler(BaseHandler):
             return by_column  # in the order of the columns, which an array cannot name
         explanation = replace(explanation, attributions=by_column[order])
         if request.accepts(PNG):
-            return Reply(self._picture(explanation, told, columns, row), PNG)
-        said = document(explanation, **told, row=row)
-        del said["shape"]
-        said["attributions"] = dict(zip(row, said["attributions"], strict=True))
-        return said
+            return Reply(self._picture(explanation, message, columns, row), PNG)
+        content = document(explanation, **message, row=row)
+        del content["shape"]
+        content["attributions"] = dict(zip(row, content["attributions"], strict=True))
+        return content
 
     def _picture(
         self,
         explanation: Explanation,
-        told: Mapping[str, Any],
+        message: Mapping[str, Any],
         columns: Sequence[Column],
         row: Mapping[str, Any],
     ) -> bytes:
@@ -285,4 +285,4 @@ class TabularHandler(BaseHandler):
             for column, value in zip(columns, row.values(), strict=True)
         ]
         features = list(zip(row, values, explanation.attributions.tolist(), strict=True))
-        return bars.draw(features, title=self.titled(told), note=explanation.note, ends=self.ends)
+        return bars.draw(features, title=self.titled(message), note=explanation.note, ends=self.ends)

@@ -92,15 +92,15 @@ def gpu_usage() -> dict[int, str]:
     It takes a moment, and waits for the driver.
     """
     try:
-        said = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True)
+        output = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-    head, *rows = [[cell.strip() for cell in line.split(",")] for line in said.stdout.splitlines()] or [[]]
+    head, *rows = [[cell.strip() for cell in line.split(",")] for line in output.stdout.splitlines()] or [[]]
     usage = {}
     for row in rows:
         if len(row) == len(head) and row[0].isdigit():
-            told = " ".join(f"{name}::{value}" for name, value in zip(head[1:], row[1:], strict=True))
-            usage[int(row[0])] = f"gpuId::{row[0]} {told}"
+            columns = " ".join(f"{name}::{value}" for name, value in zip(head[1:], row[1:], strict=True))
+            usage[int(row[0])] = f"gpuId::{row[0]} {columns}"
     return usage
 
 

@@ -173,7 +173,7 @@ class Management:
         """Answer with what the handler says of itself as ``customizedMetadata``."""
 
         def done(reply: Reply) -> None:
-            said.append(reply.body)
+            document.append(reply.body)
             if reply.more:
                 return
             if reply.status != 200:
@@ -182,10 +182,10 @@ class Management:
                     body = error_body(reply.status, "InternalServerException", reply.message)
                 self._respond(request, reply.status, body, reply.content_type or _JSON)
             else:
-                metadata = _object(b"".join(said))
+                metadata = _object(b"".join(document))
                 self._answer(request, [{**descriptions.version(described), "customizedMetadata": metadata}])
 
-        said: list[bytes] = []
+        document: list[bytes] = []
         # The token is for the server; a handler has no use for it.
         headers = {key: value for key, value in request.headers if key.lower() != "authorization"}
         job = Job(next(self._ids), {**headers, "describe": "True"}, (), done, described.deadline())
@@ -281,7 +281,7 @@ def _body(body: bytes) -> dict[str, str]:
         return {}
     if not isinstance(document, dict):
         raise ApiError(400, "BadRequestException", "The body is no JSON object.")
-    said: dict[str, str] = {}
+    content: dict[str, str] = {}
     for key, value in document.items():
         if isinstance(value, dict | list):
             raise ApiError(400, "BadRequestException", f"Parameter {key} is no text and no number.")
@@ -290,8 +290,8 @@ def _body(body: bytes) -> dict[str, str]:
         elif isinstance(value, float) and value.is_integer():
             value = int(value)
         if value is not None:
-            said[key] = str(value)
-    return said
+            content[key] = str(value)
+    return content
 
 
 def _lenient(body: bytes) -> Any:
@@ -313,10 +313,10 @@ def _parameters(request: Request) -> Mapping[str, str]:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        said = json.loads(body)
+        document = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def _allow(request: Request, *methods: str) -> None:

@@ -10,10 +10,10 @@ STARTED = "Processing worker updates..."
 def registered(version: Version, *, synchronous: bool) -> str:
     """Return what is said of a registration; `STARTED` if its workers are not waited for."""
     workers = version.serving.min_workers
-    said = f'Model "{version.name}" Version: {version.version} registered with {workers} initial workers'
+    message = f'Model "{version.name}" Version: {version.version} registered with {workers} initial workers'
     if not workers:
-        return f"{said}. Use scale workers API to add workers for the model."
-    return said if synchronous else STARTED
+        return f"{message}. Use scale workers API to add workers for the model."
+    return message if synchronous else STARTED
 
 
 def scaled(name: str, version: str | None, workers: int, *, synchronous: bool) -> str:

@@ -150,8 +150,8 @@ class Settings:
         """Return the variables of workers: all but those that ``blacklist_env_vars`` names, and TorchServe's own."""
         hidden = self.blacklist_env_vars
         passed = {name: value for name, value in environment.items() if not (hidden and hidden.fullmatch(name))}
-        told = {"TS_DECODE_INPUT_REQUEST": self.decode_input_request, "TS_IPEX_ENABLE": self.ipex_enable}
-        return {**passed, **{name: str(value).lower() for name, value in told.items()}}
+        variables = {"TS_DECODE_INPUT_REQUEST": self.decode_input_request, "TS_IPEX_ENABLE": self.ipex_enable}
+        return {**passed, **{name: str(value).lower() for name, value in variables.items()}}
 
     def tls(self) -> ssl.SSLContext | None:
         """Return what listeners with TLS need; None if no key and certificate are configured.

@@ -110,9 +110,9 @@ class Management:
     async def _said_by_handler(self, found: Version, context: Context) -> dict[str, object]:
         body = await self._asking.whole(found, (), context, {"describe": "True"})
         with contextlib.suppress(ValueError, RecursionError):
-            said = json.loads(body)
-            if isinstance(said, dict):
-                return said
+            document = json.loads(body)
+            if isinstance(document, dict):
+                return document
         return {}
 
 

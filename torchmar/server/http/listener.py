@@ -119,11 +119,11 @@ class Listener:
         if not self.closing and len(self._connections) < self.limits.connections:
             self._connections.add(connection)
             return True
-        told = not self.closing and len(self._turned_away) < _TURNED_AWAY
+        respond = not self.closing and len(self._turned_away) < _TURNED_AWAY
         self._turned_away.add(connection)
-        if not told:
+        if not respond:
             connection.cut()
-        return not told
+        return not respond
 
     def discard(self, connection: Connection) -> None:
         """Count a connection out."""

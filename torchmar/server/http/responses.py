@@ -68,8 +68,10 @@ class ResponseHeads(dict[tuple[int, str], bytes]):
         self._names: dict[str, bytes] = {}
         self._always = _UNCACHED
         if cors:
-            said = {"origin": cors.origin, "methods": cors.methods, "headers": cors.headers}
-            self._always += self.lines((f"access-control-allow-{name}", value) for name, value in said.items() if value)
+            allowed = {"origin": cors.origin, "methods": cors.methods, "headers": cors.headers}
+            self._always += self.lines(
+                (f"access-control-allow-{name}", value) for name, value in allowed.items() if value
+            )
 
     def __missing__(self, key: tuple[int, str]) -> bytes:
         status, content_type = key

@@ -458,11 +458,11 @@ def _manifest(archive: Archive) -> Manifest:
 
 def _lenient(document: Mapping[str, Any]) -> Manifest:
     model = document.get("model")
-    said = model if isinstance(model, dict) else {}
+    content = model if isinstance(model, dict) else {}
     names = {"model_name": "modelName", "model_version": "modelVersion", "config_file": "configFile"}
     names |= {"requirements_file": "requirementsFile", "handler": "handler", "envelope": "envelope"}
     names["model_file"] = "modelFile"
-    values = {name: str(said[alias]) for name, alias in names.items() if said.get(alias)}
+    values = {name: str(content[alias]) for name, alias in names.items() if content.get(alias)}
     runtime = str(document.get("runtime") or "python")
     model_said = Model.model_construct(None, **{"model_name": "", "handler": "", **values})
     return Manifest.model_construct(None, model=model_said, runtime=runtime)

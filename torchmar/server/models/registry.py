@@ -416,6 +416,6 @@ _OUT_OF_MEMORY = re.compile(r"([\w.]*MemoryError\b|.*CUDA out of memory|.*can't 
 def _did_not_start(name: str, version: str | None, failure: str) -> ApiError:
     """Return TorchServe's refusal, and behind it what the worker said last; 507 where its memory did not suffice."""
     why = failure.splitlines()[-1].strip() if failure else ""
-    said = "null" if version is None else version
-    message = f"Failed to start workers for model {name} version: {said}" + (f": {why}" if why else "")
+    version_text = "null" if version is None else version
+    message = f"Failed to start workers for model {name} version: {version_text}" + (f": {why}" if why else "")
     return ApiError(507 if _OUT_OF_MEMORY.match(why) else 500, "InternalServerException", message)

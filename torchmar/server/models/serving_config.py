@@ -246,8 +246,8 @@ class _Config:
     def _say(self, key: str, why: str) -> None:
         name, version = self._title
         about = {"model": name, "version": version}
-        told = (name, version, key, self._values[key], why)
-        logs.SERVER.warning("%s %s: model-config.yaml: %s=%r is ignored: %s", *told, extra=about)
+        arguments = (name, version, key, self._values[key], why)
+        logs.SERVER.warning("%s %s: model-config.yaml: %s=%r is ignored: %s", *arguments, extra=about)
 
 
 def _workers(

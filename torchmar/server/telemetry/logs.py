@@ -192,16 +192,16 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as JSON."""
-        said: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "time": _moment(record.created),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
         if record.exc_info:
-            said["message"] += f"\n{self.formatException(record.exc_info)}"
-        said |= {key: value for key in _KNOWN if (value := getattr(record, key, None)) is not None}
-        return json.dumps(said, ensure_ascii=False)
+            entry["message"] += f"\n{self.formatException(record.exc_info)}"
+        entry |= {key: value for key in _KNOWN if (value := getattr(record, key, None)) is not None}
+        return json.dumps(entry, ensure_ascii=False)
 
 
 def _text_line(one: Access) -> str:
@@ -210,7 +210,7 @@ def _text_line(one: Access) -> str:
 
 
 def _json_line(one: Access) -> str:
-    said = {
+    entry = {
         "time": _moment(one.time),
         "client": one.client,
         "method": one.method,
@@ -219,7 +219,7 @@ def _json_line(one: Access) -> str:
         "milliseconds": round(one.seconds * 1000, 3),
         **({"request_id": one.request_id} if one.request_id else {}),
     }
-    return json.dumps(said, ensure_ascii=False) + "\n"
+    return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 def _path(target: bytes) -> str:

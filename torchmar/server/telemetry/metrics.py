@@ -219,8 +219,8 @@ class Metrics:
             self._tell(name, "name", f"{metric}: it is the server's own")
             return None
         elif len(family.spec.labels) != len(values) + 1:
-            told = f"{metric}: it has the labels {', '.join(family.spec.labels)}, and this is of {', '.join(labels)}"
-            self._tell(name, "labels", told)
+            message = f"{metric}: it has the labels {', '.join(family.spec.labels)}, and this is of {', '.join(labels)}"
+            self._tell(name, "labels", message)
             return None
         owned = self._owned.setdefault(name, set())
         if len(owned) >= self._limit:

@@ -90,7 +90,7 @@ class BatchRunner:
         # Handlers may change the list and the rows, and these may be asked again.
         given = [dict(row) for row in rows]
         try:
-            said = self._handle(given, context)
+            document = self._handle(given, context)
         except MemoryError:
             log.error("System out of memory", exc_info=True)
             raise Failed(507, "Out of resources") from None
@@ -104,22 +104,22 @@ class BatchRunner:
                 raise Failed(507, "Out of resources") from None
             log.warning("Invoking custom service failed.", exc_info=True)
             raise Failed(503, "Prediction failed") from None
-        if not isinstance(said, list):
-            log.warning("model: %s, Invalid return type: %s.", context.model_name, type(said))
+        if not isinstance(document, list):
+            log.warning("model: %s, Invalid return type: %s.", context.model_name, type(document))
             raise Failed(503, "Invalid model predict output")
-        if len(said) != len(rows):
+        if len(document) != len(rows):
             log.warning(
                 "model: %s, number of batch response mismatched, expect: %d, got: %d.",
                 context.model_name,
                 len(rows),
-                len(said),
+                len(document),
             )
             raise Failed(503, _MISMATCH)
-        return list(self._encoded(said, processors))
+        return list(self._encoded(document, processors))
 
-    def _encoded(self, said: list[Any], processors: list[Any]) -> Iterator[Answer]:
+    def _encoded(self, document: list[Any], processors: list[Any]) -> Iterator[Answer]:
         criteria = self._context.stopping_criteria
-        for index, (value, processor) in enumerate(zip(said, processors, strict=True)):
+        for index, (value, processor) in enumerate(zip(document, processors, strict=True)):
             headers = processor.get_response_headers()
             if criteria:
                 stop = criteria[index](value)
@@ -210,9 +210,9 @@ def encode(value: Any) -> Any:
 
 
 def _refused(failed: Failed) -> Answer:
-    said = {"code": failed.code, "type": "InternalServerException", "message": failed.message}
+    document = {"code": failed.code, "type": "InternalServerException", "message": failed.message}
     # The message beside the body is for clients that do not speak HTTP.
-    return failed.code, "application/json", {}, json.dumps(said, indent=2).encode() + b"\n", failed.message
+    return failed.code, "application/json", {}, json.dumps(document, indent=2).encode() + b"\n", failed.message
 
 
 class Parts:

@@ -52,8 +52,8 @@ def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, 
         One of `NEVER`, `KNOWN` and `ALLOWED`, and the reason.
     """
     if allowed is not None:
-        said = f"model-config.yaml sets torchmar: {{fork: {str(allowed).lower()}}}"
-        return (ALLOWED if allowed else NEVER), said
+        document = f"model-config.yaml sets torchmar: {{fork: {str(allowed).lower()}}}"
+        return (ALLOWED if allowed else NEVER), document
     if handler not in _STOCK and not handler.startswith(f"{_OURS}."):
         return NEVER, f"what {handler} keeps between requests is not known"
     if model_file:

@@ -28,7 +28,7 @@ def run_model_process(job: dict[str, Any], control: socket.socket) -> None:
     ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
     ``{"kill": id}`` ends a fork.
     """
-    told = ControlWriter(control)
+    message = ControlWriter(control)
     loading.activate_archive(job["model_dir"], job.get("requirements", ""))
     measured = MetricsBuffer()
     before = forking.descriptors()
@@ -49,7 +49,7 @@ def run_model_process(job: dict[str, Any], control: socket.socket) -> None:
         trace = loading.own_traceback(error)
         sys.stdout.write(trace)
         sys.stdout.flush()
-        told.send({"failed": trace})
+        message.send({"failed": trace})
         os._exit(1)
     why = forking.objection(job["fork"], service, job["model_dir"], before) if share else "it was not asked to be"
     shared = 0
@@ -59,8 +59,8 @@ def run_model_process(job: dict[str, Any], control: socket.socket) -> None:
         shared_weights.leave(weights)
     description = describing.description(service, job["envelope"])
     loaded = {"loaded": True, "shareable": not why, "why": why, "shared_bytes": shared, "description": description}
-    told.send(loaded)
-    _ModelProcess(told, service, measured, threads.wanted, halves, job.get("poll", 0.0), seed).run()
+    message.send(loaded)
+    _ModelProcess(message, service, measured, threads.wanted, halves, job.get("poll", 0.0), seed).run()
 
 
 def _limit_memory(limit: int) -> None:
@@ -96,7 +96,7 @@ _LEAST_MEMORY = 64 << 20  # bytes, to do anything with
 class _ModelProcess:
     def __init__(
         self,
-        told: ControlWriter,
+        message: ControlWriter,
         service: Any,
         measured: MetricsBuffer,
         threads: int | None,
@@ -104,7 +104,7 @@ class _ModelProcess:
         poll: float,
         seed: int | None,
     ) -> None:
-        self._told, self._service, self._measured, self._threads = told, service, measured, threads
+        self._told, self._service, self._measured, self._threads = message, service, measured, threads
         self._halves, self._poll, self._seed = halves, poll, seed
 
     def run(self) -> None:

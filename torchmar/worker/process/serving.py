@@ -57,14 +57,14 @@ def serve(
         cpu_started = time.process_time()
         answers, seconds = answering.answer(document, bodies)
         adaptive.after(len(document), seconds, time.process_time() - cpu_started)
-        said = {
+        content = {
             "seconds": seconds,
             "answers": [[status, kind, headers, len(body), wrong] for status, kind, headers, body, wrong in answers],
         }
         if updates := measured.take():
-            said["metrics"] = updates
+            content["metrics"] = updates
         try:
-            frames.send(connection, frames.encode(frames.ANSWERS, said, [answer[3] for answer in answers]))
+            frames.send(connection, frames.encode(frames.ANSWERS, content, [answer[3] for answer in answers]))
         except ConnectionError:
             return
 

@@ -159,11 +159,11 @@ class _Steps:
             groups.setdefault(_likeness(value) or index, []).append(index)
         answers: dict[int, Any] = {}
         for members in groups.values():
-            said = self._answer(_joined([values[index] for index in members]))
-            if not isinstance(said, list) or len(said) != len(members):
+            document = self._answer(_joined([values[index] for index in members]))
+            if not isinstance(document, list) or len(document) != len(members):
                 # Of one request it is the answer, right or wrong; of several too few, so that each is asked alone.
-                return said if len(values) == 1 or not isinstance(said, list) else []
-            answers.update(zip(members, said, strict=True))
+                return document if len(values) == 1 or not isinstance(document, list) else []
+            answers.update(zip(members, document, strict=True))
         if self._measured:
             seconds = time.perf_counter() - started + sum(seconds for _, seconds in prepared)
             context.metrics.add_time("HandlerTime", round(seconds * 1000, 2), None, "ms")
