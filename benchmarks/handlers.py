@@ -100,7 +100,7 @@ class Bench:
                 started = time.perf_counter()
                 with Worker(path) as worker:
                     loads.append(time.perf_counter() - started)
-                    worker.ask([Request(self.images[0], "image/jpeg")])
+                    worker.predict_batch([Request(self.images[0], "image/jpeg")])
                     memory = resident(worker.pid)
             rows.append((side, f"{imported:.2f} s", f"{statistics.median(loads):.2f} s", f"{memory / 1e6:.0f} MB"))
         bare = statistics.median(import_seconds("torch") for _ in range(3))
@@ -113,7 +113,7 @@ class Bench:
             rows = []
             for size in BATCHES:
                 requests = [Request(image, "image/jpeg") for image in self.images[:size]]
-                agree(stock.ask(requests), ours.ask(requests))
+                agree(stock.predict_batch(requests), ours.predict_batch(requests))
                 took = in_turn(
                     {
                         STOCK: lambda w=stock, r=requests: w.ask(r),
@@ -230,8 +230,10 @@ class Bench:
                 # Of the same floats: a pixel that was resized to the next grey level moves an attribution.
                 same = [json.dumps(self.floats(image)).encode() for image in self.images[:size]]
                 error = relative_error(
-                    stock.ask([Request(body, "application/json", True) for body in same]),
-                    ours.ask([Request(body, "application/json", True, mine[0].accept, headers) for body in same]),
+                    stock.predict_batch([Request(body, "application/json", True) for body in same]),
+                    ours.predict_batch(
+                        [Request(body, "application/json", True, mine[0].accept, headers) for body in same]
+                    ),
                 )
                 as_json = [Request(one.body, one.content_type, True, headers=headers) for one in mine]
                 took = in_turn(
@@ -285,12 +287,12 @@ class Bench:
         with Worker(stock) as one, Worker(ours) as other:
             for size in BATCHES:
                 requests = [Request(text, "text/plain") for text in texts[:size]]
-                alone = [one.ask([request])[0] for request in requests]
-                agree(alone, other.ask(requests))
+                alone = [one.predict_batch([request])[0] for request in requests]
+                agree(alone, other.predict_batch(requests))
                 took = in_turn(
                     {
-                        STOCK: lambda r=requests: [one.ask([request]) for request in r],
-                        OURS: lambda r=requests: other.ask(r),
+                        STOCK: lambda r=requests: [one.predict_batch([request]) for request in r],
+                        OURS: lambda r=requests: other.predict_batch(r),
                     },
                     self.rounds * 4,
                 )

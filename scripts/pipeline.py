@@ -58,7 +58,7 @@ def run(engine: EngineName, keep: bool) -> int:
         for sample in samples:
             file, truth = RECIPE / str(sample.input), next(iter(sample.expect))
             started = time.perf_counter()
-            answer = client.ask("digits", exchange.read(file))
+            answer = client.request("digits", exchange.read(file))
             milliseconds = (time.perf_counter() - started) * 1000
             label, probability = next(iter(json.loads(answer.body).items()))
             wrong += label != truth
@@ -67,7 +67,7 @@ def run(engine: EngineName, keep: bool) -> int:
         headings = ("image", "truth", "prediction", "probability", "ms")
         show_table(table(headings, rows, right=("truth", "prediction", "probability", "ms")))
         sample_file = RECIPE / "samples" / "seven.png"
-        picture = client.ask("digits", exchange.read(sample_file, explain=True, accept="image/png"))
+        picture = client.request("digits", exchange.read(sample_file, explain=True, accept="image/png"))
         PICTURE.write_bytes(picture.body)
         out.print(f"\n{len(rows) - wrong} of {len(rows)} right; what makes {sample_file.name} a seven: {PICTURE}\n")
         if keep:

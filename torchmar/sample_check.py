@@ -82,7 +82,7 @@ def run_samples(path: Path) -> SampleReport:
             took, found = [], []
             for _ in range(1 + _STEADY):
                 before = time.perf_counter()
-                (answer,) = worker.ask([request])
+                (answer,) = worker.predict_batch([request])
                 took.append((time.perf_counter() - before) * 1000)
                 found += [one for one in comparison.differences(sample, answer) if one not in found]
             asked.append(
@@ -105,7 +105,7 @@ def _together(worker: Worker, samples: Sequence[Sample], requests: Sequence[Requ
     repeated = [index % len(samples) for index in range(max(batch_size, len(samples)))] if samples else []
     for start in range(0, len(repeated), batch_size):
         part = repeated[start : start + batch_size]
-        answers = worker.ask([requests[index] for index in part])
+        answers = worker.predict_batch([requests[index] for index in part])
         problems += _compared([samples[index] for index in part], answers, f"in a batch of {len(part)}")
     return problems
 
@@ -121,7 +121,7 @@ def _among_bad(
     problems, refused = [], []
     for start in range(0, len(mixed), size):
         part = mixed[start : start + size]
-        answers = worker.ask([request for _, request in part])
+        answers = worker.predict_batch([request for _, request in part])
         kept = [(samples[index], answer) for (index, _), answer in zip(part, answers, strict=True) if index is not None]
         refused += [answer.status for (index, _), answer in zip(part, answers, strict=True) if index is None]
         problems += _compared([sample for sample, _ in kept], [answer for _, answer in kept], "beside a bad request")
@@ -138,7 +138,7 @@ def _compared(samples: Sequence[Sample], answers: Sequence[Response], where: str
 
 
 def _explains(worker: Worker, request: Request) -> bool:
-    (answer,) = worker.ask([Request(request.body, request.content_type, explain=True)])
+    (answer,) = worker.predict_batch([Request(request.body, request.content_type, explain=True)])
     return answer.status < 400
 
 

@@ -34,8 +34,8 @@ def label(answer: Response) -> str:
 
 def test_a_batch_is_answered_like_its_requests_one_by_one(worker: Worker) -> None:
     requests = [Request(file.read_bytes(), "image/png") for file in sorted(SAMPLES.glob("*.png"))]
-    alone = [json.loads(worker.ask([request])[0].body) for request in requests]
-    together = [json.loads(answer.body) for answer in worker.ask(requests)]
+    alone = [json.loads(worker.predict_batch([request])[0].body) for request in requests]
+    together = [json.loads(answer.body) for answer in worker.predict_batch(requests)]
     for one, other in zip(alone, together, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
 
@@ -69,13 +69,13 @@ BAD = {
 
 @pytest.mark.parametrize("request_", GOOD.values(), ids=GOOD)
 def test_an_image_is_taken_however_it_is_sent(worker: Worker, request_: Request) -> None:
-    assert label(worker.ask([request_])[0]) == "7"
+    assert label(worker.predict_batch([request_])[0]) == "7"
 
 
 def test_bad_requests_get_their_own_400_and_neighbours_their_answers(worker: Worker) -> None:
     good = GOOD["raw"]
     requests = [part for request, _, _ in BAD.values() for part in (request, good)]
-    answers = worker.ask(requests)
+    answers = worker.predict_batch(requests)
     for (_, status, said), answer in zip(BAD.values(), answers[::2], strict=True):
         error = json.loads(answer.body)
         assert (answer.status, answer.content_type) == (status, "application/json")
@@ -91,14 +91,14 @@ def test_bad_requests_get_their_own_400_and_neighbours_their_answers(worker: Wor
 def test_an_image_of_too_many_pixels_gets_413(worker: Worker) -> None:
     stream = io.BytesIO()
     Image.new("1", (12_000, 9_000)).save(stream, "PNG")
-    (answer,) = worker.ask([Request(stream.getvalue(), "image/png")])
+    (answer,) = worker.predict_batch([Request(stream.getvalue(), "image/png")])
     assert answer.status == 413
     assert "12000x9000" in json.loads(answer.body)["message"]
 
 
 def test_predictions_and_explanations_share_a_batch(worker: Worker) -> None:
     image = (SAMPLES / "three.png").read_bytes()
-    answers = worker.ask(
+    answers = worker.predict_batch(
         [
             Request(PNG, explain=True),
             Request(image),
@@ -117,7 +117,7 @@ def test_predictions_and_explanations_share_a_batch(worker: Worker) -> None:
 
 
 def test_attributions_are_complete_and_what_captum_says_alone(worker: Worker) -> None:
-    said = json.loads(worker.ask([Request(PNG, explain=True)])[0].body)
+    said = json.loads(worker.predict_batch([Request(PNG, explain=True)])[0].body)
     import torch
     from captum.attr import IntegratedGradients
 
@@ -134,7 +134,9 @@ def test_attributions_are_complete_and_what_captum_says_alone(worker: Worker) ->
 
 
 def test_attributions_come_as_an_array_too(worker: Worker) -> None:
-    as_json, as_npy = worker.ask([Request(PNG, explain=True), Request(PNG, explain=True, accept="application/x-npy")])
+    as_json, as_npy = worker.predict_batch(
+        [Request(PNG, explain=True), Request(PNG, explain=True, accept="application/x-npy")]
+    )
     array = np.load(io.BytesIO(as_npy.body))
     assert as_npy.content_type == "application/x-npy"
     assert array.shape == (1, 32, 32)
@@ -143,7 +145,7 @@ def test_attributions_come_as_an_array_too(worker: Worker) -> None:
 
 def test_how_to_explain_is_asked_for_in_headers(worker: Worker) -> None:
     headers = {"Explain-Method": "integrated_gradients", "Explain-N-Steps": "9", "Explain-Target": "3"}
-    (answer,) = worker.ask([Request(PNG, explain=True, headers={**headers, "Explain-Baseline": "0.5"})])
+    (answer,) = worker.predict_batch([Request(PNG, explain=True, headers={**headers, "Explain-Baseline": "0.5"})])
     said = json.loads(answer.body)
     assert [said[key] for key in ("method", "n_steps", "label", "baseline")] == ["integrated_gradients", 9, "3", 0.5]
 
@@ -151,13 +153,13 @@ def test_how_to_explain_is_asked_for_in_headers(worker: Worker) -> None:
 @pytest.mark.parametrize("target", [3, "3"])
 def test_the_target_of_an_explanation_can_be_chosen(worker: Worker, target: object) -> None:
     body = json.dumps({"data": BASE64, "target": target}).encode()
-    said = json.loads(worker.ask([Request(body, "application/json", explain=True)])[0].body)
+    said = json.loads(worker.predict_batch([Request(body, "application/json", explain=True)])[0].body)
     assert (said["target"], said["label"]) == (3, "3")
 
 
 def test_a_wrong_target_is_a_400_of_its_own(worker: Worker) -> None:
     bad = Request(json.dumps({"data": BASE64, "target": 10}).encode(), "application/json", explain=True)
-    first, second = worker.ask([bad, Request(PNG, explain=True)])
+    first, second = worker.predict_batch([bad, Request(PNG, explain=True)])
     assert (first.status, second.status) == (400, 200)
     assert "target 10" in json.loads(first.body)["message"]
 
@@ -186,7 +188,7 @@ def test_a_step_that_fails_for_one_request_fails_only_that_one(scripted: Callabl
             return [{"half": 1 / value} if value else 1 / 0 for value in output.flatten().tolist()]
     """
     with Worker(scripted(code)) as worker:
-        answers = worker.ask([Request(text, "text/plain") for text in (b"2", b"x", b"0", b"4", b"nan")])
+        answers = worker.predict_batch([Request(text, "text/plain") for text in (b"2", b"x", b"0", b"4", b"nan")])
         assert worker.log().count("ZeroDivisionError") == 1
     assert [answer.status for answer in answers] == [200, 503, 503, 200, 503]
     assert answers[3].body == b'{"half":0.25}'
@@ -204,7 +206,7 @@ def test_a_handler_without_explanations_says_so_with_501(scripted: Callable[[str
             return torch.tensor(request.json())
     """
     with Worker(scripted(code)) as worker:
-        explained, predicted, broken = worker.ask(
+        explained, predicted, broken = worker.predict_batch(
             [Request(b"[1.5]", explain=True), Request(b"[1.5, 2]"), Request(b"[1.5,")]
         )
     assert (explained.status, broken.status) == (501, 400)
@@ -242,7 +244,7 @@ def test_a_worker_answers_its_samples_before_any_client(
     scripted: Callable[..., Path], samples: list[object], config: dict[str, object], seen: list[int]
 ) -> None:
     with Worker(scripted(COUNTING, samples=samples, config=config)) as worker:
-        assert json.loads(worker.ask([Request(b"1", "application/json")])[0].body)["seen"] == seen
+        assert json.loads(worker.predict_batch([Request(b"1", "application/json")])[0].body)["seen"] == seen
 
 
 @pytest.mark.parametrize(
@@ -261,4 +263,6 @@ def test_workers_share_the_cores(
 
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
     with Worker(scripted(COUNTING, config=config)) as worker:
-        assert json.loads(worker.ask([Request(b"1", "application/json")])[0].body)["threads"] == threads(cores)
+        assert json.loads(worker.predict_batch([Request(b"1", "application/json")])[0].body)["threads"] == threads(
+            cores
+        )

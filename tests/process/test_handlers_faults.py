@@ -34,7 +34,7 @@ def state_dict(model: nn.Module) -> bytes:
 def ask(path: Path, *bodies: Any) -> list[tuple[int, str]]:
     """Return status and message (or answer) of requests of one batch."""
     with Worker(path) as worker:
-        answers = worker.ask([Request(json.dumps(body).encode(), "application/json") for body in bodies])
+        answers = worker.predict_batch([Request(json.dumps(body).encode(), "application/json") for body in bodies])
     return [
         (answer.status, json.loads(answer.body)["message"] if answer.status >= 400 else answer.body.decode())
         for answer in answers

@@ -154,12 +154,12 @@ def test_malformed_requests_get_their_own_4xx_and_neighbours_their_answers(
     asked: tuple[Worker, Request], explain: bool
 ) -> None:
     worker, good = asked
-    (alone,) = worker.ask([good])
+    (alone,) = worker.predict_batch([good])
     assert alone.status == 200, alone.body
     bad = [Request(body, content_type, explain) for body, content_type in MALFORMED.values()]
     for start in range(0, len(bad), 8):
         part = bad[start : start + 8]
-        answers = worker.ask([request for one in part for request in (good, one)])
+        answers = worker.predict_batch([request for one in part for request in (good, one)])
         for answer in answers[::2]:
             same(answer, alone)
         for name, answer in zip(list(MALFORMED)[start : start + 8], answers[1::2], strict=True):
@@ -196,7 +196,7 @@ def filled(shape: tuple[int, ...], value: object) -> object:
 @pytest.mark.parametrize("explain", [False, True], ids=["predict", "explain"])
 def test_arrays_of_every_shape_and_type_are_answered_or_refused(asked: tuple[Worker, Request], explain: bool) -> None:
     worker, good = asked
-    (alone,) = worker.ask([good])
+    (alone,) = worker.predict_batch([good])
     sent = {
         f"{shape} of {name} {form}": Request(json.dumps(body).encode(), JSON, explain)
         for shape in SHAPES
@@ -212,7 +212,7 @@ def test_arrays_of_every_shape_and_type_are_answered_or_refused(asked: tuple[Wor
     names = list(sent)[:: 3 if explain else 1]  # an explanation is many predictions
     for start in range(0, len(names), 24):
         part = names[start : start + 24]
-        *answers, neighbour = worker.ask([*(sent[name] for name in part), good])
+        *answers, neighbour = worker.predict_batch([*(sent[name] for name in part), good])
         same(neighbour, alone)
         for name, answer in zip(part, answers, strict=True):
             assert answer.status < 500 or (explain and answer.status == 501), (name, answer.status, answer.body[:300])
@@ -261,6 +261,6 @@ def test_no_request_whatever_it_is_fails_its_neighbour(
         if isinstance(document, bytes)
         else Request(json.dumps(document).encode(), JSON, explain)
     )
-    answer, neighbour = worker.ask([sent, good])
+    answer, neighbour = worker.predict_batch([sent, good])
     assert answer.status < 500 or (explain and answer.status == 501), answer.body[:300]
     assert neighbour.status == 200, neighbour.body[:300]

@@ -46,7 +46,7 @@ def sent(made: Recipe, sample: Sample) -> Request:
 
 def asked(server: TorchServe, name: str, request: Request) -> Response:
     try:
-        return InferenceClient(server.server).ask(name, request)
+        return InferenceClient(server.server).request(name, request)
     except ServerError as error:
         return Response(error.status, error.message.encode())
 
@@ -64,7 +64,7 @@ def test_an_archive_keeps_its_contract_among_bad_requests(server: TorchServe, se
 
 def test_an_explanation_is_asked_for_by_header_and_by_form_field(server: TorchServe) -> None:
     client = Connection(server.server, "inference")
-    said = client.ask(
+    said = client.request(
         "POST", "/explanations/digits", body=SEVEN.read_bytes(), headers={"Explain-Method": "saliency"}
     ).json()
     assert said["method"] == "saliency"
@@ -83,15 +83,15 @@ def test_kserve_requests_need_no_envelope(server: TorchServe) -> None:
     client = Connection(server.server, "inference")
     for path in ("/predictions/digits", "/v1/models/digits:predict"):
         body = json.dumps({"instances": [{"b64": SEVEN_IN_BASE64}] * 2}).encode()
-        said = client.ask("POST", path, body=body, headers={"Content-Type": "application/json"}).json()
+        said = client.request("POST", path, body=body, headers={"Content-Type": "application/json"}).json()
         assert [next(iter(one)) for one in said["predictions"]] == ["7", "7"], path
 
 
 def test_what_a_handler_measures_reaches_the_metrics(server: TorchServe) -> None:
     client = InferenceClient(server.server)
-    client.ask("digits", exchange.read(SEVEN))
+    client.request("digits", exchange.read(SEVEN))
     with pytest.raises(ServerError):
-        client.ask("digits", Request(b"no image"))
+        client.request("digits", Request(b"no image"))
     address = properties.read(server.folder / "config.properties").get("metrics_address")
     wanted = {"DecodeTime", "InferenceTime", "PostprocessTime", "HandlerTime", "RequestBatchSize", "RejectedRequests"}
     for _ in range(50):

@@ -31,7 +31,7 @@ def label(body: bytes) -> str:
 def test_a_mixed_batch_is_not_decided_by_its_first_request(worker: Worker) -> None:
     # TorchServe's handlers read the header of request 0: all are explained, or none.
     for first in (True, False):
-        one, other = worker.ask([Request(SEVEN, explain=first), Request(THREE, explain=not first)])
+        one, other = worker.predict_batch([Request(SEVEN, explain=first), Request(THREE, explain=not first)])
         explained, predicted = (one, other) if first else (other, one)
         assert json.loads(explained.body)["label"] == ("7" if first else "3")
         assert label(predicted.body) == ("3" if first else "7")
@@ -39,7 +39,7 @@ def test_a_mixed_batch_is_not_decided_by_its_first_request(worker: Worker) -> No
 
 def test_a_corrupt_image_does_not_fail_its_neighbours(worker: Worker) -> None:
     # TorchServe's handlers answer 503 to every request of the batch.
-    answers = worker.ask([Request(SEVEN), Request(SEVEN[:200], "image/png"), Request(THREE)])
+    answers = worker.predict_batch([Request(SEVEN), Request(SEVEN[:200], "image/png"), Request(THREE)])
     assert [answer.status for answer in answers] == [200, 400, 200]
     assert [label(answers[index].body) for index in (0, 2)] == ["7", "3"]
 
@@ -55,7 +55,7 @@ def test_every_request_of_a_batch_has_its_own_answer_in_every_dialect(worker: Wo
         tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(image).decode()]}
         return Request(json.dumps({"inputs": [tensor]}).encode(), JSON)
 
-    rows, other_rows, tensors, plain = worker.ask([v1(SEVEN, THREE), v1(THREE), v2(SEVEN), Request(THREE)])
+    rows, other_rows, tensors, plain = worker.predict_batch([v1(SEVEN, THREE), v1(THREE), v2(SEVEN), Request(THREE)])
     assert [next(iter(one)) for one in json.loads(rows.body)["predictions"]] == ["7", "3"]
     assert [next(iter(one)) for one in json.loads(other_rows.body)["predictions"]] == ["3"]
     said = json.loads(tensors.body)
@@ -69,9 +69,11 @@ def test_every_text_of_a_batch_is_classified_and_explained_for_itself(tmp_path: 
     texts = sorted((ROOT / "archives" / "topics" / "samples").glob("*.txt"))[:2]
     with Worker(archive.build(ROOT / "archives" / "topics", tmp_path).path) as loaded:
         bodies = [file.read_bytes() for file in texts]
-        alone = [loaded.ask([Request(body, "text/plain")])[0].body for body in bodies]
+        alone = [loaded.predict_batch([Request(body, "text/plain")])[0].body for body in bodies]
         assert label(alone[0]) != label(alone[1])
-        answers = loaded.ask([Request(body, "text/plain", explain) for body in bodies for explain in (False, True)])
+        answers = loaded.predict_batch(
+            [Request(body, "text/plain", explain) for body in bodies for explain in (False, True)]
+        )
     assert [label(answer.body) for answer in answers[::2]] == [*map(label, alone)]
     assert [json.loads(answer.body)["label"] for answer in answers[1::2]] == [*map(label, alone)]
 
@@ -111,7 +113,7 @@ def test_onnx_weights_are_called_as_onnx_runtime_wants_it(tmp_path: Path) -> Non
     (folder / "archive.yaml").write_text(text.replace("made_by: train.py\n", ""))
     (folder / "samples").symlink_to(SAMPLES)
     with Worker(archive.build(folder, tmp_path / "store").path) as loaded:
-        answers = loaded.ask([Request(SEVEN), Request(THREE), Request(SEVEN, explain=True)])
+        answers = loaded.predict_batch([Request(SEVEN), Request(THREE), Request(SEVEN, explain=True)])
     assert [label(answer.body) for answer in answers[:2]] == ["7", "3"]
     said = json.loads(answers[2].body)
     assert (said["label"], said["method"]) == ("7", "occlusion")

@@ -72,7 +72,7 @@ def said(answer: Response) -> Any:
 
 
 def alone(worker: Worker, body: Any, **more: Any) -> Any:
-    return said(worker.ask([asking(body, **more)])[0])
+    return said(worker.predict_batch([asking(body, **more)])[0])
 
 
 def refused(answer: Response) -> str:
@@ -105,7 +105,9 @@ def test_a_batch_is_answered_like_its_requests_one_by_one(tumours: Worker) -> No
     rows = [dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines]
     shifted = [{name: value * factor for name, value in row.items()} for row in rows for factor in (1, 0.9, 1.1, 0.5)]
     requests = [asking(row) for row in shifted]
-    assert [said(answer) for answer in tumours.ask(requests)] == [said(tumours.ask([one])[0]) for one in requests]
+    assert [said(answer) for answer in tumours.predict_batch(requests)] == [
+        said(tumours.predict_batch([one])[0]) for one in requests
+    ]
 
 
 def test_a_prediction_is_the_models_own(diabetes: Worker) -> None:
@@ -193,12 +195,14 @@ def filled(template: Any, values: dict[str, float]) -> Any:
 def test_rows_are_taken_however_they_are_sent(diabetes: Worker, name: str) -> None:
     values = {"one": alone(diabetes, PATIENT)["progression"], "two": alone(diabetes, OTHER)["progression"]}
     request, template = DIALECTS[name]
-    assert said(diabetes.ask([request])[0]) == filled(template, values)
+    assert said(diabetes.predict_batch([request])[0]) == filled(template, values)
 
 
 def test_all_dialects_share_a_batch(diabetes: Worker) -> None:
     requests = [request for request, _ in DIALECTS.values()]
-    assert [a.body for a in diabetes.ask(requests)] == [diabetes.ask([request])[0].body for request in requests]
+    assert [a.body for a in diabetes.predict_batch(requests)] == [
+        diabetes.predict_batch([request])[0].body for request in requests
+    ]
 
 
 def but(**changes: Any) -> dict[str, Any]:
@@ -298,17 +302,19 @@ MALFORMED: dict[str, tuple[Request, str]] = {
 
 def test_malformed_rows_get_their_own_400_and_neighbours_their_answers(diabetes: Worker) -> None:
     good = asking(PATIENT)
-    answers = diabetes.ask([part for request, _ in MALFORMED.values() for part in (request, good)])
+    answers = diabetes.predict_batch([part for request, _ in MALFORMED.values() for part in (request, good)])
     for (name, (_, message)), answer in zip(MALFORMED.items(), answers[::2], strict=True):
         found = refused(answer)
         assert message in found, name
         assert "\n" not in found, name
-    assert {answer.body for answer in answers[1::2]} == {diabetes.ask([good])[0].body}
+    assert {answer.body for answer in answers[1::2]} == {diabetes.predict_batch([good])[0].body}
     assert "TabularRegressor failed" not in diabetes.log()
 
 
 def test_every_problem_of_a_row_is_told_at_once_but_no_more_than_five(diabetes: Worker) -> None:
-    (answer,) = diabetes.ask([asking({"age": "x", "sex": 0, "bmi": 99, "bp": None, "s1": 1, "s2": 1, "s3": 1, "x": 1})])
+    (answer,) = diabetes.predict_batch(
+        [asking({"age": "x", "sex": 0, "bmi": 99, "bp": None, "s1": 1, "s2": 1, "s3": 1, "x": 1})]
+    )
     message = refused(answer)
     assert message.split("; ")[0].startswith("there is no column 'x'")
     assert [name for name in NAMES if f"column {name!r}" in message] == ["age", "sex", "bmi", "bp"]
@@ -321,7 +327,7 @@ def test_a_default_stands_in_for_what_is_missing(diabetes: Worker) -> None:
     header = ",".join(short) + ",s6\n" + ",".join(map(str, short.values())) + ",\n"
     expected = alone(diabetes, full)
     assert alone(diabetes, short) == alone(diabetes, {**short, "s1": None}) == expected
-    assert said(diabetes.ask([asking(header.encode(), "text/csv")])[0]) == [expected]
+    assert said(diabetes.predict_batch([asking(header.encode(), "text/csv")])[0]) == [expected]
 
 
 def test_predictions_explanations_and_bad_rows_share_a_batch(tumours: Worker) -> None:
@@ -335,7 +341,7 @@ def test_predictions_explanations_and_bad_rows_share_a_batch(tumours: Worker) ->
         asking(rows["malignant"]),
         asking({"instances": [rows["benign"]]}, explain=True),
     ]
-    answers = tumours.ask(requests)
+    answers = tumours.predict_batch(requests)
     assert [answer.status for answer in answers] == [200, 200, 400, 200, 400, 200, 200]
     assert [next(iter(said(answers[index]))) for index in (1, 5)] == ["benign", "malignant"]
     assert said(answers[0])["label"] == "malignant"
@@ -385,7 +391,7 @@ def test_the_target_of_an_explanation_can_be_chosen(tumours: Worker, target: obj
     assert explained["probability"] == alone(tumours, row)["benign"]
     assert alone(tumours, {"rows": [row], "target": target}, explain=True) == [explained]
     by_header = Request(json.dumps(row).encode(), "application/json", True, headers={"Explain-Target": str(target)})
-    assert said(tumours.ask([by_header])[0]) == explained
+    assert said(tumours.predict_batch([by_header])[0]) == explained
 
 
 def test_ablation_tells_the_loss_of_a_whole_column(diabetes: Worker) -> None:
@@ -401,8 +407,8 @@ def test_ablation_tells_the_loss_of_a_whole_column(diabetes: Worker) -> None:
 @pytest.mark.parametrize("baseline", ["mean", "zeros", 0.5])
 def test_explanations_do_not_depend_on_their_batch(diabetes: Worker, method: str, baseline: object) -> None:
     asked = [asking({**row, "method": method, "baseline": baseline}, explain=True) for row in (PATIENT, OTHER)]
-    together = [said(answer) for answer in diabetes.ask(asked)]
-    apart = [said(diabetes.ask([one])[0]) for one in asked]
+    together = [said(answer) for answer in diabetes.predict_batch(asked)]
+    apart = [said(diabetes.predict_batch([one])[0]) for one in asked]
     for one, other in zip(together, apart, strict=True):
         assert one["method"] == method
         assert one["attributions"] == pytest.approx(other["attributions"], abs=0.02)
@@ -423,7 +429,7 @@ WRONG_EXPLANATIONS = {
 def test_wrong_wishes_for_an_explanation_get_their_own_400(diabetes: Worker) -> None:
     good = asking(OTHER, explain=True)
     wrong = [asking({**OTHER, **wish}, explain=True) for wish in WRONG_EXPLANATIONS.values()]
-    answers = diabetes.ask([part for one in wrong for part in (one, good)])
+    answers = diabetes.predict_batch([part for one in wrong for part in (one, good)])
     for message, answer in zip(WRONG_EXPLANATIONS, answers[::2], strict=True):
         assert message in refused(answer)
     assert {answer.status for answer in answers[1::2]} == {200}
@@ -431,7 +437,7 @@ def test_wrong_wishes_for_an_explanation_get_their_own_400(diabetes: Worker) -> 
 
 def test_an_explanation_can_be_a_picture(tumours: Worker) -> None:
     row = json.loads((TUMOURS / "samples" / "malignant.json").read_text())
-    (answer,) = tumours.ask([asking(row, explain=True, accept="image/png")])
+    (answer,) = tumours.predict_batch([asking(row, explain=True, accept="image/png")])
     assert (answer.status, answer.content_type) == (200, "image/png")
     assert Image.open(io.BytesIO(answer.body)).format == "PNG"
 
@@ -443,7 +449,7 @@ def test_a_thousand_rows_are_answered_as_one_by_one(tumours: Worker) -> None:
     assert len(answers) == 1000
     for index in (0, 499, 999):
         assert answers[index] == alone(tumours, {name: value * factors[index] for name, value in row.items()})
-    (many,) = tumours.ask([asking([row] * 1025)])
+    (many,) = tumours.predict_batch([asking([row] * 1025)])
     assert many.status == 413
 
 
@@ -456,7 +462,7 @@ def test_the_open_inference_protocol_gets_labels_and_probabilities(tumours: Work
 
 
 def test_the_columns_are_described_to_the_management_api(diabetes: Worker) -> None:
-    described = said(diabetes.ask([Request(b"", headers={"describe": "True"})])[0])
+    described = said(diabetes.predict_batch([Request(b"", headers={"describe": "True"})])[0])
     assert [column["name"] for column in described["columns"]] == NAMES
     assert described["columns"][0] == {"name": "age", "type": "number", "takes": "a number from 18 to 100 years"}
     assert described["columns"][4]["default"] == 189
@@ -481,7 +487,7 @@ def test_a_model_sees_columns_as_they_are_specified(tabular: Callable[..., Path]
         assert alone(worker, [13.0, 2.0, 1, "Mainz", 30.0, 7]) == SEEN
         assert alone(worker, {"size": 10, "grade": 10, "target": 100}) == [0, 2, 0, 0, 0, 1, 0, 100]
         csv = "town,size,floors,garden,grade,target\nMainz,13,2,true,30,7\n,13,,FALSE,30,7\n"
-        assert said(worker.ask([asking(csv.encode(), "text/csv")])[0]) == [SEEN, [1.5, 2, 0, 0, 0, 1, 2, 7]]
+        assert said(worker.predict_batch([asking(csv.encode(), "text/csv")])[0]) == [SEEN, [1.5, 2, 0, 0, 0, 1, 2, 7]]
         columns = {
             "size": "FP32",
             "floors": "INT64",
@@ -505,7 +511,7 @@ def test_a_model_sees_columns_as_they_are_specified(tabular: Callable[..., Path]
             'one of "Köln", "Mainz", "Bonn" is allowed (did you mean \'Köln\'?)': {"town": "Koln"},
         }
         for message, change in wrong.items():
-            assert message in refused(worker.ask([asking({**HOUSE, **change})])[0])
+            assert message in refused(worker.predict_batch([asking({**HOUSE, **change})])[0])
         # A column that is called as an option is: 7 is its value, and says nothing of the target.
         explained = alone(worker, HOUSE, explain=True)
         assert explained["target"] == 0
@@ -527,7 +533,7 @@ def test_numbers_out_of_range_are_clipped_or_allowed(
     with Worker(tabular(REGRESSOR, torch.nn.Identity(), 2, {"columns": columns, "out_of_range": choice})) as worker:
         assert alone(worker, {"a": -5, "b": 9}) == seen
         assert alone(worker, [[-5, 9], [1, 2]]) == [seen, [1, 2]]
-        assert "a is NaN" in refused(worker.ask([asking({"a": math.nan, "b": 1})])[0]).replace("'", "")
+        assert "a is NaN" in refused(worker.predict_batch([asking({"a": math.nan, "b": 1})])[0]).replace("'", "")
 
 
 def test_columns_can_stand_in_a_file_of_the_archive(tabular: Callable[..., Path]) -> None:
@@ -609,7 +615,7 @@ def test_an_output_that_is_no_number_fails_its_row_only(tabular: Callable[..., P
 
     for handler, failure in ((REGRESSOR, "not a finite number"), (CLASSIFIER, "not a number")):
         with Worker(tabular(handler, Root(), 1, {"columns": X})) as worker:
-            answers = worker.ask([asking([4]), asking([-4]), asking([[4], [4]])])
+            answers = worker.predict_batch([asking([4]), asking([-4]), asking([[4], [4]])])
             assert [answer.status for answer in answers] == [200, 400, 200]
             assert failure in json.loads(answers[1].body)["message"]
 
@@ -635,14 +641,16 @@ def test_onnx_weights_are_classified_and_explained_without_gradients(make: Calla
     content = onnx_model(("embedding", [1, 2, 3]), ("logits", [0, 1]))
     keys = {"handler": CLASSIFIER, "disk": {"model.onnx": content}, "weights": "model.onnx"}
     with Worker(make(**keys, config={"handler": options})) as worker:
-        answers = worker.ask([asking([1, 1]), asking({"x": 2, "y": 1}, explain=True), asking([1]), asking([[0, 0]])])
+        answers = worker.predict_batch(
+            [asking([1, 1]), asking({"x": 2, "y": 1}, explain=True), asking([1]), asking([[0, 0]])]
+        )
         assert [answer.status for answer in answers] == [200, 200, 400, 200]
         assert said(answers[0]) == pytest.approx({"1": sigmoid(2), "0": sigmoid(-2)}, abs=1e-5)
         explained = said(answers[1])
         assert (explained["method"], explained["instead_of"]) == ("feature_ablation", "integrated_gradients")
         assert explained["attributions"] == {"x": 1, "y": 1}
         named = asking({"x": 2, "y": 1, "method": "saliency"}, explain=True)
-        assert "gradients" in refused(worker.ask([named])[0])
+        assert "gradients" in refused(worker.predict_batch([named])[0])
     for scores, message in (("", "several outputs; name one of embedding, logits"), ("logit", "no output 'logit'")):
         with (
             pytest.raises(LoadError) as failed,

@@ -66,7 +66,7 @@ def said(answer: Response) -> Any:
 
 
 def alone(worker: Worker, body: Any, **more: Any) -> Any:
-    return said(worker.ask([asking(body, **more)])[0])
+    return said(worker.predict_batch([asking(body, **more)])[0])
 
 
 def refused(answer: Response, status: int = 400) -> str:
@@ -93,7 +93,7 @@ def test_the_archive_keeps_its_contract(iris_archive: Path) -> None:
 
 def test_a_batch_is_answered_like_its_requests_one_by_one(iris: Worker) -> None:
     flowers = (np.array(SETOSA) + np.linspace(0, 3, 16)[:, None]).tolist()
-    together = [said(answer) for answer in iris.ask([asking(flower) for flower in flowers])]
+    together = [said(answer) for answer in iris.predict_batch([asking(flower) for flower in flowers])]
     for one, flower in zip(together, flowers, strict=True):
         assert one == pytest.approx(alone(iris, flower), abs=1e-6)
 
@@ -150,7 +150,7 @@ def filled(template: Any, values: dict[str, list[float]]) -> Any:
 def test_arrays_are_taken_however_they_are_sent(iris: Worker, name: str) -> None:
     one, two = alone(iris, [SETOSA, VIRGINICA])
     request, template = DIALECTS[name]
-    found = said(iris.ask([request])[0])
+    found = said(iris.predict_batch([request])[0])
     expected = filled(template, {"one": one, "two": two})
     assert json.dumps(found) == json.dumps(expected) or np.allclose(_numbers(found), _numbers(expected), atol=1e-6)
     assert _shape(found) == _shape(expected)
@@ -174,7 +174,7 @@ def _shape(value: Any) -> Any:
 
 def test_npy_is_answered_in_npy(iris: Worker) -> None:
     expected = np.array(alone(iris, [SETOSA, VIRGINICA]), np.float32)
-    sent = iris.ask(
+    sent = iris.predict_batch(
         [asking(npy(SETOSA), NPY), asking(npy([SETOSA, VIRGINICA], np.float16)), asking([SETOSA], accept=NPY)]
     )
     assert {answer.content_type for answer in sent} == {NPY}
@@ -235,16 +235,16 @@ MALFORMED: dict[str, tuple[Request, str]] = {
 
 def test_malformed_tensors_get_their_own_400_and_neighbours_their_answers(iris: Worker) -> None:
     good = asking(SETOSA)
-    answers = iris.ask([part for request, _ in MALFORMED.values() for part in (request, good)])
+    answers = iris.predict_batch([part for request, _ in MALFORMED.values() for part in (request, good)])
     for (name, (_, message)), answer in zip(MALFORMED.items(), answers[::2], strict=True):
         assert message in refused(answer), name
-    expected = said(iris.ask([good])[0])
+    expected = said(iris.predict_batch([good])[0])
     assert all(said(answer) == pytest.approx(expected, abs=1e-6) for answer in answers[1::2])
     assert "TensorHandler failed" not in iris.log()
 
 
 def test_explanations_are_refused_with_501_beside_predictions(iris: Worker) -> None:
-    answers = iris.ask(
+    answers = iris.predict_batch(
         [
             asking(SETOSA, explain=True),
             asking(SETOSA),
@@ -256,7 +256,7 @@ def test_explanations_are_refused_with_501_beside_predictions(iris: Worker) -> N
 
 
 def test_inputs_and_outputs_are_described_to_the_management_api(iris: Worker) -> None:
-    described = said(iris.ask([Request(b"", headers={"describe": "True"})])[0])
+    described = said(iris.predict_batch([Request(b"", headers={"describe": "True"})])[0])
     assert described == {
         "inputs": [{"name": "measurements", "dtype": "float32", "shape": [4]}],
         "outputs": ["probabilities"],
@@ -286,7 +286,7 @@ def test_numbers_of_every_type_go_in_and_out_as_they_are(serving: Callable[..., 
     values, wrong = DTYPES[dtype]
     with Worker(serving(Double(), inputs=[{"name": "x", "dtype": dtype, "shape": [2]}])) as worker:
         good = asking(npy(values, dtype))
-        answers = worker.ask([part for one in wrong for part in (asking(one), good)])
+        answers = worker.predict_batch([part for one in wrong for part in (asking(one), good)])
         for answer, neighbour in zip(answers[::2], answers[1::2], strict=True):
             assert dtype in refused(answer)
             assert neighbour.status == 200
@@ -309,7 +309,7 @@ def test_instances_of_different_shapes_share_a_batch(serving: Callable[..., Path
         long = {"words": [[1, 2], [3, 4], [5, 6]], "weights": [1, 0, 1]}
         one, two = {"sum": 1.5, "most": [1, 2], "any": True}, {"sum": 14.0, "most": [5, 6], "any": True}
         uneven = {"words": [[1, 2], [3, 4], [5, 6]], "weights": [1, 0]}
-        answers = worker.ask(
+        answers = worker.predict_batch(
             [asking(body) for body in (short, long, uneven, [short, long], {"instances": [long, short]})]
         )
         # Shapes that no input forbids, but the model: nobody else's request fails with it.
@@ -328,7 +328,7 @@ def test_instances_of_different_shapes_share_a_batch(serving: Callable[..., Path
             "the input 'words' is of numbers with fractions; int64 is expected": {**short, "words": [[1.5, 2]]},
         }
         for message, body in told.items():
-            assert message in refused(worker.ask([asking(body)])[0])
+            assert message in refused(worker.predict_batch([asking(body)])[0])
         tensors = [
             {"name": "words", "shape": [1, 1, 2], "datatype": "INT32", "data": [1, 2]},
             {"name": "weights", "shape": [1, 1], "datatype": "FP32", "data": [0.5]},
@@ -348,7 +348,9 @@ class Ratio(torch.nn.Module):
 def test_numbers_that_json_cannot_say_fail_their_request_only(serving: Callable[..., Path]) -> None:
     inputs = [{"name": "x", "shape": [2]}]
     with Worker(serving(Ratio(), inputs=inputs, outputs=["ratio"])) as worker:
-        answers = worker.ask([asking([1, 2]), asking([1, 0]), asking(npy([0, 0], "f4")), asking([0, 0], accept=NPY)])
+        answers = worker.predict_batch(
+            [asking([1, 2]), asking([1, 0]), asking(npy([0, 0], "f4")), asking([0, 0], accept=NPY)]
+        )
         assert said(answers[0]) == [0.5, 2]
         assert "the output 'ratio' is inf at [0], which JSON cannot say; accept application/x-npy" in refused(
             answers[1], 400
@@ -363,7 +365,9 @@ def test_without_options_a_module_gets_its_inputs_by_the_names_of_its_arguments(
     with Worker(serving(Length())) as worker:
         answers = alone(worker, {"instances": [{"words": [[1, 2]], "weights": [0.5]}]})["predictions"]
         assert answers == [{"output_0": 1.5, "output_1": [1, 2], "output_2": True}]
-        assert "there is no input 'word'; did you mean 'words'?" in refused(worker.ask([asking({"word": [1]})])[0])
+        assert "there is no input 'word'; did you mean 'words'?" in refused(
+            worker.predict_batch([asking({"word": [1]})])[0]
+        )
 
 
 def onnx_model() -> bytes:
@@ -394,14 +398,14 @@ def test_onnx_weights_tell_names_types_and_shapes_themselves(serving: Callable[.
     with Worker(serving(onnx_model())) as worker:
         one = {"ids": [1, 2, 3], "scale": [2]}
         bad = asking({"ids": [1.5, 2, 3], "scale": [2]})
-        answers = worker.ask([asking(one), bad, asking({"ids": [[1, 2, 3]] * 2, "scale": [[1], [0.5]]})])
+        answers = worker.predict_batch([asking(one), bad, asking({"ids": [[1, 2, 3]] * 2, "scale": [[1], [0.5]]})])
         assert said(answers[0]) == {"scaled": [2, 4, 6], "total": [12]}
         assert "the input 'ids' is of numbers with fractions; int64 is expected" in refused(answers[1])
         assert [answer["total"] for answer in said(answers[2])] == [[6], [3]]
         assert "has the shape [2]; ids: int64 of the shape [3]" in refused(
-            worker.ask([asking({**one, "ids": [1, 2]})])[0]
+            worker.predict_batch([asking({**one, "ids": [1, 2]})])[0]
         )
-        assert said(worker.ask([Request(b"", headers={"describe": "True"})])[0]) == {
+        assert said(worker.predict_batch([Request(b"", headers={"describe": "True"})])[0]) == {
             "inputs": [
                 {"name": "ids", "dtype": "int64", "shape": [3]},
                 {"name": "scale", "dtype": "float32", "shape": [1]},
@@ -420,7 +424,7 @@ def test_a_program_of_a_fixed_batch_size_is_filled_up_and_split(serving: Callabl
     with Worker(serving(program)) as worker:
         pairs = [{"left": [index, 1], "right": [1, index]} for index in range(7)]
         expected = [{"sum": [i + 1, 1 + i], "difference": [i - 1, 1 - i]} for i in range(7)]
-        assert [said(answer) for answer in worker.ask([asking(pair) for pair in pairs])] == expected
+        assert [said(answer) for answer in worker.predict_batch([asking(pair) for pair in pairs])] == expected
         assert alone(worker, pairs) == expected
         assert alone(worker, pairs[3]) == expected[3]
     with Worker(serving(program, outputs=["difference"])) as worker:

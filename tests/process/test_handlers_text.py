@@ -137,10 +137,10 @@ def close(one: Any, other: Any) -> bool:
 @WORKERS
 def test_a_batch_of_long_and_short_texts_is_answered_like_its_texts_one_by_one(worker: Worker, name: str) -> None:
     requests = [text(one) for one in TEXTS]
-    alone = [said(worker.ask([request])[0]) for request in requests]
+    alone = [said(worker.predict_batch([request])[0]) for request in requests]
     for order in (range(len(TEXTS)), reversed(range(len(TEXTS)))):
         chosen = list(order)
-        together = [said(answer) for answer in worker.ask([requests[index] for index in chosen])]
+        together = [said(answer) for answer in worker.predict_batch([requests[index] for index in chosen])]
         for index, answer in zip(chosen, together, strict=True):
             assert close(alone[index], answer), TEXTS[index][:40]
 
@@ -158,15 +158,15 @@ GOOD = {
 
 @pytest.mark.parametrize("request_", GOOD.values(), ids=GOOD)
 def test_a_text_is_taken_however_it_is_sent(topics: Worker, request_: Request) -> None:
-    (answer,) = topics.ask([request_])
-    assert said(answer) == said(topics.ask([text(MAIL)])[0])
+    (answer,) = topics.predict_batch([request_])
+    assert said(answer) == said(topics.predict_batch([text(MAIL)])[0])
     assert best(said(answer)) == "email"
 
 
 def test_each_dialect_gets_an_answer_of_its_own_for_each_text(topics: Worker) -> None:
-    alone = [said(answer) for answer in topics.ask([text(MAIL), text(EVENT)])]
+    alone = [said(answer) for answer in topics.predict_batch([text(MAIL), text(EVENT)])]
     tensor = {"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": [MAIL, EVENT]}
-    answers = topics.ask(
+    answers = topics.predict_batch(
         [
             body([MAIL, {"text": EVENT}]),
             body({"instances": [MAIL, {"text": EVENT}]}),
@@ -209,8 +209,8 @@ BAD = {
 @WORKERS
 def test_bad_requests_get_their_own_error_and_neighbours_their_answers(worker: Worker, name: str) -> None:
     requests = [part for request, _, _ in BAD.values() for part in (request, text(MAIL))]
-    answers = worker.ask(requests)
-    expected = said(worker.ask([text(MAIL)])[0])
+    answers = worker.predict_batch(requests)
+    expected = said(worker.predict_batch([text(MAIL)])[0])
     for (kind, (_, status, why)), answer in zip(BAD.items(), answers[::2], strict=True):
         assert (answer.status, answer.content_type) == (status, JSON), (kind, answer.body)
         assert why in message(answer), (kind, answer.body)
@@ -230,7 +230,7 @@ def test_no_text_is_an_error_of_the_server(worker: Worker, name: str) -> None:
     texts = [strange() for _ in range(150)]
     for start in range(0, len(texts), 30):
         chosen = texts[start : start + 30]
-        for one, answer in zip(chosen, worker.ask([text(one) for one in chosen]), strict=True):
+        for one, answer in zip(chosen, worker.predict_batch([text(one) for one in chosen]), strict=True):
             assert answer.status == 200 or (answer.status == 400 and "no word" in message(answer)), (one, answer.body)
             if name == "highlight":
                 for entity in said(answer)["entities"]:
@@ -250,7 +250,7 @@ print([name for name in ("captum", "tokenizers", "safetensors", "PIL") if name i
 
 
 def test_predictions_and_explanations_share_a_batch(topics: Worker) -> None:
-    answers = topics.ask(
+    answers = topics.predict_batch(
         [
             text(MAIL, explain=True),
             text(EVENT),
@@ -269,9 +269,9 @@ def test_predictions_and_explanations_share_a_batch(topics: Worker) -> None:
 
 
 def test_an_explanation_says_what_each_word_adds_to_the_score(topics: Worker, built: Callable[[str], Path]) -> None:
-    found = said(topics.ask([text(MAIL, explain=True)])[0])
+    found = said(topics.predict_batch([text(MAIL, explain=True)])[0])
     assert (found["method"], found["n_steps"], found["label"]) == ("integrated_gradients", 50, "email")
-    assert found["probability"] == said(topics.ask([text(MAIL)])[0])["email"]
+    assert found["probability"] == said(topics.predict_batch([text(MAIL)])[0])["email"]
     values = [abs(token["value"]) for token in found["tokens"]]
     assert values == sorted(values, reverse=True)
     assert found["tokens"][0]["text"] in ("mail", "multipart", "header", "message")
@@ -312,7 +312,7 @@ def test_probabilities_are_those_of_the_model_alone(topics: Worker) -> None:
     model, encoding = loaded_topics()
     with torch.no_grad():
         expected = model(torch.tensor([encoding.ids]), torch.ones(1, len(encoding.ids))).softmax(1)[0]
-    found = said(topics.ask([text(MAIL)])[0])
+    found = said(topics.predict_batch([text(MAIL)])[0])
     labels = ["asyncio", "compression", "email", "numbers", "testing", "xml"]
     assert len(found) == 3  # topk
     for label, probability in found.items():
@@ -330,7 +330,7 @@ def test_probabilities_are_those_of_the_model_alone(topics: Worker) -> None:
     ],
 )
 def test_an_explanation_is_of_what_was_asked(topics: Worker, asked: dict[str, Any], expected: dict[str, Any]) -> None:
-    found = said(topics.ask([body({"text": MAIL, **asked}, explain=True)])[0])
+    found = said(topics.predict_batch([body({"text": MAIL, **asked}, explain=True)])[0])
     assert {key: found[key] for key in expected} == expected
 
 
@@ -345,7 +345,7 @@ def test_an_explanation_is_of_what_was_asked(topics: Worker, asked: dict[str, An
     ],
 )
 def test_what_cannot_be_explained_is_a_400_of_its_own(topics: Worker, asked: dict[str, Any], why: str) -> None:
-    bad, good = topics.ask([body({"text": MAIL, **asked}, explain=True), text(MAIL, explain=True)])
+    bad, good = topics.predict_batch([body({"text": MAIL, **asked}, explain=True), text(MAIL, explain=True)])
     assert (bad.status, good.status) == (400, 200)
     assert why in message(bad)
 
@@ -353,7 +353,7 @@ def test_what_cannot_be_explained_is_a_400_of_its_own(topics: Worker, asked: dic
 def test_instances_are_explained_each_for_itself(topics: Worker) -> None:
     rows = body({"instances": [MAIL, EVENT], "parameters": {"n_steps": 10}}, explain=True)
     tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": [MAIL, EVENT]}
-    one, other = topics.ask([rows, body({"inputs": [tensor]}, explain=True)])
+    one, other = topics.predict_batch([rows, body({"inputs": [tensor]}, explain=True)])
     assert [(found["label"], found["n_steps"]) for found in said(one)["explanations"]] == [
         ("email", 10),
         ("asyncio", 10),
@@ -366,7 +366,7 @@ def test_instances_are_explained_each_for_itself(topics: Worker) -> None:
 @pytest.mark.parametrize("picture", [False, True])
 def test_an_explanation_of_any_text_has_its_places_in_the_text(topics: Worker, picture: bool) -> None:
     short = [one for one in TEXTS if len(one) < 500]
-    answers = topics.ask([text(one, explain=True, accept=PNG if picture else "*/*") for one in short])
+    answers = topics.predict_batch([text(one, explain=True, accept=PNG if picture else "*/*") for one in short])
     for one, answer in zip(short, answers, strict=True):
         assert answer.status == 200, (one, answer.body)
         if picture:
@@ -381,7 +381,7 @@ def test_an_explanation_of_any_text_has_its_places_in_the_text(topics: Worker, p
 
 
 def vectors(worker: Worker, texts: Sequence[str]) -> np.ndarray:
-    return np.array([said(answer)["embedding"] for answer in worker.ask([text(one) for one in texts])])
+    return np.array([said(answer)["embedding"] for answer in worker.predict_batch([text(one) for one in texts])])
 
 
 def test_a_vector_is_as_long_as_1(search: Worker) -> None:
@@ -406,7 +406,7 @@ def test_what_is_asked_in_other_words_lies_closest(search: Worker) -> None:
 def test_vectors_go_out_as_arrays_to_those_who_accept_them(search: Worker) -> None:
     expected = vectors(search, [MAIL, EVENT])
     tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": [MAIL, EVENT]}
-    one, both, tensors = search.ask(
+    one, both, tensors = search.predict_batch(
         [text(MAIL, accept=NPY), body([MAIL, EVENT], accept=NPY), body({"inputs": [tensor]})]
     )
     assert one.content_type == both.content_type == NPY
@@ -419,7 +419,7 @@ def test_vectors_go_out_as_arrays_to_those_who_accept_them(search: Worker) -> No
 
 
 def test_an_embedder_has_no_explanations(search: Worker) -> None:
-    explained, predicted = search.ask([text(MAIL, explain=True), text(MAIL)])
+    explained, predicted = search.predict_batch([text(MAIL, explain=True), text(MAIL)])
     assert (explained.status, predicted.status) == (501, 200)
 
 
@@ -446,7 +446,7 @@ def count(items, limit=None):
 
 def test_spans_are_those_of_pythons_own_tokenizer(highlight: Worker) -> None:
     exact = set(module_at(ARCHIVES / "highlight" / "train.py").spans(SOURCE))
-    entities = said(highlight.ask([text(SOURCE)])[0])["entities"]
+    entities = said(highlight.predict_batch([text(SOURCE)])[0])["entities"]
     found = {(entity["start"], entity["end"], entity["label"]) for entity in entities}
     assert 2 * len(found & exact) / (len(found) + len(exact)) > 0.85
     assert [entity["start"] for entity in entities] == sorted(entity["start"] for entity in entities)
@@ -456,12 +456,12 @@ def test_spans_are_those_of_pythons_own_tokenizer(highlight: Worker) -> None:
 
 
 def test_a_text_without_tokens_has_no_spans(highlight: Worker) -> None:
-    answers = highlight.ask([text(" \t "), text("import os"), text("\r\r"), text("\n\n")])
+    answers = highlight.predict_batch([text(" \t "), text("import os"), text("\r\r"), text("\n\n")])
     assert [len(said(answer)["entities"]) for answer in answers] == [0, 2, 0, 0]
 
 
 def test_a_text_without_tokens_is_refused_where_the_model_needs_some(topics: Worker) -> None:
-    bad, good = topics.ask([text(" \t "), text(MAIL)])
+    bad, good = topics.predict_batch([text(" \t "), text(MAIL)])
     assert (bad.status, good.status) == (400, 200)
     assert message(bad) == "the text has no word that the model knows"
 
@@ -590,7 +590,7 @@ def serving(make: Callable[..., Path]) -> Callable[..., Path]:
 def test_special_tokens_take_no_part_in_an_explanation(serving: Callable[..., Path]) -> None:
     archive_ = serving(CLASSIFIER, Likes(), words("good", "bad", special=True), ["bad", "good"])
     with Worker(archive_) as worker:
-        found = said(worker.ask([text("Good, not bad: good!", explain=True)])[0])
+        found = said(worker.predict_batch([text("Good, not bad: good!", explain=True)])[0])
     # Counting has no gradients; leaving words out tells.
     assert (found["method"], found["instead_of"]) == ("feature_ablation", "integrated_gradients")
     assert [(token["text"], token["value"]) for token in found["tokens"][:2]] == [("Good", 1.0), ("good", 1.0)]
@@ -602,7 +602,7 @@ def test_models_are_called_by_the_names_of_their_inputs(serving: Callable[..., P
     tokenizer = words("a", "b", special=True, direction=direction, pad_id=9, pad_token="[PAD]")
     archive_ = serving(TOKENS, Transformers(), tokenizer, ["O", "TYPE", "MASK", "SIX"])
     with Worker(archive_) as worker:
-        answers = [said(one)["entities"] for one in worker.ask([text("a b a a b"), text("b")])]
+        answers = [said(one)["entities"] for one in worker.predict_batch([text("a b a a b"), text("b")])]
     found = [[(entity["label"], entity["text"]) for entity in one] for one in answers]
     assert found == [[("MASK", "a"), ("SIX", "b"), ("MASK", "a a"), ("SIX", "b")], [("SIX", "b")]]
 
@@ -612,7 +612,7 @@ def test_vectors_of_tokens_are_pooled_as_asked(serving: Callable[..., Path]) -> 
     found = {}
     for pooling in ("mean", "first", "last"):
         with Worker(serving(EMBEDDER, Embedded(), tokenizer, pooling=pooling, normalize=False)) as worker:
-            answers = worker.ask([text("a b b"), text("b")])
+            answers = worker.predict_batch([text("a b b"), text("b")])
             found[pooling] = [said(answer)["embedding"] for answer in answers]
     assert found["mean"] == [[(3 + 5 + 6 + 6 + 4) / 5, 1.0], [pytest.approx((3 + 6 + 4) / 3), 1.0]]
     assert found["first"] == [[3.0, 1.0], [3.0, 1.0]]
@@ -624,7 +624,7 @@ def test_a_model_of_one_length_gets_texts_of_that_length(serving: Callable[..., 
     rows = torch.export.Dim("rows")
     program = torch.export.export(Likes(), (ids, ids.clone()), dynamic_shapes={"ids": {0: rows}, "mask": {0: rows}})
     with Worker(serving(CLASSIFIER, program, words("good", "bad"), ["bad", "good"])) as worker:
-        answers = worker.ask([text("good"), text("bad " * 30), text("good bad good good", explain=True)])
+        answers = worker.predict_batch([text("good"), text("bad " * 30), text("good bad good good", explain=True)])
     good, bad, explained = map(said, answers)
     assert good["good"] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-5)
     assert bad["bad"] == pytest.approx(1 / (1 + np.exp(-6)), abs=1e-5)
@@ -636,7 +636,7 @@ def test_long_texts_are_cut_and_that_is_told(serving: Callable[..., Path]) -> No
     long = "a a a a a a a"
     archive_ = serving(TOKENS, Transformers(), tokenizer, ["O", "TYPE", "MASK", "SIX"], max_tokens=5)
     with Worker(archive_) as worker:
-        cut, whole = (said(answer) for answer in worker.ask([text(long), text("a a a")]))
+        cut, whole = (said(answer) for answer in worker.predict_batch([text(long), text("a a a")]))
     assert cut == {"entities": [{**cut["entities"][0], "text": "a a a"}], "truncated_to": [0, 5]}
     assert "truncated_to" not in whole
 
@@ -644,7 +644,7 @@ def test_long_texts_are_cut_and_that_is_told(serving: Callable[..., Path]) -> No
 def test_long_texts_are_refused_where_they_are_not_to_be_cut(serving: Callable[..., Path]) -> None:
     archive_ = serving(CLASSIFIER, Likes(), words("good"), max_tokens=5, truncate=False)
     with Worker(archive_) as worker:
-        long, short = worker.ask([text("good " * 6), text("good " * 5)])
+        long, short = worker.predict_batch([text("good " * 6), text("good " * 5)])
     assert (long.status, short.status) == (413, 200)
     assert message(long) == "the text has 6 tokens; 5 are allowed"
 
@@ -655,7 +655,7 @@ def test_scores_that_are_no_numbers_fail_only_their_text(serving: Callable[..., 
             return 1 / torch.stack([(ids == 5).sum(1), (ids > 0).sum(1)], 1).float()
 
     with Worker(serving(CLASSIFIER, Divides(), words("good", "bad"))) as worker:
-        answers = worker.ask([text("good"), text("bad"), text("good")])
+        answers = worker.predict_batch([text("good"), text("bad"), text("good")])
     assert [answer.status for answer in answers] == [200, 400, 200]
     assert "not a number" in message(answers[1])
 
@@ -771,10 +771,10 @@ def test_an_archive_of_torchserves_handler_is_answered_as_there(
 ) -> None:
     requests = [text(headline) for headline in HEADLINES]
     with Worker(of_news(make, news, "text_classifier")) as stock:
-        expected = [said(stock.ask([request])[0]) for request in requests]
+        expected = [said(stock.predict_batch([request])[0]) for request in requests]
     with Worker(of_news(make, news, CLASSIFIER)) as ours:
-        answers = [said(answer) for answer in ours.ask(requests)]
-        alone = [said(ours.ask([request])[0]) for request in requests]
+        answers = [said(answer) for answer in ours.predict_batch(requests)]
+        alone = [said(ours.predict_batch([request])[0]) for request in requests]
     assert [list(answer) for answer in answers] == [list(answer) for answer in expected]
     for found in (answers, alone):
         for answer, wanted in zip(found, expected, strict=True):
@@ -787,27 +787,27 @@ def test_words_that_no_vocabulary_has_are_unknown_or_left_out(
 ) -> None:
     unknown = [text("qwertz stocks"), text("stocks"), text("qwertz"), text("?!"), body(["stocks", "leaders"])]
     with Worker(of_news(make, news, CLASSIFIER)) as worker:
-        first, second, third, empty, both = worker.ask(unknown)
+        first, second, third, empty, both = worker.predict_batch(unknown)
     assert (first.status, second.status, third.status, empty.status) == (200, 200, 200, 400)
     assert said(first) != said(second)  # <unk> is a word, too
     assert len(said(both)) == 2
     without = [name for name in torch.load(io.BytesIO(news["source_vocab.pt"])) if name != "<unk>"]
     listed = {**news, "source_vocab.pt": saved(["nothing", *without])}
     with Worker(of_news(make, listed, CLASSIFIER)) as worker:
-        first, second, third = worker.ask(unknown[:3])
+        first, second, third = worker.predict_batch(unknown[:3])
     assert said(first) == said(second)
     assert (third.status, message(third)) == (400, "the text has no word that the model knows")
 
 
 def test_topk_ranks_what_a_vocabularys_model_says(make: Callable[..., Path], news: dict[str, bytes]) -> None:
     with Worker(of_news(make, news, CLASSIFIER, config={"handler": {"topk": 2}})) as worker:
-        found = list(said(worker.ask([text(HEADLINES[0])])[0]).values())
+        found = list(said(worker.predict_batch([text(HEADLINES[0])])[0]).values())
     assert len(found) == 2 and found[0] > found[1]
 
 
 def test_pairs_of_words_are_explained_by_their_words(make: Callable[..., Path], news: dict[str, bytes]) -> None:
     with Worker(of_news(make, news, CLASSIFIER)) as worker:
-        explained, picture, predicted, ablated = worker.ask(
+        explained, picture, predicted, ablated = worker.predict_batch(
             [
                 text(HEADLINES[1], explain=True),
                 text(HEADLINES[1], explain=True, accept=PNG),

@@ -350,24 +350,24 @@ IMAGES = {
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 def test_a_classifier_without_options_answers_as_the_stock_one_does(colours: Worker, image: Image.Image) -> None:
-    said = decoded(colours.ask([Request(saved(image), PNG)])[0])
+    said = decoded(colours.predict_batch([Request(saved(image), PNG)])[0])
     wanted = expected(image)
     assert list(said) == list(wanted)
     assert said == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_long_line_is_answered_without_being_resized_whole(colours: Worker) -> None:
-    answers = colours.ask([Request(saved(noise(1, 5000))), Request(saved(noise(5000, 1)))])
+    answers = colours.predict_batch([Request(saved(noise(1, 5000))), Request(saved(noise(5000, 1)))])
     assert [answer.status for answer in answers] == [200, 200]
 
 
 def test_files_of_all_sizes_and_formats_share_a_batch_and_are_answered_as_alone(colours: Worker) -> None:
     requests = [Request(content) for content in MODES.values()] + [Request(saved(one)) for one in IMAGES.values()]
     bad = [Request(content) for content, _, _ in BAD.values()]
-    alone = [decoded(colours.ask([request])[0]) for request in requests]
+    alone = [decoded(colours.predict_batch([request])[0]) for request in requests]
     mixed = list(zip(requests, bad, strict=False)) + [(request, None) for request in requests[len(bad) :]]
     order = [request for pair in mixed for request in pair if request]
-    answers = dict(zip(map(id, order), colours.ask(order), strict=True))
+    answers = dict(zip(map(id, order), colours.predict_batch(order), strict=True))
     for request, one in zip(requests, alone, strict=True):
         assert decoded(answers[id(request)]) == pytest.approx(one, abs=1e-5)
     for request, (_, status, said) in zip(bad, BAD.values(), strict=True):
@@ -402,10 +402,10 @@ def test_an_image_is_taken_in_every_dialect(colours: Worker) -> None:
         ".npy of pixels": Request(_npy(pixels), NPY),
         ".npy of floats": Request(_npy(floats), NPY),
     }
-    for name, answer in zip(plain, colours.ask(list(plain.values())), strict=True):
+    for name, answer in zip(plain, colours.predict_batch(list(plain.values())), strict=True):
         assert decoded(answer) == pytest.approx(wanted, abs=1e-3), name
     instances = [{"b64": text}, {"data": text}, pixels.tolist()]
-    (kserve,) = colours.ask([Request(json.dumps({"instances": instances}).encode(), JSON)])
+    (kserve,) = colours.predict_batch([Request(json.dumps({"instances": instances}).encode(), JSON)])
     for prediction in decoded(kserve)["predictions"]:
         assert prediction == pytest.approx(wanted, abs=1e-3)
     best = max(wanted, key=lambda label: wanted[label])
@@ -414,7 +414,7 @@ def test_an_image_is_taken_in_every_dialect(colours: Worker) -> None:
         v2("UINT8", np.stack([pixels, pixels]).ravel().tolist(), [2, 260, 300, 3]),
         v2("FP32", np.stack([floats, floats]).ravel().tolist(), [2, 3, 224, 224]),
     ):
-        outputs = {one["name"]: one["data"] for one in decoded(colours.ask([request])[0])["outputs"]}
+        outputs = {one["name"]: one["data"] for one in decoded(colours.predict_batch([request])[0])["outputs"]}
         assert outputs["label"] == [best, best]
         assert outputs["probability"] == pytest.approx([wanted[best]] * 2, abs=1e-3)
 
@@ -424,11 +424,11 @@ def test_an_image_file_is_a_photograph_of_the_camera_where_exif_is_read(digits_o
     exif[274] = 3  # upside down
     image = Image.open(io.BytesIO(SEVEN)).rotate(180)
     turned = Request(saved(image, "JPEG", exif=exif, quality=98))
-    assert next(iter(decoded(digits_of_ours.ask([turned])[0]))) == "7"
+    assert next(iter(decoded(digits_of_ours.predict_batch([turned])[0]))) == "7"
 
 
 def test_an_option_limits_the_pixels(digits_of_ours: Worker) -> None:
-    large, good, pixels = digits_of_ours.ask(
+    large, good, pixels = digits_of_ours.predict_batch(
         [Request(saved(noise(400, 300))), Request(SEVEN), Request(_npy(np.zeros((400, 300), np.uint8)), NPY)]
     )
     assert (large.status, good.status, pixels.status) == (413, 200, 413)
@@ -437,7 +437,7 @@ def test_an_option_limits_the_pixels(digits_of_ours: Worker) -> None:
 
 def test_predictions_explanations_and_pictures_share_a_batch(digits_of_ours: Worker) -> None:
     three = (SAMPLES / "three.png").read_bytes()
-    answers = digits_of_ours.ask(
+    answers = digits_of_ours.predict_batch(
         [
             Request(SEVEN, explain=True),
             Request(three),
@@ -456,7 +456,7 @@ def test_predictions_explanations_and_pictures_share_a_batch(digits_of_ours: Wor
     assert Image.open(io.BytesIO(answers[3].body)).format == "PNG"
     assert answers[3].content_type == PNG
     # Alone, and what captum says of the same input.
-    assert decoded(digits_of_ours.ask([Request(SEVEN, explain=True)])[0])["attributions"] == pytest.approx(
+    assert decoded(digits_of_ours.predict_batch([Request(SEVEN, explain=True)])[0])["attributions"] == pytest.approx(
         np.array(first["attributions"]), abs=1e-3
     )
 
@@ -488,7 +488,7 @@ def test_the_stock_classifier_gives_the_same_top_five(build: Build) -> None:
     for handler in ("image_classifier", CLASSIFIER):
         disk = {"model.pt": scripted(Colours()), "labels.json": json.dumps(LABELS).encode()}
         with Worker(build(handler, disk, weights="model.pt", labels="labels.json")) as worker:
-            said.append([decoded(answer) for answer in worker.ask(requests)])
+            said.append([decoded(answer) for answer in worker.predict_batch(requests)])
     for stock, ours in zip(*said, strict=True):
         assert list(ours) == list(stock)
         assert ours == pytest.approx(stock, abs=1e-3)
@@ -554,7 +554,7 @@ def label_and_box(one: dict[str, Any]) -> tuple[str, list[float]]:
 
 def test_a_detector_finds_what_is_there(detector: Worker, scenes: dict[str, Any]) -> None:
     right = 0
-    for name, answer in zip(scenes, detector.ask([sample(name) for name in scenes]), strict=True):
+    for name, answer in zip(scenes, detector.predict_batch([sample(name) for name in scenes]), strict=True):
         said, scene = decoded(answer), scenes[name]
         there = {str(digit): box for digit, box in zip(scene.digits.tolist(), scene.boxes.tolist(), strict=True)}
         found = [label_and_box(one) for one in said]
@@ -567,10 +567,10 @@ def test_a_detector_finds_what_is_there(detector: Worker, scenes: dict[str, Any]
 def test_images_of_all_sizes_are_detected_in_a_batch_as_alone(detector: Worker, scenes: dict[str, Any]) -> None:
     crops = [saved(Image.fromarray(scenes["many.png"].pixels[:high, :wide])) for high, wide in ((40, 50), (97, 203))]
     requests = [*map(sample, scenes), *map(Request, crops), Request(b"broken"), Request(saved(noise(1, 1)))]
-    together = detector.ask(requests)
+    together = detector.predict_batch(requests)
     assert [answer.status for answer in together].count(400) == 1
     for request, answer in zip(requests, together, strict=True):
-        (alone,) = detector.ask([request])
+        (alone,) = detector.predict_batch([request])
         assert alone.status == answer.status
         if alone.status == 200:
             for one, other in zip(decoded(alone), decoded(answer), strict=True):
@@ -597,7 +597,7 @@ def test_the_scenes_model_answers_an_image_whatever_its_neighbours_are(scenes: d
 
 
 def test_boxes_are_drawn_where_a_picture_is_asked_for(detector: Worker) -> None:
-    picture, plain, none = detector.ask(
+    picture, plain, none = detector.predict_batch(
         [sample("two.png", accept=PNG), sample("two.png"), sample("none.png", accept=PNG)]
     )
     assert (picture.content_type, plain.content_type) == (PNG, JSON)
@@ -612,7 +612,7 @@ def test_boxes_are_drawn_where_a_picture_is_asked_for(detector: Worker) -> None:
 
 def test_a_detector_and_a_segmenter_have_no_explanations(detector: Worker, segmenter: Worker) -> None:
     for worker in (detector, segmenter):
-        refused, answered = worker.ask([sample("one.png", explain=True), sample("one.png")])
+        refused, answered = worker.predict_batch([sample("one.png", explain=True), sample("one.png")])
         assert (refused.status, answered.status) == (501, 200)
         assert "no explanations" in message(refused)
 
@@ -653,7 +653,7 @@ def test_a_model_of_stacked_images_tells_boxes_in_pixels_of_the_image(build: Bui
     path = build(DETECTOR, {"model.pt": scripted(Stacked())}, options, weights="model.pt", labels=["-", "a", "b"])
     white, black = (Request(saved(Image.new("RGB", (16, 80), colour))) for colour in ("white", "black"))
     with Worker(path) as worker:
-        bright, dark = map(decoded, worker.ask([white, black]))
+        bright, dark = map(decoded, worker.predict_batch([white, black]))
     assert bright == [{"b": [8, 20, 16, 60], "score": 1.0}, {"a": [0, 0, 8, 20], "score": 0.6}]
     assert dark == [{"a": [0, 0, 8, 20], "score": 0.6}]
 
@@ -661,7 +661,7 @@ def test_a_model_of_stacked_images_tells_boxes_in_pixels_of_the_image(build: Bui
 def test_a_detector_of_torchvisions_in_torchscript_is_understood(build: Build) -> None:
     path = build(DETECTOR, {"model.pt": scripted(LossesToo())}, {"max_detections": 3}, weights="model.pt")
     with Worker(path) as worker:
-        said = decoded(worker.ask([Request(saved(noise(9, 9)))])[0])
+        said = decoded(worker.predict_batch([Request(saved(noise(9, 9)))])[0])
     assert [one["1"] for one in said] == [[1, 2, 3, 4]] * 3
     assert said[0]["score"] == 1
 
@@ -676,7 +676,9 @@ def segmenter(scenes: object, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_runs_numbers_and_picture_are_one_class_map(segmenter: Worker, scenes: dict[str, Any]) -> None:
-    as_json, as_png, as_npy = segmenter.ask([sample("two.png", accept=accept) for accept in ("*/*", PNG, NPY)])
+    as_json, as_png, as_npy = segmenter.predict_batch(
+        [sample("two.png", accept=accept) for accept in ("*/*", PNG, NPY)]
+    )
     said = decoded(as_json)
     classes = class_map.of_runs(said["runs"], said["shape"])
     picture = Image.open(io.BytesIO(as_png.body))
@@ -696,9 +698,9 @@ def test_runs_numbers_and_picture_are_one_class_map(segmenter: Worker, scenes: d
 
 def test_images_of_all_sizes_are_segmented_in_a_batch_as_alone(segmenter: Worker, scenes: dict[str, Any]) -> None:
     requests = [*map(sample, scenes), sample("two.png"), Request(b"broken"), Request(saved(noise(1, 1)))]
-    together = segmenter.ask(requests)
+    together = segmenter.predict_batch(requests)
     for request, answer in zip(requests, together, strict=True):
-        (alone,) = segmenter.ask([request])
+        (alone,) = segmenter.predict_batch([request])
         assert alone.status == answer.status
         if alone.status == 200:
             one, other = (class_map.of_runs(said["runs"], said["shape"]) for said in map(decoded, (alone, answer)))
@@ -709,7 +711,7 @@ def test_images_of_all_sizes_are_segmented_in_a_batch_as_alone(segmenter: Worker
 def test_a_class_map_is_a_tensor_of_the_open_inference_protocol(segmenter: Worker, scenes: dict[str, Any]) -> None:
     content = base64.b64encode(sample("one.png").body).decode()
     body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": [content, content]}]}
-    (output,) = decoded(segmenter.ask([Request(json.dumps(body).encode(), JSON)])[0])["outputs"]
+    (output,) = decoded(segmenter.predict_batch([Request(json.dumps(body).encode(), JSON)])[0])["outputs"]
     assert (output["name"], output["datatype"], output["shape"]) == ("class_map", "INT32", [2, 96, 120])
     assert (np.array(output["data"]).reshape(2, 96, 120)[1] == scenes["one.png"].classes).mean() > 0.95
 
@@ -727,7 +729,9 @@ def test_a_class_map_is_of_the_images_own_size_if_that_is_asked_for(build: Build
     image = np.zeros((30, 20), np.uint8)
     image[:, 10:] = 255
     with Worker(path) as worker:
-        one, other = map(decoded, worker.ask([Request(saved(Image.fromarray(image))), Request(saved(noise(7, 9)))]))
+        one, other = map(
+            decoded, worker.predict_batch([Request(saved(Image.fromarray(image))), Request(saved(noise(7, 9)))])
+        )
     assert (one["shape"], other["shape"]) == ([30, 20], [9, 7])
     assert one["runs"][:3] == [[0, 10], [1, 10], [0, 10]]
     assert one["classes"]["bright"]["pixels"] == one["classes"]["dark"]["pixels"] == 300
@@ -737,7 +741,7 @@ def test_an_image_that_the_resizing_would_make_huge_gets_413(build: Build) -> No
     options = {"mode": "L", "resize": 256, "crop": None, "max_pixels": 1_000_000}
     path = build(SEGMENTER, {"model.pt": scripted(Bright())}, options, weights="model.pt")
     with Worker(path) as worker:
-        line, good = worker.ask([Request(saved(noise(1, 5000))), Request(saved(noise(40, 50)))])
+        line, good = worker.predict_batch([Request(saved(noise(1, 5000))), Request(saved(noise(40, 50)))])
     assert (line.status, good.status) == (413, 200)
     assert "256x1280000" in message(line)
 
@@ -769,11 +773,11 @@ def test_a_cascade_answers_each_region_as_two_models_by_hand(
 ) -> None:
     names = list(scenes)
     requests = [part for name in names for part in (sample(name), Request(b"broken"))]
-    answers = reader.ask(requests)
+    answers = reader.predict_batch(requests)
     assert {answer.status for answer in answers[1::2]} == {400}
     model = torch.jit.load(DIGITS / "digits.pt").eval()
     right = regions_seen = 0
-    for name, answer, found in zip(names, answers[::2], detector.ask(list(map(sample, names))), strict=True):
+    for name, answer, found in zip(names, answers[::2], detector.predict_batch(list(map(sample, names))), strict=True):
         said = decoded(answer)
         assert len(said) == len(decoded(found))
         for one, other in zip(said, decoded(found), strict=True):
@@ -791,7 +795,7 @@ def test_a_cascade_answers_each_region_as_two_models_by_hand(
 
 
 def test_the_picture_of_a_cascade_shows_its_answers(reader: Worker) -> None:
-    picture, plain = reader.ask([sample("two.png", accept=PNG), sample("two.png")])
+    picture, plain = reader.predict_batch([sample("two.png", accept=PNG), sample("two.png")])
     assert Image.open(io.BytesIO(picture.body)).format == "PNG"
     assert "answer" in decoded(plain)[0]
 
@@ -836,7 +840,7 @@ def softmax(*scores: float) -> list[float]:
 
 def test_what_the_first_model_is_not_sure_of_the_second_answers(two_models: Callable[..., Path]) -> None:
     with Worker(two_models(mode="unsure", threshold=0.7)) as worker:
-        black, white, broken, again = worker.ask([BLACK, WHITE, Request(b"?"), BLACK])
+        black, white, broken, again = worker.predict_batch([BLACK, WHITE, Request(b"?"), BLACK])
     assert decoded(black) == decoded(again) == pytest.approx(dict(zip("abc", softmax(4, 0, 0), strict=True)), abs=1e-5)
     assert decoded(white) == pytest.approx(dict(zip("abd", softmax(0, 3, 0), strict=True)), abs=1e-5)
     assert broken.status == 400
@@ -844,7 +848,7 @@ def test_what_the_first_model_is_not_sure_of_the_second_answers(two_models: Call
 
 def test_two_models_answer_with_their_mean(two_models: Callable[..., Path]) -> None:
     with Worker(two_models(mode="mean", topk=3)) as worker:
-        black, broken, white = worker.ask([BLACK, Request(b"?"), WHITE])
+        black, broken, white = worker.predict_batch([BLACK, Request(b"?"), WHITE])
     first, second = softmax(0, 0, 0), softmax(0, 3, 0)
     wanted = {"b": (first[1] + second[1]) / 2, "a": (first[0] + second[0]) / 2, "c": first[2] / 2}
     assert list(decoded(white)) == list(wanted)

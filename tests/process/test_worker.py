@@ -25,7 +25,9 @@ def test_every_sample_of_the_digits_gets_the_answer_it_expects(digits: Path) -> 
         samples = archive.samples
     with Worker(digits) as worker:
         for sample in samples:
-            (answer,) = worker.ask([exchange.read(SAMPLES.parent / str(sample.input), explain=sample.explain)])
+            (answer,) = worker.predict_batch(
+                [exchange.read(SAMPLES.parent / str(sample.input), explain=sample.explain)]
+            )
             said = json.loads(answer.body)
             assert answer.status == sample.status
             for key, value in sample.expect.items():
@@ -39,13 +41,13 @@ def test_a_batch_is_answered_in_order_with_bodies_as_torchserve_decodes_them(mak
         Request(b'"quoted"', "application/json"),
     ]
     with Worker(make()) as worker:
-        answers = worker.ask(requests)
+        answers = worker.predict_batch(requests)
         assert [json.loads(answer.body) for answer in answers] == [
             {"body": {"a": [1]}},
             {"body": "\u00e4"},
             {"body": "quoted"},
         ]
-        assert worker.ask([]) == []
+        assert worker.predict_batch([]) == []
 
 
 def test_status_and_headers_of_a_handler_reach_the_client(make: Make) -> None:
@@ -58,7 +60,7 @@ def test_status_and_headers_of_a_handler_reach_the_client(make: Make) -> None:
         return ["a,b", b"no coffee"]
     """
     with Worker(make(dedent(code))) as worker:
-        first, second = worker.ask([Request(b"", accept="text/csv"), Request(b"")])
+        first, second = worker.predict_batch([Request(b"", accept="text/csv"), Request(b"")])
     assert (first.status, first.content_type, first.headers["x-mine"]) == (200, "text/csv", "text/csv")
     assert (second.status, second.body) == (418, b"no coffee")
 
@@ -80,7 +82,7 @@ def test_an_exception_of_a_stock_style_handler_fails_the_batch_as_on_torchserve(
         if rows is not None: raise {raised}
     """
     with Worker(make(dedent(code))) as worker:
-        answers = worker.ask([Request(b"1"), Request(b"2")])
+        answers = worker.predict_batch([Request(b"1"), Request(b"2")])
         assert "Traceback" in worker.log()
     assert [answer.status for answer in answers] == [status, status]
     assert json.loads(answers[0].body)["message"] == message
@@ -114,17 +116,17 @@ def test_a_package_inside_the_archive_wins_over_an_installed_one(make: Make) -> 
     """
     path = make(dedent(code), disk={"requests.py": "whose = 'the archive'"}, files={"requests.py": "requests.py"})
     with Worker(path) as worker:
-        assert worker.ask([Request(b"")])[0].body == b"the archive"
+        assert worker.predict_batch([Request(b"")])[0].body == b"the archive"
 
 
 def test_a_worker_that_dies_or_hangs_is_told_and_leaves_no_process(make: Make) -> None:
     before = set(psutil.Process().children())
     dies = "import os\ndef handle(rows, context):\n    rows is None or os._exit(7)"
     with Worker(make(dies)) as worker, pytest.raises(WorkerError, match="ended with exit code 7"):
-        worker.ask([Request(b"")])
+        worker.predict_batch([Request(b"")])
     hangs = "import time\ndef handle(rows, context):\n    rows is None or time.sleep(600)"
     with Worker(make(hangs, config={"responseTimeout": 1})) as worker, pytest.raises(WorkerError, match="within 1 s"):
-        worker.ask([Request(b"")])
+        worker.predict_batch([Request(b"")])
     assert set(psutil.Process().children()) <= before
 
 

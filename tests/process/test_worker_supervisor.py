@@ -40,7 +40,7 @@ def server(archive: Path, tmp_path: Path) -> Iterator[Builtin]:
 
 
 def ask(server: Builtin) -> list[psutil.Process]:
-    return family(InferenceClient(server.server, timeout=60).ask("parent", Request(b"x", "text/plain")).body)
+    return family(InferenceClient(server.server, timeout=60).request("parent", Request(b"x", "text/plain")).body)
 
 
 def until_up(server: Builtin) -> None:
@@ -107,7 +107,7 @@ def test_children_and_daemons_end_with_the_server(server: Builtin, archive: Path
 
 def test_children_and_daemons_end_with_a_worker_without_a_server(archive: Path) -> None:
     with Worker(archive) as worker:
-        (answer,) = worker.ask([Request(b"x", "text/plain")])
+        (answer,) = worker.predict_batch([Request(b"x", "text/plain")])
         processes = family(answer.body)
         assert processes[0].pid == worker.pid
         assert all(map(runs, processes))
@@ -121,7 +121,7 @@ def test_children_and_daemons_end_with_a_program_that_has_a_worker(archive: Path
     from torchmar.exchange import Request
     from torchmar.worker import Worker
     worker = Worker(Path({str(archive)!r}))
-    print(worker.ask([Request(b"x", "text/plain")])[0].body.decode(), flush=True)
+    print(worker.predict_batch([Request(b"x", "text/plain")])[0].body.decode(), flush=True)
     time.sleep(600)
     """
     command = [sys.executable, "-c", dedent(program)]

@@ -95,7 +95,7 @@ def test_top_tells_its_load(builtin: Builtin, tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     client = InferenceClient(builtin.server)
     while process.poll() is None:
-        client.ask("digits", exchange.read(SEVEN))
+        client.request("digits", exchange.read(SEVEN))
     assert process.stdout
     (model,) = json.loads(process.stdout.read())["models"]
     assert model["requests_per_second"] > 0
@@ -117,7 +117,7 @@ def test_a_model_that_crash_loops_is_told_with_its_traceback(builtin: Builtin, m
     config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1, "responseTimeout": 30}
     code = MOODY.format(marker=str(marker))
     builtin.load(make(code, name="prices", store=builtin.model_store, config=config))
-    InferenceClient(builtin.server).ask("prices", Request(b"x", "text/plain"))
+    InferenceClient(builtin.server).request("prices", Request(b"x", "text/plain"))
     marker.touch()
     (worker,) = builtin.management.describe("prices")[0].workers
     psutil.Process(worker.pid).kill()

@@ -100,7 +100,7 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: B
         with InferenceClient(server.server, timeout=60, retries=0) as client:
             while not ended.is_set():
                 try:
-                    answer = json.loads(client.ask("m", said(number)).body)
+                    answer = json.loads(client.request("m", said(number)).body)
                     outcomes["right" if answer == {"said": number} else "wrong"] += 1
                 except ServerError as refusal:
                     outcomes[f"{refusal.status} {refusal.message[:40]}"] += 1
@@ -138,7 +138,7 @@ def test_a_server_that_is_told_to_stop_answers_what_it_is_at(server: Builtin) ->
     everybody, found = family(pid(server)), []
 
     def ask() -> None:
-        found.append(InferenceClient(server.server, timeout=30).ask("m", said(0.4)).status)
+        found.append(InferenceClient(server.server, timeout=30).request("m", said(0.4)).status)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -173,7 +173,7 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
         with InferenceClient(server.server, timeout=30, retries=0) as client:
             while not ended.is_set():
                 try:
-                    answer = json.loads(client.ask("m", said(number)).body)
+                    answer = json.loads(client.request("m", said(number)).body)
                     outcomes["right" if answer == {"said": number} else "wrong"] += 1
                 except ServerError as refusal:
                     outcomes[f"{refusal.status} {refusal.message[:40]}"] += 1
@@ -182,7 +182,7 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
 
     def evil() -> None:
         with InferenceClient(server.server, timeout=30, retries=0) as client, contextlib.suppress(TorchmarError):
-            client.ask("m", said(drawn.choice(["die", "raise", "raise", "hang"])))
+            client.request("m", said(drawn.choice(["die", "raise", "raise", "hang"])))
 
     def oversize() -> None:
         url = f"http://{host}:{port}/predictions/m"
@@ -214,7 +214,7 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
 
     def come_and_go() -> None:
         server.management.register(other.name, initial_workers=1)
-        assert InferenceClient(server.server).ask("o", said(1)).body == b"x"
+        assert InferenceClient(server.server).request("o", said(1)).body == b"x"
         server.management.unregister("o")
 
     innocents = [threading.Thread(target=innocent, args=(number,)) for number in range(6)]

@@ -315,7 +315,7 @@ def test_a_handler_that_fails_is_unavailable(ask: Callable[..., str]) -> None:
 def test_the_row_has_what_was_sent_as_bytes_whatever_it_is(inference: GrpcInference) -> None:
     # A status below 400 that the handler gives its own answer is no error, as in TorchServe.
     assert inference.predict("mirror", {"a": 1}, fields={"target": "3"}) == {"body": "bytearray", "target": "bytearray"}
-    assert inference.ask("many_ways", exchange.Request(b"text")).body
+    assert inference.request("many_ways", exchange.Request(b"text")).body
     assert inference.ping() == "Healthy"
 
 

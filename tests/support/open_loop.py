@@ -89,7 +89,7 @@ class OpenLoop:
         with InferenceClient(self._server, timeout=self._timeout, retries=0) as client:
             while self._due.get() is not None:
                 try:
-                    answer = client.ask(self._name, self._request)
+                    answer = client.request(self._name, self._request)
                     wrong = answer.status == 200 and not self._right(answer.body)
                     what = f"wrong: {answer.body[:100]!r}" if wrong else str(answer.status)
                 except TorchmarError as error:

@@ -88,7 +88,7 @@ def test_an_archive_with_a_warning_answers(
     assert not code or code in [one.code.name for one in findings]
     server.management.register(path.name, initial_workers=1)
     try:
-        assert InferenceClient(server.server).ask("warned", Request(b"1")).body == b"1"
+        assert InferenceClient(server.server).request("warned", Request(b"1")).body == b"1"
     finally:
         server.management.unregister("warned")
         path.unlink()
@@ -136,7 +136,7 @@ def test_what_checks_refuse_is_loaded_if_it_is_ignored(server: Engine, tmp_path:
         server.management.register(path.name, initial_workers=1)
     for flags in (("--ignore", "MAR108"), ("--ignore", "mar1"), ("--no-check",)):
         run(tmp_path, *register, *flags, code=0)
-        assert InferenceClient(server.server).ask("refused", Request(b"1")).body == b"1"
+        assert InferenceClient(server.server).request("refused", Request(b"1")).body == b"1"
         server.management.unregister("refused")
     path.unlink()
 

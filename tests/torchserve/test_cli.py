@@ -308,7 +308,7 @@ def test_a_detached_server_runs_until_it_is_stopped(tmp_path: Path, digits: Path
         again = torchmar("serve", "--model-store", digits.parent, cwd=tmp_path, code=1)
         assert "already" in again.stderr
         assert "torchmar stop" in again.stderr
-        assert Endpoint.started_in(tmp_path / ".torchmar").key_file
+        assert Endpoint.from_run_folder(tmp_path / ".torchmar").key_file
     finally:
         running = ServerRecord.find(tmp_path / ".torchmar")
         torchmar("stop", cwd=tmp_path)

@@ -181,7 +181,7 @@ def test_logs_are_of_one_model_and_go_on(server: TorchServe, prices: Path, tmp_p
     )  # fmt: skip
     assert process.stdout
     process.stdout.readline()
-    InferenceClient(server.server).ask("prices", Request(b"x", "text/plain"))
+    InferenceClient(server.server).request("prices", Request(b"x", "text/plain"))
     assert process.stdout.readline().strip().endswith("asked for a price")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
@@ -193,8 +193,8 @@ def test_top_tells_a_load_once_as_a_table_or_json(server: TorchServe, prices: Pa
     def ask_while(process: subprocess.Popen[str]) -> str:
         client = InferenceClient(server.server)
         while process.poll() is None:
-            client.ask("prices", Request(b"x", "text/plain"))
-            client.ask("digits", exchange.read(SEVEN), "1.0")
+            client.request("prices", Request(b"x", "text/plain"))
+            client.request("digits", exchange.read(SEVEN), "1.0")
         assert process.stdout
         return process.stdout.read()
 

@@ -44,7 +44,7 @@ def test_a_model_lives_from_registration_to_removal(server: Engine, client: Infe
     assert management.describe("life")[0].version == "2.0"
     assert management.scale("life", "1.0", min_worker=2)
     assert management.describe("life", "1.0")[0].ready == 2
-    assert json.loads(client.ask("life", Request(b"x", "text/plain"), "1.0").body) == {"body": "x"}
+    assert json.loads(client.request("life", Request(b"x", "text/plain"), "1.0").body) == {"body": "x"}
     with pytest.raises(ConflictError):
         management.register("life-1.0.mar")
     with pytest.raises(ServerError) as caught:
@@ -211,10 +211,10 @@ def handle(rows, context):
 
 
 def test_a_prediction_and_its_explanation(client: InferenceClient) -> None:
-    answer = client.ask("digits", SEVEN)
+    answer = client.request("digits", SEVEN)
     assert (answer.status, answer.content_type) == (200, "application/json")
     assert next(iter(json.loads(answer.body))) == "7"
-    explained = client.ask("digits", replace(SEVEN, explain=True, accept="image/png"))
+    explained = client.request("digits", replace(SEVEN, explain=True, accept="image/png"))
     assert explained.content_type == "image/png"
     assert explained.body.startswith(b"\x89PNG")
     assert client.ping() == "Healthy"
@@ -222,11 +222,11 @@ def test_a_prediction_and_its_explanation(client: InferenceClient) -> None:
 
 def test_what_does_not_exist_is_not_found_with_the_servers_words(client: InferenceClient) -> None:
     with pytest.raises(NotFoundError, match="nothing"):
-        client.ask("nothing", SEVEN)
+        client.request("nothing", SEVEN)
     with pytest.raises(NotFoundError, match=r"9\.9"):
-        client.ask("digits", SEVEN, "9.9")
+        client.request("digits", SEVEN, "9.9")
     with pytest.raises(NotFoundError):
-        client.ask("a/b c?d", SEVEN)
+        client.request("a/b c?d", SEVEN)
 
 
 def test_a_name_that_no_path_leads_to_is_not_registered(server: Engine) -> None:
@@ -241,7 +241,7 @@ def test_a_name_that_no_path_leads_to_is_not_registered(server: Engine) -> None:
 def test_a_path_that_the_server_does_not_know_hints_at_the_address(server: Engine) -> None:
     elsewhere = replace(server.server, inference=f"{server.server.inference}/below")
     with pytest.raises(NotFoundError) as caught:
-        InferenceClient(elsewhere).ask("digits", SEVEN)
+        InferenceClient(elsewhere).request("digits", SEVEN)
     assert caught.value.hint == "is this the address of the inference API?"
 
 
@@ -253,7 +253,7 @@ def test_a_url_that_is_not_allowed_is_told_with_the_key_for_it(server: Engine) -
 
 def test_a_handlers_own_refusal_comes_through(client: InferenceClient) -> None:
     with pytest.raises(ServerError, match="the body is empty") as caught:
-        client.ask("digits", Request(b""))
+        client.request("digits", Request(b""))
     assert (caught.value.status, caught.value.type) == (400, "BadRequestException")
 
 
@@ -264,7 +264,7 @@ def test_a_wrong_or_missing_token_is_told_as_that(server: Engine, tmp_path: Path
     (tmp_path / "keys.json").write_text(json.dumps(keys))
     for key_file in (tmp_path / "keys.json", None):
         with pytest.raises(UnauthorizedError) as caught:
-            InferenceClient(replace(server.server, key_file=key_file)).ask("digits", SEVEN)
+            InferenceClient(replace(server.server, key_file=key_file)).request("digits", SEVEN)
         assert "wrong" not in str(caught.value)
 
 
@@ -275,7 +275,7 @@ def test_an_expired_token_is_renewed_with_the_api_key(server: Engine, client: In
     old = keys["inference"]["key"]
     keys["inference"]["expiration time"] = "2020-01-01T00:00:00.123456789Z"
     file.write_text(json.dumps(keys))
-    assert client.ask("digits", SEVEN).status == 200
+    assert client.request("digits", SEVEN).status == 200
     assert json.loads(file.read_text())["inference"]["key"] != old
 
 
@@ -283,13 +283,13 @@ def test_an_expired_token_that_cannot_be_renewed_is_unauthorized(server: Engine,
     expired = {"key": "x", "expiration time": "2020-01-01T00:00:00Z"}
     (tmp_path / "keys.json").write_text(json.dumps({"inference": expired, "API": {"key": "wrong"}}))
     with pytest.raises(UnauthorizedError, match="could not be renewed"):
-        InferenceClient(replace(server.server, key_file=tmp_path / "keys.json")).ask("digits", SEVEN)
+        InferenceClient(replace(server.server, key_file=tmp_path / "keys.json")).request("digits", SEVEN)
 
 
 def test_no_server_is_unreachable_with_a_hint() -> None:
     address = f"http://127.0.0.1:{free_ports(1)[0]}"
     with pytest.raises(ConnectError, match="connection refused") as caught:
-        InferenceClient(Endpoint(inference=address)).ask("digits", SEVEN)
+        InferenceClient(Endpoint(inference=address)).request("digits", SEVEN)
     assert caught.value.hint
     with pytest.raises(ConnectError):
         list(ManagementClient(Endpoint(management=address)).names())
@@ -299,7 +299,7 @@ def test_a_slow_answer_is_a_timeout_not_a_hang(server: Engine, make: Make) -> No
     code = "import time\ndef handle(rows, context):\n    return rows and (time.sleep(3) or ['late'])"
     server.load(make(code, name="slow", store=server.model_store))
     with pytest.raises(ConnectError, match="did not answer within 1 s"):
-        InferenceClient(server.server, timeout=1).ask("slow", Request(b"x"))
+        InferenceClient(server.server, timeout=1).request("slow", Request(b"x"))
     server.management.unregister("slow")
 
 

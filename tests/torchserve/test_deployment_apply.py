@@ -116,7 +116,7 @@ def test_versions_with_a_plus_are_asked_and_made_the_default(server: TorchServe,
     becomes(server, text(keys="min_workers: 1, batch_size: 8"))
     assert state(server) == {"m": ("1.0+b1", {"1.0+b1": (1, 1, 8, 100, ())})}
     client = InferenceClient(server.server)
-    assert client.ask("m", ONE).body == client.ask("m", ONE, "1.0+b1").body
+    assert client.request("m", ONE).body == client.request("m", ONE, "1.0+b1").body
 
 
 def test_a_version_with_wrong_answers_never_gets_traffic_and_everything_goes_back(
@@ -230,7 +230,7 @@ def test_what_a_worker_is_at_is_waited_for_before_its_version_goes(server: Torch
     found: list[bytes] = []
 
     def ask() -> None:
-        found.append(InferenceClient(server.server, timeout=30).ask("m", ONE).body)
+        found.append(InferenceClient(server.server, timeout=30).request("m", ONE).body)
 
     waiting = [threading.Thread(target=ask) for _ in range(4)]
 
@@ -258,7 +258,7 @@ def test_without_the_wait_those_in_the_queue_would_never_be_answered(server: Tor
 
     def ask() -> None:
         try:
-            InferenceClient(server.server, timeout=6).ask("m", ONE, "2.0")
+            InferenceClient(server.server, timeout=6).request("m", ONE, "2.0")
         except TorchmarError as error:
             said.append(type(error))
 
@@ -282,7 +282,7 @@ def test_a_version_that_clients_name_all_the_time_stays_and_is_told(server: Torc
     def ask() -> None:
         client = InferenceClient(server.server, timeout=60)
         while not ended.is_set():
-            client.ask("m", ONE, "2.0")
+            client.request("m", ONE, "2.0")
 
     clients = [threading.Thread(target=ask) for _ in range(4)]
     for client in clients:
@@ -332,7 +332,7 @@ def test_a_model_is_parked_without_workers_and_comes_back_only_if_it_is_right(se
     becomes(server, parked)
     assert state(server) == {"m": ("1.0", {"1.0": (0, 0, 1, 100, ())})}
     becomes(server, text())
-    assert InferenceClient(server.server).ask("m", ONE).status == 200
+    assert InferenceClient(server.server).request("m", ONE).status == 200
     becomes(server, parked.replace("{m:", "{wrong:"))
     before = state(server)
     report = apply(server, text().replace("{m:", "{wrong:"))
@@ -379,8 +379,8 @@ models:
     devices = {name: model.versions["1.0+b1"].device_ids for name, model in actual.read(server.server).items()}
     assert devices == {"large": (0, 1), "small": (0, 0)}
     client = InferenceClient(server.server)
-    assert {client.ask("large", ONE).body for _ in range(20)} == {b"0", b"1"}
-    assert {client.ask("small", ONE).body for _ in range(10)} == {b"0"}
+    assert {client.request("large", ONE).body for _ in range(20)} == {b"0", b"1"}
+    assert {client.request("small", ONE).body for _ in range(10)} == {b"0"}
     # One worker more: there is room beside the second large one only.
     becomes(
         server,

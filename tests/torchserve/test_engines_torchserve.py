@@ -75,7 +75,7 @@ def test_one_batch_of_eight_answers_each_request_for_itself(server: TorchServe, 
         # A batch that does not fill would wait for a minute: the client would not.
         with contextlib.suppress(ValueError):
             try:
-                return InferenceClient(server.server, timeout=40).ask("digits", request, patient)
+                return InferenceClient(server.server, timeout=40).request("digits", request, patient)
             except ServerError as refusal:
                 return refusal
         raise AssertionError
@@ -107,9 +107,9 @@ def test_the_server_and_a_worker_without_one_answer_alike(server: TorchServe, cl
     ]
     with Worker(server.model_store / "digits-1.0.mar") as worker:
         for request in requests:
-            alone = worker.ask([request])[0]
+            alone = worker.predict_batch([request])[0]
             try:
-                served = client.ask("digits", request)
+                served = client.request("digits", request)
                 assert (served.status, served.content_type) == (alone.status, alone.content_type)
                 assert served.body == alone.body
             except ServerError as refusal:
@@ -125,9 +125,9 @@ def test_a_whole_batch_that_fails_has_the_body_that_the_worker_predicts(
         path = make(code.format(raised), name=name, store=server.model_store)
         server.load(path)
         with Worker(path) as worker:
-            alone = worker.ask([Request(b"x")])[0]
+            alone = worker.predict_batch([Request(b"x")])[0]
         with pytest.raises(ServerError) as caught:
-            client.ask(name, Request(b"x"))
+            client.request(name, Request(b"x"))
         said = json.loads(alone.body)
         assert (caught.value.status, caught.value.type, caught.value.message) == (
             alone.status,
@@ -149,7 +149,7 @@ def test_a_killed_worker_comes_back_and_the_next_request_is_answered(
         return now.status == "READY" and now.pid not in (worker.pid, -1)
 
     assert waited_for(replaced)
-    assert client.ask("digits", Request(PNG)).status == 200
+    assert client.request("digits", Request(PNG)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_folders_and_tars_are_served_like_archives(server: TorchServe, client: I
             path = archive.pack_tgz(members, server.model_store / "digits-4.0.tar.gz", "digits").path
         assert path in store.find(server.model_store, ["digits"])
         server.load(path)
-        assert client.ask("digits", Request(PNG), version).status == 200
+        assert client.request("digits", Request(PNG), version).status == 200
     server.management.set_default("digits", "1.0")
     for version in ("3.0", "4.0"):
         server.management.unregister("digits", version)
@@ -250,7 +250,7 @@ def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, d
         for server in servers:
             server.load(digits)
         for server in servers:
-            assert InferenceClient(server.server).ask("digits", Request(PNG)).status == 200
+            assert InferenceClient(server.server).request("digits", Request(PNG)).status == 200
         with (
             pytest.raises(EngineError, match=r"runs in .* already"),
             TorchServe(write_config(tmp_path), digits.parent, tmp_path / "one" / "run"),
@@ -267,7 +267,7 @@ def test_what_a_killed_server_has_left_is_ended_by_what_it_inherited(tmp_path: P
     mar = make(dedent(PARENT), name="parent", config={"minWorkers": 1, "maxWorkers": 1, "responseTimeout": 60})
     with TorchServe(write_config(tmp_path), mar.parent, tmp_path / "run") as server:
         server.load(mar)
-        answer = InferenceClient(server.server, timeout=60).ask("parent", Request(b"x", "text/plain"))
+        answer = InferenceClient(server.server, timeout=60).request("parent", Request(b"x", "text/plain"))
         worker, child, bare, daemon = family(answer.body)
         running = ServerRecord.find(server.folder)
         assert running

@@ -175,7 +175,7 @@ def test_a_request_that_our_handler_refuses_costs_no_worker(
 
 def test_a_prediction_is_what_rest_answers(inference: GrpcInference) -> None:
     assert next(iter(inference.predict("digits", SEVEN))) == "7"
-    answer = inference.ask("digits", exchange.read(SEVEN), "1.0")
+    answer = inference.request("digits", exchange.read(SEVEN), "1.0")
     assert (answer.status, next(iter(json.loads(answer.body)))) == (200, "7")
     assert inference.ping() == "Healthy"
 
@@ -187,7 +187,7 @@ def test_the_handlers_row_has_the_body_and_the_fields(inference: GrpcInference) 
 
 def test_there_are_no_explanations(inference: GrpcInference) -> None:
     with pytest.raises(TorchmarError, match="explains over REST only"):
-        inference.ask("digits", replace(exchange.read(SEVEN), explain=True))
+        inference.request("digits", replace(exchange.read(SEVEN), explain=True))
 
 
 def test_an_answer_comes_in_pieces(inference: GrpcInference) -> None:

@@ -35,7 +35,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, engine: EngineName) -> Ite
 
 
 def ask(engine: Engine, name: str) -> object:
-    return json.loads(InferenceClient(engine.server).ask(name, Request(b"x", "text/plain")).body)
+    return json.loads(InferenceClient(engine.server).request(name, Request(b"x", "text/plain")).body)
 
 
 UNZIPS = """

@@ -34,6 +34,6 @@ def test_it_predicts_and_explains_there(stock_python: Path, digits: Path, tmp_pa
         model = server.load(digits)
         assert psutil.Process(model.workers[0].pid).cmdline()[0] == str(stock_python)
         client = InferenceClient(server.server)
-        assert next(iter(json.loads(client.ask("digits", exchange.read(SAMPLES / "five.png")).body))) == "5"
-        explained = client.ask("digits", exchange.read(SAMPLES / "five.png", explain=True, accept="image/png"))
+        assert next(iter(json.loads(client.request("digits", exchange.read(SAMPLES / "five.png")).body))) == "5"
+        explained = client.request("digits", exchange.read(SAMPLES / "five.png", explain=True, accept="image/png"))
         assert explained.body.startswith(b"\x89PNG")

@@ -516,7 +516,7 @@ def test_torchserves_own_loader_agrees(case: str, tmp_path: Path) -> None:
             load(tmp_path, handler, files)
     else:
         with load(tmp_path, handler, files) as worker:
-            (answer,) = worker.ask([Request(b"1")])
+            (answer,) = worker.predict_batch([Request(b"1")])
             assert answer.status == (503 if case in CANNOT_ANSWER else 200)
 
 
@@ -526,7 +526,7 @@ def test_a_named_function_that_is_not_there_is_told_although_torchserve_takes_th
     cause = "does not define answer; TorchServe takes the class Digits in its place and says nothing"
     assert agrees(check(files, "handler:answer"), [("MAR310", "handler.py", cause)])
     with load(tmp_path, "handler:answer", files) as worker:
-        assert worker.ask([Request(b"1")])[0].body == b"seven"
+        assert worker.predict_batch([Request(b"1")])[0].body == b"seven"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"
 
 def test_what_only_reads_is_repeated_when_the_connection_breaks_or_the_server_is_starting() -> None:
     with Peer([b"", BUSY, OK]).listening() as peer:
-        assert Connection(Endpoint(peer.address), "inference").ask("GET", "/ping").json() == {"status": "ok"}
+        assert Connection(Endpoint(peer.address), "inference").request("GET", "/ping").json() == {"status": "ok"}
         assert len(peer.got) == 3
 
 
@@ -110,7 +110,7 @@ def test_another_machine_gets_no_token_in_plain_text_unless_one_says_so(monkeypa
     monkeypatch.setenv("TORCHMAR_ALLOW_PLAIN_HTTP", "1")
     assert Endpoint().allow_plain_http
     with Peer([OK]).listening() as peer:  # loopback needs no leave
-        Connection(Endpoint(management=peer.address, allow_plain_http=False), "management").ask("GET", "/models")
+        Connection(Endpoint(management=peer.address, allow_plain_http=False), "management").request("GET", "/models")
         assert b"\r\nAuthorization: Bearer top-secret\r\n" in peer.got[0]
 
 
@@ -225,10 +225,10 @@ def test_the_run_folder_says_where_its_server_is_and_its_tokens_go_nowhere_else(
 ) -> None:
     monkeypatch.setenv("TORCHMAR_INFERENCE_TOKEN", "of another server")
     write_config(tmp_path, inference_address="http://0.0.0.0:81", grpc_inference_port="71", enable_grpc_ssl="true")
-    found = Endpoint.started_in(tmp_path)
+    found = Endpoint.from_run_folder(tmp_path)
     assert (found.inference, found.grpc_inference) == ("http://127.0.0.1:81", "grpcs://127.0.0.1:71")
     assert (found.key_file, found.tokens) == (tmp_path / "key_file.json", {})
-    nobodys = Endpoint.started_in(tmp_path / "none")
+    nobodys = Endpoint.from_run_folder(tmp_path / "none")
     assert (nobodys.inference, nobodys.tokens) == ("http://127.0.0.1:8080", {"inference": "of another server"})
 
 
@@ -283,7 +283,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Torc
 
 
 def test_a_certificate_that_the_run_folder_or_a_file_names_is_trusted(tls: TorchServe) -> None:
-    assert InferenceClient(tls.server).ask("digits", SEVEN).status == 200
+    assert InferenceClient(tls.server).request("digits", SEVEN).status == 200
     assert list(ManagementClient(tls.server).names()) == ["digits"]
 
 
@@ -357,7 +357,7 @@ def test_tokens_are_renewed_for_as_long_as_there_is_a_key_file(tls: TorchServe) 
     with pytest.raises(UnauthorizedError) as caught:
         InferenceClient(static).ping()
     assert "TORCHMAR_INFERENCE_TOKEN" in caught.value.hint
-    assert client.ask("digits", SEVEN).status == 200
+    assert client.request("digits", SEVEN).status == 200
     assert json.loads(file.read_text())["inference"]["key"] != first
 
 
@@ -423,7 +423,7 @@ def test_no_log_has_a_token(server: TorchServe, caplog: pytest.LogCaptureFixture
     assert server.server.key_file
     keys = json.loads(server.server.key_file.read_text())
     with caplog.at_level(logging.DEBUG):
-        InferenceClient(server.server).ask("digits", SEVEN)
+        InferenceClient(server.server).request("digits", SEVEN)
         ManagementClient(server.server).renew_token("management")
         list(ManagementClient(server.server).names())
     assert "/token?type=management" in caplog.text

@@ -155,7 +155,7 @@ def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Pa
     with Builtin(config, store, tmp_path / "run") as server:
         server.load(archive)
         with InferenceClient(server.server) as client:
-            answer = client.ask("m", Request(b"0", "text/plain"))
+            answer = client.request("m", Request(b"0", "text/plain"))
         inference, _, metrics = server.properties.addresses()[:3]
         url = f"http://{inference.host}:{inference.port}/predictions/none?token=secret"
         assert requests.get(url).status_code == 400

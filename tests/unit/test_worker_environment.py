@@ -30,5 +30,5 @@ def test_a_worker_process_has_it(make: Callable[..., Path], monkeypatch: pytest.
     for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     with Worker(make("import os\ndef handle(rows, context): return [os.environ['GOMP_SPINCOUNT']]")) as worker:
-        (answer,) = worker.ask([Request(b"")])
+        (answer,) = worker.predict_batch([Request(b"")])
     assert answer.body.decode() == worker_environment({})["GOMP_SPINCOUNT"]

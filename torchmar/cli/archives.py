@@ -185,7 +185,7 @@ def run(
         raise typer.BadParameter("goes with --explain FILE", param_hint="--method, --target, --n-steps, --baseline")
     request = responses.request(source, explain is not None, explain or output, how)
     with err.status("loading the archive"), Worker(path) as worker:
-        answer = worker.ask([request])[0]
+        answer = worker.predict_batch([request])[0]
         log = worker.log()
     if verbose or answer.status >= 500:
         err.print(log.rstrip(), style="dim", markup=False)

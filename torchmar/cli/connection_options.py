@@ -53,7 +53,7 @@ def server(
     """
     from torchmar.connection import RUN_FOLDER, Endpoint
 
-    found = Endpoint.started_in(run_folder or RUN_FOLDER)
+    found = Endpoint.from_run_folder(run_folder or RUN_FOLDER)
     if address and not _same(address, getattr(found, field)):
         found = Endpoint()
     named: dict[str, Any] = {field: address} if address else {}

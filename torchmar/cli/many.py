@@ -145,7 +145,7 @@ class Asking:
         question.digest = f"sha256:{hashlib.sha256(request.body).hexdigest()[:16]}"
         if question.told and question.asked_with in (None, question.digest):
             return None
-        return client.ask(self._name, request, self._version)
+        return client.request(self._name, request, self._version)
 
     def _complain(self, question: _Question, error: TorchmarError, limit: int) -> None:
         self._complaints += 1

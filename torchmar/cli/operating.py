@@ -107,7 +107,7 @@ def complain_of_failing(folder: Path) -> None:
     if not worker_log.failures(folder):
         return
     with contextlib.suppress(TorchmarError):
-        for version in state.versions_on(Endpoint.started_in(folder), folder):
+        for version in state.versions_on(Endpoint.from_run_folder(folder), folder):
             if version.failure:
                 complain(state.failed(version))
 

@@ -155,7 +155,7 @@ def _ask(
     if len(inputs) == 1 and not lines:
         request = responses.request(inputs[0], explained is not None, output, explained)
         asked = client()
-        responses.show(asked.ask(name, request, version), output)
+        responses.show(asked.request(name, request, version), output)
         asked.close()
         return
     if output and not lines:

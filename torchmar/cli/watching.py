@@ -145,7 +145,7 @@ def _look(folder: Path) -> _Look:
 
     if ServerRecord.find(folder) is None:
         raise TorchmarError(f"no server runs with {folder}", hint="torchmar serve; --run-folder names another")
-    server = Endpoint.started_in(folder)
+    server = Endpoint.from_run_folder(folder)
     config = properties.read(folder / "config.properties")
     if (mode := config.get("metrics_mode")) != "prometheus":
         raise TorchmarError(

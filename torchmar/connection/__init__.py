@@ -54,7 +54,7 @@ class Connection:
         self._transport = Transport(self._address, f"{api} API", server)
         self.tokens = Tokens(server)
 
-    def ask(
+    def request(
         self,
         method: str,
         path: str,
@@ -129,7 +129,7 @@ class Connection:
             ConnectError: the answer is not of this API.
             TorchmarError: as `ask` does.
         """
-        response = self.ask(method, path, **options)
+        response = self.request(method, path, **options)
         try:
             return value(response.json())
         except (ValueError, TypeError, LookupError, AttributeError):

@@ -62,7 +62,7 @@ class Endpoint:
     grpc_management: str = f"grpc://127.0.0.1:{properties.DEFAULTS['grpc_management_port']}"
 
     @classmethod
-    def started_in(cls, folder: Path = RUN_FOLDER) -> Endpoint:
+    def from_run_folder(cls, folder: Path = RUN_FOLDER) -> Endpoint:
         """Return the server that ``torchmar serve`` runs with ``folder``, or TorchServe's default addresses.
 
         Raises:
@@ -91,12 +91,12 @@ class Endpoint:
         )
 
     @classmethod
-    def of(cls, given: Endpoint | str | None, api: Api) -> Endpoint:
+    def coerce(cls, given: Endpoint | str | None, api: Api) -> Endpoint:
         """Return what a client was given: a server, the address of one API, or the one of the run folder."""
         if isinstance(given, Endpoint):
             return given
         if given is None:
-            return cls.started_in()
+            return cls.from_run_folder()
         return cls(inference=given) if api == "inference" else cls(management=given)
 
 

@@ -26,7 +26,7 @@ def server(place: ServerPlace, folder: Path, run_folder: Path | None = None) -> 
     """
     config = folder / place.config if place.config else None
     chosen = run_folder or (folder / place.run_folder if place.run_folder else None)
-    found = Endpoint.started_in(chosen or RUN_FOLDER)
+    found = Endpoint.from_run_folder(chosen or RUN_FOLDER)
     if chosen is None and config and config.is_file() and not (RUN_FOLDER / CONFIG).is_file():
         values = properties.read(config)
         found = replace(found, inference=values.get("inference_address"), management=values.get("management_address"))

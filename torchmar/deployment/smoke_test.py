@@ -66,7 +66,7 @@ def ask(client: InferenceClient, name: str, request: Request, version: str | Non
     """Return the answer of a version and the milliseconds that it took; a refusal is an answer, too."""
     before = time.perf_counter()
     try:
-        answer = client.ask(name, request, version)
+        answer = client.request(name, request, version)
     except ServerError as refusal:
         body = json.dumps({"code": refusal.status, "type": refusal.type, "message": refusal.message}).encode()
         answer = Response(refusal.status, body)

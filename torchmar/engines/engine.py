@@ -254,7 +254,7 @@ class Engine(ABC):
                 f"nothing can be started in {self.folder}: {error.filename or self.folder}: {error.strerror}",
                 hint="--run-folder names another folder",
             ) from None
-        self.server = Endpoint.started_in(self.folder)
+        self.server = Endpoint.from_run_folder(self.folder)
         self.management = ManagementClient(self.server)
         self._wait_until_healthy()
 

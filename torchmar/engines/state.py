@@ -111,7 +111,7 @@ def look(running: ServerRecord) -> ServerState:
     not_loaded: tuple[str, ...] = ()
     metrics = properties.DEFAULTS["metrics_address"]
     try:
-        server = Endpoint.started_in(folder)
+        server = Endpoint.from_run_folder(folder)
         metrics = properties.read(folder / "config.properties").url("metrics_address")
         answers(server)
         versions = versions_on(server, folder)

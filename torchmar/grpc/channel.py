@@ -207,7 +207,7 @@ class Client:
         if isinstance(server, str):
             where = Endpoint(grpc_management=server) if self._api == "management" else Endpoint(grpc_inference=server)
         else:
-            where = Endpoint.of(server, self._api)
+            where = Endpoint.coerce(server, self._api)
         self._channel = Channel(where, self._api, self._service, timeout)
 
     def __enter__(self: Self) -> Self:

@@ -41,7 +41,9 @@ class GrpcInference(Client):
         reply = self._channel.call("Ping", Empty(), TorchServeHealthResponse, timeout=5)
         return str(json.loads(reply.health)["status"])
 
-    def ask(self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None) -> Response:
+    def request(
+        self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None
+    ) -> Response:
         """Return the answer of a model's version, or of its default one, to a request; only its body is sent.
 
         Raises:

@@ -69,7 +69,7 @@ class GrpcManagement(Client):
             s3_sse_kms=s3_sse_kms,
             synchronous=synchronous,
         )
-        return self._said("RegisterModel", request, timeout, silence="is the version registered already?")
+        return self._status("RegisterModel", request, timeout, silence="is the version registered already?")
 
     def describe(self, name: str, version: str | None = None, *, customized: bool = False) -> list[ModelVersion]:
         """Return a version, the default one, or with ``all`` every version of a model."""
@@ -114,18 +114,18 @@ class GrpcManagement(Client):
             max_worker=max(min_worker, max_worker or 0),
             synchronous=synchronous,
         )
-        return self._said("ScaleWorker", request, timeout)
+        return self._status("ScaleWorker", request, timeout)
 
     def set_default(self, name: str, version: str) -> str:
         """Make ``version`` the one that answers requests without a version."""
-        return self._said("SetDefault", wire.SetDefaultRequest(model_name=name, model_version=version))
+        return self._status("SetDefault", wire.SetDefaultRequest(model_name=name, model_version=version))
 
     def unregister(self, name: str, version: str | None = None) -> str:
         """Remove a version, or a model's only one; the default one of several is refused without a word."""
         request = wire.UnregisterModelRequest(model_name=name, model_version=version)
-        return self._said("UnregisterModel", request, silence="is it the default version, and are there others?")
+        return self._status("UnregisterModel", request, silence="is it the default version, and are there others?")
 
-    def _said(self, method: str, request: Message, timeout: float | None = None, silence: str = "") -> str:
+    def _status(self, method: str, request: Message, timeout: float | None = None, silence: str = "") -> str:
         try:
             return self._channel.call(method, request, wire.ManagementResponse, timeout).msg
         except ServerError as error:
@@ -133,4 +133,4 @@ class GrpcManagement(Client):
             raise
 
     def _json(self, method: str, request: Message) -> Any:
-        return json.loads(self._said(method, request))
+        return json.loads(self._status(method, request))

@@ -36,7 +36,7 @@ class InferenceClient:
     """
 
     def __init__(self, server: Endpoint | str | None = None, timeout: float = 120.0, retries: int = 2) -> None:
-        self._server = Endpoint.of(server, "inference")
+        self._server = Endpoint.coerce(server, "inference")
         self._timeout = timeout
         self._retries = retries
         self._connection = Connection(self._server, "inference", timeout, retries)
@@ -53,7 +53,9 @@ class InferenceClient:
         """Close the connections; the client can be used again."""
         self._connection.close()
 
-    def ask(self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None) -> Response:
+    def request(
+        self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None
+    ) -> Response:
         """Return the answer of a model's version, or of its default one, to a request."""
         kind = "explanations" if request.explain else "predictions"
         return self._post(f"/{kind}/{_path(name, version)}", request, timeout)
@@ -82,7 +84,7 @@ class InferenceClient:
             JSON as Python values, ``application/x-npy`` as an array, a text, or bytes.
         """
         request = bodies.request(data, accept=accept, headers=headers)
-        return bodies.value(self.ask(name, request, version, timeout=timeout))
+        return bodies.value(self.request(name, request, version, timeout=timeout))
 
     def explain(
         self,
@@ -114,7 +116,7 @@ class InferenceClient:
         """
         how = {**bodies.explanation_headers(method, target, n_steps, baseline), **(headers or {})}
         request = bodies.request(data, explain=True, accept=accept, headers=how)
-        return bodies.value(self.ask(name, request, version, timeout=timeout))
+        return bodies.value(self.request(name, request, version, timeout=timeout))
 
     def predict_many(
         self,
@@ -228,7 +230,7 @@ class InferenceClient:
 
     def _post(self, path: str, request: Request, timeout: float | None) -> Response:
         headers = {**request.headers, "Content-Type": request.content_type, "Accept": request.accept}
-        response = self._connection.ask("POST", path, body=request.body, headers=headers, timeout=timeout)
+        response = self._connection.request("POST", path, body=request.body, headers=headers, timeout=timeout)
         return Response(
             response.status_code, response.content, {name.lower(): value for name, value in response.headers.items()}
         )

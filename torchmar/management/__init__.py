@@ -35,7 +35,7 @@ class ManagementClient:
     """
 
     def __init__(self, server: Endpoint | str | None = None, timeout: float = 60.0, retries: int = 2) -> None:
-        self._connection = Connection(Endpoint.of(server, "management"), "management", timeout, retries)
+        self._connection = Connection(Endpoint.coerce(server, "management"), "management", timeout, retries)
         self._timeout = timeout
 
     def __enter__(self) -> ManagementClient:
@@ -110,7 +110,7 @@ class ManagementClient:
             "synchronous": str(synchronous).lower(),
             "torchmar_ignore_checks": ",".join(ignored_checks) or None,
         }
-        return self._said("POST", "/models", query, timeout)
+        return self._status("POST", "/models", query, timeout)
 
     def describe(self, name: str, version: str | None = None, *, customized: bool = False) -> list[ModelVersion]:
         """Return a version, the default one, or with ``all`` every version of a model.
@@ -159,15 +159,15 @@ class ManagementClient:
             "max_worker": max(min_worker, max_worker or 0),
             "synchronous": str(synchronous).lower(),
         }
-        return self._said("PUT", _path(name, version), query, timeout)
+        return self._status("PUT", _path(name, version), query, timeout)
 
     def set_default(self, name: str, version: str) -> str:
         """Make ``version`` the one that answers requests without a version."""
-        return self._said("PUT", f"{_path(name, version)}/set-default")
+        return self._status("PUT", f"{_path(name, version)}/set-default")
 
     def unregister(self, name: str, version: str | None = None) -> str:
         """Remove a version, or a model's only one."""
-        return self._said("DELETE", _path(name, version))
+        return self._status("DELETE", _path(name, version))
 
     def renew_token(self, api: Api) -> None:
         """Have the server write a new token of an API into its key file; the one before it ends at once.
@@ -184,7 +184,7 @@ class ManagementClient:
         path = _path(name, version) if name else "/"
         return self._connection.read(dict, "OPTIONS", path)
 
-    def _said(self, method: str, path: str, query: Mapping[str, Any] | None = None, timeout: float = 0) -> str:
+    def _status(self, method: str, path: str, query: Mapping[str, Any] | None = None, timeout: float = 0) -> str:
         seconds = timeout or self._timeout
         return self._connection.read(
             lambda document: str(document["status"]), method, path, query=query, timeout=seconds

@@ -130,7 +130,7 @@ class _Pair:
         self._asked += 1
         deadline = time.monotonic() + _PATIENCE
         while True:
-            first, second = self._threads.map(lambda side: side.ask(case, filling), self._sides)
+            first, second = self._threads.map(lambda side: side.send(case, filling), self._sides)
             found = deviations(f"{of}/{case.name}", first, second, tolerance)
             # What workers measure comes when it comes.
             if case.api != "metrics" or not any(map(_unmeant, found)) or time.monotonic() > deadline:

@@ -57,7 +57,7 @@ class EngineClient:
         self._own = [(f"{host}:{port}", f"<{api}>") for api, (host, port) in self._places.items()]
         self._own += [(str(engine.folder), "<run folder>")]
 
-    def ask(self, case: Case, filling: Filling) -> RawResponse:
+    def send(self, case: Case, filling: Filling) -> RawResponse:
         """Send a case and return the answer, with what is this server's own replaced by names."""
         host, port = self._places[case.api]
         connection = http.client.HTTPConnection(host, port, timeout=case.seconds)

@@ -4,7 +4,7 @@ The process loads the archive with TorchServe's Python loader and service classe
 answers batches; no server and no Java take part::
 
     with Worker(Path("model_store/digits-1.0.mar")) as worker:
-        (answer,) = worker.ask([exchange.read(Path("seven.png"))])
+        (answer,) = worker.predict_batch([exchange.read(Path("seven.png"))])
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Worker:
         self._socket.settimeout(response)
         self._pid = int(loaded["pid"])
 
-    def ask(self, requests: Sequence[Request]) -> list[Response]:
+    def predict_batch(self, requests: Sequence[Request]) -> list[Response]:
         """Return the answers to one batch, in the order of the requests.
 
         Raises:

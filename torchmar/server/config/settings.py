@@ -235,14 +235,14 @@ class _Given:
     def read(self, key: str, known: ConfigKey) -> Any:
         text = self.text(key)
         if known.read is flag and text.lower() not in ("true", "false"):
-            self.warnings.append(f"{self.said(key)}: false, as for TorchServe; write {key}=true or {key}=false")
+            self.warnings.append(f"{self.origin(key)}: false, as for TorchServe; write {key}=true or {key}=false")
         try:
             return known.read(text)
         except ValueError as error:
-            self.problem(f"{self.said(key)}: {error}", f"write it like {key}={known.example}")
+            self.problem(f"{self.origin(key)}: {error}", f"write it like {key}={known.example}")
             return None
 
-    def said(self, key: str) -> str:
+    def origin(self, key: str) -> str:
         """Return where a value was said, and which."""
         return f"{self._origins.get(key, key)}={self.text(key)}"
 
@@ -316,7 +316,7 @@ def _fixed_tokens(given: _Given, found: Mapping[str, Any], environment: Mapping[
         if environment.get(variable):
             source, text = variable, environment[variable]
         elif file:
-            source = given.said(f"torchmar_{api}_token_file")
+            source = given.origin(f"torchmar_{api}_token_file")
             try:
                 text = file.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
@@ -343,7 +343,7 @@ def _model_store(given: _Given) -> Path:
             "write it like model_store=/srv/model_store, or name it with --model-store",
         )
     elif not store.is_dir():
-        given.problem(f"{given.said('model_store')}: not a folder", "make it, or name the one with the archives")
+        given.problem(f"{given.origin('model_store')}: not a folder", "make it, or name the one with the archives")
     return store
 
 
@@ -352,7 +352,7 @@ def _look_at_tls(given: _Given, settings: Settings, *, wanted: bool) -> None:
         keystore = given.text("keystore")
         if wanted and not (settings.private_key_file and settings.certificate_file):
             given.problem(
-                f"{given.said('keystore')}: a keystore is Java's",
+                f"{given.origin('keystore')}: a keystore is Java's",
                 "in place of it, private_key_file=key.pem and certificate_file=cert.pem, which are made of it by "
                 f"openssl pkcs12 -in {keystore} -nodes -nocerts -out key.pem; "
                 f"openssl pkcs12 -in {keystore} -nokeys -out cert.pem "
@@ -360,14 +360,14 @@ def _look_at_tls(given: _Given, settings: Settings, *, wanted: bool) -> None:
                 "-deststoretype pkcs12)",
             )
         else:
-            given.warnings.append(f"{given.said('keystore')}: without effect here")
+            given.warnings.append(f"{given.origin('keystore')}: without effect here")
     elif wanted:
         for key in ("private_key_file", "certificate_file"):
             path: Path | None = getattr(settings, key)
             if path is None:
                 given.problem(f"an address is https, and {key} is missing", _MAKE_KEY)
             elif not path.is_file():
-                given.problem(f"{given.said(key)}: there is no such file", _MAKE_KEY)
+                given.problem(f"{given.origin(key)}: there is no such file", _MAKE_KEY)
 
 
 def _about_keys(given: _Given) -> list[str]:

@@ -18,15 +18,15 @@ class Part(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a worker, or the server in its place, answers.
+    """The reply of a worker, or of the server in its place.
 
     Attributes:
         status: HTTP status.
-        body: the answer, or the next part of a streamed one.
-        content_type: empty where the handler named none.
-        headers: what the handler has set besides.
-        more: whether parts follow; the last one of a streamed answer says no.
-        message: what is wrong, where the whole batch failed or no worker answered; empty otherwise.
+        body: the response body, or the next part of a streamed one.
+        content_type: empty if the handler sets none.
+        headers: other headers that the handler has set.
+        more: whether parts of a streamed reply follow.
+        message: the error, if the whole batch failed or no worker replied; empty otherwise.
     """
 
     status: int
@@ -37,54 +37,64 @@ class Reply(NamedTuple):
     message: str = ""
 
     @classmethod
-    def of(cls, refusal: ApiError, *, more: bool = False) -> Reply:
-        """Return what a server answers that refuses a request."""
-        headers, message = refusal.headers, refusal.message
-        return cls(refusal.status, refusal.body, "application/json", headers, more, message)
+    def of(cls, error: ApiError, *, more: bool = False) -> Reply:
+        """Return the reply for an error."""
+        headers, message = error.headers, error.message
+        return cls(error.status, error.body, "application/json", headers, more, message)
 
 
 class Job:
-    """A request that waits for its answer.
+    """A request that waits for its reply.
 
     Args:
-        request_id: what the logs and ``x-request-id`` call it.
-        headers: of the request, as the handler sees them, with ``explain`` or ``describe`` where these are asked.
+        request_id: its id in the logs and in ``x-request-id``.
+        headers: of the request, as the handler sees them, with ``explain`` or ``describe`` for these requests.
         inputs: the parts that become the handler's row.
-        done: called in the server's loop with the answer, and with every part of a streamed one.
-        deadline: when the answer is of no use any more, by `time.monotonic`; None: never.
+        on_reply: called in the server's loop with the reply, or with every part of a streamed one.
+        deadline: when the client stops waiting, by `time.monotonic`; None: never.
 
     Attributes:
-        cancelled: set when the client has gone; it is not run then, and ``done`` is not called.
-        since: when it came, by `time.monotonic`.
-        kind: requests of different kinds share no batch.
-        alone: set when it may have ended a worker; it is asked alone then.
+        cancelled: set when the client has disconnected; the job is not run then, and ``on_reply`` is not called.
+        since: arrival time, by `time.monotonic`.
+        batch_kind: requests of different kinds share no batch.
+        isolated: set when it may have ended a worker; its batch has no other request then.
     """
 
-    __slots__ = ("alone", "cancelled", "deadline", "done", "headers", "inputs", "kind", "request_id", "since")
+    __slots__ = (
+        "batch_kind",
+        "cancelled",
+        "deadline",
+        "headers",
+        "inputs",
+        "isolated",
+        "on_reply",
+        "request_id",
+        "since",
+    )
 
     def __init__(
         self,
         request_id: str,
         headers: Mapping[str, str],
         inputs: Sequence[Part],
-        done: Callable[[Reply], None],
+        on_reply: Callable[[Reply], None],
         deadline: float | None = None,
     ) -> None:
         self.request_id, self.headers, self.inputs = request_id, headers, inputs
-        self.done, self.deadline = done, deadline
-        self.cancelled = self.alone = False
-        self.kind = "explain" if headers.get("explain") == "True" else "describe" if "describe" in headers else ""
+        self.on_reply, self.deadline = on_reply, deadline
+        self.cancelled = self.isolated = False
+        self.batch_kind = "explain" if headers.get("explain") == "True" else "describe" if "describe" in headers else ""
         self.since = time.monotonic()
 
-    def over(self, now: float) -> bool:
-        """Tell whether it is not to be run any more; a client that has waited too long is told so."""
-        if self.deadline is not None and self.deadline < now:
-            message = "the request has waited longer than its client does"
-            self.refuse(ApiError(503, "ServiceUnavailableException", message))
-            return True
-        return self.cancelled
+    def expired(self, now: float) -> bool:
+        """Whether it need not run: the client has disconnected, or waits no longer."""
+        return self.cancelled or (self.deadline is not None and self.deadline < now)
 
-    def refuse(self, refusal: ApiError) -> None:
-        """Answer its client, if there is one still, that it is not run."""
+    def expire(self) -> None:
+        """Reply that the deadline has passed."""
+        self.refuse(ApiError(503, "ServiceUnavailableException", "the request has waited longer than its client does"))
+
+    def refuse(self, error: ApiError) -> None:
+        """Reply with an error, unless the client has disconnected."""
         if not self.cancelled:
-            self.done(Reply.of(refusal))
+            self.on_reply(Reply.of(error))

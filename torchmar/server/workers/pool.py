@@ -191,7 +191,7 @@ class Pool:
         self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
         while len(self._staying()) > (self.max_workers if min_workers else 0):
             idle = [worker for worker in self._staying() if not worker.jobs]
-            (idle or self._staying())[-1].leave()
+            (idle or self._staying())[-1].drain()
         self._workers = [worker for worker in self._workers if not worker.given_up]
         started = [self._add() for _ in range(min_workers - len(self._staying()))]
         if not min_workers:
@@ -220,7 +220,7 @@ class Pool:
         self._sweeper.cancel()
         self._refuse_all()
         for worker in list(self._workers):
-            worker.end(self._unavailable())
+            worker.kill(self._unavailable())
         self._drop_model_process()
         self._changed.set()
 
@@ -249,7 +249,7 @@ class Pool:
         while self._idle and self._queue:
             if not (batch := self._batch()):
                 return
-            self._idle.pop().work(batch)
+            self._idle.pop().send_batch(batch)
 
     def _batch(self) -> list[Job]:
         """Take requests of one kind from the queue, in their order; others keep their places."""
@@ -260,11 +260,12 @@ class Pool:
         now = time.monotonic()
         while queue and len(batch) < size:
             job = queue.popleft()
-            if job.over(now):
+            if job.expired(now):
+                job.expire()
                 continue
             if not batch:
-                kind = job.kind
-            elif job.kind != kind or job.alone or batch[0].alone:
+                kind = job.batch_kind
+            elif job.batch_kind != kind or job.isolated or batch[0].isolated:
                 others.append(job)
                 if len(others) >= size:
                     break
@@ -278,17 +279,17 @@ class Pool:
             self._queue.popleft().refuse(self._unavailable(why))
 
     def _sweep(self) -> None:
-        """Answer who has waited too long, end workers that do not answer."""
+        """Reply to expired jobs, kill workers whose response timeout has passed."""
         now = time.monotonic()
-        if self._queue:
-            waiting = [job for job in self._queue if not job.over(now)]
-            if len(waiting) < len(self._queue):
-                self._queue = deque(waiting)
+        if expired := [job for job in self._queue if job.expired(now)]:
+            self._queue = deque(job for job in self._queue if not job.expired(now))
+            for job in expired:
+                job.expire()
         for worker in self._workers:
             if worker.jobs and now - worker.since > self.options.response_timeout:
                 seconds = f"{self.options.response_timeout:g} s"
-                worker.tell(logging.WARNING, f"did not answer within {seconds} and is restarted")
-                worker.end(again=True)
+                worker.log(logging.WARNING, f"did not answer within {seconds} and is restarted")
+                worker.kill(again=True)
         self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
 
     # The workers.
@@ -316,18 +317,18 @@ class Pool:
                 await self._bring_up(worker)
             except (LoadFailed, WorkerError, OSError) as error:
                 if isinstance(error, ParentEnded) and attempt < _PATIENCE:
-                    worker.say(str(error))
+                    worker.log_output(str(error))
                     continue
                 self.failure = str(error).rstrip()
                 worker.failed = True
                 if not self.ready:
                     self._refuse_all(_DO_NOT_LOAD)  # nothing says that the next attempt succeeds
                 self._changed.set()
-                worker.say(_ENDED)
+                worker.log_output(_ENDED)
                 for line in self.failure.splitlines():
-                    worker.say(line)
+                    worker.log_output(line)
                 if time.monotonic() - begun > self.options.retry_seconds:
-                    worker.tell(logging.ERROR, f"is given up: it did not load in any of {attempt + 1} tries")
+                    worker.log(logging.ERROR, f"is given up: it did not load in any of {attempt + 1} tries")
                     return
                 await asyncio.sleep(_BACK_OFF[min(attempt + 1, len(_BACK_OFF) - 1)])
             else:
@@ -340,7 +341,7 @@ class Pool:
                 return
 
     async def _bring_up(self, worker: _Worker) -> None:
-        worker.say(f"s_name_part0=torchmar, s_name_part1={worker.id}, pid={os.getpid()}")
+        worker.log_output(f"s_name_part0=torchmar, s_name_part1={worker.id}, pid={os.getpid()}")
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -354,21 +355,21 @@ class Pool:
         self._log_mode()
         async with self._growing:  # where workers are forks the first loads, and the others share what it loaded
             if self._model_process and not self._model_process.gone:
-                return await self._model_process.fork(connection, worker.say, worker.stage)
+                return await self._model_process.fork(connection, worker.log_output, worker.stage)
             self._model_process = None
             if self._shares:
                 model_process, why = await self._spawn(worker, share=True)
                 if not why:
                     self._model_process = model_process
-                    return await model_process.fork(connection, worker.say, worker.stage)
+                    return await model_process.fork(connection, worker.log_output, worker.stage)
                 level = logging.WARNING if self.options.fork == forking.ALLOWED else logging.INFO
-                worker.tell(level, f"has loaded the model for itself, as each will: {why}")
+                worker.log(level, f"has loaded the model for itself, as each will: {why}")
                 self._shares = False
                 worker.model_process = model_process
                 return model_process.serve(connection, worker.stage)
         model_process, _ = await self._spawn(worker, share=False)
         if model_process.shared_bytes:
-            worker.tell(
+            worker.log(
                 logging.INFO, f"has {model_process.shared_bytes >> 20} MiB of weights in memory that workers share"
             )
         worker.model_process = model_process
@@ -405,7 +406,7 @@ class Pool:
         }
         if self._weights is None and not options.devices and shared_weights.available():
             self._weights = shared_weights.WeightsFile()
-        model_process = await self._fork_server.spawn(job, worker.say, self._weights)
+        model_process = await self._fork_server.spawn(job, worker.log_output, self._weights)
         try:
             why = await model_process.loaded(options.startup_timeout or None)
             self.description = model_process.description
@@ -414,7 +415,7 @@ class Pool:
             model_process.kill()
             raise
 
-    def lost(self, worker: _Worker, *, again: bool) -> None:
+    def on_exit(self, worker: _Worker, *, again: bool) -> None:
         """Take note that a worker's process has ended."""
         if worker in self._idle:
             self._idle.remove(worker)
@@ -441,21 +442,21 @@ class Pool:
         """Return how many threads each worker may use."""
         return max(1, cores() // max(1, self.min_workers))
 
-    def free(self, worker: _Worker) -> None:
+    def on_idle(self, worker: _Worker) -> None:
         """Give a worker that has come up or answered what waits next, or let it go."""
         if worker.leaving:
-            worker.end()
+            worker.kill()
             return
         if self._queue and (batch := self._batch()):
-            worker.work(batch)
+            worker.send_batch(batch)
         else:
             self._idle.append(worker)
         self._changed.set()
 
-    def again(self, jobs: Sequence[Job]) -> None:
+    def requeue(self, jobs: Sequence[Job]) -> None:
         """Put requests back before all others; each is asked alone, since one of them ended a worker."""
         for job in jobs:
-            job.alone = True
+            job.isolated = True
         self._queue.extendleft(reversed(jobs))
         self._schedule()
 
@@ -508,11 +509,11 @@ class _Worker(asyncio.Protocol):
         pid, memory = (self._process.pid, self._process.memory()) if self._process else (0, 0)
         return WorkerInfo(self.id, self.state, pid, self.started, self.gpu, memory)
 
-    def say(self, line: str) -> None:
+    def log_output(self, line: str) -> None:
         options = self._pool.options
         logs.worker_says(self.id, options.name, options.version, line)
 
-    def tell(self, level: int, what: str) -> None:
+    def log(self, level: int, what: str) -> None:
         """Log something of this worker in the server's own log."""
         options = self._pool.options
         about = {"model": options.name, "version": options.version, "worker": self.id}
@@ -530,7 +531,7 @@ class _Worker(asyncio.Protocol):
             self._threads = count
             self._transport.writelines(frames.encode(frames.THREADS, count))
 
-    def work(self, batch: list[Job]) -> None:
+    def send_batch(self, batch: list[Job]) -> None:
         """Send a batch to the process."""
         self.jobs, self.since = batch, time.monotonic()
         document = []
@@ -549,16 +550,16 @@ class _Worker(asyncio.Protocol):
         if self._quick and len(batch) == 1 and not self._pool._queue:
             self._pool._awake.stay(lambda: self.jobs)
 
-    def leave(self) -> None:
+    def drain(self) -> None:
         """Go as soon as the batch at hand is answered."""
         self.leaving = True
         if self.state != "READY":
-            self.end()
+            self.kill()
         elif not self.jobs:
             self._pool._idle.remove(self)
-            self.end()
+            self.kill()
 
-    def end(self, refusal: ApiError | None = None, *, again: bool = False) -> None:
+    def kill(self, refusal: ApiError | None = None, *, again: bool = False) -> None:
         """End the process at once; requests that it is at are answered with ``refusal``."""
         self._refusal = refusal
         if not again:
@@ -570,7 +571,7 @@ class _Worker(asyncio.Protocol):
         if self._transport:
             self._transport.abort()
         else:
-            self._pool.lost(self, again=False)
+            self._pool.on_exit(self, again=False)
 
     # The connection.
 
@@ -578,7 +579,7 @@ class _Worker(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self._threads = 0
         self.started = time.time()
-        self._pool.free(self)
+        self._pool.on_idle(self)
 
     def data_received(self, data: bytes) -> None:
         if self._data:
@@ -612,14 +613,14 @@ class _Worker(asyncio.Protocol):
         self.state = "UNLOADING"
         self.deaths += 1
         if not self.leaving:
-            self.say(_ENDED)
+            self.log_output(_ENDED)
         if refusal is None and len(jobs) > 1:
             # One of them has ended the worker, or kept it too long; the others need not suffer for it.
-            self._pool.again([job for job in jobs if not job.cancelled])
+            self._pool.requeue([job for job in jobs if not job.cancelled])
             jobs = []
         for job in jobs:
             job.refuse(refusal or ApiError(500, "InternalServerException", _DIED))
-        self._pool.lost(self, again=not self.leaving)
+        self._pool.on_exit(self, again=not self.leaving)
 
     def _take(self, kind: int, document: Any, bodies: memoryview) -> None:
         if kind == frames.PART:
@@ -633,12 +634,12 @@ class _Worker(asyncio.Protocol):
         pool, options = self._pool, self._pool.options
         since = self.since
         self._quick = time.monotonic() - since < pool._awake.seconds
-        pool.free(self)  # the next batch first: the worker need not wait until these are told
+        pool.on_idle(self)  # the next batch first: the worker need not wait until these are told
         start = 0
         for job, (status, content_type, headers, size, message) in zip(jobs, document["answers"], strict=True):
             if not job.cancelled:
                 body = bytes(bodies[start : start + size])
-                job.done(Reply(status, body, content_type, headers, False, message))
+                job.on_reply(Reply(status, body, content_type, headers, False, message))
             start += size
         pool._tell.batch(
             options.name, options.version, len(jobs), [since - job.since for job in jobs], document["seconds"]

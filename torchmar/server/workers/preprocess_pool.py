@@ -78,7 +78,7 @@ class StagedPool(Pool):
         """
         # Where the memory is, the server alone says.
         job.inputs = [one for one in job.inputs if one.name != NAME]
-        if job.kind:
+        if job.batch_kind:
             super().submit(job)
             return
         self._admit(self.pending)
@@ -124,7 +124,7 @@ class StagedPool(Pool):
     def _answered(job: Job, memory: _SharedBuffer, reply: Reply) -> None:
         if not reply.more:
             memory.free()
-        job.done(reply)
+        job.on_reply(reply)
 
     def _batch(self) -> list[Job]:
         batch = super()._batch()
@@ -165,15 +165,15 @@ class PreprocessPool(Pool):
 
 
 class StageJob(Job):
-    """A request as one stage sees it; it is cancelled when the request is, and frees the memory when it is dropped."""
+    """A request as one stage sees it; cancelled with the request; its memory is freed with it."""
 
     __slots__ = ("_whole",)
 
     def __init__(
-        self, whole: Job, headers: Mapping[str, str], inputs: Sequence[Part], done: Callable[[Reply], None]
+        self, whole: Job, headers: Mapping[str, str], inputs: Sequence[Part], on_reply: Callable[[Reply], None]
     ) -> None:
         self._whole = whole
-        super().__init__(whole.request_id, headers, inputs, done, whole.deadline)
+        super().__init__(whole.request_id, headers, inputs, on_reply, whole.deadline)
         self.since = whole.since
 
     @property
