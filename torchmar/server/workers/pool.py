@@ -627,7 +627,7 @@ class _Worker(asyncio.Protocol):
             index, status, content_type, headers, _, message = document
             job = self.jobs[index]
             if not job.cancelled:
-                job.done(Reply(status, bytes(bodies), content_type, headers, more=True, message=message))
+                job.on_reply(Reply(status, bytes(bodies), content_type, headers, more=True, message=message))
             return
         jobs, self.jobs = self.jobs, []
         self.deaths = 0
