@@ -75,7 +75,7 @@ def test_commands_find_it_and_say_what_it_is(builtin: Builtin, tmp_path: Path) -
     assert f"the built-in server (process {running.pid})" in lines[0]
     assert lines[-1].split()[:5] == ["digits", "1.0", "yes", "1/1", "ready"]
     (document,) = json.loads(torchmar("status", "--json", *where, cwd=tmp_path).stdout)
-    assert (document["engine"], document["pid"], document["well"]) == ("builtin", running.pid, True)
+    assert (document["engine"], document["pid"], document["healthy"]) == ("builtin", running.pid, True)
     assert document["models"][0]["memory"] > 10_000_000
     everywhere = subprocess.run(
         [sys.executable, "-m", "torchmar", "status", "--json"], cwd=tmp_path, capture_output=True, text=True

@@ -90,7 +90,7 @@ def test_status_tells_of_a_server_and_its_models(server: TorchServe, tmp_path: P
     assert max(map(len, lines[1:])) <= 80
     (document,) = json.loads(torchmar("status", "--json", *where, cwd=tmp_path).stdout)
     (model,) = document["models"]
-    assert (document["pid"], document["well"], model["state"]) == (running.pid, True, "ready")
+    assert (document["pid"], document["healthy"], model["state"]) == (running.pid, True, "ready")
     # Java and torch, in a worker of its own.
     assert document["memory"] > model["memory"] > 50_000_000
     everywhere = json.loads(subprocess.run(
@@ -141,7 +141,7 @@ def test_a_model_that_crash_loops_is_told_with_its_traceback_though_the_server_s
         assert "ValueError: the table of prices is gone" in ran.stderr
     (document,) = json.loads(torchmar("status", "--json", *where, cwd=tmp_path, code=1).stdout)
     states = {model["name"]: (model["state"], bool(model["failure"])) for model in document["models"]}
-    assert states == {"digits": ("ready", False), "prices": ("crashes", True)}
+    assert states == {"digits": ("ready", False), "prices": ("crash_looping", True)}
     ran = torchmar("doctor", "--config", server.folder / "config.properties", *where, cwd=tmp_path, code=1)
     assert "ValueError: the table of prices is gone" in ran.stdout
     assert "dies as often as it is started" in ran.stdout

@@ -197,7 +197,7 @@ def test_what_cannot_be_loaded_is_named_and_keeps_the_server_unhealthy(tmp_path:
         assert requests.get(f"{base}/ping", timeout=SECONDS).status_code == 500
         make(OK, name="torn")
         (state,) = json.loads(torchmar("status", "--json", "--run-folder", server.folder, cwd=tmp_path, code=1).stdout)
-        assert (state["well"], [one.split()[1] for one in state["not_loaded"]]) == (False, ["torn-1.0.mar"])
+        assert (state["healthy"], [one.split()[1] for one in state["not_loaded"]]) == (False, ["torn-1.0.mar"])
         registered = requests.post(f"{management}/models?url=torn-1.0.mar&initial_workers=1", timeout=SECONDS)
         assert registered.status_code == 200
         assert requests.get(f"{base}/ping", timeout=SECONDS).json() == {"status": "Healthy"}

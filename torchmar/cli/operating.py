@@ -61,7 +61,7 @@ def status(
         complain(_death(killed))
     if not run_folder:
         _tell_of_others()
-    raise typer.Exit(0 if states and all(one.well for one in states) else 1)
+    raise typer.Exit(0 if states and all(one.healthy for one in states) else 1)
 
 
 def logs(
@@ -135,7 +135,7 @@ def _show(one: ServerState) -> None:
     from torchmar.engines import TITLES
 
     running = one.running
-    health = f"[red]{escape(one.trouble)}[/]" if one.trouble else "answers"
+    health = f"[red]{escape(one.error)}[/]" if one.error else "answers"
     out.print(
         f"[bold]{escape(show_path(Path(running.folder)))}[/]: {health}, up {show_time(one.uptime)}, "
         f"{TITLES[running.engine]} (process {running.pid}), {show_size(one.memory)}"
@@ -143,7 +143,7 @@ def _show(one: ServerState) -> None:
     out.print(f"  inference   {one.server.inference}  {one.server.grpc_inference}", markup=False)
     out.print(f"  management  {one.server.management}  {one.server.grpc_management}", markup=False)
     out.print(f"  metrics     {one.metrics.rstrip('/')}/metrics", markup=False)
-    if one.trouble:
+    if one.error:
         return
     for message in one.not_loaded:
         complain(TorchmarError(message))
@@ -157,7 +157,7 @@ def _show(one: ServerState) -> None:
             version.model.version,
             "yes" if version.default else "",
             f"{version.model.ready}/{version.model.min_workers}",
-            version.condition,
+            version.state.replace("_", " "),
             show_size(version.memory),
         )
         for version in one.versions
@@ -165,8 +165,8 @@ def _show(one: ServerState) -> None:
     headings = ("model", "version", "default", "workers", "state", "memory")
     show_table(table(headings, rows, right=("workers", "memory")))
     for version in one.versions:
-        if version.trouble:
-            complain(version.trouble)
+        if version.error:
+            complain(version.error)
 
 
 def _death(killed: ServerRecord) -> TorchmarError:
@@ -196,8 +196,8 @@ def _document(one: ServerState) -> dict[str, object]:
         "pid": one.running.pid,
         "uptime": round(one.uptime, 1),
         "memory": one.memory,
-        "well": one.well,
-        "trouble": one.trouble,
+        "healthy": one.healthy,
+        "error": one.error,
         "not_loaded": list(one.not_loaded),
         "inference": one.server.inference,
         "management": one.server.management,
@@ -215,7 +215,7 @@ def _document(one: ServerState) -> dict[str, object]:
                     {"id": worker.id, "status": worker.status, "pid": worker.pid} for worker in version.model.workers
                 ],
                 "pending_requests": version.model.job_queue.pending_requests,
-                "state": version.condition,
+                "state": version.state,
                 "memory": version.memory,
                 "failure": asdict(version.failure) if version.failure else None,
             }

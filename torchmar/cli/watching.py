@@ -215,7 +215,9 @@ def _shortened(name: str, width: int) -> str:
 
 
 def _summary(facts: _Facts) -> str:
-    failing = [f"{one.model.name} {one.model.version} {one.condition}" for one, _ in facts.loads if one.failure]
+    failing = [
+        f"{one.model.name} {one.model.version} {one.state.replace('_', ' ')}" for one, _ in facts.loads if one.failure
+    ]
     return "; ".join([f"{facts.failed:.1f} requests/s failed", *failing, "* is the default version"])
 
 

@@ -39,22 +39,22 @@ def check(run_folder: Path, running: ServerRecord | None) -> Iterator[Finding]:
         return
     yield from tokens(run_folder / KEY_FILE)
     seen = state.look(running)
-    if seen.trouble:
+    if seen.error:
         yield error(
             "server",
-            f"process {running.pid} runs and does not answer: {seen.trouble}",
+            f"process {running.pid} runs and does not answer: {seen.error}",
             f"torchmar logs{option(run_folder)} shows what it is at",
         )
         return
     for version in seen.versions:
-        if notice := version.trouble:
+        if notice := version.error:
             traceback = f"torchmar logs {version.model.name}{option(run_folder)} has the traceback"
             yield error("server", notice.message, notice.hint or traceback)
     for message in seen.not_loaded:
         yield error(
             "server", message, f"torchmar logs{option(run_folder)} has more; /ping is Unhealthy until it is loaded"
         )
-    ready = sum(version.condition == "ready" for version in seen.versions)
+    ready = sum(version.state == "ready" for version in seen.versions)
     yield ok("server", f"process {running.pid} answers; {ready} of {len(seen.versions)} model versions are ready")
 
 

@@ -20,9 +20,9 @@ from torchmar.inference import InferenceClient
 from torchmar.management import ManagementClient, ModelVersion
 from torchmar.server.models import startup_report
 
-Condition = Literal["ready", "crashes", "restarts", "starts", "no workers"]
+State = Literal["ready", "crash_looping", "restarting", "starting", "no workers"]
 _UNHEALTHY = 500
-_SECONDS = 10.0  # a server that takes longer to describe a model is not well
+_SECONDS = 10.0  # a server that takes longer to describe a model is not healthy
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class VersionState:
     """One version of a model on a server.
 
     Attributes:
-        model: what the server says of it.
+        model: its description by the server.
         default: whether it answers requests without a version.
         memory: bytes of its workers.
-        failure: how its workers die, where fewer are ready than there should be.
+        failure: the last failure of its workers, if fewer are ready than ``min_workers``.
     """
 
     model: ModelVersion
@@ -42,27 +42,27 @@ class VersionState:
     failure: Failure | None
 
     @property
-    def condition(self) -> Condition:
-        """``crashes`` with a traceback, ``restarts`` without one; ``starts`` if nothing is known to be wrong."""
+    def state(self) -> State:
+        """``crash_looping`` with a traceback, ``restarting`` without one; ``starting`` if no failure is known."""
         if self.model.min_workers == 0 and not self.model.workers:
             return "no workers"
         if self.model.ready >= self.model.min_workers:
             return "ready"
         if self.failure is None:
-            return "starts"
-        return "crashes" if self.failure.traceback else "restarts"
+            return "starting"
+        return "crash_looping" if self.failure.traceback else "restarting"
 
     @property
-    def well(self) -> bool:
+    def healthy(self) -> bool:
         """Whether requests to it are answered, or soon will be."""
-        return self.condition in ("ready", "starts") or (self.condition == "no workers" and not self.default)
+        return self.state in ("ready", "starting") or (self.state == "no workers" and not self.default)
 
     @property
-    def trouble(self) -> TorchmarError | None:
-        """What is wrong with it: its workers die, or there are none to answer."""
+    def error(self) -> TorchmarError | None:
+        """The error: its workers die, or the default version has none; None if it is healthy."""
         if self.failure:
             return failed(self)
-        if self.well:
+        if self.healthy:
             return None
         name, version = self.model.name, self.model.version
         return TorchmarError(
@@ -81,7 +81,7 @@ class ServerState:
         metrics: the address of its metrics API.
         memory: bytes of all its processes, what they share counted once where the system tells.
         versions: what is registered, by name and version.
-        trouble: why it does not answer; empty when it does.
+        error: why it does not answer; empty if it does.
         not_loaded: a message for each model that it was to load at its start and could not.
     """
 
@@ -90,7 +90,7 @@ class ServerState:
     metrics: str
     memory: int
     versions: tuple[VersionState, ...]
-    trouble: str
+    error: str
     not_loaded: tuple[str, ...] = ()
 
     @property
@@ -99,15 +99,15 @@ class ServerState:
         return time.time() - self.running.started
 
     @property
-    def well(self) -> bool:
+    def healthy(self) -> bool:
         """Whether it answers, and every model on it, and every one that should be."""
-        return not self.trouble and not self.not_loaded and all(version.well for version in self.versions)
+        return not self.error and not self.not_loaded and all(version.healthy for version in self.versions)
 
 
 def look(running: ServerRecord) -> ServerState:
-    """Return the state of a server; one that does not answer is a state, no error."""
+    """Return the state of a server; that it does not answer is part of it, not an exception."""
     folder = Path(running.folder)
-    trouble, versions, server = "", [], Endpoint()
+    problem, versions, server = "", [], Endpoint()
     not_loaded: tuple[str, ...] = ()
     metrics = properties.DEFAULTS["metrics_address"]
     try:
@@ -119,8 +119,8 @@ def look(running: ServerRecord) -> ServerState:
             not_loaded = tuple(failure.message for failure in report.failures if not failure.registered)
     except TorchmarError as error:
         starts = time.time() - running.started < START_SECONDS
-        trouble = "starts, and does not answer yet" if starts else error.message
-    return ServerState(running, server, metrics, memory(running.pid), tuple(versions), trouble, not_loaded)
+        problem = "starting, and does not answer yet" if starts else error.message
+    return ServerState(running, server, metrics, memory(running.pid), tuple(versions), problem, not_loaded)
 
 
 def answers(server: Endpoint) -> None:
