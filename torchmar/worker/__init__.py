@@ -119,7 +119,7 @@ class Worker:
         if not requests:
             return []
         batch = [
-            [str(number), _headers(request), [["body", request.content_type, len(request.body)]]]
+            [str(number), request_headers(request), [["body", request.content_type, len(request.body)]]]
             for number, request in enumerate(requests)
         ]
         try:
@@ -181,7 +181,8 @@ class Worker:
             self._process.wait()
 
 
-def _headers(request: Request) -> dict[str, str]:
+def request_headers(request: Request) -> dict[str, str]:
+    """Return the headers that a handler sees: the request's own, ``explain``, its content type and ``Accept``."""
     own = {"explain": str(request.explain), "content-type": request.content_type, "Accept": request.accept}
     return {**request.headers, **own}
 

@@ -1,0 +1,106 @@
+"""``python -m torchmar.worker ARCHIVE [FILE...]``: load an archive in this process and answer files, for a debugger.
+
+`Worker` runs the same code in a process of its own, where ``breakpoint()`` has no terminal. Here the handler runs in
+the main thread, with this terminal; what it prints and logs appears as it happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pdb
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchmar import exchange
+from torchmar.archive import Archive
+from torchmar.errors import TorchmarError
+from torchmar.exchange import Request
+from torchmar.worker import request_headers
+from torchmar.worker.environment import worker_environment
+from torchmar.worker.process import loading, serving
+from torchmar.worker.process.batch_runner import BatchRunner, Parts
+from torchmar.worker.process.handler_metrics import MetricsBuffer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load the archive, answer the files one by one; return the exit status."""
+    options = _parser().parse_args(arguments)
+    os.environ.update(worker_environment(os.environ))
+    serving.quiet_logging()
+    try:
+        requests = [(file, exchange.read(file, explain=options.explain)) for file in options.files]
+        with tempfile.TemporaryDirectory(prefix="torchmar-worker-") as folder, Archive(options.archive) as archive:
+            runner = _load(archive, Path(folder) / "model", options)
+            if runner is None:
+                return 1
+            failed = 0
+            for file, request in requests:
+                failed += _answer(runner, file, request)
+    except TorchmarError as error:
+        print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        return 1
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m torchmar.worker",
+        description="Load an archive in this process and answer files, so that breakpoint() works in its handler.",
+    )
+    parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="the .mar file or folder")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="request bodies; none: load only")
+    parser.add_argument("--explain", action="store_true", help="request explanations instead of predictions")
+    parser.add_argument("--gpu", type=int, help="the device that the handler gets (default: the CPU)")
+    parser.add_argument("--pdb", action="store_true", help="open the debugger where loading fails")
+    return parser
+
+
+def _load(archive: Archive, folder: Path, options: argparse.Namespace) -> BatchRunner | None:
+    """Return the loaded model; None if the handler fails, whose traceback is printed."""
+    archive.extract(folder)
+    model = archive.manifest.model
+    job: dict[str, Any] = {
+        "model_dir": str(folder),
+        "name": archive.manifest.name,
+        "handler": model.handler,
+        "batch_size": int(archive.number("batchSize", 1)),
+        "gpu": options.gpu,
+        "envelope": model.envelope,
+    }
+    before = os.getcwd()  # noqa: PTH109
+    loading.activate_archive(job["model_dir"])
+    try:
+        MetricsBuffer().install()
+        service = loading.load(job)
+    except Exception as error:
+        print(loading.own_traceback(error), end="", file=sys.stderr)
+        if options.pdb:
+            pdb.post_mortem(error.__traceback__)
+        os.chdir(before)
+        return None
+    return BatchRunner(service, Parts(_print_part), isolate=False)
+
+
+def _print_part(_: Any, bodies: Sequence[bytes]) -> None:
+    print(*(bytes(body).decode("utf-8", "replace") for body in bodies), flush=True)
+
+
+def _answer(runner: BatchRunner, file: Path, request: Request) -> bool:
+    """Print the response to one request; return whether it is an error."""
+    batch = [["1", request_headers(request), [["body", request.content_type, len(request.body)]]]]
+    ((status, content_type, _, body, _),), seconds = runner.answer(batch, memoryview(request.body))
+    data = bytes(body)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = f"{len(data)} bytes of {content_type or 'an unnamed type'}"
+    print(f"{file}: {status}, {1000 * seconds:.1f} ms\n{text}", flush=True)
+    return int(status) >= 400
+
+
+if __name__ == "__main__":
+    sys.exit(main())
