@@ -700,9 +700,9 @@ def test_a_port_that_is_taken_is_told(house: House) -> None:
 def test_without_grpcio_the_server_says_so_and_goes_on(tmp_path: Path) -> None:
     code = (
         "import asyncio, logging\n"
-        "from torchmar.server import rpc\n"
+        "from torchmar.server import grpc\n"
         "logging.basicConfig()\n"
-        "assert asyncio.run(rpc.listen(None, None, None, None)) is None\n"
+        "assert asyncio.run(grpc.listen(None, None, None, None)) is None\n"
     )
     python = environment_without(tmp_path / "environment", ("grpc",))
     done = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True)

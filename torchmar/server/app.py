@@ -62,7 +62,7 @@ class ServerApp:
         """Listen, load the models that the configuration names, and start the parent of their workers.
 
         Raises:
-            BindError: somebody listens there already.
+            BindError: an address cannot be listened on.
             TorchmarError: gRPC cannot be spoken, or workers cannot be started.
         """
         settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics

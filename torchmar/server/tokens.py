@@ -78,7 +78,7 @@ class Tokens:
             kind: the API, or ``key`` for what renews tokens.
 
         Raises:
-            Refusal: 400, it may not.
+            ApiError: 400, it may not.
         """
         if not self.enabled:
             return
@@ -95,7 +95,7 @@ class Tokens:
         """Write a new token of an API into the file; the one before it ends.
 
         Raises:
-            Refusal: 400, it is no API; 409, its token is fixed.
+            ApiError: 400, it is no API; 409, its token is fixed.
             OSError: the file cannot be written; the token stays.
         """
         if kind not in ("inference", "management"):

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runner = _load(archive, Path(folder) / "model", options)
             if runner is None:
                 return 1
+            print(f"loaded {archive.manifest.name} {archive.manifest.version}", flush=True)
             failed = 0
             for file, request in requests:
                 failed += _answer(runner, file, request)

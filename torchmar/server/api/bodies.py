@@ -32,7 +32,7 @@ def inputs(body: bytes, content_type: str) -> list[Part]:
         content_type: the request's header; empty if there is none.
 
     Raises:
-        Refusal: 400, a form is broken, has more than 1,000 fields, or two of one name.
+        ApiError: 400, a form is broken, has more than 1,000 fields, or two of one name.
     """
     kind, _, parameters = content_type.partition(";")
     kind = kind.rstrip()
@@ -57,7 +57,7 @@ def begins_as_json(body: bytes) -> bool:
 
 
 def _distinct(parts: list[Part]) -> list[Part]:
-    """Return the parts of a form. Raises Refusal where two have one name: a handler would see one of them alone."""
+    """Return the parts of a form. Raises ApiError where two have one name: a handler would see one of them alone."""
     if len({part.name for part in parts}) < len(parts):
         names = [part.name for part in parts]
         name = next(name for name in names if names.count(name) > 1)

@@ -172,7 +172,7 @@ class Inference:
         """Hand a request to the workers of a version.
 
         Raises:
-            Refusal: there is no such version, or the body is no form though it says so.
+            ApiError: there is no such version, or the body is no form though it says so.
         """
         inputs: list[Part] | None = None
         name = asked.model
@@ -358,7 +358,7 @@ def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], d
     Clients read an answer in JSON, too, where they have asked for bytes.
 
     Raises:
-        Refusal: 400, it has no such tensors, or JSON cannot hold them.
+        ApiError: 400, it has no such tensors, or JSON cannot hold them.
     """
     lengths = [value for name, value in headers.items() if name.lower() == tensors.HEADER_LENGTH.lower()]
     if not lengths or len(inputs) != 1:

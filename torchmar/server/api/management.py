@@ -240,7 +240,7 @@ def _registration(request: Request) -> Registration:
     """Return what a request wants registered: its query, and its JSON body, which goes before the query.
 
     Raises:
-        Refusal: 400; there is no URL, or the body is no JSON object, or a number in it is none.
+        ApiError: 400; there is no URL, or the body is no JSON object, or a number in it is none.
     """
     body = _body(request.body) if is_json_type(request.header("content-type")) else {}
     asked = {**_parameters(request), **body}

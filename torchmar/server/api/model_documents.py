@@ -59,7 +59,7 @@ def statistics(registry: Registry, metrics: Metrics, name: str = "", version: st
     """Return the statistics of a version, of all versions of a model, or of all models.
 
     Raises:
-        Refusal: 404, there is no such model or version.
+        ApiError: 404, there is no such model or version.
     """
     if name:
         one = registry.find(name, version or None)

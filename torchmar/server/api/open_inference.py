@@ -39,7 +39,7 @@ class OpenInference:
             segments: of the path, behind ``v2``.
 
         Raises:
-            Refusal: 404, there is no such path, model or version; 405, not for that method; 501, an extension that is
+            ApiError: 404, there is no such path, model or version; 405, not for that method; 501, an extension that is
                 not supported.
         """
         registry = self._registry

@@ -36,7 +36,7 @@ def check(given: Iterable[str], known: tuple[str, ...], call: str) -> None:
         call: for the log: ``POST /models``.
 
     Raises:
-        Refusal: 400, with the name that was probably meant.
+        ApiError: 400, with the name that was probably meant.
     """
     for name in given:
         if name in known:
@@ -50,7 +50,7 @@ def number(given: Mapping[str, str], name: str, default: Any, *, least: int = -_
     """Return a parameter that is a whole number, or ``default`` where it is missing or empty.
 
     Raises:
-        Refusal: 400; it is no whole number from ``least`` to the largest of 32 bits, TorchServe's own type.
+        ApiError: 400; it is no whole number from ``least`` to the largest of 32 bits, TorchServe's own type.
     """
     text = given.get(name)
     if not text:
@@ -66,7 +66,7 @@ def flag(given: Mapping[str, str], name: str, *, default: bool) -> bool:
     """Return a parameter that is ``true`` or ``false``, in any case.
 
     Raises:
-        Refusal: 400, it is neither.
+        ApiError: 400, it is neither.
     """
     text = given.get(name)
     if text is None:

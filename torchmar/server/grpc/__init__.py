@@ -23,7 +23,7 @@ async def listen(registry: Registry, tokens: Tokens, settings: Settings, metrics
     """Listen where the configuration says; None, and a line in the log, where Python has no gRPC.
 
     Raises:
-        PortInUse: somebody listens there already, or nobody can.
+        BindError: an address cannot be listened on.
         PropertiesError: the certificate or its key cannot be read.
     """
     try:

@@ -85,7 +85,7 @@ class ModelCall:
         The call's deadline is the request's, and a client that ends the call ends the request.
 
         Raises:
-            Refusal: the model takes no requests now.
+            ApiError: the model takes no requests now.
         """
         waiting: asyncio.Queue[Reply] = asyncio.Queue()
         job = Job(str(uuid.uuid4()), headers, inputs, waiting.put_nowait, _deadline(found, context))

@@ -190,7 +190,7 @@ class OpenInference:
 
         Raises:
             Failed: the name is empty.
-            Refusal: 404, there is none.
+            ApiError: 404, there is none.
         """
         if not name:
             raise bad(parameter) if self._torchserves else Failed(Code.INVALID_ARGUMENT, f"{parameter} is empty")

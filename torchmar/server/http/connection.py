@@ -174,7 +174,7 @@ class Connection(asyncio.Protocol):
             self._raw.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Decide whether the body is wanted. Raises Refusal."""
+        """Decide whether the body is wanted. Raises ApiError."""
         if self._state == _REPLAY:
             self._state = _BODY
             return
@@ -220,7 +220,7 @@ class Connection(asyncio.Protocol):
         self._state = _BODY
 
     def on_body(self, piece: bytes) -> None:
-        """Keep a piece of the body. Raises Refusal."""
+        """Keep a piece of the body. Raises ApiError."""
         self._touched = True
         self._stray = 0
         self._body_size += len(piece)
@@ -259,7 +259,7 @@ class Connection(asyncio.Protocol):
     # Receiving.
 
     def _parse(self, data: bytes | memoryview) -> None:
-        """Feed the parser. Raises Refusal."""
+        """Feed the parser. Raises ApiError."""
         try:
             while True:
                 try:
@@ -295,7 +295,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(f"POST / HTTP/1.1\r\n{framing}\r\n\r\n".encode())
 
     def _count_stray(self, size: int) -> None:
-        """Count bytes of headers that are not complete, of trailers and of what else is no body. Raises Refusal."""
+        """Count bytes of headers that are not complete, of trailers and of what else is no body. Raises ApiError."""
         self._stray += size
         if self._stray > self._limits.header:
             message = f"The headers are larger than {self._limits.header} bytes."

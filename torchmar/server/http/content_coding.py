@@ -32,7 +32,7 @@ class Decoder:
         """Return what a piece of the body decodes to.
 
         Raises:
-            Refusal: 413, the decoded body exceeds the limit, of which no more than the limit is decoded; 400, it is
+            ApiError: 413, the decoded body exceeds the limit, of which no more than the limit is decoded; 400, it is
                 not of the coding.
         """
         if self._stream is None:
@@ -50,7 +50,7 @@ class Decoder:
         return decoded
 
     def finish(self) -> None:
-        """Check that the body is complete; an empty one is. Raises Refusal (400)."""
+        """Check that the body is complete; an empty one is. Raises ApiError (400)."""
         if self._head if self._stream is None else not self._stream.eof:
             raise self._broken("it ends too early")
 
@@ -89,7 +89,7 @@ def decoder(content_encoding: str, limit: int) -> Decoder | None:
         limit: bytes that a decoded body may have.
 
     Raises:
-        Refusal: 415, with ``Accept-Encoding``, for any other coding, or several.
+        ApiError: 415, with ``Accept-Encoding``, for any other coding, or several.
     """
     coding = content_encoding.strip().lower().removeprefix("x-")
     if coding in _IDENTITY:

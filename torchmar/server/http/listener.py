@@ -36,7 +36,7 @@ async def listen(
 
     Args:
         app: called in the loop with every request, in their order on each connection; it may answer now or later.
-            A `Refusal` that it raises is the answer; any other exception is logged and answered with 500.
+            An `ApiError` that it raises is the answer; any other exception is logged and answered with 500.
         host: name or address; all addresses of a name are listened on.
         port: 0 for one that is free.
         limits: on what clients may.

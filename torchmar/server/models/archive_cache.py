@@ -111,7 +111,7 @@ class ArchiveCache:
             by_operator: whether the command line or the configuration names it: a path need not be in ``allowed_urls``.
 
         Raises:
-            Refusal: 404, there is nothing, or the URL is not allowed; 400, it cannot be fetched, is no archive, has an
+            ApiError: 404, there is nothing, or the URL is not allowed; 400, it cannot be fetched, is no archive, has an
                 error that the checks find, or its requirements cannot be installed; 500, it cannot be written here.
         """
         found = await asyncio.to_thread(self._find, url, self._ignored(ignored_checks), by_operator)

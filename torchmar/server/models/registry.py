@@ -96,7 +96,7 @@ class Registry:
         """Return a version, the default one if none is named.
 
         Raises:
-            Refusal: 404; there is none.
+            ApiError: 404; there is none.
             StillLoading: 503; the server has not registered yet all that it loads at its start.
         """
         model = self.models.get(name)
@@ -178,7 +178,7 @@ class Registry:
             The version; its workers answer by then, unless the registration is not synchronous.
 
         Raises:
-            Refusal: 400 or 404, there is no such archive, or none that is served here; 409, the version is registered
+            ApiError: 400 or 404, there is no such archive, or none that is served here; 409, the version is registered
                 already, or at this moment; 500, its workers do not load.
         """
         asked.check()
@@ -220,7 +220,7 @@ class Registry:
             synchronous: whether to wait until they answer, or have gone.
 
         Raises:
-            Refusal: 400, the numbers make no sense; 404, there is no such version; 500, a worker does not load, and
+            ApiError: 400, the numbers make no sense; 404, there is no such version; 500, a worker does not load, and
                 will be tried again.
         """
         if max_workers < min_workers:
@@ -240,7 +240,7 @@ class Registry:
         """Make a version the one that is asked when none is named.
 
         Raises:
-            Refusal: 404, there is no such version; 409, none of its workers answers while the default's do, so that
+            ApiError: 404, there is no such version; 409, none of its workers answers while the default's do, so that
                 all requests would fail from then on.
         """
         model = self.models.get(name)
@@ -271,7 +271,7 @@ class Registry:
             version: None is the default one, which can be removed only if it is the last.
 
         Raises:
-            Refusal: 404, there is no such version; 403, it is the default one and not the last; 408, its requests are
+            ApiError: 404, there is no such version; 403, it is the default one and not the last; 408, its requests are
                 not answered within ``unregister_model_timeout``, and it stays registered.
         """
         if name not in self.models and self.startup.forget(name):

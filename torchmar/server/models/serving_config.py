@@ -77,7 +77,7 @@ class Registration:
         """Refuse what no server could do.
 
         Raises:
-            Refusal: 400, or 404 for an empty URL, as TorchServe.
+            ApiError: 400, or 404 for an empty URL, as TorchServe.
         """
         if not self.url:
             raise ApiError(404, "ModelNotFoundException", "empty url")
@@ -126,7 +126,7 @@ def resolve(asked: Registration, source: CachedArchive, settings: Settings, *, a
         at_start: whether the server registers it by itself; ``models`` tells the workers then.
 
     Raises:
-        Refusal: 400; the archive asks for what this server does not do, or its name cannot be asked for.
+        ApiError: 400; the archive asks for what this server does not do, or its name cannot be asked for.
     """
     name = asked.model_name or source.name or asked.fallback_name
     if not name:

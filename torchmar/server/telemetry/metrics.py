@@ -271,7 +271,7 @@ class MetricsApi:
         """Answer a request.
 
         Raises:
-            Refusal: 404 for other paths, 405 for other methods.
+            ApiError: 404 for other paths, 405 for other methods.
         """
         if request.path == "/" and request.method == "OPTIONS":
             self._metrics.answered(200)

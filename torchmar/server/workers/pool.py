@@ -176,7 +176,7 @@ class Pool:
         """Have a request answered; its ``done`` is called when it is.
 
         Raises:
-            Refusal: 503; there is no worker, or the queue is full.
+            ApiError: 503; there is no worker, or the queue is full.
         """
         self._admit(len(self._queue))
         self._queue.append(job)

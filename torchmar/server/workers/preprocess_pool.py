@@ -74,7 +74,7 @@ class StagedPool(Pool):
         """Have a request answered; its ``done`` is called when it is.
 
         Raises:
-            Refusal: 503; there is no worker, or as many requests wait as may.
+            ApiError: 503; there is no worker, or as many requests wait as may.
         """
         # Where the memory is, the server alone says.
         job.inputs = [one for one in job.inputs if one.name != NAME]
