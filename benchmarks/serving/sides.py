@@ -201,7 +201,9 @@ class Builtin(Ours):
     @staticmethod
     def engine(*arguments: Any) -> Engine:
         """Return the built-in server, not started."""
-        return Endpoint(*arguments)
+        from torchmar.engines.builtin import Builtin as Server
+
+        return Server(*arguments)
 
     def missing(self) -> str:
         """Return whether this version of torchmar has none."""
