@@ -79,7 +79,7 @@ class Engine(ABC):
 
     Raises:
         EngineError: what the server needs is missing, a port is none, or the server did not start.
-        PortInUse: somebody listens on one of its ports already; nothing was started.
+        BindError: one of its addresses is in use; nothing was started.
     """
 
     name: ClassVar[EngineName]

@@ -90,7 +90,7 @@ class ManagementClient:
                 archive; ``MAR`` is all of them. TorchServe checks nothing.
 
         Returns:
-            What the server said.
+            The server's message.
 
         Raises:
             TorchmarError: ``model_name`` has a slash: TorchServe would take it, and know no way to the model.

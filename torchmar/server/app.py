@@ -23,7 +23,7 @@ from torchmar.server.telemetry.metrics import Metrics, MetricsApi
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.processes import ForkServer
 
-GRACE = 30.0  # seconds that requests have to be answered when the server is told to stop
+GRACE = 30.0  # seconds for the last requests when the server stops
 
 
 class ServerApp:

@@ -118,7 +118,7 @@ class Tokens:
         text = json.dumps({**document, "API": {"key": tokens["key"].key}}, indent=2)
         part = temporary_path(self.file)
         try:
-            # Nobody else may read it, not even before it has its name.
+            # Created with mode 0600: no other user can read it at any time.
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
                 stream.write(text)
             part.replace(self.file)

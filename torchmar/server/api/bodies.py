@@ -73,7 +73,7 @@ def _urlencoded(body: bytes) -> list[Part]:
     found = []
     for pair in body.rstrip(b"\r\n").split(b"&"):
         name, is_field, value = pair.partition(b"=")
-        # What has no value is left out, such as the JSON that curl sends under this type unless told otherwise.
+        # Pairs without a value are left out, such as the JSON that curl sends with this type by default.
         if is_field:
             found.append(Part(_text(_decoded(name)), "", _decoded(value)))
     return found

@@ -16,7 +16,7 @@ _NVIDIA_SMI_SECONDS = 5.0
 
 
 def version(described: Version, usage: dict[int, str] | None = None) -> dict[str, Any]:
-    """Return what is told of a version.
+    """Return the description of a version.
 
     Beside TorchServe's keys there is ``failure`` while its workers do not load: the traceback of the last that
     tried. TorchServe leaves that to its log.

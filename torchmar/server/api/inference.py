@@ -375,7 +375,7 @@ def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], d
 def _is_json_as_other(request: Request, asked: _Asked) -> bool:
     """Return whether a request of KServe's protocols has JSON under another content type, which does not matter there.
 
-    ``curl -d`` sends JSON as a form unless it is told otherwise, and other clients send no type at all.
+    ``curl -d`` sends JSON with the content type of a form by default, and other clients send no type at all.
     """
     if not asked.kserve or request.header(_BINARY) or bodies.is_json_type(request.header("content-type")):
         return False

@@ -115,7 +115,7 @@ _MODEL_READY = {
     "/v2/models/{model_name}/ready": "kserve_v2_",
     "/v2/models/{model_name}/versions/{model_version}/ready": "kserve_v2_version_",
 }
-# What is told of a model below /v2: the end of the path, the operation, what it is for, and the schema of the answer.
+# Documents of a model below /v2: the end of the path, the operation, its summary, and the response's schema.
 _DOCUMENTS = (
     (
         "",

@@ -1,6 +1,6 @@
 """The routes of the management API: TorchServe's paths, parameters, statuses and texts.
 
-What has to wait for an archive or for workers does so in a task, so that it holds nobody up.
+Calls that wait for an archive or for workers run in a task, so that other requests are answered meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torchmar.server.tokens import Tokens
 from torchmar.server.workers.jobs import Job, Reply
 
 _JSON = "application/json"
-# TorchServe's own defaults, which its clients may send for "nobody said".
+# TorchServe's own defaults, which its clients may send for a parameter that is not set.
 _UNSAID = {"batch_size": -1, "max_batch_delay": -100, "response_timeout": -1, "startup_timeout": -1}
 
 
@@ -205,7 +205,7 @@ class Management:
 
     def _begin(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(self._answered(request, answering))
-        self._tasks.add(task)  # a task that nobody refers to may be collected before it is done
+        self._tasks.add(task)  # a task without a reference may be collected before it is done
         task.add_done_callback(self._tasks.discard)
 
     async def _answered(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:

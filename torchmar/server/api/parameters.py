@@ -1,6 +1,6 @@
 """Parameters of management requests by name: those that a call has, and those that were probably meant.
 
-TorchServe ignores a parameter that it does not know, so that a slip leaves a model with a setting that nobody chose.
+TorchServe ignores an unknown parameter, so that a misspelt one leaves a model with a default.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ STARTED = "Processing worker updates..."
 
 
 def registered(version: Version, *, synchronous: bool) -> str:
-    """Return what is said of a registration; `STARTED` if its workers are not waited for."""
+    """Return the message of a registration; `STARTED` if the call does not wait for workers."""
     workers = version.serving.min_workers
     message = f'Model "{version.name}" Version: {version.version} registered with {workers} initial workers'
     if not workers:
@@ -17,16 +17,16 @@ def registered(version: Version, *, synchronous: bool) -> str:
 
 
 def scaled(name: str, version: str | None, workers: int, *, synchronous: bool) -> str:
-    """Return what is said of workers that are there, or `STARTED`; ``version`` is as it was asked for."""
+    """Return the message of scaling, or `STARTED`; ``version`` is that of the request."""
     which = "" if version is None else f", version: {version}"
     return f"Workers scaled to {workers} for model: {name}{which}" if synchronous else STARTED
 
 
 def made_default(name: str, version: str) -> str:
-    """Return what is said of a new default version."""
+    """Return the message of a new default version."""
     return f'Default version successfully updated for model "{name}" to "{version}"'
 
 
 def unregistered(name: str) -> str:
-    """Return what is said of a version that is gone."""
+    """Return the message of an unregistered version."""
     return f'Model "{name}" unregistered'

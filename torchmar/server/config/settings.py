@@ -53,7 +53,7 @@ class Settings:
         service_envelope: ``kserve``, ``kservev2``, ...; empty: none.
         job_queue_size: requests that may wait, for each version.
         max_request_size, max_response_size: bytes.
-        limit_max_image_pixels, decode_input_request, ipex_enable: what workers are told.
+        limit_max_image_pixels, decode_input_request, ipex_enable: passed to workers.
         blacklist_env_vars: names of variables that workers do not get.
         number_of_gpu: GPUs to use, not more than there are.
         tokens: whether a token is needed.
@@ -68,7 +68,7 @@ class Settings:
         private_key_file, certificate_file: PEM, for TLS.
         grpc_tls: whether gRPC wants TLS, too.
         cors: None without ``cors_allowed_origin``.
-        metrics_api: whether metrics are told.
+        metrics_api: whether the metrics API is served.
         metrics_config: TorchServe's ``metrics.yaml`` in place of its own.
         model_metrics_auto_detect: whether metrics of handlers need not be named there.
         disable_system_metrics: whether the machine's are left out.
@@ -187,7 +187,7 @@ def read(
         overrides: keys from a command line, which go before the file.
 
     Returns:
-        The settings, and what the user should be told.
+        The settings, and warnings for the user.
 
     Raises:
         PropertiesError: the file cannot be read, or values are wrong: file, key, value and an example of each.
@@ -212,7 +212,7 @@ def texts(file: Path | None, environment: Mapping[str, str] = os.environ, **over
 
 
 class _Given:
-    """Values as text, where each was said, and what is wrong with them."""
+    """Values as text, their origins, and their problems."""
 
     def __init__(self, file: Path | None, environment: Mapping[str, str], overrides: Mapping[str, str]) -> None:
         self.file = file
@@ -243,7 +243,7 @@ class _Given:
             return None
 
     def origin(self, key: str) -> str:
-        """Return where a value was said, and which."""
+        """Return the origin of a value and its text."""
         return f"{self._origins.get(key, key)}={self.text(key)}"
 
     def problem(self, what: str, hint: str) -> None:

@@ -162,7 +162,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):
         self._tokens, self._kind, self._health = tokens, kind, health
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Let a call through, or not; one to no method of ours is told so in any case, as by TorchServe."""
+        """Check the token of a call; an unknown method gets UNIMPLEMENTED in any case, as by TorchServe."""
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(_REFLECTION):
             return handler

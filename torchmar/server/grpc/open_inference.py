@@ -246,7 +246,7 @@ class OpenInference:
 
 
 async def _loaded(version: Version, context: Context) -> None:
-    """Wait until the handler has told how it takes tensors, as long as the call lasts and it may still be loaded."""
+    """Wait for the handler's tensor signature while the call lasts and the model may still load."""
     left = context.time_remaining()
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(version.pool.described(), left)

@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header."""
-        # What comes behind a body is a trailer, which nobody reads.
+        # Headers behind a body are trailers, which are ignored.
         if self._state == _HEAD:
             self._raw.append((name, value))
 
@@ -285,7 +285,7 @@ class Connection(asyncio.Protocol):
         """Go on with HTTP/1.1 where a client asked for another protocol, as Java's does with its first request.
 
         A server may ignore that wish (RFC 9110, 7.8), but httptools takes all that follows the headers, and so the
-        body, for the other protocol. A new parser is told of the body without the wish.
+        body, for the other protocol. A new parser gets the body without the upgrade header.
         """
         self._parser = HttpRequestParser(self)
         if self._request is not None:
@@ -421,7 +421,7 @@ class Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Part with a client that is too slow; called every so often with the loop's time.
 
-        What happened since the last call happened now: nobody is cut off early, nor later than two calls after.
+        Events since the last call count as now: no client is cut off early, nor later than two calls after its limit.
         """
         unsent = self._transport.get_write_buffer_size()
         if unsent:

@@ -17,7 +17,7 @@ from torchmar.server.http.responses import Cors, ResponseHeads
 App = Callable[[Request], None]
 
 _BACKLOG = 2048
-# Clients beyond the limit that are told so at a time; more are cut off without a word.
+# Clients beyond the limit that get 503 at a time; more are disconnected without a response.
 _TURNED_AWAY = 256
 
 
@@ -45,7 +45,7 @@ async def listen(
         cors: what pages of other origins may do; they are answered without the app where they ask first.
         access: called with every request that was answered.
 
-    Raises OSError where nobody can listen.
+    Raises OSError if the address cannot be listened on.
     """
     listener = Listener(_answering_preflights(app) if cors else app, limits, ResponseHeads(cors), access)
     await listener.open(host, port, tls, unix)
@@ -62,7 +62,7 @@ class Listener:
 
     def __init__(self, app: App, limits: Limits, heads: ResponseHeads, access: OnAccess | None = None) -> None:
         self.app, self.limits, self.heads, self.access = app, limits, heads, access
-        # Nobody who does not ask for it pays for being told.
+        # Access events cost time only where there is a callback.
         self.request: type[Request] = ToldRequest if access else Request
         self.port = 0
         self.closing = False
@@ -114,7 +114,7 @@ class Listener:
             self._timer.cancel()
 
     def admit(self, connection: Connection) -> bool:
-        """Count a connection in; False if there are too many, and the client is to be told."""
+        """Count a new connection; return False if there are too many, and the client gets 503."""
         self._empty.clear()
         if not self.closing and len(self._connections) < self.limits.connections:
             self._connections.add(connection)

@@ -144,7 +144,7 @@ class Request:
             self._keep_alive = False
         elif status not in BODILESS:
             head += CHUNKED
-        # Written down here: a listener that begins to close in between does not take back what was said.
+        # Stored here: a listener that begins to close in between does not change the header that was sent.
         self._keep_alive = self._keep_alive and not connection.listener.closing
         connection.write(b"%b%b\r\n" % (head, KEEP_ALIVE if self._keep_alive else CLOSE))
         if self.method == "HEAD" or status in BODILESS:
@@ -202,7 +202,7 @@ class Request:
             self.abort()
 
     def _head(self, status: int, content_type: str, headers: Iterable[tuple[str, str]]) -> bytes | None:
-        """Return the first lines of the answer; None if nobody is to get it, or an error has been answered."""
+        """Return the head of the response; None if the client has disconnected or an error has been sent."""
         if self._state != _OWED:
             raise RuntimeError(f"{self.method} {self.path} has been answered already")
         if self.gone:

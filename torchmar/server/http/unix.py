@@ -13,7 +13,7 @@ from pathlib import Path
 def bind(path: str) -> socket.socket:
     """Return a socket bound to ``path``, in place of one that a dead server has left.
 
-    Raises OSError if somebody listens there, or something is there that is not a socket.
+    Raises OSError if a process listens there, or the path is not a socket.
     """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -41,5 +41,5 @@ def remove(path: str, inode: int) -> None:
 def _listened_to(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
-        # A server whose backlog is full has us wait (EAGAIN); only a refusal says that nobody is there.
+        # A full backlog gives EAGAIN; only ECONNREFUSED means that no process listens.
         return client.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0  # until a connection stands; without a byte
 _REDIRECTS = 5
-_PIP_LINES, _PIP_LINE = 15, 500  # of what pip said last, in the refusal; characters of each
+_PIP_LINES, _PIP_LINE = 15, 500  # of pip's last output, in the error; characters of each
 _OURS = re.compile(r"\.fetch-[0-9a-f]+|\.?[0-9a-f]{64}(\..+)?")  # the names that we give in our folder
 _URL = re.compile(r"(file|https?)://.*", re.IGNORECASE | re.DOTALL)
 
@@ -295,7 +295,7 @@ class ArchiveCache:
 
     def _remove_all(self) -> None:
         for place in list(self._folder.glob("*")):  # it may be closed twice, and gone
-            if _OURS.fullmatch(place.name):  # and nothing else, should the folder be somebody's
+            if _OURS.fullmatch(place.name):  # and nothing else, in case the folder holds other files
                 shutil.rmtree(place, ignore_errors=True)
 
     # What follows runs in the loop.

@@ -77,7 +77,7 @@ class Registry:
         sources: where archives come from.
         fork_server: where workers come from.
         settings: the server's configuration.
-        tell: who is told of what pools do.
+        tell: callbacks for events of pools.
 
     Attributes:
         models: by name.
@@ -191,7 +191,7 @@ class Registry:
             return found
         try:
             up = await self._scale(found, low, high)
-        except BaseException:  # the server is told to stop, or workers cannot be started at all
+        except BaseException:  # the server stops, or workers cannot be started at all
             await asyncio.shield(self._in_background(self._undo(found)))
             raise
         if not up:
@@ -347,7 +347,7 @@ class Registry:
             pool.min_workers = 0  # from here on nothing new is taken
             await pool.drain(found.serving.pool.response_timeout)
             if pool.min_workers:
-                return True  # somebody has thought better of it
+                return True  # another call scaled the version up while it drained
         scaling = asyncio.ensure_future(pool.scale(low, high))
         removed = asyncio.ensure_future(found.removed.wait())
         try:
@@ -398,7 +398,7 @@ class Registry:
 
     def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(doing)
-        self._tasks.add(task)  # a task that nobody refers to may be collected before it is done
+        self._tasks.add(task)  # a task without a reference may be collected before it is done
         task.add_done_callback(self._done)
         return task
 
@@ -414,7 +414,7 @@ _OUT_OF_MEMORY = re.compile(r"([\w.]*MemoryError\b|.*CUDA out of memory|.*can't 
 
 
 def _did_not_start(name: str, version: str | None, failure: str) -> ApiError:
-    """Return TorchServe's refusal, and behind it what the worker said last; 507 where its memory did not suffice."""
+    """Return TorchServe's error, followed by the worker's last output; 507 if its memory did not suffice."""
     why = failure.splitlines()[-1].strip() if failure else ""
     version_text = "null" if version is None else version
     message = f"Failed to start workers for model {name} version: {version_text}" + (f": {why}" if why else "")

@@ -41,7 +41,7 @@ _NOT_DONE = (
 
 @dataclass(frozen=True)
 class Registration:
-    """What somebody asks for who registers an archive; None where nothing was said.
+    """The parameters of a registration; None for those not given.
 
     Attributes:
         url: a file name in the model store, or a URL that is allowed.

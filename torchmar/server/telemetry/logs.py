@@ -70,7 +70,7 @@ def worker_says(worker: str, name: str, version: str, line: str) -> None:
 
 
 class Background(Generic[T]):
-    """A thread that writes, so that the loop waits for nobody; what it cannot keep up with is dropped, and counted.
+    """A thread that writes, so that the event loop never blocks; entries beyond its capacity are dropped and counted.
 
     Args:
         name: of where it writes to, for the warning that something was dropped.
@@ -129,7 +129,7 @@ class Background(Generic[T]):
 class AccessLog:
     """``access.log``: a line for each request, in TorchServe's layout with the request's id behind it, or as JSON.
 
-    Of a URL there is the path alone: what is behind the ``?`` may be nobody's business.
+    Only the path of a URL is logged: the query may hold secrets.
 
     Args:
         folder: where it is; made if need be.
@@ -159,7 +159,7 @@ class AccessLog:
 
 
 class _Printed(logging.Handler):
-    """Has lines printed; a pipe that nobody reads must not stop the server."""
+    """Print lines; a pipe without a reader must not stop the server."""
 
     def __init__(self, printing: Background[str]) -> None:
         super().__init__()

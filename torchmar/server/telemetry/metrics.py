@@ -39,7 +39,7 @@ _BATCH = MetricSpec("torchmar_batch_size", "histogram", "Requests that a worker 
 _REQUESTS = "ts_inference_requests_total"
 _TOOK, _WAITED = "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"
 
-# Updates that are not taken, each told once for a model.
+# Rejected updates, each logged once per model.
 _Fault = Literal["name", "labels", "limit"]
 
 
@@ -189,7 +189,7 @@ class Metrics:
         return one
 
     def _of(self, metric: str, *values: str) -> Child:
-        """Return a series of a metric; one that nobody sees if the configuration has it not, or with other labels."""
+        """Return a child of a metric; a hidden one if the configuration lacks the metric or has other labels."""
         family = self._families.get(metric)
         if family is None or len(family.spec.labels) != len(values):
             return Child()

@@ -28,7 +28,7 @@ class BusyPoller:
         self._busy: Callable[[], object] = bool
 
     def stay(self, busy: Callable[[], object]) -> None:
-        """Stay awake while ``busy`` is true, or until somebody else wants the core."""
+        """Poll while ``busy`` is true, or until another program wants the core."""
         now = time.monotonic()
         if self._staying or not self._gate.enter(now):
             return

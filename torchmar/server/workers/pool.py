@@ -1,7 +1,7 @@
 """The workers of one model version and the queue before them: batching, deadlines, restarts.
 
 A worker that is free takes what has queued, at once: under load batches fill while workers are
-busy, and without load nobody waits for others to come. ``max_batch_delay`` is thereby kept as the bound
+busy, and without load no request waits for others. ``max_batch_delay`` is thereby kept as the bound
 that it is in TorchServe. A batch has requests of one kind, predictions or explanations, since handlers that
 TorchServe ships look at the first request only.
 """
@@ -109,7 +109,7 @@ class PoolOptions:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What can be told of a worker; ``memory`` in bytes, ``started`` in seconds since 1970."""
+    """The state of a worker; ``memory`` in bytes, ``started`` in seconds since 1970."""
 
     id: str
     state: State
@@ -169,7 +169,7 @@ class Pool:
         return bool(self._queue) or any(worker.jobs for worker in self._workers)
 
     def workers(self) -> list[WorkerInfo]:
-        """Return what can be told of each worker."""
+        """Return the state of each worker."""
         return [worker.info() for worker in self._workers]
 
     def submit(self, job: Job) -> None:
@@ -204,7 +204,7 @@ class Pool:
         return not any(one.failed or one.leaving for one in started)
 
     async def described(self) -> None:
-        """Wait until a handler has loaded and told of its tensors, or none will."""
+        """Wait until a handler has loaded and described its tensors, or no worker will load."""
         await self._until(lambda: self.description or self.failure or self._closed or not self.min_workers)
 
     async def drain(self, seconds: float) -> bool:
@@ -227,7 +227,7 @@ class Pool:
     # The queue.
 
     def _admit(self, pending: int) -> None:
-        """Refuse a request that nobody will answer, or before which there are ``pending`` already."""
+        """Refuse a request if no worker will answer, or ``pending`` requests fill the queue."""
         if not self.min_workers or self._closed:
             raise self._unavailable()
         if self.failure and not self.ready:
@@ -239,7 +239,7 @@ class Pool:
             raise self._unavailable(_NO_TICKET)
 
     def _schedule(self) -> None:
-        """Hand out what waits at the end of this turn of the loop: what comes with it shares a batch, nobody waits."""
+        """Dispatch at the end of this turn of the loop: requests that arrive together share a batch, and none waits."""
         if self._idle and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
@@ -502,7 +502,7 @@ class _Worker(asyncio.Protocol):
 
     @property
     def given_up(self) -> bool:
-        """Whether it is down and nobody tries to bring it up."""
+        """Whether it is down and will not be restarted."""
         return self.state != "READY" and self.task is not None and self.task.done()
 
     def info(self) -> WorkerInfo:
@@ -634,7 +634,7 @@ class _Worker(asyncio.Protocol):
         pool, options = self._pool, self._pool.options
         since = self.since
         self._quick = time.monotonic() - since < pool._awake.seconds
-        pool.on_idle(self)  # the next batch first: the worker need not wait until these are told
+        pool.on_idle(self)  # the next batch first: the worker need not wait for these replies
         start = 0
         for job, (status, content_type, headers, size, message) in zip(jobs, document["answers"], strict=True):
             if not job.cancelled:

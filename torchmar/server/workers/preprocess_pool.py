@@ -44,7 +44,7 @@ class StagedPool(Pool):
 
     @property
     def ready(self) -> int:
-        """How many workers with the model answer; none if nobody preprocesses for them."""
+        """The number of ready workers with the model; 0 without a ready worker that preprocesses."""
         return super().ready if self._before.ready else 0
 
     @property
@@ -67,7 +67,7 @@ class StagedPool(Pool):
         self._failure = value
 
     def preprocess_workers(self) -> list[WorkerInfo]:
-        """Return what can be told of each worker that preprocesses."""
+        """Return the state of each worker that preprocesses."""
         return self._before.workers()
 
     def submit(self, job: Job) -> None:
@@ -207,7 +207,7 @@ class _SharedBuffer:
 
 
 class _StageObserver:
-    """Tells of the first stage what is not told of the second: requests are counted once."""
+    """Observes the first stage without counting requests, which the second counts."""
 
     def __init__(self, tell: PoolObserver) -> None:
         self._tell = tell

@@ -29,7 +29,7 @@ from torchmar.worker.environment import worker_environment
 from torchmar.worker.process.control_channel import MOST_FILES, ControlWriter, MessageParser
 from torchmar.worker.process.shared_weights import WeightsFile
 
-Say = Callable[[str], None]  # is told each line that a process prints
+Say = Callable[[str], None]  # called with each line that a process prints
 _READY_SECONDS = 120.0
 _TRIES = 3  # to start the parent of the workers, or to load a model in one that lives
 _PAUSE = 1.0  # seconds between tries
@@ -160,7 +160,7 @@ class ForkServer:
 
         Args:
             job: see `torchmar.worker.process.model_process`.
-            say: is told each line that the process prints.
+            say: called with each line that the process prints.
             weights: the file that the workers of one model have in common.
 
         Raises:
@@ -430,7 +430,7 @@ class ModelProcess:
 
 
 def _give(future: asyncio.Future[WorkerProcess] | None, process: WorkerProcess) -> None:
-    """Give a process to who waits for it; nobody does if the wait was cancelled: then it is killed."""
+    """Give a process to its waiter; it is killed if the wait was cancelled."""
     if future is None or future.done():
         process.kill()
         process.close()
@@ -441,7 +441,7 @@ def _give(future: asyncio.Future[WorkerProcess] | None, process: WorkerProcess) 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        future.exception()  # nobody may be waiting
+        future.exception()  # there may be no waiter
 
 
 class _ControlConnection:
@@ -488,7 +488,7 @@ class _ControlConnection:
 
 
 def listen_to_output(say: Say) -> int:
-    """Return the writing end of a pipe whose lines are told; the caller closes it when a process has it."""
+    """Return the writing end of a pipe whose lines go to the callback; the caller closes it when a process has it."""
     read, write = os.pipe()
     os.set_blocking(read, False)
     loop = asyncio.get_running_loop()
@@ -514,4 +514,4 @@ def listen_to_output(say: Say) -> int:
     return write
 
 
-_LONGEST = 64 << 10  # bytes of a line; a longer one is told in pieces
+_LONGEST = 64 << 10  # bytes of a line; a longer one is passed in pieces
