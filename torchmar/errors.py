@@ -122,7 +122,7 @@ class InsecureError(TorchmarError):
 
 
 class ConnectError(TorchmarError):
-    """Say that no server answers at an address; ``sent`` tells whether a request may have reached it all the same."""
+    """No server answers at an address; ``sent``: a request may have reached it all the same."""
 
     def __init__(self, message: str, *, sent: bool = False, hint: str = "") -> None:
         super().__init__(message, hint=hint)

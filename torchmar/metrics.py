@@ -64,7 +64,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Load:
-    """What a model version did between two looks; None is for what nobody measured.
+    """What a model version did between two looks; None for values that were not measured.
 
     Attributes:
         requests: how many came, a second.
@@ -86,7 +86,7 @@ def read(address: str, server: Endpoint) -> Reading:
     """Ask the metrics API at ``address``, which wants no token.
 
     Raises:
-        ConnectError: nobody answers there.
+        ConnectError: no server answers there.
         ServerError: it answers with an error.
     """
     transport = Transport(address, "metrics API", server)

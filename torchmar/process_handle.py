@@ -90,7 +90,7 @@ class ProcessHandle:
 
 
 def identify(pid: int) -> str:
-    """Return what tells a process from all others that have had its number; empty if it does not run.
+    """Return a text that identifies a process among all that have had its pid; empty if it does not run.
 
     On Linux that is the boot and the clock tick of its start, which do not change with the system's clock.
     """

@@ -53,7 +53,7 @@ class Address:
 
     @property
     def loopback(self) -> bool:
-        """Whether nobody but this machine reaches it."""
+        """Whether only this machine reaches it."""
         if self.unix:
             return True
         try:

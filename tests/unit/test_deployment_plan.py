@@ -42,13 +42,13 @@ def stored(name: str, number: str, config: Mapping[str, Any] | None = None, cont
 
 def plan(text: str, there: Mapping[str, LiveModel], *archives: StoredArchive, gpus: tuple[int, ...] = ()) -> Plan:
     deployment = desired.parse(text)
-    shelf = StoreIndex(STORE, {one.path.name: one for one in archives})
+    index = StoreIndex(STORE, {one.path.name: one for one in archives})
     chosen = {
-        (name, number): shelf.archives.get(f"{name}-{number}.mar")
+        (name, number): index.archives.get(f"{name}-{number}.mar")
         for name, model in deployment.models.items()
         for number in model.versions
     }
-    return make_plan(deployment, there, shelf, chosen, gpus)
+    return make_plan(deployment, there, index, chosen, gpus)
 
 
 def told(made: Plan) -> list[str]:

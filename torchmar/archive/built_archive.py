@@ -19,7 +19,7 @@ class Note(NamedTuple):
 class BuiltArchive:
     """An archive that was written: where, its digest, its size in bytes and its number of members.
 
-    ``unchanged`` tells that it was there already and nothing was written. ``notes`` are the findings of the checks
+    ``unchanged``: it was there already and nothing was written. ``notes`` are the findings of the checks
     about it; None if it was not checked.
     """
 
@@ -31,7 +31,7 @@ class BuiltArchive:
     notes: tuple[Note, ...] | None = None
 
     def show(self) -> str:
-        """Return the line that tells of it."""
+        """Return a line that describes it."""
         facts = f"{show_size(self.size)}, {self.members} members, sha256:{self.digest[:16]}"
         return f"{self.path}  {facts}{', up to date' if self.unchanged else ''}"
 

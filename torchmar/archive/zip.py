@@ -1,7 +1,7 @@
 """Write a zip of stored members whose sizes are known beforehand.
 
 The standard library's writer checksums what it writes in the thread that writes it, and puts
-content wherever the header ends. Here the content is somebody else's to copy and checksum,
+content wherever the header ends. Here the caller copies and checksums the content,
 and starts where a reader can map it. Format: PKWARE's APPNOTE 6.3.10, with Zip64 where a
 size, an offset or the number of members needs it.
 """

@@ -179,7 +179,7 @@ def _is_our_source() -> bool:
 
 
 def _java_home() -> Path | None:
-    """Return the home of the Java that is used here, unless a service finds it without being told."""
+    """Return the home of the Java that is used here, unless a service finds it by itself."""
     from torchmar.engines import java
 
     try:

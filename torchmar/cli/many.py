@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Client = InferenceClient | GrpcInference
 
-_COMPLAINTS = 10  # that are told one by one where answers go to a file; the rest is counted
+_COMPLAINTS = 10  # that are printed one by one where results go to a file; the rest is counted
 _ABOUT_THE_INPUT = (400, 413, 415, 422)  # it would be refused again; what else is wrong may be over by then
 
 

@@ -11,7 +11,7 @@ from torchmar.cli.terminal import err
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_PATIENCE = 1.0  # seconds that nobody needs a bar for
+_PATIENCE = 1.0  # seconds before a bar is shown
 
 
 class Bar:

@@ -45,7 +45,7 @@ class Endpoint:
         tokens: by API, for where there is no key file; default: the environment's
             ``TORCHMAR_INFERENCE_TOKEN`` and ``TORCHMAR_MANAGEMENT_TOKEN``.
         verify: the certificates that sign those of https addresses, as a PEM file; True: the usual ones;
-            False: nobody checks, and anybody between may read the token.
+            False: certificates are not checked, and any machine between may read the token.
         allow_plain_http: send tokens over plain HTTP to other machines, too; default: whether the environment
             has ``TORCHMAR_ALLOW_PLAIN_HTTP=1``.
         grpc_inference: the address of the inference API over gRPC; ``grpcs://`` is with TLS.

@@ -56,7 +56,7 @@ class Tokens:
             return False
         deadline = time.monotonic() + _WRITING
         with _ONE_AT_A_TIME:
-            # Between a renewal by somebody else and the new key file the server refuses the token that is in there.
+            # Between a renewal by another client and the new key file, the server refuses the token of the old file.
             while (key := _read(self._file).get(api)) is not None and key["key"] == used:
                 if time.monotonic() > deadline:
                     return False

@@ -66,7 +66,7 @@ def _described(client: ManagementClient, name: str, default_url: str) -> list[Mo
     """Return the versions of a model, its default one first."""
     versions = client.describe(name, "all")
     defaults = [one for one in versions if one.url == default_url]
-    # The list tells the archive of the default version; only if two versions share one is there more to ask.
+    # The list has the archive of the default version; only if two versions share one are more calls needed.
     default = defaults[0].version if len(defaults) == 1 else client.describe(name)[0].version
     return sorted(versions, key=lambda one: one.version != default)
 

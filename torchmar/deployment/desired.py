@@ -213,7 +213,7 @@ def _problems(error: ValidationError, document: Document) -> Iterator[Problem]:
     message: set[tuple[int, str]] = set()
     for detail in error.errors():
         problem = _problem(dict(detail), document)
-        # A key that is no text is told once, not once for each of its two faults.
+        # A key that is no text is reported once, not once for each of its two faults.
         if (problem.line, problem.message) not in message:
             message.add((problem.line, problem.message))
             yield problem

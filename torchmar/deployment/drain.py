@@ -37,7 +37,7 @@ def wait(client: ManagementClient, versions: Sequence[Drained]) -> dict[tuple[st
                 continue
             now = time.monotonic()
             if not state.workers:
-                # Nobody answers what waits there, however long one waits.
+                # Without workers, requests in the queue are never answered.
                 waiting.remove(one)
             elif state.job_queue.pending_requests:
                 pending = state.job_queue.pending_requests

@@ -21,7 +21,7 @@ from torchmar.errors import ArchiveError, ConflictError, NotFoundError, ServerEr
 from torchmar.management import ManagementClient, ModelVersion
 
 _MARGIN = 60.0  # seconds more than the server itself allows a worker to start
-_LATE = 3.0  # seconds in which the server shows a registration whose answer nobody waited for
+_LATE = 3.0  # seconds in which the server shows a registration whose response was not awaited
 
 Watch = Callable[["Step"], None]
 _Undo = Callable[[], str]
@@ -72,13 +72,13 @@ def apply(
 
     Archives that are to be registered are checked before anything else, digests included.
     Until the first old version is drained everything can go back, and does when something fails,
-    or when somebody interrupts. From then on the new versions have their traffic and have been
-    checked; what fails there is told, and stays for the next plan.
+    or on an interrupt. From then on the new versions have their traffic and have been
+    checked; a failure after that is reported, and left for the next plan.
 
     Args:
         plan: what is to be done.
         server: where.
-        watch: told of every step when it begins and when it has ended.
+        watch: called with every step when it begins and when it has ended.
         ignored_checks: codes of checks, or beginnings of codes, that do not count; ``MAR`` is all of them.
     """
     with ManagementClient(server) as client:

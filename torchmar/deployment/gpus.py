@@ -40,7 +40,7 @@ def parse(text: str) -> tuple[int, ...]:
 
 
 def here() -> tuple[int, ...]:
-    """Return the bytes of each GPU of this machine as nvidia-smi tells them; none where there is no nvidia-smi."""
+    """Return the bytes of each GPU of this machine as nvidia-smi reports them; none where there is no nvidia-smi."""
     try:
         document = subprocess.run(_QUERY, capture_output=True, text=True, timeout=30, check=True).stdout
         return tuple(int(line) * 2**20 for line in document.split())

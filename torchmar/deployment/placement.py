@@ -19,7 +19,7 @@ class Demand:
     Attributes:
         name: what messages call it.
         workers: how many there are.
-        memory: bytes of GPU memory for each; 0 if nobody said.
+        memory: bytes of GPU memory for each; 0 if unknown.
         devices: the GPUs that they may be on; None is all.
         spread: on how many GPUs they may be, at the most; None is all.
         fixed: where they are already, one GPU for each worker; they stay there.
@@ -117,7 +117,7 @@ class _Search:
             self.free_at_best, self.places_at_best = list(self.free), [list(one) for one in self.places]
         found, alike = [], set()
         for device in self._candidates(demand, place):
-            # Of empty GPUs that are alike one is as good as the other, unless somebody is pinned to it.
+            # Empty GPUs of one size are interchangeable, unless a worker is pinned to one.
             if self._equal(device) and self.free[device] in alike:
                 continue
             if self._equal(device):

@@ -106,7 +106,7 @@ class _Phases:
 def plan(
     deployment: Deployment,
     live: Mapping[str, LiveModel],
-    shelf: StoreIndex,
+    index: StoreIndex,
     archives: Mapping[tuple[str, str], StoredArchive | None],
     sizes: Sequence[int] = (),
     folder: Path = Path(),
@@ -116,7 +116,7 @@ def plan(
     Args:
         deployment: what should be.
         live: what is.
-        shelf: the model store.
+        index: the model store.
         archives: the archive of every listed model and version; None where it is nowhere to be read.
         sizes: bytes of memory of each GPU.
         folder: what other files that the deployment names are relative to.
@@ -129,15 +129,15 @@ def plan(
         for name, model in deployment.models.items()
         for version in model.versions
     ]
-    wants, gpus = _placed(wants, live, shelf, sizes)
+    wants, gpus = _placed(wants, live, index, sizes)
     changes: list[Change] = []
     phases = _Phases()
-    taken: set[str] = set(shelf.archives)
+    taken: set[str] = set(index.archives)
     for name, model in deployment.models.items():
         mine = [want for want in wants if want.model == name]
-        changes += _of_model(name, model, mine, live.get(name), shelf, taken, phases, folder)
+        changes += _of_model(name, model, mine, live.get(name), index, taken, phases, folder)
     for name in live.keys() - deployment.models.keys():
-        changes += _unlisted(live[name], deployment.prune, shelf, phases)
+        changes += _unlisted(live[name], deployment.prune, index, phases)
     order = {"+": 0, "~": 1, "-": 2, "!": 3}
     changes.sort(key=lambda change: (change.what.split(" ")[0], order[change.sign]))
     return Plan(tuple(changes), phases.all(), gpus)
@@ -174,7 +174,7 @@ def _builds(live: LiveModel | None, version: str) -> list[ModelVersion]:
 
 
 def _placed(
-    wants: Sequence[DesiredVersion], live: Mapping[str, LiveModel], shelf: StoreIndex, sizes: Sequence[int]
+    wants: Sequence[DesiredVersion], live: Mapping[str, LiveModel], index: StoreIndex, sizes: Sequence[int]
 ) -> tuple[list[DesiredVersion], tuple[Gpu, ...]]:
     """Return the versions with the GPU of each of their workers, and what will be on each GPU."""
     on_gpus = [want for want in wants if want.state.on_gpus and want.target.min_workers]
@@ -186,11 +186,11 @@ def _placed(
         (want.model, want.version) for want in on_gpus if want.live and want.target.min_workers > len(want.live.workers)
     }
     try:
-        found = _place(on_gpus, staying, wants, live, shelf, sizes)
+        found = _place(on_gpus, staying, wants, live, index, sizes)
     except TorchmarError:
         if not growing & staying:
             raise
-        found = _place(on_gpus, staying - growing, wants, live, shelf, sizes)
+        found = _place(on_gpus, staying - growing, wants, live, index, sizes)
     placed = []
     for want in wants:
         devices = found.get((want.model, want.version))
@@ -216,7 +216,7 @@ def _place(
     staying: set[tuple[str, str]],
     wants: Sequence[DesiredVersion],
     live: Mapping[str, LiveModel],
-    shelf: StoreIndex,
+    index: StoreIndex,
     sizes: Sequence[int],
 ) -> dict[tuple[str, str], tuple[int, ...]]:
     demands = []
@@ -238,7 +238,7 @@ def _place(
     for model in live.values():
         for one in model.versions.values():
             if one.device_ids and one.workers and (model.name, one.version) not in same:
-                stored = shelf.archives.get(one.url)
+                stored = index.archives.get(one.url)
                 need = memory.get((model.name, versions.base(one.version))) or (stored.worker_memory if stored else 0)
                 there = spread(one.device_ids, len(one.workers))
                 demands.append(Demand(f"{model.name} {one.version}", len(there), need, fixed=there))
@@ -260,7 +260,7 @@ def _of_model(
     model: ModelState,
     wants: Sequence[DesiredVersion],
     live: LiveModel | None,
-    shelf: StoreIndex,
+    index: StoreIndex,
     taken: set[str],
     phases: _Phases,
     folder: Path,
@@ -272,14 +272,14 @@ def _of_model(
         if want.live:
             resolved[want.version] = want.live.version
             yield from _in_place(want, model, live, phases)
-            check = _check(model, want, want.live.version, want.live.batch_size, want.live.url, folder, shelf)
+            check = _check(model, want, want.live.version, want.live.batch_size, want.live.url, folder, index)
             if live and is_default and live.default != want.live.version and not model.parked:
                 # Registered long ago, perhaps: it has to show once more that it is right.
                 phases.up.append(check)
             elif want.target.min_workers and not want.live.workers:
                 (phases.scale_up if is_default else phases.up).append(check)
         else:
-            build = yield from _new(want, is_default, model, live, shelf, taken, phases, folder)
+            build = yield from _new(want, is_default, model, live, index, taken, phases, folder)
             resolved[want.version] = build
     wanted = resolved[model.default_version]
     if live and live.default != wanted:
@@ -290,7 +290,7 @@ def _of_model(
         if wanted in live.versions and versions.base(live.default) != versions.base(wanted):
             yield Change("~", name, (f"default {live.default} -> {wanted}",))
     if live:
-        yield from _old(name, model, resolved, live, shelf, phases)
+        yield from _old(name, model, resolved, live, index, phases)
 
 
 def _in_place(
@@ -322,7 +322,7 @@ def _new(
     is_default: bool,
     model: ModelState,
     live: LiveModel | None,
-    shelf: StoreIndex,
+    index: StoreIndex,
     taken: set[str],
     phases: _Phases,
     folder: Path,
@@ -334,12 +334,12 @@ def _new(
     archive = want.state.archive or f"{want.model}-{want.version}.mar"
     if stored is None and "://" not in archive:
         raise TorchmarError(
-            f"{what} is not on the server, and there is no archive {archive} in {shelf.folder or 'a model store here'}",
+            f"{what} is not on the server, and there is no archive {archive} in {index.folder or 'a model store here'}",
             hint="torchmar build makes archives; archive: names another file, model_store: under server: the folder",
         )
     if stored and versions.base(stored.version) != versions.base(want.version):
         raise TorchmarError(f"{stored.path} is version {stored.version}, not {want.version}")
-    found = _as_it_is(want, builds, shelf)
+    found = _as_it_is(want, builds, index)
     if stored is None:
         if builds:
             raise TorchmarError(
@@ -349,13 +349,13 @@ def _new(
         version, url = want.version, archive
     elif found:
         version, url = found.version, found.path.name
-        if shelf.folder and found.path.parent.resolve() != shelf.folder.resolve():
+        if index.folder and found.path.parent.resolve() != index.folder.resolve():
             if url in taken:
-                raise TorchmarError(f"{found.path} and {shelf.folder / url} are two archives of one name")
-            phases.up.append(actions.Copy(want.model, found.path, shelf.folder / url))
+                raise TorchmarError(f"{found.path} and {index.folder / url} are two archives of one name")
+            phases.up.append(actions.Copy(want.model, found.path, index.folder / url))
             taken.add(url)
     else:
-        if shelf.folder is None:
+        if index.folder is None:
             raise TorchmarError(
                 f"{what} needs another build, but the server's model store is not here",
                 hint="name its folder under server: model_store: ...",
@@ -363,7 +363,7 @@ def _new(
         made = max(
             [0]
             + [versions.number(one.version) for one in builds]
-            + [versions.number(one.version) for one in shelf.builds(stored.name, want.version) if _derived(one)]
+            + [versions.number(one.version) for one in index.builds(stored.name, want.version) if _derived(one)]
         )
         while f"{stored.name}-{versions.build(want.version, made + 1)}.mar" in taken:
             made += 1
@@ -371,7 +371,7 @@ def _new(
         url = f"{stored.name}-{version}.mar"
         taken.add(url)
         config = target.config(stored)
-        phases.up.append(actions.Derive(want.model, version, stored.path, config, shelf.folder / url))
+        phases.up.append(actions.Derive(want.model, version, stored.path, config, index.folder / url))
     settings = target.settings
     phases.up.append(
         actions.Register(
@@ -389,7 +389,7 @@ def _new(
         )
     )
     if target.min_workers:
-        phases.up.append(_check(model, want, version, target.settings["batch_size"] or 1, url, folder, shelf))
+        phases.up.append(_check(model, want, version, target.settings["batch_size"] or 1, url, folder, index))
     if not builds:
         yield Change("+", f"{want.model} {version}", tuple(_described(want, version, is_default, live)))
         return version
@@ -405,7 +405,7 @@ def _new(
     return version
 
 
-def _as_it_is(want: DesiredVersion, builds: Sequence[ModelVersion], shelf: StoreIndex) -> StoredArchive | None:
+def _as_it_is(want: DesiredVersion, builds: Sequence[ModelVersion], index: StoreIndex) -> StoredArchive | None:
     """Return an archive that gives the target when it is registered as it is: the version's own, or a build of it."""
     stored = want.stored
     if stored is None:
@@ -413,7 +413,7 @@ def _as_it_is(want: DesiredVersion, builds: Sequence[ModelVersion], shelf: Store
     # A build that is left from before a restart, say; but not one of other weights.
     left = [
         one
-        for one in shelf.builds(stored.name, want.version)
+        for one in index.builds(stored.name, want.version)
         if one.path != stored.path
         and one.content
         and one.content == stored.content
@@ -444,10 +444,10 @@ def _described(want: DesiredVersion, version: str, is_default: bool, live: LiveM
 
 
 def _check(
-    model: ModelState, want: DesiredVersion, version: str, batch_size: int, url: str, folder: Path, shelf: StoreIndex
+    model: ModelState, want: DesiredVersion, version: str, batch_size: int, url: str, folder: Path, index: StoreIndex
 ) -> actions.Check:
     # A derived archive carries the samples of its source, and before it is made only that can be read.
-    there = shelf.archives.get(url)
+    there = index.archives.get(url)
     archive = want.stored.path if want.stored else there.path if there else None
     checks = model.checks
     return actions.Check(
@@ -463,7 +463,7 @@ def _check(
 
 
 def _old(
-    name: str, model: ModelState, resolved: Mapping[str, str], live: LiveModel, shelf: StoreIndex, phases: _Phases
+    name: str, model: ModelState, resolved: Mapping[str, str], live: LiveModel, index: StoreIndex, phases: _Phases
 ) -> Iterator[Change]:
     """Yield what becomes of the versions of a listed model that are not wanted any more."""
     staying = set(resolved.values())
@@ -481,7 +481,7 @@ def _old(
                 else f"not listed; {_kept(name, kept)}"
             )
             yield Change("-", f"{name} {one.version}", (reason,))
-            _remove(one, _drained(model, one), shelf, phases)
+            _remove(one, _drained(model, one), index, phases)
             continue
         kept.add(base)
         there = len(one.workers)
@@ -493,7 +493,7 @@ def _old(
             )
 
 
-def _unlisted(live: LiveModel, prune: bool, shelf: StoreIndex, phases: _Phases) -> Iterator[Change]:
+def _unlisted(live: LiveModel, prune: bool, index: StoreIndex, phases: _Phases) -> Iterator[Change]:
     if not prune:
         yield Change(
             "!", live.name, (f"not listed; left alone, since prune is false ({len(live.versions)} registered)",)
@@ -502,14 +502,14 @@ def _unlisted(live: LiveModel, prune: bool, shelf: StoreIndex, phases: _Phases) 
     # The default version cannot go while others are there.
     for one in sorted(live.versions.values(), key=lambda one: one.version == live.default):
         yield Change("-", f"{live.name} {one.version}", ("not listed",))
-        _remove(one, actions.Drained(live.name, one.version, one.response_timeout), shelf, phases)
+        _remove(one, actions.Drained(live.name, one.version, one.response_timeout), index, phases)
 
 
-def _remove(one: ModelVersion, drained: actions.Drained, shelf: StoreIndex, phases: _Phases) -> None:
+def _remove(one: ModelVersion, drained: actions.Drained, index: StoreIndex, phases: _Phases) -> None:
     if one.workers:
         phases.drains.append(drained)
-    stored = shelf.archives.get(one.url)
-    derived = stored and _derived(stored) and len(shelf.builds(stored.name, stored.version)) > 1
+    stored = index.archives.get(one.url)
+    derived = stored and _derived(stored) and len(index.builds(stored.name, stored.version)) > 1
     phases.down.append(actions.Remove(one.name, one.version, stored.path if stored and derived else None))
 
 

@@ -67,10 +67,10 @@ def promote(
         model_store: where its archive may lie, which has the samples.
         requests: a folder of requests to compare by, in place of the samples.
         bounds: how it compares; None: with nothing.
-        watch: told what begins.
+        watch: called with a text when a step begins.
 
     Raises:
-        TorchmarError: there is no such version, it is the default already, nobody answers, or its answers are wrong.
+        TorchmarError: there is no such version, it is the default already, no worker answers, or a response is wrong.
     """
     with ManagementClient(server) as client:
         model = actual.read_model(client, name)

@@ -16,7 +16,7 @@ from torchmar.errors import TorchmarError
 def startup(
     deployment: Deployment,
     archives: Mapping[tuple[str, str], StoredArchive | None],
-    shelf: StoreIndex,
+    index: StoreIndex,
     base: Mapping[str, str],
 ) -> str:
     """Return the text of a ``config.properties``: the keys of ``base``, and the models.
@@ -35,7 +35,7 @@ def startup(
         models[name] = {}
         for version in sorted(model.versions, key=lambda one: one != model.default_version):
             is_default = version == model.default_version
-            stored, target = _chosen(name, version, deployment, archives, shelf)
+            stored, target = _chosen(name, version, deployment, archives, index)
             file = stored.path.name
             files.append(file if stored.name == name else f"{name}={file}")
             models[name][stored.version] = {
@@ -65,23 +65,23 @@ def _chosen(
     version: str,
     deployment: Deployment,
     archives: Mapping[tuple[str, str], StoredArchive | None],
-    shelf: StoreIndex,
+    index: StoreIndex,
 ) -> tuple[StoredArchive, Target]:
     """Return the archive that gives a version when a server loads it, the newest build first."""
     stored = archives.get((name, version))
     if stored is None:
-        raise TorchmarError(f"there is no archive of {name} {version} in {shelf.folder or 'a model store here'}")
+        raise TorchmarError(f"there is no archive of {name} {version} in {index.folder or 'a model store here'}")
     state = deployment.models[name].version(version)
     target = Target.of(state, stored, None)
-    for one in (*shelf.builds(stored.name, version), stored):
+    for one in (*index.builds(stored.name, version), stored):
         devices = tuple(one.config.get("deviceIds") or ())
         on_right = not state.on_gpus or (
             bool(devices) and (state.devices is None or set(devices) <= set(state.devices))
         )
-        if on_right and target.comes_of(one) and one.path.parent.resolve() == (shelf.folder or one.path).resolve():
+        if on_right and target.comes_of(one) and one.path.parent.resolve() == (index.folder or one.path).resolve():
             return one, target
     raise TorchmarError(
-        f"no archive in {shelf.folder} gives {name} {version} as the deployment says", hint="torchmar apply makes it"
+        f"no archive in {index.folder} gives {name} {version} as the deployment says", hint="torchmar apply makes it"
     )
 
 

@@ -41,7 +41,7 @@ class StoredArchive:
 
     @property
     def worker_memory(self) -> int:
-        """The GPU memory that one worker was said to need, in bytes; 0 if nobody said."""
+        """The GPU memory that one worker needs, in bytes; 0 if unknown."""
         section = self.config.get(SECTION)
         value = section.get("workerMemory") if isinstance(section, dict) else None
         return value if isinstance(value, int) else 0

@@ -10,7 +10,7 @@ from torchmar.deployment.desired import VersionState
 from torchmar.deployment.store_index import SECTION, StoredArchive
 from torchmar.management import ModelVersion
 
-# Our name, the server's in a configuration, and what it takes when nobody says anything.
+# Our name, the server's in a configuration, and its default.
 SETTINGS = {
     "batch_size": ("batchSize", 1),
     "max_batch_delay": ("maxBatchDelay", 100),

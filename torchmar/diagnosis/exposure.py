@@ -13,7 +13,7 @@ from torchmar.properties import Address, Properties
 # Seen with 0.12.0: /models answers 405 where enable_model_api is off, and /workflows registers what it is told to.
 _WORKFLOWS = "POST /workflows on it runs code, even with enable_model_api=false"
 _REGISTER = "RegisterModel on it runs code"
-# Archives that nobody would list in earnest: who may fetch these may fetch anything.
+# Archives that no real rule would list: if these match, anything does.
 _ANYTHING = ("https://example.com/a/b/anything.mar", "http://203.0.113.7/x.mar", "file:///etc/passwd", "s3://any/x.mar")
 
 

@@ -16,7 +16,7 @@ from torchmar.engines.server_records import ServerRecord, option, unmanaged_serv
 
 
 def check(run_folder: Path, running: ServerRecord | None) -> Iterator[Finding]:
-    """Yield how the server of a run folder is, its models and tokens, and which servers are nobody's."""
+    """Yield findings about the server of a run folder, its models and tokens, and unmanaged servers."""
     for one in unmanaged_servers():
         # The script of TorchServe has it fetch from anywhere, and keeps a record of its own.
         by_script = not one.gone and "TorchServe" in one.what

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EngineName = Literal["torchserve", "builtin"]
 TITLES: dict[EngineName, str] = {"torchserve": "TorchServe", "builtin": "the built-in server"}
-DEFAULT: EngineName = "builtin"  # what is started where nobody says otherwise
+DEFAULT: EngineName = "builtin"  # the engine that is started by default
 
 
 def named(name: EngineName) -> type[Engine]:

@@ -64,7 +64,7 @@ def listen(config: Properties, host: str | None, metrics_host: str | None = None
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of loopback that nobody listens on, below those that the system gives to clients.
+    """Return free ports of loopback, below those that the system gives to clients.
 
     Raises:
         EngineError: there are not so many.
@@ -94,7 +94,7 @@ def check_free(address: Address) -> None:
     """See whether a server could listen at an address.
 
     Raises:
-        BindError: somebody does; the message says who, as far as the system tells.
+        BindError: a process listens on one; the message names it, if the system shows it.
         EngineError: this machine has no such address, or the port needs root.
     """
     if address.unix:

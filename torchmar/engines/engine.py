@@ -84,7 +84,7 @@ class Engine(ABC):
 
     name: ClassVar[EngineName]
     stopped: ClassVar[tuple[int, ...]]
-    """The exit codes of a server that was told to stop."""
+    """The exit codes of a server that was stopped."""
 
     def __init__(
         self,
@@ -292,7 +292,7 @@ class Engine(ABC):
                 start_new_session=True,
             )
             running = ServerRecord.of(self._process.pid, self.folder, temporary, self.name, mark=mark)
-            self._cleanup.callback(self._process.wait)  # after the next: a child that nobody waits for stays a zombie
+            self._cleanup.callback(self._process.wait)  # after the next: a child that is not waited for stays a zombie
             self._cleanup.callback(running.stop)
             running.save()
 
@@ -360,7 +360,7 @@ class Engine(ABC):
             time.sleep(0.05)
 
     def _death(self, when: str = "") -> EngineError:
-        """Return the error that tells of a server that has ended."""
+        """Return the error for a server that has ended."""
         code, who = self._process.returncode, TITLES[self.name]
         if code in self.stopped:
             return EngineError(f"{who} was stopped {when}".rstrip())

@@ -198,7 +198,7 @@ def unmanaged_servers() -> Iterator[UnmanagedServer]:
 
 
 def other(process: psutil.Process) -> UnmanagedServer | None:
-    """Return what the process of a server is that is nobody's; None for a server of torchmar, and for what is none."""
+    """Describe a server process that torchmar has no record of; None if it manages it or it is no server."""
     words = _words(process)
     engine, place = _engine(words), _place(words)
     if engine is None or (place and (place / RECORD).is_file()):
@@ -217,7 +217,7 @@ def folder_of(process: psutil.Process) -> Path | None:
 
 
 def option(folder: Path) -> str:
-    """Return how a command is told of a run folder: ``" --run-folder b"``; empty for the default one."""
+    """Return the option that names a run folder: ``" --run-folder b"``; empty for the default one."""
     place, here = folder.resolve(), Path.cwd()
     if place == RUN_FOLDER.resolve():
         return ""

@@ -159,7 +159,7 @@ def versions_on(server: Endpoint, folder: Path) -> list[VersionState]:
 
 
 def failed(version: VersionState) -> ModelFailedError:
-    """Return what is wrong with a version whose workers die, as the error that tells of it."""
+    """Return the error for a version whose workers die."""
     assert version.failure
     model, failure = version.model, version.failure
     what = f"{model.name} {model.version}: {model.ready} of {model.min_workers} workers answer; a worker died"

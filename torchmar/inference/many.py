@@ -52,11 +52,11 @@ def each(
             index, item = task
             try:
                 done.put((index, item, ask(client, item)))
-            except BaseException as error:  # told by whoever waits for the answer
+            except BaseException as error:  # raised where the result is taken
                 done.put((index, item, error))
         client.close()
 
-    # Nobody waits for daemons when the program ends: Ctrl-C ends it, whatever they wait for.
+    # Daemon threads do not delay the end of the program: Ctrl-C ends it at once.
     for client in [clients() for _ in range(jobs)]:
         threading.Thread(target=work, args=(client,), daemon=True).start()
     numbered = enumerate(items)

@@ -2,7 +2,7 @@
 
 * `torchmar.parity.cases`: what is asked;
 * `torchmar.parity.engine_client`: who is asked, byte for byte;
-* `torchmar.parity.responses`: what they said, and how that is compared;
+* `torchmar.parity.responses`: responses, and their comparison;
 * `torchmar.parity.differences`: the differences that are meant, each with its reason;
 * `torchmar.parity.comparing`: all of it.
 """

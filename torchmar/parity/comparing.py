@@ -51,7 +51,7 @@ class Outcome:
         cases: how many requests both engines got.
         equal: how many of them they answered alike.
         meant: by the id of a documented difference, the deviations that it explains.
-        different: the deviations that nobody meant.
+        different: the mismatches that are not documented.
     """
 
     name: str

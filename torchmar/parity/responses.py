@@ -27,7 +27,7 @@ class Mismatch:
     Attributes:
         case: ``MODEL/CASE``.
         aspect: ``status``, ``reason`` (its words), ``body``, ``content type`` or the name of a header.
-        first: what the first engine said; empty for a header that it did not send.
+        first: of the first engine; empty for a header that it did not send.
         second: likewise, of the second.
     """
 

@@ -22,7 +22,7 @@ class ControlWriter:
         self.socket = connection
 
     def send(self, message: dict[str, Any], files: list[int] | None = None) -> None:
-        """Send a message and files; nobody on the other side is no error, since it is found when reading."""
+        """Send a message and files; a closed connection is no error here, since reading reports it."""
         data = json.dumps({**message, "files": len(files or [])}).encode() + b"\n"
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             if files:

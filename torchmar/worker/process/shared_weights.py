@@ -1,8 +1,8 @@
 """Weights that several workers have loaded, held in memory once.
 
 The worker that is first copies its large tensors and arrays to a file in memory, one after the other, and has the
-system put private mappings of the file in their place, at the same addresses; then the file is sealed, and nobody can
-write to it again. Every other worker compares its tensors with the file, byte by byte, and does the same. Python, torch
+system put private mappings of the file in their place, at the same addresses; then the file is sealed, and no process
+can write to it again. Every other worker compares its tensors with the file, byte by byte, and does the same. Python, torch
 and the handler see no difference, whatever they hold: views, tied weights, TorchScript. What is written to afterwards
 becomes a copy of that worker's own, page by page. Weights that differ between workers stay where they are.
 

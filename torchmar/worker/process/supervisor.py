@@ -205,7 +205,7 @@ def _end_descendants() -> None:
 
 
 def children() -> list[int]:
-    """Return the children of this process, those that nobody has reaped among them; none if the system has no list."""
+    """Return the children of this process, zombies included; none if the system has no list."""
     if not _proc_is_here():
         return []
     here = os.getpid()
