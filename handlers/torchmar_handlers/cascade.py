@@ -36,7 +36,7 @@ class Cascade(BaseHandler):
     mode           (needed)              ``crops``: the second answers each region that the first, an
                                          ``object_detector``, finds; ``unsure``: the second answers what
                                          the first is not sure of; ``mean``: both answer, and the mean
-                                         of each label's probability is told
+                                         of each label's probability is returned
     threshold      0.8                   for ``unsure``: the least probability that is sure
     topk           5                     for ``mean``: labels in an answer at the most
     square         false                 for ``crops``: widen regions to squares

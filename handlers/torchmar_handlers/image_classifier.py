@@ -92,7 +92,7 @@ class ImageClassifier(BaseHandler):
         for row, numbers in zip(classes.tolist(), values.tolist(), strict=True):
             answer: dict[str, float] = {}
             for index, value in zip(row, numbers, strict=True):
-                # Some labels have two classes (ImageNet has two cranes): the more probable one is told.
+                # Some labels have two classes (ImageNet has two cranes): the more probable one is returned.
                 answer.setdefault(self.label(index), round(value, 6))
             answers.append(answer)
         return answers

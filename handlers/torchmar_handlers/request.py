@@ -108,7 +108,7 @@ class Request:
             return
         names = self.fields()
         if self.sends(FORM) and not (names and all(map(_FIELD.fullmatch, self.row))):
-            # curl -d and --data-binary send any body so unless they are told otherwise.
+            # curl -d and --data-binary send any body so by default.
             raise BadRequest(
                 f"the body was sent as a form ({FORM}) and is none: send JSON with -H 'Content-Type: {JSON}', "
                 "a file with -H 'Content-Type: application/octet-stream', a text with -H 'Content-Type: text/plain'"

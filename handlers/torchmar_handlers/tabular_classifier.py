@@ -82,7 +82,7 @@ class TabularClassifier(TabularHandler):
                 targets[position] = self._class(target)
         return targets
 
-    def told(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
+    def predictions(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
         """Return the label and the probability of each row's target."""
         chosen = self.probabilities(scores).gather(1, targets[:, None])[:, 0]
         return [
@@ -90,9 +90,9 @@ class TabularClassifier(TabularHandler):
             for target, value in zip(targets.tolist(), chosen.tolist(), strict=True)
         ]
 
-    def titled(self, message: Mapping[str, Any]) -> str:
+    def titled(self, prediction: Mapping[str, Any]) -> str:
         """Return ``label  probability``."""
-        return f"{message['label']}  {message['probability']:.1%}"
+        return f"{prediction['label']}  {prediction['probability']:.1%}"
 
     def predicted(self, answers: Sequence[Any]) -> Mapping[str, Any]:
         """Return the most probable label of each row, with its probability."""

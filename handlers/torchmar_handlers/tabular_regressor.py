@@ -65,7 +65,7 @@ class TabularRegressor(TabularHandler):
         chosen = [0 if target is None else self._index(target) for target in wanted]
         return torch.tensor(chosen, device=scores.device)
 
-    def told(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
+    def predictions(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
         """Return the name, if there is one, and the value of each row's target."""
         values = scores.gather(1, targets[:, None])[:, 0].tolist()
         return [
@@ -73,9 +73,9 @@ class TabularRegressor(TabularHandler):
             for target, value in zip(targets.tolist(), values, strict=True)
         ]
 
-    def titled(self, message: Mapping[str, Any]) -> str:
+    def titled(self, prediction: Mapping[str, Any]) -> str:
         """Return ``name  value``."""
-        return f"{message.get('label', 'value')}  {message['value']:.6g}"
+        return f"{prediction.get('label', 'value')}  {prediction['value']:.6g}"
 
     def predicted(self, answers: Sequence[Any]) -> Mapping[str, Any]:
         """Return one tensor for each output that has a name, one for all of them where they have none."""

@@ -90,7 +90,7 @@ class TextClassifier(TextHandler):
         for row, numbers in zip(classes.tolist(), values.tolist(), strict=True):
             answer: dict[str, float] = {}
             for index, value in zip(row, numbers, strict=True):
-                # Where two classes have one label, the more probable one is told.
+                # If two classes have one label, the more probable one is returned.
                 answer.setdefault(self.label(index), round(value, 6))
             answers.append(answer)
         return answers

@@ -15,8 +15,8 @@ _SECONDS_BETWEEN = 0.25
 class Metrics:
     """The measures of a worker's batches.
 
-    Told for every batch: ``HandlerSeconds`` (a histogram, from which percentiles come; in seconds, since
-    that is what the bounds of TorchServe's are made for) and ``RejectedRequests`` where there are some. Told at
+    Updated for every batch: ``HandlerSeconds`` (a histogram, from which percentiles come; in seconds, since
+    that is what the bounds of TorchServe's are made for) and ``RejectedRequests`` if there are some. Updated at
     most four times a second, as means of the batches since: ``HandlerTime``, ``DecodeTime``, ``InferenceTime``,
     ``PostprocessTime`` (milliseconds) and ``RequestBatchSize``.
     """

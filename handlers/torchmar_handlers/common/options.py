@@ -18,7 +18,7 @@ class OptionError(ValueError):
 
 
 class Options(Mapping[str, Any]):
-    """A mapping that notes which of its keys were asked for, so that a misspelt one can be told."""
+    """A mapping that records which of its keys were read, so that a misspelt one is found."""
 
     def __init__(self, values: Any = None) -> None:
         if values is not None and not isinstance(values, Mapping):
@@ -76,7 +76,7 @@ class Options(Mapping[str, Any]):
         return value
 
     def refuse_unknown(self) -> None:
-        """Raise OptionError when there is a key that nobody has asked for."""
+        """Raise OptionError if there is a key that was not read."""
         for name in self._values:
             if name not in self._asked:
                 close = difflib.get_close_matches(name, self._asked, n=1)

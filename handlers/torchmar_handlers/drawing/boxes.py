@@ -13,7 +13,7 @@ from torchmar_handlers.drawing import page
 
 _LEAST, _MOST = 720, 1600  # pixels of the longer side
 _PAD = 4
-# Okabe and Ito's colours, without black: told apart without red-green sight, and on most grounds.
+# Okabe and Ito's colours, without black: distinct without red-green sight, and on most backgrounds.
 _COLOURS: tuple[page.Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),

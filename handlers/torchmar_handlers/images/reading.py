@@ -84,7 +84,7 @@ def converted(image: Image.Image, mode: str) -> Image.Image:
     """Return an image of any mode as ``RGB`` or ``L``.
 
     Raises:
-        ValueError: its values are floating numbers, of which nobody knows what white is.
+        ValueError: its values are floating numbers, whose white is unknown.
     """
     from PIL import Image
 

@@ -72,7 +72,7 @@ def _document(request: Request) -> Any:
     if start not in (b"{", "{", b"[", "[") or not (request.sends(JSON) or _may_be_ours(payload)):
         return None
     if str(request.headers.get("content-type", "")).startswith("text/"):
-        return None  # somebody's text, which may well be about JSON
+        return None  # a text, which may be about JSON
     if request.sends(JSON):
         return loads(payload)
     try:

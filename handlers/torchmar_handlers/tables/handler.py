@@ -82,7 +82,7 @@ class TabularHandler(BaseHandler):
     ends: ClassVar[tuple[str, str]] = ("against", "for")
 
     def initialize(self, context: Any) -> None:
-        """Read the columns, and put the average row through the model, so that what does not fit is told at once."""
+        """Read the columns and run the average row through the model, so that columns that do not fit fail at load."""
         super().initialize(context)
         options = self.options
         columns = read_columns(options.get("columns"), Path(context.system_properties.get("model_dir")))
@@ -136,8 +136,8 @@ class TabularHandler(BaseHandler):
             groups=self.groups,
             differentiable=weights.differentiable(self.model),
         )
-        message = self.told(scores.detach(), targets)
-        return [self._explained(*one) for one in zip(requests, explanations, message, batch, strict=True)]
+        predictions = self.predictions(scores.detach(), targets)
+        return [self._explained(*one) for one in zip(requests, explanations, predictions, batch, strict=True)]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return predictions as named columns; explanations stay objects."""
@@ -192,11 +192,11 @@ class TabularHandler(BaseHandler):
         """Return the index of what each row's explanation is about, ``(n,)``; None is for the usual."""
 
     @abstractmethod
-    def told(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
-        """Return what explanations tell beside the attributions, for each row."""
+    def predictions(self, scores: torch.Tensor, targets: torch.Tensor) -> list[dict[str, Any]]:
+        """Return the prediction of each row, for its explanation."""
 
     @abstractmethod
-    def titled(self, message: Mapping[str, Any]) -> str:
+    def titled(self, prediction: Mapping[str, Any]) -> str:
         """Return the title of an explanation's picture."""
 
     @abstractmethod

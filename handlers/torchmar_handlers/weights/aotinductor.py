@@ -13,7 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torchmar_handlers.weights.exported_model import ExportedModel, Input, signature
-from torchmar_handlers.weights.load_error import LoadError, said
+from torchmar_handlers.weights.load_error import LoadError, summary
 
 
 class Compiled(ExportedModel):
@@ -66,7 +66,7 @@ def load(path: Path, device: torch.device) -> Compiled:
     except Exception as error:
         raise LoadError(
             f"{path.name} is an AOTInductor package that torch {torch.__version__} cannot load: compile it again "
-            f"with this torch on this kind of machine ({said(error)})"
+            f"with this torch on this kind of machine ({summary(error)})"
         ) from error
     in_spec, out_spec = map(pytree.treespec_loads, model.loader.get_call_spec())
     checks = _checks(source)
@@ -95,7 +95,7 @@ def load_library(path: Path, device: torch.device) -> Compiled:
     except Exception as error:
         raise LoadError(
             f"{path.name} is a compiled library that torch {torch.__version__} cannot load: compile it again "
-            f"with this torch on this kind of machine ({said(error)})"
+            f"with this torch on this kind of machine ({summary(error)})"
         ) from error
     return Compiled(run, None, [], ())
 

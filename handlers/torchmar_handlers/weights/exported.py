@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torchmar_handlers.weights.exported_model import ExportedModel, Input, signature
-from torchmar_handlers.weights.load_error import LoadError, said
+from torchmar_handlers.weights.load_error import LoadError, summary
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def load(path: Path, device: torch.device) -> Exported:
     except Exception as error:
         raise LoadError(
             f"{path.name} was written by torch {version or 'of an unknown version'}, and torch {torch.__version__} "
-            f"cannot load it: export it again with this torch, or install that one ({said(error)})"
+            f"cannot load it: export it again with this torch, or install that one ({summary(error)})"
         ) from error
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     leaves = [_input(values.get(name)) for name in program.graph_signature.user_inputs]

@@ -1,4 +1,4 @@
-"""What a file of weights is, told from its content."""
+"""The format of a weights file, identified by its content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 from enum import Enum
 from pathlib import Path
 
-from torchmar_handlers.weights.load_error import LoadError, said
+from torchmar_handlers.weights.load_error import LoadError, summary
 
 
 class Format(Enum):
@@ -98,7 +98,8 @@ def _zip(path: Path) -> Format:
             listed = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise LoadError(
-            f"{path.name} is truncated or damaged ({said(error)}): copy or download it again and build the archive anew"
+            f"{path.name} is truncated or damaged ({summary(error)}): "
+            "copy or download it again and build the archive anew"
         ) from None
     # Torch puts everything into one folder, whose name is of no account; its older releases did not always.
     names = {*listed, *(name.partition("/")[2] for name in listed)}

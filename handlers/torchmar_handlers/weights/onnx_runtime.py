@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from torchmar_handlers.weights.exported_model import ExportedModel, Input
-from torchmar_handlers.weights.load_error import LoadError, said
+from torchmar_handlers.weights.load_error import LoadError, summary
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def load(path: Path, device: torch.device, threads: int, providers: Sequence[str
     except Exception as error:  # its exceptions share no other base
         raise LoadError(
             f"{path.name} is an ONNX model that ONNX Runtime {onnxruntime.__version__} cannot load: it is damaged, "
-            f"lacks a file of its tensors, or needs a newer ONNX Runtime ({said(error)})"
+            f"lacks a file of its tensors, or needs a newer ONNX Runtime ({summary(error)})"
         ) from error
     on_gpu = any(name in _ON_GPU for name in session.get_providers())
     if device.type == "cuda" and not on_gpu:

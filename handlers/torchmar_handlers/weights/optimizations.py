@@ -14,7 +14,7 @@ from torch import nn
 from torchmar_handlers.weights import torchscript
 from torchmar_handlers.weights.exported import Exported
 from torchmar_handlers.weights.exported_model import ExportedModel
-from torchmar_handlers.weights.load_error import LoadError, said
+from torchmar_handlers.weights.load_error import LoadError, summary
 from torchmar_handlers.weights.onnx_runtime import Onnx
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Optimizations:
             else:
                 model = CompiledModule(model, name, arguments)
         except Exception as error:
-            logger.warning("%s could not be compiled and runs as it is: %s", name, said(error))
+            logger.warning("%s could not be compiled and runs as it is: %s", name, summary(error))
         return model
 
 
@@ -166,7 +166,7 @@ class CompiledModule(nn.Module):
                 raise
             # Inputs that the module itself refuses raise here, and say nothing against having it compiled.
             answer = self.module(*args, **kwargs)
-            logger.warning("%s could not be compiled and runs as it is from now on: %s", self._name, said(error))
+            logger.warning("%s could not be compiled and runs as it is from now on: %s", self._name, summary(error))
             self._compiled = ()
             return answer
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchmar_handlers.weights.load_error import LoadError, said
+from torchmar_handlers.weights.load_error import LoadError, summary
 
 logger = logging.getLogger(__name__)
 
@@ -180,11 +180,13 @@ def _other_tensors(path: Path, model: nn.Module, state: Mapping[str, Any], error
         hint = "the names come from DataParallel: save model.module.state_dict()"
     else:
         hint = "the file and the class are not of the same model"
-    return LoadError(f"{path.name} does not fit {type(model).__name__}: {'; '.join(problems) or said(error)}; {hint}")
+    return LoadError(
+        f"{path.name} does not fit {type(model).__name__}: {'; '.join(problems) or summary(error)}; {hint}"
+    )
 
 
 def _damaged(path: Path, error: BaseException) -> LoadError:
-    return LoadError(f"{path.name} is truncated or damaged: copy or download it again ({said(error)})")
+    return LoadError(f"{path.name} is truncated or damaged: copy or download it again ({summary(error)})")
 
 
 def _few(names: Iterable[str], show: Callable[[str], str] = str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torchmar_handlers.weights.load_error import LoadError, said
+from torchmar_handlers.weights.load_error import LoadError, summary
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
         except (RuntimeError, ValueError) as error:
             raise LoadError(
                 f"{path.name} is a TorchScript archive that torch {torch.__version__} cannot load: it is damaged, "
-                f"or was made by a newer torch ({said(error)})"
+                f"or was made by a newer torch ({summary(error)})"
             ) from error
     model.eval()
     return model

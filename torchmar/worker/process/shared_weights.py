@@ -1,10 +1,10 @@
 """Weights that several workers have loaded, held in memory once.
 
-The worker that is first copies its large tensors and arrays to a file in memory, one after the other, and has the
-system put private mappings of the file in their place, at the same addresses; then the file is sealed, and no process
-can write to it again. Every other worker compares its tensors with the file, byte by byte, and does the same. Python, torch
-and the handler see no difference, whatever they hold: views, tied weights, TorchScript. What is written to afterwards
-becomes a copy of that worker's own, page by page. Weights that differ between workers stay where they are.
+The first worker copies its large tensors and arrays to a file in memory, one after the other, and replaces them by
+private mappings of the file at the same addresses; then the file is sealed against writes. Every other worker compares
+its tensors with the file, byte by byte, and does the same. Python, torch and the handler see no difference, whatever
+they hold: views, tied weights, TorchScript. Pages that are written to afterwards become copies of that worker's own.
+Weights that differ between workers stay where they are.
 
 Only memory that glibc took from the system for one allocation is replaced: it is given back as a whole, so that no
 later allocation meets it. `prepare` has all large allocations of the loading made so.
