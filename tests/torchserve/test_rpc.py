@@ -38,7 +38,7 @@ from torchmar.grpc.wire import inference_pb2, management_pb2, open_inference_pb2
 from torchmar.inference import Tensor
 from torchmar.management import ManagementClient
 
-WIRE = ROOT / "torchmar" / "rpc" / "wire"
+WIRE = ROOT / "torchmar" / "grpc" / "wire"
 SEVEN = SAMPLES / "seven.png"
 SEQUENCES = {
     "minWorkers": 1, "maxWorkers": 1, "batchSize": 2, "maxBatchDelay": 20,

@@ -137,7 +137,7 @@ class _Execution:
         self.watch(Step(verb, action.text))
         before = time.perf_counter()
         try:
-            note = getattr(self, f"_{verb}")(action)
+            note = getattr(self, "_" + verb.replace("-", "_"))(action)
         except TorchmarError:
             self._told(Step(verb, action.text, time.perf_counter() - before, failed=True))
             raise
@@ -246,7 +246,7 @@ class _Execution:
         _compare(action, made)
         return f"{made.ready} of {action.min_workers} answer" if made.ready < action.min_workers else ""
 
-    def _grow(self, action: actions.ScaleUp) -> None:
+    def _scale_up(self, action: actions.ScaleUp) -> None:
         def back() -> str:
             more = self._described(action.model, action.version).ready > before.ready
             if more and before.ready and self.client.describe(action.model)[0].version == action.version:
@@ -297,7 +297,7 @@ class _Execution:
         self.restless = drain.wait(self.client, action.versions)
         return "; ".join(f"{model} {version}: {why}" for (model, version), why in self.restless.items())
 
-    def _shrink(self, action: actions.ScaleDown) -> None:
+    def _scale_down(self, action: actions.ScaleDown) -> None:
         self.client.scale(action.model, action.version, min_worker=action.min_workers, max_worker=action.max_workers)
 
     def _remove(self, action: actions.Remove) -> None:
