@@ -97,7 +97,7 @@ def test_a_failure_says_why_with_the_workers_traceback_and_that_all_is_as_before
     write(server, DESIRED.replace("V", "2.0"))
     ran = torchmar(server, "apply", code=1)
     assert "failed" in ran.stdout
-    assert "undo      removed m 2.0" in ran.stdout
+    assert "undo       removed m 2.0" in ran.stdout
     assert "json: right is false, not true" in ran.stderr
     document = json.loads(torchmar(server, "apply", "--json", code=1).stdout)
     assert document["undone"]
