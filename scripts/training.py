@@ -28,12 +28,12 @@ def main(names: list[str]) -> int:
 def _train(names: list[str]) -> int:
     for name in names:
         recipe = yaml.safe_load((ARCHIVES / name / "archive.yaml").read_text(encoding="utf-8"))
-        if "made_by" not in recipe:
+        if "generated_by" not in recipe:
             continue  # its weights are another archive's
         if is_made(ARCHIVES / name, [recipe["weights"], *recipe.get("files", {}).values()]):
             continue
         print(f"training archives/{name}", flush=True)
-        if code := subprocess.run([sys.executable, ARCHIVES / name / recipe["made_by"]]).returncode:
+        if code := subprocess.run([sys.executable, ARCHIVES / name / recipe["generated_by"]]).returncode:
             return code
     return 0
 

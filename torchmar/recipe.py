@@ -178,7 +178,9 @@ class Recipe(_Strict):
         "a state dict or safetensors. TorchServe's own handlers load TorchScript and state dicts only.",
     )
     model_file: str | None = Field(None, description="The file with the one class that a state dict fills.")
-    made_by: str | None = Field(None, description="The script that makes the weights; named when they are missing.")
+    generated_by: str | None = Field(
+        None, description="The script that makes the weights; named when they are missing."
+    )
     labels: Annotated[str | list[str] | dict[str, str] | None, BeforeValidator(_labels)] = Field(
         None, description="Class names: a list, a mapping from class index, or a JSON file with either."
     )
@@ -265,7 +267,9 @@ def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ..
     ]
     for location, name in named:
         if name is not None and not (folder / name).is_file():
-            hint = f"{folder / recipe.made_by} makes it" if location == ("weights",) and recipe.made_by else ""
+            hint = (
+                f"{folder / recipe.generated_by} makes it" if location == ("weights",) and recipe.generated_by else ""
+            )
             yield location, f"there is no file {folder / name}", hint
     for name in recipe.files.values():
         if not (folder / name).exists():

@@ -51,8 +51,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     threads        cores divided by maxWorkers  threads of torch, and of decoding, in this worker
     warm_up        true                         answer the archive's samples before clients come
     max_instances  1024                         instances in a request; more get 413
-    max_nesting    32                           levels of JSON in a request; more get 400
-    rows_at_once   64, or the batch size        instances in one forward pass at the most
+    max_json_depth    32                           levels of JSON in a request; more get 400
+    max_forward_batch   64, or the batch size        instances in one forward pass at the most
     ============== ============================ ==================================================
 
     and those of `torchmar_handlers.weights`.
@@ -88,8 +88,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         torch.set_num_threads(threads)
         batch_size = int(properties.get("batch_size") or 1)
         self.max_instances = self.options.integer("max_instances", 1024, low=1)
-        self.max_nesting = self.options.integer("max_nesting", 32, low=1)
-        self.rows_at_once = self.options.integer("rows_at_once", max(64, batch_size), low=1)
+        self.max_json_depth = self.options.integer("max_json_depth", 32, low=1)
+        self.max_forward_batch = self.options.integer("max_forward_batch", max(64, batch_size), low=1)
         self._inference_seconds = 0.0
         self.measures = Metrics()
         self.known_inputs = faults.KnownInputs(self)

@@ -237,8 +237,8 @@ def _ask(stage: Any, inputs: Sequence[Any], requests: Sequence[Request]) -> list
         groups.setdefault(stage.group(one), []).append(index)
     answers: dict[int, Any] = {}
     for members in groups.values():
-        for start in range(0, len(members), stage.rows_at_once):
-            part = members[start : start + stage.rows_at_once]
+        for start in range(0, len(members), stage.max_forward_batch):
+            part = members[start : start + stage.max_forward_batch]
             batch = stage.preprocess([inputs[index] for index in part])
             found = stage.predict_handle(batch, [requests[index] for index in part])
             answers.update(zip(part, found, strict=True))

@@ -277,7 +277,7 @@ def test_occlusion_slides_windows_of_a_seventh_of_the_image(images: torch.Tensor
     def score(batch: torch.Tensor) -> torch.Tensor:
         return digits(nn.functional.interpolate(batch, (8, 8)))
 
-    found = explain(score, large, torch.tensor([0, 1]), [ExplainOptions("occlusion")] * 2, rows_at_once=50)
+    found = explain(score, large, torch.tensor([0, 1]), [ExplainOptions("occlusion")] * 2, max_forward_batch=50)
     expected = attr.Occlusion(score).attribute(large, (1, 4, 3), (1, 2, 1), target=torch.tensor([0, 1]))
     assert close([one.attributions for one in found], expected)
 
@@ -321,7 +321,7 @@ def test_a_row_is_answered_alike_alone_and_among_others(digits: nn.Module, image
     steps = [20, 20, 20, 20, 20, 20, 7, 20, 20]
     asked = [ExplainOptions(*row) for row in zip(methods, [None] * 9, steps, baselines, strict=True)]
     rows, targets = images[:9], torch.arange(9)
-    together = explain(digits, rows, targets, asked, model=digits, rows_at_once=64)
+    together = explain(digits, rows, targets, asked, model=digits, max_forward_batch=64)
     for index, expected in enumerate(together):
         place = slice(index, index + 1)
         (alone,) = explain(digits, rows[place], targets[place], asked[place], model=digits)
@@ -369,7 +369,7 @@ def test_rows_of_a_pass_are_bounded(cancer: nn.Module, table: torch.Tensor) -> N
         return cancer(rows)
 
     for method in METHODS_OF_ALL:
-        explain(score, table[:7], torch.zeros(7, dtype=torch.long), [ExplainOptions(method)] * 7, rows_at_once=10)
+        explain(score, table[:7], torch.zeros(7, dtype=torch.long), [ExplainOptions(method)] * 7, max_forward_batch=10)
     assert max(seen) <= 10
 
 
@@ -661,7 +661,7 @@ def test_a_text_is_answered_alike_alone_and_among_longer_ones(
 ) -> None:
     module = readers[name]
     model = bags(module) if name == "Bag" else module
-    together = explained(model, TEXTS, ExplainOptions(method, n_steps=10), module=module, rows_at_once=16)
+    together = explained(model, TEXTS, ExplainOptions(method, n_steps=10), module=module, max_forward_batch=16)
     for place, (text, expected) in enumerate(zip(TEXTS, together, strict=True)):
         targets = TARGETS[place : place + 1]
         (alone,) = explained(model, [text], ExplainOptions(method, n_steps=10), targets, module=module)

@@ -22,7 +22,7 @@ class Echo:
 
     named = False
     max_instances = 4
-    max_nesting = 5
+    max_json_depth = 5
     table = False
     outputs: Sequence[str] = ()
 

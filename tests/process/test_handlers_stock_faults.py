@@ -110,7 +110,7 @@ def test_onnx_weights_are_called_as_onnx_runtime_wants_it(tmp_path: Path) -> Non
     folder.mkdir()
     weights.rename(folder / "digits.onnx")
     text = (DIGITS / "archive.yaml").read_text().replace("weights: digits.pt", "weights: digits.onnx")
-    (folder / "archive.yaml").write_text(text.replace("made_by: train.py\n", ""))
+    (folder / "archive.yaml").write_text(text.replace("generated_by: train.py\n", ""))
     (folder / "samples").symlink_to(SAMPLES)
     with Worker(archive.build(folder, tmp_path / "store").path) as loaded:
         answers = loaded.predict_batch([Request(SEVEN), Request(THREE), Request(SEVEN, explain=True)])

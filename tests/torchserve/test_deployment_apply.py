@@ -84,7 +84,9 @@ def state(server: TorchServe) -> dict[str, object]:
     }
 
 
-def text(version: str = "1.0", keys: str = "min_workers: 1, response_timeout: 10", model: str = "drain: 2") -> str:
+def text(
+    version: str = "1.0", keys: str = "min_workers: 1, response_timeout: 10", model: str = "drain_seconds: 2"
+) -> str:
     return f'models: {{m: {{default: "{version}", {model}, versions: {{"{version}": {{{keys}}}}}}}}}'
 
 
@@ -101,7 +103,7 @@ def test_promotion_rollback_batch_size_and_workers_lose_no_request(server: Torch
         becomes(server, text("2.0", "min_workers: 1, batch_size: 4, response_timeout: 10"))
         becomes(server, text("2.0", "min_workers: 3, batch_size: 4, response_timeout: 10"))
         becomes(server, text("2.0", "min_workers: 1, batch_size: 4, response_timeout: 10"))
-        becomes(server, text("2.0", "min_workers: 1, batch_size: 1, response_timeout: 10", "keep: 0, drain: 2"))
+        becomes(server, text("2.0", "min_workers: 1, batch_size: 1, response_timeout: 10", "keep: 0, drain_seconds: 2"))
         load.wait_for(10)
     assert load.lost == {}
     assert load.answered > 100
@@ -154,7 +156,7 @@ def test_a_failure_after_other_models_came_up_takes_those_back_too(server: Torch
 def test_a_version_that_is_too_slow_never_gets_traffic(server: TorchServe, make: Make) -> None:
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
     make(code(0.3), name="m", version="2.0", samples=SAMPLES, store=server.model_store)
-    bound = "drain: 2, warm_up: 2, checks: {max_latency: 250}"
+    bound = "drain_seconds: 2, warmup_requests: 2, checks: {max_latency: 250}"
     becomes(server, text(model=bound))
     report = apply(server, text("2.0", model=bound))
     assert report.failure is not None
@@ -188,7 +190,7 @@ def test_a_failure_at_the_last_switch_takes_the_earlier_ones_back(server: TorchS
     for name in ("a", "b"):
         for version in ("1.0", "2.0"):
             make(code(), name=name, version=version, samples=SAMPLES, store=server.model_store)
-    both = 'models: {a: {drain: 1, versions: {"V": }}, b: {drain: 1, versions: {"V": }}}'
+    both = 'models: {a: {drain_seconds: 1, versions: {"V": }}, b: {drain_seconds: 1, versions: {"V": }}}'
     becomes(server, both.replace("V", "1.0"))
     before = state(server)
     made = plan(server, both.replace("V", "2.0"))
@@ -225,7 +227,7 @@ def test_an_interruption_takes_everything_back(server: TorchServe, make: Make) -
 def test_what_a_worker_is_at_is_waited_for_before_its_version_goes(server: TorchServe, make: Make) -> None:
     for version in ("1.0", "2.0"):
         make(code(1.0), name="m", version=version, store=server.model_store)
-    none = "keep: 0, drain: 3, warm_up: 0"
+    none = "keep: 0, drain_seconds: 3, warmup_requests: 0"
     becomes(server, text(model=none))
     found: list[bytes] = []
 
@@ -312,7 +314,7 @@ def test_a_kept_version_with_fewer_workers_answers_at_once_and_gets_the_others_b
 ) -> None:
     for version in ("1.0", "2.0"):
         make(code(), name="m", version=version, samples=SAMPLES, store=server.model_store)
-    few = "drain: 1, kept_workers: 1"
+    few = "drain_seconds: 1, kept_workers: 1"
     becomes(server, text(keys="min_workers: 2", model=few))
     becomes(server, text("2.0", "min_workers: 2", few))
     assert state(server) == {"m": ("2.0", {"1.0": (1, 1, 1, 100, ()), "2.0": (2, 2, 1, 100, ())})}
@@ -372,8 +374,8 @@ class Model:
     wanted = """
 server: {gpus: 2x80GiB}
 models:
-  small: {drain: 1, versions: {"1.0": {min_workers: 2, worker_memory: 15GiB, gpus: 1}}}
-  large: {drain: 1, versions: {"1.0": {min_workers: 2, worker_memory: 35GiB}}}
+  small: {drain_seconds: 1, versions: {"1.0": {min_workers: 2, worker_memory: 15GiB, gpus: 1}}}
+  large: {drain_seconds: 1, versions: {"1.0": {min_workers: 2, worker_memory: 35GiB}}}
 """
     becomes(server, wanted)
     devices = {name: model.versions["1.0+b1"].device_ids for name, model in actual.read(server.server).items()}

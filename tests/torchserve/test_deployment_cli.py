@@ -60,7 +60,7 @@ def write(server: TorchServe, text: str) -> None:
     (server.folder.parent / "deployment.yaml").write_text(text)
 
 
-DESIRED = 'models: {m: {default: "V", drain: 1, versions: {"V": {min_workers: 1, batch_size: 2}}}}\n'
+DESIRED = 'models: {m: {default: "V", drain_seconds: 1, versions: {"V": {min_workers: 1, batch_size: 2}}}}\n'
 
 
 def test_a_plan_is_shown_applied_and_then_empty(server: TorchServe, make: Make) -> None:
@@ -108,7 +108,7 @@ def test_a_failure_says_why_with_the_workers_traceback_and_that_all_is_as_before
 @pytest.mark.parametrize(
     ("there", "wanted"),
     [
-        (["1.0"], 'drain: 1, versions: {"2.0": {min_workers: 1, batch_size: 4}}'),
+        (["1.0"], 'drain_seconds: 1, versions: {"2.0": {min_workers: 1, batch_size: 4}}'),
         # Not the default one: that keeps new workers which are at work already.
         (["1.0", "2.0"], 'default: "1.0", versions: {"1.0": {min_workers: 1}, "2.0": {min_workers: 3}}'),
     ],

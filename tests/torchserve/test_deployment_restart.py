@@ -22,12 +22,12 @@ WANTED = """
 models:
   a:
     default: "1.0"
-    drain: 1
+    drain_seconds: 1
     versions:
       "1.0": {min_workers: 1, max_workers: 2, batch_size: 4, max_batch_delay: 7, response_timeout: 33}
       "2.0": {min_workers: 0}
   b:
-    drain: 1
+    drain_seconds: 1
     versions:
       "1.5": {min_workers: 1, batch_size: 3, startup_timeout: 44}
   c:

@@ -63,7 +63,12 @@ class Operator:
     def __init__(self, server: Engine, drawn: random.Random) -> None:
         self.server, self.drawn = server, drawn
         settings = {"min_workers": 1, "batch_size": 8, "response_timeout": 30}
-        self.model: dict[str, Any] = {"default": "1.0", "drain": 2, "warm_up": 5, "versions": {"1.0": settings}}
+        self.model: dict[str, Any] = {
+            "default": "1.0",
+            "drain_seconds": 2,
+            "warmup_requests": 5,
+            "versions": {"1.0": settings},
+        }
         self.done: list[str] = []
 
     def text(self, **changes: Any) -> str:

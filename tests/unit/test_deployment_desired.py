@@ -20,8 +20,8 @@ models:
     default: "2.0"
     keep: 2
     kept_workers: 1
-    drain: 5
-    warm_up: 50
+    drain_seconds: 5
+    warmup_requests: 50
     checks: {samples: true, requests: more, max_latency: 200}
     versions:
       "1.0":

@@ -59,8 +59,8 @@ def signs(made: Plan) -> list[str]:
     return [f"{change.sign} {change.what}" for change in made.changes]
 
 
-ONE = 'models: {m: {default: "1.0", drain: 3, versions: {"1.0": {min_workers: 1}}}}'
-TWO = 'models: {m: {default: "2.0", drain: 3, versions: {"2.0": {min_workers: 1}}}}'
+ONE = 'models: {m: {default: "1.0", drain_seconds: 3, versions: {"1.0": {min_workers: 1}}}}'
+TWO = 'models: {m: {default: "2.0", drain_seconds: 3, versions: {"2.0": {min_workers: 1}}}}'
 
 
 def test_a_server_that_is_as_it_should_be_needs_nothing() -> None:
@@ -91,7 +91,7 @@ def test_only_as_many_versions_are_kept_as_the_file_says_the_newest_ones() -> No
     made = plan(TWO, there, stored("m", "2.0"))
     assert told(made) == ["drain m 1.9, m 1.2, 3 s", "remove m 1.9", "remove m 1.2"]
     assert signs(made) == ["- m 1.9", "- m 1.2"]
-    none = plan(TWO.replace("drain: 3", "drain: 3, keep: 0"), there, stored("m", "2.0"))
+    none = plan(TWO.replace("drain_seconds: 3", "drain_seconds: 3, keep: 0"), there, stored("m", "2.0"))
     assert told(none)[1:] == ["remove m 1.10", "remove m 1.9", "remove m 1.2"]
 
 
@@ -102,7 +102,7 @@ def test_the_version_that_was_the_default_is_kept_before_a_newer_one() -> None:
 
 
 def test_a_kept_version_gives_up_workers_only_when_it_has_been_drained() -> None:
-    text = TWO.replace("drain: 3", "drain: 3, kept_workers: 1")
+    text = TWO.replace("drain_seconds: 3", "drain_seconds: 3, kept_workers: 1")
     made = plan(text, live(version("m", "1.0", 3)), stored("m", "2.0"))
     assert told(made)[2:] == ["switch m 1.0 to 2.0", "drain m 1.0, 3 s", "scale-down m 1.0, 3 to 1 worker"]
 
@@ -149,7 +149,9 @@ def test_fewer_workers_of_a_version_with_traffic_are_another_build() -> None:
 
 
 def test_fewer_workers_of_a_version_without_traffic_are_taken_in_place() -> None:
-    text = 'models: {m: {default: "2.0", drain: 3, versions: {"1.0": {min_workers: 1}, "2.0": {min_workers: 1}}}}'
+    text = (
+        'models: {m: {default: "2.0", drain_seconds: 3, versions: {"1.0": {min_workers: 1}, "2.0": {min_workers: 1}}}}'
+    )
     there = live(version("m", "1.0", 3), version("m", "2.0"), default="2.0")
     made = plan(text, there, stored("m", "1.0"), stored("m", "2.0"))
     assert told(made) == ["drain m 1.0, 3 s", "scale-down m 1.0, 3 to 1 worker"]
@@ -259,8 +261,8 @@ def test_workers_that_do_not_answer_are_drift() -> None:
 def test_new_versions_are_up_before_any_switch_and_old_ones_go_after_all_of_them() -> None:
     text = """
 models:
-  a: {keep: 0, drain: 3, versions: {"2.0": {min_workers: 1}}}
-  b: {keep: 0, drain: 9, versions: {"1.0": {min_workers: 1, batch_size: 4}}}
+  a: {keep: 0, drain_seconds: 3, versions: {"2.0": {min_workers: 1}}}
+  b: {keep: 0, drain_seconds: 9, versions: {"1.0": {min_workers: 1, batch_size: 4}}}
   c: {versions: {"1.0": {min_workers: 2}}}
 """
     there = live(version("a", "1.0"), version("b", "1.0"), version("c", "1.0"))
@@ -307,7 +309,7 @@ def test_what_cannot_be_done_is_told_with_what_is_missing() -> None:
         )
 
 
-GPU = 'models: {m: {drain: 3, versions: {"1.0": {min_workers: WORKERS, worker_memory: 30GiB}}}}'
+GPU = 'models: {m: {drain_seconds: 3, versions: {"1.0": {min_workers: WORKERS, worker_memory: 30GiB}}}}'
 
 
 def gpu_plan(workers: int, there: Mapping[str, LiveModel], *archives: StoredArchive) -> Plan:
@@ -356,7 +358,7 @@ def test_the_memory_of_versions_that_are_no_longer_listed_is_known_from_their_ar
 
 
 def test_a_model_that_is_pinned_elsewhere_moves_as_another_build() -> None:
-    text = 'models: {m: {drain: 3, versions: {"1.0": {min_workers: 1, devices: [1]}}}}'
+    text = 'models: {m: {drain_seconds: 3, versions: {"1.0": {min_workers: 1, devices: [1]}}}}'
     there = live(version("m", "1.0+b1", 1, device_ids=(0,)))
     made = plan(text, there, stored("m", "1.0"), gpus=(80 * GIB, 80 * GIB))
     assert made.changes[0].lines[0] == "devices 0 -> 1"

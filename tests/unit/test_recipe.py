@@ -86,7 +86,8 @@ def test_a_section_of_the_handlers_own_passes_through_in_order() -> None:
 
 def test_files_that_are_not_there_are_problems_of_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "archive.yaml").write_text(
-        'name: a\nversion: "1"\nhandler: h.py\nweights: w.pt\nmade_by: train.py\nfiles: {x: y}\nsamples: [{input: s}]\n'
+        'name: a\nversion: "1"\nhandler: h.py\nweights: w.pt\ngenerated_by: train.py\n'
+        "files: {x: y}\nsamples: [{input: s}]\n"
     )
     with pytest.raises(RecipeError) as caught:
         recipe.read(tmp_path)

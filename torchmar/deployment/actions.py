@@ -95,7 +95,7 @@ class Check:
     archive: Path | None
     samples: bool
     requests: Path | None
-    warm_up: int
+    warmup_requests: int
     at_once: int
     max_latency: int | None
 
@@ -111,14 +111,14 @@ class Switch:
 
     Attributes:
         before: the version that was the default.
-        drain: seconds that an answer of the new one takes at the most, should it have to go again.
+        drain_seconds: seconds that an answer of the new one takes at the most, should it have to go again.
         parked: whether it is meant to have no workers.
     """
 
     model: str
     version: str
     before: str
-    drain: int
+    drain_seconds: int
     parked: bool = False
 
     @property

@@ -126,12 +126,12 @@ class ModelState(_Strict):
         description="Workers that a kept version keeps; all of them. With fewer a rollback is as fast, "
         "but slow to answer until more are up.",
     )
-    drain: Count | None = Field(
+    drain_seconds: Count | None = Field(
         None,
         description="Seconds that an answer takes at the most: so long nothing is taken from a version "
         "whose traffic has ended. Default: its response timeout, which the server itself enforces.",
     )
-    warm_up: Count = Field(20, description="Requests that a version answers before it gets traffic.")
+    warmup_requests: Count = Field(20, description="Requests that a version answers before it gets traffic.")
     checks: Checks = Checks()
     versions: Annotated[dict[VersionName, VersionState | None], Field(min_length=1)]
 

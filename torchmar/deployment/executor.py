@@ -275,7 +275,7 @@ class _Execution:
             action.model,
             action.version,
             asked,
-            warm_up=action.warm_up,
+            warmup_requests=action.warmup_requests,
             at_once=action.at_once,
             max_latency=action.max_latency,
             timeout=timeout,
@@ -285,7 +285,7 @@ class _Execution:
         def undo() -> str:
             self.client.set_default(action.model, action.before)
             # It goes in a moment, and must have answered before.
-            drain.wait(self.client, [actions.Drained(action.model, action.version, action.drain)])
+            drain.wait(self.client, [actions.Drained(action.model, action.version, action.drain_seconds)])
             return f"{action.model} is back at {action.before}"
 
         if not action.parked and not self._described(action.model, action.version).ready:

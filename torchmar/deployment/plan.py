@@ -284,8 +284,10 @@ def _of_model(
     wanted = resolved[model.default_version]
     if live and live.default != wanted:
         target = next(want.target for want in wants if want.version == model.default_version)
-        drain = target.settings["response_timeout"] or 120 if model.drain is None else model.drain
-        phases.switches.append(actions.Switch(name, wanted, live.default, drain, model.parked))
+        drain_seconds = (
+            target.settings["response_timeout"] or 120 if model.drain_seconds is None else model.drain_seconds
+        )
+        phases.switches.append(actions.Switch(name, wanted, live.default, drain_seconds, model.parked))
         # Where the new default is new itself, that is told with it.
         if wanted in live.versions and versions.base(live.default) != versions.base(wanted):
             yield Change("~", name, (f"default {live.default} -> {wanted}",))
@@ -456,7 +458,7 @@ def _check(
         archive,
         checks.samples,
         folder / checks.requests if checks.requests else None,
-        model.warm_up,
+        model.warmup_requests,
         min(16, batch_size * max(1, want.target.min_workers)),
         checks.max_latency,
     )
@@ -514,7 +516,9 @@ def _remove(one: ModelVersion, drained: actions.Drained, index: StoreIndex, phas
 
 
 def _drained(model: ModelState, one: ModelVersion) -> actions.Drained:
-    return actions.Drained(one.name, one.version, one.response_timeout if model.drain is None else model.drain)
+    return actions.Drained(
+        one.name, one.version, one.response_timeout if model.drain_seconds is None else model.drain_seconds
+    )
 
 
 def _kept(name: str, bases: Collection[str]) -> str:

@@ -83,7 +83,7 @@ def promote(
         watch(f"asking {name} {version} its samples")
         at_once = min(16, there.batch_size * len(there.workers))
         tried = smoke_test.hold(
-            server, name, version, asked, warm_up=20, at_once=at_once, max_latency=None, timeout=timeout
+            server, name, version, asked, warmup_requests=20, at_once=at_once, max_latency=None, timeout=timeout
         )
         found = None
         if bounds:

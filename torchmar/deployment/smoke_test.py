@@ -79,7 +79,7 @@ def hold(
     version: str,
     asked: Sequence[Question],
     *,
-    warm_up: int,
+    warmup_requests: int,
     at_once: int,
     max_latency: int | None,
     timeout: float = 120.0,
@@ -91,7 +91,7 @@ def hold(
         name: the model.
         version: the version.
         asked: what to ask; nothing asked is nothing wrong.
-        warm_up: requests before any is timed.
+        warmup_requests: requests before any is timed.
         at_once: how many of these are sent together, so that every worker gets some.
         max_latency: milliseconds that the median answer to each question may take.
         timeout: seconds to wait for one answer.
@@ -109,7 +109,7 @@ def hold(
         wrong += [f"{one.name}: {problem}" for problem in one.problems(answer)]
     if wrong:
         raise _failed(f"{name} {version} does not answer as it should", wrong)
-    _warm(server, name, version, [one.request for one in asked], warm_up, at_once, timeout)
+    _warm(server, name, version, [one.request for one in asked], warmup_requests, at_once, timeout)
     medians = {}
     for one in asked:
         medians[one.name] = statistics.median(ask(client, name, one.request, version)[1] for _ in range(_TIMED))

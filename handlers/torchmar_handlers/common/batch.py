@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class HandlerProtocol(faults.Handler, Protocol):
     """What answering a batch takes of a handler."""
 
-    rows_at_once: int
+    max_forward_batch: int
     executor: Executor | None
     known_inputs: faults.KnownInputs
 
@@ -125,8 +125,8 @@ def _groups(handler: HandlerProtocol, parts: Iterable[_Part]) -> Iterator[tuple[
             continue
         groups.setdefault(kind, []).append(part)
     for (explain, _), members in groups.items():
-        for start in range(0, len(members), handler.rows_at_once):
-            yield explain, members[start : start + handler.rows_at_once]
+        for start in range(0, len(members), handler.max_forward_batch):
+            yield explain, members[start : start + handler.max_forward_batch]
 
 
 def _run(

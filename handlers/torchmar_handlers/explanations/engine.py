@@ -36,7 +36,7 @@ def explain(
     model: torch.nn.Module | None = None,
     layer: str | None = None,
     differentiable: bool = True,
-    rows_at_once: int = 256,
+    max_forward_batch: int = 256,
 ) -> list[Explanation]:
     """Explain one output for each row; rows that ask for the same method and steps are computed together.
 
@@ -56,7 +56,7 @@ def explain(
         model: the module that ``score`` runs, for Grad-CAM.
         layer: the name of the layer for Grad-CAM; by default the last ``Conv2d``.
         differentiable: False where it is known that gradients cannot be had.
-        rows_at_once: rows of a pass at the most.
+        max_forward_batch: rows of a pass at the most.
 
     Raises:
         BadRequest: a client named a method that these weights cannot answer, or gave a baseline that does not fit.
@@ -70,18 +70,18 @@ def explain(
         # Copies: what a handler made in inference mode takes no part in gradients.
         inputs, baselines, targets = (tensor.detach().clone() for tensor in (inputs, baselines, targets))
         # Known before any gradient is asked for, so that what is wrong with the model is not laid to gradients.
-        reached = pick(_forward(score, inputs, rows_at_once) if scores is None else scores.detach(), targets)
+        reached = pick(_forward(score, inputs, max_forward_batch) if scores is None else scores.detach(), targets)
 
         def compute(method: str, wish: ExplainOptions, indices: torch.Tensor) -> Computed:
             rows, starts, chosen = inputs[indices], baselines[indices], targets[indices]
             if method == "grad_cam":
-                return grad_cam.attribute(score, rows, chosen, model, layer, rows_at_once), None
+                return grad_cam.attribute(score, rows, chosen, model, layer, max_forward_batch), None
             if method in PERTURBATIONS:
-                return perturbation.attribute(score, rows, starts, chosen, method, groups, rows_at_once), None
-            values = gradients.attribute(lambda points, _: score(points), rows, starts, chosen, wish, rows_at_once)
+                return perturbation.attribute(score, rows, starts, chosen, method, groups, max_forward_batch), None
+            values = gradients.attribute(lambda points, _: score(points), rows, starts, chosen, wish, max_forward_batch)
             if method not in STEPPED:
                 return values, None
-            begun = pick(_forward(score, starts, rows_at_once), chosen)
+            begun = pick(_forward(score, starts, max_forward_batch), chosen)
             return values, differences(values, reached[indices] - begun)
 
         substitute = "occlusion" if inputs.dim() > 2 else "feature_ablation"
@@ -160,11 +160,11 @@ def differences(values: torch.Tensor, expected: torch.Tensor) -> list[float]:
     return found
 
 
-def _forward(score: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, rows_at_once: int) -> torch.Tensor:
+def _forward(score: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, max_forward_batch: int) -> torch.Tensor:
     """Return the scores of rows, ``(n, outputs)``; those of rows that are all the same, computed once."""
     if len(rows) > 1 and bool((rows == rows[:1]).all()):
-        return _forward(score, rows[:1], rows_at_once).expand(len(rows), -1)
-    most = rows_in_a_pass(rows[0].numel(), rows.device, rows_at_once)
+        return _forward(score, rows[:1], max_forward_batch).expand(len(rows), -1)
+    most = rows_in_a_pass(rows[0].numel(), rows.device, max_forward_batch)
     with torch.no_grad():
         scores = torch.cat([score(rows[piece]) for piece in pieces(len(rows), most)])
     return scores.reshape(len(rows), -1)

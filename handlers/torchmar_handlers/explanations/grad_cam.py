@@ -19,7 +19,7 @@ def attribute(
     targets: torch.Tensor,
     model: torch.nn.Module | None,
     layer: str | None,
-    rows_at_once: int,
+    max_forward_batch: int,
 ) -> torch.Tensor:
     """Return the map of each image, ``(n, 1, height, width)``.
 
@@ -29,7 +29,7 @@ def attribute(
         targets: ``(n,)``.
         model: an eager model; captum's hooks do not reach into TorchScript.
         layer: the name of the convolution in the model; by default its last ``Conv2d``.
-        rows_at_once: rows of a pass at the most.
+        max_forward_batch: rows of a pass at the most.
 
     Raises:
         NoGradientError: there is no eager model, or no convolution in it.
@@ -44,7 +44,7 @@ def attribute(
 
     method = LayerGradCam(score, model.get_submodule(layer) if layer else convolutions[-1])
     maps = []
-    for rows in pieces(len(inputs), rows_in_a_pass(inputs[0].numel(), inputs.device, rows_at_once)):
+    for rows in pieces(len(inputs), rows_in_a_pass(inputs[0].numel(), inputs.device, max_forward_batch)):
         small = method.attribute(inputs[rows].clone().requires_grad_(), target=targets[rows])
         maps.append(LayerAttribution.interpolate(small, tuple(inputs.shape[2:]), "bilinear").detach())
     return torch.cat(maps)

@@ -31,7 +31,7 @@ def attribute(
     baselines: torch.Tensor,
     targets: torch.Tensor,
     asked: ExplainOptions,
-    rows_at_once: int,
+    max_forward_batch: int,
 ) -> torch.Tensor:
     """Return the attributions of a batch by ``asked.method``, shaped like ``inputs``.
 
@@ -47,14 +47,14 @@ def attribute(
         NoGradientError: the scores have no gradient.
     """
     if asked.method == "saliency":
-        return path(score, inputs, inputs, targets, np.ones(1), np.ones(1), rows_at_once)
+        return path(score, inputs, inputs, targets, np.ones(1), np.ones(1), max_forward_batch)
     if asked.method == "gradient_shap":
         alphas = np.random.RandomState(_SEED).uniform(0.0, 1.0, asked.n_steps)
         weights = np.full(asked.n_steps, 1 / asked.n_steps)
     else:
         points, lengths = np.polynomial.legendre.leggauss(asked.n_steps)  # on [-1, 1]
         alphas, weights = (1 + points) / 2, lengths / 2
-    return path(score, baselines, inputs, targets, alphas, weights, rows_at_once) * (inputs - baselines)
+    return path(score, baselines, inputs, targets, alphas, weights, max_forward_batch) * (inputs - baselines)
 
 
 def path(
@@ -64,7 +64,7 @@ def path(
     targets: torch.Tensor,
     alphas: np.ndarray,
     weights: np.ndarray,
-    rows_at_once: int,
+    max_forward_batch: int,
 ) -> torch.Tensor:
     """Return for each row the weighted sum of its score's gradients at points between two ends, shaped like them."""
     steps = len(alphas)
@@ -75,7 +75,7 @@ def path(
     direct: dict[int, torch.Tensor] = {}
     behind: dict[int, torch.Tensor] = {}
     first: FirstConvolution | None = None
-    most = rows_in_a_pass(ends[0].numel(), ends.device, rows_at_once)
+    most = rows_in_a_pass(ends[0].numel(), ends.device, max_forward_batch)
     for places in pieces(len(ends) * steps, most):
         place = torch.arange(places.start, places.stop, device=ends.device)
         row, step = place // steps, place % steps
@@ -120,11 +120,11 @@ def pick(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return outputs.reshape(len(targets), -1).gather(1, targets[:, None])[:, 0]
 
 
-def rows_in_a_pass(values: int, device: torch.device, rows_at_once: int) -> int:
+def rows_in_a_pass(values: int, device: torch.device, max_forward_batch: int) -> int:
     """Return how many rows of so many values go through the model at once."""
     if device.type == "cpu":
-        rows_at_once = min(rows_at_once, _VALUES_AT_ONCE // max(values, 1))
-    return max(1, rows_at_once)
+        max_forward_batch = min(max_forward_batch, _VALUES_AT_ONCE // max(values, 1))
+    return max(1, max_forward_batch)
 
 
 def pieces(total: int, most: int) -> Iterator[slice]:

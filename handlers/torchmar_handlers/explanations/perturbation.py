@@ -23,7 +23,7 @@ def attribute(
     targets: torch.Tensor,
     method: str,
     groups: torch.Tensor | None,
-    rows_at_once: int,
+    max_forward_batch: int,
 ) -> torch.Tensor:
     """Return how much the target's score loses when a part is replaced by the baseline, shaped like ``inputs``.
 
@@ -40,11 +40,11 @@ def attribute(
         method: ``occlusion`` or ``feature_ablation``.
         groups: for tables, the number of each column's group, ``(features,)``; columns of one group (a one-hot
             encoding) are left out together.
-        rows_at_once: rows of a forward pass at the most.
+        max_forward_batch: rows of a forward pass at the most.
     """
     from captum.attr import FeatureAblation, Occlusion
 
-    most = rows_in_a_pass(inputs[0].numel(), inputs.device, rows_at_once)
+    most = rows_in_a_pass(inputs[0].numel(), inputs.device, max_forward_batch)
     results = []
     for rows in pieces(len(inputs), most):
         part = inputs[rows]

@@ -42,7 +42,7 @@ def explain_tokens(
     special: torch.Tensor | None = None,
     one_length: bool = False,
     differentiable: bool = True,
-    rows_at_once: int = 256,
+    max_forward_batch: int = 256,
 ) -> list[Explanation]:
     """Explain one output for each text; texts of one length that ask for the same are computed together.
 
@@ -66,7 +66,7 @@ def explain_tokens(
         special: 1 for tokens that are no part of the text (``[CLS]``), ``(n, tokens)``; they get zeros.
         one_length: whether the model takes texts of just this length; then they stay padded.
         differentiable: False where it is known that gradients cannot be had.
-        rows_at_once: rows of a pass at the most.
+        max_forward_batch: rows of a pass at the most.
 
     Raises:
         BadRequest: a client named a method that these weights cannot answer, or a baseline that is none.
@@ -88,7 +88,7 @@ def explain_tokens(
                 model,
                 replacements.values(),
                 *(part[rows][kept].view(shape) for part in (ids, mask, free)),
-                rows_at_once,
+                max_forward_batch,
             )
             named = [_replacement(asked[row].baseline, replacements) for row in rows.tolist()]
             if not shape[1]:
@@ -129,7 +129,7 @@ class _Texts:
     ids: torch.Tensor
     mask: torch.Tensor
     free: torch.Tensor
-    rows_at_once: int
+    max_forward_batch: int
 
     def scores(self) -> torch.Tensor:
         """Return the scores of all texts, ``(n, outputs)``."""
@@ -140,7 +140,7 @@ class _Texts:
     @property
     def most(self) -> int:
         """Texts that go through a model of unknown width at once."""
-        return rows_in_a_pass(self.ids.shape[1] * _WIDTH, self.ids.device, self.rows_at_once)
+        return rows_in_a_pass(self.ids.shape[1] * _WIDTH, self.ids.device, self.max_forward_batch)
 
 
 def _replacement(choice: object, replacements: Mapping[str, int]) -> int | None:
@@ -185,7 +185,7 @@ def _by_embeddings(
     starts = torch.where(texts.free[..., None], starts[:, None], score.ends)
     # In evaluation mode, cuDNN's recurrent networks have no gradients, and torch's own have.
     with torch.backends.cudnn.flags(enabled=False):
-        values = gradients.attribute(score, score.ends, starts, targets, wish, texts.rows_at_once)
+        values = gradients.attribute(score, score.ends, starts, targets, wish, texts.max_forward_batch)
     values = values.sum(2) * texts.free
     if wish.method not in STEPPED:
         return values, None
@@ -265,7 +265,7 @@ class _Positions:
 
     def passes(self) -> Iterator[slice]:
         """Cut the texts into what goes through the model at once."""
-        most = rows_in_a_pass(self.ends[0].numel(), self.ends.device, self.texts.rows_at_once)
+        most = rows_in_a_pass(self.ends[0].numel(), self.ends.device, self.texts.max_forward_batch)
         return pieces(len(self.ends), most)
 
     def size(self, count: int) -> int:

@@ -49,9 +49,9 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     body = _document(request)
     if not isinstance(body, Mapping):
         if isinstance(body, list):
-            _refuse_nesting(body, served.max_nesting)
+            _refuse_nesting(body, served.max_json_depth)
         return plain.read(request, served)
-    _refuse_nesting(body, served.max_nesting)
+    _refuse_nesting(body, served.max_json_depth)
     request = replace(request, row={**request.row, "body": body})
     if open_inference.speaks(body):
         return open_inference.read(request, body, served)
@@ -93,7 +93,7 @@ def _lines(request: Request, served: HandlerInfo) -> ParsedRequest:
                 documents.append(json.loads(line))
             except (ValueError, RecursionError) as error:
                 raise BadRequest(f"line {number} of the body is not JSON: {error}") from None
-    _refuse_nesting(documents, served.max_nesting)
+    _refuse_nesting(documents, served.max_json_depth)
     return plain.read_lines(request, documents, served)
 
 

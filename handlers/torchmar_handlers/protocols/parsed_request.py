@@ -15,7 +15,7 @@ class HandlerInfo(Protocol):
 
     named: bool
     max_instances: int
-    max_nesting: int
+    max_json_depth: int
 
     def rows(self, request: Request) -> list[Any] | None:
         """Return the instances of a plain body that holds several; None where it is one."""

@@ -48,7 +48,7 @@ class TabularHandler(BaseHandler):
                                             ``feature_ablation``
     n_steps        50                       steps of the integral of an explanation
     baseline       mean                     what explanations compare with: ``mean`` or ``zeros``
-    rows_at_once   4096                     rows in one forward pass at the most
+    max_forward_batch   4096                     rows in one forward pass at the most
     ============== ======================== ==========================================================
 
     A column has a ``name``, a ``type`` and what that knows:
@@ -88,7 +88,7 @@ class TabularHandler(BaseHandler):
         columns = read_columns(options.get("columns"), Path(context.system_properties.get("model_dir")))
         self.table = Table(columns, options.text("out_of_range", OUT_OF_RANGE[0], choices=OUT_OF_RANGE))
         self.scores_name = options.text("scores", "")
-        self.rows_at_once = options.integer("rows_at_once", _ROWS_AT_ONCE, low=1)
+        self.max_forward_batch = options.integer("max_forward_batch", _ROWS_AT_ONCE, low=1)
         self.asked_by_default = {
             "method": options.text("method", METHODS[0], choices=METHODS),
             "n_steps": options.integer("n_steps", 50, low=1, high=1000),
