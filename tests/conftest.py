@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +19,9 @@ from torchmar.engines import EngineName
 from torchmar.engines.engine import Engine
 from torchmar.engines.torchserve import TorchServe
 from torchmar.inference import InferenceClient
+
+if TYPE_CHECKING:
+    from tests.support.pool_harness import PoolHarness
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -67,6 +71,17 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         return archive.pack(archive.collect_members(made, folder), target).path
 
     return build
+
+
+@pytest.fixture(scope="module")
+def pool_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolHarness]:
+    """Run a fork server and an event loop for pools of workers in the process of the test."""
+    from tests.support.pool_harness import PoolHarness
+    from torchmar.server.telemetry import logs
+
+    logs.open_in(tmp_path_factory.mktemp("logs"))
+    with PoolHarness() as harness:
+        yield harness
 
 
 @pytest.fixture(scope="module")

@@ -93,20 +93,20 @@ def a_worker_has_died(folder: Path) -> None:
     """
     (folder / "handler.py").write_text(dedent(code))
     logs.open_in(folder / "logs")
-    with PoolHarness() as house:
+    with PoolHarness() as harness:
 
         async def make() -> Pool:
-            return Pool(house.fork_server, PoolOptions("m", "1.0", "handler.py", str(folder)), house)
+            return Pool(harness.fork_server, PoolOptions("m", "1.0", "handler.py", str(folder)), harness)
 
-        pool = house.run(make())
-        assert house.run(pool.scale(1, 1)), pool.failure
+        pool = harness.run(make())
+        assert harness.run(pool.scale(1, 1)), pool.failure
         (worker,) = pool.workers()
-        assert house.run(ask(pool, ["x"])) == [500]
-        house.run(until(lambda: not psutil.pid_exists(worker.pid)))
+        assert harness.run(ask(pool, ["x"])) == [500]
+        harness.run(until(lambda: not psutil.pid_exists(worker.pid)))
         innocent = with_number(worker.pid)
-        house.run(until(lambda: "once only" in pool.failure))
-        house.run(pool.close())
-        house.run(until(lambda: not psutil.Process(house.fork_server.pid).children()))
+        harness.run(until(lambda: "once only" in pool.failure))
+        harness.run(pool.close())
+        harness.run(until(lambda: not psutil.Process(harness.fork_server.pid).children()))
     assert innocent.poll() is None
 
 
@@ -133,21 +133,21 @@ def a_parent_has_died(folder: Path) -> None:
 
     (folder / "handler.py").write_text(OBEDIENT)
     logs.open_in(folder / "logs")
-    with PoolHarness() as house:
+    with PoolHarness() as harness:
 
         async def make() -> Pool:
-            return Pool(house.fork_server, PoolOptions("m", "1.0", "handler.py", str(folder)), house)
+            return Pool(harness.fork_server, PoolOptions("m", "1.0", "handler.py", str(folder)), harness)
 
-        pool = house.run(make())
-        assert house.run(pool.scale(2, 2)), pool.failure
-        numbers = [one.pid for one in (*pool.workers(), house.fork_server) if one.pid]
+        pool = harness.run(make())
+        assert harness.run(pool.scale(2, 2)), pool.failure
+        numbers = [one.pid for one in (*pool.workers(), harness.fork_server) if one.pid]
         assert len(numbers) == 3
         os.kill(numbers[-1], signal.SIGKILL)
-        house.run(until(lambda: not any(map(psutil.pid_exists, numbers))))
+        harness.run(until(lambda: not any(map(psutil.pid_exists, numbers))))
         innocents = [with_number(number) for number in numbers]
-        house.run(until(lambda: pool.ready == 2))
-        assert house.run(ask(pool, [1, 2])) == [1, 2]
-        house.run(pool.close())
+        harness.run(until(lambda: pool.ready == 2))
+        assert harness.run(ask(pool, [1, 2])) == [1, 2]
+        harness.run(pool.close())
     assert [innocent.poll() for innocent in innocents] == [None] * 3
 
 

@@ -17,7 +17,6 @@ import torch
 
 from tests.support.pool_harness import PoolHarness, job
 from torchmar.archive import Archive
-from torchmar.server.telemetry import logs
 from torchmar.server.workers.jobs import Reply
 from torchmar.server.workers.pool import Pool, PoolOptions
 
@@ -28,15 +27,8 @@ _SIZE = 30_000_000  # numbers of 4 bytes
 _MUCH = 110 << 20  # bytes that a worker has besides
 
 
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolHarness]:
-    logs.open_in(tmp_path_factory.mktemp("logs"))
-    with PoolHarness() as started:
-        yield started
-
-
 @pytest.fixture
-def serve(house: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+def serve(pool_harness: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..., Pool]]:
     """Return a function that serves a handler with four workers."""
     made: list[Pool] = []
 
@@ -47,12 +39,14 @@ def serve(house: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[.
             handler = archive.manifest.model.handler
 
         async def scale() -> Pool:
-            pool = Pool(house.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), house)
+            pool = Pool(
+                pool_harness.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), pool_harness
+            )
             made.append(pool)
             assert await pool.scale(workers, workers), pool.failure
             return pool
 
-        return house.run(scale())
+        return pool_harness.run(scale())
 
     yield start
 
@@ -60,10 +54,10 @@ def serve(house: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[.
         for one in made:
             await one.close()
 
-    house.run(end())
+    pool_harness.run(end())
 
 
-def ask(house: PoolHarness, pool: Pool, bodies: list[Any]) -> list[Any]:
+def ask(pool_harness: PoolHarness, pool: Pool, bodies: list[Any]) -> list[Any]:
     """Return the answers to requests that come at once."""
 
     async def all_of_them() -> list[Reply]:
@@ -72,7 +66,7 @@ def ask(house: PoolHarness, pool: Pool, bodies: list[Any]) -> list[Any]:
             pool.submit(job(body, future.set_result))
         return await asyncio.gather(*futures)
 
-    return [json.loads(reply.body) for reply in house.run(all_of_them())]
+    return [json.loads(reply.body) for reply in pool_harness.run(all_of_them())]
 
 
 def own_memory(pool: Pool) -> list[int]:
@@ -149,12 +143,12 @@ def files() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", LOADS)
 def test_weights_that_workers_have_loaded_alike_are_in_memory_once(
-    house: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes], kind: str
+    pool_harness: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes], kind: str
 ) -> None:
     needed = {name: files[name] for name in files if f"/{name}'" in LOADS[kind]}
     pool = serve(handler(LOADS[kind]), needed)
     assert max(own_memory(pool)) < _MUCH
-    answers = ask(house, pool, ["read"] * 8)
+    answers = ask(pool_harness, pool, ["read"] * 8)
     assert len({one["pid"] for one in answers}) == 4
     # The first digest was made before the weights were put elsewhere.
     assert {one["digest"] for one in answers} == {answers[0]["loaded"]}
@@ -162,12 +156,12 @@ def test_weights_that_workers_have_loaded_alike_are_in_memory_once(
 
 
 def test_what_one_worker_writes_the_others_do_not_see(
-    house: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
+    pool_harness: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
 ) -> None:
     pool = serve(handler(LOADS["TorchScript"]), {"script": files["script"]})
-    (wrote,) = ask(house, pool, ["write"])
+    (wrote,) = ask(pool_harness, pool, ["write"])
     assert wrote["digest"] != wrote["loaded"]
-    answers = ask(house, pool, ["read"] * 8)
+    answers = ask(pool_harness, pool, ["read"] * 8)
     found = {one["pid"]: one["digest"] for one in answers}
     assert len(found) == 4
     assert all(found[one["pid"]] == one["digest"] for one in answers)
@@ -177,10 +171,10 @@ def test_what_one_worker_writes_the_others_do_not_see(
 
 
 def test_a_worker_that_comes_later_shares_what_the_first_has(
-    house: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
+    pool_harness: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
 ) -> None:
     pool = serve(handler(LOADS["TorchScript"]), {"script": files["script"]}, workers=1)
-    assert house.run(pool.scale(3, 3))
+    assert pool_harness.run(pool.scale(3, 3))
     assert max(own_memory(pool)) < _MUCH
     before = {worker.pid for worker in pool.workers()}
     psutil.Process(min(before)).kill()
@@ -189,13 +183,13 @@ def test_a_worker_that_comes_later_shares_what_the_first_has(
         while pool.ready < 3 or {worker.pid for worker in pool.workers()} == before:
             await asyncio.sleep(0.01)
 
-    house.run(again())
+    pool_harness.run(again())
     assert max(own_memory(pool)) < _MUCH
-    assert len({one["digest"] for one in ask(house, pool, ["read"] * 12)}) == 1
+    assert len({one["digest"] for one in ask(pool_harness, pool, ["read"] * 12)}) == 1
 
 
-def test_weights_that_differ_stay_those_of_each_worker(house: PoolHarness, serve: Callable[..., Pool]) -> None:
-    answers = ask(house, serve(handler("self.weights = torch.rand(5_000_000)")), ["read"] * 8)
+def test_weights_that_differ_stay_those_of_each_worker(pool_harness: PoolHarness, serve: Callable[..., Pool]) -> None:
+    answers = ask(pool_harness, serve(handler("self.weights = torch.rand(5_000_000)")), ["read"] * 8)
     assert len({one["pid"] for one in answers}) == 4
     assert all(one["digest"] == one["loaded"] for one in answers)
     assert len({one["digest"] for one in answers}) == 4
@@ -224,15 +218,15 @@ class Handler:
 
 
 def test_weights_that_a_thread_unknown_to_threading_may_write_to_are_not_shared(
-    house: PoolHarness, serve: Callable[..., Pool]
+    pool_harness: PoolHarness, serve: Callable[..., Pool]
 ) -> None:
-    answers = ask(house, serve(WRITER, workers=2), ["read"] * 2)
+    answers = ask(pool_harness, serve(WRITER, workers=2), ["read"] * 2)
     assert {one["shares"] for one in answers} == {False}
 
 
 def test_workers_with_a_limit_of_memory_answer_the_same(
-    house: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
+    pool_harness: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
 ) -> None:
     pool = serve(handler(LOADS["TorchScript"]), {"script": files["script"]}, 2, memory_limit=1 << 30)
-    answers = ask(house, pool, ["read"] * 8)
+    answers = ask(pool_harness, pool, ["read"] * 8)
     assert {one["digest"] for one in answers} == {answers[0]["loaded"]}

@@ -95,7 +95,7 @@ def handle(rows, context):
 }
 
 
-class House:
+class ServerHarness:
     """A server that speaks gRPC and nothing else, in a thread."""
 
     def __init__(self, folder: Path, **keys: Any) -> None:
@@ -151,47 +151,47 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    house = House(tmp_path_factory.mktemp("grpc"), model_api=True, ts_open_inference_protocol=True)
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHarness]:
+    harness = ServerHarness(tmp_path_factory.mktemp("grpc"), model_api=True, ts_open_inference_protocol=True)
     try:
         for name in HANDLERS:
-            url = house.build(name)
+            url = harness.build(name)
             if name != "broken":
-                house.run(house.registry.register(Registration(url, initial_workers=1)))
-        yield house
+                harness.run(harness.registry.register(Registration(url, initial_workers=1)))
+        yield harness
     finally:
-        house.close()
+        harness.close()
 
 
 @pytest.fixture
-def inference(house: House) -> Iterator[GrpcInference]:
-    with GrpcInference(house.server) as client:
+def inference(harness: ServerHarness) -> Iterator[GrpcInference]:
+    with GrpcInference(harness.server) as client:
         yield client
 
 
 @pytest.fixture
-def management(house: House) -> Iterator[GrpcManagement]:
-    with GrpcManagement(house.server) as client:
+def management(harness: ServerHarness) -> Iterator[GrpcManagement]:
+    with GrpcManagement(harness.server) as client:
         yield client
 
 
 @pytest.fixture
-def open_inference(house: House) -> Iterator[GrpcOpenInference]:
-    with GrpcOpenInference(house.server) as client:
+def open_inference(harness: ServerHarness) -> Iterator[GrpcOpenInference]:
+    with GrpcOpenInference(harness.server) as client:
         yield client
 
 
 @pytest.fixture
-def ask(house: House) -> Iterator[Callable[..., str]]:
+def ask(harness: ServerHarness) -> Iterator[Callable[..., str]]:
     """Return a function that calls a method and returns its code and details, or the text of its answer."""
     channels = {
         api: grpc.insecure_channel(f"127.0.0.1:{port}")
-        for api, port in (("inference", house.listener.inference), ("management", house.listener.management))
+        for api, port in (("inference", harness.listener.inference), ("management", harness.listener.management))
     }
 
     def call(service: str, method: str, request: Message, reply: Any = Empty, authorization: str | None = None) -> str:
         api = "management" if service == MANAGEMENT else "inference"
-        shown = f"Bearer {house.token(api)}" if authorization is None else authorization
+        shown = f"Bearer {harness.token(api)}" if authorization is None else authorization
         asking = channels[api].unary_unary(f"/{service}/{method}", type(request).SerializeToString, reply.FromString)
         try:
             said = asking(request, metadata=[("authorization", shown)] if shown else [], timeout=20)
@@ -224,9 +224,11 @@ DENIED = "PERMISSION_DENIED Token Authorization failed. Token either incorrect, 
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer nonsense", "Basic {token}", "{token}", "Bearer {other}"])
-def test_a_call_without_the_right_token_is_denied(house: House, ask: Callable[..., str], authorization: str) -> None:
+def test_a_call_without_the_right_token_is_denied(
+    harness: ServerHarness, ask: Callable[..., str], authorization: str
+) -> None:
     def shown(api: str, other: str) -> str:
-        return authorization.format(token=house.token(api), other=house.token(other))
+        return authorization.format(token=harness.token(api), other=harness.token(other))
 
     wanted = inference_pb2.PredictionsRequest(model_name="made")
     answer = inference_pb2.PredictionResponse
@@ -236,7 +238,7 @@ def test_a_call_without_the_right_token_is_denied(house: House, ask: Callable[..
     for tokens in ({}, {"inference": "wrong"}):
         with (
             pytest.raises(UnauthorizedError),
-            GrpcInference(replace(house.server, key_file=None, tokens=tokens)) as client,
+            GrpcInference(replace(harness.server, key_file=None, tokens=tokens)) as client,
         ):
             list(client.stream("pieces", b"x"))
 
@@ -324,9 +326,11 @@ def test_an_answer_in_pieces_is_streamed_or_put_together(inference: GrpcInferenc
     assert inference.predict("pieces", b"x") == "abc"
 
 
-def test_a_handler_that_sends_no_pieces_is_streamed_once_and_lives(house: House, inference: GrpcInference) -> None:
+def test_a_handler_that_sends_no_pieces_is_streamed_once_and_lives(
+    harness: ServerHarness, inference: GrpcInference
+) -> None:
     def pids() -> list[int]:
-        return [worker.pid for worker in house.registry.find("many_ways").pool.workers()]
+        return [worker.pid for worker in harness.registry.find("many_ways").pool.workers()]
 
     before = pids()
     (said,) = inference.stream("many_ways", b"x")
@@ -338,24 +342,24 @@ def test_a_handler_that_sends_no_pieces_is_streamed_once_and_lives(house: House,
     assert pids() == before
 
 
-def test_a_sequence_has_its_answers_one_by_one(house: House, inference: GrpcInference) -> None:
+def test_a_sequence_has_its_answers_one_by_one(harness: ServerHarness, inference: GrpcInference) -> None:
     assert list(inference.sequence("counting", "first", [b"12", b"345"])) == [b"2", b"5"]
     assert list(inference.sequence("counting", "second", [b"1"])) == [b"1"]
     with pytest.raises(ServerError, match="Model not found"):
         list(inference.sequence("nothing", "third", [b"1", b"2"]))
 
 
-def test_what_fails_in_a_sequence_is_told_and_ends_nothing(house: House) -> None:
+def test_what_fails_in_a_sequence_is_told_and_ends_nothing(harness: ServerHarness) -> None:
     def request(**more: Any) -> inference_pb2.PredictionsRequest:
         return inference_pb2.PredictionsRequest(model_name="counting", input={"body": b"12"}, **more)
 
-    with grpc.insecure_channel(f"127.0.0.1:{house.listener.inference}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{harness.listener.inference}") as channel:
         asking = channel.stream_stream(
             f"/{INFERENCE}/StreamPredictions2",
             inference_pb2.PredictionsRequest.SerializeToString,
             inference_pb2.PredictionResponse.FromString,
         )
-        metadata = [("authorization", f"Bearer {house.token('inference')}")]
+        metadata = [("authorization", f"Bearer {harness.token('inference')}")]
         wrong, right = asking(iter([request(), request(sequence_id="s")]), metadata=metadata, timeout=20)
     assert (wrong.status.code, wrong.status.message) == (13, "Parameter sequenceId is required.")
     # As TorchServe sends it, byte by byte.
@@ -378,14 +382,14 @@ class Patience:
     def worked_for(self) -> list[str]:
         return self.notes.read_text().split() if self.notes.exists() else []
 
-    def ask(self, channel: grpc.Channel, house: House, who: str, timeout: float = 60) -> Any:
+    def ask(self, channel: grpc.Channel, harness: ServerHarness, who: str, timeout: float = 60) -> Any:
         request = inference_pb2.PredictionsRequest(model_name="patient", input=self.row(who))
         asking = channel.unary_unary(
             f"/{INFERENCE}/Predictions",
             inference_pb2.PredictionsRequest.SerializeToString,
             inference_pb2.PredictionResponse.FromString,
         )
-        token = [("authorization", f"Bearer {house.token('inference')}")]
+        token = [("authorization", f"Bearer {harness.token('inference')}")]
         return asking.future(request, metadata=token, timeout=timeout)
 
 
@@ -396,18 +400,18 @@ def patience(tmp_path: Path) -> Iterator[Patience]:
     patience.until.touch()
 
 
-def test_a_request_is_not_run_after_its_deadline_or_its_clients_end(house: House, patience: Patience) -> None:
-    pool = house.registry.find("patient").pool
-    with grpc.insecure_channel(f"127.0.0.1:{house.listener.inference}") as channel:
-        first = patience.ask(channel, house, "first")
+def test_a_request_is_not_run_after_its_deadline_or_its_clients_end(harness: ServerHarness, patience: Patience) -> None:
+    pool = harness.registry.find("patient").pool
+    with grpc.insecure_channel(f"127.0.0.1:{harness.listener.inference}") as channel:
+        first = patience.ask(channel, harness, "first")
         wait_until(patience.worked_for)
-        late = patience.ask(channel, house, "late", timeout=0.2)
+        late = patience.ask(channel, harness, "late", timeout=0.2)
         assert late.exception().code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        gone = patience.ask(channel, house, "gone")
+        gone = patience.ask(channel, harness, "gone")
         wait_until(lambda: any(not job.cancelled for job in pool._queue))
         gone.cancel()
         wait_until(lambda: all(job.cancelled for job in pool._queue))
-        last = patience.ask(channel, house, "last")
+        last = patience.ask(channel, harness, "last")
         wait_until(lambda: any(not job.cancelled for job in pool._queue))
         patience.until.touch()
         assert first.result().prediction.endswith(b".done")
@@ -415,16 +419,16 @@ def test_a_request_is_not_run_after_its_deadline_or_its_clients_end(house: House
     assert patience.worked_for() == ["first", "last"]
 
 
-def test_a_client_that_ends_a_stream_ends_its_request(house: House, patience: Patience) -> None:
-    pool = house.registry.find("patient").pool
+def test_a_client_that_ends_a_stream_ends_its_request(harness: ServerHarness, patience: Patience) -> None:
+    pool = harness.registry.find("patient").pool
     request = inference_pb2.PredictionsRequest(model_name="patient", input=patience.row("me"))
-    with grpc.insecure_channel(f"127.0.0.1:{house.listener.inference}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{harness.listener.inference}") as channel:
         asking = channel.unary_stream(
             f"/{INFERENCE}/StreamPredictions",
             inference_pb2.PredictionsRequest.SerializeToString,
             inference_pb2.PredictionResponse.FromString,
         )
-        parts = asking(request, metadata=[("authorization", f"Bearer {house.token('inference')}")], timeout=60)
+        parts = asking(request, metadata=[("authorization", f"Bearer {harness.token('inference')}")], timeout=60)
         assert next(parts).prediction == b"."
         (worker,) = pool._workers
         assert not worker.jobs[0].cancelled
@@ -439,22 +443,26 @@ def wait_until(true: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def test_too_many_requests_and_no_workers_are_told(house: House, patience: Patience, ask: Callable[..., str]) -> None:
-    pool = house.registry.find("patient").pool
-    with grpc.insecure_channel(f"127.0.0.1:{house.listener.inference}") as channel:
-        asked = [patience.ask(channel, house, "first")]
+def test_too_many_requests_and_no_workers_are_told(
+    harness: ServerHarness, patience: Patience, ask: Callable[..., str]
+) -> None:
+    pool = harness.registry.find("patient").pool
+    with grpc.insecure_channel(f"127.0.0.1:{harness.listener.inference}") as channel:
+        asked = [patience.ask(channel, harness, "first")]
         wait_until(patience.worked_for)
-        asked += [patience.ask(channel, house, f"waiting-{number}") for number in range(house.settings.job_queue_size)]
-        wait_until(lambda: pool.pending == house.settings.job_queue_size)
+        asked += [
+            patience.ask(channel, harness, f"waiting-{number}") for number in range(harness.settings.job_queue_size)
+        ]
+        wait_until(lambda: pool.pending == harness.settings.job_queue_size)
         full = predict(ask, "patient", **patience.row("refused"))
         assert full.startswith('INTERNAL Model "patient"')
         assert full.endswith("\nInternalServerException.()")
         patience.until.touch()
         assert all(one.result().prediction.endswith(b"done") for one in asked)
     assert "refused" not in patience.worked_for()
-    house.run(house.registry.scale("patient", None, 0, 0))
+    harness.run(harness.registry.scale("patient", None, 0, 0))
     assert "has no worker to serve inference request" in predict(ask, "patient", **patience.row("nobody"))
-    house.run(house.registry.scale("patient", None, 1, 1))
+    harness.run(harness.registry.scale("patient", None, 1, 1))
 
 
 def test_what_is_too_large_is_told(inference: GrpcInference) -> None:
@@ -464,8 +472,8 @@ def test_what_is_too_large_is_told(inference: GrpcInference) -> None:
     assert "max_request_size" in caught.value.hint
 
 
-def test_a_model_lives_from_registration_to_removal(house: House, management: GrpcManagement) -> None:
-    names = [house.build("mirror", version) for version in ("2.0", "3.0")]
+def test_a_model_lives_from_registration_to_removal(harness: ServerHarness, management: GrpcManagement) -> None:
+    names = [harness.build("mirror", version) for version in ("2.0", "3.0")]
     said = management.register(names[0], model_name="life", initial_workers=1, batch_size=3, startup_timeout=55)
     assert said == 'Model "life" Version: 2.0 registered with 1 initial workers'
     said = management.register(names[1], model_name="life")
@@ -488,11 +496,11 @@ def test_a_model_lives_from_registration_to_removal(house: House, management: Gr
         management.describe("life")
 
 
-def test_a_model_that_does_not_load_is_told_with_its_reason(house: House, ask: Callable[..., str]) -> None:
+def test_a_model_that_does_not_load_is_told_with_its_reason(harness: ServerHarness, ask: Callable[..., str]) -> None:
     said = manage(ask, "RegisterModel", url="broken-1.0.mar", initial_workers=1, synchronous=True)
     assert said.startswith("INTERNAL Failed to start workers for model broken version: 1.0")
     assert said.endswith("\norg.pytorch.serve.http.InternalServerException")
-    assert "broken" not in house.registry.models
+    assert "broken" not in harness.registry.models
 
 
 @pytest.mark.parametrize(
@@ -559,7 +567,9 @@ def test_models_are_listed_in_pages(ask: Callable[..., str], management: GrpcMan
     assert list(management.names()) == ["counting", "many_ways", "mirror", "patient", "pieces"]
 
 
-def test_a_handler_may_describe_itself(house: House, ask: Callable[..., str], management: GrpcManagement) -> None:
+def test_a_handler_may_describe_itself(
+    harness: ServerHarness, ask: Callable[..., str], management: GrpcManagement
+) -> None:
     request = management_pb2.DescribeModelRequest(model_name="mirror", customized=True)
     said = ask(MANAGEMENT, "DescribeModel", request, management_pb2.ManagementResponse)
     assert r"\"about\": \"me\"" in said
@@ -569,23 +579,23 @@ def test_a_handler_may_describe_itself(house: House, ask: Callable[..., str], ma
 
 
 def test_registration_is_denied_unless_it_is_switched_on(tmp_path: Path) -> None:
-    house = House(tmp_path, ts_open_inference_protocol=False)
+    harness = ServerHarness(tmp_path, ts_open_inference_protocol=False)
     try:
-        with GrpcManagement(house.server) as management:
+        with GrpcManagement(harness.server) as management:
             for call in (lambda: management.register("x.mar"), lambda: management.unregister("x")):
                 with pytest.raises(ServerError, match="Model API disabled") as caught:
                     call()
                 assert caught.value.status == 405  # as over REST
             assert list(management.models()) == []
-        with GrpcOpenInference(house.server) as client, pytest.raises(ServerError) as caught:
+        with GrpcOpenInference(harness.server) as client, pytest.raises(ServerError) as caught:
             client.live()  # is a protocol that is off
         assert caught.value.status == 501
     finally:
-        house.close()
+        harness.close()
 
 
 def test_the_open_inference_protocol_says_how_things_are(
-    house: House, open_inference: GrpcOpenInference, ask: Callable[..., str]
+    harness: ServerHarness, open_inference: GrpcOpenInference, ask: Callable[..., str]
 ) -> None:
     assert open_inference.live()
     assert open_inference.ready()
@@ -598,9 +608,9 @@ def test_the_open_inference_protocol_says_how_things_are(
         assert ask(OPEN, method, asked) == f"NOT_FOUND Model not found: nothing\n{NOT_FOUND}"
         nameless = ask(OPEN, method, getattr(open_inference_pb2, f"{method}Request")())
         assert nameless.endswith("is required.\nBadRequestException.()")
-    house.run(house.registry.scale("patient", None, 0, 0))
+    harness.run(harness.registry.scale("patient", None, 0, 0))
     assert not open_inference.model_ready("patient")
-    house.run(house.registry.scale("patient", None, 1, 1))
+    harness.run(harness.registry.scale("patient", None, 1, 1))
 
 
 def test_tensors_go_there_and_back(open_inference: GrpcOpenInference) -> None:
@@ -640,16 +650,16 @@ def test_raw_contents_are_taken_and_answered(ask: Callable[..., str]) -> None:
         assert infer(ask, datatype, raw).startswith("INVALID_ARGUMENT ")
 
 
-def test_what_json_cannot_hold_is_refused_and_costs_no_worker(house: House, ask: Callable[..., str]) -> None:
+def test_what_json_cannot_hold_is_refused_and_costs_no_worker(harness: ServerHarness, ask: Callable[..., str]) -> None:
     assert infer(ask, "FP32", fp32_contents=[math.nan]).startswith("INVALID_ARGUMENT")
     assert infer(ask, "FP32", fp32_contents=[math.inf]).startswith("INVALID_ARGUMENT")
     assert infer(ask, "WHAT", fp32_contents=[1]).startswith("INVALID_ARGUMENT input 'n': ")
-    assert house.registry.find("many_ways").pool.ready == 1
+    assert harness.registry.find("many_ways").pool.ready == 1
 
 
-def test_calls_are_counted(house: House, inference: GrpcInference) -> None:
+def test_calls_are_counted(harness: ServerHarness, inference: GrpcInference) -> None:
     def count(name: str, **labels: str) -> float:
-        return metrics.Reading(0, metrics.parse(house.metrics.text())).total(name, **labels)
+        return metrics.Reading(0, metrics.parse(harness.metrics.text())).total(name, **labels)
 
     def now() -> list[float]:
         return [
@@ -667,18 +677,18 @@ def test_calls_are_counted(house: House, inference: GrpcInference) -> None:
 
 def test_it_speaks_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     key, own = certificate
-    house = House(tmp_path, grpc_tls=True, private_key_file=key, certificate_file=own)
+    harness = ServerHarness(tmp_path, grpc_tls=True, private_key_file=key, certificate_file=own)
     try:
-        address = f"grpcs://127.0.0.1:{house.listener.inference}"
-        with GrpcInference(replace(house.server, grpc_inference=address, verify=own)) as client:
+        address = f"grpcs://127.0.0.1:{harness.listener.inference}"
+        with GrpcInference(replace(harness.server, grpc_inference=address, verify=own)) as client:
             assert client.ping() == "Healthy"
-        with GrpcInference(replace(house.server, grpc_inference=address)) as client, pytest.raises(CertificateError):
+        with GrpcInference(replace(harness.server, grpc_inference=address)) as client, pytest.raises(CertificateError):
             client.ping()
-        missing = replace(house.settings, certificate_file=tmp_path / "none.pem")
+        missing = replace(harness.settings, certificate_file=tmp_path / "none.pem")
         with pytest.raises(PropertiesError, match=r"none\.pem: gRPC needs both"):
-            house.run(server_grpc.listen(house.registry, Tokens(house.key_file), missing, house.metrics))
+            harness.run(server_grpc.listen(harness.registry, Tokens(harness.key_file), missing, harness.metrics))
     finally:
-        house.close()
+        harness.close()
 
 
 @pytest.fixture
@@ -687,13 +697,13 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return certify(tmp_path)
 
 
-def test_a_port_that_is_taken_is_told(house: House) -> None:
+def test_a_port_that_is_taken_is_told(harness: ServerHarness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address("127.0.0.1", taken.getsockname()[1])
-        settings = replace(house.settings, grpc_management=address)
+        settings = replace(harness.settings, grpc_management=address)
         with pytest.raises(BindError, match=f"grpc://127.0.0.1:{address.port} cannot be listened on"):
-            house.run(
-                server_grpc.listen(house.registry, Tokens(house.key_file, enabled=False), settings, house.metrics)
+            harness.run(
+                server_grpc.listen(harness.registry, Tokens(harness.key_file, enabled=False), settings, harness.metrics)
             )
 
 

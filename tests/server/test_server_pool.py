@@ -18,7 +18,6 @@ from tests.support.pool_harness import OBEDIENT, Make, PoolHarness, ask, job, un
 from tests.support.processes import forked_by
 from torchmar.archive import Archive
 from torchmar.server.api_error import ApiError
-from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.system_metrics import cores
 from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool, PoolOptions
@@ -27,18 +26,11 @@ from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import forking
 
 
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolHarness]:
-    logs.open_in(tmp_path_factory.mktemp("logs"))
-    with PoolHarness() as started:
-        yield started
-
-
 @pytest.fixture
-def pool(house: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+def pool(pool_harness: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..., Pool]]:
     """Return a function that makes a pool of a handler, with workers."""
     made: list[Pool] = []
-    house.batches.clear()
+    pool_harness.batches.clear()
 
     def build(code: str = OBEDIENT, workers: int = 1, *, up: bool = True, **options: Any) -> Pool:
         folder = tmp_path / f"model-{len(made)}"
@@ -47,12 +39,14 @@ def pool(house: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..
             handler = archive.manifest.model.handler
 
         async def start() -> Pool:
-            pool = Pool(house.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), house)
+            pool = Pool(
+                pool_harness.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), pool_harness
+            )
             made.append(pool)
             assert await pool.scale(workers, workers) is up, pool.failure
             return pool
 
-        return house.run(start())
+        return pool_harness.run(start())
 
     yield build
 
@@ -60,31 +54,31 @@ def pool(house: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..
         for one in made:
             await one.close()
 
-    house.run(end())
+    pool_harness.run(end())
 
 
 def test_requests_that_come_together_share_a_batch_and_those_that_come_while_it_runs_the_next(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool(batch_size=4)
-    assert house.run(ask(one, list(range(10)))) == list(range(10))
-    assert house.batches == [4, 4, 2]
+    assert pool_harness.run(ask(one, list(range(10)))) == list(range(10))
+    assert pool_harness.batches == [4, 4, 2]
 
 
 def test_predictions_and_explanations_share_no_batch_and_keep_their_order(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool(batch_size=8)
 
     async def both() -> list[Any]:
         return await asyncio.gather(ask(one, [1, 2]), ask(one, [3], {"explain": "True"}), ask(one, [4, 5]))
 
-    assert house.run(both()) == [[1, 2], [3], [4, 5]]
-    assert house.batches == [4, 1]
+    assert pool_harness.run(both()) == [[1, 2], [3], [4, 5]]
+    assert pool_harness.batches == [4, 1]
 
 
 def test_a_long_batch_gets_all_threads_and_short_ones_after_it_get_one(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     code = """
     import os, time, torch
@@ -97,51 +91,55 @@ def test_a_long_batch_gets_all_threads_and_short_ones_after_it_get_one(
     """
     one = pool(code)
     waiting = worker_environment(os.environ).get("GOMP_SPINCOUNT")
-    assert house.run(ask(one, [0])) == [[1, waiting]]
-    house.run(ask(one, [0.1]))
-    assert house.run(ask(one, [0])) == [[cores(), waiting]]
-    assert [house.run(ask(one, [0])) for _ in range(10)][-1] == [[1, waiting]]
+    assert pool_harness.run(ask(one, [0])) == [[1, waiting]]
+    pool_harness.run(ask(one, [0.1]))
+    assert pool_harness.run(ask(one, [0])) == [[cores(), waiting]]
+    assert [pool_harness.run(ask(one, [0])) for _ in range(10)][-1] == [[1, waiting]]
 
 
-def test_a_request_that_makes_its_batch_fail_fails_alone(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_a_request_that_makes_its_batch_fail_fails_alone(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     one = pool(batch_size=4)
-    assert house.run(ask(one, [1, "raise", 2, 3])) == [1, 503, 2, 3]
+    assert pool_harness.run(ask(one, [1, "raise", 2, 3])) == [1, 503, 2, 3]
 
 
-def test_a_handler_that_knows_only_batches_of_one_is_right(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_a_handler_that_knows_only_batches_of_one_is_right(
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
+) -> None:
     code = """
     def handle(rows, context):
         return None if rows is None else [{"said": rows[0]["body"]}]
     """
     one = pool(code, batch_size=4)
-    assert house.run(ask(one, [1, 2, 3, 4])) == [1, 2, 3, 4]
-    assert house.run(ask(one, [5, 6])) == [5, 6]
+    assert pool_harness.run(ask(one, [1, 2, 3, 4])) == [1, 2, 3, 4]
+    assert pool_harness.run(ask(one, [5, 6])) == [5, 6]
 
 
 def test_a_request_that_kills_its_worker_takes_no_neighbour_along(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool(batch_size=4)
-    assert house.run(ask(one, [1, "die", 2, 3])) == [1, 500, 2, 3]
-    house.run(until(lambda: one.ready == 1))
-    assert house.run(ask(one, [4])) == [4]
+    assert pool_harness.run(ask(one, [1, "die", 2, 3])) == [1, 500, 2, 3]
+    pool_harness.run(until(lambda: one.ready == 1))
+    assert pool_harness.run(ask(one, [4])) == [4]
 
 
 def test_a_worker_that_hangs_is_replaced_and_who_waits_behind_it_is_answered(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool(response_timeout=1.0)
-    assert house.run(ask(one, [30.0, 1, 2])) == [500, 1, 2]
+    assert pool_harness.run(ask(one, [30.0, 1, 2])) == [500, 1, 2]
 
 
-def test_who_shares_a_batch_with_one_that_hangs_is_asked_again(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_who_shares_a_batch_with_one_that_hangs_is_asked_again(
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
+) -> None:
     one = pool(batch_size=3, response_timeout=0.5)
-    assert house.run(ask(one, [1, 30.0, 2])) == [1, 500, 2]
+    assert pool_harness.run(ask(one, [1, 30.0, 2])) == [1, 500, 2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count so")
 def test_a_request_that_wants_more_memory_than_a_worker_may_have_fails_alone(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     code = """
     import os
@@ -154,29 +152,31 @@ def test_a_request_that_wants_more_memory_than_a_worker_may_have_fails_alone(
         return [{"said": os.getpid()} for row in rows]
     """
     one = pool(code, batch_size=2, memory_limit=1 << 30)
-    (before,) = house.run(ask(one, [1 << 20]))
-    assert house.run(ask(one, [2 << 30, 1 << 20])) == [507, before]
+    (before,) = pool_harness.run(ask(one, [1 << 20]))
+    assert pool_harness.run(ask(one, [2 << 30, 1 << 20])) == [507, before]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count so")
-def test_a_limit_below_what_every_worker_has_is_told(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_a_limit_below_what_every_worker_has_is_told(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     one = pool(memory_limit=1 << 20, up=False)
     assert "torchmar_worker_memory=1MiB: a worker has" in one.failure
 
 
 def test_workers_that_end_as_soon_as_they_are_up_are_a_failure_and_come_later_each_time(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool(
         "import os\nos.register_at_fork(after_in_child=lambda: os._exit(7))\n" + OBEDIENT,
         workers=0,
         fork=forking.ALLOWED,
     )
-    house.run(one.scale(1, 1))
-    house.run(until(lambda: "times in a row" in one.failure))
+    pool_harness.run(one.scale(1, 1))
+    pool_harness.run(until(lambda: "times in a row" in one.failure))
 
 
-def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
+) -> None:
     one = pool(queue_size=2)
 
     async def crowd() -> list[Any]:
@@ -191,15 +191,15 @@ def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(house: PoolHarne
         assert caught.value.headers == {"Retry-After": "1"}
         return [*await waiting, await more]
 
-    assert house.run(crowd()) == [[0.3], [1], [2]]
-    assert house.run(one.scale(0, 0))
+    assert pool_harness.run(crowd()) == [[0.3], [1], [2]]
+    assert pool_harness.run(one.scale(0, 0))
     with pytest.raises(ApiError, match="has no worker to serve") as caught:
         one.submit(job(3, print))
     assert "Retry-After" in caught.value.headers
 
 
 def test_a_pool_whose_workers_do_not_load_refuses_what_waits_and_what_comes(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool("import time\ntime.sleep(0.5)\nimport no_such_module\n", workers=0)
     replies: list[Reply] = []
@@ -210,7 +210,7 @@ def test_a_pool_whose_workers_do_not_load_refuses_what_waits_and_what_comes(
         one.submit(job(1, replies.append))  # while it may still load
         assert not await scaling
 
-    house.run(wait())
+    pool_harness.run(wait())
     assert [reply.status for reply in replies] == [503]
     assert "has no worker that loads" in replies[0].message
     assert replies[0].headers == {"Retry-After": "1"}
@@ -219,7 +219,7 @@ def test_a_pool_whose_workers_do_not_load_refuses_what_waits_and_what_comes(
 
 
 def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neither_is_run(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool()
     told: list[Reply] = []
@@ -227,7 +227,7 @@ def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neithe
     async def late() -> None:
         busy = asyncio.ensure_future(ask(one, [0.5]))
         await until(lambda: one.busy and not one.pending)
-        house.batches.clear()
+        pool_harness.batches.clear()
         one.submit(job("late", told.append, deadline=time.monotonic() + 0.1))
         gone = job("gone", told.append)
         one.submit(gone)
@@ -235,13 +235,13 @@ def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neithe
         await until(lambda: not one.pending)
         await busy
 
-    house.run(late())
+    pool_harness.run(late())
     assert [reply.status for reply in told] == [503]
-    assert house.batches == [1]
+    assert pool_harness.batches == [1]
 
 
 def test_workers_that_may_be_forks_share_what_was_loaded_and_more_come_at_once(
-    house: PoolHarness, pool: Callable[..., Pool]
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     code = """
     import os, torch
@@ -252,10 +252,10 @@ def test_workers_that_may_be_forks_share_what_was_loaded_and_more_come_at_once(
         return None if rows is None else [{"said": [LOADED, float(WEIGHTS.sum())]} for _ in rows]
     """
     one = pool(code, fork=forking.ALLOWED)
-    assert house.run(one.scale(4, 4))
+    assert pool_harness.run(one.scale(4, 4))
     workers = {worker.pid for worker in one.workers()}
     assert len(workers) == 4
-    said = house.run(ask(one, [1] * 20))
+    said = pool_harness.run(ask(one, [1] * 20))
     assert {tuple(each) for each in said} == {(said[0][0], 50_000_000.0)}
     assert said[0][0] not in workers
     if hasattr(psutil.Process().memory_full_info(), "pss"):
@@ -271,16 +271,16 @@ def test_workers_that_may_be_forks_share_what_was_loaded_and_more_come_at_once(
     ids=["thread", "connection", "process"],
 )  # fmt: skip
 def test_a_model_with_threads_connections_or_processes_is_loaded_by_each_worker_even_if_forks_are_allowed(
-    house: PoolHarness, pool: Callable[..., Pool], code: str
+    pool_harness: PoolHarness, pool: Callable[..., Pool], code: str
 ) -> None:
     one = pool(code + OBEDIENT, workers=2, fork=forking.ALLOWED)
     parents = {forked_by(worker.pid).pid for worker in one.workers()}
-    assert parents == {house.fork_server.pid}
-    assert house.run(ask(one, [1, 2, 3])) == [1, 2, 3]
+    assert parents == {pool_harness.fork_server.pid}
+    assert pool_harness.run(ask(one, [1, 2, 3])) == [1, 2, 3]
 
 
 def test_a_model_that_does_not_load_is_told_with_its_traceback_and_tried_again(
-    house: PoolHarness, pool: Callable[..., Pool], tmp_path: Path
+    pool_harness: PoolHarness, pool: Callable[..., Pool], tmp_path: Path
 ) -> None:
     flag = tmp_path / "now"
     code = f"""
@@ -293,12 +293,12 @@ def test_a_model_that_does_not_load_is_told_with_its_traceback_and_tried_again(
     assert one.failure.endswith("ValueError: not yet")
     assert "torchmar" not in one.failure
     flag.touch()
-    house.run(until(lambda: one.ready))
+    pool_harness.run(until(lambda: one.ready))
     assert one.failure == ""
-    assert house.run(ask(one, [1])) == [1]
+    assert pool_harness.run(ask(one, [1])) == [1]
 
 
-def test_fewer_workers_finish_what_they_are_at(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_fewer_workers_finish_what_they_are_at(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     one = pool(workers=3)
 
     async def shrink() -> list[Any]:
@@ -308,20 +308,20 @@ def test_fewer_workers_finish_what_they_are_at(house: PoolHarness, pool: Callabl
         assert one.ready == 1
         return await waiting
 
-    assert house.run(shrink()) == [0.3, 0.3, 0.3]
+    assert pool_harness.run(shrink()) == [0.3, 0.3, 0.3]
 
 
-def test_an_end_of_the_fork_server_is_survived(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_an_end_of_the_fork_server_is_survived(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     one = pool(workers=2)
-    assert house.fork_server.pid
-    os.kill(house.fork_server.pid, 9)
-    house.run(until(lambda: one.ready == 0))
-    house.run(until(lambda: one.ready == 2))
-    assert house.run(ask(one, [1, 2])) == [1, 2]
+    assert pool_harness.fork_server.pid
+    os.kill(pool_harness.fork_server.pid, 9)
+    pool_harness.run(until(lambda: one.ready == 0))
+    pool_harness.run(until(lambda: one.ready == 2))
+    assert pool_harness.run(ask(one, [1, 2])) == [1, 2]
 
 
 def test_a_model_that_is_being_loaded_when_the_fork_server_ends_is_loaded_again(
-    house: PoolHarness, pool: Callable[..., Pool], tmp_path: Path
+    pool_harness: PoolHarness, pool: Callable[..., Pool], tmp_path: Path
 ) -> None:
     flag = tmp_path / "flag"
     code = f"""
@@ -336,16 +336,16 @@ def test_a_model_that_is_being_loaded_when_the_fork_server_ends_is_loaded_again(
     async def scenario() -> None:
         scaled = asyncio.ensure_future(one.scale(1, 1))
         await until(flag.exists)
-        assert house.fork_server.pid
-        os.kill(house.fork_server.pid, 9)
+        assert pool_harness.fork_server.pid
+        os.kill(pool_harness.fork_server.pid, 9)
         assert await scaled
         assert one.failure == ""
         assert await ask(one, [1]) == [1]
 
-    house.run(scenario())
+    pool_harness.run(scenario())
 
 
-def test_a_fork_server_that_ends_before_it_has_loaded_torch_is_started_again(house: PoolHarness) -> None:
+def test_a_fork_server_that_ends_before_it_has_loaded_torch_is_started_again(pool_harness: PoolHarness) -> None:
     async def scenario() -> None:
         fork_server = ForkServer()
         started = asyncio.ensure_future(fork_server.start())
@@ -358,12 +358,12 @@ def test_a_fork_server_that_ends_before_it_has_loaded_torch_is_started_again(hou
         assert fork_server.pid
         fork_server.close()
 
-    house.run(scenario())
+    pool_harness.run(scenario())
 
 
 @pytest.mark.parametrize("fork", [forking.NEVER, forking.ALLOWED])
 def test_without_pidfds_the_parent_that_reaps_ends_a_worker(
-    house: PoolHarness, pool: Callable[..., Pool], fork: str
+    pool_harness: PoolHarness, pool: Callable[..., Pool], fork: str
 ) -> None:
     one = pool(response_timeout=1.0, fork=fork)
     (worker,) = one._workers
@@ -372,13 +372,13 @@ def test_without_pidfds_the_parent_that_reaps_ends_a_worker(
     if worker._process._handle >= 0:
         os.close(worker._process._handle)
         worker._process._handle = -1
-    assert house.run(ask(one, [600.0])) == [500]
-    house.run(until(lambda: not process.is_running()))
+    assert pool_harness.run(ask(one, [600.0])) == [500]
+    pool_harness.run(until(lambda: not process.is_running()))
 
 
-def test_a_closed_pool_leaves_no_process_and_no_open_file(house: PoolHarness, pool: Callable[..., Pool]) -> None:
-    me, fork_server = psutil.Process(), psutil.Process(house.fork_server.pid)
-    house.run(until(lambda: not fork_server.children()))
+def test_a_closed_pool_leaves_no_process_and_no_open_file(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
+    me, fork_server = psutil.Process(), psutil.Process(pool_harness.fork_server.pid)
+    pool_harness.run(until(lambda: not fork_server.children()))
     before = me.num_fds()
     one = pool(workers=3)
 
@@ -390,10 +390,10 @@ def test_a_closed_pool_leaves_no_process_and_no_open_file(house: PoolHarness, po
         await until(lambda: not fork_server.children())
         await until(lambda: me.num_fds() <= before)
 
-    house.run(close())
+    pool_harness.run(close())
 
 
-def test_parts_of_a_streamed_answer_come_as_they_are_made(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_parts_of_a_streamed_answer_come_as_they_are_made(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     code = """
     from ts.handler_utils.utils import send_intermediate_predict_response
     def handle(rows, context):
@@ -411,28 +411,28 @@ def test_parts_of_a_streamed_answer_come_as_they_are_made(house: PoolHarness, po
             one.submit(job(number, told[number].append))
         await until(lambda: all(replies and not replies[-1].more for replies in told.values()))
 
-    house.run(both())
+    pool_harness.run(both())
     for number, replies in told.items():
         assert b"".join(reply.body for reply in replies).decode() == f"0 of {number}, 1 of {number}, 2 of {number}, end"
         assert [reply.more for reply in replies] == [True, True, True, False]
         assert replies[0].headers["ts_stream_next"] == "true"
 
 
-def test_what_handlers_measure_is_told(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_what_handlers_measure_is_told(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     code = """
     def handle(rows, context):
         if rows is None: return
         context.metrics.add_counter("Rows", len(rows))
         return [{"said": 1} for _ in rows]
     """
-    house.measured.clear()
-    house.run(ask(pool(code), [1]))
-    (only,) = house.measured
+    pool_harness.measured.clear()
+    pool_harness.run(ask(pool(code), [1]))
+    (only,) = pool_harness.measured
     assert only[:4] == ["Rows", "Count", 1.0, "COUNTER"]
     assert ["ModelName", "m"] in only[4]
 
 
-def test_large_bodies_come_and_go_whole(house: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_large_bodies_come_and_go_whole(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     code = """
     def handle(rows, context):
         return None if rows is None else [bytes(row["body"][::-1]) for row in rows]
@@ -446,5 +446,5 @@ def test_large_bodies_come_and_go_whole(house: PoolHarness, pool: Callable[..., 
             one.submit(Job("id", {}, [Part("body", "application/octet-stream", body)], future.set_result))
         return [reply.body for reply in await asyncio.gather(*futures)]
 
-    assert house.run(all_of_them()) == [body[::-1] for body in sent]
-    assert house.batches == [3]
+    assert pool_harness.run(all_of_them()) == [body[::-1] for body in sent]
+    assert pool_harness.batches == [3]

@@ -22,189 +22,185 @@ FOUND_NONE = "Model not found: "
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryHarness]:
-    house = RegistryHarness(tmp_path_factory.mktemp("registry"))
-    pack(house.store, "made")
-    pack(house.store, "made", version="2.0")
-    pack(house.store, "broken", BROKEN)
-    pack(house.store, "broken", BROKEN, version="2.0")
-    pack(house.store, "made", BROKEN, version="3.0")
-    pack(house.store, "slow", SLOW)
-    pack(house.store, "tired", SLOW_TO_LOAD)
-    yield house
-    house.run(house.registry.close(5))
-    house.run(house.sources.close())
-    house.fork_server.close()
-    house.loop.close()
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryHarness]:
+    with RegistryHarness(tmp_path_factory.mktemp("registry")) as harness:
+        pack(harness.store, "made")
+        pack(harness.store, "made", version="2.0")
+        pack(harness.store, "broken", BROKEN)
+        pack(harness.store, "broken", BROKEN, version="2.0")
+        pack(harness.store, "made", BROKEN, version="3.0")
+        pack(harness.store, "slow", SLOW)
+        pack(harness.store, "tired", SLOW_TO_LOAD)
+        yield harness
 
 
 @pytest.fixture(autouse=True)
-def empty(house: RegistryHarness) -> Iterator[None]:
+def empty(harness: RegistryHarness) -> Iterator[None]:
     yield
-    for model in list(house.registry.models.values()):
+    for model in list(harness.registry.models.values()):
         for version in sorted(model.versions, key=lambda version: version == model.default):
-            house.run(house.registry.unregister(model.name, version))
-    house.run(house.until(lambda: not house.workers()))
+            harness.run(harness.registry.unregister(model.name, version))
+    harness.run(harness.until(lambda: not harness.workers()))
 
 
-def test_a_registration_that_fails_leaves_nothing_behind(house: RegistryHarness) -> None:
+def test_a_registration_that_fails_leaves_nothing_behind(harness: RegistryHarness) -> None:
     for workers in (1, 3):
-        status, message = house.refused(
-            house.registry.register(Registration("broken-1.0.mar", initial_workers=workers))
+        status, message = harness.refused(
+            harness.registry.register(Registration("broken-1.0.mar", initial_workers=workers))
         )
         assert (status, message.endswith("No module named 'no_such_module'")) == (500, True)
-        assert house.registry.models == {}
-        house.run(house.until(lambda: not house.workers()))
+        assert harness.registry.models == {}
+        harness.run(harness.until(lambda: not harness.workers()))
 
 
-def test_a_failed_version_leaves_the_others_alone(house: RegistryHarness) -> None:
-    house.register("made-1.0.mar", 1)
-    status, _ = house.refused(house.registry.register(Registration("made-3.0.mar", initial_workers=1)))
+def test_a_failed_version_leaves_the_others_alone(harness: RegistryHarness) -> None:
+    harness.register("made-1.0.mar", 1)
+    status, _ = harness.refused(harness.registry.register(Registration("made-3.0.mar", initial_workers=1)))
     assert status == 500
-    assert list(house.registry.models["made"].versions) == ["1.0"]
-    assert house.run(house.ask("made")).status == 200
+    assert list(harness.registry.models["made"].versions) == ["1.0"]
+    assert harness.run(harness.ask("made")).status == 200
 
 
-def test_of_several_registrations_of_a_version_exactly_one_is_done(house: RegistryHarness) -> None:
+def test_of_several_registrations_of_a_version_exactly_one_is_done(harness: RegistryHarness) -> None:
     asked = Registration("tired-1.0.mar", initial_workers=1)
 
     async def all_at_once() -> list[Any]:
-        return await asyncio.gather(*(house.registry.register(asked) for _ in range(5)), return_exceptions=True)
+        return await asyncio.gather(*(harness.registry.register(asked) for _ in range(5)), return_exceptions=True)
 
-    done = house.run(all_at_once())
+    done = harness.run(all_at_once())
     refused = [one for one in done if isinstance(one, ApiError)]
     assert [one.status for one in refused] == [409] * 4
     assert refused[0].message == "Model version 1.0 is already registered for model tired"
-    assert house.run(house.ask("tired")).status == 200
+    assert harness.run(harness.ask("tired")).status == 200
 
 
-def test_a_version_that_is_removed_while_it_loads_has_not_been_registered(house: RegistryHarness) -> None:
+def test_a_version_that_is_removed_while_it_loads_has_not_been_registered(harness: RegistryHarness) -> None:
     async def both() -> ApiError:
-        registering = asyncio.ensure_future(house.registry.register(Registration("tired-1.0.mar", initial_workers=1)))
-        await house.until(lambda: "tired" in house.registry.models)
-        await house.registry.unregister("tired")
+        registering = asyncio.ensure_future(harness.registry.register(Registration("tired-1.0.mar", initial_workers=1)))
+        await harness.until(lambda: "tired" in harness.registry.models)
+        await harness.registry.unregister("tired")
         with pytest.raises(ApiError) as caught:
             await registering
         return caught.value
 
-    refusal = house.run(both())
+    refusal = harness.run(both())
     assert (refusal.status, refusal.message) == (500, "Failed to start workers for model tired version: 1.0")
-    assert house.registry.models == {}
+    assert harness.registry.models == {}
 
 
-def test_what_runs_and_what_waits_is_answered_before_a_version_is_gone(house: RegistryHarness) -> None:
-    house.register("slow-1.0.mar", 1)
-    replies = [house.ask("slow") for _ in range(2)]
-    house.run(house.registry.unregister("slow"))
+def test_what_runs_and_what_waits_is_answered_before_a_version_is_gone(harness: RegistryHarness) -> None:
+    harness.register("slow-1.0.mar", 1)
+    replies = [harness.ask("slow") for _ in range(2)]
+    harness.run(harness.registry.unregister("slow"))
     assert [reply.result().status for reply in replies] == [200, 200]
-    assert house.workers() == [] or house.run(house.until(lambda: not house.workers())) is None
+    assert harness.workers() == [] or harness.run(harness.until(lambda: not harness.workers())) is None
     with pytest.raises(ApiError, match=FOUND_NONE):
-        house.registry.find("slow")
+        harness.registry.find("slow")
 
 
-def test_no_time_is_lost_on_requests_that_nobody_can_answer(house: RegistryHarness) -> None:
-    house.register("broken-1.0.mar", 1, synchronous=False)
-    reply = house.ask("broken")
-    house.run(house.registry.unregister("broken"))
+def test_no_time_is_lost_on_requests_that_nobody_can_answer(harness: RegistryHarness) -> None:
+    harness.register("broken-1.0.mar", 1, synchronous=False)
+    reply = harness.ask("broken")
+    harness.run(harness.registry.unregister("broken"))
     assert reply.result().status == 503
 
 
-def test_a_version_is_removed_once(house: RegistryHarness) -> None:
-    house.register("slow-1.0.mar", 1)
-    house.ask("slow")
+def test_a_version_is_removed_once(harness: RegistryHarness) -> None:
+    harness.register("slow-1.0.mar", 1)
+    harness.ask("slow")
 
     async def twice() -> list[Any]:
-        return await asyncio.gather(*(house.registry.unregister("slow") for _ in range(2)), return_exceptions=True)
+        return await asyncio.gather(*(harness.registry.unregister("slow") for _ in range(2)), return_exceptions=True)
 
-    first, second = house.run(twice())
+    first, second = harness.run(twice())
     assert first is None
     assert second.status == 404
 
 
-def test_a_version_can_come_again_while_its_predecessor_is_still_answering(house: RegistryHarness) -> None:
-    house.register("slow-1.0.mar", 1)
-    reply = house.ask("slow")
+def test_a_version_can_come_again_while_its_predecessor_is_still_answering(harness: RegistryHarness) -> None:
+    harness.register("slow-1.0.mar", 1)
+    reply = harness.ask("slow")
 
     async def again() -> None:
-        removing = asyncio.ensure_future(house.registry.unregister("slow"))
-        await house.until(lambda: "slow" not in house.registry.models)
-        await house.registry.register(Registration("slow-1.0.mar", initial_workers=1))
+        removing = asyncio.ensure_future(harness.registry.unregister("slow"))
+        await harness.until(lambda: "slow" not in harness.registry.models)
+        await harness.registry.register(Registration("slow-1.0.mar", initial_workers=1))
         await removing
 
-    house.run(again())
+    harness.run(again())
     assert reply.result().status == 200
-    assert house.run(house.ask("slow")).status == 200
+    assert harness.run(harness.ask("slow")).status == 200
 
 
-def test_scaling_to_nothing_answers_what_waits_and_refuses_what_comes(house: RegistryHarness) -> None:
-    house.register("slow-1.0.mar", 1)
-    replies = [house.ask("slow") for _ in range(2)]
+def test_scaling_to_nothing_answers_what_waits_and_refuses_what_comes(harness: RegistryHarness) -> None:
+    harness.register("slow-1.0.mar", 1)
+    replies = [harness.ask("slow") for _ in range(2)]
 
     async def scale() -> None:
-        scaling = asyncio.ensure_future(house.registry.scale("slow", None, 0, 0))
+        scaling = asyncio.ensure_future(harness.registry.scale("slow", None, 0, 0))
         await asyncio.sleep(0)
         with pytest.raises(ApiError, match="has no worker") as caught:
-            house.ask("slow")
+            harness.ask("slow")
         assert caught.value.status == 503
         await scaling
 
-    house.run(scale())
+    harness.run(scale())
     assert [reply.result().status for reply in replies] == [200, 200]
-    assert house.registry.find("slow").pool.workers() == []
+    assert harness.registry.find("slow").pool.workers() == []
 
 
-def test_a_version_that_is_scaled_down_while_it_comes_up_keeps_nobody_waiting(house: RegistryHarness) -> None:
-    house.register("tired-1.0.mar")
+def test_a_version_that_is_scaled_down_while_it_comes_up_keeps_nobody_waiting(harness: RegistryHarness) -> None:
+    harness.register("tired-1.0.mar")
 
     async def both() -> None:
-        up = asyncio.ensure_future(house.registry.scale("tired", None, 2, 2))
-        await house.until(lambda: house.registry.find("tired").pool.workers())
-        await house.registry.scale("tired", None, 0, 0)
+        up = asyncio.ensure_future(harness.registry.scale("tired", None, 2, 2))
+        await harness.until(lambda: harness.registry.find("tired").pool.workers())
+        await harness.registry.scale("tired", None, 0, 0)
         await asyncio.wait([up])
 
-    house.run(both())
-    assert house.registry.find("tired").pool.workers() == []
+    harness.run(both())
+    assert harness.registry.find("tired").pool.workers() == []
 
 
-def test_scaling_that_fails_is_told_with_the_reason(house: RegistryHarness) -> None:
-    house.register("broken-1.0.mar")
-    status, message = house.refused(house.registry.scale("broken", "1.0", 1, 1))
+def test_scaling_that_fails_is_told_with_the_reason(harness: RegistryHarness) -> None:
+    harness.register("broken-1.0.mar")
+    status, message = harness.refused(harness.registry.scale("broken", "1.0", 1, 1))
     assert status == 500
     assert message.startswith("Failed to start workers for model broken version: 1.0: ModuleNotFoundError")
 
 
-def test_the_first_version_is_the_default_until_another_is_made_that(house: RegistryHarness) -> None:
-    house.register("made-1.0.mar")
-    house.register("made-2.0.mar")
-    assert house.registry.find("made").version == "1.0"
-    house.registry.set_default("made", "2.0")  # none has workers: nothing is taken from anybody
-    assert house.registry.find("made").version == "2.0"
-    assert house.refused(house.registry.unregister("made")) == (403, "Cannot remove default version for model made")
+def test_the_first_version_is_the_default_until_another_is_made_that(harness: RegistryHarness) -> None:
+    harness.register("made-1.0.mar")
+    harness.register("made-2.0.mar")
+    assert harness.registry.find("made").version == "1.0"
+    harness.registry.set_default("made", "2.0")  # none has workers: nothing is taken from anybody
+    assert harness.registry.find("made").version == "2.0"
+    assert harness.refused(harness.registry.unregister("made")) == (403, "Cannot remove default version for model made")
 
 
-def test_a_version_that_answers_nobody_does_not_take_the_place_of_one_that_does(house: RegistryHarness) -> None:
-    house.register("made-1.0.mar", 1)
-    house.register("made-2.0.mar")
-    house.register("made-3.0.mar", 1, synchronous=False)
-    house.run(house.until(lambda: house.registry.find("made", "3.0").pool.failure))
+def test_a_version_that_answers_nobody_does_not_take_the_place_of_one_that_does(harness: RegistryHarness) -> None:
+    harness.register("made-1.0.mar", 1)
+    harness.register("made-2.0.mar")
+    harness.register("made-3.0.mar", 1, synchronous=False)
+    harness.run(harness.until(lambda: harness.registry.find("made", "3.0").pool.failure))
     for version, why in (("2.0", "has no workers"), ("3.0", "has workers that do not load")):
         with pytest.raises(ApiError, match=why) as caught:
-            house.registry.set_default("made", version)
+            harness.registry.set_default("made", version)
         assert caught.value.status == 409
-    house.run(house.registry.scale("made", "2.0", 1, 1))
-    house.registry.set_default("made", "2.0")
-    assert house.registry.find("made").version == "2.0"
+    harness.run(harness.registry.scale("made", "2.0", 1, 1))
+    harness.registry.set_default("made", "2.0")
+    assert harness.registry.find("made").version == "2.0"
 
 
-def test_more_workers_than_a_machine_can_have_are_refused(house: RegistryHarness) -> None:
+def test_more_workers_than_a_machine_can_have_are_refused(harness: RegistryHarness) -> None:
     count = serving_config.MOST_WORKERS + 1
-    assert house.refused(house.registry.register(Registration("made-1.0.mar", initial_workers=count)))[0] == 400
-    house.register("made-1.0.mar")
-    assert house.refused(house.registry.scale("made", None, count, count))[0] == 400
+    assert harness.refused(harness.registry.register(Registration("made-1.0.mar", initial_workers=count)))[0] == 400
+    harness.register("made-1.0.mar")
+    assert harness.refused(harness.registry.scale("made", None, count, count))[0] == 400
 
 
 def resolved(
-    house: RegistryHarness, folder: Path, config: dict[str, Any], keys: dict[str, str] | None = None, **asked: Any
+    harness: RegistryHarness, folder: Path, config: dict[str, Any], keys: dict[str, str] | None = None, **asked: Any
 ) -> serving_config.ServingConfig:
     """Return what an archive with a configuration is served with."""
     folder.mkdir(exist_ok=True)
@@ -222,7 +218,7 @@ def resolved(
         finally:
             sources.release(source)
 
-    return house.run(resolve())
+    return harness.run(resolve())
 
 
 WHOLE = {"batchSize": 3, "maxBatchDelay": 7, "responseTimeout": 33, "startupTimeout": 44}
@@ -251,14 +247,14 @@ DEFAULTS = {"default_response_timeout": "50", "default_startup_timeout": "51", "
     ],
 )
 def test_what_is_said_first_goes_first(
-    house: RegistryHarness,
+    harness: RegistryHarness,
     tmp_path: Path,
     config: dict[str, Any],
     keys: dict[str, str],
     asked: dict[str, int],
     wanted: Any,
 ) -> None:
-    pool = resolved(house, tmp_path, {"own": 1, **config}, keys, **asked).pool
+    pool = resolved(harness, tmp_path, {"own": 1, **config}, keys, **asked).pool
     assert (pool.batch_size, pool.max_batch_delay, pool.response_timeout, pool.startup_timeout) == wanted
 
 
@@ -280,14 +276,14 @@ def test_what_is_said_first_goes_first(
     ],
 )
 def test_workers_are_as_many_as_torchserve_starts(
-    house: RegistryHarness,
+    harness: RegistryHarness,
     tmp_path: Path,
     config: dict[str, Any],
     keys: dict[str, str],
     asked: dict[str, Any],
     wanted: Any,
 ) -> None:
-    serving = resolved(house, tmp_path, {"own": 1, **config}, keys, **asked)
+    serving = resolved(harness, tmp_path, {"own": 1, **config}, keys, **asked)
     assert (serving.min_workers, serving.max_workers) == wanted
 
 
@@ -306,9 +302,9 @@ def test_workers_are_as_many_as_torchserve_starts(
     ],
 )
 def test_workers_go_round_the_gpus_that_the_archive_names(
-    house: RegistryHarness, tmp_path: Path, config: dict[str, Any], gpus: int, devices: Any, kind: str, told: Any
+    harness: RegistryHarness, tmp_path: Path, config: dict[str, Any], gpus: int, devices: Any, kind: str, told: Any
 ) -> None:
-    serving = resolved(house, tmp_path, {"own": 1, **config}, {"number_of_gpu": str(gpus)})
+    serving = resolved(harness, tmp_path, {"own": 1, **config}, {"number_of_gpu": str(gpus)})
     assert (serving.pool.devices, serving.device_type, serving.device_ids) == (devices, kind, told)
 
 
@@ -325,18 +321,18 @@ def test_workers_go_round_the_gpus_that_the_archive_names(
     ids=lambda config: next(iter(config)),
 )
 def test_what_this_server_does_not_do_is_told_by_its_key(
-    house: RegistryHarness, tmp_path: Path, config: dict[str, Any]
+    harness: RegistryHarness, tmp_path: Path, config: dict[str, Any]
 ) -> None:
     with pytest.raises(ApiError) as caught:
-        resolved(house, tmp_path, config)
+        resolved(harness, tmp_path, config)
     assert next(iter(config)) in caught.value.message
     assert "torchmar serve --engine torchserve runs it" in caught.value.message
-    assert resolved(house, tmp_path, dict.fromkeys(config, False)).min_workers == 0
+    assert resolved(harness, tmp_path, dict.fromkeys(config, False)).min_workers == 0
 
 
-def test_queues_tickets_and_patience_are_the_archives(house: RegistryHarness, tmp_path: Path) -> None:
+def test_queues_tickets_and_patience_are_the_archives(harness: RegistryHarness, tmp_path: Path) -> None:
     config = {"jobQueueSize": 7, "useJobTicket": True, "maxRetryTimeoutInSec": 9, "clientTimeoutInMills": 1500}
-    serving = resolved(house, tmp_path, config)
+    serving = resolved(harness, tmp_path, config)
     assert (serving.pool.queue_size, serving.pool.job_tickets, serving.pool.retry_seconds) == (7, True, 9)
     assert serving.client_timeout == 1.5
 
@@ -353,8 +349,8 @@ def test_queues_tickets_and_patience_are_the_archives(house: RegistryHarness, tm
     ],
 )
 def test_only_an_archive_that_says_so_plainly_lets_workers_be_forks(
-    house: RegistryHarness, tmp_path: Path, section: Any, mode: str
+    harness: RegistryHarness, tmp_path: Path, section: Any, mode: str
 ) -> None:
-    serving = resolved(house, tmp_path, {"torchmar": section})
+    serving = resolved(harness, tmp_path, {"torchmar": section})
     assert serving.pool.fork == mode
     assert ("model-config.yaml" in serving.pool.fork_reason) is (section in ({"fork": True}, {"fork": False}))

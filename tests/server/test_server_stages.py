@@ -25,7 +25,6 @@ from torchmar.exchange import Response
 from torchmar.recipe import Sample
 from torchmar.server.api_error import ApiError
 from torchmar.server.models.registry import Registration
-from torchmar.server.telemetry import logs
 from torchmar.server.workers import preprocess_pool
 from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool, PoolOptions
@@ -79,18 +78,11 @@ class Steps(BaseHandler):
 """
 
 
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolHarness]:
-    logs.open_in(tmp_path_factory.mktemp("logs"))
-    with PoolHarness() as started:
-        yield started
-
-
 class Pools:
     """Pools of one test, of archives of its own."""
 
-    def __init__(self, house: PoolHarness, folder: Path) -> None:
-        self.house, self._folder, self._made = house, folder, list[Pool]()
+    def __init__(self, pool_harness: PoolHarness, folder: Path) -> None:
+        self.harness, self._folder, self._made = pool_harness, folder, list[Pool]()
 
     def start(
         self, mar: Path, kind: type[Pool] = StagedPool, workers: int = 1, *, up: bool = True, **options: Any
@@ -102,12 +94,14 @@ class Pools:
         options = {"preprocess_workers": 2 if kind is StagedPool else 0, **options}
 
         async def start() -> Pool:
-            pool = kind(self.house.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), self.house)
+            pool = kind(
+                self.harness.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), self.harness
+            )
             self._made.append(pool)
             assert await pool.scale(workers, workers) is up, pool.failure
             return pool
 
-        return self.house.run(start())
+        return self.harness.run(start())
 
     async def close(self) -> None:
         for one in self._made:
@@ -115,13 +109,13 @@ class Pools:
 
 
 @pytest.fixture
-def pools(house: PoolHarness, tmp_path: Path) -> Iterator[Pools]:
+def pools(pool_harness: PoolHarness, tmp_path: Path) -> Iterator[Pools]:
     """Start pools; afterwards neither they nor memory of theirs is there."""
-    house.batches.clear()
-    pools = Pools(house, tmp_path)
+    pool_harness.batches.clear()
+    pools = Pools(pool_harness, tmp_path)
     yield pools
-    house.run(pools.close())
-    house.run(until(lambda: not memories()))
+    pool_harness.run(pools.close())
+    pool_harness.run(until(lambda: not memories()))
 
 
 def memories() -> list[str]:
@@ -176,10 +170,10 @@ DIALECTS = [
 
 def test_a_handler_of_ours_answers_the_same_in_every_dialect_good_and_bad_mixed(pools: Pools, digits: Path) -> None:
     staged, whole = pools.start(digits, batch_size=8), pools.start(digits, Pool, batch_size=8)
-    expected = pools.house.run(ask(whole, DIALECTS))
+    expected = pools.harness.run(ask(whole, DIALECTS))
     assert [one.status for one in expected] == [200] * 4 + [400, 200, 400, 200, 400]
     for _ in range(3):
-        for one, other in zip(expected, pools.house.run(ask(staged, DIALECTS)), strict=True):
+        for one, other in zip(expected, pools.harness.run(ask(staged, DIALECTS)), strict=True):
             assert one._replace(body=b"") == other._replace(body=b"")
             # Rows of a batch of another size may differ in their last digit.
             sample = Sample(json={}, status=one.status, expect=json.loads(one.body), tolerance=1e-5)
@@ -189,14 +183,16 @@ def test_a_handler_of_ours_answers_the_same_in_every_dialect_good_and_bad_mixed(
 def test_explanations_and_descriptions_are_the_same(pools: Pools, digits: Path) -> None:
     staged, whole = pools.start(digits, batch_size=4), pools.start(digits, Pool, batch_size=4)
     for headers in ({"explain": "True"}, {"describe": "True"}):
-        assert pools.house.run(ask(staged, [IMAGE] * 2, headers)) == pools.house.run(ask(whole, [IMAGE] * 2, headers))
+        assert pools.harness.run(ask(staged, [IMAGE] * 2, headers)) == pools.harness.run(
+            ask(whole, [IMAGE] * 2, headers)
+        )
 
 
 def test_bad_requests_never_reach_the_model(pools: Pools, digits: Path) -> None:
     staged = pools.start(digits, batch_size=8)
-    replies = pools.house.run(ask(staged, [b"no image", IMAGE, b"none either"]))
+    replies = pools.harness.run(ask(staged, [b"no image", IMAGE, b"none either"]))
     assert [one.status for one in replies] == [400, 200, 400]
-    assert pools.house.batches == [1]
+    assert pools.harness.batches == [1]
 
 
 def test_tensors_of_requests_are_one_batch_for_three_steps(pools: Pools, make: Make, tmp_path: Path) -> None:
@@ -210,10 +206,10 @@ def test_tensors_of_requests_are_one_batch_for_three_steps(pools: Pools, make: M
         (tmp_path / "go").touch()
         return [*await first, *await others]
 
-    replies = pools.house.run(queue())
+    replies = pools.harness.run(queue())
     assert said(replies) == [30.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     assert sorted(json.loads(one.body)["size"] for one in replies) == [1, 1, 4, 4, 4, 4]
-    assert pools.house.batches == [1, 4, 1]
+    assert pools.harness.batches == [1, 4, 1]
     assert {one.headers.get("first") for one in replies} == {"id"}
 
 
@@ -221,12 +217,12 @@ def test_three_steps_answer_as_without_stages(pools: Pools, make: Make) -> None:
     mar = make(dedent(STEPS))
     asked = [1.0, "no number", 14.0, 2.0, None]
     whole, staged = pools.start(mar, Pool), pools.start(mar)
-    expected = pools.house.run(ask(whole, asked))
-    replies = pools.house.run(ask(staged, asked))
+    expected = pools.harness.run(ask(whole, asked))
+    replies = pools.harness.run(ask(staged, asked))
     assert said(replies) == said(expected) == [2.0, 503, 503, 4.0, 503]
     failed = [one for one in replies if one.status != 200]
     assert failed == [one for one in expected if one.status != 200]
-    (explained,) = pools.house.run(ask(staged, [1.0], {"explain": "True"}))
+    (explained,) = pools.harness.run(ask(staged, [1.0], {"explain": "True"}))
     (worker,) = staged.workers()
     assert json.loads(explained.body) == {"said": "explained", "pids": [worker.pid, worker.pid]}
 
@@ -241,23 +237,23 @@ def test_requests_are_preprocessed_at_once_in_processes_of_their_own(pools: Pool
         flag.touch()
         return await waiting
 
-    pids = [json.loads(one.body)["pids"] for one in pools.house.run(both())]
+    pids = [json.loads(one.body)["pids"] for one in pools.harness.run(both())]
     assert {first for first, _ in pids} == {one.pid for one in staged.preprocess_workers()}
     assert {second for _, second in pids} == {one.pid for one in staged.workers()}
 
 
 def test_a_worker_of_the_first_stage_that_dies_takes_its_request_along_and_no_other(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), batch_size=4)
-    assert said(pools.house.run(ask(staged, [1.0, "die first", 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
-    pools.house.run(until(lambda: all(one.state == "READY" for one in staged.preprocess_workers())))
-    assert said(pools.house.run(ask(staged, [4.0] * 4))) == [8.0] * 4
+    assert said(pools.harness.run(ask(staged, [1.0, "die first", 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
+    pools.harness.run(until(lambda: all(one.state == "READY" for one in staged.preprocess_workers())))
+    assert said(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
 
 
 def test_a_worker_with_the_model_that_dies_loses_only_the_request_that_is_to_blame(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), batch_size=4)
-    assert said(pools.house.run(ask(staged, [1.0, 13.0, 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
-    pools.house.run(until(lambda: staged.ready == 1))
-    assert said(pools.house.run(ask(staged, [4.0] * 4))) == [8.0] * 4
+    assert said(pools.harness.run(ask(staged, [1.0, 13.0, 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
+    pools.harness.run(until(lambda: staged.ready == 1))
+    assert said(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
 
 
 def test_processes_that_are_killed_leave_no_memory_and_what_comes_later_is_answered(
@@ -275,8 +271,8 @@ def test_processes_that_are_killed_leave_no_memory_and_what_comes_later_is_answe
             kill_worker(one.pid)
         return [said(await waiting), said(await behind)]
 
-    assert pools.house.run(kill()) == [[500, 500], [2.0, 4.0]]
-    pools.house.run(until(lambda: not memories()))
+    assert pools.harness.run(kill()) == [[500, 500], [2.0, 4.0]]
+    pools.harness.run(until(lambda: not memories()))
 
 
 def test_a_request_whose_client_has_gone_leaves_no_memory(pools: Pools, make: Make, tmp_path: Path) -> None:
@@ -296,8 +292,8 @@ def test_a_request_whose_client_has_gone_leaves_no_memory(pools: Pools, make: Ma
         await busy
         assert told == []
 
-    pools.house.run(leave())
-    pools.house.run(until(lambda: not memories()))
+    pools.harness.run(leave())
+    pools.harness.run(until(lambda: not memories()))
 
 
 def test_what_is_prepared_ahead_of_the_model_is_bounded(pools: Pools, make: Make, tmp_path: Path) -> None:
@@ -313,7 +309,7 @@ def test_what_is_prepared_ahead_of_the_model_is_bounded(pools: Pools, make: Make
         (tmp_path / "go").touch()
         return said(await waiting)
 
-    assert pools.house.run(crowd()) == [30.0] * 40
+    assert pools.harness.run(crowd()) == [30.0] * 40
 
 
 def test_where_forks_are_allowed_the_model_is_loaded_once_for_both_stages(pools: Pools, make: Make) -> None:
@@ -325,20 +321,20 @@ def test_where_forks_are_allowed_the_model_is_loaded_once_for_both_stages(pools:
         make("import socket\nCONNECTION = socket.socket()\n" + dedent(STEPS)), workers=2, fork=forking.ALLOWED
     )
     workers = (*alone.workers(), *alone.preprocess_workers())
-    assert {forked_by(one.pid).pid for one in workers} == {pools.house.fork_server.pid}
-    assert said(pools.house.run(ask(alone, [1.0] * 6))) == [2.0] * 6
+    assert {forked_by(one.pid).pid for one in workers} == {pools.harness.fork_server.pid}
+    assert said(pools.harness.run(ask(alone, [1.0] * 6))) == [2.0] * 6
 
 
 def test_by_default_every_worker_of_either_stage_loads_the_model_itself(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), workers=2)
     workers = (*staged.workers(), *staged.preprocess_workers())
-    assert {forked_by(one.pid).pid for one in workers} == {pools.house.fork_server.pid}
-    assert said(pools.house.run(ask(staged, [1.0] * 6))) == [2.0] * 6
+    assert {forked_by(one.pid).pid for one in workers} == {pools.harness.fork_server.pid}
+    assert said(pools.harness.run(ask(staged, [1.0] * 6))) == [2.0] * 6
 
 
 def test_scaling_is_of_workers_with_the_model_and_to_none_ends_both(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)))
-    run = pools.house.run
+    run = pools.harness.run
     assert run(staged.scale(2, 2))
     assert (len(staged.workers()), len(staged.preprocess_workers()), staged.ready) == (2, 2, 2)
     assert said(run(ask(staged, [1.0] * 6))) == [2.0] * 6
@@ -353,7 +349,7 @@ def test_scaling_is_of_workers_with_the_model_and_to_none_ends_both(pools: Pools
 def test_no_field_of_a_client_is_taken_for_memory(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)))
     for headers in ({}, {"explain": "True"}):
-        replies = pools.house.run(ask(staged, [1.0], headers, **{"torchmar stage": "/proc/1/fd/1 1"}))
+        replies = pools.harness.run(ask(staged, [1.0], headers, **{"torchmar stage": "/proc/1/fd/1 1"}))
         assert said(replies) == ["explained" if headers else 2.0]
 
 
@@ -412,8 +408,8 @@ def test_what_is_joined_is_what_is_alike_and_all_else_is_answered_alone(
         (tmp_path / "go").touch()
         return said(await waiting)
 
-    assert pools.house.run(queue()) == [float(sum(one["numbers"])) for one in asked]
-    assert len(pools.house.batches) == 2
+    assert pools.harness.run(queue()) == [float(sum(one["numbers"])) for one in asked]
+    assert len(pools.harness.batches) == 2
 
 
 @pytest.mark.parametrize(
@@ -455,17 +451,13 @@ def test_a_handle_that_does_the_three_steps_itself_is_divided(pools: Pools, make
         return self.postprocess(self.inference(self.preprocess(data)))
 """
     )
-    assert said(pools.house.run(ask(pools.start(make(dedent(code))), [1.0, 2.0]))) == [2.0, 4.0]
+    assert said(pools.harness.run(ask(pools.start(make(dedent(code))), [1.0, 2.0]))) == [2.0, 4.0]
 
 
 @pytest.fixture
 def registered(tmp_path: Path) -> Iterator[RegistryHarness]:
-    house = RegistryHarness(tmp_path)
-    yield house
-    house.run(house.registry.close(5))
-    house.run(house.sources.close())
-    house.fork_server.close()
-    house.loop.close()
+    with RegistryHarness(tmp_path) as harness:
+        yield harness
 
 
 def test_the_archive_says_how_many_workers_each_stage_has(registered: RegistryHarness, make: Make) -> None:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class RegistryHarness:
-    """A registry in a loop that runs while something is asked of it."""
+    """A registry with a fork server, in a loop that runs during `run`."""
 
     def __init__(self, folder: Path) -> None:
         self.loop = asyncio.new_event_loop()
@@ -33,7 +33,16 @@ class RegistryHarness:
         self.store = folder / "store"
         self.store.mkdir()
         self.settings = read(folder)
+
+    def __enter__(self) -> RegistryHarness:
         self.run(self._start())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.run(self.registry.close(5))
+        self.run(self.sources.close())
+        self.fork_server.close()
+        self.loop.close()
 
     async def _start(self) -> None:
         self.fork_server = ForkServer()

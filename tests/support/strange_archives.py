@@ -346,7 +346,7 @@ def eager(folder: Path) -> Path:
     torch.manual_seed(0)
     weights = io.BytesIO()
     torch.save({"line.weight": torch.randn(2, 3), "line.bias": torch.randn(2)}, weights)
-    files = {"line.py": EAGER, "line.pt": weights.getvalue(), "lines.py": OF_LINES}
+    files: dict[str, str | bytes] = {"line.py": EAGER, "line.pt": weights.getvalue(), "lines.py": OF_LINES}
     return write(folder, "eager", files, handler="lines.py", serializedFile="line.pt", modelFile="line.py")
 
 
@@ -370,7 +370,7 @@ def images(folder: Path) -> Path:
     weights = io.BytesIO()
     torch.jit.save(torch.jit.script(torch.nn.Sequential(*layers).eval()), weights)
     names = json.dumps({str(number): f"class {number}" for number in range(6)})
-    files = {"net.pt": weights.getvalue(), "index_to_name.json": names}
+    files: dict[str, str | bytes] = {"net.pt": weights.getvalue(), "index_to_name.json": names}
     return write(folder, "images", files, handler="image_classifier", serializedFile="net.pt")
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, TESTS
 
-# From the top of the house to its foundation; a module imports only what stands below it.
+# From the top to the bottom; a module imports only from layers below its own.
 LAYERS = (
     ("__main__",),
     ("cli",),
@@ -71,6 +71,12 @@ def test_handlers_import_nothing_of_torchmar_and_torchmar_nothing_of_handlers() 
         assert not [module for module in imported(file) if module.split(".")[0] == "torchmar"], file
     for _, file in modules():
         assert not [module for module in imported(file) if module.split(".")[0] == "torchmar_handlers"], file
+
+
+def test_tests_import_helpers_from_support_and_never_another_test_module() -> None:
+    for file in TESTS.rglob("*.py"):
+        for module in imported(file):
+            assert not any(part.startswith("test_") for part in module.split(".")), f"{file} imports {module}"
 
 
 def test_each_handler_file_defines_exactly_one_class_which_is_what_torchserve_loads() -> None:
