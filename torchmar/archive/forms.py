@@ -103,7 +103,7 @@ def open_form(path: Path) -> Form:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            return FolderForm(path)
+            return FolderForm(archive_folder(path))
         if not stat.S_ISREG(mode):  # a pipe: to open it would wait for whoever writes to it
             raise ArchiveError(f"{path} is not an archive: it is neither a file nor a folder")
         with path.open("rb") as stream:
@@ -113,6 +113,18 @@ def open_form(path: Path) -> Form:
         raise ArchiveError(f"{path} does not exist") from None
     except OSError as error:
         raise ArchiveError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def archive_folder(path: Path) -> Path:
+    """Return the folder with an archive's ``MAR-INF``: the only folder in ``path``, if only that has one, or ``path``.
+
+    A packed archive unpacks to such an outer folder; TorchServe loads both.
+    """
+    if not (path / "MAR-INF").is_dir():
+        content = list(path.iterdir())
+        if len(content) == 1 and (content[0] / "MAR-INF").is_dir():
+            return content[0]
+    return path
 
 
 class ZipForm:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from torchmar.archive.forms import archive_folder
 from torchmar.archive.read import Archive
 from torchmar.errors import ArchiveError, TorchmarError
 
@@ -15,34 +16,42 @@ def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
 
     Args:
         store: a folder.
-        names: only the archives of these models; None is all, and those that cannot be opened too.
+        names: only the archives of these models; None: all, including those that cannot be opened.
 
     Raises:
         ArchiveError: the store is no folder, or has no archive of one of ``names``.
     """
     if not store.is_dir():
         raise ArchiveError(f"the model store {store} is not a folder", hint="torchmar build makes one")
-    found = []
-    for path in sorted(filter(_is_archive, store.iterdir())):
+    archives = []
+    for path in sorted(filter(is_archive, store.iterdir())):
         try:
             with Archive(path) as archive:
-                found.append((archive.manifest.name, order(archive.manifest.version), path))
+                archives.append((archive.manifest.name, order(archive.manifest.version), path))
         except TorchmarError:
             if names is None:  # loading it reports the error
-                found.append((path.name, order(""), path))
-    have = {name for name, _, _ in found}
+                archives.append((path.name, order(""), path))
+    known = {name for name, _, _ in archives}
     for name in names or ():
-        if name not in have:
+        if name not in known:
             raise ArchiveError(
-                f"{store} has no archive of a model {name!r}", hint=f"it has {', '.join(sorted(have)) or 'none at all'}"
+                f"{store} has no archive of a model {name!r}",
+                hint=f"it has {', '.join(sorted(known)) or 'none at all'}",
             )
-    return [path for name, _, path in sorted(found) if names is None or name in names]
+    return [path for name, _, path in sorted(archives) if names is None or name in names]
 
 
-def _is_archive(path: Path) -> bool:
+def is_archive(path: Path) -> bool:
+    """Return whether an entry of a model store is an archive by its name, or a folder with ``MAR-INF``.
+
+    Names are those that TorchServe loads with ``load_models=all``; hidden entries are none. TorchServe tries all other
+    folders, too, in vain.
+    """
     if path.name.startswith("."):
         return False
-    return path.name.endswith((".mar", ".tar.gz")) or (path / "MAR-INF").is_dir()
+    if path.is_dir():
+        return (archive_folder(path) / "MAR-INF").is_dir()
+    return path.name.endswith((".mar", ".model", ".tar.gz"))
 
 
 def order(version: str) -> list[tuple[int, int, str]]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from torchmar.archive.store import is_archive
+
 _ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
 _NUMBERS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout")
 # Further keys of an entry: TorchServe's, and those that the snapshots of this server have besides.
@@ -78,7 +80,7 @@ def parse_snapshot(text: str) -> tuple[StartupModel, ...]:
 
 def in_store(store: Path) -> list[StartupModel]:
     """Return every archive of a model store, by file name, which is what ``load_models=all`` loads."""
-    names = sorted(path.name for path in store.iterdir() if _is_archive(path))
+    names = sorted(path.name for path in store.iterdir() if is_archive(path))
     return [StartupModel(name, fallback=fallback_name(name)) for name in names]
 
 
@@ -126,12 +128,3 @@ def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
     state |= {key: str(entry[key]) for key in _TEXTS if entry.get(key)}
     default = entry.get("defaultVersion") is True
     return StartupModel(url, "model_snapshot", name, fallback_name(url), version, default, state)
-
-
-def _is_archive(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    if path.is_dir():
-        inside = list(path.iterdir())
-        return any((place / "MAR-INF").is_dir() for place in (path, *(inside if len(inside) == 1 else ())))
-    return path.name.endswith((".mar", ".model", ".tar.gz"))
