@@ -16,6 +16,7 @@ import yaml
 from torchmar.server.api import descriptions, management_openapi, parameters, status_messages
 from torchmar.server.api.bodies import is_json_type
 from torchmar.server.api_error import ApiError, error_body, not_allowed
+from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import Request
 from torchmar.server.models.registry import Registration, Registry, Version
@@ -43,7 +44,7 @@ class Management:
 
     def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
         self._registry, self._tokens, self._settings, self._metrics = registry, tokens, settings, metrics
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
         self._ids = request_ids()
 
     def __call__(self, request: Request) -> None:
@@ -204,9 +205,7 @@ class Management:
         request.on_gone = gone
 
     def _begin(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(self._answered(request, answering))
-        self._tasks.add(task)  # a task without a reference may be collected before it is done
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._answered(request, answering))
 
     async def _answered(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
         try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from torchmar.server.api_error import ApiError
+from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config import startup_models
 from torchmar.server.config.settings import Settings
 from torchmar.server.config.startup_models import StartupModel
@@ -90,7 +90,7 @@ class Registry:
         self.startup = Startup()
         self.on_change: Callable[[], None] = lambda: None
         self._sources, self._fork_server, self._settings, self._tell = sources, fork_server, settings, tell
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = BackgroundTasks(_log_error)
 
     def find(self, name: str, version: str | None = None) -> Version:
         """Return a version, the default one if none is named.
@@ -117,7 +117,7 @@ class Registry:
         startup = self.startup
         models = startup.pending
         fetching = [
-            self._in_background(self._sources.fetch(model.url, model_name=model.name, by_operator=True))
+            self._tasks.start(self._sources.fetch(model.url, model_name=model.name, by_operator=True))
             for model in models
         ]
         scaling = []
@@ -146,7 +146,7 @@ class Registry:
             scaling.append(await self._begin(self._scale(found, found.serving.min_workers, found.serving.max_workers)))
             startup.registered(model)
         self._warn_of_models_without_match()
-        self._in_background(self._finish_startup(scaling))
+        self._tasks.start(self._finish_startup(scaling))
 
     def _is_registered(self, model: StartupModel) -> bool:
         """Return whether a client has registered the archive of a startup model, under the same name."""
@@ -192,7 +192,7 @@ class Registry:
         try:
             up = await self._scale(found, low, high)
         except BaseException:  # the server stops, or workers cannot be started at all
-            await asyncio.shield(self._in_background(self._undo(found)))
+            await asyncio.shield(self._tasks.start(self._undo(found)))
             raise
         if not up:
             failure = found.pool.failure
@@ -283,7 +283,7 @@ class Registry:
             raise ApiError(403, "InvalidModelVersionException", f"Cannot remove default version for model {name}")
         self._forget(found)
         # It goes on without the client that asked for it.
-        await asyncio.shield(self._in_background(self._unregister(found)))
+        await asyncio.shield(self._tasks.start(self._unregister(found)))
         self.on_change()
 
     async def _unregister(self, found: Version) -> None:
@@ -302,10 +302,7 @@ class Registry:
         for one in versions:
             self._forget(one)
         await asyncio.gather(*(self._end(one, seconds) for one in versions))
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
 
     def _take(self, asked: Registration, source: CachedArchive, *, at_start: bool = False) -> Version:
         """Take up a version whose archive is there; release it if it cannot be served."""
@@ -392,21 +389,14 @@ class Registry:
 
     async def _begin(self, scaling: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Scale in the background; requests that come next find it begun, and wait for its workers."""
-        task = self._in_background(scaling)
+        task = self._tasks.start(scaling)
         await asyncio.sleep(0)
         return task
 
-    def _in_background(self, doing: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.ensure_future(doing)
-        self._tasks.add(task)  # a task without a reference may be collected before it is done
-        task.add_done_callback(self._done)
-        return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        with contextlib.suppress(asyncio.CancelledError):
-            if error := task.exception():
-                logs.SERVER.error("workers could not be started or ended: %s", error)
+def _log_error(error: BaseException) -> None:
+    if not isinstance(error, ApiError):  # which the caller that awaits the task sends or logs
+        logs.SERVER.error("workers could not be started or ended: %s", error)
 
 
 # Of the last line of a worker's traceback: Python's, CUDA's, and torch's on a CPU.

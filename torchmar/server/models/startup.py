@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torchmar.server.api_error import ApiError
+from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Request
 from torchmar.server.telemetry import logs
@@ -35,15 +36,16 @@ class Startup:
         loading: whether some are still to be registered, or their workers have not been tried yet.
         failures: those that could not be registered, by name.
         warnings: what else the user should know.
+        tasks: requests that wait for a model.
     """
 
     def __init__(self) -> None:
         self.loading = False
         self.failures: dict[str, StartupFailure] = {}
         self.warnings: list[str] = []
+        self.tasks = BackgroundTasks()
         self._pending: list[StartupModel] = []
         self._changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, models: Iterable[StartupModel]) -> None:
         """Expect models; if there are any, the server is not ready until `finish`."""
@@ -119,11 +121,6 @@ class Startup:
                 return False
         return True
 
-    def in_background(self, task: asyncio.Task[None]) -> None:
-        """Keep a task from being collected before it is done."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def _wake(self) -> None:
         self._changed.set()
 
@@ -162,4 +159,4 @@ class StillLoading(ApiError):
                 logs.SERVER.error("%s %s failed", request.method, request.path, exc_info=error)
                 refuse(ApiError(500, "InternalServerException", "the server has failed; its log says how"))
 
-        self._startup.in_background(asyncio.ensure_future(wait()))
+        self._startup.tasks.start(wait())

@@ -1,0 +1,20 @@
+"""Responses to registrations whose archive is not available, with TorchServe's statuses, types and texts."""
+
+from __future__ import annotations
+
+from torchmar.server.api_error import ApiError
+
+
+def not_found(message: str) -> ApiError:
+    """Return a 404: there is no archive, or its URL is not allowed."""
+    return ApiError(404, "ModelNotFoundException", message)
+
+
+def not_downloaded(url: str, reason: str) -> ApiError:
+    """Return a 400: the archive behind an allowed URL cannot be fetched."""
+    return ApiError(400, "DownloadArchiveException", f"Failed to download archive from: {url} ({reason})")
+
+
+def not_saved(url: str, reason: str | None) -> ApiError:
+    """Return a 500: the archive cannot be read or written on this machine."""
+    return ApiError(500, "InternalServerException", f"Failed to save model: {url} ({reason})")
