@@ -31,7 +31,7 @@ from torchmar.server import http
 from torchmar.server.telemetry import metrics_config
 from torchmar.server.telemetry.metrics import Metrics, MetricsApi
 from torchmar.server.telemetry.prometheus import Metric, MetricSpec
-from torchmar.server.telemetry.system_metrics import Machine
+from torchmar.server.telemetry.system_metrics import SystemMetrics
 from torchmar.worker.process.handler_metrics import MetricsBuffer
 
 THEIRS = Path(ts.__file__).parent / "configs" / "metrics.yaml"
@@ -352,7 +352,7 @@ def test_gpus_are_told_where_there_are_some() -> None:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         pytest.skip("no GPU")
-    first = {name: value for index, name, value in Machine().gpus() if index == "0"}
+    first = {name: value for index, name, value in SystemMetrics().gpus() if index == "0"}
     assert first.keys() == {"GPUMemoryUsed", "GPUMemoryUtilization", "GPUUtilization"}
     assert reading(Metrics()).total("GPUMemoryUsed", Level="Host", DeviceId="0") > 0
 

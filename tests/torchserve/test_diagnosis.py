@@ -102,7 +102,7 @@ def test_a_gpu_that_does_not_tell_of_its_memory_is_a_gpu(smi: Callable[[str, int
     said = told(gpus.check())
     assert "ok GPU 0: NVIDIA GB10, driver 580.95" in said
     assert "ok GPU 1: NVIDIA H200, driver 580.95" in said
-    assert "knows no GPU" not in said
+    assert "reports no GPU" not in said
 
 
 def test_every_key_of_torchserve_is_known_and_no_other() -> None:

@@ -182,7 +182,7 @@ def _read(file: Path) -> Deployment:
 
 def _plan(deployment: Deployment, file: Path, gpus: str | None, run_folder: Path | None) -> Plan:
     from torchmar.deployment import planning
-    from torchmar.deployment.gpus import parse
+    from torchmar.deployment.gpu_sizes import parse
 
     where: Endpoint = planning.server(deployment.server, file.parent, run_folder)
     store = planning.model_store(deployment.server, file.parent, run_folder)
@@ -191,7 +191,7 @@ def _plan(deployment: Deployment, file: Path, gpus: str | None, run_folder: Path
 
 
 def _show(made: Plan) -> None:
-    from torchmar.deployment.gpus import show
+    from torchmar.deployment.gpu_sizes import show
 
     for change in made.changes:
         out.print(f"[{_COLORS[change.sign]}]{change.sign} {escape(change.what)}[/]")

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from torchmar import strict_yaml
-from torchmar.deployment import gpus, versions
+from torchmar.deployment import gpu_sizes, versions
 from torchmar.errors import Problem, RecipeError, TorchmarError
 from torchmar.manifest import NAME_PATTERN
 from torchmar.recipe import VERSION_PATTERN, Count, Positive
@@ -29,7 +29,7 @@ VersionName = Annotated[str, Field(pattern=VERSION_PATTERN)]
 def _size(value: object) -> object:
     if isinstance(value, str):
         try:
-            return gpus.parse_size(value)
+            return gpu_sizes.parse_size(value)
         except TorchmarError as error:
             raise ValueError(error.message) from None
     raise ValueError('write a size with its unit: "6GiB"')
@@ -38,7 +38,7 @@ def _size(value: object) -> object:
 def _inventory(value: object) -> object:
     if isinstance(value, str):
         try:
-            return gpus.parse(value)
+            return gpu_sizes.parse(value)
         except TorchmarError as error:
             raise ValueError(error.message) from None
     raise ValueError('write how many of which size: "2x80GiB"')

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchmar.deployment.gpus import show
+from torchmar.deployment.gpu_sizes import show
 from torchmar.errors import TorchmarError
 
 _PATIENCE = 20_000  # arrangements to try before an answer is "not found" in place of "impossible"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torchmar import properties
+from torchmar import gpus, properties
 from torchmar.connection import RUN_FOLDER, Endpoint
-from torchmar.deployment import actual, gpus, plan, store_index
+from torchmar.deployment import actual, plan, store_index
 from torchmar.deployment.desired import Deployment, ServerPlace
 from torchmar.deployment.plan import Plan
 from torchmar.deployment.store_index import StoredArchive, StoreIndex
@@ -102,5 +102,5 @@ def make(
     there, chosen = archives(deployment, folder, store)
     on_gpus = any(model.version(one).on_gpus for model in deployment.models.values() for one in model.versions)
     if sizes is None and on_gpus:
-        sizes = deployment.server.gpus or gpus.here()
+        sizes = deployment.server.gpus or gpus.memory_sizes()
     return plan.plan(deployment, actual.read(where), there, chosen, sizes or (), folder)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
+from torchmar import gpus
 from torchmar.server.models.registry import Model, Version
 from torchmar.server.workers.pool import WorkerInfo
 
 PAGE = 100  # models, at the most
-_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=index,utilization.gpu,utilization.memory,memory.used", "--format=csv")
 _NVIDIA_SMI_SECONDS = 5.0
+# Fields of nvidia-smi and the headers of their columns, which stand in TorchServe's answers.
+_GPU_COLUMNS = {
+    "utilization.gpu": "utilization.gpu [%]",
+    "utilization.memory": "utilization.memory [%]",
+    "memory.used": "memory.used [MiB]",
+}
 
 
 def version(described: Version, usage: dict[int, str] | None = None) -> dict[str, Any]:
@@ -23,7 +28,7 @@ def version(described: Version, usage: dict[int, str] | None = None) -> dict[str
 
     Args:
         described: the version.
-        usage: what `gpu_usage` says.
+        usage: of GPUs, by `gpu_usage`.
     """
     serving, pool = described.serving, described.pool
     options = serving.pool
@@ -87,20 +92,18 @@ def page(models: Iterable[Model], limit: int, token: int) -> dict[str, Any]:
 
 
 def gpu_usage() -> dict[int, str]:
-    """Return what nvidia-smi says of each GPU, in TorchServe's words; nothing where it says nothing.
+    """Return the usage of each GPU in TorchServe's format; empty where nvidia-smi reports none.
 
-    It takes a moment, and waits for the driver.
+    Blocking: it waits for the driver.
     """
     try:
-        output = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
+        rows = gpus.query(*_GPU_COLUMNS, units=True, timeout_s=_NVIDIA_SMI_SECONDS)
+    except gpus.NvidiaSmiError:
         return {}
-    head, *rows = [[cell.strip() for cell in line.split(",")] for line in output.stdout.splitlines()] or [[]]
     usage = {}
-    for row in rows:
-        if len(row) == len(head) and row[0].isdigit():
-            columns = " ".join(f"{name}::{value}" for name, value in zip(head[1:], row[1:], strict=True))
-            usage[int(row[0])] = f"gpuId::{row[0]} {columns}"
+    for index, values in rows.items():
+        columns = " ".join(f"{name}::{value}" for name, value in zip(_GPU_COLUMNS.values(), values, strict=True))
+        usage[index] = f"gpuId::{index} {columns}"
     return usage
 
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import ssl
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from torchmar import properties
+from torchmar import gpus, properties
 from torchmar.errors import PropertiesError
 from torchmar.server.config import startup_models
 from torchmar.server.config import values as config_values
@@ -25,7 +23,6 @@ from torchmar.server.config.values import Address, flag, pattern
 from torchmar.server.http import Cors
 from torchmar.server.telemetry.logs import Layout
 
-_GPU_SECONDS = 20.0
 _MAKE_TOKEN = "openssl rand -hex 24"
 _VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
 _MAKE_KEY = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -keyout key.pem -out cert.pem makes both"
@@ -297,7 +294,7 @@ def _settings(given: _Given, found: Mapping[str, Any], environment: Mapping[str,
         values["ts_open_inference_protocol"] = protocol == "oip"
     values["fixed_tokens"] = _fixed_tokens(given, found, environment)
     values["grpc_ages"] = {key: value for key, value in found.items() if "_max_connection_age" in key}
-    values["number_of_gpu"] = min(gpus(environment), found.get("number_of_gpu", 1 << 20))
+    values["number_of_gpu"] = min(gpus.count(environment), found.get("number_of_gpu", 1 << 20))
     values.setdefault("allowed_urls", (pattern(f"{re.escape(store.as_uri())}/.*"),))
     settings = Settings(model_store=store, file=given.file, **values)
     addresses = (settings.inference, settings.management, settings.metrics, settings.grpc_inference)
@@ -379,23 +376,3 @@ def _about_keys(given: _Given) -> list[str]:
         where = f"{given.file}: " if given.file else ""
         warnings.append(f"{where}unknown key {key}{f'; did you mean {close}?' if close else ', which is ignored'}")
     return warnings
-
-
-def gpus(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many GPUs workers can use: those of nvidia-smi, or of ``CUDA_VISIBLE_DEVICES`` if these are less."""
-    command = shutil.which("nvidia-smi", path=environment.get("PATH"))
-    if command is None:
-        return 0
-    try:
-        ran = subprocess.run(
-            [command, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, timeout=_GPU_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    there = len(ran.stdout.split()) if ran.returncode == 0 else 0
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return there
-    names = [name.strip() for name in visible.split(",")]
-    end = next((at for at, name in enumerate(names) if name in ("", "-1")), len(names))  # as CUDA reads it
-    return min(there, end)

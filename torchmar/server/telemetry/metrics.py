@@ -18,7 +18,7 @@ from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.metrics_config import DEFAULT, MetricsConfig, described
 from torchmar.server.telemetry.prometheus import Child, Kind, Metric, MetricSpec
 from torchmar.server.telemetry.statistics import Statistics
-from torchmar.server.telemetry.system_metrics import Machine
+from torchmar.server.telemetry.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
     from torchmar.server.http import Request
@@ -69,7 +69,7 @@ class Metrics:
         self._custom: dict[tuple[str, ...], Child] = {}
         self._owned: dict[str, set[tuple[str, ...]]] = {}
         self._told: set[tuple[str, _Fault]] = set()
-        self._machine = Machine() if machine else None
+        self._machine = SystemMetrics() if machine else None
         self._answers = [self._of(f"Requests{group}XX", "Host", self._hostname) for group in "245"]
         self._last_queue = self._of("QueueTime", "Host", self._hostname)
 
@@ -176,7 +176,7 @@ class Metrics:
     def text(self, names: Collection[str] = ()) -> str:
         """Return all metrics in Prometheus' text format, or the lines that have one of ``names``."""
         if self._machine:
-            for metric, value in self._machine.look():
+            for metric, value in self._machine.collect():
                 self._of(metric, "Host", self._hostname).add(value)
             for index, metric, value in self._machine.gpus():
                 self._of(metric, "Host", index, self._hostname).add(value)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import psutil
+
+from torchmar.gpus import Nvml
 
 _MEGABYTE, _GIGABYTE = 2**20, 2**30
 
 
-class Machine:
-    """The machine, looked at now and then: the processor's load is what it was since the look before.
-
-    GPUs are those that NVIDIA's management library sees, if Python has it (``pynvml``).
-    """
+class SystemMetrics:
+    """The metrics of the machine; the processor's load is that since the last `collect`."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent()  # the first look says nothing
-        self._nvml = _nvml()
+        psutil.cpu_percent()  # the first call measures nothing
+        self._nvml = Nvml()
 
-    def look(self) -> Iterator[tuple[str, float]]:
+    def collect(self) -> Iterator[tuple[str, float]]:
         """Yield the machine's metrics: percents, megabytes of memory, gigabytes of disk."""
         yield "CPUUtilization", psutil.cpu_percent()
         memory = psutil.virtual_memory()
@@ -37,27 +33,14 @@ class Machine:
 
     def gpus(self) -> Iterator[tuple[str, str, float]]:
         """Yield the metrics of each GPU, by its index."""
-        if self._nvml is None:
-            return
-        for index in range(self._nvml.nvmlDeviceGetCount()):
-            # Some virtual GPUs tell nothing; the others need not suffer for it.
-            with contextlib.suppress(self._nvml.NVMLError):
-                handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-                memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
-                yield str(index), "GPUMemoryUsed", memory.used / _MEGABYTE
-                yield str(index), "GPUMemoryUtilization", 100 * memory.used / memory.total
-                yield str(index), "GPUUtilization", float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        for gpu in self._nvml.usage():
+            index = str(gpu.index)
+            yield index, "GPUMemoryUsed", gpu.memory_used / _MEGABYTE
+            yield index, "GPUMemoryUtilization", 100 * gpu.memory_used / gpu.memory_total
+            if gpu.utilization is not None:
+                yield index, "GPUUtilization", gpu.utilization
 
 
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _nvml() -> Any:
-    try:
-        pynvml = importlib.import_module("pynvml")
-        pynvml.nvmlInit()
-    except Exception:  # not installed, or no driver: whatever it is, there are no GPUs to tell of
-        return None
-    return pynvml

@@ -1,14 +1,12 @@
-"""The GPUs of a machine and their memory, read from nvidia-smi or written as ``2x80GiB``."""
+"""GPUs and sizes of memory as text: ``2x80GiB``, ``6GiB``."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 
 from torchmar.errors import TorchmarError
 
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_QUERY = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
 
 
 def parse_size(text: str) -> int:
@@ -37,15 +35,6 @@ def parse(text: str) -> tuple[int, ...]:
             raise TorchmarError(f'{text!r} names no GPUs; write how many of which size: "2x80GiB"')
         sizes += [parse_size(found[2])] * int(found[1] or 1)
     return tuple(sizes)
-
-
-def here() -> tuple[int, ...]:
-    """Return the bytes of each GPU of this machine as nvidia-smi reports them; none where there is no nvidia-smi."""
-    try:
-        document = subprocess.run(_QUERY, capture_output=True, text=True, timeout=30, check=True).stdout
-        return tuple(int(line) * 2**20 for line in document.split())
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return ()
 
 
 def show(size: int) -> str:
