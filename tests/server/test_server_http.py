@@ -27,6 +27,7 @@ from tests.support.certificates import certify
 from torchmar.server.api_error import ApiError
 from torchmar.server.http import App, Cors, Limits, Listener, Request, listen
 from torchmar.server.http.connection import Connection
+from torchmar.server.http.request_parser import BODY
 
 PATIENCE = 20
 LIMITS = Limits()
@@ -182,7 +183,7 @@ class Kept:
         self.gone: queue.Queue[Request] = queue.Queue()
 
     def __call__(self, request: Request) -> None:
-        request.on_gone = functools.partial(self.gone.put, request)
+        request.on_disconnect = functools.partial(self.gone.put, request)
         self.requests.put(request)
 
     def next(self) -> Request:
@@ -322,11 +323,11 @@ def test_the_pieces_of_a_body_are_joined_before_there_are_many(serve: Serve) -> 
     client = served.connect().send(CHUNKED + b"\r\n")
 
     async def pieces_kept() -> int:
-        while not (receiving := [one for one in served.listener._connections if one._request]):
+        while not (receiving := [one for one in served.listener._connections if one._parser.state == BODY]):
             await asyncio.sleep(0)
         for _ in range(100):
             receiving[0].data_received(b"1\r\nx\r\n" * 1000)
-        return len(receiving[0]._pieces)
+        return len(receiving[0]._parser._pieces)
 
     assert served.run(pieces_kept()).result(PATIENCE) < 1200
     assert len(client.send(b"0\r\n\r\n").answer().said["body"]) == 100_000
@@ -476,7 +477,7 @@ def test_a_stream_waits_for_the_client_to_take_it(serve: Serve) -> None:
         for _ in range(500):
             request.send(b"x" * 100_000)
             await request.drain()
-            left.append(request._connection._transport.get_write_buffer_size())
+            left.append(request._writer._transport.get_write_buffer_size())
         request.end()
 
     streaming = served.run(stream())
@@ -943,7 +944,7 @@ def test_those_who_stream_to_it_are_told_once(serve: Serve) -> None:
 
     async def stream() -> None:
         request.start(200)
-        while not request.gone:
+        while not request.disconnected:
             request.send(b"x" * 100_000)
             await request.drain()
 
@@ -969,9 +970,9 @@ def test_a_client_that_does_not_read_gets_no_more_answers_made(serve: Serve) -> 
 
 async def emptied(listener: Listener) -> None:
     """Wait until nobody is connected, the first one having been."""
-    while not listener._everybody():
+    while not listener._all_connections():
         await asyncio.sleep(0.01)
-    while listener._everybody():
+    while listener._all_connections():
         await asyncio.sleep(0.01)
 
 
@@ -980,10 +981,10 @@ def test_a_client_that_vanishes_is_told_of_once(serve: Serve) -> None:
     served = serve(kept)
     client = served.connect().send(GET + b"\r\n" + GET + b"\r\n")
     request = kept.next()
-    assert not request.gone
+    assert not request.disconnected
     client.close()
     assert kept.gone.get(timeout=PATIENCE) is request
-    assert request.gone
+    assert request.disconnected
     # What the app still says goes nowhere, and the second request is not handed over any more.
     served.call(request.respond, 200, b"nobody")
     served.call(request.send, b"nobody")
@@ -1003,11 +1004,11 @@ def test_a_client_that_leaves_after_its_answer_is_not_told_of(serve: Serve) -> N
     client.close()
     served.run(nobody_left(served.listener)).result(PATIENCE)
     assert kept.gone.empty()
-    assert not request.gone
+    assert not request.disconnected
 
 
 async def nobody_left(listener: Listener) -> None:
-    while listener._everybody():
+    while listener._all_connections():
         await asyncio.sleep(0.01)
 
 
@@ -1022,11 +1023,11 @@ def test_an_on_gone_that_fails_is_logged(serve: Serve, caplog: pytest.LogCapture
         told.set()
         raise KeyError("no")
 
-    request.on_gone = fail
+    request.on_disconnect = fail
     client.close()
     assert told.wait(PATIENCE)
     served.run(nobody_left(served.listener)).result(PATIENCE)
-    assert "telling so failed" in caplog.text
+    assert "on_disconnect failed" in caplog.text
 
 
 def test_thousands_of_connections_leave_nothing_behind(serve: Serve) -> None:

@@ -98,7 +98,7 @@ class Inference:
 
     def _refuse(self, request: Request, request_id: str, refusal: ApiError) -> None:
         self._metrics.answered(refusal.status)
-        request.refuse(refusal, ((HEADER, request_id),))
+        request.respond_error(refusal, ((HEADER, request_id),))
 
     def _check(self, request: Request) -> None:
         self._tokens.check(request.header("authorization"), "inference")
@@ -192,7 +192,7 @@ class Inference:
         if asked.tensors and found.pool.description.get("binary") is False:
             inputs, headers = _in_json(inputs, headers)
         job = Job(request_id, headers, inputs, answer.take, found.deadline())
-        request.on_gone = partial(setattr, job, "cancelled", True)
+        request.on_disconnect = partial(setattr, job, "cancelled", True)
         try:
             found.pool.submit(job)
         except ApiError as refusal:
@@ -258,7 +258,7 @@ class _Answer:
             reply = reply._replace(body=with_error(reply.body), content_type=_JSON)
         if not reply.more:
             # The circle from the request to its job and back is opened, so that both are freed at once.
-            request.on_gone = None
+            request.on_disconnect = None
             seconds = time.monotonic() - self._since
             self._metrics.request(self._found.name, self._found.version, reply.status, seconds)
         if reply.more or self._begun or self._failed:

@@ -202,7 +202,7 @@ class Management:
                 "Please use scale workers API to add workers."
             )
             raise ApiError(refusal.status, refusal.type, message, refusal.headers) from None
-        request.on_gone = gone
+        request.on_disconnect = gone
 
     def _begin(self, request: Request, answering: Coroutine[Any, Any, None]) -> None:
         self._tasks.start(self._answered(request, answering))
@@ -228,7 +228,7 @@ class Management:
 
     def _refuse(self, request: Request, refusal: ApiError) -> None:
         self._metrics.answered(refusal.status)
-        request.refuse(refusal, ((HEADER, next(self._ids)),))
+        request.respond_error(refusal, ((HEADER, next(self._ids)),))
 
     def _respond(self, request: Request, status: int, body: bytes, content_type: str = _JSON) -> None:
         self._metrics.answered(status)

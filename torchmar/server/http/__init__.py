@@ -1,12 +1,14 @@
-"""HTTP/1.1 and 1.0 on httptools and asyncio: requests in, answers out; knows nothing of models.
+"""HTTP/1.1 and 1.0 on httptools and asyncio: bytes to requests, responses to bytes; independent of models.
 
-`answers.py` are the bytes of answers, `request.py` what the app is handed, `connection.py` one client, `listener.py`
-the socket with all its clients, `unix.py` sockets that are files, `access.py` access events.
+`request_parser.py` makes requests of bytes, `request.py` is what an app gets, `responses.py` makes bytes of responses;
+`connection.py` is one client, `listener.py` the socket with all its clients, `context.py` what they share; `unix.py`
+binds sockets that are files, `access.py` has the events of the access log.
 """
 
 from torchmar.server.http.access import Access
+from torchmar.server.http.context import App
 from torchmar.server.http.limits import Limits
-from torchmar.server.http.listener import App, Listener, listen
+from torchmar.server.http.listener import Listener, listen
 from torchmar.server.http.request import Request
 from torchmar.server.http.responses import Cors
 

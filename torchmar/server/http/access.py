@@ -1,30 +1,28 @@
-"""Access events: each response with its request, for the access log."""
+"""Access events: each request with its response, for the access log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from torchmar.server.http.request import Request
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from torchmar.server.http.connection import Connection
+    from torchmar.server.http.request import Request
 
-CLIENT_GONE = 499  # what nginx calls it
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status
 
 
 class Access(NamedTuple):
-    """A request and how it was answered.
+    """A request and its response.
 
     Attributes:
-        time: when it was, in seconds since 1970.
+        time: of the event, in seconds since 1970.
         client: address of the peer.
-        method: ``POST``; empty where the request was none.
+        method: ``POST``; empty if the bytes received are not a request.
         target: as it was sent, with its query.
-        status: of the answer; 499 if the client went before it was complete.
-        seconds: from the end of the headers to that of the answer.
-        request_id: the answer's ``x-request-id``; empty if it has none.
+        status: of the response; 499 if the client disconnected before it was complete.
+        seconds: from the end of the request's headers to the end of the response.
+        request_id: the response's ``x-request-id``; empty if it has none.
     """
 
     time: float
@@ -39,54 +37,14 @@ class Access(NamedTuple):
 OnAccess = Callable[[Access], None]
 
 
-class ToldRequest(Request):
-    """A request that tells the ``access`` of its listener once it is answered."""
-
-    __slots__ = ("_came", "_id", "_status", "_told")
-
-    def __init__(self, connection: Connection, *more: Any) -> None:
-        super().__init__(connection, *more)
-        self._came, self._status, self._id, self._told = time.monotonic(), 0, "", False
-
-    def respond(
-        self, status: int, body: bytes = b"", content_type: str = "", headers: Iterable[tuple[str, str]] = ()
-    ) -> None:
-        """Give the whole answer."""
-        super().respond(status, body, content_type, headers)
-        self._tell()
-
-    def start(self, status: int, content_type: str = "", headers: Iterable[tuple[str, str]] = ()) -> None:
-        """Begin an answer; where it has no body it is complete."""
-        super().start(status, content_type, headers)
-        self._tell()
-
-    def end(self) -> None:
-        """Complete the answer."""
-        super().end()
-        self._tell()
-
-    def abort(self) -> None:
-        """Cut the connection."""
-        super().abort()
-        self._tell()
-
-    def leave(self) -> None:
-        """Take note that the client has gone."""
-        if not self._told:
-            self._status = CLIENT_GONE
-        super().leave()
-        self._tell()
-
-    def _head(self, status: int, content_type: str, headers: Iterable[tuple[str, str]]) -> bytes | None:
-        headers = tuple(headers)
-        self._status = status
-        self._id = next((value for name, value in headers if name == "x-request-id"), "")
-        return super()._head(status, content_type, headers)
-
-    def _tell(self) -> None:
-        tell = self._connection.listener.access
-        if tell is None or self._told or not (self._given or self.gone):
-            return
-        self._told = True
-        now = time.monotonic()
-        tell(Access(time.time(), self.client, self.method, self.target, self._status, now - self._came, self._id))
+def access(request: Request) -> Access:
+    """Return the event of a request whose response is complete, or whose client has disconnected."""
+    return Access(
+        time=time.time(),
+        client=request.client,
+        method=request.method,
+        target=request.target,
+        status=request.status if request.complete else _CLIENT_CLOSED_REQUEST,
+        seconds=time.monotonic() - request.received,
+        request_id=next((value for name, value in request.response_headers if name == "x-request-id"), ""),
+    )

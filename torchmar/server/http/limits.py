@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a client is refused beyond.
+    """Sizes and times that a client may not exceed.
 
     Attributes:
         body: bytes of a request's body; TorchServe's ``max_request_size``.
         header: bytes of all headers of a request.
-        target: bytes of what is asked for, ``/predictions/m?x=1``.
+        target: bytes of the target in the request line, ``/predictions/m?x=1``.
         header_seconds: for a request's headers to arrive, from their first byte.
-        body_seconds: without a byte of the body arriving, or of the answer being taken.
+        body_seconds: without a byte of the body arriving, or of the response being received.
         idle_seconds: without a request.
-        connections: at a time.
+        connections: open at a time.
     """
 
     body: int = 6_553_500

@@ -2,86 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from torchmar.server.api_error import ApiError
-from torchmar.server.http.responses import BODILESS, CHUNKED, CLOSE, JSON, KEEP_ALIVE, LAST_CHUNK
+from torchmar.server.http.context import Context
+from torchmar.server.http.responses import BODILESS, CHUNKED, JSON, LAST_CHUNK
 
-if TYPE_CHECKING:
-    from torchmar.server.http.connection import Connection
+_log = logging.getLogger("torchmar.server")
 
-# Bodies from here on are written as they are, not copied behind their headers first.
-_LARGE = 65_536
-# How far the answer is.
-_OWED, _BEGUN, _GIVEN = range(3)
+# The response: nothing of it was sent; its head was; all of it was, or the connection was aborted.
+_PENDING, _STARTED, _COMPLETE = range(3)
+
+
+class ResponseWriter(Protocol):
+    """What a request sends its response with."""
+
+    def write_response(self, head: bytes, length: int, body: bytes) -> None:
+        """Send a whole response; the writer adds the header ``connection``, here and in `write_head`.
+
+        Args:
+            head: status line and headers.
+            length: of the body, also where none is sent.
+            body: empty as the response to HEAD.
+        """
+
+    def write_head(self, head: bytes, *, close: bool = False) -> None:
+        """Send the head of a response whose body follows, or has none; ``close``: it ends with the connection."""
+
+    def write(self, data: bytes) -> None:
+        """Send a part of a body."""
+
+    def write_parts(self, parts: list[bytes]) -> None:
+        """Send several parts of a body."""
+
+    async def drain(self) -> None:
+        """Wait until the client has received most of what was sent, or has disconnected."""
+
+    def abort(self) -> None:
+        """Close the connection at once."""
 
 
 class Request:
     """A request whose body is complete, to be answered once: by `respond`, or by `start`, `send`... and `end`.
 
-    All of it belongs to the server's loop. Once the client has gone, answers go nowhere and raise nothing.
+    All of it belongs to the server's loop. Once the client has disconnected, responses are dropped and raise nothing.
 
-    Attributes:
+    Args:
+        context: the listener's.
+        writer: sends the response.
+        on_complete: called once, when the response is complete.
+        client: address of the peer, ``127.0.0.1:40000``; ``unix`` behind a Unix socket.
         method: ``POST``.
         target: as it stands in the request line, ``/predictions/m?x=1``.
+        raw: all headers in their order.
+        fields: the first of each header, by its name in lower case.
+        http_1_0: whether the client speaks HTTP/1.0.
+
+    Attributes:
         body: without its transfer encoding.
-        client: address of the peer, ``127.0.0.1:40000``; ``unix`` behind a Unix socket.
-        gone: whether the client has disconnected, or was cut off.
-        on_gone: called once if that happens before the answer is complete; for those who answer to set.
+        disconnected: whether the client has disconnected, or the connection was aborted.
+        on_disconnect: called once if that happens before the response is complete; set by the code that answers.
+        received: when its headers were complete, by `time.monotonic`.
+        status: of the response; 0 before it has started.
+        response_headers: given to `respond` or `start`.
     """
 
     __slots__ = (
-        "_connection",
+        "_context",
         "_fields",
-        "_keep_alive",
-        "_one_zero",
+        "_http_1_0",
+        "_on_complete",
         "_raw",
         "_state",
+        "_writer",
         "body",
         "client",
-        "gone",
+        "disconnected",
         "method",
-        "on_gone",
+        "on_disconnect",
+        "received",
+        "response_headers",
+        "status",
         "target",
     )
 
     def __init__(
         self,
-        connection: Connection,
+        context: Context,
+        writer: ResponseWriter,
+        on_complete: Callable[[Request], None],
+        client: str,
         method: str,
         target: bytes,
         raw: list[tuple[bytes, bytes]],
         fields: dict[bytes, bytes],
-        one_zero: bool,
-        keep_alive: bool,
+        http_1_0: bool,
     ) -> None:
-        self._connection = connection
-        self.method = method
-        self.target = target
-        self._raw = raw
-        self._fields = fields
-        self._one_zero = one_zero
-        self._keep_alive = keep_alive
-        self._state = _OWED
+        self._context, self._writer, self._on_complete = context, writer, on_complete
+        self.client, self.method, self.target = client, method, target
+        self._raw, self._fields, self._http_1_0 = raw, fields, http_1_0
+        self._state = _PENDING
         self.body = b""
-        self.client = connection.client
-        self.gone = False
-        self.on_gone: Callable[[], None] | None = None
+        self.disconnected = False
+        self.on_disconnect: Callable[[], None] | None = None
+        self.received = monotonic()
+        self.status = 0
+        self.response_headers: Sequence[tuple[str, str]] = ()
+
+    # The request.
 
     def header(self, lower_case_name: str) -> str:
         """Return the header's value, the first one where there are several, empty where there is none."""
-        return self._fields.get(lower_case_name.encode(), b"").strip().decode("latin-1")
+        value = self._fields.get(lower_case_name.encode())
+        return value.strip().decode("latin-1") if value else ""
 
     @property
     def headers(self) -> list[tuple[str, str]]:
         """All headers in their order, names in the client's case."""
         return [(name.decode("latin-1"), value.strip().decode("latin-1")) for name, value in self._raw]
 
-    def decoded(self) -> None:
-        """Have the headers describe the body as it is after its Content-Encoding was removed."""
-        size = str(len(self.body)).encode()
+    def set_decoded_body(self, body: bytes) -> None:
+        """Set a body whose Content-Encoding was removed, and the headers that describe it."""
+        self.body = body
+        size = str(len(body)).encode()
         self._fields.pop(b"content-encoding", None)
         if b"content-length" in self._fields:
             self._fields[b"content-length"] = size
@@ -102,114 +149,109 @@ class Request:
         query = self.target.partition(b"?")[2].partition(b"#")[0]
         return parse_qsl(query.decode("latin-1"), keep_blank_values=True, errors="replace") if query else []
 
+    # The response.
+
     def respond(
-        self, status: int, body: bytes = b"", content_type: str = "", headers: Iterable[tuple[str, str]] = ()
+        self, status: int, body: bytes = b"", content_type: str = "", headers: Sequence[tuple[str, str]] = ()
     ) -> None:
-        """Give the whole answer.
+        """Send a whole response.
 
-        A status below 200 or headers that would break the answer (line breaks) are logged, and answered with 500.
+        A status below 200 or headers that would break the response (line breaks) are logged, and answered with 500.
 
-        Raises RuntimeError if the answer has begun already.
+        Raises RuntimeError if the response has started already.
         """
         head = self._head(status, content_type, headers)
         if head is None:
             return
-        connection = self._connection
-        self._state = _GIVEN
-        keep = self._keep_alive and not connection.listener.closing
+        self._state = _COMPLETE
         if status in BODILESS:
-            connection.write(b"%b%b\r\n" % (head, KEEP_ALIVE if keep else CLOSE))
+            self._writer.write_head(head)
         else:
-            length = len(body)
-            if self.method == "HEAD":
-                body = b""
-            alive = b"connection: keep-alive\r\n" if keep else b"connection: close\r\n"
-            if len(body) < _LARGE:
-                connection.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (head, alive, length, body))
-            else:
-                connection.write_all([b"%b%bcontent-length: %d\r\n\r\n" % (head, alive, length), body])
-        connection.answered(keep)
+            self._writer.write_response(head, len(body), b"" if self.method == "HEAD" else body)
+        self._on_complete(self)
 
-    def start(self, status: int, content_type: str = "", headers: Iterable[tuple[str, str]] = ()) -> None:
-        """Begin an answer of unknown length; as `respond` otherwise.
+    def start(self, status: int, content_type: str = "", headers: Sequence[tuple[str, str]] = ()) -> None:
+        """Start a response of unknown length; as `respond` otherwise.
 
         It is sent in chunks, and to clients of HTTP/1.0 until the connection is closed.
         """
         head = self._head(status, content_type, headers)
         if head is None:
             return
-        connection = self._connection
-        self._state = _BEGUN
-        if self._one_zero:
-            self._keep_alive = False
-        elif status not in BODILESS:
+        self._state = _STARTED
+        if not self._http_1_0 and status not in BODILESS:
             head += CHUNKED
-        # Stored here: a listener that begins to close in between does not change the header that was sent.
-        self._keep_alive = self._keep_alive and not connection.listener.closing
-        connection.write(b"%b%b\r\n" % (head, KEEP_ALIVE if self._keep_alive else CLOSE))
+        self._writer.write_head(head, close=self._http_1_0)
         if self.method == "HEAD" or status in BODILESS:
-            self._state = _GIVEN
-            connection.answered(self._keep_alive)
+            self._state = _COMPLETE
+            self._on_complete(self)
 
     def send(self, chunk: bytes) -> None:
-        """Send a part of the answer; `drain` keeps them from piling up. Does nothing once the answer is complete."""
-        if self._state != _BEGUN or self.gone or not chunk:
+        """Send a part of the body; `drain` limits what waits to be sent. Without effect after the end."""
+        if self._state != _STARTED or self.disconnected or not chunk:
             return
-        if self._one_zero:
-            self._connection.write(chunk)
+        if self._http_1_0:
+            self._writer.write(chunk)
         else:
-            self._connection.write_all([b"%x\r\n" % len(chunk), chunk, b"\r\n"])
+            self._writer.write_parts([b"%x\r\n" % len(chunk), chunk, b"\r\n"])
 
     def end(self) -> None:
-        """Complete the answer that was started."""
-        if self._state != _BEGUN or self.gone:
+        """Complete the response that was started."""
+        if self._state != _STARTED or self.disconnected:
             return
-        self._state = _GIVEN
-        if not self._one_zero:
-            self._connection.write(LAST_CHUNK)
-        self._connection.answered(self._keep_alive)
+        self._state = _COMPLETE
+        if not self._http_1_0:
+            self._writer.write(LAST_CHUNK)
+        self._on_complete(self)
 
-    def abort(self) -> None:
-        """Cut the connection: the only way to tell a client that the answer it is being sent will not be whole."""
-        if self._state != _GIVEN and not self.gone:
-            self._state = _GIVEN
-            self._connection.cut()
+    def respond_error(self, error: ApiError, headers: Sequence[tuple[str, str]] = ()) -> None:
+        """Respond with an error, its headers and ``headers``.
 
-    async def drain(self) -> None:
-        """Wait until the client has taken most of what was sent, or has gone."""
-        if not self.gone:
-            await self._connection.drained()
-
-    def leave(self) -> None:
-        """Take note that the client has gone, and tell who still works for it."""
-        self.gone = True
-        if self.on_gone is not None:
-            self.on_gone()
-
-    @property
-    def _given(self) -> bool:
-        return self._state == _GIVEN
-
-    def refuse(self, refusal: ApiError, headers: Iterable[tuple[str, str]] = ()) -> None:
-        """Answer with ``refusal``, its headers and ``headers``.
-
-        An answer that has begun is cut, a complete one stays as it is.
+        A response that has started is aborted, a complete one stays as it is.
         """
-        if self._state == _OWED:
-            body = refusal.body_for(self.target)
-            self.respond(refusal.status, body, JSON, (*refusal.headers.items(), *headers))
+        if self._state == _PENDING:
+            self.respond(error.status, error.body_for(self.target), JSON, (*error.headers.items(), *headers))
         else:
             self.abort()
 
-    def _head(self, status: int, content_type: str, headers: Iterable[tuple[str, str]]) -> bytes | None:
+    def fail(self, error: Exception) -> None:
+        """Log an unexpected exception, and respond with 500."""
+        _log.error("%s %s failed", self.method, self.path, exc_info=error)
+        message = "The request failed; the server's log has the reason."
+        self.respond_error(ApiError(500, "InternalServerException", message))
+
+    def abort(self) -> None:
+        """Abort the connection: the only sign to a client that a response that has started will not be complete."""
+        if self._state != _COMPLETE and not self.disconnected:
+            self._state = _COMPLETE
+            self._writer.abort()
+
+    async def drain(self) -> None:
+        """Wait until the client has received most of what was sent, or has disconnected."""
+        if not self.disconnected:
+            await self._writer.drain()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the response is complete, or was aborted."""
+        return self._state == _COMPLETE
+
+    def disconnect(self) -> None:
+        """Record that the client has disconnected, and call ``on_disconnect``."""
+        self.disconnected = True
+        if self.on_disconnect is not None:
+            self.on_disconnect()
+
+    def _head(self, status: int, content_type: str, headers: Sequence[tuple[str, str]]) -> bytes | None:
         """Return the head of the response; None if the client has disconnected or an error has been sent."""
-        if self._state != _OWED:
+        if self._state != _PENDING:
             raise RuntimeError(f"{self.method} {self.path} has been answered already")
-        if self.gone:
+        if self.disconnected:
             return None
-        heads = self._connection.heads
+        self.status, self.response_headers = status, headers
+        heads = self._context.heads
         try:
             return heads[status, content_type] + heads.lines(headers) if headers else heads[status, content_type]
-        except ValueError as wrong:
-            self._connection.fault(self, wrong)
+        except ValueError as error:
+            self.fail(error)
             return None

@@ -15,7 +15,7 @@ CLOSE = b"connection: close\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 JSON = "application/json"
-# Answers that have no body, and say nothing of its length.
+# Responses without a body, and without a header for its length.
 BODILESS = frozenset({204, 304})
 
 _UNCACHED = (
@@ -23,8 +23,8 @@ _UNCACHED = (
     b"Cache-Control: no-cache; no-store, must-revalidate, private\r\n"
     b"Expires: Thu, 01 Jan 1970 00:00:00 UTC\r\n"
 )
-# What the server says itself; TorchServe too overwrites what a handler has set under these names.
-_OURS = frozenset(
+# Set by the server; TorchServe too overwrites what a handler has set under these names.
+_SERVER_HEADERS = frozenset(
     {
         "cache-control",
         "connection",
@@ -38,15 +38,15 @@ _OURS = frozenset(
     }
 )
 _NAME = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")
-# Handlers choose statuses, content types and names: what they choose anew every time must not pile up.
-_REMEMBERED = 1024
+# Handlers choose statuses, content types and names: values that differ every time must not pile up.
+_CACHE_SIZE = 1024
 
 
 @dataclass(frozen=True)
 class Cors:
     """What pages of other origins may do; TorchServe's ``cors_allowed_origin``, ``_methods`` and ``_headers``.
 
-    Each is sent as it stands, with every answer; an empty one is not sent.
+    Each is sent as it stands, with every response; an empty one is not sent.
     """
 
     origin: str
@@ -55,68 +55,68 @@ class Cors:
 
 
 class ResponseHeads(dict[tuple[int, str], bytes]):
-    """The first lines of answers, made once for each status and content type: ``heads[200, "text/plain"]``.
+    """The first lines of responses, made once for each status and content type: ``heads[200, "text/plain"]``.
 
     Args:
-        cors: sent with every answer.
+        cors: sent with every response.
 
     Raises ValueError for what cannot be sent.
     """
 
     def __init__(self, cors: Cors | None = None) -> None:
         super().__init__()
-        self._names: dict[str, bytes] = {}
-        self._always = _UNCACHED
+        self._prefixes: dict[str, bytes] = {}
+        self._common = _UNCACHED
         if cors:
             allowed = {"origin": cors.origin, "methods": cors.methods, "headers": cors.headers}
-            self._always += self.lines(
+            self._common += self.lines(
                 (f"access-control-allow-{name}", value) for name, value in allowed.items() if value
             )
 
     def __missing__(self, key: tuple[int, str]) -> bytes:
         status, content_type = key
         if not 200 <= status <= 999:
-            raise ValueError(f"{status} is not the status of an answer")
+            raise ValueError(f"{status} is not the status of a response")
         try:
             reason = http.HTTPStatus(status).phrase
         except ValueError:
             reason = "Unknown"
         lines = self.lines([("content-type", content_type)]) if content_type else b""
-        if len(self) >= _REMEMBERED:
+        if len(self) >= _CACHE_SIZE:
             self.clear()
-        self[key] = head = b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason.encode(), lines, self._always)
+        self[key] = head = b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason.encode(), lines, self._common)
         return head
 
     def lines(self, headers: Iterable[tuple[str, str]]) -> bytes:
-        """Return the lines of ``headers``, without those that are the server's own to say."""
+        """Return the lines of ``headers``, without those that only the server sets."""
         lines = b""
         for name, value in headers:
-            start = self._names.get(name)
-            if start is None:
-                start = self._start(name)
-            if start:
-                # One call that is almost always true; the exact question is asked of the few others.
+            prefix = self._prefixes.get(name)
+            if prefix is None:
+                prefix = self._prefix(name)
+            if prefix:
+                # One call that is almost always true; only the few others are searched.
                 if not value.isprintable() and not {"\r", "\n", "\0"}.isdisjoint(value):
                     raise ValueError(f"the value of header {name} has a line break or a NUL in it: {value[:80]!r}")
-                lines += b"%b%b\r\n" % (start, value.encode("latin-1", "replace"))
+                lines += b"%b%b\r\n" % (prefix, value.encode("latin-1", "replace"))
         return lines
 
-    def _start(self, name: str) -> bytes:
-        """Return ``b"name: "``, or nothing if the header is the server's own."""
+    def _prefix(self, name: str) -> bytes:
+        """Return ``b"name: "``, or nothing if only the server sets the header."""
         if not name or not _NAME.issuperset(name):
             raise ValueError(f"{name[:80]!r} is not the name of a header")
-        if len(self._names) >= _REMEMBERED:
-            self._names.clear()
-        self._names[name] = start = b"" if name.lower() in _OURS else b"%b: " % name.encode()
-        return start
+        if len(self._prefixes) >= _CACHE_SIZE:
+            self._prefixes.clear()
+        self._prefixes[name] = prefix = b"" if name.lower() in _SERVER_HEADERS else b"%b: " % name.encode()
+        return prefix
 
-    def farewell(self, refusal: ApiError, target: bytes) -> bytes:
-        """Return the answer that is the last of its connection.
+    def final_response(self, error: ApiError, target: bytes) -> bytes:
+        """Return an error response that is the last of its connection.
 
         Args:
-            refusal: what is wrong.
+            error: what is wrong.
             target: of the request, as far as it is known.
         """
-        body = refusal.body_for(target)
-        head = self[refusal.status, JSON] + self.lines(refusal.headers.items())
+        body = error.body_for(target)
+        head = self[error.status, JSON] + self.lines(error.headers.items())
         return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, CLOSE, len(body), body)

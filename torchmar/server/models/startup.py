@@ -148,7 +148,7 @@ class StillLoading(ApiError):
 
         async def wait() -> None:
             over = await self.over()
-            if request.gone:
+            if request.disconnected:
                 return
             try:
                 if over:

@@ -1,0 +1,35 @@
+"""State that a listener shares with its connections and requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torchmar.server.http.limits import Limits
+from torchmar.server.http.responses import ResponseHeads
+
+if TYPE_CHECKING:
+    from torchmar.server.http.access import OnAccess
+    from torchmar.server.http.request import Request
+
+App = Callable[["Request"], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """Shared state of a listener.
+
+    Attributes:
+        app: called in the loop with every request.
+        limits: sizes and times that a client may not exceed.
+        heads: the heads of responses.
+        on_access: called with an access event for every request that was answered; None: there is no access log.
+        closing: whether every response is the last of its connection.
+    """
+
+    app: App
+    limits: Limits
+    heads: ResponseHeads
+    on_access: OnAccess | None = None
+    closing: bool = False

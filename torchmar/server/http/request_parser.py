@@ -1,0 +1,260 @@
+"""The bytes that a client sends to requests, within the limits of sizes; HTTP/1.1 and 1.0 on httptools."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+from torchmar.server.api_error import ApiError, not_allowed
+from torchmar.server.http import content_coding
+from torchmar.server.http.limits import Limits
+from torchmar.server.http.request import Request
+
+_log = logging.getLogger("torchmar.server")
+
+# The next input: a request; more of its headers; the replayed headers of one that wanted another protocol; more of its
+# body; or none any more.
+IDLE, HEAD, REPLAY, BODY, CLOSED = range(5)
+# Pieces of a body that are joined into one as they arrive: a million pieces of two bytes would take fifty times theirs.
+_PIECES = 1024
+
+
+class RequestReceiver(Protocol):
+    """What a parser calls."""
+
+    def new_request(
+        self,
+        method: str,
+        target: bytes,
+        raw: list[tuple[bytes, bytes]],
+        fields: dict[bytes, bytes],
+        http_1_0: bool,
+    ) -> Request:
+        """Return the request to receive; its headers are complete."""
+
+    def expect_continue(self) -> None:
+        """Tell the client to send the body, as it wants to be told."""
+
+    def request_received(self, request: Request, keep_alive: bool) -> None:
+        """Answer a complete request; the client sends more of them if ``keep_alive``."""
+
+
+class RequestParser:
+    """The parser of one connection.
+
+    Args:
+        limits: of sizes.
+        receiver: gets the requests; forgotten by `close`.
+
+    Attributes:
+        state: `IDLE`, `HEAD`, `REPLAY`, `BODY` or `CLOSED`.
+        active: set when a request begins and when its body grows; for timeouts, which reset it.
+    """
+
+    __slots__ = (
+        "_body_size",
+        "_decoder",
+        "_feed_size",
+        "_header_bytes",
+        "_keep_alive",
+        "_limits",
+        "_new_request",
+        "_parser",
+        "_pieces",
+        "_pieces_joined",
+        "_raw",
+        "_receiver",
+        "_request",
+        "_target",
+        "active",
+        "state",
+    )
+
+    def __init__(self, limits: Limits, receiver: RequestReceiver) -> None:
+        self._limits = limits
+        self._receiver: RequestReceiver | None = receiver
+        self._parser = HttpRequestParser(self)
+        self.state, self.active = IDLE, True
+        self._target, self._raw = b"", list[tuple[bytes, bytes]]()
+        self._request: Request | None = None
+        self._keep_alive = True
+        self._pieces, self._pieces_joined, self._body_size = list[bytes](), 0, 0
+        self._decoder: content_coding.Decoder | None = None
+        self._feed_size = self._header_bytes = 0
+        self._new_request = False
+
+    def feed(self, data: bytes) -> None:
+        """Parse what was received, and hand over what is complete. Raises ApiError."""
+        self._feed_size = len(data)
+        body_size = self._body_size
+        self._parse(data)
+        if self.state == HEAD:
+            if self._new_request:
+                self._new_request = False
+            else:
+                self._count_header_bytes(len(data))
+        elif self.state == BODY and self._body_size == body_size:
+            self._count_header_bytes(len(data))
+
+    def stop(self) -> None:
+        """Ignore whatever else is received."""
+        self.state, self._request, self._pieces = CLOSED, None, []
+
+    def close(self) -> None:
+        """Stop, and drop the references to this object and to the receiver, so that all are freed at once."""
+        self.stop()
+        self._receiver = None
+        del self._parser
+
+    def incomplete(self) -> tuple[str, bytes]:
+        """Return method and target of the request that is being received, as far as they are known."""
+        if self.state == HEAD:
+            return self._parser.get_method().decode(), self._target
+        return (self._request.method, self._request.target) if self._request else ("", b"")
+
+    # What httptools calls. An exception in here ends the parser, and is raised by `_parse`.
+
+    def on_url(self, piece: bytes) -> None:
+        """Begin a request; its target arrives in one piece or in several."""
+        if self.state == REPLAY:
+            return
+        if self.state == HEAD:
+            self._target += piece
+        else:
+            self.state = HEAD
+            self._target, self._raw = piece, []
+            self._header_bytes = 0
+            self._new_request = self.active = True
+        if len(self._target) > self._limits.target:
+            raise ApiError(414, "BadRequestException", f"The URL is longer than {self._limits.target} bytes.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header."""
+        # Headers behind a body are trailers, which are ignored.
+        if self.state == HEAD:
+            self._raw.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Check the headers, and begin the body. Raises ApiError."""
+        if self.state == REPLAY:
+            self.state = BODY
+            return
+        parser, raw, limits, receiver = self._parser, self._raw, self._limits, self._receiver
+        assert receiver is not None
+        if self._header_bytes + self._feed_size > limits.header:
+            # Either the headers are too large, or they arrived together with other data: now it pays to count.
+            self._header_bytes = 0
+            self._count_header_bytes(sum(len(name) + len(value) + 4 for name, value in raw))
+        # The first of several counts.
+        fields = {name.lower(): value for name, value in reversed(raw)}
+        version = parser.get_http_version()
+        method = parser.get_method()
+        length = fields.get(b"content-length")
+        if length is not None and int(length) > limits.body:
+            raise self._too_large()
+        if b"transfer-encoding" in fields:
+            # httptools rejects what is ambiguous; what is left has `chunked` as its last coding.
+            if version == "1.0":
+                raise ApiError(400, "BadRequestException", "HTTP/1.0 has no transfer-encoding.")
+            if fields[b"transfer-encoding"].strip().lower() != b"chunked":
+                raise ApiError(501, "BadRequestException", "The only transfer-encoding supported is chunked.")
+        if version != "1.1" and version != "1.0":
+            raise ApiError(505, "BadRequestException", f"HTTP/{version} is not supported.")
+        if method == b"CONNECT":
+            raise not_allowed("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+        self._decoder = None
+        if b"content-encoding" in fields:
+            coding = fields[b"content-encoding"].decode("latin-1")
+            self._decoder = content_coding.decoder(coding, limits.body)
+        if b"expect" in fields and version == "1.1":
+            if fields[b"expect"].strip().lower() != b"100-continue":
+                raise ApiError(417, "BadRequestException", "The only expectation supported is 100-continue.")
+            receiver.expect_continue()
+        self._keep_alive = parser.should_keep_alive()
+        self._request = receiver.new_request(method.decode(), self._target, raw, fields, version == "1.0")
+        self._pieces, self._pieces_joined, self._body_size = [], 0, 0
+        self._header_bytes = 0
+        self.state = BODY
+
+    def on_body(self, piece: bytes) -> None:
+        """Keep a piece of the body. Raises ApiError."""
+        self.active = True
+        self._header_bytes = 0
+        self._body_size += len(piece)
+        if self._body_size > self._limits.body:
+            raise self._too_large()
+        pieces = self._pieces
+        if self._decoder is None:
+            pieces.append(piece)
+        else:
+            pieces += self._decoder.decode(piece)
+        if len(pieces) - self._pieces_joined >= _PIECES:
+            pieces[self._pieces_joined :] = [b"".join(pieces[self._pieces_joined :])]
+            self._pieces_joined += 1
+
+    def on_message_complete(self) -> None:
+        """Hand the request over. Raises ApiError."""
+        request, receiver = self._request, self._receiver
+        if request is None or receiver is None:
+            return
+        if self._parser.should_upgrade() and (request.header("content-length") or request.header("transfer-encoding")):
+            return  # httptools takes the body for another protocol: `_ignore_upgrade` has it parsed
+        self._request = None
+        if self._pieces:
+            # Joining one piece copies nothing.
+            request.body = b"".join(self._pieces)
+            self._pieces = []
+        if self._decoder is not None:
+            self._decoder.finish()
+            self._decoder = None
+            request.set_decoded_body(request.body)
+        self.state = IDLE if self._keep_alive else CLOSED
+        receiver.request_received(request, self._keep_alive)
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Feed httptools. Raises ApiError."""
+        try:
+            while True:
+                try:
+                    self._parser.feed_data(data)
+                    return
+                except HttpParserUpgrade as upgrade:
+                    if self.state == CLOSED:
+                        return
+                    data = memoryview(data)[upgrade.args[0] :]
+                    self._ignore_upgrade()
+        except HttpParserError as error:
+            if self.state == CLOSED:
+                return  # data behind the last request
+            cause = error.__context__ if isinstance(error, HttpParserCallbackError) else None
+            if cause is None:
+                raise ApiError(400, "BadRequestException", "Invalid HTTP message.") from None
+            if isinstance(cause, ApiError):
+                raise cause from None
+            _log.error("a request could not be received", exc_info=cause)
+            raise ApiError(500, "InternalServerException", "The request could not be received.") from None
+
+    def _ignore_upgrade(self) -> None:
+        """Continue with HTTP/1.1 where a client wants another protocol, as Java's does with its first request.
+
+        A server may ignore that header (RFC 9110, 7.8), but httptools takes all that follows the headers, and so the
+        body, for the other protocol. A new parser gets the body without the upgrade header.
+        """
+        self._parser = HttpRequestParser(self)
+        if self._request is not None:
+            length = self._request.header("content-length")
+            framing = f"content-length: {length}" if length else "transfer-encoding: chunked"
+            self.state = REPLAY
+            self._parser.feed_data(f"POST / HTTP/1.1\r\n{framing}\r\n\r\n".encode())
+
+    def _count_header_bytes(self, size: int) -> None:
+        """Count bytes of incomplete headers, of trailers and of chunk extensions. Raises ApiError."""
+        self._header_bytes += size
+        if self._header_bytes > self._limits.header:
+            message = f"The headers are larger than {self._limits.header} bytes."
+            raise ApiError(431, "BadRequestException", message)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, "BadRequestException", f"The body is larger than {self._limits.body} bytes.")
