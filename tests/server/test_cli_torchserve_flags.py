@@ -263,7 +263,7 @@ def test_what_is_javas_is_named_once(shell: Shell) -> None:
         "warning: without meaning here: --log-config, --plugins-path, --workflow-store",
         "warning: without meaning here: vmargs",
     ]
-    assert "error: unix:/nowhere/else cannot be listened on" in ran.stderr
+    assert "error: cannot listen on unix:/nowhere/else: cannot create the socket" in ran.stderr
 
 
 def test_a_server_that_has_the_number_of_an_earlier_one_is_not_stopped(shell: Shell, make: Callable[..., Path]) -> None:

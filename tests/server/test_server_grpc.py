@@ -701,7 +701,7 @@ def test_a_port_that_is_taken_is_told(harness: ServerHarness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address("127.0.0.1", taken.getsockname()[1])
         settings = replace(harness.settings, grpc_management=address)
-        with pytest.raises(BindError, match=f"grpc://127.0.0.1:{address.port} cannot be listened on"):
+        with pytest.raises(BindError, match=f"cannot listen on 127.0.0.1:{address.port}: address already in use"):
             harness.run(
                 server_grpc.listen(harness.registry, Tokens(harness.key_file, enabled=False), settings, harness.metrics)
             )

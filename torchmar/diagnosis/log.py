@@ -102,7 +102,7 @@ SIGNATURES = (
         "error",
     ),
     Signature(
-        r"Address already in use|java\.net\.BindException",
+        r"[Aa]ddress already in use|java\.net\.BindException",
         "a port was taken when the server started",
         "torchmar doctor says by whom; torchmar serve --port moves all of them",
         "error",

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchmar.errors import BindError
 from torchmar.server import grpc, http
 from torchmar.server.api.inference import Inference
 from torchmar.server.api.management import Management
+from torchmar.server.bind_errors import bind_error
 from torchmar.server.config.settings import Settings
 from torchmar.server.config.values import Address
 from torchmar.server.models import snapshots, startup_report
@@ -62,7 +62,7 @@ class ServerApp:
         """Listen, load the models that the configuration names, and start the parent of their workers.
 
         Raises:
-            BindError: an address cannot be listened on.
+            BindError: an address cannot be bound.
             TorchmarError: gRPC cannot be spoken, or workers cannot be started.
         """
         settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics
@@ -140,7 +140,7 @@ class ServerApp:
                 access=self._access.put if self._access else None,
             )
         except OSError as error:
-            raise BindError(f"{address} cannot be listened on: {error.strerror or error}") from None
+            raise bind_error(str(address).rpartition("//")[2], error) from None
 
 
 def _together(apps: Mapping[str, tuple[Address, http.App]]) -> list[tuple[Address, http.App]]:

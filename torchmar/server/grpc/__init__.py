@@ -23,7 +23,7 @@ async def listen(registry: Registry, tokens: Tokens, settings: Settings, metrics
     """Listen where the configuration says; None, and a line in the log, where Python has no gRPC.
 
     Raises:
-        BindError: an address cannot be listened on.
+        BindError: an address cannot be bound.
         PropertiesError: the certificate or its key cannot be read.
     """
     try:

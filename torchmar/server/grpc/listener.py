@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import grpc
 import grpc.aio
 
 from torchmar.errors import BindError, PropertiesError
+from torchmar.server.bind_errors import bind_error
 from torchmar.server.grpc.calls import TokenCheck
 from torchmar.server.grpc.inference import Inference
 from torchmar.server.grpc.management import Management
@@ -56,8 +58,8 @@ class GrpcListener:
         """Begin to listen."""
         credentials = _credentials(self._settings)
         try:
-            self.inference = _bound(self._inference, self._settings.grpc_inference, credentials)
-            self.management = _bound(self._management, self._settings.grpc_management, credentials)
+            self.inference = _bind(self._inference, self._settings.grpc_inference, credentials)
+            self.management = _bind(self._management, self._settings.grpc_management, credentials)
             await self._inference.start()
             await self._management.start()
         except BaseException:
@@ -107,17 +109,26 @@ def _server(tokens: Tokens, kind: str, services: list[Any], settings: Settings) 
     return server
 
 
-def _bound(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials | None) -> int:
+def _bind(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials | None) -> int:
     """Bind a server to an address; return its port."""
     host = f"[{address.host}]" if ":" in address.host else address.host
     where = f"{host}:{address.port}"
     try:
-        port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise BindError(f"grpc://{where} cannot be listened on: somebody does, or nobody can")
-    return port
+        _check_bindable(address)
+        return server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
+    except OSError as error:
+        raise bind_error(where, error) from None
+    except RuntimeError as error:
+        raise BindError(f"cannot listen on {where}: {error}") from None
+
+
+def _check_bindable(address: Address) -> None:
+    """Raise OSError if no socket can be bound to an address: gRPC writes the reason to stderr and returns none."""
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, where = found[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(where)
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:

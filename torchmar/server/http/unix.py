@@ -13,13 +13,18 @@ from pathlib import Path
 def bind(path: str) -> socket.socket:
     """Return a socket bound to ``path``, in place of one that a dead server has left.
 
-    Raises OSError if a process listens there, or the path is not a socket.
+    Raises:
+        OSError: a process listens there, or the path is not a socket.
     """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError(errno.EADDRINUSE, "there is a file that is not a socket; remove it or choose another", path)
-        if _listened_to(path):
-            raise OSError(errno.EADDRINUSE, "another server listens; stop it or choose another socket", path)
+            raise OSError(
+                errno.EADDRINUSE, "the path is a file that is not a socket; remove it or choose another path", path
+            )
+        if _has_listener(path):
+            raise OSError(
+                errno.EADDRINUSE, "address already in use by another server; stop it or choose another path", path
+            )
         Path(path).unlink()
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -27,18 +32,20 @@ def bind(path: str) -> socket.socket:
         bound.bind(path)
     except OSError as error:
         bound.close()
-        raise OSError(error.errno or errno.EINVAL, f"no socket can be made: {error.strerror or error}", path) from None
+        raise OSError(
+            error.errno or errno.EINVAL, f"cannot create the socket: {error.strerror or error}", path
+        ) from None
     return bound
 
 
 def remove(path: str, inode: int) -> None:
-    """Remove the socket at ``path``, unless it is another server's by now."""
+    """Remove the socket at ``path``, unless another server has replaced it."""
     with contextlib.suppress(FileNotFoundError):
         if os.lstat(path).st_ino == inode:
             Path(path).unlink()
 
 
-def _listened_to(path: str) -> bool:
+def _has_listener(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
         # A full backlog gives EAGAIN; only ECONNREFUSED means that no process listens.

@@ -1,0 +1,30 @@
+"""Error messages for addresses that the server cannot listen on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from torchmar.errors import BindError
+
+
+def bind_error(address: str, error: OSError) -> BindError:
+    """Return the error for an address that cannot be bound.
+
+    Args:
+        address: ``127.0.0.1:7070`` or ``unix:/run/inference.sock``.
+        error: of the operating system; of a Unix socket with the path as its file name.
+    """
+    hint = ""
+    if error.filename is not None:
+        reason = error.strerror or str(error)
+    elif isinstance(error, socket.gaierror):
+        reason = "cannot resolve the host name"
+    elif error.errno == errno.EADDRINUSE:
+        reason = "address already in use"
+        hint = "torchmar doctor names the process that listens there; stop it, or configure another port"
+    else:
+        # Not the text of the error: asyncio's repeats the address.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+    return BindError(f"cannot listen on {address}: {reason[:1].lower()}{reason[1:]}", hint=hint)
