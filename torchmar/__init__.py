@@ -1,16 +1,87 @@
-"""Build, prove and serve TorchServe model archives (``.mar``).
+"""Build, test and serve TorchServe model archives (``.mar``).
 
-The package is a pipeline; each step is a module that can be used alone:
+The names in ``__all__`` are the public Python API, together with the modules `torchmar.errors`, `torchmar.grpc`
+(``pip install 'torchmar[grpc]'``) and `torchmar.model_archiver`. Everything else is internal and may change in any
+version. Each name is imported when it is first used, so that ``import torchmar`` takes milliseconds.
 
-* `torchmar.recipe` reads ``archive.yaml``, the description of one archive;
-* `torchmar.archive` packs a recipe into a ``.mar`` and opens, lists and extracts one;
-* `torchmar.worker` runs an archive in a process of its own, without a server;
-* `torchmar.engines.torchserve` starts and stops the real TorchServe;
-* `torchmar.management` registers and scales models on a running server;
-* `torchmar.inference` asks it for predictions and explanations.
+>>> from pathlib import Path
+>>> import torchmar
+>>> built = torchmar.build(Path("archives/lengths"), Path("model_store"))
+>>> built.path.name
+'lengths-1.0.mar'
+>>> torchmar.check(built.path)
+[]
 
-Everything that can go wrong is a `torchmar.errors.TorchmarError`.
-Nothing here imports torch: handlers run only inside worker processes.
+Every failure is a `torchmar.errors.TorchmarError`. Nothing here imports torch: handlers run in worker processes only.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchmar.archive import Archive, BuiltArchive, Member, build, derive, import_archive
+    from torchmar.checks import Code, Finding, check
+    from torchmar.connection import Endpoint
+    from torchmar.errors import TorchmarError
+    from torchmar.exchange import Request, Response
+    from torchmar.inference import InferenceClient, Tensor
+    from torchmar.management import JobQueue, ManagementClient, ModelVersion, RegisteredModel, WorkerState
+    from torchmar.sample_check import SampleReport, SampleResult, run_samples
+    from torchmar.worker import Worker
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Archive",
+    "BuiltArchive",
+    "Code",
+    "Endpoint",
+    "Finding",
+    "InferenceClient",
+    "JobQueue",
+    "ManagementClient",
+    "Member",
+    "ModelVersion",
+    "RegisteredModel",
+    "Request",
+    "Response",
+    "SampleReport",
+    "SampleResult",
+    "Tensor",
+    "TorchmarError",
+    "Worker",
+    "WorkerState",
+    "__version__",
+    "build",
+    "check",
+    "derive",
+    "import_archive",
+    "run_samples",
+]
+
+_NAMES_BY_MODULE = {
+    "archive": ("Archive", "BuiltArchive", "Member", "build", "derive", "import_archive"),
+    "checks": ("Code", "Finding", "check"),
+    "connection": ("Endpoint",),
+    "errors": ("TorchmarError",),
+    "exchange": ("Request", "Response"),
+    "inference": ("InferenceClient", "Tensor"),
+    "management": ("JobQueue", "ManagementClient", "ModelVersion", "RegisteredModel", "WorkerState"),
+    "sample_check": ("SampleReport", "SampleResult", "run_samples"),
+    "worker": ("Worker",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _NAMES_BY_MODULE.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"torchmar.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

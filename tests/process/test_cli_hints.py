@@ -14,6 +14,7 @@ import click
 import pytest
 import typer
 
+from tests.support import documents
 from tests.support.paths import ROOT
 from torchmar.cli import archiver, torchserve_flags
 from torchmar.cli.app import app
@@ -123,7 +124,7 @@ def _helps() -> Iterator[Place]:
 
 def _documents() -> Iterator[Place]:
     """Yield the code of the documents: spans, and lines of blocks that begin with a prompt or a command."""
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for file in documents.FILES:
         text = file.read_text()
         blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         for block in blocks:

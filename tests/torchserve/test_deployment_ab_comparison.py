@@ -163,7 +163,7 @@ def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, an
 
 
 def test_the_function_of_the_documentation_compares_labels(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python[^\n]*\n(.*?)```", (ROOT / "docs" / "how-to" / "deploy.md").read_text(), re.DOTALL)
     (tmp_path / "compare.py").write_text(code)
     label = ab_comparison.agreement(f"{tmp_path / 'compare.py'}:label")
     assert not label(Response(200, b'{"7": 0.97, "9": 0.01}'), Response(200, b'{"7": 0.8, "1": 0.1}'))

@@ -14,7 +14,7 @@ from tests.support import strange_archives
 from tests.support.command import torchmar
 from tests.support.paths import ROOT
 from torchmar import archive
-from torchmar.parity import KnownDifference, compare, differences
+from torchmar.parity import KnownDifference, compare
 from torchmar.parity.cases import JSON, TEXT, Case
 from torchmar.parity.comparing import Outcome
 from torchmar.parity.engine_client import RawResponse
@@ -101,15 +101,6 @@ def test_a_difference_explains_what_it_is_about_and_nothing_else() -> None:
         Mismatch("m/no model", "status", "200", "404"),
     ):
         assert not meant.explains(other)
-
-
-def test_the_document_has_every_difference_that_is_meant() -> None:
-    text = (ROOT / "docs" / "server.md").read_text()
-    table = text.partition("\n## Differences from TorchServe\n")[2].partition("\n## ")[0]
-    rows = "".join(line for line in table.splitlines(keepends=True) if line.startswith("|"))
-    assert rows == differences.markdown(), "torchmar.parity.differences.markdown() is what should stand there"
-    ids = [one.id for one in differences.DIFFERENCES]
-    assert len(ids) == len(set(ids))
 
 
 def test_one_server_is_like_itself(digits: Path, tmp_path: Path) -> None:

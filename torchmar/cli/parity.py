@@ -33,7 +33,7 @@ def parity(
 
     Both are started on free ports. What is asked: the samples of every archive,
     bad requests, the corners of the protocol, and every management call. Exits
-    with 1 if there is a difference that docs/server.md does not have.
+    with 1 if there is a difference that docs/differences.md does not list.
     """
     from torchmar.parity import compare
 
@@ -85,7 +85,7 @@ def _sum_up(outcomes: list[Outcome]) -> None:
     show_table(table(headings, rows, right=headings[1:]))
     meant = sorted({id for outcome in outcomes for id in outcome.meant})
     if meant:
-        out.print("\ndocumented in docs/server.md:")
+        out.print("\ndocumented in docs/differences.md:")
         out.print("\n".join(f"  {id}" for id in meant), markup=False)
 
 

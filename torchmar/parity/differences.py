@@ -1,6 +1,6 @@
 """Where the built-in server is meant to answer otherwise than TorchServe, and why.
 
-The table of docs/server.md is made of this one.
+The table of docs/differences.md is made of this one.
 """
 
 from __future__ import annotations
@@ -1094,7 +1094,7 @@ def documented(deviation: Mismatch) -> KnownDifference | None:
 
 
 def markdown() -> str:
-    """Return the table of docs/server.md."""
+    """Return the table of docs/differences.md."""
     rows = [("what", "TorchServe 0.12.0", "here", "why"), ("---",) * 4]
     rows += [(one.what, one.torchserve, one.ours, f"{one.why} (`{one.id}`)") for one in DIFFERENCES]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,0 +1,99 @@
+"""The documents, and the code blocks in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.paths import ROOT
+
+_GENERATED = (ROOT / "docs" / "reference", ROOT / "docs" / "project")
+#: The documents that people write.
+FILES = (
+    *sorted(ROOT.glob("*.md")),
+    *(file for file in sorted((ROOT / "docs").rglob("*.md")) if not set(_GENERATED) & set(file.parents)),
+)
+_BLOCK = re.compile(
+    r"""(?:^<!--\ test:\ (?P<marks>[\w, ]+)\ -->\n)?
+        ^```(?P<language>\w+)(?:\ title="(?P<title>[^"]+)")?\n
+        (?P<code>.*?)^```$""",
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
+
+_SEPARATOR = "=end="
+
+
+class Block(NamedTuple):
+    """A code block.
+
+    Attributes:
+        file: the document.
+        line: of its first line of code.
+        language: such as ``python``.
+        title: the name of the file that it shows; empty without one.
+        marks: of the comment ``<!-- test: run, server -->`` above it.
+        code: the content.
+    """
+
+    file: Path
+    line: int
+    language: str
+    title: str
+    marks: frozenset[str]
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(file: Path) -> Iterator[Block]:
+    """Yield the code blocks of a document."""
+    text = file.read_text(encoding="utf-8")
+    for match in _BLOCK.finditer(text):
+        marks = frozenset((match["marks"] or "").replace(" ", "").split(",")) - {""}
+        line = text.count("\n", 0, match.start("code")) + 1
+        yield Block(file, line, match["language"], match["title"] or "", marks, match["code"])
+
+
+def write_project(folder: Path) -> None:
+    """Write the files of the example that the how-to pages share, as docs/how-to/package-a-model.md shows them."""
+    for block in blocks(ROOT / "docs" / "how-to" / "package-a-model.md"):
+        if block.title.startswith("archives/"):
+            file = folder / block.title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.code, encoding="utf-8")
+
+
+def run(block: Block, folder: Path, replacements: Mapping[str, str] | None = None) -> None:
+    """Run the commands of a block in one shell, or its Python code; compare what commands print with what is shown.
+
+    Args:
+        block: of ``console`` or ``python``; a line ``...`` of output stands for any lines.
+        folder: the current folder of the commands.
+        replacements: what replaces a text of the block, such as the port of a server.
+    """
+    code = block.code
+    for text, replacement in (replacements or {}).items():
+        code = code.replace(text, replacement)
+    if block.language == "python":
+        _shell([sys.executable, "-c", code], folder, block)
+        return
+    shown = re.findall(r"^\$ (.*(?:\\\n.*)*)\n((?:(?!\$ ).*\n)*)", code, re.MULTILINE)
+    script = "".join(f"{command}\nprintf '\\n%s\\n' {_SEPARATOR}\n" for command, _ in shown)
+    printed = _shell(["bash", "-euo", "pipefail", "-c", script], folder, block).split(f"\n{_SEPARATOR}\n")
+    for (command, expected), actual in zip(shown, printed, strict=False):
+        pattern = re.escape(expected.rstrip()).replace(r"\.\.\.", r"(?:.*\n?)*")
+        assert re.fullmatch(pattern, actual.rstrip()), f"{block}: {command} prints\n{actual}"
+
+
+def _shell(command: list[str], folder: Path, block: Block) -> str:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": path, "COLUMNS": "80"}
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
+    assert ran.returncode == 0, f"{block}: {ran.stdout}{ran.stderr}"
+    return ran.stdout
