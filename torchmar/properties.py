@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import javaproperties
 
+from torchmar import address
+from torchmar.address import Address
 from torchmar.errors import PropertiesError
 
 FILE_NAME = "config.properties"
@@ -27,39 +27,10 @@ DEFAULTS = {
     "grpc_management_port": "7071",
 }
 
-# Keys of the built-in server that name a file with a token.
-TOKEN_FILES = ("torchmar_inference_token_file", "torchmar_management_token_file")
 # What a server is started from where there is no file: models may be registered, by those who have its token.
 _WITHOUT_FILE = {"enable_model_api": "true"}
 # TorchServe's ports where an address names none: of http, and of https.
 PORTS = {"inference_address": (80, 443), "management_address": (8081, 8444), "metrics_address": (8082, 8445)}
-
-
-@dataclass(frozen=True)
-class Address:
-    """A place where a server listens, and the key that put it there.
-
-    Attributes:
-        key: of the configuration.
-        host: empty for a Unix socket.
-        port: 0 for a Unix socket.
-        unix: the path of a Unix socket; empty for a host and a port.
-    """
-
-    key: str
-    host: str
-    port: int
-    unix: str = ""
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine reaches it."""
-        if self.unix:
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
 
 
 @dataclass(frozen=True)
@@ -93,31 +64,21 @@ class Properties:
         Raises:
             PropertiesError: as `addresses`.
         """
-        address = self._web(key)
-        if address.unix:
-            return f"unix:{address.unix}"
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        return f"{urlsplit(self.get(key)).scheme}://{host}:{address.port}"
+        return str(self._web(key))
 
     def _web(self, key: str) -> Address:
         text = self.get(key).strip()
-        if text.lower().startswith("unix:/"):
-            return Address(key, "", 0, text[len("unix:") :])
         try:
-            parts = urlsplit(text)
-            port = parts.port or PORTS[key][("http", "https").index(parts.scheme)]
+            return address.parse(text, *PORTS[key], key=key)
         except ValueError:
             raise self._wrong(key, text, "http://127.0.0.1:8080") from None
-        if not parts.hostname:
-            raise self._wrong(key, text, "http://127.0.0.1:8080")
-        return Address(key, parts.hostname, port)
 
     def _grpc(self, api: str) -> Address:
         key = f"grpc_{api}_port"
         text = self.get(key)
         if not text.isdigit() or not 0 < int(text) < 65536:
             raise self._wrong(key, text, "7070")
-        return Address(key, self.get(f"grpc_{api}_address"), int(text))
+        return Address(self.get(f"grpc_{api}_address"), int(text), tls=self.flag("enable_grpc_ssl"), key=key)
 
     def _wrong(self, key: str, value: str, example: str) -> PropertiesError:
         where = f"{self.file}: " if self.file else ""

@@ -22,7 +22,7 @@ from torchmar.archive import Archive
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import ServerError
 from torchmar.server.api_error import ApiError
-from torchmar.server.config import settings
+from torchmar.server.config import reader
 from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
 
 Make = Callable[..., Path]
@@ -37,7 +37,7 @@ class Bench:
 
     def run(self, work: Callable[[ArchiveCache], Any], **overrides: str) -> Any:
         """Return what a coroutine function of the sources returns; all is closed then."""
-        configured, _ = settings.read(None, {}, model_store=str(self.store), **overrides)
+        configured, _ = reader.read(None, {}, model_store=str(self.store), **overrides)
 
         async def do() -> Any:
             sources = ArchiveCache(configured, self.folder)

@@ -27,6 +27,7 @@ from tests.support.environments import environment_without
 from tests.support.grpc_handlers import HANDLERS as HANDLERS_OF_THE_CLIENTS
 from tests.support.paths import ROOT
 from torchmar import archive, exchange, metrics, recipe
+from torchmar.address import Address
 from torchmar.connection import Endpoint
 from torchmar.errors import (
     BindError,
@@ -42,7 +43,6 @@ from torchmar.grpc.wire import inference_pb2, management_pb2, open_inference_pb2
 from torchmar.inference import Tensor
 from torchmar.server import grpc as server_grpc
 from torchmar.server.config.settings import Settings
-from torchmar.server.config.values import Address
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registration, Registry
 from torchmar.server.telemetry.metrics import Metrics

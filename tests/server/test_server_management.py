@@ -21,7 +21,7 @@ from torchmar.engines.torchserve import TorchServe
 from torchmar.management import ManagementClient
 from torchmar.server import http as web
 from torchmar.server.api.management import Management
-from torchmar.server.config import settings as configuration
+from torchmar.server.config import reader
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
 from torchmar.server.telemetry.metrics import Metrics
@@ -100,7 +100,7 @@ class Ours(Engine):
         return self.run(inside())
 
     async def _start(self) -> int:
-        self.settings, _ = configuration.read(self._config, {}, model_store=str(self._store))
+        self.settings, _ = reader.read(self._config, {}, model_store=str(self._store))
         self.tokens = Tokens(self._folder / "key_file.json", enabled=self.settings.tokens)
         self.fork_server = ForkServer()
         self.metrics = Metrics(machine=False)

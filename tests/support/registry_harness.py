@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.servers import write_config
 from torchmar.server.api_error import ApiError
-from torchmar.server.config import settings as configuration
+from torchmar.server.config import reader
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registration, Registry
@@ -82,5 +82,5 @@ def read(folder: Path, **keys: str) -> Settings:
     gpus = int(keys.pop("number_of_gpu", 0))  # whatever this machine has
     # Archives that the checks would refuse are what some of these tests are about.
     config = write_config(folder, torchmar_check_archives="false", **keys)
-    settings, _ = configuration.read(config, {}, model_store=str(folder / "store"))
+    settings, _ = reader.read(config, {}, model_store=str(folder / "store"))
     return replace(settings, number_of_gpu=gpus)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from torchmar.address import Address
 from torchmar.engines import addresses
 from torchmar.engines.addresses import free_ports
 from torchmar.errors import BindError, EngineError
-from torchmar.properties import Address, Properties
+from torchmar.properties import Properties
 
 GIVEN = Properties(
     None,
@@ -75,7 +76,7 @@ def test_a_unix_socket_moves_nowhere_and_who_wants_it_to_is_told() -> None:
 
 
 def test_a_unix_socket_is_taken_while_somebody_listens(tmp_path: Path) -> None:
-    address = Address("inference_address", "", 0, str(tmp_path / "s"))
+    address = Address(unix=str(tmp_path / "s"), key="inference_address")
     addresses.check_free(address)
     with socket.socket(socket.AF_UNIX) as mine:
         mine.bind(address.unix)
@@ -93,7 +94,7 @@ def test_who_holds_a_port_is_named(tmp_path: Path) -> None:
         assert process.stdout
         process.stdout.readline()
         with pytest.raises(BindError) as caught:
-            addresses.check_free(Address("inference_address", "127.0.0.1", port))
+            addresses.check_free(Address("127.0.0.1", port, key="inference_address"))
         assert f"process {process.pid}" in caught.value.message
         assert "python" in caught.value.message
         assert "--port" in caught.value.hint
@@ -102,15 +103,15 @@ def test_who_holds_a_port_is_named(tmp_path: Path) -> None:
         assert holder.pid == process.pid
     finally:
         process.communicate("")
-    addresses.check_free(Address("inference_address", "127.0.0.1", port))
+    addresses.check_free(Address("127.0.0.1", port, key="inference_address"))
     assert addresses.listener_of(port) is None
 
 
 def test_an_address_of_another_machine_is_told() -> None:
     with pytest.raises(EngineError, match="not an address of this machine"):
-        addresses.check_free(Address("metrics_address", "192.0.2.1", 8082))
+        addresses.check_free(Address("192.0.2.1", 8082, key="metrics_address"))
     with pytest.raises(EngineError, match="not an address of this machine"):
-        addresses.check_free(Address("metrics_address", "no-such-host.invalid", 8082))
+        addresses.check_free(Address("no-such-host.invalid", 8082, key="metrics_address"))
 
 
 def test_a_port_of_this_process_is_told_as_well() -> None:

@@ -31,7 +31,7 @@ LAYERS = (
     ("comparison",),
     ("recipe", "exchange"),
     ("manifest", "properties", "strict_yaml"),
-    ("errors", "atomic", "tensor_elements", "process_handle", "gpus"),
+    ("errors", "atomic", "tensor_elements", "process_handle", "gpus", "address"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 

@@ -15,13 +15,13 @@ import pytest
 from tests.support.certificates import certify
 from tests.support.paths import ROOT
 from tests.support.servers import write_config
+from torchmar.address import Address
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import PropertiesError, ServerError
 from torchmar.properties import Properties
-from torchmar.server.config import keys, settings
+from torchmar.server.config import credentials, keys, reader
 from torchmar.server.config.settings import Settings
 from torchmar.server.config.startup_models import StartupModel
-from torchmar.server.config.values import Address
 from torchmar.server.http import Cors
 
 
@@ -41,7 +41,7 @@ def read_with_warnings(
 ) -> tuple[Settings, list[str]]:
     file = store.parent / "config.properties"
     file.write_text(f"model_store={store}\n{text}")
-    return settings.read(file, environment or {}, **overrides)
+    return reader.read(file, environment or {}, **overrides)
 
 
 def constants() -> bytes:
@@ -54,7 +54,7 @@ def constants() -> bytes:
 
 
 def test_without_a_configuration_the_values_are_torchserves_defaults(store: Path) -> None:
-    found, warnings = settings.read(None, {}, model_store=str(store))
+    found, warnings = reader.read(None, {}, model_store=str(store))
     assert found == Settings(model_store=store, allowed_urls=found.allowed_urls)
     assert not warnings
     assert [str(one) for one in (found.inference, found.management, found.metrics)] == [
@@ -65,7 +65,7 @@ def test_without_a_configuration_the_values_are_torchserves_defaults(store: Path
 
 
 def test_the_projects_own_configuration_is_read_without_a_warning(store: Path) -> None:
-    found, warnings = settings.read(ROOT / "config.properties", {}, model_store=str(store))
+    found, warnings = reader.read(ROOT / "config.properties", {}, model_store=str(store))
     assert not warnings
     assert found.model_api
     assert found.tokens
@@ -171,7 +171,7 @@ def test_all_wrong_values_are_told_at_once(store: Path) -> None:
 
 def test_a_model_store_is_needed(tmp_path: Path) -> None:
     with pytest.raises(PropertiesError, match="model_store is missing"):
-        settings.read(None, {})
+        reader.read(None, {})
 
 
 def test_a_flag_that_is_neither_true_nor_false_is_false_and_told(store: Path) -> None:
@@ -240,7 +240,7 @@ def test_the_real_server_takes_variables_in_the_same_order(
         server.management.register("m.mar")
     assert refused.value.status == 405
     environment = {"TS_ENABLE_MODEL_API": "false"}
-    assert not settings.read(file, environment, model_store=str(store))[0].model_api
+    assert not reader.read(file, environment, model_store=str(store))[0].model_api
 
 
 def test_load_models_is_all_or_none_or_names(store: Path) -> None:
@@ -293,7 +293,7 @@ def test_https_has_a_key_and_its_certificate(store: Path) -> None:
     text = f"inference_address=https://127.0.0.1\nprivate_key_file={store}/key.pem\ncertificate_file={store}/certificate.pem"
     found = read(store, text)
     assert found.inference == Address("127.0.0.1", 443, tls=True)
-    context = found.tls()
+    context = credentials.tls_context(found)
     assert isinstance(context, ssl.SSLContext)
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
@@ -308,7 +308,7 @@ def test_a_key_that_cannot_be_used_is_told_without_a_prompt(store: Path) -> None
     for name in ("certificate.pem", "locked.pem"):
         found = Settings(model_store=store, private_key_file=store / name, certificate_file=store / "certificate.pem")
         with pytest.raises(PropertiesError, match="not a key without password and its certificate"):
-            found.tls()
+            credentials.tls_context(found)
 
 
 def test_https_without_a_key_is_refused_with_how_to_make_one(store: Path) -> None:
@@ -343,7 +343,7 @@ def test_number_of_gpu_is_a_limit_for_those_that_there_are(tmp_path: Path) -> No
     command.write_text("#!/bin/sh\necho 0\necho 1\necho 2\n")
     command.chmod(0o755)
     for limit, count in (("2", 2), ("4", 3)):
-        found, _ = settings.read(None, {"PATH": str(tmp_path)}, model_store=str(tmp_path), number_of_gpu=limit)
+        found, _ = reader.read(None, {"PATH": str(tmp_path)}, model_store=str(tmp_path), number_of_gpu=limit)
         assert found.number_of_gpu == count
 
 
@@ -377,7 +377,7 @@ def test_ages_of_grpc_connections_are_by_their_keys(store: Path) -> None:
 def test_text_has_variables_and_overrides_in_their_places(store: Path) -> None:
     file = store.parent / "c.properties"
     file.write_text("enable_envvars_config=true\nmodel_store=$$STORE$$\njob_queue_size=1\n")
-    texts = settings.texts(file, {"STORE": "/s", "TS_JOB_QUEUE_SIZE": "2"}, enable_model_api="true")
+    texts = reader.texts(file, {"STORE": "/s", "TS_JOB_QUEUE_SIZE": "2"}, enable_model_api="true")
     assert texts == {
         "enable_envvars_config": "true",
         "model_store": "/s",

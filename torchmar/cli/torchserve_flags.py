@@ -29,13 +29,13 @@ from torchmar.engines.builtin import Builtin
 from torchmar.engines.server_records import MARK, MODULE, ServerRecord, folder_of, new_mark, option, servers
 from torchmar.engines.torchserve import VERSION
 from torchmar.errors import EngineError, PropertiesError, TorchmarError
-from torchmar.server.config import settings
+from torchmar.server.config import reader
+from torchmar.server.config.keys import PATH_KEYS
 from torchmar.server.config.settings import Settings
 from torchmar.server.models import snapshots
 
 _PID_FILE = ".model_server.pid"  # torchserve's, in the folder for temporary files: one server for a machine
 _LOAD_SECONDS = 300.0  # that the command waits for models
-_PATHS = ("certificate_file", "metrics_config", "private_key_file", *properties.TOKEN_FILES)
 _RUN_FOLDER_VARIABLE = "TORCHMAR_RUN_FOLDER"  # of torchmar's commands, too
 _IDLE = ("log_config", "cpp_log_config", "plugins_path", "workflow_store")
 
@@ -78,7 +78,7 @@ def start(options: argparse.Namespace) -> None:
         )
     snapshot_folder = None if options.no_config_snapshots else _snapshot_folder(folder)
     config, given = _config_file(options.ts_config, snapshot_folder), _overrides(options)
-    configured, warnings = settings.read(config, os.environ, **given)
+    configured, warnings = reader.read(config, os.environ, **given)
     if config and config.parent == snapshot_folder:
         out.print(f"restoring {config}; --ncs starts without snapshots", markup=False)
     if options.models and configured.model_snapshot is not None:
@@ -87,7 +87,7 @@ def start(options: argparse.Namespace) -> None:
         warnings = [f"without meaning here: {', '.join(idle)}", *warnings]
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
-    values = _effective(configured, settings.texts(config, os.environ, **given))
+    values = _effective(configured, reader.texts(config, os.environ, **given))
     _place_logs(folder)
     if snapshot_folder:
         values["torchmar_snapshots"] = str(snapshot_folder)
@@ -253,7 +253,7 @@ def _effective(configured: Settings, texts: Mapping[str, str]) -> dict[str, str]
     values = {**texts, "torchmar_envvars_read": "true", "model_store": str(configured.model_store)}
     for api in ("inference", "management", "metrics"):
         values[f"{api}_address"] = str(getattr(configured, api))
-    values |= {key: str(Path(values[key]).absolute()) for key in _PATHS if values.get(key)}
+    values |= {key: str(Path(values[key]).absolute()) for key in PATH_KEYS if values.get(key)}
     return values
 
 

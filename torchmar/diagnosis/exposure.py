@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from torchmar.address import Address
 from torchmar.diagnosis.finding import Finding, error, ok, warning
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import PropertiesError
-from torchmar.properties import Address, Properties
+from torchmar.properties import Properties
 
 # Seen with 0.12.0: /models answers 405 where enable_model_api is off, and /workflows registers what it is told to.
 _WORKFLOWS = "POST /workflows on it runs code, even with enable_model_api=false"
@@ -31,13 +32,11 @@ def check(config: Properties, engine: EngineName = DEFAULT) -> Iterator[Finding]
 
 
 def _addresses(config: Properties, addresses: list[Address], engine: EngineName) -> Iterator[Finding]:
-    grpc_tls = config.flag("enable_grpc_ssl")
     for address in addresses:
         if address.loopback:
             continue
         key = address.key
         where = f"{config.file}: {key.replace('_port', '_address')} ({address.host}) is open to other machines"
-        tls = grpc_tls if key.startswith("grpc") else config.get(key).startswith("https:")
         if "management" in key:
             yield error(
                 "exposure",
@@ -48,7 +47,7 @@ def _addresses(config: Properties, addresses: list[Address], engine: EngineName)
             yield warning(
                 "exposure", f"{where}, and wants no token", "listen at 127.0.0.1, or let a firewall choose who asks"
             )
-        elif not tls:
+        elif not address.tls:
             remedy = (
                 "enable_grpc_ssl=true"
                 if key.startswith("grpc")

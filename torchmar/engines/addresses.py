@@ -11,9 +11,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 
+from torchmar.address import Address
 from torchmar.engines.server_records import ServerRecord, folder_of, option, other
 from torchmar.errors import BindError, EngineError
-from torchmar.properties import Address, Properties
+from torchmar.properties import Properties
 
 _WEB = ("inference_address", "management_address", "metrics_address")
 _GRPC = ("grpc_inference", "grpc_management")

@@ -35,6 +35,7 @@ from torchmar.errors import (
     TorchmarError,
 )
 from torchmar.management import ManagementClient, ModelVersion
+from torchmar.server.config.keys import PATH_KEYS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,16 +52,6 @@ _DEFAULTS = {
     # KServe's v2 protocol over gRPC, beside TorchServe's own; over REST it is always there.
     "ts_open_inference_protocol": "true",
 }
-# Keys whose values are paths; the server starts in its run folder, so that they must be absolute.
-_PATHS = (
-    "private_key_file",
-    "certificate_file",
-    "keystore",
-    "plugins_path",
-    "metrics_config",
-    "cpp_log_config",
-    *properties.TOKEN_FILES,
-)
 
 
 class Engine(ABC):
@@ -300,7 +291,7 @@ class Engine(ABC):
         """Return the configuration that the server gets: the user's, with what depends on this machine."""
         values = dict(self.properties.values)
         base = (self.properties.file or Path()).resolve().parent
-        for key in _PATHS:
+        for key in PATH_KEYS:  # the server starts in its run folder
             if values.get(key):
                 values[key] = str(base / values[key])
         values["model_store"] = str(self.model_store)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torchmar.errors import TorchmarError
 from torchmar.server import app
-from torchmar.server.config import settings
+from torchmar.server.config import reader
+from torchmar.server.config.settings import Settings
 from torchmar.server.telemetry import logs
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--foreground", action="store_true", help="what goes to the logs goes to stderr, too")
     chosen = parser.parse_args()
     try:
-        configured, warnings = settings.read(chosen.f)
+        configured, warnings = reader.read(chosen.f)
         close_logs = logs.open_in(Path("logs"), configured.log_format, stderr=chosen.foreground)
         try:
             for warning in warnings:
@@ -33,7 +34,7 @@ def main() -> None:
         sys.exit(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""))
 
 
-def _run(configured: settings.Settings) -> None:
+def _run(configured: Settings) -> None:
     try:
         import uvloop
     except ImportError:  # there is none for every Python
@@ -42,7 +43,7 @@ def _run(configured: settings.Settings) -> None:
         uvloop.run(_serve(configured))
 
 
-async def _serve(configured: settings.Settings) -> None:
+async def _serve(configured: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

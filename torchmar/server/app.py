@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchmar.address import Address
 from torchmar.server import grpc, http
 from torchmar.server.api.inference import Inference
 from torchmar.server.api.management import Management
 from torchmar.server.bind_errors import bind_error
+from torchmar.server.config.credentials import tls_context
 from torchmar.server.config.settings import Settings
-from torchmar.server.config.values import Address
 from torchmar.server.models import snapshots, startup_report
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
@@ -134,7 +135,7 @@ class ServerApp:
                 address.host,
                 address.port,
                 limits,
-                tls=settings.tls() if address.tls else None,
+                tls=tls_context(settings) if address.tls else None,
                 unix=address.unix or None,
                 cors=settings.cors,
                 access=self._access.put if self._access else None,

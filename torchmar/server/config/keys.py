@@ -1,7 +1,8 @@
 """The keys of ``config.properties``: what the server reads, and what only TorchServe does.
 
-The one list of keys; the server reads values by it, and ``torchmar doctor`` checks configurations by it. TorchServe's
-are the constants of its ConfigManager (0.12.0), and two keys of its launcher (plugins_path, vmargs).
+The one list of keys: the server reads values by it, ``torchmar doctor`` checks configurations by it, and engines find
+paths in a configuration by it. TorchServe's are the constants of its ConfigManager (0.12.0), and two keys of its
+launcher (plugins_path, vmargs). Defaults and ports of addresses are in `torchmar.properties`: clients read them, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torchmar import properties
 from torchmar.server.config import startup_models
 from torchmar.server.config import values as values
 
-Kind = Literal["flag", "number", "text"]
+Kind = Literal["flag", "number", "text", "path"]
 
 OWN_PREFIX = "torchmar_"
 #: The variables with tokens for a server, by API. Clients read others (`torchmar.connection.endpoint.token_variable`):
@@ -30,7 +31,7 @@ class ConfigKey(NamedTuple):
         field: of `torchmar.server.config.settings.Settings`; empty where a field is made of several keys.
         read: from text; raises ValueError.
         example: of a value.
-        kind: what TorchServe takes it for.
+        kind: of the value; a path is absolute, or relative to the folder of ``config.properties``.
     """
 
     field: str
@@ -54,10 +55,19 @@ def _number(field: str, example: str, least: int, most: int | None = None) -> Co
     return ConfigKey(field, values.whole_number(least, most), example, "number")
 
 
+def _path(field: str, example: str) -> ConfigKey:
+    return ConfigKey(field, values.path, example, "path")
+
+
+def _web_address(api: str) -> ConfigKey:
+    key = f"{api}_address"
+    return ConfigKey(api, values.web_address(*properties.PORTS[key]), properties.DEFAULTS[key])
+
+
 SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "allowed_urls": ConfigKey("allowed_urls", values.patterns, "https://models.example.com/.*"),
     "blacklist_env_vars": ConfigKey("blacklist_env_vars", values.regular_expression, "AWS_.*|.*_SECRET"),
-    "certificate_file": ConfigKey("certificate_file", values.path, "cert.pem"),
+    "certificate_file": _path("certificate_file", "cert.pem"),
     "cors_allowed_headers": ConfigKey("", str, "X-Custom-Header"),
     "cors_allowed_methods": ConfigKey("", str, "GET, POST, PUT, OPTIONS"),
     "cors_allowed_origin": ConfigKey("", str, "https://example.com"),
@@ -80,23 +90,17 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "grpc_management_max_connection_age_grace_ms": _number("", "10000", 1),
     "grpc_management_max_connection_age_ms": _number("", "300000", 1),
     "grpc_management_port": _number("", "7071", 1, 65535),
-    "inference_address": ConfigKey(
-        "inference", values.web_address(*properties.PORTS["inference_address"]), "http://127.0.0.1:8080"
-    ),
+    "inference_address": _web_address("inference"),
     "install_py_dep_per_model": _flag("install_py_dep_per_model"),
     "ipex_enable": _flag("ipex_enable"),
     "job_queue_size": _number("job_queue_size", "100", 1),
     "limit_max_image_pixels": _flag("limit_max_image_pixels"),
     "load_models": ConfigKey("load_models", startup_models.parse_load_models, "all"),
-    "management_address": ConfigKey(
-        "management", values.web_address(*properties.PORTS["management_address"]), "http://127.0.0.1:8081"
-    ),
+    "management_address": _web_address("management"),
     "max_request_size": _number("max_request_size", "6553500", 1),
     "max_response_size": _number("max_response_size", "6553500", 1),
-    "metrics_address": ConfigKey(
-        "metrics", values.web_address(*properties.PORTS["metrics_address"]), "http://127.0.0.1:8082"
-    ),
-    "metrics_config": ConfigKey("metrics_config", values.path, "metrics.yaml"),
+    "metrics_address": _web_address("metrics"),
+    "metrics_config": _path("metrics_config", "metrics.yaml"),
     "metrics_mode": ConfigKey("", values.metrics_mode, "prometheus"),  # over HTTP metrics are the same in each
     "model_metrics_auto_detect": _flag("model_metrics_auto_detect"),
     "model_snapshot": ConfigKey(
@@ -107,19 +111,19 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "model_store": ConfigKey("", str, "/srv/model_store"),
     "models": ConfigKey("models", values.models, '{"digits": {"1.0": {"marName": "digits.mar", "minWorkers": 1}}}'),
     "number_of_gpu": _number("", "1", 0),
-    "private_key_file": ConfigKey("private_key_file", values.path, "key.pem"),
+    "private_key_file": _path("private_key_file", "key.pem"),
     "service_envelope": ConfigKey("service_envelope", str, "kserve"),
     "token_expiration_min": ConfigKey("token_expiration_min", values.minutes, "60", "number"),
     "torchmar_access_log": _flag("access_log"),
     "torchmar_check_archives": _flag("check_archives"),
     "torchmar_envvars_read": _flag(""),
     "torchmar_health_token": _flag("health_token"),
-    "torchmar_inference_token_file": ConfigKey("", values.path, "/run/secrets/inference_token"),
+    "torchmar_inference_token_file": _path("", "/run/secrets/inference_token"),
     "torchmar_ignore_checks": ConfigKey("ignored_checks", values.codes_of_checks, "MAR601,MAR4"),
     "torchmar_log_format": ConfigKey("log_format", values.log_layout, "json"),
-    "torchmar_management_token_file": ConfigKey("", values.path, "/run/secrets/management_token"),
+    "torchmar_management_token_file": _path("", "/run/secrets/management_token"),
     "torchmar_max_download_size": _number("max_download_size", "21474836480", 1),
-    "torchmar_snapshots": ConfigKey("snapshots", values.path, "logs/config"),
+    "torchmar_snapshots": _path("snapshots", "logs/config"),
     "torchmar_worker_memory": ConfigKey("worker_memory", values.size, "4GiB"),
     "torchmar_worker_poll_us": _number("worker_poll", "0", 0),
     "ts_open_inference_protocol": _flag("ts_open_inference_protocol"),
@@ -129,7 +133,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
 # Java's, its launcher's, or of what this server has not: workflows, plugins, sequences.
 IGNORED_KEYS: Mapping[str, Kind] = {
     "async_logging": "flag",
-    "cpp_log_config": "text",
+    "cpp_log_config": "path",
     "cpu_launcher_args": "text",
     "cpu_launcher_enable": "flag",
     "debug": "flag",
@@ -137,7 +141,7 @@ IGNORED_KEYS: Mapping[str, Kind] = {
     "initial_worker_port": "number",
     "io_ratio": "number",
     "ipex_gpu_enable": "flag",
-    "keystore": "text",
+    "keystore": "path",
     "keystore_pass": "text",
     "keystore_type": "text",
     "metric_time_interval": "number",
@@ -145,7 +149,7 @@ IGNORED_KEYS: Mapping[str, Kind] = {
     "model_server_home": "text",
     "netty_client_threads": "number",
     "number_of_netty_threads": "number",
-    "plugins_path": "text",
+    "plugins_path": "path",
     "prefer_direct_buffer": "flag",
     "python": "text",
     "snapshot_store": "text",
@@ -163,6 +167,13 @@ TORCHSERVE_KINDS: Mapping[str, Kind] = {
     **{key: known.kind for key, known in SUPPORTED_KEYS.items() if not key.startswith(OWN_PREFIX)},
     **IGNORED_KEYS,
 }
+#: Keys whose values are paths of files that the user names.
+PATH_KEYS = tuple(
+    sorted(
+        {key for key, known in SUPPORTED_KEYS.items() if known.kind == "path"}
+        | {key for key, kind in IGNORED_KEYS.items() if kind == "path"}
+    )
+)
 # TorchServe finds a variable by the name of the constant that has the key's name in its ConfigManager.
 _NO_VARIABLE = (
     *("enable_envvars_config", "io_ratio", "metric_time_interval", "metrics_format", "model_snapshot", "models"),

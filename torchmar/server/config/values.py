@@ -6,40 +6,22 @@ Each reader returns the value, or raises ValueError with what the text should be
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torchmar import address
+from torchmar.address import Address
 from torchmar.checks.finding import unknown
 
-_UNIX_LONGEST = 107  # bytes of a socket's path; Linux takes no more
 _LONGEST_LIFE = 100 * 365 * 24 * 60.0  # minutes
 _OF_MODELS = (
     *("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "parallelLevel"),
 )
 _SHORTEST_TOKEN = 16
 _TOKEN = re.compile(rf"[A-Za-z0-9._~+/=-]{{{_SHORTEST_TOKEN},}}")
-_WEB = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[^:/\[\]\s]+)(?::([0-9]{1,5}))?/?", re.IGNORECASE)
-_UNIX = re.compile(r"unix:(/.+)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where an API listens: a host and a port, or the path of a Unix socket."""
-
-    host: str = ""
-    port: int = 0
-    tls: bool = False
-    unix: str = ""
-
-    def __str__(self) -> str:
-        if self.unix:
-            return f"unix:{self.unix}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' if self.tls else ''}://{host}:{self.port}"
 
 
 def flag(text: str) -> bool:
@@ -92,20 +74,9 @@ def minutes(text: str) -> float:
     return value
 
 
-def web_address(plain: int, tls: int) -> Callable[[str], Address]:
-    """Return a reader of addresses; ``plain`` and ``tls`` are the ports where none is given."""
-
-    def read(text: str) -> Address:
-        if (match := _UNIX.fullmatch(text)) and len(os.fsencode(match[1])) <= _UNIX_LONGEST:
-            return Address(unix=match[1])
-        if match := _WEB.fullmatch(text):
-            secure = match[1].lower() == "https"
-            port = int(match[3]) if match[3] else tls if secure else plain
-            if 0 < port < 65536:
-                return Address(match[2].strip("[]"), port, secure)
-        raise ValueError("not an address: http://HOST:PORT, https://HOST:PORT or unix:/PATH")
-
-    return read
+def web_address(http_port: int, https_port: int) -> Callable[[str], Address]:
+    """Return a reader of addresses; the ports are for those that name none."""
+    return partial(address.parse, http_port=http_port, https_port=https_port)
 
 
 def models(text: str) -> dict[str, dict[str, dict[str, Any]]]:

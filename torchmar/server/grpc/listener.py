@@ -22,8 +22,8 @@ from torchmar.server.models.health import ready
 from torchmar.server.telemetry import logs
 
 if TYPE_CHECKING:
+    from torchmar.address import Address
     from torchmar.server.config.settings import Settings
-    from torchmar.server.config.values import Address
     from torchmar.server.grpc.health import Health
     from torchmar.server.models.registry import Registry
     from torchmar.server.telemetry.metrics import Metrics

@@ -1,0 +1,105 @@
+"""The text of a configuration: a file, variables of the environment and a command line, merged, with their origins.
+
+The order of precedence is TorchServe's, seen by running it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchmar import properties
+from torchmar.errors import PropertiesError
+from torchmar.server.config.keys import VARIABLES, ConfigKey
+from torchmar.server.config.values import flag
+
+_VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
+
+
+class ConfigText:
+    """Values as text with their origins; problems are collected and raised together.
+
+    Args:
+        file: a ``config.properties``; None: there is none.
+        environment: variables, for ``$$NAME$$`` in values and for keys.
+        overrides: keys from a command line.
+
+    Attributes:
+        file: the file.
+        values: by key; an overridden value is not in it.
+        warnings: for the user.
+    """
+
+    def __init__(self, file: Path | None, environment: Mapping[str, str], overrides: Mapping[str, str]) -> None:
+        self.file = file
+        self.values: dict[str, str] = {}
+        self.warnings: list[str] = []
+        self._problems: list[tuple[str, str]] = []  # and hints
+        self._origins: dict[str, str] = {}
+        for key, text in (properties.read(file).values if file else {}).items():
+            self._set(key, self._interpolate(key, text, environment), f"{file}: {key}")
+        for key, text in overrides.items():
+            self._set(key, text, key)
+        self._read_environment(environment)
+
+    def text(self, key: str) -> str:
+        """Return a value without spaces around it; empty if there is none."""
+        return self.values.get(key, "").strip()
+
+    def flag(self, key: str) -> bool:
+        """Return whether a value is ``true``."""
+        return self.text(key).lower() == "true"
+
+    def read(self, key: str, known: ConfigKey) -> Any:
+        """Return a value as its key's type; None if it is wrong, which is recorded as a problem."""
+        text = self.text(key)
+        if known.read is flag and text.lower() not in ("true", "false"):
+            self.warnings.append(f"{self.origin(key)}: false, as for TorchServe; write {key}=true or {key}=false")
+        try:
+            return known.read(text)
+        except ValueError as error:
+            self.problem(f"{self.origin(key)}: {error}", f"write it like {key}={known.example}")
+            return None
+
+    def origin(self, key: str) -> str:
+        """Return the origin of a value and its text."""
+        return f"{self._origins.get(key, key)}={self.text(key)}"
+
+    def problem(self, message: str, hint: str) -> None:
+        """Record a problem."""
+        self._problems.append((message, hint))
+
+    def raise_problems(self) -> None:
+        """Raise PropertiesError with all problems, if there are any."""
+        if len(self._problems) == 1:
+            raise PropertiesError(self._problems[0][0], hint=self._problems[0][1])
+        if self._problems:
+            raise PropertiesError("\n".join(f"{message} ({hint})" for message, hint in self._problems))
+
+    def _set(self, key: str, text: str, origin: str) -> None:
+        self.values[key], self._origins[key] = text, origin
+
+    def _interpolate(self, key: str, text: str, environment: Mapping[str, str]) -> str:
+        def value(match: re.Match[str]) -> str:
+            if (name := match[1]) not in environment:
+                self.problem(f"{self.file}: {key}={text}: there is no variable {name}", f"export {name}=...")
+            return environment.get(name, "")
+
+        return _VARIABLE.sub(value, text)
+
+    def _read_environment(self, environment: Mapping[str, str]) -> None:
+        present = {name: key for name, key in VARIABLES.items() if name in environment}
+        if not self.flag("use_env_allowed_urls"):
+            present.pop("TS_ALLOWED_URLS", None)
+        if self.flag("torchmar_envvars_read"):
+            return  # torchmar-serve has written their values to the file
+        if self.flag("enable_envvars_config"):
+            for name, key in present.items():
+                self._set(key, environment[name], name)
+        elif present:
+            names = ", ".join(sorted(present))
+            self.warnings.append(
+                f"{names}: without effect, as for TorchServe; enable_envvars_config=true has them read"
+            )
