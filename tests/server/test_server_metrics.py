@@ -28,8 +28,9 @@ from torchmar.errors import PropertiesError
 from torchmar.inference import InferenceClient
 from torchmar.metrics import Reading, parse
 from torchmar.server import http
+from torchmar.server.api.metrics import MetricsApi
 from torchmar.server.telemetry import metrics_config
-from torchmar.server.telemetry.metrics import Metrics, MetricsApi
+from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.telemetry.prometheus import Metric, MetricSpec
 from torchmar.server.telemetry.system_metrics import SystemMetrics
 from torchmar.worker.process.handler_metrics import MetricsBuffer

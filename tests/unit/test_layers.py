@@ -34,11 +34,29 @@ LAYERS = (
     ("errors", "atomic", "tensor_elements", "process_handle", "gpus", "address"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
+# The same for the packages and modules of torchmar/server/.
+SERVER_LAYERS = (
+    ("__main__",),
+    ("app",),
+    ("grpc",),
+    ("api",),
+    ("models",),
+    ("workers",),
+    ("config",),
+    ("telemetry",),
+    ("http",),
+    ("tokens",),
+    ("api_error",),
+    ("background_tasks", "bind_errors", "kserve_errors", "request_ids"),
+)
+SERVER_LEVEL = {name: -depth for depth, names in enumerate(SERVER_LAYERS) for name in names}
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    for file in sorted((ROOT / "torchmar").rglob("*.py")):
-        parts = file.relative_to(ROOT / "torchmar").with_suffix("").parts
+def modules(package: str = "torchmar") -> Iterator[tuple[str, Path]]:
+    """Yield the files of a package, each with the name of the module or package directly below it that has the file."""
+    root = ROOT / package.replace(".", "/")
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
         if parts != ("__init__",):
             yield parts[0], file
 
@@ -64,6 +82,23 @@ def test_imports_point_downward(name: str, file: Path) -> None:
         parts = module.split(".")
         if parts[0] == "torchmar" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != name:
             assert LEVEL[parts[1]] < LEVEL[name], f"{file} imports {module}"
+
+
+def test_every_module_of_the_server_has_its_layer() -> None:
+    assert {name for name, _ in modules("torchmar.server")} == set(SERVER_LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    list(modules("torchmar.server")),
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_imports_within_the_server_point_downward(name: str, file: Path) -> None:
+    for module in imported(file):
+        parts = module.split(".")
+        if parts[:2] == ["torchmar", "server"] and len(parts) > 2 and parts[2] != name:
+            assert parts[2] in SERVER_LEVEL, f"{file} imports {module}"
+            assert SERVER_LEVEL[parts[2]] < SERVER_LEVEL[name], f"{file} imports {module}"
 
 
 def test_handlers_import_nothing_of_torchmar_and_torchmar_nothing_of_handlers() -> None:

@@ -12,6 +12,7 @@ from torchmar.address import Address
 from torchmar.server import grpc, http
 from torchmar.server.api.inference import Inference
 from torchmar.server.api.management import Management
+from torchmar.server.api.metrics import MetricsApi
 from torchmar.server.bind_errors import bind_error
 from torchmar.server.config.credentials import tls_context
 from torchmar.server.config.settings import Settings
@@ -20,7 +21,7 @@ from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
 from torchmar.server.models.snapshots import Snapshots
 from torchmar.server.telemetry import logs, metrics_config
-from torchmar.server.telemetry.metrics import Metrics, MetricsApi
+from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.processes import ForkServer
 

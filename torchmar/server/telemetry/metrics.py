@@ -6,24 +6,16 @@ Besides TorchServe's own there are three histograms, with ``model_name`` and ``m
 
 from __future__ import annotations
 
-import json
 import math
 import socket
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
-from torchmar.server.api import metrics_openapi
-from torchmar.server.api_error import ApiError, not_allowed
 from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.metrics_config import DEFAULT, MetricsConfig, described
 from torchmar.server.telemetry.prometheus import Child, Kind, Metric, MetricSpec
 from torchmar.server.telemetry.statistics import Statistics
 from torchmar.server.telemetry.system_metrics import SystemMetrics
-
-if TYPE_CHECKING:
-    from torchmar.server.http import Request
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _VERSION = ("model_name", "model_version")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -256,36 +248,3 @@ class _Version:
         self.batch = metrics._batch.of(name, version)
         self.workers: set[str] = set()
         self.statistics = Statistics()
-
-
-class MetricsApi:
-    """The metrics API: ``GET /metrics``, which wants no token; ``name[]=`` asks for lines by their names.
-
-    ``OPTIONS /`` describes it.
-    """
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def __call__(self, request: Request) -> None:
-        """Answer a request.
-
-        Raises:
-            ApiError: 404 for other paths, 405 for other methods.
-        """
-        if request.path == "/" and request.method == "OPTIONS":
-            self._metrics.answered(200)
-            request.respond(
-                200, json.dumps(metrics_openapi.description(), indent=2).encode() + b"\n", "application/json"
-            )
-            return
-        if request.path.rstrip("/") != "/metrics":
-            raise ApiError(
-                404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document."
-            )
-        if request.method not in ("GET", "HEAD"):
-            raise not_allowed("GET", "HEAD")
-        names = {value for key, value in request.query if key == "name[]"}
-        self._metrics.answered(200)
-        text = self._metrics.text(names).encode()
-        request.respond(200, text, CONTENT_TYPE)
