@@ -14,7 +14,15 @@ ANY = "*/*"
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sends: a body, its content type, the type of answer that it accepts, more headers."""
+    """A request, for a worker or a server.
+
+    Attributes:
+        body: the bytes that are sent.
+        content_type: their type, for the header ``Content-Type``.
+        explain: whether an explanation is requested instead of a prediction.
+        accept: the type of the response, for the header ``Accept``.
+        headers: further headers.
+    """
 
     body: bytes
     content_type: str = "application/octet-stream"
@@ -25,7 +33,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What a client gets: HTTP status, body, and headers by lower-case name."""
+    """A response, of a worker or a server.
+
+    Attributes:
+        status: the HTTP status.
+        body: the bytes that were received.
+        headers: values by lower-case name.
+    """
 
     status: int
     body: bytes

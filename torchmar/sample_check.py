@@ -67,6 +67,13 @@ def run_samples(path: Path) -> SampleReport:
         ArchiveError: the archive cannot be opened, or has no samples.
         LoadError: the handler does not load.
         WorkerError: the worker died or did not answer in time.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import torchmar
+        >>> built = torchmar.build(Path("archives/lengths"), Path("model_store"))
+        >>> [(sample.name, sample.differences) for sample in torchmar.run_samples(built.path).samples]
+        [('json', ())]
     """
     with Archive(path) as archive:
         samples = archive.samples

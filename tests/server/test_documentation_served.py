@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import torchmar
 from tests.support import documents
 from tests.support.servers import write_config
-from torchmar import archive, properties
+from torchmar import archive, grpc, properties
 from torchmar.engines.builtin import Builtin
 
 PAGES = [file for file in documents.FILES if any("server" in block.marks for block in documents.blocks(file))]
@@ -34,3 +35,13 @@ def test_a_page_works(page: Path, project: Path) -> None:
     for block in documents.blocks(page):
         if "server" in block.marks:
             documents.run(block, project, addresses)
+
+
+CLIENTS = [getattr(torchmar, name) for name in documents.SERVER_EXAMPLES]
+CLIENTS += [grpc.GrpcInference, grpc.GrpcManagement, grpc.GrpcOpenInference]
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
+def test_examples_of_clients_work(client: type, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    assert documents.run_examples(client, client.__name__)

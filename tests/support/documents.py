@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
+import io
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.support.paths import ROOT
 
+#: The public names whose examples need a server with the archive of the how-to pages, or a worker process.
+SERVER_EXAMPLES = ("InferenceClient", "ManagementClient")
+PROCESS_EXAMPLES = ("Worker", "run_samples")
 _GENERATED = (ROOT / "docs" / "reference", ROOT / "docs" / "project")
 #: The documents that people write.
 FILES = (
@@ -97,3 +103,13 @@ def _shell(command: list[str], folder: Path, block: Block) -> str:
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
     assert ran.returncode == 0, f"{block}: {ran.stdout}{ran.stderr}"
     return ran.stdout
+
+
+def run_examples(value: Any, name: str) -> int:
+    """Run the examples in the docstrings of a module, class or function; return how many there are."""
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    report = io.StringIO()
+    for test in doctest.DocTestFinder(recurse=not inspect.ismodule(value)).find(value, name, module=False, globs={}):
+        runner.run(test, out=report.write, clear_globs=False)
+    assert not runner.failures, report.getvalue()
+    return runner.tries

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import re
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from torchmar.deployment import desired
 from torchmar.parity import differences
 from torchmar.server.config import key_descriptions, keys
 
+#: The public names whose examples need neither torch nor a server.
+UNIT_EXAMPLES = ("Archive", "Endpoint", "Tensor", "build", "check", "derive", "import_archive")
 BLOCKS = [block for file in documents.FILES for block in documents.blocks(file)]
 
 
@@ -134,3 +138,21 @@ def test_importing_torchmar_imports_none_of_its_modules() -> None:
     code = "import sys, torchmar; print(*(name for name in sys.modules if name.startswith('torchmar.')))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert not ran.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["", *UNIT_EXAMPLES])
+def test_examples_of_docstrings_work(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents.write_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert documents.run_examples(getattr(torchmar, name) if name else torchmar, f"torchmar.{name}")
+
+
+def test_every_function_and_client_of_the_public_api_has_an_example() -> None:
+    callables = {name for name in torchmar.__all__ if not name.startswith("__") and _needs_example(name)}
+    assert callables == {*UNIT_EXAMPLES, *documents.SERVER_EXAMPLES, *documents.PROCESS_EXAMPLES}
+
+
+def _needs_example(name: str) -> bool:
+    value = getattr(torchmar, name)
+    is_record = dataclasses.is_dataclass(value) or (isinstance(value, type) and issubclass(value, Enum | Exception))
+    return not is_record or name in ("Tensor", "Endpoint")

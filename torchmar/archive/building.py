@@ -32,19 +32,33 @@ def build(
     begin: Begin = lambda name, total: lambda count: None,
     inspect: Inspect | None = None,
 ) -> BuiltArchive:
-    """Pack the recipe at ``recipe_path`` into ``store/NAME-VERSION.mar``.
+    """Pack a recipe into ``store/NAME-VERSION.mar``, unless the archive is up to date.
+
+    The same inputs give the same bytes on every machine. The archive is written completely or not at all.
 
     Args:
         recipe_path: an ``archive.yaml``, or its folder.
-        store: where the archive goes.
-        form: ``mar``, or ``folder`` for one that TorchServe registers without extracting it.
-        force: build even if nothing has changed since the last time.
-        begin: for progress.
-        inspect: checks the members before they are packed; an archive that is up to date keeps its notes.
+        store: the folder for the archive; it is created if it does not exist.
+        form: ``mar``, or ``folder`` for a folder that TorchServe registers without extracting it.
+        force: whether to build even if no input has changed since the last build.
+        begin: called with the archive's name and its size in bytes before copying; returns a function that is called
+            with the number of bytes that were copied.
+        inspect: called with the members before they are packed; returns notes about them, or raises ArchiveError. An
+            archive that is up to date keeps its notes.
+
+    Returns:
+        The archive that was written, or that is up to date.
 
     Raises:
-        RecipeError: the recipe has problems, or names files that are not there.
-        ArchiveError: the archive cannot be written; the store is as it was.
+        RecipeError: the recipe has problems, or names files that do not exist.
+        ArchiveError: the archive cannot be written; the store is unchanged.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import torchmar
+        >>> built = torchmar.build(Path("archives/lengths"), Path("model_store"))
+        >>> built.path.name, built.members
+        ('lengths-1.0.mar', 5)
     """
     known = None if force else up_to_date(recipe_path, store, form)
     if known and (known.notes is not None or not inspect):

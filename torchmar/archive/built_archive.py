@@ -17,10 +17,15 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class BuiltArchive:
-    """An archive that was written: where, its digest, its size in bytes and its number of members.
+    """An archive that was written, or that was up to date.
 
-    ``unchanged``: it was there already and nothing was written. ``notes`` are the findings of the checks
-    about it; None if it was not checked.
+    Attributes:
+        path: the file or folder.
+        digest: the SHA-256 of ``MAR-INF/SHA256SUMS``, in hexadecimal.
+        size: bytes of the file, or of all files of the folder.
+        members: the number of files in it.
+        unchanged: whether the archive was up to date, so that nothing was written.
+        notes: the findings of the checks about it; None if it was not checked.
     """
 
     path: Path

@@ -33,24 +33,35 @@ def derive(
     handler: str | Path | None = None,
     begin: Begin = lambda name, total: lambda count: None,
 ) -> BuiltArchive:
-    """Write ``store/NAME-VERSION.mar`` with the content of ``archive``, changed as asked.
+    """Write a new version of an archive with another configuration or handler.
 
-    Members that stand in the source as they are keep their digest and are copied without being
-    read again; those of deflated archives are read once.
+    Uncompressed members keep their digest and are copied without being read again; members of a deflated archive are
+    read once.
 
     Args:
-        archive: the source, of any form.
-        store: where the new archive goes.
-        version: of the new archive.
-        config: keys of the server configuration to set; a value of None removes the key.
-        config_file: a whole configuration, in place of the source's.
-        handler: in place of the source's: a Python file, one of torchmar's handlers or one of TorchServe's,
-            as in a recipe.
-        begin: for progress.
+        archive: the source: a ``.mar``, a ``.tar.gz`` or a folder.
+        store: the folder for the new archive, ``NAME-VERSION.mar``.
+        version: the version of the new archive.
+        config: keys of ``model-config.yaml`` to set; a value of None removes the key.
+        config_file: a file that replaces the whole ``model-config.yaml``; ``config`` is applied to it.
+        handler: a handler that replaces that of the source, as in a recipe: a Python file, a handler of torchmar or
+            one of TorchServe.
+        begin: as for `build`.
+
+    Returns:
+        The new archive.
 
     Raises:
-        ArchiveError: the source has flaws, the version is its own or none that TorchServe
-            takes, or the configuration that would come out is wrong.
+        ArchiveError: the source has flaws, the version is that of the source or not a valid one, or the new
+            configuration is wrong.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import torchmar
+        >>> store = Path("model_store")
+        >>> built = torchmar.build(Path("archives/lengths"), store)
+        >>> torchmar.derive(built.path, store, version="1.1", config={"batchSize": 16}).path.name
+        'lengths-1.1.mar'
     """
     with tempfile.TemporaryDirectory(prefix="torchmar-derive-") as scratch, Archive(archive) as source:
         if version == source.manifest.version:

@@ -20,17 +20,29 @@ HEADER = "# Made of {archive} by torchmar import.\n"
 
 
 def import_archive(archive: Path, folder: Path) -> tuple[Path, list[str]]:
-    """Write the recipe of an archive, and the files that it names, to ``folder/NAME``.
+    """Turn an archive into a recipe and its files in ``folder/NAME``.
 
-    The archive that is built of it has the same members, byte for byte, but for the manifest's
-    ``createdOn`` and ``archiverVersion``, and the digest list.
+    An archive that is built from this recipe has the same members, byte for byte, except for ``createdOn`` and
+    ``archiverVersion`` in the manifest, and the list of digests.
+
+    Args:
+        archive: a ``.mar``, a ``.tar.gz`` or a folder.
+        folder: the folder for the recipe's own folder, usually ``archives``.
 
     Returns:
-        The recipe's folder, and what of the manifest a recipe cannot say, in words.
+        The recipe's folder, and a sentence for each part of the manifest that a recipe cannot contain.
 
     Raises:
-        ArchiveError: the archive has flaws, or the folder is there already.
-        RecipeError: no recipe can say what is in it.
+        ArchiveError: the archive has flaws, or the recipe's folder exists.
+        RecipeError: a recipe cannot describe the archive.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import torchmar
+        >>> built = torchmar.build(Path("archives/lengths"), Path("model_store"))
+        >>> folder, omitted = torchmar.import_archive(built.path, Path("imported"))
+        >>> sorted(file.name for file in folder.iterdir())
+        ['archive.yaml', 'handler.py', 'model-config.yaml']
     """
     with Archive(archive) as source:
         target = folder / source.manifest.name

@@ -32,22 +32,37 @@ _SMALL = 16 << 20  # what is read whole into memory: manifests, configurations, 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive: its path there and its size in bytes when extracted."""
+    """A file in an archive.
+
+    Attributes:
+        name: its path in the archive.
+        size: its bytes when extracted.
+    """
 
     name: str
     size: int
 
 
 class Archive:
-    """An open archive: a ``.mar`` (ours or torch-model-archiver's), a ``.tar.gz`` or a folder; a context manager.
+    """An open archive: a ``.mar`` of torchmar or torch-model-archiver, a ``.tar.gz`` or a folder; a context manager.
+
+    Nothing of the archive is run.
 
     Args:
         path: the file or folder.
-        allow_flaws: open it in spite of serious flaws, which are in ``flaws``;
-            the members concerned are not among ``members``.
+        allow_flaws: whether to open an archive with serious flaws. They are in ``flaws``, and the members with flaws
+            are not among ``members``.
 
     Raises:
-        ArchiveError: it is missing or no archive, or it has flaws and ``allow_flaws`` is not set.
+        ArchiveError: the file does not exist, is no archive, or has flaws and ``allow_flaws`` is not set.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import torchmar
+        >>> built = torchmar.build(Path("archives/lengths"), Path("model_store"))
+        >>> with torchmar.Archive(built.path) as archive:
+        ...     archive.manifest.name, archive.config["batchSize"], archive.read("handler.py")[:13]
+        ('lengths', 8, b'class Lengths')
     """
 
     def __init__(self, path: Path, *, allow_flaws: bool = False) -> None:

@@ -24,14 +24,25 @@ __all__ = ["Code", "Composed", "Content", "Finding", "check", "check_content"]
 
 
 def check(path: Path, gpus: int | None = None) -> list[Finding]:
-    """Return what is wrong with the recipe, archive or folder at ``path``; empty when all is well.
+    """Find what would fail on a server, without running any of the archive.
 
     Args:
-        path: a recipe or its folder, a ``.mar``, a ``.tar.gz`` or an archive as a folder.
-        gpus: how many GPUs the server has; None is not known.
+        path: a recipe or its folder, a ``.mar``, a ``.tar.gz``, or an archive as a folder.
+        gpus: the number of GPUs of the server; None: not known.
+
+    Returns:
+        The findings, errors first; an empty list if there are none.
 
     Raises:
-        ArchiveError: there is nothing at ``path``, or it cannot be read at all.
+        ArchiveError: ``path`` does not exist, or cannot be read.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> import torchmar
+        >>> Path("empty.mar").write_bytes(b"")
+        0
+        >>> [(finding.code.name, finding.severity) for finding in torchmar.check(Path("empty.mar"))]
+        [('MAR101', 'error')]
     """
     if not path.exists():
         raise ArchiveError(f"{path} does not exist")

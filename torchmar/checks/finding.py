@@ -97,7 +97,7 @@ class Finding:
         place: the member, with a line where there is one: ``handler.py:12``.
         cause: what is wrong, in a sentence.
         remedy: what to do about it, in a sentence.
-        works: for a code that is an error or a warning: whether the archive may work all the same.
+        works: for a code that can be an error or a warning: whether the archive may still work.
     """
 
     code: Code

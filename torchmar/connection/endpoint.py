@@ -35,7 +35,7 @@ def _plain_http_of_environment() -> bool:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server is, and what a client needs to speak with it.
+    """The addresses of a server, and the tokens and certificates to use with it.
 
     Attributes:
         inference: the address of the inference API, with the path that a proxy gives it:
@@ -50,6 +50,11 @@ class Endpoint:
             has ``TORCHMAR_ALLOW_PLAIN_HTTP=1``.
         grpc_inference: the address of the inference API over gRPC; ``grpcs://`` is with TLS.
         grpc_management: the address of the management API over gRPC.
+
+    Examples:
+        >>> import torchmar
+        >>> server = torchmar.Endpoint(inference="https://models.example.com/ts", tokens={"inference": "..."})
+        >>> torchmar.InferenceClient(server).close()
     """
 
     inference: str = properties.DEFAULTS["inference_address"]

@@ -22,15 +22,24 @@ _ERROR = b'{"code":'  # as torchmar_handlers begin an error
 
 
 class GrpcInference(Client):
-    """A client of the inference API over gRPC; it raises what `torchmar.inference.InferenceClient` raises.
+    """A client of the inference API over gRPC; a context manager. It may be used by several threads.
 
-    TorchServe passes on bytes by name and nothing else: no content type, no header, and so no
-    explanations; `predict` has ``fields`` for what REST sends as form fields. For use by several threads.
+    A request over gRPC consists of named bytes, without content type and headers; explanations need REST.
 
     Args:
-        server: where it is, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the
-            server that runs with ``.torchmar``, or TorchServe's own address.
-        timeout: seconds to wait for an answer (gRPC's deadline).
+        server: the endpoint, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the server
+            that runs in ``.torchmar``, or TorchServe's default address.
+        timeout: seconds to wait for a response (gRPC's deadline).
+
+    Raises:
+        ConnectError: by every method: no server answers.
+        ServerError: by every method: the server or the handler answers with an error.
+
+    Examples:
+        >>> from torchmar.grpc import GrpcInference
+        >>> with GrpcInference() as client:
+        ...     client.predict("lengths", "hello")
+        {'characters': 5}
     """
 
     _api = "inference"

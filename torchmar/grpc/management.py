@@ -18,14 +18,24 @@ _PAGE = 100
 
 
 class GrpcManagement(Client):
-    """A client of the management API over gRPC; it raises what `torchmar.management.ManagementClient` raises.
+    """A client of the management API over gRPC; a context manager. It may be used by several threads.
 
-    Tokens are renewed over REST: gRPC has no call for that. For use by several threads.
+    Tokens are renewed over REST, because gRPC has no call for this.
 
     Args:
-        server: where it is, or only the address: ``grpc://host:7071``, or ``grpcs://`` for TLS; default: the
-            server that runs with ``.torchmar``, or TorchServe's own address.
-        timeout: seconds to wait for an answer (gRPC's deadline).
+        server: the endpoint, or only the address: ``grpc://host:7071``, or ``grpcs://`` for TLS; default: the server
+            that runs in ``.torchmar``, or TorchServe's default address.
+        timeout: seconds to wait for a response (gRPC's deadline).
+
+    Raises:
+        ConnectError: by every method: no server answers.
+        ServerError: by every method: the server refuses the call.
+
+    Examples:
+        >>> from torchmar.grpc import GrpcManagement
+        >>> with GrpcManagement() as client:
+        ...     list(client.names())
+        ['lengths']
     """
 
     _api = "management"

@@ -33,7 +33,13 @@ _CONTENTS = {
 
 @dataclass(frozen=True)
 class TensorMetadata:
-    """An input or output of a model: ``shape`` has the batch first, and -1 for any size."""
+    """An input or output of a model.
+
+    Attributes:
+        name: its name.
+        datatype: the protocol's name, such as FP32.
+        shape: the dimensions, the batch first; -1 is any size.
+    """
 
     name: str
     datatype: str
@@ -42,7 +48,14 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What the server says of a model; TorchServe 0.12.0 knows its versions, and nothing of inputs and outputs."""
+    """The description of a model.
+
+    Attributes:
+        name: the model.
+        versions: its versions.
+        inputs: its inputs; empty for TorchServe 0.12.0.
+        outputs: its outputs; empty for TorchServe 0.12.0.
+    """
 
     name: str
     versions: tuple[str, ...]
@@ -51,16 +64,25 @@ class ModelMetadata:
 
 
 class GrpcOpenInference(Client):
-    """A client of the Open Inference Protocol over gRPC. For use by several threads.
+    """A client of the Open Inference Protocol over gRPC; a context manager. It may be used by several threads.
 
-    It calls the service by the protocol's own name, and by TorchServe's where the server does not know that one.
-    TorchServe speaks it with ``ts_open_inference_protocol=true`` in its configuration; without,
-    every call is ServerError (501). The other exceptions are those of `torchmar.inference.InferenceClient`.
+    It calls the service by the protocol's own name, and by TorchServe's name if the server does not have the first.
 
     Args:
-        server: where it is, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the
-            server that runs with ``.torchmar``, or TorchServe's own address.
-        timeout: seconds to wait for an answer (gRPC's deadline).
+        server: the endpoint, or only the address: ``grpc://host:7070``, or ``grpcs://`` for TLS; default: the server
+            that runs in ``.torchmar``, or TorchServe's default address.
+        timeout: seconds to wait for a response (gRPC's deadline).
+
+    Raises:
+        ConnectError: by every method: no server answers.
+        ServerError: by every method: the server or the handler answers with an error; with status 501: TorchServe
+            runs without ``ts_open_inference_protocol=true``.
+
+    Examples:
+        >>> from torchmar.grpc import GrpcOpenInference
+        >>> with GrpcOpenInference() as client:
+        ...     client.live(), client.model_ready("lengths")
+        (True, True)
     """
 
     _api = "inference"

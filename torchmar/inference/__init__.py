@@ -20,19 +20,24 @@ SWITCHED_ON = "the server speaks the Open Inference Protocol with ts_open_infere
 
 
 class InferenceClient:
-    """A client of the inference API. Not for use by several threads at once.
-
-    >>> with InferenceClient() as client:
-    ...     print(client.predict("digits", Path("seven.png")))
-
-    Its methods raise ConnectError when there is no server, and ServerError (UnauthorizedError, NotFoundError)
-    with the server's or the handler's own words when the status is 300 or more.
+    """A client of the inference API, over REST; a context manager. Not for use by several threads at once.
 
     Args:
-        server: where it is, or only the address of its inference API; default: the server that runs
-            with ``.torchmar``, or TorchServe's own addresses.
-        timeout: seconds to wait for an answer.
-        retries: how often a call is repeated; a prediction is only if it was never sent.
+        server: the endpoint, or only the address of its inference API; default: the server that runs in ``.torchmar``,
+            or TorchServe's default addresses.
+        timeout: seconds to wait for a response.
+        retries: the number of repetitions of a call; a prediction is repeated only if it was not sent.
+
+    Raises:
+        ConnectError: by every method: no server answers.
+        ServerError: by every method: the status of the response is 300 or more; UnauthorizedError and NotFoundError
+            are kinds of it. The message is that of the server or the handler.
+
+    Examples:
+        >>> import torchmar
+        >>> with torchmar.InferenceClient() as client:
+        ...     client.predict("lengths", "hello")
+        {'characters': 5}
     """
 
     def __init__(self, server: Endpoint | str | None = None, timeout: float = 120.0, retries: int = 2) -> None:
@@ -56,7 +61,17 @@ class InferenceClient:
     def request(
         self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None
     ) -> Response:
-        """Return the answer of a model's version, or of its default one, to a request."""
+        """Send a request as it is.
+
+        Args:
+            name: the model.
+            request: the request; with ``explain`` it gets an explanation.
+            version: the version; default: the default version.
+            timeout: seconds; default: the client's.
+
+        Returns:
+            The response.
+        """
         kind = "explanations" if request.explain else "predictions"
         return self._post(f"/{kind}/{_path(name, version)}", request, timeout)
 
@@ -70,14 +85,14 @@ class InferenceClient:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """Return what a model predicts for ``data``.
+        """Return the prediction of a model.
 
         Args:
-            name: which model.
-            data: a path, bytes, a text, an array, or whatever JSON can hold.
-            version: default: the default one.
-            accept: the content type of the answer, for handlers that have several.
-            headers: more of them.
+            name: the model.
+            data: the input: a path to a file, bytes, a text, a numpy array, or a value that JSON can hold.
+            version: the version; default: the default version.
+            accept: the content type of the response, for handlers that have several.
+            headers: further headers.
             timeout: seconds; default: the client's.
 
         Returns:
@@ -100,19 +115,22 @@ class InferenceClient:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """Return what in ``data`` speaks for a prediction.
+        """Return an explanation: the weight of each part of the input for a class.
 
         Args:
-            name: which model.
-            data: as for `predict`.
-            version: default: the default one.
-            method: how, in the handler's words; as all that follow, default: the handler's.
-            target: the class to explain, by label or index.
-            n_steps: steps of an integral.
-            baseline: what the input is compared with.
-            accept: ``image/png`` for a picture, ``application/x-npy`` for an array.
-            headers: more of them.
+            name: the model.
+            data: the input, as for `predict`.
+            version: the version; default: the default version.
+            method: such as ``integrated_gradients`` or ``occlusion``; default, as for the next three: the handler's.
+            target: the class to explain, by label or index; default: the predicted class.
+            n_steps: steps of an integral, or samples of gradient SHAP.
+            baseline: the input to compare with: ``zeros``, ``mean``, ``blur``, a number, or a token.
+            accept: ``image/png`` for a picture, ``application/x-npy`` for an array; default: JSON.
+            headers: further headers.
             timeout: seconds; default: the client's.
+
+        Returns:
+            As `predict`.
         """
         how = {**bodies.explanation_headers(method, target, n_steps, baseline), **(headers or {})}
         request = bodies.request(data, explain=True, accept=accept, headers=how)
@@ -128,17 +146,23 @@ class InferenceClient:
         ordered: bool = True,
         timeout: float | None = None,
     ) -> Iterator[tuple[Any, Any]]:
-        """Yield every input with its prediction, or with the TorchmarError that it got.
+        """Yield every input with its prediction, or with the TorchmarError that it caused.
 
-        Inputs are taken one by one, at most twice as many as ``jobs`` ahead of what was yielded.
+        Inputs are read one by one, at most twice ``jobs`` ahead of the predictions.
 
         Args:
-            name: which model.
-            inputs: each as for `predict`.
-            version: default: the default one.
-            jobs: requests at a time; each has a connection of its own.
-            ordered: in the order of the inputs, or each as soon as it is there.
+            name: the model.
+            inputs: inputs as for `predict`.
+            version: the version; default: the default version.
+            jobs: requests at the same time, each with its own connection.
+            ordered: whether to yield in the order of the inputs; otherwise in the order of the responses.
             timeout: seconds for one request; default: the client's.
+
+        Examples:
+            >>> import torchmar
+            >>> with torchmar.InferenceClient() as client:
+            ...     list(client.predict_many("lengths", ["one", "three"]))
+            [('one', {'characters': 3}), ('three', {'characters': 5})]
         """
 
         def ask(client: InferenceClient, data: Any) -> Any:
@@ -152,9 +176,18 @@ class InferenceClient:
     def predict_instances(
         self, name: str, instances: Sequence[Any], *, explain: bool = False, timeout: float | None = None
     ) -> list[Any]:
-        """Return one prediction or explanation for each instance, by KServe's v1 protocol.
+        """Return one prediction or explanation for each instance, over KServe's v1 protocol.
 
-        It knows no versions. Stock handlers understand it with ``service_envelope=kserve``.
+        TorchServe's own handlers understand it with ``service_envelope=kserve``.
+
+        Args:
+            name: the model; the protocol has no versions.
+            instances: values that JSON can hold.
+            explain: whether to request explanations.
+            timeout: seconds; default: the client's.
+
+        Raises:
+            TorchmarError: the handler does not use this protocol.
         """
         request = bodies.request({"instances": list(instances)})
         path = f"/v1/models/{_path(name)}:{'explain' if explain else 'predict'}"
@@ -174,17 +207,20 @@ class InferenceClient:
         explain: bool = False,
         timeout: float | None = None,
     ) -> list[Tensor]:
-        """Return the outputs of a model by the Open Inference Protocol (KServe v2).
+        """Return the outputs of a model over the Open Inference Protocol (KServe v2).
 
-        TorchServe knows it without versions. Stock handlers understand it with ``service_envelope=kservev2``.
+        TorchServe's own handlers understand it with ``service_envelope=kservev2``.
 
         Args:
-            name: which model.
-            inputs: named tensors; the first size is that of the batch.
-            id: comes back with the answer.
-            outputs: the names of those that are wanted; default: all.
-            explain: ask for an explanation.
+            name: the model.
+            inputs: named tensors; the first dimension is that of the batch.
+            id: an identifier that the response repeats.
+            outputs: the names of the outputs to return; default: all.
+            explain: whether to request an explanation.
             timeout: seconds; default: the client's.
+
+        Raises:
+            TorchmarError: the handler does not use this protocol.
         """
         document: dict[str, Any] = {"inputs": [tensor.document() for tensor in inputs]}
         if id is not None:
@@ -199,26 +235,27 @@ class InferenceClient:
             raise TorchmarError(f"{name} does not answer in the Open Inference Protocol: it has no outputs") from None
 
     def ping(self) -> str:
-        """Return the health of the server, ``Healthy``; missing workers raise ServerError (500).
+        """Return the health of the server: ``Healthy``, or ``Partial Healthy``. The call is not repeated.
 
-        Not repeated: that nobody answers is an answer.
+        Raises:
+            ServerError: with status 500: a model has no worker that answers.
         """
         return self._connection.read(lambda document: str(document["status"]), "GET", "/ping", timeout=5, retries=0)
 
     def live(self) -> bool:
-        """Tell whether the server is up, by the Open Inference Protocol."""
+        """Return whether the server is running, over the Open Inference Protocol."""
         return bool(self._open_inference("/health/live")["live"])
 
     def ready(self) -> bool:
-        """Tell whether the server takes requests, by the Open Inference Protocol; TorchServe always says yes."""
+        """Return whether the models are ready, over the Open Inference Protocol; always true for TorchServe."""
         return bool(self._open_inference("/health/ready")["ready"])
 
     def server_metadata(self) -> dict[str, Any]:
-        """Return the server's name, version and extensions, by the Open Inference Protocol."""
+        """Return the server's name, version and extensions, over the Open Inference Protocol."""
         return self._open_inference("")
 
     def api_description(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
-        """Return the OpenAPI document of the inference API, or of one model, as far as TorchServe knows it."""
+        """Return the OpenAPI document of the inference API, or of one model."""
         path = f"/predictions/{_path(name, version)}" if name else "/"
         return self._connection.read(dict, "OPTIONS", path)
 

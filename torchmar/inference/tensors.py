@@ -23,12 +23,18 @@ _BY_TYPE = {bool: "BOOL", int: "INT64", float: "FP32", str: "BYTES", bytes: "BYT
 
 @dataclass(frozen=True)
 class Tensor:
-    """A named tensor.
+    """A named tensor of the Open Inference Protocol.
 
     Attributes:
+        name: the name of an input or output of the model.
         datatype: the protocol's name: FP32, INT64, BOOL, BYTES and so on.
-        shape: sizes; the first is that of the batch.
+        shape: the dimensions; the first is that of the batch.
         data: the elements, flat and in row-major order.
+
+    Examples:
+        >>> import torchmar
+        >>> torchmar.Tensor.of("x", [[1.0, 2.0], [3.0, 4.0]])
+        Tensor(name='x', datatype='FP32', shape=(2, 2), data=[1.0, 2.0, 3.0, 4.0])
     """
 
     name: str
@@ -38,15 +44,15 @@ class Tensor:
 
     @classmethod
     def of(cls, name: str, values: Any, datatype: str | None = None) -> Tensor:
-        """Return a tensor of an array, or of nested lists.
+        """Return a tensor with the values of an array or of nested lists.
 
         Args:
-            name: what the model calls it.
-            values: numbers, booleans, texts or bytes.
+            name: the name of the tensor.
+            values: a numpy array, or numbers, booleans, texts or bytes in lists.
             datatype: default: that of the array; for lists INT64, FP32, BOOL or BYTES.
 
         Raises:
-            TorchmarError: lists are nested unevenly, or elements have no datatype.
+            TorchmarError: lists are nested unevenly, or the protocol has no datatype for the elements.
         """
         if hasattr(values, "__array__"):
             import numpy
@@ -65,17 +71,17 @@ class Tensor:
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Tensor:
-        """Return a tensor as it stands in a JSON body."""
+        """Return the tensor that an object of a JSON body describes."""
         shape = tuple(document["shape"])
         return cls(
             document["name"], document["datatype"], shape, list(_flat(document["data"], len(_shape(document["data"]))))
         )
 
     def document(self) -> dict[str, Any]:
-        """Return the tensor as it stands in a JSON body; bytes are taken for UTF-8.
+        """Return the object that describes the tensor in a JSON body; bytes become texts.
 
         Raises:
-            TorchmarError: bytes are not, and JSON cannot hold them.
+            TorchmarError: bytes are not UTF-8.
         """
         try:
             data = [one.decode() if isinstance(one, bytes) else one for one in self.data]

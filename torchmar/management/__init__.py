@@ -17,21 +17,26 @@ _PAGE = 100  # what TorchServe sends at the most, whatever it is asked for
 
 
 class ManagementClient:
-    """A client of the management API.
+    """A client of the management API, over REST; a context manager. Not for use by several threads at once.
 
-    >>> with ManagementClient("https://models.example.com/ts/management") as client:
-    ...     for model in client.models():
-    ...         print(model.name, client.describe(model.name)[0].ready)
-
-    Every method raises ConnectError when there is no server, and ServerError (Unauthorized,
-    NotFound, Conflict) with the server's own words when it says no. What is repeated after a
-    failure, and that nothing is registered twice, says `torchmar.connection.Connection`.
+    A call is repeated if it was not sent, or if it only reads; nothing is registered twice.
 
     Args:
-        server: where it is, or only the address of its management API; default: the server that runs
-            with ``.torchmar``, or TorchServe's own addresses.
-        timeout: seconds to wait for an answer.
-        retries: how often a call is repeated.
+        server: the endpoint, or only the address of its management API; default: the server that runs in
+            ``.torchmar``, or TorchServe's default addresses.
+        timeout: seconds to wait for a response.
+        retries: the number of repetitions of a call.
+
+    Raises:
+        ConnectError: by every method: no server answers.
+        ServerError: by every method: the server refuses the call; UnauthorizedError, NotFoundError and ConflictError
+            are kinds of it. The message is the server's.
+
+    Examples:
+        >>> import torchmar
+        >>> with torchmar.ManagementClient() as client:
+        ...     [(model.name, client.describe(model.name)[0].ready) for model in client.models()]
+        [('lengths', 1)]
     """
 
     def __init__(self, server: Endpoint | str | None = None, timeout: float = 60.0, retries: int = 2) -> None:
@@ -69,31 +74,29 @@ class ManagementClient:
     ) -> str:
         """Register an archive: a file name in the server's model store, or a URL that it allows.
 
-        What the archive's own ``model-config.yaml`` says about workers and batching goes before
-        what is said here. With ``synchronous`` the answer comes when the workers are up, or with
-        ServerError when one of them failed; the model is not registered then.
+        The workers and batching in the archive's own ``model-config.yaml`` override these arguments.
 
         Args:
-            url: which archive.
-            model_name: in place of the name that the archive has.
-            handler: in place of the handler that the archive names.
-            runtime: in place of the runtime that the archive names: ``python`` or ``python3``.
-            initial_workers: default: the server's ``default_workers_per_model``, which is none.
-            batch_size: default: 1.
+            url: the archive.
+            model_name: a name that replaces that of the archive.
+            handler: a handler that replaces that of the archive.
+            runtime: a runtime that replaces that of the archive: ``python`` or ``python3``.
+            initial_workers: workers to start; default: the server's ``default_workers_per_model``, which is 0.
+            batch_size: requests in one batch; default: 1.
             max_batch_delay: milliseconds; default: 100.
             response_timeout: seconds; default: the server's ``default_response_timeout``, 120.
             startup_timeout: seconds; default: the server's ``default_startup_timeout``, 120.
             s3_sse_kms: whether an archive in S3 is encrypted with a key of AWS KMS.
-            synchronous: wait for the workers.
-            timeout: seconds to wait for the answer.
-            ignored_checks: codes of checks, or beginnings of codes, for which the built-in server is not to refuse the
-                archive; ``MAR`` is all of them. TorchServe checks nothing.
+            synchronous: whether to wait until the workers answer.
+            timeout: seconds to wait for the response.
+            ignored_checks: codes of checks, or beginnings of codes, that the built-in server ignores; ``MAR`` is all.
 
         Returns:
             The server's message.
 
         Raises:
-            TorchmarError: ``model_name`` has a slash: TorchServe would take it, and know no way to the model.
+            ServerError: with ``synchronous``: a worker did not load. The model is not registered then.
+            TorchmarError: ``model_name`` contains a slash: TorchServe would accept it, but no path leads to the model.
         """
         check_name(model_name)
         query = {
@@ -113,10 +116,16 @@ class ManagementClient:
         return self._status("POST", "/models", query, timeout)
 
     def describe(self, name: str, version: str | None = None, *, customized: bool = False) -> list[ModelVersion]:
-        """Return a version, the default one, or with ``all`` every version of a model.
+        """Describe versions of a model.
 
-        With ``customized`` a worker is asked, too, for what its handler says of the model; for
-        ``all`` TorchServe does not ask.
+        Args:
+            name: the model.
+            version: a version, or ``all``; default: the default version.
+            customized: whether to add the handler's own description, which a worker returns. TorchServe does not
+                add it for ``all``.
+
+        Returns:
+            One element for each version.
         """
         query = {"customized": "true"} if customized else None
         return self._connection.read(_versions, "GET", _path(name, version), query=query)
@@ -136,7 +145,7 @@ class ManagementClient:
         return (model.name for model in self.models())
 
     def ready(self, name: str) -> bool:
-        """Tell whether a model has workers (KServe's readiness; that they answer, it does not say)."""
+        """Return whether a model is ready, over KServe's v1 protocol; for TorchServe, whether it has workers."""
         path = f"/v1/models/{quote(name, safe='')}"
         return self._connection.read(lambda document: bool(document["ready"]), "GET", path)
 
@@ -150,9 +159,18 @@ class ManagementClient:
         synchronous: bool = True,
         timeout: float = 300.0,
     ) -> str:
-        """Set the number of workers of a version, or of the default one; the maximum follows the minimum.
+        """Set the number of workers of a version.
 
-        These are all the parameters that TorchServe 0.12.0 reads; its documentation has two more.
+        Args:
+            name: the model.
+            version: the version; default: the default version.
+            min_worker: the number of workers.
+            max_worker: the maximum; default: ``min_worker``.
+            synchronous: whether to wait until the workers answer.
+            timeout: seconds to wait for the response.
+
+        Returns:
+            The server's message.
         """
         query = {
             "min_worker": min_worker,
@@ -170,12 +188,15 @@ class ManagementClient:
         return self._status("DELETE", _path(name, version))
 
     def renew_token(self, api: Api) -> None:
-        """Have the server write a new token of an API into its key file; the one before it ends at once.
+        """Make the server write a new token into its key file; the previous one becomes invalid.
 
-        Clients with the key file do so by themselves before a token expires.
+        Clients with a key file do this themselves before a token expires.
+
+        Args:
+            api: ``inference`` or ``management``.
 
         Raises:
-            TorchmarError: the client has no key file, and with it no key that allows this.
+            TorchmarError: the client has no key file, which contains the key for this call.
         """
         self._connection.tokens.renew(api)
 

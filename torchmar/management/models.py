@@ -10,7 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """One line of the list of models: a name, and the archive of its default version."""
+    """A model in the list of models.
+
+    Attributes:
+        name: its name.
+        url: the archive of its default version: a file name in the model store, or a URL.
+    """
 
     name: str
     url: str
@@ -18,10 +23,12 @@ class RegisteredModel:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One worker as the server describes it.
+    """The state of one worker.
 
     Attributes:
-        status: READY when it answers, otherwise UNLOADING, whatever is the matter with it.
+        id: the server's number of the worker.
+        status: READY if it answers; otherwise UNLOADING, or LOADING with the built-in server.
+        pid: its process; -1 if there is none.
         start_time: when it was started, in UTC; None if the server does not say.
         gpu: whether it works on a GPU.
         gpu_usage: what nvidia-smi says of that GPU; ``N/A`` without one.
@@ -54,7 +61,12 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class JobQueue:
-    """The requests of a model that wait for a worker, and how many more may; further ones get 503."""
+    """The queue of a version.
+
+    Attributes:
+        pending_requests: requests that wait for a worker.
+        remaining_capacity: requests that may still be added; further ones get 503.
+    """
 
     pending_requests: int = 0
     remaining_capacity: int = 0

@@ -41,18 +41,28 @@ _LOG_TAIL = 20_000
 class Worker:
     """A worker process with one archive loaded; a context manager.
 
-    What its handler starts ends with it, also when this process is killed: on Linux whatever it is, elsewhere what
-    stays in the worker's process group.
+    Processes that the handler starts end with the worker, also when this process is killed: on Linux all of them, on
+    other systems those in the worker's process group.
 
     Args:
-        archive: the ``.mar``; it is extracted to a folder that goes with the worker.
-        python: the interpreter to run the handler; it needs TorchServe, not torchmar.
-        gpu: the device to tell the handler; None is the CPU.
+        archive: the archive; it is extracted to a temporary folder that is removed with the worker.
+        python: the interpreter for the handler; it needs the packages of the extra ``worker``, but not torchmar.
+        gpu: the index of the GPU that the handler gets; None is the CPU.
 
     Raises:
         ArchiveError: the archive cannot be opened or extracted.
-        LoadError: the handler failed to import or load.
-        WorkerError: the process did not start or did not load in time (``startupTimeout``).
+        LoadError: the handler failed to import or load; ``traceback`` has the reason.
+        WorkerError: the process did not start, or did not load within ``startupTimeout`` (default: 120 seconds).
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> import torchmar
+        >>> built = torchmar.build(Path("archives/lengths"), Path("model_store"))
+        >>> with torchmar.Worker(built.path) as worker:
+        ...     (response,) = worker.predict_batch([torchmar.Request(b"hello", "text/plain")])
+        >>> response.status, json.loads(response.body)
+        (200, {'characters': 5})
     """
 
     def __init__(self, archive: Path, *, python: str = sys.executable, gpu: int | None = None) -> None:
@@ -111,10 +121,17 @@ class Worker:
         self._pid = int(loaded["pid"])
 
     def predict_batch(self, requests: Sequence[Request]) -> list[Response]:
-        """Return the answers to one batch, in the order of the requests.
+        """Send one batch to the handler.
+
+        Args:
+            requests: the requests; they may be more than the batch size of the archive.
+
+        Returns:
+            The responses, in the order of the requests.
 
         Raises:
-            WorkerError: the process died or took longer than ``responseTimeout``; it is of no use then.
+            WorkerError: the process ended, or took longer than ``responseTimeout`` (default: 120 seconds). Create
+                another worker then.
         """
         if not requests:
             return []
