@@ -1,7 +1,6 @@
 """``config.properties``: TorchServe's configuration, text in and values out.
 
-Only the keys that torchmar itself acts on have a field here; all others pass
-through to the server as they stand.
+Keys are not interpreted here, except addresses; `torchmar.server.config.keys` has the catalogue.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ DEFAULTS = {
     "grpc_management_port": "7071",
 }
 
-# What a server is started from where there is no file: models may be registered, by those who have its token.
+# The configuration where there is no file: clients with the token can register models.
 _WITHOUT_FILE = {"enable_model_api": "true"}
-# TorchServe's ports where an address names none: of http, and of https.
+# TorchServe's ports where an address has none: of http, and of https.
 PORTS = {"inference_address": (80, 443), "management_address": (8081, 8444), "metrics_address": (8082, 8445)}
 
 
 @dataclass(frozen=True)
 class Properties:
-    """A configuration: where it was read and its keys as text."""
+    """A configuration: its file and its values as text."""
 
     file: Path | None
     values: Mapping[str, str]
@@ -45,21 +44,21 @@ class Properties:
         return self.values.get(key) or DEFAULTS.get(key, "")
 
     def flag(self, key: str) -> bool:
-        """Return ``key`` as the server reads a boolean: only ``true`` is true."""
+        """Return whether a value is ``true``; all other texts are false, as for the server."""
         return self.get(key).strip().lower() == "true"
 
     def addresses(self) -> list[Address]:
-        """Return every address that the server will listen on.
+        """Return every address at which the server listens.
 
         Raises:
-            PropertiesError: an address is no ``http://HOST:PORT`` and no ``unix:/PATH``, or a port no number.
+            PropertiesError: an address is not ``http(s)://HOST:PORT`` or ``unix:/PATH``, or a port is not a number.
         """
         web = [self._web(key) for key in PORTS]
         grpc = [self._grpc(api) for api in ("inference", "management")]
         return [*web, *grpc]
 
     def url(self, key: str) -> str:
-        """Return where an API listens as clients write it: ``http://HOST:PORT`` or ``unix:/PATH``.
+        """Return the address of an API over HTTP as text: ``http(s)://HOST:PORT`` or ``unix:/PATH``.
 
         Raises:
             PropertiesError: as `addresses`.
@@ -85,8 +84,8 @@ class Properties:
         return PropertiesError(f"{where}{key}={value}: not an address", hint=f"write it like {key}={example}")
 
 
-def given(file: Path | None) -> Properties:
-    """Return what ``file`` says; if none is named what ``config.properties`` here does, or the least, if there is none.
+def read_or_default(file: Path | None) -> Properties:
+    """Return the configuration in ``file``, else in ``./config.properties``, else the default one.
 
     Raises:
         PropertiesError: as `read`.
@@ -100,7 +99,7 @@ def read(file: Path) -> Properties:
     """Read a ``config.properties``.
 
     Raises:
-        PropertiesError: the file cannot be read or is no properties file.
+        PropertiesError: the file cannot be read or is not a properties file.
     """
     try:
         with file.open(encoding="utf-8") as stream:

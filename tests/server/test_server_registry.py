@@ -193,7 +193,7 @@ def test_a_version_that_answers_nobody_does_not_take_the_place_of_one_that_does(
 
 
 def test_more_workers_than_a_machine_can_have_are_refused(harness: RegistryHarness) -> None:
-    count = serving_config.MOST_WORKERS + 1
+    count = serving_config.MAX_WORKERS + 1
     assert harness.refused(harness.registry.register(Registration("made-1.0.mar", initial_workers=count)))[0] == 400
     harness.register("made-1.0.mar")
     assert harness.refused(harness.registry.scale("made", None, count, count))[0] == 400

@@ -165,7 +165,7 @@ def test_a_model_that_is_not_loaded_in_time_gets_503_with_retry_after() -> None:
     refusal = state.not_found("late", known)
     assert (refusal.status, refusal.headers) == (503, {"Retry-After": "1"})
     assert 'Model "late" is not loaded yet' in refusal.message
-    assert not asyncio.run(state.over("late", 0.01))
+    assert not asyncio.run(state.wait_for("late", 0.01))
     state.begin([StartupModel("any.mar")])  # whose name its archive has
     assert state.not_found("other", known).status == 503
 

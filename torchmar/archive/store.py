@@ -19,7 +19,7 @@ def find(store: Path, names: Sequence[str] | None = None) -> list[Path]:
         names: only the archives of these models; None: all, including those that cannot be opened.
 
     Raises:
-        ArchiveError: the store is no folder, or has no archive of one of ``names``.
+        ArchiveError: the store is not a folder, or has no archive of one of ``names``.
     """
     if not store.is_dir():
         raise ArchiveError(f"the model store {store} is not a folder", hint="torchmar build makes one")

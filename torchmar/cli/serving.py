@@ -82,7 +82,7 @@ def serve(
     from torchmar.cli import findings
     from torchmar.engines.notify import notify
 
-    given = properties.given(config)
+    given = properties.read_or_default(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
     by_itself = _loads_by_itself(given, folder)
     configured = not names and any(given.get(key).strip() for key in ("load_models", "model_snapshot"))

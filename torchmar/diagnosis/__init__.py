@@ -45,7 +45,7 @@ def examine(
     engine = running.engine if running else engine
     unread: list[Finding] = []
     try:
-        given = properties.given(config)
+        given = properties.read_or_default(config)
     except TorchmarError as problem:
         given = Properties(None, {})
         unread = [error("config", problem.message, problem.hint)]

@@ -89,7 +89,7 @@ class Engine(ABC):
         metrics_host: str | None = None,
         overrides: Mapping[str, str] | None = None,
     ) -> None:
-        given = properties.given(config)
+        given = properties.read_or_default(config)
         self.properties = replace(given, values={**given.values, **(overrides or {})})
         if port:
             self.properties = addresses.shift_ports(self.properties, port)

@@ -49,8 +49,8 @@ class ServerApp:
             fixed=settings.fixed_tokens,
         )
         self._fork_server = ForkServer(settings.worker_environment(os.environ))
-        self._sources = ArchiveCache(settings, folder / "models")
-        self.registry = Registry(self._sources, self._fork_server, settings, self._metrics)
+        self._archives = ArchiveCache(settings, folder / "models")
+        self.registry = Registry(self._archives, self._fork_server, settings, self._metrics)
         self._access = logs.AccessLog(folder / "logs", settings.log_format) if settings.access_log else None
         self._folder = folder
         self._snapshots = None
@@ -103,14 +103,14 @@ class ServerApp:
             self._save_snapshot("shutdown")
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
         await self.registry.close(grace)
-        await self._sources.close()
+        await self._archives.close()
         self._fork_server.close()
         if self._access:
             self._access.close()
 
     async def _report(self) -> None:
         """Report what could not be loaded, once all models that are loaded at the start were tried."""
-        await self.registry.startup.finished()
+        await self.registry.startup.wait_until_finished()
         self._write_report()
 
     def _changed(self) -> None:

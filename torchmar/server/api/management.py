@@ -254,15 +254,15 @@ def _registration(request: Request) -> Registration:
 
     return Registration(
         asked["url"],
-        asked.get("model_name", ""),
-        asked.get("handler", ""),
-        asked.get("runtime"),
-        number("batch_size"),
-        number("max_batch_delay"),
-        number("response_timeout"),
-        number("startup_timeout"),
-        number("initial_workers"),
-        parameters.flag(asked, "synchronous", default=True),
+        model_name=asked.get("model_name", ""),
+        handler=asked.get("handler", ""),
+        runtime=asked.get("runtime"),
+        batch_size=number("batch_size"),
+        max_batch_delay=number("max_batch_delay"),
+        response_timeout=number("response_timeout"),
+        startup_timeout=number("startup_timeout"),
+        initial_workers=number("initial_workers"),
+        synchronous=parameters.flag(asked, "synchronous", default=True),
         ignored_checks=tuple(filter(None, asked.get("torchmar_ignore_checks", "").split(","))),
     )
 

@@ -1,11 +1,11 @@
-"""The models that a server loads at its start, by its configuration: ``load_models``, and TorchServe's snapshots."""
+"""The models that a server loads at its start: ``load_models`` and ``model_snapshot`` of its configuration."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torchmar.archive.store import is_archive
 
 _ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
 _NUMBERS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout")
-# Further keys of an entry: TorchServe's, and those that the snapshots of this server have besides.
+# Further keys of an entry: TorchServe's, and that of this server's snapshots.
 _TEXTS = ("runtimeType", "handler")
 
 
@@ -25,13 +25,14 @@ class StartupModel:
         url: of its registration: a file name in the model store, a URL or a path.
         key: of the configuration that names it: ``load_models`` or ``model_snapshot``.
         name: in place of the archive's; empty: the archive's.
-        fallback: the name where neither has one, as TorchServe makes it of the file's.
-        version: which a snapshot names; empty: the archive's.
-        default: whether a snapshot says that this version answers requests without a version.
-        state: what a snapshot says that it is served with, under TorchServe's keys (``minWorkers``, ``batchSize``).
+        fallback: the name where neither has one, which TorchServe derives from the file's.
+        version: in a snapshot; empty: the archive's.
+        default: whether it is the default version in a snapshot.
+        state: options in a snapshot, under TorchServe's keys (``minWorkers``, ``batchSize``).
     """
 
     url: str
+    _: KW_ONLY
     key: str = "load_models"
     name: str = ""
     fallback: str = ""
@@ -41,7 +42,7 @@ class StartupModel:
 
     @property
     def title(self) -> str:
-        """The name that it is known by before its archive was read."""
+        """Its name before the archive is read."""
         return self.name or self.fallback
 
 
@@ -49,13 +50,13 @@ def parse_load_models(text: str) -> tuple[tuple[str, str], ...] | Literal["all"]
     """Return registrations, ``(name or "", url)``, or ``"all"``."""
     if text.lower() in ("all", "none"):
         return "all" if text.lower() == "all" else ()
-    # With a space after the comma, TorchServe takes it for a part of the name, and finds no such file.
-    entries = [match for one in text.split(",") if (match := _ENTRY.fullmatch(one.strip()))]
+    # TorchServe takes a space after the comma for a part of the name, and finds no such file.
+    entries = [match for part in text.split(",") if (match := _ENTRY.fullmatch(part.strip()))]
     return tuple((match[1] or "", match[2]) for match in entries)
 
 
 def parse_snapshot(text: str) -> tuple[StartupModel, ...]:
-    """Return the models of a ``model_snapshot``; of several versions of a model the default one comes first.
+    """Return the models of a ``model_snapshot``; of several versions of a model the default is first.
 
     Raises:
         ValueError: it is not a snapshot; the message says where.
@@ -73,8 +74,8 @@ def parse_snapshot(text: str) -> tuple[StartupModel, ...]:
             raise ValueError(f"{name} is not an object of versions")
         if not versions:
             raise ValueError(f"{name} has no version")
-        found = [_snapshot_entry(name, version, entry) for version, entry in versions.items()]
-        entries += sorted(found, key=lambda one: not one.default)
+        of_model = [_snapshot_entry(name, version, entry) for version, entry in versions.items()]
+        entries += sorted(of_model, key=lambda model: not model.default)
     return tuple(entries)
 
 
@@ -85,14 +86,14 @@ def in_store(store: Path) -> list[StartupModel]:
 
 
 def fallback_name(url: str) -> str:
-    """Return the name that TorchServe gives to a model whose archive has none."""
+    """Return TorchServe's name for a model whose archive has none."""
     name = url.rstrip("/").rpartition("/")[2]
     stem = name.rpartition(".")[0] if ".mar" in name or ".model" in name else name
     return re.sub(r"\W|^_", "_", stem, flags=re.ASCII)
 
 
 def explain(model: StartupModel, message: str) -> str:
-    """Return why a model is not loaded, with what was probably meant."""
+    """Return the reason why a model is not loaded, with a correction if its URL has spaces."""
     if not re.search(r"\s", model.url):
         return message
     separated = ",".join(model.url.split())
@@ -100,12 +101,12 @@ def explain(model: StartupModel, message: str) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is given twice in one object")
-    return found
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {duplicate!r} is given twice in one object")
+    return content
 
 
 def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
@@ -127,4 +128,12 @@ def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
         state[key] = value
     state |= {key: str(entry[key]) for key in _TEXTS if entry.get(key)}
     default = entry.get("defaultVersion") is True
-    return StartupModel(url, "model_snapshot", name, fallback_name(url), version, default, state)
+    return StartupModel(
+        url,
+        key="model_snapshot",
+        name=name,
+        fallback=fallback_name(url),
+        version=version,
+        default=default,
+        state=state,
+    )

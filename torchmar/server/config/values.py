@@ -16,12 +16,12 @@ from torchmar import address
 from torchmar.address import Address
 from torchmar.checks.finding import unknown
 
-_LONGEST_LIFE = 100 * 365 * 24 * 60.0  # minutes
-_OF_MODELS = (
+_MAX_MINUTES = 100 * 365 * 24 * 60.0
+_MODEL_NUMBERS = (
     *("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "parallelLevel"),
 )
-_SHORTEST_TOKEN = 16
-_TOKEN = re.compile(rf"[A-Za-z0-9._~+/=-]{{{_SHORTEST_TOKEN},}}")
+_MIN_TOKEN_LENGTH = 16
+_TOKEN = re.compile(rf"[A-Za-z0-9._~+/=-]{{{_MIN_TOKEN_LENGTH},}}")
 
 
 def flag(text: str) -> bool:
@@ -43,8 +43,8 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 def codes_of_checks(text: str) -> tuple[str, ...]:
     """Return codes of checks, or beginnings of codes, that are separated by commas."""
     codes = tuple(filter(None, map(str.strip, text.split(","))))
-    if strangers := unknown(codes):
-        raise ValueError(f"no code of a check is called {strangers[0]} or begins so")
+    if unknown_codes := unknown(codes):
+        raise ValueError(f"no code of a check is called {unknown_codes[0]} or begins so")
     return codes
 
 
@@ -69,8 +69,8 @@ def minutes(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 < value <= _LONGEST_LIFE:  # neither is nan
-        raise ValueError(f"not a number of minutes above 0 and up to {_LONGEST_LIFE:.0f}")
+    if not 0 < value <= _MAX_MINUTES:  # false for nan, too
+        raise ValueError(f"not a number of minutes above 0 and up to {_MAX_MINUTES:.0f}")
     return value
 
 
@@ -80,7 +80,7 @@ def web_address(http_port: int, https_port: int) -> Callable[[str], Address]:
 
 
 def models(text: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return what versions are served with, by model and version."""
+    """Return options of versions, by model and version."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -100,7 +100,7 @@ def _version(name: str, version: str, keys: object) -> dict[str, Any]:
         raise ValueError(f"{where} is not an object")
     values = {}
     for key, value in keys.items():
-        if key in _OF_MODELS:
+        if key in _MODEL_NUMBERS:
             if isinstance(value, str) and re.fullmatch("-?[0-9]+", value):
                 value = int(value)  # as TorchServe's parser takes it
             if not isinstance(value, int) or isinstance(value, bool):
@@ -119,7 +119,7 @@ def pattern(text: str) -> re.Pattern[str]:
 
 def patterns(text: str) -> tuple[re.Pattern[str], ...]:
     """Return comma-separated regular expressions for URLs."""
-    return tuple(pattern(one.strip()) for one in text.split(",") if one.strip())
+    return tuple(pattern(part.strip()) for part in text.split(",") if part.strip())
 
 
 def regular_expression(text: str) -> re.Pattern[str]:
@@ -136,10 +136,10 @@ def path(text: str) -> Path:
 
 
 def token(text: str) -> str:
-    """Return a token for clients to show (RFC 6750, 2.1)."""
+    """Return a bearer token (RFC 6750, 2.1)."""
     if not _TOKEN.fullmatch(text):
         raise ValueError(
-            f"not a token of {_SHORTEST_TOKEN} characters or more, which are letters, digits and any of - . _ ~ + / ="
+            f"not a token of {_MIN_TOKEN_LENGTH} characters or more, which are letters, digits and any of - . _ ~ + / ="
         )
     return text
 

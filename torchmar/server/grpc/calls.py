@@ -97,7 +97,7 @@ def unary(answer: Callable[[Any, Context], Awaitable[Message]], request: type[Me
             try:
                 return await answer(asked, context)
             except StillLoading as loading:
-                if await loading.over():
+                if await loading.wait():
                     continue
                 failing = failed(loading)
             except Exception as error:
@@ -121,7 +121,7 @@ def streamed(
                     yield one
                 return
             except StillLoading as loading:  # before the first answer; requests of a stream are read only once
-                if not many and await loading.over():
+                if not many and await loading.wait():
                     continue
                 failing = failed(loading)
             except Exception as error:

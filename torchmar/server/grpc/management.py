@@ -68,15 +68,15 @@ class Management:
         found = await self._registry.register(
             Registration(
                 asked.url,
-                asked.model_name,
-                asked.handler,
-                asked.runtime or None,
-                _given(asked.batch_size),
-                _given(asked.max_batch_delay),
-                _given(asked.response_timeout),
-                _given(asked.startup_timeout),
-                _given(asked.initial_workers),
-                asked.synchronous,
+                model_name=asked.model_name,
+                handler=asked.handler,
+                runtime=asked.runtime or None,
+                batch_size=_given(asked.batch_size),
+                max_batch_delay=_given(asked.max_batch_delay),
+                response_timeout=_given(asked.response_timeout),
+                startup_timeout=_given(asked.startup_timeout),
+                initial_workers=_given(asked.initial_workers),
+                synchronous=asked.synchronous,
             )
         )
         return _say(status_messages.registered(found, synchronous=asked.synchronous))

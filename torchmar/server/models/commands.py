@@ -16,21 +16,21 @@ from torchmar.worker import START
 
 @contextlib.asynccontextmanager
 async def supervised(command: Sequence[str], **options: Any) -> AsyncIterator[Process]:
-    """Run a command whose processes end when the context is left, and when this process ends, whatever ends it.
+    """Run a command; its processes end with the context, and with this process, whatever ends it.
 
     Args:
         command: the program and its arguments.
         options: of `asyncio.create_subprocess_exec`.
     """
-    inside, lifeline = os.pipe()
+    child_end, lifeline = os.pipe()
     try:
         try:
-            job = json.dumps({"run": list(command), "lifeline": inside})
+            job = json.dumps({"run": list(command), "lifeline": child_end})
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, str(START), job), pass_fds=[inside], start_new_session=True, **options
+                *(sys.executable, str(START), job), pass_fds=[child_end], start_new_session=True, **options
             )
         finally:
-            os.close(inside)
+            os.close(child_end)
         try:
             yield process
         except BaseException:

@@ -12,12 +12,12 @@ Health = Literal["Healthy", "Partial Healthy", "Unhealthy"]
 
 
 def health(registry: Registry) -> Health:
-    """Return TorchServe's word for how a server is.
+    """Return TorchServe's status of a server.
 
-    It is ``Unhealthy`` until every model that the configuration names is registered and its workers answer, while one
-    of them could not be registered, and when no worker of some model's default version answers since they do not
-    load; ``Partial Healthy`` while that is so of a few workers, or of another version. Workers that come up later, be
-    it for the first time or again, are no fault: requests wait for them.
+    It is ``Unhealthy`` until every model that the configuration names is registered and its workers are ready, while
+    one of them could not be registered, and while all workers of some model's default version fail to load;
+    ``Partial Healthy`` while some of them fail, or those of another version. Workers that are starting, for the first
+    time or again, do not count as failing: requests wait for them.
     """
     if (
         registry.startup.loading
@@ -25,14 +25,14 @@ def health(registry: Registry) -> Health:
         or any(_failing(pool) and not pool.ready for pool in _defaults(registry))
     ):
         return "Unhealthy"
-    every = (one.pool for model in registry.models.values() for one in model.versions.values())
-    return "Partial Healthy" if any(map(_failing, every)) else "Healthy"
+    pools = (version.pool for model in registry.models.values() for version in model.versions.values())
+    return "Partial Healthy" if any(map(_failing, pools)) else "Healthy"
 
 
 def ready(registry: Registry) -> bool:
-    """Tell whether the default version of every model that is to have workers has one that answers.
+    """Return whether the default version of every model with workers has a ready one.
 
-    Models that the configuration names are to have them.
+    That includes the models that the configuration names.
     """
     startup = registry.startup
     return (

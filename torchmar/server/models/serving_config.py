@@ -1,6 +1,6 @@
-"""What a version is served with: its registration, ``model-config.yaml`` and the server's configuration made one.
+"""The configuration of a version, merged from its registration, ``model-config.yaml`` and the server's configuration.
 
-What goes before what is TorchServe's, seen by running it. For batches: the registration, the archive's file, the
+The order of precedence is TorchServe's, seen by running it. For batches: the registration, the archive's file, the
 configuration's ``models``. For timeouts: the file, ``models``, the registration. For workers: the file, if it has
 both ``minWorkers`` and ``maxWorkers``; then the registration.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from torchmar import manifest
@@ -23,11 +23,11 @@ from torchmar.server.workers.pool import PoolOptions
 from torchmar.worker.process import forking
 
 RUNTIMES = ("python", "python3", "lsp")
-MOST_WORKERS = 1024  # of one version; more is a typing error, and no machine survives it
+MAX_WORKERS = 1024  # of one version; a larger number is a typing error, and no machine has the memory
 _BATCH_SIZE, _MAX_BATCH_DELAY = 1, 100
 _RETRY_SECONDS = 300
-# Keys that change how requests reach a handler. One that is ignored would mean wrong answers, not slow ones.
-_NOT_DONE = (
+# Keys that change the requests of a handler. To ignore one would give wrong responses, not slow ones.
+_UNSUPPORTED_KEYS = (
     "asyncCommunication",
     "continuousBatching",
     "parallelLevel",
@@ -48,18 +48,19 @@ class Registration:
         model_name: in place of the archive's.
         handler: in place of the archive's.
         runtime: in place of the archive's: ``python`` or ``python3``, which are the same here.
-        batch_size: requests that a handler is given at once; less than 1 is 1.
+        batch_size: the most requests of a batch; less than 1 is 1.
         max_batch_delay: milliseconds; less than 0 is 0.
         response_timeout: seconds.
         startup_timeout: seconds; 0: no limit.
         initial_workers: zero or less is none.
-        synchronous: whether the answer is to come when the workers do.
+        synchronous: whether to respond when the workers are ready.
         fallback_name: where neither ``model_name`` nor the archive has one.
-        ignored_checks: codes of checks, or beginnings of codes, that do not keep the archive from being served.
-        state: what a snapshot says that it is served with, under TorchServe's keys; goes before all else.
+        ignored_checks: codes of checks, or beginnings of codes, to ignore.
+        state: of the version in a snapshot, under TorchServe's keys; precedes all else.
     """
 
     url: str
+    _: KW_ONLY
     model_name: str = ""
     handler: str = ""
     runtime: str | None = None
@@ -74,16 +75,16 @@ class Registration:
     state: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse what no server could do.
+        """Check the parameters that need no archive.
 
         Raises:
-            ApiError: 400, or 404 for an empty URL, as TorchServe.
+            ApiError: 400, a value is out of range; 404, the URL is empty, as TorchServe.
         """
         if not self.url:
             raise ApiError(404, "ModelNotFoundException", "empty url")
         if self.runtime is not None and self.runtime not in RUNTIMES:
             raise ApiError(400, "BadRequestException", f"Invalid RuntimeType value: {self.runtime}")
-        # Under TorchServe, no request is ever answered with these; batches of less than one request are of one there.
+        # With these, TorchServe never responds to a request; a batch size less than 1 is 1 there.
         for name, least in (("response_timeout", 1), ("startup_timeout", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -93,18 +94,18 @@ class Registration:
         check_workers("initial_workers", self.initial_workers or 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServingConfig:
-    """What a version is served with.
+    """The configuration of a version.
 
     Attributes:
-        pool: for its queue and its workers.
-        runtime: as it is described.
-        min_workers: to start with.
-        max_workers: to start with.
+        pool: of its queue and its workers.
+        runtime: for descriptions.
+        min_workers: at first.
+        max_workers: at first.
         client_timeout: seconds that a request may wait for a worker; 0: as long as its client does.
         device_type: ``cpu`` or ``gpu``.
-        device_ids: the GPUs that the archive's file names; empty: it names none, or none that is there.
+        device_ids: the GPUs that the archive's file names; empty: it names none, or none that exists.
     """
 
     pool: PoolOptions
@@ -116,115 +117,118 @@ class ServingConfig:
     device_ids: tuple[int, ...]
 
 
-def resolve(asked: Registration, source: CachedArchive, settings: Settings, *, at_start: bool = False) -> ServingConfig:
-    """Return what a version is served with.
+def resolve(
+    registration: Registration, archive: CachedArchive, settings: Settings, *, at_start: bool = False
+) -> ServingConfig:
+    """Return the configuration of a version.
 
     Args:
-        asked: the registration.
-        source: the archive.
+        registration: its registration.
+        archive: its archive.
         settings: the server's configuration.
-        at_start: whether the server registers it by itself; ``models`` tells the workers then.
+        at_start: whether the server registers it by itself; then ``models`` has the number of its workers.
 
     Raises:
-        ApiError: 400; the archive asks for what this server does not do, or its name cannot be asked for.
+        ApiError: 400; the archive needs a feature that this server does not have, or its name has a ``/``.
     """
-    name = asked.model_name or source.name or asked.fallback_name
+    name = registration.model_name or archive.name or registration.fallback_name
     if not name:
         raise ApiError(400, "InvalidModelException", "Model name is not defined.")
-    for what, value in (("name", name), ("version", source.version)):
+    for part, value in (("name", name), ("version", archive.version)):
         if "/" in value or not value.isprintable():
-            message = f"{asked.url}: the model's {what} {value!r} cannot stand in the path of a request"
+            message = f"{registration.url}: the model's {part} {value!r} cannot stand in the path of a request"
             raise ApiError(400, "InvalidModelException", message)
-    model = source.manifest.model
-    runtime = asked.runtime or source.manifest.runtime
+    model = archive.manifest.model
+    runtime = registration.runtime or archive.manifest.runtime
     if runtime not in RUNTIMES:
         raise ApiError(400, "InvalidModelException", "Runtime is not defined or invalid.")
-    _refuse_what_is_not_done(source.config, runtime, asked.url)
-    handler = asked.handler or model.handler or settings.default_service_handler
+    _check_supported(archive.config, runtime, registration.url)
+    handler = registration.handler or model.handler or settings.default_service_handler
     if not handler:
-        lack = "its manifest names no handler"
-        if not (source.folder / manifest.PATH).is_file():
-            lack = f"it is a folder without {manifest.PATH}"
-        message = f"{asked.url}: {lack}; name one with handler=, or with default_service_handler in config.properties"
+        reason = "its manifest names no handler"
+        if not (archive.folder / manifest.PATH).is_file():
+            reason = f"it is a folder without {manifest.PATH}"
+        hint = "name one with handler=, or with default_service_handler in config.properties"
+        message = f"{registration.url}: {reason}; {hint}"
         raise ApiError(400, "InvalidModelException", message)
-    config = _Config(source.config, name, source.version)
-    ours = settings.models.get(name, {}).get(source.version, {})
-    gpus, ids = _devices(config, settings.number_of_gpu)
-    low, high = _workers(config, asked, ours if at_start else {}, settings, at_start)
-    state = asked.state
+    config = _ModelConfig(archive.config, name, archive.version)
+    server_config = settings.models.get(name, {}).get(archive.version, {})
+    on_gpu, device_ids = _devices(config, settings.number_of_gpu)
+    min_workers, max_workers = _workers(config, registration, server_config if at_start else {}, settings, at_start)
+    state = registration.state
     if (restored := _whole(state.get("minWorkers"))) is not None:
-        low, high = max(0, restored), max(0, restored, _whole(state.get("maxWorkers")) or 0)
-        check_workers("minWorkers", low)
-    preprocess, inference = _stages(config, asked.url)
-    how, why = forking.mode(handler, model_file=bool(model.model_file), allowed=_fork(config))
+        min_workers, max_workers = max(0, restored), max(0, restored, _whole(state.get("maxWorkers")) or 0)
+        check_workers("minWorkers", min_workers)
+    preprocess, inference = _stages(config, registration.url)
+    fork, fork_reason = forking.mode(handler, model_file=bool(model.model_file), allowed=_fork(config))
     if inference:
-        low, high = inference, max(inference, _whole(config.get("maxWorkers")) or 0)
+        min_workers, max_workers = inference, max(inference, _whole(config.get("maxWorkers")) or 0)
     return ServingConfig(
-        PoolOptions(
+        pool=PoolOptions(
             name,
-            source.version,
+            archive.version,
             handler,
-            str(source.folder),
+            str(archive.folder),
             envelope=settings.service_envelope or model.envelope or "",
             batch_size=_first(
                 _positive(state, "batchSize"),
-                _at_least(1, asked.batch_size),
+                _at_least(1, registration.batch_size),
                 config.positive("batchSize"),
-                _positive(ours, "batchSize"),
+                _positive(server_config, "batchSize"),
                 _BATCH_SIZE,
             ),
             max_batch_delay=_first(
                 _positive(state, "maxBatchDelay"),
-                _at_least(0, asked.max_batch_delay),
+                _at_least(0, registration.max_batch_delay),
                 config.positive("maxBatchDelay"),
-                _positive(ours, "maxBatchDelay"),
+                _positive(server_config, "maxBatchDelay"),
                 _MAX_BATCH_DELAY,
             ),
             response_timeout=_first(
                 _positive(state, "responseTimeout"),
                 config.positive("responseTimeout"),
-                _positive(ours, "responseTimeout"),
-                asked.response_timeout,
+                _positive(server_config, "responseTimeout"),
+                registration.response_timeout,
                 settings.default_response_timeout,
             ),
             startup_timeout=_first(
                 _positive(state, "startupTimeout"),
                 config.positive("startupTimeout"),
-                _positive(ours, "startupTimeout"),
-                asked.startup_timeout,
+                _positive(server_config, "startupTimeout"),
+                registration.startup_timeout,
                 settings.default_startup_timeout,
             ),
             queue_size=_first(config.positive("jobQueueSize"), settings.job_queue_size),
-            devices=(ids or tuple(range(settings.number_of_gpu))) if gpus else (),
+            devices=(device_ids or tuple(range(settings.number_of_gpu))) if on_gpu else (),
             retry_seconds=_first(config.positive("maxRetryTimeoutInSec"), _RETRY_SECONDS),
-            job_tickets=source.config.get("useJobTicket") is True,
-            requirements=str(source.requirements or ""),
+            job_tickets=archive.config.get("useJobTicket") is True,
+            requirements=str(archive.requirements or ""),
             metrics_config=str(settings.metrics_config or ""),
             limit_max_image_pixels=settings.limit_max_image_pixels,
-            memory_limit=0 if gpus else settings.worker_memory,
+            memory_limit=0 if on_gpu else settings.worker_memory,
             poll=settings.worker_poll,
             preprocess_workers=preprocess,
-            fork=how,
-            fork_reason=why,
+            fork=fork,
+            fork_reason=fork_reason,
         ),
-        runtime,
-        low,
-        high,
-        (config.positive("clientTimeoutInMills") or 0) / 1000,
-        "gpu" if gpus else "cpu",
-        ids,
+        runtime=runtime,
+        min_workers=min_workers,
+        max_workers=max_workers,
+        client_timeout=(config.positive("clientTimeoutInMills") or 0) / 1000,
+        device_type="gpu" if on_gpu else "cpu",
+        device_ids=device_ids,
     )
 
 
 def check_workers(parameter: str, count: int) -> None:
-    """Refuse more workers than any machine has room for."""
-    if count > MOST_WORKERS:
-        message = f"Parameter {parameter} is {count}; this server starts at most {MOST_WORKERS} workers of a version."
+    """Raise ApiError (400) for more workers than any machine has room for."""
+    if count > MAX_WORKERS:
+        message = f"Parameter {parameter} is {count}; this server starts at most {MAX_WORKERS} workers of a version."
         raise ApiError(400, "BadRequestException", message)
 
 
-class _Config:
-    """The archive's file; what is of a wrong type is ignored as by TorchServe, and logged."""
+class _ModelConfig:
+    """The archive's ``model-config.yaml``; values of a wrong type are ignored as by TorchServe, and logged."""
 
     def __init__(self, values: Mapping[str, Any], name: str, version: str) -> None:
         self._values, self._title = values, (name, version)
@@ -234,32 +238,35 @@ class _Config:
             return None
         value = _positive(self._values, key)
         if value is None:
-            self._say(key, "should be a whole number above zero")
+            self.ignore(key, "should be a whole number above zero")
         return value
 
     def get(self, key: str) -> Any:
         return self._values.get(key)
 
-    def ignore(self, key: str, why: str) -> None:
-        self._say(key, why)
-
-    def _say(self, key: str, why: str) -> None:
+    def ignore(self, key: str, reason: str) -> None:
+        """Log that a key is ignored."""
         name, version = self._title
-        about = {"model": name, "version": version}
-        arguments = (name, version, key, self._values[key], why)
-        logs.SERVER.warning("%s %s: model-config.yaml: %s=%r is ignored: %s", *arguments, extra=about)
+        extra = {"model": name, "version": version}
+        arguments = (name, version, key, self._values[key], reason)
+        logs.SERVER.warning("%s %s: model-config.yaml: %s=%r is ignored: %s", *arguments, extra=extra)
 
 
 def _workers(
-    config: _Config, asked: Registration, ours: Mapping[str, Any], settings: Settings, at_start: bool
+    config: _ModelConfig,
+    registration: Registration,
+    server_config: Mapping[str, Any],
+    settings: Settings,
+    at_start: bool,
 ) -> tuple[int, int]:
+    """Return the least and the most workers of a version."""
     low, high = _whole(config.get("minWorkers")), _whole(config.get("maxWorkers"))
     if low is not None and high is not None and high >= max(1, low):
         low = max(1, low)  # as TorchServe, which takes 0 for 1 here
-    elif at_start and (named := _whole(ours.get("minWorkers"))) is not None:
-        low, high = named, max(named, _whole(ours.get("maxWorkers")) or 0)
+    elif at_start and (configured := _whole(server_config.get("minWorkers"))) is not None:
+        low, high = configured, max(configured, _whole(server_config.get("maxWorkers")) or 0)
     else:
-        count = asked.initial_workers
+        count = registration.initial_workers
         if count is None:
             count = settings.default_workers_per_model
             if at_start and not count:
@@ -269,34 +276,34 @@ def _workers(
     return low, high
 
 
-def _devices(config: _Config, count: int) -> tuple[bool, tuple[int, ...]]:
-    """Return whether workers are on GPUs, and which of these the archive names."""
-    kind, ids = config.get("deviceType"), config.get("deviceIds")
-    kind = kind.lower() if isinstance(kind, str) else kind
-    if kind not in (None, "", "cpu", "gpu"):
+def _devices(config: _ModelConfig, count: int) -> tuple[bool, tuple[int, ...]]:
+    """Return whether workers run on GPUs, and which of these the archive names."""
+    device_type, ids = config.get("deviceType"), config.get("deviceIds")
+    device_type = device_type.lower() if isinstance(device_type, str) else device_type
+    if device_type not in (None, "", "cpu", "gpu"):
         config.ignore("deviceType", "should be cpu or gpu")
-    if not count or kind == "cpu":
+    if not count or device_type == "cpu":
         return False, ()
     if ids is None:
         return True, ()
-    if not isinstance(ids, list) or not ids or any(_whole(one) is None or not 0 <= one < count for one in ids):
+    if not isinstance(ids, list) or not ids or any(_whole(index) is None or not 0 <= index < count for index in ids):
         config.ignore("deviceIds", f"should be numbers of GPUs, of which there are {count} (0 to {count - 1})")
         return True, ()
     return True, tuple(ids)
 
 
-def _stages(config: _Config, url: str) -> tuple[int, int]:
+def _stages(config: _ModelConfig, url: str) -> tuple[int, int]:
     """Return the workers of the stages preprocess and inference; 0: there are no stages, or as many as without."""
-    found = config.get("stages")
-    if not are_stages(found):
+    stages = config.get("stages")
+    if not are_stages(stages):
         return 0, 0
-    wrong = [f"there is no stage {name!r}" for name in found if name not in Stages.model_fields]
+    wrong = [f"there is no stage {name!r}" for name in stages if name not in Stages.model_fields]
     wrong += [
-        f"{name}: {value!r} is no number of workers from 1 to {MOST_WORKERS}"
-        for name, value in found.items()
-        if name in Stages.model_fields and not 1 <= (_whole(value) or 0) <= MOST_WORKERS
+        f"{name}: {value!r} is no number of workers from 1 to {MAX_WORKERS}"
+        for name, value in stages.items()
+        if name in Stages.model_fields and not 1 <= (_whole(value) or 0) <= MAX_WORKERS
     ]
-    if "preprocess" not in found:
+    if "preprocess" not in stages:
         wrong.append("preprocess is missing")
     if wrong:
         message = f"{url}: its model-config.yaml: stages: {'; '.join(wrong)}"
@@ -304,11 +311,11 @@ def _stages(config: _Config, url: str) -> tuple[int, int]:
     if not preprocess_pool.available():
         config.ignore("stages", "they take memory that processes share as on Linux; workers do all of a request")
         return 0, 0
-    return found["preprocess"], found.get("inference", 0)
+    return stages["preprocess"], stages.get("inference", 0)
 
 
-def _fork(config: _Config) -> bool | None:
-    """Return what ``torchmar: {fork: ...}`` says; None: nothing."""
+def _fork(config: _ModelConfig) -> bool | None:
+    """Return the value of ``torchmar: {fork: ...}``; None: it is not set."""
     section = config.get("torchmar")
     if section is None:
         return None
@@ -324,11 +331,10 @@ def _fork(config: _Config) -> bool | None:
     return value
 
 
-def _refuse_what_is_not_done(config: Mapping[str, Any], runtime: str, url: str) -> None:
-    found = [key for key in _NOT_DONE if config.get(key)]
-    if found:
-        keys = ", ".join(found)
-        message = f"{url}: its model-config.yaml sets {keys}, which this server does not do"
+def _check_supported(config: Mapping[str, Any], runtime: str, url: str) -> None:
+    unsupported = [key for key in _UNSUPPORTED_KEYS if config.get(key)]
+    if unsupported:
+        message = f"{url}: its model-config.yaml sets {', '.join(unsupported)}, which this server does not do"
     elif runtime == "lsp":
         message = f"{url}: its runtime is lsp, and this server runs Python"
     else:

@@ -1,7 +1,7 @@
 """TorchServe's snapshots: configuration and registered models in a file that a server can start from.
 
-The format is that of TorchServe 0.12.0: a properties file, whose ``model_snapshot`` is JSON. Each version may have
-``handler`` besides, where a registration has named one.
+The format is that of TorchServe 0.12.0: a properties file, whose ``model_snapshot`` is JSON. A version also has
+``handler`` if its registration names one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torchmar.server.models.registry import Registry, Version
 from torchmar.server.telemetry import logs
 
 Kind = Literal["startup", "snapshot", "shutdown"]
-_ENDING = ".cfg"
-_KEPT = 100  # snapshots that one server leaves behind; TorchServe's are without end
-# Keys that torchmar-serve sets for the server alone.
-_LEFT_OUT = ("torchmar_envvars_read", "torchmar_snapshots")
+_SUFFIX = ".cfg"
+_MAX_SNAPSHOTS = 100  # of one server; TorchServe removes none
+# Keys that torchmar-serve sets for the running server only.
+_OMITTED_KEYS = ("torchmar_envvars_read", "torchmar_snapshots")
 
 
 class Snapshots:
-    """Writes a snapshot after every change of what is registered.
+    """Writes a snapshot after every change of the registered models.
 
     Args:
         folder: for the files; made when the first is written.
@@ -40,20 +40,20 @@ class Snapshots:
         self._written: list[Path] = []
 
     def save(self, kind: Kind) -> None:
-        """Write a snapshot; a folder that cannot be written to is logged, and no error."""
+        """Write a snapshot; if the folder cannot be written to, log a warning."""
         now = datetime.now()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / f"{now:%Y%m%d%H%M%S}{now.microsecond // 1000:03}-{kind}{_ENDING}"
+            path = self._folder / f"{now:%Y%m%d%H%M%S}{now.microsecond // 1000:03}-{kind}{_SUFFIX}"
             values = dict(properties.read(self._config).values)
-            for key in _LEFT_OUT:
+            for key in _OMITTED_KEYS:
                 values.pop(key, None)
             values["model_snapshot"] = json.dumps(document(self._registry, path.name), indent=2)
             part = temporary_path(path)
             part.write_text(properties.show(values), encoding="utf-8")
             part.replace(path)
             self._written.append(path)
-            while len(self._written) > _KEPT:
+            while len(self._written) > _MAX_SNAPSHOTS:
                 self._written.pop(0).unlink(missing_ok=True)
         except OSError as error:
             logs.SERVER.warning("no snapshot is written: %s: %s", self._folder, error.strerror or error)
@@ -78,8 +78,8 @@ def document(registry: Registry, name: str) -> dict[str, Any]:
 
 def latest(folder: Path) -> Path | None:
     """Return the newest snapshot of a folder, as TorchServe finds it; None: there is none."""
-    found = [path for path in folder.glob(f"*{_ENDING}") if path.is_file()]
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+    snapshots = [path for path in folder.glob(f"*{_SUFFIX}") if path.is_file()]
+    return max(snapshots, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def _entry(version: Version, *, default: bool) -> Mapping[str, Any]:

@@ -13,16 +13,16 @@ from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Request
 from torchmar.server.telemetry import logs
 
-WAIT_SECONDS = 30.0  # that a request waits for a model to be registered, before it gets 503
-RETRY_SECONDS = 1  # after which a client may try again
+WAIT_SECONDS = 30.0  # a request waits for a model to be registered, before it gets 503
+RETRY_SECONDS = 1  # the Retry-After header of that response
 
 
 class StartupFailure(NamedTuple):
     """A model that could not be loaded at the start.
 
     Attributes:
-        model: what the configuration says of it.
-        message: why it could not be loaded.
+        model: its entry in the configuration.
+        message: the reason.
     """
 
     model: StartupModel
@@ -33,9 +33,9 @@ class Startup:
     """The models that a server loads at its start.
 
     Attributes:
-        loading: whether some are still to be registered, or their workers have not been tried yet.
+        loading: whether some are still to be registered, or their workers are still starting for the first time.
         failures: those that could not be registered, by name.
-        warnings: what else the user should know.
+        warnings: for the user.
         tasks: requests that wait for a model.
     """
 
@@ -54,109 +54,107 @@ class Startup:
 
     @property
     def pending(self) -> tuple[StartupModel, ...]:
-        """Those that are still to be registered."""
+        """The models that are still to be registered."""
         return tuple(self._pending)
 
     def is_pending(self, name: str) -> bool:
-        """Return whether a model of this name may still be registered; of some archives the name is not known yet."""
+        """Return whether a model of this name may still be registered; the name in an archive is not known before."""
         return any(model.name in ("", name) for model in self._pending)
 
     def registered(self, model: StartupModel) -> None:
-        """Expect a model no more."""
+        """Record that a model is registered."""
         self._pending.remove(model)
-        self._wake()
+        self._changed.set()
 
     def failed(self, model: StartupModel, name: str, message: str) -> None:
         """Record that a model could not be registered."""
         self.failures[name] = StartupFailure(model, message)
-        self.registered(model)
+        self._pending.remove(model)
+        self._changed.set()
 
     def warn(self, warning: str) -> None:
-        """Log a warning, and keep it for who started the server."""
+        """Log a warning, and keep it for the startup report."""
         logs.SERVER.warning("%s", warning)
         self.warnings.append(warning)
 
     def finish(self) -> None:
-        """Record that the workers of all models have come up, or have failed."""
+        """Record that the workers of all models are ready or have failed."""
         self.loading = False
         self._pending.clear()
-        self._wake()
+        self._changed.set()
 
     def forget(self, name: str) -> bool:
-        """Drop the failure of a model, which is registered by now or not wanted any more; return whether it had one."""
+        """Drop the failure of a model that a client registers or unregisters; return whether it had one."""
         return self.failures.pop(name, None) is not None
 
-    def not_found(self, name: str, refusal: ApiError) -> ApiError:
+    def not_found(self, name: str, error: ApiError) -> ApiError:
         """Return the error for a model that is not registered.
 
         Args:
-            name: of the model.
-            refusal: the error for a model that nothing is known of (404).
+            name: the model's.
+            error: for a model that the configuration does not name (404).
 
         Returns:
-            503 while the model may still be registered; afterwards ``refusal``, with the reason if the server could
-            not load it.
+            503 while the model may still be registered; afterwards ``error``, with the reason if the server could not
+            load it.
         """
         if self.is_pending(name):
             return StillLoading(self, name)
         if failure := self.failures.get(name):
-            why = f"{failure.model.url} could not be loaded at the start: {failure.message}"
-            return ApiError(refusal.status, refusal.type, f"{refusal.message}; {why}")
-        return refusal
+            reason = f"{failure.model.url} could not be loaded at the start: {failure.message}"
+            return ApiError(error.status, error.type, f"{error.message}; {reason}")
+        return error
 
-    async def finished(self) -> None:
+    async def wait_until_finished(self) -> None:
         """Wait until `finish`."""
         while self.loading:
             self._changed.clear()
             await self._changed.wait()
 
-    async def over(self, name: str, seconds: float) -> bool:
-        """Wait until it is known whether a model is registered; return False if that takes longer than ``seconds``."""
-        until = time.monotonic() + seconds
+    async def wait_for(self, name: str, timeout_s: float) -> bool:
+        """Wait until a model is no longer pending; return False if that takes longer than ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
         while self.is_pending(name):
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), until - time.monotonic())
+                await asyncio.wait_for(self._changed.wait(), deadline - time.monotonic())
             except asyncio.TimeoutError:
                 return False
         return True
 
-    def _wake(self) -> None:
-        self._changed.set()
-
 
 class StillLoading(ApiError):
-    """A request for a model that is not registered yet (503): the server is still loading what it starts with."""
+    """A request for a model that is not registered yet (503): the server is still loading the models of its start."""
 
     def __init__(self, startup: Startup, name: str) -> None:
         message = f'Model "{name}" is not loaded yet: the server is loading the models that it starts with. Try again.'
         super().__init__(503, "ServiceUnavailableException", message, {"Retry-After": str(RETRY_SECONDS)})
         self._startup, self._name = startup, name
 
-    async def over(self) -> bool:
-        """Wait until it is known whether the model is registered; return False if that takes too long."""
-        return await self._startup.over(self._name, WAIT_SECONDS)
+    async def wait(self) -> bool:
+        """Wait until the model is no longer pending; return False if that takes too long."""
+        return await self._startup.wait_for(self._name, WAIT_SECONDS)
 
-    def retry(self, request: Request, app: Callable[[Request], None], refuse: Callable[[ApiError], Any]) -> None:
-        """Hand a request to an app again when its model is registered; answer with this error if that takes too long.
+    def retry(self, request: Request, app: Callable[[Request], None], respond_error: Callable[[ApiError], Any]) -> None:
+        """Pass a request to an app again when its model is no longer pending; respond 503 if that takes too long.
 
         Args:
-            request: not answered yet.
-            app: answers it; raises nothing that it can answer.
-            refuse: answers it with an error.
+            request: without a response.
+            app: responds to it, also with errors.
+            respond_error: responds to it with an error.
         """
 
-        async def wait() -> None:
-            over = await self.over()
+        async def wait_and_respond() -> None:
+            in_time = await self.wait()
             if request.disconnected:
                 return
             try:
-                if over:
+                if in_time:
                     app(request)
                 else:
-                    refuse(self)
+                    respond_error(self)
             except Exception as error:
                 logs.SERVER.error("%s %s failed", request.method, request.path, exc_info=error)
-                refuse(ApiError(500, "InternalServerException", "the server has failed; its log says how"))
+                respond_error(ApiError(500, "InternalServerException", "the server has failed; its log says how"))
 
-        self._startup.tasks.start(wait())
+        self._startup.tasks.start(wait_and_respond())

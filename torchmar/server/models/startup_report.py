@@ -17,12 +17,12 @@ FILE_NAME = "startup.json"
 
 @dataclass(frozen=True)
 class NotLoaded:
-    """A model that was to be loaded at the start and does not answer.
+    """A model of the configuration that could not be registered or whose workers are not ready.
 
     Attributes:
-        url: of its registration, as the configuration has it.
-        message: which model, and why.
-        registered: whether it is registered, and its workers do not answer.
+        url: of its registration, in the configuration.
+        message: the model and the reason.
+        registered: whether it is registered, and its workers are not ready.
     """
 
     url: str
@@ -32,11 +32,11 @@ class NotLoaded:
 
 @dataclass(frozen=True)
 class StartupReport:
-    """The models that a server loads at its start, once all were tried; written anew when any is registered or removed.
+    """The result of loading the models of a configuration; written again when a model is registered or removed.
 
     Attributes:
-        failures: models that do not answer.
-        warnings: what else the user should know.
+        failures: models that are not ready.
+        warnings: for the user.
     """
 
     failures: tuple[NotLoaded, ...] = ()
@@ -47,8 +47,8 @@ def of(registry: Registry) -> StartupReport:
     """Return the report of a server whose startup has finished."""
     startup = registry.startup
     failures = [
-        NotLoaded(one.model.url, f"{one.model.key}: {one.model.url} is not loaded: {one.message}", False)
-        for one in startup.failures.values()
+        NotLoaded(model.url, f"{model.key}: {model.url} is not loaded: {message}", registered=False)
+        for model, message in startup.failures.values()
     ]
     for model in registry.models.values():
         for version in model.versions.values():
@@ -57,7 +57,7 @@ def of(registry: Registry) -> StartupReport:
                 reason = pool.failure.splitlines()[-1].strip()
                 counts = f"{pool.ready} of {pool.min_workers} workers answer"
                 message = f"{version.name} {version.version} ({version.url}): {counts}: {reason}"
-                failures.append(NotLoaded(version.url, message, True))
+                failures.append(NotLoaded(version.url, message, registered=True))
     return StartupReport(tuple(failures), tuple(startup.warnings))
 
 
