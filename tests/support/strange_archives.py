@@ -317,8 +317,8 @@ def function(folder: Path) -> Path:
 
 
 def moods(folder: Path) -> Path:
-    """A model that does what it is told, however bad that is; it has two seconds for an answer."""
-    files = {"moods.py": MOODS, "model-config.yaml": config(responseTimeout=2)}
+    """A model whose requests name what its handler does, however bad; a response takes at most five seconds."""
+    files = {"moods.py": MOODS, "model-config.yaml": config(responseTimeout=5)}
     return write(folder, "moods", files, handler="moods.py", configFile="model-config.yaml")
 
 

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from torchmar.parity.comparing import Outcome, compare
+from torchmar.parity.comparing import EnginePair, Outcome, compare, engine_pair
 from torchmar.parity.differences import KnownDifference, documented
 
-__all__ = ["KnownDifference", "Outcome", "compare", "documented"]
+__all__ = ["EnginePair", "KnownDifference", "Outcome", "compare", "documented", "engine_pair"]

@@ -94,13 +94,26 @@ def compare(
     Raises:
         EngineError: an engine does not start.
     """
+    with engine_pair(between, config=config, tell=tell) as pair:
+        if protocol:
+            yield pair.protocol()
+        for path in archives:
+            yield pair.archive(path, corners=corners, more=(more or {}).get(path.stem, ()))
+
+
+@contextlib.contextmanager
+def engine_pair(
+    between: tuple[EngineName, EngineName] = ("torchserve", "builtin"),
+    *,
+    config: Mapping[str, str] | None = None,
+    tell: Callable[[str], None] = lambda what: None,
+) -> Iterator[EnginePair]:
+    """Run two engines over one model store while the context is open; the arguments are those of `compare`."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-parity-")))
         store = folder / "store"
         store.mkdir()
         _own_archives(store)
-        for path in archives:
-            _into(store, path)
         sides = []
         for number, name in enumerate(between):
             tell(f"starting {engines.TITLES[name]}")
@@ -108,44 +121,80 @@ def compare(
             file.write_text(properties.show({**_CONFIG, **free_addresses(), **(config or {})}), encoding="utf-8")
             started = stack.enter_context(engines.named(name)(file, store, folder / f"run-{number}"))
             sides.append(EngineClient(started))
-        pair = _Pair(sides, stack.enter_context(ThreadPoolExecutor(len(sides))), tell)
-        if protocol:
-            yield _protocol(pair, store)
-        for path in archives:
-            yield _archive(pair, store / path.name, (*(_CORNERS if corners else ()), *(more or {}).get(path.stem, ())))
+        yield EnginePair(sides, store, stack.enter_context(ThreadPoolExecutor(len(sides))), tell)
 
 
-class _Pair:
-    """Both engines, asked at once, and how they differed since the last outcome."""
+class EnginePair:
+    """Two running engines that get the same requests."""
 
-    def __init__(self, sides: Sequence[EngineClient], threads: ThreadPoolExecutor, tell: Callable[[str], None]) -> None:
-        self._sides, self._threads, self._tell = sides, threads, tell
-        self._asked = 0
-        self._found: list[Mismatch] = []
+    def __init__(
+        self, sides: Sequence[EngineClient], store: Path, threads: ThreadPoolExecutor, tell: Callable[[str], None]
+    ) -> None:
+        self._sides, self._store, self._threads, self._tell = sides, store, threads, tell
+        self._sent = 0
+        self._found: list[Mismatch] = []  # since the last outcome
 
-    def ask(
+    def protocol(self) -> Outcome:
+        """Compare what has nothing to do with one archive: tokens, management, metrics."""
+        filling = Filling("echo", "1.0", b'{"data": [1, 2.5, "three"]}', "application/json")
+        self._send(PROTOCOL, _register("echo-1.0.mar"), filling)
+        for case in (*_CORNERS, *cases.NOWHERE, *cases.TOKENS, *cases.MANAGEMENT):
+            self._send(PROTOCOL, case, filling)
+        self._send(PROTOCOL, _unregister(), filling)
+        return self._outcome(PROTOCOL)
+
+    def archive(self, path: Path, *, corners: bool = True, more: Sequence[Case] = ()) -> Outcome:
+        """Put an archive into the model store and compare how it is registered, answers, and is unregistered.
+
+        Args:
+            path: its file or folder.
+            corners: send more than its samples.
+            more: further requests.
+        """
+        _into(self._store, path)
+        name, version, samples = path.stem, "1.0", list[tuple[Sample, Filling]]()
+        with contextlib.suppress(TorchmarError), Archive(path) as opened:  # what servers make of no archive matters
+            name, version = opened.manifest.name, opened.manifest.version
+            for sample in opened.samples:
+                if sample.input is None:
+                    filling = Filling(name, version, json.dumps(sample.json_body).encode(), "application/json")
+                else:
+                    filling = Filling(name, version, opened.read(sample.input), content_type(sample.input))
+                samples.append((sample, filling))
+        first = samples[0][1] if samples else Filling(name, version, b"{}", "application/json")
+        loaded = self._send(name, _register(path.name), first)
+        if all(document.status < 300 for document in loaded):
+            for number, (sample, filling) in enumerate(samples):
+                for case in _sample(sample.input or f"sample {number}"):
+                    self._send(name, case, filling, min(sample.tolerance, _TOLERANCE))
+            for case in (*(_CORNERS if corners else ()), *more):
+                self._send(name, case, first)
+        self._send(name, _unregister(), first)
+        return self._outcome(name)
+
+    def _send(
         self, of: str, case: Case, filling: Filling, tolerance: float = _TOLERANCE
     ) -> tuple[RawResponse, RawResponse]:
         self._tell(f"{of}: {case.name}")
-        self._asked += 1
+        self._sent += 1
         deadline = time.monotonic() + _PATIENCE
         while True:
             first, second = self._threads.map(lambda side: side.send(case, filling), self._sides)
             found = deviations(f"{of}/{case.name}", first, second, tolerance)
-            # What workers measure comes when it comes.
+            # Workers report their metrics some time after the response.
             if case.api != "metrics" or not any(map(_unmeant, found)) or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
         self._found += found
-        # A worker that died is not asked while it comes up again: that would be a matter of luck.
+        # No request is sent while a worker that died starts again: whether it is answered would be a matter of luck.
         if case.settles or max(first.status, second.status) >= 500 or 0 in (first.status, second.status):
             list(self._threads.map(EngineClient.settle, self._sides))
         return first, second
 
-    def outcome(self, name: str) -> Outcome:
-        found, asked = self._found, self._asked
-        self._found, self._asked = [], 0
-        outcome = Outcome(name, asked, asked - len({one.case for one in found}))
+    def _outcome(self, name: str) -> Outcome:
+        found, sent = self._found, self._sent
+        self._found, self._sent = [], 0
+        outcome = Outcome(name, sent, sent - len({one.case for one in found}))
         for deviation in found:
             if meant := documented(deviation):
                 outcome.meant.setdefault(meant.id, []).append(deviation)
@@ -156,38 +205,6 @@ class _Pair:
 
 def _unmeant(deviation: Mismatch) -> bool:
     return documented(deviation) is None
-
-
-def _protocol(pair: _Pair, store: Path) -> Outcome:
-    filling = Filling("echo", "1.0", b'{"data": [1, 2.5, "three"]}', "application/json")
-    pair.ask(PROTOCOL, _register("echo-1.0.mar"), filling)
-    for case in (*_CORNERS, *cases.NOWHERE, *cases.TOKENS, *cases.MANAGEMENT):
-        pair.ask(PROTOCOL, case, filling)
-    pair.ask(PROTOCOL, _unregister(), filling)
-    return pair.outcome(PROTOCOL)
-
-
-def _archive(pair: _Pair, path: Path, more: Sequence[Case]) -> Outcome:
-    name, version, asked = path.stem, "1.0", list[tuple[Sample, Filling]]()
-    with contextlib.suppress(TorchmarError), Archive(path) as opened:  # what servers make of no archive matters, too
-        name, version = opened.manifest.name, opened.manifest.version
-        for sample in opened.samples:
-            if sample.input is None:
-                filling = Filling(name, version, json.dumps(sample.json_body).encode(), "application/json")
-            else:
-                filling = Filling(name, version, opened.read(sample.input), content_type(sample.input))
-            asked.append((sample, filling))
-    some = asked[0][1] if asked else Filling(name, version, b"{}", "application/json")
-    loaded = pair.ask(name, _register(path.name), some)
-    if all(document.status < 300 for document in loaded):
-        for number, (sample, filling) in enumerate(asked):
-            what = sample.input or f"sample {number}"
-            for case in _sample(what):
-                pair.ask(name, case, filling, min(sample.tolerance, _TOLERANCE))
-        for case in more:
-            pair.ask(name, case, some)
-    pair.ask(name, _unregister(), some)
-    return pair.outcome(name)
 
 
 def _sample(name: str) -> tuple[Case, ...]:

@@ -1,0 +1,88 @@
+"""The built-in server answers as TorchServe does, but for the differences that are documented: archives."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import strange_archives
+from tests.support.outcomes import mismatches
+from tests.support.paths import ROOT, SAMPLES
+from torchmar import archive
+from torchmar.parity import EnginePair, engine_pair
+from torchmar.parity.cases import JSON, TEXT, Case
+
+# All archives take minutes: TORCHMAR_ALL_ARCHIVES=1 compares them.
+FEW = ("digits", "iris", "topics")
+ALL = sorted(path.parent.name for path in (ROOT / "archives").glob("*/archive.yaml"))
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[EnginePair]:
+    with engine_pair() as running:
+        yield running
+
+
+def case(name: str, body: bytes = b"", **headers: str) -> Case:
+    sent = {**TEXT, **{key.replace("_", "-"): value for key, value in headers.items()}}
+    return Case(name, "POST", "/predictions/{name}", body or name.encode(), sent)
+
+
+MODELS: dict[str, tuple[Callable[[Path], Path], tuple[Case, ...]]] = {
+    # First, while the metrics of the servers are its own alone.
+    "measures": (
+        strange_archives.measures,
+        (case("once"), case("twice"), Case("what was measured", "GET", "/metrics", api="metrics")),
+    ),
+    "function": (strange_archives.function, (case("asked"),)),
+    "adds": (
+        strange_archives.adds,
+        (
+            Case("numbers", "POST", "/predictions/{name}", b"[1, 2]", JSON),
+            Case("numbers explained", "POST", "/explanations/{name}", b"[1, 2]", JSON),
+        ),
+    ),
+    "eager": (strange_archives.eager, (Case("numbers", "POST", "/predictions/{name}", b"[1, 2, 3]", JSON),)),
+    "scripted": (strange_archives.scripted, (Case("numbers", "POST", "/predictions/{name}", b"[1, 2, 3]", JSON),)),
+    "stream": (
+        strange_archives.stream,
+        tuple(case(name) for name in ("three", "none", "typed", "breaks", "three again", "dies", "three at last")),
+    ),
+    "moods": (
+        strange_archives.moods,
+        tuple(case(name, X_Asked="yes") for name in strange_archives.MOOD_NAMES),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_archive_of_another_tool_answers_alike(pair: EnginePair, name: str, tmp_path: Path) -> None:
+    write, cases = MODELS[name]
+    corners = name not in ("moods", "stream")
+    assert mismatches(pair.archive(write(tmp_path), corners=corners, more=cases)) == []
+
+
+@pytest.mark.parametrize("name", ALL if os.environ.get("TORCHMAR_ALL_ARCHIVES") else FEW)
+def test_an_archive_of_this_repository_answers_alike(
+    pair: EnginePair, name: str, tmp_path: Path, weights: None
+) -> None:
+    assert mismatches(pair.archive(archive.build(ROOT / "archives" / name, tmp_path / "store").path)) == []
+
+
+def test_torchserves_own_image_handler_answers_alike(pair: EnginePair, tmp_path: Path) -> None:
+    if not importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is not installed")
+    image = (SAMPLES / "seven.png").read_bytes()
+    more = (Case("image", "POST", "/predictions/{name}", image, {"Content-Type": "image/png"}),)
+    assert mismatches(pair.archive(strange_archives.images(tmp_path), more=more)) == []
+
+
+@pytest.mark.parametrize("name", strange_archives.ODD_MANIFESTS)
+def test_an_archive_with_an_odd_manifest_is_registered_or_refused_alike(
+    pair: EnginePair, name: str, tmp_path: Path
+) -> None:
+    assert mismatches(pair.archive(strange_archives.odd(tmp_path, name), corners=False)) == []
