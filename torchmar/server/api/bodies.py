@@ -1,6 +1,6 @@
-"""Bodies of HTTP requests to what becomes the handler's row, as TorchServe takes them apart.
+"""Bodies of HTTP requests to the parts of the handler's row, divided as by TorchServe.
 
-Nothing is decoded here but forms: what is JSON or text is so for the worker, which parses it once.
+Only forms are decoded here: JSON and texts are parsed once, by the worker.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.workers.jobs import Part
 
 _JSON = "application/json"
-_START = 200  # bytes in which a document begins
+_PREFIX = 200  # bytes that are searched for the beginning of a document
 _URLENCODED, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
-_LENGTHS = frozenset(map(len, (_URLENCODED, _MULTIPART)))  # what has another is neither, in any case of letters
-# Of a form: a body has room for millions, which would keep all other clients waiting.
-_MOST_FIELDS = 1000
+_LENGTHS = frozenset(map(len, (_URLENCODED, _MULTIPART)))  # a type of another length is neither, in any case of letters
+# Of a form: a body has room for millions, for which all other clients would wait.
+_MAX_FIELDS = 1000
 
 
 def inputs(body: bytes, content_type: str) -> list[Part]:
     """Return the parts of a request's body, in their order.
 
-    A form (``multipart/form-data`` or ``application/x-www-form-urlencoded``) has an input for each field, whatever
-    else has one, called ``body``. Files have their part's content type, without parameters, and other fields none.
+    A form (``multipart/form-data`` or ``application/x-www-form-urlencoded``) has a part for each field, any other body
+    has one, called ``body``. Files have their own content type, without parameters, and other fields none.
 
     Args:
         body: as it was sent.
@@ -34,16 +34,16 @@ def inputs(body: bytes, content_type: str) -> list[Part]:
     Raises:
         ApiError: 400, a form is broken, has more than 1,000 fields, or two of one name.
     """
-    kind, _, parameters = content_type.partition(";")
-    kind = kind.rstrip()
-    if len(kind) in _LENGTHS:
-        if kind.lower() == _URLENCODED:
+    media_type, _, parameters = content_type.partition(";")
+    media_type = media_type.rstrip()
+    if len(media_type) in _LENGTHS:
+        if media_type.lower() == _URLENCODED:
             return _distinct(_urlencoded(body))
-        if parameters and kind.lower() == _MULTIPART:
+        if parameters and media_type.lower() == _MULTIPART:
             boundary = parse_options_header(content_type)[1].get(b"boundary")
             if boundary is not None:
                 return _distinct(_multipart(body, boundary))
-    return [Part("body", kind, body)]
+    return [Part("body", media_type, body)]
 
 
 def is_json_type(content_type: str) -> bool:
@@ -53,7 +53,7 @@ def is_json_type(content_type: str) -> bool:
 
 def begins_as_json(body: bytes) -> bool:
     """Return whether a body begins as an object or an array of JSON does."""
-    return body[:_START].lstrip(b" \t\r\n")[:1] in (b"{", b"[")
+    return body[:_PREFIX].lstrip(b" \t\r\n")[:1] in (b"{", b"[")
 
 
 def _distinct(parts: list[Part]) -> list[Part]:
@@ -68,15 +68,15 @@ def _distinct(parts: list[Part]) -> list[Part]:
 
 
 def _urlencoded(body: bytes) -> list[Part]:
-    if body.count(b"&") >= _MOST_FIELDS:
+    if body.count(b"&") >= _MAX_FIELDS:
         raise _too_many()
-    found = []
+    parts = []
     for pair in body.rstrip(b"\r\n").split(b"&"):
         name, is_field, value = pair.partition(b"=")
         # Pairs without a value are left out, such as the JSON that curl sends with this type by default.
         if is_field:
-            found.append(Part(_text(_decoded(name)), "", _decoded(value)))
-    return found
+            parts.append(Part(_text(_decoded(name)), "", _decoded(value)))
+    return parts
 
 
 def _decoded(encoded: bytes) -> bytes:
@@ -107,7 +107,7 @@ def _multipart(body: bytes, boundary: bytes) -> list[Part]:
 
 
 class _Form:
-    """What the parser of a multipart body calls."""
+    """Callbacks of the parser of a multipart body, and the parts that they collect."""
 
     def __init__(self) -> None:
         self.inputs: list[Part] = []
@@ -117,7 +117,7 @@ class _Form:
         self._pieces: list[bytes] = []
 
     def begin(self) -> None:
-        if len(self.inputs) >= _MOST_FIELDS:
+        if len(self.inputs) >= _MAX_FIELDS:
             raise _too_many()
         self._headers, self._pieces = {}, []
 
@@ -139,12 +139,12 @@ class _Form:
         name = disposition.get(b"name")
         if name is None:
             raise _broken("a part has no name in its Content-Disposition")
-        kind = b""
+        media_type = b""
         if b"filename" in disposition:
-            given = self._headers.get(b"content-type", b"application/octet-stream")
-            kind = given.partition(b";")[0].strip()
+            content_type = self._headers.get(b"content-type", b"application/octet-stream")
+            media_type = content_type.partition(b";")[0].strip()
         # Joining one piece copies nothing.
-        self.inputs.append(Part(_text(name), kind.decode("latin-1"), b"".join(self._pieces)))
+        self.inputs.append(Part(_text(name), media_type.decode("latin-1"), b"".join(self._pieces)))
 
     def end(self) -> None:
         self.complete = True
@@ -154,9 +154,9 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "replace")
 
 
-def _broken(why: str) -> ApiError:
-    return ApiError(400, "BadRequestException", f"The form cannot be read: {why}.")
+def _broken(reason: str) -> ApiError:
+    return ApiError(400, "BadRequestException", f"The form cannot be read: {reason}.")
 
 
 def _too_many() -> ApiError:
-    return ApiError(400, "BadRequestException", f"The form has more than {_MOST_FIELDS} fields.")
+    return ApiError(400, "BadRequestException", f"The form has more than {_MAX_FIELDS} fields.")

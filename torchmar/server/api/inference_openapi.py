@@ -23,10 +23,10 @@ from torchmar.server.api.openapi_parts import (
 )
 
 _TOKEN = "inference"
-_REFUSED = {"400": "The token is wrong, or the request"}
+_UNAUTHORIZED = {"400": "The token is wrong, or the request"}
 _NO_MODEL = {"404": "No such model or version"}
 _OF_MODEL = {
-    **_REFUSED,
+    **_UNAUTHORIZED,
     **_NO_MODEL,
     "413": "The body is larger than max_request_size",
     "500": "The worker died or took too long",
@@ -35,16 +35,16 @@ _OF_MODEL = {
 }
 _FORM: Schema = {"type": "object", "additionalProperties": True}
 _PLAIN: dict[str, Schema] = {JSON: ANYTHING, "application/octet-stream": BINARY, "multipart/form-data": _FORM}
-# JSON, mostly; a handler may choose another type.
+# Mostly JSON; a handler may choose another type.
 _RESULT = {"200": response("The result of the handler", ANYTHING, JSON, "*/*")}
 
 
 class _Call(NamedTuple):
-    """A call that a handler answers, at several paths."""
+    """A call to a handler, at several paths."""
 
     identity: str
     description: str
-    paths: Mapping[str, str]  # with the prefix of the operation's id
+    paths: Mapping[str, str]  # and the prefixes of the operation's id
     body: Mapping[str, Schema]
     results: Mapping[str, Any]
 
@@ -123,7 +123,12 @@ _DOCUMENTS = (
         "Return the versions of a model, and its tensors as far as the handler knows them.",
         "Metadata",
     ),
-    ("/config", "config", "Return how a model is served, as Triton's model configuration has it.", "Configuration"),
+    (
+        "/config",
+        "config",
+        "Return how a model is served, in the format of Triton's model configuration.",
+        "Configuration",
+    ),
     ("/stats", "statistics", "Return how many requests a model has answered, as Triton does.", "Statistics"),
 )
 _OF_VERSIONS = {
@@ -197,8 +202,8 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
     """
     token = _TOKEN if tokens else ""
     probe = token if health_token else ""
-    denied = _REFUSED if probe else {}
-    listed = _REFUSED if token else {}
+    probe_errors = _UNAUTHORIZED if probe else {}
+    errors = _UNAUTHORIZED if token else {}
     health, ready = reference("Health"), reference("Ready")
     paths: dict[str, Any] = {
         "/": {
@@ -206,7 +211,7 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
                 "kserve_v1_live",
                 "Return that the server is up.",
                 {"200": response("Up", reference("Alive"))},
-                errors=denied,
+                errors=probe_errors,
                 token=probe,
             ),
             "options": operation(
@@ -225,9 +230,9 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
         "/ping": {
             "get": operation(
                 "ping",
-                "Return whether the models have workers that answer.",
+                "Return whether the models have workers that are ready.",
                 {"200": response("They have", health), "500": response("A model has none", health)},
-                errors=denied,
+                errors=probe_errors,
                 token=probe,
             )
         },
@@ -236,7 +241,7 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
                 "kserve_v1_models",
                 "List the names of the models.",
                 {"200": response("The names", reference("ModelNames"))},
-                errors=listed,
+                errors=errors,
                 token=token,
             )
         },
@@ -245,7 +250,7 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
                 "kserve_v2_metadata_of_server",
                 "Return the server's name and version.",
                 {"200": response("Name and version", reference("Server"))},
-                errors=listed,
+                errors=errors,
                 token=token,
             )
         },
@@ -254,7 +259,7 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
                 "kserve_v2_statistics_of_models",
                 "Return how many requests each version has answered, as Triton does.",
                 {"200": response("Statistics", reference("Statistics"))},
-                errors=listed,
+                errors=errors,
                 token=token,
             )
         },
@@ -263,7 +268,7 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
                 "kserve_v2_index",
                 "List the registered versions and their states, as Triton does.",
                 {"200": response("Versions", reference("Index"))},
-                errors=listed,
+                errors=errors,
                 token=token,
             )
         },
@@ -272,16 +277,16 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
                 "kserve_v2_live",
                 "Return that the server is up.",
                 {"200": response("Up", reference("Live"))},
-                errors=denied,
+                errors=probe_errors,
                 token=probe,
             )
         },
         "/v2/health/ready": {
             "get": operation(
                 "kserve_v2_ready",
-                "Return whether every model has a worker that answers.",
+                "Return whether every model has a worker that is ready.",
                 {"200": response("Every one has", ready), "503": response("A model has none", ready)},
-                errors=denied,
+                errors=probe_errors,
                 token=probe,
             )
         },
@@ -316,7 +321,7 @@ def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[s
         for path, prefix in call.paths.items():
             parameters = (_SAGEMAKER_NAME,) if path == "/invocations" else of(path)
             # A handler may choose any other status, with a body of its own.
-            results = {**call.results, "default": response("What else the handler answers")}
+            results = {**call.results, "default": response("Any other response of the handler")}
             described = operation(
                 f"{prefix}{call.identity}",
                 call.description,
@@ -331,9 +336,9 @@ def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[s
     for path, prefix in _MODEL_READY.items():
         described = operation(
             f"{prefix}model_ready",
-            "Return whether a worker of a model answers.",
-            {"200": response("One does", ready), "503": response("None does", ready)},
-            errors={**_REFUSED, **_NO_MODEL} if token else _NO_MODEL,
+            "Return whether a worker of a model is ready.",
+            {"200": response("One is", ready), "503": response("None is", ready)},
+            errors={**_UNAUTHORIZED, **_NO_MODEL} if token else _NO_MODEL,
             parameters=of(path),
             token=token,
         )
@@ -344,7 +349,7 @@ def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[s
                 f"{prefix}{identity}",
                 description,
                 {"200": response(schema, reference(schema))},
-                errors={**_REFUSED, **_NO_MODEL} if token else _NO_MODEL,
+                errors={**_UNAUTHORIZED, **_NO_MODEL} if token else _NO_MODEL,
                 parameters=of(start),
                 token=token,
             )

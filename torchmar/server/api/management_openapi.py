@@ -23,13 +23,13 @@ from torchmar.server.api.openapi_parts import (
 _TOKEN = "management"
 _ERRORS = {
     "400": "The token is wrong, or a parameter",
-    "403": "The default version goes last",
+    "403": "The default version can only be removed last",
     "404": "No such model, version or archive",
-    "405": "Models are not registered at run time here",
-    "408": "It took longer than it may",
+    "405": "The configuration does not allow registrations at run time",
+    "408": "It took too long",
     "409": "In conflict with what is registered",
-    "500": "The workers did not come up",
-    "503": "No worker can answer",
+    "500": "The workers did not start",
+    "503": "No worker is ready",
     "507": "A worker has no memory left",
 }
 _MOST_WORKERS = 1024
@@ -39,13 +39,13 @@ _VERSION = Parameter("path", "model_version", TEXT, "Version of the model.")
 _NUMBER: Schema = {"type": "number"}
 _INTEGER: Schema = {"type": "integer"}
 
-# What a registration takes: name, schema, description.
+# Parameters of a registration: name, schema, description.
 _REGISTRATION: tuple[tuple[str, Schema, str], ...] = (
     ("url", TEXT, "A file name in the model store, or a URL that the server allows."),
     ("model_name", TEXT, "In place of the archive's name."),
     ("handler", TEXT, "In place of the archive's handler."),
     ("runtime", {"type": "string", "enum": ["python", "python3"]}, "In place of the archive's runtime."),
-    ("batch_size", whole_number(1), "Requests that the handler gets at once; default: 1."),
+    ("batch_size", whole_number(1), "Requests in a batch of the handler; default: 1."),
     ("max_batch_delay", whole_number(0), "Milliseconds; default: 100."),
     ("response_timeout", whole_number(1), "Seconds; default: the server's."),
     ("startup_timeout", whole_number(0), "Seconds, 0 for no limit; default: the server's."),
@@ -54,7 +54,7 @@ _REGISTRATION: tuple[tuple[str, Schema, str], ...] = (
         whole_number(0, _MOST_WORKERS),
         "Workers to start with; default: the server's, which is none.",
     ),
-    ("synchronous", FLAG, "Whether to answer when the workers do; default: true."),
+    ("synchronous", FLAG, "Whether to respond only when the workers are ready; default: true."),
     ("s3_sse_kms", FLAG, "Whether an archive in S3 is encrypted with a key of AWS KMS; without effect here."),
     ("torchmar_ignore_checks", TEXT, "Codes of checks to ignore, or beginnings of codes, with commas; MAR: all."),
 )
@@ -92,7 +92,7 @@ _MODEL_VERSION = record(
     {
         "deviceIds": array(_INTEGER),
         "failure": {"type": "string", "description": "Why its workers do not load: the traceback of the last one."},
-        "customizedMetadata": {"type": "object", "description": "What the handler says; with customized=true."},
+        "customizedMetadata": {"type": "object", "description": "The handler's description; with customized=true."},
     },
 )
 _SCHEMAS: Mapping[str, Schema] = {
@@ -115,7 +115,7 @@ _SCHEMAS: Mapping[str, Schema] = {
     ),
 }
 _STATUS = {"200": response("Done", reference("Status"))}
-_LATER = {**_STATUS, "202": response("Begun; the workers are not waited for", reference("Status"))}
+_LATER = {**_STATUS, "202": response("Started; the response does not wait for the workers", reference("Status"))}
 
 
 def management(tokens: bool) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def management(tokens: bool) -> dict[str, Any]:
     token = _TOKEN if tokens else ""
     described = {"200": response("An OpenAPI document", reference("Description"))}
     limit = "Models on a page, 100 at the most, which is the default."
-    next_page = "Where the page begins: nextPageToken of the page before."
+    next_page = "The beginning of the page: nextPageToken of the page before."
     paths: dict[str, Any] = {
         "/": {"options": operation("apiDescription", "Describe this API.", described)},
         "/models": {
@@ -144,7 +144,7 @@ def management(tokens: bool) -> dict[str, Any]:
             ),
             "post": operation(
                 "registerModel",
-                "Register an archive. A JSON body may have the same parameters, and goes before the query.",
+                "Register an archive. A JSON body may have the same parameters, and takes precedence.",
                 _LATER,
                 errors=_errors("400", "404", "405", "409", "500", "507"),
                 parameters=tuple(
@@ -160,8 +160,8 @@ def management(tokens: bool) -> dict[str, Any]:
         "/v1/models/{model_name}": {
             "get": operation(
                 "ready",
-                "Return whether a worker of the default version answers.",
-                {"200": response("Whether it does", reference("ModelReady"))},
+                "Return whether a worker of the default version is ready.",
+                {"200": response("Whether one is", reference("ModelReady"))},
                 errors=_errors("400", "404"),
                 parameters=(_NAME,),
                 token=token,
@@ -177,7 +177,7 @@ def management(tokens: bool) -> dict[str, Any]:
             "get": operation(
                 "token",
                 "Write a new token into the key file. The token of this call is the API key.",
-                {"200": response("Written; the answer does not have it")},
+                {"200": response("Written; the response does not contain it")},
                 errors={**_errors("400"), "409": "The token is fixed by the configuration"},
                 parameters=(kind,),
                 token=token,
@@ -207,12 +207,15 @@ def _of_models(token: str) -> dict[str, Any]:
                 f"Describe {default}; with all as the version, every one.",
                 {"200": response("The versions", array(reference("ModelVersion")))},
                 errors=_errors("400", "404", "500", "503"),
-                parameters=(*which, Parameter("query", "customized", FLAG, "Whether to ask the handler, too.")),
+                parameters=(
+                    *which,
+                    Parameter("query", "customized", FLAG, "Whether to add the handler's own description."),
+                ),
                 token=token,
             ),
             "put": operation(
                 f"{prefix}setAutoScale",
-                f"Start or end workers of {default}.",
+                f"Start or stop workers of {default}.",
                 _LATER,
                 errors=_errors("400", "404", "500", "507"),
                 parameters=(
@@ -221,7 +224,7 @@ def _of_models(token: str) -> dict[str, Any]:
                     Parameter(
                         "query", "max_worker", whole_number(0, _MOST_WORKERS), "At the most; default: min_worker."
                     ),
-                    Parameter("query", "synchronous", FLAG, "Whether to answer when it is done; default: false."),
+                    Parameter("query", "synchronous", FLAG, "Whether to respond only when it is done; default: false."),
                 ),
                 token=token,
             ),

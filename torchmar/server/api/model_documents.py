@@ -18,12 +18,12 @@ PLATFORM = "pytorch"
 
 
 def server() -> dict[str, Any]:
-    """Return what the server is."""
+    """Return the server's name, version and extensions."""
     return {"name": "torchmar", "version": torchmar.__version__, "extensions": list(EXTENSIONS)}
 
 
 def metadata(registry: Registry, version: Version) -> dict[str, Any]:
-    """Return a model's versions, inputs and outputs; those lists are empty where its handler does not tell them."""
+    """Return a model's versions, inputs and outputs; those lists are empty if its handler does not describe them."""
     described = version.pool.description
     return {
         "name": version.name,
@@ -45,8 +45,8 @@ def config(version: Version) -> dict[str, Any]:
         "platform": PLATFORM,
         "backend": "torchmar",
         "max_batch_size": described.get("max_instances", 0),
-        "input": [_configured(one) for one in described.get("inputs", [])],
-        "output": [_configured(one) for one in described.get("outputs", [])],
+        "input": [_configured(tensor) for tensor in described.get("inputs", [])],
+        "output": [_configured(tensor) for tensor in described.get("outputs", [])],
         "instance_group": [group],
         "dynamic_batching": {
             "preferred_batch_size": [options.batch_size],
@@ -62,13 +62,13 @@ def statistics(registry: Registry, metrics: Metrics, name: str = "", version: st
         ApiError: 404, there is no such model or version.
     """
     if name:
-        one = registry.find(name, version or None)
-        versions = [one] if version else list(registry.models[name].versions.values())
+        found = registry.find(name, version or None)
+        versions = [found] if version else list(registry.models[name].versions.values())
     else:
         versions = list(_versions(registry))
     documents = [
-        {"name": one.name, "version": one.version, **metrics.statistics(one.name, one.version).document()}
-        for one in versions
+        {"name": each.name, "version": each.version, **metrics.statistics(each.name, each.version).document()}
+        for each in versions
     ]
     return {"model_stats": documents}
 
@@ -76,18 +76,20 @@ def statistics(registry: Registry, metrics: Metrics, name: str = "", version: st
 def index(registry: Registry, *, ready: bool = False) -> list[dict[str, str]]:
     """Return the name, version and state of each version; with ``ready`` of those that take requests.
 
-    Models that are still to be loaded at the start, or could not be, are among them.
+    Models of the configuration that are not loaded yet, or could not be, are among them.
     """
     documents = []
-    for one in _versions(registry):
-        state, reason = _state(one)
+    for version in _versions(registry):
+        state, reason = _state(version)
         if state == "READY" or not ready:
-            documents.append({"name": one.name, "version": one.version, "state": state, "reason": reason})
+            documents.append({"name": version.name, "version": version.version, "state": state, "reason": reason})
     if not ready:
         startup = registry.startup
         absent = [(model.title, model.version, "LOADING", "") for model in startup.pending]
-        absent += [(name, one.model.version, "UNAVAILABLE", one.message) for name, one in startup.failures.items()]
-        documents += [dict(zip(("name", "version", "state", "reason"), one, strict=True)) for one in absent]
+        absent += [
+            (name, failed.model.version, "UNAVAILABLE", failed.message) for name, failed in startup.failures.items()
+        ]
+        documents += [dict(zip(("name", "version", "state", "reason"), values, strict=True)) for values in absent]
     return documents
 
 

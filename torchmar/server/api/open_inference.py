@@ -1,4 +1,4 @@
-"""What the server answers by itself below ``/v2``: the Open Inference Protocol and Triton's extensions of it."""
+"""Documents of the server below ``/v2``: the Open Inference Protocol and Triton's extensions of it."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from torchmar.server.telemetry.metrics import Metrics
 
 LOADING = "models are loaded by the management API: POST /models?url=... registers one, DELETE /models/NAME removes it"
 SHARED_MEMORY = "shared memory is not supported; send the data in the request"
-TRACE = "the trace extension is not supported; the metrics API tells how long requests take"
+TRACE = "the trace extension is not supported; the metrics API has the durations of requests"
 LOGGING = "the logging extension is not supported; torchmar_log_format in config.properties lays out the logs"
 GENERATE = "the generate extension is not supported; send tensors to /v2/models/NAME/infer"
 
 
 class OpenInference:
-    """The paths.
+    """The paths below ``/v2``.
 
     Args:
         registry: the models.
-        metrics: where requests are counted.
+        metrics: source of the statistics.
     """
 
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
         self._registry, self._metrics = registry, metrics
 
     def answer(self, request: Request, segments: list[str]) -> tuple[int, Any]:
-        """Return the status and the document of an answer.
+        """Return the status and the document of a response.
 
         Args:
             request: the request.
-            segments: of the path, behind ``v2``.
+            segments: the path behind ``v2``.
 
         Raises:
             ApiError: 404, there is no such path, model or version; 405, not for that method; 501, an extension that is
                 not supported.
         """
-        registry = self._registry
-        if missing := _unsupported(segments):
-            raise ApiError(501, "NotImplementedException", missing)
+        if message := _unsupported(segments):
+            raise ApiError(501, "NotImplementedException", message)
         if segments == ["repository", "index"]:
-            return 200, model_documents.index(registry, ready=_only_ready(request))
-        answer = self._read(segments)
+            return 200, model_documents.index(self._registry, ready=_only_ready(request))
+        response = self._read(segments)
         if request.method not in ("GET", "HEAD"):
-            raise not_allowed("GET", "HEAD")  # a client that forgot the verb must not take this for a prediction
-        return answer
+            # The response to a client that forgot the verb must not look like a prediction.
+            raise not_allowed("GET", "HEAD")
+        return response
 
     def _read(self, segments: list[str]) -> tuple[int, Any]:
         registry = self._registry
@@ -60,31 +60,31 @@ class OpenInference:
             case ["health", "live"]:
                 return 200, {"live": True}
             case ["health", "ready"]:
-                answers = ready(registry)
-                return 200 if answers else 503, {"ready": answers}
+                is_ready = ready(registry)
+                return 200 if is_ready else 503, {"ready": is_ready}
             case ["models", "stats"] if "stats" not in registry.models:
                 return 200, model_documents.statistics(registry, self._metrics)
             case ["models", name]:
                 return 200, model_documents.metadata(registry, registry.find(name))
             case ["models", name, "versions", version]:
                 return 200, model_documents.metadata(registry, registry.find(name, version))
-            case ["models", name, what]:
-                return self._of_model(name, None, what)
-            case ["models", name, "versions", version, what]:
-                return self._of_model(name, version, what)
+            case ["models", name, document]:
+                return self._of_model(name, None, document)
+            case ["models", name, "versions", version, document]:
+                return self._of_model(name, version, document)
         raise not_found()
 
-    def _of_model(self, name: str, version: str | None, what: str) -> tuple[int, Any]:
+    def _of_model(self, name: str, version: str | None, document: str) -> tuple[int, Any]:
         try:
             model = self._registry.find(name, version)
         except StillLoading:
-            if what != "ready":
+            if document != "ready":
                 raise
             return 503, {"name": name, "ready": False}
-        match what:
+        match document:
             case "ready":
-                answers = model.pool.ready > 0
-                return 200 if answers else 503, {"name": name, "ready": answers}
+                is_ready = model.pool.ready > 0
+                return 200 if is_ready else 503, {"name": name, "ready": is_ready}
             case "config":
                 return 200, model_documents.config(model)
             case "stats":
@@ -93,12 +93,12 @@ class OpenInference:
 
 
 def not_found() -> ApiError:
-    """Return the refusal of a path that there is not."""
+    """Return the error for a path that does not exist."""
     return ApiError(404, "ResourceNotFoundException", "Requested resource is not found, please refer to API document.")
 
 
 def _unsupported(segments: list[str]) -> str:
-    """Return why a path of one of Triton's extensions is not answered; empty if it is none of these."""
+    """Return the message for a path of an extension of Triton's that is not supported; empty for any other path."""
     match segments:
         case ["repository", "models", _, "load" | "unload"]:
             return LOADING
@@ -116,7 +116,7 @@ def _unsupported(segments: list[str]) -> str:
 
 
 def _only_ready(request: Request) -> bool:
-    """Return what the body of a request for the index says: whether only models that take requests are meant."""
+    """Return whether a request for the index is for ready models only."""
     if not request.body:
         return False
     try:

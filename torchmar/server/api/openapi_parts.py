@@ -22,14 +22,14 @@ class Parameter(NamedTuple):
     """A parameter of an operation; one in the path is required.
 
     Attributes:
-        place: ``path`` or ``query``.
+        location: ``path`` or ``query``.
         name: of the parameter.
         schema: of its value.
         description: what it does.
         required: whether the operation needs it.
     """
 
-    place: str
+    location: str
     name: str
     schema: Schema
     description: str
@@ -50,10 +50,10 @@ def record(properties: Mapping[str, Schema], optional: Mapping[str, Schema] | No
     """Return the schema of an object with these properties, and others besides.
 
     Args:
-        properties: the ones that are always there.
-        optional: the ones that may be missing.
+        properties: always present.
+        optional: may be missing.
     """
-    required = {"required": list(properties)} if properties else {}  # which is never empty in 3.0
+    required = {"required": list(properties)} if properties else {}  # OpenAPI 3.0 does not allow an empty one
     return {"type": "object", **required, "properties": {**properties, **(optional or {})}}
 
 
@@ -87,7 +87,7 @@ def operation(
         identity: its id, once in a document.
         description: what it does.
         responses: by status.
-        errors: by status, what TorchServe's error body means there.
+        errors: descriptions by status, of responses with TorchServe's error body.
         parameters: of path and query.
         body: the schema of the request by content type.
         body_required: whether a request has a body.
@@ -98,13 +98,13 @@ def operation(
         "operationId": identity,
         "parameters": [
             {
-                "in": one.place,
-                "name": one.name,
-                "description": one.description,
-                "required": one.required or one.place == "path",
-                "schema": one.schema,
+                "in": parameter.location,
+                "name": parameter.name,
+                "description": parameter.description,
+                "required": parameter.required or parameter.location == "path",
+                "schema": parameter.schema,
             }
-            for one in parameters
+            for parameter in parameters
         ],
         "responses": {
             **responses,
@@ -133,7 +133,7 @@ def document(
         title: of the API.
         description: of the API.
         paths: the operations by path and method.
-        schemas: what `reference` refers to.
+        schemas: of the components, by name.
         token: the name of the security scheme; empty for a server without tokens.
     """
     components: dict[str, Any] = {"schemas": {"Error": _ERROR, **schemas}}

@@ -1,4 +1,4 @@
-"""Parameters of management requests by name: those that a call has, and those that were probably meant.
+"""Parameters of management requests: their values by type, their names with suggestions for misspelt ones.
 
 TorchServe ignores an unknown parameter, so that a misspelt one leaves a model with a default.
 """
@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torchmar.server.api_error import ApiError
+from torchmar.server.http import Request
 from torchmar.server.telemetry import logs
 
 LIST = ("limit", "next_page_token")
 DESCRIBE = ("customized",)
 SCALE = ("min_worker", "max_worker", "synchronous", "model_version")
-# Names that other calls, configuration files and clients have for the same.
+# Names of the same parameter in other calls, configuration files and clients.
 _SYNONYMS = (
     {"workers", "min_worker", "min_workers", "initial_workers"},
     {"max_worker", "max_workers"},
@@ -27,8 +28,13 @@ _INT32 = 1 << 31
 _LONGEST = 100  # characters of a name that is logged
 
 
+def query(request: Request) -> dict[str, str]:
+    """Return the parameters of a query; of one that occurs several times, the first."""
+    return dict(reversed(request.query))
+
+
 def check(given: Iterable[str], known: tuple[str, ...], call: str) -> None:
-    """Refuse names that are probably misspelt; log the others that the call does not have, which are ignored.
+    """Raise an error for names that are probably misspelt; log the others that the call does not have.
 
     Args:
         given: the names in a request.
@@ -36,13 +42,13 @@ def check(given: Iterable[str], known: tuple[str, ...], call: str) -> None:
         call: for the log: ``POST /models``.
 
     Raises:
-        ApiError: 400, with the name that was probably meant.
+        ApiError: 400, with the name that is probably meant.
     """
     for name in given:
         if name in known:
             continue
-        if (meant := _meant(name, known)) is not None:
-            raise ApiError(400, "BadRequestException", f"Unknown parameter {name[:_LONGEST]}; did you mean {meant}?")
+        if (similar := _similar(name, known)) is not None:
+            raise ApiError(400, "BadRequestException", f"Unknown parameter {name[:_LONGEST]}; did you mean {similar}?")
         logs.SERVER.warning("%s: unknown parameter %r is ignored", call, name[:_LONGEST])
 
 
@@ -50,7 +56,7 @@ def number(given: Mapping[str, str], name: str, default: Any, *, least: int = -_
     """Return a parameter that is a whole number, or ``default`` where it is missing or empty.
 
     Raises:
-        ApiError: 400; it is no whole number from ``least`` to the largest of 32 bits, TorchServe's own type.
+        ApiError: 400; it is not a whole number from ``least`` to the largest of 32 bits, TorchServe's own type.
     """
     text = given.get(name)
     if not text:
@@ -76,11 +82,11 @@ def flag(given: Mapping[str, str], name: str, *, default: bool) -> bool:
     return text.lower() == "true"
 
 
-def _meant(name: str, known: tuple[str, ...]) -> str | None:
+def _similar(name: str, known: tuple[str, ...]) -> str | None:
     # batchSize, batch-size and "batch size" are batch_size.
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace("-", "_").replace(" ", "_").lower()
     for names in _SYNONYMS:
-        if plain in names and (meant := names.intersection(known)):
-            return meant.pop()
+        if plain in names and (same := names.intersection(known)):
+            return same.pop()
     near = difflib.get_close_matches(plain, known, 1, 0.75)
     return near[0] if near else None

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol as the server hands them on: their elements as bytes (`tensor_elements`)."""
+"""Tensors of the Open Inference Protocol between client and worker: elements as bytes (`tensor_elements`), or JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Tensor(NamedTuple):
 
 
 def in_json(tensor: Tensor) -> dict[str, Any]:
-    """Return a tensor as it stands in JSON.
+    """Return a tensor as JSON.
 
     Raises:
         ValueError: the bytes are not of its datatype and shape, or JSON cannot hold an element.
@@ -32,29 +32,29 @@ def in_json(tensor: Tensor) -> dict[str, Any]:
     if len(elements) != math.prod(tensor.shape):
         raise ValueError(f"the shape {list(tensor.shape)} is of {math.prod(tensor.shape)} items, not {len(elements)}")
     if tensor.datatype == BYTES:
-        elements = [_text(one) for one in elements]
+        elements = [_text(element) for element in elements]
     elif not all(map(math.isfinite, elements)):
-        raise ValueError("an element is infinite or no number, which JSON, and so the handler, has no word for")
-    given = {"parameters": dict(tensor.parameters)} if tensor.parameters else {}
+        raise ValueError("an element is infinite or not a number, which JSON cannot represent")
+    parameters = {"parameters": dict(tensor.parameters)} if tensor.parameters else {}
     return {
         "name": tensor.name,
         "shape": list(tensor.shape),
         "datatype": tensor.datatype,
-        **given,
+        **parameters,
         "data": list(elements),
     }
 
 
 def of_json(document: Mapping[str, Any]) -> Tensor:
-    """Return the tensor that stands in JSON; an element of BYTES that is no text is JSON itself.
+    """Return the tensor of a JSON document; an element of BYTES that is not a text is JSON itself.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no tensor.
+        ValueError, TypeError, KeyError: it is not a tensor.
     """
     name, datatype, shape = str(document["name"]), document["datatype"], [int(size) for size in document["shape"]]
     elements = list(_leaves(document["data"]))
     if datatype == BYTES:
-        elements = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in elements]
+        elements = [item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in elements]
     return Tensor(name, datatype, shape, pack(datatype, elements))
 
 
@@ -67,41 +67,41 @@ def joined(document: Mapping[str, Any], tensors: Iterable[Tensor], key: str) -> 
         key: ``inputs`` or ``outputs``.
     """
     described, contents = [], []
-    for one in tensors:
-        parameters = {**one.parameters, "binary_data_size": len(one.content)}
-        tensor = {"name": one.name, "shape": list(one.shape), "datatype": one.datatype, "parameters": parameters}
-        described.append(tensor)
-        contents.append(one.content)
+    for tensor in tensors:
+        parameters = {**tensor.parameters, "binary_data_size": len(tensor.content)}
+        shape = list(tensor.shape)
+        described.append({"name": tensor.name, "shape": shape, "datatype": tensor.datatype, "parameters": parameters})
+        contents.append(tensor.content)
     head = json.dumps({**document, key: described}, separators=(",", ":"), ensure_ascii=False).encode()
     return b"".join([head, *contents]), len(head)
 
 
 def split(body: bytes, header_length: int | None, key: str) -> tuple[dict[str, Any], list[Tensor]]:
-    """Return a body's JSON without its tensors, and these.
+    """Return the JSON of a body without its tensors, and the tensors.
 
     Args:
         body: JSON, or JSON with bytes behind it.
-        header_length: the length of the JSON; None is all of the body.
+        header_length: the length of the JSON; None: all of the body.
         key: ``inputs`` or ``outputs``.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no such body.
+        ValueError, TypeError, KeyError: it is not such a body.
     """
     document = json.loads(body if header_length is None else body[:header_length])
-    tensors, place = [], len(body) if header_length is None else header_length
-    for one in document.pop(key):
-        parameters = dict(one.get("parameters") or {})
+    tensors, offset = [], len(body) if header_length is None else header_length
+    for tensor in document.pop(key):
+        parameters = dict(tensor.get("parameters") or {})
         size = parameters.pop("binary_data_size", None)
         if size is None:
-            tensors.append(of_json(one)._replace(parameters=parameters))
+            tensors.append(of_json(tensor)._replace(parameters=parameters))
             continue
-        content = body[place : place + size]
+        content = body[offset : offset + size]
         if len(content) != size:
-            raise ValueError(f"the body ends within {one['name']!r}")
-        place += size
-        tensors.append(Tensor(str(one["name"]), one["datatype"], list(one["shape"]), content, parameters))
-    if place != len(body):
-        raise ValueError(f"{len(body) - place} bytes belong to no tensor")
+            raise ValueError(f"the body ends within {tensor['name']!r}")
+        offset += size
+        tensors.append(Tensor(str(tensor["name"]), tensor["datatype"], list(tensor["shape"]), content, parameters))
+    if offset != len(body):
+        raise ValueError(f"{len(body) - offset} bytes belong to no tensor")
     return document, tensors
 
 
@@ -114,8 +114,8 @@ def _text(element: bytes) -> str:
 
 
 def _leaves(data: Iterable[Any]) -> Iterator[Any]:
-    for one in data:
-        if isinstance(one, list):
-            yield from _leaves(one)
+    for item in data:
+        if isinstance(item, list):
+            yield from _leaves(item)
         else:
-            yield one
+            yield item

@@ -1,0 +1,117 @@
+"""The HTTP response to one request of a model: whole or streamed, compressed where the client accepts it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from torchmar.server.api_error import ApiError
+from torchmar.server.http import Request, compression
+from torchmar.server.kserve_errors import is_kserve, with_error
+from torchmar.server.models.registry import Version
+from torchmar.server.request_ids import HEADER
+from torchmar.server.telemetry import logs
+from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.workers.jobs import Reply
+
+_JSON = "application/json"
+_LARGE = 1 << 16  # bytes that are compressed in a thread
+
+
+class ModelResponse:
+    """The response to one request.
+
+    Args:
+        request: the request.
+        request_id: sent as ``x-request-id``.
+        version: the version of the model.
+        metrics: counts the request.
+        max_size: bytes that a reply may have.
+
+    Attributes:
+        encoding: of the body, ``gzip`` or ``deflate``; empty: as it is.
+    """
+
+    __slots__ = ("_failed", "_id", "_max_size", "_metrics", "_request", "_since", "_started", "_version", "encoding")
+
+    def __init__(self, request: Request, request_id: str, version: Version, metrics: Metrics, max_size: int) -> None:
+        self._request, self._id, self._version, self._metrics = request, request_id, version, metrics
+        self._max_size = max_size
+        self._started = self._failed = False
+        self._since = time.monotonic()
+        self.encoding = ""
+
+    def on_reply(self, reply: Reply) -> None:
+        """Send the reply, or the next part of a streamed one."""
+        if len(reply.body) > self._max_size:
+            reply = self._too_large(reply)
+        request = self._request
+        if reply.status >= 400 and not reply.more and not self._started and is_kserve(request.target):
+            reply = reply._replace(body=with_error(reply.body), content_type=_JSON)
+        if not reply.more:
+            # Breaks the reference cycle of the request and its job, so that both are freed at once.
+            request.on_disconnect = None
+            seconds = time.monotonic() - self._since
+            self._metrics.request(self._version.name, self._version.version, reply.status, seconds)
+        if reply.more or self._started or self._failed:
+            self._send_part(reply)
+        elif self.encoding and "content-encoding" not in map(str.lower, reply.headers):
+            self._compress(reply)
+        elif reply.headers:
+            content_type, headers = self._head(reply)
+            request.respond(reply.status, reply.body, content_type, headers)
+        else:
+            request.respond(reply.status, reply.body, reply.content_type, ((HEADER, self._id),))
+
+    def _compress(self, reply: Reply) -> None:
+        """Send a reply in the client's encoding; a large one is encoded in a thread, so that no other request waits."""
+        if len(reply.body) < _LARGE:
+            self._send_encoded(reply, compression.encode(reply.body, self.encoding))
+            return
+        loop = asyncio.get_running_loop()
+        encoding = loop.run_in_executor(None, compression.encode, reply.body, self.encoding)
+        encoding.add_done_callback(lambda done: self._send_encoded(reply, done.result()))
+
+    def _send_encoded(self, reply: Reply, body: bytes) -> None:
+        content_type, headers = self._head(reply)
+        headers += [("content-encoding", self.encoding), ("vary", "accept-encoding")]
+        self._request.respond(reply.status, body, content_type, headers)
+
+    def _send_part(self, reply: Reply) -> None:
+        request = self._request
+        if self._failed:
+            return
+        if reply.message:
+            self._failed = True
+            if self._started:
+                # The status was sent already, and is that of success: the client must not take the parts for the whole.
+                request.abort()
+            else:
+                request.respond(reply.status, reply.body, reply.content_type, ((HEADER, self._id),))
+            return
+        if not self._started:
+            self._started = True
+            content_type, headers = self._head(reply)
+            request.start(reply.status, content_type, headers)
+        request.send(reply.body)
+        if not reply.more:
+            request.end()
+
+    def _head(self, reply: Reply) -> tuple[str, list[tuple[str, str]]]:
+        """Return the content type and the headers, without those that a handler cannot set."""
+        content_type, headers = reply.content_type, [(HEADER, self._id)]
+        for name, value in reply.headers.items():
+            lower = name.lower()
+            if lower == "content-type":
+                # An error in KServe's protocols has a body, and so a type, of the server's.
+                content_type = content_type or value
+            elif lower != HEADER:
+                headers.append((name, value))
+        return content_type, headers
+
+    def _too_large(self, reply: Reply) -> Reply:
+        name, version, size = self._version.name, self._version.version, len(reply.body)
+        message = f"The answer has {size} bytes, more than max_response_size={self._max_size} allows."
+        extra = {"model": name, "version": version, "request_id": self._id}
+        logs.SERVER.warning("%s %s, request %s: %s", name, version, self._id, message, extra=extra)
+        return Reply.of(ApiError(500, "InternalServerException", message), more=reply.more)

@@ -1,0 +1,58 @@
+"""Paths of the inference API to the model that they name: TorchServe's, KServe's v1 and v2, SageMaker's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_PREDICT, _EXPLAIN = {"explain": "False"}, {"explain": "True"}
+_V1_VERBS = {"predict": _PREDICT, "explain": _EXPLAIN}
+_V2_VERBS = {"infer": _PREDICT, "explain": _EXPLAIN}
+
+
+class ModelTarget(NamedTuple):
+    """The model of a request, and how its path wants the request to be read.
+
+    Attributes:
+        model: its name; None: the query, the form or the registry has it.
+        version: None: the default one.
+        headers: seen by the handler besides those of the client.
+        query: whether parameters are a part of the handler's row.
+        tensors: whether it is of the Open Inference Protocol: tensors may be bytes, and the response is compressed for
+            clients that accept it.
+        kserve: whether the path is of KServe's protocols, whose bodies are JSON whatever type they are sent as.
+    """
+
+    model: str | None
+    version: str | None
+    headers: Mapping[str, str]
+    query: bool = False
+    tensors: bool = False
+    kserve: bool = False
+
+
+def model_target(segments: list[str]) -> ModelTarget | None:
+    """Return the model that the segments of a path name; None if the path is not a model's."""
+    match segments:
+        case ["predictions" | "explanations" as verb, name, *rest]:
+            # Segments behind the version are for the handler.
+            headers = {"url_path": "/".join(rest[1:]), **(_EXPLAIN if verb == "explanations" else _PREDICT)}
+            return ModelTarget(name, rest[0] if rest else None, headers)
+        case ["v1", "models", *names, last] if ":" in last:
+            final, _, verb = last.rpartition(":")
+            match [*names, final]:
+                case [name] if verb in _V1_VERBS:
+                    return ModelTarget(name, None, _V1_VERBS[verb], kserve=True)
+                case [name, "versions", version] if verb in _V1_VERBS:
+                    return ModelTarget(name, version, _V1_VERBS[verb], kserve=True)
+        case ["v2", "models", name, verb] if verb in _V2_VERBS:
+            return ModelTarget(name, None, _V2_VERBS[verb], tensors=True, kserve=True)
+        case ["v2", "models", name, "versions", version, verb] if verb in _V2_VERBS:
+            return ModelTarget(name, version, _V2_VERBS[verb], tensors=True, kserve=True)
+        case ["invocations"]:
+            return ModelTarget(None, None, {}, query=True)
+        case ["models", name, "invoke"] | [name, "predict"]:
+            return ModelTarget(name, None, {}, query=True)
+        case [name, version, "predict"]:
+            return ModelTarget(name, version, {}, query=True)
+    return None
