@@ -717,5 +717,5 @@ def test_without_grpcio_the_server_says_so_and_goes_on(tmp_path: Path) -> None:
     python = environment_without(tmp_path / "environment", ("grpc",))
     done = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "gRPC is off: pip install 'torchmar[grpc]'" in done.stderr
+    assert "gRPC is off: it needs pip install 'torchmar[grpc]'" in done.stderr
     assert sys.executable != str(python)

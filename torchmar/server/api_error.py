@@ -1,4 +1,4 @@
-"""Errors that the server answers with, in TorchServe's codes and texts."""
+"""Error responses of the server, in TorchServe's codes and texts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torchmar.server.kserve_errors import is_kserve
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """An error response to a request.
 
     Args:
         status: HTTP status.
-        type: TorchServe's name for it: ``ModelNotFoundException``.
+        type: TorchServe's name of the error: ``ModelNotFoundException``.
         message: what is wrong.
-        headers: of the answer, such as ``Allow`` or ``Retry-After``.
+        headers: of the response, such as ``Allow`` or ``Retry-After``.
     """
 
     def __init__(self, status: int, type: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -25,11 +25,11 @@ class ApiError(Exception):
 
     @property
     def body(self) -> bytes:
-        """The body of the answer, laid out as TorchServe does."""
+        """The body of the response, in TorchServe's layout."""
         return error_body(self.status, self.type, self.message)
 
     def body_for(self, target: bytes) -> bytes:
-        """Return the body of the answer to a request for ``target``: below ``/v1`` and ``/v2`` it has ``error``, too.
+        """Return the body of the response to a request for ``target``: below ``/v1`` and ``/v2`` it has ``error``, too.
 
         Args:
             target: as it stands in the request line.
@@ -44,6 +44,6 @@ def error_body(status: int, type: str, message: str, *, error: bool = False) -> 
 
 
 def not_allowed(*methods: str) -> ApiError:
-    """Return the error (405) for a method that a path does not have; ``methods`` are those that it has."""
+    """Return the error (405) for a method that a path does not support; ``methods`` are those that it supports."""
     message = "Requested method is not allowed, please refer to API document."
     return ApiError(405, "MethodNotAllowedException", message, {"Allow": ", ".join(methods)})

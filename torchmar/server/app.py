@@ -32,7 +32,7 @@ class ServerApp:
     """A server in a run folder: key file, logs and extracted archives are there.
 
     Args:
-        settings: what it is configured to.
+        settings: the configuration.
         folder: the run folder.
     """
 
@@ -65,10 +65,10 @@ class ServerApp:
 
         Raises:
             BindError: an address cannot be bound.
-            TorchmarError: gRPC cannot be spoken, or workers cannot be started.
+            TorchmarError: gRPC cannot be set up, or workers cannot be started.
         """
         settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics
-        warm = asyncio.ensure_future(self._fork_server.start())  # torch takes a second; the rest need not wait
+        fork_server = asyncio.ensure_future(self._fork_server.start())  # imports torch, beside the rest
         apps: dict[str, tuple[Address, http.App]] = {
             "inference": (settings.inference, Inference(registry, tokens, settings, metrics)),
             "management": (settings.management, Management(registry, tokens, settings, metrics)),
@@ -78,13 +78,13 @@ class ServerApp:
         limits = http.Limits(body=settings.max_request_size)
         registry.startup.begin(settings.startup_models())
         try:
-            for address, app in _together(apps):
+            for address, app in _by_address(apps):
                 self._listeners.append(await self._listen(app, address, limits))
             if (listener := await grpc.listen(registry, tokens, settings, metrics)) is not None:
                 self._listeners.append(listener)
-            await warm
+            await fork_server
         except BaseException:
-            warm.cancel()
+            fork_server.cancel()
             await self.close(0)
             raise
         await registry.load()
@@ -94,7 +94,7 @@ class ServerApp:
         self._reporting = asyncio.ensure_future(self._report())
 
     async def close(self, grace: float = GRACE) -> None:
-        """Take no more requests, answer those that are there, end everything."""
+        """Stop listening, answer the requests that were received, within ``grace`` seconds, and end all processes."""
         if self._reporting:
             self._reporting.cancel()
         startup_report.remove(self._folder)
@@ -109,7 +109,7 @@ class ServerApp:
             self._access.close()
 
     async def _report(self) -> None:
-        """Report what could not be loaded, once all models that are loaded at the start were tried."""
+        """Report the models that could not be loaded, after an attempt for each model of the configuration."""
         await self.registry.startup.wait_until_finished()
         self._write_report()
 
@@ -142,18 +142,23 @@ class ServerApp:
                 access=self._access.put if self._access else None,
             )
         except OSError as error:
-            raise bind_error(str(address).rpartition("//")[2], error) from None
+            where = str(address) if address.unix else str(address).partition("//")[2]
+            raise bind_error(where, error) from None
 
 
-def _together(apps: Mapping[str, tuple[Address, http.App]]) -> list[tuple[Address, http.App]]:
-    """Return one app for each address; several APIs may have the same."""
-    found: dict[Address, dict[str, http.App]] = {}
+def _by_address(apps: Mapping[str, tuple[Address, http.App]]) -> list[tuple[Address, http.App]]:
+    """Return one app for each address; several APIs may share one."""
+    shared: dict[Address, dict[str, http.App]] = {}
     for api, (address, app) in apps.items():
-        found.setdefault(address, {})[api] = app
-    return [(address, next(iter(of.values())) if len(of) == 1 else _by_path(of)) for address, of in found.items()]
+        shared.setdefault(address, {})[api] = app
+    return [
+        (address, next(iter(apis.values())) if len(apis) == 1 else _by_path(apis)) for address, apis in shared.items()
+    ]
 
 
 def _by_path(apps: Mapping[str, http.App]) -> http.App:
+    """Return an app that hands requests to the API that their path belongs to."""
+
     def app(request: http.Request) -> None:
         first, *rest = request.path.strip("/").split("/")
         api = {"models": "management", "token": "management", "metrics": "metrics"}.get(first, "inference")

@@ -19,8 +19,8 @@ def is_kserve(target: bytes) -> bool:
 def with_error(body: bytes) -> bytes:
     """Return the body of an error as a JSON object that has ``error``.
 
-    An object that has the key is returned as it is. Other objects keep their members, and get their ``message`` (the
-    whole object where there is none) under that name; of anything else the text becomes the message.
+    An object that has the key is returned as it is. Other objects keep their members, and get their ``message`` (or, if
+    they have none, the text of the whole object) under that name; of anything else the text becomes the message.
 
     Source of the key: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol,
     "Inference Response JSON Error Object"; the v1 protocol and TensorFlow Serving have the same.
@@ -36,5 +36,5 @@ def with_error(body: bytes) -> bytes:
     else:
         message = document.get("message")
         document["error"] = message if isinstance(message, str) else text
-    # Laid out as it was: TorchServe's errors have lines.
+    # In the same layout: TorchServe's errors are indented.
     return json.dumps(document, indent=2 if "\n" in text else None, ensure_ascii=False).encode("utf-8", "replace")

@@ -1,8 +1,8 @@
 """Tokens of clients, and the key file that holds them.
 
-The file is ``key_file.json`` as TorchServe 0.12.0 writes it: a key for each API that expires, and one that renews
-them and does not. A token that the operator has fixed stands in it, too, so that torchmar's clients read it there; it
-never expires and is never renewed.
+The file is ``key_file.json`` as TorchServe 0.12.0 writes it: a key for each API, which expires, and one that renews
+these and does not expire. It also contains tokens that are fixed by the configuration, so that torchmar's clients read
+them there; they never expire and are never renewed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torchmar.server.api_error import ApiError
 Kind = Literal["inference", "management", "key"]
 
 FILE = "key_file.json"
-_REFUSED = "Token {} failed. Token either incorrect, expired, or not provided correctly"
+_INVALID = "Token {} failed. Token either incorrect, expired, or not provided correctly"
 # The scheme is case-insensitive (RFC 9110, 11.1).
 _BEARER = re.compile(r"bearer\s+(\S+)", re.ASCII | re.IGNORECASE)
 _KEY_BYTES = 24  # TorchServe's keys have 6
-_NEVER = datetime(9999, 12, 31, tzinfo=timezone.utc).timestamp()  # clients expect a moment in the file
+_NEVER = datetime(9999, 12, 31, tzinfo=timezone.utc).timestamp()  # clients expect a time in the file
 
 
 class _Token(NamedTuple):
@@ -39,15 +39,15 @@ class _Token(NamedTuple):
 
 
 class Tokens:
-    """The tokens of a server that has just started; a key file that is there is replaced, as by TorchServe.
+    """The tokens of a server that has just started; an existing key file is replaced, as by TorchServe.
 
-    Nothing else writes tokens anywhere.
+    Tokens are written to no other place.
 
     Args:
-        file: where the key file goes.
-        enabled: whether tokens are wanted; if not, there is no file, and every check passes.
-        minutes: that the tokens of the APIs live.
-        fixed: tokens by API that stay as they are, in place of random ones that expire.
+        file: path of the key file.
+        enabled: whether requests need tokens; if not, there is no file, and every check passes.
+        minutes: until the tokens of the APIs expire.
+        fixed: tokens by API, in place of random ones that expire.
     """
 
     def __init__(
@@ -71,35 +71,34 @@ class Tokens:
         return f"<Tokens of {self.file}>"
 
     def check(self, authorization: str, kind: Kind) -> None:
-        """See whether a request may pass; called for every request.
+        """Check the token of a request; called for every request.
 
         Args:
             authorization: the request's header, ``Bearer KEY``, with the scheme in any case; empty without one.
-            kind: the API, or ``key`` for what renews tokens.
+            kind: the API, or ``key`` for the token that renews the others.
 
         Raises:
-            ApiError: 400, it may not.
+            ApiError: 400, the token is missing, wrong or expired.
         """
         if not self.enabled:
             return
-        _, wanted, end = self._tokens[kind]
-        shown = authorization.encode("utf-8", "replace")
-        if not hmac.compare_digest(shown, wanted):
+        _, expected, end = self._tokens[kind]
+        if not hmac.compare_digest(authorization.encode("utf-8", "replace"), expected):
             match = _BEARER.fullmatch(authorization)  # more than one space is allowed
-            if not match or not hmac.compare_digest(f"Bearer {match[1]}".encode("utf-8", "replace"), wanted):
-                raise _refused(kind)
+            if not match or not hmac.compare_digest(f"Bearer {match[1]}".encode("utf-8", "replace"), expected):
+                raise _invalid(kind)
         if time.time() >= end:
-            raise _refused(kind)
+            raise _invalid(kind)
 
     def renew(self, kind: str) -> None:
-        """Write a new token of an API into the file; the one before it ends.
+        """Write a new token of an API into the file; the previous one becomes invalid.
 
         Raises:
-            ApiError: 400, it is no API; 409, its token is fixed.
-            OSError: the file cannot be written; the token stays.
+            ApiError: 400, ``kind`` is not an API; 409, its token is fixed.
+            OSError: the file cannot be written; the previous token stays valid.
         """
         if kind not in ("inference", "management"):
-            raise _refused("key")
+            raise _invalid("key")
         if kind in self._fixed:
             message = (
                 f"The {kind} token is fixed by the server's configuration; change it there, and restart the server."
@@ -124,7 +123,7 @@ class Tokens:
             part.replace(self.file)
         finally:
             part.unlink(missing_ok=True)
-        self._tokens = tokens  # a token counts when it can be read, and the one before it until then
+        self._tokens = tokens  # only now: until a client can read the new token, the previous one is valid
 
 
 def _new(end: float) -> _Token:
@@ -136,9 +135,9 @@ def _token(key: str, end: float) -> _Token:
 
 
 def _instant(seconds: float) -> str:
-    """Return a moment as Java writes it, to the microsecond."""
+    """Return a time as Java writes it, to the microsecond."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _refused(kind: str) -> ApiError:
-    return ApiError(400, "InvalidKeyException", _REFUSED.format("Authentication" if kind == "key" else "Authorization"))
+def _invalid(kind: str) -> ApiError:
+    return ApiError(400, "InvalidKeyException", _INVALID.format("Authentication" if kind == "key" else "Authorization"))

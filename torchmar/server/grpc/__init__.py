@@ -1,7 +1,7 @@
 """TorchServe's services over gRPC, by the same registry and queues as REST; ``pip install 'torchmar[grpc]'``.
 
-`listener.py` are the ports, `calls.py` what every call has in common, `asking.py` a request on its way to a
-model; `inference.py`, `management.py` and `open_inference.py` are the services.
+`listener.py` has the ports, `calls.py` tokens and errors of all calls, `model_call.py` a call to a model;
+`inference.py`, `management.py`, `open_inference.py`, `health.py` and `reflection.py` are the services.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def listen(registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> GrpcListener | None:
-    """Listen where the configuration says; None, and a line in the log, where Python has no gRPC.
+    """Listen on the configured addresses; None, and a line in the log, if gRPC is not installed.
 
     Raises:
         BindError: an address cannot be bound.
@@ -30,7 +30,7 @@ async def listen(registry: Registry, tokens: Tokens, settings: Settings, metrics
         importlib.import_module("google.protobuf")
         importlib.import_module("grpc")
     except ImportError:
-        logs.SERVER.warning("gRPC is off: pip install 'torchmar[grpc]' brings what it needs")
+        logs.SERVER.warning("gRPC is off: it needs pip install 'torchmar[grpc]'")
         return None
     from torchmar.server.grpc.listener import GrpcListener
 

@@ -1,4 +1,4 @@
-"""What every call over gRPC has in common: a token, and errors in TorchServe's codes and words."""
+"""Tokens and errors of calls over gRPC, in TorchServe's codes and texts."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ _PACKAGES = {
     "ModelNotFoundException": "org.pytorch.serve.archive.model.",
     "ModelVersionNotFoundException": "org.pytorch.serve.archive.model.",
 }
-_REFLECTION = "/grpc.reflection."  # who wants to know how to ask may have no token yet
+_REFLECTION = "/grpc.reflection."  # a client that reads how to send requests may have no token yet
 _NO_TOKEN = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
 
 
-class Failed(Exception):
-    """A call that ends with an error.
+class CallError(Exception):
+    """The error that a call ends with.
 
     Args:
         code: gRPC's.
-        details: what is wrong; on the last line the class of TorchServe's exception, where its clients read it.
-        kind: that class, where they do not; sent as metadata `EXCEPTION`.
+        details: the message; on the last line the class of TorchServe's exception, where its clients read it.
+        kind: that class, if it is not in the details; sent as metadata `EXCEPTION`.
     """
 
     def __init__(self, code: grpc.StatusCode, details: str, kind: str = "") -> None:
@@ -63,15 +63,15 @@ class Failed(Exception):
         """End a call with this error; never returns."""
         await context.abort(self.code, self.details, ((EXCEPTION, self.kind),) if self.kind else ())
 
-    def plain(self) -> Failed:
-        """Return the same without the class in the details."""
+    def plain(self) -> CallError:
+        """Return the same error without the class in the details."""
         message, _, last = self.details.rpartition("\n")
         kind = last.removesuffix(".()").rpartition(".")[2]
-        return Failed(self.code, message, kind) if kind.endswith("Exception") else self
+        return CallError(self.code, message, kind) if kind.endswith("Exception") else self
 
 
 def code(status: int) -> grpc.StatusCode:
-    """Return the code that TorchServe has for a status of HTTP."""
+    """Return TorchServe's code for an HTTP status."""
     if status in _CODES:
         return _CODES[status]
     if 400 <= status < 500:
@@ -79,83 +79,83 @@ def code(status: int) -> grpc.StatusCode:
     return Code.INTERNAL if 500 <= status < 600 else Code.UNKNOWN
 
 
-def details(refusal: ApiError) -> str:
-    """Return a refusal in TorchServe's words: its message, and the class of its exception on a line of its own."""
-    return f"{refusal}\n{_PACKAGES.get(refusal.type, 'org.pytorch.serve.http.')}{refusal.type}"
+def details(error: ApiError) -> str:
+    """Return an error as TorchServe does: its message, and the class of its exception on a line of its own."""
+    return f"{error}\n{_PACKAGES.get(error.type, 'org.pytorch.serve.http.')}{error.type}"
 
 
-def bad(parameter: str) -> Failed:
-    """Return TorchServe's error for a call that does not name its model; INTERNAL, of all codes."""
-    return Failed(Code.INTERNAL, f"Parameter {parameter} is required.\nBadRequestException.()")
+def missing_parameter(parameter: str) -> CallError:
+    """Return TorchServe's error for a call without a required field; its code is INTERNAL there."""
+    return CallError(Code.INTERNAL, f"Parameter {parameter} is required.\nBadRequestException.()")
 
 
-def unary(answer: Callable[[Any, Context], Awaitable[Message]], request: type[Message]) -> Method:
-    """Return a method of one request and one answer."""
+def unary(call: Callable[[Any, Context], Awaitable[Message]], message: type[Message]) -> Method:
+    """Return a method of one request and one response."""
 
-    async def called(asked: Message, context: Context) -> Message:
+    async def behaviour(request: Message, context: Context) -> Message:
         while True:
             try:
-                return await answer(asked, context)
+                return await call(request, context)
             except StillLoading as loading:
                 if await loading.wait():
                     continue
-                failing = failed(loading)
+                failure = call_error(loading)
             except Exception as error:
-                failing = failed(error)
+                failure = call_error(error)
             break
-        await failing.end(context)
+        await failure.end(context)
         raise AssertionError  # abort never returns
 
-    return grpc.unary_unary_rpc_method_handler(called, request.FromString, _serialized)
+    return grpc.unary_unary_rpc_method_handler(behaviour, message.FromString, _serialized)
 
 
 def streamed(
-    answer: Callable[[Any, Context], AsyncIterator[Message]], request: type[Message], *, many: bool = False
+    call: Callable[[Any, Context], AsyncIterator[Message]], message: type[Message], *, many: bool = False
 ) -> Method:
-    """Return a method of one request, or of several, and several answers."""
+    """Return a method of one request, or of several, and several responses."""
 
-    async def called(asked: Any, context: Context) -> AsyncIterator[Message]:
+    async def behaviour(request: Any, context: Context) -> AsyncIterator[Message]:
         while True:
             try:
-                async for one in answer(asked, context):
-                    yield one
+                async for response in call(request, context):
+                    yield response
                 return
-            except StillLoading as loading:  # before the first answer; requests of a stream are read only once
+            except StillLoading as loading:  # before the first response; requests of a stream are read only once
                 if not many and await loading.wait():
                     continue
-                failing = failed(loading)
+                failure = call_error(loading)
             except Exception as error:
-                failing = failed(error)
+                failure = call_error(error)
             break
-        await failing.end(context)
+        await failure.end(context)
 
     make: Any = grpc.stream_stream_rpc_method_handler if many else grpc.unary_stream_rpc_method_handler
-    made: Method = make(called, request.FromString, _serialized)
-    return made
+    method: Method = make(behaviour, message.FromString, _serialized)
+    return method
 
 
-def failed(error: Exception) -> Failed:
-    """Return the error of a call for what was raised in it; what is a fault of the server is logged."""
-    if isinstance(error, Failed):
+def call_error(error: Exception) -> CallError:
+    """Return the error of a call in which an exception was raised; unexpected exceptions are logged."""
+    if isinstance(error, CallError):
         return error
     if isinstance(error, ApiError):
-        return Failed(code(error.status), details(error))
+        return CallError(code(error.status), details(error))
     if not isinstance(error, asyncio.CancelledError):
         logs.SERVER.error("a call over gRPC failed", exc_info=error)
-    return Failed(Code.INTERNAL, "the server has failed; its log says how\nInternalServerException.()")
+    return CallError(Code.INTERNAL, "The request failed; the server's log has the reason.\nInternalServerException.()")
 
 
-# Probes have no token; the answers tell of the server's health and of nothing else.
+# Probes have no token; the responses contain the server's health and nothing else.
 _HEALTH = ("InferenceAPIsService/Ping", "/ServerLive", "/ServerReady", "grpc.health.v1.Health/Check", "Health/Watch")
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):
-    """Ends calls without the right token before their requests are read.
+    """Ends calls without a valid token before their requests are read.
 
     Args:
-        tokens: which are right.
+        tokens: the valid ones.
         kind: ``inference`` or ``management``.
-        health: whether health checks need one, too.
+        health: whether health checks need a token, too.
     """
 
     def __init__(self, tokens: Tokens, kind: Any, *, health: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Health as ``grpc.health.v1`` has it, which Kubernetes and load balancers ask for without a token.
+"""Health checks of ``grpc.health.v1``, which Kubernetes and load balancers send without a token.
 
 https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 """
@@ -11,18 +11,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from grpc_health.v1 import health_pb2 as wire
 
-from torchmar.server.grpc.calls import Code, Context, Failed, Method, streamed, unary
+from torchmar.server.grpc.calls import CallError, Code, Context, Method, streamed, unary
 
 NAME = "grpc.health.v1.Health"
 
-_LOOK = 0.2  # seconds between looks at what is watched
+_POLL_SECONDS = 0.2  # between two checks of a watched service
 
 
 class Health:
     """The service.
 
     Args:
-        ready: by service, whether it takes requests; the one without a name is the server.
+        ready: by service, whether it accepts requests; the service without a name is the whole server.
     """
 
     name = NAME
@@ -39,17 +39,19 @@ class Health:
         }
 
     def close(self) -> None:
-        """Report that nothing takes requests any more, and end what watches."""
+        """Report that no service accepts requests any more, and end all watches."""
         self._closed.set()
 
     async def check(self, request: wire.HealthCheckRequest, context: Context) -> wire.HealthCheckResponse:
         """Return the status of a service.
 
         Raises:
-            Failed: NOT_FOUND, there is no such service.
+            CallError: NOT_FOUND, there is no such service.
         """
         if request.service not in self._ready:
-            raise Failed(Code.NOT_FOUND, f"there is no service {request.service!r}; there are {', '.join(self._ready)}")
+            raise CallError(
+                Code.NOT_FOUND, f"unknown service {request.service!r}; the services are {', '.join(self._ready)}"
+            )
         return wire.HealthCheckResponse(status=self._status(request.service))
 
     async def watch(
@@ -66,7 +68,7 @@ class Health:
             if closed:
                 return
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closed.wait(), _LOOK)
+                await asyncio.wait_for(self._closed.wait(), _POLL_SECONDS)
 
     def _status(self, service: str) -> wire.HealthCheckResponse.ServingStatus:
         if service not in self._ready:

@@ -9,7 +9,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
 from torchmar.grpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest, Status, TorchServeHealthResponse
-from torchmar.server.grpc.calls import Context, Failed, Method, bad, streamed, unary
+from torchmar.server.grpc.calls import CallError, Context, Method, missing_parameter, streamed, unary
 from torchmar.server.grpc.model_call import ModelCall
 from torchmar.server.models.health import health
 from torchmar.server.models.registry import Registry, Version
@@ -23,13 +23,13 @@ class Inference:
 
     Args:
         registry: the models.
-        asking: what asks them.
+        model_call: calls them.
     """
 
     name = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 
-    def __init__(self, registry: Registry, asking: ModelCall) -> None:
-        self._registry, self._asking = registry, asking
+    def __init__(self, registry: Registry, model_call: ModelCall) -> None:
+        self._registry, self._call = registry, model_call
 
     def methods(self) -> Mapping[str, Method]:
         """Return the methods by their names."""
@@ -40,50 +40,50 @@ class Inference:
             "StreamPredictions2": streamed(self.sequence, PredictionsRequest, many=True),
         }
 
-    async def ping(self, asked: Empty, context: Context) -> TorchServeHealthResponse:
-        """Say how the server is, as ``/ping`` does."""
+    async def ping(self, request: Empty, context: Context) -> TorchServeHealthResponse:
+        """Return the health of the server, as ``/ping`` does."""
         return TorchServeHealthResponse(health=json.dumps({"status": health(self._registry)}, indent=2))
 
-    async def predict(self, asked: PredictionsRequest, context: Context) -> PredictionResponse:
-        """Answer a request; an answer in parts is put together."""
-        found, inputs = self._taken(asked)
-        return PredictionResponse(prediction=await self._asking.whole(found, inputs, context))
+    async def predict(self, request: PredictionsRequest, context: Context) -> PredictionResponse:
+        """Return the response to a request; parts of a streamed one are joined."""
+        version, inputs = self._resolve(request)
+        return PredictionResponse(prediction=await self._call.whole(version, inputs, context))
 
-    async def stream(self, asked: PredictionsRequest, context: Context) -> AsyncIterator[PredictionResponse]:
-        """Answer a request part by part; a handler that sends no parts answers once."""
-        found, inputs = self._taken(asked)
-        async for part in self._asking.parts(found, inputs, context):
+    async def stream(self, request: PredictionsRequest, context: Context) -> AsyncIterator[PredictionResponse]:
+        """Yield the parts of the response to a request; one if the handler does not stream."""
+        version, inputs = self._resolve(request)
+        async for part in self._call.parts(version, inputs, context):
             yield PredictionResponse(prediction=part)
 
     async def sequence(
-        self, asked: AsyncIterator[PredictionsRequest], context: Context
+        self, requests: AsyncIterator[PredictionsRequest], context: Context
     ) -> AsyncIterator[PredictionResponse]:
-        """Answer the requests of a sequence one after the other; one that fails says so and ends nothing.
+        """Answer the requests of a sequence one after the other; one that fails gets an error, and the stream goes on.
 
-        The handler finds the sequence in the header ``ts_request_sequence_id``.
+        The handler reads the sequence from the header ``ts_request_sequence_id``.
         """
-        async for one in asked:
+        async for request in requests:
             try:
-                if not one.sequence_id.strip():
-                    raise bad("sequenceId")
-                found, inputs = self._taken(one)
-                headers = {_SEQUENCE: one.sequence_id}
-                async for part in self._asking.parts(found, inputs, context, headers):
+                if not request.sequence_id.strip():
+                    raise missing_parameter("sequenceId")
+                version, inputs = self._resolve(request)
+                headers = {_SEQUENCE: request.sequence_id}
+                async for part in self._call.parts(version, inputs, context, headers):
                     yield PredictionResponse(prediction=part)
-            except Failed as failed:
-                yield PredictionResponse(status=_status(failed))
+            except CallError as error:
+                yield PredictionResponse(status=_status(error))
 
-    def _taken(self, asked: PredictionsRequest) -> tuple[Version, list[Part]]:
-        if not asked.model_name:
-            raise bad("model_name")
-        inputs = [Part(name, "", content) for name, content in asked.input.items()]
-        return self._asking.find(asked.model_name, asked.model_version), inputs
+    def _resolve(self, request: PredictionsRequest) -> tuple[Version, list[Part]]:
+        if not request.model_name:
+            raise missing_parameter("model_name")
+        inputs = [Part(name, "", content) for name, content in request.input.items()]
+        return self._call.find(request.model_name, request.model_version), inputs
 
 
-def _status(failed: Failed) -> Status:
+def _status(error: CallError) -> Status:
     """Return google.rpc.Status as TorchServe fills it: the exception's class is the reason in an ErrorInfo."""
-    message, _, kind = failed.details.rpartition("\n")
+    message, _, kind = error.details.rpartition("\n")
     reason = kind.encode()
     info = Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\n%c%b" % (len(reason), reason))
-    number: int = failed.code.value[0]
+    number: int = error.code.value[0]
     return Status(code=number, message=message, details=[info])

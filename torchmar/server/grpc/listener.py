@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class GrpcListener:
-    """What `torchmar.server.grpc.listen` returns.
+    """The servers of both ports; `torchmar.server.grpc.listen` makes it.
 
     Attributes:
         inference: the port of the inference API.
@@ -39,19 +39,19 @@ class GrpcListener:
     """
 
     def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
-        asking = ModelCall(registry, metrics)
-        ours: list[Any] = [Inference(registry, asking)]
+        model_call = ModelCall(registry, metrics)
+        inference: list[Any] = [Inference(registry, model_call)]
         if settings.ts_open_inference_protocol:
-            ours += [OpenInference(name, registry, metrics, asking) for name in (NAME, TORCHSERVES_NAME)]
-        theirs: list[Any] = [Management(registry, asking, settings)]
+            inference += [OpenInference(name, registry, metrics, model_call) for name in (NAME, TORCHSERVES_NAME)]
+        management: list[Any] = [Management(registry, model_call, settings)]
         self._settings = settings
-        self._watched = [
-            _add_probes(ours, partial(ready, registry), partial(ready, registry)),
+        self._probes = [
+            _add_probes(inference, partial(ready, registry), partial(ready, registry)),
             # Models can be managed whether or not they are ready.
-            _add_probes(theirs, partial(ready, registry), lambda: True),
+            _add_probes(management, partial(ready, registry), lambda: True),
         ]
-        self._inference = _server(tokens, "inference", ours, settings)
-        self._management = _server(tokens, "management", theirs, settings)
+        self._inference = _server(tokens, "inference", inference, settings)
+        self._management = _server(tokens, "management", management, settings)
         self.inference = self.management = 0
 
     async def open(self) -> None:
@@ -67,29 +67,29 @@ class GrpcListener:
             raise
 
     async def close(self, grace: float) -> None:
-        """Take no more calls; those that run end by themselves, or after ``grace`` seconds."""
-        for health in self._watched:
+        """Accept no more calls; those that run may end within ``grace`` seconds."""
+        for health in self._probes:
             if health is not None:
                 health.close()
         await asyncio.gather(self._inference.stop(grace), self._management.stop(grace))
 
 
 def _add_probes(services: list[Any], server: Callable[[], bool], service: Callable[[], bool]) -> Health | None:
-    """Add health and reflection to the services of a port; return the former.
+    """Add health and reflection to the services of a port; return the health service.
 
     Args:
-        services: of the port.
+        services: of the port; extended.
         server: whether the server is ready.
-        service: whether each of the services is.
+        service: whether each of the services is ready.
     """
     try:
         from torchmar.server.grpc import health, reflection
     except ImportError:
-        logs.SERVER.warning("gRPC has no health and no reflection: pip install 'torchmar[server]' brings them")
+        logs.SERVER.warning("gRPC has no health checks and no reflection: they need pip install 'torchmar[server]'")
         return None
-    probe = health.Health({"": server, **{one.name: service for one in services}})
+    probe = health.Health({"": server, **{each.name: service for each in services}})
     services.append(probe)
-    names = [one.name for one in services]
+    names = [each.name for each in services]
     services += [reflection.Reflection(name, names) for name in (reflection.ALPHA, reflection.NAME)]
     return probe
 
@@ -98,7 +98,7 @@ def _server(tokens: Tokens, kind: str, services: list[Any], settings: Settings) 
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", settings.max_request_size),
         ("grpc.max_send_message_length", -1),
-        # Or else a second server would listen beside the first, and each get some of the calls.
+        # Otherwise a second server could listen on the same port, and each would get some of the calls.
         ("grpc.so_reuseport", 0),
         *((f"grpc.{key.removeprefix(f'grpc_{kind}_')}", age) for key, age in settings.grpc_ages.items() if kind in key),
     ]
@@ -140,5 +140,7 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
         pair = settings.private_key_file.read_bytes(), settings.certificate_file.read_bytes()
     except (OSError, AssertionError) as error:
         message = f"private_key_file={settings.private_key_file}, certificate_file={settings.certificate_file}"
-        raise PropertiesError(f"{message}: gRPC needs both ({error})", hint="or enable_grpc_ssl=false") from None
+        raise PropertiesError(
+            f"{message}: gRPC needs both ({error})", hint="set both, or enable_grpc_ssl=false"
+        ) from None
     return grpc.ssl_server_credentials([pair])

@@ -21,14 +21,14 @@ class Management:
 
     Args:
         registry: the models.
-        asking: what asks handlers to describe themselves.
+        model_call: calls handlers, which describe themselves.
         settings: the server's configuration.
     """
 
     name = "org.pytorch.serve.grpc.management.ManagementAPIsService"
 
-    def __init__(self, registry: Registry, asking: ModelCall, settings: Settings) -> None:
-        self._registry, self._asking, self._settings = registry, asking, settings
+    def __init__(self, registry: Registry, model_call: ModelCall, settings: Settings) -> None:
+        self._registry, self._call, self._settings = registry, model_call, settings
 
     def methods(self) -> Mapping[str, Method]:
         """Return the methods by their names."""
@@ -41,74 +41,78 @@ class Management:
             "UnregisterModel": unary(self.unregister, wire.UnregisterModelRequest),
         }
 
-    async def describe(self, asked: wire.DescribeModelRequest, context: Context) -> wire.ManagementResponse:
+    async def describe(self, request: wire.DescribeModelRequest, context: Context) -> wire.ManagementResponse:
         """Describe a version, the default one or, with ``all``, every one."""
-        name, version = asked.model_name, asked.model_version or None
+        name, version = request.model_name, request.model_version or None
         if version == "all":
             self._registry.find(name)
-            found = list(self._registry.models[name].versions.values())
+            versions = list(self._registry.models[name].versions.values())
         else:
-            found = [self._registry.find(name, version)]
-        on_gpu = any(one.serving.device_type == "gpu" for one in found)
+            versions = [self._registry.find(name, version)]
+        on_gpu = any(each.serving.device_type == "gpu" for each in versions)
         usage = await asyncio.to_thread(descriptions.gpu_usage) if on_gpu else None
-        described = [descriptions.version(one, usage) for one in found]
-        if asked.customized and version != "all":
-            described[0]["customizedMetadata"] = await self._said_by_handler(found[0], context)
+        described = [descriptions.version(each, usage) for each in versions]
+        if request.customized and version != "all":
+            described[0]["customizedMetadata"] = await self._handler_metadata(versions[0], context)
         return _json(described)
 
-    async def list(self, asked: wire.ListModelsRequest, context: Context) -> wire.ManagementResponse:
+    async def list(self, request: wire.ListModelsRequest, context: Context) -> wire.ManagementResponse:
         """List a page of the models."""
-        return _json(descriptions.page(self._registry.models.values(), asked.limit, asked.next_page_token))
+        return _json(descriptions.page(self._registry.models.values(), request.limit, request.next_page_token))
 
-    async def register(self, asked: wire.RegisterModelRequest, context: Context) -> wire.ManagementResponse:
-        """Register an archive; a number that is not above zero is one that was not given."""
-        self._allow()
-        if not asked.url:
+    async def register(self, request: wire.RegisterModelRequest, context: Context) -> wire.ManagementResponse:
+        """Register an archive; a number of zero or less counts as not set."""
+        self._check_allowed()
+        if not request.url:
             raise ApiError(400, "BadRequestException", "Parameter url is required.")
-        found = await self._registry.register(
+        version = await self._registry.register(
             Registration(
-                asked.url,
-                model_name=asked.model_name,
-                handler=asked.handler,
-                runtime=asked.runtime or None,
-                batch_size=_given(asked.batch_size),
-                max_batch_delay=_given(asked.max_batch_delay),
-                response_timeout=_given(asked.response_timeout),
-                startup_timeout=_given(asked.startup_timeout),
-                initial_workers=_given(asked.initial_workers),
-                synchronous=asked.synchronous,
+                url=request.url,
+                model_name=request.model_name,
+                handler=request.handler,
+                runtime=request.runtime or None,
+                batch_size=_number(request.batch_size),
+                max_batch_delay=_number(request.max_batch_delay),
+                response_timeout=_number(request.response_timeout),
+                startup_timeout=_number(request.startup_timeout),
+                initial_workers=_number(request.initial_workers),
+                synchronous=request.synchronous,
             )
         )
-        return _say(status_messages.registered(found, synchronous=asked.synchronous))
+        return _response(status_messages.registered(version, synchronous=request.synchronous))
 
-    async def scale(self, asked: wire.ScaleWorkerRequest, context: Context) -> wire.ManagementResponse:
-        """Set how many workers a version has; 0 is 1."""
-        low = _given(asked.min_worker) or 1
-        high = _given(asked.max_worker) or low
-        version = asked.model_version or None
-        await self._registry.scale(asked.model_name, version, low, high, synchronous=asked.synchronous)
-        return _say(status_messages.scaled(asked.model_name, version, low, synchronous=asked.synchronous))
+    async def scale(self, request: wire.ScaleWorkerRequest, context: Context) -> wire.ManagementResponse:
+        """Set the number of workers of a version; 0 counts as 1."""
+        min_workers = _number(request.min_worker) or 1
+        max_workers = _number(request.max_worker) or min_workers
+        version = request.model_version or None
+        await self._registry.scale(
+            request.model_name, version, min_workers, max_workers, synchronous=request.synchronous
+        )
+        return _response(
+            status_messages.scaled(request.model_name, version, min_workers, synchronous=request.synchronous)
+        )
 
-    async def set_default(self, asked: wire.SetDefaultRequest, context: Context) -> wire.ManagementResponse:
-        """Make a version the one that is asked when none is named."""
-        name, version = asked.model_name, asked.model_version
+    async def set_default(self, request: wire.SetDefaultRequest, context: Context) -> wire.ManagementResponse:
+        """Make a version the default one."""
+        name, version = request.model_name, request.model_version
         self._registry.set_default(name, version)
-        return _say(status_messages.made_default(name, version))
+        return _response(status_messages.made_default(name, version))
 
-    async def unregister(self, asked: wire.UnregisterModelRequest, context: Context) -> wire.ManagementResponse:
+    async def unregister(self, request: wire.UnregisterModelRequest, context: Context) -> wire.ManagementResponse:
         """Remove a version."""
-        self._allow()
-        if not asked.model_name:
+        self._check_allowed()
+        if not request.model_name:
             raise ApiError(400, "BadRequestException", "Parameter model_name is required.")
-        await self._registry.unregister(asked.model_name, asked.model_version or None)
-        return _say(status_messages.unregistered(asked.model_name))
+        await self._registry.unregister(request.model_name, request.model_version or None)
+        return _response(status_messages.unregistered(request.model_name))
 
-    def _allow(self) -> None:
+    def _check_allowed(self) -> None:
         if not self._settings.model_api:
             raise ApiError(403, "ModelException", "Model API disabled")
 
-    async def _said_by_handler(self, found: Version, context: Context) -> dict[str, object]:
-        body = await self._asking.whole(found, (), context, {"describe": "True"})
+    async def _handler_metadata(self, version: Version, context: Context) -> dict[str, object]:
+        body = await self._call.whole(version, (), context, {"describe": "True"})
         with contextlib.suppress(ValueError, RecursionError):
             document = json.loads(body)
             if isinstance(document, dict):
@@ -116,13 +120,13 @@ class Management:
         return {}
 
 
-def _given(number: int) -> int | None:
-    return number if number > 0 else None
+def _number(value: int) -> int | None:
+    return value if value > 0 else None
 
 
 def _json(document: object) -> wire.ManagementResponse:
-    return _say(json.dumps(document, indent=2, ensure_ascii=False))
+    return _response(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _say(text: str) -> wire.ManagementResponse:
+def _response(text: str) -> wire.ManagementResponse:
     return wire.ManagementResponse(msg=text)

@@ -26,34 +26,34 @@ def inputs(request: wire.ModelInferRequest) -> Iterator[Tensor]:
     """Yield the inputs of a request, from raw contents where it has some.
 
     Raises:
-        ValueError: an input has no contents, such as its datatype does not hold, or more than one kind of them.
+        ValueError: an input has no contents, contents of another datatype, or several kinds of contents.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise ValueError(f"there are {len(request.inputs)} inputs and raw_input_contents of {len(raw)}")
-    for index, one in enumerate(request.inputs):
+    for index, tensor in enumerate(request.inputs):
         try:
-            if raw and one.contents.ListFields():
+            if raw and tensor.contents.ListFields():
                 raise ValueError("there are contents and raw_input_contents; send one of them")
-            content = raw[index] if raw else pack(one.datatype, _elements(one))
+            content = raw[index] if raw else pack(tensor.datatype, _elements(tensor))
         except ValueError as error:
-            raise ValueError(f"input {one.name!r}: {error}") from None
-        yield Tensor(one.name, one.datatype, list(one.shape), content, parameters(one.parameters))
+            raise ValueError(f"input {tensor.name!r}: {error}") from None
+        yield Tensor(tensor.name, tensor.datatype, list(tensor.shape), content, parameters(tensor.parameters))
 
 
 def parameters(given: Mapping[str, wire.InferParameter]) -> dict[str, Any]:
-    """Return parameters as JSON has them; those without a value are left out."""
-    kinds = ((name, one, one.WhichOneof("parameter_choice")) for name, one in given.items())
-    return {name: getattr(one, kind) for name, one, kind in kinds if kind}
+    """Return parameters as Python values; those without a value are left out."""
+    kinds = ((name, value, value.WhichOneof("parameter_choice")) for name, value in given.items())
+    return {name: getattr(value, kind) for name, value, kind in kinds if kind}
 
 
 def response(document: Mapping[str, Any], outputs: Sequence[Tensor], *, raw: bool) -> wire.ModelInferResponse:
-    """Return an answer.
+    """Return a response.
 
     Args:
-        document: the JSON of the answer, without its outputs.
-        outputs: these.
-        raw: whether in raw contents, as all are if the datatype of one has no others.
+        document: the JSON of the response, without its outputs.
+        outputs: the outputs.
+        raw: whether they are sent as raw contents; all of them are if the datatype of one has no others.
 
     Raises:
         ValueError: an output is not of its datatype.
@@ -64,14 +64,14 @@ def response(document: Mapping[str, Any], outputs: Sequence[Tensor], *, raw: boo
         id=str(document.get("id") or ""),
     )
     _set(message.parameters, document.get("parameters") or {})
-    raw = raw or any(one.datatype in _ONLY_RAW for one in outputs)
-    for one in outputs:
-        output = message.outputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
-        _set(output.parameters, one.parameters)
+    raw = raw or any(tensor.datatype in _ONLY_RAW for tensor in outputs)
+    for tensor in outputs:
+        output = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        _set(output.parameters, tensor.parameters)
         if raw:
-            message.raw_output_contents.append(one.content)
+            message.raw_output_contents.append(tensor.content)
         else:
-            getattr(output.contents, _CONTENTS[one.datatype]).extend(unpack(one.datatype, one.content))
+            getattr(output.contents, _CONTENTS[tensor.datatype]).extend(unpack(tensor.datatype, tensor.content))
     return message
 
 
@@ -79,12 +79,14 @@ def _elements(tensor: wire.ModelInferRequest.InferInputTensor) -> list[Any]:
     if tensor.datatype in _ONLY_RAW:
         raise ValueError(f"{tensor.datatype} comes in raw_input_contents only")
     if tensor.datatype not in _CONTENTS:
-        raise ValueError(f"the datatype {tensor.datatype!r} is none of {', '.join((*_CONTENTS, *_ONLY_RAW))}")
-    wanted = _CONTENTS[tensor.datatype]
-    others = [field.name for field, _ in tensor.contents.ListFields() if field.name != wanted]
+        raise ValueError(
+            f"unknown datatype {tensor.datatype!r}; the datatypes are {', '.join((*_CONTENTS, *_ONLY_RAW))}"
+        )
+    field_name = _CONTENTS[tensor.datatype]
+    others = [field.name for field, _ in tensor.contents.ListFields() if field.name != field_name]
     if others:
-        raise ValueError(f"{tensor.datatype} comes in {wanted}, not in {', '.join(others)}")
-    return list(getattr(tensor.contents, wanted))
+        raise ValueError(f"{tensor.datatype} comes in {field_name}, not in {', '.join(others)}")
+    return list(getattr(tensor.contents, field_name))
 
 
 def _set(parameters: Any, given: Mapping[str, Any]) -> None:

@@ -10,96 +10,96 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from torchmar.server.api_error import ApiError
-from torchmar.server.grpc.calls import Code, Context, Failed, code, details
+from torchmar.server.grpc.calls import CallError, Code, Context, code, details
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.workers.jobs import Job, Part, Reply
 
-_MOST = 4096  # characters of a handler's answer that stand in the details of an error
+_MAX_DETAILS = 4096  # characters of a handler's response in the details of an error
 
 
 class ModelCall:
-    """What services ask models by.
+    """Calls from the services to models.
 
     Args:
         registry: the models.
-        metrics: where requests are counted.
+        metrics: counts the requests.
     """
 
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
         self._registry, self._metrics = registry, metrics
 
     def find(self, name: str, version: str) -> Version:
-        """Return a version; an empty one is the default.
+        """Return a version of a model, the default one if ``version`` is empty.
 
         Raises:
-            Failed: there is none; INTERNAL, as TorchServe says of models that are to predict.
+            CallError: there is none; INTERNAL, as for predictions by TorchServe.
         """
         try:
             return self._registry.find(name, version or None)
         except StillLoading:
             raise  # the call waits for it
-        except ApiError as refusal:
-            raise Failed(Code.INTERNAL, details(refusal)) from None
+        except ApiError as error:
+            raise CallError(Code.INTERNAL, details(error)) from None
 
     async def whole(
-        self, found: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str] | None = None
+        self, version: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """Return what a model answers; of an answer in parts, all of them.
+        """Return the response of a model; the parts of a streamed one are joined.
 
         Raises:
-            Failed: as `parts`.
+            CallError: as `parts`.
         """
-        return b"".join([part async for part in self.parts(found, inputs, context, headers)])
+        return b"".join([part async for part in self.parts(version, inputs, context, headers)])
 
     async def parts(
-        self, found: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str] | None = None
+        self, version: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[bytes]:
-        """Yield what a model answers, in the parts in which its handler sends it.
+        """Yield the response of a model, in the parts in which its handler sends it.
 
         Args:
-            found: the model's version.
-            inputs: what the handler's row has.
+            version: the model's version.
+            inputs: the parts of the handler's row.
             context: of the call.
-            headers: what the handler sees as the request's headers; default: none.
+            headers: of the request, as the handler sees them; default: none.
 
         Raises:
-            Failed: the handler, or the server in its place, answers with an error.
+            CallError: the handler, or the server in its place, responds with an error.
         """
         try:
-            async with contextlib.aclosing(self.replies(found, inputs, context, headers or {})) as replies:
+            async with contextlib.aclosing(self.replies(version, inputs, context, headers or {})) as replies:
                 async for reply in replies:
-                    if failed := failure(reply):
-                        raise failed
+                    if error := reply_error(reply):
+                        raise error
                     yield reply.body
-        except ApiError as refusal:
-            # As TorchServe says that there is no worker, or too many wait for one.
-            raise Failed(Code.INTERNAL, f"{refusal}\nInternalServerException.()") from None
+        except ApiError as error:
+            # TorchServe's error if there is no worker, or the queue is full.
+            raise CallError(Code.INTERNAL, f"{error}\nInternalServerException.()") from None
 
     async def replies(
-        self, found: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str]
+        self, version: Version, inputs: Sequence[Part], context: Context, headers: Mapping[str, str]
     ) -> AsyncGenerator[Reply, None]:
-        """Yield the replies of a model: one, or one for each part of an answer.
+        """Yield the replies of a model: one, or one for each part of a streamed response.
 
         The call's deadline is the request's, and a client that ends the call ends the request.
 
         Raises:
-            ApiError: the model takes no requests now.
+            ApiError: the model accepts no requests now.
         """
-        waiting: asyncio.Queue[Reply] = asyncio.Queue()
-        job = Job(str(uuid.uuid4()), headers, inputs, waiting.put_nowait, _deadline(found, context))
+        replies: asyncio.Queue[Reply] = asyncio.Queue()
+        job = Job(str(uuid.uuid4()), headers, inputs, replies.put_nowait, _deadline(version, context))
         try:
-            found.pool.submit(job)
-        except ApiError as refusal:
-            self._metrics.request(found.name, found.version, refusal.status)
+            version.pool.submit(job)
+        except ApiError as error:
+            self._metrics.request(version.name, version.version, error.status)
             raise
         try:
             while True:
-                reply = await waiting.get()
+                reply = await replies.get()
                 if not reply.more:
                     seconds = time.monotonic() - job.since
-                    self._metrics.request(found.name, found.version, reply.status, seconds)
+                    self._metrics.request(version.name, version.version, reply.status, seconds)
                 yield reply
                 if not reply.more:
                     return
@@ -107,20 +107,20 @@ class ModelCall:
             job.cancelled = True
 
 
-def failure(reply: Reply) -> Failed | None:
-    """Return the error that a reply is, with the handler's words; None if it is none.
+def reply_error(reply: Reply) -> CallError | None:
+    """Return the error for a reply with an error status, with the handler's message; None for any other reply.
 
-    TorchServe answers so what a handler raises; what a handler sets for one request alone is OK there, whatever it is.
+    TorchServe does so for exceptions of a handler; a status that the handler sets for one request is OK there.
     """
     if reply.message and not 200 <= reply.status < 300:
-        return Failed(code(reply.status), f"{reply.message}\norg.pytorch.serve.http.InternalServerException")
+        return CallError(code(reply.status), f"{reply.message}\norg.pytorch.serve.http.InternalServerException")
     if reply.status < 400:
         return None
-    message, kind = words(reply)
-    return Failed(code(reply.status), f"{message}\norg.pytorch.serve.http.{kind}")
+    message, kind = error_message(reply)
+    return CallError(code(reply.status), f"{message}\norg.pytorch.serve.http.{kind}")
 
 
-def words(reply: Reply) -> tuple[str, str]:
+def error_message(reply: Reply) -> tuple[str, str]:
     """Return the message of a handler's error, and the class of TorchServe's exception for it."""
     text = reply.body.decode("utf-8", "replace")
     kind = "BadRequestException" if reply.status < 500 else "InternalServerException"
@@ -130,13 +130,14 @@ def words(reply: Reply) -> tuple[str, str]:
         document = None
     if isinstance(document, dict):
         message = document.get("message") or document.get("error")
-        named = document.get("type")
+        type_name = document.get("type")
         if isinstance(message, str):
-            return message, named if isinstance(named, str) and named.endswith("Exception") else kind
-    return text[:_MOST] or f"the handler answered with the status {reply.status}", kind
+            return message, type_name if isinstance(type_name, str) and type_name.endswith("Exception") else kind
+    return text[:_MAX_DETAILS] or f"the handler responded with status {reply.status}", kind
 
 
-def _deadline(found: Version, context: Context) -> float | None:
-    ours, left = found.deadline(), context.time_remaining()
-    theirs = None if left is None else time.monotonic() + left
-    return min(ours, theirs) if ours is not None and theirs is not None else ours if theirs is None else theirs
+def _deadline(version: Version, context: Context) -> float | None:
+    """Return the earlier one of the server's deadline and the client's; None if there is neither."""
+    remaining = context.time_remaining()
+    deadlines = (version.deadline(), None if remaining is None else time.monotonic() + remaining)
+    return min((deadline for deadline in deadlines if deadline is not None), default=None)

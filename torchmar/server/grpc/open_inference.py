@@ -1,8 +1,8 @@
 """The Open Inference Protocol (KServe v2) over gRPC, with some of Triton's extensions.
 
 The contract is ``torchmar/grpc/wire/open_inference.proto``. It is served under two names: that of KServe and Triton,
-``inference.GRPCInferenceService``, and TorchServe's. A handler of ours gets tensors as bytes and answers in bytes; any
-other gets the JSON that it would get over REST, and under TorchServe's name what TorchServe would make of the request.
+``inference.GRPCInferenceService``, and TorchServe's. A handler of ours gets tensors as bytes and responds in bytes; any
+other gets the JSON that it would get over REST, and under TorchServe's name the JSON that TorchServe would send it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,18 @@ from torchmar.grpc.wire import open_inference_pb2 as wire
 from torchmar.server.api import model_documents, open_inference, tensors
 from torchmar.server.api.tensors import Tensor
 from torchmar.server.grpc import messages
-from torchmar.server.grpc.calls import Code, Context, Failed, Method, bad, code, failed, streamed, unary
-from torchmar.server.grpc.model_call import ModelCall, words
+from torchmar.server.grpc.calls import (
+    CallError,
+    Code,
+    Context,
+    Method,
+    call_error,
+    code,
+    missing_parameter,
+    streamed,
+    unary,
+)
+from torchmar.server.grpc.model_call import ModelCall, error_message
 from torchmar.server.models.health import ready
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
@@ -34,7 +44,7 @@ from torchmar.tensor_elements import BYTES, pack, unpack
 NAME = "inference.GRPCInferenceService"
 TORCHSERVES_NAME = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
 
-_AHEAD = 64  # requests of a stream that wait for their answers at the most
+_MAX_AHEAD = 64  # requests of a stream that may wait for their responses
 _FINAL = "triton_final_response"
 _SHARED_MEMORY = ("SystemSharedMemory", "CudaSharedMemory")
 _UNSUPPORTED = {
@@ -56,17 +66,17 @@ class OpenInference:
     Args:
         name: of the service.
         registry: the models.
-        metrics: where requests are counted.
-        asking: what asks the models.
+        metrics: source of the statistics.
+        model_call: calls the models.
     """
 
-    def __init__(self, name: str, registry: Registry, metrics: Metrics, asking: ModelCall) -> None:
+    def __init__(self, name: str, registry: Registry, metrics: Metrics, model_call: ModelCall) -> None:
         self.name = name
         self._torchserves = name == TORCHSERVES_NAME
-        self._registry, self._metrics, self._asking = registry, metrics, asking
+        self._registry, self._metrics, self._call = registry, metrics, model_call
 
     def methods(self) -> Mapping[str, Method]:
-        """Return the methods by their names; those of extensions that are not supported say so."""
+        """Return the methods by their names, with those of extensions that are not supported."""
         return {
             "ServerLive": self._unary(self.server_live, wire.ServerLiveRequest),
             "ServerReady": self._unary(self.server_ready, wire.ServerReadyRequest),
@@ -78,25 +88,25 @@ class OpenInference:
             "ModelConfig": self._unary(self.model_config, wire.ModelConfigRequest),
             "ModelStatistics": self._unary(self.model_statistics, wire.ModelStatisticsRequest),
             "RepositoryIndex": self._unary(self.index, wire.RepositoryIndexRequest),
-            **{name: _unsupported(why) for name, why in _UNSUPPORTED.items()},
+            **{name: _unsupported(message) for name, message in _UNSUPPORTED.items()},
         }
 
     async def server_live(self, request: wire.ServerLiveRequest, context: Context) -> wire.ServerLiveResponse:
-        """Say that the server is up."""
+        """Return that the server is up."""
         return wire.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: wire.ServerReadyRequest, context: Context) -> wire.ServerReadyResponse:
-        """Say whether every model answers, as ``/v2/health/ready`` does."""
+        """Return whether every model is ready, as ``/v2/health/ready`` does."""
         return wire.ServerReadyResponse(ready=ready(self._registry))
 
     async def server_metadata(
         self, request: wire.ServerMetadataRequest, context: Context
     ) -> wire.ServerMetadataResponse:
-        """Say what the server is."""
+        """Return the server's name, version and extensions."""
         return ParseDict(model_documents.server(), wire.ServerMetadataResponse())
 
     async def model_ready(self, request: wire.ModelReadyRequest, context: Context) -> wire.ModelReadyResponse:
-        """Say whether a model takes requests: it has workers, as many as it should."""
+        """Return whether a model is ready: it has workers, as many as configured."""
         try:
             pool = self._find(request.name, request.version, "name").pool
         except StillLoading:
@@ -126,78 +136,84 @@ class OpenInference:
         return ParseDict({"models": models}, wire.RepositoryIndexResponse())
 
     async def infer(self, request: wire.ModelInferRequest, context: Context) -> wire.ModelInferResponse:
-        """Answer a request."""
+        """Return the response to a request."""
         version = self._find(request.model_name, request.model_version, "model_name")
         await _loaded(version, context)
         raw = bool(request.raw_input_contents)
         try:
-            given = list(messages.inputs(request))
-            headers, row = self._row(request, given, binary=version.pool.description.get("binary") is True)
+            inputs = list(messages.inputs(request))
+            headers, row = self._row(request, inputs, binary=version.pool.description.get("binary") is True)
         except ValueError as error:
-            raise Failed(Code.INVALID_ARGUMENT, f"{error}\nBadRequestException.()") from None
-        replies = [reply async for reply in self._asking.replies(version, [row], context, headers)]
+            raise CallError(Code.INVALID_ARGUMENT, f"{error}\nBadRequestException.()") from None
+        replies = [reply async for reply in self._call.replies(version, [row], context, headers)]
         reply = replies[-1]
         if reply.status >= 300:
-            raise _failed(reply)
-        body = b"".join(one.body for one in replies)
+            raise _reply_error(reply)
+        body = b"".join(part.body for part in replies)
         length = {name.lower(): value for name, value in reply.headers.items()}.get(tensors.HEADER_LENGTH.lower())
         try:
-            document, outputs = self._answer(body, None if length is None else int(length))
+            document, outputs = self._split(body, None if length is None else int(length))
             return messages.response({"id": request.id, **document}, outputs, raw=raw)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            message = f"the answer of model {version.name} is not of the Open Inference Protocol: {error!r}"
-            raise Failed(Code.INTERNAL, f"{message}\nInternalServerException.()") from None
+            message = f"the response of model {version.name} is not of the Open Inference Protocol: {error!r}"
+            raise CallError(Code.INTERNAL, f"{message}\nInternalServerException.()") from None
 
     async def stream(
         self, requests: AsyncIterator[wire.ModelInferRequest], context: Context
     ) -> AsyncIterator[wire.ModelStreamInferResponse]:
-        """Answer the requests of a stream in their order; one that fails says so and ends nothing.
+        """Answer the requests of a stream in their order; one that fails gets an error, and the stream goes on.
 
-        Workers get them as they come, so that batches form.
+        Workers get them as they arrive, so that batches form.
         """
-        answers: asyncio.Queue[asyncio.Task[wire.ModelStreamInferResponse] | None] = asyncio.Queue(_AHEAD)
+        responses: asyncio.Queue[asyncio.Task[wire.ModelStreamInferResponse] | None] = asyncio.Queue(_MAX_AHEAD)
 
         async def read() -> None:
             try:
-                async for one in requests:
-                    await answers.put(asyncio.create_task(self._streamed(one, context)))
+                async for request in requests:
+                    await responses.put(asyncio.create_task(self._stream_response(request, context)))
             finally:
-                await answers.put(None)
+                await responses.put(None)
 
         reading = asyncio.create_task(read())
         current: asyncio.Task[wire.ModelStreamInferResponse] | None = None
         try:
-            while (current := await answers.get()) is not None:
+            while (current := await responses.get()) is not None:
                 yield await current
         finally:
             reading.cancel()
             while current is not None:
                 current.cancel()
-                current = None if answers.empty() else answers.get_nowait()
+                current = None if responses.empty() else responses.get_nowait()
 
-    async def _streamed(self, request: wire.ModelInferRequest, context: Context) -> wire.ModelStreamInferResponse:
+    async def _stream_response(
+        self, request: wire.ModelInferRequest, context: Context
+    ) -> wire.ModelStreamInferResponse:
         try:
-            answer = await self.infer(request, context)
+            response = await self.infer(request, context)
         except Exception as error:
-            response = wire.ModelStreamInferResponse(error_message=failed(error).plain().details)
-            response.infer_response.id = request.id
-            return response
-        answer.parameters[_FINAL].bool_param = True
-        return wire.ModelStreamInferResponse(infer_response=answer)
+            failed = wire.ModelStreamInferResponse(error_message=call_error(error).plain().details)
+            failed.infer_response.id = request.id
+            return failed
+        response.parameters[_FINAL].bool_param = True
+        return wire.ModelStreamInferResponse(infer_response=response)
 
     def _find(self, name: str, version: str, parameter: str) -> Version:
         """Return a version, by default the default one.
 
         Raises:
-            Failed: the name is empty.
+            CallError: the name is empty.
             ApiError: 404, there is none.
         """
         if not name:
-            raise bad(parameter) if self._torchserves else Failed(Code.INVALID_ARGUMENT, f"{parameter} is empty")
+            raise (
+                missing_parameter(parameter)
+                if self._torchserves
+                else CallError(Code.INVALID_ARGUMENT, f"{parameter} is empty")
+            )
         return self._registry.find(name, version or None)
 
     def _row(
-        self, request: wire.ModelInferRequest, given: Sequence[Tensor], *, binary: bool
+        self, request: wire.ModelInferRequest, inputs: Sequence[Tensor], *, binary: bool
     ) -> tuple[dict[str, str], Part]:
         """Return the headers and the row for a handler: bytes, or JSON.
 
@@ -205,80 +221,80 @@ class OpenInference:
             ValueError: JSON cannot hold an input.
         """
         parameters = messages.parameters(request.parameters)
-        chosen = [(one.name, messages.parameters(one.parameters)) for one in request.outputs]
+        outputs = [(output.name, messages.parameters(output.parameters)) for output in request.outputs]
         if binary:
             parameters["binary_data_output"] = True
-            chosen = [(name, {**more, "binary_data": True}) for name, more in chosen]
+            outputs = [(name, {**more, "binary_data": True}) for name, more in outputs]
         document: dict[str, Any] = {
             "id": request.id,
             "parameters": parameters,
-            "outputs": [{"name": name, "parameters": more} for name, more in chosen],
+            "outputs": [{"name": name, "parameters": more} for name, more in outputs],
         }
         document = {key: value for key, value in document.items() if value}
         if binary:
-            body, length = tensors.joined(document, given, "inputs")
+            body, length = tensors.joined(document, inputs, "inputs")
             return {tensors.HEADER_LENGTH: str(length)}, Part("body", "application/octet-stream", body)
         if self._torchserves:
-            given = [_encoded(one) for one in given]
+            inputs = [_encoded(tensor) for tensor in inputs]
             document = {"id": request.id, "model_name": request.model_name, **document}
-        document["inputs"] = [tensors.in_json(one) for one in given]
+        document["inputs"] = [tensors.in_json(tensor) for tensor in inputs]
         body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
         return {}, Part("body", "application/json", body)
 
-    def _answer(self, body: bytes, header_length: int | None) -> tuple[dict[str, Any], list[Tensor]]:
+    def _split(self, body: bytes, header_length: int | None) -> tuple[dict[str, Any], list[Tensor]]:
         document, outputs = tensors.split(body, header_length, "outputs")
         if header_length is None and self._torchserves:
-            outputs = [_quoted(one) for one in outputs]
+            outputs = [_quoted(tensor) for tensor in outputs]
         return document, outputs
 
-    def _unary(self, answer: Callable[[Any, Context], Any], message: Any) -> Method:
+    def _unary(self, call: Callable[[Any, Context], Any], message: Any) -> Method:
         if self._torchserves:
-            return unary(answer, message)
+            return unary(call, message)
 
-        async def plainly(request: Any, context: Context) -> Any:
-            """Answer; errors without TorchServe's classes of exceptions, which only its clients read."""
+        async def plain(request: Any, context: Context) -> Any:
+            """Send errors without TorchServe's classes of exceptions, which only its clients read."""
             try:
-                return await answer(request, context)
+                return await call(request, context)
             except Exception as error:
-                raise failed(error).plain() from None
+                raise call_error(error).plain() from None
 
-        return unary(plainly, message)
+        return unary(plain, message)
 
 
 async def _loaded(version: Version, context: Context) -> None:
     """Wait for the handler's tensor signature while the call lasts and the model may still load."""
-    left = context.time_remaining()
+    remaining = context.time_remaining()
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(version.pool.described(), left)
+        await asyncio.wait_for(version.pool.described(), remaining)
 
 
-def _failed(reply: Reply) -> Failed:
+def _reply_error(reply: Reply) -> CallError:
     if reply.message:
-        return Failed(code(reply.status), f"{reply.message}\norg.pytorch.serve.http.InternalServerException")
-    message, kind = words(reply)
-    return Failed(code(reply.status), f"{message}\norg.pytorch.serve.http.{kind}")
+        return CallError(code(reply.status), f"{reply.message}\norg.pytorch.serve.http.InternalServerException")
+    message, kind = error_message(reply)
+    return CallError(code(reply.status), f"{message}\norg.pytorch.serve.http.{kind}")
 
 
 def _encoded(tensor: Tensor) -> Tensor:
-    """Return a tensor as TorchServe hands it on: bytes in base64."""
+    """Return a tensor as TorchServe sends it to the handler: bytes in base64."""
     if tensor.datatype != BYTES:
         return tensor
     items = unpack(BYTES, tensor.content)
-    return tensor._replace(content=pack(BYTES, [base64.b64encode(one) for one in items]))
+    return tensor._replace(content=pack(BYTES, [base64.b64encode(item) for item in items]))
 
 
 def _quoted(tensor: Tensor) -> Tensor:
-    """Return a tensor as TorchServe does: texts as they stand in JSON, quotes and all."""
+    """Return a tensor as TorchServe sends it to the client: texts as JSON, with their quotes."""
     if tensor.datatype != BYTES:
         return tensor
     items = unpack(BYTES, tensor.content)
-    quoted = [json.dumps(one.decode(), ensure_ascii=False) for one in items]
+    quoted = [json.dumps(item.decode(), ensure_ascii=False) for item in items]
     return tensor._replace(content=pack(BYTES, quoted))
 
 
-def _unsupported(why: str) -> Method:
-    async def refuse(_: bytes, context: Context) -> bytes:
-        await context.abort(Code.UNIMPLEMENTED, why)
+def _unsupported(message: str) -> Method:
+    async def fail(_: bytes, context: Context) -> bytes:
+        await context.abort(Code.UNIMPLEMENTED, message)
         raise AssertionError  # abort never returns
 
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.unary_unary_rpc_method_handler(fail)

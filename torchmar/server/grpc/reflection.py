@@ -1,4 +1,4 @@
-"""Server reflection, by which grpcurl and the like learn services and messages: versions 1 and 1alpha.
+"""Server reflection, from which grpcurl and similar programs read services and messages: versions 1 and 1alpha.
 
 https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 """
@@ -45,8 +45,8 @@ class Reflection:
 def _pool() -> DescriptorPool:
     """Return the contracts of all services.
 
-    Some are served under the names of other packages. They are in this pool only: that of the process may have the
-    real ones, of a program that imports KServe's or Triton's messages.
+    Some are served under the names of other packages. They are in this pool only: the pool of the process may have the
+    real ones, in a program that imports KServe's or Triton's messages.
     """
     pool = DescriptorPool()
     modules = (any_pb2, empty_pb2, inference_pb2, management_pb2, open_inference_pb2, health_pb2, reflection_pb2)
@@ -66,10 +66,10 @@ def _copy(descriptor: object) -> FileDescriptorProto:
 
 def _renamed(file: FileDescriptorProto, name: str, package: str) -> FileDescriptorProto:
     """Return a contract under another name, with its messages in another package."""
-    made = FileDescriptorProto()
-    made.CopyFrom(file)
+    renamed = FileDescriptorProto()
+    renamed.CopyFrom(file)
     before, after = f".{file.package}.", f".{package}."
-    made.name, made.package = name, package
+    renamed.name, renamed.package = name, package
 
     def rename(messages: Iterable[DescriptorProto]) -> None:
         for message in messages:
@@ -78,12 +78,12 @@ def _renamed(file: FileDescriptorProto, name: str, package: str) -> FileDescript
                     field.type_name = field.type_name.replace(before, after, 1)
             rename(message.nested_type)
 
-    rename(made.message_type)
-    for service in made.service:
+    rename(renamed.message_type)
+    for service in renamed.service:
         for method in service.method:
             method.input_type = method.input_type.replace(before, after, 1)
             method.output_type = method.output_type.replace(before, after, 1)
-    return made
+    return renamed
 
 
 _POOL = _pool()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 
-_LEVEL = 1  # the fastest: one thread answers everybody
+_LEVEL = 1  # the fastest: one thread answers all clients
 _ENCODINGS = ("gzip", "deflate")
 
 
@@ -24,7 +24,7 @@ def encode(body: bytes, encoding: str) -> bytes:
     """Return a body in an encoding that `accepted` has returned."""
     if encoding == "gzip":
         return gzip.compress(body, _LEVEL, mtime=0)
-    return zlib.compress(body, _LEVEL)  # with zlib's header, which is what HTTP calls deflate
+    return zlib.compress(body, _LEVEL)  # with zlib's header: HTTP's deflate
 
 
 def _weight(parameters: str) -> float:

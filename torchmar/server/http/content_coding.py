@@ -9,8 +9,8 @@ from torchmar.server.api_error import ApiError
 
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 _CODINGS = ("gzip", "deflate")
-# Of a body: each copies what follows it, which with thousands in a piece would take seconds.
-_MEMBERS = 64
+# Of a body: each copies the data that follows it, which with thousands in a piece would take seconds.
+_MAX_MEMBERS = 64
 _IDENTITY = ("", "identity")
 
 
@@ -32,8 +32,8 @@ class Decoder:
         """Return what a piece of the body decodes to.
 
         Raises:
-            ApiError: 413, the decoded body exceeds the limit, of which no more than the limit is decoded; 400, it is
-                not of the coding.
+            ApiError: 413, the decoded body exceeds the limit, and is not decoded beyond it; 400, it is not of the
+                coding.
         """
         if self._stream is None:
             piece = self._head + piece
@@ -45,18 +45,18 @@ class Decoder:
         while piece:
             if self._stream.eof:
                 self._open(piece)
-            decoded.append(self._part(piece))
+            decoded.append(self._decompress(piece))
             piece = self._stream.unused_data
         return decoded
 
     def finish(self) -> None:
         """Check that the body is complete; an empty one is. Raises ApiError (400)."""
         if self._head if self._stream is None else not self._stream.eof:
-            raise self._broken("it ends too early")
+            raise self._broken("it is truncated")
 
     def _open(self, start: bytes) -> None:
         """Begin a stream of the coding; gzip may have several, one after the other."""
-        if self._members >= (_MEMBERS if self._coding == "gzip" else 1):
+        if self._members >= (_MAX_MEMBERS if self._coding == "gzip" else 1):
             raise self._broken("bytes follow its end")
         self._members += 1
         if self._coding == "gzip":
@@ -66,9 +66,9 @@ class Decoder:
             is_zlib = start[0] & 15 == 8 and (start[0] << 8 | start[1]) % 31 == 0
             self._stream = zlib.decompressobj(_ZLIB if is_zlib else _RAW)
 
-    def _part(self, piece: bytes) -> bytes:
+    def _decompress(self, piece: bytes) -> bytes:
         try:
-            # One byte more than there may be tells that there are more, and costs no more than that.
+            # One byte beyond the limit shows that there are more, without decoding them.
             part: bytes = self._stream.decompress(piece, self._limit - self._size + 1)
         except zlib.error as error:
             raise self._broken(str(error)) from None
@@ -77,8 +77,8 @@ class Decoder:
             raise ApiError(413, "BadRequestException", f"The decoded body is larger than {self._limit} bytes.")
         return part
 
-    def _broken(self, why: str) -> ApiError:
-        return ApiError(400, "BadRequestException", f"The body is not {self._coding}, its Content-Encoding: {why}.")
+    def _broken(self, reason: str) -> ApiError:
+        return ApiError(400, "BadRequestException", f"The body is not {self._coding}, its Content-Encoding: {reason}.")
 
 
 def decoder(content_encoding: str, limit: int) -> Decoder | None:
