@@ -69,7 +69,7 @@ def test_an_answer_has_its_value(body: bytes, content_type: str, value: Any) -> 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-npy"])
 def test_an_answer_that_is_not_what_it_says_is_told(kind: str) -> None:
-    with pytest.raises(TorchmarError, match=f"says that it is {kind}"):
+    with pytest.raises(TorchmarError, match=f"has content type {kind}, but its body is not"):
         bodies.value(Response(200, b"{", {"content-type": kind}))
 
 

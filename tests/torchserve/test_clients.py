@@ -205,7 +205,7 @@ def handle(rows, context):
     server.management.unregister("tensors")
     server.load(make(name="echo", store=server.model_store))
     for ask in (lambda: client.predict_instances("echo", [1]), lambda: client.infer("echo", [tensor])):
-        with pytest.raises(TorchmarError, match="does not answer in"):
+        with pytest.raises(TorchmarError, match="is not of"):
             ask()
     server.management.unregister("echo")
 

@@ -61,8 +61,8 @@ def test_what_may_have_been_carried_out_is_never_repeated(answer: bytes) -> None
         assert [got.split()[0] for got in peer.got] == [b"POST"]
     if isinstance(caught.value, ConnectError):
         assert caught.value.sent
-        assert "closed before there was an answer" in caught.value.message
-        assert "may have been carried out all the same" in caught.value.hint
+        assert "closed before there was a response" in caught.value.message
+        assert "may have carried it out nevertheless" in caught.value.hint
 
 
 def test_what_was_never_sent_is_repeated_whatever_it_is() -> None:
@@ -156,14 +156,14 @@ def http_answer(status: str, body: bytes, kind: str = "text/html") -> bytes:
     [
         ("404 Not Found", NotFoundError, "is this the address of the management API?"),
         ("413 Too Large", ServerError, "max_request_size"),
-        ("502 Bad Gateway", ServerError, "is the server up, behind its proxy?"),
+        ("502 Bad Gateway", ServerError, "is the server behind the proxy running?"),
     ],
 )
 def test_a_page_for_people_is_told_by_its_title(status: str, kind: type[ServerError], hint: str) -> None:
     page = f"\r\n<html>\r\n<head><title>{status}</title></head>\r\n<body><h1>{status}</h1></body></html>".encode()
     with Peer([http_answer(status, page)]).listening() as peer, pytest.raises(kind) as caught:
         ManagementClient(peer.address).scale("digits", min_worker=1)
-    assert caught.value.message == f"a proxy or another server answered, with a page for people: {status}"
+    assert caught.value.message == f"a proxy or another server responded with an HTML page: {status}"
     assert hint in caught.value.hint
 
 
@@ -176,7 +176,9 @@ def test_what_answers_and_is_no_server_of_this_kind_is_told_as_that(body: bytes)
     )
     for call in management_calls:
         with Peer([http_answer("200 OK", body)]).listening() as peer:
-            with pytest.raises(ConnectError, match=r"no management API at .*: something else answers there") as caught:
+            with pytest.raises(
+                ConnectError, match=r"no management API at .*: another service responds there"
+            ) as caught:
                 call(ManagementClient(peer.address))
             assert caught.value.sent
     with Peer([http_answer("200 OK", body)]).listening() as peer, pytest.raises(ConnectError, match="something else"):
@@ -208,7 +210,7 @@ def test_a_file_without_certificates_is_told_before_anything_is_sent(tmp_path: P
 def test_a_redirection_is_not_followed() -> None:
     moved = b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere.example/\r\nContent-Length: 0\r\n\r\n"
     with Peer([moved, OK]).listening() as peer:
-        with pytest.raises(ServerError, match=r"sends on to https://elsewhere\.example/"):
+        with pytest.raises(ServerError, match=r"redirects to https://elsewhere\.example/"):
             InferenceClient(peer.address).ping()
         assert len(peer.got) == 1
 

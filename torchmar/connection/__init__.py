@@ -1,4 +1,4 @@
-"""HTTP to one API of a server: tokens, calls that are safe to repeat, errors as exceptions."""
+"""HTTP requests to one API of a server, with tokens, retries, and errors as exceptions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import requests
 
 from torchmar.connection.endpoint import KEY_FILE, RUN_FOLDER, Api, Endpoint
-from torchmar.connection.error_responses import refusal, which_address
+from torchmar.connection.error_responses import server_error, which_address
 from torchmar.connection.tokens import Tokens
 from torchmar.connection.transport import Transport
 from torchmar.errors import CertificateError, ConnectError, ResponseTimeoutError, ServerError, UnauthorizedError
@@ -17,7 +17,7 @@ from torchmar.errors import CertificateError, ConnectError, ResponseTimeoutError
 __all__ = ["KEY_FILE", "RUN_FOLDER", "Api", "Connection", "Endpoint"]
 
 _READS = ("GET", "OPTIONS")
-_STARTING = (502, 503, 504)  # what a proxy, or a server without workers yet, says
+_STARTING = (502, 503, 504)  # statuses of a proxy, or of a server whose workers are starting
 _FIRST_WAIT = 0.1  # seconds; four times as long each time
 
 Read = TypeVar("Read")
@@ -26,24 +26,23 @@ Read = TypeVar("Read")
 class Connection:
     """Requests to one API of a server. Not for use by several threads at once.
 
-    What is repeated, and when:
+    These requests are sent again:
 
-    - any call whose connection could not be made: nothing was sent;
-    - besides, a call that only reads (GET, OPTIONS) when the connection broke, or when it is
-      answered with 502, 503 or 504;
-    - any call whose token was refused, when the key file has another one by now: it was not carried out.
+    - any request whose connection could not be made: nothing was sent;
+    - a request that only reads (GET, OPTIONS), when the connection broke, or when the response is 502, 503 or 504;
+    - any request whose token was invalid, when the key file has another one by now: it was not carried out.
 
-    What may have been carried out is never repeated, so that nothing is registered twice. Nor is
-    a call that timed out: who set the limit does not want to wait longer.
+    A request that may have been carried out is never sent again, so that no model is registered twice. Nor is a
+    request that timed out: the timeout is that of the whole call.
 
     Args:
-        server: where it is.
-        api: which API; each has a token of its own.
-        timeout: seconds to wait for an answer.
-        retries: how often a call is repeated; it takes half a second in all.
+        server: addresses, tokens and certificates.
+        api: the API; each has a token of its own.
+        timeout: seconds to wait for a response.
+        retries: how often a request is sent again; the waits between add up to half a second.
 
     Raises:
-        TorchmarError: an address is none.
+        TorchmarError: an address is invalid.
     """
 
     def __init__(self, server: Endpoint, api: Api, timeout: float = 60.0, retries: int = 2) -> None:
@@ -65,7 +64,7 @@ class Connection:
         timeout: float | None = None,
         retries: int | None = None,
     ) -> requests.Response:
-        """Send a request and return the answer if its status is below 300.
+        """Send a request and return the response if its status is below 300.
 
         Raises:
             ConnectError: the connection was refused.
@@ -75,8 +74,8 @@ class Connection:
             InsecureError: the token would travel in plain text.
             TorchmarError: the key file cannot be read.
         """
-        repeats = self._retries if retries is None else retries
-        waits = [_FIRST_WAIT * 4**number for number in range(repeats)]
+        retries = self._retries if retries is None else retries
+        waits = [_FIRST_WAIT * 4**number for number in range(retries)]
         renewed = False
         while True:
             token = self.tokens.current(self._api)
@@ -94,47 +93,51 @@ class Connection:
                 safe = not error.sent or method in _READS
                 if not waits or not safe or isinstance(error, ResponseTimeoutError | CertificateError):
                     if error.sent and method not in _READS and self._api == "management":
-                        error.hint = "it may have been carried out all the same; torchmar models tells"
+                        error.hint = "the server may have carried it out nevertheless; torchmar models shows"
                     if isinstance(error, ResponseTimeoutError) and error.sent and self._api == "inference":
-                        error.hint = "torchmar models tells how many of the model's workers answer"
+                        error.hint = "torchmar models shows how many of the model's workers are ready"
                     raise
             else:
                 if response.status_code < 300:
                     return response
                 if response.is_redirect:
-                    elsewhere = response.headers["location"]
+                    location = response.headers["location"]
                     raise ServerError(
-                        f"the server sends on to {elsewhere}",
+                        f"the server redirects to {location}",
                         status=response.status_code,
                         hint=which_address(self._api),
                     )
-                refused = refusal(response.status_code, response.content, response.reason, self._api)
-                if isinstance(refused, UnauthorizedError) and not renewed and self.tokens.other_than(self._api, token):
+                error_response = server_error(response.status_code, response.content, response.reason, self._api)
+                if (
+                    isinstance(error_response, UnauthorizedError)
+                    and not renewed
+                    and self.tokens.other_than(self._api, token)
+                ):
                     renewed = True
                     continue
                 if not waits or method not in _READS or response.status_code not in _STARTING:
-                    raise refused
+                    raise error_response
             time.sleep(waits.pop(0))
 
     def read(self, value: Callable[[Any], Read], method: str, path: str, **options: Any) -> Read:
-        """Send a request and return what ``value`` makes of the JSON in the answer.
+        """Send a request and return a value of the JSON in the response.
 
         Args:
-            value: fails with KeyError, TypeError or the like where the answer is not the server's.
-            method: as all that follow, for `ask`.
+            value: makes the value; fails with KeyError, TypeError or the like if the response is not of this API.
+            method: as for `request`.
             path: below the address.
-            options: the others.
+            options: as for `request`.
 
         Raises:
-            ConnectError: the answer is not of this API.
-            TorchmarError: as `ask` does.
+            ConnectError: the response is not of this API.
+            TorchmarError: as `request`.
         """
         response = self.request(method, path, **options)
         try:
             return value(response.json())
         except (ValueError, TypeError, LookupError, AttributeError):
             raise ConnectError(
-                f"no {self._api} API at {self._address}: something else answers there",
+                f"no {self._api} API at {self._address}: another service responds there",
                 sent=True,
                 hint=which_address(self._api),
             ) from None

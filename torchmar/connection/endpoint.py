@@ -20,20 +20,20 @@ PLAIN_HTTP_VARIABLE = "TORCHMAR_ALLOW_PLAIN_HTTP"
 
 
 def token_variable(api: Api) -> str:
-    """Return the environment variable that a token of ``api`` is read from."""
+    """Return the name of the environment variable with the token of ``api``."""
     return f"TORCHMAR_{api.upper()}_TOKEN"
 
 
 def _tokens_of_environment() -> dict[str, str]:
-    found = {api: os.environ.get(token_variable(api), "").strip() for api in APIS}
-    return {api: token for api, token in found.items() if token}
+    tokens = {api: os.environ.get(token_variable(api), "").strip() for api in APIS}
+    return {api: token for api, token in tokens.items() if token}
 
 
 def _plain_http_of_environment() -> bool:
     return os.environ.get(PLAIN_HTTP_VARIABLE, "").lower() in ("1", "true", "yes")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Endpoint:
     """The addresses of a server, and the tokens and certificates to use with it.
 
@@ -42,10 +42,10 @@ class Endpoint:
             ``https://host/ts/inference``; or a Unix socket, ``unix:/run/inference.sock``.
         management: the address of the management API, likewise.
         key_file: the ``key_file.json`` that the server wrote; its tokens are renewed before they expire.
-        tokens: by API, for where there is no key file; default: the environment's
+        tokens: by API, if there is no key file; default: the environment's
             ``TORCHMAR_INFERENCE_TOKEN`` and ``TORCHMAR_MANAGEMENT_TOKEN``.
-        verify: the certificates that sign those of https addresses, as a PEM file; True: the usual ones;
-            False: certificates are not checked, and any machine between may read the token.
+        verify: a PEM file of trusted certificates for https addresses; True: those of the system; False: certificates
+            are not checked, and any machine between may read the token.
         allow_plain_http: send tokens over plain HTTP to other machines, too; default: whether the environment
             has ``TORCHMAR_ALLOW_PLAIN_HTTP=1``.
         grpc_inference: the address of the inference API over gRPC; ``grpcs://`` is with TLS.
@@ -71,11 +71,11 @@ class Endpoint:
         """Return the server that ``torchmar serve`` runs with ``folder``, or TorchServe's default addresses.
 
         Raises:
-            PropertiesError: the configuration that lies there cannot be read, or has an address that is none.
+            PropertiesError: the configuration in the folder cannot be read, or has an invalid address.
         """
         config = folder / "config.properties"
         if not config.is_file():
-            key_file = Path(KEY_FILE)  # where a server that was started by hand in this folder puts it
+            key_file = Path(KEY_FILE)  # written by a server that was started by hand in this folder
             return cls(key_file=key_file if key_file.is_file() else None)
         values = properties.read(config)
         certificate = Path(values.get("certificate_file"))
@@ -87,7 +87,7 @@ class Endpoint:
         return cls(
             inference=_reachable(values.url("inference_address")),
             management=_reachable(values.url("management_address")),
-            # A token of the environment is for another server than this.
+            # A token of the environment is for another server.
             key_file=None if values.flag("disable_token_authorization") else folder / KEY_FILE,
             tokens={},
             verify=certificate if certificate.is_file() else True,
@@ -97,7 +97,7 @@ class Endpoint:
 
     @classmethod
     def coerce(cls, given: Endpoint | str | None, api: Api) -> Endpoint:
-        """Return what a client was given: a server, the address of one API, or the one of the run folder."""
+        """Return the endpoint for a client's argument: an endpoint, an address, or None for the run folder."""
         if isinstance(given, Endpoint):
             return given
         if given is None:
@@ -106,9 +106,9 @@ class Endpoint:
 
 
 def _reachable(address: str) -> str:
-    """Return an address to connect to: who listens on all addresses is reached on loopback."""
+    """Return an address to connect to: loopback for a server that listens on all addresses."""
     parts = urlsplit(address)
-    for everywhere, loopback in (("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")):
-        if parts.netloc.startswith(f"{everywhere}:"):
-            return urlunsplit(parts._replace(netloc=loopback + parts.netloc[len(everywhere) :]))
+    for unspecified, loopback in (("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")):
+        if parts.netloc.startswith(f"{unspecified}:"):
+            return urlunsplit(parts._replace(netloc=loopback + parts.netloc[len(unspecified) :]))
     return address

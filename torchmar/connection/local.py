@@ -1,4 +1,4 @@
-"""Whether an address is local, so that requests cannot be read on the way."""
+"""Addresses of this machine, to which requests cannot be read on the way."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from ipaddress import ip_address
 
 
 def is_local(host: str) -> bool:
-    """Tell whether packets to ``host`` do not leave this machine: loopback, or one of its own addresses.
+    """Return whether packets to ``host`` stay on this machine: loopback, or one of its own addresses.
 
-    Names other than ``localhost`` do not count: what they stand for can change after one has looked.
+    Names other than ``localhost`` do not count: their addresses can change after the check.
     """
     if host == "localhost":
         return True

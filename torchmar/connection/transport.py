@@ -26,23 +26,23 @@ class Transport:
 
     Args:
         address: ``http://`` or ``https://``, with the path that all requests start with; or ``unix:/PATH``, a socket.
-        name: what is at the address, for messages.
+        name: of the API at the address, for messages.
         server: the rules for tokens and certificates.
 
     Raises:
-        TorchmarError: the address is none, or the file of certificates is missing.
+        TorchmarError: the address is invalid, or the file of certificates is missing.
     """
 
     def __init__(self, address: str, name: str, server: Endpoint) -> None:
         parts = _checked(address)
         self._address = self._base = address.rstrip("/")
         self._name = name
-        self._here = parts.scheme == "unix" or is_local(parts.hostname)
-        self._private = parts.scheme == "https" or self._here or server.allow_plain_http
+        self._local = parts.scheme == "unix" or is_local(parts.hostname)
+        self._private = parts.scheme == "https" or self._local or server.allow_plain_http
         self._session = requests.Session()
-        # .netrc would take the place of the token, and a proxy has no business between programs of one machine.
+        # .netrc would replace the token, and programs of one machine need no proxy between them.
         self._session.trust_env = False
-        if not self._here:
+        if not self._local:
             self._session.proxies.update(requests.utils.get_environ_proxies(address))
         if parts.scheme == "unix":
             self._base = "http://localhost"
@@ -50,7 +50,7 @@ class Transport:
         if isinstance(server.verify, Path):
             check_certificates(server.verify)
             self._session.verify = str(server.verify)
-            self._session.mount("https://", _Trusting())
+            self._session.mount("https://", _PinnedCertificates())
         else:
             self._session.verify = server.verify
 
@@ -65,18 +65,18 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         timeout: float,
     ) -> requests.Response:
-        """Send one request, once, and return the answer whatever its status is; redirections are not followed.
+        """Send a request once, and return the response, whatever its status; redirects are not followed.
 
         Raises:
             InsecureError: the token would travel in plain text.
-            CertificateError: the server's certificate is not to be trusted.
-            ResponseTimeoutError: the answer did not come within ``timeout`` seconds.
-            ConnectError: there was no answer for another reason.
+            CertificateError: the server's certificate is not trusted.
+            ResponseTimeoutError: there was no response within ``timeout`` seconds.
+            ConnectError: there was no response for another reason.
         """
         if token is not None and not self._private:
             raise InsecureError(
-                f"the token would go to {self._address} in plain text",
-                hint=f"use https or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it all the same",
+                f"the token would be sent to {self._address} in plain text",
+                hint=f"use https or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it nevertheless",
             )
         authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
@@ -91,20 +91,20 @@ class Transport:
             )
         except (requests.exceptions.InvalidHeader, UnicodeEncodeError):
             # Its message shows the header, which may be the token.
-            wrong = next((name for name, value in (headers or {}).items() if not _fits_header(value)), "the token")
-            raise TorchmarError(f"{wrong} has characters that HTTP does not allow in a header") from None
+            header = next((name for name, value in (headers or {}).items() if not _fits_header(value)), "the token")
+            raise TorchmarError(f"{header} has characters that HTTP does not allow in a header") from None
         except requests.RequestException as error:
-            raise self._no_answer(error, timeout) from None
+            raise self._connect_error(error, timeout) from None
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
 
-    def _no_answer(self, error: requests.RequestException, timeout: float) -> ConnectError:
+    def _connect_error(self, error: requests.RequestException, timeout: float) -> ConnectError:
         causes = {type(cause): cause for cause in _causes(error)}
 
         def cause(kind: type[Exception]) -> Any:
-            return next((one for found, one in causes.items() if issubclass(found, kind)), None)
+            return next((error for error_kind, error in causes.items() if issubclass(error_kind, kind)), None)
 
         if isinstance(error, requests.ReadTimeout):
             return ResponseTimeoutError(f"{self._address} did not answer within {timeout:g} s", sent=True)
@@ -114,25 +114,25 @@ class Transport:
         if certificate := cause(ssl.SSLCertVerificationError):
             return CertificateError(
                 f"the certificate of {self._address} is not trusted: {certificate.verify_message}",
-                hint="--ca-file names the certificate of who signed it, or its own",
+                hint="give its certificate, or that of its issuer, with --ca-file",
             )
         if (tls := cause(ssl.SSLError)) and tls.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-            return ConnectError(f"no {self._name} at {self._address}: it does not speak TLS", hint="http:// perhaps")
+            return ConnectError(f"no {self._name} at {self._address}: it does not speak TLS", hint="is it http://?")
         never_sent = cause(NewConnectionError) or cause(ConnectTimeoutError)
         if cause(NameResolutionError):
-            why = "cannot resolve the host name"
+            reason = "cannot resolve the host name"
         elif cause(ConnectionRefusedError):
-            why = "connection refused"
+            reason = "connection refused"
         elif never_sent:
-            why = str((cause(OSError) or never_sent).args[-1])
+            reason = str((cause(OSError) or never_sent).args[-1])
         else:
-            why = "the connection was closed before there was an answer"
-        hint = "torchmar serve" if never_sent and self._here else ""
-        return ConnectError(f"no {self._name} at {self._address}: {why}", sent=not never_sent, hint=hint)
+            reason = "the connection was closed before there was a response"
+        hint = "torchmar serve" if never_sent and self._local else ""
+        return ConnectError(f"no {self._name} at {self._address}: {reason}", sent=not never_sent, hint=hint)
 
 
-class _Trusting(HTTPAdapter):
-    """Trust a certificate that is named, whoever signed it."""
+class _PinnedCertificates(HTTPAdapter):
+    """An adapter that trusts the given certificates, whoever issued them."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         context = create_urllib3_context()
@@ -141,13 +141,13 @@ class _Trusting(HTTPAdapter):
 
 
 def check_certificates(file: Path) -> None:
-    """Find out whether ``file`` has certificates to trust.
+    """Check that ``file`` has certificates.
 
     Raises:
-        TorchmarError: it has none.
+        TorchmarError: it has none, or cannot be read.
     """
     if not file.is_file():
-        raise TorchmarError(f"{file}: there is no such file of certificates")
+        raise TorchmarError(f"{file} does not exist; certificates are read from it")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
     except ssl.SSLError:
@@ -162,28 +162,28 @@ def _fits_header(value: object) -> bool:
 
 def _checked(address: str) -> Any:
     if "@" in address.partition("//")[2].partition("/")[0]:
-        # Not shown: messages end up in logs.
-        raise TorchmarError("an address has no place for a name and password", hint="tokens have a key file")
-    none = TorchmarError(f"{address!r} is not an address", hint="write it like https://host:8080/path")
+        # The address is not shown: messages are logged.
+        raise TorchmarError("an address must not have a name and password", hint="tokens are read from a key file")
+    invalid = TorchmarError(f"{address!r} is not an address", hint="write it like https://host:8080/path")
     try:
         parts = urlsplit(address)
-        _ = parts.port  # found to be none when it is read
+        _ = parts.port  # raises ValueError for an invalid one
     except ValueError:
-        raise none from None
+        raise invalid from None
     if parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc:
         return parts
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise none
+        raise invalid
     return parts
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and all that stand behind it: requests wraps urllib3's, which wraps the system's."""
+    """Yield an exception and all its causes: requests wraps urllib3's, which wraps the system's."""
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, BaseException) and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            waiting += [*one.args, getattr(one, "reason", None), one.__cause__, one.__context__]
+        cause = waiting.pop()
+        if isinstance(cause, BaseException) and id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            waiting += [*cause.args, getattr(cause, "reason", None), cause.__cause__, cause.__context__]

@@ -12,7 +12,7 @@ from urllib3.exceptions import NewConnectionError
 
 
 class UnixAdapter(HTTPAdapter):
-    """Sends every request through one socket, whatever host its URL names.
+    """An adapter that sends every request through one socket, whatever host its URL names.
 
     Args:
         path: of the socket.
@@ -27,7 +27,7 @@ class UnixAdapter(HTTPAdapter):
         return self._pool
 
     def get_connection(self, *_: Any, **__: Any) -> HTTPConnectionPool:
-        """Return the connections to the socket; what requests before 2.32 calls."""
+        """Return the connections to the socket; called by requests before 2.32."""
         return self._pool
 
     def close(self) -> None:

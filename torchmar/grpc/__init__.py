@@ -1,12 +1,6 @@
 """TorchServe's services over gRPC; ``pip install 'torchmar[grpc]'``.
 
-The contract lies in ``wire/*.proto``. After a change there, generate the rest of that folder again::
-
-    pip install 'grpcio-tools==1.62.3' 'setuptools<80'
-    python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. torchmar/grpc/wire/*.proto
-
-with that version and in an environment of its own: what it writes runs on every protobuf since
-4.25, while what newer ones write runs on none that is older than they are.
+The contracts are ``wire/*.proto``; ``scripts/protos`` generates the messages from them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls over gRPC: an address, a token, errors as the same exceptions as over REST."""
+"""Calls over gRPC, with tokens, and errors as the same exceptions as over REST."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from torchmar.errors import (
 Reply = TypeVar("Reply", bound=Message)
 Self = TypeVar("Self", bound="Client")
 
-# The statuses that REST has for them; TorchServe turns its own into these.
+# The HTTP statuses of the codes that TorchServe makes of its statuses.
 _STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -42,7 +42,7 @@ _STATUS = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-#: The metadata with the class of the server's exception, where it does not stand on the last line of the details.
+#: The metadata with the class of the server's exception, if it is not on the last line of the details.
 EXCEPTION = "torchserve-exception"
 _NOT_FOUND = ("ModelNotFoundException", "ModelVersionNotFoundException")
 
@@ -50,17 +50,17 @@ _NOT_FOUND = ("ModelNotFoundException", "ModelVersionNotFoundException")
 class Channel:
     """Calls to one service of a server. For use by several threads.
 
-    gRPC itself repeats what never reached the server; nothing else is repeated but a call whose
-    token was refused when the key file has another one by now.
+    gRPC itself repeats calls that never reached the server. Apart from these only a call whose token was invalid is
+    repeated, when the key file has another one by now.
 
     Args:
-        server: where it is.
-        api: which API; each has an address and a token of its own.
+        server: addresses, tokens and certificates.
+        api: the API; each has an address and a token of its own.
         service: the service's full name; it may be set to another one of the same API.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for a response.
 
     Raises:
-        TorchmarError: the address is none, or certificates cannot be read.
+        TorchmarError: the address is invalid, or certificates cannot be read.
     """
 
     def __init__(self, server: Endpoint, api: Api, service: str, timeout: float) -> None:
@@ -70,11 +70,11 @@ class Channel:
         self._address = server.grpc_inference if api == "inference" else server.grpc_management
         self._tokens = Tokens(server)
         parts = _parts(self._address)
-        here = is_local(parts.hostname)
-        self._private = parts.scheme == "grpcs" or here or server.allow_plain_http
-        # TorchServe's own limits hold; gRPC's, of 4 MB, is less than an explanation of a picture.
+        local = is_local(parts.hostname)
+        self._private = parts.scheme == "grpcs" or local or server.allow_plain_http
+        # TorchServe has limits of its own; gRPC's, of 4 MB, is less than an explanation of an image.
         options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
-        if here:
+        if local:
             options.append(("grpc.enable_http_proxy", 0))
         if parts.scheme == "grpcs":
             self._channel = grpc.secure_channel(parts.netloc, _credentials(server), options)
@@ -82,13 +82,13 @@ class Channel:
             self._channel = grpc.insecure_channel(parts.netloc, options)
 
     def call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
-        """Return the answer to one request.
+        """Return the response to a request.
 
         Raises:
             ConnectError: the connection was refused.
             ResponseTimeoutError: there was no response in time.
             CertificateError: the server's certificate is not trusted.
-            ServerError: the server answered with an error; UnauthorizedError, NotFoundError or ConflictError for these.
+            ServerError: the response is an error; UnauthorizedError, NotFoundError or ConflictError for these.
             InsecureError: the token would travel in plain text.
         """
         call = self._channel.unary_unary(
@@ -97,21 +97,21 @@ class Channel:
             response_deserializer=reply.FromString,
         )
         seconds = timeout or self._timeout
-        for again in (True, False):
+        for retry in (True, False):
             token = self._token()
             try:
-                answer: Reply = call(request, timeout=seconds, metadata=_metadata(token))
-                return answer
+                response: Reply = call(request, timeout=seconds, metadata=_metadata(token))
+                return response
             except grpc.RpcError as error:
-                wrong = self._wrong(error, seconds)
-                if not (again and isinstance(wrong, UnauthorizedError) and self._tokens.other_than(self._api, token)):
-                    raise wrong from None
+                raised = self._exception(error, seconds)
+                if not (retry and isinstance(raised, UnauthorizedError) and self._tokens.other_than(self._api, token)):
+                    raise raised from None
         raise AssertionError
 
     def stream(
         self, method: str, requests: Message | Iterable[Message], reply: type[Reply], timeout: float | None = None
     ) -> Iterator[Reply]:
-        """Yield the answers to one request, or to several that are sent while answers come.
+        """Yield the responses to one request, or to several that are sent while responses arrive.
 
         Raises:
             TorchmarError: as `call` does.
@@ -121,13 +121,13 @@ class Channel:
         settings: dict[str, Any] = {"timeout": seconds, "metadata": _metadata(self._token())}
         try:
             if isinstance(requests, Message):
-                one = self._channel.unary_stream(path, type(requests).SerializeToString, reply.FromString)
-                yield from one(requests, **settings)
+                call = self._channel.unary_stream(path, type(requests).SerializeToString, reply.FromString)
+                yield from call(requests, **settings)
             else:
-                several = self._channel.stream_stream(path, _serialized, reply.FromString)
-                yield from several(iter(requests), **settings)
+                calls = self._channel.stream_stream(path, _serialized, reply.FromString)
+                yield from calls(iter(requests), **settings)
         except grpc.RpcError as error:
-            raise self._wrong(error, seconds) from None
+            raise self._exception(error, seconds) from None
 
     def close(self) -> None:
         """Close the connection; the channel cannot be used again."""
@@ -137,15 +137,15 @@ class Channel:
         token = self._tokens.current(self._api)
         if token is not None and not self._private:
             raise InsecureError(
-                f"the token would go to {self._address} in plain text",
-                hint=f"use grpcs or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it all the same",
+                f"the token would be sent to {self._address} in plain text",
+                hint=f"use grpcs or an SSH tunnel; --allow-plain-http or {PLAIN_HTTP_VARIABLE}=1 sends it nevertheless",
             )
         if token is not None and not (token.isascii() and token.isprintable()):
             raise TorchmarError("the token has characters that gRPC does not allow")
         return token
 
-    def _wrong(self, error: grpc.RpcError, seconds: float) -> TorchmarError:
-        """Return the exception that REST would have raised."""
+    def _exception(self, error: grpc.RpcError, seconds: float) -> TorchmarError:
+        """Return the exception for an error, the same as over REST."""
         assert isinstance(error, grpc.Call)
         code, details = error.code(), error.details() or ""
         message, _, last = details.rpartition("\n")
@@ -158,46 +158,48 @@ class Channel:
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return ResponseTimeoutError(f"{self._address} did not answer within {seconds:g} s", sent=True)
             if code is grpc.StatusCode.UNAVAILABLE:
-                return self._no_answer(details)
+                return self._connect_error(details)
             if "RST_STREAM" in details:
-                return ServerError("the server broke off", status=413, hint=TOO_LARGE)
+                return ServerError("the server ended the call without a response", status=413, hint=TOO_LARGE)
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 return ServerError(message, status=501, hint=which_address(self._api))
         status = _STATUS.get(code, 500)
         if kind in _NOT_FOUND:
-            status = 404  # which TorchServe tells of predictions as INTERNAL
+            status = 404  # for predictions the code of TorchServe is INTERNAL
         elif message.startswith("Token Authorization failed"):
             status, kind = 400, "InvalidKeyException"
         elif message == "Model API disabled":
             status = 405
-        return classified(status, kind, message or f"the server refused without a word ({code.name})", self._api)
+        return classified(
+            status, kind, message or f"the server responded with {code.name}, without a message", self._api
+        )
 
-    def _no_answer(self, details: str) -> ConnectError:
+    def _connect_error(self, details: str) -> ConnectError:
         where = f"no {self._api} API over gRPC at {self._address}"
         if "CERTIFICATE_VERIFY_FAILED" in details:
             return CertificateError(
                 f"the certificate of {self._address} is not trusted",
-                hint="--ca-file names the certificate of who signed it, or its own",
+                hint="give its certificate, or that of its issuer, with --ca-file",
             )
         if "Connection refused" in details:
             return ConnectError(f"{where}: connection refused", hint="torchmar serve")
         if "errors resolving" in details or "DNS resolution" in details:
             return ConnectError(f"{where}: cannot resolve the host name")
         if "failed to connect" not in details:
-            return ConnectError(f"{where}: the connection was closed before there was an answer", sent=True)
+            return ConnectError(f"{where}: the connection was closed before there was a response", sent=True)
         if "WRONG_VERSION_NUMBER" in details:
-            return ConnectError(f"{where}: it does not speak TLS", hint="grpc:// perhaps")
+            return ConnectError(f"{where}: it does not speak TLS", hint="is it grpc://?")
         if "HTTP/2" in details:
             return ConnectError(f"{where}: it does not speak gRPC", hint="gRPC has a port of its own, by default 7070")
         return ConnectError(f"{where}: {details}")
 
 
 class Client:
-    """What the clients of a server's services have in common: where it is, and that they are closed.
+    """Base of the clients of a server's services: a channel, closed at the end of a ``with`` block.
 
     Args:
-        server: where it is, or only the address.
-        timeout: seconds to wait for an answer.
+        server: an endpoint, or only the address.
+        timeout: seconds to wait for a response.
     """
 
     _api: ClassVar[Api]
@@ -205,10 +207,12 @@ class Client:
 
     def __init__(self, server: Endpoint | str | None = None, timeout: float = 120.0) -> None:
         if isinstance(server, str):
-            where = Endpoint(grpc_management=server) if self._api == "management" else Endpoint(grpc_inference=server)
+            endpoint = (
+                Endpoint(grpc_management=server) if self._api == "management" else Endpoint(grpc_inference=server)
+            )
         else:
-            where = Endpoint.coerce(server, self._api)
-        self._channel = Channel(where, self._api, self._service, timeout)
+            endpoint = Endpoint.coerce(server, self._api)
+        self._channel = Channel(endpoint, self._api, self._service, timeout)
 
     def __enter__(self: Self) -> Self:
         return self
@@ -241,7 +245,9 @@ def _serialized(request: Message) -> bytes:
 
 def _credentials(server: Endpoint) -> grpc.ChannelCredentials:
     if server.verify is False:
-        raise TorchmarError("gRPC checks certificates in any case", hint="verify is the file of the server's own")
+        raise TorchmarError(
+            "gRPC cannot skip the check of certificates", hint="set verify to the server's certificate file"
+        )
     if server.verify is True:
         return grpc.ssl_channel_credentials()
     check_certificates(server.verify)

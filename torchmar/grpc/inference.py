@@ -17,8 +17,8 @@ from torchmar.grpc.channel import Client
 from torchmar.grpc.wire.inference_pb2 import PredictionResponse, PredictionsRequest, TorchServeHealthResponse
 from torchmar.inference import bodies
 
-_ROW = "body"  # what the handler's row has for the body of a REST request, too
-_ERROR = b'{"code":'  # as torchmar_handlers begin an error
+_BODY = "body"  # the key in the handler's row, as for the body of a REST request
+_ERROR = b'{"code":'  # the beginning of an error of torchmar_handlers
 
 
 class GrpcInference(Client):
@@ -46,21 +46,21 @@ class GrpcInference(Client):
     _service = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
 
     def ping(self) -> str:
-        """Return the server's health as it says it: ``Healthy``, or ``Unhealthy`` when workers are missing."""
+        """Return the server's health: ``Healthy``, or ``Unhealthy`` when workers are missing."""
         reply = self._channel.call("Ping", Empty(), TorchServeHealthResponse, timeout=5)
         return str(json.loads(reply.health)["status"])
 
     def request(
         self, name: str, request: Request, version: str | None = None, *, timeout: float | None = None
     ) -> Response:
-        """Return the answer of a model's version, or of its default one, to a request; only its body is sent.
+        """Return the response of a version of a model, or of its default one; only the body of the request is sent.
 
         Raises:
-            TorchmarError: the request asks for an explanation.
+            TorchmarError: the request is for an explanation.
         """
         if request.explain:
             raise TorchmarError("TorchServe explains over REST only", hint="use InferenceClient")
-        return Response(200, self._predict(name, {_ROW: request.body}, version, timeout))
+        return Response(200, self._predict(name, {_BODY: request.body}, version, timeout))
 
     def predict(
         self,
@@ -71,37 +71,37 @@ class GrpcInference(Client):
         fields: Mapping[str, str | bytes] | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """Return what a model predicts for ``data``.
+        """Return the prediction of a model for ``data``.
 
         Args:
-            name: which model.
+            name: of the model.
             data: a path, bytes, a text, an array, or whatever JSON can hold.
             version: default: the default one.
-            fields: what else the handler's row has, as REST's form fields.
+            fields: further entries of the handler's row, as REST's form fields.
             timeout: seconds; default: the client's.
 
         Returns:
             JSON as Python values, a text, or bytes.
 
         Raises:
-            ServerError: the server did, or a handler of ours in its answer; what other handlers answer with a status of
-                their own looks like any answer.
+            ServerError: the server responded with an error, or a handler of torchmar's did in its response. A status
+                that another handler sets does not show.
         """
         row = {key: text.encode() if isinstance(text, str) else text for key, text in (fields or {}).items()}
-        row[_ROW] = bodies.request(data).body
+        row[_BODY] = bodies.request(data).body
         return bodies.value(Response(200, self._predict(name, row, version, timeout)))
 
     def stream(
         self, name: str, data: Any, version: str | None = None, *, timeout: float | None = None
     ) -> Iterator[bytes]:
-        """Yield the pieces of an answer as the handler sends them.
+        """Yield the parts of a response as the handler sends them.
 
-        Only for handlers that do so (``ts.handler_utils.utils.send_intermediate_predict_response``):
-        TorchServe 0.12.0 ends the worker of any other, which takes seconds to come back.
+        Only for handlers that send parts (``ts.handler_utils.utils.send_intermediate_predict_response``):
+        with any other handler the worker of TorchServe 0.12.0 ends, and takes seconds to start again.
         """
-        request = _request(name, {_ROW: bodies.request(data).body}, version)
-        for answer in self._channel.stream("StreamPredictions", request, PredictionResponse, timeout):
-            yield answer.prediction
+        request = _request(name, {_BODY: bodies.request(data).body}, version)
+        for response in self._channel.stream("StreamPredictions", request, PredictionResponse, timeout):
+            yield response.prediction
 
     def sequence(
         self,
@@ -112,43 +112,43 @@ class GrpcInference(Client):
         *,
         timeout: float | None = None,
     ) -> Iterator[bytes]:
-        """Yield the answers to the requests of one sequence, for models with ``sequenceBatching``.
+        """Yield the responses to the requests of one sequence, for models with ``sequenceBatching``.
 
-        Only for those: TorchServe 0.12.0 loses the worker of any other model. A request is sent when
-        the one before it is answered: when a client has sent its last request, the server drops
-        the answers that are due.
+        Only for those: with any other model the worker of TorchServe 0.12.0 ends. A request is sent when
+        the response to the one before has arrived: when a client has sent its last request, the server drops
+        the responses that are still due.
 
         Args:
-            name: which model.
+            name: of the model.
             sequence_id: the sequence's name; one worker gets all of it.
             inputs: each as for `predict`.
             version: default: the default one.
             timeout: seconds for the whole sequence; default: the client's.
 
         Raises:
-            ServerError: one of the requests was; the sequence ends.
+            ServerError: the response to a request is an error; the sequence ends.
         """
         waiting: queue.SimpleQueue[PredictionsRequest | None] = queue.SimpleQueue()
-        answers = self._channel.stream("StreamPredictions2", iter(waiting.get, None), PredictionResponse, timeout)
+        responses = self._channel.stream("StreamPredictions2", iter(waiting.get, None), PredictionResponse, timeout)
         try:
             for data in inputs:
-                waiting.put(_request(name, {_ROW: bodies.request(data).body}, version, sequence_id))
-                answer = next(answers)
-                if answer.HasField("status"):
-                    raise ServerError(answer.status.message, status=500)
-                yield answer.prediction
+                waiting.put(_request(name, {_BODY: bodies.request(data).body}, version, sequence_id))
+                response = next(responses)
+                if response.HasField("status"):
+                    raise ServerError(response.status.message, status=500)
+                yield response.prediction
         finally:
             waiting.put(None)
 
     def _predict(self, name: str, row: Mapping[str, bytes], version: str | None, timeout: float | None) -> bytes:
         reply = self._channel.call("Predictions", _request(name, row, version), PredictionResponse, timeout).prediction
-        if refused := _refused(reply):
-            raise refused
+        if error := _error(reply):
+            raise error
         return reply
 
 
-def _refused(body: bytes) -> ServerError | None:
-    """Return the refusal that an answer is: the status that a handler gives does not travel over gRPC."""
+def _error(body: bytes) -> ServerError | None:
+    """Return the error in a body, None if it has none: the status that a handler sets is not sent over gRPC."""
     if body.startswith(_ERROR):
         with contextlib.suppress(ValueError, KeyError):
             reply = json.loads(body)

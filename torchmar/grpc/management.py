@@ -62,8 +62,8 @@ class GrpcManagement(Client):
     ) -> str:
         """Register an archive, as `torchmar.management.ManagementClient.register` does.
 
-        A number of 0 is TorchServe's default here, and a version that is registered already is
-        refused without a word.
+        A number of 0 is TorchServe's default here. If the version is registered already, TorchServe's error has no
+        message.
         """
         check_name(model_name)
         request = wire.RegisterModelRequest(
@@ -79,12 +79,12 @@ class GrpcManagement(Client):
             s3_sse_kms=s3_sse_kms,
             synchronous=synchronous,
         )
-        return self._status("RegisterModel", request, timeout, silence="is the version registered already?")
+        return self._status("RegisterModel", request, timeout, no_message_hint="is the version registered already?")
 
     def describe(self, name: str, version: str | None = None, *, customized: bool = False) -> list[ModelVersion]:
         """Return a version, the default one, or with ``all`` every version of a model."""
         request = wire.DescribeModelRequest(model_name=name, model_version=version, customized=customized)
-        return [ModelVersion.of(one) for one in self._json("DescribeModel", request)]
+        return [ModelVersion.of(version) for version in self._json("DescribeModel", request)]
 
     def models(self) -> Iterator[RegisteredModel]:
         """Yield all registered models, sorted by name."""
@@ -127,19 +127,21 @@ class GrpcManagement(Client):
         return self._status("ScaleWorker", request, timeout)
 
     def set_default(self, name: str, version: str) -> str:
-        """Make ``version`` the one that answers requests without a version."""
+        """Make ``version`` the default one, which gets requests without a version."""
         return self._status("SetDefault", wire.SetDefaultRequest(model_name=name, model_version=version))
 
     def unregister(self, name: str, version: str | None = None) -> str:
-        """Remove a version, or a model's only one; the default one of several is refused without a word."""
+        """Remove a version, or a model's only one. For the default one of several TorchServe's error has no message."""
         request = wire.UnregisterModelRequest(model_name=name, model_version=version)
-        return self._status("UnregisterModel", request, silence="is it the default version, and are there others?")
+        return self._status(
+            "UnregisterModel", request, no_message_hint="is it the default version, and are there others?"
+        )
 
-    def _status(self, method: str, request: Message, timeout: float | None = None, silence: str = "") -> str:
+    def _status(self, method: str, request: Message, timeout: float | None = None, no_message_hint: str = "") -> str:
         try:
             return self._channel.call(method, request, wire.ManagementResponse, timeout).msg
         except ServerError as error:
-            error.hint = error.hint or (silence if error.status == 500 and not error.type else "")
+            error.hint = error.hint or (no_message_hint if error.status == 500 and not error.type else "")
             raise
 
     def _json(self, method: str, request: Message) -> Any:

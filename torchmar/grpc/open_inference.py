@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from torchmar.errors import ServerError, TorchmarError
 from torchmar.grpc.channel import Client, Reply
 from torchmar.grpc.wire import open_inference_pb2 as wire
-from torchmar.inference import SWITCHED_ON, Tensor
+from torchmar.inference import ENABLE_OPEN_INFERENCE, Tensor
 from torchmar.tensor_elements import BF16, BYTES, pack, unpack
 
 _TORCHSERVES_SERVICE = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
@@ -89,20 +89,20 @@ class GrpcOpenInference(Client):
     _service = "inference.GRPCInferenceService"
 
     def live(self) -> bool:
-        """Tell whether the server is up."""
+        """Return whether the server is up."""
         return self._call("ServerLive", wire.ServerLiveRequest(), wire.ServerLiveResponse).live
 
     def ready(self) -> bool:
-        """Tell whether the server takes requests; TorchServe always says yes."""
+        """Return whether the server is ready for requests; TorchServe's response is always true."""
         return self._call("ServerReady", wire.ServerReadyRequest(), wire.ServerReadyResponse).ready
 
     def model_ready(self, name: str, version: str | None = None) -> bool:
-        """Tell whether as many workers of a model answer as it should have."""
+        """Return whether a model has as many ready workers as configured."""
         request = wire.ModelReadyRequest(name=name, version=version)
         return self._call("ModelReady", request, wire.ModelReadyResponse).ready
 
     def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
-        """Return what the server says of a model."""
+        """Return the metadata of a model."""
         request = wire.ModelMetadataRequest(name=name, version=version)
         reply = self._call("ModelMetadata", request, wire.ModelMetadataResponse)
         return ModelMetadata(reply.name, tuple(reply.versions), _described(reply.inputs), _described(reply.outputs))
@@ -119,16 +119,16 @@ class GrpcOpenInference(Client):
         """Return the outputs of a model.
 
         Args:
-            name: which model.
+            name: of the model.
             inputs: named tensors; under TorchServe the handler gets elements of BYTES in base64.
             version: default: the default one.
-            id: the handler gets it.
+            id: sent to the handler.
             timeout: seconds; default: the client's.
 
         Raises:
-            ServerError: the server did; 400 for FP16 and BF16 under TorchServe: the protocol has raw contents only for
-                these, and TorchServe drops them.
-            TorchmarError: a datatype is none of the protocol, or does not hold an element.
+            ServerError: the response is an error; 400 for FP16 and BF16 under TorchServe: the protocol has only
+                raw contents for these, and TorchServe drops them.
+            TorchmarError: a datatype is not of the protocol, or cannot represent an element.
         """
         request = wire.ModelInferRequest(model_name=name, model_version=version, id=id)
         raw = any(tensor.datatype in _ONLY_RAW for tensor in inputs)
@@ -137,31 +137,31 @@ class GrpcOpenInference(Client):
         reply = self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
         quoted = self._channel.service == _TORCHSERVES_SERVICE
         if reply.raw_output_contents:
-            return [_raw_output(*one) for one in zip(reply.outputs, reply.raw_output_contents, strict=True)]
+            return [_raw_output(*output) for output in zip(reply.outputs, reply.raw_output_contents, strict=True)]
         return [_output(output, quoted=quoted) for output in reply.outputs]
 
     def _call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
         if self._channel.service == _TORCHSERVES_SERVICE and getattr(request, "raw_input_contents", None):
-            raise ServerError(f"TorchServe takes no {' and no '.join(_ONLY_RAW)} over gRPC", status=400)
+            raise ServerError(f"TorchServe does not support {' or '.join(_ONLY_RAW)} over gRPC", status=400)
         try:
             return self._channel.call(method, request, reply, timeout)
         except ServerError as error:
             if error.status != 501 or not str(error).startswith(_NO_METHOD):
                 raise
             if self._channel.service == _TORCHSERVES_SERVICE:
-                error.hint = SWITCHED_ON
+                error.hint = ENABLE_OPEN_INFERENCE
                 raise
         self._channel.service = _TORCHSERVES_SERVICE
         return self._call(method, request, reply, timeout)
 
 
 def _described(tensors: Iterable[wire.ModelMetadataResponse.TensorMetadata]) -> tuple[TensorMetadata, ...]:
-    return tuple(TensorMetadata(one.name, one.datatype, tuple(one.shape)) for one in tensors)
+    return tuple(TensorMetadata(each.name, each.datatype, tuple(each.shape)) for each in tensors)
 
 
 def _add(request: wire.ModelInferRequest, tensor: Tensor, *, raw: bool) -> None:
-    """Add an input to a request, all of which are raw or none."""
-    made = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    """Add an input to a request; either all inputs are raw or none."""
+    added = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     try:
         content = pack(tensor.datatype, tensor.data)
     except (ValueError, TypeError) as error:
@@ -169,25 +169,25 @@ def _add(request: wire.ModelInferRequest, tensor: Tensor, *, raw: bool) -> None:
     if raw:
         request.raw_input_contents.append(content)
     else:
-        getattr(made.contents, _CONTENTS[tensor.datatype]).extend(unpack(tensor.datatype, content))
+        getattr(added.contents, _CONTENTS[tensor.datatype]).extend(unpack(tensor.datatype, content))
 
 
 def _raw_output(output: wire.ModelInferResponse.InferOutputTensor, content: bytes) -> Tensor:
     data = list(unpack(output.datatype, content))
     if output.datatype == BYTES:
-        data = [_text(one, quoted=False) for one in data]
+        data = [_text(item, quoted=False) for item in data]
     return Tensor(output.name, output.datatype, tuple(output.shape), data)
 
 
 def _output(output: wire.ModelInferResponse.InferOutputTensor, *, quoted: bool) -> Tensor:
     data: list[Any] = list(getattr(output.contents, _CONTENTS.get(output.datatype, "fp32_contents")))
     if output.datatype == "BYTES":
-        data = [_text(one, quoted=quoted) for one in data]
+        data = [_text(item, quoted=quoted) for item in data]
     return Tensor(output.name, output.datatype, tuple(output.shape), data)
 
 
 def _text(element: bytes, *, quoted: bool) -> Any:
-    # TorchServe sends texts as they stood in the handler's JSON, quotes and all.
+    # TorchServe sends texts as they are in the handler's JSON, with their quotes.
     with contextlib.suppress(ValueError):
         return json.loads(element) if quoted else element.decode()
     return element

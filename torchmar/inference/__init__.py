@@ -14,9 +14,9 @@ from torchmar.inference import bodies
 from torchmar.inference.many import each
 from torchmar.inference.tensors import Tensor
 
-__all__ = ["SWITCHED_ON", "InferenceClient", "Tensor", "each"]
+__all__ = ["ENABLE_OPEN_INFERENCE", "InferenceClient", "Tensor", "each"]
 
-SWITCHED_ON = "the server speaks the Open Inference Protocol with ts_open_inference_protocol=true in config.properties"
+ENABLE_OPEN_INFERENCE = "the Open Inference Protocol needs ts_open_inference_protocol=true in config.properties"
 
 
 class InferenceClient:
@@ -132,8 +132,8 @@ class InferenceClient:
         Returns:
             As `predict`.
         """
-        how = {**bodies.explanation_headers(method, target, n_steps, baseline), **(headers or {})}
-        request = bodies.request(data, explain=True, accept=accept, headers=how)
+        options = bodies.explanation_headers(method, target, n_steps, baseline)
+        request = bodies.request(data, explain=True, accept=accept, headers={**options, **(headers or {})})
         return bodies.value(self.request(name, request, version, timeout=timeout))
 
     def predict_many(
@@ -165,13 +165,13 @@ class InferenceClient:
             [('one', {'characters': 3}), ('three', {'characters': 5})]
         """
 
-        def ask(client: InferenceClient, data: Any) -> Any:
+        def predict(client: InferenceClient, data: Any) -> Any:
             return client.predict(name, data, version, timeout=timeout)
 
         def client() -> InferenceClient:
             return InferenceClient(self._server, self._timeout, self._retries)
 
-        return each(inputs, ask, client, jobs=jobs, ordered=ordered)
+        return each(inputs, predict, client, jobs=jobs, ordered=ordered)
 
     def predict_instances(
         self, name: str, instances: Sequence[Any], *, explain: bool = False, timeout: float | None = None
@@ -195,7 +195,7 @@ class InferenceClient:
         for key in ("explanations", "predictions"):
             if isinstance(document, Mapping) and isinstance(document.get(key), list):
                 return list(document[key])
-        raise TorchmarError(f"{name} does not answer in KServe's v1 protocol: it has no list of predictions")
+        raise TorchmarError(f"the response of {name} is not of KServe's v1 protocol: it has no list of predictions")
 
     def infer(
         self,
@@ -232,7 +232,9 @@ class InferenceClient:
         try:
             return [Tensor.read(output) for output in content["outputs"]]
         except (KeyError, TypeError):
-            raise TorchmarError(f"{name} does not answer in the Open Inference Protocol: it has no outputs") from None
+            raise TorchmarError(
+                f"the response of {name} is not of the Open Inference Protocol: it has no outputs"
+            ) from None
 
     def ping(self) -> str:
         """Return the health of the server: ``Healthy``, or ``Partial Healthy``. The call is not repeated.
@@ -263,7 +265,7 @@ class InferenceClient:
         try:
             return self._connection.read(dict, "GET", f"/v2{path}", timeout=5, retries=0)
         except NotFoundError as error:
-            raise NotFoundError(error.message, status=404, type=error.type, hint=SWITCHED_ON) from None
+            raise NotFoundError(error.message, status=404, type=error.type, hint=ENABLE_OPEN_INFERENCE) from None
 
     def _post(self, path: str, request: Request, timeout: float | None) -> Response:
         headers = {**request.headers, "Content-Type": request.content_type, "Accept": request.accept}

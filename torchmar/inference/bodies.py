@@ -19,17 +19,17 @@ NPY = "application/x-npy"
 def request(
     data: Any, *, explain: bool = False, accept: str = ANY, headers: Mapping[str, str] | None = None
 ) -> Request:
-    """Return the request that asks with ``data``.
+    """Return the request with ``data`` as its body.
 
     Args:
         data: a path: the file, with the content type of its suffix; bytes; a text; an array or tensor: ``.npy``
             (this needs numpy); anything else: JSON.
-        explain: whether an explanation is wanted.
-        accept: the content type of the answer that is wanted.
-        headers: more of them.
+        explain: whether the request is for an explanation.
+        accept: the content type of the response.
+        headers: further ones.
 
     Raises:
-        TorchmarError: the file cannot be read, the array has objects, or the value is no JSON.
+        TorchmarError: the file cannot be read, the array has objects, or the value cannot be written as JSON.
     """
     if isinstance(data, Path):
         return exchange.read(data, explain=explain, accept=accept, headers=headers)
@@ -40,28 +40,28 @@ def request(
 def explanation_headers(
     method: str | None = None, target: str | int | None = None, n_steps: int | None = None, baseline: str | None = None
 ) -> dict[str, str]:
-    """Return the headers by which a request says how it wants to be explained; None is the handler's default."""
-    asked = {"Method": method, "Target": target, "N-Steps": n_steps, "Baseline": baseline}
-    return {f"Explain-{name}": str(value) for name, value in asked.items() if value is not None}
+    """Return the headers with the options of an explanation; None is the handler's default."""
+    options = {"Method": method, "Target": target, "N-Steps": n_steps, "Baseline": baseline}
+    return {f"Explain-{name}": str(value) for name, value in options.items() if value is not None}
 
 
-def value(answer: Response) -> Any:
-    """Return what an answer says: JSON as Python values, ``.npy`` as an array, a text; bytes if it is none of these.
+def value(response: Response) -> Any:
+    """Return the value of a response: JSON as Python values, ``.npy`` as an array, a text; any other as bytes.
 
     Raises:
-        TorchmarError: the answer is not what it says that it is, or is an array and there is no numpy.
+        TorchmarError: the body is not of its content type, or is an array and numpy is not installed.
     """
-    kind = answer.content_type
+    content_type = response.content_type
     try:
-        if kind == JSON:
-            return json.loads(answer.body)
-        if kind == NPY:
-            return _numpy().load(io.BytesIO(answer.body), allow_pickle=False)
+        if content_type == JSON:
+            return json.loads(response.body)
+        if content_type == NPY:
+            return _numpy().load(io.BytesIO(response.body), allow_pickle=False)
     except ValueError as error:
-        raise TorchmarError(f"the answer says that it is {kind}, and is not: {error}") from None
-    if kind.startswith("text/"):
-        return answer.body.decode("utf-8", "replace")
-    return answer.body if kind else _guessed(answer.body)
+        raise TorchmarError(f"the response has content type {content_type}, but its body is not: {error}") from None
+    if content_type.startswith("text/"):
+        return response.body.decode("utf-8", "replace")
+    return response.body if content_type else _guessed(response.body)
 
 
 def _guessed(body: bytes) -> Any:
@@ -86,7 +86,7 @@ def _body(data: Any) -> tuple[bytes, str]:
         try:
             _numpy().save(stream, _numpy().asarray(data), allow_pickle=False)
         except ValueError:
-            raise TorchmarError("an array of objects cannot be sent", hint="give it a dtype of numbers") from None
+            raise TorchmarError("an array of objects cannot be sent", hint="convert it to a numeric dtype") from None
         return stream.getvalue(), NPY
     try:
         return json.dumps(data, ensure_ascii=False, allow_nan=False).encode(), JSON

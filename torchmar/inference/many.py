@@ -10,37 +10,37 @@ from typing import Protocol, TypeVar
 from torchmar.errors import TorchmarError
 
 
-class Closes(Protocol):
-    """What a thread asks with."""
+class Closable(Protocol):
+    """A client of one thread."""
 
     def close(self) -> None:
         """Close the connections."""
 
 
-Client = TypeVar("Client", bound=Closes)
+Client = TypeVar("Client", bound=Closable)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def each(
     items: Iterable[Item],
-    ask: Callable[[Client, Item], Result],
+    request: Callable[[Client, Item], Result],
     clients: Callable[[], Client],
     *,
     jobs: int = 4,
     ordered: bool = True,
 ) -> Generator[tuple[Item, Result | TorchmarError], None, None]:
-    """Yield every item with what ``ask`` returned for it, or the TorchmarError that it raised.
+    """Yield every item with the result of ``request`` for it, or with the TorchmarError that it raised.
 
-    At most twice as many items as there are threads have been taken from ``items`` and not been
-    yielded yet. Who stops early waits for nothing: questions that are under way are given up.
+    At most twice as many items as there are threads have been read from ``items`` and not been yielded yet. A caller
+    that stops early does not wait for requests that are under way.
 
     Args:
-        items: what to ask about; taken one by one.
-        ask: called in a thread.
-        clients: makes what ``ask`` gets; called once for every thread.
+        items: inputs of the requests; read one by one.
+        request: called in a thread.
+        clients: makes the client for ``request``; called once for every thread.
         jobs: threads; at least one.
-        ordered: in the order of ``items``, or each as soon as it is there.
+        ordered: in the order of ``items``, or in the order of the results.
     """
     jobs = max(1, jobs)
     todo: queue.SimpleQueue[tuple[int, Item] | None] = queue.SimpleQueue()
@@ -51,8 +51,8 @@ def each(
         while (task := todo.get()) is not None and not stopped.is_set():
             index, item = task
             try:
-                done.put((index, item, ask(client, item)))
-            except BaseException as error:  # raised where the result is taken
+                done.put((index, item, request(client, item)))
+            except BaseException as error:  # raised by the generator
                 done.put((index, item, error))
         client.close()
 
@@ -60,21 +60,21 @@ def each(
     for client in [clients() for _ in range(jobs)]:
         threading.Thread(target=work, args=(client,), daemon=True).start()
     numbered = enumerate(items)
-    there: dict[int, tuple[Item, Result | TorchmarError]] = {}
-    taken = yielded = 0
+    results: dict[int, tuple[Item, Result | TorchmarError]] = {}
+    submitted = yielded = 0
     try:
         while True:
-            while taken - yielded < 2 * jobs and (task := next(numbered, None)) is not None:
+            while submitted - yielded < 2 * jobs and (task := next(numbered, None)) is not None:
                 todo.put(task)
-                taken += 1
-            if taken == yielded:
+                submitted += 1
+            if submitted == yielded:
                 return
             index, item, result = done.get()
             if isinstance(result, BaseException) and not isinstance(result, TorchmarError):
                 raise result
-            there[index if ordered else yielded] = (item, result)
-            while yielded in there:
-                yield there.pop(yielded)
+            results[index if ordered else yielded] = (item, result)
+            while yielded in results:
+                yield results.pop(yielded)
                 yielded += 1
     finally:
         stopped.set()

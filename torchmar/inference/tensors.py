@@ -13,8 +13,8 @@ from typing import Any
 from torchmar.errors import TorchmarError
 
 _DTYPES = {"BOOL": "bool"} | {
-    f"{ours}{bits}": f"{theirs}{bits}"
-    for ours, theirs, sizes in (("INT", "int", (8, 16, 32, 64)), ("UINT", "uint", (8, 16, 32, 64)))
+    f"{datatype}{bits}": f"{dtype}{bits}"
+    for datatype, dtype, sizes in (("INT", "int", (8, 16, 32, 64)), ("UINT", "uint", (8, 16, 32, 64)))
     for bits in sizes
 }
 _DTYPES |= {f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)}
@@ -58,14 +58,14 @@ class Tensor:
             import numpy
 
             array = numpy.asarray(values)
-            known = {theirs: ours for ours, theirs in _DTYPES.items()}
-            kind = datatype or known.get(array.dtype.name) or ("BYTES" if array.dtype.kind in "SUO" else None)
+            datatypes = {dtype: name for name, dtype in _DTYPES.items()}
+            kind = datatype or datatypes.get(array.dtype.name) or ("BYTES" if array.dtype.kind in "SUO" else None)
             if kind is None:
                 raise TorchmarError(f"input {name!r}: the protocol has no datatype for {array.dtype}")
             return cls(name, kind, tuple(array.shape), array.ravel().tolist())
         shape = _shape(values)
         flat = list(_flat(values, len(shape)))
-        if len(flat) != math.prod(shape) or any(isinstance(one, list | tuple) for one in flat):
+        if len(flat) != math.prod(shape) or any(isinstance(item, list | tuple) for item in flat):
             raise TorchmarError(f"input {name!r}: the lists are nested unevenly")
         return cls(name, datatype or _datatype(name, flat), shape, flat)
 
@@ -84,7 +84,7 @@ class Tensor:
             TorchmarError: bytes are not UTF-8.
         """
         try:
-            data = [one.decode() if isinstance(one, bytes) else one for one in self.data]
+            data = [item.decode() if isinstance(item, bytes) else item for item in self.data]
         except UnicodeDecodeError:
             raise TorchmarError(f"input {self.name!r}: JSON holds texts, not bytes; send them in base64") from None
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape), "data": data}
@@ -115,7 +115,7 @@ def _flat(values: Any, depth: int) -> Iterator[Any]:
 
 
 def _datatype(name: str, flat: Sequence[Any]) -> str:
-    kinds = {_BY_TYPE.get(type(one)) for one in flat}
+    kinds = {_BY_TYPE.get(type(item)) for item in flat}
     if kinds == {"INT64", "FP32"}:
         return "FP32"
     kind = kinds.pop() if len(kinds) == 1 else None

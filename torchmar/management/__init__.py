@@ -13,7 +13,7 @@ from torchmar.management.models import JobQueue, ModelVersion, RegisteredModel, 
 
 __all__ = ["JobQueue", "ManagementClient", "ModelVersion", "RegisteredModel", "WorkerState"]
 
-_PAGE = 100  # what TorchServe sends at the most, whatever it is asked for
+_PAGE = 100  # TorchServe's limit
 
 
 class ManagementClient:
@@ -135,8 +135,8 @@ class ManagementClient:
         token: str | None = None
         while True:
             query = {"limit": _PAGE, "next_page_token": token}
-            found, token = self._connection.read(_page, "GET", "/models", query=query)
-            yield from found
+            models, token = self._connection.read(_page, "GET", "/models", query=query)
+            yield from models
             if token is None:
                 return
 
@@ -180,7 +180,7 @@ class ManagementClient:
         return self._status("PUT", _path(name, version), query, timeout)
 
     def set_default(self, name: str, version: str) -> str:
-        """Make ``version`` the one that answers requests without a version."""
+        """Make ``version`` the default one, which gets requests without a version."""
         return self._status("PUT", f"{_path(name, version)}/set-default")
 
     def unregister(self, name: str, version: str | None = None) -> str:
@@ -213,13 +213,15 @@ class ManagementClient:
 
 
 def check_name(name: str | None) -> None:
-    """Raise TorchmarError for a name that no path of the server's leads to."""
+    """Raise TorchmarError for a name that cannot be a part of a path."""
     if name and "/" in name:
-        raise TorchmarError(f"a model cannot be called {name!r}: TorchServe would find none with a slash in its name")
+        raise TorchmarError(
+            f"{name!r} cannot be the name of a model: no path of TorchServe leads to a name with a slash"
+        )
 
 
 def _versions(document: Any) -> list[ModelVersion]:
-    return [ModelVersion.of(one) for one in document]
+    return [ModelVersion.of(version) for version in document]
 
 
 def _page(document: Any) -> tuple[list[RegisteredModel], str | None]:

@@ -1,4 +1,4 @@
-"""What the management API says of models, as values."""
+"""Models, versions and workers, as the management API describes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RegisteredModel:
     url: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerState:
     """The state of one worker.
 
@@ -45,17 +45,17 @@ class WorkerState:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> WorkerState:
-        """Return what one worker of a describe answer says."""
+        """Return the worker of an element of ``workers``."""
         start = document.get("startTime")
         return cls(
-            str(document["id"]),
-            str(document["status"]),
-            int(document.get("pid", -1)),
-            # Python 3.10 does not know that Z is UTC.
-            datetime.fromisoformat(start.replace("Z", "+00:00")) if start else None,
-            bool(document.get("gpu", False)),
-            str(document.get("gpuUsage", "N/A")),
-            int(document.get("memoryUsage", 0)),
+            id=str(document["id"]),
+            status=str(document["status"]),
+            pid=int(document.get("pid", -1)),
+            # Python 3.10 does not parse Z.
+            start_time=datetime.fromisoformat(start.replace("Z", "+00:00")) if start else None,
+            gpu=bool(document.get("gpu", False)),
+            gpu_usage=str(document.get("gpuUsage", "N/A")),
+            memory_usage=int(document.get("memoryUsage", 0)),
         )
 
 
@@ -72,7 +72,7 @@ class JobQueue:
     remaining_capacity: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelVersion:
     """One registered version of a model.
 
@@ -81,15 +81,15 @@ class ModelVersion:
         max_batch_delay: milliseconds.
         response_timeout: seconds.
         startup_timeout: seconds.
-        max_retry_timeout: seconds for which a worker that dies is started again.
+        max_retry_timeout: seconds during which a worker that dies is restarted.
         client_timeout: milliseconds after which a request that waits is dropped; 0 is never.
         device_type: cpu or gpu.
-        device_ids: GPUs that its workers may use; empty is all.
-        parallel_type: how one model is spread over processes: pp, tp, pptp, custom, or empty.
+        device_ids: GPUs for its workers; empty: all.
+        parallel_type: parallelism of one model over processes: pp, tp, pptp, custom, or empty.
         sequence_max_idle: milliseconds.
         sequence_timeout: milliseconds.
         loaded_at_startup: whether the server's configuration loads a model of this name.
-        customized: what the handler says of itself; None if it was not asked.
+        customized: the handler's own description; None if it was not requested.
     """
 
     name: str
@@ -123,12 +123,12 @@ class ModelVersion:
 
     @property
     def ready(self) -> int:
-        """The number of workers that answer."""
+        """The number of workers that are ready."""
         return sum(worker.status == "READY" for worker in self.workers)
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> ModelVersion:
-        """Return what one element of a describe answer says."""
+        """Return the version of an element of the response to a describe request."""
         queue = document.get("jobQueueStatus", {})
         return cls(
             name=document["modelName"],
