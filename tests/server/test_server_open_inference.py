@@ -492,7 +492,7 @@ def test_numbers_that_json_cannot_say_travel_as_bytes(call: Call) -> None:
     assert all(map(math.isnan, arrays(call("ModelInfer", request, wire.ModelInferResponse))["probabilities"]))
     in_json = raw_request("mirror", ("x", "FP32", [4], content))
     code, details = code_of(lambda: call("ModelInfer", in_json, wire.ModelInferResponse))
-    assert (code, "infinite or no number" in details) == ("INVALID_ARGUMENT", True)
+    assert (code, "infinite or not a number" in details) == ("INVALID_ARGUMENT", True)
 
 
 def test_the_client_of_the_library_reads_it(server: Builtin) -> None:

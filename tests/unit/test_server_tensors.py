@@ -60,7 +60,7 @@ def test_a_tensor_in_json_is_the_same_tensor() -> None:
     ("tensor", "words"),
     [
         (Tensor("x", "FP32", [3], bytes(8)), "is of 3 items, not 2"),
-        (Tensor("x", "FP32", [1], pack("FP32", [math.nan])), "infinite or no number"),
+        (Tensor("x", "FP32", [1], pack("FP32", [math.nan])), "infinite or not a number"),
         (Tensor("x", "BYTES", [1], pack("BYTES", [b"\xff"])), "send it in base64"),
         (Tensor("x", "FLOAT", [1], bytes(4)), "'FLOAT' is none of BOOL"),
     ],
