@@ -140,7 +140,9 @@ class Shipped(Side):
                 "TEMP": home,
             }
             with _process(command, folder, environment) as (process, ended):
-                server = Endpoint(addresses["inference_address"], addresses["management_address"], tokens={})
+                server = Endpoint(
+                    inference=addresses["inference_address"], management=addresses["management_address"], tokens={}
+                )
                 if empty:
                     _wait_for_port(addresses["management_address"], ended)
                 pid = _java(process.pid, ended)

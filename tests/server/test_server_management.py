@@ -663,7 +663,7 @@ def test_the_api_is_described_to_all_with_the_paths_that_torchserve_describes(th
 def test_the_client_of_the_project_finds_what_it_finds_on_torchserve(ours: Ours) -> None:
     address = "http://{}:{}".format(*ours.address)
     assert ours.key_file
-    with ManagementClient(Endpoint("", address, key_file=ours.key_file)) as client:
+    with ManagementClient(Endpoint(inference="", management=address, key_file=ours.key_file)) as client:
         assert "registered with 1 initial workers" in client.register("made-1.0.mar", initial_workers=1)
         (described,) = client.describe("made", customized=True)
         assert (described.ready, described.customized, described.workers[0].gpu) == (1, {}, False)

@@ -23,8 +23,18 @@ GIB = 2**30
 
 def version(name: str, number: str, workers: int = 1, **changes: Any) -> ModelVersion:
     """Return a version as a server with TorchServe's own defaults describes it."""
-    states = tuple(WorkerState(str(index), "READY", index) for index in range(workers))
-    made = ModelVersion(name, number, f"{name}-{number}.mar", workers, workers, 1, 100, 120, states)
+    states = tuple(WorkerState(id=str(index), status="READY", pid=index) for index in range(workers))
+    made = ModelVersion(
+        name=name,
+        version=number,
+        url=f"{name}-{number}.mar",
+        min_workers=workers,
+        max_workers=workers,
+        batch_size=1,
+        max_batch_delay=100,
+        response_timeout=120,
+        workers=states,
+    )
     return replace(made, **changes)
 
 
