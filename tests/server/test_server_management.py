@@ -393,7 +393,7 @@ OTHERWISE: dict[str, tuple[Sequence[Call], int, int, str]] = {
         "registered with 1 initial workers",
     ),
     "no json": ([("POST", "/models", "{nope", JSON)], 500, 400, "The body is not JSON"),
-    "json without an object": ([("POST", "/models", "[]", JSON)], 500, 400, "no JSON object"),
+    "json without an object": ([("POST", "/models", "[]", JSON)], 500, 400, "not a JSON object"),
     "an empty body": ([("POST", "/models", "", JSON)], 500, 400, "Parameter url is required."),
     "null": ([("POST", "/models", "null", JSON)], 500, 400, "Parameter url is required."),
     "half a request": (
