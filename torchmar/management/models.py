@@ -29,9 +29,9 @@ class WorkerState:
         id: the server's number of the worker.
         status: READY if it answers; otherwise UNLOADING, or LOADING with the built-in server.
         pid: its process; -1 if there is none.
-        start_time: when it was started, in UTC; None if the server does not say.
+        start_time: when it was started, in UTC; None if the server does not report it.
         gpu: whether it works on a GPU.
-        gpu_usage: what nvidia-smi says of that GPU; ``N/A`` without one.
+        gpu_usage: nvidia-smi's line for that GPU; ``N/A`` without one.
         memory_usage: bytes; 0 until the server has looked, and where system metrics are off.
     """
 

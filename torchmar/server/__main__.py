@@ -19,7 +19,7 @@ def main() -> None:
     """Run the server that the command line describes."""
     parser = argparse.ArgumentParser(prog="python -m torchmar.server", description=__doc__)
     parser.add_argument("-f", metavar="CONFIG", type=Path, required=True, help="a config.properties")
-    parser.add_argument("--foreground", action="store_true", help="what goes to the logs goes to stderr, too")
+    parser.add_argument("--foreground", action="store_true", help="write log messages to stderr, too")
     chosen = parser.parse_args()
     try:
         configured, warnings = reader.read(chosen.f)

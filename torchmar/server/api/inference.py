@@ -52,7 +52,7 @@ class Inference:
         request_id = next(self._ids)
         try:
             if request.method not in _METHODS:
-                # TRACE, say, which is meant to run nothing (RFC 9110, 9.3.8).
+                # Such as TRACE, which must run nothing (RFC 9110, 9.3.8).
                 raise not_allowed(*_METHODS)
             target = self._targets.get(request.target)
             if target is None:
@@ -78,7 +78,7 @@ class Inference:
         self._tokens.check(request.header("authorization"), "inference")
 
     def _check_health_token(self, request: Request) -> None:
-        """Admit probes without a token unless the configuration wants one: kubelets and load balancers have none."""
+        """Admit probes without a token unless the configuration requires one: kubelets and load balancers have none."""
         if self._health_token:
             self._check_token(request)
 

@@ -120,7 +120,7 @@ _DOCUMENTS = (
     (
         "",
         "metadata",
-        "Return the versions of a model, and its tensors as far as the handler knows them.",
+        "Return the versions of a model, and its tensors if the handler describes them.",
         "Metadata",
     ),
     (

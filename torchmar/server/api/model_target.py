@@ -11,7 +11,7 @@ _V2_VERBS = {"infer": _PREDICT, "explain": _EXPLAIN}
 
 
 class ModelTarget(NamedTuple):
-    """The model of a request, and how its path wants the request to be read.
+    """The model that a path names, and the rules for reading its requests.
 
     Attributes:
         model: its name; None: the query, the form or the registry has it.

@@ -77,7 +77,7 @@ def response(document: Mapping[str, Any], outputs: Sequence[Tensor], *, raw: boo
 
 def _elements(tensor: wire.ModelInferRequest.InferInputTensor) -> list[Any]:
     if tensor.datatype in _ONLY_RAW:
-        raise ValueError(f"{tensor.datatype} comes in raw_input_contents only")
+        raise ValueError(f"{tensor.datatype} must be in raw_input_contents")
     if tensor.datatype not in _CONTENTS:
         raise ValueError(
             f"unknown datatype {tensor.datatype!r}; the datatypes are {', '.join((*_CONTENTS, *_ONLY_RAW))}"
@@ -85,7 +85,7 @@ def _elements(tensor: wire.ModelInferRequest.InferInputTensor) -> list[Any]:
     field_name = _CONTENTS[tensor.datatype]
     others = [field.name for field, _ in tensor.contents.ListFields() if field.name != field_name]
     if others:
-        raise ValueError(f"{tensor.datatype} comes in {field_name}, not in {', '.join(others)}")
+        raise ValueError(f"{tensor.datatype} must be in {field_name}, not in {', '.join(others)}")
     return list(getattr(tensor.contents, field_name))
 
 

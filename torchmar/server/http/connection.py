@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
         """Close the connection after its last response, or serve the next request."""
         if self._context.on_access is not None:
             self._context.on_access(access(request))
-        # Not what the head of the response says: the listener may have begun to close since.
+        # May differ from the head of the response: the listener may have begun to close since.
         keep_alive = self._keeps_alive()
         self._current = None
         self._active = True

@@ -144,7 +144,7 @@ class Listener:
 
 
 def _with_preflights(app: App) -> App:
-    """Return an app that answers CORS preflight requests itself; all responses have the headers that these ask for."""
+    """Return an app that answers CORS preflight requests itself; all responses have the CORS headers."""
 
     def answer(request: Request) -> None:
         if request.method == "OPTIONS" and request.header("origin") and request.header("access-control-request-method"):

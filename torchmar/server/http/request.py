@@ -60,7 +60,7 @@ class Request:
         target: as it stands in the request line, ``/predictions/m?x=1``.
         raw: all headers in their order.
         fields: the first of each header, by its name in lower case.
-        http_1_0: whether the client speaks HTTP/1.0.
+        http_1_0: whether the client uses HTTP/1.0.
 
     Attributes:
         body: without its transfer encoding.

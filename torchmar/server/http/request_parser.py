@@ -35,7 +35,7 @@ class RequestReceiver(Protocol):
         """Return the request to receive; its headers are complete."""
 
     def expect_continue(self) -> None:
-        """Tell the client to send the body, as it wants to be told."""
+        """Send 100 (Continue), for which the client waits before it sends the body."""
 
     def request_received(self, request: Request, keep_alive: bool) -> None:
         """Answer a complete request; the client sends more of them if ``keep_alive``."""
@@ -237,7 +237,7 @@ class RequestParser:
             raise ApiError(500, "InternalServerException", "The request could not be received.") from None
 
     def _ignore_upgrade(self) -> None:
-        """Continue with HTTP/1.1 where a client wants another protocol, as Java's does with its first request.
+        """Continue with HTTP/1.1 where a client requests another protocol, as Java's does with its first request.
 
         A server may ignore that header (RFC 9110, 7.8), but httptools takes all that follows the headers, and so the
         body, for the other protocol. A new parser gets the body without the upgrade header.
