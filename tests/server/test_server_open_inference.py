@@ -301,7 +301,7 @@ def test_of_two_contents_of_an_input_none_is_lost(call: Call) -> None:
     code, details = code_of(lambda: call("ModelInfer", both, wire.ModelInferResponse))
     assert (code, details) == (
         "INVALID_ARGUMENT",
-        "input 'measurements': FP32 comes in fp32_contents, not in fp64_contents",
+        "input 'measurements': FP32 must be in fp32_contents, not in fp64_contents",
     )
 
 
