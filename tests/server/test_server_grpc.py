@@ -102,7 +102,7 @@ class ServerHarness:
         self.store = folder / "store"
         self.store.mkdir(exist_ok=True)
         anywhere = Address("127.0.0.1", 0)
-        settings = Settings(self.store, grpc_inference=anywhere, grpc_management=anywhere, job_queue_size=4)
+        settings = Settings(model_store=self.store, grpc_inference=anywhere, grpc_management=anywhere, job_queue_size=4)
         self.settings = replace(settings, **keys)
         self.loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from torchmar.errors import TorchmarError
-from torchmar.server import app
+from torchmar.server import app, run_folder
 from torchmar.server.config import reader
 from torchmar.server.config.settings import Settings
 from torchmar.server.telemetry import logs
@@ -23,13 +23,14 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         configured, warnings = reader.read(chosen.f)
-        close_logs = logs.open_in(Path("logs"), configured.log_format, stderr=chosen.foreground)
-        try:
-            for warning in warnings:
-                logs.SERVER.warning("%s", warning)
-            _run(configured)
-        finally:
-            close_logs()
+        with run_folder.locked(Path.cwd()):
+            close_logs = logs.open_in(Path("logs"), configured.log_format, stderr=chosen.foreground)
+            try:
+                for warning in warnings:
+                    logs.SERVER.warning("%s", warning)
+                _run(configured)
+            finally:
+                close_logs()
     except TorchmarError as error:
         sys.exit(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""))
 
