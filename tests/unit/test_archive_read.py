@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torchmar.archive import Archive, digests, pack, store
+from torchmar.archive import Archive, digests, pack, pack_folder, store
 from torchmar.errors import ArchiveError, TorchmarError
 
 MANIFEST = json.dumps({"model": {"modelName": "m", "handler": "h.py", "modelVersion": "2.0"}})
@@ -128,3 +128,17 @@ def test_a_store_lists_versions_from_old_to_new(tmp_path: Path) -> None:
     assert tmp_path / "broken.mar" in store.find(tmp_path)
     with pytest.raises(TorchmarError, match="no archive of a model 'x'"):
         store.find(tmp_path, ["x"])
+
+
+def test_a_store_has_the_archives_that_torchserve_loads_and_no_others(tmp_path: Path) -> None:
+    members = {"MAR-INF/MANIFEST.json": MANIFEST.encode()}
+    for name in ("a.mar", "b.model", ".hidden.mar", "c.zip"):
+        pack(members, tmp_path / name)
+    for name in ("folder", "outer/inner", "two/one"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pack_folder(members, tmp_path / name)
+    (tmp_path / "two" / "other").mkdir()
+    (tmp_path / "empty").mkdir()
+    assert {path.name for path in store.find(tmp_path, ["m"])} == {"a.mar", "b.model", "folder", "outer"}
+    with Archive(tmp_path / "outer") as archive:
+        assert archive.manifest.name == "m"

@@ -18,7 +18,7 @@ _MAKE_KEY = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -keyout key.pem
 
 
 def fixed_tokens(config: ConfigText, values: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the configured tokens by API; a variable goes before a file.
+    """Return the configured tokens by API; a variable precedes a file.
 
     Messages name the source and never the text, which is a secret.
 

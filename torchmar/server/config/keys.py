@@ -125,7 +125,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "torchmar_max_download_size": _number("max_download_size", "21474836480", 1),
     "torchmar_snapshots": _path("snapshots", "logs/config"),
     "torchmar_worker_memory": ConfigKey("worker_memory", values.size, "4GiB"),
-    "torchmar_worker_poll_us": _number("worker_poll", "0", 0),
+    "torchmar_worker_poll_us": _number("worker_poll_us", "0", 0),
     "ts_open_inference_protocol": _flag("ts_open_inference_protocol"),
     "unregister_model_timeout": _number("unregister_model_timeout", "120", 0),
     "use_env_allowed_urls": _flag(""),

@@ -25,9 +25,9 @@ def read(
 
     Args:
         file: a ``config.properties``; None: there is none. ``$$NAME$$`` in its values is a variable.
-        environment: with ``enable_envvars_config=true`` in the file, ``TS_KEY`` goes before all else;
+        environment: with ``enable_envvars_config=true`` in the file, ``TS_KEY`` precedes all else;
             ``TS_ALLOWED_URLS`` needs ``use_env_allowed_urls=true`` besides.
-        overrides: keys from a command line, which go before the file.
+        overrides: keys from a command line, which precede the file.
 
     Returns:
         The settings, and warnings for the user.

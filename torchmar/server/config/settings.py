@@ -27,46 +27,45 @@ class Settings:
         file: the ``config.properties`` that was read.
         inference, management, metrics: where the APIs listen over HTTP; two may be at one address.
         grpc_inference, grpc_management: where they listen over gRPC.
-        grpc_ages: milliseconds that a connection over gRPC may live, and then may take to end, by the keys' names.
+        grpc_ages: milliseconds that a connection over gRPC may last, and those that its end may then take, by key.
         ts_open_inference_protocol: whether KServe's protocol is served over gRPC.
         load_models: registrations at the start, ``(name or "", url)``; or ``"all"``. See `startup_models`.
-        model_snapshot: the models of a snapshot of TorchServe's, or that KServe lists; None: there is none.
+        model_snapshot: the models of a snapshot, which KServe writes, too; None: there is none.
         models: options of versions, by model and version, under TorchServe's names (``minWorkers``).
-        default_workers_per_model: of a registration that names none; 0 is none.
+        default_workers_per_model: of a registration without a number of workers; 0 is none.
         default_response_timeout: seconds.
         default_startup_timeout: seconds.
-        default_service_handler: of archives that name none.
+        default_service_handler: of archives that name no handler.
         unregister_model_timeout: seconds that an unregistration may take.
         service_envelope: ``kserve``, ``kservev2``, ...; empty: none.
         job_queue_size: requests that may wait, for each version.
         max_request_size, max_response_size: bytes.
         limit_max_image_pixels, decode_input_request, ipex_enable: passed to workers.
-        blacklist_env_vars: names of variables that workers do not get.
-        number_of_gpu: GPUs to use, not more than there are.
-        tokens: whether a token is needed.
-        token_expiration_min: minutes that a token lives.
-        fixed_tokens: tokens by API that stay as they are, of ``torchmar_inference_token_file``,
-            ``torchmar_management_token_file`` or the variables of
-            `TOKEN_VARIABLES`; the others are random, and expire.
+        blacklist_env_vars: matches names of variables that workers do not get.
+        number_of_gpu: GPUs that workers use, at most those of the machine.
+        tokens: whether requests need a token.
+        token_expiration_min: minutes until a token expires.
+        fixed_tokens: tokens by API that do not change, of ``torchmar_inference_token_file``,
+            ``torchmar_management_token_file`` or the variables of `TOKEN_VARIABLES`; the others are random, and expire.
         health_token: ``torchmar_health_token``; whether health checks need a token, too.
         model_api: whether models may be registered and unregistered.
-        allowed_urls: what URLs of archives match; default: those of the model store.
+        allowed_urls: one of these matches the URL of an archive; default: those of the model store.
         install_py_dep_per_model: whether the requirements in archives are installed.
         private_key_file, certificate_file: PEM, for TLS.
-        grpc_tls: whether gRPC wants TLS, too.
+        grpc_tls: whether gRPC uses TLS.
         cors: None without ``cors_allowed_origin``.
         metrics_api: whether the metrics API is served.
-        metrics_config: TorchServe's ``metrics.yaml`` in place of its own.
+        metrics_config: a ``metrics.yaml`` in place of TorchServe's.
         model_metrics_auto_detect: whether metrics of handlers need not be named there.
         disable_system_metrics: whether the machine's are left out.
         snapshots: ``torchmar_snapshots``; the folder for snapshots; None: none are written.
-        check_archives: ``torchmar_check_archives``; whether archives are checked before anything of them runs.
-        ignored_checks: ``torchmar_ignore_checks``; codes of checks, or beginnings of codes, that do not count.
-        max_download_size: ``torchmar_max_download_size``; bytes of an archive that is fetched.
-        worker_memory: ``torchmar_worker_memory``; bytes that a worker on a CPU may have; 0: no limit.
-        worker_poll: ``torchmar_worker_poll_us``; microseconds that worker and server stay awake for each other.
-        log_format: ``torchmar_log_format``; how lines of logs are laid out.
-        access_log: ``torchmar_access_log``; whether there is a line for each request.
+        check_archives: ``torchmar_check_archives``; whether archives are checked before their code runs.
+        ignored_checks: ``torchmar_ignore_checks``; codes of checks, or beginnings of codes, to ignore.
+        max_download_size: ``torchmar_max_download_size``; the most bytes of a download.
+        worker_memory: ``torchmar_worker_memory``; the most bytes of a worker on a CPU; 0: no limit.
+        worker_poll_us: ``torchmar_worker_poll_us``; microseconds that worker and server poll for each other.
+        log_format: ``torchmar_log_format``; the format of log lines.
+        access_log: ``torchmar_access_log``; whether each request is logged.
     """
 
     model_store: Path
@@ -115,15 +114,15 @@ class Settings:
     ignored_checks: tuple[str, ...] = ()
     max_download_size: int = 20 << 30
     worker_memory: int = 0
-    worker_poll: int = 300
+    worker_poll_us: int = 300
     log_format: Layout = "text"
     access_log: bool = False
 
     def startup_models(self) -> list[StartupModel]:
-        """Return what the server loads at its start.
+        """Return the models that the server loads at its start.
 
-        That is the snapshot, which goes before ``load_models``, as TorchServe has it; for ``all``, every archive that
-        is in the model store now.
+        These are those of the snapshot, which precedes ``load_models``, as in TorchServe; for ``all``, every archive
+        that is in the model store now.
         """
         if self.model_snapshot is not None:
             return list(self.model_snapshot)

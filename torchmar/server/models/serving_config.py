@@ -206,7 +206,7 @@ def resolve(
             metrics_config=str(settings.metrics_config or ""),
             limit_max_image_pixels=settings.limit_max_image_pixels,
             memory_limit=0 if on_gpu else settings.worker_memory,
-            poll=settings.worker_poll,
+            poll=settings.worker_poll_us,
             preprocess_workers=preprocess,
             fork=fork,
             fork_reason=fork_reason,
