@@ -31,12 +31,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from serving.machine import processor
+from harness.machine import processor
 
 from torchmar import archive, properties, recipe
 from torchmar.cli.terminal import show_table, table
@@ -116,9 +117,9 @@ class Bench:
                 agree(stock.predict_batch(requests), ours.predict_batch(requests))
                 took = in_turn(
                     {
-                        STOCK: lambda w=stock, r=requests: w.ask(r),
-                        OURS: lambda w=ours, r=requests: w.ask(r),
-                        "floor": lambda n=size: self.floor(n),
+                        STOCK: partial(stock.predict_batch, requests),
+                        OURS: partial(ours.predict_batch, requests),
+                        "floor": partial(self.floor, size),
                     },
                     self.rounds,
                 )
@@ -175,7 +176,8 @@ class Bench:
 
         def decode(image: bytes) -> torch.Tensor:
             pixels = decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8))
-            return center_crop(resize(pixels, [256], antialias=True), [224, 224])
+            cropped: torch.Tensor = center_crop(resize(pixels, [256], antialias=True), [224, 224])
+            return cropped
 
         with torch.inference_mode():
             batch = torch.stack(list(POOL.map(decode, self.images[:size]))).float().div_(255)
@@ -238,9 +240,9 @@ class Bench:
                 as_json = [Request(one.body, one.content_type, True, headers=headers) for one in mine]
                 took = in_turn(
                     {
-                        STOCK: lambda w=stock, r=theirs: w.ask(r),
-                        OURS: lambda w=ours, r=mine: w.ask(r),
-                        "ours as JSON": lambda w=ours, r=as_json: w.ask(r),
+                        STOCK: partial(stock.predict_batch, theirs),
+                        OURS: partial(ours.predict_batch, mine),
+                        "ours as JSON": partial(ours.predict_batch, as_json),
                     },
                     self.rounds,
                 )
@@ -291,8 +293,8 @@ class Bench:
                 agree(alone, other.predict_batch(requests))
                 took = in_turn(
                     {
-                        STOCK: lambda r=requests: [one.predict_batch([request]) for request in r],
-                        OURS: lambda r=requests: other.predict_batch(r),
+                        STOCK: partial(one_by_one, one, requests),
+                        OURS: partial(other.predict_batch, requests),
                     },
                     self.rounds * 4,
                 )
@@ -385,6 +387,12 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
             if number >= 2:
                 took[name].append(time.perf_counter() - started)
     return {name: statistics.median(seconds) for name, seconds in took.items()}
+
+
+def one_by_one(worker: Worker, requests: Sequence[Request]) -> None:
+    """Send a worker requests one at a time."""
+    for request in requests:
+        worker.predict_batch([request])
 
 
 def agree(theirs: Sequence[Response], ours: Sequence[Response]) -> None:

@@ -30,14 +30,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from harness.load import check
+from harness.machine import processor
+from harness.measures import ready
+from harness.models import JSON, Model
+from harness.processes import cpu_seconds, memory
+from harness.sides import Builtin, Shipped, Side
 from packing import size_of
 from safetensors.torch import save_file
-from serving.load import check
-from serving.machine import processor
-from serving.measures import ready
-from serving.models import JSON, Model
-from serving.processes import cpu_seconds, memory
-from serving.sides import Builtin, Shipped, Side
 from torch import nn
 
 from torchmar import archive, recipe

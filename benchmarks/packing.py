@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.machine import processor
+from harness.machine import processor
 
 UNIT = 1 if sys.platform == "darwin" else 1024  # what the system counts memory in
 UNITS = {"MB": 10**6, "GB": 10**9}

@@ -15,7 +15,7 @@ off: its own script, logging and defaults (as many workers as cores, which take 
 and batches of one), and the handler that its documentation has for the case. The other row is the same
 server with an archive configured as those of the other sides: what is left between it and the built-in
 server is not the configuration's. The other frameworks live in an environment of their own
-(--competitors; otherwise .venv/serving is made), as small services in benchmarks/serving/competitors/
+(--competitors; otherwise .venv/serving is made), as small services in benchmarks/harness/competitors/
 that are written as their documentation does it; those that are not installed are left out with a line.
 
 With --neighbours, servers are measured on a machine that others use instead: the built-in server and mosec (or the
@@ -40,11 +40,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from harness import models, report
+from harness.machine import processor
+from harness.measures import Measurement
+from harness.sides import COMPETITORS, ROOT, TORCHSERVES, Side, environment_of_competitors
 from packing import size_of
-from serving import models, report
-from serving.machine import processor
-from serving.measures import Measurement
-from serving.sides import COMPETITORS, ROOT, TORCHSERVES, Side, environment_of_competitors
 
 _BUSY = ("builtin", "builtin-stock", "mosec")  # the sides that are measured beside neighbours
 PARTS = ("tiny", "resnet", "explain", "memory", "times")
@@ -72,7 +73,7 @@ def main() -> int:
     chosen = options.engines or (engines if options.neighbours is None else _BUSY)
     sides = _sides(chosen, options.competitors)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{processor()}, {cores} cores, Python {platform.python_version()}, torch {models.torch.__version__}")
+    print(f"{processor()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}")
     print(f"{options.seconds:g} s of load a figure, median of {options.rounds}; load average {os.getloadavg()[0]:.1f}")
     measurement = Measurement(sides, options.seconds, options.rounds)
     with tempfile.TemporaryDirectory(prefix="serving-") as home:

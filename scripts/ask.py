@@ -21,53 +21,57 @@ REST = {"inference": "http://127.0.0.1:8080", "management": "http://127.0.0.1:80
 GRPC = {"inference": "127.0.0.1:7070", "management": "127.0.0.1:7071"}
 
 
-def rest(asked: argparse.Namespace, api: str) -> bytes:
+def rest(options: argparse.Namespace, api: str) -> bytes:
     """Return the body of the answer over REST."""
     import requests
 
-    headers = {"Authorization": f"Bearer {token(asked, api)}"}
-    address = (asked.address or REST[api]).rstrip("/")
-    if asked.metadata:
-        response = requests.get(f"{address}/models/{asked.model}", headers=headers, timeout=asked.timeout)
+    headers = {"Authorization": f"Bearer {token(options, api)}"}
+    address = (options.address or REST[api]).rstrip("/")
+    if options.metadata:
+        response = requests.get(f"{address}/models/{options.model}", headers=headers, timeout=options.timeout)
     else:
-        headers["Content-Type"] = mimetypes.guess_type(asked.input)[0] or "application/octet-stream"
+        headers["Content-Type"] = mimetypes.guess_type(options.input)[0] or "application/octet-stream"
         kind = "predictions"
-        if asked.target is not None:
-            kind, headers["Explain-Target"] = "explanations", asked.target
-        body = Path(asked.input).read_bytes()
-        url = f"{address}/{kind}/{asked.model}"
-        response = requests.post(url, data=body, headers=headers, timeout=asked.timeout)
+        if options.target is not None:
+            kind, headers["Explain-Target"] = "explanations", options.target
+        body = Path(options.input).read_bytes()
+        url = f"{address}/{kind}/{options.model}"
+        response = requests.post(url, data=body, headers=headers, timeout=options.timeout)
     if not response.ok:
         sys.exit(f"{response.status_code}: {response.text}")
     return response.content
 
 
-def grpc(asked: argparse.Namespace, api: str) -> bytes:
+def grpc(options: argparse.Namespace, api: str) -> bytes:
     """Return the body of the answer over gRPC, where there are no explanations."""
     import grpc
 
     from torchmar.grpc.wire import inference_pb2, management_pb2
 
-    package = f"org.pytorch.serve.grpc.{api}"
-    if asked.metadata:
-        method, reply = f"/{package}.ManagementAPIsService/DescribeModel", management_pb2.ManagementResponse
-        message = management_pb2.DescribeModelRequest(model_name=asked.model)
-    else:
-        method, reply = f"/{package}.InferenceAPIsService/Predictions", inference_pb2.PredictionResponse
-        row = {"data": Path(asked.input).read_bytes()}
-        message = inference_pb2.PredictionsRequest(model_name=asked.model, input=row)
-    with grpc.insecure_channel(asked.address or GRPC[api]) as channel:
-        call = channel.unary_unary(method, type(message).SerializeToString, reply.FromString)
+    metadata = (("authorization", f"Bearer {token(options, api)}"),)
+    with grpc.insecure_channel(options.address or GRPC[api]) as channel:
         try:
-            metadata = [("authorization", f"Bearer {token(asked, api)}")]
-            answer = call(message, timeout=asked.timeout, metadata=metadata)
+            if options.metadata:
+                describe = channel.unary_unary(
+                    "/org.pytorch.serve.grpc.management.ManagementAPIsService/DescribeModel",
+                    management_pb2.DescribeModelRequest.SerializeToString,
+                    management_pb2.ManagementResponse.FromString,
+                )
+                query = management_pb2.DescribeModelRequest(model_name=options.model)
+                return describe(query, timeout=options.timeout, metadata=metadata).msg.encode()
+            predict = channel.unary_unary(
+                "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions",
+                inference_pb2.PredictionsRequest.SerializeToString,
+                inference_pb2.PredictionResponse.FromString,
+            )
+            row = {"data": Path(options.input).read_bytes()}
+            message = inference_pb2.PredictionsRequest(model_name=options.model, input=row)
+            prediction = predict(message, timeout=options.timeout, metadata=metadata).prediction
         except grpc.RpcError as error:
             sys.exit(f"{error.code().name}: {error.details()}")
-    if asked.metadata:
-        return answer.msg.encode()
-    if error := error_in(answer.prediction):
-        sys.exit(error)
-    return answer.prediction
+    if error_text := error_in(prediction):
+        sys.exit(error_text)
+    return prediction
 
 
 def error_in(prediction: bytes) -> str:
@@ -83,10 +87,10 @@ def error_in(prediction: bytes) -> str:
     return f"{code}: {message}" if is_error else ""
 
 
-def token(asked: argparse.Namespace, api: str) -> str:
+def token(options: argparse.Namespace, api: str) -> str:
     """Return the token of an API: the environment's, or the one that the server wrote into its key file."""
     given = os.environ.get(f"TORCHMAR_{api.upper()}_TOKEN")
-    return given or str(json.loads(asked.key_file.read_text())[api]["key"])
+    return given or str(json.loads(options.key_file.read_text())[api]["key"])
 
 
 def main() -> None:
@@ -100,13 +104,13 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds (default: %(default)s)")
     parser.add_argument("--address", help="of the inference API, for --metadata of the management API")
     parser.add_argument("--key-file", type=Path, default=Path(".torchmar/key_file.json"), help="default: %(default)s")
-    asked = parser.parse_args()
-    if bool(asked.input) is asked.metadata:
+    options = parser.parse_args()
+    if bool(options.input) is options.metadata:
         parser.error("either an input or --metadata")
-    if asked.grpc and asked.target is not None:
+    if options.grpc and options.target is not None:
         parser.error("TorchServe explains over REST only")
     try:
-        answer = (grpc if asked.grpc else rest)(asked, "management" if asked.metadata else "inference")
+        answer = (grpc if options.grpc else rest)(options, "management" if options.metadata else "inference")
         sys.stdout.buffer.write(answer)
         if sys.stdout.isatty():
             print()

@@ -290,8 +290,13 @@ class _Decoders:
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
         if hasattr(os, "register_at_fork"):
-            mine = weakref.ref(self)
-            os.register_at_fork(before=lambda: (one := mine()) and one.end())
+            reference = weakref.ref(self)
+
+            def end_threads() -> None:
+                if (decoders := reference()) is not None:
+                    decoders.end()
+
+            os.register_at_fork(before=end_threads)
 
     def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
         """Return what the function makes of each value, in order."""

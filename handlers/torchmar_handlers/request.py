@@ -26,14 +26,14 @@ _B64 = "b64"
 FILE_KEYS = ("data", "image", "image_bytes")
 
 
-class BadRequest(PredictionException):
+class BadRequest(PredictionException):  # type: ignore[misc]
     """Refuse one request: it gets ``code`` (400 unless another is given) and ``message``, its neighbours do not."""
 
     def __init__(self, message: str, code: int = 400) -> None:
         super().__init__(message, code)
 
 
-class NotFinite(PredictionException):
+class NotFinite(PredictionException):  # type: ignore[misc]
     """The model answers one request with NaN or infinity: 503, or 400 where its input turns out to be the reason."""
 
     def __init__(self, message: str) -> None:

@@ -225,8 +225,8 @@ class TensorHandler(BaseHandler):
     def _specified(self, spec: Input) -> signatures.Tensor | None:
         """Return the description of an input; None where its type or its dimensions are not known."""
         seen = self._taken.tensor(spec.name, sizes=False)
-        kind = datatype(_numpy_dtype(spec.dtype)) if spec.dtype is not None else seen and seen["datatype"]
-        shape = spec.shape if spec.shape is not None else seen and seen["shape"][1:]
+        kind = datatype(_numpy_dtype(spec.dtype)) if spec.dtype is not None else seen["datatype"] if seen else None
+        shape = spec.shape if spec.shape is not None else seen["shape"][1:] if seen else None
         return None if kind is None or shape is None else signatures.tensor(spec.name or "input", kind, *shape)
 
     def _input(self, name: str) -> Input | None:

@@ -10,7 +10,7 @@ import torch
 from torchmar_handlers import weights
 
 
-def forward(model: Callable[..., Any], batch: Any, *, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+def forward(model: torch.nn.Module, batch: Any, *, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """Return the model's output for a batch.
 
     Args:

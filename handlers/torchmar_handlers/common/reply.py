@@ -86,8 +86,7 @@ class Reply:
         for name, value in self.headers.items():
             context.set_response_header(index, name, value)
         if self.status != 200:
-            phrase = HTTPStatus(self.status).phrase if self.status in iter(HTTPStatus) else ""
-            context.set_response_status(self.status, phrase, index)
+            context.set_response_status(self.status, _PHRASES.get(self.status, ""), index)
         return self.body
 
 
@@ -97,7 +96,10 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"an answer has a {type(value).__name__}, which JSON cannot say")
 
 
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _STRICT = (
-    orjson and orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+    if orjson is not None
+    else None
 )
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)

@@ -7,6 +7,7 @@ import io
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -193,7 +194,8 @@ def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
 
 @functools.lru_cache(maxsize=32)
 def _fonts(size: int) -> Sequence[ImageFont.FreeTypeFont]:
-    fonts: list[ImageFont.FreeTypeFont] = [ImageFont.load_default(size)]
+    # A bitmap font only where Pillow was built without FreeType, which no wheel of it is.
+    fonts = [cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))]
     for name in _MORE_FONTS:
         try:
             fonts.append(ImageFont.truetype(name, size))

@@ -20,7 +20,7 @@ from torchmar_handlers.explanations.gradients import NoGradientError, pick, piec
 from torchmar_handlers.request import BadRequest
 
 # The attributions of each row and, where the method has one, the convergence delta of each.
-Computed = tuple[Sequence[torch.Tensor], Sequence[float] | None]
+Computed = tuple[torch.Tensor | Sequence[torch.Tensor], Sequence[float] | None]
 
 
 def explain(
@@ -150,7 +150,7 @@ def executing() -> Iterator[None]:
 
     Its profiling executor would compile anew for every number of rows, which takes longer than it saves.
     """
-    with torch.inference_mode(False), torch.jit.optimized_execution(False):
+    with torch.inference_mode(False), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         yield
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -85,10 +86,12 @@ def explain_tokens(
             kept = torch.ones_like(real[rows]) if one_length else real[rows]
             shape = (len(rows), lengths[int(rows[0])])
             texts = _Texts(
-                model,
-                replacements.values(),
-                *(part[rows][kept].view(shape) for part in (ids, mask, free)),
-                max_forward_batch,
+                model=model,
+                known=replacements.values(),
+                ids=ids[rows][kept].view(shape),
+                mask=mask[rows][kept].view(shape),
+                free=free[rows][kept].view(shape),
+                max_forward_batch=max_forward_batch,
             )
             named = [_replacement(asked[row].baseline, replacements) for row in rows.tolist()]
             if not shape[1]:
@@ -98,11 +101,12 @@ def explain_tokens(
             if method in PERTURBATIONS:
                 first = next(iter(replacements.values()))
                 others = [first if choice is None else choice for choice in named]
-                values, deltas = _left_out(texts, targets[rows], others, _REACH[method]), None
+                computed: Computed = _left_out(texts, targets[rows], others, _REACH[method]), None
             else:
-                values, deltas = _by_embeddings(texts, targets[rows], named, module, wish)
-            shown = real[rows][kept].view(shape)
-            return [value[there] for value, there in zip(values, shown, strict=True)], deltas
+                computed = _by_embeddings(texts, targets[rows], named, module, wish)
+            values, deltas = computed
+            real_tokens = real[rows][kept].view(shape)
+            return [value[positions] for value, positions in zip(values, real_tokens, strict=True)], deltas
 
         return settle(
             asked, targets, compute, "feature_ablation", differentiable=differentiable, alike=lengths.__getitem__
@@ -120,7 +124,7 @@ def bags(model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Model:
     return call
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Texts:
     """Texts of one length: ids, mask, and which tokens may be changed, all ``(n, tokens)``."""
 
@@ -177,7 +181,7 @@ def _by_embeddings(
     module: torch.nn.Module | None,
     wish: ExplainOptions,
 ) -> Computed:
-    """Return the attributions of a gradient method, ``(n, tokens)``, and its deltas."""
+    """Return the attributions of a gradient method, ``(n, tokens)``, and its convergence deltas."""
     reached = texts.scores()
     score = _score_of_positions(texts, module, reached)
     nothing = score.table.new_zeros(score.table.shape[1])
@@ -201,7 +205,7 @@ def _score_of_positions(texts: _Texts, module: torch.nn.Module | None, reached: 
     for embedding in tables:
         score, shifted = _Positions(texts, embedding), _Positions(texts, embedding, shift=texts.ids.shape[1])
         # With a table that is not the tokens', ids may lie beyond the end of the tokens' own; CUDA does not survive it.
-        others = [len(other.weight) for other in tables if other is not embedding]
+        others = [len(_table(other)) for other in tables if other is not embedding]
         if texts.ids.is_cuda and others and shifted.size(texts.ids.shape[1]) > min(others):
             continue
         # One text first, which tells most wrong tables; under other numbers, lest they be right by chance.
@@ -218,14 +222,19 @@ def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 def _embeddings(module: torch.nn.Module, highest: int) -> list[torch.nn.Module]:
     """Return the tables of embeddings in which an id can be looked up, the largest first; a vocabulary mostly is."""
-    found = []
+    tables = []
     for part in module.modules():
         # What torch.jit loads has the name of its class left, and no more.
         if "Embedding" in getattr(part, "original_name", type(part).__name__) or isinstance(part, torch.nn.Embedding):
             weight = dict(part.named_parameters(recurse=False)).get("weight")
             if weight is not None and weight.dim() == 2 and len(weight) > highest:
-                found.append(part)
-    return sorted(found, key=lambda part: -len(part.weight))
+                tables.append(part)
+    return sorted(tables, key=lambda part: -len(_table(part)))
+
+
+def _table(embedding: torch.nn.Module) -> torch.Tensor:
+    """Return the weights of an embedding, whose class TorchScript does not keep: ``(ids, width)``."""
+    return cast(torch.Tensor, embedding.weight)
 
 
 class _Positions:
@@ -239,9 +248,9 @@ class _Positions:
 
     def __init__(self, texts: _Texts, embedding: torch.nn.Module, shift: int = 0) -> None:
         self.texts, self.embedding, self.shift = texts, embedding, shift
-        self.table = embedding.weight.detach()
+        self.table = _table(embedding).detach()
         self.ends = self.table[texts.ids]
-        present = {getattr(embedding, "padding_idx", None) or 0, *texts.ids[~texts.free].tolist()}
+        present: set[int] = {getattr(embedding, "padding_idx", None) or 0, *texts.ids[~texts.free].tolist()}
         self.least = max(present) + 1
         kept = [number for number in {0, 1, *texts.known, *present} if 0 <= number < len(self.table)]
         self.kept = torch.as_tensor(sorted(kept), device=texts.ids.device)

@@ -86,8 +86,9 @@ def _lines(request: Request, served: HandlerInfo) -> ParsedRequest:
     payload = request.payload
     if not isinstance(payload, bytes | bytearray | str):
         raise BadRequest("JSON lines are sent as text")
+    lines: Sequence[bytes | bytearray | str] = payload.splitlines()
     documents = []
-    for number, line in enumerate(payload.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 documents.append(json.loads(line))

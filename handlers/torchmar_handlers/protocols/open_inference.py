@@ -164,7 +164,11 @@ def _reply(answers: Sequence[Any], *, served: HandlerInfo, wanted: _Outputs, nam
         array = arrays[output.name]
         if output.classes:
             array = _classes(array, output)
-        tensor = {"name": output.name, "shape": list(array.shape), "datatype": tensors.datatype(array.dtype)}
+        tensor: dict[str, Any] = {
+            "name": output.name,
+            "shape": list(array.shape),
+            "datatype": tensors.datatype(array.dtype),
+        }
         if wanted.is_binary(output):
             contents.append(tensors.to_bytes(array))
             tensor["parameters"] = {"binary_data_size": len(contents[-1])}

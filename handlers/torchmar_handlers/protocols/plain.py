@@ -71,7 +71,8 @@ def bare(answer: Any) -> Any:
 
 def in_json(answer: Any) -> str:
     """Return an answer as JSON that stands in a tensor of texts."""
-    return Reply.json(bare(answer)).body.decode()
+    text: str = Reply.json(bare(answer)).body.decode()
+    return text
 
 
 def _reply(answer: Any, as_npy: bool) -> Reply:

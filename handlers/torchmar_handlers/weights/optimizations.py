@@ -100,7 +100,7 @@ class Optimizations:
         if self.dtype is not None and not constant:
             model = model.to(self.dtype)
         if self.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         if isinstance(model, torch.jit.ScriptModule):
             model = self._optimize(model)
         return model if self.compilation is None else self._compile(model, name, kind)

@@ -30,7 +30,7 @@ def load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     _warn_of_devices(path, device)
     with quietly():
         try:
-            model: torch.jit.ScriptModule = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
+            model: torch.jit.ScriptModule = torch.jit.load(path, map_location=device)
         except (RuntimeError, ValueError) as error:
             raise LoadError(
                 f"{path.name} is a TorchScript archive that torch {torch.__version__} cannot load: it is damaged, "

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from serving.models import Model
-from serving.processes import cpu_seconds
-from serving.sides import Failed, Running, Unanswered
+from harness.models import Model
+from harness.processes import cpu_seconds
+from harness.sides import Failed, Running, Unanswered
 
 _SCRIPT = Path(__file__).with_name("post.lua")
 

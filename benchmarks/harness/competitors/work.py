@@ -7,6 +7,7 @@ SERVE_WORKERS, SERVE_BATCH (requests), SERVE_DELAY (milliseconds), SERVE_PORT.
 import io
 import json
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def load() -> torch.jit.ScriptModule:
-    """Return the program."""
-    return torch.jit.load(FILE).eval()
+    """Return the TorchScript program in SERVE_FILE."""
+    program: torch.jit.ScriptModule = torch.jit.load(FILE)
+    program.eval()
+    return program
 
 
 def decode(body: bytes) -> torch.Tensor:
@@ -45,12 +48,13 @@ def picture(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(((pixels - _MEAN) / _STD).transpose(2, 0, 1))
 
 
-def predict(model: torch.jit.ScriptModule, inputs: list[torch.Tensor]) -> list:
+def predict(model: torch.jit.ScriptModule, inputs: list[torch.Tensor]) -> list[Any]:
     """Return an answer for each input: a list of numbers, or the five most probable classes."""
     with torch.inference_mode():
         output = model(torch.stack(inputs))
         if not IMAGES:
-            return output.tolist()
+            answers: list[Any] = output.tolist()
+            return answers
         values, classes = output.softmax(1).topk(5)
     rows = zip(classes.tolist(), values.tolist(), strict=True)
     return [{str(label): value for label, value in zip(labels, numbers, strict=True)} for labels, numbers in rows]

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from serving.load import Figures
-from serving.measures import Results
-from serving.sides import Side
+from harness.load import Figures
+from harness.measures import Results
+from harness.sides import Side
 from torchmar.cli.terminal import show_table, table
 
 _OURS, _SHIPPED, _BATCHES, _CEILING = "builtin", "torchserve", "torchserve-batches", "mosec"
@@ -68,12 +68,13 @@ def goals(results: Results, connections: Sequence[int]) -> Iterator[Goal]:
             yield Goal(f"{where}: of the handler alone", f"{share:.0%}", ">= 90%", share >= 0.9)
     yield from _busy_goals(results, connections)
     for model in ("resnet", "big"):
-        ours, shipped = (results.bytes(side, model, 4) for side in (_OURS, _SHIPPED))
-        if ours and shipped:
-            yield _at_most(f"memory of four workers ({_title(model)}): of TorchServe's", ours / shipped, 0.4)
-    ours, shipped = (results.seconds(side, "scale") for side in (_OURS, _SHIPPED))
-    if ours and shipped:
-        yield _at_most("time from one worker to four: of TorchServe's", ours / shipped, 0.1)
+        ours_bytes, shipped_bytes = (results.bytes(side, model, 4) for side in (_OURS, _SHIPPED))
+        if ours_bytes and shipped_bytes:
+            ratio = ours_bytes / shipped_bytes
+            yield _at_most(f"memory of four workers ({_title(model)}): of TorchServe's", ratio, 0.4)
+    ours_seconds, shipped_seconds = (results.seconds(side, "scale") for side in (_OURS, _SHIPPED))
+    if ours_seconds and shipped_seconds:
+        yield _at_most("time from one worker to four: of TorchServe's", ours_seconds / shipped_seconds, 0.1)
 
 
 _ROW, _LEFT, _BAR = 26, 260, 420  # pixels: the height of a bar, what stands before it, the longest

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import psutil
 
-from serving.models import BATCH, DELAY, JPEG, Model
+from harness.models import BATCH, DELAY, JPEG, Model
 from torchmar import properties
 from torchmar.connection import Endpoint
 from torchmar.engines import java

@@ -3,6 +3,7 @@
 from typing import Any
 
 import orjson
+import torch
 import work
 from mosec import Server, Worker
 
@@ -15,12 +16,12 @@ class Model(Worker):
         self.model = work.load()
 
     def deserialize(self, data: bytes) -> Any:
-        return work.decode(data) if work.IMAGES else work.torch.tensor(orjson.loads(data))
+        return work.decode(data) if work.IMAGES else torch.tensor(orjson.loads(data))
 
     def serialize(self, data: Any) -> bytes:
         return orjson.dumps(data)
 
-    def forward(self, data: list) -> list:
+    def forward(self, data: list[torch.Tensor]) -> list[Any]:
         return work.predict(self.model, data)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import litserve as ls
+import torch
 import work
 
 
@@ -12,13 +13,13 @@ class Model(ls.LitAPI):
     def setup(self, device: str) -> None:
         self.model = work.load()
 
-    def decode_request(self, request):  # an annotation would be a schema of FastAPI's
-        return work.decode(request["image"].file.read()) if work.IMAGES else work.torch.tensor(request)
+    def decode_request(self, request):  # type: ignore[no-untyped-def]  # FastAPI takes an annotation for a schema
+        return work.decode(request["image"].file.read()) if work.IMAGES else torch.tensor(request)
 
-    def batch(self, inputs: list) -> list:
+    def batch(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         return inputs
 
-    def predict(self, x: list) -> list:
+    def predict(self, x: list[torch.Tensor]) -> list[Any]:
         return work.predict(self.model, x)
 
     def encode_response(self, output: Any) -> Any:

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import torch
 import work
 from ray import serve
 from starlette.requests import Request
@@ -16,7 +17,7 @@ class Model:
         self.model = work.load()
 
     @serve.batch(max_batch_size=work.BATCH, batch_wait_timeout_s=work.DELAY / 1000)
-    async def predict(self, inputs: list) -> list:
+    async def predict(self, inputs: list[torch.Tensor]) -> list[Any]:
         return work.predict(self.model, inputs)
 
     async def __call__(self, request: Request) -> Any:
@@ -25,6 +26,9 @@ class Model:
 
 if __name__ == "__main__":
     serve.start(http_options={"host": "127.0.0.1", "port": work.PORT})
-    serve.run(Model.bind(), route_prefix="/predict")
+    serve.run(
+        Model.bind(),  # type: ignore[attr-defined]  # serve.deployment adds it
+        route_prefix="/predict",
+    )
     while True:
         time.sleep(3600)

@@ -140,11 +140,12 @@ def resnet(folder: Path) -> Model:
 def digits(folder: Path) -> Model:
     """Return a small convolutional network, to be explained: integrated gradients for class 0."""
     torch.manual_seed(0)
+    last = nn.Linear(32 * 6 * 6, 10)
+    nn.init.normal_(last.weight)  # so that attributions are not lost in what an answer rounds to
     layers = nn.Sequential(
         *(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(32 * 6 * 6, 10)),
+        *(nn.Flatten(), last),
     )
-    nn.init.normal_(layers[-1].weight)  # so that attributions are not lost in what an answer rounds to
     folder, program = _traced(folder, "digits", layers, torch.zeros(1, 1, 32, 32))
     (folder / "stock.py").write_text(_EXPLAINED)
     from captum.attr import IntegratedGradients

@@ -1,6 +1,7 @@
 """The models behind BentoML, as its guide to adaptive batching writes a service; every request is a batch itself."""
 
 import bentoml
+import torch
 import work
 from PIL.Image import Image
 
@@ -14,7 +15,7 @@ class Model:
 
     @bentoml.api(batchable=True, max_batch_size=work.BATCH)
     def predict(self, rows: list[list[float]]) -> list[list[float]]:
-        return work.predict(self.model, [work.torch.tensor(row) for row in rows])
+        return work.predict(self.model, [torch.tensor(row) for row in rows])
 
     @bentoml.api(batchable=True, max_batch_size=work.BATCH)
     def classify(self, images: list[Image]) -> list[dict[str, float]]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from serving import processes
-from serving.load import Figures, check, fire
-from serving.models import BATCH, Model
-from serving.processes import memory
-from serving.sides import Failed, Running, Side, Unanswered
+from harness import processes
+from harness.load import Figures, check, fire
+from harness.models import BATCH, Model
+from harness.processes import memory
+from harness.sides import Failed, Running, Side, Unanswered
 from torchmar.archive import Archive
 from torchmar.worker.environment import worker_environment
 
