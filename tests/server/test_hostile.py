@@ -37,6 +37,12 @@ def with_member(name: str | zipfile.ZipInfo, content: bytes = b"x") -> bytes:
     return zipped([*GOOD.items(), (name, content)])
 
 
+def folder_mode() -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo("file")
+    info.create_system, info.external_attr = 3, (stat.S_IFDIR | 0o755) << 16
+    return info
+
+
 def special(mode: int) -> bytes:
     info = zipfile.ZipInfo("special")
     info.create_system, info.external_attr = 3, (mode | 0o777) << 16
@@ -111,6 +117,15 @@ def overlapping() -> bytes:
     return data[:start] + entries + again + tail
 
 
+def unlisted() -> bytes:
+    """Return an archive whose directory, consistent in itself, leaves out the handler that is in the file."""
+    data = zipped(GOOD)
+    start, stop = directory(data), end(data)
+    kept = data[start : data.index(b"PK\x01\x02", start + 4)]
+    assert stop - start > len(kept)
+    return data[:start] + kept + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 1, 1, len(kept), start, 0)
+
+
 def manifested(old: bytes, new: bytes) -> bytes:
     return zipped({**GOOD, "MAR-INF/MANIFEST.json": MANIFEST.replace(old, new)})
 
@@ -181,6 +196,9 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a manifest with another byte": (lambda: patched(lambda d: d.index(b"h.py"), b"evil"), "MAR107"),
     "no local header": (lambda: patched(lambda d: 0, b"XXXX"), "MAR107"),
     "members that share bytes": (overlapping, "MAR107"),
+    "a directory entry that swallows the next": (lambda: patched(lambda d: directory(d) + 33, b"\x01"), "MAR107"),
+    "a directory that leaves out a member": (unlisted, "MAR107"),
+    "a file with a folder's mode": (lambda: with_member(folder_mode(), b"x"), "MAR107"),
     "an encrypted member": (lambda: patched(lambda d: 6, b"\x01"), "MAR107"),
     "a compression nobody knows": (lambda: raw_zip("x", b"x", method=99), "MAR107"),
     "a bzip2 member": (lambda: zipped(GOOD, zipfile.ZIP_BZIP2), "MAR107"),

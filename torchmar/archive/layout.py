@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -50,6 +51,24 @@ class Entry:
     packed: int | None = None  # as it is stored; None where it is not compressed
     offset: int | None = None  # of its content in the archive's file; None where that is not its bytes as they are
     crc: int = 0
+
+
+def plain_name(name: str) -> str:
+    """Return a member's name without ``.`` and empty parts; a name that is no path below a folder stays as it is."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        return name  # a flaw, which is reported by this name
+    plain = "/".join(part for part in parts if part not in ("", "."))
+    return f"{plain}/" if name.endswith("/") and plain else plain or name
+
+
+def kind_of_mode(mode: int) -> EntryKind:
+    """Return the kind of an entry with a Unix mode; without a type in it, it is a file."""
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISLNK(mode):
+        return "link"
+    return "file" if stat.S_ISREG(mode) or not stat.S_IFMT(mode) else "special"
 
 
 def flaws(entries: Iterable[Entry]) -> Iterator[Flaw]:

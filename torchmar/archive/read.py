@@ -21,7 +21,8 @@ from torchmar import manifest
 from torchmar.archive import digests, layout
 from torchmar.archive.collecting import SAMPLES_FILE
 from torchmar.archive.copying import ArchiveSlice, MemberContent
-from torchmar.archive.forms import DAMAGED, Window, open_form
+from torchmar.archive.forms import open_form
+from torchmar.archive.member_streams import READ_ERRORS, Window
 from torchmar.atomic import temporary_path
 from torchmar.errors import ArchiveError
 from torchmar.recipe import Sample
@@ -200,7 +201,7 @@ class Archive:
             return cast(
                 BinaryIO, _MemberStream(self._form.open(self._entries[name]), lambda error: self._damaged(name, error))
             )
-        except DAMAGED as error:
+        except READ_ERRORS as error:
             raise self._damaged(name, error) from None
 
     def read(self, name: str) -> bytes:
@@ -302,7 +303,7 @@ class _MemberStream(io.BufferedIOBase):
     def read(self, size: int | None = -1) -> bytes:
         try:
             return self._stream.read(-1 if size is None else size)
-        except DAMAGED as error:
+        except READ_ERRORS as error:
             raise self._damaged(error) from None
 
     def readable(self) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchmar.archive.forms import archive_folder
+from torchmar.archive.folder_form import archive_folder
 from torchmar.archive.read import Archive
 from torchmar.errors import ArchiveError, TorchmarError
 

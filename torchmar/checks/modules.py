@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from torchmar.archive.forms import DAMAGED
+from torchmar.archive.member_streams import READ_ERRORS
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.errors import TorchmarError
 
@@ -211,7 +211,7 @@ def read_member(content: Content, name: str, limit: int) -> bytes | None:
     try:
         with content.open(name) as stream:
             return stream.read(limit)
-    except (TorchmarError, *DAMAGED):
+    except (TorchmarError, *READ_ERRORS):
         return None
 
 

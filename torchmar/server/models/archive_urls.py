@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from torchmar.archive.forms import archive_folder
+from torchmar.archive.folder_form import archive_folder
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_errors import not_downloaded, not_found
 

@@ -1,0 +1,77 @@
+"""An archive as a folder (``no-archive``)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+from torchmar.archive.layout import MAX_MEMBERS, Entry, Flaw, kind_of_mode
+from torchmar.errors import ArchiveError
+
+
+def archive_folder(path: Path) -> Path:
+    """Return the folder with an archive's ``MAR-INF``: the only folder in ``path``, if only that has one, or ``path``.
+
+    A packed archive unpacks to such an outer folder; TorchServe loads both.
+    """
+    if not (path / "MAR-INF").is_dir():
+        content = list(path.iterdir())
+        if len(content) == 1 and (content[0] / "MAR-INF").is_dir():
+            return content[0]
+    return path
+
+
+class FolderForm:
+    """An archive as a folder.
+
+    Links are followed, as TorchServe's workers follow them: DVC and the caches of model hubs link to files elsewhere,
+    Kubernetes mounts files as links into a folder ``..data``. A link without a target is listed as a link.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ArchiveError: it has no folder MAR-INF.
+    """
+
+    name = "folder"
+
+    def __init__(self, path: Path) -> None:
+        self.entries: list[Entry] = []
+        self.flaws: list[Flaw] = []
+        self.refused: list[Flaw] = []
+        self._path = path
+        if not (path / "MAR-INF").is_dir():
+            raise ArchiveError(
+                f"{path} is a folder, not an archive",
+                hint="an archive has a folder MAR-INF, the folder of a recipe an archive.yaml",
+            )
+        for folder, names, files in os.walk(path, followlinks=True):
+            # Kubernetes keeps the revisions of a mount in folders such as ``..data``, and links to their files.
+            names[:] = sorted(
+                name for name in names if not name.startswith("..") and not _links_upward(Path(folder), name)
+            )
+            for name in sorted(files):
+                file = Path(folder, name)
+                try:
+                    status = file.stat()
+                except OSError:  # a link to nothing, or to itself
+                    status = file.lstat()
+                inside = file.relative_to(path).as_posix()
+                self.entries.append(Entry(inside, status.st_size, kind_of_mode(status.st_mode)))
+                if len(self.entries) > MAX_MEMBERS:
+                    return  # more than any archive has: links form a circle
+
+    def open(self, entry: Entry) -> IO[bytes]:
+        """Open a file."""
+        return open(self._path / entry.name, "rb")
+
+    def close(self) -> None:
+        """Do nothing: no file is held open."""
+
+
+def _links_upward(folder: Path, name: str) -> bool:
+    """Return whether ``name`` in ``folder`` is a link to a folder that contains it."""
+    path = folder / name
+    return path.is_symlink() and path.resolve() in (folder.resolve(), *folder.resolve().parents)
