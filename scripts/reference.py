@@ -153,8 +153,8 @@ def type_of(schema: Schema) -> str:
     low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1 if "exclusiveMinimum" in schema else None)
     high = schema.get("maximum")
     bounds = [] if low is None else [f"≥ {low:g}" if high in (None, 2**31 - 1) else f"from {low:g} to {high:g}"]
-    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
-    return " ".join([words.get(str(kind), "any value"), *bounds])
+    names = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+    return " ".join([names.get(str(kind), "any value"), *bounds])
 
 
 def default_of(schema: Schema, required: bool) -> str:
@@ -282,13 +282,13 @@ def _operation(title: str, path: str, method: str, operation: Schema) -> list[st
     if body := operation.get("requestBody"):
         kinds = ", ".join(f"`{kind}`" for kind in body["content"])
         lines += [f"Request body{'' if body.get('required') else ' (may be empty)'}: {kinds}.", ""]
-    rows = []
+    responses: list[tuple[str, str, str]] = []
     for status, response in operation["responses"].items():
         content = response.get("content", {})
         schema = next((one.get("schema") or {} for one in content.values()), {})
         described = _linked(title, schema) if "$ref" in schema or schema.get("type") == "array" else ""
-        rows.append((status, response["description"], described or ", ".join(f"`{kind}`" for kind in content)))
-    return [*lines, *table(("status", "meaning", "body"), rows), ""]
+        responses.append((status, response["description"], described or ", ".join(f"`{kind}`" for kind in content)))
+    return [*lines, *table(("status", "meaning", "body"), responses), ""]
 
 
 def _linked(title: str, schema: Schema) -> str:
