@@ -96,13 +96,13 @@ class Endpoint:
         )
 
     @classmethod
-    def coerce(cls, given: Endpoint | str | None, api: Api) -> Endpoint:
+    def coerce(cls, server: Endpoint | str | None, api: Api) -> Endpoint:
         """Return the endpoint for a client's argument: an endpoint, an address, or None for the run folder."""
-        if isinstance(given, Endpoint):
-            return given
-        if given is None:
+        if isinstance(server, Endpoint):
+            return server
+        if server is None:
             return cls.from_run_folder()
-        return cls(inference=given) if api == "inference" else cls(management=given)
+        return cls(inference=server) if api == "inference" else cls(management=server)
 
 
 def _reachable(address: str) -> str:

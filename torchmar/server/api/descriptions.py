@@ -74,15 +74,15 @@ def page(models: Iterable[Model], limit: int, token: int) -> dict[str, Any]:
     """Return a page of the list of models, by name, each with the archive of its default version.
 
     Args:
-        models: all there are.
-        limit: how many are wanted; below 0 or above 100 is 100.
-        token: how many to leave out.
+        models: all of them.
+        limit: number of models on the page; below 0 or above 100 counts as 100.
+        token: number of models on the pages before.
     """
     if not 0 <= limit <= PAGE:
         limit = PAGE
     named = sorted(models, key=lambda model: model.name)
     start = max(0, token)
-    # As TorchServe: there is a token, too, where a page ends with the list, and the next one is empty.
+    # As TorchServe: if a page ends with the list, there is a token, too, and the next page is empty.
     following = {"nextPageToken": str(start + limit)} if start + limit <= len(named) else {}
     listed = [
         {"modelName": model.name, "modelUrl": model.versions[model.default].url}
@@ -121,5 +121,5 @@ def _worker(worker: WorkerInfo, usage: dict[int, str]) -> dict[str, Any]:
 
 
 def _number(value: float) -> float:
-    """Return a whole number without a point, as TorchServe's are."""
+    """Return a whole number as an integer, as in TorchServe's documents."""
     return int(value) if value == int(value) else value

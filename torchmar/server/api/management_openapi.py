@@ -196,7 +196,7 @@ def of_model(name: str, tokens: bool) -> dict[str, Any]:
 
 def _of_models(token: str) -> dict[str, Any]:
     paths: dict[str, Any] = {}
-    for path, prefix, which in (
+    for path, prefix, parameters in (
         ("/models/{model_name}", "", (_NAME,)),
         ("/models/{model_name}/{model_version}", "version_", (_NAME, _VERSION)),
     ):
@@ -208,7 +208,7 @@ def _of_models(token: str) -> dict[str, Any]:
                 {"200": response("The versions", array(reference("ModelVersion")))},
                 errors=_errors("400", "404", "500", "503"),
                 parameters=(
-                    *which,
+                    *parameters,
                     Parameter("query", "customized", FLAG, "Whether to add the handler's own description."),
                 ),
                 token=token,
@@ -219,7 +219,7 @@ def _of_models(token: str) -> dict[str, Any]:
                 _LATER,
                 errors=_errors("400", "404", "500", "507"),
                 parameters=(
-                    *which,
+                    *parameters,
                     Parameter("query", "min_worker", whole_number(0, _MOST_WORKERS), "Workers to have; default: 1."),
                     Parameter(
                         "query", "max_worker", whole_number(0, _MOST_WORKERS), "At the most; default: min_worker."
@@ -233,7 +233,7 @@ def _of_models(token: str) -> dict[str, Any]:
                 f"Remove {default}, once its requests are answered.",
                 _STATUS,
                 errors=_errors("400", "403", "404", "405", "408"),
-                parameters=which,
+                parameters=parameters,
                 token=token,
             ),
             "options": operation(
@@ -241,7 +241,7 @@ def _of_models(token: str) -> dict[str, Any]:
                 "Describe the calls that concern the model.",
                 {"200": response("An OpenAPI document", reference("Description"))},
                 errors=_errors("400", "404"),
-                parameters=which,
+                parameters=parameters,
                 token=token,
             ),
         }

@@ -33,18 +33,18 @@ def query(request: Request) -> dict[str, str]:
     return dict(reversed(request.query))
 
 
-def check(given: Iterable[str], known: tuple[str, ...], call: str) -> None:
+def check(names: Iterable[str], known: tuple[str, ...], call: str) -> None:
     """Raise an error for names that are probably misspelt; log the others that the call does not have.
 
     Args:
-        given: the names in a request.
+        names: of the parameters in a request.
         known: the names that the call has.
         call: for the log: ``POST /models``.
 
     Raises:
         ApiError: 400, with the name that is probably meant.
     """
-    for name in given:
+    for name in names:
         if name in known:
             continue
         if (similar := _similar(name, known)) is not None:
@@ -52,13 +52,13 @@ def check(given: Iterable[str], known: tuple[str, ...], call: str) -> None:
         logs.SERVER.warning("%s: unknown parameter %r is ignored", call, name[:_LONGEST])
 
 
-def number(given: Mapping[str, str], name: str, default: Any, *, least: int = -_INT32) -> Any:
+def number(values: Mapping[str, str], name: str, default: Any, *, least: int = -_INT32) -> Any:
     """Return a parameter that is a whole number, or ``default`` where it is missing or empty.
 
     Raises:
         ApiError: 400; it is not a whole number from ``least`` to the largest of 32 bits, TorchServe's own type.
     """
-    text = given.get(name)
+    text = values.get(name)
     if not text:
         return default
     value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,10}", text) else None
@@ -68,13 +68,13 @@ def number(given: Mapping[str, str], name: str, default: Any, *, least: int = -_
     return value
 
 
-def flag(given: Mapping[str, str], name: str, *, default: bool) -> bool:
+def flag(values: Mapping[str, str], name: str, *, default: bool) -> bool:
     """Return a parameter that is ``true`` or ``false``, in any case.
 
     Raises:
         ApiError: 400, it is neither.
     """
-    text = given.get(name)
+    text = values.get(name)
     if text is None:
         return default
     if text.lower() not in ("true", "false"):

@@ -18,8 +18,8 @@ def registered(version: Version, *, synchronous: bool) -> str:
 
 def scaled(name: str, version: str | None, workers: int, *, synchronous: bool) -> str:
     """Return the message of scaling, or `STARTED`; ``version`` is that of the request."""
-    which = "" if version is None else f", version: {version}"
-    return f"Workers scaled to {workers} for model: {name}{which}" if synchronous else STARTED
+    suffix = "" if version is None else f", version: {version}"
+    return f"Workers scaled to {workers} for model: {name}{suffix}" if synchronous else STARTED
 
 
 def made_default(name: str, version: str) -> str:

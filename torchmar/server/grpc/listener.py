@@ -124,8 +124,7 @@ def _bind(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCre
 
 def _check_bindable(address: Address) -> None:
     """Raise OSError if no socket can be bound to an address: gRPC writes the reason to stderr and returns none."""
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, where = found[0]
+    (family, _, _, _, where), *_ = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(where)

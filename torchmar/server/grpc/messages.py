@@ -41,9 +41,9 @@ def inputs(request: wire.ModelInferRequest) -> Iterator[Tensor]:
         yield Tensor(tensor.name, tensor.datatype, list(tensor.shape), content, parameters(tensor.parameters))
 
 
-def parameters(given: Mapping[str, wire.InferParameter]) -> dict[str, Any]:
+def parameters(fields: Mapping[str, wire.InferParameter]) -> dict[str, Any]:
     """Return parameters as Python values; those without a value are left out."""
-    kinds = ((name, value, value.WhichOneof("parameter_choice")) for name, value in given.items())
+    kinds = ((name, value, value.WhichOneof("parameter_choice")) for name, value in fields.items())
     return {name: getattr(value, kind) for name, value, kind in kinds if kind}
 
 
@@ -89,13 +89,13 @@ def _elements(tensor: wire.ModelInferRequest.InferInputTensor) -> list[Any]:
     return list(getattr(tensor.contents, field_name))
 
 
-def _set(parameters: Any, given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
+def _set(fields: Any, parameters: Mapping[str, Any]) -> None:
+    for name, value in parameters.items():
         if isinstance(value, bool):
-            parameters[name].bool_param = value
+            fields[name].bool_param = value
         elif isinstance(value, int):
-            parameters[name].int64_param = value
+            fields[name].int64_param = value
         elif isinstance(value, float):
-            parameters[name].double_param = value
+            fields[name].double_param = value
         else:
-            parameters[name].string_param = str(value)
+            fields[name].string_param = str(value)

@@ -168,7 +168,17 @@ class Connection(asyncio.Protocol):
         method, target = self._parser.incomplete()
         if self._context.on_access is not None:
             # The app never sees this request.
-            self._context.on_access(Access(time.time(), self.client, method, target, error.status, 0.0, ""))
+            self._context.on_access(
+                Access(
+                    time=time.time(),
+                    client=self.client,
+                    method=method,
+                    target=target,
+                    status=error.status,
+                    seconds=0.0,
+                    request_id="",
+                )
+            )
         self._parser.stop()
         self._final_response = self._context.heads.final_response(error, target)
         self._serve()
