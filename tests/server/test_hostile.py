@@ -246,7 +246,7 @@ for arguments in ("inspect x.mar", "check x.mar", "extract x.mar out", "import x
 
 
 @pytest.mark.parametrize(("make_bytes", "code"), KINDS.values(), ids=KINDS)
-def test_it_is_refused_with_its_code_and_leaves_nothing_behind(
+def test_it_is_rejected_with_its_code_and_leaves_no_files(
     tmp_path: Path, make_bytes: Callable[[], bytes], code: str
 ) -> None:
     inside = tmp_path / "a" / "b"

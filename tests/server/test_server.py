@@ -134,7 +134,7 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: B
         assert f"the parent of the workers (process {one.pid}) has ended by signal 9; another one is started" in log
 
 
-def test_a_server_that_is_told_to_stop_answers_what_it_is_at(server: Builtin) -> None:
+def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -> None:
     everybody, found = family(pid(server)), []
 
     def ask() -> None:

@@ -249,7 +249,7 @@ def test_probes_over_grpc_need_no_token(ask: Callable[..., str]) -> None:
         assert "ealthy" in said
 
 
-def test_a_method_that_is_not_there_is_told_to_anybody(ask: Callable[..., str]) -> None:
+def test_an_unknown_method_is_unimplemented_with_or_without_a_token(ask: Callable[..., str]) -> None:
     for authorization in ("", None):
         said = ask(INFERENCE, "Nothing", Empty(), authorization=authorization)
         assert said.startswith("UNIMPLEMENTED")
@@ -263,7 +263,7 @@ def test_a_method_that_is_not_there_is_told_to_anybody(ask: Callable[..., str]) 
         ("mirror", "9", f"INTERNAL Model version: 9 does not exist for model: mirror\n{NO_VERSION}"),
     ],
 )
-def test_a_model_that_is_not_there_is_told(ask: Callable[..., str], name: str, version: str, said: str) -> None:
+def test_an_unknown_model_is_an_error(ask: Callable[..., str], name: str, version: str, said: str) -> None:
     assert predict(ask, name, version) == said
     tensor = open_inference_pb2.ModelInferRequest.InferInputTensor(name="n", datatype="INT64", shape=[0])
     request = open_inference_pb2.ModelInferRequest(model_name=name, model_version=version, inputs=[tensor])
@@ -349,7 +349,7 @@ def test_a_sequence_has_its_answers_one_by_one(harness: ServerHarness, inference
         list(inference.sequence("nothing", "third", [b"1", b"2"]))
 
 
-def test_what_fails_in_a_sequence_is_told_and_ends_nothing(harness: ServerHarness) -> None:
+def test_an_error_in_a_sequence_does_not_end_it(harness: ServerHarness) -> None:
     def request(**more: Any) -> inference_pb2.PredictionsRequest:
         return inference_pb2.PredictionsRequest(model_name="counting", input={"body": b"12"}, **more)
 
@@ -443,7 +443,7 @@ def wait_until(true: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def test_too_many_requests_and_no_workers_are_told(
+def test_too_many_requests_and_no_workers_are_errors(
     harness: ServerHarness, patience: Patience, ask: Callable[..., str]
 ) -> None:
     pool = harness.registry.find("patient").pool
@@ -465,7 +465,7 @@ def test_too_many_requests_and_no_workers_are_told(
     harness.run(harness.registry.scale("patient", None, 1, 1))
 
 
-def test_what_is_too_large_is_told(inference: GrpcInference) -> None:
+def test_a_message_that_is_too_large_is_an_error(inference: GrpcInference) -> None:
     with pytest.raises(ServerError) as caught:
         inference.predict("many_ways", b"x" * 7_000_000)
     assert caught.value.status == 413
@@ -496,7 +496,9 @@ def test_a_model_lives_from_registration_to_removal(harness: ServerHarness, mana
         management.describe("life")
 
 
-def test_a_model_that_does_not_load_is_told_with_its_reason(harness: ServerHarness, ask: Callable[..., str]) -> None:
+def test_the_error_of_a_model_that_does_not_load_has_the_reason(
+    harness: ServerHarness, ask: Callable[..., str]
+) -> None:
     said = manage(ask, "RegisterModel", url="broken-1.0.mar", initial_workers=1, synchronous=True)
     assert said.startswith("INTERNAL Failed to start workers for model broken version: 1.0")
     assert said.endswith("\norg.pytorch.serve.http.InternalServerException")
@@ -697,7 +699,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return certify(tmp_path)
 
 
-def test_a_port_that_is_taken_is_told(harness: ServerHarness) -> None:
+def test_a_port_in_use_is_an_error_with_the_reason(harness: ServerHarness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address("127.0.0.1", taken.getsockname()[1])
         settings = replace(harness.settings, grpc_management=address)
@@ -707,7 +709,7 @@ def test_a_port_that_is_taken_is_told(harness: ServerHarness) -> None:
             )
 
 
-def test_without_grpcio_the_server_says_so_and_goes_on(tmp_path: Path) -> None:
+def test_without_grpcio_the_server_logs_it_and_starts(tmp_path: Path) -> None:
     code = (
         "import asyncio, logging\n"
         "from torchmar.server import grpc\n"

@@ -38,7 +38,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
 
 def echo(request: Request) -> None:
     """Answer with what was understood of the request."""
-    said = {
+    received = {
         "method": request.method,
         "target": request.target.decode("latin-1"),
         "path": request.path,
@@ -47,7 +47,7 @@ def echo(request: Request) -> None:
         "body": request.body.decode("latin-1"),
         "client": request.client,
     }
-    request.respond(200, json.dumps(said).encode(), "application/json")
+    request.respond(200, json.dumps(received).encode(), "application/json")
 
 
 class Answer(NamedTuple):
@@ -57,7 +57,7 @@ class Answer(NamedTuple):
     raw_head: bytes
 
     @property
-    def said(self) -> Any:
+    def json(self) -> Any:
         return json.loads(self.body)
 
 
@@ -132,7 +132,7 @@ class Served:
         client = self.connect().send(raw)
         answer = client.answer()
         assert answer.status == status, answer
-        assert answer.said["code"] == status
+        assert answer.json["code"] == status
         assert answer.headers["connection"] == "close"
         assert client.closed()
         self.works()
@@ -180,10 +180,10 @@ class Kept:
 
     def __init__(self) -> None:
         self.requests: queue.Queue[Request] = queue.Queue()
-        self.gone: queue.Queue[Request] = queue.Queue()
+        self.disconnected: queue.Queue[Request] = queue.Queue()
 
     def __call__(self, request: Request) -> None:
-        request.on_disconnect = functools.partial(self.gone.put, request)
+        request.on_disconnect = functools.partial(self.disconnected.put, request)
         self.requests.put(request)
 
     def next(self) -> Request:
@@ -200,9 +200,9 @@ def test_a_request_is_handed_over_whole(serve: Serve) -> None:
         b"X-One: two\r\nX-Latin: \xe9\r\nContent-Length: 5\r\n\r\nhello"
     ).answer()
     assert answer.status == 200
-    said = answer.said
+    received = answer.json
     address = "{}:{}".format(*client.socket.getsockname())
-    assert said == {
+    assert received == {
         "method": "PUT",
         "target": "/predictions/a%20b/1?x=1&y=a+b%C3%A9&z&x=2",
         "path": "/predictions/a b/1",
@@ -232,7 +232,7 @@ def test_a_request_is_handed_over_whole(serve: Serve) -> None:
     ],
 )
 def test_a_path_is_what_stands_before_the_parameters(serve: Serve, target: str, path: str) -> None:
-    assert serve().ask(f"OPTIONS {target} HTTP/1.1\r\n\r\n".encode()).said["path"] == path
+    assert serve().ask(f"OPTIONS {target} HTTP/1.1\r\n\r\n".encode()).json["path"] == path
 
 
 def test_a_header_is_found_by_its_name_in_lower_case_the_first_of_several(serve: Serve) -> None:
@@ -261,11 +261,11 @@ def test_an_unknown_status_is_sent_as_it_is(serve: Serve) -> None:
     assert answer.body == b"body"
 
 
-def test_a_connection_serves_request_after_request_until_it_is_asked_to_close(serve: Serve) -> None:
+def test_a_connection_serves_requests_until_one_has_connection_close(serve: Serve) -> None:
     client = serve().connect()
     for number in range(3):
         answer = client.send(b"GET /%d HTTP/1.1\r\n\r\n" % number).answer()
-        assert (answer.said["path"], answer.headers["connection"]) == (f"/{number}", "keep-alive")
+        assert (answer.json["path"], answer.headers["connection"]) == (f"/{number}", "keep-alive")
     # Lines between requests are what old clients send.
     answer = client.send(b"\r\n\r\n" + GET + b"Connection: close\r\n\r\n" + GET + b"\r\n").answer()
     assert answer.headers["connection"] == "close"
@@ -306,9 +306,9 @@ def test_bodies_of_any_size_go_both_ways(serve: Serve, size: int) -> None:
 def test_chunked_bodies_are_joined_and_their_trailers_left_out(serve: Serve) -> None:
     client = serve().connect()
     for _ in range(2):
-        said = client.send(CHUNKED + b"\r\n5;a=b\r\nhello\r\n01\r\n!\r\n0\r\nX-Trailer: 1\r\n\r\n").answer().said
-        assert said["body"] == "hello!"
-        assert said["headers"] == [["Transfer-Encoding", "chunked"]]
+        received = client.send(CHUNKED + b"\r\n5;a=b\r\nhello\r\n01\r\n!\r\n0\r\nX-Trailer: 1\r\n\r\n").answer().json
+        assert received["body"] == "hello!"
+        assert received["headers"] == [["Transfer-Encoding", "chunked"]]
 
 
 def test_a_body_in_a_great_many_pieces_is_whole(serve: Serve) -> None:
@@ -330,7 +330,7 @@ def test_the_pieces_of_a_body_are_joined_before_there_are_many(serve: Serve) -> 
         return len(receiving[0]._parser._pieces)
 
     assert served.run(pieces_kept()).result(PATIENCE) < 1200
-    assert len(client.send(b"0\r\n\r\n").answer().said["body"]) == 100_000
+    assert len(client.send(b"0\r\n\r\n").answer().json["body"]) == 100_000
 
 
 def test_requests_sent_at_once_are_answered_in_their_order(serve: Serve) -> None:
@@ -338,7 +338,7 @@ def test_requests_sent_at_once_are_answered_in_their_order(serve: Serve) -> None
     client = served.connect().send(
         b"".join(b"POST /%d HTTP/1.1\r\nContent-Length: 2\r\n\r\nab" % number for number in range(5000))
     )
-    assert [client.answer().said["path"] for _ in range(5000)] == [f"/{number}" for number in range(5000)]
+    assert [client.answer().json["path"] for _ in range(5000)] == [f"/{number}" for number in range(5000)]
 
 
 def test_answers_given_later_keep_the_order_too(serve: Serve) -> None:
@@ -373,15 +373,15 @@ def test_a_client_that_sends_without_end_is_not_read_from_until_it_is_answered(s
     rest.join()
 
 
-def test_a_client_that_waits_to_be_told_so_is_told_to_go_on(serve: Serve) -> None:
+def test_a_client_that_expects_100_continue_gets_it(serve: Serve) -> None:
     client = serve().connect()
     for _ in range(2):
         client.send(POST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
         assert client.answer().status == 100
-        assert client.send(b"hello").answer().said["body"] == "hello"
+        assert client.send(b"hello").answer().json["body"] == "hello"
 
 
-def test_it_is_not_told_so_in_the_middle_of_another_answer(serve: Serve) -> None:
+def test_100_continue_is_not_sent_in_the_middle_of_another_response(serve: Serve) -> None:
     kept = Kept()
     served = serve(kept)
     client = served.connect().send(GET + b"\r\n" + POST + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
@@ -410,9 +410,9 @@ def test_the_wish_for_another_protocol_is_ignored(serve: Serve, framing: bytes, 
     for part in (POST + wish + framing + b"\r\n\r\n" + body, GET + wish + b"\r\n", b"GET /last HTTP/1.1\r\n\r\n"):
         for piece in [part] if at_once else [part[i : i + 1] for i in range(len(part))]:
             client.send(piece)
-    assert client.answer().said["body"] == "hello"
-    assert client.answer().said["method"] == "GET"
-    assert client.answer().said["path"] == "/last"
+    assert client.answer().json["body"] == "hello"
+    assert client.answer().json["method"] == "GET"
+    assert client.answer().json["path"] == "/last"
 
 
 # Streams.
@@ -427,7 +427,7 @@ def streamed(request: Request) -> None:
     request.end()
 
 
-def test_a_stream_is_sent_in_chunks_and_the_connection_goes_on(serve: Serve) -> None:
+def test_a_stream_is_sent_in_chunks_and_the_connection_stays_open(serve: Serve) -> None:
     client = serve(streamed).connect()
     for _ in range(2):
         answer = client.send(GET + b"\r\n").answer()
@@ -504,7 +504,9 @@ def test_a_refusal_is_answered_in_its_own_words(serve: Serve) -> None:
     assert client.send(GET + b"\r\n").answer().status == 200
 
 
-def test_any_other_exception_is_logged_and_not_told(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_any_other_exception_is_logged_and_not_sent_to_the_client(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
     def app(request: Request) -> None:
         raise KeyError("secret")
 
@@ -512,7 +514,7 @@ def test_any_other_exception_is_logged_and_not_told(serve: Serve, caplog: pytest
     for _ in range(2):
         answer = client.send(GET + b"\r\n").answer()
         assert answer.status == 500
-        assert answer.said["type"] == "InternalServerException"
+        assert answer.json["type"] == "InternalServerException"
         assert b"secret" not in answer.body
     records = [record for record in caplog.records if record.name == "torchmar.server"]
     assert len(records) == 2
@@ -612,7 +614,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(serve: Serve) -> Non
     served = serve(limits=Limits(body=1000))
     served.refuses(POST + b"Content-Length: 1001\r\nExpect: 100-continue\r\n\r\n", 413)
     served.refuses(POST + b"Content-Length: 1001\r\n\r\n", 413)
-    assert len(served.ask(POST + b"Content-Length: 1000\r\n\r\n" + b"x" * 1000).said["body"]) == 1000
+    assert len(served.ask(POST + b"Content-Length: 1000\r\n\r\n" + b"x" * 1000).json["body"]) == 1000
 
 
 def test_a_client_that_is_sending_it_already_can_read_why_it_is_refused(serve: Serve) -> None:
@@ -667,8 +669,8 @@ def test_small_headers_behind_a_large_body_are_not_taken_for_large_ones(serve: S
     request = POST + b"Content-Length: 200000\r\n\r\n" + b"x" * 200_000 + GET + b"X: y\r\n"
     client = serve(limits=Limits(header=100)).connect()
     client.send(request).send(b"\r\n")
-    assert len(client.answer().said["body"]) == 200_000
-    assert client.answer().said["headers"] == [["X", "y"]]
+    assert len(client.answer().json["body"]) == 200_000
+    assert client.answer().json["headers"] == [["X", "y"]]
 
 
 def test_a_url_over_the_limit_is_refused(serve: Serve) -> None:
@@ -678,14 +680,14 @@ def test_a_url_over_the_limit_is_refused(serve: Serve) -> None:
     assert served.ask(b"GET /" + b"x" * 999 + b" HTTP/1.1\r\n\r\n").status == 200
 
 
-def test_connections_over_the_limit_are_told_so(serve: Serve) -> None:
+def test_connections_over_the_limit_get_503(serve: Serve) -> None:
     served = serve(limits=Limits(connections=2))
     first, second = served.connect(), served.connect()
     for client in (first, second):
         assert client.send(GET + b"\r\n").answer().status == 200
     third = served.connect().send(GET + b"\r\n")
     answer = third.answer()
-    assert (answer.status, answer.said["type"]) == (503, "ServiceUnavailableException")
+    assert (answer.status, answer.json["type"]) == (503, "ServiceUnavailableException")
     assert third.closed()
     assert first.send(GET + b"Connection: close\r\n\r\n").answer().status == 200
     assert first.closed()
@@ -869,7 +871,7 @@ def test_whatever_is_sent_the_connection_ends_and_the_next_works(
 def test_headers_that_do_not_arrive_are_not_waited_for(serve: Serve) -> None:
     client = serve(limits=Limits(header_seconds=0.2)).connect().send(GET + b"X: y\r\n")
     answer = client.answer()
-    assert (answer.status, answer.said["type"]) == (408, "RequestTimeoutException")
+    assert (answer.status, answer.json["type"]) == (408, "RequestTimeoutException")
     assert client.closed()
 
 
@@ -936,7 +938,7 @@ def test_a_client_that_does_not_take_its_answer_is_cut_off(serve: Serve) -> None
     client.close()
 
 
-def test_those_who_stream_to_it_are_told_once(serve: Serve) -> None:
+def test_the_code_that_streams_to_it_is_called_back_once(serve: Serve) -> None:
     kept = Kept()
     served = serve(kept, Limits(body_seconds=0.2))
     client = narrow(served).send(GET + b"\r\n")
@@ -949,8 +951,8 @@ def test_those_who_stream_to_it_are_told_once(serve: Serve) -> None:
             await request.drain()
 
     served.run(stream()).result(PATIENCE)
-    assert kept.gone.get(timeout=PATIENCE) is request
-    assert kept.gone.empty()
+    assert kept.disconnected.get(timeout=PATIENCE) is request
+    assert kept.disconnected.empty()
     client.close()
 
 
@@ -969,32 +971,32 @@ def test_a_client_that_does_not_read_gets_no_more_answers_made(serve: Serve) -> 
 
 
 async def emptied(listener: Listener) -> None:
-    """Wait until nobody is connected, the first one having been."""
+    """Wait until a first client has connected and all have disconnected."""
     while not listener._all_connections():
         await asyncio.sleep(0.01)
     while listener._all_connections():
         await asyncio.sleep(0.01)
 
 
-def test_a_client_that_vanishes_is_told_of_once(serve: Serve) -> None:
+def test_on_disconnect_is_called_once(serve: Serve) -> None:
     kept = Kept()
     served = serve(kept)
     client = served.connect().send(GET + b"\r\n" + GET + b"\r\n")
     request = kept.next()
     assert not request.disconnected
     client.close()
-    assert kept.gone.get(timeout=PATIENCE) is request
+    assert kept.disconnected.get(timeout=PATIENCE) is request
     assert request.disconnected
     # What the app still says goes nowhere, and the second request is not handed over any more.
     served.call(request.respond, 200, b"nobody")
     served.call(request.send, b"nobody")
     served.call(request.end)
     served.run(request.drain()).result(PATIENCE)
-    assert kept.gone.empty()
+    assert kept.disconnected.empty()
     assert kept.requests.empty()
 
 
-def test_a_client_that_leaves_after_its_answer_is_not_told_of(serve: Serve) -> None:
+def test_on_disconnect_is_not_called_after_a_complete_response(serve: Serve) -> None:
     kept = Kept()
     served = serve(kept)
     client = served.connect().send(GET + b"\r\n")
@@ -1002,17 +1004,17 @@ def test_a_client_that_leaves_after_its_answer_is_not_told_of(serve: Serve) -> N
     served.call(request.respond, 200)
     assert client.answer().status == 200
     client.close()
-    served.run(nobody_left(served.listener)).result(PATIENCE)
-    assert kept.gone.empty()
+    served.run(all_disconnected(served.listener)).result(PATIENCE)
+    assert kept.disconnected.empty()
     assert not request.disconnected
 
 
-async def nobody_left(listener: Listener) -> None:
+async def all_disconnected(listener: Listener) -> None:
     while listener._all_connections():
         await asyncio.sleep(0.01)
 
 
-def test_an_on_gone_that_fails_is_logged(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_on_disconnect_that_fails_is_logged(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     kept = Kept()
     served = serve(kept)
     client = served.connect().send(GET + b"\r\n")
@@ -1026,7 +1028,7 @@ def test_an_on_gone_that_fails_is_logged(serve: Serve, caplog: pytest.LogCapture
     request.on_disconnect = fail
     client.close()
     assert told.wait(PATIENCE)
-    served.run(nobody_left(served.listener)).result(PATIENCE)
+    served.run(all_disconnected(served.listener)).result(PATIENCE)
     assert "on_disconnect failed" in caplog.text
 
 
@@ -1037,14 +1039,14 @@ def test_thousands_of_connections_leave_nothing_behind(serve: Serve) -> None:
         if number % 3:
             client.send(GET + b"\r\n" if number % 2 else GET)
         client.close()
-    served.run(nobody_left(served.listener)).result(PATIENCE)
+    served.run(all_disconnected(served.listener)).result(PATIENCE)
     served.works()
 
 
 # CORS, TLS, Unix sockets.
 
 
-def test_pages_of_other_origins_are_told_what_they_may(serve: Serve) -> None:
+def test_pages_of_other_origins_get_the_cors_headers(serve: Serve) -> None:
     served = serve(cors=Cors("https://a.example", "GET, POST", "X-One"))
     client = served.connect()
     preflight = b"OPTIONS /x HTTP/1.1\r\nOrigin: https://a.example\r\nAccess-Control-Request-Method: POST\r\n\r\n"
@@ -1063,7 +1065,7 @@ def test_pages_of_other_origins_are_told_what_they_may(serve: Serve) -> None:
 
 def test_without_cors_an_app_answers_options_itself(serve: Serve) -> None:
     answer = serve().ask(b"OPTIONS /x HTTP/1.1\r\nOrigin: https://a\r\nAccess-Control-Request-Method: POST\r\n\r\n")
-    assert answer.said["method"] == "OPTIONS"
+    assert answer.json["method"] == "OPTIONS"
     assert not [name for name in answer.headers if name.startswith("access")]
 
 
@@ -1108,7 +1110,7 @@ def test_a_unix_socket_is_listened_on_and_removed(serve: Serve, tmp_path: Path) 
     plain = socket.socket(socket.AF_UNIX)
     plain.connect(str(path))
     client = Client(plain)
-    assert client.send(GET + b"\r\n").answer().said["client"] == "unix"
+    assert client.send(GET + b"\r\n").answer().json["client"] == "unix"
     assert served.listener.port == 0
     client.close()
     served.run(served.listener.close(1)).result(PATIENCE)
@@ -1191,7 +1193,7 @@ def test_closing_waits_no_longer_than_its_grace(serve: Serve) -> None:
     client = served.connect().send(GET + b"\r\n")
     request = kept.next()
     served.run(served.listener.close(0.1)).result(PATIENCE)
-    assert kept.gone.get(timeout=PATIENCE) is request
+    assert kept.disconnected.get(timeout=PATIENCE) is request
     assert client.closed()
 
 

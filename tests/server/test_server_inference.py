@@ -276,7 +276,7 @@ def test_a_handler_cannot_break_an_answer(ours: Side, what: str) -> None:
     ("method", "path"),
     [("POST", "/predictions/echo"), ("GET", "/v1/models"), ("GET", "/v2/models/echo/ready"), ("GET", "/nowhere")],
 )
-def test_nothing_is_told_without_a_token(ours: Side, method: str, path: str) -> None:
+def test_no_document_is_returned_without_a_token(ours: Side, method: str, path: str) -> None:
     assert ours(method, path).status in (200, 404)
     token = ours.token()
     for shown in (
@@ -397,7 +397,7 @@ def received(connection: socket.socket, end: bytes = b"\0") -> bytes:
     return said
 
 
-def test_a_client_that_has_gone_costs_no_prediction(ours: Side, tmp_path: Path) -> None:
+def test_a_disconnected_client_costs_no_prediction(ours: Side, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with ours.connect(f"POST /predictions/echo/2.0 HTTP/1.1\r\ndo: wait {gate}"):
         until((tmp_path / "gate.begun").exists)
@@ -473,14 +473,14 @@ def test_more_targets_than_are_remembered_are_answered(ours: Side) -> None:
         ),
     ],
 )
-def test_kserve_is_told_of_models(ours: Side, path: str, status: int, document: dict[str, Any]) -> None:
+def test_kserve_gets_documents_of_models(ours: Side, path: str, status: int, document: dict[str, Any]) -> None:
     answer = ours("GET", path)
     assert (answer.status, answer.document) == (status, document)
     refused = ours("POST", path, b"{}", JSON)
     assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
-def test_kserve_is_told_of_the_server(ours: Side) -> None:
+def test_kserve_gets_documents_of_the_server(ours: Side) -> None:
     assert ours("GET", "/v2").document["name"] == "torchmar"
     for path in ("/v2/models/nobody", "/v2/models/echo/versions/9", "/v2/models/nobody/ready", "/v1/models/nobody"):
         assert ours("GET", path).document["type"] in ("ModelNotFoundException", "ModelVersionNotFoundException")

@@ -500,7 +500,7 @@ def test_a_parameter_that_is_like_none_is_ignored_with_a_line_in_the_log(
 
 
 @pytest.mark.parametrize("name", ["a%2Fb", "a%0Ab", "a%00"])
-def test_a_name_that_could_not_be_asked_for_is_refused(ours: Ours, name: str) -> None:
+def test_a_name_that_no_path_leads_to_is_an_error(ours: Ours, name: str) -> None:
     answer = ours(*register(f"made-1.0.mar&model_name={name}"))
     assert (answer.status, answer.body["type"]) == (400, "InvalidModelException")
     assert "cannot stand in the path of a request" in answer.body["message"]
@@ -552,7 +552,7 @@ async def _failed(ours: Ours, name: str) -> str:
     return failure
 
 
-def test_a_registration_that_takes_long_holds_nobody_up(ours: Ours) -> None:
+def test_a_slow_registration_delays_no_other_request(ours: Ours) -> None:
     with ThreadPoolExecutor() as threads:
         slow = threads.submit(ours, *register("tired-1.0.mar&initial_workers=1"))
         while ours(*get("tired")).status != 200:
@@ -618,7 +618,7 @@ def test_models_are_registered_and_removed_only_where_that_is_allowed(
         assert closed("GET", "/models").body == {"models": []}
 
 
-def test_without_tokens_nobody_needs_one_and_there_is_none_to_renew(
+def test_without_tokens_no_request_needs_one_and_there_is_none_to_renew(
     tmp_path: Path, store: Path, theirs: Engine
 ) -> None:
     with closing(serve(tmp_path, store, disable_token_authorization="true")) as open_to_all:

@@ -274,7 +274,9 @@ def test_numbers_of_any_datatype_are_the_same_numbers(call: Call, datatype: str,
         (raw_request("topics", ("text", "FP32", [1], bytes(4))), "a text is expected, not a number"),
     ],
 )
-def test_what_a_model_cannot_take_is_told_in_words(call: Call, request_: wire.ModelInferRequest, words: str) -> None:
+def test_an_input_that_a_model_cannot_take_is_an_error_with_a_message(
+    call: Call, request_: wire.ModelInferRequest, words: str
+) -> None:
     code, details = code_of(lambda: call("ModelInfer", request_, wire.ModelInferResponse))
     assert code == "INVALID_ARGUMENT"
     assert words in details
@@ -339,7 +341,7 @@ def test_what_is_not_supported_is_refused_in_words(call: Call, rest: Rest) -> No
         assert refused.json()["message"]
 
 
-def test_who_is_not_there_or_not_ready_is_told(server: Builtin, call: Call) -> None:
+def test_unknown_models_and_models_that_are_not_ready_are_reported(server: Builtin, call: Call) -> None:
     def ask(name: str, **more: str) -> tuple[str, str]:
         request = raw_request(name, ("measurements", "FP32", [1, 4], SETOSA.tobytes()), **more)
         return code_of(lambda: call("ModelInfer", request, wire.ModelInferResponse))
@@ -359,7 +361,7 @@ def test_who_is_not_there_or_not_ready_is_told(server: Builtin, call: Call) -> N
             management.scale("mirror", min_worker=1)
 
 
-def test_a_handler_of_somebodys_gets_the_json_of_rest(call: Call) -> None:
+def test_a_foreign_handler_gets_the_json_of_rest(call: Call) -> None:
     def ask(service: str = STANDARD, **parameters: bool) -> Any:
         request = raw_request("mirror", ("x", "BYTES", [1], texts(b"text")), ("y", "FP32", [1], struct.pack("<f", 0.5)))
         for name, value in parameters.items():
@@ -376,7 +378,7 @@ def test_a_handler_of_somebodys_gets_the_json_of_rest(call: Call) -> None:
     assert "send it in base64" in details
 
 
-def test_a_stream_answers_in_order_and_goes_on_after_an_error(server: Builtin, token: str) -> None:
+def test_a_stream_answers_in_order_and_continues_after_an_error(server: Builtin, token: str) -> None:
     with grpc.insecure_channel(server.server.grpc_inference.removeprefix("grpc://")) as channel:
         asking = channel.stream_stream(
             f"/{STANDARD}/ModelStreamInfer",
@@ -397,7 +399,7 @@ def test_a_stream_answers_in_order_and_goes_on_after_an_error(server: Builtin, t
     assert answers[0].infer_response.parameters["triton_final_response"].bool_param
 
 
-def test_configuration_statistics_and_index_are_told_by_both(call: Call, rest: Rest) -> None:
+def test_configuration_statistics_and_index_are_the_same_over_both(call: Call, rest: Rest) -> None:
     config = call("ModelConfig", wire.ModelConfigRequest(name="iris"), wire.ModelConfigResponse).config
     document = rest("/models/iris/config").json()
     assert (config.max_batch_size, config.input[0].data_type) == (document["max_batch_size"], wire.TYPE_FP32)
@@ -454,7 +456,7 @@ def test_rest_answers_in_bytes_where_the_client_wants_them(rest: Rest) -> None:
     assert in_json.json()["outputs"][0]["data"] == pytest.approx(probabilities.tolist())
 
 
-def test_a_handler_of_somebodys_gets_json_of_binary_tensors(rest: Rest) -> None:
+def test_a_foreign_handler_gets_json_of_binary_tensors(rest: Rest) -> None:
     def ask(content: bytes) -> requests.Response:
         tensors = [
             {"name": "x", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(content)}},

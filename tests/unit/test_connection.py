@@ -131,7 +131,7 @@ def test_an_own_address_of_this_machine_is_as_private_as_loopback() -> None:
         *("http://name:password@host", "http://name:password@host:99999"),
     ],
 )
-def test_what_is_no_address_is_told_and_shows_no_password(address: str) -> None:
+def test_the_error_of_an_invalid_address_shows_no_password(address: str) -> None:
     with pytest.raises(TorchmarError, match="address") as caught:
         InferenceClient(address)
     assert "password@" not in str(caught.value)
@@ -161,7 +161,7 @@ def http_answer(status: str, body: bytes, kind: str = "text/html") -> bytes:
         ("502 Bad Gateway", ServerError, "is the server behind the proxy running?"),
     ],
 )
-def test_a_page_for_people_is_told_by_its_title(status: str, kind: type[ServerError], hint: str) -> None:
+def test_the_error_of_an_html_page_has_its_title(status: str, kind: type[ServerError], hint: str) -> None:
     page = f"\r\n<html>\r\n<head><title>{status}</title></head>\r\n<body><h1>{status}</h1></body></html>".encode()
     with Peer([http_answer(status, page)]).listening() as peer, pytest.raises(kind) as caught:
         ManagementClient(peer.address).scale("digits", min_worker=1)
@@ -170,7 +170,7 @@ def test_a_page_for_people_is_told_by_its_title(status: str, kind: type[ServerEr
 
 
 @pytest.mark.parametrize("body", [b"<html>welcome</html>", b"", b"[]", b"7", b'{"hello": 1}'])
-def test_what_answers_and_is_no_server_of_this_kind_is_told_as_that(body: bytes) -> None:
+def test_a_response_of_another_service_is_an_error_that_says_so(body: bytes) -> None:
     management_calls: tuple[Callable[[ManagementClient], object], ...] = (
         lambda client: list(client.models()),
         lambda client: client.register("a.mar"),
@@ -190,7 +190,7 @@ def test_what_answers_and_is_no_server_of_this_kind_is_told_as_that(body: bytes)
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe\x00", b"[]", b'{"inference": {}}', b'{"inference": "x"}', b"{", b"not json", b""]
 )
-def test_a_key_file_of_another_shape_is_told(content: bytes, tmp_path: Path) -> None:
+def test_a_key_file_of_another_shape_is_an_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "key_file.json").write_bytes(content)
     with pytest.raises(TorchmarError, match=r"key_file\.json is not a TorchServe key file"):
         InferenceClient(Endpoint(key_file=tmp_path / "key_file.json")).ping()
@@ -198,7 +198,7 @@ def test_a_key_file_of_another_shape_is_told(content: bytes, tmp_path: Path) -> 
         InferenceClient(Endpoint(key_file=tmp_path)).ping()
 
 
-def test_a_file_without_certificates_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+def test_a_file_without_certificates_is_an_error_before_anything_is_sent(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("none")
     for client, server in (
@@ -217,7 +217,7 @@ def test_a_redirection_is_not_followed() -> None:
         assert len(peer.got) == 1
 
 
-def test_why_nobody_answers_is_told() -> None:
+def test_the_reason_of_a_failed_connection_is_in_the_error() -> None:
     with pytest.raises(ConnectError, match="cannot resolve the host name"):
         InferenceClient(Endpoint(inference="http://nowhere.invalid", tokens={}), retries=0).ping()
     with Peer([b"no HTTP\r\n\r\n"]).listening() as peer, pytest.raises(ConnectError, match="does not speak TLS"):
@@ -248,7 +248,7 @@ def test_a_key_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     writing.join()
 
 
-def test_a_token_that_somebody_else_has_renewed_is_read_again(tmp_path: Path) -> None:
+def test_a_token_that_another_client_has_renewed_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "key_file.json"
     old, new = ({"management": {"key": key}, "API": {"key": "api"}} for key in ("old", "new"))
     file.write_text(json.dumps(old))
@@ -309,7 +309,7 @@ def test_the_command_line_takes_certificates_and_every_parameter(tls: TorchServe
     assert "digits 1.0: {" in torchmar("models", "digits", "--customized")
 
 
-def test_one_that_nobody_names_is_not_and_gets_no_token(tls: TorchServe) -> None:
+def test_any_other_certificate_is_not_trusted_and_gets_no_token(tls: TorchServe) -> None:
     with pytest.raises(CertificateError, match="self-signed certificate") as caught:
         InferenceClient(replace(tls.server, verify=True)).ping()
     assert not caught.value.sent
@@ -321,7 +321,7 @@ def test_one_that_nobody_names_is_not_and_gets_no_token(tls: TorchServe) -> None
         InferenceClient(replace(tls.server, verify=Path("none.pem")))
 
 
-def test_a_protocol_that_the_server_does_not_speak_is_told_with_the_key_for_it(tls: TorchServe) -> None:
+def test_the_error_of_a_disabled_protocol_names_its_key(tls: TorchServe) -> None:
     for ask in (InferenceClient(tls.server).live, GrpcOpenInference(tls.server).live):
         with pytest.raises(ServerError) as caught:
             ask()
@@ -345,7 +345,7 @@ def test_who_checks_no_certificate_reaches_the_server_all_the_same(tls: TorchSer
     assert InferenceClient(replace(tls.server, verify=False)).ping() == "Healthy"
 
 
-def test_plain_http_to_a_server_with_tls_is_told(tls: TorchServe) -> None:
+def test_plain_http_to_a_server_with_tls_is_an_error_that_says_so(tls: TorchServe) -> None:
     with pytest.raises((ConnectError, ServerError)):
         InferenceClient(replace(tls.server, inference=tls.server.inference.replace("https", "http"))).ping()
 
@@ -371,7 +371,7 @@ def test_many_threads_whose_tokens_expire_get_their_answers(tls: TorchServe) -> 
     assert all(isinstance(answer, dict) and next(iter(answer)) == "7" for answer in answers), answers
 
 
-def test_a_copy_of_the_key_file_is_told_to_be_one(tls: TorchServe, tmp_path: Path) -> None:
+def test_a_copy_of_the_key_file_is_recognised(tls: TorchServe, tmp_path: Path) -> None:
     assert tls.server.key_file
     copy = Path(shutil.copy(tls.server.key_file, tmp_path))
     time.sleep(3.1)

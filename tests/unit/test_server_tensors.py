@@ -65,7 +65,7 @@ def test_a_tensor_in_json_is_the_same_tensor() -> None:
         (Tensor("x", "FLOAT", [1], bytes(4)), "'FLOAT' is none of BOOL"),
     ],
 )
-def test_what_json_cannot_hold_is_told(tensor: Tensor, words: str) -> None:
+def test_an_element_that_json_cannot_represent_is_an_error(tensor: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         in_json(tensor)
 
@@ -81,7 +81,7 @@ def test_a_body_with_bytes_comes_apart_as_it_was_put_together() -> None:
 
 
 @pytest.mark.parametrize("change", [lambda body: body[:-1], lambda body: body + b"x"])
-def test_bytes_that_are_too_few_or_too_many_are_told(change: Any) -> None:
+def test_too_few_or_too_many_bytes_are_an_error(change: Any) -> None:
     body, length = joined({}, [Tensor("x", "FP32", [1], bytes(4))], "inputs")
     with pytest.raises(ValueError, match=r"the body ends within 'x'|belong to no tensor"):
         split(change(body), length, "inputs")
