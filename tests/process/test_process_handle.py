@@ -79,9 +79,9 @@ def with_number(pid: int) -> subprocess.Popen[bytes]:
 
 
 def a_worker_has_died(folder: Path) -> None:
-    from tests.support.pool_harness import PoolHarness, ask, until
+    from tests.support.pool_harness import PoolHarness, ask, options_of, until
     from torchmar.server.telemetry import logs
-    from torchmar.server.workers.pool import Pool, PoolOptions
+    from torchmar.server.workers.pool import Pool
 
     flag = folder / "loaded"
     code = f"""
@@ -96,7 +96,7 @@ def a_worker_has_died(folder: Path) -> None:
     with PoolHarness() as harness:
 
         async def make() -> Pool:
-            return Pool(harness.fork_server, PoolOptions("m", "1.0", "handler.py", str(folder)), harness)
+            return Pool(harness.fork_server, options_of("handler.py", folder), harness)
 
         pool = harness.run(make())
         assert harness.run(pool.scale(1, 1)), pool.failure
@@ -127,16 +127,16 @@ def a_server_was_killed(folder: Path) -> None:
 
 
 def a_parent_has_died(folder: Path) -> None:
-    from tests.support.pool_harness import OBEDIENT, PoolHarness, ask, until
+    from tests.support.pool_harness import OBEDIENT, PoolHarness, ask, options_of, until
     from torchmar.server.telemetry import logs
-    from torchmar.server.workers.pool import Pool, PoolOptions
+    from torchmar.server.workers.pool import Pool
 
     (folder / "handler.py").write_text(OBEDIENT)
     logs.open_in(folder / "logs")
     with PoolHarness() as harness:
 
         async def make() -> Pool:
-            return Pool(harness.fork_server, PoolOptions("m", "1.0", "handler.py", str(folder)), harness)
+            return Pool(harness.fork_server, options_of("handler.py", folder), harness)
 
         pool = harness.run(make())
         assert harness.run(pool.scale(2, 2)), pool.failure

@@ -15,10 +15,10 @@ import psutil
 import pytest
 import torch
 
-from tests.support.pool_harness import PoolHarness, job
+from tests.support.pool_harness import PoolHarness, job, options_of
 from torchmar.archive import Archive
 from torchmar.server.workers.jobs import Reply
-from torchmar.server.workers.pool import Pool, PoolOptions
+from torchmar.server.workers.pool import Pool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no files in memory")
 
@@ -39,9 +39,7 @@ def serve(pool_harness: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Cal
             handler = archive.manifest.model.handler
 
         async def scale() -> Pool:
-            pool = Pool(
-                pool_harness.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), pool_harness
-            )
+            pool = Pool(pool_harness.fork_server, options_of(handler, folder, **options), pool_harness)
             made.append(pool)
             assert await pool.scale(workers, workers), pool.failure
             return pool

@@ -47,7 +47,7 @@ from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registration, Registry
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
-from torchmar.server.workers.processes import ForkServer
+from torchmar.server.workers.fork_server import ForkServer
 
 T = TypeVar("T")
 INFERENCE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"

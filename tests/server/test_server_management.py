@@ -26,8 +26,8 @@ from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
+from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
-from torchmar.server.workers.processes import ForkServer
 
 JSON = {"Content-Type": "application/json"}
 HUNGRY = "def handle(rows, context):\n    raise MemoryError('too large')\n"

@@ -14,14 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.pool_harness import OBEDIENT, Make, PoolHarness, ask, job, until
+from tests.support.pool_harness import OBEDIENT, Make, PoolHarness, ask, job, options_of, until
 from tests.support.processes import forked_by
 from torchmar.archive import Archive
 from torchmar.server.api_error import ApiError
 from torchmar.server.telemetry.system_metrics import cores
+from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
-from torchmar.server.workers.pool import Pool, PoolOptions
-from torchmar.server.workers.processes import ForkServer
+from torchmar.server.workers.pool import Pool
 from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import forking
 
@@ -39,9 +39,7 @@ def pool(pool_harness: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Call
             handler = archive.manifest.model.handler
 
         async def start() -> Pool:
-            pool = Pool(
-                pool_harness.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), pool_harness
-            )
+            pool = Pool(pool_harness.fork_server, options_of(handler, folder, **options), pool_harness)
             made.append(pool)
             assert await pool.scale(workers, workers) is up, pool.failure
             return pool
@@ -349,9 +347,9 @@ def test_a_fork_server_that_ends_before_it_has_loaded_torch_is_started_again(poo
     async def scenario() -> None:
         fork_server = ForkServer()
         started = asyncio.ensure_future(fork_server.start())
-        await until(lambda: fork_server._process)
-        assert fork_server._process
-        supervisor = psutil.Process(fork_server._process.pid)
+        await until(lambda: fork_server._supervisor)
+        assert fork_server._supervisor
+        supervisor = psutil.Process(fork_server._supervisor.pid)
         await until(supervisor.children)
         supervisor.children()[0].kill()
         await started
@@ -369,9 +367,9 @@ def test_without_pidfds_the_parent_that_reaps_ends_a_worker(
     (worker,) = one._workers
     assert worker._process
     process = psutil.Process(worker._process.pid)
-    if worker._process._handle >= 0:
-        os.close(worker._process._handle)
-        worker._process._handle = -1
+    if worker._process._pidfd >= 0:
+        os.close(worker._process._pidfd)
+        worker._process._pidfd = -1
     assert pool_harness.run(ask(one, [600.0])) == [500]
     pool_harness.run(until(lambda: not process.is_running()))
 

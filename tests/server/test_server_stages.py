@@ -1,4 +1,4 @@
-"""torchmar.server.workers.preprocess_pool answers what one process would, with decoding in processes of its own."""
+"""torchmar.server.workers.staged_pool answers what one process would, with decoding in processes of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.support.paths import SAMPLES
-from tests.support.pool_harness import Make, PoolHarness, until
+from tests.support.pool_harness import Make, PoolHarness, options_of, until
 from tests.support.processes import forked_by, kill_worker
 from tests.support.registry_harness import RegistryHarness
 from torchmar.archive import Archive
@@ -25,13 +25,13 @@ from torchmar.exchange import Response
 from torchmar.recipe import Sample
 from torchmar.server.api_error import ApiError
 from torchmar.server.models.registry import Registration
-from torchmar.server.workers import preprocess_pool
+from torchmar.server.workers import staged_pool
 from torchmar.server.workers.jobs import Job, Part, Reply
-from torchmar.server.workers.pool import Pool, PoolOptions
-from torchmar.server.workers.preprocess_pool import StagedPool
+from torchmar.server.workers.pool import Pool
+from torchmar.server.workers.staged_pool import StagedPool
 from torchmar.worker.process import forking
 
-pytestmark = pytest.mark.skipif(not preprocess_pool.available(), reason="stages are Linux's")
+pytestmark = pytest.mark.skipif(not staged_pool.available(), reason="stages are Linux's")
 
 # In the way of TorchServe's examples: three steps and a tensor between them. It tells who did what.
 STEPS = """
@@ -94,9 +94,7 @@ class Pools:
         options = {"preprocess_workers": 2 if kind is StagedPool else 0, **options}
 
         async def start() -> Pool:
-            pool = kind(
-                self.harness.fork_server, PoolOptions("m", "1.0", handler, str(folder), **options), self.harness
-            )
+            pool = kind(self.harness.fork_server, options_of(handler, folder, **options), self.harness)
             self._made.append(pool)
             assert await pool.scale(workers, workers) is up, pool.failure
             return pool
@@ -200,9 +198,9 @@ def test_tensors_of_requests_are_one_batch_for_three_steps(pools: Pools, make: M
 
     async def queue() -> list[Reply]:
         first = asyncio.ensure_future(ask(staged, [15.0]))
-        await until(lambda: any(one.jobs for one in staged._workers))
+        await until(lambda: any(one.jobs for one in staged._inference._workers))
         others = asyncio.ensure_future(ask(staged, [1.0, 2.0, 3.0, 4.0, 5.0]))
-        await until(lambda: len(staged._queue) == 5)
+        await until(lambda: staged._inference.pending == 5)
         (tmp_path / "go").touch()
         return [*await first, *await others]
 
@@ -301,8 +299,8 @@ def test_what_is_prepared_ahead_of_the_model_is_bounded(pools: Pools, make: Make
 
     async def crowd() -> list[Any]:
         waiting = asyncio.ensure_future(ask(staged, [15.0] * 40))
-        await until(lambda: len(staged._queue) >= 4 and not any(one.jobs for one in staged._before._workers))
-        assert len(staged._queue) <= 4 + 2
+        await until(lambda: staged._inference.pending >= 4 and not any(one.jobs for one in staged._preprocess._workers))
+        assert staged._inference.pending <= 4 + 2
         assert staged.pending > 30
         with pytest.raises(ApiError):
             await ask(staged, [1.0] * 20)
@@ -404,7 +402,7 @@ def test_what_is_joined_is_what_is_alike_and_all_else_is_answered_alone(
 
     async def queue() -> list[Any]:
         waiting = asyncio.ensure_future(ask(staged, asked))
-        await until(lambda: len(staged._queue) + len(staged._workers[0].jobs) == len(asked))
+        await until(lambda: staged._inference.pending + len(staged._inference._workers[0].jobs) == len(asked))
         (tmp_path / "go").touch()
         return said(await waiting)
 

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool
-from torchmar.server.workers.processes import ForkServer
+from torchmar.server.workers.pool_options import PoolOptions
 
 Make = Callable[..., Path]
 
@@ -78,6 +79,11 @@ class PoolHarness:
 
     def custom(self, name: str, version: str, updates: Sequence[Any]) -> None:
         self.measured += updates
+
+
+def options_of(handler: str, folder: Path, **options: Any) -> PoolOptions:
+    """Return the options of a pool for an extracted archive."""
+    return PoolOptions(name="m", version="1.0", handler=handler, folder=str(folder), **options)
 
 
 def job(what: Any, done: Callable[[Reply], None], headers: dict[str, str] | None = None, **more: Any) -> Job:

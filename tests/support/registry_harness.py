@@ -18,8 +18,8 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registration, Registry
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
-from torchmar.server.workers.processes import ForkServer
 
 T = TypeVar("T")
 

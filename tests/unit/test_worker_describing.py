@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from torchmar.worker.process.describing import description
+from torchmar.worker.process.messages import ModelDescription
 
 TENSOR = {"name": "text", "datatype": "BYTES", "shape": [-1]}
 NOTHING = {"inputs": [], "outputs": [], "binary": False, "max_instances": 0}
@@ -28,7 +29,7 @@ class Handler:
         return rows
 
 
-def of(handler: Any, envelope: str = "") -> dict[str, Any]:
+def of(handler: Any, envelope: str = "") -> ModelDescription:
     return description(SimpleNamespace(_entry_point=handler.handle), envelope)
 
 

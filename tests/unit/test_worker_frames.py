@@ -49,7 +49,7 @@ def test_who_waits_is_told_that_nobody_sends_any_more(pair: Pair, poll: float) -
     assert receiver.receive()[:2] == (frames.THREADS, 2)
     closing = threading.Timer(0.05, theirs.shutdown, [socket.SHUT_RDWR])
     closing.start()
-    with pytest.raises(frames.Gone):
+    with pytest.raises(frames.DisconnectedError):
         receiver.receive()
     closing.join()
 

@@ -23,7 +23,7 @@ from torchmar.server.models.snapshots import Snapshots
 from torchmar.server.telemetry import logs, metrics_config
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
-from torchmar.server.workers.processes import ForkServer
+from torchmar.server.workers.fork_server import ForkServer
 
 GRACE = 30.0  # seconds for the last requests when the server stops
 

@@ -1,10 +1,10 @@
 """Run an archive in a worker process, as a server does, and send it batches.
 
 The process loads the archive with TorchServe's Python loader and service classes and
-answers batches; no server and no Java take part::
+runs batches; it needs no server and no Java::
 
     with Worker(Path("model_store/digits-1.0.mar")) as worker:
-        (answer,) = worker.predict_batch([exchange.read(Path("seven.png"))])
+        (response,) = worker.predict_batch([exchange.read(Path("seven.png"))])
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ from torchmar.errors import LoadError, WorkerError
 from torchmar.exchange import Request, Response
 from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import frames
+from torchmar.worker.process.messages import (
+    Batch,
+    LoadFailed,
+    ModelSpec,
+    ResponseHead,
+    RunWorker,
+    WorkerReady,
+    from_wire,
+    to_wire,
+)
 
 __all__ = ["START", "Worker"]
 
@@ -86,19 +96,19 @@ class Worker:
         ours, theirs = socket.socketpair()
         self._cleanup.callback(ours.close)
         self._socket = ours
-        job = {
-            "fd": theirs.fileno(),
-            "model_dir": str(model_dir),
-            "name": manifest.name,
-            "handler": manifest.model.handler,
-            "batch_size": batch_size,
-            "gpu": gpu,
-            "envelope": manifest.model.envelope,
-        }
+        model = ModelSpec(
+            name=manifest.name,
+            model_dir=str(model_dir),
+            handler=manifest.model.handler,
+            batch_size=batch_size,
+            gpu=gpu,
+            envelope=manifest.model.envelope or "",
+        )
+        message = RunWorker(theirs.fileno(), model)
         try:
             with theirs, self._log.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [python, str(START), json.dumps(job)],
+                    [python, str(START), json.dumps(to_wire(message))],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -110,15 +120,16 @@ class Worker:
         self._cleanup.callback(self._end)
         self._socket.settimeout(startup)
         self._receiver = frames.Receiver(ours)
-        _, loaded, _ = self._receive()
-        if not loaded["ok"]:
-            message = loaded["message"]
+        _, document, _ = self._receive()
+        result: WorkerReady | LoadFailed = from_wire(document)
+        if isinstance(result, LoadFailed):
+            trace = result.traceback
             name = f"{manifest.name} {manifest.version}"
-            bare = re.search(r"^ModuleNotFoundError: No module named '(ts|torch)'$", message, re.M)
-            hint = f"{python} has no {bare[1]}: pip install 'torchmar[worker]'" if bare else ""
-            raise LoadError(f"{path}: the handler of {name} did not load", traceback=message, log=self.log(), hint=hint)
+            missing = re.search(r"^ModuleNotFoundError: No module named '(ts|torch)'$", trace, re.M)
+            hint = f"{python} has no {missing[1]}: pip install 'torchmar[worker]'" if missing else ""
+            raise LoadError(f"{path}: the handler of {name} did not load", traceback=trace, log=self.log(), hint=hint)
         self._socket.settimeout(response)
-        self._pid = int(loaded["pid"])
+        self._pid = result.pid
 
     def predict_batch(self, requests: Sequence[Request]) -> list[Response]:
         """Send one batch to the handler.
@@ -135,9 +146,9 @@ class Worker:
         """
         if not requests:
             return []
-        batch = [
-            [str(number), request_headers(request), [["body", request.content_type, len(request.body)]]]
-            for number, request in enumerate(requests)
+        batch: Batch = [
+            (str(index), request_headers(request), [("body", request.content_type, len(request.body))])
+            for index, request in enumerate(requests)
         ]
         try:
             frames.send(self._socket, frames.encode(frames.BATCH, batch, [request.body for request in requests]))
@@ -146,23 +157,23 @@ class Worker:
         parts: list[list[bytes]] = [[] for _ in requests]
         while True:
             kind, document, bodies = self._receive()
-            if kind == frames.ANSWERS:
-                return list(_answers(document["answers"], parts, bodies))
+            if kind == frames.RESPONSES:
+                return list(_responses(document["responses"], parts, bodies))
             parts[document[0]].append(bytes(bodies))
 
     @property
     def pid(self) -> int:
-        """The worker's process, which is a child of the one that was started."""
+        """The worker's process, a child of its supervisor, which is the process that was started."""
         return self._pid
 
     def log(self) -> str:
-        """Return the end of what the process has printed so far."""
+        """Return the end of the process's output so far."""
         with self._log.open("rb") as stream:
             stream.seek(max(0, self._log.stat().st_size - _LOG_TAIL))
             return stream.read().decode("utf-8", "replace")
 
     def close(self) -> None:
-        """End the process and remove its folder."""
+        """Kill the process and remove its folder."""
         self._cleanup.close()
 
     def __enter__(self) -> Worker:
@@ -179,18 +190,18 @@ class Worker:
         except TimeoutError:
             seconds = self._socket.gettimeout()
             raise WorkerError(f"the worker did not answer within {seconds:.0f} s", log=self.log()) from None
-        except (OSError, frames.Gone):
+        except (OSError, frames.DisconnectedError):
             raise self._died() from None
 
     def _died(self) -> WorkerError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         code = self._process.returncode
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        return WorkerError(f"the worker process ended {how}", log=self.log())
+        status = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        return WorkerError(f"the worker process ended {status}", log=self.log())
 
     def _end(self) -> None:
-        self._socket.close()  # whereupon the worker is killed, and what its handler has started
+        self._socket.close()  # the supervisor then kills the worker and all processes that its handler has started
         try:
             self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -199,16 +210,16 @@ class Worker:
 
 
 def request_headers(request: Request) -> dict[str, str]:
-    """Return the headers that a handler sees: the request's own, ``explain``, its content type and ``Accept``."""
-    own = {"explain": str(request.explain), "content-type": request.content_type, "Accept": request.accept}
-    return {**request.headers, **own}
+    """Return the headers that a handler gets: the request's own, ``explain``, its content type and ``Accept``."""
+    added = {"explain": str(request.explain), "content-type": request.content_type, "Accept": request.accept}
+    return {**request.headers, **added}
 
 
-def _answers(document: list[Any], parts: list[list[bytes]], bodies: memoryview) -> Iterator[Response]:
-    start = 0
-    for before, (status, content_type, headers, size, _) in zip(parts, document, strict=True):
-        named = {name.lower(): value for name, value in headers.items()}
+def _responses(heads: list[ResponseHead], parts: list[list[bytes]], bodies: memoryview) -> Iterator[Response]:
+    offset = 0
+    for streamed, (status, content_type, headers, size, _) in zip(parts, heads, strict=True):
+        lower = {name.lower(): value for name, value in headers.items()}
         if content_type:
-            named["content-type"] = content_type
-        yield Response(status, b"".join([*before, bodies[start : start + size]]), named)
-        start += size
+            lower["content-type"] = content_type
+        yield Response(status, b"".join([*streamed, bodies[offset : offset + size]]), lower)
+        offset += size

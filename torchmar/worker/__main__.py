@@ -1,7 +1,7 @@
-"""``python -m torchmar.worker ARCHIVE [FILE...]``: load an archive in this process and answer files, for a debugger.
+"""``python -m torchmar.worker ARCHIVE [FILE...]``: run requests from files in this process, for a debugger.
 
 `Worker` runs the same code in a process of its own, where ``breakpoint()`` has no terminal. Here the handler runs in
-the main thread, with this terminal; what it prints and logs appears as it happens.
+the main thread, with this terminal, which shows its output and logs at once.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import loading, serving
 from torchmar.worker.process.batch_runner import BatchRunner, Parts
 from torchmar.worker.process.handler_metrics import MetricsBuffer
+from torchmar.worker.process.messages import Batch, ModelSpec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load the archive, answer the files one by one; return the exit status."""
+    """Load the archive, run the files one by one; return the exit status."""
     options = _parser().parse_args(arguments)
     os.environ.update(worker_environment(os.environ))
     serving.quiet_logging()
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"loaded {archive.manifest.name} {archive.manifest.version}", flush=True)
             failed = 0
             for file, request in requests:
-                failed += _answer(runner, file, request)
+                failed += _run(runner, file, request)
     except TorchmarError as error:
         print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
         return 1
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m torchmar.worker",
-        description="Load an archive in this process and answer files, so that breakpoint() works in its handler.",
+        description="Load an archive in this process and run requests, so that breakpoint() works in its handler.",
     )
     parser.add_argument("archive", type=Path, metavar="ARCHIVE", help="the .mar file or folder")
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="request bodies; none: load only")
@@ -63,20 +64,20 @@ def _parser() -> argparse.ArgumentParser:
 def _load(archive: Archive, folder: Path, options: argparse.Namespace) -> BatchRunner | None:
     """Return the loaded model; None if the handler fails, whose traceback is printed."""
     archive.extract(folder)
-    model = archive.manifest.model
-    job: dict[str, Any] = {
-        "model_dir": str(folder),
-        "name": archive.manifest.name,
-        "handler": model.handler,
-        "batch_size": int(archive.number("batchSize", 1)),
-        "gpu": options.gpu,
-        "envelope": model.envelope,
-    }
+    manifest = archive.manifest
+    model = ModelSpec(
+        name=manifest.name,
+        model_dir=str(folder),
+        handler=manifest.model.handler,
+        batch_size=int(archive.number("batchSize", 1)),
+        gpu=options.gpu,
+        envelope=manifest.model.envelope or "",
+    )
     before = os.getcwd()  # noqa: PTH109
-    loading.activate_archive(job["model_dir"])
+    loading.activate_archive(model.model_dir)
     try:
         MetricsBuffer().install()
-        service = loading.load(job)
+        service = loading.load(model)
     except Exception as error:
         print(loading.own_traceback(error), end="", file=sys.stderr)
         if options.pdb:
@@ -90,10 +91,10 @@ def _print_part(_: Any, bodies: Sequence[bytes]) -> None:
     print(*(bytes(body).decode("utf-8", "replace") for body in bodies), flush=True)
 
 
-def _answer(runner: BatchRunner, file: Path, request: Request) -> bool:
+def _run(runner: BatchRunner, file: Path, request: Request) -> bool:
     """Print the response to one request; return whether it is an error."""
-    batch = [["1", request_headers(request), [["body", request.content_type, len(request.body)]]]]
-    ((status, content_type, _, body, _),), seconds = runner.answer(batch, memoryview(request.body))
+    batch: Batch = [("1", request_headers(request), [("body", request.content_type, len(request.body))])]
+    ((status, content_type, _, body, _),), seconds = runner.run(batch, memoryview(request.body))
     data = bytes(body)
     try:
         text = data.decode()

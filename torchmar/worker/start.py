@@ -10,9 +10,9 @@ from pathlib import Path
 _NAME = "_torchmar_worker"  # no archive has a module of this name
 
 
-def main(job: str) -> None:
-    """Be what a job says; see ``process/main.py``."""
-    # Our own folder must not be a place of modules.
+def main(message: str) -> None:
+    """Run the process that a message describes; see ``process/main.py``."""
+    # Modules must not be imported from the folder of this file.
     sys.path.pop(0)
     folder = Path(__file__).parent / "process"
     spec = importlib.util.spec_from_file_location(
@@ -23,7 +23,7 @@ def main(job: str) -> None:
     package = importlib.util.module_from_spec(spec)
     sys.modules[_NAME] = package
     spec.loader.exec_module(package)
-    importlib.import_module(f"{_NAME}.main").main(json.loads(job))
+    importlib.import_module(f"{_NAME}.main").main(json.loads(message))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from torchmar import gpus
 from torchmar.server.models.registry import Model, Version
-from torchmar.server.workers.pool import WorkerInfo
+from torchmar.server.workers.pool_options import WorkerInfo
 
 PAGE = 100  # models, at the most
 _NVIDIA_SMI_SECONDS = 5.0

@@ -12,6 +12,7 @@ from typing import Any
 import torchmar
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.worker.process.messages import TensorInfo
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "statistics")
 PLATFORM = "pytorch"
@@ -107,6 +108,6 @@ def _versions(registry: Registry) -> Iterator[Version]:
         yield from model.versions.values()
 
 
-def _configured(tensor: dict[str, Any]) -> dict[str, Any]:
+def _configured(tensor: TensorInfo) -> dict[str, Any]:
     datatype = "STRING" if tensor["datatype"] == "BYTES" else tensor["datatype"]
     return {"name": tensor["name"], "data_type": f"TYPE_{datatype}", "dims": tensor["shape"][1:]}

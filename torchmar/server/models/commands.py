@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from torchmar.worker import START
+from torchmar.worker.process.messages import RunCommand, to_wire
 
 
 @contextlib.asynccontextmanager
@@ -25,9 +26,9 @@ async def supervised(command: Sequence[str], **options: Any) -> AsyncIterator[Pr
     child_end, lifeline = os.pipe()
     try:
         try:
-            job = json.dumps({"run": list(command), "lifeline": child_end})
+            message = json.dumps(to_wire(RunCommand(child_end, list(command))))
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, str(START), job), pass_fds=[child_end], start_new_session=True, **options
+                *(sys.executable, str(START), message), pass_fds=[child_end], start_new_session=True, **options
             )
         finally:
             os.close(child_end)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torchmar.server.models.registry import Registry
 from torchmar.server.workers.pool import Pool
+from torchmar.server.workers.staged_pool import StagedPool
 
 Health = Literal["Healthy", "Partial Healthy", "Unhealthy"]
 
@@ -42,9 +43,9 @@ def ready(registry: Registry) -> bool:
     )
 
 
-def _defaults(registry: Registry) -> Iterator[Pool]:
+def _defaults(registry: Registry) -> Iterator[Pool | StagedPool]:
     return (model.versions[model.default].pool for model in registry.models.values())
 
 
-def _failing(pool: Pool) -> bool:
+def _failing(pool: Pool | StagedPool) -> bool:
     return bool(pool.failure) and pool.ready < pool.min_workers

@@ -18,9 +18,10 @@ from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
 from torchmar.server.models.serving_config import Registration, ServingConfig
 from torchmar.server.models.startup import Startup
 from torchmar.server.telemetry import logs
-from torchmar.server.workers.pool import Pool, PoolObserver
-from torchmar.server.workers.preprocess_pool import StagedPool
-from torchmar.server.workers.processes import ForkServer
+from torchmar.server.workers.fork_server import ForkServer
+from torchmar.server.workers.pool import Pool
+from torchmar.server.workers.pool_options import PoolObserver
+from torchmar.server.workers.staged_pool import StagedPool, create_pool
 
 __all__ = ["Model", "Registration", "Registry", "Version"]
 
@@ -45,7 +46,7 @@ class Version:
         self,
         url: str,
         archive: CachedArchive,
-        pool: Pool,
+        pool: Pool | StagedPool,
         serving: ServingConfig,
         *,
         handler: str = "",
@@ -330,11 +331,10 @@ class Registry:
             raise ApiError(409, "ConflictStatusException", message)
         packages = serving.pool.requirements
         own_fork_server = self._fork_server.with_packages(packages) if packages else None
-        pool_class = StagedPool if serving.pool.preprocess_workers else Pool
         added = Version(
             registration.url,
             archive,
-            pool_class(own_fork_server or self._fork_server, serving.pool, self._observer),
+            create_pool(own_fork_server or self._fork_server, serving.pool, self._observer),
             serving,
             handler=registration.handler,
             loaded_at_startup=at_start,

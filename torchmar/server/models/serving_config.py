@@ -18,8 +18,8 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_cache import CachedArchive
 from torchmar.server.telemetry import logs
-from torchmar.server.workers import preprocess_pool
-from torchmar.server.workers.pool import PoolOptions
+from torchmar.server.workers import staged_pool
+from torchmar.server.workers.pool_options import PoolOptions
 from torchmar.worker.process import forking
 
 RUNTIMES = ("python", "python3", "lsp")
@@ -165,10 +165,10 @@ def resolve(
         min_workers, max_workers = inference, max(inference, _whole(config.get("maxWorkers")) or 0)
     return ServingConfig(
         pool=PoolOptions(
-            name,
-            archive.version,
-            handler,
-            str(archive.folder),
+            name=name,
+            version=archive.version,
+            handler=handler,
+            folder=str(archive.folder),
             envelope=settings.service_envelope or model.envelope or "",
             batch_size=_first(
                 _positive(state, "batchSize"),
@@ -308,7 +308,7 @@ def _stages(config: _ModelConfig, url: str) -> tuple[int, int]:
     if wrong:
         message = f"{url}: its model-config.yaml: stages: {'; '.join(wrong)}"
         raise ApiError(400, "InvalidModelException", f"{message}. Write stages: {{preprocess: 2, inference: 1}}")
-    if not preprocess_pool.available():
+    if not staged_pool.available():
         config.ignore("stages", "they take memory that processes share as on Linux; workers do all of a request")
         return 0, 0
     return stages["preprocess"], stages.get("inference", 0)

@@ -1,8 +1,8 @@
 """Run batches through the handler as TorchServe's service does; a failed batch is repeated request by request.
 
 A handler sees what it sees under TorchServe: ``ts.service.Service``'s rows, context and codes, except
-that with ``isolate`` a batch that fails as a whole is asked once more, one request at a time. Then the
-request that made it fail is the only one that does, and handlers that know only batches of one are right, too.
+that with ``isolate`` a batch that fails as a whole is repeated once, one request at a time. Then only the request
+that caused the failure fails, and handlers that support only batches of one request work, too.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .frames import loads, orjson
+from .messages import Batch, PartHead
 
 log = logging.getLogger("ts.service")
 UNSUPPORTED = "Unsupported model output data type."
 
-# One answer: status, content type, headers, body, and what is wrong if the handler failed.
-Answer = tuple[int, str, dict[str, str], Any, str]
+# One response: status, content type, headers, body, and the error if the handler failed.
+Result = tuple[int, str, dict[str, str], Any, str]
 
 
-class Failed(Exception):
-    """A batch that has no answers: the code and message that each of its requests gets."""
+class BatchError(Exception):
+    """A batch failed as a whole: the code and message that each of its requests gets."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -34,79 +35,85 @@ class Failed(Exception):
 
 
 class BatchRunner:
-    """A loaded model that answers batches; one at a time."""
+    """A loaded model that runs batches, one at a time.
 
-    def __init__(self, service: Any, connection: Any, *, isolate: bool) -> None:
+    Args:
+        service: TorchServe's service of the model.
+        parts: the receiver of streamed parts.
+        isolate: whether a batch that fails is repeated request by request.
+    """
+
+    def __init__(self, service: Any, parts: Parts, *, isolate: bool) -> None:
         from ts.context import RequestProcessor
 
         self._context = service.context
         self._handle = service._entry_point
         self._processor = RequestProcessor
-        self._parts, self._isolate = connection, isolate
-        # Set for a handler that has answered a batch with a list of another length.
-        self._alone = False
+        self._parts, self._isolate = parts, isolate
+        # Set for a handler that has returned a list of another length for a batch.
+        self._one_at_a_time = False
         self._decodes = os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
 
-    def answer(self, batch: list[Any], bodies: memoryview) -> tuple[list[Answer], float]:
-        """Return an answer for each request of a BATCH frame, and the handler's seconds."""
+    def run(self, batch: Batch, bodies: memoryview) -> tuple[list[Result], float]:
+        """Return a response for each request of a BATCH frame, and the handler's seconds."""
         started = time.perf_counter()
         rows, processors, ids = self._read(batch, bodies)
-        answers: list[Answer] = []
-        self._parts.begun = False
-        if self._alone and len(rows) > 1:
-            answers = self._one_by_one(rows, processors, ids)
+        results: list[Result] = []
+        self._parts.started = False
+        if self._one_at_a_time and len(rows) > 1:
+            results = self._run_one_by_one(rows, processors, ids)
         else:
             try:
-                answers = self._ask(rows, processors, ids)
-            except Failed as failed:
-                if len(rows) == 1 or not self._isolate or self._parts.begun:
-                    answers = [_refused(failed)] * len(rows)
+                results = self._call_handler(rows, processors, ids)
+            except BatchError as error:
+                if len(rows) == 1 or not self._isolate or self._parts.started:
+                    results = [_error_result(error)] * len(rows)
                 else:
-                    log.info("a batch of %d failed (%s); each is asked alone", len(rows), failed.message)
-                    answers = self._one_by_one(rows, processors, ids)
-                    if failed.message == _MISMATCH and any(one[0] < 400 for one in answers):
-                        self._alone = True
-        return answers, time.perf_counter() - started
+                    log.info("a batch of %d failed (%s); it is repeated request by request", len(rows), error.message)
+                    results = self._run_one_by_one(rows, processors, ids)
+                    if error.message == _MISMATCH and any(result[0] < 400 for result in results):
+                        self._one_at_a_time = True
+        return results, time.perf_counter() - started
 
-    def _one_by_one(self, rows: list[Any], processors: list[Any], ids: list[str]) -> list[Answer]:
-        answers: list[Answer] = []
-        for index, (row, processor, name) in enumerate(zip(rows, processors, ids, strict=True)):
-            # What the failed batch has set already is not the answer's.
-            fresh = self._processor(processor.get_request_properties())
+    def _run_one_by_one(self, rows: list[Any], processors: list[Any], ids: list[str]) -> list[Result]:
+        results: list[Result] = []
+        for index, (row, processor, request_id) in enumerate(zip(rows, processors, ids, strict=True)):
+            # Headers that the failed batch has set do not belong to this response.
+            new_processor = self._processor(processor.get_request_properties())
             self._parts.first = index
             try:
-                answers += self._ask([row], [fresh], [name])
-            except Failed as failed:
-                answers.append(_refused(failed))
+                results += self._call_handler([row], [new_processor], [request_id])
+            except BatchError as error:
+                results.append(_error_result(error))
         self._parts.first = 0
-        return answers
+        return results
 
-    def _ask(self, rows: list[Any], processors: list[Any], ids: list[str]) -> list[Answer]:
+    def _call_handler(self, rows: list[Any], processors: list[Any], ids: list[str]) -> list[Result]:
         context = self._context
-        context.request_ids = names = dict(enumerate(ids))
+        context.request_ids = indexed_ids = dict(enumerate(ids))
         context.request_processor = processors
-        context.metrics.request_ids = names
+        context.metrics.request_ids = indexed_ids
         context.cl_socket = self._parts
-        # Handlers may change the list and the rows, and these may be asked again.
-        given = [dict(row) for row in rows]
+        # Handlers may change the list and the rows, and these may be run again.
+        copies = [dict(row) for row in rows]
         try:
-            document = self._handle(given, context)
+            document = self._handle(copies, context)
         except MemoryError:
             log.error("System out of memory", exc_info=True)
-            raise Failed(507, "Out of resources") from None
+            raise BatchError(507, "Out of resources") from None
         except Exception as error:
             code, message = getattr(error, "error_code", None), getattr(error, "message", None)
             if type(error).__name__ == "PredictionException" and isinstance(code, int):
                 log.error("Prediction error", exc_info=True)
-                raise Failed(code, str(message)) from None
+                raise BatchError(code, str(message)) from None
             if "CUDA" in str(error):
                 log.error("CUDA out of memory", exc_info=True)
-                raise Failed(507, "Out of resources") from None
+                raise BatchError(507, "Out of resources") from None
             log.warning("Invoking custom service failed.", exc_info=True)
-            raise Failed(503, "Prediction failed") from None
+            raise BatchError(503, "Prediction failed") from None
         if not isinstance(document, list):
             log.warning("model: %s, Invalid return type: %s.", context.model_name, type(document))
-            raise Failed(503, "Invalid model predict output")
+            raise BatchError(503, "Invalid model predict output")
         if len(document) != len(rows):
             log.warning(
                 "model: %s, number of batch response mismatched, expect: %d, got: %d.",
@@ -114,10 +121,10 @@ class BatchRunner:
                 len(rows),
                 len(document),
             )
-            raise Failed(503, _MISMATCH)
-        return list(self._encoded(document, processors))
+            raise BatchError(503, _MISMATCH)
+        return list(self._encode(document, processors))
 
-    def _encoded(self, document: list[Any], processors: list[Any]) -> Iterator[Answer]:
+    def _encode(self, document: list[Any], processors: list[Any]) -> Iterator[Result]:
         criteria = self._context.stopping_criteria
         for index, (value, processor) in enumerate(zip(document, processors, strict=True)):
             headers = processor.get_response_headers()
@@ -133,47 +140,47 @@ class BatchRunner:
             except TypeError:
                 log.warning("Unable to serialize model output.", exc_info=True)
                 if not self._isolate:
-                    raise Failed(503, UNSUPPORTED) from None
-                yield _refused(Failed(503, UNSUPPORTED))
+                    raise BatchError(503, UNSUPPORTED) from None
+                yield _error_result(BatchError(503, UNSUPPORTED))
                 continue
-            kind = headers.get("content-type") or ""
+            content_type = headers.get("content-type") or ""
             yield (
                 200 if status is None else int(status),
-                str(kind),
-                {str(k): str(v) for k, v in headers.items()},
+                str(content_type),
+                {str(name): str(text) for name, text in headers.items()},
                 body,
                 "",
             )
 
-    def _read(self, batch: list[Any], bodies: memoryview) -> tuple[list[dict[str, Any]], list[Any], list[str]]:
+    def _read(self, batch: Batch, bodies: memoryview) -> tuple[list[dict[str, Any]], list[Any], list[str]]:
         rows, processors, ids = [], [], []
-        start = 0
-        for name, headers, inputs in batch:
+        offset = 0
+        for request_id, headers, parts in batch:
             row: dict[str, Any] = {}
-            seen: dict[str, Any] = {}
-            for field, kind, size in inputs:
-                row[field] = self._value(kind, bodies[start : start + size])
-                seen[field] = {"content-type": kind}
-                start += size
-            seen.update(headers)
+            properties: dict[str, Any] = {}
+            for name, content_type, size in parts:
+                row[name] = self._value(content_type, bodies[offset : offset + size])
+                properties[name] = {"content-type": content_type}
+                offset += size
+            properties.update(headers)
             rows.append(row)
-            processors.append(self._processor(seen))
-            ids.append(name)
+            processors.append(self._processor(properties))
+            ids.append(request_id)
         return rows, processors, ids
 
-    def _value(self, kind: str, content: memoryview) -> Any:
+    def _value(self, content_type: str, content: memoryview) -> Any:
         if self._decodes:
-            if kind == "application/json":
+            if content_type == "application/json":
                 try:
                     if orjson is not None and _LONG in bytes(content).translate(_DIGITS):
                         raise ValueError  # orjson makes numbers of more than 64 bits floats
                     return loads(content)
                 except ValueError:
                     try:
-                        return json.loads(bytes(content))  # NaN, and what else Python alone takes for JSON
+                        return json.loads(bytes(content))  # NaN, and what else only Python accepts as JSON
                     except (ValueError, RecursionError):
                         log.warning("Failed json decoding of input data. Forwarding encoded payload", exc_info=True)
-            elif kind.startswith("text"):
+            elif content_type.startswith("text"):
                 try:
                     return str(content, "utf-8")
                 except UnicodeDecodeError:
@@ -182,10 +189,10 @@ class BatchRunner:
 
 
 def encode(value: Any) -> Any:
-    """Return what a handler answered as bytes, laid out as TorchServe does.
+    """Return a handler's result as bytes, in TorchServe's layout.
 
     Raises:
-        TypeError: it is nothing that can be sent.
+        TypeError: its type is not supported.
     """
     if isinstance(value, bytes | bytearray):
         return value
@@ -201,60 +208,67 @@ def encode(value: Any) -> Any:
         try:
             text = orjson.dumps(value, option=_LAYOUT)
         except (TypeError, ValueError):
-            pass  # numbers beyond 64 bits, keys that are no strings: Python's own knows more
+            pass  # numbers of more than 64 bits, keys that are no strings: Python's own module supports them
         else:
-            # Where the two write it alike; orjson has null for NaN, and characters beyond ASCII as they are.
+            # Only where both write the same: orjson writes null for NaN, and does not escape characters beyond ASCII.
             if b"null" not in text and text.isascii():
                 return text
     return json.dumps(value, indent=2).encode()
 
 
-def _refused(failed: Failed) -> Answer:
-    document = {"code": failed.code, "type": "InternalServerException", "message": failed.message}
+def _error_result(error: BatchError) -> Result:
+    document = {"code": error.code, "type": "InternalServerException", "message": error.message}
     # The message beside the body is for clients that do not speak HTTP.
-    return failed.code, "application/json", {}, json.dumps(document, indent=2).encode() + b"\n", failed.message
+    return error.code, "application/json", {}, json.dumps(document, indent=2).encode() + b"\n", error.message
 
 
 class Parts:
-    """Stands where handlers have TorchServe's socket: what they send before the answer goes on as PART frames.
+    """In place of TorchServe's socket: forwards the parts of streamed responses as PART frames.
 
     ``ts.handler_utils.utils.send_intermediate_predict_response`` writes the wire format of
-    ``ts/protocol/otf_message_handler.py``: 32-bit signed sizes, big-endian, -1 after the last answer.
+    ``ts/protocol/otf_message_handler.py``: 32-bit signed sizes, big-endian, -1 after the last response.
+
+    Args:
+        send: called with the document and the bodies of each frame.
+
+    Attributes:
+        first: index in the batch of the first request that the handler has got.
+        started: whether a client has parts of a response, so that the batch cannot be repeated.
     """
 
-    def __init__(self, send: Any) -> None:
+    def __init__(self, send: Callable[[PartHead, list[Any]], None]) -> None:
         self._send = send
-        self.first = 0  # index in the batch of the first request that the handler sees
-        self.begun = False  # whether a client has parts of an answer, which cannot be made again
+        self.first = 0
+        self.started = False
 
     def sendall(self, data: bytes | bytearray) -> None:
-        """Send what ``create_predict_response`` wrote for requests of the batch."""
-        view, place = memoryview(data), 0
-        self.begun = True
+        """Forward what ``create_predict_response`` wrote for requests of the batch."""
+        view, offset = memoryview(data), 0
+        self.started = True
 
-        def number() -> int:
-            nonlocal place
-            (value,) = struct.unpack_from("!i", view, place)
-            place += 4
+        def read_number() -> int:
+            nonlocal offset
+            (value,) = struct.unpack_from("!i", view, offset)
+            offset += 4
             return int(value)
 
-        def some() -> memoryview:
-            nonlocal place
-            size = number()
-            place += size
-            return view[place - size : place]
+        def read_bytes() -> memoryview:
+            nonlocal offset
+            size = read_number()
+            offset += size
+            return view[offset - size : offset]
 
-        code, message = number(), str(some(), "utf-8")
+        code, message = read_number(), str(read_bytes(), "utf-8")
         index = self.first
-        while (size := number()) != -1:
-            place += size  # the request's id: answers come in the order of the requests
-            kind, status, _phrase = str(some(), "utf-8"), number(), some()
-            headers = {str(some(), "utf-8"): str(some(), "utf-8") for _ in range(number())}
-            body = some()
-            wrong = ""
+        while (size := read_number()) != -1:
+            offset += size  # the request's id: responses have the order of the requests
+            content_type, status, _phrase = str(read_bytes(), "utf-8"), read_number(), read_bytes()
+            headers = {str(read_bytes(), "utf-8"): str(read_bytes(), "utf-8") for _ in range(read_number())}
+            body: Any = read_bytes()
+            error = ""
             if code != 200:
-                status, kind, headers, body, wrong = _refused(Failed(code, message))
-            self._send([index, status, kind, headers, len(body), wrong], [body])
+                status, content_type, headers, body, error = _error_result(BatchError(code, message))
+            self._send((index, status, content_type, headers, len(body), error), [body])
             index += 1
 
 

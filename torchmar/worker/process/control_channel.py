@@ -9,8 +9,10 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from .messages import Message, from_wire, to_wire
 
 MOST_FILES = 16  # in one call
 
@@ -21,9 +23,9 @@ class ControlWriter:
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
 
-    def send(self, message: dict[str, Any], files: list[int] | None = None) -> None:
+    def send(self, message: Message, files: Sequence[int] = ()) -> None:
         """Send a message and files; a closed connection is no error here, since reading reports it."""
-        data = json.dumps({**message, "files": len(files or [])}).encode() + b"\n"
+        data = json.dumps({"files": len(files), "message": to_wire(message)}).encode() + b"\n"
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             if files:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
@@ -32,52 +34,51 @@ class ControlWriter:
 
 
 class MessageParser:
-    """Bytes and files as they come, to whole messages with theirs."""
+    """A parser of received bytes and files."""
 
     def __init__(self) -> None:
         self._data = b""
         self._files: list[int] = []
 
-    def feed(self, data: bytes, ancillary: Any = ()) -> Iterator[tuple[dict[str, Any], list[int]]]:
-        """Yield the messages that have come to an end."""
+    def feed(self, data: bytes, ancillary: Any = ()) -> Iterator[tuple[Any, list[int]]]:
+        """Yield the messages that are complete, each with its files."""
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
                 numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
                 self._files += numbers
-        *whole, self._data = (self._data + data).split(b"\n")
-        for line in whole:
-            message = json.loads(line)
-            count = message.pop("files")
+        *lines, self._data = (self._data + data).split(b"\n")
+        for line in lines:
+            document = json.loads(line)
+            count = document["files"]
             files, self._files = self._files[:count], self._files[count:]
-            yield message, files
+            yield from_wire(document["message"]), files
 
 
 class ControlReader:
-    """The messages that come to a process, and word of its children that end.
+    """The receiving half of a process, which also reports that children have exited.
 
-    Iterating yields ``(message, files)``, and ``(None, [])`` when children have ended; it stops when
-    the other side has gone.
+    Iterating yields ``(message, files)``, and ``(None, [])`` when children have exited; it stops when the other side
+    has closed the connection.
     """
 
-    def __init__(self, connection: socket.socket, *, children: bool) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._parser = MessageParser()
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         os.set_blocking(self._read, False)
-        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False) if children else -1
-        if children:
-            signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def close(self) -> None:
-        """Be deaf from now on; for a fork that has other things to do."""
+        """Close the signal pipe in a forked child."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(self._read)
         os.close(self._write)
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Any] | None, list[int]]]:
+    def __iter__(self) -> Iterator[tuple[Any, list[int]]]:
         while True:
             ready, _, _ = select.select([self._connection.fileno(), self._read], [], [])
             if self._read in ready:

@@ -6,47 +6,44 @@ import json
 import logging
 from typing import Any
 
+from .messages import ModelDescription, TensorInfo
+
 log = logging.getLogger(__name__)
 
 
-def description(service: Any, envelope: str = "") -> dict[str, Any]:
-    """Return ``inputs`` and ``outputs`` as a handler's ``signature()`` does, and how it takes tensors.
-
-    ``binary`` says whether as bytes, too; ``max_instances`` how many instances a request may have (0: unknown).
-    A handler without that method, or whose method fails, has empty lists.
+def description(service: Any, envelope: str = "") -> ModelDescription:
+    """Return the tensors of a handler's ``signature()``; none if it has no such method, or the method fails.
 
     Args:
         service: the loaded service.
-        envelope: which its requests come in; handlers see no tensors then.
+        envelope: the request envelope of the handler, which sees no tensors if there is one; empty: none.
     """
     handler = getattr(service._entry_point, "__self__", None)
     method = getattr(handler, "signature", None)
-    document = _nothing()
+    empty: ModelDescription = {"inputs": [], "outputs": [], "binary": False, "max_instances": 0}
     if not callable(method) or envelope:
-        return document
+        return empty
     try:
         signature = method()
-        for key in ("inputs", "outputs"):
-            document[key] = [_tensor(one) for one in signature[key]]
-        json.dumps(document)
+        inputs, outputs = ([_tensor(tensor) for tensor in signature[key]] for key in ("inputs", "outputs"))
+        json.dumps([inputs, outputs])
     except Exception:
-        log.warning("the handler's signature() is of no use", exc_info=True)
-        return _nothing()
+        log.warning("the handler's signature() is invalid", exc_info=True)
+        return empty
     limit = getattr(handler, "max_instances", 0)
-    document["max_instances"] = limit if isinstance(limit, int) else 0
-    document["binary"] = getattr(handler, "takes_binary_tensors", False) is True and _is_ours(service._entry_point)
-    return document
-
-
-def _nothing() -> dict[str, Any]:
-    return {"inputs": [], "outputs": [], "binary": False, "max_instances": 0}
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "binary": getattr(handler, "takes_binary_tensors", False) is True and _is_ours(service._entry_point),
+        "max_instances": limit if isinstance(limit, int) else 0,
+    }
 
 
 def _is_ours(entry_point: Any) -> bool:
-    """Tell whether requests reach the handler as torchmar's base handler takes them: not by a method of its own."""
+    """Return whether requests reach the handler by torchmar's base handler, not by a method of the handler's own."""
     return str(getattr(entry_point, "__module__", "")).partition(".")[0] == "torchmar_handlers"
 
 
-def _tensor(given: Any) -> dict[str, Any]:
-    name, datatype, shape = str(given["name"]), str(given["datatype"]), [int(size) for size in given["shape"]]
+def _tensor(entry: Any) -> TensorInfo:
+    name, datatype, shape = str(entry["name"]), str(entry["datatype"]), [int(size) for size in entry["shape"]]
     return {"name": name, "datatype": datatype, "shape": shape}

@@ -10,10 +10,10 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
 from . import serving
 from .control_channel import ControlReader, ControlWriter
+from .messages import Exited, Forked, ImportModules, Kill, ModelSpec, Ready, RunModelProcess, Spawn, to_wire
 from .model_process import run_model_process
 from .supervisor import Children
 
@@ -22,42 +22,37 @@ _IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts
 
 
 def run(control: socket.socket) -> None:
-    """Fork a model process for each ``spawn`` message, which carries a socket, a log and a file for `shared_weights`.
-
-    Messages from the server: ``{"spawn": id, "job": {...}}``; ``{"import": [...]}`` imports modules that later model
-    processes need; ``{"kill": id}``. Messages to it: ``{"ready", "pid"}`` once; ``{"spawned": id, "pid"}`` with a
-    pidfd; ``{"ended": id, "status"}``.
-    """
+    """Send `Ready`, then act on `Spawn`, `ImportModules` and `Kill` until the server closes the connection."""
     writer = ControlWriter(control)
     missing = [name for name in _IMPORTS if not _imported(name)]
     _freeze()
-    writer.send({"ready": True, "missing": missing, "pid": os.getpid()})
+    writer.send(Ready(os.getpid(), missing))
     children = Children(adopting=True)
-    reader = ControlReader(control, children=True)
+    reader = ControlReader(control)
     for message, files in reader:
         if message is None:
-            for number, status in children.ended():
-                writer.send({"ended": number, "status": status})
-        elif "kill" in message:
-            children.kill(message["kill"])
-        elif "import" in message:
-            for name in message["import"]:
+            for number, status in children.exited():
+                writer.send(Exited(number, status))
+        elif isinstance(message, Kill):
+            children.kill(message.id)
+        elif isinstance(message, ImportModules):
+            for name in message.names:
                 _imported(name)
             _freeze()
-        elif "spawn" in message:
-            forked = children.fork(message["spawn"])
+        elif isinstance(message, Spawn):
+            forked = children.fork(message.id)
             if forked is None:
                 reader.close()
-                _become(message["job"], files, control)
+                _run_child(message.model, files, control)
                 raise AssertionError  # it does not return
-            pid, handles = forked
-            writer.send({"spawned": message["spawn"], "pid": pid}, handles)
-            for file in (*files, *handles):
+            pid, pidfds = forked
+            writer.send(Forked(message.id, pid), pidfds)
+            for file in (*files, *pidfds):
                 os.close(file)
 
 
-def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> None:
-    """Run the model process of a job, and exit with it."""
+def _run_child(model: ModelSpec, files: list[int], control: socket.socket) -> None:
+    """Run a model process with the files of a `Spawn` message, and exit with it."""
     try:
         control.close()
         control_fd, output, *weights = files
@@ -65,16 +60,16 @@ def _become(job: dict[str, Any], files: list[int], control: socket.socket) -> No
         os.dup2(output, 2)
         os.close(output)
         serving.quiet_logging()
-        mine = socket.socket(fileno=control_fd)
-        if weights:
-            job["weights"] = weights[0]
-        if _conflicts_with_loaded(job["model_dir"]):
+        own_control = socket.socket(fileno=control_fd)
+        weights_file = weights[0] if weights else None
+        if _conflicts_with_loaded(model.model_dir):
             # The archive has a module of its own by a name that is loaded here already: start from nothing.
             start = Path(__file__).parent.parent / "start.py"
-            for inherited in (mine.fileno(), *weights):
+            for inherited in (own_control.fileno(), *weights):
                 os.set_inheritable(inherited, True)
-            os.execv(sys.executable, [sys.executable, str(start), json.dumps({**job, "model_process": mine.fileno()})])
-        run_model_process(job, mine)
+            message = RunModelProcess(own_control.fileno(), model, weights_file)
+            os.execv(sys.executable, [sys.executable, str(start), json.dumps(to_wire(message))])
+        run_model_process(model, own_control, weights_file)
     finally:
         os._exit(1)
 
@@ -94,7 +89,7 @@ def _imported(name: str) -> bool:
 
 
 def _conflicts_with_loaded(folder: str) -> bool:
-    """Tell whether an archive has a top-level module that is loaded here from elsewhere."""
+    """Return whether an archive has a top-level module that is loaded here from elsewhere."""
     names = {
         entry.name.removesuffix(".py") for entry in os.scandir(folder) if entry.is_dir() or entry.name[-3:] == ".py"
     }

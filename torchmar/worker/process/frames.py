@@ -1,8 +1,8 @@
-"""The bytes between a server and its workers: a head, a document, and bodies as they are.
+"""The data plane between a server and its workers: frames of a head, a JSON document, and bodies as raw bytes.
 
-A frame is ``kind`` (1 byte), the sizes of document and bodies (32 bits each, big-endian), a JSON
-document, and the bodies one after another; the document says how long each is. Bodies are
-neither copied together nor escaped on their way.
+The head is the kind of frame (1 byte) and the sizes of document and bodies (32 bits each, big-endian). The document
+has the size of each body, and the bodies follow it; they are neither joined nor escaped. `messages` has the types of
+the documents.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ dumps: Callable[[Any], bytes]
 loads: Callable[[Any], Any]
 try:
     import orjson as orjson
-except ImportError:  # it is in the server's extra; a worker does without
+except ImportError:  # it is in the server's extra; a worker does not need it
     orjson = None  # type: ignore[assignment]
 
     def dumps(value: Any) -> bytes:
-        """Return a document as JSON."""
+        """Return a document as JSON text."""
         return json.dumps(value, separators=(",", ":")).encode()
 
     def loads(text: Any) -> Any:
-        """Return what JSON says."""
+        """Return the document of JSON text."""
         return json.loads(bytes(text))
 else:
     dumps, loads = orjson.dumps, orjson.loads
 
 # To a worker.
-BATCH = 1  # [[request id, headers, [[name, content type, size], ...]], ...]
+BATCH = 1  # `messages.Batch`; the bodies are the parts of the requests
 THREADS = 2  # how many threads torch may use from now on
 # From a worker.
-ANSWERS = 3  # {"seconds", "answers": [[status, content type, headers, size, what is wrong], ...], "metrics": [...]}
-PART = 4  # [index in the batch, status, content type, headers, size, what is wrong]: more of a streamed answer follows
-LOADED = 5  # {"ok", "message"}
+RESPONSES = 3  # `messages.Responses`, with the response bodies
+PART = 4  # `messages.PartHead`, with the part's body; more parts of this streamed response follow
+LOADED = 5  # `messages.WorkerReady` or `messages.LoadFailed`
 
 HEAD = struct.Struct("!BII")
 
@@ -51,38 +51,40 @@ def encode(kind: int, document: Any, bodies: Sequence[bytes | bytearray | memory
     return [HEAD.pack(kind, len(text), sum(map(len, bodies))) + text, *bodies]
 
 
-class Gone(Exception):
+class DisconnectedError(Exception):
     """The other side has closed the connection."""
 
 
 class Receiver:
-    """Reads frames from a blocking socket, in as few calls as they take.
+    """Reads frames from a blocking socket, in as few system calls as possible.
 
     Args:
         connection: to read from.
-        poll: seconds to stay awake for the next frame, where the one before it came within them. To fall asleep
-            and be woken takes longer than what a small model computes. 0: sleep at once. See `polling` for exceptions.
-        idle: called when nothing has come for a second, once until something does.
+        poll_seconds: time to busy-poll for the next frame, if the one before it arrived within this time: to sleep and
+            be woken takes longer than a small model computes. 0: never poll. See `polling` for exceptions.
+        on_idle: called when nothing has arrived for a second, once until something does.
     """
 
-    def __init__(self, connection: socket.socket, poll: float = 0.0, idle: Callable[[], object] | None = None) -> None:
-        self._connection, self._poll, self._idle = connection, poll, idle
+    def __init__(
+        self, connection: socket.socket, poll_seconds: float = 0.0, on_idle: Callable[[], object] | None = None
+    ) -> None:
+        self._connection, self._poll_seconds, self._on_idle = connection, poll_seconds, on_idle
         self._readable = select.poll()
         self._readable.register(connection, select.POLLIN)
-        self._awake = False
+        self._polls = False
         self._gate = PollGate()
-        self._left = b""
+        self._rest = b""
 
     def receive(self) -> tuple[int, Any, memoryview]:
         """Return kind, document and bodies of the next frame.
 
         Raises:
-            Gone: the connection is closed.
+            DisconnectedError: the connection is closed.
             OSError: it failed, or took longer than its timeout.
         """
-        data: bytes | bytearray = self._left
+        data: bytes | bytearray = self._rest
         while len(data) < HEAD.size:
-            data += self._more(65536)
+            data += self._receive_bytes(65536)
         kind, text, bodies = HEAD.unpack_from(data)
         size = HEAD.size + text + bodies
         if len(data) < size:
@@ -92,31 +94,31 @@ class Receiver:
             while filled < size:
                 count = self._connection.recv_into(view[filled:])
                 if not count:
-                    raise Gone
+                    raise DisconnectedError
                 filled += count
             data = whole
         frame = memoryview(data)
-        self._left = bytes(frame[size:])
+        self._rest = bytes(frame[size:])
         start = HEAD.size + text
         return kind, loads(frame[HEAD.size : start]) if text else None, frame[start:size]
 
-    def _more(self, size: int) -> bytes:
-        begun = time.monotonic()
-        data = self._soon(size, begun) if self._awake and self._gate.enter(begun) else None
+    def _receive_bytes(self, size: int) -> bytes:
+        started = time.monotonic()
+        data = self._poll(size, started) if self._polls and self._gate.enter(started) else None
         if data is None:
-            if self._idle and not self._readable.poll(_IDLE):
-                self._idle()
+            if self._on_idle and not self._readable.poll(_IDLE_MS):
+                self._on_idle()
             data = self._connection.recv(size)
-        self._awake = time.monotonic() - begun < self._poll
+        self._polls = time.monotonic() - started < self._poll_seconds
         if not data:
-            raise Gone
+            raise DisconnectedError
         return data
 
-    def _soon(self, size: int, now: float) -> bytes | None:
-        """Return what comes while this is awake; None: nothing, or others want the core."""
-        until, free = now + self._poll, True
+    def _poll(self, size: int, now: float) -> bytes | None:
+        """Busy-poll for data; None: nothing has arrived in time, or other programs want the core."""
+        end, free = now + self._poll_seconds, True
         try:
-            while free and now < until:
+            while free and now < end:
                 try:
                     return self._connection.recv(size, socket.MSG_DONTWAIT)
                 except BlockingIOError:
@@ -141,5 +143,5 @@ def send(connection: socket.socket, buffers: list[Any]) -> None:
             views[0] = views[0][sent:]
 
 
-_IDLE = 1000  # milliseconds
+_IDLE_MS = 1000
 _AT_ONCE = 512  # buffers; systems take 1024 in one call

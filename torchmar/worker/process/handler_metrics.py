@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-_LIMIT = 10_000  # between two answers; a handler that measures in a loop must not fill the memory
+from .messages import MetricUpdate
+
+_LIMIT = 10_000  # updates between two responses; a handler that measures in a loop must not fill the memory
 
 
 class MetricsBuffer:
-    """Metrics since the last answer: ``[name, unit, value, type, [[dimension, value], ...]]`` each."""
+    """The updates of metrics since the last response."""
 
     def __init__(self) -> None:
-        self._updates: list[list[Any]] = []
+        self._updates: list[MetricUpdate] = []
 
     def install(self) -> None:
-        """Have every metric of TorchServe's API come here."""
+        """Buffer all metrics of TorchServe's API here."""
         from ts.metrics.caching_metric import CachingMetric
 
         def add_or_update(
@@ -32,13 +34,13 @@ class MetricsBuffer:
                     metric.dimension_names,
                 )
                 return
-            pairs = [[name, str(one)] for name, one in zip(metric.dimension_names, values, strict=True)]
+            pairs = [(name, str(label)) for name, label in zip(metric.dimension_names, values, strict=True)]
             if len(self._updates) < _LIMIT:
-                self._updates.append([metric.metric_name, metric.unit, float(value), metric.metric_type.name, pairs])
+                self._updates.append((metric.metric_name, metric.unit, float(value), metric.metric_type.name, pairs))
 
         CachingMetric.add_or_update = add_or_update
 
-    def take(self) -> list[list[Any]]:
-        """Return what was measured and forget it."""
-        taken, self._updates = self._updates, []
-        return taken
+    def take(self) -> list[MetricUpdate]:
+        """Return the updates and remove them from the buffer."""
+        updates, self._updates = self._updates, []
+        return updates

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .messages import ModelSpec
+
 
 def activate_archive(folder: str, extra: str = "") -> None:
     """Make an archive's folder the working folder and the first place of modules, as TorchServe does.
@@ -19,31 +21,30 @@ def activate_archive(folder: str, extra: str = "") -> None:
         folder: where the archive was extracted.
         extra: a folder with requirements that were installed for it; empty: none.
     """
-    places = [folder, *([extra] if extra else [])]
-    sys.path[:0] = places
-    known = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*places, *([known] if known else [])])
+    folders = [folder, *([extra] if extra else [])]
+    sys.path[:0] = folders
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *([before] if before else [])])
     os.chdir(folder)
 
 
-def load(job: dict[str, Any]) -> Any:
-    """Return TorchServe's service for ``{"model_dir", "name", "handler", "batch_size", "gpu", "envelope", ...}``."""
+def load(model: ModelSpec) -> Any:
+    """Return TorchServe's service for a model."""
     import ts
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
     from ts.model_loader import ModelLoaderFactory
 
-    own = job.get("metrics_config")
-    metrics = MetricsCacheYamlImpl(own or str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+    metrics = MetricsCacheYamlImpl(model.metrics_config or str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
     metrics.initialize_cache()
-    metrics.model_name = job["name"]
+    metrics.model_name = model.name
     return ModelLoaderFactory.get_model_loader().load(
-        job["name"],
-        job["model_dir"],
-        job["handler"],
-        job["gpu"],
-        job["batch_size"],
-        job["envelope"] or None,
-        job.get("limit_max_image_pixels", True),
+        model.name,
+        model.model_dir,
+        model.handler,
+        model.gpu,
+        model.batch_size,
+        model.envelope or None,
+        model.limit_max_image_pixels,
         metrics,
     )
 

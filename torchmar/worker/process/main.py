@@ -6,49 +6,66 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from . import fork_server, frames, loading, serving
 from .handler_metrics import MetricsBuffer
+from .messages import (
+    LoadFailed,
+    Message,
+    ModelSpec,
+    RunCommand,
+    RunForkServer,
+    RunModelProcess,
+    RunWorker,
+    WorkerReady,
+    from_wire,
+    to_wire,
+)
 from .model_process import run_model_process
 from .supervisor import supervise
 
 
-def main(job: dict[str, Any]) -> None:
-    """Run what a job asks for.
+def main(document: Mapping[str, Any]) -> None:
+    """Run the process that one of the ``Run`` messages describes.
 
     Args:
-        job: has the descriptor of a socket: ``control`` for a fork server, ``model_process`` for a model process,
-            ``fd`` for a single worker; or ``run`` with a command, which ends, with all processes that it starts,
-            when the other end of ``lifeline`` is closed.
+        document: the message, see `messages.to_wire`.
     """
+    message = from_wire(document)
     fork_server.ignore_termination()
-    for lifeline in ("control", "fd", "lifeline"):
-        if lifeline in job:
-            supervise(job[lifeline])
-    if "run" in job:
-        os.close(job["lifeline"])
+    if isinstance(message, RunCommand):
+        supervise(message.lifeline)
+        os.close(message.lifeline)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and a command would inherit that
-        os.execvp(job["run"][0], job["run"])
-    serving.quiet_logging()
-    if "control" in job:
-        fork_server.run(socket.socket(fileno=job["control"]))
-    elif "model_process" in job:
-        run_model_process(job, socket.socket(fileno=job["model_process"]))
-    else:
-        _alone(job, socket.socket(fileno=job["fd"]))
+        os.execvp(message.command[0], message.command)
+    if isinstance(message, RunForkServer):
+        supervise(message.control)
+        serving.quiet_logging()
+        fork_server.run(socket.socket(fileno=message.control))
+    elif isinstance(message, RunModelProcess):
+        serving.quiet_logging()
+        run_model_process(message.model, socket.socket(fileno=message.control), message.weights)
+    elif isinstance(message, RunWorker):
+        supervise(message.connection)
+        serving.quiet_logging()
+        _run_worker(message.model, socket.socket(fileno=message.connection))
 
 
-def _alone(job: dict[str, Any], connection: socket.socket) -> None:
+def _run_worker(model: ModelSpec, connection: socket.socket) -> None:
     """Load a model, send the result in a LOADED frame, and serve it."""
-    loading.activate_archive(job["model_dir"])
-    measured = MetricsBuffer()
+
+    def send_result(message: Message) -> None:
+        frames.send(connection, frames.encode(frames.LOADED, to_wire(message)))
+
+    loading.activate_archive(model.model_dir)
+    metrics = MetricsBuffer()
     try:
-        measured.install()
-        service = loading.load(job)
+        metrics.install()
+        service = loading.load(model)
     except BaseException as error:
-        trace = loading.own_traceback(error)
-        frames.send(connection, frames.encode(frames.LOADED, {"ok": False, "message": trace}))
+        send_result(LoadFailed(loading.own_traceback(error)))
         sys.exit(1)
-    frames.send(connection, frames.encode(frames.LOADED, {"ok": True, "message": "", "pid": os.getpid()}))
-    serving.serve(service, connection, measured)
+    send_result(WorkerReady(os.getpid()))
+    serving.serve(service, connection, metrics)

@@ -12,64 +12,70 @@ import resource
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from . import describing, forking, loading, randomness, serving, shared_weights, stages
 from .control_channel import ControlReader, ControlWriter
 from .handler_metrics import MetricsBuffer
+from .messages import Fork, Forked, Kill, Loaded, LoadFailed, ModelSpec, Serve
 from .supervisor import Children
 
 
-def run_model_process(job: dict[str, Any], control: socket.socket) -> None:
-    """Load the model of a job, tell the server, and do as it says until it goes.
+def run_model_process(model: ModelSpec, control: socket.socket, weights: int | None) -> None:
+    """Load a model, send `Loaded` or `LoadFailed`, and act on `Serve`, `Fork` and `Kill` until the server disconnects.
 
-    To the server: ``{"loaded", "shareable", "why", "shared_bytes", "description"}`` or ``{"failed": traceback}``; then
-    for each fork ``{"forked": id, "pid"}`` with a pidfd. From it: ``{"serve": {}, "stage"}`` with a socket, or
-    ``{"fork": id, "stage"}`` with a socket and a log; the stage is empty where a worker does all of a request.
-    ``{"kill": id}`` ends a fork.
+    Args:
+        model: the model to load.
+        control: connection to the server.
+        weights: descriptor of the file that all workers of the model share; None: there is none.
     """
-    message = ControlWriter(control)
-    loading.activate_archive(job["model_dir"], job.get("requirements", ""))
-    measured = MetricsBuffer()
+    writer = ControlWriter(control)
+    loading.activate_archive(model.model_dir, model.requirements)
+    metrics = MetricsBuffer()
     before = forking.descriptors()
-    share = job["fork"] != forking.NEVER
-    threads = _Threads()
-    weights = job.get("weights")  # the workers' common file; None: there is none
+    fork = model.fork != forking.NEVER
+    threads = _ThreadRecorder()
     try:
-        if limit := job.get("memory_limit"):
-            _limit_memory(limit)
-        measured.install()
+        if model.memory_limit:
+            _limit_memory(model.memory_limit)
+        metrics.install()
         if weights is not None:
             shared_weights.prepare()
         seed = randomness.reseed()
-        with threads.watched(hold=share):
-            service = loading.load(job)
-            halves = stages.split_handler(service, job["envelope"]) if job.get("stage") else None
+        with threads.recording(hold=fork):
+            service = loading.load(model)
+            halves = stages.split_handler(service, model.envelope) if model.stage else None
     except BaseException as error:
         trace = loading.own_traceback(error)
         sys.stdout.write(trace)
         sys.stdout.flush()
-        message.send({"failed": trace})
+        writer.send(LoadFailed(trace))
         os._exit(1)
-    why = forking.objection(job["fork"], service, job["model_dir"], before) if share else "it was not asked to be"
-    shared = 0
-    if weights is not None and why:
-        shared = shared_weights.share(weights)
+    objection = forking.objection(model.fork, service, model.model_dir, before) if fork else "forks are not configured"
+    shared_bytes = 0
+    if weights is not None and objection:
+        shared_bytes = shared_weights.share(weights)
     elif weights is not None:
         shared_weights.leave(weights)
-    description = describing.description(service, job["envelope"])
-    loaded = {"loaded": True, "shareable": not why, "why": why, "shared_bytes": shared, "description": description}
-    message.send(loaded)
-    _ModelProcess(message, service, measured, threads.wanted, halves, job.get("poll", 0.0), seed).run()
+    writer.send(Loaded(objection, shared_bytes, describing.description(service, model.envelope)))
+    _ModelProcess(
+        writer,
+        service,
+        metrics,
+        threads=threads.count,
+        halves=halves,
+        poll_seconds=model.poll_seconds,
+        seed=seed,
+    ).run()
 
 
 def _limit_memory(limit: int) -> None:
-    """Let this process, and its forks, have so many bytes of data.
+    """Limit the private memory of this process and its forks, in bytes.
 
-    Not of addresses: libraries that are mapped would count, and CUDA would not start.
+    The limit is not one of addresses: libraries that are mapped would count, and CUDA would not start.
 
     Raises:
-        MemoryError: it has as much already, and would end without a word.
+        MemoryError: it has as much already, and would end without a message.
     """
     # The limit counts private memory that can be written to, as VmData does.
     has = sum(int(line.split()[1]) << 10 for line in _status() if line.startswith("VmData:"))
@@ -94,58 +100,62 @@ _LEAST_MEMORY = 64 << 20  # bytes, to do anything with
 
 
 class _ModelProcess:
+    """A process that has loaded a model."""
+
     def __init__(
         self,
-        message: ControlWriter,
+        writer: ControlWriter,
         service: Any,
-        measured: MetricsBuffer,
+        metrics: MetricsBuffer,
+        *,
         threads: int | None,
         halves: stages.Halves | None,
-        poll: float,
+        poll_seconds: float,
         seed: int | None,
     ) -> None:
-        self._told, self._service, self._measured, self._threads = message, service, measured, threads
-        self._halves, self._poll, self._seed = halves, poll, seed
+        self._writer, self._service, self._metrics, self._threads = writer, service, metrics, threads
+        self._halves, self._poll_seconds, self._seed = halves, poll_seconds, seed
 
     def run(self) -> None:
-        # Objects that are there now are never garbage of a worker: without looking at them it shares their pages.
+        # Objects that exist now are never garbage of a worker; a fork that does not visit them shares their pages.
         gc.collect()
         gc.freeze()
-        lines = ControlReader(self._told.socket, children=True)
+        reader = ControlReader(self._writer.socket)
         children = Children(adopting=False)
-        for message, descriptors in lines:
+        for message, files in reader:
             if message is None:
-                for _ in children.ended():  # the server sees their connections close
+                for _ in children.exited():  # the server sees their connections close
                     pass
-            elif "kill" in message:
-                children.kill(message["kill"])
-            elif "serve" in message:
-                (connection,) = descriptors
-                lines.close()
-                self._serve(connection, message["stage"])
-            elif "fork" in message:
-                forked = children.fork(message["fork"])
+            elif isinstance(message, Kill):
+                children.kill(message.id)
+            elif isinstance(message, Serve):
+                (connection,) = files
+                reader.close()
+                self._serve(connection, message.stage)
+            elif isinstance(message, Fork):
+                forked = children.fork(message.id)
                 if forked is None:
-                    connection, output = descriptors
-                    lines.close()
-                    self._told.socket.close()
-                    _own(output)
+                    connection, output = files
+                    reader.close()
+                    self._writer.socket.close()
+                    _redirect_output(output)
                     randomness.reseed_again(self._seed)
-                    self._serve(connection, message["stage"])
-                    raise AssertionError  # it does not return
-                pid, handles = forked
-                self._told.send({"forked": message["fork"], "pid": pid}, handles)
-                for descriptor in (*descriptors, *handles):
-                    os.close(descriptor)
+                    self._serve(connection, message.stage)
+                pid, pidfds = forked
+                self._writer.send(Forked(message.id, pid), pidfds)
+                for file in (*files, *pidfds):
+                    os.close(file)
 
-    def _serve(self, descriptor: int, stage: str) -> None:
-        """Serve in this process; it ends with it."""
+    def _serve(self, descriptor: int, stage: str) -> NoReturn:
+        """Serve in this process, which exits afterwards."""
         status = 0
         try:
             if self._halves:
                 stages.apply_stage(self._service, stage, self._halves)
             connection = socket.socket(fileno=descriptor)
-            serving.serve(self._service, connection, self._measured, self._threads, isolate=True, poll=self._poll)
+            serving.serve(
+                self._service, connection, self._metrics, self._threads, isolate=True, poll_seconds=self._poll_seconds
+            )
         except BaseException as error:
             sys.stdout.write(loading.own_traceback(error))
             status = 1
@@ -155,35 +165,39 @@ class _ModelProcess:
             os._exit(status)
 
 
-class _Threads:
-    """How many threads a handler asks of torch while it loads."""
+class _ThreadRecorder:
+    """The number of torch's threads that a handler sets while it loads.
+
+    Attributes:
+        count: the last number; None: the handler has set none.
+    """
 
     def __init__(self) -> None:
-        self.wanted: int | None = None
+        self.count: int | None = None
 
     @contextlib.contextmanager
-    def watched(self, *, hold: bool) -> Iterator[None]:
-        """Note what is asked; with ``hold`` there is one until the end, since a fork would lose the others."""
+    def recording(self, *, hold: bool) -> Iterator[None]:
+        """Record the number; with ``hold`` torch has one thread until the end, since a fork would lose the others."""
         import torch
 
-        really = torch.set_num_threads
+        original = torch.set_num_threads
 
-        def remember(count: int) -> None:
-            self.wanted = count
+        def record(count: int) -> None:
+            self.count = count
             if not hold:
-                really(count)
+                original(count)
 
         if hold:
-            really(1)
-        setattr(torch, "set_num_threads", remember)  # noqa: B010 - torch declares the function
+            original(1)
+        setattr(torch, "set_num_threads", record)  # noqa: B010 - torch declares the function
         try:
             yield
         finally:
-            setattr(torch, "set_num_threads", really)  # noqa: B010
+            setattr(torch, "set_num_threads", original)  # noqa: B010
 
 
-def _own(output: int) -> None:
-    """Make a forked process one that writes to its own log."""
+def _redirect_output(output: int) -> None:
+    """Have a forked process write to its own log."""
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)

@@ -16,38 +16,39 @@ from . import frames
 from .adaptive_threads import AdaptiveThreads
 from .batch_runner import BatchRunner, Parts
 from .handler_metrics import MetricsBuffer
+from .messages import PartHead, Responses
 
 
 def serve(
     service: Any,
     connection: socket.socket,
-    measured: MetricsBuffer,
+    metrics: MetricsBuffer,
     threads: int | None = None,
     *,
     isolate: bool = False,
-    poll: float = 0.0,
+    poll_seconds: float = 0.0,
 ) -> None:
-    """Answer batches until the other side closes the connection.
+    """Run batches until the other side closes the connection.
 
     Args:
         service: a loaded model.
         connection: to the server; blocking.
-        measured: where metrics of handlers come, installed already.
-        threads: that the handler has asked of torch while it loaded; None: it has not.
-        isolate: whether a batch that fails is asked again, each request alone; TorchServe does not.
-        poll: seconds to stay awake for the next batch; see `frames.Receiver`.
+        metrics: metrics of the handler, installed already.
+        threads: threads of torch that the handler has set while it loaded; None: it has set none.
+        isolate: whether a batch that fails is repeated request by request; TorchServe does not.
+        poll_seconds: time to busy-poll for the next batch; see `frames.Receiver`.
     """
 
-    def part(document: Any, bodies: list[Any]) -> None:
-        frames.send(connection, frames.encode(frames.PART, document, bodies))
+    def send_part(head: PartHead, bodies: list[Any]) -> None:
+        frames.send(connection, frames.encode(frames.PART, head, bodies))
 
-    receiver = frames.Receiver(connection, poll, _give_back())
+    receiver = frames.Receiver(connection, poll_seconds, _memory_trimmer())
     adaptive = AdaptiveThreads(threads)
-    answering = BatchRunner(service, Parts(part), isolate=isolate)
+    runner = BatchRunner(service, Parts(send_part), isolate=isolate)
     while True:
         try:
             kind, document, bodies = receiver.receive()
-        except (frames.Gone, ConnectionError):
+        except (frames.DisconnectedError, ConnectionError):
             return
         if kind == frames.THREADS:
             adaptive.limit(document)
@@ -55,22 +56,21 @@ def serve(
         # All requests of a batch are predictions, or all are explanations.
         adaptive.before(document[0][1].get("explain") == "True", len(document))
         cpu_started = time.process_time()
-        answers, seconds = answering.answer(document, bodies)
+        results, seconds = runner.run(document, bodies)
         adaptive.after(len(document), seconds, time.process_time() - cpu_started)
-        content = {
+        responses: Responses = {
             "seconds": seconds,
-            "answers": [[status, kind, headers, len(body), wrong] for status, kind, headers, body, wrong in answers],
+            "responses": [(status, kind, headers, len(body), error) for status, kind, headers, body, error in results],
+            "metrics": metrics.take(),
         }
-        if updates := measured.take():
-            content["metrics"] = updates
         try:
-            frames.send(connection, frames.encode(frames.ANSWERS, content, [answer[3] for answer in answers]))
+            frames.send(connection, frames.encode(frames.RESPONSES, responses, [result[3] for result in results]))
         except ConnectionError:
             return
 
 
-def _give_back() -> Callable[[], object] | None:
-    """Return what gives the system the memory back that a large batch took; None where malloc is not glibc's."""
+def _memory_trimmer() -> Callable[[], object] | None:
+    """Return a function that returns free memory to the system; None where malloc is not glibc's."""
     with contextlib.suppress(AttributeError, OSError):
         return partial(ctypes.CDLL(None).malloc_trim, 0)
     return None

@@ -1,7 +1,7 @@
-"""Python objects with their tensors in memory that two processes share, and no third one reads.
+"""Python objects with their tensors in memory that two processes share.
 
-What is written there: the sizes of a pickle and of its buffers, then these, each on an address that is good
-for any type. Tensors and arrays are buffers: they are written as they lie in memory, and what reads them maps them.
+The layout: the sizes of a pickle and of its buffers, then these, each at an address that is aligned for any type.
+Tensors and arrays are buffers: they are written as they are in memory, and the reader maps them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 _ALIGNED = 64  # bytes
 _AT_ONCE = 512  # buffers; systems take 1024 in one call
-_here: Any = None
+_excluded: Any = None
 
 
-def keep_here(value: Any) -> None:
-    """Leave ``value`` out of all that is written: who reads it has one of its own."""
-    global _here
-    _here = value
+def exclude(value: Any) -> None:
+    """Write only a reference in place of ``value``, which every reader has itself."""
+    global _excluded
+    _excluded = value
 
 
 def write(address: str, value: Any) -> None:
@@ -32,18 +32,18 @@ def write(address: str, value: Any) -> None:
         OSError: there is no such memory, or not enough of it.
         Exception: it cannot be pickled.
     """
-    found: list[pickle.PickleBuffer] = []
+    buffers: list[pickle.PickleBuffer] = []
     stream = BytesIO()
-    _Pickler(stream, protocol=5, buffer_callback=found.append).dump(value)
-    contents = [stream.getbuffer(), *(buffer.raw() for buffer in found)]
+    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+    contents = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     head = struct.pack(f"<{1 + len(contents)}Q", len(contents), *map(len, contents))
     pieces: list[Any] = []
-    place = 0
+    offset = 0
     for piece in (head, *contents):
         pieces += [piece, bytes(-len(piece) % _ALIGNED)]
-        place += len(piece) + len(pieces[-1])
+        offset += len(piece) + len(pieces[-1])
     with _Opened(address) as descriptor:
-        os.ftruncate(descriptor, place)
+        os.ftruncate(descriptor, offset)
         _write(descriptor, pieces)
 
 
@@ -57,16 +57,16 @@ def read(address: str) -> Any:
         mapped = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
     (count,) = struct.unpack_from("<Q", mapped)
     sizes = struct.unpack_from(f"<{count}Q", mapped, 8)
-    place, contents = 8 * (1 + count), []
+    offset, contents = 8 * (1 + count), []
     for size in sizes:
-        place += -place % _ALIGNED
-        contents.append(mapped[place : place + size])
-        place += size
+        offset += -offset % _ALIGNED
+        contents.append(mapped[offset : offset + size])
+        offset += size
     return pickle.loads(contents[0], buffers=contents[1:])
 
 
 class _Opened:
-    """The memory at an address, ``PATH INODE``: a path may have come to name something else meanwhile."""
+    """The memory at an address, ``PATH INODE``: the inode shows whether the path still names the same memory."""
 
     def __init__(self, address: str) -> None:
         self._path, _, self._inode = address.rpartition(" ")
@@ -75,7 +75,7 @@ class _Opened:
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         if os.fstat(self._descriptor).st_ino != int(self._inode):
             os.close(self._descriptor)
-            raise FileNotFoundError(f"the memory at {self._path} is gone")
+            raise FileNotFoundError(f"the memory at {self._path} has been freed")
         return self._descriptor
 
     def __exit__(self, *_: object) -> None:
@@ -94,17 +94,17 @@ def _write(descriptor: int, pieces: list[Any]) -> None:
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
-        if value is _here:
-            return _the_one_here, ()
+        if value is _excluded:
+            return _get_excluded, ()
         return _reduced(value) if type(value).__name__ == "Tensor" else NotImplemented
 
 
-def _the_one_here() -> Any:
-    return _here
+def _get_excluded() -> Any:
+    return _excluded
 
 
 def _reduced(value: Any) -> Any:
-    """Return how a plain tensor comes to be again, with its bytes as a buffer; of others torch knows it."""
+    """Reduce a plain tensor to a buffer of its bytes; torch reduces others."""
     import torch
 
     plain = type(value) is torch.Tensor and value.layout == torch.strided and value.device.type == "cpu"

@@ -1,11 +1,11 @@
-"""Supervisors: the process above each one that runs a handler; it ends whatever that one leaves behind.
+"""The supervisor: the parent of each process that runs a handler, which kills all processes that the handler leaves.
 
 A handler may start processes, and these others, daemons included. The supervisor is their nearest ancestor that
 adopts orphans (Linux: PR_SET_CHILD_SUBREAPER), so that all of them are its children at the latest when the handler's
-process has ended; then it kills them. It does nothing else, holds no file of the handler's, and ends the handler's
-process as soon as the other end of its lifeline is closed, which is what happens if whoever holds that dies.
+process has exited; then it kills them. It does nothing else, holds no file of the handler's, and kills the handler's
+process as soon as the other end of its lifeline is closed, also because the holder of that end has died.
 
-Where nothing adopts orphans (macOS), those go that have stayed in the process group.
+Where no orphans are adopted (macOS), the processes that have stayed in the process group are killed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from .control_channel import ControlWriter, MessageParser
+from .messages import Supervised
 
 _SUBREAPER, _PARENT_DEATH = 36, 1  # PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
 
 
-def supervise(lifeline: int, announce: Callable[[int], None] | None = None) -> None:
+def supervise(lifeline: int, on_fork: Callable[[int], None] | None = None) -> None:
     """Fork; return in the child, and supervise it from this process, which exits with the child's status.
 
     Args:
         lifeline: a pipe or socket; the child is killed when the other end is closed.
-        announce: called with the child's pid, in this process.
+        on_fork: called with the child's pid, in this process.
     """
     with contextlib.suppress(OSError):  # it leads a session, and so a group, already
         os.setpgid(0, 0)
@@ -42,8 +43,8 @@ def supervise(lifeline: int, announce: Callable[[int], None] | None = None) -> N
         return
     status = 1 << 8
     try:
-        if announce:
-            announce(child)
+        if on_fork:
+            on_fork(child)
         status = _watch(child, lifeline)
         os.close(lifeline)
         _end_descendants()
@@ -54,11 +55,11 @@ def supervise(lifeline: int, announce: Callable[[int], None] | None = None) -> N
 
 
 class Children:
-    """The supervised processes that this process has forked, each under a number that the caller gives.
+    """The supervised processes that this process has forked, by ids of the caller.
 
     Args:
-        adopting: whether this process runs nothing of a handler's, so that children that it has not forked have lost
-            their supervisor; they are killed.
+        adopting: whether this process runs no handler, so that children that it has not forked have lost their
+            supervisor; they are killed.
     """
 
     def __init__(self, *, adopting: bool) -> None:
@@ -68,9 +69,9 @@ class Children:
             adopt_orphans()
 
     def fork(self, number: int) -> tuple[int, list[int]] | None:
-        """Fork a supervised process; return None in it, and here its pid and, where there are such, a pidfd.
+        """Fork a supervised process; return None in it, and here its pid and, where the system has pidfds, its pidfd.
 
-        The pid is 0 if the system has no process left.
+        The pid is 0 if the fork failed.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -82,9 +83,9 @@ class Children:
             return 0, []
         if not supervisor:
             ours.close()
-            self.forget()
+            self._close_lifelines()
             try:
-                supervise(theirs.fileno(), lambda pid: _announce(theirs, pid))
+                supervise(theirs.fileno(), lambda pid: _send_pid(theirs, pid))
             except BaseException:  # it could not fork
                 traceback.print_exc()
                 os._exit(1)
@@ -92,21 +93,21 @@ class Children:
             return None
         theirs.close()
         self._supervisors[supervisor] = number, ours
-        return _announced(ours)
+        return _receive_pid(ours)
 
     def kill(self, number: int) -> None:
-        """End the process of a number; nothing happens if it has ended."""
-        for other, lifeline in self._supervisors.values():
-            if other == number:
+        """Kill the process of an id; nothing happens if it has exited."""
+        for known, lifeline in self._supervisors.values():
+            if known == number:
                 lifeline.close()
 
-    def ended(self) -> Iterator[tuple[int, int]]:
-        """Yield the numbers of those that have ended, and their exit status: negative is a signal."""
+    def exited(self) -> Iterator[tuple[int, int]]:
+        """Yield id and exit status of the processes that have exited; a negative status is the number of a signal."""
         for pid, (number, lifeline) in list(self._supervisors.items()):
-            # By their numbers: a handler waits for what it has started itself.
+            # By their pids: a handler waits for the processes that it has started itself.
             with contextlib.suppress(ChildProcessError):
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
+                reaped, status = os.waitpid(pid, os.WNOHANG)
+                if reaped:
                     lifeline.close()
                     del self._supervisors[pid]
                     yield number, os.waitstatus_to_exitcode(status)
@@ -117,20 +118,20 @@ class Children:
                     with contextlib.suppress(ChildProcessError):
                         os.waitpid(stray, os.WNOHANG)
 
-    def forget(self) -> None:
-        """Close what a fork of this process has inherited: it has no children."""
+    def _close_lifelines(self) -> None:
+        """Close the lifelines that a fork of this process has inherited: the children are not its own."""
         for _, lifeline in self._supervisors.values():
             lifeline.close()
         self._supervisors.clear()
 
 
 def adopt_orphans() -> None:
-    """Have descendants whose parents end become children of this process, where the system can."""
+    """Have descendants whose parents exit become children of this process, where the system can do that."""
     _prctl(_SUBREAPER, 1)
 
 
 def _die_with(parent: int) -> None:
-    """Have the system kill this process when its parent ends, where it can; elsewhere closed sockets end it."""
+    """Have the system kill this process when its parent exits, where it can; elsewhere closed sockets end it."""
     _prctl(_PARENT_DEATH, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -143,15 +144,15 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value)
 
 
-def _announce(connection: socket.socket, pid: int) -> None:
-    """Send the pid of a child, with a pidfd: it has not been reaped, so that the number is certainly its."""
-    descriptor = None
+def _send_pid(connection: socket.socket, pid: int) -> None:
+    """Send the pid of a child with a pidfd, which is certainly the child's since it has not been reaped."""
+    files = []
     with contextlib.suppress(AttributeError, OSError):  # older systems and macOS have none, some sandboxes forbid it
-        descriptor = os.pidfd_open(pid)
-    ControlWriter(connection).send({"pid": pid}, [] if descriptor is None else [descriptor])
+        files.append(os.pidfd_open(pid))
+    ControlWriter(connection).send(Supervised(pid), files)
 
 
-def _announced(connection: socket.socket) -> tuple[int, list[int]]:
+def _receive_pid(connection: socket.socket) -> tuple[int, list[int]]:
     parser = MessageParser()
     while True:
         try:
@@ -161,26 +162,26 @@ def _announced(connection: socket.socket) -> tuple[int, list[int]]:
         if not data:
             return 0, []
         for message, files in parser.feed(data, ancillary):
-            return message["pid"], files
+            return message.pid, files
 
 
 def _watch(child: int, lifeline: int) -> int:
-    """Wait until the child has ended, reap orphans meanwhile, kill it if the lifeline is cut; return its status."""
+    """Wait until the child has exited, reap orphans, kill the child if the lifeline is closed; return its status."""
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)
-    # Before the first look for children that have ended, so that none is missed.
+    # Before the first wait for children that have exited, so that none is missed.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     _close_all_but({0, 1, 2, read, write, lifeline})
     events = select.poll()
     events.register(read, select.POLLIN)
-    events.register(lifeline, 0)  # a hangup is always reported, and what is sent is not for us
+    events.register(lifeline, 0)  # a hangup is always reported, and the data belongs to the child
     while True:
         with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] == child:
-                    return ended[1]
+            while (reaped := os.waitpid(-1, os.WNOHANG))[0]:
+                if reaped[0] == child:
+                    return reaped[1]
         for descriptor, _ in events.poll():
             if descriptor == lifeline:
                 events.unregister(lifeline)
@@ -191,22 +192,46 @@ def _watch(child: int, lifeline: int) -> int:
 
 
 def _end_descendants() -> None:
-    """Kill everything below this process; children of what dies become children of this one."""
-    group = os.getpgrp()
+    """Kill all descendants; children of a killed process become children of this one."""
     with contextlib.suppress(OSError):
-        # As long as this process has the number, no other group gets it.
-        if group == os.getpid() and not _proc_is_here():
-            os.setpgid(0, os.getpgid(os.getppid()))
-            os.killpg(group, signal.SIGKILL)
-    # A child that may not be killed, as one of another user's, is not waited for.
+        if not _proc_is_own():
+            _kill_group()
+    # A child that may not be killed, such as one of another user, is not waited for.
     while [pid for pid in children() if _kill(pid)]:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, 0)
 
 
+def _kill_group() -> None:
+    """Kill the other processes of this process's group, if this process leads it.
+
+    To survive, it first moves to the group of a child. It cannot count on that of its parent, whose number reads 0 if
+    the group's leader is outside this pid namespace.
+
+    Raises:
+        OSError: the group cannot be left, which is so for the leader of a session.
+    """
+    group = os.getpgrp()
+    if group != os.getpid():
+        return
+    waiting = os.fork()
+    if not waiting:
+        _die_with(group)
+        while True:
+            signal.pause()
+    try:
+        os.setpgid(waiting, waiting)
+        os.setpgid(0, waiting)
+        # As long as this process has the number, no other group gets it.
+        os.killpg(group, signal.SIGKILL)
+    finally:
+        os.kill(waiting, signal.SIGKILL)
+        os.waitpid(waiting, 0)
+
+
 def children() -> list[int]:
-    """Return the children of this process, zombies included; none if the system has no list."""
-    if not _proc_is_here():
+    """Return the pids of this process's children, zombies included; none if the system has no list."""
+    if not _proc_is_own():
         return []
     here = os.getpid()
     try:
@@ -216,8 +241,8 @@ def children() -> list[int]:
         return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(name) == here]  # noqa: PTH208
 
 
-def _proc_is_here() -> bool:
-    """Tell whether /proc shows the numbers that this process sees; that of another pid namespace names strangers."""
+def _proc_is_own() -> bool:
+    """Return whether /proc belongs to the pid namespace of this process, so that its numbers are valid here."""
     try:
         return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115
     except OSError:
@@ -242,9 +267,9 @@ def _kill(child: int) -> bool:
 
 
 def _close_all_but(kept: set[int]) -> None:
-    for place in ("/proc/self/fd", "/dev/fd"):
+    for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
-            for name in os.listdir(place):  # noqa: PTH208
+            for name in os.listdir(folder):  # noqa: PTH208
                 if name.isdigit() and int(name) not in kept:
                     with contextlib.suppress(OSError):
                         os.close(int(name))
@@ -252,7 +277,7 @@ def _close_all_but(kept: set[int]) -> None:
 
 
 def _exit_with(status: int) -> None:
-    """End this process as another has ended."""
+    """Exit with the wait status of another process: with its code, or by its signal."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

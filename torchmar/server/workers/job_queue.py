@@ -1,0 +1,60 @@
+"""The jobs of a version that wait for a worker, and the choice of the next batch."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from torchmar.server.api_error import ApiError
+from torchmar.server.workers.jobs import Job
+
+
+class JobQueue(deque[Job]):
+    """Waiting jobs, the next one first."""
+
+    def take_batch(self, size: int) -> list[Job]:
+        """Remove and return at most ``size`` jobs of one kind, in their order; others keep their places.
+
+        Expired jobs are removed and refused.
+        """
+        batch: list[Job] = []
+        others: list[Job] = []
+        kind = ""
+        now = time.monotonic()
+        while self and len(batch) < size:
+            job = self.popleft()
+            if job.expired(now):
+                job.expire()
+                continue
+            if not batch:
+                kind = job.batch_kind
+            elif job.batch_kind != kind or job.isolated or batch[0].isolated:
+                others.append(job)
+                if len(others) >= size:
+                    break
+                continue
+            batch.append(job)
+        self.extendleft(reversed(others))
+        return batch
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Insert jobs before all others; each is run alone, since one of them has ended a worker."""
+        for job in jobs:
+            job.isolated = True
+        self.extendleft(reversed(jobs))
+
+    def remove_expired(self) -> None:
+        """Remove and refuse expired jobs."""
+        now = time.monotonic()
+        if expired := [job for job in self if job.expired(now)]:
+            waiting = [job for job in self if not job.expired(now)]
+            self.clear()
+            self.extend(waiting)
+            for job in expired:
+                job.expire()
+
+    def refuse_all(self, error: ApiError) -> None:
+        """Remove all jobs, and reply to them with an error."""
+        while self:
+            self.popleft().refuse(error)

@@ -1,0 +1,81 @@
+"""The types of a pool's interface: its options, the state of its workers, and its observer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torchmar.worker.process import forking
+from torchmar.worker.process.messages import MetricUpdate
+
+State = Literal["READY", "LOADING", "UNLOADING"]
+
+
+class PoolObserver(Protocol):
+    """Callbacks for batch, load and metrics events; see `torchmar.server.telemetry.metrics`."""
+
+    def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float) -> None:
+        """Record a batch that was answered."""
+
+    def loaded(self, name: str, version: str, worker: str, seconds: float) -> None:
+        """Record that a worker has loaded the model."""
+
+    def forget(self, name: str, version: str) -> None:
+        """Remove the records of a version that is not registered any more."""
+
+    def custom(self, name: str, version: str, updates: Sequence[MetricUpdate]) -> None:
+        """Record metrics of a handler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """The configuration of a version's pool; times in seconds, but for ``max_batch_delay``, which is in milliseconds.
+
+    Attributes:
+        name: of the model.
+        version: of the model.
+        handler: as the manifest names it.
+        folder: of the extracted archive.
+        memory_limit: bytes of private memory that a worker may have; 0: no limit.
+        poll: microseconds that a worker busy-polls for the next batch, and the server for a worker's response.
+        preprocess_workers: workers of the stage before the model; 0: there are no stages, see `staged_pool`.
+        stage: the stage that the workers run; empty: they do all of a request.
+        fork: whether workers are forks of one process that has loaded the model; see `torchmar.worker.process.forking`.
+        fork_reason: the reason of ``fork``, for the log.
+    """
+
+    name: str
+    version: str
+    handler: str
+    folder: str
+    envelope: str = ""
+    batch_size: int = 1
+    max_batch_delay: float = 100.0
+    response_timeout: float = 120.0
+    startup_timeout: float = 120.0
+    queue_size: int = 100
+    devices: tuple[int, ...] = ()
+    retry_seconds: float = 300.0
+    requirements: str = ""
+    metrics_config: str = ""
+    limit_max_image_pixels: bool = True
+    job_tickets: bool = False
+    memory_limit: int = 0
+    poll: int = 0
+    preprocess_workers: int = 0
+    stage: str = ""
+    fork: str = forking.NEVER
+    fork_reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerInfo:
+    """The state of a worker; ``memory`` in bytes, ``started`` in seconds since 1970."""
+
+    id: str
+    state: State
+    pid: int
+    started: float
+    gpu: int | None
+    memory: int

@@ -1,0 +1,244 @@
+"""One worker of a pool: starts its process, restarts it later each time, and runs one batch at a time in it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torchmar.errors import WorkerError
+from torchmar.server.api_error import ApiError
+from torchmar.server.workers.jobs import Job, Reply
+from torchmar.server.workers.model_loader import ModelLoader
+from torchmar.server.workers.model_process import ForkServerExitedError, ModelLoadError
+from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, State, WorkerInfo
+from torchmar.server.workers.worker_connection import WorkerConnection
+from torchmar.server.workers.worker_log import WorkerLog
+from torchmar.server.workers.worker_process import WorkerProcess
+from torchmar.worker.process import frames
+
+_BACK_OFF = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)  # seconds, as TorchServe waits
+_DIED = "Worker died."
+_ENDED = "Backend worker process died."
+_TOO_OFTEN = 3  # exits in a row, without a response in between
+_DIES = "a worker ended {} times in a row before it answered; the log of the workers has what it said"
+_FORK_SERVER_EXITS = 3  # exits of the fork server, in a row, that are not the model's fault
+_ids = itertools.count(9000)  # TorchServe calls its workers by their ports
+
+
+class WorkerOwner(Protocol):
+    """The pool of a worker."""
+
+    def on_idle(self, worker: Worker) -> None:
+        """Send the next batch, or keep the worker for later; it has started, or has sent its responses."""
+
+    def on_loaded(self, worker: Worker) -> None:
+        """Note that the worker's process has the model."""
+
+    def on_load_failed(self, worker: Worker) -> None:
+        """Note that the model did not load; the worker tries again later."""
+
+    def on_exit(self, worker: Worker) -> None:
+        """Note that the worker's process has exited; it is started again unless the worker drains."""
+
+    def repeat(self, jobs: Sequence[Job]) -> None:
+        """Run jobs again, since one of them has ended the worker."""
+
+
+class Worker:
+    """A worker of a version.
+
+    Attributes:
+        id: its name in logs and in the API.
+        gpu: index of its device; None: the CPU.
+        state: TorchServe's name for its state.
+        jobs: the batch that it runs; empty: none.
+        batch_started: time at which the batch was sent, by `time.monotonic`.
+        draining: whether it ends after the batch that it runs.
+        failure: why its model did not load, or that it exits too often; empty: neither.
+        fast: whether the last batch took less than the time that the server busy-polls.
+    """
+
+    def __init__(
+        self,
+        options: PoolOptions,
+        gpu: int | None,
+        *,
+        loader: ModelLoader,
+        observer: PoolObserver,
+        owner: WorkerOwner,
+    ) -> None:
+        self.id = str(next(_ids))
+        self.gpu = gpu
+        self.state: State = "LOADING"
+        self.jobs: list[Job] = []
+        self.batch_started = 0.0
+        self.draining = False
+        self.failure = ""
+        self.fast = False
+        self._options, self._loader, self._observer, self._owner = options, loader, observer, owner
+        self._log = WorkerLog(self.id, options)
+        self._poll_seconds = options.poll / 1e6
+        self._started_at = time.time()
+        self._exits = 0  # in a row, without a response in between
+        self._process: WorkerProcess | None = None
+        self._connection: WorkerConnection | None = None
+        self._error: ApiError | None = None
+        self._task = asyncio.get_running_loop().create_task(self._start())
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it does not run and will not be restarted."""
+        return self.state != "READY" and self._task.done()
+
+    def info(self) -> WorkerInfo:
+        """Return its state."""
+        pid, memory = (self._process.pid, self._process.memory()) if self._process else (0, 0)
+        return WorkerInfo(id=self.id, state=self.state, pid=pid, started=self._started_at, gpu=self.gpu, memory=memory)
+
+    def send_batch(self, batch: list[Job]) -> None:
+        """Send a batch to the process."""
+        self.jobs, self.batch_started = batch, time.monotonic()
+        assert self._connection
+        self._connection.send_batch(batch)
+
+    def limit_threads(self, count: int) -> None:
+        """Limit the threads that the process uses."""
+        if self._connection:
+            self._connection.limit_threads(count)
+
+    def drain(self) -> None:
+        """End after the batch that it runs."""
+        self.draining = True
+        if self.state != "READY" or not self.jobs:
+            self.kill()
+
+    def time_out(self) -> None:
+        """Kill and restart the process, which has not responded in time."""
+        self._log.server(
+            logging.WARNING, f"did not answer within {self._options.response_timeout:g} s and is restarted"
+        )
+        self._kill_process()
+
+    def kill(self, error: ApiError | None = None) -> None:
+        """End at once; requests of its batch get an error."""
+        self._error = error
+        self.draining = True
+        if self.state != "READY":
+            self._task.cancel()
+        self._kill_process()
+        if not self._connection:
+            self._owner.on_exit(self)
+
+    def _kill_process(self) -> None:
+        if self._process:
+            self._process.kill()
+        if self._connection:
+            self._connection.abort()
+
+    async def _start(self) -> None:
+        """Start the process; try again, later each time, until the model loads or ``retry_seconds`` have passed."""
+        if self._exits:  # a fork that exits at once must not be started again without end
+            await asyncio.sleep(_BACK_OFF[min(self._exits - 1, len(_BACK_OFF) - 1)])
+        started = time.monotonic()
+        for attempt in itertools.count():
+            self.state = "UNLOADING" if attempt else "LOADING"
+            attempt_started = time.monotonic()
+            try:
+                await self._start_process()
+            except (ModelLoadError, WorkerError, OSError) as error:
+                if isinstance(error, ForkServerExitedError) and attempt < _FORK_SERVER_EXITS:
+                    self._log.output(str(error))
+                    continue
+                self._on_load_failed(str(error).rstrip())
+                if time.monotonic() - started > self._options.retry_seconds:
+                    self._log.server(logging.ERROR, f"is given up: it did not load in any of {attempt + 1} tries")
+                    return
+                await asyncio.sleep(_BACK_OFF[min(attempt + 1, len(_BACK_OFF) - 1)])
+            else:
+                self._on_loaded(time.monotonic() - attempt_started)
+                return
+
+    async def _start_process(self) -> None:
+        self._log.output(f"s_name_part0=torchmar, s_name_part1={self.id}, pid={os.getpid()}")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = await self._loader.start_worker(
+                    theirs, self._log, gpu=self.gpu, stage=self._options.stage
+                )
+                self.state = "READY"
+                ours.setblocking(False)
+                connection = WorkerConnection(lambda: self._on_open(connection), self._on_frame, self._on_close)
+                await asyncio.get_running_loop().create_unix_connection(lambda: connection, sock=ours)
+            except BaseException:
+                ours.close()
+                raise
+
+    def _on_load_failed(self, failure: str) -> None:
+        self.failure = failure
+        self._owner.on_load_failed(self)
+        self._log.output(_ENDED)
+        for line in failure.splitlines():
+            self._log.output(line)
+
+    def _on_loaded(self, seconds: float) -> None:
+        self._observer.loaded(self._options.name, self._options.version, self.id, seconds)
+        self.failure = _DIES.format(self._exits) if self._exits >= _TOO_OFTEN else ""
+        self._owner.on_loaded(self)
+
+    def _on_open(self, connection: WorkerConnection) -> None:
+        self._connection = connection
+        self._started_at = time.time()
+        self._owner.on_idle(self)
+
+    def _on_frame(self, kind: int, document: Any, bodies: memoryview) -> None:
+        if kind == frames.PART:
+            index, status, content_type, headers, _, error = document
+            job = self.jobs[index]
+            if not job.cancelled:
+                job.on_reply(Reply(status, bytes(bodies), content_type, headers, more=True, message=error))
+            return
+        jobs, self.jobs = self.jobs, []
+        self._exits = 0
+        options, started = self._options, self.batch_started
+        self.fast = time.monotonic() - started < self._poll_seconds
+        self._owner.on_idle(self)  # the next batch first: the worker need not wait for these replies
+        offset = 0
+        for job, (status, content_type, headers, size, error) in zip(jobs, document["responses"], strict=True):
+            if not job.cancelled:
+                body = bytes(bodies[offset : offset + size])
+                job.on_reply(Reply(status, body, content_type, headers, False, error))
+            offset += size
+        self._observer.batch(
+            options.name, options.version, len(jobs), [started - job.since for job in jobs], document["seconds"]
+        )
+        if updates := document["metrics"]:
+            self._observer.custom(options.name, options.version, updates)
+
+    def _on_close(self) -> None:
+        self._connection = None
+        if self._process:
+            self._process.kill()  # in case it lives without its connection
+            self._process.close()
+            self._process = None
+        jobs, self.jobs = self.jobs, []
+        error, self._error = self._error, None
+        self.state = "UNLOADING"
+        self._exits += 1
+        if not self.draining:
+            self._log.output(_ENDED)
+        if error is None and len(jobs) > 1:
+            # One of them has ended the worker, or took too long; the others must not fail for it.
+            self._owner.repeat([job for job in jobs if not job.cancelled])
+            jobs = []
+        for job in jobs:
+            job.refuse(error or ApiError(500, "InternalServerException", _DIED))
+        self._owner.on_exit(self)
+        if not self.draining:
+            self._task = asyncio.get_running_loop().create_task(self._start())

@@ -1,0 +1,86 @@
+"""The socket of one worker: batches to its process, frames from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torchmar.server.workers.jobs import Job
+from torchmar.worker.process import frames
+
+_SMALL = 1 << 16  # bytes
+
+
+class WorkerConnection(asyncio.Protocol):
+    """A connection to a worker.
+
+    Args:
+        on_open: called when the connection is made.
+        on_frame: called with kind, document and bodies of each frame.
+        on_close: called when either side has closed the connection.
+    """
+
+    def __init__(
+        self,
+        on_open: Callable[[], None],
+        on_frame: Callable[[int, Any, memoryview], None],
+        on_close: Callable[[], None],
+    ) -> None:
+        self._on_open, self._on_frame, self._on_close = on_open, on_frame, on_close
+        self._transport: asyncio.Transport
+        self._threads = 0
+        self._data = bytearray()
+        self._needed = 0  # bytes until a frame in ``_data`` is complete
+
+    def send_batch(self, batch: Sequence[Job]) -> None:
+        """Send a BATCH frame."""
+        document = []
+        bodies: list[Any] = []
+        for job in batch:
+            document.append([job.request_id, job.headers, [(part[0], part[1], len(part[2])) for part in job.inputs]])
+            bodies += [part[2] for part in job.inputs]
+        buffers = frames.encode(frames.BATCH, document, bodies)
+        # One system call for small bodies; large ones are not copied together.
+        if sum(map(len, bodies)) < _SMALL:
+            self._transport.write(b"".join(buffers))
+        else:
+            self._transport.writelines(buffers)
+
+    def limit_threads(self, count: int) -> None:
+        """Send a THREADS frame if the limit changes."""
+        if count != self._threads:
+            self._threads = count
+            self._transport.writelines(frames.encode(frames.THREADS, count))
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Of `asyncio.Protocol`."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self._on_open()
+
+    def data_received(self, data: bytes) -> None:
+        """Of `asyncio.Protocol`."""
+        if self._data:
+            self._data += data
+            if len(self._data) < self._needed:
+                return
+            data = self._data  # type: ignore[assignment]
+        view, offset, self._needed = memoryview(data), 0, frames.HEAD.size
+        while len(view) - offset >= frames.HEAD.size:
+            kind, text, bodies = frames.HEAD.unpack_from(view, offset)
+            start = offset + frames.HEAD.size
+            end = start + text + bodies
+            if len(view) < end:
+                self._needed = end - offset
+                break
+            self._on_frame(kind, frames.loads(view[start : start + text]), view[start + text : end])
+            offset = end
+        self._data = bytearray(view[offset:])
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Of `asyncio.Protocol`."""
+        self._on_close()
