@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -135,20 +136,22 @@ def test_children_and_daemons_end_with_a_program_that_has_a_worker(archive: Path
     assert all_end(processes)
 
 
-def test_where_no_orphans_are_adopted_the_process_group_ends() -> None:
-    program = """
-    import os, subprocess
-    from torchmar.worker.process import supervisor
-    supervisor.adopt_orphans = lambda: None
-    supervisor._proc_is_here = lambda: False
-    supervisor.supervise(os.pipe()[0])
-    print(subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL).pid, flush=True)
-    input()
-    os._exit(3)
-    """
+# A supervisor that has neither orphans to adopt nor a list of its children.
+ALONE = """
+import os, subprocess
+from torchmar.worker.process import supervisor
+supervisor.adopt_orphans = lambda: None
+supervisor._proc_is_own = lambda: False
+supervisor.supervise(os.pipe()[0])
+print(subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL).pid, flush=True)
+input()
+os._exit(3)
+"""
+
+
+def test_where_no_orphans_are_adopted_the_process_group_is_killed() -> None:
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", dedent(program)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", ALONE], cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin
         assert process.stdout
         child = psutil.Process(int(process.stdout.readline()))
@@ -156,3 +159,25 @@ def test_where_no_orphans_are_adopted_the_process_group_ends() -> None:
         process.stdin.write("\n")
     assert process.returncode == 3
     assert all_end([child])
+
+
+def test_a_supervisor_whose_parent_is_in_a_group_of_another_pid_namespace_survives_the_kill_of_its_own() -> None:
+    inside = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", '"$@"; echo $?; read _', "sh"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*inside, "true"], input=b"\n", capture_output=True).returncode
+    ):
+        pytest.skip("pid namespaces are not permitted here")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*inside, sys.executable, "-c", ALONE], cwd=ROOT, stdin=pipe, stdout=pipe, text=True, bufsize=1
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdout.readline()
+        children = [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "sleep"]
+        assert len(children) == 1
+        process.stdin.write("\n")
+        assert process.stdout.readline() == "3\n"
+        assert all_end(children)  # before the namespace ends, which would kill them, too
+        process.stdin.write("\n")

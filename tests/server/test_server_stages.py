@@ -437,7 +437,7 @@ def test_what_is_joined_is_what_is_alike_and_all_else_is_answered_alone(
 )  # fmt: skip
 def test_a_handler_that_cannot_be_divided_is_told_why(pools: Pools, make: Make, code: str, why: str) -> None:
     staged = pools.start(make(dedent(code)), up=False)
-    assert re.search(r"NotStaged: (.*)", staged.failure.splitlines()[-1])
+    assert re.search(r"StagesError: (.*)", staged.failure.splitlines()[-1])
     assert why in staged.failure.splitlines()[-1]
 
 
