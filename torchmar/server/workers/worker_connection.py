@@ -79,7 +79,8 @@ class WorkerConnection(asyncio.Protocol):
                 break
             self._on_frame(kind, frames.loads(view[start : start + text]), view[start + text : end])
             offset = end
-        self._data = bytearray(view[offset:])
+        if self._data or offset < len(view):
+            self._data = bytearray(view[offset:])
 
     def connection_lost(self, error: Exception | None) -> None:
         """Of `asyncio.Protocol`."""
