@@ -249,7 +249,7 @@ MetricUpdate = tuple[str, str, float, str, list[tuple[str, str]]]
 
 
 class Responses(TypedDict):
-    """The document of an ANSWERS frame; ``seconds`` is the time that the handler took."""
+    """The document of a RESPONSES frame; ``seconds`` is the time that the handler took."""
 
     seconds: float
     responses: list[ResponseHead]
