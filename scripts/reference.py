@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def commands() -> str:
     lines = ["# Commands", "", COMMANDS_INTRODUCTION, ""]
     for panel, listed in panels.items():
         rows = [(f"[`torchmar {name}`](#torchmar-{name})", summary) for name, summary in listed]
-        lines += [f"**{panel}**", "", *table(("command", ""), rows), ""]
+        lines += [f"**{panel}**", "", *table(("command", "does"), rows), ""]
     for name, link in (("checks", "../checks.md"), ("differences", "../differences.md")):
         sections = sections.replace(f"docs/{name}.md", f"[{name}]({link})")
     lines.append(sections)
@@ -170,7 +170,6 @@ def default_of(schema: Schema, required: bool) -> str:
 
 def configuration() -> str:
     """Return the page of the keys of ``config.properties``."""
-    variables = {key: variable for variable, key in keys.VARIABLES.items()}
     lines = ["# Configuration: config.properties", "", CONFIGURATION_INTRODUCTION, ""]
     described = key_descriptions.DESCRIPTIONS
     for group in key_descriptions.GROUPS:
@@ -180,12 +179,20 @@ def configuration() -> str:
                 described[key].text,
                 described[key].default or _default(keys.SUPPORTED_KEYS[key].field),
                 f"`{keys.SUPPORTED_KEYS[key].example}`",
-                f"`{variables[key]}`" if key in variables else "",
             )
             for key in sorted(keys.SUPPORTED_KEYS)
             if described[key].group == group
         ]
-        lines += [f"## {group}", "", *table(("key", "meaning", "default", "example", "variable"), rows), ""]
+        lines += [f"## {group}", "", *table(("key", "meaning", "default", "example"), rows), ""]
+    irregular = sorted({*keys.SUPPORTED_KEYS} - {*keys.VARIABLES.values()} - {"ts_open_inference_protocol"})
+    none = ", ".join(f"`{key}`" for key in irregular if not key.startswith(keys.OWN_PREFIX))
+    lines += [
+        "## Variables",
+        "",
+        VARIABLES_INTRODUCTION,
+        f"- These keys have no variable: {none}, and those of torchmar.",
+        "",
+    ]
     ignored = ", ".join(f"`{key}`" for key in sorted(keys.IGNORED_KEYS))
     lines += ["## Keys without effect", "", IGNORED_INTRODUCTION, "", f"{ignored}."]
     return "\n".join(lines)
@@ -205,8 +212,7 @@ server uses. Keys that begin with `torchmar_` are its own.
 
 The value of a key comes from the first of these that has it:
 
-1. The variable in the last column, if the file has `enable_envvars_config=true`. `TS_ALLOWED_URLS` also needs
-   `use_env_allowed_urls=true`. `TS_OPEN_INFERENCE_PROTOCOL=oip` always has effect.
+1. The variable [with the key's name](#variables), if the file has `enable_envvars_config=true`.
 2. The command line, such as `torchmar-serve --model-store ...`.
 3. The file. `$$NAME$$` in a value is replaced by the environment variable `NAME`.
 
@@ -220,6 +226,13 @@ hint: write it like max_request_size=6553500
 An unknown key is reported with the most similar known one: in `logs/server.log`, by `torchmar-serve` and by
 `torchmar doctor`."""
 
+VARIABLES_INTRODUCTION = """\
+The variable of a key is `TS_` and the key in capitals: `TS_JOB_QUEUE_SIZE` sets `job_queue_size`. The exceptions are
+TorchServe's:
+
+- `TS_TOKEN_EXPIRATION_TIME_MIN` sets `token_expiration_min`.
+- `TS_ALLOWED_URLS` also needs `use_env_allowed_urls=true` in the file.
+- `TS_OPEN_INFERENCE_PROTOCOL=oip` needs no `enable_envvars_config`."""
 IGNORED_INTRODUCTION = """\
 These keys of TorchServe configure Java, its threads, or features that the built-in server does not have (workflows,
 plugins, sequences, the C++ backend). The server logs each of them once at the start. A `keystore` is refused where an
@@ -239,9 +252,8 @@ def http() -> str:
     ):
         lines += [f"## {title} API", "", document["info"].get("description", ""), ""]
         schemas = document.get("components", {}).get("schemas", {})
-        for path, methods in document["paths"].items():
-            for method, operation in methods.items():
-                lines += _operation(title, path, method, operation)
+        for paths, method, operation in _operations(document):
+            lines += _operation(title, paths, method, operation)
         for name, schema in schemas.items():
             lines += [f"### {title} schema {name} {{ #{title.lower()}-{name.lower()} }}", ""]
             if "properties" not in schema:
@@ -262,13 +274,29 @@ TorchServe's; [Differences from TorchServe](../differences.md) lists the excepti
 `Authorization: Bearer TOKEN` where the entry says so ([Secure a server](../how-to/secure-a-server.md))."""
 
 
-def _operation(title: str, path: str, method: str, operation: Schema) -> list[str]:
-    lines = [f"### `{method.upper()} {path}`", "", operation["description"]]
+def _operations(document: Schema) -> Iterator[tuple[list[str], str, Schema]]:
+    """Yield the operations with their paths; those of a model and of one of its versions are one operation."""
+    merged: dict[str, tuple[list[str], str, Schema]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            alike = {**operation, "operationId": "", "parameters": _parameters(operation)}
+            key = json.dumps([method, alike], sort_keys=True)
+            merged.setdefault(key, ([], method, operation))[0].append(path)
+    yield from merged.values()
+
+
+def _parameters(operation: Schema) -> list[Schema]:
+    return [one for one in operation.get("parameters", ()) if one["in"] != "path"]
+
+
+def _operation(title: str, paths: Sequence[str], method: str, operation: Schema) -> list[str]:
+    lines = [f"### `{method.upper()} {paths[0]}`", "", operation["description"]]
+    if also := ", ".join(f"`{path}`" for path in paths[1:]):
+        lines[-1] += f" Also {also}."
     if operation.get("security"):
         lines[-1] += f" Needs the {title.lower()} token."
     lines.append("")
-    parameters = [one for one in operation.get("parameters", ()) if one["in"] != "path"]
-    if parameters:
+    if parameters := _parameters(operation):
         rows = [
             (
                 f"`{one['name']}`",
@@ -347,7 +375,7 @@ def python() -> str:
 
 PUBLIC_NAMES = {
     "Build and inspect archives": (
-        *("torchmar.build", "torchmar.BuiltArchive", "torchmar.derive", "torchmar.import_archive"),
+        *("torchmar.build", "torchmar.BuiltArchive", "torchmar.Note", "torchmar.derive", "torchmar.import_archive"),
         *("torchmar.Archive", "torchmar.Member"),
     ),
     "Check archives": (

@@ -21,7 +21,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchmar.archive import Archive, BuiltArchive, Member, build, derive, import_archive
+    from torchmar.archive import Archive, BuiltArchive, Member, Note, build, derive, import_archive
     from torchmar.checks import Code, Finding, check
     from torchmar.connection import Endpoint
     from torchmar.errors import TorchmarError
@@ -44,6 +44,7 @@ __all__ = [
     "ManagementClient",
     "Member",
     "ModelVersion",
+    "Note",
     "RegisteredModel",
     "Request",
     "Response",
@@ -62,7 +63,7 @@ __all__ = [
 ]
 
 _NAMES_BY_MODULE = {
-    "archive": ("Archive", "BuiltArchive", "Member", "build", "derive", "import_archive"),
+    "archive": ("Archive", "BuiltArchive", "Member", "Note", "build", "derive", "import_archive"),
     "checks": ("Code", "Finding", "check"),
     "connection": ("Endpoint",),
     "errors": ("TorchmarError",),

@@ -154,5 +154,7 @@ def test_every_function_and_client_of_the_public_api_has_an_example() -> None:
 
 def _needs_example(name: str) -> bool:
     value = getattr(torchmar, name)
-    is_record = dataclasses.is_dataclass(value) or (isinstance(value, type) and issubclass(value, Enum | Exception))
+    is_record = dataclasses.is_dataclass(value) or (
+        isinstance(value, type) and issubclass(value, Enum | Exception | tuple)
+    )
     return not is_record or name in ("Tensor", "Endpoint")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchmar.archive.building import build
-    from torchmar.archive.built_archive import BuiltArchive
+    from torchmar.archive.built_archive import BuiltArchive, Note
     from torchmar.archive.collecting import collect_members
     from torchmar.archive.derivation import derive
     from torchmar.archive.importing import import_archive
@@ -26,6 +26,7 @@ __all__ = [
     "Archive",
     "BuiltArchive",
     "Member",
+    "Note",
     "build",
     "collect_members",
     "derive",
@@ -39,6 +40,7 @@ _MODULES = {
     "Archive": "read",
     "Member": "read",
     "BuiltArchive": "built_archive",
+    "Note": "built_archive",
     "build": "building",
     "collect_members": "collecting",
     "derive": "derivation",

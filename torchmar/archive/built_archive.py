@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 
 class Note(NamedTuple):
-    """A finding of the checks about an archive: its code, ``error`` or ``warning``, and a text to print."""
+    """A finding of the checks about an archive that was built.
+
+    Attributes:
+        code: the code of the finding, such as ``MAR504``.
+        severity: ``error`` or ``warning``.
+        text: the finding as it is printed.
+    """
 
     code: str
     severity: str
