@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torchmar.deployment.context import DeploymentContext
+from torchmar.engines.engine import Engine
+
 # Says which version answers, after SECONDS; with FAIL it has broken workers, with WRONG wrong answers.
 MODEL = """
 import time
@@ -23,3 +26,10 @@ def code(seconds: float = 0.02, *, right: bool = True, fails: bool = False) -> s
 
 
 SAMPLES = [{"json": 1, "expect": {"right": True}}]
+
+
+def context_of(server: Engine) -> DeploymentContext:
+    """Return the context of deployments whose files lie in the run folder of a test's server."""
+    return DeploymentContext(
+        endpoint=server.server, run_folder=server.folder, model_store=server.model_store, folder=server.folder
+    )

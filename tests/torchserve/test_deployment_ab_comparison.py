@@ -13,7 +13,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.servers import write_config
 from torchmar.deployment import ab_comparison, smoke_test
-from torchmar.deployment.ab_comparison import Evidence, Interval
+from torchmar.deployment.ab_comparison import Comparison, Interval
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import TorchmarError
 from torchmar.exchange import Request, Response
@@ -32,7 +32,7 @@ class Model:
         time.sleep(self.config["seconds"])
         return [{"score": row["body"]["x"] + self.config["more"]} for row in rows]
 """
-ASKED = [smoke_test.Question(str(x), Request(b'{"x": %d}' % x, "application/json")) for x in range(8)]
+ASKED = [smoke_test.Probe(str(x), Request(b'{"x": %d}' % x, "application/json")) for x in range(8)]
 VERSIONS = {"1.0": (0.004, 0.0), "1.1": (0.004, 0.0), "1.2": (0.004, 0.004), "1.3": (0.04, 0.0)}
 
 
@@ -56,7 +56,7 @@ def registered(server: TorchServe, make: Make) -> TorchServe:
     return server
 
 
-def compare(server: TorchServe, new: str, answers: str = "exact", bound: float = 1.0, **more: float) -> Evidence:
+def compare(server: TorchServe, new: str, answers: str = "exact", bound: float = 1.0, **more: float) -> Comparison:
     agree = ab_comparison.agreement(answers)
     return ab_comparison.compare(server.server, "m", "1.0", new, ASKED, agree, repeat=6, max_regression=bound, **more)  # type: ignore[arg-type]
 
@@ -66,13 +66,13 @@ def test_a_version_that_is_alike_passes(registered: TorchServe) -> None:
     assert found.verdict == "pass"
     assert found.differences == ()
     assert [len(took) for took in found.milliseconds] == [48, 48]
-    assert found.quotient.low <= found.quotient.value <= found.quotient.high
+    assert found.ratio.low <= found.ratio.value <= found.ratio.high
 
 
 def test_a_version_that_takes_ten_times_as_long_is_slower(registered: TorchServe) -> None:
     found = compare(registered, "1.3")
     assert found.verdict == "slower"
-    assert found.quotient.low > 2
+    assert found.ratio.low > 2
 
 
 def test_a_version_that_answers_otherwise_fails_unless_that_is_allowed(registered: TorchServe, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_version_that_answers_otherwise_fails_unless_that_is_allowed(registere
 
 
 def test_a_version_that_refuses_is_an_answer_that_differs(registered: TorchServe) -> None:
-    refused = [smoke_test.Question("bad", Request(b'{"y": 1}', "application/json"))]
+    refused = [smoke_test.Probe("bad", Request(b'{"y": 1}', "application/json"))]
     agree = ab_comparison.agreement("exact")
     found = ab_comparison.compare(registered.server, "m", "1.0", "1.1", refused, agree, repeat=2, max_regression=9)
     assert found.differences == ()  # both refuse
@@ -115,7 +115,16 @@ def test_nothing_to_ask_is_no_evidence(registered: TorchServe) -> None:
 
 def verdict(low: float, high: float, differences: int = 0) -> str:
     interval = Interval((low + high) / 2, low, high)
-    return Evidence("1", "2", ((), ()), 9, ("x",) * differences, 1, interval, 0.05).verdict
+    return Comparison(
+        old="1",
+        new="2",
+        milliseconds=((), ()),
+        requests=9,
+        differences=("x",) * differences,
+        allowed=1,
+        ratio=interval,
+        max_regression=0.05,
+    ).verdict
 
 
 def test_only_what_is_shown_passes() -> None:
@@ -126,17 +135,17 @@ def test_only_what_is_shown_passes() -> None:
     assert verdict(0.9, 1.0, differences=2) == "answers differ"
 
 
-@pytest.mark.parametrize("quotient", [0.8, 1.0, 1.25])
-def test_the_interval_holds_the_true_quotient_about_as_often_as_it_says(quotient: float) -> None:
+@pytest.mark.parametrize("ratio", [0.8, 1.0, 1.25])
+def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says(ratio: float) -> None:
     # Lognormal latencies, whose median is known; the pairs share what the machine does.
     drawn = random.Random(1)
     held = 0
     for _ in range(60):
         shared = [drawn.gauss(0, 0.2) for _ in range(60)]
         old = [math.exp(one + drawn.gauss(0, 0.3)) for one in shared]
-        new = [quotient * math.exp(one + drawn.gauss(0, 0.3)) for one in shared]
-        found = ab_comparison.quotient_of_medians(new, old, drawn, resamples=300)
-        held += found.low <= quotient <= found.high
+        new = [ratio * math.exp(one + drawn.gauss(0, 0.3)) for one in shared]
+        found = ab_comparison.ratio_of_medians(new, old, drawn, resamples=300)
+        held += found.low <= ratio <= found.high
     assert held >= 51  # of 60; 95 % would be 57, and fewer than 51 come once in three hundred
 
 
@@ -146,24 +155,24 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "answers", "said"),
+    ("old", "new", "answers", "difference"),
     [
         (b"[1, 2]", b"[1,2]", "exact", ""),
         (b"[1, 2]", b"[1, 2.005]", "0.01", ""),
         (b"[1, 2]", b"[1, 2.05]", "0.01", "[1] is 2.05, not 2 within 0.01"),
         (b'{"a": 1}', b'{"a": 1, "b": 2}', "exact", "before, the answer has no 'b'"),
         (b'{"a": 1, "b": 2}', b'{"a": 1}', "exact", "the answer has no 'b'"),
-        (b"\x89PNG1", b"\x89PNG2", "0.5", "5 bytes that are not those 5 of before"),
+        (b"\x89PNG1", b"\x89PNG2", "0.5", "5 bytes that differ from the 5 bytes before"),
         (b"null", b"null", "exact", ""),
         (b"null", b"3", "exact", "before, the answer is null, not 3"),
     ],
 )
-def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, answers: str, said: str) -> None:
-    assert ab_comparison.agreement(answers)(Response(200, old), Response(200, new)) == said
+def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, answers: str, difference: str) -> None:
+    assert ab_comparison.agreement(answers)(Response(200, old), Response(200, new)) == difference
 
 
 def test_the_function_of_the_documentation_compares_labels(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python[^\n]*\n(.*?)```", (ROOT / "docs" / "how-to" / "deploy.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text(), re.DOTALL)
     (tmp_path / "compare.py").write_text(code)
     label = ab_comparison.agreement(f"{tmp_path / 'compare.py'}:label")
     assert not label(Response(200, b'{"7": 0.97, "9": 0.01}'), Response(200, b'{"7": 0.8, "1": 0.1}'))

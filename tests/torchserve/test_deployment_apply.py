@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.deployments import SAMPLES, code
+from tests.support.deployments import SAMPLES, code, context_of
 from tests.support.open_loop import OpenLoop
 from tests.support.servers import write_config
 from torchmar.deployment import actual, desired, drain, executor, planning
@@ -56,7 +56,7 @@ def server(bare: TorchServe) -> Iterator[TorchServe]:
 
 def plan(server: TorchServe, text: str, **more: object) -> Plan:
     deployment = desired.parse(text)
-    return planning.make(deployment, server.folder, server.server, server.model_store, **more)  # type: ignore[arg-type]
+    return planning.make(deployment, context_of(server), **more)  # type: ignore[arg-type]
 
 
 def apply(server: TorchServe, text: str) -> Report:
@@ -399,6 +399,6 @@ def test_a_gpu_that_the_server_has_not_got_is_found_out_and_everything_goes_back
     make(code(), name="m", store=server.model_store)
     report = apply(server, f"server: {{gpus: 4x80GiB}}\n{text(keys='devices: [3]')}")
     assert report.failure is not None
-    assert "the server made device_ids () of (3,)" in report.failure.message
+    assert "the server set device_ids to (), not (3,)" in report.failure.message
     assert "number_of_gpu" in report.failure.hint
     assert state(server) == {}

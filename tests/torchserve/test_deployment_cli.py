@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import yaml
 
 from tests.support.deployments import SAMPLES, code
 from tests.support.servers import write_config
+from tests.support.waiting import until
 from torchmar.deployment import actual
 from torchmar.engines.torchserve import TorchServe
 
@@ -70,7 +70,7 @@ def test_a_plan_is_shown_applied_and_then_empty(server: TorchServe, make: Make) 
         "+ m 1.0+b1",
         "    1 worker, the default",
         "    batch_size 2",
-        "    1.0+b1 is 1.0 with this configuration, which goes before what registration says",
+        "    1.0+b1 is 1.0 with this configuration, which overrides the values of a registration",
         "torchmar apply would derive 1, register 1, check 1",
     ]
     document = json.loads(torchmar(server, "plan", "--json", code=2).stdout)
@@ -135,10 +135,12 @@ def test_ctrl_c_leaves_nothing_half_done_while_the_server_starts_workers(
     def workers() -> int:
         return sum(len(one.workers) for one in actual.read(server.server)["m"].versions.values())
 
-    while workers() == len(there):
-        time.sleep(0.05)
-    applying.send_signal(signal.SIGINT)
-    said, complained = applying.communicate(timeout=60)
+    try:
+        until(lambda: workers() > len(there) or applying.poll() is not None, seconds=60)
+        applying.send_signal(signal.SIGINT)
+        said, complained = applying.communicate(timeout=60)
+    finally:
+        applying.kill()
     assert applying.returncode == 130
     assert "undo " in said
     assert "Traceback" not in complained
@@ -208,7 +210,7 @@ def test_promote_makes_a_version_the_default_only_with_evidence(server: TorchSer
 
 
 def test_a_server_is_captured_and_its_configuration_printed(server: TorchServe, make: Make) -> None:
-    assert "no models to write down" in torchmar(server, "capture", code=1).stderr
+    assert "the server has no models" in torchmar(server, "capture", code=1).stderr
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
     server.management.register("m-1.0.mar", initial_workers=1, batch_size=3)
     text = torchmar(server, "capture").stdout
@@ -258,7 +260,7 @@ def test_a_plan_over_two_hundred_versions(server: TorchServe, make: Make) -> Non
         for version in ("1.0", "2.0"):
             server.management.register(f"n{number}-{version}.mar", initial_workers=0)
     write(server, "models: {}\n")
-    assert torchmar(server, "plan").stdout.count("not listed; left alone") == 100
+    assert torchmar(server, "plan").stdout.count("not listed; it stays") == 100
     captured = torchmar(server, "capture").stdout
     assert captured.count("min_workers: 0") == 200
     write(server, captured)

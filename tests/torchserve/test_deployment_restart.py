@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.deployments import context_of
 from tests.support.servers import write_config
 from torchmar import properties
 from torchmar.connection import Endpoint
@@ -62,7 +63,7 @@ def restarted(deployment: desired.Deployment, folder: Path, store: Path) -> obje
     file.write_text(startup(deployment, archives, there, properties.read(folder / "config.properties").values))
     with TorchServe(file, store, folder / "run") as server:
         found = seen(server.server)
-        assert planning.make(deployment, folder, server.server, store).actions == ()
+        assert planning.make(deployment, context_of(server)).actions == ()
     return found
 
 
@@ -79,13 +80,13 @@ def test_a_server_that_was_written_down_needs_nothing_and_comes_up_the_same_afte
         make(name=name, version=version, config=config, store=store)
     config = write_config(tmp_path)
     with TorchServe(config, store, tmp_path / "run") as server:
-        first = planning.make(desired.parse(WANTED), tmp_path, server.server, store)
+        first = planning.make(desired.parse(WANTED), context_of(server))
         assert executor.apply(first, server.server).failure is None
         before = seen(server.server)
         there = actual.read(server.server)
         written = capture(there, store_index.read(store, there))
         captured = desired.parse(written)
-        assert planning.make(captured, tmp_path, server.server, store).actions == ()
+        assert planning.make(captured, context_of(server)).actions == ()
     # The build of b is written as the version that it is of.
     assert list(captured.models["b"].versions) == ["1.5"]
     assert before["b"] == ("1.5+b1", {"1.5+b1": [1, 1, 3, 100, 120, 44]})

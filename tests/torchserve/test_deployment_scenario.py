@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.deployments import context_of
 from tests.support.open_loop import OpenLoop
 from tests.support.paths import DIGITS, SAMPLES
 from tests.support.servers import ENGINES, on_both_engines, write_config
@@ -75,7 +76,7 @@ class Operator:
         return yaml.safe_dump({"models": {"digits": {**self.model, **changes}}})
 
     def apply(self, text: str) -> Report:
-        made = planning.make(desired.parse(text), self.server.folder, self.server.server, self.server.model_store)
+        made = planning.make(desired.parse(text), context_of(self.server))
         return executor.apply(made, self.server.server)
 
     def operate(self) -> None:
@@ -135,7 +136,7 @@ def test_after_fifty_operations_the_server_is_what_it_should_be_and_no_request_w
     assert len(set(operator.done)) == 6
     assert load.lost == {}, operator.done
     assert load.answered > 4 * OPERATIONS
-    made = planning.make(desired.parse(operator.text()), server.folder, server.server, server.model_store)
+    made = planning.make(desired.parse(operator.text()), context_of(server))
     assert made.actions == ()
     (only,) = actual.read(server.server).values()
     kept = [one for one in only.versions if one != only.default]

@@ -147,7 +147,7 @@ def test_a_missing_file_is_told_with_how_to_make_one(tmp_path: Path) -> None:
 def test_the_schema_has_a_description_for_every_key() -> None:
     schema = desired.schema()
     json.dumps(schema)
-    for part in ("ServerPlace", "VersionState", "Checks"):
+    for part in ("ServerSection", "VersionState", "Checks"):
         for key, value in schema["$defs"][part]["properties"].items():
             assert value.get("description"), (part, key)
     sizes = schema["$defs"]["VersionState"]["properties"]["worker_memory"]["anyOf"]

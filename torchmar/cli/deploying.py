@@ -1,4 +1,4 @@
-"""Commands on desired state: what a server should serve, and how it gets there."""
+"""Commands on desired state: plan, apply, capture and startup."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchmar.cli.connection_options import CaFile, PlainHttp
 from torchmar.cli.operating import complain_of_failing
-from torchmar.cli.options import Address, AsJson, Check, Ignore, KeyFile, RunFolder
+from torchmar.cli.options import (
+    Address,
+    AsJson,
+    CaFile,
+    Check,
+    Ignore,
+    KeyFile,
+    PlainHttp,
+    RunFolder,
+    ServerModelStore,
+)
 from torchmar.cli.terminal import complain, err, out, wrapped
 from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
-    from torchmar.connection import Endpoint
+    from torchmar.deployment.context import DeploymentContext
     from torchmar.deployment.desired import Deployment
     from torchmar.deployment.executor import Report, Step
     from torchmar.deployment.plan import Plan
@@ -28,7 +37,7 @@ DIFFERENCE = 2  # exit code of plan when there is something to do
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The desired state.")]
 Gpus = Annotated[
     str | None,
-    typer.Option(help='GPUs to plan for, in place of what nvidia-smi tells: "2x80GiB".', show_default=False),
+    typer.Option(help='The GPUs to plan for, in place of those of nvidia-smi: "2x80GiB".', show_default=False),
 ]
 _COLORS = {"+": "green", "~": "yellow", "-": "red", "!": "magenta"}
 _DEFAULT = Path("deployment.yaml")
@@ -40,21 +49,21 @@ def plan(
     gpus: Gpus = None,
     run_folder: RunFolder = None,
 ) -> None:
-    """Show how a server differs from what it should be, and change nothing.
+    """Show how a server differs from its desired state; change nothing.
 
-    + is added, ~ changed, - removed; ! is not as it should be, and apply does
-    nothing about it. Exit code 2: there is something to do. 1: there is not,
-    but workers do not answer.
+    + is added, ~ changed, - removed. ! is a difference that apply leaves as it
+    is. Exit code 2: there is something to do. 1: there is nothing to do, but
+    workers do not answer.
     """
-    deployment = _read(file)
-    made = _plan(deployment, file, gpus, run_folder)
+    deployment, context = _read(file, run_folder)
+    plan = _plan(deployment, context, gpus)
     if as_json:
-        typer.echo(json.dumps(made.document(), indent=2))
+        typer.echo(json.dumps(plan.document(), indent=2))
     else:
-        _show(made)
-        out.print(_summary(made, file), markup=False)
-        complain_of_failing(_runs_in(deployment, file, run_folder))
-    raise typer.Exit(DIFFERENCE if made.actions else int(bool(made.failing)))
+        _show(plan)
+        out.print(_summary(plan, file), markup=False)
+        complain_of_failing(context.run_folder)
+    raise typer.Exit(DIFFERENCE if plan.actions else int(bool(plan.failing)))
 
 
 def apply(
@@ -65,56 +74,56 @@ def apply(
     gpus: Gpus = None,
     run_folder: RunFolder = None,
 ) -> None:
-    """Make a server what it should be, without losing a request.
+    """Bring a server to its desired state, without losing a request.
 
     A new version gets its workers and has to answer its samples before it
-    becomes the default; the old one answers what it had before it goes. When
-    something fails, all goes back.
+    becomes the default. The old one is removed when it has answered all its
+    requests. If a step fails, all steps before it are undone.
     """
-    from torchmar.deployment import executor, planning
+    from torchmar.deployment import executor
 
     ignored = (ignore or []) if check else ["MAR"]
-    deployment = _read(file)
-    made = _plan(deployment, file, gpus, run_folder)
-    where = planning.server(deployment.server, file.parent, run_folder)
+    deployment, context = _read(file, run_folder)
+    plan = _plan(deployment, context, gpus)
     if not as_json:
-        _show(made)
-    if not made.actions:
+        _show(plan)
+    if not plan.actions:
         if as_json:
             typer.echo(json.dumps(_document(executor.Report()), indent=2))
         else:
-            out.print(_summary(made, file), markup=False)
-            complain_of_failing(_runs_in(deployment, file, run_folder))
-        raise typer.Exit(int(bool(made.failing)))
+            out.print(_summary(plan, file), markup=False)
+            complain_of_failing(context.run_folder)
+        raise typer.Exit(int(bool(plan.failing)))
     if as_json:
-        report = executor.apply(made, where, ignored_checks=ignored)
+        report = executor.apply(plan, context.endpoint, ignored_checks=ignored)
         typer.echo(json.dumps(_document(report), indent=2))
     else:
         out.print()
         with err.status("") as status:
 
-            def watch(step: Step) -> None:
+            def on_step(step: Step) -> None:
                 if step.seconds is None:
                     status.update(escape(f"{step.verb} {step.text}"))
                 else:
                     _show_step(step)
 
             try:
-                report = executor.apply(made, where, watch, ignored_checks=ignored)
+                report = executor.apply(plan, context.endpoint, on_step, ignored_checks=ignored)
             except (KeyboardInterrupt, SystemExit):
                 err.print(f"interrupted; torchmar plan {file} shows how the server differs now", markup=False)
                 raise
-        _show_outcome(report, _runs_in(deployment, file, run_folder))
+        _show_outcome(report, context.run_folder)
     if report.failure or report.left:
         raise typer.Exit(1)
-    # What has been done can only be seen on the server itself.
-    again = _plan(deployment, file, gpus, run_folder)
-    if again.actions:
-        _show(again)
-        raise TorchmarError("the server is not yet as it should be", hint="torchmar apply goes on from here")
-    if again.failing:
+    # A second plan shows whether the server really is in its desired state.
+    rest = _plan(deployment, context, gpus)
+    if rest.actions:
+        _show(rest)
+        raise TorchmarError("the server is not yet in its desired state", hint="torchmar apply continues from here")
+    if rest.failing:
         raise TorchmarError(
-            f"all is done, but workers of {', '.join(again.failing)} do not answer", hint="torchmar logs says why"
+            f"all is done, but workers of {', '.join(rest.failing)} do not answer",
+            hint="torchmar logs shows the reason",
         )
     if not as_json:
         out.print(f"the server is as {file} says", markup=False)
@@ -126,45 +135,38 @@ def capture(
     key_file: KeyFile = None,
     ca_file: CaFile = None,
     allow_plain_http: PlainHttp = False,
-    model_store: Annotated[
-        Path | None, typer.Option(help="The server's; default: what its run folder says.", show_default=False)
-    ] = None,
+    model_store: ServerModelStore = None,
 ) -> None:
-    """Write down what a server has as the desired state: torchmar capture > deployment.yaml."""
-    from torchmar.cli.connection_options import server
-    from torchmar.deployment import actual, planning, store_index
-    from torchmar.deployment.capture import capture as written
-    from torchmar.deployment.desired import ServerPlace
+    """Print the state of a server as a desired state: torchmar capture > deployment.yaml."""
+    from torchmar.cli.endpoint import endpoint
+    from torchmar.deployment import actual, store_index
+    from torchmar.deployment.capture import capture as text_of
+    from torchmar.deployment.context import local_model_store
 
-    where = server("management", address, run_folder, key_file, ca_file, allow_plain_http)
-    found = actual.read(where)
-    if not found:
-        raise TorchmarError("the server has no models to write down", hint="torchmar register ARCHIVE adds one")
-    store = model_store or planning.model_store(ServerPlace(), Path(), run_folder)
-    place = {"run_folder": str(run_folder)} if run_folder else {}
-    place |= {"management": address} if address else {}
-    place |= {"key_file": str(key_file)} if key_file else {}
-    place |= {"model_store": str(model_store)} if model_store else {}
-    typer.echo(written(found, store_index.read(store, found), place), nl=False)
+    live = actual.read(endpoint("management", address, run_folder, key_file, ca_file, allow_plain_http))
+    if not live:
+        raise TorchmarError("the server has no models", hint="torchmar register ARCHIVE adds one")
+    index = store_index.read(model_store or local_model_store(run_folder), live)
+    options = {"run_folder": run_folder, "management": address, "key_file": key_file, "model_store": model_store}
+    typer.echo(text_of(live, index, {key: str(value) for key, value in options.items() if value}), nl=False)
 
 
 def startup(file: File = _DEFAULT, run_folder: RunFolder = None) -> None:
-    """Print the config.properties with which a restarted server comes up the same.
+    """Print a config.properties with which a restarted server has the same models.
 
-    It is server: config of the deployment, or else the config.properties
-    beside it, and the models.
+    It is the deployment's server: config, or else the config.properties in the
+    same folder, with the models added.
     """
     from torchmar import properties
     from torchmar.deployment import planning
-    from torchmar.deployment.startup import startup as written
+    from torchmar.deployment.startup import startup as text_of
 
-    deployment = _read(file)
+    deployment, context = _read(file, run_folder)
     named = deployment.server.config
-    config = file.parent / (named or planning.CONFIG)
+    config = file.parent / (named or properties.FILE_NAME)
     base = dict(properties.read(config).values) if named or config.is_file() else {}
-    store = planning.model_store(deployment.server, file.parent, run_folder)
-    there, chosen = planning.archives(deployment, file.parent, store)
-    typer.echo(written(deployment, chosen, there, base), nl=False)
+    index, archives = planning.archives(deployment, context.folder, context.model_store)
+    typer.echo(text_of(deployment, archives, index, base), nl=False)
 
 
 def deployment_schema() -> None:
@@ -174,46 +176,49 @@ def deployment_schema() -> None:
     typer.echo(json.dumps(desired.schema(), indent=2))
 
 
-def _read(file: Path) -> Deployment:
-    from torchmar.deployment import desired
+def _read(file: Path, run_folder: Path | None) -> tuple[Deployment, DeploymentContext]:
+    """Return the desired state in a file, and the server that it is for."""
+    from torchmar.deployment import context, desired
 
-    return desired.read(file)
+    deployment = desired.read(file)
+    return deployment, context.resolve(deployment.server, file.parent, run_folder)
 
 
-def _plan(deployment: Deployment, file: Path, gpus: str | None, run_folder: Path | None) -> Plan:
+def _plan(deployment: Deployment, context: DeploymentContext, gpus: str | None) -> Plan:
     from torchmar.deployment import planning
     from torchmar.deployment.gpu_sizes import parse
 
-    where: Endpoint = planning.server(deployment.server, file.parent, run_folder)
-    store = planning.model_store(deployment.server, file.parent, run_folder)
-    with err.status("asking the server"):
-        return planning.make(deployment, file.parent, where, store, parse(gpus) if gpus else None)
+    sizes = parse(gpus) if gpus else None
+    with err.status("reading the state of the server"):
+        return planning.make(deployment, context, sizes)
 
 
-def _show(made: Plan) -> None:
+def _show(plan: Plan) -> None:
     from torchmar.deployment.gpu_sizes import show
 
-    for change in made.changes:
+    for change in plan.changes:
         out.print(f"[{_COLORS[change.sign]}]{change.sign} {escape(change.what)}[/]")
         for line in change.lines:
             out.print(wrapped(line), markup=False)
-    for number, gpu in enumerate(made.gpus):
-        there = ", ".join(f"{name} x{count}" for name, count in gpu.workers) or "nothing"
-        out.print(wrapped(f"GPU {number}  {show(gpu.used)} of {show(gpu.size)}  {there}", "", "       "), markup=False)
+    for number, gpu in enumerate(plan.gpus):
+        workers = ", ".join(f"{name} x{count}" for name, count in gpu.workers) or "no workers"
+        out.print(
+            wrapped(f"GPU {number}  {show(gpu.used)} of {show(gpu.size)}  {workers}", "", "       "), markup=False
+        )
 
 
-def _summary(made: Plan, file: Path) -> str:
-    if not made.actions:
+def _summary(plan: Plan, file: Path) -> str:
+    if not plan.actions:
         return (
-            f"nothing that torchmar apply could do: workers of {', '.join(made.failing)} do not answer"
-            if made.failing
+            f"nothing that torchmar apply can do: workers of {', '.join(plan.failing)} do not answer"
+            if plan.failing
             else f"nothing to do: the server is as {file} says"
         )
     from torchmar.deployment import actions
 
     counts: dict[str, int] = {}
-    for action in made.actions:
-        # A line for each thing that is drained: the wait for all of them is one.
+    for action in plan.actions:
+        # One action drains all versions at once.
         many = len(action.versions) if isinstance(action, actions.Drain) else 1
         counts[actions.verb(action)] = counts.get(actions.verb(action), 0) + many
     words = ", ".join(f"{verb} {count}" for verb, count in counts.items())
@@ -253,10 +258,3 @@ def _document(report: Report) -> dict[str, object]:
         "undone": report.undone,
         "left": report.left,
     }
-
-
-def _runs_in(deployment: Deployment, file: Path, run_folder: Path | None) -> Path:
-    from torchmar.connection import RUN_FOLDER
-
-    message = deployment.server.run_folder
-    return run_folder or (file.parent / message if message else RUN_FOLDER)

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchmar.cli.connection_options import CaFile, PlainHttp
-from torchmar.cli.options import WHERE, Address, AsJson, KeyFile, Name, RunFolder
+from torchmar.cli.options import (
+    Address,
+    AsJson,
+    CaFile,
+    InferenceAddress,
+    KeyFile,
+    ManagementAddress,
+    Name,
+    PlainHttp,
+    RunFolder,
+    ServerModelStore,
+)
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 
 if TYPE_CHECKING:
-    from torchmar.deployment.ab_comparison import Evidence
+    from torchmar.deployment.ab_comparison import Comparison
     from torchmar.deployment.promotion import Promotion
 
 
@@ -23,7 +33,7 @@ def rollback(
     name: Name,
     to: Annotated[
         str | None,
-        typer.Option(metavar="VERSION", help="Default: the newest that is older and has workers.", show_default=False),
+        typer.Option(metavar="VERSION", help="Default: the newest older version with workers.", show_default=False),
     ] = None,
     run_folder: RunFolder = None,
     address: Address = None,
@@ -31,149 +41,146 @@ def rollback(
     ca_file: CaFile = None,
     allow_plain_http: PlainHttp = False,
 ) -> None:
-    """Make the version before the default again, at once."""
-    from torchmar.cli.connection_options import server
+    """Make the previous version the default again, at once."""
+    from torchmar.cli.endpoint import endpoint
     from torchmar.deployment import rollback as back
     from torchmar.management import ManagementClient
 
-    where = server("management", address, run_folder, key_file, ca_file, allow_plain_http)
-    with ManagementClient(where) as client:
-        done = back.rollback(client, name, to)
-        out.print(f"{name} is back at {done.after} (it was {done.before})", markup=False)
-        if done.workers_after < done.workers_before:
-            with err.status(f"starting {done.workers_before} workers in place of {done.workers_after}"):
-                back.restore_workers(client, done)
-            out.print(f"{name} {done.after} has {done.workers_before} workers, as {done.before} had", markup=False)
-    _remind(done.before)
+    with ManagementClient(endpoint("management", address, run_folder, key_file, ca_file, allow_plain_http)) as client:
+        rolled = back.rollback(client, name, to)
+        out.print(f"{name} is back at {rolled.after} (it was {rolled.before})", markup=False)
+        if rolled.workers_after < rolled.workers_before:
+            with err.status(f"starting {rolled.workers_before} workers in place of {rolled.workers_after}"):
+                back.restore_workers(client, rolled)
+            out.print(
+                f"{name} {rolled.after} has {rolled.workers_before} workers, as {rolled.before} had", markup=False
+            )
+    _remind(rolled.before)
 
 
 def promote(
     name: Name,
     version: Annotated[str, typer.Argument(help="A registered version with workers.", show_default=False)],
     against_current: Annotated[
-        bool, typer.Option("--against-current", help="Only if it is shown to be as good as the default one.")
+        bool, typer.Option("--against-current", help="Only if it is shown to be as good as the default version.")
     ] = False,
     requests: Annotated[
         Path | None,
         typer.Option(help="A folder of requests; default: the samples in the archive.", show_default=False),
     ] = None,
     max_regression: Annotated[
-        str, typer.Option(metavar="SHARE", help="How much slower its median answer may be.")
+        str, typer.Option(metavar="SHARE", help="How much slower the median response may be.")
     ] = "5%",
     answers: Annotated[
         str,
-        typer.Option(help="What is the same answer: exact, an absolute tolerance (0.01), or FILE.py:FUNCTION."),
+        typer.Option(help="When two answers agree: exact, an absolute tolerance (0.01), or FILE.py:FUNCTION."),
     ] = "exact",
     max_differences: Annotated[
-        str, typer.Option(metavar="SHARE", help="How many requests may be answered otherwise.")
+        str, typer.Option(metavar="SHARE", help="How many requests may get a different answer.")
     ] = "0%",
     repeat: Annotated[
         int | None,
-        typer.Option(min=1, help="Pairs of timed answers for each request; default: 200 in all.", show_default=False),
+        typer.Option(
+            min=1, help="Measured pairs of answers for each request; default: 200 pairs in all.", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
     run_folder: RunFolder = None,
     key_file: KeyFile = None,
     ca_file: CaFile = None,
     allow_plain_http: PlainHttp = False,
-    inference: Annotated[
-        str | None, typer.Option(metavar="URL", help="The API's address.", show_default=False, rich_help_panel=WHERE)
-    ] = None,
-    management: Annotated[
-        str | None, typer.Option(metavar="URL", help="The API's address.", show_default=False, rich_help_panel=WHERE)
-    ] = None,
-    model_store: Annotated[
-        Path | None,
-        typer.Option(help="Where the archive lies; default: what the run folder says.", show_default=False),
-    ] = None,
+    inference: InferenceAddress = None,
+    management: ManagementAddress = None,
+    model_store: ServerModelStore = None,
 ) -> None:
-    """Make a version the default if it does what it should.
+    """Make a version the default if it passes its tests.
 
-    It has to answer its samples. With --against-current it and the default
-    version get the same requests in turn: it has to answer alike, and its
-    median must not be slower than allowed, with 95 % confidence. Anything but
-    a pass changes nothing.
+    The version has to answer its samples. With --against-current, it and the
+    default version get the same requests in turn; it has to give the same
+    answers, and its median time must be within the limit with 95 % confidence.
+    If the version does not pass, nothing is changed.
     """
-    from torchmar.cli.connection_options import server
-    from torchmar.deployment import ab_comparison, planning, promotion
-    from torchmar.deployment.desired import ServerPlace
+    from torchmar.cli.endpoint import endpoint
+    from torchmar.deployment import ab_comparison, promotion
+    from torchmar.deployment.context import local_model_store
 
     if requests and not against_current:
-        raise typer.BadParameter("they are what versions are compared by: --against-current", param_hint="--requests")
-    where = server("management", management, run_folder, key_file, ca_file, allow_plain_http)
-    where = replace(where, inference=inference) if inference else where
+        raise typer.BadParameter("requests are for a comparison: add --against-current", param_hint="--requests")
+    server = endpoint("management", management, run_folder, key_file, ca_file, allow_plain_http)
+    server = replace(server, inference=inference) if inference else server
     bounds = promotion.Bounds(ab_comparison.agreement(answers), _share(max_regression), _share(max_differences), repeat)
     with err.status("") as status:
-        made = promotion.promote(
-            where,
+        result = promotion.promote(
+            server,
             name,
             version,
-            model_store=model_store or planning.model_store(ServerPlace(), Path(), run_folder),
+            model_store=model_store or local_model_store(run_folder),
             requests=requests,
             bounds=bounds if against_current else None,
-            watch=lambda what: status.update(escape(what)),
+            on_step=lambda text: status.update(escape(text)),
         )
     if as_json:
-        typer.echo(json.dumps(_document(name, version, made), indent=2))
+        typer.echo(json.dumps(_document(name, version, result), indent=2))
     else:
-        out.print(f"{name} {version}: {made.tried.show()}", markup=False)
-        if made.found:
-            _show(made.found)
-        if made.passed:
-            out.print(f"{name} {version} is the default now; torchmar rollback {name} goes back to {made.before}")
-            _remind(made.before)
-    raise typer.Exit(0 if made.passed else 1)
+        out.print(f"{name} {version}: {result.smoke_test.show()}", markup=False)
+        if result.comparison:
+            _show(result.comparison)
+        if result.passed:
+            out.print(f"{name} {version} is the default now; torchmar rollback {name} goes back to {result.before}")
+            _remind(result.before)
+    raise typer.Exit(0 if result.passed else 1)
 
 
 def _remind(before: str) -> None:
     err.print(f"deployment.yaml may still say {before}: change its default before the next apply", markup=False)
 
 
-def _show(found: Evidence) -> None:
+def _show(result: Comparison) -> None:
     from torchmar.deployment.ab_comparison import percentile
 
     rows = []
-    for version, took in zip((found.old, found.new), found.milliseconds, strict=True):
-        shares = [f"{percentile(took, share):.2f}" for share in (0.5, 0.9, 0.99)]
-        rows.append((version, str(len(took)), *shares))
+    for version, milliseconds in zip((result.old, result.new), result.milliseconds, strict=True):
+        percentiles = [f"{percentile(milliseconds, share):.2f}" for share in (0.5, 0.9, 0.99)]
+        rows.append((version, str(len(milliseconds)), *percentiles))
     headings = ("version", "answers", "median ms", "90 % ms", "99 % ms")
     show_table(table(headings, rows, right=headings[1:]))
-    different = len(found.differences)
-    out.print(f"answers    {found.asked - different} of {found.asked} requests agree", markup=False)
-    for line in found.differences[:5]:
+    different = len(result.differences)
+    out.print(f"answers    {result.requests - different} of {result.requests} requests agree", markup=False)
+    for line in result.differences[:5]:
         out.print(wrapped(line, " " * 11, " " * 13), markup=False)
     if different > 5:
         out.print(f"           and {different - 5} more", markup=False)
-    quotient = found.quotient
+    ratio = result.ratio
     out.print(
-        f"median     {quotient.value:.3f} times that of {found.old} "
-        f"({quotient.low:.3f} to {quotient.high:.3f} with 95 % confidence)",
+        f"median     {ratio.value:.3f} times that of {result.old} "
+        f"({ratio.low:.3f} to {ratio.high:.3f} with 95 % confidence)",
         markup=False,
     )
-    color = "green" if found.verdict == "pass" else "red"
-    why = {
-        "pass": f"at the most {1 + found.max_regression:.3f} times is allowed",
-        "answers differ": f"{found.allowed} different answers are allowed",
-        "slower": f"at the most {1 + found.max_regression:.3f} times is allowed",
-        "undecided": f"{1 + found.max_regression:.3f} times is inside; more --repeat tells more",
-    }[found.verdict]
-    out.print(f"verdict    [{color}]{found.verdict}[/]: {escape(why)}")
+    color = "green" if result.verdict == "pass" else "red"
+    limit = 1 + result.max_regression
+    reason = {
+        "pass": f"at most {limit:.3f} times is allowed",
+        "answers differ": f"{result.allowed} different answers are allowed",
+        "slower": f"at most {limit:.3f} times is allowed",
+        "undecided": f"the limit, {limit:.3f} times, is inside the interval; a larger --repeat makes it smaller",
+    }[result.verdict]
+    out.print(f"verdict    [{color}]{result.verdict}[/]: {escape(reason)}")
 
 
-def _document(name: str, version: str, made: Promotion) -> dict[str, object]:
+def _document(name: str, version: str, result: Promotion) -> dict[str, object]:
     document: dict[str, object] = {
         "model": name,
         "version": version,
-        "before": made.before,
-        "promoted": made.passed,
+        "before": result.before,
+        "promoted": result.passed,
     }
-    if found := made.found:
+    if comparison := result.comparison:
         document |= {
-            "verdict": found.verdict,
-            "asked": found.asked,
-            "differences": list(found.differences),
-            "quotient_of_medians": asdict(found.quotient),
-            "milliseconds": {found.old: found.milliseconds[0], found.new: found.milliseconds[1]},
+            "verdict": comparison.verdict,
+            "requests": comparison.requests,
+            "differences": list(comparison.differences),
+            "ratio_of_medians": asdict(comparison.ratio),
+            "milliseconds": dict(zip((comparison.old, comparison.new), comparison.milliseconds, strict=True)),
         }
     return document
 

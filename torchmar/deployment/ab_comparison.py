@@ -15,13 +15,13 @@ from typing import Literal
 from torchmar import comparison
 from torchmar.connection import Endpoint
 from torchmar.deployment import smoke_test
-from torchmar.deployment.smoke_test import Question
+from torchmar.deployment.smoke_test import Probe
 from torchmar.errors import TorchmarError
 from torchmar.exchange import Response
 from torchmar.inference import InferenceClient
 from torchmar.recipe import Sample
 
-# What is different about the second answer, in words; nothing if they agree.
+# Returns the difference between the old and the new response as text; an empty text if they agree.
 Agreement = Callable[[Response, Response], str]
 Verdict = Literal["pass", "answers differ", "slower", "undecided"]
 
@@ -31,49 +31,49 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A quotient and the interval that it is in with 95 % confidence."""
+    """A ratio and its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the comparison of two versions came to.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The result of comparing two versions.
 
     Attributes:
-        old: the version that answers now.
-        new: the one that is to answer.
-        milliseconds: of every answer of each, in the order of asking; equal places are one request.
-        asked: how many different requests there were.
-        differences: what the new version answered otherwise, in words, once for each request.
-        allowed: how many of these are still a pass.
-        quotient: of the medians, new by old.
-        max_regression: what the quotient may be above 1.
+        old: the present default version.
+        new: the version that is to replace it.
+        milliseconds: the latency of every response of each version; equal indices are one request.
+        requests: the number of different requests.
+        differences: the requests whose responses differ, each with its first difference, as text.
+        allowed: the number of differences up to which the new version passes.
+        ratio: of the median latencies, new to old.
+        max_regression: how far above 1 the ratio may be.
     """
 
     old: str
     new: str
     milliseconds: tuple[tuple[float, ...], tuple[float, ...]]
-    asked: int
+    requests: int
     differences: tuple[str, ...]
     allowed: int
-    quotient: Interval
+    ratio: Interval
     max_regression: float
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the new version is shown to be as good.
+        """Whether the new version is shown to be as good as the old one.
 
-        It passes when even the upper end of the interval is within the bound; it is slower when
-        even the lower end is above. Between these the requests do not tell.
+        It passes if the upper end of the interval is within the limit, and is slower if the lower end is
+        above it. Otherwise the number of requests is too small to decide.
         """
         if len(self.differences) > self.allowed:
             return "answers differ"
-        if self.quotient.high <= 1 + self.max_regression:
+        if self.ratio.high <= 1 + self.max_regression:
             return "pass"
-        return "slower" if self.quotient.low > 1 + self.max_regression else "undecided"
+        return "slower" if self.ratio.low > 1 + self.max_regression else "undecided"
 
 
 def compare(
@@ -81,87 +81,87 @@ def compare(
     name: str,
     old: str,
     new: str,
-    asked: Sequence[Question],
-    agree: Agreement,
+    probes: Sequence[Probe],
+    agreement: Agreement,
     *,
     repeat: int,
     max_regression: float,
     max_differences: float = 0.0,
     seed: int = 0,
     timeout: float = 120.0,
-) -> Evidence:
-    """Ask two versions the same requests, in pairs whose order is drawn, and compare.
+) -> Comparison:
+    """Send the same requests to two versions, in pairs of random order, and compare responses and latency.
 
-    Whatever else the machine does hits both alike: the two answers of a pair are milliseconds apart.
+    The two responses of a pair are milliseconds apart, so that other load on the machine affects both alike.
 
     Args:
-        server: where both are registered.
+        server: the server of both.
         name: the model.
-        old: the version that answers now.
-        new: the one that is to.
-        asked: the requests.
-        agree: says how two answers differ.
-        repeat: pairs for each request, after one that is for warming up and comparing.
-        max_regression: how much slower the median may be: 0.05 is 5 %.
-        max_differences: the share of the requests that may be answered otherwise.
-        seed: of the order and of the resampling.
-        timeout: seconds to wait for one answer.
+        old: the present default version.
+        new: the version that is to replace it.
+        probes: the requests.
+        agreement: how two responses are compared.
+        repeat: measured pairs for each request; before these, one pair warms up.
+        max_regression: the share by which the median latency may be larger: 0.05 is 5 %.
+        max_differences: the share of requests whose responses may differ.
+        seed: the seed of the order and of the resampling.
+        timeout: seconds to wait for one response.
 
     Raises:
-        TorchmarError: there is nothing to ask.
-        ConnectError: no answer came in time.
+        TorchmarError: there are no requests.
+        ConnectError: there was no response in time.
     """
-    if not asked:
+    if not probes:
         raise TorchmarError("there is no request to compare with", hint="--requests FOLDER, or samples in the archive")
     client = InferenceClient(server, timeout=timeout)
-    drawn = random.Random(seed)
+    order = random.Random(seed)
     differences: dict[str, str] = {}
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(1 + repeat):
-        for one in asked:
-            answers: dict[str, Response] = {}
-            for version in drawn.sample((old, new), 2):
-                answers[version], took = smoke_test.ask(client, name, one.request, version)
+        for probe in probes:
+            responses: dict[str, Response] = {}
+            for version in order.sample((old, new), 2):
+                responses[version], milliseconds = smoke_test.send(client, name, probe.request, version)
                 if turn:
-                    times[version == new].append(took)
-            # Later answers are compared, too: one that is wrong now and then is wrong.
-            if one.name not in differences and (found := agree(answers[old], answers[new])):
-                differences[one.name] = f"{one.name}: {found}"
-    return Evidence(
-        old,
-        new,
-        (tuple(times[0]), tuple(times[1])),
-        len(asked),
-        tuple(differences.values()),
-        math.floor(max_differences * len(asked)),
-        quotient_of_medians(times[1], times[0], random.Random(seed)),
-        max_regression,
+                    times[version == new].append(milliseconds)
+            # Every pair is compared: a version may give a wrong response only now and then.
+            if probe.name not in differences and (difference := agreement(responses[old], responses[new])):
+                differences[probe.name] = f"{probe.name}: {difference}"
+    return Comparison(
+        old=old,
+        new=new,
+        milliseconds=(tuple(times[0]), tuple(times[1])),
+        requests=len(probes),
+        differences=tuple(differences.values()),
+        allowed=math.floor(max_differences * len(probes)),
+        ratio=ratio_of_medians(times[1], times[0], random.Random(seed)),
+        max_regression=max_regression,
     )
 
 
-def quotient_of_medians(
-    new: Sequence[float], old: Sequence[float], drawn: random.Random, resamples: int = RESAMPLES
+def ratio_of_medians(
+    new: Sequence[float], old: Sequence[float], generator: random.Random, resamples: int = RESAMPLES
 ) -> Interval:
-    """Return the quotient of two medians and its interval by the percentile bootstrap.
+    """Return the ratio of two medians and its confidence interval by the percentile bootstrap.
 
-    Pairs are drawn with replacement, so that what the answers of a pair have in common stays
-    together (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, sections 8.3 and 13.3).
+    Pairs are drawn with replacement, not single values, since the two values of a pair are correlated
+    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, sections 8.3 and 13.3).
 
     Args:
         new: values; as many as ``old``, pair by pair.
         old: values above 0.
-        drawn: the source of chance.
-        resamples: how many; more make the ends of the interval steadier, not the interval smaller.
+        generator: the source of random numbers.
+        resamples: the number of resamples. More make the ends of the interval more exact, not the interval smaller.
     """
     pairs = list(zip(new, old, strict=True))
 
-    def quotient(some: Sequence[tuple[float, float]]) -> float:
-        return statistics.median(one for one, _ in some) / statistics.median(other for _, other in some)
+    def ratio(sample: Sequence[tuple[float, float]]) -> float:
+        return statistics.median(value for value, _ in sample) / statistics.median(value for _, value in sample)
 
-    found = sorted(quotient(drawn.choices(pairs, k=len(pairs))) for _ in range(resamples))
+    ratios = sorted(ratio(generator.choices(pairs, k=len(pairs))) for _ in range(resamples))
     tail = (1 - CONFIDENCE) / 2
-    low, high = found[math.floor(tail * resamples)], found[math.ceil((1 - tail) * resamples) - 1]
-    return Interval(quotient(pairs), low, high)
+    low, high = ratios[math.floor(tail * resamples)], ratios[math.ceil((1 - tail) * resamples) - 1]
+    return Interval(ratio(pairs), low, high)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -170,18 +170,18 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def agreement(text: str) -> Agreement:
-    """Return what ``exact``, an absolute tolerance (``0.01``) or ``FILE.py:FUNCTION`` stands for.
+    """Return the agreement named ``exact``, by an absolute tolerance (``0.01``) or by ``FILE.py:FUNCTION``.
 
-    A function is called with the old and the new `torchmar.exchange.Answer`; it returns what is
-    different in words, or nothing (None, an empty text, True) if they agree.
+    A function is called with the old and the new `torchmar.exchange.Response`. It returns the
+    difference as text, or None, an empty text or True if they agree.
 
     Raises:
-        TorchmarError: it is none of these, or the file has no such function.
+        TorchmarError: ``text`` is none of these, or the file has no such function.
     """
     if text == "exact":
         return within(0.0)
     if ".py:" in text:
-        return _of_user(text)
+        return _from_file(text)
     try:
         tolerance = float(text)
     except ValueError:
@@ -192,7 +192,7 @@ def agreement(text: str) -> Agreement:
 
 
 def within(tolerance: float) -> Agreement:
-    """Return an agreement of JSON whose numbers are equal within an absolute tolerance, or of equal bytes."""
+    """Return the agreement of equal bytes, or of JSON whose numbers are equal within an absolute tolerance."""
 
     def differ(old: Response, new: Response) -> str:
         if old.status != new.status:
@@ -202,20 +202,23 @@ def within(tolerance: float) -> Agreement:
         try:
             before, after = json.loads(old.body), json.loads(new.body)
         except ValueError:
-            return f"{len(new.body)} bytes that are not those {len(old.body)} of before"
-        # Of an object only the keys that are expected are compared, so that both are expected in turn.
-        found = _expected(before, new, tolerance) or [f"before, {one}" for one in _expected(after, old, tolerance)]
-        return found[0] if found else ""
+            return f"{len(new.body)} bytes that differ from the {len(old.body)} bytes before"
+        # An object may have more keys than the expected one, so the comparison is done in both directions.
+        differences = _differences(before, new, tolerance)
+        differences = differences or [f"before, {text}" for text in _differences(after, old, tolerance)]
+        return differences[0] if differences else ""
 
     return differ
 
 
-def _expected(value: object, answer: Response, tolerance: float) -> list[str]:
-    sample = Sample.model_validate({"json": True, "status": answer.status, "expect": value, "tolerance": tolerance})
-    return comparison.differences(sample, answer)
+def _differences(expected: object, response: Response, tolerance: float) -> list[str]:
+    sample = Sample.model_validate(
+        {"json": True, "status": response.status, "expect": expected, "tolerance": tolerance}
+    )
+    return comparison.differences(sample, response)
 
 
-def _of_user(text: str) -> Agreement:
+def _from_file(text: str) -> Agreement:
     file, _, function = text.rpartition(":")
     path = Path(file)
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -232,11 +235,11 @@ def _of_user(text: str) -> Agreement:
 
     def differ(old: Response, new: Response) -> str:
         try:
-            document = judge(old, new)
+            result = judge(old, new)
         except Exception as error:
             raise TorchmarError(f"{text} failed: {type(error).__name__}: {error}") from error
-        if document is False:
+        if result is False:
             return "they do not agree"
-        return "" if document is None or document is True else str(document)
+        return "" if result is None or result is True else str(result)
 
     return differ

@@ -1,4 +1,4 @@
-"""The actions of a plan, one value each."""
+"""The actions of a plan: one class each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Copy:
 
     @property
     def text(self) -> str:
-        """What is done, without the verb."""
+        """The objects of the action, for people."""
         return f"{self.source} to {self.destination}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Derive:
     """Write an archive with the content of ``source`` and another configuration; see `torchmar.archive.derive`."""
 
@@ -35,15 +35,16 @@ class Derive:
 
     @property
     def text(self) -> str:
-        """What is done, without the verb."""
+        """The objects of the action, for people."""
         return f"{self.destination.name} from {self.source.name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Register:
-    """Register an archive and wait for its workers; None leaves a setting to the server.
+    """Register an archive and wait for its workers.
 
-    ``archive`` is where its content can be read before anything is done; None: not on this machine.
+    Settings that are None are the server's to choose. ``archive`` is the file to check before the first action;
+    None if the archive is not on this machine.
     """
 
     model: str
@@ -60,11 +61,11 @@ class Register:
 
     @property
     def text(self) -> str:
-        """What is done, without the verb."""
+        """The objects of the action, for people."""
         return f"{self.model} {self.version}, {workers(self.min_workers)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Resize:
     model: str
     version: str
@@ -74,21 +75,24 @@ class _Resize:
 
     @property
     def text(self) -> str:
-        """What is done, without the verb."""
+        """The objects of the action, for people."""
         return f"{self.model} {self.version}, {self.before} to {workers(self.min_workers)}"
 
 
 class ScaleUp(_Resize):
-    """Start more workers of a version, or allow for more."""
+    """Start more workers of a version, or raise their maximum."""
 
 
 class ScaleDown(_Resize):
-    """Take workers from a version that has been drained."""
+    """Remove workers of a version that has been drained."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Check:
-    """Ask a version its samples, warm it up and time it; ``archive`` is where its samples are."""
+    """Send a version its samples, which are in ``archive``; warm it up; measure its latency.
+
+    ``requests`` is a folder of more requests; ``max_latency`` is in milliseconds.
+    """
 
     model: str
     version: str
@@ -101,18 +105,18 @@ class Check:
 
     @property
     def text(self) -> str:
-        """What is done, without the verb."""
+        """The objects of the action, for people."""
         return f"{self.model} {self.version}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Switch:
     """Make a version the default.
 
     Attributes:
-        before: the version that was the default.
-        drain_seconds: seconds that an answer of the new one takes at the most, should it have to go again.
-        parked: whether it is meant to have no workers.
+        before: the present default version.
+        drain_seconds: the longest time in seconds of one response of the new version; an undo waits for it.
+        parked: whether the version has no workers on purpose.
     """
 
     model: str
@@ -123,13 +127,13 @@ class Switch:
 
     @property
     def text(self) -> str:
-        """What is done, without the verb."""
+        """The objects of the action, for people."""
         return f"{self.model} {self.before} to {self.version}"
 
 
 @dataclass(frozen=True)
 class Drained:
-    """A version to wait for, and seconds that an answer of it takes at the most."""
+    """A version to drain, and the longest time in seconds of one response."""
 
     model: str
     version: str
@@ -138,21 +142,21 @@ class Drained:
 
 @dataclass(frozen=True)
 class Drain:
-    """Wait until versions that get no more traffic have answered."""
+    """Wait until versions that get no more traffic have answered all requests."""
 
     versions: tuple[Drained, ...]
 
     @property
     def text(self) -> str:
-        """What is done, without the verb."""
-        names = ", ".join(f"{one.model} {one.version}" for one in self.versions[:3])
+        """The objects of the action, for people."""
+        names = ", ".join(f"{version.model} {version.version}" for version in self.versions[:3])
         more = f" and {len(self.versions) - 3} more" if len(self.versions) > 3 else ""
-        return f"{names}{more}, {max(one.seconds for one in self.versions)} s"
+        return f"{names}{more}, {max(version.seconds for version in self.versions)} s"
 
 
 @dataclass(frozen=True)
 class Remove:
-    """Unregister a version that has been drained; ``file`` is its derived archive, which goes, too."""
+    """Unregister a version that has been drained; ``file`` is its derived archive, which is deleted, too."""
 
     model: str
     version: str
@@ -160,7 +164,7 @@ class Remove:
 
     @property
     def text(self) -> str:
-        """What is done, without the verb."""
+        """The objects of the action, for people."""
         return f"{self.model} {self.version}"
 
 
@@ -173,12 +177,12 @@ def verb(action: Action) -> str:
 
 
 def document(action: Action) -> dict[str, Any]:
-    """Return an action as JSON has it."""
+    """Return an action as JSON."""
     return {"step": verb(action), **{field.name: _plain(getattr(action, field.name)) for field in fields(action)}}
 
 
 def workers(count: int) -> str:
-    """Return a number of workers in words."""
+    """Return a number of workers as text: ``1 worker``, ``2 workers``."""
     return f"{count} worker{'' if count == 1 else 's'}"
 
 
@@ -186,7 +190,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, Drained):
         return {field.name: getattr(value, field.name) for field in fields(value)}
     return dict(value) if isinstance(value, Mapping) else value

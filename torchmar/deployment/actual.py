@@ -17,7 +17,7 @@ _THREADS = 4  # with more the server is not faster
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A model on the server: the version that answers requests without one, and all versions by name."""
+    """A registered model: its default version, and all versions by name."""
 
     name: str
     default: str
@@ -25,7 +25,7 @@ class LiveModel:
 
 
 def read(server: Endpoint) -> dict[str, LiveModel]:
-    """Return every model of a server by name: one list, then one question for each model, several at a time.
+    """Return every model of a server by name: a list of the models, then a description of each, several at a time.
 
     Raises:
         ConnectError, ServerError: as the management client does.
@@ -33,25 +33,25 @@ def read(server: Endpoint) -> dict[str, LiveModel]:
     with ManagementClient(server) as client:
         default_urls = {model.name: model.url for model in client.models()}
     clients: list[ManagementClient] = []
-    mine = threading.local()
+    local = threading.local()
 
-    def described(name: str) -> Sequence[ModelVersion]:
-        if not hasattr(mine, "client"):
-            mine.client = ManagementClient(server)
-            clients.append(mine.client)
+    def describe(name: str) -> Sequence[ModelVersion]:
+        if not hasattr(local, "client"):
+            local.client = ManagementClient(server)
+            clients.append(local.client)
         with contextlib.suppress(NotFoundError):  # removed in the meantime
-            return _described(mine.client, name, default_urls[name])
+            return _describe(local.client, name, default_urls[name])
         return ()
 
     try:
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = dict(zip(default_urls, pool.map(described, default_urls), strict=True))
+            by_model = dict(zip(default_urls, pool.map(describe, default_urls), strict=True))
     finally:
         for client in clients:
             client.close()
     return {
-        name: LiveModel(name, versions[0].version, {one.version: one for one in sorted(versions, key=_by_version)})
-        for name, versions in found.items()
+        name: LiveModel(name, versions[0].version, _by_name(sorted(versions, key=lambda version: version.version)))
+        for name, versions in by_model.items()
         if versions
     }
 
@@ -59,17 +59,17 @@ def read(server: Endpoint) -> dict[str, LiveModel]:
 def read_model(client: ManagementClient, name: str) -> LiveModel:
     """Return one model of a server. Raises NotFoundError."""
     default = client.describe(name)[0].version
-    return LiveModel(name, default, {one.version: one for one in client.describe(name, "all")})
+    return LiveModel(name, default, _by_name(client.describe(name, "all")))
 
 
-def _described(client: ManagementClient, name: str, default_url: str) -> list[ModelVersion]:
+def _describe(client: ManagementClient, name: str, default_url: str) -> list[ModelVersion]:
     """Return the versions of a model, its default one first."""
     versions = client.describe(name, "all")
-    defaults = [one for one in versions if one.url == default_url]
-    # The list has the archive of the default version; only if two versions share one are more calls needed.
+    defaults = [version for version in versions if version.url == default_url]
+    # The list of models has the archive of the default version. Only if versions share it, another call is needed.
     default = defaults[0].version if len(defaults) == 1 else client.describe(name)[0].version
-    return sorted(versions, key=lambda one: one.version != default)
+    return sorted(versions, key=lambda version: version.version != default)
 
 
-def _by_version(version: ModelVersion) -> str:
-    return version.version
+def _by_name(versions: Sequence[ModelVersion]) -> dict[str, ModelVersion]:
+    return {version.version: version for version in versions}

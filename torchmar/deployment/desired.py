@@ -52,7 +52,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class ServerPlace(_Strict):
+class ServerSection(_Strict):
     """Where the server is; options on the command line go before this."""
 
     config: str | None = Field(None, description="Its config.properties, to which torchmar startup adds the models.")
@@ -172,7 +172,7 @@ class ModelState(_Strict):
 class Deployment(_Strict):
     """What a server should serve."""
 
-    server: ServerPlace = ServerPlace()
+    server: ServerSection = ServerSection()
     prune: bool = Field(False, description="Remove models that are not listed; otherwise they are left alone.")
     models: dict[Name, ModelState]
 
@@ -246,6 +246,6 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
 def _model(location: list[Any]) -> type[BaseModel]:
     """Return the part of the schema at a place."""
     if location[:1] == ["server"]:
-        return ServerPlace
+        return ServerSection
     by_depth: dict[int, type[BaseModel]] = {0: Deployment, 2: ModelState, 3: Checks, 4: VersionState}
     return by_depth.get(len(location), Deployment)

@@ -10,45 +10,45 @@ from torchmar.deployment.actions import Drained
 from torchmar.errors import NotFoundError
 from torchmar.management import ManagementClient
 
-_PAUSE = 0.1
-_PATIENCE = 3  # times as long as an answer takes without the queue getting shorter: others keep coming
+_POLL_SECONDS = 0.1
+_PATIENCE = 3  # response times without a shorter queue; after that, new requests keep the version busy
 
 
 def wait(client: ManagementClient, versions: Sequence[Drained]) -> dict[tuple[str, str], str]:
-    """Wait for all of ``versions`` at once; return those that do not come to rest, and why.
+    """Wait for all of ``versions`` at once; return by model and version why some are still busy.
 
-    The server tells how many requests wait in a queue, but not what its workers are at. So a
-    version has answered everything when its queue has been empty for as long as an answer may
-    take at the most: what a worker took from the queue before is done by then, or the server
-    itself has given it up.
+    The server reports how many requests wait in a queue, but not whether its workers have one. So a
+    version has answered all requests when its queue has been empty for the longest time of one
+    response: a request that a worker took from the queue earlier has been answered by then, or has
+    timed out on the server.
     """
-    begun = time.monotonic()
-    quiet_since = dict.fromkeys(((one.model, one.version) for one in versions), begun)
-    shortest = dict.fromkeys(quiet_since, (sys.maxsize, begun))
+    start = time.monotonic()
+    quiet_since = dict.fromkeys(((version.model, version.version) for version in versions), start)
+    shortest = dict.fromkeys(quiet_since, (sys.maxsize, start))
     waiting = list(versions)
-    restless: dict[tuple[str, str], str] = {}
+    still_busy: dict[tuple[str, str], str] = {}
     while waiting:
-        for one in list(waiting):
-            key = (one.model, one.version)
+        for version in list(waiting):
+            key = (version.model, version.version)
             try:
-                (state,) = client.describe(one.model, one.version)
+                (state,) = client.describe(version.model, version.version)
             except NotFoundError:
-                waiting.remove(one)
+                waiting.remove(version)
                 continue
             now = time.monotonic()
             if not state.workers:
                 # Without workers, requests in the queue are never answered.
-                waiting.remove(one)
+                waiting.remove(version)
             elif state.job_queue.pending_requests:
                 pending = state.job_queue.pending_requests
                 quiet_since[key] = now
                 if pending < shortest[key][0]:
                     shortest[key] = (pending, now)
-                elif now - shortest[key][1] > max(_PATIENCE * one.seconds, 10):
-                    restless[key] = f"requests that name the version keep coming; {pending} wait"
-                    waiting.remove(one)
-            elif now - quiet_since[key] >= one.seconds:
-                waiting.remove(one)
+                elif now - shortest[key][1] > max(_PATIENCE * version.seconds, 10):
+                    still_busy[key] = f"clients still send requests to this version; {pending} wait in its queue"
+                    waiting.remove(version)
+            elif now - quiet_since[key] >= version.seconds:
+                waiting.remove(version)
         if waiting:
-            time.sleep(_PAUSE)
-    return restless
+            time.sleep(_POLL_SECONDS)
+    return still_busy

@@ -10,10 +10,10 @@ _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 1
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that ``6GiB``, ``500 MiB`` or ``80GB`` stands for.
+    """Return the bytes of a size such as ``6GiB``, ``500 MiB`` or ``80GB``.
 
     Raises:
-        TorchmarError: it is none of these.
+        TorchmarError: ``text`` is no size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
     unit = _UNITS.get(found[2].upper()) if found else None
@@ -23,20 +23,20 @@ def parse_size(text: str) -> int:
 
 
 def parse(text: str) -> tuple[int, ...]:
-    """Return the bytes of each GPU that ``2x80GiB`` or ``80GiB,40GiB`` stands for.
+    """Return the bytes of each GPU of a list such as ``2x80GiB`` or ``80GiB,40GiB``.
 
     Raises:
-        TorchmarError: it is neither.
+        TorchmarError: ``text`` is no such list.
     """
     sizes: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(?:(\d+)\s*[x*]\s*)?(.+)", part)
         if found is None or found[1] == "0":
-            raise TorchmarError(f'{text!r} names no GPUs; write how many of which size: "2x80GiB"')
+            raise TorchmarError(f'{text!r} is no list of GPUs; write their number and size: "2x80GiB"')
         sizes += [parse_size(found[2])] * int(found[1] or 1)
     return tuple(sizes)
 
 
 def show(size: int) -> str:
-    """Return a size as people read it: ``79.6 GiB``."""
+    """Return a size as text: ``79.6 GiB``."""
     return f"{size / 2**30:.1f} GiB"

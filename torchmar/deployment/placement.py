@@ -1,187 +1,124 @@
-"""Place workers on GPUs: memory packed, replicas spread, pinned workers kept."""
+"""Place the workers of a plan's versions on GPUs; running workers keep their GPUs where that is possible; pure."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from torchmar.deployment.gpu_sizes import show
+from torchmar.deployment import bin_packing, versions
+from torchmar.deployment.actual import LiveModel
+from torchmar.deployment.bin_packing import Demand
+from torchmar.deployment.desired_version import DesiredVersion
+from torchmar.deployment.store_index import StoreIndex
+from torchmar.deployment.target import spread
 from torchmar.errors import TorchmarError
 
-_PATIENCE = 20_000  # arrangements to try before an answer is "not found" in place of "impossible"
+_Key = tuple[str, str]  # model and version
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What the workers of one version need.
+class Gpu:
+    """A GPU after the plan: bytes of memory, bytes that its workers need, and the number of workers by version."""
 
-    Attributes:
-        name: what messages call it.
-        workers: how many there are.
-        memory: bytes of GPU memory for each; 0 if unknown.
-        devices: the GPUs that they may be on; None is all.
-        spread: on how many GPUs they may be, at the most; None is all.
-        fixed: where they are already, one GPU for each worker; they stay there.
-    """
-
-    name: str
-    workers: int
-    memory: int = 0
-    devices: tuple[int, ...] | None = None
-    spread: int | None = None
-    fixed: tuple[int, ...] | None = None
+    size: int
+    used: int
+    workers: tuple[tuple[str, int], ...]
 
 
-def place(sizes: Sequence[int], demands: Sequence[Demand]) -> list[tuple[int, ...]]:
-    """Return for every demand the GPU of each of its workers, in their order.
-
-    Largest workers first, each on the GPU where fewest of its siblings are, and of those the one
-    that it fills best (best-fit decreasing; Johnson 1973); where that comes to a dead end, other
-    arrangements are tried. The same demands get the same places.
+def place(
+    wanted: Sequence[DesiredVersion], live: Mapping[str, LiveModel], index: StoreIndex, sizes: Sequence[int]
+) -> tuple[list[DesiredVersion], tuple[Gpu, ...]]:
+    """Return the versions with the GPU of each of their workers, and the state of each GPU after the plan.
 
     Args:
+        wanted: the versions, some of which need GPUs.
+        live: the registered models. Their workers keep their memory until the new ones have the traffic.
+        index: the model store.
         sizes: bytes of memory of each GPU.
-        demands: what is to be placed, and what stands already.
 
     Raises:
-        TorchmarError: it does not fit; the message has the numbers.
+        TorchmarError: the workers do not fit; the message has the numbers.
     """
-    if not sizes:
-        raise TorchmarError(
-            "there is no GPU to place workers on",
-            hint="nvidia-smi tells of none here; --gpus 2x80GiB, or gpus: under server:, says what there is",
-        )
-    free = list(sizes)
-    places: list[list[int]] = [[] for _ in demands]
-    for index, demand in enumerate(demands):
-        for device in (*(demand.devices or ()), *(demand.fixed or ())):
-            if device >= len(sizes):
-                raise TorchmarError(f"{demand.name} wants GPU {device}; there are {len(sizes)} (0 to {len(sizes) - 1})")
-        for device in demand.fixed or ():
-            free[device] -= demand.memory
-            places[index].append(device)
-    over = [device for device, left in enumerate(free) if left < 0]
-    if over:
-        raise _too_much(sizes, free, demands, places, f"GPU {over[0]} has more on it than it holds")
-    waiting = [index for index, demand in enumerate(demands) if demand.fixed is None for _ in range(demand.workers)]
-    # What has the least choice goes before what is as large.
-    waiting.sort(key=lambda index: (-demands[index].memory, len(demands[index].devices or sizes), index))
-    search = _Search(demands, free, places, waiting)
-    if not search.done():
-        index = search.stuck
-        why = f"a worker of {demands[index].name} needs {show(demands[index].memory)}"
-        if search.tried > _PATIENCE:
-            why += f" (after {_PATIENCE} arrangements)"
-        raise _too_much(sizes, search.free_at_best, demands, search.places_at_best, why)
-    return [tuple(place) for place in places]
+    on_gpus = [version for version in wanted if version.state.on_gpus and version.target.min_workers]
+    if not on_gpus:
+        return list(wanted), ()
+    staying = {version.key for version in on_gpus if _can_stay(version)}
+    # A version that gets more workers keeps the GPUs that the server would give it, if there is room on them.
+    growing = {
+        version.key for version in on_gpus if version.live and version.target.min_workers > len(version.live.workers)
+    }
+    try:
+        devices = _assign(on_gpus, staying, wanted, live, index, sizes)
+    except TorchmarError:
+        if not growing & staying:
+            raise
+        devices = _assign(on_gpus, staying - growing, wanted, live, index, sizes)
+    placed = [_with_devices(version, devices.get(version.key)) for version in wanted]
+    on_devices = [version for version in placed if version.target.devices]
+    return placed, tuple(_gpu(device, size, on_devices) for device, size in enumerate(sizes))
 
 
-class _Search:
-    """A depth-first search, whose first path is best-fit decreasing."""
-
-    def __init__(
-        self, demands: Sequence[Demand], free: list[int], places: list[list[int]], waiting: Sequence[int]
-    ) -> None:
-        self.demands, self.free, self.places, self.waiting = demands, free, places, waiting
-        self.load = Counter(device for place in places for device in place)
-        self.tried = 0
-        self.deepest = -1
-        self.stuck = waiting[0] if waiting else 0
-        self.free_at_best, self.places_at_best = list(free), [list(place) for place in places]
-
-    def done(self) -> bool:
-        """Place everything that waits; tell whether that was possible."""
-        # A stack, not recursion: there may be more workers than Python nests calls.
-        choices = [self._choices(0)]
-        while choices and len(choices) <= len(self.waiting):
-            device = choices[-1].pop(0) if choices[-1] and self.tried <= _PATIENCE else None
-            if device is not None:
-                self.tried += 1
-                self._put(len(choices) - 1, device)
-                choices.append(self._choices(len(choices)))
-                continue
-            choices.pop()
-            if choices:
-                self._take(len(choices) - 1)
-        return bool(choices)
-
-    def _choices(self, depth: int) -> list[int]:
-        """Return the GPUs to try for one worker, the best first."""
-        if depth == len(self.waiting):
-            return []
-        index = self.waiting[depth]
-        demand, place = self.demands[index], self.places[index]
-        if depth > self.deepest:
-            self.deepest, self.stuck = depth, index
-            self.free_at_best, self.places_at_best = list(self.free), [list(one) for one in self.places]
-        found, alike = [], set()
-        for device in self._candidates(demand, place):
-            # Empty GPUs of one size are interchangeable, unless a worker is pinned to one.
-            if self._equal(device) and self.free[device] in alike:
-                continue
-            if self._equal(device):
-                alike.add(self.free[device])
-            found.append(device)
-        return found
-
-    def _put(self, depth: int, device: int) -> None:
-        index = self.waiting[depth]
-        self.places[index].append(device)
-        self.free[device] -= self.demands[index].memory
-        self.load[device] += 1
-
-    def _take(self, depth: int) -> None:
-        index = self.waiting[depth]
-        device = self.places[index].pop()
-        self.free[device] += self.demands[index].memory
-        self.load[device] -= 1
-
-    def _candidates(self, demand: Demand, place: list[int]) -> list[int]:
-        allowed = demand.devices if demand.devices is not None else range(len(self.free))
-        used = set(place)
-        full = demand.spread is not None and len(used) >= demand.spread
-        possible = [
-            device
-            for device in sorted(set(allowed))
-            if self.free[device] >= demand.memory and (device in used or not full)
-        ]
-        return sorted(
-            possible,
-            key=lambda device: (
-                place.count(device),
-                # Without a need for memory the GPU with the fewest workers fits best.
-                self.free[device] if demand.memory else self.load[device],
-                device,
-            ),
-        )
-
-    def _equal(self, device: int) -> bool:
-        return self.load[device] == 0 and all(demand.devices is None for demand in self.demands)
+def _can_stay(version: DesiredVersion) -> bool:
+    """Return whether the workers of a version may stay on the GPUs that they have."""
+    if version.live is None or not version.live.device_ids:
+        return False
+    devices = set(spread(version.live.device_ids, version.target.min_workers))
+    allowed = version.state.devices is None or devices <= set(version.state.devices)
+    return allowed and (version.state.gpus is None or len(devices) <= version.state.gpus)
 
 
-def _too_much(
-    sizes: Sequence[int], free: Sequence[int], demands: Sequence[Demand], places: Sequence[Sequence[int]], why: str
-) -> TorchmarError:
-    lines = [f"the workers do not fit on the GPUs: {why}"]
-    for device, size in enumerate(sizes):
-        there = [
-            f"{demand.name} {place.count(device)} x {show(demand.memory)}"
-            for demand, place in zip(demands, places, strict=True)
-            if device in place
-        ]
-        lines.append(
-            f"  GPU {device}: {show(free[device])} of {show(size)} free; {', '.join(there) or 'nothing on it'}"
-        )
-    unplaced = [
-        f"{demand.name} {missing} x {show(demand.memory)}"
-        for demand, place in zip(demands, places, strict=True)
-        if (missing := demand.workers - len(place)) > 0 and demand.fixed is None
-    ]
-    if unplaced:
-        lines.append(f"  not placed: {', '.join(unplaced)}")
-    return TorchmarError(
-        "\n".join(lines),
-        hint="fewer workers, less worker_memory, or more GPUs; while one version takes the place of another "
-        "both are there",
+def _with_devices(version: DesiredVersion, devices: tuple[int, ...] | None) -> DesiredVersion:
+    """Return a version with the GPUs of its workers; a registered build on other GPUs cannot stay."""
+    if devices is not None:
+        version = replace(version, target=replace(version.target, devices=devices))
+    if version.live and list(version.target.differences(version.live)):
+        version = replace(version, live=None)
+    return version
+
+
+def _assign(
+    on_gpus: Sequence[DesiredVersion],
+    staying: set[_Key],
+    wanted: Sequence[DesiredVersion],
+    live: Mapping[str, LiveModel],
+    index: StoreIndex,
+    sizes: Sequence[int],
+) -> dict[_Key, tuple[int, ...]]:
+    demands = [_demand(version, stays=version.key in staying) for version in on_gpus]
+    kept = {(version.model, version.live.version) for version in on_gpus if version.live and version.key in staying}
+    memory = {(version.model, versions.base(version.version)): version.target.worker_memory for version in wanted}
+    demands += _running(live, kept, memory, index)
+    assigned = bin_packing.assign(sizes, demands)
+    return {version.key: devices for version, devices in zip(on_gpus, assigned, strict=False)}
+
+
+def _demand(version: DesiredVersion, *, stays: bool) -> Demand:
+    count = version.target.min_workers
+    return Demand(
+        version.name,
+        count,
+        version.target.worker_memory,
+        tuple(version.state.devices) if version.state.devices is not None else None,
+        version.state.gpus,
+        spread(version.live.device_ids, count) if version.live and stays else None,
     )
+
+
+def _running(
+    live: Mapping[str, LiveModel], kept: set[_Key], memory: Mapping[_Key, int], index: StoreIndex
+) -> Iterator[Demand]:
+    """Yield the demand of each registered version that is not kept; it lasts until its successor has the traffic."""
+    for model in live.values():
+        for version in model.versions.values():
+            if version.device_ids and version.workers and (model.name, version.version) not in kept:
+                stored = index.archives.get(version.url)
+                wanted = memory.get((model.name, versions.base(version.version)))
+                need = wanted or (stored.worker_memory if stored else 0)
+                devices = spread(version.device_ids, len(version.workers))
+                yield Demand(f"{model.name} {version.version}", len(devices), need, fixed=devices)
+
+
+def _gpu(device: int, size: int, placed: Sequence[DesiredVersion]) -> Gpu:
+    counts = [(version, (version.target.devices or ()).count(device)) for version in placed]
+    used = sum(count * version.target.worker_memory for version, count in counts)
+    return Gpu(size, used, tuple((version.name, count) for version, count in counts if count))

@@ -8,27 +8,27 @@ from pathlib import Path
 
 from torchmar.connection import Endpoint
 from torchmar.deployment import ab_comparison, actual, smoke_test
-from torchmar.deployment.ab_comparison import Agreement, Evidence
+from torchmar.deployment.ab_comparison import Agreement, Comparison
 from torchmar.deployment.actual import LiveModel
 from torchmar.deployment.smoke_test import SmokeTest
 from torchmar.errors import TorchmarError
 from torchmar.management import ManagementClient
 
-_ANSWERS = 200  # timed ones, of each version
+_TIMED = 200  # measured responses of each version
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What counts as good as the default version.
+    """The limits within which a version counts as good as the default one.
 
     Attributes:
-        agree: whether two answers are the same.
-        max_regression: by what share its median answer may be slower.
-        max_differences: what share of the requests may be answered otherwise.
-        repeat: pairs of timed answers for each request; None: as many as make 200.
+        agreement: how two responses are compared.
+        max_regression: the share by which the median latency may be larger.
+        max_differences: the share of requests whose responses may differ.
+        repeat: pairs of measured responses for each request; None: as many as make 200.
     """
 
-    agree: Agreement
+    agreement: Agreement
     max_regression: float = 0.05
     max_differences: float = 0.0
     repeat: int | None = None
@@ -36,16 +36,22 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Promotion:
-    """What became of a version: it answered its samples; ``found`` is None if it was compared with nothing."""
+    """The result of a promotion.
+
+    Attributes:
+        before: the default version before it.
+        smoke_test: the test of the version's samples.
+        comparison: with the default version; None if there was none.
+    """
 
     before: str
-    tried: SmokeTest
-    found: Evidence | None
+    smoke_test: SmokeTest
+    comparison: Comparison | None
 
     @property
     def passed(self) -> bool:
-        """Whether it is the default now."""
-        return self.found is None or self.found.verdict == "pass"
+        """Whether the version is the default now."""
+        return self.comparison is None or self.comparison.verdict == "pass"
 
 
 def promote(
@@ -56,57 +62,58 @@ def promote(
     model_store: Path | None = None,
     requests: Path | None = None,
     bounds: Bounds | None = None,
-    watch: Callable[[str], None] = lambda what: None,
+    on_step: Callable[[str], None] = lambda text: None,
 ) -> Promotion:
-    """Ask a version its samples, compare it with the default one, and make it that if it passes.
+    """Send a version its samples, compare it with the default version, and make it the default if it passes.
 
     Args:
-        server: where both are.
+        server: the server.
         name: the model.
-        version: registered, with workers.
-        model_store: where its archive may lie, which has the samples.
-        requests: a folder of requests to compare by, in place of the samples.
-        bounds: how it compares; None: with nothing.
-        watch: called with a text when a step begins.
+        version: a registered version with workers.
+        model_store: the folder with its archive, which has the samples; None if it is not on this machine.
+        requests: a folder of requests for the comparison, in place of the samples.
+        bounds: the limits of the comparison; None: no comparison.
+        on_step: called with a text when a step begins.
 
     Raises:
         TorchmarError: there is no such version, it is the default already, no worker answers, or a response is wrong.
     """
     with ManagementClient(server) as client:
         model = actual.read_model(client, name)
-        _refuse(model, version)
-        there = model.versions[version]
-        archive = model_store / there.url if model_store and (model_store / there.url).exists() else None
-        asked = smoke_test.questions(archive, None)
-        recorded = smoke_test.questions(None, requests) if requests else asked
-        timeout = there.response_timeout + 5.0
-        watch(f"asking {name} {version} its samples")
-        at_once = min(16, there.batch_size * len(there.workers))
-        tried = smoke_test.hold(
-            server, name, version, asked, warmup_requests=20, at_once=at_once, max_latency=None, timeout=timeout
+        _require_candidate(model, version)
+        candidate = model.versions[version]
+        archive = model_store / candidate.url if model_store and (model_store / candidate.url).exists() else None
+        samples = smoke_test.probes(archive, None)
+        compared = smoke_test.probes(None, requests) if requests else samples
+        timeout = candidate.response_timeout + 5.0
+        on_step(f"sending samples to {name} {version}")
+        at_once = min(16, candidate.batch_size * len(candidate.workers))
+        tested = smoke_test.run(
+            server, name, version, samples, warmup_requests=20, at_once=at_once, max_latency=None, timeout=timeout
         )
-        found = None
+        comparison = None
         if bounds:
-            watch(f"asking {name} {model.default} and {version} in turn")
-            found = ab_comparison.compare(
+            on_step(f"comparing {name} {model.default} and {version}")
+            comparison = ab_comparison.compare(
                 server,
                 name,
                 model.default,
                 version,
-                recorded,
-                bounds.agree,
-                repeat=bounds.repeat or max(3, -(-_ANSWERS // max(1, len(recorded)))),
+                compared,
+                bounds.agreement,
+                repeat=bounds.repeat or max(3, -(-_TIMED // max(1, len(compared)))),
                 max_regression=bounds.max_regression,
                 max_differences=bounds.max_differences,
                 timeout=timeout,
             )
-        made = Promotion(model.default, tried, found)
-        if made.passed:
+        promotion = Promotion(model.default, tested, comparison)
+        if promotion.passed:
             client.set_default(name, version)
-        return made
+        return promotion
 
 
-def _refuse(model: LiveModel, version: str) -> None:
+def _require_candidate(model: LiveModel, version: str) -> None:
+    """Raise TorchmarError unless a version is registered, has workers that answer, and is not the default."""
     if version not in model.versions:
         raise TorchmarError(
             f"{model.name} {version} is not registered; {', '.join(model.versions)} are",

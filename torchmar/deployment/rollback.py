@@ -10,9 +10,9 @@ from torchmar.errors import TorchmarError
 from torchmar.management import ManagementClient
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rollback:
-    """What was done: from which version to which, the workers of both, and how many were started afterwards."""
+    """A completed rollback: the default version before and after it, and the number of workers of each."""
 
     model: str
     before: str
@@ -29,25 +29,25 @@ def previous(model: LiveModel) -> str:
     """
     now = versions.newest_first(model.default)
     older = [
-        one.version
-        for one in model.versions.values()
-        if versions.newest_first(one.version) < now and one.ready and one.version != model.default
+        version.version
+        for version in model.versions.values()
+        if versions.newest_first(version.version) < now and version.ready and version.version != model.default
     ]
     if not older:
-        others = ", ".join(f"{one.version} ({one.ready} workers)" for one in model.versions.values())
+        others = ", ".join(f"{version.version} ({version.ready} workers)" for version in model.versions.values())
         raise TorchmarError(
             f"{model.name} has no version before {model.default} that answers; registered: {others}",
-            hint="--to names any other; keep: in deployment.yaml says how many stay for this",
+            hint="--to names any other; keep: in deployment.yaml is the number of versions that stay for a rollback",
         )
     return max(older, key=versions.newest_first)
 
 
 def rollback(client: ManagementClient, name: str, to: str | None = None) -> Rollback:
-    """Make the version before the default again; its workers are up, so that this takes one call.
+    """Make the previous version the default again. Its workers are running, so this takes one call.
 
     Raises:
-        NotFound: the server has no such model.
-        TorchmarError: there is no version to go back to, or it has no workers.
+        NotFoundError: the server has no such model.
+        TorchmarError: there is no such version, or it has no workers.
     """
     model = read_model(client, name)
     target = to or previous(model)
@@ -55,16 +55,22 @@ def rollback(client: ManagementClient, name: str, to: str | None = None) -> Roll
         raise TorchmarError(f"{name} has no version {target}; registered: {', '.join(model.versions)}")
     if target == model.default:
         raise TorchmarError(f"{name} {target} is the default already")
-    there = model.versions[target]
-    if not there.ready:
+    registered = model.versions[target]
+    if not registered.ready:
         raise TorchmarError(
             f"{name} {target} has no workers that answer", hint=f"torchmar scale {name} 1 --version {target}"
         )
     client.set_default(name, target)
-    return Rollback(name, model.default, target, len(model.versions[model.default].workers), len(there.workers))
+    return Rollback(
+        model=name,
+        before=model.default,
+        after=target,
+        workers_before=len(model.versions[model.default].workers),
+        workers_after=len(registered.workers),
+    )
 
 
 def restore_workers(client: ManagementClient, done: Rollback) -> None:
-    """Start as many workers as the version before had, where fewer were kept; the model answers meanwhile."""
+    """Start as many workers as the version before had, if fewer were kept; the model answers meanwhile."""
     if done.workers_after < done.workers_before:
         client.scale(done.model, done.after, min_worker=done.workers_before)

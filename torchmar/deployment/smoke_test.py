@@ -1,4 +1,4 @@
-"""Run a version's samples on the server before it gets traffic."""
+"""Send a version its samples before it gets traffic: responses compared, workers warmed up, latency measured."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from torchmar.exchange import Request, Response, content_type
 from torchmar.inference import InferenceClient
 from torchmar.recipe import Sample
 
-_TIMED = 5  # answers to each request that its median is of
+_TIMED = 5  # responses to each request, of which the median is taken
 
 
 @dataclass(frozen=True)
 class SmokeTest:
-    """What a version did: how many requests it answered rightly, and the median milliseconds of the slowest."""
+    """A passed test: the number of requests, and the largest median latency of one of them in milliseconds."""
 
-    asked: int
-    slowest: float | None
+    requests: int
+    slowest_ms: float | None
 
     def show(self) -> str:
-        """Return it in words."""
-        if not self.asked:
+        """Return the result as text."""
+        if not self.requests:
             return "it has no samples; only its workers are up"
-        slowest = "" if self.slowest is None else f", at the most {self.slowest:.1f} ms"
-        return f"{self.asked} sample{'' if self.asked == 1 else 's'} right{slowest}"
+        slowest = "" if self.slowest_ms is None else f", at most {self.slowest_ms:.1f} ms"
+        return f"{self.requests} sample{'' if self.requests == 1 else 's'} right{slowest}"
 
 
 @dataclass(frozen=True)
-class Question:
-    """A request and what is expected of its answer; without a sample only that it is not refused."""
+class Probe:
+    """A request and the sample with its expected response; without a sample any response below status 400 is good."""
 
     name: str
     request: Request
     sample: Sample | None = None
 
-    def problems(self, answer: Response) -> list[str]:
-        """Return what is wrong with an answer, in words."""
+    def problems(self, response: Response) -> list[str]:
+        """Return the differences between a response and the expected one, as text."""
         if self.sample:
-            return comparison.differences(self.sample, answer)
-        document = answer.body.decode("utf-8", "replace")[:200]
-        return [f"status {answer.status}: {document}"] if answer.status >= 400 else []
+            return comparison.differences(self.sample, response)
+        excerpt = response.body.decode("utf-8", "replace")[:200]
+        return [f"status {response.status}: {excerpt}"] if response.status >= 400 else []
 
 
-def questions(archive: Path | None, requests: Path | None) -> list[Question]:
-    """Return the samples of an archive and the files of a folder, as they are asked.
+def probes(archive: Path | None, requests: Path | None) -> list[Probe]:
+    """Return the samples of an archive and the files of a folder as requests.
 
     Raises:
         TorchmarError: the archive or the folder cannot be read.
@@ -62,75 +62,75 @@ def questions(archive: Path | None, requests: Path | None) -> list[Question]:
     return [*(_of_archive(archive) if archive else ()), *(_of_folder(requests) if requests else ())]
 
 
-def ask(client: InferenceClient, name: str, request: Request, version: str | None) -> tuple[Response, float]:
-    """Return the answer of a version and the milliseconds that it took; a refusal is an answer, too."""
-    before = time.perf_counter()
+def send(client: InferenceClient, name: str, request: Request, version: str | None) -> tuple[Response, float]:
+    """Return the response of a version and its latency in milliseconds; an error response is a response, too."""
+    start = time.perf_counter()
     try:
-        answer = client.request(name, request, version)
-    except ServerError as refusal:
-        body = json.dumps({"code": refusal.status, "type": refusal.type, "message": refusal.message}).encode()
-        answer = Response(refusal.status, body)
-    return answer, (time.perf_counter() - before) * 1000
+        response = client.request(name, request, version)
+    except ServerError as error:
+        body = json.dumps({"code": error.status, "type": error.type, "message": error.message}).encode()
+        response = Response(error.status, body)
+    return response, (time.perf_counter() - start) * 1000
 
 
-def hold(
+def run(
     server: Endpoint,
     name: str,
     version: str,
-    asked: Sequence[Question],
+    probes: Sequence[Probe],
     *,
     warmup_requests: int,
     at_once: int,
     max_latency: int | None,
     timeout: float = 120.0,
 ) -> SmokeTest:
-    """Ask a version each question, warm it up, and time it.
+    """Send each request once and compare the response; warm the version up; measure its latency.
 
     Args:
-        server: where it is.
+        server: the server.
         name: the model.
         version: the version.
-        asked: what to ask; nothing asked is nothing wrong.
-        warmup_requests: requests before any is timed.
-        at_once: how many of these are sent together, so that every worker gets some.
-        max_latency: milliseconds that the median answer to each question may take.
-        timeout: seconds to wait for one answer.
+        probes: the requests; without any the test passes.
+        warmup_requests: the number of requests before the measurement.
+        at_once: how many of these are sent at the same time, so that every worker gets some.
+        max_latency: the largest allowed median latency of one request, in milliseconds; None: no limit.
+        timeout: seconds to wait for one response.
 
     Raises:
-        TorchmarError: an answer is wrong, or too slow; the message has all that are.
-        ConnectError: no answer came in ``timeout`` seconds.
+        TorchmarError: a response is wrong or too slow; the message lists all of them.
+        ConnectError: there was no response in ``timeout`` seconds.
     """
-    if not asked:
+    if not probes:
         return SmokeTest(0, None)
     client = InferenceClient(server, timeout=timeout)
     wrong = []
-    for one in asked:
-        answer, _ = ask(client, name, one.request, version)
-        wrong += [f"{one.name}: {problem}" for problem in one.problems(answer)]
+    for probe in probes:
+        response, _ = send(client, name, probe.request, version)
+        wrong += [f"{probe.name}: {problem}" for problem in probe.problems(response)]
     if wrong:
         raise _failed(f"{name} {version} does not answer as it should", wrong)
-    _warm(server, name, version, [one.request for one in asked], warmup_requests, at_once, timeout)
+    _warm_up(server, name, version, [probe.request for probe in probes], warmup_requests, at_once, timeout)
     medians = {}
-    for one in asked:
-        medians[one.name] = statistics.median(ask(client, name, one.request, version)[1] for _ in range(_TIMED))
-    slow = {key: took for key, took in medians.items() if max_latency is not None and took > max_latency}
+    for probe in probes:
+        medians[probe.name] = statistics.median(send(client, name, probe.request, version)[1] for _ in range(_TIMED))
+    slow = {key: median for key, median in medians.items() if max_latency is not None and median > max_latency}
     if slow:
-        lines = [f"{key}: {took:.1f} ms" for key, took in slow.items()]
+        lines = [f"{key}: {median:.1f} ms" for key, median in slow.items()]
         raise _failed(f"{name} {version} takes longer than {max_latency} ms", lines)
-    return SmokeTest(len(asked), max(medians.values()))
+    return SmokeTest(len(probes), max(medians.values()))
 
 
-def _warm(
+def _warm_up(
     server: Endpoint, name: str, version: str, requests: Sequence[Request], count: int, at_once: int, timeout: float
 ) -> None:
-    def some(share: Sequence[Request]) -> None:
+    def send_all(share: Sequence[Request]) -> None:
         client = InferenceClient(server, timeout=timeout)
         for request in share:
-            ask(client, name, request, version)
+            send(client, name, request, version)
 
-    every = list(itertools.islice(itertools.cycle(requests), count))
+    repeated = list(itertools.islice(itertools.cycle(requests), count))
     with ThreadPoolExecutor(max(1, at_once)) as pool:
-        list(pool.map(some, [every[start::at_once] for start in range(at_once)]))
+        list(pool.map(send_all, [repeated[start::at_once] for start in range(at_once)]))
 
 
 def _failed(what: str, lines: Sequence[str]) -> TorchmarError:
@@ -138,7 +138,7 @@ def _failed(what: str, lines: Sequence[str]) -> TorchmarError:
     return TorchmarError("\n  ".join([f"{what}:", *shown]))
 
 
-def _of_archive(path: Path) -> Iterator[Question]:
+def _of_archive(path: Path) -> Iterator[Probe]:
     with Archive(path) as archive:
         for sample in archive.samples:
             name = f"{sample.input or 'json'}{' (explained)' if sample.explain else ''}"
@@ -146,12 +146,12 @@ def _of_archive(path: Path) -> Iterator[Question]:
                 body, kind = json.dumps(sample.json_body).encode(), "application/json"
             else:
                 body, kind = archive.read(sample.input), content_type(sample.input)
-            yield Question(name, Request(body, kind, sample.explain), sample)
+            yield Probe(name, Request(body, kind, sample.explain), sample)
 
 
-def _of_folder(folder: Path) -> Iterator[Question]:
+def _of_folder(folder: Path) -> Iterator[Probe]:
     if not folder.is_dir():
-        raise TorchmarError(f"{folder} is not a folder", hint="put one request in each file of it")
+        raise TorchmarError(f"{folder} is not a folder", hint="write each request to a file of its own in a folder")
     for file in sorted(folder.iterdir()):
         if file.is_file() and not file.name.startswith("."):
-            yield Question(file.name, exchange.read(file))
+            yield Probe(file.name, exchange.read(file))

@@ -1,4 +1,4 @@
-"""The ``config.properties`` with which a server starts in a deployment's state."""
+"""Write the ``config.properties`` with which a server starts in the state of a deployment."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ def startup(
 ) -> str:
     """Return the text of a ``config.properties``: the keys of ``base``, and the models.
 
-    The first of a model's archives in ``load_models`` becomes its default version. What an
-    archive's own configuration says goes before ``models``, as at registration. To ``models`` no
-    workers means as many as there are processors; where a version is to have none, the same is
-    written as ``model_snapshot``, which takes it by the word.
+    The first of a model's archives in ``load_models`` becomes its default version. An archive's own
+    configuration overrides ``models``, as it does at registration. In ``models``, 0 workers means one per
+    processor; so if a version is to have none, the models are written as ``model_snapshot``, where 0 means none.
 
     Raises:
-        TorchmarError: no archive in the store gives what the deployment says.
+        TorchmarError: no archive in the store gives a version as the deployment describes it.
     """
     models: dict[str, dict[str, Any]] = {}
     files: list[str] = []
     for name, model in deployment.models.items():
         models[name] = {}
-        for version in sorted(model.versions, key=lambda one: one != model.default_version):
+        for version in sorted(model.versions, key=lambda name: name != model.default_version):
             is_default = version == model.default_version
-            stored, target = _chosen(name, version, deployment, archives, index)
+            stored, target = _choose(name, version, deployment, archives, index)
             file = stored.path.name
             files.append(file if stored.name == name else f"{name}={file}")
             models[name][stored.version] = {
@@ -43,16 +42,16 @@ def startup(
                 "marName": file,
                 "minWorkers": target.min_workers,
                 "maxWorkers": target.max_workers,
-                # What nobody says the server chooses, but in this JSON it wants all of them.
+                # This JSON needs all keys: a setting without a value gets TorchServe's default.
                 **{
                     key: default if target.settings[setting] is None else target.settings[setting]
                     for setting, (key, default) in SETTINGS.items()
                 },
             }
-    ours = ("load_models", "models", "model_snapshot")
-    keys = {key: value for key, value in base.items() if key not in ours}
-    versions = [one for model in models.values() for one in model.values()]
-    if all(one["minWorkers"] for one in versions):
+    replaced = ("load_models", "models", "model_snapshot")
+    keys = {key: value for key, value in base.items() if key not in replaced}
+    versions = [version for model in models.values() for version in model.values()]
+    if all(version["minWorkers"] for version in versions):
         keys |= {"load_models": ",".join(files), "models": _json(models)}
     else:
         snapshot = {"name": "deployment", "modelCount": len(versions), "models": models}
@@ -60,26 +59,29 @@ def startup(
     return properties.show(keys)
 
 
-def _chosen(
+def _choose(
     name: str,
     version: str,
     deployment: Deployment,
     archives: Mapping[tuple[str, str], StoredArchive | None],
     index: StoreIndex,
 ) -> tuple[StoredArchive, Target]:
-    """Return the archive that gives a version when a server loads it, the newest build first."""
+    """Return the archive from which a server loads a version with its target; newer builds come first."""
     stored = archives.get((name, version))
     if stored is None:
-        raise TorchmarError(f"there is no archive of {name} {version} in {index.folder or 'a model store here'}")
+        raise TorchmarError(
+            f"there is no archive of {name} {version} in {index.folder or 'a model store on this machine'}"
+        )
     state = deployment.models[name].version(version)
     target = Target.of(state, stored, None)
-    for one in (*index.builds(stored.name, version), stored):
-        devices = tuple(one.config.get("deviceIds") or ())
-        on_right = not state.on_gpus or (
+    for archive in (*index.builds(stored.name, version), stored):
+        devices = tuple(archive.config.get("deviceIds") or ())
+        gpus_fit = not state.on_gpus or (
             bool(devices) and (state.devices is None or set(devices) <= set(state.devices))
         )
-        if on_right and target.comes_of(one) and one.path.parent.resolve() == (index.folder or one.path).resolve():
-            return one, target
+        in_store = archive.path.parent.resolve() == (index.folder or archive.path).resolve()
+        if gpus_fit and in_store and target.satisfied_by(archive):
+            return archive, target
     raise TorchmarError(
         f"no archive in {index.folder} gives {name} {version} as the deployment says", hint="torchmar apply makes it"
     )

@@ -13,18 +13,18 @@ from torchmar.archive import Archive
 from torchmar.deployment import versions
 from torchmar.errors import TorchmarError
 
-SECTION = "deployment"  # of a derived archive's configuration: what a later plan has to know of it
+SECTION = "deployment"  # the section of a derived archive's configuration that later plans read
 
 
 @dataclass(frozen=True)
 class StoredArchive:
-    """An archive: where it is and what its manifest and its configuration say.
+    """An archive: its path, and the values of its manifest and configuration.
 
     Attributes:
-        configured: whether there is a configuration, even an empty one; TorchServe then reads
-            timeouts from it alone.
-        content: a digest of all that is inside but the manifest and the configuration; builds of one
-            version that have the same are made of the same. Empty where the archive lists no digests.
+        configured: whether it has a configuration, even an empty one; TorchServe then takes
+            timeouts from nowhere else.
+        content: a digest of all members but the manifest and the configuration, which differ between builds
+            of one version. Empty if the archive lists no digests.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class StoredArchive:
     content: str = ""
 
     def number(self, key: str) -> int | None:
-        """Return a key of the configuration as TorchServe takes it: a positive integer, or nothing."""
+        """Return the value of a configuration key; None if it is no positive integer, which TorchServe ignores."""
         value = self.config.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
@@ -55,38 +55,38 @@ class StoreIndex:
     archives: Mapping[str, StoredArchive] = field(default_factory=dict)
 
     def builds(self, name: str, version: str) -> list[StoredArchive]:
-        """Return the archives of every build of a version of a model, the newest first."""
+        """Return the archives of all builds of a version, the newest first."""
         same = [
-            one
-            for one in self.archives.values()
-            if one.name == name and versions.base(one.version) == versions.base(version)
+            archive
+            for archive in self.archives.values()
+            if archive.name == name and versions.base(archive.version) == versions.base(version)
         ]
-        return sorted(same, key=lambda one: versions.number(one.version), reverse=True)
+        return sorted(same, key=lambda archive: versions.number(archive.version), reverse=True)
 
 
 def read(folder: Path | None, names: Iterable[str]) -> StoreIndex:
-    """Return what lies in a model store of the models ``names``; nothing where the folder is not here.
+    """Return the index of a model store for the models ``names``; empty if the folder is not on this machine.
 
-    Only files that are named like one of the models are opened, since a store may have many.
+    Only files with the name of one of these models are opened, since a store may have many archives.
     """
     if folder is None or not folder.is_dir():
         return StoreIndex(None)
-    starts = tuple({f"{name}-" for name in names} | {f"{name}." for name in names})
+    prefixes = tuple({f"{name}-" for name in names} | {f"{name}." for name in names})
     archives = {}
     for path in sorted(folder.iterdir()):
-        if starts and path.name.startswith(starts) and (found := look(path)):
-            archives[path.name] = found
+        if prefixes and path.name.startswith(prefixes) and (stored := read_archive(path)):
+            archives[path.name] = stored
     return StoreIndex(folder, archives)
 
 
-def look(path: Path) -> StoredArchive | None:
-    """Return what an archive says of itself; None where it is missing or none."""
+def read_archive(path: Path) -> StoredArchive | None:
+    """Return an archive's entry; None if there is no file, or it is no archive."""
     try:
         with Archive(path) as archive:
             name, version, model = archive.manifest.name, archive.manifest.version, archive.manifest.model
-            changed = {manifest.PATH, model.config_file}
-            inside = sorted(line for line in archive.listed.items() if line[0] not in changed)
-            content = hashlib.sha256(repr(inside).encode()).hexdigest() if inside else ""
+            changing = {manifest.PATH, model.config_file}
+            digests = sorted(line for line in archive.listed.items() if line[0] not in changing)
+            content = hashlib.sha256(repr(digests).encode()).hexdigest() if digests else ""
             return StoredArchive(path, name, version, dict(archive.config), model.config_file is not None, content)
     except TorchmarError:
         return None

@@ -1,4 +1,4 @@
-"""The target of one version: the file's values, else the archive's, else the current ones."""
+"""The target of one version: the deployment's values, else the archive's, else the present ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchmar.deployment.desired import VersionState
 from torchmar.deployment.store_index import SECTION, StoredArchive
 from torchmar.management import ModelVersion
 
-# Our name, the server's in a configuration, and its default.
+# The name in deployment.yaml; the key in an archive's configuration, and TorchServe's default.
 SETTINGS = {
     "batch_size": ("batchSize", 1),
     "max_batch_delay": ("maxBatchDelay", 100),
@@ -25,15 +25,16 @@ class Target:
     """Workers and settings of one version.
 
     Attributes:
-        settings: by name; None leaves one to the server.
-        said: the names of those that the file or the archive says; the others are as they are.
-        devices: the GPU of each worker; None leaves them to the server.
+        settings: values by name; None: the server chooses.
+        explicit: names of the settings that the deployment or the archive has; the others keep their values.
+        devices: the GPU of each worker; None: the server chooses.
+        worker_memory: bytes of GPU memory that one worker needs; 0 if unknown.
     """
 
     min_workers: int
     max_workers: int
     settings: Mapping[str, int | None]
-    said: frozenset[str]
+    explicit: frozenset[str]
     devices: tuple[int, ...] | None = None
     worker_memory: int = field(default=0, compare=False)
 
@@ -41,18 +42,22 @@ class Target:
     def of(
         cls, state: VersionState, stored: StoredArchive | None, live: ModelVersion | None, at_least: int = 0
     ) -> Target:
-        """Return the target of a version, given its archive and the build of it that is there, if any.
+        """Return the target of a version.
 
-        It has ``at_least`` so many workers where neither the file nor the archive says how many.
+        Args:
+            state: its entry in the deployment.
+            stored: its archive, if it can be read.
+            live: its registered build, if any.
+            at_least: the minimum of workers where neither the deployment nor the archive has a number.
         """
         settings: dict[str, int | None] = {}
-        document = set()
+        explicit = set()
         for name, (key, _) in SETTINGS.items():
             value = getattr(state, name)
             if value is None and stored:
                 value = stored.number(key)
             if value is not None:
-                document.add(name)
+                explicit.add(name)
             elif live:
                 value = getattr(live, name)
             settings[name] = value
@@ -61,49 +66,49 @@ class Target:
         if low is None and archive_low:
             low, high = archive_low, archive_high
         if low is not None:
-            document.add("min_workers")
+            explicit.add("min_workers")
         elif live and live.min_workers >= at_least:
             low, high = live.min_workers, live.max_workers
         elif live:
             low = at_least
-            document.add("min_workers")
+            explicit.add("min_workers")
         low = 1 if low is None else low
-        return cls(low, max(low, high or 0), settings, frozenset(document), None, state.worker_memory or 0)
+        return cls(low, max(low, high or 0), settings, frozenset(explicit), None, state.worker_memory or 0)
 
     def differences(self, live: ModelVersion) -> Iterator[tuple[str, str, str]]:
-        """Yield setting, present value and wanted value of what cannot be changed in place."""
+        """Yield name, present and wanted value of each setting that only a new build can change."""
         for name in SETTINGS:
-            if name in self.said and getattr(live, name) != self.settings[name]:
+            if name in self.explicit and getattr(live, name) != self.settings[name]:
                 yield name, str(getattr(live, name)), str(self.settings[name])
         if self.devices is not None and spread(live.device_ids, self.min_workers) != self.devices:
             yield "devices", _listed(live.device_ids), _listed(self.devices)
 
-    def comes_of(self, stored: StoredArchive) -> bool:
-        """Tell whether registering an archive as it is gives the target: its configuration goes before all else."""
+    def satisfied_by(self, stored: StoredArchive) -> bool:
+        """Return whether registering an archive gives the target; its configuration overrides the registration's."""
         low, high = _own_workers(stored)
         if low and (low, high) != (self.min_workers, self.max_workers):
             return False
         for name, (key, default) in SETTINGS.items():
             own = stored.number(key)
             if own is None and stored.configured and name in _TIMEOUTS:
-                own = default  # a configuration without it is one with the default
+                own = default  # TorchServe takes a timeout that the configuration lacks as the default
             wanted = self.settings[name]
             if wanted is not None and own is not None and own != wanted:
                 return False
         return self.devices is None or tuple(stored.config.get("deviceIds") or ()) == self.devices
 
-    def is_what(self, stored: StoredArchive) -> bool:
-        """Tell whether the target is what an archive says by itself, with TorchServe's defaults for the rest."""
+    def equals_defaults_of(self, stored: StoredArchive) -> bool:
+        """Return whether the target equals an archive's own configuration, with TorchServe's defaults for the rest."""
         own = {name: stored.number(key) or default for name, (key, default) in SETTINGS.items()}
-        return self.comes_of(stored) and all(self.settings[name] in (None, own[name]) for name in SETTINGS)
+        return self.satisfied_by(stored) and all(self.settings[name] in (None, own[name]) for name in SETTINGS)
 
     def config(self, stored: StoredArchive) -> dict[str, Any]:
-        """Return the changes to an archive's configuration that make it the target; None removes a key."""
-        some = self.min_workers > 0
+        """Return the changes to an archive's configuration that give the target; None removes a key."""
+        has_workers = self.min_workers > 0
         changes: dict[str, Any] = {
-            "minWorkers": self.min_workers if some else None,
-            "maxWorkers": self.max_workers if some else None,
-            # TorchServe reads 0 as nothing said, and then takes what registration says.
+            "minWorkers": self.min_workers if has_workers else None,
+            "maxWorkers": self.max_workers if has_workers else None,
+            # TorchServe reads 0 as a missing key, and then takes the value of the registration.
             **{key: self.settings[name] or None for name, (key, _) in SETTINGS.items()},
         }
         if self.devices is not None:
@@ -115,12 +120,12 @@ class Target:
 
 
 def spread(devices: tuple[int, ...], workers: int) -> tuple[int, ...]:
-    """Return the GPU of each worker as TorchServe deals a configuration's ``deviceIds`` out: one after the other."""
+    """Return the GPU of each worker: TorchServe assigns a configuration's ``deviceIds`` in turn."""
     return tuple(devices[index % len(devices)] for index in range(workers)) if devices else ()
 
 
 def _own_workers(stored: StoredArchive | None) -> tuple[int, int]:
-    """Return minimum and maximum of an archive; TorchServe takes both or neither."""
+    """Return an archive's minimum and maximum of workers; TorchServe takes both or neither."""
     low = stored.number("minWorkers") if stored else None
     high = stored.number("maxWorkers") if stored else None
     return (low, high) if low and high and high >= low else (0, 0)

@@ -11,18 +11,18 @@ _BUILD = re.compile(r"\+b(\d+)$")
 
 
 def base(version: str) -> str:
-    """Return the version that a build is one of; a version without a build is its own."""
+    """Return the version that a build belongs to; a version without a build number is returned as it is."""
     return _BUILD.sub("", version)
 
 
 def number(version: str) -> int:
-    """Return the number of a build; 1 for a version as it was built first."""
+    """Return the number of a build; 1 for a version without a build number."""
     found = _BUILD.search(version)
     return int(found[1]) if found else 1
 
 
 def is_build(version: str) -> bool:
-    """Tell whether a version was derived by a deployment."""
+    """Return whether a version has a build number, and so was derived by a deployment."""
     return _BUILD.search(version) is not None
 
 
@@ -32,5 +32,5 @@ def build(version: str, count: int) -> str:
 
 
 def newest_first(version: str) -> tuple[list[Any], int]:
-    """Return a key that sorts versions as people read them, and builds by number; use it with ``reverse=True``."""
+    """Return a sort key: 1.10 after 1.9, and builds by number; use it with ``reverse=True``."""
     return list(order(base(version))), number(version)

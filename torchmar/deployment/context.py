@@ -1,0 +1,80 @@
+"""The server of a deployment: endpoint, run folder and model store, resolved once from options and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torchmar import properties
+from torchmar.connection import RUN_FOLDER, Endpoint
+from torchmar.deployment.desired import ServerSection
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentContext:
+    """The server of a deployment, and the folder of its file.
+
+    Attributes:
+        endpoint: the addresses of the server's APIs, its tokens and certificates.
+        run_folder: the folder that the server runs with; it exists only if the server is on this machine.
+        model_store: the folder of the server's archives; None if it is not on this machine.
+        folder: the folder that file names in ``deployment.yaml`` are relative to.
+    """
+
+    endpoint: Endpoint
+    run_folder: Path = RUN_FOLDER
+    model_store: Path | None = None
+    folder: Path = Path()
+
+
+def resolve(section: ServerSection, folder: Path, run_folder: Path | None = None) -> DeploymentContext:
+    """Return the server that a deployment is for.
+
+    Args:
+        section: the deployment's ``server:``.
+        folder: the folder of the deployment's file.
+        run_folder: a run folder that takes the place of the deployment's.
+
+    Raises:
+        PropertiesError: a configuration of the server cannot be read.
+    """
+    named = run_folder or (folder / section.run_folder if section.run_folder else None)
+    return DeploymentContext(
+        endpoint=_endpoint(section, folder, named),
+        run_folder=named or RUN_FOLDER,
+        model_store=_model_store(section, folder, named or RUN_FOLDER),
+        folder=folder,
+    )
+
+
+def local_model_store(run_folder: Path | None = None) -> Path | None:
+    """Return the model store of the server of a run folder (default: ``.torchmar``), or else ``./model_store``."""
+    return _model_store(ServerSection(), Path(), run_folder or RUN_FOLDER)
+
+
+def _endpoint(section: ServerSection, folder: Path, run_folder: Path | None) -> Endpoint:
+    endpoint = Endpoint.from_run_folder(run_folder or RUN_FOLDER)
+    config = folder / section.config if section.config else None
+    if run_folder is None and config and config.is_file() and not (RUN_FOLDER / properties.FILE_NAME).is_file():
+        values = properties.read(config)
+        endpoint = replace(
+            endpoint, inference=values.get("inference_address"), management=values.get("management_address")
+        )
+    return replace(
+        endpoint,
+        inference=section.inference or endpoint.inference,
+        management=section.management or endpoint.management,
+        key_file=folder / section.key_file if section.key_file else endpoint.key_file,
+    )
+
+
+def _model_store(section: ServerSection, folder: Path, run_folder: Path) -> Path | None:
+    """Return the deployment's model store, or else the running server's, or else the one beside the deployment."""
+    if section.model_store:
+        return folder / section.model_store
+    for config in (run_folder / properties.FILE_NAME, folder / section.config if section.config else None):
+        if config and config.is_file() and (named := properties.read(config).get("model_store")):
+            store = config.parent / named
+            return store if store.is_dir() else None
+    beside = folder / "model_store"
+    return beside if beside.is_dir() else None
