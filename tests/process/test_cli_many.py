@@ -277,7 +277,7 @@ def test_grpc_that_is_not_installed_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["-o", "out.png", PICTURES[1]], "a .jsonl file"), (["--in-order"], "goes with --output FILE.jsonl")],
+    [(["-o", "out.png", PICTURES[1]], "a .jsonl file"), (["--in-order"], "is for --output FILE.jsonl")],
 )
 def test_wrong_usage_is_told(options: list[object], said: str, tmp_path: Path) -> None:
     assert said in torchmar("predict", "digits", PICTURES[0], *options, cwd=tmp_path, code=2).stderr

@@ -1,4 +1,4 @@
-"""Commands on recipes and archives, without a server."""
+"""Commands on recipes and archives; none needs a server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchmar.archive.built_archive import show_size
-from torchmar.cli.options import AsJson, Baseline, Ignore, Method, Steps, Target, explanation
+from torchmar.cli.options import AsJson, Baseline, Ignore, Method, Steps, Target, explain_headers
 from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
@@ -38,19 +38,19 @@ def build(
         list[Path] | None,
         typer.Argument(metavar="RECIPE", help="Recipes, or their folders; default: archives/*/archive.yaml."),
     ] = None,
-    store: Annotated[Path, typer.Option(help="Where archives go.")] = Path("model_store"),
-    form: Annotated[Form, typer.Option(help="A .mar, or a folder, which a server registers at once.")] = Form.mar,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Read everything, even if nothing has changed.")] = False,
+    store: Annotated[Path, typer.Option(help="The folder for the archives.")] = Path("model_store"),
+    form: Annotated[Form, typer.Option(help="A .mar, or a folder, which a server need not extract.")] = Form.mar,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Read all inputs, even if nothing has changed.")] = False,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Write only archives that torchmar check has no error for.")
+        bool, typer.Option("--check/--no-check", help="Write only archives in which torchmar check finds no error.")
     ] = True,
     ignore: Ignore = None,
 ) -> None:
     """Pack recipes into STORE/NAME-VERSION.mar.
 
-    Prints what torchmar check finds; an archive with an error is not written.
-    An archive whose inputs have kept size, times and inode is up to date.
-    After a week, or with --force, they are read again all the same.
+    Prints the findings of torchmar check; an archive with an error is not
+    written. An archive is up to date if its inputs have the same sizes, times
+    and inodes. With --force, or after a week, the inputs are read again.
     """
     from torchmar.archive.building import build as build_archive
     from torchmar.archive.building import recipes_here
@@ -61,11 +61,11 @@ def build(
     def inspect(members: Mapping[str, MemberContent]) -> tuple[Note, ...]:
         return findings.inspect(members, ignored)
 
-    found = recipes or recipes_here()
-    if not found:
+    paths = recipes or recipes_here()
+    if not paths:
         raise TorchmarError("there is no recipe here", hint="name one, or go to the folder that has archives/")
     failed = False
-    for recipe in found:
+    for recipe in paths:
         try:
             with Bar() as bar:
                 packed = build_archive(
@@ -88,7 +88,7 @@ def build(
 
 
 def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
-    """Show what is inside an archive, without running any of it."""
+    """Show the content of an archive, without running any of it."""
     from torchmar.archive import Archive
     from torchmar.checks.formats import identify
 
@@ -154,42 +154,41 @@ def schema() -> None:
 
 def run(
     path: ArchivePath,
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="The file to ask with; - is stdin.", show_default=False)
-    ],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="The file to send; - is stdin.", show_default=False)],
     explain: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Ask for an explanation and write it: .png a picture, .json or .npy.",
+            help="Request an explanation and write it: .png for a picture, .json or .npy.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the prediction here.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="The file for the prediction; default: stdout.", show_default=False),
     ] = None,
     method: Method = None,
     target: Target = None,
     n_steps: Steps = None,
     baseline: Baseline = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the handler printed.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of the handler.")] = False,
 ) -> None:
-    """Ask an archive for one answer in a worker process, without a server."""
+    """Run an archive once, in a worker process, without a server."""
     from torchmar.cli import responses
     from torchmar.worker import Worker
 
     if explain and output:
-        raise typer.BadParameter("an explanation is written by --explain alone", param_hint="--output")
-    how = explanation(method, target, n_steps, baseline)
-    if how and not explain:
-        raise typer.BadParameter("goes with --explain FILE", param_hint="--method, --target, --n-steps, --baseline")
-    request = responses.request(source, explain is not None, explain or output, how)
+        raise typer.BadParameter("is for predictions; --explain FILE writes an explanation", param_hint="--output")
+    headers = explain_headers(method, target, n_steps, baseline)
+    if headers and not explain:
+        raise typer.BadParameter("needs --explain FILE", param_hint="--method, --target, --n-steps, --baseline")
+    request = responses.request(source, explain is not None, explain or output, headers)
     with err.status("loading the archive"), Worker(path) as worker:
-        answer = worker.predict_batch([request])[0]
+        response = worker.predict_batch([request])[0]
         log = worker.log()
-    if verbose or answer.status >= 500:
+    if verbose or response.status >= 500:
         err.print(log.rstrip(), style="dim", markup=False)
-    responses.show(answer, explain or output)
+    responses.show(response, explain or output)
 
 
 def derive(
@@ -200,21 +199,22 @@ def derive(
         typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the server configuration; KEY= removes it."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A whole configuration, in place of the archive's.", show_default=False)
+        Path | None, typer.Option(help="A configuration file in place of the archive's.", show_default=False)
     ] = None,
     handler: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="In place of the archive's: a file, or such as torchmar_handlers.image_classifier.",
+            help="A handler in place of the archive's: a file, or torchmar_handlers.image_classifier.",
             show_default=False,
         ),
     ] = None,
-    store: Annotated[Path, typer.Option(help="Where the new archive goes.")] = Path("model_store"),
+    store: Annotated[Path, typer.Option(help="The folder for the new archive.")] = Path("model_store"),
 ) -> None:
     """Make a new version of an archive with another configuration or handler.
 
-    The weights are copied as they are; a change of batching costs a copy:
+    The weights are copied unchanged.
+
     torchmar derive digits-1.0.mar --version 1.0+b16 --set batchSize=16
     torchmar derive resnet-1.0.mar --version 1.1 --handler torchmar_handlers.image_classifier
     """
@@ -230,15 +230,15 @@ def derive(
 
 def import_(
     path: ArchivePath,
-    to: Annotated[Path, typer.Option(help="The folder that gets a folder NAME.")] = Path("archives"),
+    to: Annotated[Path, typer.Option(help="The folder in which the folder NAME is created.")] = Path("archives"),
 ) -> None:
-    """Turn an archive into archives/NAME/ with a recipe, from which it can be built again."""
+    """Turn an archive into a folder with a recipe, from which it can be built again."""
     from torchmar.archive import import_archive
 
     folder, lost = import_archive(path, to)
     for what in lost:
-        err.print(f"[yellow]left out:[/] {what}: a recipe cannot say it")
-    out.print(f"{folder}/archive.yaml  torchmar build {folder} makes it again", markup=False)
+        err.print(f"[yellow]left out:[/] {what}: a recipe has no key for it")
+    out.print(f"{folder}/archive.yaml  torchmar build {folder} builds it again", markup=False)
 
 
 def _setting(text: str) -> tuple[str, object]:

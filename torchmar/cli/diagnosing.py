@@ -1,17 +1,16 @@
-"""The command that looks for what is wrong with a machine, its configuration and its server."""
+"""The command that finds problems of a machine, its configuration and its server."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
 
-from torchmar.cli.options import AsJson, RunFolder, ServedFrom
+from torchmar.cli.options import AsJson, Config, Engine, ModelStore, RunFolder
 from torchmar.cli.terminal import err, out, show_table
-from torchmar.engines import DEFAULT, EngineName
+from torchmar.engines import DEFAULT
 
 if TYPE_CHECKING:
     from torchmar.diagnosis import Finding
@@ -20,21 +19,17 @@ _COLOURS = {"error": "red", "warning": "yellow", "ok": "green"}
 
 
 def doctor(
-    config: ServedFrom = None,
-    model_store: Annotated[
-        Path | None,
-        typer.Option(help="The folder with the archives; default: the configuration's, or model_store."),
-    ] = None,
-    engine: Annotated[
-        EngineName, typer.Option(help="Which server is to run, where none does: TorchServe needs Java.")
-    ] = DEFAULT,
+    config: Config = None,
+    model_store: ModelStore = None,
+    engine: Engine = DEFAULT,
     as_json: AsJson = False,
     run_folder: RunFolder = None,
 ) -> None:
-    """Check Java, Python, GPUs, ports, archives, log and server, and say how to correct what is wrong.
+    """Check Java, Python, GPUs, ports, archives, logs and server; suggest corrections.
 
-    Nothing is changed, and nothing of an archive is run. Exits with 1 if there
-    is an error; warnings alone do not fail.
+    If a server runs, its engine counts, not --engine. Nothing is changed, and
+    nothing of an archive is run. Exit code 1: there is an error; warnings do
+    not count.
     """
     from dataclasses import asdict
 
@@ -42,10 +37,10 @@ def doctor(
     from torchmar.connection import RUN_FOLDER
 
     findings = []
-    looking = diagnosis.examine(config, model_store, run_folder or RUN_FOLDER, engine)
+    examination = diagnosis.examine(config, model_store, run_folder or RUN_FOLDER, engine)
     while True:
-        with err.status("looking"):
-            finding = next(looking, None)
+        with err.status("checking"):
+            finding = next(examination, None)
         if finding is None:
             break
         findings.append(finding)
@@ -55,13 +50,13 @@ def doctor(
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     counts = {severity: sum(finding.severity == severity for finding in findings) for severity in ("error", "warning")}
     if not as_json:
-        message = [f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items() if count]
-        out.print(f"\n{', '.join(message) or 'nothing is wrong'}")
+        parts = [f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items() if count]
+        out.print(f"\n{', '.join(parts) or 'nothing is wrong'}")
     raise typer.Exit(1 if counts["error"] else 0)
 
 
 def _show(finding: Finding) -> None:
-    """Print a finding; on a terminal its text keeps to its column."""
+    """Print a finding; on a terminal its text is wrapped within its column."""
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2, 0, 0))

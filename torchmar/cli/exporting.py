@@ -1,4 +1,4 @@
-"""The commands that write files by which other programs run a server."""
+"""The commands that write a systemd unit or a Dockerfile for a server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchmar.atomic import temporary_path
+from torchmar.cli.options import Engine, ModelStore, Port, ServerFolder
 from torchmar.cli.terminal import err
-from torchmar.engines import DEFAULT, EngineName
+from torchmar.engines import DEFAULT
 from torchmar.errors import EngineError, TorchmarError
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Write a systemd unit or a Dockerfile that runs torchmar serve.")
 
 Config = Annotated[Path, typer.Option(help="The server's configuration.")]
-Store = Annotated[
-    Path | None, typer.Option(help="The folder with the archives; default: the configuration's, or model_store.")
-]
-Engine = Annotated[EngineName, typer.Option(help="TorchServe, or torchmar's own server, without Java.")]
 _PATH = (
     Path("/usr/local/sbin"),
     Path("/usr/local/bin"),
@@ -38,26 +35,24 @@ _HIDDEN = (Path("/tmp"), Path("/var/tmp"))
 @app.command()
 def systemd(
     config: Config = Path("config.properties"),
-    model_store: Store = None,
-    run_folder: Annotated[
-        Path, typer.Option(help="Where the server keeps its token and logs; made if need be.")
-    ] = Path(".torchmar"),
-    port: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=65535, help="Of the inference API; all other ports move along with it.", show_default=False
-        ),
-    ] = None,
+    model_store: ModelStore = None,
+    run_folder: ServerFolder = Path(".torchmar"),
+    port: Port = None,
     system: Annotated[
-        bool, typer.Option("--system", help="A service of the system, with more protection; default: of your own.")
+        bool,
+        typer.Option(
+            "--system", help="A service of the system, with more protection; default: a service of your user."
+        ),
     ] = False,
     user: Annotated[
         str | None,
-        typer.Option(help="Who a service of the system runs as; default: who owns this folder.", show_default=False),
+        typer.Option(
+            help="The user of a service of the system; default: the owner of this folder.", show_default=False
+        ),
     ] = None,
     engine: Engine = DEFAULT,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write it here; default: stdout.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.", show_default=False)
     ] = None,
 ) -> None:
     """Write a systemd unit that serves this folder with this Python."""
@@ -65,12 +60,14 @@ def systemd(
     from torchmar.exporting.systemd import Service, unit
 
     if user and not system:
-        raise typer.BadParameter("only a service of the system runs as somebody else: --system", param_hint="--user")
+        raise typer.BadParameter(
+            "a service of another user is a service of the system: add --system", param_hint="--user"
+        )
     given = properties.read(config)
     folder = Path.cwd()
     account = (user or folder.owner()) if system else ""
     service = Service(
-        # The link in the environment, not what it points to: that is what makes the environment.
+        # The link in the virtual environment, not its target: only the link selects the environment.
         python=Path(sys.executable),
         folder=folder,
         config=config.absolute(),
@@ -83,26 +80,31 @@ def systemd(
     )
     _write({output: unit(service, given)})
     if account == "root":
-        err.print("the service runs as root; --user names who should run it, and must be able to write its run folder")
+        err.print("the service runs as root; --user names another user, who must be able to write the run folder")
     if any(base in service.folder.parents for base in _HIDDEN):
-        err.print(f"{service.folder} is in a temporary folder, of which the service has one of its own", markup=False)
+        err.print(
+            f"{service.folder} is in a temporary folder, but the service has a temporary folder of its own",
+            markup=False,
+        )
     if not service.model_store.is_dir():
-        err.print(f"{service.model_store} is not there yet; torchmar build makes it", markup=False)
+        err.print(f"{service.model_store} does not exist yet; torchmar build creates it", markup=False)
     if output:
-        _make(run_folder, account)
+        _create(run_folder, account)
 
 
 @app.command()
 def docker(
     config: Config = Path("config.properties"),
-    model_store: Store = None,
-    mount: Annotated[bool, typer.Option("--mount", help="Leave the archives out of the image.")] = False,
+    model_store: ModelStore = None,
+    mount: Annotated[bool, typer.Option("--mount", help="Leave the archives out of the image; mount them.")] = False,
     package: Annotated[
         Path | None,
-        typer.Option(help="A wheel of torchmar; default: its source, if this folder is that.", show_default=False),
+        typer.Option(help="A wheel of torchmar; default: its source, if this is its folder.", show_default=False),
     ] = None,
-    extras: Annotated[str, typer.Option(help="What the archives need besides: onnx,text.", show_default=False)] = "",
-    gpus: Annotated[bool, typer.Option("--gpus", help="With CUDA; five gigabytes larger.")] = False,
+    extras: Annotated[
+        str, typer.Option(help="Extras of torchmar that the archives need: onnx,text.", show_default=False)
+    ] = "",
+    gpus: Annotated[bool, typer.Option("--gpus", help="Include CUDA; the image is 5 GB larger.")] = False,
     engine: Engine = DEFAULT,
     output: Annotated[
         Path | None,
@@ -120,8 +122,8 @@ def docker(
     given = properties.read(config)
     if package is None and not _is_our_source():
         raise TorchmarError(
-            "this folder is not torchmar's source, which the image is to have",
-            hint="pip wheel --no-deps -w . SOURCE makes a wheel; --package torchmar-....whl takes it",
+            "this folder is not the source of torchmar, which the image needs",
+            hint="pip wheel --no-deps -w . SOURCE makes a wheel; name it with --package torchmar-....whl",
         )
     try:
         torch = version("torch").partition("+")[0]
@@ -141,26 +143,26 @@ def docker(
     text = dockerfile(image, given)
     if output is None:
         _write({None: text})
-        err.print("--output . writes it, with a .dockerignore that keeps tokens out of the image")
+        err.print("--output . writes it to a file, with a .dockerignore that keeps tokens out of the image")
         return
     if not output.is_dir():
-        raise TorchmarError(f"{output} is not a folder", hint="Dockerfile and .dockerignore go there")
+        raise TorchmarError(f"{output} is not a folder", hint="Dockerfile and .dockerignore are written to it")
     for path in (image.package, *(() if mount else (str(image.model_store),))):
         if path and not Path(path).exists():
-            err.print(f"{path} is not there yet; docker build will miss it", markup=False)
+            err.print(f"{path} does not exist yet; docker build needs it", markup=False)
     if given.flag("disable_token_authorization"):
-        err.print(f"{config} wants no tokens: whoever reaches the port may use the models", markup=False)
+        err.print(f"{config} turns tokens off: every client that reaches the port can use the models", markup=False)
     _write({output / "Dockerfile": text, output / ".dockerignore": dockerignore(image)})
 
 
-def _make(run_folder: Path, account: str) -> None:
-    """Make a run folder, which the account of a service has to be able to write."""
+def _create(run_folder: Path, account: str) -> None:
+    """Create a run folder; print a command if the account of a service cannot write it."""
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TorchmarError(f"the run folder {run_folder} cannot be made: {error.strerror}") from None
+        raise TorchmarError(f"the run folder {run_folder} cannot be created: {error.strerror}") from None
     if account and run_folder.owner() != account:
-        err.print(f"before it starts: chown -R {account} {run_folder}", markup=False)
+        err.print(f"before the service starts: chown -R {account} {run_folder}", markup=False)
 
 
 def _store(config: Properties, given: Path | None) -> Path:
@@ -168,7 +170,7 @@ def _store(config: Properties, given: Path | None) -> Path:
 
 
 def _inside(path: Path) -> PurePosixPath:
-    """Return a path relative to this folder, where it is below."""
+    """Return a path relative to this folder, if it is below it."""
     absolute, here = path.absolute(), Path.cwd()
     return PurePosixPath(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
@@ -179,19 +181,19 @@ def _is_our_source() -> bool:
 
 
 def _java_home() -> Path | None:
-    """Return the home of the Java that is used here, unless a service finds it by itself."""
+    """Return the home of the Java that is used here; None if a service finds it without."""
     from torchmar.engines import java
 
     try:
         executable = java.find().executable
     except EngineError:
         return None
-    found_anyway = executable.parent in _PATH and not os.environ.get("JAVA_HOME")
-    return None if found_anyway else executable.parent.parent
+    on_path = executable.parent in _PATH and not os.environ.get("JAVA_HOME")
+    return None if on_path else executable.parent.parent
 
 
 def _write(texts: dict[Path | None, str]) -> None:
-    """Write each text to its file, whole or not at all; None is stdout."""
+    """Write each text to its file, atomically; None is stdout."""
     for file, text in texts.items():
         if file is None:
             typer.echo(text, nl=False)

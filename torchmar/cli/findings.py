@@ -1,4 +1,4 @@
-"""Findings of the checks, shown by the commands that pack or load archives."""
+"""Print findings of the checks, for the commands that pack or load archives."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 def inspect(
     members: Mapping[str, MemberContent], ignore: Sequence[str] = (), *, refuse: bool = True
 ) -> tuple[Note, ...]:
-    """Check the members of an archive that is to be packed; print what is found and return all of it.
+    """Check the members of an archive before it is packed; print and return the findings.
 
     Args:
         members: the members, by their paths in the archive.
-        ignore: codes, or beginnings of codes, that are neither printed nor refused.
-        refuse: whether an error is refused.
+        ignore: codes, or prefixes of codes, that are neither printed nor count as errors.
+        refuse: whether an error is raised as an exception.
 
     Raises:
-        ArchiveError: there is an error.
+        ArchiveError: a finding is an error.
     """
     from torchmar.checks import Composed, check_content
 
@@ -51,7 +51,7 @@ def has_errors(notes: Iterable[Note], ignore: Sequence[str] = ()) -> bool:
 
 
 def warn(findings: Iterable[Finding]) -> None:
-    """Print those warnings of an archive that is to be loaded which might keep it from working."""
+    """Print the warnings about an archive that may keep it from working once it is loaded."""
     show(_note(finding) for finding in findings if finding.works)
 
 

@@ -1,4 +1,4 @@
-"""Predictions for many inputs: results are written at once, failures reported and counted."""
+"""Requests for many inputs: write each result at once, report and count failures."""
 
 from __future__ import annotations
 
@@ -26,176 +26,184 @@ if TYPE_CHECKING:
 
     Client = InferenceClient | GrpcInference
 
-_COMPLAINTS = 10  # that are printed one by one where results go to a file; the rest is counted
-_ABOUT_THE_INPUT = (400, 413, 415, 422)  # it would be refused again; what else is wrong may be over by then
+_SHOWN_ERRORS = 10  # printed one by one where results are written to a file; the rest are counted
+_PERMANENT = (400, 413, 415, 422)  # the same input would be refused again; other errors may be temporary
 
 
 @dataclass
-class _Question:
-    """One input.
+class _Input:
+    """One input file.
 
     Attributes:
-        told: whether the file has a line about it.
-        asked_with: the digest of the content that the line is about; None if it does not say.
-        digest: of the content now, once it was read.
+        source: its path.
+        recorded: whether the results file has a line for it.
+        recorded_digest: the digest of the content that the line is for; None if the line has none.
+        digest: the digest of the present content, once it has been read.
     """
 
     source: str
-    told: bool = False
-    asked_with: str | None = None
+    recorded: bool = False
+    recorded_digest: str | None = None
     digest: str = ""
 
 
-class _Unreadable(TorchmarError):
-    """Say why an input cannot be read."""
+class _UnreadableError(TorchmarError):
+    """An input cannot be read."""
 
 
-_Result = tuple[_Question, "Response | TorchmarError | None"]
+_Result = tuple[_Input, "Response | TorchmarError | None"]
 
 
-class Asking:
-    """What is asked about every input.
+class Requests:
+    """Requests of one kind for many inputs.
 
     Args:
         client: makes a client for one thread.
-        name: which model.
+        name: the model.
         version: default: the default one.
-        explained: how; None: a prediction is wanted.
+        explain_headers: the headers of requests for explanations; None: predictions are requested.
     """
 
     def __init__(
-        self, client: Callable[[], Client], name: str, version: str | None, explained: Mapping[str, str] | None
+        self, client: Callable[[], Client], name: str, version: str | None, explain_headers: Mapping[str, str] | None
     ) -> None:
         self._client = client
         self._name = name
         self._version = version
-        self._explained = explained
-        self._complaints = 0
+        self._explain_headers = explain_headers
+        self._errors = 0
 
     def run(self, inputs: list[Path], jobs: int, output: Path | None, in_order: bool) -> bool:
-        """Ask and return whether there is an answer to every input by now.
+        """Send the requests; return whether every input has an answer now.
 
         Args:
-            inputs: files; one that stands there twice is asked with once.
+            inputs: files; a repeated file is sent once.
             jobs: requests at a time.
-            output: a file of lines, where inputs that have an answer there are not asked with; default: stdout.
+            output: a results file; inputs that have an answer there are not sent again. Default: stdout.
             in_order: sort the file at the end.
 
         Raises:
-            TorchmarError: what would befall every input: no server, no such model, no token, no place to write.
+            TorchmarError: every input would fail: no server, no such model, no token, or the file cannot be written.
         """
         sources = list(dict.fromkeys(map(str, inputs)))
         if output is None:
             return self._print(sources, jobs)
         with ResultsFile(output, self._request()) as file:
-            before = file.told.keys() & set(sources)
+            before = file.answered.keys() & set(sources)
             try:
                 self._write(sources, jobs, file, before)
                 if in_order or file.superseded:
                     file.sort(sources if in_order else ())
             finally:  # Ctrl-C included
                 self._sum_up(sources, file, before)
-            return all(file.told.get(source) for source in sources)
+            return all(file.answered.get(source) for source in sources)
 
     def _print(self, sources: list[str], jobs: int) -> bool:
-        results = self._results([_Question(source) for source in sources], jobs, ordered=True)
+        results = self._results([_Input(source) for source in sources], jobs, ordered=True)
         with contextlib.closing(results):
-            for question, result in results:
+            for item, result in results:
                 if isinstance(result, Response):
-                    typer.echo(responses.line(question.source, responses.content(result)), nl=False)
+                    typer.echo(responses.line(item.source, responses.content(result)), nl=False)
                 elif result:
-                    self._complain(question, result, len(sources))
-        return not self._complaints
+                    self._report(item, result, len(sources))
+        return not self._errors
 
     def _write(self, sources: list[str], jobs: int, file: ResultsFile, before: set[str]) -> None:
-        """Write what is missing to ``file``; what turns out to have been edited leaves ``before``."""
-        questions = [_Question(source, source in before, file.digests.get(source)) for source in sources]
-        results = self._results(questions, jobs, ordered=False)
+        """Write the missing results to ``file``; remove inputs that have been edited from ``before``."""
+        items = [_Input(source, source in before, file.digests.get(source)) for source in sources]
+        results = self._results(items, jobs, ordered=False)
         with contextlib.closing(results), _progress(len(sources)) as advance:
-            for question, result in results:
+            for item, result in results:
                 if result:
-                    before.discard(question.source)
-                    file.told.pop(question.source, None)
+                    before.discard(item.source)
+                    file.answered.pop(item.source, None)
                 if isinstance(result, Response):
-                    file.answer(question.source, question.digest, result)
+                    file.add_answer(item.source, item.digest, result)
                 elif result:
-                    self._complain(question, result, _COMPLAINTS)
-                    if isinstance(result, ServerError) and result.status in _ABOUT_THE_INPUT:
-                        file.refuse(question.source, question.digest, result.status, result.message)
+                    self._report(item, result, _SHOWN_ERRORS)
+                    if isinstance(result, ServerError) and result.status in _PERMANENT:
+                        file.add_refusal(item.source, item.digest, result.status, result.message)
                 advance()
 
-    def _results(self, questions: list[_Question], jobs: int, ordered: bool) -> Generator[_Result, None, None]:
-        """Yield every question with its answer, with why there is none, or with None if it need not be asked."""
+    def _results(self, items: list[_Input], jobs: int, ordered: bool) -> Generator[_Result, None, None]:
+        """Yield every input with its response or error; with None if it has a result that is up to date."""
         from torchmar.inference import each
 
-        jobs = min(jobs, len(questions))
-        with contextlib.closing(each(questions, self._one, self._client, jobs=jobs, ordered=ordered)) as results:
-            for question, result in results:
-                if isinstance(result, TorchmarError) and _befalls_all(result):
+        jobs = min(jobs, len(items))
+        with contextlib.closing(each(items, self._send, self._client, jobs=jobs, ordered=ordered)) as results:
+            for item, result in results:
+                if isinstance(result, TorchmarError) and _affects_all(result):
                     raise result
-                yield question, result
+                yield item, result
 
-    def _one(self, client: Client, question: _Question) -> Response | None:
+    def _send(self, client: Client, item: _Input) -> Response | None:
+        headers = self._explain_headers
         try:
-            request = responses.request(Path(question.source), self._explained is not None, None, self._explained)
+            request = responses.request(Path(item.source), headers is not None, None, headers)
         except TorchmarError as error:
-            if question.told:
+            if item.recorded:
                 return None
-            raise _Unreadable(error.message) from None
-        question.digest = f"sha256:{hashlib.sha256(request.body).hexdigest()[:16]}"
-        if question.told and question.asked_with in (None, question.digest):
+            raise _UnreadableError(error.message) from None
+        item.digest = f"sha256:{hashlib.sha256(request.body).hexdigest()[:16]}"
+        if item.recorded and item.recorded_digest in (None, item.digest):
             return None
         return client.request(self._name, request, self._version)
 
-    def _complain(self, question: _Question, error: TorchmarError, limit: int) -> None:
-        self._complaints += 1
-        if self._complaints <= limit:
-            named = isinstance(error, _Unreadable)  # the message has the file
-            complain(TorchmarError(error.message if named else f"{question.source}: {error.message}"))
-        elif self._complaints == limit + 1:
-            err.print("more failed; they are only counted from here on")
+    def _report(self, item: _Input, error: TorchmarError, limit: int) -> None:
+        self._errors += 1
+        if self._errors <= limit:
+            has_path = isinstance(error, _UnreadableError)
+            complain(TorchmarError(error.message if has_path else f"{item.source}: {error.message}"))
+        elif self._errors == limit + 1:
+            err.print("more inputs failed; from here on they are only counted")
 
     def _request(self) -> str:
-        """Return what tells answers to this from answers to something else."""
-        kind = "predictions" if self._explained is None else "explanations"
+        """Return the name of these requests in a results file, which has answers to one kind of requests only."""
+        kind = "predictions" if self._explain_headers is None else "explanations"
         version = f"/{self._version}" if self._version else ""
-        how = "&".join(f"{name}={value}" for name, value in sorted((self._explained or {}).items()))
-        return f"{kind}/{self._name}{version}" + (f"?{how}" if how else "")
+        options = "&".join(f"{name}={value}" for name, value in sorted((self._explain_headers or {}).items()))
+        return f"{kind}/{self._name}{version}" + (f"?{options}" if options else "")
 
     def _sum_up(self, sources: Iterable[str], file: ResultsFile, before: set[str]) -> None:
-        message = [file.told.get(source) for source in sources]
-        document = f"{message.count(True)} of {len(message)} answered"
-        if there := sum(file.told[source] for source in before):
-            document += f" ({there} were there before)"
-        if refused := message.count(False):
-            document += f", {refused} refused"
-        if missing := message.count(None):
-            document += f", {missing} without an answer; the same command asks for them again"
-        err.print(document)
+        results = [file.answered.get(source) for source in sources]
+        summary = f"{results.count(True)} of {len(results)} answered"
+        if kept := sum(file.answered[source] for source in before):
+            summary += f" ({kept} of them before)"
+        if refused := results.count(False):
+            summary += f", {refused} refused"
+        if missing := results.count(None):
+            summary += f", {missing} without an answer; the same command sends them again"
+        err.print(summary)
 
 
-def _befalls_all(error: TorchmarError) -> bool:
+def _affects_all(error: TorchmarError) -> bool:
+    """Return whether an error would be the same for every input."""
     if isinstance(error, ServerError):
-        elsewhere = error.type in (PAGE, "ResourceNotFoundException") and error.status < 500
-        one_by_one = error.status in (413, 429)
-        no_model = isinstance(error, NotFoundError) and error.type.startswith(
-            "Model"
-        )  # else it is the handler's own word
-        return isinstance(error, UnauthorizedError) or error.status < 400 or no_model or (elsewhere and not one_by_one)
-    # A connection that breaks may be the fault of one input; if the server is gone, the next one tells.
-    return not isinstance(error, _Unreadable) and not (isinstance(error, ConnectError) and error.sent)
+        # A page or an unknown path comes from something that is no inference API.
+        wrong_server = error.type in (PAGE, "ResourceNotFoundException") and error.status < 500
+        of_one_request = error.status in (413, 429)
+        # Any other 404 is from the handler.
+        no_model = isinstance(error, NotFoundError) and error.type.startswith("Model")
+        return (
+            isinstance(error, UnauthorizedError)
+            or error.status < 400
+            or no_model
+            or (wrong_server and not of_one_request)
+        )
+    # One input may be the reason why a connection breaks. If the server is down, the next request shows it.
+    return not isinstance(error, _UnreadableError) and not (isinstance(error, ConnectError) and error.sent)
 
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[], Any]]:
-    """Show a bar on a terminal; give what counts one more."""
+    """Show a progress bar on a terminal; yield a function that advances it by one."""
     if not err.is_terminal:
         yield lambda: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar: Progress
     with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("asking", total=total)
+        task = bar.add_task("requests", total=total)
         yield lambda: bar.advance(task)

@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchmar.cli.connection_options import CaFile, PlainHttp
 from torchmar.cli.operating import complain_of_failing
-from torchmar.cli.options import Address, AsJson, Check, Ignore, KeyFile, Name, RunFolder, Version
+from torchmar.cli.options import (
+    Address,
+    AsJson,
+    CaFile,
+    Check,
+    Ignore,
+    KeyFile,
+    Name,
+    PlainHttp,
+    RunFolder,
+    Synchronous,
+    Version,
+    WorkersTimeout,
+)
 from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import NotFoundError, TorchmarError
 
@@ -19,14 +31,12 @@ if TYPE_CHECKING:
     from torchmar.management import ManagementClient, ModelVersion
 
 PANEL = "Models on a server"
-Synchronous = Annotated[bool, typer.Option(help="Wait until the workers answer.")]
-Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds to wait for them.")]
 
 
 def models(
     name: Annotated[str | None, typer.Argument(help="Only this model.", show_default=False)] = None,
     customized: Annotated[
-        bool, typer.Option("--customized", help="Ask the handlers, too, for what they say of the model.")
+        bool, typer.Option("--customized", help="Include the metadata that each handler returns.")
     ] = False,
     as_json: AsJson = False,
     run_folder: RunFolder = None,
@@ -38,13 +48,13 @@ def models(
     """List models, their versions, workers and batching."""
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     rows = []
-    for found in [name] if name else sorted(client.names()):
+    for model in [name] if name else sorted(client.names()):
         try:
-            rows += _versions(client, found, customized)
+            rows += _versions(client, model, customized)
         except NotFoundError as error:
             if name:
                 raise
-            complain(TorchmarError(f"{found}: {error.message}"))  # it was unregistered meanwhile; the others are there
+            complain(TorchmarError(f"{model}: {error.message}"))  # unregistered since the list was read
     if as_json:
         typer.echo(
             json.dumps([{**asdict(version), "default": default} for version, default in rows], indent=2, default=str)
@@ -76,29 +86,56 @@ def models(
 
 def register(
     archive: Annotated[
-        str, typer.Argument(help="An archive of the server's model store, or a URL it allows.", show_default=False)
+        str, typer.Argument(help="An archive in the server's model store, or a URL that it allows.", show_default=False)
     ],
     model_name: Annotated[str | None, typer.Option(help="Register under another name.", show_default=False)] = None,
-    handler: Annotated[str | None, typer.Option(help="In place of the archive's.", show_default=False)] = None,
-    runtime: Annotated[
-        str | None, typer.Option(help="In place of the archive's: python or python3.", show_default=False)
+    handler: Annotated[
+        str | None, typer.Option(help="A handler in place of the archive's.", show_default=False)
     ] = None,
-    initial_workers: Annotated[int, typer.Option(min=0, help="Workers, unless the archive says.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Unless the archive says.", show_default=False)] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="The runtime in place of the archive's: python or python3.", show_default=False)
+    ] = None,
+    initial_workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Workers, unless the archive has a number.")
+    ] = 1,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Requests in a batch, unless the archive has a number.", show_default=False
+        ),
+    ] = None,
     max_batch_delay: Annotated[
-        int | None, typer.Option(min=0, help="Milliseconds, unless the archive says.", show_default=False)
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="MS",
+            help="How long to wait for a batch to fill, unless the archive has a number.",
+            show_default=False,
+        ),
     ] = None,
     response_timeout: Annotated[
-        int | None, typer.Option(min=1, help="Seconds, unless the archive says.", show_default=False)
+        int | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="How long one batch may take, unless the archive has a number.",
+            show_default=False,
+        ),
     ] = None,
     startup_timeout: Annotated[
-        int | None, typer.Option(min=1, help="Seconds, unless the archive says.", show_default=False)
+        int | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="How long a worker may take to load, unless the archive has a number.",
+            show_default=False,
+        ),
     ] = None,
     s3_sse_kms: Annotated[
         bool, typer.Option("--s3-sse-kms", help="The archive in S3 is encrypted by AWS KMS.", show_default=False)
     ] = False,
     synchronous: Synchronous = True,
-    timeout: Timeout = 300.0,
+    timeout: WorkersTimeout = 300.0,
     check: Check = True,
     ignore: Ignore = None,
     run_folder: RunFolder = None,
@@ -109,13 +146,13 @@ def register(
 ) -> None:
     """Register an archive and wait until its workers answer.
 
-    An archive that lies on this machine is checked before, its digests included.
+    An archive on this machine is checked first, digests included.
     """
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
-    # The server knows its model store by file name; people type the path.
+    # The server takes file names in its model store, but people type the path of the file.
     url = Path(archive).name if Path(archive).exists() else archive
     ignored = (ignore or []) if check else ["MAR"]
-    _admit(Path(archive), run_folder, ignored, elsewhere=address is not None)
+    _admit(Path(archive), run_folder, ignored, remote=address is not None)
     with err.status(f"registering {url}"):
         document = client.register(
             url,
@@ -139,9 +176,11 @@ def scale(
     name: Name,
     min_worker: Annotated[int, typer.Argument(metavar="WORKERS", min=0, help="Workers to run.", show_default=False)],
     version: Version = None,
-    max_worker: Annotated[int | None, typer.Option(min=0, help="Workers at the most.", show_default=False)] = None,
+    max_worker: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="The largest number of workers.", show_default=False)
+    ] = None,
     synchronous: Synchronous = True,
-    timeout: Timeout = 300.0,
+    timeout: WorkersTimeout = 300.0,
     run_folder: RunFolder = None,
     address: Address = None,
     key_file: KeyFile = None,
@@ -166,7 +205,7 @@ def set_default(
     ca_file: CaFile = None,
     allow_plain_http: PlainHttp = False,
 ) -> None:
-    """Choose the version that answers requests without a version."""
+    """Set the version that answers requests without a version."""
     out.print(
         _client(address, run_folder, key_file, ca_file, allow_plain_http).set_default(name, version), markup=False
     )
@@ -187,32 +226,31 @@ def unregister(
 
 
 def _versions(client: ManagementClient, name: str, customized: bool) -> list[tuple[ModelVersion, bool]]:
-    """Return the versions of a model, each with whether it is the default one."""
+    """Return the versions of a model, each with a flag for the default one."""
     default = client.describe(name)[0].version
     versions = client.describe(name, "all")
-    if customized:  # for "all" TorchServe asks no handler
-        versions = [client.describe(name, one.version, customized=True)[0] for one in versions]
+    if customized:  # the description of "all" versions has no metadata of handlers
+        versions = [client.describe(name, version.version, customized=True)[0] for version in versions]
     return [(version, version.version == default) for version in versions]
 
 
-def _admit(archive: Path, run_folder: Path | None, ignored: list[str], *, elsewhere: bool) -> None:
-    """Check what the server would load: the file in its model store, or else the one that was named."""
+def _admit(archive: Path, run_folder: Path | None, ignored: list[str], *, remote: bool) -> None:
+    """Check the file that the server will load: the one in its model store, or else the named one."""
     from torchmar.checks.admission import admit
     from torchmar.cli import findings
-    from torchmar.deployment import planning
-    from torchmar.deployment.desired import ServerPlace
+    from torchmar.deployment.context import local_model_store
 
-    store = None if elsewhere else planning.model_store(ServerPlace(), Path(), run_folder)
-    places = [store / archive.name, archive] if store else [archive]
-    if found := next((place for place in places if place.exists()), None):
-        with err.status(f"checking {found.name}"):
-            findings.warn(admit(found, ignored))
+    store = None if remote else local_model_store(run_folder)
+    paths = [store / archive.name, archive] if store else [archive]
+    if path := next((path for path in paths if path.exists()), None):
+        with err.status(f"checking {path.name}"):
+            findings.warn(admit(path, ignored))
 
 
 def _client(
     address: str | None, run_folder: Path | None, key_file: Path | None, ca_file: Path | None, allow_plain_http: bool
 ) -> ManagementClient:
-    from torchmar.cli.connection_options import server
+    from torchmar.cli.endpoint import endpoint
     from torchmar.management import ManagementClient
 
-    return ManagementClient(server("management", address, run_folder, key_file, ca_file, allow_plain_http))
+    return ManagementClient(endpoint("management", address, run_folder, key_file, ca_file, allow_plain_http))

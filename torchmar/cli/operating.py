@@ -28,7 +28,7 @@ def status(
     run_folder: Annotated[
         Path | None,
         typer.Option(
-            help="Only the server that runs with this folder.",
+            help="Only the server of this folder.",
             envvar="TORCHMAR_RUN_FOLDER",
             show_default=False,
             show_envvar=False,
@@ -36,23 +36,23 @@ def status(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state of the servers on this machine, or only the one of --run-folder.
+    """Show the state of all servers on this machine, or of the one of --run-folder.
 
-    Exits with 1 if none runs, one does not answer, or the workers of a model
-    die; these are shown with their traceback, though TorchServe is Healthy.
+    Exit code 1: there is no server, a server does not answer, or workers of a
+    model die. Their traceback is shown, even if TorchServe reports Healthy.
     """
     from torchmar.connection import RUN_FOLDER
     from torchmar.engines import state
     from torchmar.engines.server_records import ServerRecord
 
-    named = [ServerRecord.find(run_folder)] if run_folder else ServerRecord.everywhere()
-    states = [state.look(running) for running in named if running]
+    records = [ServerRecord.find(run_folder)] if run_folder else ServerRecord.everywhere()
+    states = [state.of(record) for record in records if record]
     if as_json:
-        typer.echo(json.dumps([_document(one) for one in states], indent=2))
-    for number, one in enumerate(() if as_json else states):
+        typer.echo(json.dumps([_document(server) for server in states], indent=2))
+    for number, server in enumerate(() if as_json else states):
         if number:
             out.print()
-        _show(one)
+        _show(server)
     if not states:
         err.print(
             f"no server runs{f' with {run_folder}' if run_folder else ''}; torchmar serve starts one", markup=False
@@ -60,8 +60,8 @@ def status(
     if killed := ServerRecord.killed(run_folder or RUN_FOLDER):
         complain(_death(killed))
     if not run_folder:
-        _tell_of_others()
-    raise typer.Exit(0 if states and all(one.healthy for one in states) else 1)
+        _show_unmanaged()
+    raise typer.Exit(0 if states and all(server.healthy for server in states) else 1)
 
 
 def logs(
@@ -70,24 +70,28 @@ def logs(
     ] = None,
     version: Annotated[str | None, typer.Option(help="Only this version.", show_default=False)] = None,
     worker: Annotated[str | None, typer.Option(help="Only this worker: 9000.", show_default=False)] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many; a traceback is one.")] = 50,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="The number of entries; a traceback is one entry.")
+    ] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new entries until Ctrl-C.")] = False,
     run_folder: RunFolder = None,
 ) -> None:
-    """Show the logs of a server and its workers in order of time, tracebacks whole."""
+    """Show the logs of a server and its workers, sorted by time."""
     from torchmar.connection import RUN_FOLDER
     from torchmar.engines.logs import Follower, recent
 
     folder = run_folder or RUN_FOLDER
     if not (folder / "logs").is_dir():
-        raise TorchmarError(f"{folder} has no logs", hint="torchmar serve writes them; --run-folder names another")
+        raise TorchmarError(
+            f"{folder} has no logs", hint="torchmar serve writes them; --run-folder names another folder"
+        )
     wanted = (model or "", version or "", (worker or "").removeprefix("W-"))
     follower = Follower(folder) if follow else None
     entries = recent(folder, lines, *wanted)
     for entry in entries:
         _print(entry)
     if not entries and lines:
-        err.print(_silence(folder, *wanted), markup=False)
+        err.print(_no_lines(folder, *wanted), markup=False)
     shown = set(entries)
     while follower:
         for entry in follower.read():
@@ -97,10 +101,7 @@ def logs(
 
 
 def complain_of_failing(folder: Path) -> None:
-    """Tell of every model of a run folder's server whose workers die, with the last traceback.
-
-    A server that cannot be asked is no matter of this.
-    """
+    """Print an error with the last traceback for every model whose workers die; nothing if the server is down."""
     from torchmar.connection import Endpoint
     from torchmar.engines import state, worker_log
 
@@ -113,7 +114,7 @@ def complain_of_failing(folder: Path) -> None:
 
 
 def show_path(folder: Path) -> str:
-    """Return a folder as short as it can be: relative to the working directory, or to the home."""
+    """Return a folder relative to the working directory or to the home, if it is below one of them."""
     for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
         if folder.is_relative_to(base):
             return f"{prefix}{folder.relative_to(base)}"
@@ -131,23 +132,23 @@ def show_time(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def _show(one: ServerState) -> None:
+def _show(server: ServerState) -> None:
     from torchmar.engines import TITLES
 
-    running = one.running
-    health = f"[red]{escape(one.error)}[/]" if one.error else "answers"
+    record, endpoint = server.record, server.endpoint
+    health = f"[red]{escape(server.error)}[/]" if server.error else "answers"
     out.print(
-        f"[bold]{escape(show_path(Path(running.folder)))}[/]: {health}, up {show_time(one.uptime)}, "
-        f"{TITLES[running.engine]} (process {running.pid}), {show_size(one.memory)}"
+        f"[bold]{escape(show_path(Path(record.folder)))}[/]: {health}, up {show_time(server.uptime)}, "
+        f"{TITLES[record.engine]} (process {record.pid}), {show_size(server.memory)}"
     )
-    out.print(f"  inference   {one.server.inference}  {one.server.grpc_inference}", markup=False)
-    out.print(f"  management  {one.server.management}  {one.server.grpc_management}", markup=False)
-    out.print(f"  metrics     {one.metrics.rstrip('/')}/metrics", markup=False)
-    if one.error:
+    out.print(f"  inference   {endpoint.inference}  {endpoint.grpc_inference}", markup=False)
+    out.print(f"  management  {endpoint.management}  {endpoint.grpc_management}", markup=False)
+    out.print(f"  metrics     {server.metrics.rstrip('/')}/metrics", markup=False)
+    if server.error:
         return
-    for message in one.not_loaded:
+    for message in server.not_loaded:
         complain(TorchmarError(message))
-    if not one.versions:
+    if not server.versions:
         out.print("  no model is registered; torchmar register ARCHIVE adds one")
         return
     out.print()
@@ -160,11 +161,11 @@ def _show(one: ServerState) -> None:
             version.state.replace("_", " "),
             show_size(version.memory),
         )
-        for version in one.versions
+        for version in server.versions
     ]
     headings = ("model", "version", "default", "workers", "state", "memory")
     show_table(table(headings, rows, right=("workers", "memory")))
-    for version in one.versions:
+    for version in server.versions:
         if version.error:
             complain(version.error)
 
@@ -175,35 +176,35 @@ def _death(killed: ServerRecord) -> TorchmarError:
     where = option(Path(killed.folder))
     return TorchmarError(
         f"the server of {show_path(Path(killed.folder))} (process {killed.pid}) ended without being stopped",
-        hint=f"torchmar logs{where} shows its last words, torchmar stop{where} clears up after it",
+        hint=f"torchmar logs{where} shows its last output, torchmar stop{where} removes its files",
     )
 
 
-def _tell_of_others() -> None:
+def _show_unmanaged() -> None:
     from torchmar.engines.server_records import unmanaged_servers
 
-    for one in unmanaged_servers():
-        ends = f"; kill {one.pid} ends it" if one.gone else ""
-        err.print(f"process {one.pid} is {one.what}{ends}", markup=False)
+    for server in unmanaged_servers():
+        remedy = f"; kill {server.pid} ends it" if server.gone else ""
+        err.print(f"process {server.pid} is {server.what}{remedy}", markup=False)
 
 
-def _document(one: ServerState) -> dict[str, object]:
+def _document(server: ServerState) -> dict[str, object]:
     from dataclasses import asdict
 
     return {
-        "run_folder": one.running.folder,
-        "engine": one.running.engine,
-        "pid": one.running.pid,
-        "uptime": round(one.uptime, 1),
-        "memory": one.memory,
-        "healthy": one.healthy,
-        "error": one.error,
-        "not_loaded": list(one.not_loaded),
-        "inference": one.server.inference,
-        "management": one.server.management,
-        "metrics": one.metrics,
-        "grpc_inference": one.server.grpc_inference,
-        "grpc_management": one.server.grpc_management,
+        "run_folder": server.record.folder,
+        "engine": server.record.engine,
+        "pid": server.record.pid,
+        "uptime": round(server.uptime, 1),
+        "memory": server.memory,
+        "healthy": server.healthy,
+        "error": server.error,
+        "not_loaded": list(server.not_loaded),
+        "inference": server.endpoint.inference,
+        "management": server.endpoint.management,
+        "metrics": server.metrics,
+        "grpc_inference": server.endpoint.grpc_inference,
+        "grpc_management": server.endpoint.grpc_management,
         "models": [
             {
                 "name": version.model.name,
@@ -219,28 +220,28 @@ def _document(one: ServerState) -> dict[str, object]:
                 "memory": version.memory,
                 "failure": asdict(version.failure) if version.failure else None,
             }
-            for version in one.versions
+            for version in server.versions
         ],
     }
 
 
-def _silence(folder: Path, model: str, version: str, worker: str) -> str:
-    """Describe an empty log, with the models that it has lines of."""
-    from torchmar.engines.logs import speakers
+def _no_lines(folder: Path, model: str, version: str, worker: str) -> str:
+    """Return a message for a selection without entries; it names the models that have some."""
+    from torchmar.engines.logs import models
 
-    asked = " ".join(filter(None, (model, version, worker)))
-    if not asked:
+    selection = " ".join(filter(None, (model, version, worker)))
+    if not selection:
         return f"no lines in {folder / 'logs'}"
-    heard = ", ".join(f"{name} {number}" for name, number in speakers(folder))
-    return f"no lines of {asked} in {folder / 'logs'}; there are lines of {heard or 'no model'}"
+    names = ", ".join(f"{name} {number}" for name, number in models(folder))
+    return f"no lines of {selection} in {folder / 'logs'}; there are lines of {names or 'no model'}"
 
 
 def _print(entry: Entry) -> None:
-    who = f"{entry.model} {entry.version} {entry.worker}" if entry.worker else "server"
-    moment = entry.time.replace("T", " ")
+    source = f"{entry.model} {entry.version} {entry.worker}" if entry.worker else "server"
+    time_of_day = entry.time.replace("T", " ")
     level = f"{entry.level} " if entry.level else ""
     first, *rest = entry.text.split("\n")
     colour = "red" if rest or entry.level == "ERROR" else "default"
-    out.print(f"[dim]{moment}[/] [cyan]{escape(who)}[/] [{colour}]{escape(level + first)}[/]")
+    out.print(f"[dim]{time_of_day}[/] [cyan]{escape(source)}[/] [{colour}]{escape(level + first)}[/]")
     for line in rest:
         out.print(f"[red]{escape(line)}[/]")

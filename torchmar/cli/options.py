@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Arguments and options that several commands take, declared once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from torchmar.engines import EngineName
+
+# Output.
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+# A running server, and how to reach it.
 
 WHERE = "Which server"
 Name = Annotated[str, typer.Argument(help="The model's name.", show_default=False)]
@@ -24,9 +32,21 @@ Address = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="The API's address; default: what the run folder says.",
+        help="The API's address; default: that of the run folder's server.",
         show_default=False,
         rich_help_panel=WHERE,
+    ),
+]
+InferenceAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--inference", metavar="URL", help="The inference API's address.", show_default=False, rich_help_panel=WHERE
+    ),
+]
+ManagementAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--management", metavar="URL", help="The management API's address.", show_default=False, rich_help_panel=WHERE
     ),
 ]
 KeyFile = Annotated[
@@ -35,9 +55,90 @@ KeyFile = Annotated[
         help="The server's key_file.json; default: the run folder's.", show_default=False, rich_help_panel=WHERE
     ),
 ]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Certificates (PEM) to trust for https: the server's own, or those that sign it.",
+        show_default=False,
+        rich_help_panel=WHERE,
+    ),
+]
+PlainHttp = Annotated[
+    bool,
+    typer.Option(
+        "--allow-plain-http",
+        help="Send the token to another machine even without TLS.",
+        show_default=False,
+        rich_help_panel=WHERE,
+    ),
+]
+ServerModelStore = Annotated[
+    Path | None,
+    typer.Option(
+        "--model-store",
+        help="The server's model store; default: that of the run folder's server.",
+        show_default=False,
+        rich_help_panel=WHERE,
+    ),
+]
+Synchronous = Annotated[bool, typer.Option(help="Wait until the workers answer.")]
+WorkersTimeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="How long to wait for the workers.")
+]
+ResponseTimeout = Annotated[
+    float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="How long to wait for an answer.")
+]
+
+# A server to start, to stop or to examine.
+
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        help="builtin is torchmar's own server, without Java; torchserve is TorchServe itself.",
+        envvar="TORCHMAR_ENGINE",
+        show_envvar=False,
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="The server's configuration; default: config.properties, if there is one.",
+        show_default=False,
+    ),
+]
+ModelStore = Annotated[
+    Path | None,
+    typer.Option(
+        "--model-store",
+        help="The folder with the archives; default: the configuration's, or model_store.",
+        show_default=False,
+    ),
+]
+ServerFolder = Annotated[
+    Path,
+    typer.Option(
+        "--run-folder",
+        help="The folder of the server's token and logs.",
+        envvar="TORCHMAR_RUN_FOLDER",
+        show_envvar=False,
+    ),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PORT",
+        min=1,
+        max=65535,
+        help="The inference API's port; the other ports change with it.",
+        show_default=False,
+    ),
+]
+
+# Checks of archives.
 
 Check = Annotated[
-    bool, typer.Option("--check/--no-check", help="Load only archives that torchmar check has no error for.")
+    bool, typer.Option("--check/--no-check", help="Load only archives in which torchmar check finds no error.")
 ]
 CHECKS = "docs/checks.md"
 
@@ -46,7 +147,7 @@ def _known_codes(codes: list[str] | None) -> list[str] | None:
     from torchmar.checks.finding import unknown
 
     if strangers := unknown(codes or ()):
-        raise typer.BadParameter(f"no code is called {strangers[0]} or starts so; they are in {CHECKS}")
+        raise typer.BadParameter(f"no code is called {strangers[0]}, and none starts with it; {CHECKS} lists all")
     return codes
 
 
@@ -54,7 +155,7 @@ Ignore = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CODE",
-        help="Ignore findings of this code, or of all that start so: MAR3; may be repeated.",
+        help="Ignore findings with this code, or with this prefix: MAR3. May be repeated.",
         callback=_known_codes,
         show_default=False,
     ),
@@ -63,20 +164,13 @@ Select = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CODE",
-        help="Only findings of this code, or of all that start so; may be repeated.",
+        help="Only findings with this code, or with this prefix. May be repeated.",
         callback=_known_codes,
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-ServedFrom = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="The server's configuration; default: config.properties, if there is one.",
-        show_default=False,
-    ),
-]
+
+# Explanations.
 
 HOW = "How to explain"
 Method = Annotated[
@@ -98,7 +192,9 @@ Target = Annotated[
 ]
 Steps = Annotated[
     int | None,
-    typer.Option("--n-steps", min=1, help="Steps of the integral.", show_default=False, rich_help_panel=HOW),
+    typer.Option(
+        "--n-steps", metavar="N", min=1, help="Steps of the integral.", show_default=False, rich_help_panel=HOW
+    ),
 ]
 Baseline = Annotated[
     str | None,
@@ -108,7 +204,9 @@ Baseline = Annotated[
 ]
 
 
-def explanation(method: str | None, target: str | None, n_steps: int | None, baseline: str | None) -> dict[str, str]:
-    """Return the headers by which a request says how it wants to be explained."""
-    asked = {"Method": method, "Target": target, "N-Steps": n_steps, "Baseline": baseline}
-    return {f"Explain-{name}": str(value) for name, value in asked.items() if value is not None}
+def explain_headers(
+    method: str | None, target: str | None, n_steps: int | None, baseline: str | None
+) -> dict[str, str]:
+    """Return the ``Explain-*`` headers of a request for an explanation."""
+    options = {"Method": method, "Target": target, "N-Steps": n_steps, "Baseline": baseline}
+    return {f"Explain-{name}": str(value) for name, value in options.items() if value is not None}

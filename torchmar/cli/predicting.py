@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchmar.cli.connection_options import CaFile, PlainHttp
 from torchmar.cli.options import (
     Address,
     Baseline,
+    CaFile,
     KeyFile,
     Method,
     Name,
+    PlainHttp,
+    ResponseTimeout,
     RunFolder,
     Steps,
     Target,
     Version,
-    explanation,
+    explain_headers,
 )
 from torchmar.errors import TorchmarError
 
@@ -28,18 +31,15 @@ if TYPE_CHECKING:
     from torchmar.inference import InferenceClient
 
 PANEL = "Requests"
-Inputs = Annotated[
-    list[Path], typer.Argument(metavar="INPUT", help="Files to ask with; - is stdin.", show_default=False)
-]
+Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT", help="Files to send; - is stdin.", show_default=False)]
 MANY = "Many inputs"
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=256, help="Requests at a time.", rich_help_panel=MANY)]
 InOrder = Annotated[
     bool,
     typer.Option(
-        "--in-order", help="Sort the .jsonl file by input when all is done.", show_default=False, rich_help_panel=MANY
+        "--in-order", help="Sort the .jsonl file by input at the end.", show_default=False, rich_help_panel=MANY
     ),
 ]
-Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds to wait for an answer.")]
 
 
 def predict(
@@ -48,11 +48,12 @@ def predict(
     version: Version = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write it here; answers to several: a .jsonl file.", show_default=False),
+        typer.Option("--output", "-o", help="The file to write; for several inputs a .jsonl file.", show_default=False),
     ] = None,
-    timeout: Timeout = 120.0,
+    timeout: ResponseTimeout = 120.0,
     grpc: Annotated[
-        bool, typer.Option("--grpc", help="Ask over gRPC, without headers and handlers' statuses.", show_default=False)
+        bool,
+        typer.Option("--grpc", help="Use gRPC, which has no headers and no statuses of handlers.", show_default=False),
     ] = False,
     jobs: Jobs = 4,
     in_order: InOrder = False,
@@ -62,29 +63,29 @@ def predict(
     ca_file: CaFile = None,
     allow_plain_http: PlainHttp = False,
 ) -> None:
-    """Ask for predictions: one answer as it is, several as lines of JSON.
+    """Request predictions: one is printed as it is, several as lines of JSON.
 
-    A .jsonl file is written as answers come. The same command goes on where it
-    was stopped, and asks again for what the server could not answer and for
-    what was edited since.
+    A .jsonl file gets each answer at once. After an interruption the same
+    command continues; it also repeats requests that the server could not
+    answer, and those whose input has been edited.
     """
-    from torchmar.cli.connection_options import server
+    from torchmar.cli.endpoint import endpoint
 
     field = "grpc_inference" if grpc else "inference"
-    where = server(field, address, run_folder, key_file, ca_file, allow_plain_http)
+    server = endpoint(field, address, run_folder, key_file, ca_file, allow_plain_http)
 
     def client() -> InferenceClient | GrpcInference:
         if not grpc:
             from torchmar.inference import InferenceClient
 
-            return InferenceClient(where, timeout)
+            return InferenceClient(server, timeout)
         try:
             from torchmar.grpc import GrpcInference
         except ModuleNotFoundError as error:
             raise TorchmarError(f"{error.name} is not installed", hint="pip install 'torchmar[grpc]'") from None
-        return GrpcInference(where, timeout)
+        return GrpcInference(server, timeout)
 
-    _ask(client, name, inputs, version, None, output, jobs, in_order)
+    _request(client, name, inputs, version, None, output, jobs, in_order)
 
 
 def explain(
@@ -96,11 +97,11 @@ def explain(
         typer.Option(
             "--output",
             "-o",
-            help="Write it here: .png a picture, .json or .npy; answers to several: a .jsonl file.",
+            help="The file to write: .png for a picture, .json or .npy; for several inputs a .jsonl file.",
             show_default=False,
         ),
     ] = None,
-    timeout: Timeout = 120.0,
+    timeout: ResponseTimeout = 120.0,
     method: Method = None,
     target: Target = None,
     n_steps: Steps = None,
@@ -113,34 +114,37 @@ def explain(
     ca_file: CaFile = None,
     allow_plain_http: PlainHttp = False,
 ) -> None:
-    """Ask what in the input speaks for the prediction; several are answered as by predict."""
-    from torchmar.cli.connection_options import server
+    """Request explanations: which parts of an input speak for the prediction.
+
+    Several inputs are handled as by predict.
+    """
+    from torchmar.cli.endpoint import endpoint
     from torchmar.inference import InferenceClient
 
-    where = server("inference", address, run_folder, key_file, ca_file, allow_plain_http)
-    how = explanation(method, target, n_steps, baseline)
-    _ask(lambda: InferenceClient(where, timeout), name, inputs, version, how, output, jobs, in_order)
+    server = endpoint("inference", address, run_folder, key_file, ca_file, allow_plain_http)
+    headers = explain_headers(method, target, n_steps, baseline)
+    _request(lambda: InferenceClient(server, timeout), name, inputs, version, headers, output, jobs, in_order)
 
 
-def _ask(
+def _request(
     client: Callable[[], InferenceClient | GrpcInference],
     name: str,
     inputs: list[Path],
     version: str | None,
-    explained: dict[str, str] | None,
+    explain_headers: dict[str, str] | None,
     output: Path | None,
     jobs: int,
     in_order: bool,
 ) -> None:
-    """Ask with every input.
+    """Send a request for every input.
 
     Args:
-        client: makes one.
-        name: which model.
+        client: makes a client.
+        name: the model.
         inputs: files.
         version: default: the default one.
-        explained: how; None: a prediction is wanted.
-        output: where answers go; default: to stdout.
+        explain_headers: the headers of requests for explanations; None: predictions are requested.
+        output: the file for the answers; default: stdout.
         jobs: requests at a time.
         in_order: sort ``output`` at the end.
     """
@@ -150,15 +154,14 @@ def _ask(
     lines = output is not None and output.suffix.lower() in SUFFIXES
     if in_order and not lines:
         raise typer.BadParameter(
-            "goes with --output FILE.jsonl; on stdout answers are in order", param_hint="--in-order"
+            "is for --output FILE.jsonl; answers on stdout are in order anyway", param_hint="--in-order"
         )
     if len(inputs) == 1 and not lines:
-        request = responses.request(inputs[0], explained is not None, output, explained)
-        asked = client()
-        responses.show(asked.request(name, request, version), output)
-        asked.close()
+        request = responses.request(inputs[0], explain_headers is not None, output, explain_headers)
+        with contextlib.closing(client()) as connected:
+            responses.show(connected.request(name, request, version), output)
         return
     if output and not lines:
-        raise typer.BadParameter("answers to several inputs go to a .jsonl file", param_hint="--output")
-    asking = many.Asking(client, name, version, explained)
-    raise typer.Exit(0 if asking.run(inputs, jobs, output, in_order) else 1)
+        raise typer.BadParameter("answers to several inputs need a .jsonl file", param_hint="--output")
+    requests = many.Requests(client, name, version, explain_headers)
+    raise typer.Exit(0 if requests.run(inputs, jobs, output, in_order) else 1)

@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, for what takes longer than a second on a terminal."""
+"""A progress bar with rate and remaining time, on a terminal, for work that takes longer than a second."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchmar.cli.terminal import err
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_PATIENCE = 1.0  # seconds before a bar is shown
+_DELAY = 1.0  # seconds before a bar is shown
 
 
 class Bar:
@@ -24,16 +24,16 @@ class Bar:
         self._shown: Progress | None = None
 
     def begin(self, name: str, total: int) -> Bar:
-        """Start to count to ``total`` bytes; return what is to be called with every piece that is done."""
+        """Start to count to ``total`` bytes; return a function to call with the number of each piece's bytes."""
         self._name, self._total, self._done, self._started = name, total, 0, time.monotonic()
         return self
 
     def __call__(self, count: int) -> None:
-        """Count ``count`` bytes more."""
+        """Add ``count`` bytes."""
         self._done += count
         if self._shown:
             self._shown.update(self._shown.task_ids[0], completed=self._done)
-        elif err.is_terminal and time.monotonic() - self._started > _PATIENCE:
+        elif err.is_terminal and time.monotonic() - self._started > _DELAY:
             self._shown = self._show()
 
     def __enter__(self) -> Bar:

@@ -22,29 +22,29 @@ _OTHER_FILE = "write to another file"
 
 
 class ResultsFile:
-    """A file of answers, one line for each input; a context manager.
+    """A file of results, one line for each input; a context manager.
 
-    Every line is written as a whole when its answer comes. A line that was torn (the disk was
-    full, the machine went down) is removed when the file is opened again. A line says which content
-    it is about, so that an input that was edited since is asked with again.
+    Every line is written as a whole, as soon as there is a result. An incomplete last line (the disk was
+    full, the machine went down) is removed when the file is opened again. A line has a digest of the
+    input's content, so that an input that has been edited since is sent again.
 
     Attributes:
-        told: by input: whether it was answered; else it was refused for good.
-        digests: by input: of the content that was asked with; None where the line does not say.
-        superseded: whether some input has two lines, of which the later one counts.
+        answered: by input: True if it was answered, False if it was refused permanently.
+        digests: by input: the digest of the content that was sent; None if the line has none.
+        superseded: whether an input has two lines, of which the later one counts.
 
     Args:
-        path: the file; made if there is none.
-        request: what is asked, ``predictions/NAME``; answers to other questions are not mixed in.
+        path: the file; created if it does not exist.
+        request: the kind of requests, ``predictions/NAME``; a file has results of one kind only.
 
     Raises:
-        TorchmarError: the file has something else, another process writes to it, or it cannot be opened.
+        TorchmarError: the file has other content, another process writes to it, or it cannot be opened.
     """
 
     def __init__(self, path: Path, request: str) -> None:
         self._path = path
         self._request = request
-        self.told: dict[str, bool] = {}
+        self.answered: dict[str, bool] = {}
         self.digests: dict[str, str | None] = {}
         self.superseded = False
 
@@ -72,34 +72,34 @@ class ResultsFile:
     ) -> None:
         self._stream.close()
 
-    def answer(self, source: str, digest: str, answer: Response) -> None:
-        """Write the answer to an input.
+    def add_answer(self, source: str, digest: str, response: Response) -> None:
+        """Write the response to an input.
 
         Raises:
             TorchmarError: the file cannot be written.
         """
-        self._write(source, digest, responses.content(answer))
-        self._tell(source, digest, True)
+        self._write(source, digest, responses.content(response))
+        self._record(source, digest, True)
 
-    def refuse(self, source: str, digest: str, status: int, message: str) -> None:
-        """Write that an input was refused, and would be again."""
+    def add_refusal(self, source: str, digest: str, status: int, message: str) -> None:
+        """Write that an input was refused permanently."""
         self._write(source, digest, {"status": status, "error": message})
-        self._tell(source, digest, False)
+        self._record(source, digest, False)
 
     def sort(self, order: Iterable[str]) -> None:
-        """Put the lines in the order of the inputs, one for each; lines of other inputs follow as they stood."""
-        places: dict[str, tuple[int, int]] = {}
+        """Sort the lines by input, one line for each; lines of other inputs follow in their present order."""
+        slices: dict[str, tuple[int, int]] = {}
         start = 0
         for raw in self._lines():
-            places[json.loads(raw)["input"]] = (start, len(raw))
+            slices[json.loads(raw)["input"]] = (start, len(raw))
             start += len(raw)
         file = self._path.resolve()
         part = temporary_path(file)
         try:
             with part.open("wb") as target:
-                for source in dict.fromkeys([*(one for one in order if one in places), *places]):
-                    place, size = places[source]
-                    self._stream.seek(place)
+                for source in dict.fromkeys([*(source for source in order if source in slices), *slices]):
+                    offset, size = slices[source]
+                    self._stream.seek(offset)
                     target.write(self._stream.read(size))
             part.replace(file)
         except OSError as error:
@@ -108,9 +108,9 @@ class ResultsFile:
             with contextlib.suppress(OSError):
                 part.unlink()
 
-    def _tell(self, source: str, digest: str | None, answered: bool) -> None:
+    def _record(self, source: str, digest: str | None, answered: bool) -> None:
         self.superseded |= source in self.digests
-        self.told[source] = answered
+        self.answered[source] = answered
         self.digests[source] = digest
 
     def _write(self, source: str, digest: str, content: Mapping[str, Any]) -> None:
@@ -122,7 +122,7 @@ class ResultsFile:
             raise TorchmarError(f"{self._path} cannot be written: {error.strerror}") from None
 
     def _read(self) -> None:
-        whole, raw = 0, b"\n"
+        complete, raw = 0, b"\n"
         for number, raw in enumerate(self._lines(), 1):
             try:
                 line = json.loads(raw)
@@ -130,19 +130,19 @@ class ResultsFile:
                 status = int(line["status"])
             except (ValueError, KeyError, TypeError):
                 if not raw.endswith(b"\n") and (raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw)):
-                    self._stream.truncate(whole)
+                    self._stream.truncate(complete)
                     return
                 where = f"{self._path}:{number}"
                 raise TorchmarError(f"{where}: not a line that torchmar wrote", hint=_OTHER_FILE) from None
             if request != self._request:
                 raise TorchmarError(f"{self._path} has answers to {request}, not to {self._request}", hint=_OTHER_FILE)
-            whole += len(raw)
-            self._tell(source, digest, status < 400)
-            if status >= 500:  # an error of the server may be over by now
-                del self.told[source]
+            complete += len(raw)
+            self._record(source, digest, status < 400)
+            if status >= 500:  # an error of the server may be temporary
+                del self.answered[source]
         if not raw.endswith(b"\n"):
             os.write(self._stream.fileno(), b"\n")
 
     def _lines(self) -> Iterable[bytes]:
-        with open(self._path, "rb") as stream:  # with a buffer, which the one for writing has not
+        with open(self._path, "rb") as stream:  # the stream for writing has no buffer
             yield from stream

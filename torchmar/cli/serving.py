@@ -1,4 +1,4 @@
-"""The command that runs a server."""
+"""The commands that start and stop a server."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ from rich.markup import escape
 
 from torchmar.cli import addresses
 from torchmar.cli.operating import show_path
-from torchmar.cli.options import Check, Ignore, ServedFrom
+from torchmar.cli.options import Check, Config, Engine, Ignore, ModelStore, Port, ServerFolder
 from torchmar.cli.terminal import complain, err
 from torchmar.cli.terminal import lasting_out as out
-from torchmar.engines import DEFAULT, TITLES, EngineName
+from torchmar.engines import DEFAULT, TITLES
 from torchmar.errors import EngineError, ModelFailedError, TorchmarError
 
 if TYPE_CHECKING:
-    from torchmar.engines.engine import Engine
+    from torchmar.engines.engine import Engine as Server
     from torchmar.properties import Properties
     from torchmar.server.models.startup_report import StartupReport
 
 PANEL = "Servers"
-_LOAD_SECONDS = 300.0  # that the command waits for models that the server loads by itself
-Folder = Annotated[
-    Path,
-    typer.Option(help="Where the server keeps its token and logs.", envvar="TORCHMAR_RUN_FOLDER", show_envvar=False),
-]
+_LOAD_SECONDS = 300.0  # to wait for the models that the server loads at its start
 
 
 def serve(
@@ -35,46 +31,35 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="Models to load; default: what load_models says, or else every archive of the model store.",
+            help="Models to load; default: those of load_models, or else every archive in the model store.",
         ),
     ] = None,
-    config: ServedFrom = None,
-    model_store: Annotated[
-        Path | None,
-        typer.Option(help="The folder with the archives; default: the configuration's, or model_store."),
-    ] = None,
-    run_folder: Folder = Path(".torchmar"),
-    port: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=65535, help="Of the inference API; all other ports move along with it.", show_default=False
-        ),
-    ] = None,
+    config: Config = None,
+    model_store: ModelStore = None,
+    run_folder: ServerFolder = Path(".torchmar"),
+    port: Port = None,
     host: Annotated[
         str | None,
         typer.Option(
-            help="Where the inference API listens; management stays on loopback. For containers.", show_default=False
+            help="The inference API's host, for containers; management stays on loopback.", show_default=False
         ),
     ] = None,
     metrics_host: Annotated[
         str | None,
-        typer.Option(help="Where the metrics API listens, which asks for no token.", show_default=False),
+        typer.Option(help="The metrics API's host; this API needs no token.", show_default=False),
     ] = None,
     check: Check = True,
     ignore: Ignore = None,
-    engine: Annotated[
-        EngineName,
-        typer.Option(
-            help="torchmar's own server, without Java, or TorchServe.", envvar="TORCHMAR_ENGINE", show_envvar=False
-        ),
-    ] = DEFAULT,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Leave it running; torchmar stop ends it.")] = False,
+    engine: Engine = DEFAULT,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Run in the background; torchmar stop ends the server.")
+    ] = False,
 ) -> None:
-    """Start a server over a model store and stay until Ctrl-C.
+    """Start a server for the archives of a model store; Ctrl-C stops it.
 
-    A model that does not start, or whose workers die later, is reported with
-    its worker's traceback; the others are served. A second server needs a run
-    folder and ports of its own: --run-folder .torchmar-b --port 9080.
+    If a model does not start, or its workers die later, its worker's traceback
+    is printed; the other models are served. A second server needs its own run
+    folder and ports: --run-folder .torchmar-b --port 9080.
     """
     from torchmar import engines, properties
     from torchmar.archive import store
@@ -84,26 +69,26 @@ def serve(
 
     given = properties.read_or_default(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
-    by_itself = _loads_by_itself(given, folder)
+    at_startup = _startup_archives(given, folder)
     configured = not names and any(given.get(key).strip() for key in ("load_models", "model_snapshot"))
-    archives = by_itself if configured else store.find(folder, names or None)
-    if not (given.flag("enable_model_api") or given.flag("enable_envvars_config") or set(archives) <= set(by_itself)):
+    archives = at_startup if configured else store.find(folder, names or None)
+    if not (given.flag("enable_model_api") or given.flag("enable_envvars_config") or set(archives) <= set(at_startup)):
         raise TorchmarError(
             f"{given.file}: without enable_model_api no model can be registered",
             hint="enable_model_api=true, or load_models=all in place of it",
         )
     ignored = (ignore or []) if check else list(EVERYTHING)
-    for archive in by_itself:
-        findings.warn(admit(archive, ignored))  # the server loads it before it can be asked to
+    for archive in at_startup:
+        findings.warn(admit(archive, ignored))  # before the start, since the server loads it at once
     overrides = {} if check else {"torchmar_check_archives": "false"}
     if ignore:
         overrides["torchmar_ignore_checks"] = ",".join(ignore)
     with contextlib.ExitStack() as stack:
         with err.status(f"starting {TITLES[engine]}"):
-            started = engines.named(engine)(
+            starting = engines.named(engine)(
                 config, folder, run_folder, port=port, host=host, metrics_host=metrics_host, overrides=overrides
             )
-            server = stack.enter_context(started)
+            server = stack.enter_context(starting)
         out.print(server.described, markup=False)
         for line in addresses.lines(server.properties, engine):
             out.print(line, markup=False)
@@ -112,10 +97,10 @@ def serve(
         out.print(f"  logs        {show_path(server.folder / 'logs')}", markup=False)
         for address in server.properties.addresses():
             if not address.loopback:
-                danger = ", and with it run code here; torchmar doctor says more" if "management" in address.key else ""
-                where = f"{address.host}:{address.port}"
-                err.print(f"[yellow]warning:[/] {address.key}: other machines reach {where}{danger}")
-        # First: a registration beside that of the server would come before it, and that of the server would fail.
+                danger = " and can run code here; torchmar doctor has more" if "management" in address.key else ""
+                listening = f"{address.host}:{address.port}"
+                err.print(f"[yellow]warning:[/] {address.key}: other machines can reach {listening}{danger}")
+        # Before any registration, which would conflict with the server's own one of the same archive.
         report = _wait_for_startup(server)
         loaded = [_load(server, archive, ignored) for archive in archives]
         if archives and not any(loaded):
@@ -136,15 +121,15 @@ def serve(
         try:
             server.wait(complain)
         except (KeyboardInterrupt, SystemExit):
-            err.print("stopping; Ctrl-C again does not wait for what it is at")
+            err.print("stopping; Ctrl-C again does not wait for open requests")
             raise
         err.print("the server was stopped")
 
 
 def stop(
-    run_folder: Folder = Path(".torchmar"),
+    run_folder: ServerFolder = Path(".torchmar"),
     everything: Annotated[
-        bool, typer.Option("--all", help="Every server whose run folder lies in this folder or below.")
+        bool, typer.Option("--all", help="Stop all servers whose run folders are in this folder or below.")
     ] = False,
 ) -> None:
     """Stop the server that runs with a folder."""
@@ -152,25 +137,25 @@ def stop(
 
     if everything:
         here = Path.cwd().resolve()
-        found = [running for running in ServerRecord.everywhere() if here in Path(running.folder).parents]
-        nothing = f"no server runs with a folder in {here}"
+        records = [record for record in ServerRecord.everywhere() if here in Path(record.folder).parents]
+        message = f"no server runs with a folder in {here}"
     else:
-        found = [running] if (running := ServerRecord.find(run_folder)) else []
-        nothing = f"no server runs with {run_folder}"
+        records = [record] if (record := ServerRecord.find(run_folder)) else []
+        message = f"no server runs with {run_folder}"
         if killed := ServerRecord.killed(run_folder):
             killed.stop()
-            nothing += f": process {killed.pid} ended by itself; what it left is removed, but for its logs"
-    if not found:
-        err.print(nothing, markup=False)
-    for one in found:
-        with err.status(f"stopping {TITLES[one.engine]}"):
-            one.stop()
-        what = f" of {one.folder}" if everything else ""
-        out.print(f"stopped{what} (process {one.pid})", markup=False)
+            message += f": process {killed.pid} ended by itself; its files are removed, except its logs"
+    if not records:
+        err.print(message, markup=False)
+    for record in records:
+        with err.status(f"stopping {TITLES[record.engine]}"):
+            record.stop()
+        which = f" of {record.folder}" if everything else ""
+        out.print(f"stopped{which} (process {record.pid})", markup=False)
 
 
-def _loads_by_itself(config: Properties, folder: Path) -> list[Path]:
-    """Return the archives that ``load_models`` names, under their own names; a snapshot goes before it."""
+def _startup_archives(config: Properties, folder: Path) -> list[Path]:
+    """Return the archives that ``load_models`` names, by their own names; none if there is a snapshot."""
     from torchmar.archive import store
 
     if config.get("model_snapshot").strip():
@@ -180,8 +165,8 @@ def _loads_by_itself(config: Properties, folder: Path) -> list[Path]:
     return [archive for archive in store.find(folder) if everything or archive.name in named]
 
 
-def _wait_for_startup(server: Engine) -> StartupReport | None:
-    """Wait until the server has tried the models that it loads by itself; None if it takes long, or is TorchServe."""
+def _wait_for_startup(server: Server) -> StartupReport | None:
+    """Return how the server loaded its models at the start; None after a timeout, or for TorchServe."""
     from torchmar.engines.builtin import Builtin
 
     if not isinstance(server, Builtin):
@@ -190,8 +175,8 @@ def _wait_for_startup(server: Engine) -> StartupReport | None:
         return server.wait_until_loaded(_LOAD_SECONDS)
 
 
-def _show_startup(server: Engine, report: StartupReport | None, archives: list[Path], load_models: str) -> None:
-    """Print what is wrong with models that the server loads by itself, but for those that were waited for."""
+def _show_startup(server: Server, report: StartupReport | None, archives: list[Path], load_models: str) -> None:
+    """Print the problems of models that the server loads at its start; those of ``archives`` have been printed."""
     from torchmar.engines.builtin import Builtin
 
     if not isinstance(server, Builtin):
@@ -203,13 +188,13 @@ def _show_startup(server: Engine, report: StartupReport | None, archives: list[P
         return
     for warning in report.warnings:
         err.print("[yellow]warning:[/]", escape(warning))
-    waited_for = {archive.name for archive in archives}
+    printed = {archive.name for archive in archives}
     for failure in report.failures:
-        if failure.url not in waited_for:
+        if failure.url not in printed:
             complain(TorchmarError(failure.message))
 
 
-def _load(server: Engine, archive: Path, ignored: list[str]) -> bool:
+def _load(server: Server, archive: Path, ignored: list[str]) -> bool:
     from torchmar.checks.admission import admit
     from torchmar.cli import findings
 
@@ -219,7 +204,7 @@ def _load(server: Engine, archive: Path, ignored: list[str]) -> bool:
             model = server.load(archive)
     except TorchmarError as error:
         if isinstance(error, EngineError) and not isinstance(error, ModelFailedError):
-            raise  # the server has ended, and will load nothing more
+            raise  # the server has ended
         complain(error)
         return False
     workers = f"{model.ready} worker{'' if model.ready == 1 else 's'}"
@@ -228,7 +213,7 @@ def _load(server: Engine, archive: Path, ignored: list[str]) -> bool:
 
 
 def _missing(load_models: str, store: Path) -> list[str]:
-    """Return a message for each file that ``load_models`` names and that is not there; TorchServe only logs it."""
+    """Return a message for each missing file that ``load_models`` names; TorchServe only logs them."""
     from torchmar.server.config import startup_models
 
     models = startup_models.parse_load_models(load_models)

@@ -1,4 +1,4 @@
-"""What commands share: results on stdout, messages on stderr, errors with hints."""
+"""Output of the commands: results on stdout, messages on stderr, errors with hints."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class LastingConsole(Console):
-    """A console that falls silent when its reader has gone (``| head``), so that the work of a command goes on."""
+    """A console that ignores a closed pipe (``| head``), so that the command continues its work."""
 
     def on_broken_pipe(self) -> None:
-        """Write no more, and let what Python flushes at the end go nowhere."""
+        """Stop writing; redirect what Python flushes at exit to /dev/null."""
         self.quiet = True
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, self.file.fileno())
@@ -29,13 +29,13 @@ class LastingConsole(Console):
 
 
 out = Console(highlight=False, soft_wrap=True)
-#: For commands that start a server, which must not end with the reader of what they print.
+#: For commands that start a server: the server must not end when a reader of their output does.
 lasting_out = LastingConsole(highlight=False, soft_wrap=True)
 err = LastingConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def complain(error: TorchmarError) -> None:
-    """Print an error: what is wrong and where, what the process behind it said, what to do next."""
+    """Print an error: traceback or log of the process, message, hint."""
     trace = error.traceback if isinstance(error, LoadError | ModelFailedError) else ""
     log = error.log if isinstance(error, WorkerError | EngineError) and not trace else ""
     for text in (trace, log):
@@ -51,31 +51,31 @@ def complain(error: TorchmarError) -> None:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
-    """Return a plain table; the columns named in ``right`` are aligned there."""
+    """Return a plain table; the columns named in ``right`` are aligned right."""
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+        result.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*map(escape, row))
-    return made
+        result.add_row(*map(escape, row))
+    return result
 
 
 def wrapped(text: str, first: str = "    ", then: str = "    ") -> str:
-    """Return a text that fits the terminal; in a pipe a line stays a line."""
+    """Return a text wrapped to the width of the terminal; one line if stdout is a pipe."""
     if not sys.stdout.isatty():
         return first + text
     return textwrap.fill(text, max(40, out.width), initial_indent=first, subsequent_indent=then)
 
 
-def show_table(made: Table) -> None:
-    """Print a table to stdout: as wide as the terminal, and as wide as it needs to be in a pipe."""
+def show_table(content: Table) -> None:
+    """Print a table to stdout: as wide as the terminal; in a pipe as wide as its content."""
     if sys.stdout.isatty():
-        Console(width=out.width, highlight=False).print(made)
+        Console(width=out.width, highlight=False).print(content)
         return
     console = Console(width=10_000, highlight=False)
     with console.capture() as text:
-        console.print(made)
+        console.print(content)
     out.print("\n".join(line.rstrip() for line in text.get().splitlines()), markup=False)
