@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -19,9 +19,9 @@ from torchmar.exchange import Request, Response, content_type
 from torchmar.recipe import Sample
 from torchmar.worker import Worker
 
-_STEADY = 5  # more askings of each sample, after the first
+_STEADY = 5  # measured requests of each sample, after the first
 _SEED = 0
-# Requests that no handler should take, and none should let its neighbours pay for.
+# Requests that a handler should refuse without any effect on the other requests of the batch.
 _BAD = (
     Request(b""),
     Request(b"\x00\xff\xfe not anything", "application/octet-stream"),
@@ -32,41 +32,56 @@ _BAD = (
 
 @dataclass(frozen=True)
 class SampleResult:
-    """One sample: what differed from its expectation, and milliseconds of the first and of a steady answer."""
+    """The result of one sample.
+
+    Attributes:
+        name: the input file, or ``json``.
+        explain: whether an explanation was requested.
+        differences: differences between responses and the expected response, as text.
+        first_ms: latency of the first response in milliseconds.
+        steady_ms: median latency of later responses in milliseconds.
+    """
 
     name: str
     explain: bool
     differences: tuple[str, ...]
-    first: float
-    steady: float
+    first_ms: float
+    steady_ms: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleReport:
-    """What an archive did: ``problems`` is empty when it kept its contract.
+    """The result of all samples of an archive.
 
-    ``load`` is in seconds until the worker was ready, ``peak`` in bytes of its resident memory.
+    Attributes:
+        samples: the result of each sample.
+        problems: all differences and wrong statuses, as text; empty if the archive is good.
+        batch_size: the largest batch that was sent.
+        explains: whether the handler gives explanations.
+        load_seconds: time until the worker was ready.
+        peak_memory: largest resident memory of the worker in bytes.
+        refused: the statuses of responses to bad requests.
     """
 
     samples: tuple[SampleResult, ...]
     problems: tuple[str, ...]
     batch_size: int
     explains: bool
-    load: float
-    peak: int
-    refused: tuple[int, ...] = field(default=())  # the statuses that bad requests got
+    load_seconds: float
+    peak_memory: int
+    refused: tuple[int, ...] = ()
 
 
 def run_samples(path: Path) -> SampleReport:
-    """Start a worker with the archive at ``path`` and hold it to its samples.
+    """Start a worker with the archive at ``path`` and compare its responses with the samples.
 
-    Each is asked alone, then all in batches as large as the server's, then shuffled among bad
-    requests: these should get a 4xx of their own, and the samples the answers that they got alone.
+    Each sample is sent alone, then all in batches as large as the server's, then in a random order with
+    bad requests between them. A bad request should get a status 4xx, and the samples the same responses as alone.
 
     Raises:
         ArchiveError: the archive cannot be opened, or has no samples.
         LoadError: the handler does not load.
-        WorkerError: the worker died or did not answer in time.
+        WorkerError: the worker died, or did not respond in time.
 
     Examples:
         >>> from pathlib import Path
@@ -81,39 +96,51 @@ def run_samples(path: Path) -> SampleReport:
         batch_size = int(archive.number("batchSize", 1))
     if not samples:
         raise ArchiveError(f"{path} has no samples", hint="give the recipe some: samples: [{input: FILE, expect: ...}]")
-    started = time.perf_counter()
+    start = time.perf_counter()
     with Worker(path) as worker:
-        load = time.perf_counter() - started
-        asked, problems = [], []
-        for sample, request in zip(samples, requests, strict=True):
-            took, found = [], []
-            for _ in range(1 + _STEADY):
-                before = time.perf_counter()
-                (answer,) = worker.predict_batch([request])
-                took.append((time.perf_counter() - before) * 1000)
-                found += [one for one in comparison.differences(sample, answer) if one not in found]
-            asked.append(
-                SampleResult(_name(sample), sample.explain, tuple(found), took[0], statistics.median(took[1:]))
-            )
-            problems += [f"{_name(sample)}: {one}" for one in found]
-        held = [sample for sample, one in zip(samples, asked, strict=True) if not one.differences]
-        sound = [request for request, one in zip(requests, asked, strict=True) if not one.differences]
-        problems += _together(worker, held, sound, batch_size)
-        found, refused = _among_bad(worker, held, sound, batch_size)
-        problems += found
-        explains = any(one.explain for one in asked) or _explains(worker, requests[0])
-        peak = _peak(worker.pid)
-    return SampleReport(tuple(asked), tuple(problems), batch_size, explains, load, peak, refused)
+        load_seconds = time.perf_counter() - start
+        results = [_alone(worker, sample, request) for sample, request in zip(samples, requests, strict=True)]
+        problems = [f"{result.name}: {difference}" for result in results for difference in result.differences]
+        # A sample that is wrong alone says nothing about batches.
+        right = [index for index, result in enumerate(results) if not result.differences]
+        right_samples, right_requests = [samples[index] for index in right], [requests[index] for index in right]
+        problems += _together(worker, right_samples, right_requests, batch_size)
+        differences, refused = _among_bad(worker, right_samples, right_requests, batch_size)
+        problems += differences
+        explains = any(result.explain for result in results) or _explains(worker, requests[0])
+        peak_memory = _peak(worker.pid)
+    return SampleReport(
+        samples=tuple(results),
+        problems=tuple(problems),
+        batch_size=batch_size,
+        explains=explains,
+        load_seconds=load_seconds,
+        peak_memory=peak_memory,
+        refused=refused,
+    )
+
+
+def _alone(worker: Worker, sample: Sample, request: Request) -> SampleResult:
+    """Send a sample several times, alone."""
+    milliseconds: list[float] = []
+    differences: dict[str, None] = {}
+    for _ in range(1 + _STEADY):
+        start = time.perf_counter()
+        (response,) = worker.predict_batch([request])
+        milliseconds.append((time.perf_counter() - start) * 1000)
+        differences |= dict.fromkeys(comparison.differences(sample, response))
+    steady = statistics.median(milliseconds[1:])
+    return SampleResult(_name(sample), sample.explain, tuple(differences), milliseconds[0], steady)
 
 
 def _together(worker: Worker, samples: Sequence[Sample], requests: Sequence[Request], batch_size: int) -> list[str]:
     problems = []
-    # A batch as full as the server's, even if there are fewer samples than that.
+    # At least one full batch, even if there are fewer samples.
     repeated = [index % len(samples) for index in range(max(batch_size, len(samples)))] if samples else []
     for start in range(0, len(repeated), batch_size):
         part = repeated[start : start + batch_size]
-        answers = worker.predict_batch([requests[index] for index in part])
-        problems += _compared([samples[index] for index in part], answers, f"in a batch of {len(part)}")
+        batch = worker.predict_batch([requests[index] for index in part])
+        problems += _differences([samples[index] for index in part], batch, f"in a batch of {len(part)}")
     return problems
 
 
@@ -128,25 +155,29 @@ def _among_bad(
     problems, refused = [], []
     for start in range(0, len(mixed), size):
         part = mixed[start : start + size]
-        answers = worker.predict_batch([request for _, request in part])
-        kept = [(samples[index], answer) for (index, _), answer in zip(part, answers, strict=True) if index is not None]
-        refused += [answer.status for (index, _), answer in zip(part, answers, strict=True) if index is None]
-        problems += _compared([sample for sample, _ in kept], [answer for _, answer in kept], "beside a bad request")
+        batch = worker.predict_batch([request for _, request in part])
+        good = [
+            (samples[index], response) for (index, _), response in zip(part, batch, strict=True) if index is not None
+        ]
+        refused += [response.status for (index, _), response in zip(part, batch, strict=True) if index is None]
+        problems += _differences(
+            [sample for sample, _ in good], [response for _, response in good], "beside a bad request"
+        )
     problems += [f"a bad request gets {status}, not a 4xx" for status in sorted(set(refused)) if status >= 500]
     return problems, tuple(refused)
 
 
-def _compared(samples: Sequence[Sample], answers: Sequence[Response], where: str) -> list[str]:
+def _differences(samples: Sequence[Sample], batch: Sequence[Response], where: str) -> list[str]:
     return [
-        f"{_name(sample)}, {where}: {one}"
-        for sample, answer in zip(samples, answers, strict=True)
-        for one in comparison.differences(sample, answer)
+        f"{_name(sample)}, {where}: {difference}"
+        for sample, response in zip(samples, batch, strict=True)
+        for difference in comparison.differences(sample, response)
     ]
 
 
 def _explains(worker: Worker, request: Request) -> bool:
-    (answer,) = worker.predict_batch([Request(request.body, request.content_type, explain=True)])
-    return answer.status < 400
+    (response,) = worker.predict_batch([Request(request.body, request.content_type, explain=True)])
+    return response.status < 400
 
 
 def _request(archive: Archive, sample: Sample) -> Request:
@@ -161,7 +192,7 @@ def _name(sample: Sample) -> str:
 
 
 def _peak(pid: int) -> int:
-    """Return the most memory that a process has had resident, or has now where the system does not tell."""
+    """Return the largest resident memory of a process so far; the present one if the system does not report that."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -166,7 +166,7 @@ def test_it_serves_at_unix_sockets_alone(tmp_path: Path, digits: Path) -> None:
             load = torchmar("top", "-i", "1", "--json", *where, cwd=tmp_path).stdout
             assert json.loads(load)["models"][0]["name"] == "digits"
             taken = ("serve", "--config", config, "--model-store", digits.parent, "--run-folder", "other")
-            assert "somebody listens at" in torchmar(*taken, cwd=tmp_path, code=1).stderr
+            assert "address already in use" in torchmar(*taken, cwd=tmp_path, code=1).stderr
         until(lambda: " - /unix " in (tmp_path / "run" / "logs" / "access.log").read_text())
         with pytest.raises(ConnectError, match="No such file"):
             InferenceClient(f"unix:{folder}/inference").ping()

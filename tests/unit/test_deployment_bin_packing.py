@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchmar.deployment import gpus
+from torchmar.deployment import gpu_sizes
 from torchmar.deployment.bin_packing import Demand, assign
 from torchmar.errors import TorchmarError
 
@@ -163,10 +163,10 @@ def test_an_impossible_arrangement_of_many_workers_is_given_up_in_time() -> None
     ],
 )
 def test_gpus_are_written_as_how_many_of_which_size(text: str, sizes: tuple[int, ...]) -> None:
-    assert gpus.parse(text) == sizes
+    assert gpu_sizes.parse(text) == sizes
 
 
 @pytest.mark.parametrize("text", ["", "two", "0x80GiB", "2x", "80", "2x80GiB,", "-1GiB", "0GiB", "80GiBs"])
 def test_gpus_written_otherwise_are_refused(text: str) -> None:
     with pytest.raises(TorchmarError):
-        gpus.parse(text)
+        gpu_sizes.parse(text)

@@ -29,9 +29,9 @@ def write(folder: Path, *said: str, name: str = "m", worker: str = "9000") -> No
         # It has been started again, and nobody knows yet how this ends.
         ([STARTS, *DIES, STARTS], 1, "ValueError: boom"),
         # Killed from outside, it does not say so.
-        ([STARTS, "all is well", STARTS], 1, "it ended without a word"),
+        ([STARTS, "all is well", STARTS], 1, "it ended without any output"),
         # The one before the last lived until it was killed: the deaths before that are over.
-        ([STARTS, *DIES, STARTS, "all is well", STARTS], 1, "it ended without a word"),
+        ([STARTS, *DIES, STARTS, "all is well", STARTS], 1, "it ended without any output"),
     ],
 )
 def test_a_worker_that_dies_is_told_with_its_last_traceback(

@@ -32,13 +32,13 @@ def check(run_folder: Path, running: ServerRecord | None) -> Iterator[Finding]:
             yield error(
                 "server",
                 f"the one of {run_folder} (process {killed.pid}) ended without being stopped",
-                f"torchmar logs{option(run_folder)} shows its last words, dmesg whether memory was short",
+                f"torchmar logs{option(run_folder)} shows its last output, dmesg whether memory was short",
             )
         else:
             yield ok("server", f"none runs with {run_folder}")
         return
     yield from tokens(run_folder / KEY_FILE)
-    seen = state.look(running)
+    seen = state.of(running)
     if seen.error:
         yield error(
             "server",

@@ -1,8 +1,8 @@
-"""Engines: servers that serve a model store. Each starts, waits until it is ready, and stops.
+"""Engines: the two servers that torchmar starts; each is a context that starts the server and stops it.
 
 * `torchmar.engines.torchserve`: the real TorchServe, the reference;
-* `torchmar.engines.builtin`: torchmar's own server, which speaks its API without Java;
-* `torchmar.engines.engine`: what they share.
+* `torchmar.engines.builtin`: torchmar's own server, with the same APIs, without Java;
+* `torchmar.engines.engine`: their base class.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 
 from torchmar.address import Address
-from torchmar.engines.server_records import ServerRecord, folder_of, option, other
+from torchmar.engines.server_records import ServerRecord, folder_of, option, unmanaged
 from torchmar.errors import BindError, EngineError
 from torchmar.properties import Properties
 
@@ -22,53 +22,53 @@ _LAST = 65535
 
 
 def shift_ports(config: Properties, port: int) -> Properties:
-    """Return a configuration whose inference API is at ``port``, all other ports moved by the same distance.
+    """Return a configuration whose inference API is at ``port``, with all other ports shifted by the same distance.
 
-    Sockets that are files stay where they are.
+    Unix sockets do not change.
 
     Raises:
-        EngineError: a port would be none, or the inference API has none.
+        EngineError: a port would be out of range, or the inference API has none.
     """
-    _refuse_unix(config, "port")
+    _check_no_socket(config, "port")
     distance = port - next(one.port for one in config.addresses() if one.key == "inference_address")
-    moved = {}
+    shifted = {}
     for address in config.addresses():
         if address.unix:
             continue
-        there = address.port + distance
-        if not 0 < there <= _LAST:
+        number = address.port + distance
+        if not 0 < number <= _LAST:
             raise EngineError(
-                f"port {port} would move {address.key} from {address.port} to {there}",
-                hint=f"ports are 1 to {_LAST}; the others move along with the inference API's",
+                f"port {port} would shift {address.key} from {address.port} to {number}",
+                hint=f"ports are 1 to {_LAST}; all ports are shifted together with the inference API's",
             )
-        moved[address.key] = _web(config.get(address.key), port=there) if address.key in _WEB else str(there)
-    return replace(config, values={**config.values, **moved})
+        shifted[address.key] = _web(config.get(address.key), port=number) if address.key in _WEB else str(number)
+    return replace(config, values={**config.values, **shifted})
 
 
 def listen(config: Properties, host: str | None, metrics_host: str | None = None) -> Properties:
-    """Return a configuration whose inference API, over REST and gRPC, listens at ``host``, and metrics elsewhere.
+    """Return a configuration with other hosts for the inference API, over REST and gRPC, and for the metrics API.
 
-    The management API stays where it is: it runs code by design.
+    The management API's host does not change: registering a model runs code.
 
     Raises:
-        EngineError: an API that is to listen at a host is at a Unix socket.
+        EngineError: one of these APIs is at a Unix socket, which has no host.
     """
     values: dict[str, str] = {}
     if host:
-        _refuse_unix(config, "host")
+        _check_no_socket(config, "host")
         values |= {"inference_address": _web(config.get("inference_address"), host=host)}
         values |= {"grpc_inference_address": host}
     if metrics_host:
-        _refuse_unix(config, "metrics-host", "metrics_address")
+        _check_no_socket(config, "metrics-host", "metrics_address")
         values |= {"metrics_address": _web(config.get("metrics_address"), host=metrics_host)}
     return replace(config, values={**config.values, **values})
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports of loopback, below those that the system gives to clients.
+    """Return free ports of loopback, below those that the system uses for clients.
 
     Raises:
-        EngineError: there are not so many.
+        EngineError: there are not enough.
     """
     found: list[int] = []
     for port in random.sample(range(20_000, 30_000), 200):
@@ -76,7 +76,7 @@ def free_ports(count: int) -> list[int]:
             found.append(port)
         if len(found) == count:
             return found
-    raise EngineError("no port is free", hint="look who listens from 20000 to 30000")
+    raise EngineError("no port is free", hint="ports 20000 to 30000 are all in use")
 
 
 def free_addresses() -> dict[str, str]:
@@ -92,19 +92,21 @@ def free_addresses() -> dict[str, str]:
 
 
 def check_free(address: Address) -> None:
-    """See whether a server could listen at an address.
+    """Check that a server could listen at an address.
 
     Raises:
-        BindError: a process listens on one; the message names it, if the system shows it.
+        BindError: the address is in use; the message names the process, if the system reports it.
         EngineError: this machine has no such address, or the port needs root.
     """
     if address.unix:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             if client.connect_ex(address.unix) == 0:
-                raise BindError(f"{address.key}: somebody listens at {address.unix} already", hint=_OTHER_SOCKET)
+                raise BindError(
+                    f"{address.key}: cannot listen on {address.unix}: address already in use", hint=_OTHER_SOCKET
+                )
         return
     try:
-        family, kind, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, sockaddr = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise EngineError(
             f"{address.key}: {address.host} is not an address of this machine ({error.strerror})"
@@ -112,20 +114,20 @@ def check_free(address: Address) -> None:
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(place)
+            probe.bind(sockaddr)
         except PermissionError:
             raise EngineError(f"{address.key}: port {address.port} needs root") from None
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise EngineError(f"{address.key}: {address.host} is not an address of this machine") from None
-            raise _taken(address) from None
+            raise _in_use(address) from None
 
 
 def listener_of(port: int) -> psutil.Process | None:
-    """Return the process that listens on ``port``; None if there is none or the system does not tell."""
+    """Return the process that listens on ``port``; None if there is none or the system does not report it."""
     try:
         connections = psutil.net_connections("tcp")
-    except psutil.Error:  # macOS tells root only
+    except psutil.Error:  # macOS reports it to root only
         return None
     for connection in connections:
         listens = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", None) == port
@@ -137,40 +139,40 @@ def listener_of(port: int) -> psutil.Process | None:
     return None
 
 
-def _taken(address: Address) -> BindError:
-    what = f"{address.key}: {address.host}:{address.port} is taken by"
-    found = listener_of(address.port)
-    if found is None:
-        return BindError(f"{what} a process that the system does not name", hint=_OTHER_PORTS)
-    if (folder := folder_of(found)) and ServerRecord.find(folder):
+def _in_use(address: Address) -> BindError:
+    message = f"{address.key}: {address.host}:{address.port} is taken by"
+    process = listener_of(address.port)
+    if process is None:
+        return BindError(f"{message} a process that the system does not name", hint=_OTHER_PORTS)
+    if (folder := folder_of(process)) and ServerRecord.find(folder):
         return BindError(
-            f"{what} the server of {folder} (process {found.pid})",
+            f"{message} the server of {folder} (process {process.pid})",
             hint=f"torchmar stop{option(folder)} ends it; {_OTHER_PORTS}",
         )
-    if orphan := other(found):
+    if server := unmanaged(process):
         return BindError(
-            f"{what} {orphan.what} (process {found.pid})", hint=f"kill {found.pid} ends it; {_OTHER_PORTS}"
+            f"{message} {server.what} (process {process.pid})", hint=f"kill {process.pid} ends it; {_OTHER_PORTS}"
         )
-    return BindError(f"{what} {_name(found)} (process {found.pid})", hint=_OTHER_PORTS)
+    return BindError(f"{message} {_name(process)} (process {process.pid})", hint=_OTHER_PORTS)
 
 
-def _refuse_unix(config: Properties, what: str, key: str = "inference_address") -> None:
+def _check_no_socket(config: Properties, option: str, key: str = "inference_address") -> None:
     if any(address.unix for address in config.addresses() if address.key == key):
         raise EngineError(
-            f"{key}={config.url(key)} has no {what.rpartition('-')[2]}",
-            hint=f"leave --{what} out, or name an http:// address",
+            f"{key}={config.url(key)} has no {option.rpartition('-')[2]}",
+            hint=f"leave --{option} out, or name an http:// address",
         )
 
 
 _OTHER_SOCKET = "stop it, or name another socket"
-_OTHER_PORTS = "torchmar serve --run-folder .torchmar-b --port 9080 runs beside it"
+_OTHER_PORTS = "torchmar serve --run-folder .torchmar-b --port 9080 starts a server on other ports"
 
 
 def _name(process: psutil.Process) -> str:
     try:
         return process.name()
     except psutil.Error:
-        return "somebody"
+        return "another process"
 
 
 def _web(address: str, *, host: str | None = None, port: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Start torchmar's own server: the same Python, and no Java."""
+"""Start the built-in server: a Python process, without Java."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NEEDED = ("httptools", "python_multipart", "psutil", "torch", "ts")
 
 
 class Builtin(Engine):
-    """The built-in server, which runs while the context is open."""
+    """The built-in server; it runs while the context is open."""
 
     name = "builtin"
     stopped = (0, -15)
@@ -30,19 +30,19 @@ class Builtin(Engine):
         return f"torchmar {torchmar.__version__}, built in"
 
     def wait_until_loaded(self, seconds: float) -> StartupReport | None:
-        """Wait until the server has tried all models that it loads at its start.
+        """Wait until the server has loaded, or failed to load, all models of its start.
 
         Args:
-            seconds: to wait at the most.
+            seconds: the longest time to wait.
 
         Returns:
-            What it reports; None if that takes longer.
+            Its report; None after ``seconds``.
 
         Raises:
-            EngineError: it has ended.
+            EngineError: the server has ended.
         """
-        until = time.monotonic() + seconds
-        while (report := startup_report.read(self.folder)) is None and time.monotonic() < until:
+        deadline = time.monotonic() + seconds
+        while (report := startup_report.read(self.folder)) is None and time.monotonic() < deadline:
             if self._ended(_POLL_SECONDS) is not None:
                 raise self._death("while it loaded its models")
         return report
@@ -56,12 +56,12 @@ class Builtin(Engine):
             if importlib.util.find_spec(module) is None:
                 raise EngineError(
                     f"the built-in server needs {module}",
-                    hint="pip install 'torchmar[server]'; --engine torchserve is the other one",
+                    hint="pip install 'torchmar[server]', or use --engine torchserve",
                 )
 
     def _command(self, config: Path, temporary: Path) -> list[str]:
         return [self._python, "-m", MODULE, "-f", str(config)]
 
     def _environment(self, temporary: Path) -> dict[str, str]:
-        # Where archives are extracted; it is removed even if the server could not.
+        # Archives are extracted to it; it is removed even if the server cannot do that.
         return {**os.environ, "TMPDIR": str(temporary)}

@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 _WATCH_SECONDS = 3.0
 _UNAVAILABLE = 503
-_DYING_SECONDS = 10.0  # from when a server does not listen any more until its process has ended
-# What the server gets unless the configuration says otherwise.
+_DYING_SECONDS = 10.0  # from the end of listening until the process has ended
+# Values of keys that the configuration does not have.
 _DEFAULTS = {
     **properties.DEFAULTS,
     "disable_token_authorization": "false",
     "metrics_mode": "prometheus",
-    "model_metrics_auto_detect": "true",  # what handlers measure themselves
-    # KServe's v2 protocol over gRPC, beside TorchServe's own; over REST it is always there.
+    "model_metrics_auto_detect": "true",  # metrics of handlers
+    # KServe's v2 protocol over gRPC, beside TorchServe's own; over REST it is always on.
     "ts_open_inference_protocol": "true",
 }
 
@@ -58,24 +58,25 @@ class Engine(ABC):
     """A server that runs while the context is open.
 
     Args:
-        config: the ``config.properties`` to start from; None: the one of this folder, if there is one.
+        config: the server's ``config.properties``; None: the one of the working directory, if there is one.
         model_store: the folder with the archives.
-        run_folder: where the server's key file, logs and effective configuration go. Each
-            server needs one of its own, and ports of its own.
-        python: the interpreter of the workers, and of a server that is written in Python.
-        port: of the inference API, in place of the configuration's; all other ports move by the same distance.
-        host: where the inference API listens, in place of the configuration's; management stays where it is.
-        metrics_host: where the metrics API listens, in place of the configuration's.
-        overrides: keys of ``config.properties`` that go before the configuration's.
+        run_folder: the folder for the server's key file, logs and effective configuration. Each
+            server needs its own run folder and its own ports.
+        python: the interpreter of the workers, and of the built-in server.
+        port: the inference API's port in place of the configuration's; all other ports are shifted by the same
+            distance.
+        host: the inference API's host in place of the configuration's; the management API's host does not change.
+        metrics_host: the metrics API's host in place of the configuration's.
+        overrides: keys of ``config.properties`` in place of the configuration's.
 
     Raises:
-        EngineError: what the server needs is missing, a port is none, or the server did not start.
-        BindError: one of its addresses is in use; nothing was started.
+        EngineError: a program or package is missing, a port is out of range, or the server did not start.
+        BindError: an address is in use; nothing was started.
     """
 
     name: ClassVar[EngineName]
     stopped: ClassVar[tuple[int, ...]]
-    """The exit codes of a server that was stopped."""
+    """The exit codes after a stop by signal."""
 
     def __init__(
         self,
@@ -116,31 +117,31 @@ class Engine(ABC):
     @property
     @abstractmethod
     def described(self) -> str:
-        """Which server of which version this is, and what runs it; once it was started."""
+        """Name and version of the server, after its start."""
 
     @abstractmethod
     def _find(self) -> None:
-        """Find what the server needs to run.
+        """Find the programs and packages that the server needs.
 
         Raises:
-            EngineError: it is missing.
+            EngineError: one is missing.
         """
 
     @abstractmethod
     def _command(self, config: Path, temporary: Path) -> list[str]:
-        """Return the command line that starts the server from ``config``, ``-f`` before it."""
+        """Return the command line of the server; ``config`` follows ``-f``."""
 
     def _environment(self, temporary: Path) -> dict[str, str]:
-        """Return the environment of the server; ``temporary`` is a folder of its own."""
+        """Return the environment of the server; ``temporary`` is its own temporary folder."""
         return dict(os.environ)
 
     def load(self, archive: Path) -> ModelVersion:
         """Register an archive of the model store and wait until its workers answer.
 
-        The newest version of a model that was loaded so is its default.
+        The newest version of a model becomes its default.
 
         Raises:
-            ModelFailedError: a worker did not come up; it has the worker's traceback, and the model is not registered.
+            ModelFailedError: a worker did not start; the error has its traceback, and the model is not registered.
             EngineError: the server has ended.
             ArchiveError: the file is no archive.
         """
@@ -155,20 +156,20 @@ class Engine(ABC):
         with Archive(archive) as opened:
             name, version = opened.manifest.name, opened.manifest.version
             startup = opened.number("startupTimeout", 120)
-            # A configuration without workers leaves them to registration, whose default is none at all.
+            # If the configuration has no number of workers, the registration's counts, whose default is 0.
             workers = None if opened.number("minWorkers", 0) else 1
-        mark = self._worker_log_size()
+        offset = self._worker_log_size()
         try:
             self.management.register(archive.name, initial_workers=workers, timeout=startup + 30)
         except ConflictError as conflict:
-            there = self.management.describe(name, version)[0].url
-            if Path(there).name != archive.name:
+            registered = self.management.describe(name, version)[0].url
+            if Path(registered).name != archive.name:
                 raise ConflictError(
-                    f"{archive} is {name} {version}, and so is {there}, which is registered",
+                    f"{archive} is {name} {version}, and so is {registered}, which is registered",
                     status=conflict.status,
                     hint="remove one, or give it another version",
                 ) from None
-            self._wait_for(name, version, startup)  # config.properties loads it by itself
+            self._wait_for(name, version, startup)  # the server loads it because of config.properties
         except ServerError as refusal:
             if not self.properties.flag("enable_model_api") and refusal.status == 405:
                 self._wait_for(name, version, startup)
@@ -177,7 +178,7 @@ class Engine(ABC):
                 self.management.unregister(name, version)
             raise ModelFailedError(
                 f"{name} {version} did not start: {refusal.message}",
-                traceback=self.worker_traceback(name, version, since=mark),
+                traceback=self.worker_traceback(name, version, since=offset),
                 hint=f"torchmar run {archive} shows the same without a server",
             ) from None
         default = self.management.describe(name)[0].version
@@ -186,39 +187,39 @@ class Engine(ABC):
         return self.management.describe(name, version)[0]
 
     def detach(self) -> None:
-        """Let the server run on when the context closes; ``torchmar stop`` ends it."""
+        """Keep the server running when the context closes; ``torchmar stop`` ends it."""
         self._cleanup.pop_all()
 
-    def wait(self, tell: Callable[[ModelFailedError], None] | None = None) -> None:
+    def wait(self, on_failure: Callable[[ModelFailedError], None] | None = None) -> None:
         """Wait until the server is stopped.
 
         Args:
-            tell: what is called when the workers of a model begin to crash-loop; the server says nothing of it.
+            on_failure: called when the workers of a model begin to crash-loop, which the server itself only logs.
 
         Raises:
-            EngineError: it ended by itself.
+            EngineError: the server ended by itself.
         """
-        message: dict[tuple[str, str], str] = {}  # and with which traceback
+        tracebacks: dict[tuple[str, str], str] = {}  # of the reported failures
         while (code := self._ended(_WATCH_SECONDS)) is None:
-            if tell:
-                failed = self.failures()
-                for key, failure in failed.items():
-                    # The first that is heard of it may be a death without a word; the reason comes later.
-                    if key not in message or (failure.traceback and not message[key]):
-                        tell(failure)
-                message = {key: failure.traceback or message.get(key, "") for key, failure in failed.items()}
+            if on_failure:
+                failures = self.failures()
+                for key, failure in failures.items():
+                    # A failure without a traceback is reported again once the log has one.
+                    if key not in tracebacks or (failure.traceback and not tracebacks[key]):
+                        on_failure(failure)
+                tracebacks = {key: failure.traceback or tracebacks.get(key, "") for key, failure in failures.items()}
         if code not in self.stopped:
             raise self._death()
 
     def failures(self) -> dict[tuple[str, str], ModelFailedError]:
-        """Return the models whose workers crash-loop, by name and version; a server that does not answer has none."""
-        if not worker_log.failures(self.folder):  # reads a file, and so leaves the server alone
+        """Return the models whose workers crash-loop, by name and version; none if the server does not answer."""
+        if not worker_log.failures(self.folder):  # a file, so that the server gets no requests in the usual case
             return {}
         with contextlib.suppress(TorchmarError):
             return {
-                (one.model.name, one.model.version): state.failed(one)
-                for one in state.versions_on(self.server, self.folder)
-                if one.failure
+                (version.model.name, version.model.version): state.failed(version)
+                for version in state.versions_on(self.server, self.folder)
+                if version.failure
             }
         return {}
 
@@ -229,18 +230,18 @@ class Engine(ABC):
     def _start(self) -> None:
         self._find()
         if not self.model_store.is_dir():
-            raise EngineError(f"the model store {self.model_store} is not a folder", hint="torchmar build fills one")
-        self._refuse_second()
+            raise EngineError(f"the model store {self.model_store} is not a folder", hint="torchmar build creates one")
+        self._check_not_running()
         for address in self.properties.addresses():
             addresses.check_free(address)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder):
-                self._refuse_second()  # one that was started meanwhile
+                self._check_not_running()  # it may have been started since
                 self._launch()
         except OSError as error:
             with contextlib.suppress(OSError):
-                (self.folder / "config.properties").unlink()  # half of it, on a full disk
+                (self.folder / "config.properties").unlink()  # it may be incomplete, on a full disk
             raise EngineError(
                 f"nothing can be started in {self.folder}: {error.filename or self.folder}: {error.strerror}",
                 hint="--run-folder names another folder",
@@ -249,7 +250,7 @@ class Engine(ABC):
         self.management = ManagementClient(self.server)
         self._wait_until_healthy()
 
-    def _refuse_second(self) -> None:
+    def _check_not_running(self) -> None:
         if running := ServerRecord.find(self.folder):
             raise EngineError(
                 f"a server runs in {self.folder} already (process {running.pid})",
@@ -258,12 +259,12 @@ class Engine(ABC):
 
     def _launch(self) -> None:
         if killed := ServerRecord.killed(self.folder):
-            killed.stop()  # what it left, workers among that
-        # A key file or log that an earlier server left behind must not be taken for this one's.
+            killed.stop()  # its workers may still run
+        # Files of an earlier server must not be taken for this one's.
         (self.folder / KEY_FILE).unlink(missing_ok=True)
         logs = self.folder / "logs"
         for entry in logs.iterdir() if logs.is_dir() and not logs.is_symlink() else ():
-            if entry.name != "config":  # TorchServe's snapshots, of this or an earlier run
+            if entry.name != "config":  # snapshots of this or of earlier runs
                 shutil.rmtree(entry, ignore_errors=True) if _is_folder(entry) else entry.unlink()
         # TorchServe names its workers' sockets by port number alone: in a shared folder two servers would collide.
         temporary = Path(tempfile.mkdtemp(prefix="torchmar-"))
@@ -279,16 +280,16 @@ class Engine(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for us, and we end the server.
+                # Ctrl-C reaches this process only, which stops the server.
                 start_new_session=True,
             )
             running = ServerRecord.of(self._process.pid, self.folder, temporary, self.name, mark=mark)
-            self._cleanup.callback(self._process.wait)  # after the next: a child that is not waited for stays a zombie
+            self._cleanup.callback(self._process.wait)  # runs after the next one: a child must be waited for
             self._cleanup.callback(running.stop)
             running.save()
 
     def _effective(self) -> dict[str, str]:
-        """Return the configuration that the server gets: the user's, with what depends on this machine."""
+        """Return the configuration of the server: the user's, with defaults and absolute paths."""
         values = dict(self.properties.values)
         base = (self.properties.file or Path()).resolve().parent
         for key in PATH_KEYS:  # the server starts in its run folder
@@ -302,7 +303,7 @@ class Engine(ABC):
         return values
 
     def _wait_for(self, name: str, version: str, seconds: float) -> None:
-        """Wait until the workers of a version answer that the server loads by itself."""
+        """Wait until the workers of a version answer, which the server loads at its start."""
         deadline = time.monotonic() + seconds
         while not self._is_ready(name, version):
             if failed := self.failures().get((name, version)):
@@ -320,7 +321,7 @@ class Engine(ABC):
         except NotFoundError as error:
             raise ModelFailedError(f"{name} {version} is not loaded: {error.message}", traceback="") from None
         except ServerError as refusal:
-            if refusal.status != _UNAVAILABLE:  # the server has not come to it yet
+            if refusal.status != _UNAVAILABLE:  # the server has not loaded it yet
                 raise
             return False
         return model.ready >= model.min_workers
@@ -337,9 +338,9 @@ class Engine(ABC):
             if self._process.poll() is not None:
                 raise self._death("while starting")
             try:
-                state.answers(self.server)
+                state.check_answers(self.server)
             except CertificateError:
-                raise  # it answers, and will not answer otherwise
+                raise  # the server runs; another attempt would have the same result
             except TorchmarError:
                 pass
             else:
@@ -352,11 +353,11 @@ class Engine(ABC):
 
     def _death(self, when: str = "") -> EngineError:
         """Return the error for a server that has ended."""
-        code, who = self._process.returncode, TITLES[self.name]
+        code, title = self._process.returncode, TITLES[self.name]
         if code in self.stopped:
-            return EngineError(f"{who} was stopped {when}".rstrip())
+            return EngineError(f"{title} was stopped {when}".rstrip())
         how = f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
-        return EngineError(f"{who} {how} {when}".rstrip(), log=self._log_tail())
+        return EngineError(f"{title} {how} {when}".rstrip(), log=self._log_tail())
 
     def _worker_log_size(self) -> int:
         file = self.folder / "logs" / "workers.log"
@@ -377,7 +378,7 @@ class Engine(ABC):
             if file.exists():
                 lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
         tail = "\n".join(lines[-15:])
-        if self.properties.file:  # what a user corrects, and not what was made of it and is removed with the server
+        if self.properties.file:  # the user's file, not the copy, which is removed with the server
             tail = tail.replace(f"error: {self.folder / 'config.properties'}: ", f"error: {self.properties.file}: ")
         return tail
 

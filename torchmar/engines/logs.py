@@ -1,4 +1,4 @@
-"""The logs of a server as entries, each traceback whole."""
+"""The logs of a server as entries; a traceback is one entry."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ _WORKER = re.compile(r"^W-(\d+)-([^ ]+)_([^_ ]+?)(?:-std(?:out|err) -)? (.*)$")
 TRACEBACK = "Traceback (most recent call last)"
 DIED = "Backend worker process died"
 _CHAINS = ("During handling of the above exception", "The above exception was the direct cause")
-_IDLE = 0.3  # seconds after which what is there of a traceback is all there is
-_AT_ONCE = 0.02  # seconds between two lines of one message
-_ENOUGH = 8 << 20  # bytes
+_IDLE = 0.3  # seconds without a line after which a traceback is complete
+_AT_ONCE = 0.02  # seconds between two lines of one message, at most
+_TAIL_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that was said; ``time`` as ISO 8601 in the machine's zone, ``text`` of several lines for a traceback.
+    """An entry of a log.
 
-    ``model``, ``version`` and ``worker`` are empty for what the server says of itself; ``level`` is for
-    what a worker prints.
+    Attributes:
+        time: ISO 8601 in the machine's time zone.
+        level: the level of an entry of the server; empty for the output of a worker.
+        model: the model of the worker; empty for an entry of the server.
+        version: the version of the worker; empty for an entry of the server.
+        worker: the worker's number; empty for an entry of the server.
+        text: the message; several lines for a traceback.
     """
 
     time: str
@@ -41,13 +46,13 @@ class Entry:
     text: str
 
     def of(self, model: str, version: str = "", worker: str = "") -> bool:
-        """Tell whether a model, one version of it or one worker speaks; an empty name is any."""
-        wanted = ((model, self.model), (version, self.version), (worker, self.worker))
-        return all(asked in ("", has) for asked, has in wanted)
+        """Return whether the entry is of a model, of a version and of a worker; an empty name matches any."""
+        names = ((model, self.model), (version, self.version), (worker, self.worker))
+        return all(wanted in ("", name) for wanted, name in names)
 
 
 class Assembler:
-    """Puts lines of a log together into entries; the lines of workers that speak at once are told apart."""
+    """Assembles lines of a log into entries; lines of several workers may alternate."""
 
     def __init__(self) -> None:
         self._open: dict[str, Entry] = {}  # by worker; the server has none
@@ -55,10 +60,10 @@ class Assembler:
         self._last = ""
 
     def add(self, line: str) -> Iterator[Entry]:
-        """Take the next line; yield the entries that are complete by it."""
+        """Add a line; yield the entries that it completes."""
         entry = _entry(line)
         if entry is None:
-            # Java's stack traces stand below the line that they belong to.
+            # A stack trace of Java follows the line that it belongs to.
             if above := self._open.get(self._last):
                 self._open[self._last] = replace(above, text=f"{above.text}\n{line}")
             return
@@ -73,7 +78,7 @@ class Assembler:
         self._open[entry.worker] = entry
 
     def flush(self) -> Iterator[Entry]:
-        """Yield what is left, as if no more lines came."""
+        """Yield the entries that are not complete yet."""
         yield from sorted(self._open.values(), key=lambda entry: entry.time)
         self._open.clear()
 
@@ -87,55 +92,56 @@ def parse(lines: Iterable[str]) -> Iterator[Entry]:
 
 
 def files(folder: Path, name: str) -> list[Path]:
-    """Return a log of the run folder ``folder`` with what was rolled off it, from the oldest to the newest."""
+    """Return the files of a log of the run folder ``folder``, rolled ones included, from the oldest to the newest."""
     logs = folder / "logs"
     stem = Path(name).stem
     # log4j counts from the oldest (server.1.log), Python's logging from the newest (server.log.1).
     java = {int(file.suffixes[-2][1:]): file for file in logs.glob(f"{stem}.*.log") if file.suffixes[-2][1:].isdigit()}
     python = {-int(file.suffix[1:]): file for file in logs.glob(f"{name}.*") if file.suffix[1:].isdigit()}
-    rolled = [found[number] for found in (java, python) for number in sorted(found)]
+    rolled = [by_number[number] for by_number in (java, python) for number in sorted(by_number)]
     return [*rolled, *(file for file in [logs / name] if file.is_file())]
 
 
 def tail(folder: Path, name: str) -> str:
-    """Return the end of a log of the run folder ``folder``, 8 MiB at the most."""
+    """Return the end of a log of the run folder ``folder``, at most 8 MiB."""
     read = b""
     for file in reversed(files(folder, name)):
-        if len(read) < _ENOUGH:
+        if len(read) < _TAIL_BYTES:
             read = file.read_bytes() + read
-    return read[-_ENOUGH:].decode("utf-8", "replace")
+    return read[-_TAIL_BYTES:].decode("utf-8", "replace")
 
 
 def recent(folder: Path, count: int, model: str = "", version: str = "", worker: str = "") -> list[Entry]:
-    """Return the last ``count`` entries of a server's logs, in the order of time; files are read from the newest on.
+    """Return the last ``count`` entries of a server's logs, sorted by time.
 
     Args:
         folder: the run folder.
-        count: how many; a traceback is one.
-        model: only of this model; empty is any, and what the server says of itself.
-        version: only of this version.
-        worker: only of this worker.
+        count: the number of entries; a traceback is one.
+        model: only entries of this model; empty: of all models and of the server.
+        version: only entries of this version.
+        worker: only entries of this worker.
     """
-    found: list[Entry] = []
+    entries: list[Entry] = []
     for name in (SERVER, WORKERS):
-        of_this: list[Entry] = []
+        selected: list[Entry] = []
+        # From the newest file on, until there are enough entries.
         for file in reversed(files(folder, name)):
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-            of_this[:0] = [entry for entry in parse(lines) if entry.of(model, version, worker)]
-            if len(of_this) >= count:
+            selected[:0] = [entry for entry in parse(lines) if entry.of(model, version, worker)]
+            if len(selected) >= count:
                 break
-        found += of_this
-    return sorted(found, key=lambda entry: entry.time)[max(0, len(found) - count) :]
+        entries += selected
+    return sorted(entries, key=lambda entry: entry.time)[max(0, len(entries) - count) :]
 
 
-def speakers(folder: Path) -> list[tuple[str, str]]:
-    """Return the models, each with its version, whose workers say something in the end of a server's log."""
+def models(folder: Path) -> list[tuple[str, str]]:
+    """Return the models, each with its version, that have entries at the end of a server's log."""
     entries = parse(tail(folder, WORKERS).splitlines())
     return sorted({(entry.model, entry.version) for entry in entries if entry.model})
 
 
 class Follower:
-    """Reads on in the logs of a server, through their rolling and the server's own restarts.
+    """Reads new entries of a server's logs; goes on when the files are rolled or the server is started again.
 
     Args:
         folder: the run folder.
@@ -145,7 +151,7 @@ class Follower:
         self._tails = [_Tail(folder / "logs" / name) for name in (SERVER, WORKERS)]
 
     def read(self) -> list[Entry]:
-        """Return what was said since the last time; does not wait."""
+        """Return the entries since the last call; does not wait."""
         entries = [entry for tail in self._tails for entry in tail.read()]
         return sorted(entries, key=lambda entry: entry.time)
 
@@ -155,8 +161,8 @@ class _Tail:
         self._file = file
         self._assembler = Assembler()
         self._rest = b""
-        self._heard = time.monotonic()
-        self._stream = self._opened()
+        self._last_read = time.monotonic()
+        self._stream = self._open_file()
         if self._stream:
             self._stream.seek(0, 2)
 
@@ -165,8 +171,8 @@ class _Tail:
         for line in lines:
             yield from self._assembler.add(line)
         if lines:
-            self._heard = time.monotonic()
-        elif time.monotonic() - self._heard > _IDLE:
+            self._last_read = time.monotonic()
+        elif time.monotonic() - self._last_read > _IDLE:
             yield from self._assembler.flush()
 
     def _lines(self) -> Iterator[str]:
@@ -174,10 +180,10 @@ class _Tail:
             yield from self._complete(self._stream)
         if self._replaced():
             if self._stream:
-                yield from self._complete(self._stream)  # what came between the two looks
+                yield from self._complete(self._stream)  # lines written just before it was replaced
                 self._stream.close()
             self._rest = b""
-            self._stream = self._opened()
+            self._stream = self._open_file()
             if self._stream:
                 yield from self._complete(self._stream)
 
@@ -192,10 +198,10 @@ class _Tail:
             return False
         if self._stream is None:
             return True
-        mine = os.fstat(self._stream.fileno())
-        return (mine.st_ino, mine.st_dev) != (now.st_ino, now.st_dev)
+        opened = os.fstat(self._stream.fileno())
+        return (opened.st_ino, opened.st_dev) != (now.st_ino, now.st_dev)
 
-    def _opened(self) -> BinaryIO | None:
+    def _open_file(self) -> BinaryIO | None:
         try:
             return self._file.open("rb")
         except FileNotFoundError:
@@ -203,7 +209,7 @@ class _Tail:
 
 
 def _entry(line: str) -> Entry | None:
-    """Return the entry that begins with a line; None if it goes on with the one before."""
+    """Return the entry that begins with a line; None if the line continues the entry before."""
     if line.startswith("{"):
         return _entry_of_json(line)
     stamp = _STAMP.match(line)
@@ -216,10 +222,10 @@ def _entry(line: str) -> Entry | None:
 
 
 def _entry_of_json(line: str) -> Entry | None:
-    """Return what the built-in server writes with ``torchmar_log_format=json``."""
+    """Return the entry of a line that the built-in server writes with ``torchmar_log_format=json``."""
     try:
         document = json.loads(line)
-        # Times have the offset of the machine's zone behind them.
+        # Without the offset of the time zone.
         moment, worker = str(document["time"])[: len("2026-11-21T06:30:00.000")], str(document.get("worker", ""))
         level = "" if worker else str(document["level"])
         return Entry(
@@ -235,14 +241,14 @@ def _entry_of_json(line: str) -> Entry | None:
 
 
 def _continues(before: str, line: str, moment: str, now: str) -> bool:
-    """Tell whether ``line`` goes on with the traceback that ``before`` is, if it is one."""
+    """Return whether ``before`` is a traceback that ``line`` continues."""
     if not before.startswith(TRACEBACK):
         return False
     last = before.rsplit("\n", 1)[-1]
     if line.startswith(TRACEBACK):
-        return last == ""  # a chained one, below the empty line that announces it
+        return last == ""  # a chained traceback follows an empty line
     if not line or line.startswith((" ", "\t", *_CHAINS)) or last.startswith((" ", "\t")):
         return True
-    # A message of several lines, as CUDA's are: nothing but the time tells them from what comes next.
+    # The message of an exception may have several lines, as in CUDA: only the time separates them from the next entry.
     between = datetime.fromisoformat(now) - datetime.fromisoformat(moment)
     return between.total_seconds() < _AT_ONCE and not line.startswith(DIED)

@@ -7,11 +7,11 @@ import socket
 
 
 def notify(state: str) -> None:
-    """Send ``READY=1``, ``STOPPING=1`` or another state of sd_notify(3); a socket that is gone is no error of ours."""
+    """Send ``READY=1``, ``STOPPING=1`` or another state of sd_notify(3); nothing happens if there is no socket."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return
-    # An @ stands for the zero byte of Linux' abstract names.
+    # An @ stands for the zero byte of abstract names of Linux.
     address = f"\0{path[1:]}" if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
         try:

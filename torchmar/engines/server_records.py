@@ -1,4 +1,4 @@
-"""The record of a running server: enough for another process to find and end it."""
+"""The record of a running server, by which other processes find and stop it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,27 @@ from torchmar.errors import EngineError
 from torchmar.process_handle import ProcessHandle, identify
 
 RECORD = "server.json"
-MARK = "TORCHMAR_SERVER_MARK"  # a variable that a server and all that it starts have in their environment
+MARK = "TORCHMAR_SERVER_MARK"  # an environment variable that a server's processes inherit from it
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 MODULE = "torchmar.server"
-START_SECONDS = 60.0  # until a server has to answer
-_STOP_SECONDS = 40.0  # the built-in server gives requests that are there half a minute
-_SETTLE_SECONDS = 5.0  # that processes below a server have to end after it
-_OURS = (RECORD, KEY_FILE, "config.properties")
+START_SECONDS = 60.0  # in which a server has to answer
+_STOP_SECONDS = 40.0  # the built-in server waits half a minute for open requests
+_SETTLE_SECONDS = 5.0  # in which the descendants of a server have to end after it
+_FILES = (RECORD, KEY_FILE, "config.properties")
 
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """A server's process, and the folders that go with it.
+    """A server's process and folders.
 
     Attributes:
-        started: when, in seconds since 1970.
-        identity: what no other process has that gets the pid later; see `torchmar.process_handle`.
-        mark: the value of `MARK` in the server's environment, and of what it starts.
+        pid: the process.
+        started: its start in seconds since 1970.
+        folder: the run folder.
+        temporary: the server's temporary folder.
+        engine: the kind of server.
+        identity: differs from that of any other process that gets the pid later; see `torchmar.process_handle`.
+        mark: the value of `MARK` in the environment of the server and of its descendants.
     """
 
     pid: int
@@ -54,33 +58,33 @@ class ServerRecord:
     def of(
         cls, pid: int, folder: Path, temporary: Path, engine: EngineName = "torchserve", *, mark: str = ""
     ) -> ServerRecord:
-        """Return the record of a process that has just been started, with `new_mark` in its environment."""
+        """Return the record of a process that has just been started with `MARK` in its environment."""
         started = psutil.Process(pid).create_time()
         return cls(pid, started, str(folder), str(temporary), engine, identify(pid), mark)
 
     @classmethod
     def find(cls, folder: Path) -> ServerRecord | None:
-        """Return the server that runs with ``folder``; None when there is none, or none any more."""
-        found = cls._recorded(folder)
-        return found if found and found.alive else None
+        """Return the running server of a run folder; None if there is none."""
+        record = cls._read(folder)
+        return record if record and record.alive else None
 
     @classmethod
     def killed(cls, folder: Path) -> ServerRecord | None:
-        """Return the server that ran with ``folder`` and ended without being stopped; None when there is none."""
-        found = cls._recorded(folder)
-        return found if found and not found.alive else None
+        """Return the server of a run folder that ended without being stopped; None if there is none."""
+        record = cls._read(folder)
+        return record if record and not record.alive else None
 
     @classmethod
     def everywhere(cls) -> list[ServerRecord]:
-        """Return every server on this machine that torchmar runs and that this user may look at, by folder.
+        """Return all running servers of this machine that torchmar manages and this user can see, sorted by folder.
 
-        The table of processes is asked, so that no list of servers can be out of date.
+        They are found in the process table, so that no list of servers can be out of date.
         """
         folders = {folder for process in servers() if (folder := folder_of(process))}
-        return [running for folder in sorted(folders) if (running := cls.find(folder))]
+        return [record for folder in sorted(folders) if (record := cls.find(folder))]
 
     @classmethod
-    def _recorded(cls, folder: Path) -> ServerRecord | None:
+    def _read(cls, folder: Path) -> ServerRecord | None:
         try:
             return cls(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -92,21 +96,21 @@ class ServerRecord:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return bool(self.identity) and identify(self.pid) == self.identity
 
     def stop(self) -> None:
-        """End the server and every process that it has started; remove its token and temporary files.
+        """End the server and all processes that it has started; remove its token and temporary files.
 
-        A server that has ended by itself may have left processes, which are known by their `MARK`: its pid, and the
-        number of its group, may be another's by now.
+        If the server has ended by itself, its remaining processes are found by their `MARK`: its pid and
+        process group may belong to another process by now.
 
         Raises:
-            EngineError: it is another user's.
+            EngineError: the server is another user's.
         """
         with contextlib.ExitStack() as stack:
             server = self._open(stack)
-            below = _below(server, stack) if server else []
+            descendants = _descendants(server, stack) if server else []
             try:
                 if server and server.signal(signal.SIGTERM):
                     _wait([server], _STOP_SECONDS)
@@ -116,9 +120,9 @@ class ServerRecord:
                 with contextlib.suppress(PermissionError):
                     if server:
                         server.signal(signal.SIGKILL)
-                    # What is below the built-in server ends after it, with all that handlers have started.
-                    _wait(below, _SETTLE_SECONDS)
-                    for process in (*below, *self._marked(stack)):
+                    # The descendants of the built-in server end after it, processes of handlers included.
+                    _wait(descendants, _SETTLE_SECONDS)
+                    for process in (*descendants, *self._marked(stack)):
                         process.signal(signal.SIGKILL)
                     self.clear()
 
@@ -130,7 +134,7 @@ class ServerRecord:
         return None
 
     def _marked(self, stack: contextlib.ExitStack) -> Iterator[ProcessHandle]:
-        """Yield every process that the server has started, or that one of these has; but for this one."""
+        """Yield all processes with the server's mark, except this process."""
         for pid in psutil.pids() if self.mark else ():
             with contextlib.suppress(ProcessLookupError):
                 process = stack.enter_context(ProcessHandle(pid))
@@ -139,27 +143,27 @@ class ServerRecord:
 
     def clear(self) -> None:
         """Remove the token, the record and the temporary files of a server that has ended."""
-        for name in _OURS:
+        for name in _FILES:
             with contextlib.suppress(OSError):
                 Path(self.folder, name).unlink(missing_ok=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def new_mark() -> str:
-    """Return a value of `MARK` that no other server has."""
+    """Return a unique value of `MARK`."""
     return secrets.token_hex(8)
 
 
-def _below(server: ProcessHandle, stack: contextlib.ExitStack) -> list[ProcessHandle]:
-    """Return what runs below a server."""
-    found = []
+def _descendants(server: ProcessHandle, stack: contextlib.ExitStack) -> list[ProcessHandle]:
+    """Return the descendants of a server."""
+    handles = []
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(server.pid).children(recursive=True):
             with contextlib.suppress(ProcessLookupError):
                 process = stack.enter_context(ProcessHandle(child.pid))
-                if child.is_running():  # and so it is what was opened
-                    found.append(process)
-    return found if server.runs else []
+                if child.is_running():  # the handle is of this child, not of a later process with its pid
+                    handles.append(process)
+    return handles if server.runs else []
 
 
 def _wait(processes: Sequence[ProcessHandle], seconds: float) -> None:
@@ -169,7 +173,7 @@ def _wait(processes: Sequence[ProcessHandle], seconds: float) -> None:
 
 
 def servers() -> Iterator[psutil.Process]:
-    """Yield the process of every server that this user may look at, of either engine and whoever started it."""
+    """Yield the processes of all servers that this user can see, of both engines, whoever started them."""
     for process in psutil.process_iter(["cmdline"]):
         if _engine(process.info["cmdline"] or ()):
             yield process
@@ -181,8 +185,8 @@ class UnmanagedServer:
 
     Attributes:
         pid: its process.
-        what: it is: ``a TorchServe whose run folder /a/b is gone``.
-        gone: whether its run folder is.
+        what: a description: ``a TorchServe whose run folder /a/b is gone``.
+        gone: whether its run folder is gone.
     """
 
     pid: int
@@ -193,35 +197,35 @@ class UnmanagedServer:
 def unmanaged_servers() -> Iterator[UnmanagedServer]:
     """Yield every server that torchmar has no record of."""
     for process in servers():
-        if found := other(process):
-            yield found
+        if server := unmanaged(process):
+            yield server
 
 
-def other(process: psutil.Process) -> UnmanagedServer | None:
+def unmanaged(process: psutil.Process) -> UnmanagedServer | None:
     """Describe a server process that torchmar has no record of; None if it manages it or it is no server."""
     words = _words(process)
-    engine, place = _engine(words), _place(words)
-    if engine is None or (place and (place / RECORD).is_file()):
+    engine, folder = _engine(words), _folder(words)
+    if engine is None or (folder and (folder / RECORD).is_file()):
         return None
     what = "a TorchServe" if engine == "torchserve" else "a built-in server"
-    if place and place.is_absolute() and not place.exists():
-        return UnmanagedServer(process.pid, f"{what} whose run folder {place} is gone", gone=True)
+    if folder and folder.is_absolute() and not folder.exists():
+        return UnmanagedServer(process.pid, f"{what} whose run folder {folder} is gone", gone=True)
     return UnmanagedServer(process.pid, f"{what} that torchmar did not start here", gone=False)
 
 
 def folder_of(process: psutil.Process) -> Path | None:
-    """Return the run folder of a server that torchmar started: the place of its configuration; None for others."""
+    """Return the run folder of a server that torchmar manages; None for any other process."""
     words = _words(process)
-    place = _place(words)
-    return place if _engine(words) and place and (place / RECORD).is_file() else None
+    folder = _folder(words)
+    return folder if _engine(words) and folder and (folder / RECORD).is_file() else None
 
 
 def option(folder: Path) -> str:
     """Return the option that names a run folder: ``" --run-folder b"``; empty for the default one."""
-    place, here = folder.resolve(), Path.cwd()
-    if place == RUN_FOLDER.resolve():
+    path, here = folder.resolve(), Path.cwd()
+    if path == RUN_FOLDER.resolve():
         return ""
-    return f" --run-folder {shlex.quote(str(place.relative_to(here) if place.is_relative_to(here) else place))}"
+    return f" --run-folder {shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))}"
 
 
 def _words(process: psutil.Process) -> list[str]:
@@ -231,7 +235,7 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def _place(words: Sequence[str]) -> Path | None:
+def _folder(words: Sequence[str]) -> Path | None:
     return next((Path(value).parent for flag, value in pairwise(words) if flag == "-f"), None)
 
 

@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other starts out of a run folder; the lock ends with this process at the latest."""
+    """Hold the lock of a run folder, so that one server is started at a time; it is released when this process ends."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX)
@@ -26,20 +26,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """Put off Ctrl-C and the like: a process that was started a moment ago would be left to itself."""
-    if threading.current_thread() is not threading.main_thread():  # which signals do not reach
+    """Defer SIGINT, SIGTERM and SIGHUP: a process that is started now would remain without a record."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    heard = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
-    for number in heard:
-        # A handler, not a mask: the process would inherit a mask.
-        signal.signal(number, lambda number, frame: came.append(number))
+    handled = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    for number in handled:
+        # Handlers, not a signal mask, which the new process would inherit.
+        signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, before[number])
-        if came:
-            signal.raise_signal(came[0])
+        if received:
+            signal.raise_signal(received[0])

@@ -22,7 +22,7 @@ from torchmar.server.models import startup_report
 
 State = Literal["ready", "crash_looping", "restarting", "starting", "no workers"]
 _UNHEALTHY = 500
-_SECONDS = 10.0  # a server that takes longer to describe a model is not healthy
+_SECONDS = 10.0  # a server that needs longer to describe a model is not healthy
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class VersionState:
     """One version of a model on a server.
 
     Attributes:
-        model: its description by the server.
+        model: the server's description of it.
         default: whether it answers requests without a version.
-        memory: bytes of its workers.
-        failure: the last failure of its workers, if fewer are ready than ``min_workers``.
+        memory: bytes that its workers use.
+        failure: the last failure of its workers, if fewer than ``min_workers`` are ready.
     """
 
     model: ModelVersion
@@ -54,12 +54,12 @@ class VersionState:
 
     @property
     def healthy(self) -> bool:
-        """Whether requests to it are answered, or soon will be."""
+        """Whether it answers requests, or its workers are starting."""
         return self.state in ("ready", "starting") or (self.state == "no workers" and not self.default)
 
     @property
     def error(self) -> TorchmarError | None:
-        """The error: its workers die, or the default version has none; None if it is healthy."""
+        """The error: workers die, or the default version has none; None if the version is healthy."""
         if self.failure:
             return failed(self)
         if self.healthy:
@@ -67,26 +67,26 @@ class VersionState:
         name, version = self.model.name, self.model.version
         return TorchmarError(
             f"{name} {version} is the default version and has no workers: every request to {name} gets 503",
-            hint=f"torchmar scale {name} 1, or torchmar set-default {name} VERSION with one that has",
+            hint=f"torchmar scale {name} 1, or torchmar set-default {name} VERSION for a version with workers",
         )
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """A server that runs.
+    """A running server.
 
     Attributes:
-        running: its process and folder.
-        server: where it listens.
+        record: its process and folders.
+        endpoint: its addresses.
         metrics: the address of its metrics API.
-        memory: bytes of all its processes, what they share counted once where the system tells.
-        versions: what is registered, by name and version.
+        memory: bytes that all its processes use; shared memory is counted once if the system reports it.
+        versions: the registered versions, by name and version.
         error: why it does not answer; empty if it does.
-        not_loaded: a message for each model that it was to load at its start and could not.
+        not_loaded: a message for each model that it could not load at its start.
     """
 
-    running: ServerRecord
-    server: Endpoint
+    record: ServerRecord
+    endpoint: Endpoint
     metrics: str
     memory: int
     versions: tuple[VersionState, ...]
@@ -95,105 +95,106 @@ class ServerState:
 
     @property
     def uptime(self) -> float:
-        """Seconds since it was started."""
-        return time.time() - self.running.started
+        """Seconds since the start."""
+        return time.time() - self.record.started
 
     @property
     def healthy(self) -> bool:
-        """Whether it answers, and every model on it, and every one that should be."""
+        """Whether it answers, has loaded all models of its start, and every registered version is healthy."""
         return not self.error and not self.not_loaded and all(version.healthy for version in self.versions)
 
 
-def look(running: ServerRecord) -> ServerState:
-    """Return the state of a server; that it does not answer is part of it, not an exception."""
-    folder = Path(running.folder)
-    problem, versions, server = "", [], Endpoint()
+def of(record: ServerRecord) -> ServerState:
+    """Return the state of a server; a server that does not answer is a state, not an exception."""
+    folder = Path(record.folder)
+    problem, versions, endpoint = "", [], Endpoint()
     not_loaded: tuple[str, ...] = ()
     metrics = properties.DEFAULTS["metrics_address"]
     try:
-        server = Endpoint.from_run_folder(folder)
+        endpoint = Endpoint.from_run_folder(folder)
         metrics = properties.read(folder / "config.properties").url("metrics_address")
-        answers(server)
-        versions = versions_on(server, folder)
+        check_answers(endpoint)
+        versions = versions_on(endpoint, folder)
         if report := startup_report.read(folder):
             not_loaded = tuple(failure.message for failure in report.failures if not failure.registered)
     except TorchmarError as error:
-        starts = time.time() - running.started < START_SECONDS
-        problem = "starting, and does not answer yet" if starts else error.message
-    return ServerState(running, server, metrics, memory(running.pid), tuple(versions), problem, not_loaded)
+        starting = time.time() - record.started < START_SECONDS
+        problem = "starting, and does not answer yet" if starting else error.message
+    return ServerState(record, endpoint, metrics, memory(record.pid), tuple(versions), problem, not_loaded)
 
 
-def answers(server: Endpoint) -> None:
-    """Ask a server whether it is healthy; one whose models are not well answers all the same.
+def check_answers(endpoint: Endpoint) -> None:
+    """Send a ping; a server with failing models answers, too.
 
     Raises:
-        TorchmarError: it does not answer, or refuses.
+        TorchmarError: the server does not answer, or refuses the request.
     """
     try:
-        InferenceClient(server, timeout=_SECONDS).ping()
-    except ServerError as refusal:
-        if refusal.status != _UNHEALTHY:
+        InferenceClient(endpoint, timeout=_SECONDS).ping()
+    except ServerError as error:
+        if error.status != _UNHEALTHY:
             raise
 
 
-def versions_on(server: Endpoint, folder: Path) -> list[VersionState]:
-    """Return every version of every model on a server, by name and from the oldest version to the newest.
+def versions_on(endpoint: Endpoint, folder: Path) -> list[VersionState]:
+    """Return all versions of all models on a server, sorted by name, and from the oldest version to the newest.
 
     Args:
-        server: where it is.
+        endpoint: the server.
         folder: its run folder, whose log has the tracebacks.
 
     Raises:
-        TorchmarError: it does not answer, or refuses.
+        TorchmarError: the server does not answer, or refuses a request.
     """
-    failures, below = worker_log.failures(folder), _below(folder)
-    found = []
-    with ManagementClient(server, timeout=_SECONDS) as client:
+    failures, descendants = worker_log.failures(folder), _descendants(folder)
+    states = []
+    with ManagementClient(endpoint, timeout=_SECONDS) as client:
         for name in client.names():
             default = client.describe(name)[0].version
-            for model in sorted(client.describe(name, "all"), key=lambda one: order(one.version)):
+            for model in sorted(client.describe(name, "all"), key=lambda model: order(model.version)):
                 failure = failures.get((name, model.version)) if model.ready < model.min_workers else None
-                used = sum(memory(worker.pid) for worker in model.workers if worker.pid in below)
-                found.append(VersionState(model, model.version == default, used, failure))
-    return found
+                used = sum(memory(worker.pid) for worker in model.workers if worker.pid in descendants)
+                states.append(VersionState(model, model.version == default, used, failure))
+    return states
 
 
 def failed(version: VersionState) -> ModelFailedError:
     """Return the error for a version whose workers die."""
     assert version.failure
     model, failure = version.model, version.failure
-    what = f"{model.name} {model.version}: {model.ready} of {model.min_workers} workers answer; a worker died"
-    often = f" {failure.deaths} times in a row" if failure.deaths > 1 else ""
+    message = f"{model.name} {model.version}: {model.ready} of {model.min_workers} workers answer; a worker died"
+    repeated = f" {failure.deaths} times in a row" if failure.deaths > 1 else ""
     if failure.traceback:
-        return ModelFailedError(f"{what}{often}: {failure.reason}", traceback=failure.traceback)
+        return ModelFailedError(f"{message}{repeated}: {failure.reason}", traceback=failure.traceback)
     return ModelFailedError(
-        f"{what}{often} without a word",
+        f"{message}{repeated} without any output",
         traceback="",
-        hint="killed for its memory (dmesg says), or for its silence (torchmar logs says)",
+        hint="it was killed: by the system, which was short of memory (dmesg), or by the server after a timeout "
+        "(torchmar logs)",
     )
 
 
-def _below(folder: Path) -> set[int]:
-    """Return the numbers of the processes below a folder's server: of others, what it reports is not the memory."""
-    running = ServerRecord.find(folder)
+def _descendants(folder: Path) -> set[int]:
+    """Return the pids of all processes below a folder's server; any other pid that it reports is no worker of it."""
+    record = ServerRecord.find(folder)
     try:
-        return {child.pid for child in psutil.Process(running.pid).children(recursive=True)} if running else set()
+        return {child.pid for child in psutil.Process(record.pid).children(recursive=True)} if record else set()
     except psutil.Error:
         return set()
 
 
 def memory(pid: int) -> int:
-    """Return the bytes that a process and its children use; 0 for one that has ended or may not be looked at."""
+    """Return the bytes that a process and its descendants use; 0 if it has ended or cannot be read."""
     try:
         process = psutil.Process(pid)
-        return sum(_memory(one) for one in (process, *process.children(recursive=True)))
+        return sum(map(_memory, (process, *process.children(recursive=True))))
     except (psutil.Error, ValueError):
         return 0
 
 
 def _memory(process: psutil.Process) -> int:
     try:
-        # Linux divides what processes share among them: workers share torch's libraries.
+        # PSS divides shared memory among the processes that share it: workers share torch's libraries.
         full = process.memory_full_info()
         return int(getattr(full, "pss", full.rss))
     except psutil.AccessDenied:

@@ -17,14 +17,14 @@ VERSION = "0.12.0"  # the last release
 
 
 class TorchServe(Engine):
-    """A TorchServe that runs while the context is open."""
+    """TorchServe; it runs while the context is open."""
 
     name = "torchserve"
-    stopped = (143, -15)  # Java's exit code after SIGTERM, and a process' without Java's handler
+    stopped = (143, -15)  # after SIGTERM: Java's exit code, and that of a process without Java's handler
 
     @property
     def described(self) -> str:
-        """TorchServe's version, and which Java runs it."""
+        """The versions of TorchServe and Java."""
         return f"TorchServe {VERSION} on Java {self.java.version} ({self.java.executable})"
 
     def _find(self) -> None:
@@ -35,7 +35,7 @@ class TorchServe(Engine):
         self.java = java.find()
 
     def _effective(self) -> dict[str, str]:
-        # Workflows are where archives are, since somewhere they have to be.
+        # TorchServe needs a folder for workflows; it may be the model store.
         return {**super()._effective(), "workflow_store": str(self.model_store)}
 
     def _command(self, config: Path, temporary: Path) -> list[str]:
@@ -59,6 +59,6 @@ class TorchServe(Engine):
         ]
 
     def _environment(self, temporary: Path) -> dict[str, str]:
-        # An archive whose runtime is python3 gets the first python3 of the path, which has to have torch.
+        # TorchServe runs archives of the runtime python3 with the first python3 of the path, which must have torch.
         path = os.pathsep.join((str(Path(self._python).parent), os.environ.get("PATH", os.defpath)))
         return {**worker_environment(super()._environment(temporary)), "PATH": path}

@@ -1,4 +1,4 @@
-"""Read the log of a server's workers: the last output of a model's worker before it died."""
+"""Failures in the log of a server's workers: how often a worker died, and its last traceback."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _WRAPPED = "\n\nDuring handling of the above exception, another exception occurr
 
 @dataclass(frozen=True)
 class Failure:
-    """How the worker of a model version dies.
+    """How workers of a model version die.
 
     Attributes:
-        deaths: how often in a row, as far back as the log goes.
-        traceback: the last one, as Python prints it; empty where the worker ended without a word, as it does
-            when the system kills it for its memory, or the server for its silence.
+        deaths: the number of deaths in a row, as far as the log reaches back.
+        traceback: the last traceback, as Python prints it; empty if the worker ended without output, which
+            happens when the system kills it for lack of memory, or the server after a timeout.
     """
 
     deaths: int
@@ -29,32 +29,32 @@ class Failure:
     def reason(self) -> str:
         """The line that names the exception."""
         last = self.traceback.rpartition(logs.TRACEBACK)[2].splitlines()[1:]
-        return next((line for line in last if line[:1].strip()), "it ended without a word")
+        return next((line for line in last if line[:1].strip()), "it ended without any output")
 
 
 def traceback(folder: Path, name: str, version: str) -> str:
     """Return the last traceback that a worker of a model version logged at the server of a run folder; empty if none.
 
-    TorchServe says Healthy while a worker crash-loops; the reason is only here.
+    TorchServe reports Healthy while a worker crash-loops; only its log has the reason.
     """
     return last_traceback(logs.tail(folder, logs.WORKERS), name, version)
 
 
 def failures(folder: Path) -> dict[tuple[str, str], Failure]:
-    """Return the workers that died when they were last started, by model and version.
+    """Return the failures of workers whose last ended run was a failure, by model and version.
 
-    A worker that came up again since is not told from one that is about to die again: ask the
-    server whether it is ready (`torchmar.engines.state`).
+    The log does not show whether the present run of such a worker will succeed; the server's
+    description does (`torchmar.engines.state`).
     """
     found: dict[tuple[str, str], Failure] = {}
-    for (name, version, _), ends in _lives(logs.tail(folder, logs.WORKERS)).items():
-        # The last life goes on, or ends with what follows.
+    for (name, version, _), ends in _runs(logs.tail(folder, logs.WORKERS)).items():
+        # The last run has not ended yet if its end is None.
         ended = ends if ends[-1] is not None else ends[:-1]
         if not ended:
             continue
-        message = [end for end in ended if end]
+        tracebacks = [end for end in ended if end]
         in_a_row = next((count for count, end in enumerate(reversed(ended)) if not end), len(ended))
-        failure = Failure(max(in_a_row, 1), message[-1] if in_a_row else "")
+        failure = Failure(max(in_a_row, 1), tracebacks[-1] if in_a_row else "")
         before = found.get((name, version))
         if before is None or (bool(failure.traceback), failure.deaths) > (bool(before.traceback), before.deaths):
             found[name, version] = failure
@@ -64,18 +64,17 @@ def failures(folder: Path) -> dict[tuple[str, str], Failure]:
 def last_traceback(log: str, name: str, version: str) -> str:
     """Return the last traceback that a worker of a model version has logged, as Python prints it.
 
-    Without a traceback the last lines of that worker are returned. Of an error that TorchServe's
-    loader swallowed (it reports any ImportError of a handler as a missing module of its own) the
-    original one is.
+    If there is no traceback, its last lines are returned. TorchServe's loader reports any ImportError of a
+    handler as a missing module of its own; in that case the original traceback is returned.
     """
-    document = [entry.text for entry in logs.parse(log.splitlines()) if entry.of(name, version)]
-    traces = [text for text in document if text.startswith(logs.TRACEBACK)]
-    return _original(traces[-1]) if traces else "\n".join(document[-20:])
+    texts = [entry.text for entry in logs.parse(log.splitlines()) if entry.of(name, version)]
+    traces = [text for text in texts if text.startswith(logs.TRACEBACK)]
+    return _original(traces[-1]) if traces else "\n".join(texts[-20:])
 
 
-def _lives(log: str) -> dict[tuple[str, str, str], list[str | None]]:
-    """Return how each life of each worker ended: a traceback, empty without a word, None if it has not."""
-    lives: dict[tuple[str, str, str], list[str | None]] = defaultdict(list)
+def _runs(log: str) -> dict[tuple[str, str, str], list[str | None]]:
+    """Return the ends of each worker's runs: a traceback, empty if there is none, None for a run that has not ended."""
+    runs: dict[tuple[str, str, str], list[str | None]] = defaultdict(list)
     dying: set[tuple[str, str, str]] = set()
     for entry in logs.parse(log.splitlines()):
         worker = (entry.model, entry.version, entry.worker)
@@ -83,16 +82,16 @@ def _lives(log: str) -> dict[tuple[str, str, str], list[str | None]]:
             continue
         if entry.text.startswith(_STARTS):
             dying.discard(worker)
-            if lives[worker] and lives[worker][-1] is None:
-                lives[worker][-1] = ""
-            lives[worker].append(None)
+            if runs[worker] and runs[worker][-1] is None:
+                runs[worker][-1] = ""
+            runs[worker].append(None)
         elif entry.text.startswith(logs.DIED):
             dying.add(worker)
-            lives[worker] = lives[worker] or [None]
-            lives[worker][-1] = ""
+            runs[worker] = runs[worker] or [None]
+            runs[worker][-1] = ""
         elif entry.text.startswith(logs.TRACEBACK) and worker in dying:
-            lives[worker][-1] = _original(entry.text)
-    return lives
+            runs[worker][-1] = _original(entry.text)
+    return runs
 
 
 def _original(traceback: str) -> str:
