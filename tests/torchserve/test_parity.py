@@ -10,7 +10,7 @@ import pytest
 from tests.support.command import torchmar
 from torchmar.parity import KnownDifference
 from torchmar.parity.engine_client import RawResponse
-from torchmar.parity.responses import Mismatch, deviations
+from torchmar.parity.responses import Mismatch, mismatches
 
 
 def response(body: bytes = b"", status: int = 200, reason: str = "OK", **headers: str) -> RawResponse:
@@ -59,18 +59,26 @@ ts_inference_requests_total{model_name="m",} 3
 def test_what_has_to_differ_is_left_out_and_all_else_is_reported(
     first: RawResponse, second: RawResponse, aspects: list[str]
 ) -> None:
-    assert [one.aspect for one in deviations("m/case", first, second, 1e-3)] == aspects
+    assert [one.aspect for one in mismatches("m/case", first, second, 1e-3)] == aspects
 
 
 def test_of_a_large_body_the_part_that_differs_is_shown() -> None:
     first, second = (json.dumps({"same": "x" * 1000, "a": {"same": 1, "b": number}}).encode() for number in (1, 2))
-    (one,) = deviations("m/case", response(first), response(second), 1e-3)
+    (one,) = mismatches("m/case", response(first), response(second), 1e-3)
     assert (one.first, one.second) == ("{'a': {'b': 1}}", "{'a': {'b': 2}}")
 
 
 def test_a_difference_explains_what_it_is_about_and_nothing_else() -> None:
     meant = KnownDifference(
-        "code", "no model", "400", "404", "it is gone", "m/no .*", "status", first="400", second="404"
+        id="code",
+        what="no model",
+        torchserve="400",
+        builtin="404",
+        reason="it is gone",
+        cases="m/no .*",
+        aspects="status",
+        first="400",
+        second="404",
     )
     assert meant.explains(Mismatch("m/no model", "status", "400", "404"))
     for other in (

@@ -266,20 +266,20 @@ def test_the_commands_write_the_files_and_say_where_they_go(tmp_path: Path) -> N
     assert "wrote t.service" in wrote.stderr
     assert "\nUser=daemon\n" in (tmp_path / "t.service").read_text()
     assert (tmp_path / ".torchmar").is_dir()
-    assert "model_store is not there yet" in wrote.stderr
+    assert "model_store does not exist yet" in wrote.stderr
     if Path(tmp_path).owner() != "daemon":
         assert "chown -R daemon .torchmar" in wrote.stderr
     assert "--system" in torchmar("export", "systemd", "--user", "daemon", cwd=tmp_path, code=2).stderr
     (tmp_path / "file").touch()
     nowhere = ("--run-folder", "file/run", "-o", "t.service")
-    assert "cannot be made" in torchmar("export", "systemd", *nowhere, cwd=tmp_path, code=1).stderr
+    assert "cannot be created" in torchmar("export", "systemd", *nowhere, cwd=tmp_path, code=1).stderr
     assert "--engine builtin\n" in said.stdout
     assert "JAVA" not in said.stdout
     assert "--engine torchserve\n" in torchmar("export", "systemd", "--engine", "torchserve", cwd=tmp_path).stdout
     refused = torchmar("export", "docker", cwd=tmp_path, code=1)
-    assert "not torchmar's source" in refused.stderr
+    assert "not the source of torchmar" in refused.stderr
     said = torchmar("export", "docker", "--package", "t.whl", "--extras", "onnx", "-o", ".", cwd=tmp_path)
-    assert "t.whl is not there yet" in said.stderr
+    assert "t.whl does not exist yet" in said.stderr
     text = (tmp_path / "Dockerfile").read_text()
     assert re.search(r"pip install '/src/t\.whl\[server,onnx\]'", text)
     assert "!t.whl" in (tmp_path / ".dockerignore").read_text()

@@ -17,30 +17,31 @@ from torchmar.engines import EngineName
 if TYPE_CHECKING:
     from torchmar.parity import Outcome
 
-_WIDTH = 76  # of an answer that is shown
+_WIDTH = 76  # columns of a response
 
 
 def parity(
     archives: Annotated[
-        list[Path] | None, typer.Argument(metavar="ARCHIVE", help="Archives whose samples are asked, too.")
+        list[Path] | None, typer.Argument(metavar="ARCHIVE", help="Archives whose samples are sent, too.")
     ] = None,
     engines: Annotated[
-        str, typer.Option(metavar="A,B", help="Which is right, and which is to be like it.")
+        str, typer.Option(metavar="A,B", help="The reference, and the server to compare with it.")
     ] = "torchserve,builtin",
     as_json: AsJson = False,
 ) -> None:
-    """Ask two servers the same and tell every difference between their answers.
+    """Send the same requests to two servers and show where responses differ.
 
-    Both are started on free ports. What is asked: the samples of every archive,
-    bad requests, the corners of the protocol, and every management call. Exits
-    with 1 if there is a difference that docs/differences.md does not list.
+    Both servers are started on free ports. The requests: the samples of every
+    archive, invalid requests, special cases of the protocol, and all management
+    calls. Exit code 1: there is a difference that docs/differences.md does not
+    list.
     """
     from torchmar.parity import compare
 
     between = _between(engines)
     outcomes = []
     with err.status("starting") as status:
-        for outcome in compare(archives or [], between, tell=lambda what: status.update(escape(what))):
+        for outcome in compare(archives or [], between, on_step=lambda text: status.update(escape(text))):
             outcomes.append(outcome)
             if not as_json:
                 _show(outcome, between)
@@ -63,11 +64,11 @@ def _between(given: str) -> tuple[EngineName, EngineName]:
 
 def _show(outcome: Outcome, between: tuple[EngineName, EngineName]) -> None:
     width = max(map(len, between))
-    for one in outcome.different:
-        out.print(f"[red]{escape(one.case)}[/]: {escape(one.aspect)}")
-        for engine, document in zip(between, (one.first, one.second), strict=True):
+    for mismatch in outcome.different:
+        out.print(f"[red]{escape(mismatch.case)}[/]: {escape(mismatch.aspect)}")
+        for engine, value in zip(between, (mismatch.first, mismatch.second), strict=True):
             room = _WIDTH - width - 2
-            shown = document if len(document) <= room else f"{document[: room - 3]}..."
+            shown = value if len(value) <= room else f"{value[: room - 3]}..."
             out.print(f"  {engine:{width}}  {escape(shown) or '[dim]none[/]'}")
 
 
@@ -78,15 +79,18 @@ def _sum_up(outcomes: list[Outcome]) -> None:
     rows = [
         (
             outcome.name,
-            *map(str, (outcome.cases, outcome.equal, outcome.documented, len({one.case for one in outcome.different}))),
+            str(outcome.cases),
+            str(outcome.equal),
+            str(outcome.documented),
+            str(len({mismatch.case for mismatch in outcome.different})),
         )
         for outcome in outcomes
     ]
     show_table(table(headings, rows, right=headings[1:]))
-    meant = sorted({id for outcome in outcomes for id in outcome.meant})
-    if meant:
+    known = sorted({id for outcome in outcomes for id in outcome.known})
+    if known:
         out.print("\ndocumented in docs/differences.md:")
-        out.print("\n".join(f"  {id}" for id in meant), markup=False)
+        out.print("\n".join(f"  {id}" for id in known), markup=False)
 
 
 def _document(outcome: Outcome) -> dict[str, object]:
@@ -94,6 +98,6 @@ def _document(outcome: Outcome) -> dict[str, object]:
         "name": outcome.name,
         "cases": outcome.cases,
         "equal": outcome.equal,
-        "documented": {id: [asdict(one) for one in found] for id, found in outcome.meant.items()},
-        "different": [asdict(one) for one in outcome.different],
+        "documented": {id: [asdict(mismatch) for mismatch in mismatches] for id, mismatches in outcome.known.items()},
+        "different": [asdict(mismatch) for mismatch in outcome.different],
     }

@@ -1,15 +1,16 @@
 """Send the same requests to two engines and compare the responses.
 
-* `torchmar.parity.cases`: what is asked;
-* `torchmar.parity.engine_client`: who is asked, byte for byte;
-* `torchmar.parity.responses`: responses, and their comparison;
-* `torchmar.parity.differences`: the differences that are meant, each with its reason;
-* `torchmar.parity.comparing`: all of it.
+* `torchmar.parity.cases`: the requests;
+* `torchmar.parity.engine_client`: a client that changes nothing;
+* `torchmar.parity.responses`: comparison of two responses;
+* `torchmar.parity.differences`: the documented differences, each with its reason;
+* `torchmar.parity.comparing`: the whole comparison.
 """
 
 from __future__ import annotations
 
 from torchmar.parity.comparing import EnginePair, Outcome, compare, engine_pair
-from torchmar.parity.differences import KnownDifference, documented
+from torchmar.parity.differences import documented
+from torchmar.parity.known_difference import KnownDifference
 
 __all__ = ["EnginePair", "KnownDifference", "Outcome", "compare", "documented", "engine_pair"]

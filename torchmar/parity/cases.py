@@ -1,8 +1,8 @@
-"""What both engines are asked: a table of requests, sound and broken.
+"""The requests that are sent to both engines: a table of valid and invalid ones.
 
-In paths and headers ``{name}``, ``{version}`` and ``{type}`` stand for the model's, and for the content type
-of its first sample; in bodies ``{name}``, ``{sample}`` and ``{base64}`` for that sample. ``{token}`` is the token of
-the API that is asked; ``{inference}``, ``{management}`` and ``{API}`` are those of the key file.
+Placeholders in paths and headers: ``{name}`` and ``{version}`` of the model, ``{type}``, the content type of its first
+sample. In bodies: ``{name}``, ``{sample}`` and ``{base64}``, the content of that sample. In authorization headers:
+``{token}`` is the token of the case's API; ``{inference}``, ``{management}`` and ``{API}`` are those of the key file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ SAMPLE = {"Content-Type": "{type}"}
 KSERVE_V1 = b'{"instances": [{"data": "{base64}"}]}'
 KSERVE_V2 = b'{"id": "1", "inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2]}]}'
 
-# As the engines are started for this: TorchServe's own default.
-MOST = 6_553_500  # bytes of a request
+MAX_REQUEST_SIZE = 6_553_500  # bytes; the engines are started with it, and it is TorchServe's default
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,16 @@ class Case:
     """One request.
 
     Attributes:
-        name: what it tries.
-        method: of HTTP.
-        path: with the query.
-        body: its bytes.
-        headers: besides ``Host``, ``Content-Length`` and ``Accept-Encoding``.
-        api: who is asked.
-        authorization: the header of that name; empty is none.
+        name: a description.
+        method: the HTTP method.
+        path: the path and query.
+        body: the body.
+        headers: the headers, without ``Host``, ``Content-Length`` and ``Accept-Encoding``.
+        api: the API that it is sent to.
+        authorization: the header ``Authorization``; empty: none is sent.
         chunked: whether the body is sent in two chunks.
-        settles: whether it is waited until every worker that should be there is.
-        seconds: how long an answer may take.
+        settles: whether the next case waits until all workers are ready.
+        seconds: the longest time to wait for a response.
     """
 
     name: str
@@ -65,7 +64,7 @@ def _part(name: str, content: bytes, *, file: str = "", content_type: str = "") 
 _END = b"--x--\r\n"
 _PREDICT = "/predictions/{name}"
 
-# What is sent to a model: each in the place of a prediction.
+# Bodies and queries of predictions.
 BODIES = (
     Case("no body", "POST", _PREDICT),
     Case("no body, a content type", "POST", _PREDICT, b"", JSON),
@@ -120,7 +119,7 @@ BODIES = (
     Case("query of nonsense", "POST", f"{_PREDICT}?%zz=%f", b"{sample}", SAMPLE),
 )
 
-# How a model is reached, and how it is not.
+# Paths and methods of one model.
 PATHS = (
     Case("GET", "GET", f"{_PREDICT}?data=1"),
     Case("GET with a body", "GET", _PREDICT, b"{sample}", SAMPLE),
@@ -129,7 +128,7 @@ PATHS = (
     Case("DELETE", "DELETE", _PREDICT),
     Case("HEAD", "HEAD", _PREDICT),
     Case("OPTIONS of a model", "OPTIONS", _PREDICT),
-    Case("a method that nobody knows", "BREW", _PREDICT),
+    Case("unknown method", "BREW", _PREDICT),
     Case("a slash behind", "POST", f"{_PREDICT}/", b"{sample}", SAMPLE),
     Case("two slashes", "POST", "//predictions/{name}", b"{sample}", SAMPLE),
     Case("version with a slash behind", "POST", f"{_PREDICT}/{{version}}/", b"{sample}", SAMPLE),
@@ -175,8 +174,8 @@ PATHS = (
     Case("describe: a version, customized", "GET", "/models/{name}/{version}?customized=true", api="management"),
 )
 
-# What has nothing to do with one model, but for its name where one is wanted.
-NOWHERE = (
+# Requests that are not about one model.
+SERVER = (
     Case("ping", "GET", "/ping"),
     Case("ping with POST", "POST", "/ping"),
     Case("root", "GET", "/"),
@@ -186,15 +185,15 @@ NOWHERE = (
     Case("api-description", "GET", "/api-description"),
     Case("no such path", "GET", "/nowhere"),
     Case("no such path with POST", "POST", "/nowhere", b"x", TEXT),
-    Case("no such model", "POST", "/predictions/nobody", b"x", TEXT),
-    Case("no such model, explained", "POST", "/explanations/nobody", b"x", TEXT),
-    Case("no such model, v1", "GET", "/v1/models/nobody"),
-    Case("no such model, v1 predict", "POST", "/v1/models/nobody:predict", KSERVE_V1, JSON),
-    Case("no such model, v2", "GET", "/v2/models/nobody"),
-    Case("no such model, v2 ready", "GET", "/v2/models/nobody/ready"),
-    Case("no such model, v2 infer", "POST", "/v2/models/nobody/infer", KSERVE_V2, JSON),
-    Case("no such model, SageMaker", "POST", "/models/nobody/invoke", b"x", TEXT),
-    Case("no such model, with spaces", "POST", "/predictions/no%20body%2f", b"x", TEXT),
+    Case("no such model", "POST", "/predictions/unknown", b"x", TEXT),
+    Case("no such model, explained", "POST", "/explanations/unknown", b"x", TEXT),
+    Case("no such model, v1", "GET", "/v1/models/unknown"),
+    Case("no such model, v1 predict", "POST", "/v1/models/unknown:predict", KSERVE_V1, JSON),
+    Case("no such model, v2", "GET", "/v2/models/unknown"),
+    Case("no such model, v2 ready", "GET", "/v2/models/unknown/ready"),
+    Case("no such model, v2 infer", "POST", "/v2/models/unknown/infer", KSERVE_V2, JSON),
+    Case("no such model, SageMaker", "POST", "/models/unknown/invoke", b"x", TEXT),
+    Case("no such model, with spaces", "POST", "/predictions/un%20known%2f", b"x", TEXT),
     Case("no model", "POST", "/predictions", b"x", TEXT),
     Case("no model, a slash", "POST", "/predictions/", b"x", TEXT),
     Case("no model, explained", "POST", "/explanations/", b"x", TEXT),
@@ -212,8 +211,8 @@ NOWHERE = (
          headers={"Origin": "https://example.com", "Access-Control-Request-Method": "POST"}),
     Case("preflight of a stranger", "OPTIONS", _PREDICT,
          headers={"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}),
-    Case("too large", "POST", _PREDICT, b"a" * (MOST + 1), TEXT),
-    Case("as large as it may be", "POST", _PREDICT, b"a" * MOST, TEXT),
+    Case("too large", "POST", _PREDICT, b"a" * (MAX_REQUEST_SIZE + 1), TEXT),
+    Case("as large as it may be", "POST", _PREDICT, b"a" * MAX_REQUEST_SIZE, TEXT),
     Case("metrics", "GET", "/metrics", api="metrics"),
     Case("metrics, one", "GET", "/metrics?name[]=ts_inference_requests_total", api="metrics"),
     Case("metrics, two", "GET", "/metrics?name[]=ts_inference_requests_total&name[]=MemoryUsed", api="metrics"),
@@ -225,7 +224,7 @@ NOWHERE = (
     Case("metrics, OPTIONS", "OPTIONS", "/", api="metrics"),
 )  # fmt: skip
 
-# Who asks.
+# Requests with and without tokens.
 _GUARDED: tuple[tuple[str, str, str, Api], ...] = (
     ("predict", "POST", _PREDICT, "inference"),
     ("ping", "GET", "/ping", "inference"),
@@ -234,7 +233,7 @@ _GUARDED: tuple[tuple[str, str, str, Api], ...] = (
     ("list", "GET", "/models", "management"),
     ("token", "GET", "/token?type=inference", "management"),
 )
-_SHOWN = (
+_CREDENTIALS = (
     ("no token", ""),
     ("a wrong token", "Bearer nonsense"),
     ("an empty token", "Bearer "),
@@ -248,11 +247,11 @@ _SHOWN = (
     ("the API key", "Bearer {API}"),
 )
 TOKENS = tuple(
-    Case(f"{what}: {shown}", method, path, api=api, authorization=authorization)
+    Case(f"{what}: {credentials}", method, path, api=api, authorization=authorization)
     for what, method, path, api in _GUARDED
-    for shown, authorization in _SHOWN
-    # The API key renews a token indeed, which is a case of its own.
-    if (what, shown) != ("token", "the API key")
+    for credentials, authorization in _CREDENTIALS
+    # With the API key this would renew a token, which is a case of its own.
+    if (what, credentials) != ("token", "the API key")
 )
 
 
@@ -260,8 +259,8 @@ def _manage(name: str, method: str, path: str, body: bytes = b"", headers: Mappi
     return Case(name, method, path, body, headers or {}, "management", settles=method != "GET")
 
 
-# Calls that build on one another: the archives {name}-{version}.mar and {name}-2.0.mar lie in the
-# model store, and the first is registered.
+# Management calls, in this order: each depends on the ones before. The archives {name}-{version}.mar and {name}-2.0.mar
+# are in the model store, and the first is registered.
 MANAGEMENT = (
     _manage("list", "GET", "/models"),
     _manage("list one", "GET", "/models?limit=1"),
@@ -274,7 +273,7 @@ MANAGEMENT = (
     _manage("list from a negative place", "GET", "/models?next_page_token=-1"),
     _manage("list from nonsense", "GET", "/models?next_page_token=there"),
     _manage("list, a slash behind", "GET", "/models/"),
-    _manage("list with a parameter of nobody", "GET", "/models?colour=red"),
+    _manage("list with an unknown parameter", "GET", "/models?colour=red"),
     _manage("models with PATCH", "PATCH", "/models"),
     _manage("models with DELETE", "DELETE", "/models"),
     _manage("models with PUT", "PUT", "/models"),
@@ -284,9 +283,9 @@ MANAGEMENT = (
     _manage("api-description", "GET", "/api-description"),
     _manage("no such path", "GET", "/nowhere"),
     _manage("workflows", "GET", "/workflows"),
-    _manage("describe nobody", "GET", "/models/nobody"),
-    _manage("describe nobody's version", "GET", "/models/nobody/1.0"),
-    _manage("describe all of nobody", "GET", "/models/nobody/all"),
+    _manage("describe an unknown model", "GET", "/models/unknown"),
+    _manage("describe a version of an unknown model", "GET", "/models/unknown/1.0"),
+    _manage("describe all of an unknown model", "GET", "/models/unknown/all"),
     _manage("describe no such version", "GET", "/models/{name}/9.99"),
     _manage("describe with nonsense", "GET", "/models/{name}?customized=nonsense"),
     _manage("describe too deep", "GET", "/models/{name}/1.0/more"),
@@ -370,7 +369,7 @@ MANAGEMENT = (
     _manage("scale, batch size", "PUT", "/models/{name}?batch_size=8&min_worker=1&synchronous=true"),
     _manage("scale, timeout", "PUT", "/models/{name}?timeout=nonsense&min_worker=1&synchronous=true"),
     _manage("scaled with more", "GET", "/models/{name}"),
-    _manage("scale nobody", "PUT", "/models/nobody?min_worker=1"),
+    _manage("scale an unknown model", "PUT", "/models/unknown?min_worker=1"),
     _manage("scale no such version", "PUT", "/models/{name}/9.99?min_worker=1"),
     _manage("scale a version to none", "PUT", "/models/{name}/2.0?min_worker=0&max_worker=0&synchronous=true"),
     _manage("scaled to none", "GET", "/models/{name}/2.0"),
@@ -381,10 +380,10 @@ MANAGEMENT = (
     Case("predict with the default", "POST", _PREDICT, b"x", TEXT),
     _manage("set the same default", "PUT", "/models/{name}/2.0/set-default"),
     _manage("set no such default", "PUT", "/models/{name}/9.99/set-default"),
-    _manage("set nobody's default", "PUT", "/models/nobody/1.0/set-default"),
+    _manage("set the default of an unknown model", "PUT", "/models/unknown/1.0/set-default"),
     _manage("set a default without a version", "PUT", "/models/{name}/set-default"),
     _manage("set a default with GET", "GET", "/models/{name}/2.0/set-default"),
-    _manage("unregister nobody", "DELETE", "/models/nobody"),
+    _manage("unregister an unknown model", "DELETE", "/models/unknown"),
     _manage("unregister no such version", "DELETE", "/models/{name}/9.99"),
     _manage("unregister the default", "DELETE", "/models/{name}/2.0"),
     _manage("unregister without a version", "DELETE", "/models/{name}"),
@@ -403,7 +402,7 @@ MANAGEMENT = (
     Case("renew nonsense", "GET", "/token?type=nonsense", api="management", authorization="Bearer {API}"),
     Case("renew nothing", "GET", "/token", api="management", authorization="Bearer {API}"),
     Case("renew with POST", "POST", "/token?type=inference", api="management", authorization="Bearer {API}"),
-    # Last, since TorchServe takes a name that no path can name again.
+    # Last, since TorchServe accepts a name that no later path can address.
     _manage("register under a bad name", "POST", "/models?url={name}-{version}.mar&model_name=a%20b"),
     _manage("register under a path", "POST", "/models?url={name}-{version}.mar&model_name=../up"),
 )  # fmt: skip

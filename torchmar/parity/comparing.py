@@ -1,4 +1,4 @@
-"""Start two engines, send both the same requests, report mismatches."""
+"""Start two engines, send the same requests to both, and report mismatches."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from torchmar.parity import cases
 from torchmar.parity.cases import Case
 from torchmar.parity.differences import documented
 from torchmar.parity.engine_client import EngineClient, Filling, RawResponse
-from torchmar.parity.responses import Mismatch, deviations
+from torchmar.parity.responses import Mismatch, mismatches
 from torchmar.recipe import Sample
 
 PROTOCOL = "protocol"
 _TOLERANCE = 1e-3
-_PATIENCE = 5.0  # seconds
+_METRICS_SECONDS = 5.0  # until metrics of workers have arrived
 _CORNERS = (*cases.BODIES, *cases.PATHS)
-_FAILS = 'def handle(rows, context):\n    raise ValueError("this one is meant to fail")\n'
+_FAILS = 'def handle(rows, context):\n    raise ValueError("this handler fails on purpose")\n'
 _CONFIG = {
     "enable_model_api": "true",
     "disable_system_metrics": "true",
-    "max_request_size": str(cases.MOST),
-    "max_response_size": str(4 * cases.MOST),
+    "max_request_size": str(cases.MAX_REQUEST_SIZE),
+    "max_response_size": str(4 * cases.MAX_REQUEST_SIZE),
     "job_queue_size": "100",
     "cors_allowed_origin": "https://example.com",
     "cors_allowed_methods": "GET, POST, PUT, OPTIONS",
@@ -44,27 +44,27 @@ _CONFIG = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an archive, or of the protocol.
+    """The result of comparing the engines with one archive, or with the protocol.
 
     Attributes:
-        name: which.
-        cases: how many requests both engines got.
-        equal: how many of them they answered alike.
-        meant: by the id of a documented difference, the deviations that it explains.
+        name: the archive, or ``protocol``.
+        cases: the number of requests.
+        equal: the number of requests with equal responses.
+        known: by the id of a documented difference, the mismatches that it explains.
         different: the mismatches that are not documented.
     """
 
     name: str
     cases: int
     equal: int
-    meant: dict[str, list[Mismatch]] = field(default_factory=dict)
+    known: dict[str, list[Mismatch]] = field(default_factory=dict)
     different: list[Mismatch] = field(default_factory=list)
 
     @property
     def documented(self) -> int:
-        """How many requests were answered otherwise only where that is meant."""
-        unmeant = {one.case for one in self.different}
-        return len({one.case for found in self.meant.values() for one in found} - unmeant)
+        """The number of requests whose mismatches are all documented."""
+        different = {mismatch.case for mismatch in self.different}
+        return len({mismatch.case for known in self.known.values() for mismatch in known} - different)
 
 
 def compare(
@@ -75,26 +75,26 @@ def compare(
     corners: bool = True,
     more: Mapping[str, Sequence[Case]] | None = None,
     config: Mapping[str, str] | None = None,
-    tell: Callable[[str], None] = lambda what: None,
+    on_step: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Outcome]:
-    """Yield the outcome of every archive, after that of the protocol itself.
+    """Yield the outcome of the protocol, and then of every archive.
 
-    Every archive is registered with both engines and asked its samples, predicted, explained and
-    as that version, and all that `torchmar.parity.cases` has for a model.
+    Every archive is registered with both engines. Its samples are sent as predictions, as predictions of its
+    version and as explanations, followed by the requests of `torchmar.parity.cases` for a model.
 
     Args:
-        archives: their files.
-        between: the engine that is right, and the one that is to be like it.
-        protocol: ask what has nothing to do with one archive: tokens, management, metrics.
-        corners: ask of every archive more than its samples.
-        more: what else to ask, by the name of an archive's file without its suffix.
-        config: keys of ``config.properties`` that both engines get.
-        tell: called with what is done, for who waits.
+        archives: archive files.
+        between: the reference engine, and the engine to compare with it.
+        protocol: send the requests that are not about one archive: tokens, management, metrics.
+        corners: send every archive more than its samples.
+        more: further requests, by the name of an archive's file without its suffix.
+        config: keys of ``config.properties`` for both engines.
+        on_step: called with a description of each step.
 
     Raises:
         EngineError: an engine does not start.
     """
-    with engine_pair(between, config=config, tell=tell) as pair:
+    with engine_pair(between, config=config, on_step=on_step) as pair:
         if protocol:
             yield pair.protocol()
         for path in archives:
@@ -106,7 +106,7 @@ def engine_pair(
     between: tuple[EngineName, EngineName] = ("torchserve", "builtin"),
     *,
     config: Mapping[str, str] | None = None,
-    tell: Callable[[str], None] = lambda what: None,
+    on_step: Callable[[str], None] = lambda text: None,
 ) -> Iterator[EnginePair]:
     """Run two engines over one model store while the context is open; the arguments are those of `compare`."""
     with contextlib.ExitStack() as stack:
@@ -114,31 +114,31 @@ def engine_pair(
         store = folder / "store"
         store.mkdir()
         _own_archives(store)
-        sides = []
+        clients = []
         for number, name in enumerate(between):
-            tell(f"starting {engines.TITLES[name]}")
+            on_step(f"starting {engines.TITLES[name]}")
             file = folder / f"{number}.properties"
             file.write_text(properties.show({**_CONFIG, **free_addresses(), **(config or {})}), encoding="utf-8")
-            started = stack.enter_context(engines.named(name)(file, store, folder / f"run-{number}"))
-            sides.append(EngineClient(started))
-        yield EnginePair(sides, store, stack.enter_context(ThreadPoolExecutor(len(sides))), tell)
+            engine = stack.enter_context(engines.named(name)(file, store, folder / f"run-{number}"))
+            clients.append(EngineClient(engine))
+        yield EnginePair(clients, store, stack.enter_context(ThreadPoolExecutor(len(clients))), on_step)
 
 
 class EnginePair:
     """Two running engines that get the same requests."""
 
     def __init__(
-        self, sides: Sequence[EngineClient], store: Path, threads: ThreadPoolExecutor, tell: Callable[[str], None]
+        self, clients: Sequence[EngineClient], store: Path, threads: ThreadPoolExecutor, on_step: Callable[[str], None]
     ) -> None:
-        self._sides, self._store, self._threads, self._tell = sides, store, threads, tell
+        self._clients, self._store, self._threads, self._on_step = clients, store, threads, on_step
         self._sent = 0
-        self._found: list[Mismatch] = []  # since the last outcome
+        self._mismatches: list[Mismatch] = []  # since the last outcome
 
     def protocol(self) -> Outcome:
-        """Compare what has nothing to do with one archive: tokens, management, metrics."""
+        """Compare the requests that are not about one archive: tokens, management, metrics."""
         filling = Filling("echo", "1.0", b'{"data": [1, 2.5, "three"]}', "application/json")
         self._send(PROTOCOL, _register("echo-1.0.mar"), filling)
-        for case in (*_CORNERS, *cases.NOWHERE, *cases.TOKENS, *cases.MANAGEMENT):
+        for case in (*_CORNERS, *cases.SERVER, *cases.TOKENS, *cases.MANAGEMENT):
             self._send(PROTOCOL, case, filling)
         self._send(PROTOCOL, _unregister(), filling)
         return self._outcome(PROTOCOL)
@@ -151,9 +151,9 @@ class EnginePair:
             corners: send more than its samples.
             more: further requests.
         """
-        _into(self._store, path)
+        _copy(self._store, path)
         name, version, samples = path.stem, "1.0", list[tuple[Sample, Filling]]()
-        with contextlib.suppress(TorchmarError), Archive(path) as opened:  # what servers make of no archive matters
+        with contextlib.suppress(TorchmarError), Archive(path) as opened:  # a file that is no archive is sent, too
             name, version = opened.manifest.name, opened.manifest.version
             for sample in opened.samples:
                 if sample.input is None:
@@ -163,7 +163,7 @@ class EnginePair:
                 samples.append((sample, filling))
         first = samples[0][1] if samples else Filling(name, version, b"{}", "application/json")
         loaded = self._send(name, _register(path.name), first)
-        if all(document.status < 300 for document in loaded):
+        if all(response.status < 300 for response in loaded):
             for number, (sample, filling) in enumerate(samples):
                 for case in _sample(sample.input or f"sample {number}"):
                     self._send(name, case, filling, min(sample.tolerance, _TOLERANCE))
@@ -175,44 +175,40 @@ class EnginePair:
     def _send(
         self, of: str, case: Case, filling: Filling, tolerance: float = _TOLERANCE
     ) -> tuple[RawResponse, RawResponse]:
-        self._tell(f"{of}: {case.name}")
+        self._on_step(f"{of}: {case.name}")
         self._sent += 1
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _METRICS_SECONDS
         while True:
-            first, second = self._threads.map(lambda side: side.send(case, filling), self._sides)
-            found = deviations(f"{of}/{case.name}", first, second, tolerance)
+            first, second = self._threads.map(lambda client: client.send(case, filling), self._clients)
+            found = mismatches(f"{of}/{case.name}", first, second, tolerance)
             # Workers report their metrics some time after the response.
-            if case.api != "metrics" or not any(map(_unmeant, found)) or time.monotonic() > deadline:
+            if case.api != "metrics" or all(map(documented, found)) or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        self._found += found
+        self._mismatches += found
         # No request is sent while a worker that died starts again: whether it is answered would be a matter of luck.
         if case.settles or max(first.status, second.status) >= 500 or 0 in (first.status, second.status):
-            list(self._threads.map(EngineClient.settle, self._sides))
+            list(self._threads.map(EngineClient.settle, self._clients))
         return first, second
 
     def _outcome(self, name: str) -> Outcome:
-        found, sent = self._found, self._sent
-        self._found, self._sent = [], 0
-        outcome = Outcome(name, sent, sent - len({one.case for one in found}))
-        for deviation in found:
-            if meant := documented(deviation):
-                outcome.meant.setdefault(meant.id, []).append(deviation)
+        found, sent = self._mismatches, self._sent
+        self._mismatches, self._sent = [], 0
+        outcome = Outcome(name, sent, sent - len({mismatch.case for mismatch in found}))
+        for mismatch in found:
+            if difference := documented(mismatch):
+                outcome.known.setdefault(difference.id, []).append(mismatch)
             else:
-                outcome.different.append(deviation)
+                outcome.different.append(mismatch)
         return outcome
 
 
-def _unmeant(deviation: Mismatch) -> bool:
-    return documented(deviation) is None
-
-
 def _sample(name: str) -> tuple[Case, ...]:
-    asked = Case(f"{name}, predicted", "POST", "/predictions/{name}", b"{sample}", cases.SAMPLE)
+    predicted = Case(f"{name}, predicted", "POST", "/predictions/{name}", b"{sample}", cases.SAMPLE)
     return (
-        asked,
-        replace(asked, name=f"{name}, of this version", path="/predictions/{name}/{version}"),
-        replace(asked, name=f"{name}, explained", path="/explanations/{name}"),
+        predicted,
+        replace(predicted, name=f"{name}, of this version", path="/predictions/{name}/{version}"),
+        replace(predicted, name=f"{name}, explained", path="/explanations/{name}"),
     )
 
 
@@ -226,7 +222,7 @@ def _unregister() -> Case:
 
 
 def _own_archives(store: Path) -> None:
-    """Put the archives that the protocol is tried with into a model store: one that echoes, one that fails."""
+    """Write the archives for the protocol to a model store: a handler that echoes, and one that fails."""
     echo = Path(__file__).with_name("echo.py").read_text(encoding="utf-8")
     for name, version, code in (("echo", "1.0", echo), ("echo", "2.0", echo), ("fails", "1.0", _FAILS)):
         with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +232,7 @@ def _own_archives(store: Path) -> None:
     (store / "broken.mar").write_bytes(b"no archive")
 
 
-def _into(store: Path, path: Path) -> None:
+def _copy(store: Path, path: Path) -> None:
     if path.is_dir():
         shutil.copytree(path, store / path.name)
     else:

@@ -1,6 +1,6 @@
-"""A handler that returns its input, so that a protocol's view of a request shows."""
+"""A handler that returns its input, to show how a server passes a request on."""
 
-# This file travels alone, as the handler of an archive.
+# This file is a handler in an archive, so it imports nothing of torchmar.
 from typing import Any
 
 
@@ -8,7 +8,7 @@ def handle(rows: Any, context: Any) -> Any:
     """Return each row and its headers."""
     if rows is None:
         return None
-    # Where an archive lies is every server's own affair.
+    # The folder of an archive differs between servers.
     system = {name: value for name, value in context.system_properties.items() if name != "model_dir"}
     return [
         {
@@ -21,10 +21,10 @@ def handle(rows: Any, context: Any) -> Any:
     ]
 
 
-def _headers(asked: Any) -> Any:
-    # A server may keep its tokens to itself, which is one question and not one in every request.
-    secret = () if "Show-Token" in asked else ("Authorization",)
-    return {name: str(value) for name, value in asked.items() if name not in secret}
+def _headers(headers: Any) -> Any:
+    # Whether a server passes the token on is shown in one case only, not in every response.
+    secret = () if "Show-Token" in headers else ("Authorization",)
+    return {name: str(value) for name, value in headers.items() if name not in secret}
 
 
 def _shown(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A client of one engine: requests as written, responses as received."""
+"""A client of one engine that sends requests as they are and returns responses as received."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CUT_OFF = b"<cut off>"
 
 @dataclass(frozen=True)
 class RawResponse:
-    """An answer: status and its words, headers by lower-case name, body. A status of 0 is none; the body says why."""
+    """A response: status, reason phrase, headers by lower-case name, body. With status 0 there is none."""
 
     status: int
     reason: str
@@ -34,7 +34,7 @@ class RawResponse:
 
 @dataclass(frozen=True)
 class Filling:
-    """What stands in a case's placeholders: of which model and version it asks, and with which body."""
+    """The values of a case's placeholders: model, version, body and content type."""
 
     name: str
     version: str
@@ -48,25 +48,25 @@ class EngineClient:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         values = engine.properties
-        self._places = {
-            "inference": _place(engine.server.inference),
-            "management": _place(engine.server.management),
-            "metrics": _place(values.get("metrics_address")),
+        self._addresses = {
+            "inference": _address(engine.server.inference),
+            "management": _address(engine.server.management),
+            "metrics": _address(values.get("metrics_address")),
         }
-        # What is every server's own: no answer has to have the other's.
-        self._own = [(f"{host}:{port}", f"<{api}>") for api, (host, port) in self._places.items()]
+        # Values that differ between servers, and the names that replace them.
+        self._own = [(f"{host}:{port}", f"<{api}>") for api, (host, port) in self._addresses.items()]
         self._own += [(str(engine.folder), "<run folder>")]
 
     def send(self, case: Case, filling: Filling) -> RawResponse:
-        """Send a case and return the answer, with what is this server's own replaced by names."""
-        host, port = self._places[case.api]
+        """Send a case; return the response, with this server's addresses, folder and tokens replaced by names."""
+        host, port = self._addresses[case.api]
         connection = http.client.HTTPConnection(host, port, timeout=case.seconds)
         try:
             connection.request(
                 case.method,
-                _filled(case.path, filling),
+                _fill(case.path, filling),
                 _body(case, filling),
-                {name: _filled(value, filling) for name, value in self._headers(case).items()},
+                {name: _fill(value, filling) for name, value in self._headers(case).items()},
                 encode_chunked=case.chunked,
             )
             response = connection.getresponse()
@@ -85,7 +85,7 @@ class EngineClient:
         return RawResponse(response.status, response.reason, neutral, self._plain(body))
 
     def settle(self) -> None:
-        """Wait until every model has the workers that it should have, or for half a minute."""
+        """Wait until all models have their minimum of workers, or for half a minute."""
         deadline = time.monotonic() + _SETTLE_SECONDS
         while time.monotonic() < deadline and not self._settled():
             time.sleep(0.05)
@@ -93,7 +93,7 @@ class EngineClient:
     def _settled(self) -> bool:
         client = self.engine.management
         for name in client.names():
-            with contextlib.suppress(NotFoundError):  # a name that no path can name, or that has just gone
+            with contextlib.suppress(NotFoundError):  # unregistered since, or a name that no path can address
                 for version in client.describe(name, "all"):
                     if not len(version.workers) == version.ready >= version.min_workers:
                         return False
@@ -109,8 +109,10 @@ class EngineClient:
                 (key, f"<{kind} token>") for kind, key in keys.items() if (key, f"<{kind} token>") not in self._own
             ]
             own = keys["management" if case.api == "management" else "inference"]
-            message = case.authorization.replace("{token}", own)
-            headers["Authorization"] = re.sub(r"\{(inference|management|API)\}", lambda kind: keys[kind[1]], message)
+            credentials = case.authorization.replace("{token}", own)
+            headers["Authorization"] = re.sub(
+                r"\{(inference|management|API)\}", lambda kind: keys[kind[1]], credentials
+            )
         return headers
 
     def _plain(self, body: bytes) -> bytes:
@@ -126,7 +128,7 @@ class EngineClient:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """Return a body, or what there is of one that is cut off."""
+    """Return a body; of one that is cut off, the part that was received, with a mark."""
     body = b""
     try:
         while part := response.read1(1 << 20):
@@ -137,7 +139,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _keys(file: Path) -> dict[str, str]:
-    """Return the tokens that count now: a case may have renewed them."""
+    """Return the present tokens: a case may have renewed them."""
     return {kind: str(key["key"]) for kind, key in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
@@ -151,12 +153,12 @@ def _body(case: Case, filling: Filling) -> bytes | list[bytes] | None:
     return body or None
 
 
-def _filled(text: str, filling: Filling) -> str:
+def _fill(text: str, filling: Filling) -> str:
     for name, value in (("name", filling.name), ("version", filling.version), ("type", filling.content_type)):
         text = text.replace(f"{{{name}}}", value)
     return text
 
 
-def _place(address: str) -> tuple[str, int]:
+def _address(address: str) -> tuple[str, int]:
     parts = urlsplit(address)
     return parts.hostname or "", parts.port or 80

@@ -11,24 +11,24 @@ from typing import Any
 from torchmar import metrics
 from torchmar.parity.engine_client import RawResponse
 
-# What is another one every time: request ids, tokens, moments, processes, measurements.
+# Values that differ each time: request ids, tokens, times, processes, measurements.
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _VARIES = ("id", "pid", "startTime", "memoryUsage", "gpuUsage", "workerId")
 _TOKEN = ("key", "expiration time")
-# The length of a body that was compared says nothing more.
-_HEADERS_LEFT_OUT = ("content-length", "date")
-_SHOWN = 2000  # characters
+# The body is compared, so its length need not be.
+_IGNORED_HEADERS = ("content-length", "date")
+_MAX_SHOWN = 2000  # characters
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One respect in which two answers differ.
+    """A difference between two responses in one aspect.
 
     Attributes:
         case: ``MODEL/CASE``.
-        aspect: ``status``, ``reason`` (its words), ``body``, ``content type`` or the name of a header.
-        first: of the first engine; empty for a header that it did not send.
-        second: likewise, of the second.
+        aspect: ``status``, ``reason`` (the reason phrase), ``body``, ``content type`` or the name of a header.
+        first: the first engine's value; empty if it did not send the header.
+        second: the second engine's value.
     """
 
     case: str
@@ -38,37 +38,37 @@ class Mismatch:
 
 
 class _Metrics(list[str]):
-    """What a server measures."""
+    """Names and labels of a server's metrics."""
 
 
-def deviations(case: str, first: RawResponse, second: RawResponse, tolerance: float) -> list[Mismatch]:
-    """Return in what two answers differ.
+def mismatches(case: str, first: RawResponse, second: RawResponse, tolerance: float) -> list[Mismatch]:
+    """Return the differences between two responses.
 
-    JSON is compared as values, numbers within ``tolerance`` (absolute); Prometheus' text by the
-    metrics and labels that are there; all else byte for byte.
+    JSON is compared by value, numbers within the absolute ``tolerance``; Prometheus' text by the names and
+    labels of metrics; anything else byte for byte.
     """
     found = []
     if first.status != second.status:
         found.append(Mismatch(case, "status", str(first.status), str(second.status)))
-    elif first.reason and first.reason != second.reason:  # TorchServe has none where a handler answered
+    elif first.reason and first.reason != second.reason:  # TorchServe has no phrase for a handler's response
         found.append(Mismatch(case, "reason", first.reason, second.reason))
-    bodies = [_read(document) for document in (first, second)]
+    bodies = [_read(response) for response in (first, second)]
     if not _equal(bodies[0], bodies[1], tolerance):
         found.append(Mismatch(case, "body", *(_shown(*pair) for pair in zip(bodies, reversed(bodies), strict=True))))
-    for name in sorted({*first.headers, *second.headers} - set(_HEADERS_LEFT_OUT)):
-        values = [_ID.sub("<id>", document.headers.get(name, "")) for document in (first, second)]
+    for name in sorted({*first.headers, *second.headers} - set(_IGNORED_HEADERS)):
+        values = [_ID.sub("<id>", response.headers.get(name, "")) for response in (first, second)]
         if values[0] != values[1]:
             found.append(Mismatch(case, "content type" if name == "content-type" else name, *values))
     return found
 
 
-def _read(document: RawResponse) -> Any:
+def _read(response: RawResponse) -> Any:
     try:
-        text = _ID.sub("<id>", document.body.decode())
+        text = _ID.sub("<id>", response.body.decode())
     except UnicodeDecodeError:
-        return document.body
+        return response.body
     if text.startswith("# HELP"):
-        return _Metrics(sorted({" ".join((one.name, *sorted(one.labels))) for one in metrics.parse(text)}))
+        return _Metrics(sorted({" ".join((sample.name, *sorted(sample.labels))) for sample in metrics.parse(text)}))
     try:
         return _neutral(json.loads(text))
     except ValueError:
@@ -96,15 +96,15 @@ def _equal(first: Any, second: Any, tolerance: float) -> bool:
 
 
 def _shown(value: Any, beside: Any) -> str:
-    """Return the part of a body in which it differs from another one, as a text that fits into a report."""
+    """Return the part of a body that differs from another body, as text of limited length."""
     part = _part(value, beside)
     text = part if isinstance(part, str) else repr(part)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _part(value: Any, beside: Any) -> Any:
     if isinstance(value, _Metrics) and isinstance(beside, _Metrics):
-        return [one for one in value if one not in beside]
+        return [name for name in value if name not in beside]
     if isinstance(value, dict) and isinstance(beside, dict):
         differs = {name: item for name, item in value.items() if name not in beside or beside[name] != item}
         return {name: _part(item, beside[name]) if name in beside else item for name, item in differs.items()}

@@ -1,0 +1,35 @@
+"""The documented differences between TorchServe and the built-in server, one module for each subject.
+
+The table of docs/differences.md is made from them.
+"""
+
+from __future__ import annotations
+
+from torchmar.parity.differences import archives, configuration, grpc, http, inference, management, metrics
+from torchmar.parity.known_difference import KnownDifference
+from torchmar.parity.responses import Mismatch
+
+DIFFERENCES: tuple[KnownDifference, ...] = (
+    *http.DIFFERENCES,
+    *inference.DIFFERENCES,
+    *management.DIFFERENCES,
+    *archives.DIFFERENCES,
+    *configuration.DIFFERENCES,
+    *metrics.DIFFERENCES,
+    *grpc.DIFFERENCES,
+)
+
+
+def documented(mismatch: Mismatch) -> KnownDifference | None:
+    """Return the documented difference that explains a mismatch, if any."""
+    return next((difference for difference in DIFFERENCES if difference.explains(mismatch)), None)
+
+
+def markdown() -> str:
+    """Return the table of docs/differences.md."""
+    rows = [("what", "TorchServe 0.12.0", "here", "why"), ("---",) * 4]
+    rows += [
+        (difference.what, difference.torchserve, difference.builtin, f"{difference.reason} (`{difference.id}`)")
+        for difference in DIFFERENCES
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
