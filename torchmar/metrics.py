@@ -1,7 +1,7 @@
 """The metrics of a server: Prometheus text to values, and the load between two readings.
 
-TorchServe counts requests and adds up their latency, so that means can be had between two looks, and nothing
-else. A handler that measures a histogram called ``HandlerSeconds`` lets percentiles be told::
+TorchServe has counters of requests and of their latency, from which two readings give means, but no percentiles.
+These need a histogram named ``HandlerSeconds``, which a handler measures::
 
     context.metrics.add_metric("HandlerSeconds", seconds, "s", metric_type=MetricTypes.HISTOGRAM)
 
@@ -30,7 +30,7 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Sample:
-    """One value of a metric, and the labels that tell it from the others of that name."""
+    """One value of a metric, with its labels."""
 
     name: str
     labels: Mapping[str, str]
@@ -39,22 +39,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a server's metrics were at a moment, in seconds of a clock that only runs forward."""
+    """All metrics of a server at a time; ``at`` is in seconds of a monotonic clock."""
 
     at: float
     samples: Sequence[Sample]
 
     def total(self, name: str, **labels: str) -> float:
-        """Return the sum of the samples of a metric that have these labels."""
+        """Return the sum of the samples of a metric with these labels."""
         return sum(sample.value for sample in self._of(name, labels))
 
     def buckets(self, name: str, **labels: str) -> dict[float, float]:
-        """Return a histogram: by upper bound, how many values are not above it."""
-        found: dict[float, float] = {}
+        """Return a histogram: by upper bound, the number of values up to it."""
+        counts: dict[float, float] = {}
         for sample in self._of(f"{name}_bucket", labels):
             bound = float(sample.labels["le"])
-            found[bound] = found.get(bound, 0.0) + sample.value
-        return found
+            counts[bound] = counts.get(bound, 0.0) + sample.value
+        return counts
 
     def _of(self, name: str, labels: Mapping[str, str]) -> Iterator[Sample]:
         for sample in self.samples:
@@ -62,17 +62,17 @@ class Reading:
                 yield sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a model version did between two looks; None for values that were not measured.
+    """The load of a model version between two readings; None for values that were not measured.
 
     Attributes:
-        requests: how many came, a second.
-        latency: mean milliseconds of a request in the server. TorchServe adds up those of answered requests and
-            counts failed ones too, so that the mean is too small while requests fail.
-        queue: mean milliseconds of these that a request waited for a worker.
-        p50: the median in milliseconds that the handler took for a batch; of all versions of the model.
-        p99: likewise, what 99 of 100 do not exceed.
+        requests: requests a second.
+        latency: mean milliseconds of a request in the server. TorchServe counts failed requests, but not their
+            latency, so that the mean is too small if requests fail.
+        queue: mean milliseconds that a request waited for a worker.
+        p50: median milliseconds of a batch in the handler, over all versions of the model.
+        p99: the 99th percentile of the same.
     """
 
     requests: float
@@ -83,11 +83,11 @@ class Load:
 
 
 def read(address: str, server: Endpoint) -> Reading:
-    """Ask the metrics API at ``address``, which wants no token.
+    """Read the metrics API at ``address``, which needs no token.
 
     Raises:
-        ConnectError: no server answers there.
-        ServerError: it answers with an error.
+        ConnectError: no server answers at the address.
+        ServerError: the response is an error.
     """
     transport = Transport(address, "metrics API", server)
     try:
@@ -101,63 +101,63 @@ def read(address: str, server: Endpoint) -> Reading:
 
 
 def parse(text: str) -> list[Sample]:
-    """Return the samples of Prometheus' text format; a line that is none is left out."""
-    found = []
+    """Return the samples of a text in Prometheus' format; other lines are skipped."""
+    samples = []
     for line in text.splitlines():
         match = _LINE.match(line.strip())
         if match is None:
             continue
-        labels = {name: _unescaped(value) for name, value in _LABEL.findall(match[2] or "")}
+        labels = {name: _unescape(value) for name, value in _LABEL.findall(match[2] or "")}
         try:
-            found.append(Sample(match[1], labels, float(match[3])))
+            samples.append(Sample(match[1], labels, float(match[3])))
         except ValueError:
             continue
-    return found
+    return samples
 
 
 def load(before: Reading, now: Reading, name: str, version: str, *, default: bool) -> Load:
-    """Return the load of a model version between two looks at its server.
+    """Return the load of a model version between two readings.
 
     Args:
-        before: the first look.
-        now: the second.
+        before: the first reading.
+        now: the second reading.
         name: the model.
         version: the version.
-        default: whether requests without a version are its own.
+        default: whether it answers requests without a version.
     """
 
-    def grown(metric: str) -> float:
+    def increase(metric: str) -> float:
         versions = (version, DEFAULT) if default else (version,)
         return sum(
-            _grown(*(one.total(metric, model_name=name, model_version=label) for one in (before, now)))
+            _increase(*(reading.total(metric, model_name=name, model_version=label) for reading in (before, now)))
             for label in versions
         )
 
-    count = grown("ts_inference_requests_total")
+    count = increase("ts_inference_requests_total")
     seconds = max(now.at - before.at, 1e-9)
-    taken, waited = grown("ts_inference_latency_microseconds"), grown("ts_queue_latency_microseconds")
-    old, new = (one.buckets(HISTOGRAM, ModelName=name) for one in (before, now))
-    fresh = {bound: _grown(old.get(bound, 0.0), value) for bound, value in new.items()}
-    p50, p99 = (None if (at := quantile(fresh, part)) is None else at * 1000 for part in (0.5, 0.99))
+    latency_us, queue_us = increase("ts_inference_latency_microseconds"), increase("ts_queue_latency_microseconds")
+    old, new = (reading.buckets(HISTOGRAM, ModelName=name) for reading in (before, now))
+    between = {bound: _increase(old.get(bound, 0.0), value) for bound, value in new.items()}
+    p50, p99 = (None if (at := quantile(between, part)) is None else at * 1000 for part in (0.5, 0.99))
     return Load(
-        count / seconds,
-        taken / count / 1000 if count and taken else None,
-        waited / count / 1000 if count and taken else None,
-        p50,
-        p99,
+        requests=count / seconds,
+        latency=latency_us / count / 1000 if count and latency_us else None,
+        queue=queue_us / count / 1000 if count and latency_us else None,
+        p50=p50,
+        p99=p99,
     )
 
 
 def rate(before: Reading, now: Reading, name: str) -> float:
-    """Return by how much a counter grew a second between two looks."""
-    return _grown(before.total(name), now.total(name)) / max(now.at - before.at, 1e-9)
+    """Return the increase of a counter a second between two readings."""
+    return _increase(before.total(name), now.total(name)) / max(now.at - before.at, 1e-9)
 
 
 def quantile(buckets: Mapping[float, float], part: float) -> float | None:
-    """Return the value that ``part`` of a histogram's values do not exceed; None if it has none.
+    """Return the quantile ``part`` of a histogram; None if the histogram is empty.
 
-    Within a bucket values are taken as spread evenly; beyond the last bound the bound itself is
-    returned (Prometheus' ``histogram_quantile``).
+    Within a bucket, a uniform distribution is assumed; above the last finite bound, that bound is
+    returned (as Prometheus' ``histogram_quantile`` does).
     """
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0.0
@@ -175,10 +175,10 @@ def quantile(buckets: Mapping[float, float], part: float) -> float | None:
     return below
 
 
-def _grown(before: float, now: float) -> float:
-    # A counter that is smaller than it was belongs to a server that was started again.
+def _increase(before: float, now: float) -> float:
+    # A counter that has become smaller is of a restarted server.
     return now - before if now >= before else now
 
 
-def _unescaped(text: str) -> str:
-    return re.sub(r'\\[n"\\]', lambda found: _ESCAPES[found[0]], text)
+def _unescape(text: str) -> str:
+    return re.sub(r'\\[n"\\]', lambda match: _ESCAPES[match[0]], text)

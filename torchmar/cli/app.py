@@ -1,4 +1,4 @@
-"""The commands, in the groups that ``torchmar --help`` shows."""
+"""The commands, in the groups of ``torchmar --help``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torchmar.cli import (
 app = typer.Typer(
     name="torchmar",
     help="Build, prove and serve TorchServe model archives (.mar).",
-    epilog="A recipe (archives/NAME/archive.yaml) becomes model_store/NAME-VERSION.mar; a server answers for it.",
+    epilog="A recipe, archives/NAME/archive.yaml, becomes model_store/NAME-VERSION.mar, which a server loads.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,9 +1,9 @@
 """``torchmar-archiver``: torch-model-archiver's flags, one word to change in a CI script.
 
-The flags, their defaults and what a worker finds after extraction are those of
-torch-model-archiver 0.12.0. What differs: nothing is staged in a shared folder and nothing
-is deleted, files that would overwrite one another are refused, the same inputs give the same
-bytes, ``h.py:fn`` works like ``h:fn``, the content is checked, and a ``.mar`` is always stored.
+The flags, their defaults and the extracted content are those of torch-model-archiver 0.12.0.
+Differences: no file is staged in a shared folder, none is deleted, files that would overwrite one
+another are refused, the same inputs give the same bytes, ``h.py:fn`` works like ``h:fn``, the content
+is checked, and a ``.mar`` is always stored, never compressed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ def archive(options: argparse.Namespace) -> BuiltArchive:
     """Write the archive that the flags describe.
 
     Raises:
-        ArchiveError: a flag is wrong, a file is missing, the archive exists already, or has an error.
+        ArchiveError: a flag is wrong, a file is missing, or the archive exists already or has an error.
     """
     if strangers := unknown(options.ignore):
-        raise ArchiveError(f"--ignore {strangers[0]}: no code is called or starts so", hint="docs/checks.md has all")
+        raise ArchiveError(
+            f"--ignore: no code is called {strangers[0]}, and none starts with it", hint="docs/checks.md lists all"
+        )
     with Bar() as bar:
         packed = package(
             options,
@@ -55,35 +57,37 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchmar-archiver",
         description="Package a model for TorchServe, with the flags of torch-model-archiver.",
-        epilog="torchmar import ARCHIVE turns an archive into a recipe, which says the same in a file.",
+        epilog="torchmar import ARCHIVE turns an archive into a recipe, a file with the same content.",
     )
     add_argument = parser.add_argument
     add_argument("--model-name", required=True, help="the model's name, and the archive's file name")
     add_argument("--serialized-file", help="the weights: TorchScript, a state dict (with --model-file) or ONNX")
-    add_argument("--model-file", help="the Python file with the one class that a state dict fills")
-    add_argument("--handler", required=True, help="a handler of TorchServe by name, or a file: h.py, h:function")
+    add_argument("--model-file", help="the Python file with the class of the model, for a state dict")
+    add_argument("--handler", required=True, help="the name of a handler of TorchServe, or a file: h.py, h:function")
     add_argument(
         "--extra-files", help="more files, separated by commas; patterns such as data/*.txt; a folder's content"
     )
     add_argument("--runtime", default="python", choices=["python", "python3", "LSP"], help="default: python")
-    add_argument("--export-path", default=".", help="the folder that gets the archive; default: the current one")
+    add_argument("--export-path", default=".", help="the folder for the archive; default: the current one")
     add_argument(
         "--archive-format",
         default="default",
         choices=["tgz", "no-archive", "zip-store", "default"],
         help="a .mar (default and zip-store, both stored), a .tar.gz, or a folder",
     )
-    add_argument("-f", "--force", action="store_true", help="overwrite an archive that is there")
+    add_argument("-f", "--force", action="store_true", help="overwrite an existing archive")
     add_argument("-v", "--version", required=True, help="the model's version")
-    add_argument("-r", "--requirements-file", help="packages that the server is to install for this model")
+    add_argument("-r", "--requirements-file", help="packages that the server installs for this model")
     add_argument("-c", "--config-file", help="the model's configuration, YAML")
-    add_argument("--no-check", dest="check", action="store_false", help="write it whatever torchmar check would find")
+    add_argument(
+        "--no-check", dest="check", action="store_false", help="write the archive even if torchmar check finds errors"
+    )
     add_argument(
         "--ignore",
         metavar="CODE",
         action="append",
         default=[],
-        help="ignore findings of this code, or of all that start so: MAR3; may be repeated",
+        help="ignore findings with this code, or with this prefix: MAR3; may be repeated",
     )
     return parser
 

@@ -1,8 +1,8 @@
 """``torchmar-serve``: torchserve's flags, one word to change in a start script or a container's entrypoint.
 
-The flags, what goes before what, and where a configuration is looked for are those of torchserve 0.12.0; the server is
-torchmar's own. What differs: the command returns when the models are loaded, its logs and its key file are in the run
-folder ``.torchmar`` (the key file is linked from where it was), and the flags of Java mean nothing.
+The flags, their precedence and the search for a configuration are those of torchserve 0.12.0; the server is the
+built-in one. Differences: the command returns when the models are loaded, logs and key file are in the run
+folder ``.torchmar`` (with a link to the key file where TorchServe has it), and flags for Java have no effect.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from torchmar.server.config.keys import PATH_KEYS
 from torchmar.server.config.settings import Settings
 from torchmar.server.models import snapshots
 
-_PID_FILE = ".model_server.pid"  # torchserve's, in the folder for temporary files: one server for a machine
-_LOAD_SECONDS = 300.0  # that the command waits for models
-_RUN_FOLDER_VARIABLE = "TORCHMAR_RUN_FOLDER"  # of torchmar's commands, too
-_IDLE = ("log_config", "cpp_log_config", "plugins_path", "workflow_store")
+_PID_FILE = ".model_server.pid"  # torchserve's file, in the temporary folder: one server for each machine
+_LOAD_SECONDS = 300.0  # to wait for models
+_RUN_FOLDER_VARIABLE = "TORCHMAR_RUN_FOLDER"  # the same as for torchmar's commands
+_IGNORED = ("log_config", "cpp_log_config", "plugins_path", "workflow_store")
 
 
 def main() -> None:
@@ -64,16 +64,16 @@ def main() -> None:
 
 
 def start(options: argparse.Namespace) -> None:
-    """Start a server; return when it answers, or become it with ``--foreground``.
+    """Start a server; return when it answers. With ``--foreground`` this process becomes the server.
 
     Raises:
-        TorchmarError: the configuration is wrong, a server runs already, or this one did not start.
+        TorchmarError: the configuration is wrong, a server is running already, or this one did not start.
     """
     folder = _run_folder(options.run_folder)
-    if found := _running(options.run_folder):
-        where = folder_of(found)
+    if process := _running(options.run_folder):
+        running_folder = folder_of(process)
         raise EngineError(
-            f"a server is running already (process {found.pid}{f', {where}' if where else ''})",
+            f"a server is running already (process {process.pid}{f', {running_folder}' if running_folder else ''})",
             hint="torchmar-serve --stop ends it; --run-folder FOLDER, with other ports, runs another beside it",
         )
     snapshot_folder = None if options.no_config_snapshots else _snapshot_folder(folder)
@@ -83,8 +83,8 @@ def start(options: argparse.Namespace) -> None:
         out.print(f"restoring {config}; --ncs starts without snapshots", markup=False)
     if options.models and configured.model_snapshot is not None:
         warnings = [f"--models {' '.join(options.models)} is not used: the snapshot in {config} replaces it", *warnings]
-    if idle := [f"--{name.replace('_', '-')}" for name in _IDLE if getattr(options, name)]:
-        warnings = [f"without meaning here: {', '.join(idle)}", *warnings]
+    if ignored := [f"--{name.replace('_', '-')}" for name in _IGNORED if getattr(options, name)]:
+        warnings = [f"without effect: {', '.join(ignored)}", *warnings]
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
     values = _effective(configured, reader.texts(config, os.environ, **given))
@@ -97,30 +97,30 @@ def start(options: argparse.Namespace) -> None:
 
 
 def stop(run_folder: str | None) -> None:
-    """Stop the server of a run folder; without one the server that this command has started, wherever that was.
+    """Stop the server of a run folder; without a run folder, the server that this command started in any folder.
 
     Raises:
-        TorchmarError: it is another user's, or the real TorchServe.
+        TorchmarError: the server is another user's, or TorchServe itself.
     """
     process = _running(run_folder)
     if process is None:
         out.print("TorchServe is not currently running.")
         return
-    found = folder_of(process)
-    running = ServerRecord.find(found) if found else None
-    if running is None or running.engine != "builtin":
+    folder = folder_of(process)
+    record = ServerRecord.find(folder) if folder else None
+    if record is None or record.engine != "builtin":
         raise EngineError(
             f"process {process.pid} is a server that torchmar-serve did not start", hint="torchserve --stop ends it"
         )
-    running.stop()
-    if _noted() == process.pid:
+    record.stop()
+    if _read_pid() == process.pid:
         _pid_file().unlink(missing_ok=True)
-    for place in (Path.cwd(), Path(running.folder).parent):
-        if (place / KEY_FILE).is_symlink():
-            (place / KEY_FILE).unlink(missing_ok=True)
+    for linked in (Path.cwd(), Path(record.folder).parent):
+        if (linked / KEY_FILE).is_symlink():
+            (linked / KEY_FILE).unlink(missing_ok=True)
     out.print("TorchServe has stopped.")
-    if Path(running.folder).resolve() != _run_folder(run_folder):
-        err.print(f"it was process {process.pid} of {running.folder}", markup=False)
+    if Path(record.folder).resolve() != _run_folder(run_folder):
+        err.print(f"it was process {process.pid} of {record.folder}", markup=False)
 
 
 def _run_folder(given: str | None) -> Path:
@@ -128,7 +128,7 @@ def _run_folder(given: str | None) -> Path:
 
 
 def _place_logs(folder: Path) -> None:
-    """Have the logs written where ``LOG_LOCATION`` says, as TorchServe does; the run folder has a link to them."""
+    """Make ``logs`` of the run folder a link to ``LOG_LOCATION``, if that is set; TorchServe uses this variable."""
     link, location = folder / "logs", os.environ.get("LOG_LOCATION")
     if link.is_symlink():
         link.unlink()
@@ -149,13 +149,13 @@ def _start_in_background(configured: Settings, values: Mapping[str, str], folder
         file.write_text(properties.show(values), encoding="utf-8")
         engine = Builtin(file, configured.model_store, folder)
     with engine as server:
-        _tell(server.folder, server.described, ServerRecord.find(server.folder), configured)
+        _announce(server.folder, server.described, ServerRecord.find(server.folder), configured)
         server.detach()
     _report(server)
 
 
 def _report(server: Builtin) -> None:
-    """Wait until the models are loaded, and print what is wrong with them; TorchServe's script returns at once."""
+    """Wait until the models are loaded, and print their problems; TorchServe's script returns at once."""
     with err.status("loading models"):
         report = server.wait_until_loaded(_LOAD_SECONDS)
     if report is None:
@@ -170,12 +170,12 @@ def _report(server: Builtin) -> None:
 
 
 def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> None:
-    """Run the server in place of this process, so that signals reach it; what it prints goes where this prints."""
+    """Replace this process with the server, which so gets its signals and its stdout."""
     if running := ServerRecord.find(folder):
         hint = f"torchmar stop{option(folder)} ends it"
         raise EngineError(f"a server runs in {folder} already (process {running.pid})", hint=hint)
     if killed := ServerRecord.killed(folder):
-        killed.stop()  # what it left, workers among that
+        killed.stop()  # its workers may still run
     folder.mkdir(parents=True, exist_ok=True)
     (folder / KEY_FILE).unlink(missing_ok=True)
     temporary = folder / "tmp"
@@ -186,7 +186,7 @@ def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> No
     mark = new_mark()
     running = ServerRecord.of(os.getpid(), folder, temporary, "builtin", mark=mark)
     running.save()
-    _tell(folder, f"torchmar {torchmar.__version__}, built in", running, configured)
+    _announce(folder, f"torchmar {torchmar.__version__}, built in", running, configured)
     sys.stdout.flush()
     os.chdir(folder)
     os.execve(
@@ -196,10 +196,10 @@ def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> No
     )
 
 
-def _tell(folder: Path, what: str, running: ServerRecord | None, configured: Settings) -> None:
-    """Say where the server is, for people and for ``--stop``."""
+def _announce(folder: Path, what: str, running: ServerRecord | None, configured: Settings) -> None:
+    """Print the addresses of the server, and write its pid for ``--stop``."""
     if running:
-        _note(running.pid)
+        _write_pid(running.pid)
     key_file = _link_key_file(folder) if configured.tokens else None
     out.print(what, markup=False)
     for line in addresses.lines(properties.read(folder / "config.properties"), "builtin"):
@@ -209,21 +209,23 @@ def _tell(folder: Path, what: str, running: ServerRecord | None, configured: Set
 
 
 def _link_key_file(folder: Path) -> Path:
-    """Link the key file from the current folder, where TorchServe has it; return where it is to be read."""
+    """Link to the key file in the current folder, where TorchServe has it; return the link, or else the file."""
     part = temporary_path(Path(KEY_FILE))
     try:
         part.symlink_to(os.path.relpath(folder / KEY_FILE))
-        part.replace(KEY_FILE)  # TorchServe writes over one that is there
+        part.replace(KEY_FILE)  # TorchServe overwrites an existing one
     except OSError:  # a folder that cannot be written, as in a container
         return folder / KEY_FILE
     return Path(KEY_FILE)
 
 
 def _config_file(given: str | None, snapshot_folder: Path | None) -> Path | None:
-    """Return the configuration that torchserve would take; the last snapshot goes before ./config.properties."""
+    """Return the configuration that torchserve would use; the last snapshot precedes ./config.properties."""
     if named := os.environ.get("TS_CONFIG_FILE") or given:
         if not Path(named).is_file():
-            raise PropertiesError(f"--ts-config file not found: {named}", hint="TS_CONFIG_FILE goes before the flag")
+            raise PropertiesError(
+                f"--ts-config file not found: {named}", hint="TS_CONFIG_FILE takes the place of the flag"
+            )
         return Path(named)
     if snapshot_folder and (snapshot := snapshots.latest(snapshot_folder)):
         return snapshot
@@ -232,7 +234,7 @@ def _config_file(given: str | None, snapshot_folder: Path | None) -> Path | None
 
 
 def _snapshot_folder(run_folder: Path) -> Path:
-    """Return where torchserve writes its snapshots; the run folder if nothing can be written here."""
+    """Return the folder of torchserve's snapshots; one in the run folder if the current folder is read-only."""
     logs = Path(os.environ.get("LOG_LOCATION") or "logs").absolute()
     writable = os.access(logs if logs.is_dir() else Path(), os.W_OK) or "LOG_LOCATION" in os.environ
     return (logs if writable else run_folder / "logs") / "config"
@@ -249,7 +251,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _effective(configured: Settings, texts: Mapping[str, str]) -> dict[str, str]:
-    """Return what the server is given, which starts in another folder and has read the environment by then."""
+    """Return the server's configuration: absolute paths, since it starts in another folder, and no environment."""
     values = {**texts, "torchmar_envvars_read": "true", "model_store": str(configured.model_store)}
     for api in ("inference", "management", "metrics"):
         values[f"{api}_address"] = str(getattr(configured, api))
@@ -258,15 +260,15 @@ def _effective(configured: Settings, texts: Mapping[str, str]) -> dict[str, str]
 
 
 def _running(run_folder: str | None) -> psutil.Process | None:
-    """Return the server of a run folder; without one that of the pid file, or else of the default folder."""
-    here = ServerRecord.find(_run_folder(run_folder))
-    pid = None if run_folder else _noted()
-    found = [process for process in servers() if process.pid == (here and here.pid) or _is_noted(process, pid)]
+    """Return the server of a run folder; without a run folder, that of the pid file, or of the default folder."""
+    record = ServerRecord.find(_run_folder(run_folder))
+    pid = None if run_folder else _read_pid()
+    found = [process for process in servers() if process.pid == (record and record.pid) or _has_pid(process, pid)]
     return min(found, key=lambda process: process.pid != pid, default=None)
 
 
-def _is_noted(process: psutil.Process, pid: int | None) -> bool:
-    """Whether the pid file is about a process, and not about an earlier one that had its number."""
+def _has_pid(process: psutil.Process, pid: int | None) -> bool:
+    """Return whether the pid file is of a process, not of an earlier one with the same pid."""
     if process.pid != pid:
         return False
     with contextlib.suppress(OSError, psutil.Error):
@@ -274,18 +276,18 @@ def _is_noted(process: psutil.Process, pid: int | None) -> bool:
     return False
 
 
-def _noted() -> int | None:
+def _read_pid() -> int | None:
     with contextlib.suppress(OSError, ValueError):
         return int(_pid_file().read_text(encoding="utf-8"))
     return None
 
 
-def _note(pid: int) -> None:
+def _write_pid(pid: int) -> None:
     part = temporary_path(_pid_file())
     try:
         part.write_text(str(pid), encoding="utf-8")
         part.replace(_pid_file())
-    except OSError as error:  # in a folder for all, it may be somebody else's
+    except OSError as error:  # the temporary folder is shared: the file may be another user's
         part.unlink(missing_ok=True)
         err.print(f"warning: {_pid_file()}: {error.strerror}; --stop works in this folder only", markup=False)
 
@@ -298,39 +300,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchmar-serve",
         description="Serve models as TorchServe does, with the flags of torchserve and without Java.",
-        epilog="torchmar status, top and logs look at the server; torchmar-serve --stop ends it.",
+        epilog="torchmar status, top and logs show the server; torchmar-serve --stop stops it.",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("-v", "--version", action="store_true", help="print the version of TorchServe that this is like")
-    what.add_argument("--start", action="store_true", help="start the server, which is what no flag does, too")
-    what.add_argument("--stop", action="store_true", help="stop it")
+    what.add_argument(
+        "-v", "--version", action="store_true", help="print the version of TorchServe whose flags these are"
+    )
+    what.add_argument("--start", action="store_true", help="start the server; the default")
+    what.add_argument("--stop", action="store_true", help="stop the server")
     add = parser.add_argument
-    add("--ts-config", help="a config.properties; TS_CONFIG_FILE goes before it, and ./config.properties after")
+    add("--ts-config", help="a config.properties; TS_CONFIG_FILE takes its place; default: ./config.properties")
     add("--model-store", help="the folder with the archives; default: the configuration's model_store")
-    add("--workflow-store", help="nothing: there are no workflows here")
+    add("--workflow-store", help="no effect: there are no workflows")
     add(
         "--models",
         metavar="[NAME=]ARCHIVE",
         nargs="+",
-        help="what to load: file names in the model store, URLs that allowed_urls matches, or all",
+        help="models to load: file names in the model store, URLs that allowed_urls matches, or all",
     )
-    add("--log-config", help="nothing: it is for Java")
-    add("--cpp-log-config", help="nothing: it is for the C++ backend")
+    add("--log-config", help="no effect: it is for Java")
+    add("--cpp-log-config", help="no effect: it is for the C++ backend")
     add(
         "--run-folder",
         metavar="FOLDER",
-        help="where the server writes: key file, logs, extracted archives; default: TORCHMAR_RUN_FOLDER, or .torchmar",
+        help="the folder for key file, logs and extracted archives; default: TORCHMAR_RUN_FOLDER, or .torchmar",
     )
-    add("--foreground", action="store_true", help="stay, in place of running in the background, and print the logs")
+    add("--foreground", action="store_true", help="run in the foreground, and print the logs")
     add(
         "--no-config-snapshots",
         "--ncs",
         action="store_true",
-        help="write no snapshots of what is registered to logs/config, and do not start from the last one",
+        help="write no snapshots of registered models to logs/config, and do not start from the last one",
     )
-    add("--plugins-path", "--ppath", help="nothing: plugins are for Java")
-    add("--disable-token-auth", "--dt", dest="token_auth", action="store_true", help="want no tokens")
-    add("--enable-model-api", dest="model_mode", action="store_true", help="let models be registered and unregistered")
+    add("--plugins-path", "--ppath", help="no effect: plugins are for Java")
+    add("--disable-token-auth", "--dt", dest="token_auth", action="store_true", help="require no tokens")
+    add("--enable-model-api", dest="model_mode", action="store_true", help="allow registering and unregistering models")
     return parser
 
 
