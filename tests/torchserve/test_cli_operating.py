@@ -144,7 +144,7 @@ def test_a_model_that_crash_loops_is_told_with_its_traceback_though_the_server_s
     assert states == {"digits": ("ready", False), "prices": ("crash_looping", True)}
     ran = torchmar("doctor", "--config", server.folder / "config.properties", *where, cwd=tmp_path, code=1)
     assert "ValueError: the table of prices is gone" in ran.stdout
-    assert "dies as often as it is started" in ran.stdout
+    assert "dies at every start" in ran.stdout
     failures = server.failures()
     assert set(failures) == {("prices", "1.0")}
     prices.unlink()

@@ -128,12 +128,12 @@ CONFIGURATIONS = {
     "a key of the other server": ("torchmar_access_log=true", "is a key of the built-in server", "--engine builtin"),
     "no flag": ("enable_model_api=yes", "counts as false", "write true or false"),
     "no number": ("job_queue_size=many", "job_queue_size=many is no whole number", "not start"),
-    "mode": ("metrics_mode=loud", "log is taken", "prometheus"),
-    "pip": ("install_py_dep_per_model=true", "never ends once pip prints", "beside TorchServe"),
-    "envelope": ("service_envelope=kserve", "from its first one", "remove it"),
-    "plugins": ("plugins_path=/x", "loads no plugins", "torchserve itself"),
-    "environment": ("enable_envvars_config=true", "go before this file", "false"),
-    "twice": ("a=1\\\nb=2\njob_queue_size=1\njob_queue_size=2", "stands on line 3 too", "remove"),
+    "mode": ("metrics_mode=loud", "log is used", "prometheus"),
+    "pip": ("install_py_dep_per_model=true", "never ends if pip prints", "that handlers need"),
+    "envelope": ("service_envelope=kserve", "with the response to the first", "remove it"),
+    "plugins": ("plugins_path=/x", "loads no plugins", "the torchserve command"),
+    "environment": ("enable_envvars_config=true", "override this file", "false"),
+    "twice": ("a=1\\\nb=2\njob_queue_size=1\njob_queue_size=2", "is also on line 3", "remove"),
 }
 
 
@@ -180,24 +180,24 @@ EXPOSURES = {
     "management": (
         "management_address=https://0.0.0.0:8081",
         "error",
-        "POST /workflows on it runs code, even with enable_model_api=false",
+        "POST /workflows runs code, even with enable_model_api=false",
     ),
-    "gRPC management": ("grpc_management_address=::", "error", "RegisterModel on it runs code"),
-    "plain inference": ("inference_address=http://192.0.2.1:8080", "warning", "travel in plain text"),
+    "gRPC management": ("grpc_management_address=::", "error", "RegisterModel runs code"),
+    "plain inference": ("inference_address=http://192.0.2.1:8080", "warning", "are sent in plain text"),
     "plain gRPC": ("grpc_inference_address=0.0.0.0", "warning", "enable_grpc_ssl=true"),
-    "metrics": ("metrics_address=http://0.0.0.0:8082", "warning", "wants no token"),
+    "metrics": ("metrics_address=http://0.0.0.0:8082", "warning", "needs no token"),
     "no tokens": ("disable_token_authorization=true", "warning", "any process of this machine"),
     "no tokens for all": (
         "disable_token_authorization=true\ninference_address=https://0.0.0.0:1\nmetrics_address=http://0.0.0.0:2",
         "error",
-        "other machines reach the server",
+        "other machines can reach the server",
     ),
     "any URL": (
         "allowed_urls=file://.*|http(s)?://.*",
         "warning",
-        "lets https://example.com/a/b/anything.mar be loaded",
+        "allows https://example.com/a/b/anything.mar",
     ),
-    "any file": ("allowed_urls=https://models\\\\.example\\\\.com/.*,file:.*", "warning", "lets file:///etc/passwd"),
+    "any file": ("allowed_urls=https://models\\\\.example\\\\.com/.*,file:.*", "warning", "allows file:///etc/passwd"),
     "no pattern": ("allowed_urls=http://(x", "error", "is no regular expression"),
 }
 
@@ -210,10 +210,10 @@ def test_what_lets_others_in_is_told(tmp_path: Path, text: str, severity: str, c
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("management_address=https://0.0.0.0:8081", "can be scaled to nothing"),
-        ("management_address=https://0.0.0.0:8081\nenable_model_api=true", "a registration on it runs code"),
-        ("disable_token_authorization=true", "may scale and use models"),
-        ("disable_token_authorization=true\nenable_model_api=true", "may register models"),
+        ("management_address=https://0.0.0.0:8081", "can remove all workers"),
+        ("management_address=https://0.0.0.0:8081\nenable_model_api=true", "a registration runs code"),
+        ("disable_token_authorization=true", "can scale and use models"),
+        ("disable_token_authorization=true\nenable_model_api=true", "can register models"),
     ],
 )
 def test_what_lets_others_into_the_built_in_server_is_what_that_has(tmp_path: Path, text: str, cause: str) -> None:
@@ -255,7 +255,7 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
 def test_a_store_is_looked_through(tmp_path: Path, make: Make) -> None:
     folder = tmp_path / "store"
     made = make(store=folder)
-    assert told(store.check(folder), "ok").endswith("1 archive, 1 of them without an error ()")
+    assert told(store.check(folder), "ok").endswith("1 archive, 1 of them without errors ()")
     assert not told(store.check(folder), "error")
     shutil.copy(made, folder / "again.mar")
     shutil.copy(made, folder / "hidden.zip")
@@ -265,7 +265,7 @@ def test_a_store_is_looked_through(tmp_path: Path, make: Make) -> None:
     (folder / "notes.txt").touch()
     make("class A: ...\nclass B: ...", name="two", store=folder)
     errors, warnings = told(store.check(folder), "error"), told(store.check(folder), "warning")
-    assert "made 1.0 is there 2 times: again.mar, made-1.0.mar" in errors
+    assert "made 1.0 has 2 archives: again.mar, made-1.0.mar" in errors
     assert "MAR101 junk.mar" in errors
     assert "lost.mar does not exist" in errors
     assert "MAR301 two-1.0.mar!handler.py" in errors
@@ -301,16 +301,16 @@ FAILURES = {
     "RuntimeError: CUDA error: no kernel image is available for execution on the device": "not built for this GPU",
     "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).": "newer CUDA than the driver",
     "\tsize mismatch for fc.weight: copying a param with shape torch.Size([10, 5])": "weights do not fit",
-    "_pickle.UnpicklingError: Weights only load failed. In PyTorch 2.6, we changed": "does not admit",
+    "_pickle.UnpicklingError: Weights only load failed. In PyTorch 2.6, we changed": "does not allow",
     "RuntimeError: PytorchStreamReader failed reading zip archive": "a file of weights is damaged",
     "ImportError: /lib/libc.so.6: version `GLIBC_2.34' not found (required by x.so)": "built for a newer system",
     "Backend worker did not respond in given time": "longer than responseTimeout",
-    "Auto recovery failed again": "dies as often as it is started",
-    "MemoryError": "could not have the memory",
+    "Auto recovery failed again": "dies at every start",
+    "MemoryError": "could not allocate memory",
     "java.lang.OutOfMemoryError: Java heap space": "the server itself has no memory left",
     "OSError: [Errno 28] No space left on device": "a disk is full",
-    "java.io.IOException: Too many open files": "may open no more files",
-    "java.net.BindException: Address already in use": "a port was taken",
+    "java.io.IOException: Too many open files": "limit of open files",
+    "java.net.BindException: Address already in use": "a port was in use",
     "java.security.spec.InvalidKeySpecException: java.security.InvalidKeyException": "its key cannot be read",
     "io.netty.handler.codec.TooLongFrameException: Message size exceed limit: 71": "an answer of 71 bytes",
     "java.lang.UnsupportedClassVersionError: org/pytorch/serve/ModelServer": "a Java older than 17",
@@ -344,7 +344,7 @@ def test_what_a_worker_died_of_is_told_though_nobody_knows_it(tmp_path: Path) ->
     )
     lines = [f"2026-11-20T10:00:01,000 W-9000-m_1.0-stdout - {line}\n" for line in said]
     (tmp_path / "logs" / "workers.log").write_text("".join(lines))
-    assert "m 1.0: a worker died as it started: KeyError: 'prices'" in told(log.check(tmp_path), "warning")
+    assert "m 1.0: a worker died while starting: KeyError: 'prices'" in told(log.check(tmp_path), "warning")
     assert f"torchmar logs m --run-folder {tmp_path}" in told(log.check(tmp_path), "warning")
 
 
@@ -359,7 +359,7 @@ def test_a_log_without_known_failures_and_no_log_are_well(tmp_path: Path) -> Non
     ("document", "mode", "said"),
     [
         ({"expiration time": "2020-01-01T00:00:00.123456789Z"}, 0o600, "the inference token has expired"),
-        ({"expiration time": "2999-01-01T00:00:00.123456789Z"}, 0o644, "may be read by others (mode 644)"),
+        ({"expiration time": "2999-01-01T00:00:00.123456789Z"}, 0o644, "(mode 644)"),
         ({}, 0o600, "cannot be read"),
     ],
 )
@@ -370,7 +370,7 @@ def test_tokens_that_have_expired_or_lie_open_are_told(
     file.write_text(json.dumps({"inference": {"key": "x", **document}, "management": {"key": "y", **document}}))
     file.chmod(mode)
     assert said in told(server.tokens(file))
-    assert "none runs" in told(server.check(tmp_path, None), "ok")
+    assert "no server runs" in told(server.check(tmp_path, None), "ok")
 
 
 def test_the_doctor_looks_at_everything_and_is_content_with_a_new_project(

@@ -206,7 +206,7 @@ def test_the_line_that_runs_an_image_publishes_every_port_but_managements() -> N
 
 def test_an_image_whose_server_is_at_a_unix_socket_is_refused() -> None:
     sockets = properties.Properties(None, {**GIVEN.values, "inference_address": "unix:/run/x.sock"})
-    with pytest.raises(TorchmarError, match="nobody outside the container"):
+    with pytest.raises(TorchmarError, match="cannot be reached from outside the container"):
         dockerfile(IMAGE, sockets)
 
 

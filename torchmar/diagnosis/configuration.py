@@ -1,4 +1,4 @@
-"""Whether ``config.properties`` says what it is meant to say: known keys, values of their type."""
+"""Check ``config.properties``: known keys, values of the right type, keys with surprising effects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODES = ("prometheus", "log", "legacy")
 
 
 def check(config: Properties, engine: EngineName = DEFAULT) -> Iterator[Finding]:
-    """Yield what is wrong with the keys and values of a configuration.
+    """Yield findings about the keys and values of a configuration.
 
     Args:
         config: the configuration.
@@ -28,7 +28,7 @@ def check(config: Properties, engine: EngineName = DEFAULT) -> Iterator[Finding]
     builtin = engine == "builtin"
     values = _builtin_values(config) if builtin else _torchserve_values(config)
     traps = () if builtin else _torchserve_traps(config)
-    problems = [*_unknown(config, engine), *values, *_traps(config), *traps, *_twice(lines)]
+    problems = [*_unknown(config, engine), *values, *_traps(config), *traps, *_repeated(lines)]
     for severity, key, cause, remedy in problems:
         number = f":{lines[key][-1]}" if key in lines else ""
         yield Finding(severity, "config", f"{config.file}{number}: {cause}", remedy)
@@ -58,10 +58,10 @@ def _unknown(config: Properties, engine: EngineName) -> Iterator[_Problem]:
 def _builtin_values(config: Properties) -> Iterator[_Problem]:
     for key, value in config.values.items():
         known, text = SUPPORTED_KEYS.get(key), value.strip()
-        if known is None or not text or "$$" in text:  # a variable, whose value the server's environment has
+        if known is None or not text or "$$" in text:  # a variable: only the server's environment has its value
             continue
         if known.kind == "flag":
-            yield from _no_flag(key, value)
+            yield from _check_flag(key, value)
             continue
         try:
             known.read(text)
@@ -73,19 +73,19 @@ def _torchserve_values(config: Properties) -> Iterator[_Problem]:
     for key, value in config.values.items():
         kind = TORCHSERVE_KINDS.get(key)
         if kind == "flag":
-            yield from _no_flag(key, value)
+            yield from _check_flag(key, value)
         elif kind == "number" and not re.fullmatch(r"-?\d+", value.strip()):
             yield (
                 "error",
                 key,
-                f"{key}={value} is no whole number: TorchServe would not start, or would take its default",
-                "write a number, or leave it out",
+                f"{key}={value} is no whole number: TorchServe does not start, or uses its default",
+                "write a number, or remove the key",
             )
     if config.get("metrics_mode") not in ("", *_MODES):
-        yield "warning", "metrics_mode", "metrics_mode is none of prometheus, log, legacy: log is taken", "prometheus"
+        yield "warning", "metrics_mode", "metrics_mode is none of prometheus, log, legacy: log is used", "prometheus"
 
 
-def _no_flag(key: str, value: str) -> Iterator[_Problem]:
+def _check_flag(key: str, value: str) -> Iterator[_Problem]:
     if value.strip().lower() not in ("true", "false"):
         yield "warning", key, f"{key}={value} counts as false", "write true or false"
 
@@ -95,11 +95,16 @@ def _torchserve_traps(config: Properties) -> Iterator[_Problem]:
         yield (
             "warning",
             "install_py_dep_per_model",
-            "a registration runs pip, and never ends once pip prints more than 64 KiB",
-            "install what handlers need beside TorchServe, and set it to false; the built-in server has no such limit",
+            "a registration runs pip, and never ends if pip prints more than 64 KiB",
+            "install the packages that handlers need, and set it to false; the built-in server has no such limit",
         )
     if config.get("plugins_path"):
-        yield "warning", "plugins_path", "torchmar serve loads no plugins", "start the server with torchserve itself"
+        yield (
+            "warning",
+            "plugins_path",
+            "torchmar serve loads no plugins",
+            "start the server by the torchserve command",
+        )
 
 
 def _traps(config: Properties) -> Iterator[_Problem]:
@@ -107,36 +112,36 @@ def _traps(config: Properties) -> Iterator[_Problem]:
         yield (
             "warning",
             "service_envelope",
-            "TorchServe's KServe envelopes answer every request of a batch from its first one",
-            "remove it; torchmar's handlers speak KServe without",
+            "TorchServe's KServe envelopes answer every request of a batch with the response to the first",
+            "remove it; torchmar's handlers understand KServe without it",
         )
     if config.flag("enable_envvars_config"):
         yield (
             "warning",
             "enable_envvars_config",
-            "environment variables (TS_ALLOWED_URLS, TS_DISABLE_TOKEN_AUTHORIZATION, ...) go before this file",
-            "set it to false, unless the environment is as well guarded as the file",
+            "environment variables (TS_ALLOWED_URLS, TS_DISABLE_TOKEN_AUTHORIZATION, ...) override this file",
+            "set it to false, unless the environment is as well protected as the file",
         )
 
 
-def _twice(lines: dict[str, list[int]]) -> Iterator[_Problem]:
+def _repeated(lines: dict[str, list[int]]) -> Iterator[_Problem]:
     for key, numbers in lines.items():
         if len(numbers) > 1:
-            places = ", ".join(map(str, numbers[:-1]))
-            yield "warning", key, f"{key} stands on line {places} too; the last one counts", "remove the others"
+            others = ", ".join(map(str, numbers[:-1]))
+            yield "warning", key, f"{key} is also on line {others}; the last one counts", "remove the others"
 
 
 def _lines(config: Properties) -> dict[str, list[int]]:
-    """Return the lines on which each key stands."""
+    """Return the line numbers of each key."""
     if config.file is None:
         return {}
-    found: dict[str, list[int]] = {}
+    numbers: dict[str, list[int]] = {}
     continued = False
     for number, line in enumerate(config.file.read_text(encoding="utf-8").splitlines(), 1):
         match = None if continued else _KEY.match(line)
         if match:
-            found.setdefault(match[1], []).append(number)
+            numbers.setdefault(match[1], []).append(number)
         is_comment = not continued and line.lstrip().startswith(("#", "!"))
         trailing = len(line) - len(line.rstrip("\\"))
         continued = trailing % 2 == 1 and not is_comment
-    return found
+    return numbers

@@ -1,4 +1,4 @@
-"""Whether Python has what a worker imports."""
+"""Check Python and the packages that a worker imports."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NEEDED_BY: dict[EngineName, tuple[str, ...]] = {
     "torchserve": ("torchserve", "torch"),
     "builtin": ("torchserve", "torch", "httptools", "python-multipart", "psutil"),  # workers import TorchServe's loader
 }
-# Imports what ts/model_service_worker.py does; in a process of its own, since torchmar itself needs no torch.
+# The imports of ts/model_service_worker.py, in a process of its own, since torchmar itself needs no torch.
 _PROBE = "import torch, ts.model_loader, ts.service, ts.protocol.otf_message_handler"
 
 
 def check(engine: EngineName = DEFAULT) -> Iterator[Finding]:
-    """Yield the versions of Python, TorchServe and torch, and what keeps a worker from importing them."""
+    """Yield the versions of Python, TorchServe and torch, and the reason if a worker cannot import them."""
     needed = _NEEDED_BY[engine]
     if missing := [name for name in needed if _version(name) is None]:
         extra = "server" if engine == "builtin" else "torchserve"
@@ -38,12 +38,12 @@ def check(engine: EngineName = DEFAULT) -> Iterator[Finding]:
         ran = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:
         yield error(
-            "python", f"to import torch takes more than {_SECONDS} s", "is the disk, or the network it is on, slow?"
+            "python", f"importing torch takes more than {_SECONDS} s", "check the speed of the disk, or of its network"
         )
         return
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
-        yield error("python", f"a worker could not start: {last}", "pip install --force-reinstall what is named")
+        yield error("python", f"a worker could not start: {last}", "pip install --force-reinstall the named package")
 
 
 def _version(name: str) -> str | None:

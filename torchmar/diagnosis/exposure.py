@@ -1,4 +1,4 @@
-"""Whether others than this machine reach a server, and what keeps them from having it run their code."""
+"""Check whether other machines can reach a server, and what they can do with it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import PropertiesError
 from torchmar.properties import Properties
 
-# Seen with 0.12.0: /models answers 405 where enable_model_api is off, and /workflows registers what it is told to.
-_WORKFLOWS = "POST /workflows on it runs code, even with enable_model_api=false"
-_REGISTER = "RegisterModel on it runs code"
-# Archives that no real rule would list: if these match, anything does.
+# Seen with 0.12.0: without enable_model_api, /models answers 405, but /workflows still registers archives.
+_WORKFLOWS = "POST /workflows runs code, even with enable_model_api=false"
+_REGISTER = "RegisterModel runs code"
+# Archives that no sensible pattern matches: a pattern that does matches anything.
 _ANYTHING = ("https://example.com/a/b/anything.mar", "http://203.0.113.7/x.mar", "file:///etc/passwd", "s3://any/x.mar")
 
 
 def check(config: Properties, engine: EngineName = DEFAULT) -> Iterator[Finding]:
-    """Yield who reaches a server with this configuration, and how far."""
+    """Yield which APIs other machines can reach, and what is not protected."""
     try:
         addresses = config.addresses()
     except PropertiesError:
-        return  # which is a finding about ports
-    seen = list(_addresses(config, addresses, engine))
-    seen += [*_tokens(config, bool(seen), engine), *_urls(config)]
-    yield from seen
-    if not seen:
+        return  # the check of ports reports it
+    findings = list(_addresses(config, addresses, engine))
+    findings += [*_tokens(config, bool(findings), engine), *_urls(config)]
+    yield from findings
+    if not findings:
         yield ok("exposure", "loopback only, with tokens, archives of the model store only")
 
 
@@ -36,16 +36,16 @@ def _addresses(config: Properties, addresses: list[Address], engine: EngineName)
         if address.loopback:
             continue
         key = address.key
-        where = f"{config.file}: {key.replace('_port', '_address')} ({address.host}) is open to other machines"
+        cause = f"{config.file}: {key.replace('_port', '_address')} ({address.host}) is open to other machines"
         if "management" in key:
             yield error(
                 "exposure",
-                f"{where}; {_danger(config, key, engine)}",
-                "listen at 127.0.0.1; reach it through SSH or a proxy that knows its users",
+                f"{cause}; {_danger(config, key, engine)}",
+                "listen at 127.0.0.1; reach it through SSH or a proxy that authenticates users",
             )
         elif key == "metrics_address":
             yield warning(
-                "exposure", f"{where}, and wants no token", "listen at 127.0.0.1, or let a firewall choose who asks"
+                "exposure", f"{cause}, and needs no token", "listen at 127.0.0.1, or restrict access by a firewall"
             )
         elif not address.tls:
             remedy = (
@@ -55,8 +55,8 @@ def _addresses(config: Properties, addresses: list[Address], engine: EngineName)
             )
             yield warning(
                 "exposure",
-                f"{where} without TLS: tokens and data travel in plain text",
-                f"{remedy}, or a proxy with TLS before it",
+                f"{cause} without TLS: tokens and data are sent in plain text",
+                f"{remedy}, or a proxy with TLS in front",
             )
 
 
@@ -64,8 +64,8 @@ def _danger(config: Properties, key: str, engine: EngineName) -> str:
     if engine == "torchserve":
         return _REGISTER if key.startswith("grpc") else _WORKFLOWS
     if config.flag("enable_model_api"):
-        return "a registration on it runs code"
-    return "models can be scaled to nothing and their defaults changed on it"
+        return "a registration runs code"
+    return "clients can remove all workers of models and change their defaults"
 
 
 def _tokens(config: Properties, reached: bool, engine: EngineName) -> Iterator[Finding]:
@@ -73,12 +73,12 @@ def _tokens(config: Properties, reached: bool, engine: EngineName) -> Iterator[F
         return
     remedy = "disable_token_authorization=false; torchmar's clients find the tokens by themselves"
     if reached:
-        yield error("exposure", f"{config.file}: no tokens are asked for, and other machines reach the server", remedy)
+        yield error("exposure", f"{config.file}: tokens are off, and other machines can reach the server", remedy)
     else:
-        may = "register models" if engine == "torchserve" or config.flag("enable_model_api") else "scale and use models"
+        can = "register models" if engine == "torchserve" or config.flag("enable_model_api") else "scale and use models"
         yield warning(
             "exposure",
-            f"{config.file}: no tokens are asked for: any process of this machine may {may}",
+            f"{config.file}: tokens are off: any process of this machine can {can}",
             remedy,
         )
 
@@ -86,18 +86,18 @@ def _tokens(config: Properties, reached: bool, engine: EngineName) -> Iterator[F
 def _urls(config: Properties) -> Iterator[Finding]:
     allowed = config.get("allowed_urls")
     if not allowed:
-        return  # torchmar serve closes it
+        return  # torchmar serve allows only the model store
     for pattern in allowed.split(","):
         try:
             matched = next((url for url in _ANYTHING if re.fullmatch(pattern, url)), None)
         except re.error as problem:
             yield error(
-                "exposure", f"{config.file}: allowed_urls: {pattern} is no regular expression: {problem}", "mend it"
+                "exposure", f"{config.file}: allowed_urls: {pattern} is no regular expression: {problem}", "correct it"
             )
             continue
         if matched:
             yield warning(
                 "exposure",
-                f"{config.file}: allowed_urls lets {matched} be loaded, whose code the server would run",
-                "name the hosts and folders of your archives, or leave it out: torchmar serve allows the model store",
+                f"{config.file}: allowed_urls allows {matched}, whose code the server would run",
+                "name the hosts and folders of your archives, or remove the key: torchmar serve allows the model store",
             )

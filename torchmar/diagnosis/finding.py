@@ -1,4 +1,4 @@
-"""What the doctor finds: how grave it is, what it is about, what is the matter, how to mend it."""
+"""A finding of ``torchmar doctor``: severity, topic, cause and remedy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Finding:
     """One fact about a machine or a server.
 
     Attributes:
-        severity: an ``error`` keeps a server from working or lets others in; a ``warning`` will hurt some
-            day; ``ok`` is a fact worth knowing.
-        topic: what it is about: java, torch, ports, ...
-        cause: a sentence, with the place in front where there is one.
-        remedy: what to do; empty for what is well.
+        severity: ``error``: the server does not work, or other machines can misuse it; ``warning``: a problem
+            may arise later; ``ok``: a fact.
+        topic: java, python, ports, ...
+        cause: a sentence, with the file or address in front if there is one.
+        remedy: the correction; empty for ``ok``.
     """
 
     severity: Severity
@@ -27,15 +27,15 @@ class Finding:
 
 
 def ok(topic: str, cause: str) -> Finding:
-    """Return a fact."""
+    """Return a finding that is no problem."""
     return Finding("ok", topic, cause)
 
 
 def warning(topic: str, cause: str, remedy: str) -> Finding:
-    """Return what will hurt some day."""
+    """Return a finding of a problem that may arise later."""
     return Finding("warning", topic, cause, remedy)
 
 
 def error(topic: str, cause: str, remedy: str) -> Finding:
-    """Return what keeps a server from working, or lets others in."""
+    """Return a finding of a server that does not work, or that other machines can misuse."""
     return Finding("error", topic, cause, remedy)

@@ -1,4 +1,4 @@
-"""Whether the GPUs of the machine are ones that workers will use."""
+"""Check the GPUs of the machine, and whether torch can use them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Gpu:
 
 
 def check() -> Iterator[Finding]:
-    """Yield the GPUs, and why workers would not use them."""
+    """Yield the GPUs, and the reason if workers cannot use them."""
     if not gpus.has_nvidia_smi():
-        yield ok("gpus", "no nvidia-smi, with which servers count GPUs: workers run on the CPU")
+        yield ok("gpus", "no nvidia-smi, by which servers count GPUs: workers run on the CPU")
         return
     try:
         rows = gpus.query("name", "memory.total", "memory.used", "driver_version")
@@ -48,7 +48,7 @@ def check() -> Iterator[Finding]:
             yield warning(
                 "gpus",
                 f"GPU {gpu.index} has {gpu.total - gpu.used} MiB left",
-                "nvidia-smi says who uses it; deviceIds in model-config.yaml names other GPUs",
+                "nvidia-smi shows the processes that use it; deviceIds in model-config.yaml names other GPUs",
             )
     yield from _torch(found)
 
@@ -68,16 +68,16 @@ def _torch(found: list[Gpu]) -> Iterator[Finding]:
         ran = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_SECONDS)
         cuda, available = json.loads(ran.stdout.splitlines()[-1])
     except (importlib.metadata.PackageNotFoundError, subprocess.TimeoutExpired, ValueError, IndexError):
-        return  # which is a finding about Python
+        return  # the check of Python reports it
     if cuda is None:
         yield warning(
             "gpus",
-            f"torch {torch} is built without CUDA: workers are given a GPU and compute on the CPU",
+            f"torch {torch} is built without CUDA: workers compute on the CPU, though they have a GPU",
             "pip install --force-reinstall torch, from PyPI or another index than .../whl/cpu",
         )
     elif not available:
         yield error(
             "gpus",
-            f"torch {torch} wants CUDA {cuda}, which driver {found[0].driver} does not offer",
+            f"torch {torch} needs CUDA {cuda}, which driver {found[0].driver} does not support",
             "install a newer driver, or a torch for the CUDA version that nvidia-smi shows",
         )

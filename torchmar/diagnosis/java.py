@@ -1,4 +1,4 @@
-"""Whether there is a Java that TorchServe runs on."""
+"""Check for a Java that TorchServe can use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchmar.errors import EngineError
 
 
 def check() -> Iterator[Finding]:
-    """Yield which Java is used, or what was looked at."""
+    """Yield the Java that TorchServe would use, or the candidates if there is none."""
     try:
         found = java.find()
     except EngineError as problem:

@@ -1,4 +1,4 @@
-"""Whether a log has failures that are known: what each means and how to mend it."""
+"""Find known failures in the logs: the meaning and the remedy of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchmar.engines.server_records import option
 
 @dataclass(frozen=True)
 class Signature:
-    """How a failure shows in a log: a pattern, what it means (with the pattern's groups) and how to mend it."""
+    """A failure in a log: a pattern of its line, its meaning with the pattern's groups, and the remedy."""
 
     pattern: str
     meaning: str
@@ -46,7 +46,7 @@ SIGNATURES = (
     ),
     Signature(
         r"The NVIDIA driver on your system is too old|CUDA driver version is insufficient",
-        "torch wants a newer CUDA than the driver offers",
+        "torch needs a newer CUDA than the driver supports",
         "install a newer driver, or a torch for an older CUDA",
     ),
     Signature(
@@ -56,7 +56,7 @@ SIGNATURES = (
     ),
     Signature(
         r"Weights only load failed|UnpicklingError",
-        "weights hold objects that torch.load(weights_only=True) does not admit",
+        "weights have objects that torch.load(weights_only=True) does not allow",
         "save a state dict: torch.save(model.state_dict(), FILE); torchmar check names the objects",
     ),
     Signature(
@@ -72,16 +72,16 @@ SIGNATURES = (
     Signature(
         r"Backend worker did not respond in given time",
         "a worker was killed because it took longer than responseTimeout",
-        "raise responseTimeout in model-config.yaml, or find out what the handler waits for",
+        "raise responseTimeout in model-config.yaml, or find what the handler waits for",
     ),
     Signature(
         r"Auto recovery failed again",
-        "a worker dies as often as it is started",
+        "a worker dies at every start",
         "torchmar logs with the model's name has its traceback; torchmar run shows the same without a server",
     ),
     Signature(
         r"System out of memory|\bMemoryError\b|DefaultCPUAllocator: can't allocate memory",
-        "a worker could not have the memory that it wanted",
+        "a worker could not allocate memory",
         "lower batchSize or minWorkers",
     ),
     Signature(
@@ -92,19 +92,19 @@ SIGNATURES = (
     Signature(
         r"No space left on device|java\.io\.IOException: .*[Dd]isk",
         "a disk is full",
-        "make room; TMPDIR names where archives are extracted",
+        "free some space; TMPDIR names the folder in which archives are extracted",
         "error",
     ),
     Signature(
         r"Too many open files",
-        "the server may open no more files or connections",
+        "the server has reached its limit of open files and connections",
         "ulimit -n 65536, or LimitNOFILE= in the systemd unit",
         "error",
     ),
     Signature(
         r"[Aa]ddress already in use|java\.net\.BindException",
-        "a port was taken when the server started",
-        "torchmar doctor says by whom; torchmar serve --port moves all of them",
+        "a port was in use when the server started",
+        "torchmar doctor names the process; torchmar serve --port changes all ports",
         "error",
     ),
     Signature(
@@ -121,14 +121,14 @@ SIGNATURES = (
     ),
     Signature(
         r"TooLongFrameException: Message size exceed limit: (\d+)",
-        "an answer of {0} bytes was larger than the server takes, and killed its worker",
-        "raise max_response_size in config.properties, or have the handler say less",
+        "an answer of {0} bytes exceeded max_response_size, and its worker was killed",
+        "raise max_response_size in config.properties, or make the handler's answers smaller",
     ),
 )
 
 
 def check(run_folder: Path) -> Iterator[Finding]:
-    """Yield the known failures in the last log of a run folder, each once: how often, the last time and where."""
+    """Yield the known failures in the logs of a run folder, each once, with their number and the last time."""
     if not (run_folder / "logs").is_dir():
         return
     found: dict[str, tuple[Signature, str, list[Entry]]] = {}
@@ -139,9 +139,9 @@ def check(run_folder: Path) -> Iterator[Finding]:
                 found.setdefault(meaning, (signature, meaning, []))[2].append(entry)
     for signature, meaning, entries in found.values():
         last = entries[-1]
-        who = f"{last.model} {last.version}: " if last.worker else ""
-        often = f"{len(entries)} times, last at {_clock(last)}" if len(entries) > 1 else f"at {_clock(last)}"
-        yield Finding(signature.severity, "log", f"{who}{meaning} ({often})", signature.remedy)
+        source = f"{last.model} {last.version}: " if last.worker else ""
+        times = f"{len(entries)} times, last at {_time(last)}" if len(entries) > 1 else f"at {_time(last)}"
+        yield Finding(signature.severity, "log", f"{source}{meaning} ({times})", signature.remedy)
     deaths = list(_deaths(run_folder))
     yield from deaths
     if not found and not deaths:
@@ -149,13 +149,13 @@ def check(run_folder: Path) -> Iterator[Finding]:
 
 
 def _deaths(run_folder: Path) -> Iterator[Finding]:
-    """Yield with what the workers of a model died, unless that is a known failure."""
+    """Yield the exceptions with which workers died, except known failures."""
     for (name, version), failure in worker_log.failures(run_folder).items():
         known = any(re.search(signature.pattern, failure.traceback) for signature in SIGNATURES)
         if failure.traceback and not known:
             yield warning(
                 "log",
-                f"{name} {version}: a worker died as it started: {failure.reason}",
+                f"{name} {version}: a worker died while starting: {failure.reason}",
                 f"torchmar logs {name}{option(run_folder)} has the traceback",
             )
 
@@ -169,5 +169,5 @@ def _entries(run_folder: Path) -> Iterator[Entry]:
         yield from logs.parse(logs.tail(run_folder, name).splitlines())
 
 
-def _clock(entry: Entry) -> str:
+def _time(entry: Entry) -> str:
     return entry.time.replace("T", " ").partition(".")[0]

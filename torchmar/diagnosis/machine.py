@@ -1,4 +1,4 @@
-"""Whether memory and disk are enough for the archives of a model store."""
+"""Check memory and disk space for the archives of a model store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchmar.diagnosis.finding import Finding, ok, warning
 from torchmar.engines.server_records import ServerRecord
 from torchmar.errors import TorchmarError
 
-# What a server and a worker use before any weights, measured with torch 2.13 on Linux.
+# Bytes that a server and a worker use without weights, measured with torch 2.13 on Linux.
 _SERVER = 350_000_000
 _WORKER = 200_000_000
 _LOGS = 160_000_000  # two logs that roll, 4 files of 20 MB each
@@ -25,34 +25,34 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def check(model_store: Path, run_folder: Path, running: ServerRecord | None) -> Iterator[Finding]:
-    """Yield how much memory and disk there is, and whether it would do for all of the model store."""
+    """Yield the free memory and disk space, and whether they suffice for the whole model store."""
     needs, content = _needs(model_store)
     free, limit = available()
     yield ok("memory", f"{show_size(free)} available{f' within a limit of {show_size(limit)}' if limit else ''}")
     if running is None and needs > free:
         yield warning(
             "memory",
-            f"to serve all of {model_store} takes about {show_size(needs)}",
+            f"serving all of {model_store} needs about {show_size(needs)}",
             "name the models to serve, or lower minWorkers: torchmar serve MODEL",
         )
     temporary = Path(tempfile.gettempdir())
     for folder, wanted, use in (
-        (temporary, content, "every registration extracts its archive there"),
-        (_existing(run_folder), _LOGS, "the logs go there"),
+        (temporary, content, "every registration extracts its archive to it"),
+        (_existing(run_folder), _LOGS, "the logs are written to it"),
     ):
         left = shutil.disk_usage(folder).free
         if left < wanted:
             yield warning(
                 "disk",
                 f"{folder} has {show_size(left)} left; {use}: about {show_size(wanted)}",
-                "make room, or set TMPDIR to a larger disk" if folder == temporary else "make room",
+                "free some space, or set TMPDIR to a larger disk" if folder == temporary else "free some space",
             )
         else:
             yield ok("disk", f"{show_size(left)} left in {folder}")
 
 
 def available() -> tuple[int, int]:
-    """Return the bytes of memory that can be had, and the limit of a container or service; 0 where there is none."""
+    """Return the available memory in bytes, and the limit of a container or service; 0 if there is none."""
     free = int(psutil.virtual_memory().available)
     try:
         limit = int((_CGROUP / "memory.max").read_text())
@@ -63,7 +63,7 @@ def available() -> tuple[int, int]:
 
 
 def _needs(model_store: Path) -> tuple[int, int]:
-    """Return the bytes of memory and of disk that all archives of a store take when they are served."""
+    """Return the bytes of memory and of disk that all archives of a store need when they are served."""
     memory, disk = _SERVER, 0
     try:
         paths = stores.find(model_store)
@@ -78,4 +78,4 @@ def _needs(model_store: Path) -> tuple[int, int]:
 
 
 def _existing(folder: Path) -> Path:
-    return next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+    return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())

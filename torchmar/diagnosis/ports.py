@@ -1,4 +1,4 @@
-"""Whether the ports that a server wants are free."""
+"""Check that the ports of a configuration are free."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _TAKEN = " is taken by "
 
 
 def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]:
-    """Yield who listens on a port of the configuration, unless it is the server itself."""
+    """Yield which processes listen on the configuration's ports; the server itself may."""
     try:
         wanted = config.addresses()
     except PropertiesError as problem:
         yield error("ports", problem.message, problem.hint)
         return
-    mine, free = [], []
-    taken: dict[str, list[tuple[str, BindError]]] = {}  # by whom
+    own, free = [], []
+    taken: dict[str, list[tuple[str, BindError]]] = {}  # by the description of the process
     for address in wanted:
         name = address.unix or str(address.port)
-        holder = None if address.unix else addresses.listener_of(address.port)
-        # Who listens at a socket that is a file the system does not tell.
-        if running and (address.unix or (holder and holder.pid == running.pid)):
-            mine.append(name)
+        listener = None if address.unix else addresses.listener_of(address.port)
+        # The system does not report which process listens at a Unix socket.
+        if running and (address.unix or (listener and listener.pid == running.pid)):
+            own.append(name)
             continue
         try:
             addresses.check_free(address)
@@ -37,12 +37,12 @@ def check(config: Properties, running: ServerRecord | None) -> Iterator[Finding]
             yield error("ports", problem.message, problem.hint)
         else:
             free.append(name)
-    for whom, problems in taken.items():
+    for process, problems in taken.items():
         names = ", ".join(name for name, _ in problems)
         first = problems[0][1]
-        alone = len(problems) == 1 or not whom
-        yield error("ports", first.message if alone else f"{names} are taken by {whom}", first.hint)
-    if mine:
-        yield ok("ports", f"{', '.join(mine)} are the server's")
+        single = len(problems) == 1 or not process
+        yield error("ports", first.message if single else f"{names} are taken by {process}", first.hint)
+    if own:
+        yield ok("ports", f"{', '.join(own)} are the server's")
     if free:
         yield ok("ports", f"{', '.join(free)} are free")

@@ -1,4 +1,4 @@
-"""Whether a model store holds what a server can load."""
+"""Check the archives of a model store, and files that are no archives."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from torchmar.errors import TorchmarError
 
 
 def check(folder: Path, engine: EngineName = DEFAULT) -> Iterator[Finding]:
-    """Yield what `torchmar.checks` says of each archive, which are there twice, and what is none."""
+    """Yield the findings of `torchmar.checks` for each archive, versions with several archives, and other files."""
     try:
         archives = stores.find(folder)
     except TorchmarError as problem:
         yield error("store", problem.message, problem.hint)
         return
-    flawed = 0
-    same: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    faulty = 0
+    by_version: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in archives:
         try:
             findings = checks.check(path)
-        except TorchmarError as problem:  # a link to nothing
+        except TorchmarError as problem:  # a broken link
             yield error("store", problem.message, problem.hint or f"remove {path}")
-            flawed += 1
+            faulty += 1
             continue
         with contextlib.suppress(TorchmarError), Archive(path, allow_flaws=True) as archive:
-            same[archive.manifest.name, archive.manifest.version].append(path)
-        flawed += any(finding.severity == "error" for finding in findings)
+            by_version[archive.manifest.name, archive.manifest.version].append(path)
+        faulty += any(finding.severity == "error" for finding in findings)
         for finding in findings:
             place = f"{path.name}!{finding.place}".rstrip("!")
             yield Finding(finding.severity, "store", f"{finding.code.name} {place}: {finding.cause}", finding.remedy)
-    for (name, version), paths in same.items():
+    for (name, version), paths in by_version.items():
         if len(paths) > 1:
             yield error(
                 "store",
-                f"{name} {version} is there {len(paths)} times: {', '.join(path.name for path in paths)}",
+                f"{name} {version} has {len(paths)} archives: {', '.join(path.name for path in paths)}",
                 "the server loads the first and refuses the others (409): remove them, or give them other versions",
             )
-    yield from _strangers(folder, archives, engine)
+    yield from _other_files(folder, archives, engine)
     if not archives:
         yield warning("store", f"{folder} has no archive", "torchmar build makes them")
     else:
         count = f"{len(archives)} archive{'' if len(archives) == 1 else 's'}"
-        yield ok("store", f"{folder}: {count}, {len(archives) - flawed} of them without an error")
+        yield ok("store", f"{folder}: {count}, {len(archives) - faulty} of them without errors")
 
 
-def _strangers(folder: Path, archives: list[Path], engine: EngineName) -> Iterator[Finding]:
+def _other_files(folder: Path, archives: list[Path], engine: EngineName) -> Iterator[Finding]:
     for path in sorted(folder.iterdir()):
         if path in archives or path.name.startswith(".") or path.is_dir():
             continue
@@ -62,18 +62,18 @@ def _strangers(folder: Path, archives: list[Path], engine: EngineName) -> Iterat
                 "store",
                 f"{path.name} is a workflow, which the built-in server does not run"
                 if engine == "builtin"
-                else f"{path.name} is a workflow: whoever has the token of the management API can have it run code",
+                else f"{path.name} is a workflow: a client with the management token can run its code",
                 "remove it, unless it is used",
             )
         elif zipfile.is_zipfile(path) and _has_manifest(path):
             yield warning(
                 "store",
-                f"{path.name} is an archive by another name; TorchServe takes .mar",
+                f"{path.name} is an archive, but its name does not end with .mar",
                 f"mv {path} {path.with_suffix('.mar')}",
             )
         else:
             yield warning(
-                "store", f"{path.name} is no archive", "move it elsewhere: nothing here is for people to read"
+                "store", f"{path.name} is no archive", "move it elsewhere: a model store is for archives only"
             )
 
 

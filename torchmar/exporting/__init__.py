@@ -1,4 +1,1 @@
-"""Files by which other programs run a server: a systemd unit, a Dockerfile with its .dockerignore.
-
-Text out; nothing is written here.
-"""
+"""Texts of files that run a server: a systemd unit, and a Dockerfile with its .dockerignore."""

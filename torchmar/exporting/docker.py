@@ -19,13 +19,13 @@ from torchmar.properties import Properties
 UID = 10001
 _DOCKERFILE = """\
 # syntax=docker/dockerfile:1
-# A server on ports of this machine ({published}), with a file
-# system that it cannot change and no rights:
+# Runs a server on ports of this machine ({published}), with a
+# read-only file system and without capabilities:
 #   docker build -t torchmar .
 #   docker run --rm --name torchmar{gpus}{mount} \\
 {publish}#     --read-only --tmpfs /tmp:exec --tmpfs /run/torchmar:{exec}uid={uid},mode=700 \\
 #     --cap-drop ALL --security-opt no-new-privileges torchmar
-# Archives are extracted into {extracted}: large ones want a volume there in place of memory.
+# Archives are extracted to {extracted}: for large ones, mount a volume there, not a tmpfs.
 # Tokens: docker exec torchmar cat /run/torchmar/key_file.json{fixed_token}
 # Management stays inside: docker exec torchmar torchmar models
 
@@ -49,12 +49,12 @@ WORKDIR /srv/torchmar
 {archives}
 USER {uid}
 EXPOSE {exposed}
-# Reads the token where the server wrote it; fails, too, when the workers of a model die.
+# It reads the token from the run folder, and also fails if workers of a model die.
 HEALTHCHECK --interval=30s --timeout=20s --start-period=300s --retries=3 CMD ["torchmar", "status"]
 ENTRYPOINT {entrypoint}
 """
 _FIXED_TOKEN = (
-    "\n# One that stays: export TORCHMAR_SERVER_INFERENCE_TOKEN, and docker run -e TORCHMAR_SERVER_INFERENCE_TOKEN ..."
+    "\n# A fixed token: export TORCHMAR_SERVER_INFERENCE_TOKEN, and docker run -e TORCHMAR_SERVER_INFERENCE_TOKEN ..."
 )
 _CPU_ONLY = "RUN pip install {torch} --index-url https://download.pytorch.org/whl/cpu\n"
 _SOURCE = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "torchmar", "handlers")
@@ -62,18 +62,18 @@ _SOURCE = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "torchmar", "ha
 
 @dataclass(frozen=True)
 class Image:
-    """What goes into an image; paths are relative to the folder that it is built in.
+    """The content of an image; paths are relative to the folder of the build.
 
     Attributes:
         config: the server's configuration.
         model_store: the folder with the archives.
-        mount: leave the archives out, to be mounted when a container starts.
-        package: a wheel of torchmar; empty where the folder is torchmar's own source.
-        extras: what pip installs of torchmar besides what the engine needs.
+        mount: leave the archives out; they are mounted when a container starts.
+        package: a wheel of torchmar; empty if the folder is the source of torchmar.
+        extras: extras of torchmar besides those that the engine needs.
         python: the version of Python.
-        torch: the version of torch; empty is the newest.
-        gpus: take the torch with CUDA, five gigabytes larger.
-        engine: what serves; the built-in one takes no Java along.
+        torch: the version of torch; empty: the newest.
+        gpus: install torch with CUDA, which is 5 GB larger.
+        engine: the server; only TorchServe needs Java.
     """
 
     config: PurePosixPath
@@ -91,13 +91,13 @@ def dockerfile(image: Image, config: Properties) -> str:
     """Return the text of a Dockerfile.
 
     Raises:
-        TorchmarError: a path has a line break, or leads out of the folder; an extra is none; or the server has a
-            Unix socket for a port.
-        PropertiesError: an address is none.
+        TorchmarError: a path has a line break, or is outside the folder; an extra has a wrong name; or the server
+            listens at a Unix socket.
+        PropertiesError: an address is invalid.
     """
     if config.addresses()[0].unix:
         raise TorchmarError(
-            "inference_address is a Unix socket, which nobody outside the container would reach",
+            "inference_address is a Unix socket, which cannot be reached from outside the container",
             hint="write it like inference_address=http://127.0.0.1:8080",
         )
     builtin = image.engine == "builtin"
@@ -108,10 +108,10 @@ def dockerfile(image: Image, config: Properties) -> str:
     published = {what: ports[key] for what, key in wanted.items() if key in ports}
     numbers = list(dict.fromkeys(published.values()))
     torch = f"torch=={image.torch}" if image.torch else "torch"
-    place = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
+    target = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
     extras = ",".join(dict.fromkeys(("server" if builtin else "torchserve", *image.extras)))
     if wrong := [extra for extra in image.extras if not re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", extra)]:
-        raise TorchmarError(f"{wrong[0]!r} is no extra of a package", hint="write them like onnx,text")
+        raise TorchmarError(f"{wrong[0]!r} is no name of an extra", hint="write them like onnx,text")
     return _DOCKERFILE.format(
         uid=UID,
         python=image.python,
@@ -122,13 +122,13 @@ def dockerfile(image: Image, config: Properties) -> str:
         gpus=" --gpus all" if image.gpus else "",
         mount=' -v "$PWD/model_store:/srv/torchmar/model_store:ro"' if image.mount else "",
         torch=f"RUN pip install {torch}\n" if image.gpus else _CPU_ONLY.format(torch=torch),
-        copy_package=_copy(image.package, place) if image.package else _copy_source(),
-        package=shlex.quote(f"{place}[{extras}]"),
-        # Packages in archives have libraries, which are run from where they are extracted.
+        copy_package=_copy(image.package, target) if image.package else _copy_source(),
+        package=shlex.quote(f"{target}[{extras}]"),
+        # Packages in archives may have libraries, which are loaded from the folder of extracted archives.
         exec="exec," if builtin else "",
         extracted="/run/torchmar" if builtin else "/tmp",
         fixed_token=_FIXED_TOKEN if builtin else "",
-        # Both engines count GPUs with nvidia-smi, which is among the driver's utilities.
+        # Both engines count GPUs with nvidia-smi, one of the driver's utilities.
         environment=" \\\n    NVIDIA_DRIVER_CAPABILITIES=compute,utility" if image.gpus else "",
         config=_copy(image.config, "./config.properties"),
         archives="# The archives are mounted." if image.mount else _copy(image.model_store, "./model_store/"),
@@ -141,13 +141,13 @@ def _entrypoint(engine: EngineName, *, metrics: bool) -> list[str]:
 
 
 def dockerignore(image: Image) -> str:
-    """Return the text of a .dockerignore that lets in what the Dockerfile copies, and nothing else."""
+    """Return the text of a .dockerignore that excludes all files except those that the Dockerfile copies."""
     wanted = [str(image.config)]
     wanted += [image.package] if image.package else _SOURCE
     wanted += [] if image.mount else [str(image.model_store)]
     lines = [f"!{path}" for path in dict.fromkeys(wanted)]
     return "\n".join(
-        ["# Nothing but what the Dockerfile copies: neither tokens nor logs nor weights.", "*", *lines, *_NEVER, ""]
+        ["# Only the files that the Dockerfile copies: no tokens, no logs, no weights.", "*", *lines, *_NEVER, ""]
     )
 
 
@@ -160,14 +160,14 @@ def _copy_source() -> str:
     return "\n".join([f"COPY {files} /src/", *folders])
 
 
-def _copy(path: str | PurePosixPath, place: str) -> str:
-    return f"COPY {json.dumps([_checked(path), place])}"
+def _copy(path: str | PurePosixPath, target: str) -> str:
+    return f"COPY {json.dumps([_checked(path), target])}"
 
 
 def _checked(path: str | PurePosixPath) -> str:
     text = str(path)
     if "\n" in text or "\r" in text:
-        raise TorchmarError(f"{text!r} has a line break, which no Dockerfile can hold")
+        raise TorchmarError(f"{text!r} has a line break, which a Dockerfile cannot have")
     if PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
-        raise TorchmarError(f"{text} is not in the folder that the image is built in", hint="copy it there")
+        raise TorchmarError(f"{text} is not in the folder that the image is built in", hint="copy it to that folder")
     return text

@@ -1,4 +1,4 @@
-"""A systemd unit that runs ``torchmar serve``, and can do little else.
+"""A hardened systemd unit that runs ``torchmar serve``.
 
 The directives are those of systemd.service(5) and systemd.exec(5); ``systemd-analyze security`` rates them.
 """
@@ -18,12 +18,12 @@ _UNIT = """\
 [Unit]
 Description={engine} over {store} (torchmar)
 After=network.target
-# Five deaths in ten minutes are enough; systemctl reset-failed lets it try again.
+# After five failures in ten minutes it is not restarted; systemctl reset-failed allows a new start.
 StartLimitIntervalSec=600
 StartLimitBurst=5
 
 [Service]
-# It is ready when its models are loaded.
+# The service is ready when its models are loaded.
 Type=notify
 NotifyAccess=main
 ExecStart={command}
@@ -33,12 +33,12 @@ RestartSec=5
 TimeoutStartSec=900
 TimeoutStopSec={stop_seconds}
 KillMode=mixed
-# Ended by SIGTERM, as systemctl stop does.
+# The exit code after SIGTERM, which systemctl stop sends.
 SuccessExitStatus=143
 LimitNOFILE=65536
 UMask=0077
 {user}
-# It reads the file system, and writes into its run folder{sockets} and a temporary folder of its own.
+# It can read the file system, and write to its run folder{sockets} and its own temporary folder.
 ProtectSystem=strict
 ProtectHome=read-only
 ReadWritePaths={written}
@@ -47,7 +47,7 @@ ProtectControlGroups=yes
 ProtectKernelTunables=yes
 ProtectProc=invisible
 
-# No way to more rights. (MemoryDenyWriteExecute is not here: {compilers} as they run.)
+# It cannot get more rights. (Without MemoryDenyWriteExecute, since {compilers} at run time.)
 NoNewPrivileges=yes
 LockPersonality=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
@@ -62,11 +62,11 @@ SystemCallFilter=@system-service
 WantedBy={target}
 """
 
-# What only the manager of the system can do.
+# Options that only the manager of the system has.
 _SYSTEM = """
 AmbientCapabilities=
 CapabilityBoundingSet=
-# No device but GPUs.
+# GPUs are the only devices.
 DevicePolicy=closed
 DeviceAllow=char-nvidia* rw
 ProtectClock=yes
@@ -76,16 +76,16 @@ ProtectKernelModules=yes
 RemoveIPC=yes
 """
 _LOOPBACK = """
-# It speaks with this machine only. Take both lines out if a handler asks others.
+# Only connections of this machine. Remove both lines if a handler needs others.
 IPAddressDeny=any
 IPAddressAllow=localhost
 """
-# In a user's manager a file system of one's own takes a user namespace of one's own.
+# In a user's manager, a private file system needs a private user namespace.
 _OWN_USER = """
 PrivateUsers=yes
 """
 
-_STOP_SECONDS, _STOP_SECONDS_OF_JAVA = 45, 30  # the built-in server gives requests that are there half a minute
+_STOP_SECONDS, _STOP_SECONDS_OF_JAVA = 45, 30  # the built-in server waits half a minute for open requests
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class Service:
         folder: the working directory.
         config: the server's configuration.
         model_store: the folder with the archives.
-        run_folder: where the token and the logs go; it must be there when the service starts.
-        port: of the inference API; None is the configuration's.
-        java_home: the Java to use; None is what is found.
-        engine: what serves.
-        user: whose service of the system it is; empty is a service of a user's own manager (``systemctl --user``).
+        run_folder: the folder for the token and the logs; it must exist when the service starts.
+        port: the inference API's port; None: the configuration's.
+        java_home: the home of Java; None: the service finds it.
+        engine: the server.
+        user: the user of a service of the system; empty: a service of a user's own manager (``systemctl --user``).
     """
 
     python: Path
@@ -119,12 +119,13 @@ def unit(service: Service, config: Properties) -> str:
     """Return the text of a unit.
 
     Args:
-        service: what is to run.
-        config: the configuration that it runs with: does it let other machines in, or archives come from them?
+        service: the service.
+        config: its configuration. If that has only addresses of this machine, and no other URLs of archives, the
+            unit allows no other connections.
 
     Raises:
-        TorchmarError: a path has a line break, or the interpreter's a quote, which no unit can hold.
-        PropertiesError: an address is none.
+        TorchmarError: a path has a line break, or the interpreter's path a quote, which a unit cannot have.
+        PropertiesError: an address is invalid.
     """
     builtin = service.engine == "builtin"
     words = [
@@ -136,23 +137,23 @@ def unit(service: Service, config: Properties) -> str:
         "--engine", service.engine,
     ]  # fmt: skip
     sockets = {Path(address.unix).parent for address in config.addresses() if address.unix} - {service.run_folder}
-    stays_here = not config.get("allowed_urls") and all(address.loopback for address in config.addresses())
+    is_local = not config.get("allowed_urls") and all(address.loopback for address in config.addresses())
     java = f"Environment={_word(f'JAVA_HOME={service.java_home}')}\n" if service.java_home and not builtin else ""
     own = not service.user
     return _UNIT.format(
         install=_INSTALL_OWN if own else _INSTALL,
         store=_text(str(service.model_store)),
-        # In arguments a $ would start a variable; in the name of the program it does not.
+        # In arguments, but not in the name of the program, a $ would start a variable.
         command=" ".join([_program(service.python), *(_word(word).replace("$", "$$") for word in words)]),
         folder=_text(str(service.folder)),
         environment=f"Environment=PYTHONUNBUFFERED=1\n{java}",
         user=_OWN_USER if own else f"User={_text(service.user)}\n",
         written=" ".join(_word(str(folder)) for folder in (service.run_folder, *sorted(sockets))),
-        sockets=", where its sockets are" if sockets else "",
+        sockets=", to the folders of its sockets" if sockets else "",
         engine="A built-in server" if builtin else "TorchServe",
         stop_seconds=_STOP_SECONDS if builtin else _STOP_SECONDS_OF_JAVA,
         compilers="torch compiles" if builtin else "Java and torch compile",
-        system="" if own else _SYSTEM + (_LOOPBACK if stays_here else ""),
+        system="" if own else _SYSTEM + (_LOOPBACK if is_local else ""),
         target="default.target" if own else "multi-user.target",
     )
 
@@ -160,23 +161,23 @@ def unit(service: Service, config: Properties) -> str:
 _INSTALL = "/etc/systemd/system/torchmar.service: systemctl daemon-reload; systemctl enable --now torchmar"
 _INSTALL_OWN = """\
 ~/.config/systemd/user/torchmar.service: systemctl --user daemon-reload; systemctl --user enable --now torchmar
-# loginctl enable-linger lets it run while nobody is logged in."""
+# loginctl enable-linger lets it run while the user is not logged in."""
 
 
 def _text(value: str) -> str:
-    """Return a value as a unit holds it: a percent sign is doubled, or it would start a specifier."""
+    """Return a value for a unit, with percent signs doubled, which would start specifiers."""
     if "\n" in value or "\r" in value:
-        raise TorchmarError(f"{value!r} has a line break, which no systemd unit can hold")
+        raise TorchmarError(f"{value!r} has a line break, which a systemd unit cannot have")
     return value.replace("%", "%%")
 
 
 def _program(python: Path) -> str:
     if any(sign in str(python) for sign in "\\'\""):
-        raise TorchmarError(f"systemd starts no program whose path has quotes or backslashes: {python}")
+        raise TorchmarError(f"systemd cannot start a program whose path has quotes or backslashes: {python}")
     return _word(str(python))
 
 
 def _word(value: str) -> str:
-    """Return one word of a list of words, quoted if it must be."""
+    """Return one word of a list of words, quoted if necessary."""
     text = _text(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"' if any(sign in value for sign in " \t'\"\\;") else text

@@ -408,7 +408,7 @@ class Registry:
 
 def _log_error(error: BaseException) -> None:
     if not isinstance(error, ApiError):  # which the caller that awaits the task sends or logs
-        logs.SERVER.error("workers could not be started or ended: %s", error)
+        logs.SERVER.error("a change of workers in the background failed: %s", error)
 
 
 # Of the last line of a worker's traceback: Python's, CUDA's, and torch's on a CPU.
