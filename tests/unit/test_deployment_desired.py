@@ -86,7 +86,7 @@ prune: maybe
         "deployment.yaml:8: models.digits.versions.2.0.min_workers: 'two': input should be a valid integer",
         'deployment.yaml:10: models.digits.versions.2.1.worker_memory: write a size with its unit: "6GiB"',
         "deployment.yaml:11: models.digits.versions.2.1.devices: give it content",
-        "deployment.yaml:12: models.bad name: 'bad name' cannot stand in a URL (letters, digits, '.', '_', '-' "
+        "deployment.yaml:12: models.bad name: 'bad name' cannot be part of a URL (letters, digits, '.', '_', '-' "
         "and in a version '+', a letter or digit first)",
         "deployment.yaml:13: models.bad name.versions: give it content",
         "deployment.yaml:14: prune: 'maybe': input should be a valid boolean",
@@ -111,7 +111,7 @@ def test_what_contradicts_itself_is_told(version: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ('{versions: {"1.0": {}, "2.0": {}}}', "say which version is the default"),
+        ('{versions: {"1.0": {}, "2.0": {}}}', "name the default version"),
         ('{default: "1.0", versions: {"1.0": {min_workers: 0}, "2.0": {}}}', "would be refused"),
         ('{default: "3.0", versions: {"1.0": {}, "2.0": {}}}', "the default 3.0 is none of its versions (1.0, 2.0)"),
         ('{default: "1.0", versions: {"1.0": {}, "1.0+b2": {}}}', "1.0 and 1.0+b2 are builds of one version"),

@@ -63,7 +63,7 @@ def build(
 
     paths = recipes or recipes_here()
     if not paths:
-        raise TorchmarError("there is no recipe here", hint="name one, or go to the folder that has archives/")
+        raise TorchmarError("there is no recipe here", hint="name one, or change to the folder with archives/")
     failed = False
     for recipe in paths:
         try:

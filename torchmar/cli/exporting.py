@@ -113,7 +113,7 @@ def docker(
         ),
     ] = None,
 ) -> None:
-    """Write a Dockerfile, and with --output the .dockerignore that goes with it."""
+    """Write a Dockerfile, and with --output also its .dockerignore."""
     from importlib.metadata import PackageNotFoundError, version
 
     from torchmar import properties

@@ -126,7 +126,7 @@ def promote(
         if result.comparison:
             _show(result.comparison)
         if result.passed:
-            out.print(f"{name} {version} is the default now; torchmar rollback {name} goes back to {result.before}")
+            out.print(f"{name} {version} is the default now; torchmar rollback {name} restores {result.before}")
             _remind(result.before)
     raise typer.Exit(0 if result.passed else 1)
 

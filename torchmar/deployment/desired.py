@@ -1,7 +1,7 @@
 """``deployment.yaml``: the desired state of a server, read strictly.
 
-Every problem of a file is reported at once, each with its line. File names are relative to
-the folder that the file lies in, but for archives, which are looked for in the model store first.
+All problems of a file are reported at once, each with its line. File names are relative to the folder
+of the file; archives are searched in the model store first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _inventory(value: object) -> object:
             return gpu_sizes.parse(value)
         except TorchmarError as error:
             raise ValueError(error.message) from None
-    raise ValueError('write how many of which size: "2x80GiB"')
+    raise ValueError('write their number and size: "2x80GiB"')
 
 
 Size = Annotated[int, BeforeValidator(_size, json_schema_input_type=str)]
@@ -53,39 +53,42 @@ class _Strict(BaseModel):
 
 
 class ServerSection(_Strict):
-    """Where the server is; options on the command line go before this."""
+    """The server of the deployment; options on the command line override these keys."""
 
     config: str | None = Field(None, description="Its config.properties, to which torchmar startup adds the models.")
-    run_folder: str | None = Field(None, description="The folder that torchmar serve runs with: .torchmar.")
+    run_folder: str | None = Field(None, description="The run folder of torchmar serve. Default: .torchmar.")
     inference: str | None = Field(None, description="The address of its inference API.")
     management: str | None = Field(None, description="The address of its management API.")
     key_file: str | None = Field(None, description="Its key_file.json.")
-    model_store: str | None = Field(None, description="The folder with the archives: model_store.")
+    model_store: str | None = Field(
+        None, description="The folder with the archives. Default: the server's, or model_store."
+    )
     gpus: Inventory | None = Field(
-        None, description='Its GPUs, where nvidia-smi cannot be asked: "2x80GiB", "80GiB,40GiB".'
+        None, description='Its GPUs, for machines without nvidia-smi: "2x80GiB", "80GiB,40GiB".'
     )
 
 
 class VersionState(_Strict):
-    """One version of a model; what is left out is what the archive says, or as the server has it."""
+    """One version of a model; a missing key has the archive's value, or else the server's present one."""
 
     archive: str | None = Field(
-        None, description="A file in the model store, a path, or a URL that the server allows; NAME-VERSION.mar."
+        None,
+        description="A file in the model store, a path, or a URL that the server allows. Default: NAME-VERSION.mar.",
     )
     min_workers: Count | None = Field(
         None,
-        description="Workers that are up; 1 unless the archive says. 0: none, which a default version "
-        "can have only if no version has any.",
+        description="The number of workers. Default: the archive's, or 1. 0 for a default version "
+        "is possible only if no version has workers.",
     )
-    max_workers: Count | None = Field(None, description="Workers at the most; as many as min_workers.")
-    batch_size: Positive | None = Field(None, description="Requests in one batch at the most.")
+    max_workers: Count | None = Field(None, description="The largest number of workers. Default: min_workers.")
+    batch_size: Positive | None = Field(None, description="The largest number of requests in one batch.")
     max_batch_delay: Count | None = Field(None, description="Milliseconds to wait for a batch to fill.")
-    response_timeout: Positive | None = Field(None, description="Seconds a worker may take to answer.")
-    startup_timeout: Positive | None = Field(None, description="Seconds a worker may take to load.")
+    response_timeout: Positive | None = Field(None, description="Seconds that a worker may take for a batch.")
+    startup_timeout: Positive | None = Field(None, description="Seconds that a worker may take to load.")
     devices: Annotated[list[Count], Field(min_length=1)] | None = Field(
-        None, description="The GPUs that its workers stay on."
+        None, description="The GPUs on which its workers may run."
     )
-    gpus: Positive | None = Field(None, description="Over how many GPUs, at the most, its workers are spread.")
+    gpus: Positive | None = Field(None, description="The largest number of GPUs over which its workers are spread.")
     worker_memory: Size | None = Field(None, description='GPU memory that one worker needs: "6GiB".')
 
     @model_validator(mode="after")
@@ -100,38 +103,40 @@ class VersionState(_Strict):
 
     @property
     def on_gpus(self) -> bool:
-        """Whether the plan says which GPU each of its workers gets."""
+        """Whether the plan assigns a GPU to each of its workers."""
         return self.devices is not None or self.gpus is not None or self.worker_memory is not None
 
 
 class Checks(_Strict):
-    """What a version has to do right before it gets traffic."""
+    """The checks of a version before it gets traffic."""
 
-    samples: bool = Field(True, description="Answer the samples that its archive carries as these expect.")
-    requests: str | None = Field(None, description="A folder of more requests; none may be refused.")
+    samples: bool = Field(True, description="Send the samples of its archive, and compare the answers.")
+    requests: str | None = Field(None, description="A folder of further requests; an error fails the check.")
     max_latency: Positive | None = Field(
-        None, description="Milliseconds: the median of five answers to each sample, one at a time, when it is warm."
+        None, description="The limit in milliseconds for the median of five answers to each sample, after the warm-up."
     )
 
 
 class ModelState(_Strict):
-    """One model: its versions and how one takes the place of another."""
+    """One model: its versions, and how one replaces another."""
 
     default: VersionName | None = Field(None, description="The version that answers requests without one.")
     keep: Count = Field(
-        1, description="How many versions that are no longer listed stay registered, to roll back to at once."
+        1, description="The number of versions that stay registered when they are no longer listed, for a rollback."
     )
     kept_workers: Positive | None = Field(
         None,
-        description="Workers that a kept version keeps; all of them. With fewer a rollback is as fast, "
-        "but slow to answer until more are up.",
+        description="The number of workers of a kept version. Default: all. With fewer, a rollback takes no "
+        "longer, but answers are slow until more workers have started.",
     )
     drain_seconds: Count | None = Field(
         None,
-        description="Seconds that an answer takes at the most: so long nothing is taken from a version "
-        "whose traffic has ended. Default: its response timeout, which the server itself enforces.",
+        description="The longest time of one answer in seconds: no worker is removed earlier after the "
+        "traffic of its version has ended. Default: the response timeout, which the server enforces.",
     )
-    warmup_requests: Count = Field(20, description="Requests that a version answers before it gets traffic.")
+    warmup_requests: Count = Field(
+        20, description="The number of warm-up requests that a version gets before its traffic."
+    )
     checks: Checks = Checks()
     versions: Annotated[dict[VersionName, VersionState | None], Field(min_length=1)]
 
@@ -139,13 +144,13 @@ class ModelState(_Strict):
     def _agrees(self) -> ModelState:
         default = self.default or next(iter(self.versions))
         if self.default is None and len(self.versions) > 1:
-            raise ValueError("say which version is the default: default: ...")
+            raise ValueError("name the default version: default: ...")
         if default not in self.versions:
             raise ValueError(f"the default {default} is none of its versions ({', '.join(self.versions)})")
         if self.version(default).min_workers == 0 and not self.parked:
             raise ValueError(
                 f"the default {default} has no workers (min_workers: 0), but others do: every request "
-                "that names no version would be refused"
+                "without a version would be refused"
             )
         seen: dict[str, str] = {}
         for name in self.versions:
@@ -156,7 +161,7 @@ class ModelState(_Strict):
 
     @property
     def parked(self) -> bool:
-        """Whether the model is registered and has no workers at all, as is meant."""
+        """Whether the model is to be registered without any workers."""
         return all(self.version(name).min_workers == 0 for name in self.versions)
 
     @property
@@ -165,15 +170,15 @@ class ModelState(_Strict):
         return self.default or next(iter(self.versions))
 
     def version(self, name: str) -> VersionState:
-        """Return what is asked of a version; one without keys asks for nothing but to be there."""
+        """Return the state of a version; for a version without keys, only its existence matters."""
         return self.versions[name] or VersionState()
 
 
 class Deployment(_Strict):
-    """What a server should serve."""
+    """The desired state of a server."""
 
     server: ServerSection = ServerSection()
-    prune: bool = Field(False, description="Remove models that are not listed; otherwise they are left alone.")
+    prune: bool = Field(False, description="Remove models that are not listed.")
     models: dict[Name, ModelState]
 
 
@@ -183,14 +188,14 @@ def read(file: Path) -> Deployment:
     Raises:
         RecipeError: the file is missing, is no YAML or breaks the schema.
     """
-    return parse(strict_yaml.read(file, f"torchmar capture > {FILE_NAME} writes down what a server has"), str(file))
+    return parse(strict_yaml.read(file, f"torchmar capture > {FILE_NAME} writes the state of a server"), str(file))
 
 
 def parse(text: str, file: str = FILE_NAME) -> Deployment:
-    """Return the desired state in ``text``, which error messages call ``file``.
+    """Return the desired state in ``text``; ``file`` is its name in error messages.
 
     Raises:
-        RecipeError: with every problem that was found.
+        RecipeError: with all problems.
     """
     document = strict_yaml.parse(text, file, "a deployment is a mapping of keys, such as models:")
     problems = document.repeated()
@@ -210,12 +215,12 @@ def schema() -> dict[str, Any]:
 
 
 def _problems(error: ValidationError, document: Document) -> Iterator[Problem]:
-    message: set[tuple[int, str]] = set()
+    reported: set[tuple[int, str]] = set()
     for detail in error.errors():
         problem = _problem(dict(detail), document)
-        # A key that is no text is reported once, not once for each of its two faults.
-        if (problem.line, problem.message) not in message:
-            message.add((problem.line, problem.message))
+        # A key that is no text has two errors, which give the same problem.
+        if (problem.line, problem.message) not in reported:
+            reported.add((problem.line, problem.message))
             yield problem
 
 
@@ -234,7 +239,7 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
         # YAML reads 1.10 as the number 1.1: a version without quotes would be a wrong version.
         message = f'write the version in quotes: "{location[-1] if is_key else written}"'
     elif detail["type"] == "string_pattern_mismatch":
-        message = f"{detail['input']!r} cannot stand in a URL"
+        message = f"{detail['input']!r} cannot be part of a URL"
         hint = "letters, digits, '.', '_', '-' and in a version '+', a letter or digit first"
     elif detail["type"] in ("too_short", "model_type", "dict_type"):
         message = "give it content" if detail["type"] == "too_short" else "this is a mapping of keys"
@@ -244,7 +249,7 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
 
 
 def _model(location: list[Any]) -> type[BaseModel]:
-    """Return the part of the schema at a place."""
+    """Return the part of the schema at a location."""
     if location[:1] == ["server"]:
         return ServerSection
     by_depth: dict[int, type[BaseModel]] = {0: Deployment, 2: ModelState, 3: Checks, 4: VersionState}

@@ -30,7 +30,7 @@ def shift_ports(config: Properties, port: int) -> Properties:
         EngineError: a port would be out of range, or the inference API has none.
     """
     _check_no_socket(config, "port")
-    distance = port - next(one.port for one in config.addresses() if one.key == "inference_address")
+    distance = port - next(address.port for address in config.addresses() if address.key == "inference_address")
     shifted = {}
     for address in config.addresses():
         if address.unix:

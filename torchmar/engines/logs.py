@@ -141,7 +141,7 @@ def models(folder: Path) -> list[tuple[str, str]]:
 
 
 class Follower:
-    """Reads new entries of a server's logs; goes on when the files are rolled or the server is started again.
+    """Reads new entries of a server's logs; continues when the files are rolled or the server is restarted.
 
     Args:
         folder: the run folder.

@@ -111,7 +111,7 @@ def dockerfile(image: Image, config: Properties) -> str:
     target = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
     extras = ",".join(dict.fromkeys(("server" if builtin else "torchserve", *image.extras)))
     if wrong := [extra for extra in image.extras if not re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", extra)]:
-        raise TorchmarError(f"{wrong[0]!r} is no name of an extra", hint="write them like onnx,text")
+        raise TorchmarError(f"{wrong[0]!r} is no extra of a package", hint="write them like onnx,text")
     return _DOCKERFILE.format(
         uid=UID,
         python=image.python,
