@@ -230,7 +230,7 @@ def _show_step(step: Step) -> None:
     text = step.text.splitlines()[0]
     out.print(f"{step.verb:<10} {escape(text):<55} {step.seconds or 0:>6.1f} s{mark}")
     if step.note:
-        out.print(wrapped(step.note, " " * 10, " " * 10), markup=False)
+        out.print(wrapped(step.note, " " * 11, " " * 11), markup=False)
 
 
 def _show_outcome(report: Report, folder: Path) -> None:

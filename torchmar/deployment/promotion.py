@@ -116,7 +116,7 @@ def _require_candidate(model: LiveModel, version: str) -> None:
     """Raise TorchmarError unless a version is registered, has workers that answer, and is not the default."""
     if version not in model.versions:
         raise TorchmarError(
-            f"{model.name} {version} is not registered; {', '.join(model.versions)} are",
+            f"{model.name} {version} is not registered; registered: {', '.join(model.versions)}",
             hint=f"torchmar register {model.name}-{version}.mar",
         )
     if version == model.default:

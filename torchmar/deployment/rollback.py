@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torchmar.deployment import versions
+from torchmar.deployment.actions import workers
 from torchmar.deployment.actual import LiveModel, read_model
 from torchmar.errors import TorchmarError
 from torchmar.management import ManagementClient
@@ -34,7 +35,7 @@ def previous(model: LiveModel) -> str:
         if versions.newest_first(version.version) < now and version.ready and version.version != model.default
     ]
     if not older:
-        others = ", ".join(f"{version.version} ({version.ready} workers)" for version in model.versions.values())
+        others = ", ".join(f"{version.version} ({workers(version.ready)})" for version in model.versions.values())
         raise TorchmarError(
             f"{model.name} has no version before {model.default} that answers; registered: {others}",
             hint="--to names any other; keep: in deployment.yaml is the number of versions that stay for a rollback",

@@ -164,7 +164,7 @@ def _entries(run_folder: Path) -> Iterator[Entry]:
     console = run_folder / "console.log"
     if console.is_file():
         for line in console.read_text(encoding="utf-8", errors="replace").splitlines():
-            yield Entry("start", "", "", "", "", line)
+            yield Entry(time="start", text=line)
     for name in (logs.SERVER, logs.WORKERS):
         yield from logs.parse(logs.tail(run_folder, name).splitlines())
 

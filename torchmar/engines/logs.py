@@ -25,7 +25,7 @@ _AT_ONCE = 0.02  # seconds between two lines of one message, at most
 _TAIL_BYTES = 8 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """An entry of a log.
 
@@ -39,10 +39,10 @@ class Entry:
     """
 
     time: str
-    level: str
-    model: str
-    version: str
-    worker: str
+    level: str = ""
+    model: str = ""
+    version: str = ""
+    worker: str = ""
     text: str
 
     def of(self, model: str, version: str = "", worker: str = "") -> bool:
@@ -217,8 +217,8 @@ def _entry(line: str) -> Entry | None:
         return None
     moment, level, rest = stamp[1].replace(",", "."), stamp[2] or "", stamp[3]
     if worker := _WORKER.match(rest):
-        return Entry(moment, level, worker[2], worker[3], worker[1], worker[4])
-    return Entry(moment, level, "", "", "", rest)
+        return Entry(time=moment, level=level, model=worker[2], version=worker[3], worker=worker[1], text=worker[4])
+    return Entry(time=moment, level=level, text=rest)
 
 
 def _entry_of_json(line: str) -> Entry | None:
@@ -229,12 +229,12 @@ def _entry_of_json(line: str) -> Entry | None:
         moment, worker = str(document["time"])[: len("2026-11-21T06:30:00.000")], str(document.get("worker", ""))
         level = "" if worker else str(document["level"])
         return Entry(
-            moment,
-            level,
-            str(document.get("model", "")),
-            str(document.get("version", "")),
-            worker,
-            str(document["message"]),
+            time=moment,
+            level=level,
+            model=str(document.get("model", "")),
+            version=str(document.get("version", "")),
+            worker=worker,
+            text=str(document["message"]),
         )
     except (ValueError, KeyError, AttributeError):
         return None

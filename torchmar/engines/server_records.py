@@ -32,7 +32,7 @@ _SETTLE_SECONDS = 5.0  # in which the descendants of a server have to end after 
 _FILES = (RECORD, KEY_FILE, "config.properties")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerRecord:
     """A server's process and folders.
 
@@ -60,7 +60,15 @@ class ServerRecord:
     ) -> ServerRecord:
         """Return the record of a process that has just been started with `MARK` in its environment."""
         started = psutil.Process(pid).create_time()
-        return cls(pid, started, str(folder), str(temporary), engine, identify(pid), mark)
+        return cls(
+            pid=pid,
+            started=started,
+            folder=str(folder),
+            temporary=str(temporary),
+            engine=engine,
+            identity=identify(pid),
+            mark=mark,
+        )
 
     @classmethod
     def find(cls, folder: Path) -> ServerRecord | None:

@@ -88,7 +88,7 @@ PrivateUsers=yes
 _STOP_SECONDS, _STOP_SECONDS_OF_JAVA = 45, 30  # the built-in server waits half a minute for open requests
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Service:
     """A server as a service; all paths are absolute.
 
