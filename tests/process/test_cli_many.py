@@ -308,7 +308,7 @@ def test_a_file_that_somebody_writes_to_is_left_to_them(tmp_path: Path) -> None:
     with ResultsFile(file, "x"), pytest.raises(TorchmarError, match="another torchmar"), ResultsFile(file, "x"):
         pass
     with ResultsFile(file, "x") as free, file.open("rb") as other, pytest.raises(BlockingIOError):
-        free.refuse("a", "sha256:0", 400, "no")
+        free.add_refusal("a", "sha256:0", 400, "no")
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
