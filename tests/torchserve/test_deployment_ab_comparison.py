@@ -155,7 +155,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "answers", "difference"),
+    ("old", "new", "answers", "said"),
     [
         (b"[1, 2]", b"[1,2]", "exact", ""),
         (b"[1, 2]", b"[1, 2.005]", "0.01", ""),
@@ -167,12 +167,12 @@ def test_percentiles_are_values_that_were_measured() -> None:
         (b"null", b"3", "exact", "before, the answer is null, not 3"),
     ],
 )
-def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, answers: str, difference: str) -> None:
-    assert ab_comparison.agreement(answers)(Response(200, old), Response(200, new)) == difference
+def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, answers: str, said: str) -> None:
+    assert ab_comparison.agreement(answers)(Response(200, old), Response(200, new)) == said
 
 
 def test_the_function_of_the_documentation_compares_labels(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python[^\n]*\n(.*?)```", (ROOT / "docs" / "how-to" / "deploy.md").read_text(), re.DOTALL)
     (tmp_path / "compare.py").write_text(code)
     label = ab_comparison.agreement(f"{tmp_path / 'compare.py'}:label")
     assert not label(Response(200, b'{"7": 0.97, "9": 0.01}'), Response(200, b'{"7": 0.8, "1": 0.1}'))

@@ -84,7 +84,7 @@ def start(options: argparse.Namespace) -> None:
     if options.models and configured.model_snapshot is not None:
         warnings = [f"--models {' '.join(options.models)} is not used: the snapshot in {config} replaces it", *warnings]
     if ignored := [f"--{name.replace('_', '-')}" for name in _IGNORED if getattr(options, name)]:
-        warnings = [f"without effect: {', '.join(ignored)}", *warnings]
+        warnings = [f"without meaning here: {', '.join(ignored)}", *warnings]
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
     values = _effective(configured, reader.texts(config, os.environ, **given))
