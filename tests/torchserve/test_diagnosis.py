@@ -271,7 +271,7 @@ def test_a_store_is_looked_through(tmp_path: Path, make: Make) -> None:
     assert "MAR301 two-1.0.mar!handler.py" in errors
     assert f"mv {folder}/hidden.zip {folder}/hidden.mar" in warnings
     assert "work.war is a workflow, which the built-in server does not run" in warnings
-    assert "can have it run code" in told(store.check(folder, "torchserve"), "warning")
+    assert "can run its code" in told(store.check(folder, "torchserve"), "warning")
     assert "notes.txt is no archive" in warnings
     assert "no archive" in told(store.check(_empty(tmp_path)), "warning")
     assert "is not a folder" in told(store.check(tmp_path / "nowhere"), "error")
@@ -290,7 +290,7 @@ def test_memory_and_disk_are_compared_with_what_the_store_needs(tmp_path: Path, 
     assert "left in" in said
     config_ = {"minWorkers": 1_000_000, "maxWorkers": 1_000_000}
     make(name="many", store=store_, config=config_)
-    assert "to serve all of" in told(machine.check(store_, tmp_path / "run", None), "warning")
+    assert "serving all of" in told(machine.check(store_, tmp_path / "run", None), "warning")
 
 
 # The words of real failures: torch 2.13, CUDA 12, TorchServe 0.12.0, Java 17.
