@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from torchmar.server.api_error import ApiError
@@ -71,7 +72,6 @@ class Connection(asyncio.Protocol):
         self.client, self.lost = "", False
         # Requests: the one being received is the parser's; those that wait, the one being answered, the one after
         # whose response the connection is closed.
-        self._parser = RequestParser(context.limits, self)
         self._waiting: deque[Request] = deque()
         self._current: Request | None = None
         self._last_request: Request | None = None
@@ -94,6 +94,9 @@ class Connection(asyncio.Protocol):
             self.client = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
         else:
             self.client = "unix"
+        # A partial costs less than a method, for each request.
+        new_request = partial(Request, self._context, self, self._complete, self.client)
+        self._parser = RequestParser(self._context.limits, self, new_request)
         if not self._admit(self):
             self._reject(ApiError(503, "ServiceUnavailableException", "Too many connections."))
 
@@ -137,17 +140,6 @@ class Connection(asyncio.Protocol):
         self._serve()
 
     # What the parser calls.
-
-    def new_request(
-        self,
-        method: str,
-        target: bytes,
-        raw: list[tuple[bytes, bytes]],
-        fields: dict[bytes, bytes],
-        http_1_0: bool,
-    ) -> Request:
-        """Return a request that is answered through this connection."""
-        return Request(self._context, self, self._complete, self.client, method, target, raw, fields, http_1_0)
 
     def expect_continue(self) -> None:
         """Send 100 (Continue), though never into the middle of another response."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -21,18 +22,12 @@ IDLE, HEAD, REPLAY, BODY, CLOSED = range(5)
 _PIECES = 1024
 
 
+# Makes a request of its method, target, headers (all, and by name) and whether it is of HTTP/1.0.
+NewRequest = Callable[[str, bytes, list[tuple[bytes, bytes]], dict[bytes, bytes], bool], Request]
+
+
 class RequestReceiver(Protocol):
     """What a parser calls."""
-
-    def new_request(
-        self,
-        method: str,
-        target: bytes,
-        raw: list[tuple[bytes, bytes]],
-        fields: dict[bytes, bytes],
-        http_1_0: bool,
-    ) -> Request:
-        """Return the request to receive; its headers are complete."""
 
     def expect_continue(self) -> None:
         """Send 100 (Continue), for which the client waits before it sends the body."""
@@ -46,7 +41,8 @@ class RequestParser:
 
     Args:
         limits: of sizes.
-        receiver: gets the requests; forgotten by `close`.
+        receiver: gets the requests.
+        new_request: makes them.
 
     Attributes:
         state: `IDLE`, `HEAD`, `REPLAY`, `BODY` or `CLOSED`.
@@ -60,6 +56,7 @@ class RequestParser:
         "_header_bytes",
         "_keep_alive",
         "_limits",
+        "_make_request",
         "_new_request",
         "_parser",
         "_pieces",
@@ -72,9 +69,8 @@ class RequestParser:
         "state",
     )
 
-    def __init__(self, limits: Limits, receiver: RequestReceiver) -> None:
-        self._limits = limits
-        self._receiver: RequestReceiver | None = receiver
+    def __init__(self, limits: Limits, receiver: RequestReceiver, new_request: NewRequest) -> None:
+        self._limits, self._receiver, self._make_request = limits, receiver, new_request
         self._parser = HttpRequestParser(self)
         self.state, self.active = IDLE, True
         self._target, self._raw = b"", list[tuple[bytes, bytes]]()
@@ -103,10 +99,9 @@ class RequestParser:
         self.state, self._request, self._pieces = CLOSED, None, []
 
     def close(self) -> None:
-        """Stop, and drop the references to this object and to the receiver, so that all are freed at once."""
+        """Stop, and drop the references that form cycles, so that all are freed at once."""
         self.stop()
-        self._receiver = None
-        del self._parser
+        del self._parser, self._receiver, self._make_request
 
     def incomplete(self) -> tuple[str, bytes]:
         """Return method and target of the request that is being received, as far as they are known."""
@@ -141,8 +136,7 @@ class RequestParser:
         if self.state == REPLAY:
             self.state = BODY
             return
-        parser, raw, limits, receiver = self._parser, self._raw, self._limits, self._receiver
-        assert receiver is not None
+        parser, raw, limits = self._parser, self._raw, self._limits
         if self._header_bytes + self._feed_size > limits.header:
             # Either the headers are too large, or they arrived together with other data: now it pays to count.
             self._header_bytes = 0
@@ -171,9 +165,9 @@ class RequestParser:
         if b"expect" in fields and version == "1.1":
             if fields[b"expect"].strip().lower() != b"100-continue":
                 raise ApiError(417, "BadRequestException", "The only expectation supported is 100-continue.")
-            receiver.expect_continue()
+            self._receiver.expect_continue()
         self._keep_alive = parser.should_keep_alive()
-        self._request = receiver.new_request(method.decode(), self._target, raw, fields, version == "1.0")
+        self._request = self._make_request(method.decode(), self._target, raw, fields, version == "1.0")
         self._pieces, self._pieces_joined, self._body_size = [], 0, 0
         self._header_bytes = 0
         self.state = BODY
@@ -196,8 +190,8 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         """Hand the request over. Raises ApiError."""
-        request, receiver = self._request, self._receiver
-        if request is None or receiver is None:
+        request = self._request
+        if request is None:
             return
         if self._parser.should_upgrade() and (request.header("content-length") or request.header("transfer-encoding")):
             return  # httptools takes the body for another protocol: `_ignore_upgrade` has it parsed
@@ -211,7 +205,7 @@ class RequestParser:
             self._decoder = None
             request.set_decoded_body(request.body)
         self.state = IDLE if self._keep_alive else CLOSED
-        receiver.request_received(request, self._keep_alive)
+        self._receiver.request_received(request, self._keep_alive)
 
     def _parse(self, data: bytes | memoryview) -> None:
         """Feed httptools. Raises ApiError."""
