@@ -263,8 +263,8 @@ def _running(run_folder: str | None) -> psutil.Process | None:
     """Return the server of a run folder; without a run folder, that of the pid file, or of the default folder."""
     record = ServerRecord.find(_run_folder(run_folder))
     pid = None if run_folder else _read_pid()
-    found = [process for process in servers() if process.pid == (record and record.pid) or _has_pid(process, pid)]
-    return min(found, key=lambda process: process.pid != pid, default=None)
+    processes = [process for process in servers() if process.pid == (record and record.pid) or _has_pid(process, pid)]
+    return min(processes, key=lambda process: process.pid != pid, default=None)
 
 
 def _has_pid(process: psutil.Process, pid: int | None) -> bool:

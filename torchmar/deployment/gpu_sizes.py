@@ -15,11 +15,11 @@ def parse_size(text: str) -> int:
     Raises:
         TorchmarError: ``text`` is no size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
-    unit = _UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or float(found[1]) <= 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) <= 0:
         raise TorchmarError(f'{text!r} is no size; write a number and its unit: "6GiB"')
-    return int(float(found[1]) * unit)
+    return int(float(match[1]) * unit)
 
 
 def parse(text: str) -> tuple[int, ...]:
@@ -30,10 +30,10 @@ def parse(text: str) -> tuple[int, ...]:
     """
     sizes: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(?:(\d+)\s*[x*]\s*)?(.+)", part)
-        if found is None or found[1] == "0":
+        match = re.fullmatch(r"\s*(?:(\d+)\s*[x*]\s*)?(.+)", part)
+        if match is None or match[1] == "0":
             raise TorchmarError(f'{text!r} is no list of GPUs; write their number and size: "2x80GiB"')
-        sizes += [parse_size(found[2])] * int(found[1] or 1)
+        sizes += [parse_size(match[2])] * int(match[1] or 1)
     return tuple(sizes)
 
 

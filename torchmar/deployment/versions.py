@@ -17,8 +17,8 @@ def base(version: str) -> str:
 
 def number(version: str) -> int:
     """Return the number of a build; 1 for a version without a build number."""
-    found = _BUILD.search(version)
-    return int(found[1]) if found else 1
+    match = _BUILD.search(version)
+    return int(match[1]) if match else 1
 
 
 def is_build(version: str) -> bool:

@@ -12,8 +12,8 @@ from torchmar.errors import EngineError
 def check() -> Iterator[Finding]:
     """Yield the Java that TorchServe would use, or the candidates if there is none."""
     try:
-        found = java.find()
+        usable = java.find()
     except EngineError as problem:
         yield error("java", problem.message, problem.hint)
     else:
-        yield ok("java", f"Java {found.version} ({found.executable})")
+        yield ok("java", f"Java {usable.version} ({usable.executable})")

@@ -28,10 +28,10 @@ class TorchServe(Engine):
         return f"TorchServe {VERSION} on Java {self.java.version} ({self.java.executable})"
 
     def _find(self) -> None:
-        found = importlib.util.find_spec("ts")
-        if found is None or not found.submodule_search_locations:
+        package = importlib.util.find_spec("ts")
+        if package is None or not package.submodule_search_locations:
             raise EngineError("TorchServe is not installed", hint="pip install 'torchmar[torchserve]'")
-        self._home = Path(found.submodule_search_locations[0]).parent
+        self._home = Path(package.submodule_search_locations[0]).parent
         self.java = java.find()
 
     def _effective(self) -> dict[str, str]:

@@ -227,8 +227,8 @@ def _own_archives(store: Path) -> None:
     for name, version, code in (("echo", "1.0", echo), ("echo", "2.0", echo), ("fails", "1.0", _FAILS)):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "handler.py").write_text(code, encoding="utf-8")
-            made = recipe.Recipe(name=name, version=version, handler="handler.py")
-            archive.pack(archive.collect_members(made, Path(folder)), store / f"{name}-{version}.mar")
+            built = recipe.Recipe(name=name, version=version, handler="handler.py")
+            archive.pack(archive.collect_members(built, Path(folder)), store / f"{name}-{version}.mar")
     (store / "broken.mar").write_bytes(b"no archive")
 
 

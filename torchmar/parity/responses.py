@@ -47,19 +47,19 @@ def mismatches(case: str, first: RawResponse, second: RawResponse, tolerance: fl
     JSON is compared by value, numbers within the absolute ``tolerance``; Prometheus' text by the names and
     labels of metrics; anything else byte for byte.
     """
-    found = []
+    result = []
     if first.status != second.status:
-        found.append(Mismatch(case, "status", str(first.status), str(second.status)))
+        result.append(Mismatch(case, "status", str(first.status), str(second.status)))
     elif first.reason and first.reason != second.reason:  # TorchServe has no phrase for a handler's response
-        found.append(Mismatch(case, "reason", first.reason, second.reason))
+        result.append(Mismatch(case, "reason", first.reason, second.reason))
     bodies = [_read(response) for response in (first, second)]
     if not _equal(bodies[0], bodies[1], tolerance):
-        found.append(Mismatch(case, "body", *(_shown(*pair) for pair in zip(bodies, reversed(bodies), strict=True))))
+        result.append(Mismatch(case, "body", *(_shown(*pair) for pair in zip(bodies, reversed(bodies), strict=True))))
     for name in sorted({*first.headers, *second.headers} - set(_IGNORED_HEADERS)):
         values = [_ID.sub("<id>", response.headers.get(name, "")) for response in (first, second)]
         if values[0] != values[1]:
-            found.append(Mismatch(case, "content type" if name == "content-type" else name, *values))
-    return found
+            result.append(Mismatch(case, "content type" if name == "content-type" else name, *values))
+    return result
 
 
 def _read(response: RawResponse) -> Any:
