@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool
 from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import forking
+from torchmar.worker.process.messages import ModelSpec
 
 
 @pytest.fixture
@@ -339,6 +341,27 @@ def test_a_model_that_is_being_loaded_when_the_fork_server_ends_is_loaded_again(
         assert await scaled
         assert one.failure == ""
         assert await ask(one, [1]) == [1]
+
+    pool_harness.run(scenario())
+
+
+def test_a_model_process_that_ends_after_loading_is_a_worker_that_has_ended(
+    pool_harness: PoolHarness, tmp_path: Path
+) -> None:
+    (tmp_path / "handler.py").write_text(OBEDIENT)
+
+    async def scenario() -> None:
+        model = ModelSpec(name="m", model_dir=str(tmp_path), handler="handler.py")
+        process = await pool_harness.fork_server.spawn(model, print)
+        assert await process.loaded(60) == "forks are not configured"
+        assert pool_harness.fork_server.pid
+        os.kill(pool_harness.fork_server.pid, 9)
+        await until(lambda: process.closed)
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                process.serve(theirs).close()
+            assert ours.recv(1) == b""
 
     pool_harness.run(scenario())
 

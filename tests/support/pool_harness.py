@@ -63,21 +63,21 @@ class PoolHarness:
 
     def run(self, what: Awaitable[T]) -> T:
         async def bounded() -> T:
-            return await asyncio.wait_for(what, 60)
+            return await asyncio.wait_for(what, 300)  # against hangs; on a busy machine workers load for a minute
 
         return self.loop.run_until_complete(bounded())
 
-    def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], seconds: float) -> None:
+    def on_batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], seconds: float) -> None:
         assert len(queue_seconds) == size
         self.batches.append(size)
 
-    def loaded(self, name: str, version: str, worker: str, seconds: float) -> None:
+    def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:
         assert seconds > 0
 
-    def forget(self, name: str, version: str) -> None:
+    def on_unregister(self, name: str, version: str) -> None:
         raise AssertionError("a pool does not know whether its version stays registered")
 
-    def custom(self, name: str, version: str, updates: Sequence[Any]) -> None:
+    def on_metrics(self, name: str, version: str, updates: Sequence[Any]) -> None:
         self.measured += updates
 
 

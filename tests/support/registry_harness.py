@@ -52,7 +52,7 @@ class RegistryHarness:
 
     def run(self, what: Awaitable[T]) -> T:
         async def bounded() -> T:
-            return await asyncio.wait_for(what, 60)
+            return await asyncio.wait_for(what, 300)  # against hangs; on a busy machine workers load for a minute
 
         return self.loop.run_until_complete(bounded())
 
