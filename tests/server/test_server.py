@@ -131,7 +131,7 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: B
     assert outcomes["500 Worker died."] <= 4
     log = (server.folder / "logs" / "server.log").read_text()
     for one in killed:
-        assert f"the parent of the workers (process {one.pid}) has ended by signal 9; another one is started" in log
+        assert f"the fork server (process {one.pid}) has ended by signal 9; it is restarted" in log
 
 
 def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -> None:

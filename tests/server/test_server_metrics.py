@@ -134,7 +134,7 @@ def test_the_text_is_what_torchserve_says(
     for _ in range(2):
         cache.request_ids = {0: "id"}
         scope["measure"](cache)
-        metrics.custom("measuring", "1.0", measured.take())
+        metrics.on_metrics("measuring", "1.0", measured.take())
     ours = metrics.text()
     address = server.properties.get("metrics_address")
     until = time.monotonic() + 20
@@ -158,7 +158,7 @@ def test_requests_are_counted_by_version_and_by_what_became_of_them(metrics: Met
 
 
 def test_a_batch_is_counted_request_by_request(metrics: Metrics) -> None:
-    metrics.batch("m", "1.0", 3, [0.001, 0.002, 0.4], 0.01)
+    metrics.on_batch("m", "1.0", 3, [0.001, 0.002, 0.4], 0.01)
     now = reading(metrics)
     labels = {"model_name": "m", "model_version": "1.0"}
     assert now.total("ts_queue_latency_microseconds", **labels) == pytest.approx(403_000)
@@ -174,7 +174,7 @@ def test_a_batch_is_counted_request_by_request(metrics: Metrics) -> None:
 
 
 def test_a_workers_loading_is_told_in_milliseconds(metrics: Metrics) -> None:
-    metrics.loaded("m", "1.0", "9000", 1.138)
+    metrics.on_load("m", "1.0", "9000", 1.138)
     assert reading(metrics).total("WorkerLoadTime", WorkerName="W-9000-m_1.0", Level="Host") == 1138
 
 
@@ -183,8 +183,8 @@ def test_the_load_that_top_shows_can_be_told(metrics: Metrics) -> None:
     before = Reading(0.0, parse(metrics.text()))
     for _ in range(10):
         metrics.request("m", "1.0", 200)
-        metrics.batch("m", "1.0", 1, [0.004], 0.006)
-        metrics.custom("m", "1.0", [["HandlerSeconds", "s", 0.006, "HISTOGRAM", [["ModelName", "m"]]]])
+        metrics.on_batch("m", "1.0", 1, [0.004], 0.006)
+        metrics.on_metrics("m", "1.0", [["HandlerSeconds", "s", 0.006, "HISTOGRAM", [["ModelName", "m"]]]])
     load = client.load(before, Reading(2.0, parse(metrics.text())), "m", "1.0", default=True)
     assert load.requests == 5
     assert load.latency == pytest.approx(10)
@@ -194,7 +194,7 @@ def test_the_load_that_top_shows_can_be_told(metrics: Metrics) -> None:
 
 def test_lines_can_be_asked_for_by_name(metrics: Metrics) -> None:
     metrics.request("m", "1.0", 200)
-    metrics.batch("m", "1.0", 1, [0.1], 0.1)
+    metrics.on_batch("m", "1.0", 1, [0.1], 0.1)
     assert set(parse_names(metrics.text(["Requests2XX", "torchmar_batch_size_sum"]))) == {
         "Requests2XX",
         "torchmar_batch_size_sum",
@@ -212,7 +212,7 @@ def parse_names(text: str) -> list[str]:
 def test_metrics_that_nobody_listed_are_left_out_unless_detected() -> None:
     metrics = Metrics(machine=False)
     host = {"ModelName": "m", "Level": "Model"}
-    metrics.custom("m", "1.0", [update("Unlisted", **host), update("HandlerTime", 5.0, "GAUGE", **host)])
+    metrics.on_metrics("m", "1.0", [update("Unlisted", **host), update("HandlerTime", 5.0, "GAUGE", **host)])
     now = reading(metrics)
     assert now.total("HandlerTime", ModelName="m") == 5
     assert "Unlisted" not in metrics.text()
@@ -236,13 +236,13 @@ def test_what_prometheus_cannot_hold_is_left_out_and_told_once(
         update("Good", math.inf, color="red"),
     ]
     for _ in range(3):
-        metrics.custom("m", "1.0", [*bad, good])
+        metrics.on_metrics("m", "1.0", [*bad, good])
     assert reading(metrics).total("Good", color="red") == 3
     assert parse_names(metrics.text()).count("Good") == 1
     assert not {sample.name for sample in parse(metrics.text())} & {"with", "label", "kind", "histogram_sum"}
     (said,) = warnings()
     assert "with space" in said
-    metrics.custom("m", "1.0", [update("Good", color="red", size="big")])
+    metrics.on_metrics("m", "1.0", [update("Good", color="red", size="big")])
     (said,) = warnings()
     assert "Good: it has the labels color, Hostname, and this is of color, size" in said
 
@@ -250,13 +250,13 @@ def test_what_prometheus_cannot_hold_is_left_out_and_told_once(
 def test_a_label_with_ever_new_values_does_not_fill_the_memory(warnings: Callable[[], list[str]]) -> None:
     metrics = Metrics(auto_detect=True, machine=False, limit=50)
     for number in range(500):
-        metrics.custom("noisy", "1.0", [update("Seen", user=str(number)), update(f"Metric{number}")])
-        metrics.custom("quiet", "1.0", [update("Fine", user=str(number % 5))])
+        metrics.on_metrics("noisy", "1.0", [update("Seen", user=str(number)), update(f"Metric{number}")])
+        metrics.on_metrics("quiet", "1.0", [update("Fine", user=str(number % 5))])
     assert len([one for one in parse(metrics.text()) if one.labels.get("user") or "Metric" in one.name]) == 55
     (said,) = warnings()
     assert "model noisy" in said
     assert "50 series" in said
-    metrics.custom("noisy", "1.0", [update("Seen", user="0")])
+    metrics.on_metrics("noisy", "1.0", [update("Seen", user="0")])
     assert reading(metrics).total("Seen", user="0") == 2
 
 
@@ -266,16 +266,16 @@ def test_a_version_that_is_gone_leaves_nothing_behind(metrics: Metrics) -> None:
     for round in itertools.count():
         for version in ("1.0", "2.0"):
             metrics.request("m", version, 200)
-            metrics.batch("m", version, 1, [0.1], 0.1)
-            metrics.loaded("m", version, str(round), 1)
-        metrics.custom(
+            metrics.on_batch("m", version, 1, [0.1], 0.1)
+            metrics.on_load("m", version, str(round), 1)
+        metrics.on_metrics(
             "m", "1.0", [update(f"Round{round}", user="u"), update("HandlerTime", 1.0, "GAUGE", a="m", b="M")]
         )
-        metrics.forget("m", "1.0")
+        metrics.on_unregister("m", "1.0")
         assert reading(metrics).total("ts_inference_requests_total", model_version="1.0") == 0
         assert reading(metrics).total(f"Round{round}") == 1
-        metrics.forget("m", "2.0")
-        metrics.forget("m", "2.0")
+        metrics.on_unregister("m", "2.0")
+        metrics.on_unregister("m", "2.0")
         if round == 3:
             break
     assert {sample.name for sample in parse(metrics.text())} == before
@@ -296,8 +296,8 @@ def test_a_file_of_ones_own_says_what_is_shown(tmp_path: Path, warnings: Callabl
     )
     metrics = Metrics(metrics_config.read(file), machine=False)
     metrics.request("m", "1.0", 200)
-    metrics.batch("m", "1.0", 1, [0.1], 0.1)
-    metrics.custom("m", "1.0", [update("Depth", 4.0, "GAUGE", form="deep"), update("Other")])
+    metrics.on_batch("m", "1.0", 1, [0.1], 0.1)
+    metrics.on_metrics("m", "1.0", [update("Depth", 4.0, "GAUGE", form="deep"), update("Other")])
     now = reading(metrics)
     assert now.total("ts_inference_requests_total", model="m", build="1.0") == 1
     assert now.total("ts_queue_latency_microseconds_count", model="m") == 1

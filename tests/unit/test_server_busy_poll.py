@@ -22,7 +22,7 @@ def asked(seconds: float, busy: Callable[[int], bool], twice: bool = False) -> t
         awake = BusyPoller(seconds)
         before = time.thread_time()
         for _ in range(1 + twice):
-            awake.stay(still)
+            awake.poll(still)
         await asyncio.sleep(0.3)
         return time.thread_time() - before
 

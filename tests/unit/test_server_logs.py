@@ -58,8 +58,8 @@ def say(folder: Path, layout: logs.Layout) -> None:
         raise ValueError("no")
     except ValueError:
         logs.SERVER.exception("it failed")
-    logs.worker_says("9000", "m", "1.0", "Traceback (most recent call last):")
-    logs.worker_says("9000", "m", "1.0", "ValueError: 100%")
+    logs.log_worker_output("9000", "m", "1.0", "Traceback (most recent call last):")
+    logs.log_worker_output("9000", "m", "1.0", "ValueError: 100%")
 
 
 @pytest.mark.parametrize("layout", ["text", "json"])

@@ -15,7 +15,7 @@ _WAITING = (*_OPENMP, "OMP_WAIT_POLICY")
 
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a worker process, or of the parent of workers, as it must be when torch is loaded.
+    """Return the environment of a worker process or a fork server, as it must be when torch is loaded.
 
     Threads of OpenMP that have finished their part of an operator wait actively for the others. If one of these
     has lost its core to another program, or shares a core with a thread that waits, the wait lasts until the system
@@ -23,7 +23,7 @@ def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
     most of what it gains on a quiet machine.
 
     Args:
-        environment: to start with; if it says in any way how OpenMP waits, that is kept.
+        environment: the variables to start with; if one sets how OpenMP waits, it is kept.
     """
     waiting = {} if any(name in environment for name in _WAITING) else _OPENMP
     return {"PYTHONUNBUFFERED": "1", **waiting, **environment}

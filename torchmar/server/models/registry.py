@@ -399,7 +399,7 @@ class Registry:
                 await version.fork_server.end()
             self._archives.release(version.archive)
             if not self._has(version.name, version.version):
-                self._observer.forget(version.name, version.version)
+                self._observer.on_unregister(version.name, version.version)
 
     async def _undo(self, version: Version) -> None:
         if self._remove(version):

@@ -64,7 +64,7 @@ def open_in(folder: Path, layout: Layout = "text", *, stderr: bool = False) -> C
     return printing.close if printing else lambda: None
 
 
-def worker_says(worker: str, name: str, version: str, line: str) -> None:
+def log_worker_output(worker: str, name: str, version: str, line: str) -> None:
     """Log a line of a worker: ``W-9000-NAME_VERSION-stdout``."""
     WORKERS.info("%s", line, extra={"worker": worker, "model": name, "version": version})
 

@@ -87,7 +87,9 @@ class Metrics:
         group = status // 100
         self._answers[0 if group == 2 else 1 if group == 4 else 2].add(1)
 
-    def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float) -> None:
+    def on_batch(
+        self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float
+    ) -> None:
         """Count a batch that a worker has answered.
 
         Args:
@@ -111,21 +113,21 @@ class Metrics:
         if queue_seconds:
             self._last_queue.add(round(queue_seconds[-1] * 1000))
 
-    def loaded(self, name: str, version: str, worker: str, seconds: float) -> None:
-        """Take note of what a worker took to load its model."""
+    def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:
+        """Record the time in which a worker has loaded its model."""
         title = f"W-{worker}-{name}_{version}"
         self._of("WorkerLoadTime", title, "Host", self._hostname).add(round(seconds * 1000))
         self._version(name, version).workers.add(title)
 
-    def custom(self, name: str, version: str, updates: Iterable[Sequence[Any]]) -> None:
-        """Take what a handler has measured.
+    def on_metrics(self, name: str, version: str, updates: Iterable[Sequence[Any]]) -> None:
+        """Record metrics of a handler.
 
         Args:
             name: the model.
             version: the version.
             updates: ``[name, unit, value, type, [[dimension, value], ...]]`` each, the type
-                ``COUNTER``, ``GAUGE`` or ``HISTOGRAM``. The first update of a name says what the metric is. What
-                Prometheus cannot hold, or too many of, is left out.
+                ``COUNTER``, ``GAUGE`` or ``HISTOGRAM``. The first update of a name defines the metric. Updates that
+                Prometheus cannot represent are left out, as are those beyond the limits of their number.
         """
         for metric, unit, value, kind, dimensions in updates:
             key = (metric, *[one for _, one in dimensions])
@@ -136,8 +138,8 @@ class Metrics:
             if series is not None and math.isfinite(value):
                 series.add(value)
 
-    def forget(self, name: str, version: str) -> None:
-        """Drop the series of a version that is gone, and with the last one what the model's handlers have measured."""
+    def on_unregister(self, name: str, version: str) -> None:
+        """Drop the metrics of an unregistered version, and with the last version those of the model's handlers."""
         one = self._versions.pop((name, version), None)
         if one is None:
             return

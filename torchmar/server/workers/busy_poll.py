@@ -10,37 +10,37 @@ from torchmar.worker.process.polling import PollGate, yield_core
 
 
 class BusyPoller:
-    """Keeps the loop turning while a fast worker is at a request.
+    """Keeps the loop turning while a fast worker runs a request.
 
-    A core that has fallen asleep takes longer to come up again than what a small model computes. The worker
-    stays awake on its side, see `torchmar.worker.process.frames`.
+    To wake a sleeping core takes longer than a small model computes. The worker polls on its side, see
+    `torchmar.worker.process.frames`.
 
     Args:
-        seconds: at the most, each time; 0: never.
+        seconds: at most, each time; 0: never.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._gate = PollGate()
-        self._staying = False
-        self._until = 0.0
+        self._polling = False
+        self._end = 0.0
         self._busy: Callable[[], object] = bool
 
-    def stay(self, busy: Callable[[], object]) -> None:
-        """Poll while ``busy`` is true, or until another program wants the core."""
+    def poll(self, busy: Callable[[], object]) -> None:
+        """Poll while ``busy`` is true, or until another program needs the core."""
         now = time.monotonic()
-        if self._staying or not self._gate.enter(now):
+        if self._polling or not self._gate.enter(now):
             return
-        self._staying, self._busy, self._until = True, busy, now + self.seconds
+        self._polling, self._busy, self._end = True, busy, now + self.seconds
         self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         now = time.monotonic()
-        if self._busy() and now < self._until:
+        if self._busy() and now < self._end:
             now, free = yield_core(now)
             if free:
                 self._loop.call_soon(self._turn)
                 return
-        self._staying = False
+        self._polling = False
         self._gate.leave(now)

@@ -95,7 +95,7 @@ class ForkServer:
                     raise
                 await asyncio.sleep(_PAUSE)
             except asyncio.TimeoutError:
-                raise WorkerError(f"the parent of the workers has not loaded torch in {_READY_SECONDS:g} s") from None
+                raise WorkerError(f"the fork server has not loaded torch in {_READY_SECONDS:g} s") from None
             else:
                 return
 
@@ -236,13 +236,13 @@ class ForkServer:
         """Log the exit status, and start another process at once, so that workers that are needed start sooner."""
         status = exit_text(await _exit_status(supervisor))
         if pid is None:  # the caller of `start` waits, and tries again
-            logs.SERVER.error("the parent of the workers has ended %s before it had loaded torch", status)
+            logs.SERVER.error("the fork server has ended %s before it had loaded torch", status)
             return
-        logs.SERVER.error("the parent of the workers (process %s) has ended %s; another one is started", pid, status)
+        logs.SERVER.error("the fork server (process %s) has ended %s; it is restarted", pid, status)
         try:
             await self.start()
         except (WorkerError, OSError) as error:
-            logs.SERVER.error("the parent of the workers cannot be started again: %s", error)
+            logs.SERVER.error("the fork server cannot be restarted: %s", error)
 
 
 async def _exit_status(supervisor: subprocess.Popen[bytes]) -> int:

@@ -10,7 +10,7 @@ from torchmar.server.api_error import ApiError
 
 
 class Part(NamedTuple):
-    """One part of a request: ``body``, ``data``, or the name of a form's field."""
+    """One part of a request; its name is ``body``, ``data``, or that of a form's field."""
 
     name: str
     content_type: str
@@ -24,7 +24,7 @@ class Reply(NamedTuple):
         status: HTTP status.
         body: the response body, or the next part of a streamed one.
         content_type: empty if the handler sets none.
-        headers: other headers that the handler has set.
+        headers: other headers of the handler.
         more: whether parts of a streamed reply follow.
         message: the error, if the whole batch failed or no worker replied; empty otherwise.
     """
@@ -44,20 +44,20 @@ class Reply(NamedTuple):
 
 
 class Job:
-    """A request that waits for its reply.
+    """A request to a worker.
 
     Args:
         request_id: its id in the logs and in ``x-request-id``.
-        headers: of the request, as the handler sees them, with ``explain`` or ``describe`` for these requests.
+        headers: of the request, as the handler gets them, with ``explain`` or ``describe`` for these requests.
         inputs: the parts that become the handler's row.
         on_reply: called in the server's loop with the reply, or with every part of a streamed one.
-        deadline: when the client stops waiting, by `time.monotonic`; None: never.
+        deadline: time at which the client stops waiting, by `time.monotonic`; None: never.
 
     Attributes:
         cancelled: set when the client has disconnected; the job is not run then, and ``on_reply`` is not called.
         since: arrival time, by `time.monotonic`.
         batch_kind: requests of different kinds share no batch.
-        isolated: set when it may have ended a worker; its batch has no other request then.
+        isolated: set if it may have ended a worker; its batch then has no other request.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class Job:
         self.since = time.monotonic()
 
     def expired(self, now: float) -> bool:
-        """Whether it need not run: the client has disconnected, or waits no longer."""
+        """Return whether it must not run: the client has disconnected, or waits no longer."""
         return self.cancelled or (self.deadline is not None and self.deadline < now)
 
     def expire(self) -> None:

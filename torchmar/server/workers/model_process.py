@@ -25,7 +25,7 @@ class ForkServerExitedError(WorkerError):
     """The fork server has exited, which is not a fault of the model that was being loaded."""
 
     def __init__(self) -> None:
-        super().__init__("the parent of the workers has ended", hint="the server's log has its exit status")
+        super().__init__("the fork server has ended", hint="the server's log has its exit status")
 
 
 class ModelProcess:

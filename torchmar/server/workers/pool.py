@@ -43,7 +43,7 @@ class Pool:
     """A version's queue and its workers.
 
     Args:
-        fork_server: the parent of the workers.
+        fork_server: forks the processes of the workers.
         options: the configuration.
         observer: callbacks for events.
         loader: the loader of another pool, which loads the same model and releases it; None: the pool has its own.
@@ -178,7 +178,7 @@ class Pool:
     def _send(self, worker: Worker, batch: list[Job]) -> None:
         worker.send_batch(batch)
         if worker.fast and len(batch) == 1 and not self._queue:
-            self._poller.stay(lambda: worker.jobs)
+            self._poller.poll(lambda: worker.jobs)
 
     def _check_deadlines(self) -> None:
         """Reply to expired jobs, kill workers whose response timeout has passed."""

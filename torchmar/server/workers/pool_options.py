@@ -15,16 +15,18 @@ State = Literal["READY", "LOADING", "UNLOADING"]
 class PoolObserver(Protocol):
     """Callbacks for batch, load and metrics events; see `torchmar.server.telemetry.metrics`."""
 
-    def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float) -> None:
+    def on_batch(
+        self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float
+    ) -> None:
         """Record a batch that was answered."""
 
-    def loaded(self, name: str, version: str, worker: str, seconds: float) -> None:
+    def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:
         """Record that a worker has loaded the model."""
 
-    def forget(self, name: str, version: str) -> None:
+    def on_unregister(self, name: str, version: str) -> None:
         """Remove the records of a version that is not registered any more."""
 
-    def custom(self, name: str, version: str, updates: Sequence[MetricUpdate]) -> None:
+    def on_metrics(self, name: str, version: str, updates: Sequence[MetricUpdate]) -> None:
         """Record metrics of a handler."""
 
 

@@ -212,7 +212,13 @@ class _StageObserver:
     """Observes the first stage without counting batches, which the second counts."""
 
     def __init__(self, observer: PoolObserver) -> None:
-        self.loaded, self.forget, self.custom = observer.loaded, observer.forget, observer.custom
+        self.on_load, self.on_metrics, self.on_unregister = (
+            observer.on_load,
+            observer.on_metrics,
+            observer.on_unregister,
+        )
 
-    def batch(self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float) -> None:
+    def on_batch(
+        self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float
+    ) -> None:
         pass

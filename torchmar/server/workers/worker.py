@@ -26,7 +26,7 @@ _BACK_OFF = (0.0, 1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)  # secon
 _DIED = "Worker died."
 _ENDED = "Backend worker process died."
 _TOO_OFTEN = 3  # exits in a row, without a response in between
-_DIES = "a worker ended {} times in a row before it answered; the log of the workers has what it said"
+_DIES = "a worker ended {} times in a row before it answered; the log of the workers has its output"
 _FORK_SERVER_EXITS = 3  # exits of the fork server, in a row, that are not the model's fault
 _ids = itertools.count(9000)  # TorchServe calls its workers by their ports
 
@@ -188,7 +188,7 @@ class Worker:
             self._log.output(line)
 
     def _on_loaded(self, seconds: float) -> None:
-        self._observer.loaded(self._options.name, self._options.version, self.id, seconds)
+        self._observer.on_load(self._options.name, self._options.version, self.id, seconds)
         self.failure = _DIES.format(self._exits) if self._exits >= _TOO_OFTEN else ""
         self._owner.on_loaded(self)
 
@@ -215,11 +215,11 @@ class Worker:
                 body = bytes(bodies[offset : offset + size])
                 job.on_reply(Reply(status, body, content_type, headers, False, error))
             offset += size
-        self._observer.batch(
+        self._observer.on_batch(
             options.name, options.version, len(jobs), [started - job.since for job in jobs], document["seconds"]
         )
         if updates := document["metrics"]:
-            self._observer.custom(options.name, options.version, updates)
+            self._observer.on_metrics(options.name, options.version, updates)
 
     def _on_close(self) -> None:
         self._connection = None

@@ -14,7 +14,7 @@ class WorkerLog:
 
     def output(self, line: str) -> None:
         """Log a line of the worker's output."""
-        logs.worker_says(self._id, self._name, self._version, line)
+        logs.log_worker_output(self._id, self._name, self._version, line)
 
     def server(self, level: int, text: str) -> None:
         """Log a sentence about the worker in the server's log; its subject is added."""

@@ -1,8 +1,8 @@
-"""Decide whether workers may be forks of a process that has loaded the model: by handler, and by its state.
+"""Decide whether workers may be forks of a process that has loaded the model: by the handler, and by its state.
 
-A fork shares all that ``initialize`` made: offsets of open files, names of scratch files, connections, the state of
-random generators. That changes no answer only for handlers whose code is known, which is `mode`'s part, and while the
-process has a single thread and no connection, which `objection` looks at.
+A fork shares all that ``initialize`` has created: offsets of open files, names of scratch files, connections, the state
+of random generators. That changes no response only if the handler's code is known, which `mode` decides, and if the
+process has a single thread and no connection, which `objection` checks.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 
 from .supervisor import children
 
-#: Each worker loads the model itself; workers are forks, since the handler's code is known; since its author says so.
+#: Each worker loads the model itself; workers are forks, as the handler's code is known, or as its author allows it.
 NEVER, KNOWN, ALLOWED = "never", "known", "allowed"
 
-# TorchServe's own that keep nothing but the model and what is computed from files: read in 0.12.0.
+# TorchServe's handlers that keep nothing but the model and what is computed from files, by their code in 0.12.0.
 _STOCK = frozenset({"image_classifier", "image_segmenter", "object_detector", "text_classifier"})
 _OURS = "torchmar_handlers"
-# Generators would draw the same numbers in all workers, connections mix up their bytes; folders go with the first.
+# Generators would draw the same numbers in all workers, connections would mix their bytes, and the first worker that
+# exits would remove temporary folders.
 _UNSHAREABLE = frozenset(
     {
         *(
@@ -36,24 +37,24 @@ _UNSHAREABLE = frozenset(
         *("sqlite3.Connection", "tempfile.TemporaryDirectory", "tempfile._TemporaryFileWrapper"),
     }
 )
-_NOT_HELD = (type, ModuleType, FunctionType, CodeType)  # they hold all that was ever imported
+_NOT_SEARCHED = (type, ModuleType, FunctionType, CodeType)  # they refer to all that was ever imported
 _ENVELOPES = "ts.torch_handler.request_envelope."
 
 
 def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, str]:
-    """Decide how the workers of a model come to be, before it is loaded.
+    """Decide whether the workers of a model are forks, before it is loaded.
 
     Args:
         handler: as the manifest names it.
         model_file: whether the manifest names a file with the class of the model.
-        allowed: what ``model-config.yaml`` says in ``torchmar: {fork: ...}``; None: nothing.
+        allowed: the value of ``torchmar: {fork: ...}`` in ``model-config.yaml``; None: it is not set.
 
     Returns:
         One of `NEVER`, `KNOWN` and `ALLOWED`, and the reason.
     """
     if allowed is not None:
-        document = f"model-config.yaml sets torchmar: {{fork: {str(allowed).lower()}}}"
-        return (ALLOWED if allowed else NEVER), document
+        reason = f"model-config.yaml sets torchmar: {{fork: {str(allowed).lower()}}}"
+        return (ALLOWED if allowed else NEVER), reason
     if handler not in _STOCK and not handler.startswith(f"{_OURS}."):
         return NEVER, f"what {handler} keeps between requests is not known"
     if model_file:
@@ -61,13 +62,13 @@ def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, 
     return KNOWN, f"{handler} keeps nothing between requests that workers must not share"
 
 
-def objection(how: str, service: Any, folder: str, before: set[int]) -> str:
+def objection(fork: str, service: Any, folder: str, before: set[int]) -> str:
     """Return why a process that has loaded a model must not be forked; empty: it may be.
 
     Args:
-        how: `KNOWN` or `ALLOWED`.
-        service: what was loaded.
-        folder: with the archive's content.
+        fork: `KNOWN` or `ALLOWED`.
+        service: the loaded service.
+        folder: of the extracted archive.
         before: file descriptors that were open before the model was loaded.
     """
     torch = sys.modules.get("torch")
@@ -86,9 +87,9 @@ def objection(how: str, service: Any, folder: str, before: set[int]) -> str:
         with contextlib.suppress(OSError):
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return "it has opened a connection while loading"
-            if how == KNOWN:
+            if fork == KNOWN:
                 return "it has left a file open while loading"
-    if how == ALLOWED:
+    if fork == ALLOWED:
         return ""
     if kind := held(service._entry_point):
         return f"it holds a {kind}"
@@ -96,32 +97,32 @@ def objection(how: str, service: Any, folder: str, before: set[int]) -> str:
 
 
 def held(value: Any) -> str:
-    """Return the type of something that a value holds, at any depth, and that forks must not share; empty: none."""
+    """Return the type of an object that a value refers to, at any depth, and that forks must not share; empty: none."""
     seen: set[int] = set()
-    found = [value]
-    while found:
-        one = found.pop()
-        kind = type(one)
-        if id(one) in seen or issubclass(kind, _NOT_HELD):
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        kind = type(item)
+        if id(item) in seen or issubclass(kind, _NOT_SEARCHED):
             continue
-        seen.add(id(one))
+        seen.add(id(item))
         if (name := f"{kind.__module__}.{kind.__qualname__}") in _UNSHAREABLE:
             return name
-        found += gc.get_referents(one)
+        stack += gc.get_referents(item)
     return ""
 
 
 def descriptors() -> set[int]:
-    """Return the numbers of this process's open files."""
-    for place in ("/proc/self/fd", "/dev/fd"):
+    """Return the file descriptors of this process."""
+    for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
-            listed = {int(name) for name in os.listdir(place) if name.isdigit()}  # noqa: PTH208
+            listed = {int(name) for name in os.listdir(folder) if name.isdigit()}  # noqa: PTH208
             return {number for number in listed if _is_open(number)}  # the folder itself was open, too
     return set()
 
 
 def _unknown_code(service: Any, folder: Path) -> str:
-    """Return which code besides that of known handlers has run; empty: none."""
+    """Return a description of code that has run and is not that of known handlers; empty: there is none."""
     handler = getattr(service._entry_point, "__self__", None)
     kind = type(handler).__module__
     if kind.startswith(_ENVELOPES):

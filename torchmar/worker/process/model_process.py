@@ -1,6 +1,6 @@
 """The model process: load one model, then serve it or fork workers that share its memory.
 
-Most workers load their model themselves: `forking` says where forks after loading change no answer.
+Most workers load their model themselves: `forking` decides where forks after loading change no response.
 """
 
 from __future__ import annotations

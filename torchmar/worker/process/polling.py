@@ -1,8 +1,8 @@
-"""Decide when to busy-poll: only while no other program wants the core.
+"""Decide when to busy-poll: only while no other program needs the core.
 
-A thread that gives its core away while another program computes does not get it back before that one's time slice is
-over, some milliseconds: more than all that active waiting can save. Whether the core is wanted shows only by giving it
-away, so that this is tried less and less often while it is.
+A thread that yields its core while another program computes gets it back only after the time slice of that program,
+some milliseconds later: more than all that polling can save. Only yielding shows whether another program needs the
+core, so that polling is tried less and less often while one does.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import time
 
-YIELDED = 50e-6  # seconds that the core was away for: this wait goes on asleep
-TAKEN = 1e-3  # seconds: longer than a client, a server or a worker of small requests computes at once
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 1.6  # seconds without active waiting
+YIELDED = 50e-6  # seconds without the core, above which this wait goes on asleep
+TAKEN = 1e-3  # seconds: longer than a client, a server or a worker computes for one small request
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 1.6  # seconds without polling
 
 
 class PollGate:
-    """Whether a thread may wait actively, by how long it did not have its core while it did."""
+    """Admits a thread to polling by how long it was without its core during earlier polling."""
 
     def __init__(self) -> None:
         self._pause = SHORTEST_PAUSE
@@ -24,19 +24,23 @@ class PollGate:
         self._entered = self._cpu = 0.0
 
     def enter(self, now: float) -> bool:
-        """Begin to wait actively if that is worth a try, and return whether it is; ``now`` is `time.monotonic`'s."""
+        """Start to poll unless the gate is closed, and return whether polling has started.
+
+        Args:
+            now: the time, by `time.monotonic`.
+        """
         if now < self._closed_until:
             return False
         self._entered, self._cpu = now, time.thread_time()
         return True
 
     def leave(self, now: float) -> None:
-        """End a wait that `enter` has begun, in the same thread."""
+        """End the polling that `enter` has started, in the same thread."""
         self.record(now, now - self._entered - (time.thread_time() - self._cpu))
 
-    def record(self, now: float, away: float) -> None:
-        """Close the gate for a while if the core was taken; for longer if that is soon after it was last opened."""
-        if away < TAKEN:
+    def record(self, now: float, seconds_away: float) -> None:
+        """Close the gate for a while if the core was taken; for longer if the gate was opened shortly before."""
+        if seconds_away < TAKEN:
             return
         soon = now - self._closed_until < 10 * self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE) if soon else SHORTEST_PAUSE
@@ -44,7 +48,7 @@ class PollGate:
 
 
 def yield_core(now: float) -> tuple[float, bool]:
-    """Let others have the core first; return the time when it is back, and whether nobody wanted it for long."""
+    """Yield the core to other threads; return the time afterwards, and whether the core was back almost at once."""
     os.sched_yield()
     back = time.monotonic()
     return back, back - now < YIELDED

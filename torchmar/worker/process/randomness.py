@@ -1,4 +1,4 @@
-"""Random numbers of workers that are forks: each draws its own, as a process that was started by itself would."""
+"""Seeds of forked workers, so that each draws other random numbers, as separately started processes do."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 
 def reseed() -> int | None:
-    """Seed the generators that a fresh process has seeded from the system: Python's, numpy's and torch's.
+    """Seed the generators of Python, numpy and torch from the system, as in a new process.
 
     Returns:
-        The seed of torch's, for `reseed_again`; None without torch.
+        The seed of torch, for `reseed_again`; None without torch.
     """
     random.seed()
     if numpy := sys.modules.get("numpy"):

@@ -1,13 +1,13 @@
-"""Weights that several workers have loaded, held in memory once.
+"""Weights that several workers have loaded, kept in memory once.
 
 The first worker copies its large tensors and arrays to a file in memory, one after the other, and replaces them by
 private mappings of the file at the same addresses; then the file is sealed against writes. Every other worker compares
-its tensors with the file, byte by byte, and does the same. Python, torch and the handler see no difference, whatever
-they hold: views, tied weights, TorchScript. Pages that are written to afterwards become copies of that worker's own.
-Weights that differ between workers stay where they are.
+its tensors with the file, byte by byte, and does the same. Python, torch and the handler notice no difference, also
+with views, tied weights and TorchScript. Pages that are written to later become private copies of that worker.
+Weights that differ between workers stay in each worker's own memory.
 
-Only memory that glibc took from the system for one allocation is replaced: it is given back as a whole, so that no
-later allocation meets it. `prepare` has all large allocations of the loading made so.
+Only memory that glibc has got from the system for a single allocation is replaced: it is returned as a whole, so that
+no later allocation gets a part of it. `prepare` makes glibc allocate all large memory this way while the model loads.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 if sys.platform == "linux":
     import fcntl
 
-_LEAST = 1 << 20  # bytes of a tensor or array that is worth it
-_MOST = 10_000  # of these; a process has at most 65,530 mappings
+_LEAST = 1 << 20  # bytes of a tensor or array, below which sharing does not pay
+_MOST = 10_000  # tensors and arrays; a process has at most 65,530 mappings
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt
-_SETTLED = 32 << 20  # bytes, up to which glibc raises its threshold by itself
-_SAMPLES = 16  # pages of a buffer that its digest is made of
+_LARGEST_THRESHOLD = 32 << 20  # bytes, up to which glibc raises its threshold by itself
+_SAMPLES = 16  # pages of a buffer in its digest
 _PAGE = mmap.PAGESIZE
 _HEAD = struct.Struct("<Q")
 _WORD = ctypes.sizeof(ctypes.c_size_t)
@@ -48,7 +48,7 @@ class _Buffer(NamedTuple):
 
 
 class WeightsFile:
-    """A file in memory for the workers of one model; it is closed when nothing refers to it any more.
+    """A file in memory for the workers of one model; it is closed when the object is garbage.
 
     Attributes:
         descriptor: of the file.
@@ -63,19 +63,19 @@ class WeightsFile:
 
 
 def available() -> bool:
-    """Tell whether the system has such files, which is Linux's."""
+    """Return whether the system has such files, which only Linux has."""
     return sys.platform == "linux" and hasattr(os, "memfd_create")
 
 
 def prepare() -> None:
-    """Have large allocations made from mappings of their own, until `share`; call before the model is loaded."""
-    gc.freeze()  # what is there already is none of the model
+    """Make glibc use a separate mapping for each large allocation, until `share`; call before the model is loaded."""
+    gc.freeze()  # objects that exist already do not belong to the model
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LEAST)
 
 
 def share(descriptor: int) -> int:
-    """Put mappings of the workers' common file in the place of what this process has loaded; return how many bytes.
+    """Replace what this process has loaded by mappings of the shared file; return the number of shared bytes.
 
     Args:
         descriptor: of a `WeightsFile`; it is closed.
@@ -85,7 +85,7 @@ def share(descriptor: int) -> int:
         if sys.platform != "linux" or _threads() > 1:
             return 0
         owners, buffers = _find()
-        # By process, not by open file: workers have the same one. It ends with the process, should that die.
+        # A lock of the process, not of the open file, which workers share. It ends if the process dies.
         fcntl.lockf(descriptor, fcntl.LOCK_EX)
         try:
             published = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
@@ -105,13 +105,13 @@ def leave(descriptor: int) -> None:
     os.close(descriptor)
     with contextlib.suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, _SETTLED)
-        libc.mallopt(_TRIM_THRESHOLD, 2 * _SETTLED)
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
         libc.malloc_trim(0)
 
 
 def _threads() -> int:
-    """Return how many threads Python has, also those that `threading` does not know or that have yet to begin."""
+    """Return the number of Python's threads, also of those that `threading` does not know or that have not started."""
     python = ctypes.pythonapi
     python.PyInterpreterState_Get.restype = ctypes.c_void_p
     for function in (python.PyInterpreterState_ThreadHead, python.PyThreadState_Next):
@@ -125,13 +125,13 @@ def _threads() -> int:
 def _find() -> tuple[list[Any], list[_Buffer]]:
     """Return the tensors and arrays that were loaded, to keep them alive, and the memory that can be replaced."""
     owners: list[Any] = []
-    places: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     for owner, address, size in _large(gc.get_objects()):
         owners.append(owner)
-        places[address] = max(size, places.get(address, 0))
+        sizes[address] = max(size, sizes.get(address, 0))
     private = list(_private())
     buffers = []
-    for address, size in sorted(places.items())[:_MOST]:
+    for address, size in sorted(sizes.items())[:_MOST]:
         start, end = -(-address // _PAGE) * _PAGE, (address + size) // _PAGE * _PAGE
         is_private = any(low <= address - 2 * _WORD and end <= high for low, high in private)
         if end > start and is_private and _is_alone(address, size):
@@ -140,37 +140,38 @@ def _find() -> tuple[list[Any], list[_Buffer]]:
 
 
 def _large(objects: list[Any]) -> Iterator[tuple[Any, int, int]]:
-    """Yield what owns large memory, its address and its size in bytes."""
+    """Yield the owners of large memory, with its address and its size in bytes."""
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
-    for one in objects:
-        kind = type(one)
-        found: Iterable[Any] = ()
-        with contextlib.suppress(Exception):  # of tensors without storage there are many kinds
+    for item in objects:
+        kind = type(item)
+        tensors: Iterable[Any] = ()
+        with contextlib.suppress(Exception):  # there are many kinds of tensors without storage
             if torch and issubclass(kind, torch.Tensor):
-                found = [one]
+                tensors = [item]
             elif torch and issubclass(kind, torch.jit.ScriptModule):
-                found = [*one.parameters(), *one.buffers()]  # of what is C++ alone Python has no object
-            for tensor in found:
+                tensors = [*item.parameters(), *item.buffers()]  # C++ tensors without a Python object
+            for tensor in tensors:
                 if tensor.device.type == "cpu":
                     storage = tensor.untyped_storage()
                     if storage.nbytes() >= _LEAST and not storage.is_shared():
                         yield storage, storage.data_ptr(), storage.nbytes()
     if numpy:
         for number in range(0, len(objects), 10_000):
-            for one in gc.get_referents(*objects[number : number + 10_000]):
-                if type(one) is numpy.ndarray and one.base is None and one.nbytes >= _LEAST and one.flags.c_contiguous:
-                    yield one, one.ctypes.data, one.nbytes
+            for item in gc.get_referents(*objects[number : number + 10_000]):
+                is_owner = type(item) is numpy.ndarray and item.base is None
+                if is_owner and item.nbytes >= _LEAST and item.flags.c_contiguous:
+                    yield item, item.ctypes.data, item.nbytes
 
 
 def _private() -> Iterator[tuple[int, int]]:
-    """Yield start and end of the memory that is this process's own, and that no file is behind."""
+    """Yield start and end of the private memory of this process that is not mapped from a file."""
     start = end = 0
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as stream:
         for line in stream:
             addresses, permissions, _, _, inode, *name = line.split(maxsplit=5)
             if permissions == "rw-p" and inode == "0" and not name:
-                low, high = (int(one, 16) for one in addresses.split("-"))
-                # Neighbours that only differ in what they are advised to be, such as huge pages, are one.
+                low, high = (int(number, 16) for number in addresses.split("-"))
+                # Neighbours that differ only in advice, such as huge pages, are joined.
                 if low != end:
                     yield start, end
                     start = low
@@ -179,7 +180,7 @@ def _private() -> Iterator[tuple[int, int]]:
 
 
 def _is_alone(address: int, size: int) -> bool:
-    """Tell whether glibc took memory from the system for one allocation alone, by what it writes before it."""
+    """Return whether glibc has got memory from the system for a single allocation, by the header before it."""
     before, chunk = (ctypes.c_size_t * 2).from_address(address - 2 * _WORD)
     length = chunk & ~_FLAGS
     start = address - 2 * _WORD - before
@@ -193,12 +194,12 @@ def _is_alone(address: int, size: int) -> bool:
 
 
 def _publish(descriptor: int, buffers: list[_Buffer]) -> int:
-    """Move buffers to the file, with a list of them at its start, and seal it; return how many bytes."""
+    """Move buffers to the file, with a list of them at its start, and seal it; return the number of bytes."""
     libc = _libc()
     room = -(-(_HEAD.size + 128 * (1 + len(buffers))) // _PAGE) * _PAGE
     index: list[tuple[str, int, int]] = []
     offset = room
-    with contextlib.suppress(Exception):  # such as no memory: what has its place by then is shared
+    with contextlib.suppress(Exception):  # such as no memory: buffers that were moved before it are shared
         for buffer in buffers:
             content, written = _view(buffer), 0
             while written < buffer.size:
@@ -213,12 +214,12 @@ def _publish(descriptor: int, buffers: list[_Buffer]) -> int:
         os.pwrite(descriptor, _HEAD.pack(len(text)) + text, 0)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     except OSError:
-        os._exit(1)  # the next worker would write where the weights of this one are
+        os._exit(1)  # the next worker would overwrite the weights of this one
     return offset - room
 
 
 def _replace(descriptor: int, buffers: list[_Buffer]) -> int:
-    """Map what of the buffers the file has; return how many bytes."""
+    """Map the buffers that are in the file; return the number of bytes."""
     libc = _libc()
     (length,) = _HEAD.unpack(os.pread(descriptor, _HEAD.size, 0))
     known: dict[tuple[str, int], list[int]] = {}
@@ -242,11 +243,11 @@ def _replace(descriptor: int, buffers: list[_Buffer]) -> int:
 
 
 def _map(libc: Any, buffer: _Buffer, descriptor: int, offset: int) -> bool:
-    """Put a private mapping of the file in the place of a buffer; tell whether it is there."""
+    """Replace a buffer by a private mapping of the file; return whether that succeeded."""
     access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NO_RESERVE | _FIXED
     if libc.mmap(buffer.address, buffer.size, access, flags, descriptor, offset) != _FAILED:
         return True
-    # The limit of data is reached, and the memory as it was; or else there is none any more, and no going on.
+    # If the limit of data is reached, the memory is unchanged; otherwise it is lost, and the process cannot go on.
     if libc.mincore(buffer.address, _PAGE, ctypes.create_string_buffer(1)):
         os._exit(1)
     return False
@@ -263,7 +264,7 @@ def _libc() -> Any:
 
 
 def _digest(buffer: _Buffer) -> str:
-    """Return a digest of some pages; buffers with the same one are compared whole."""
+    """Return a digest of some pages; buffers with equal digests are compared as a whole."""
     content, pages = _view(buffer), buffer.size // _PAGE
     digest = hashlib.blake2b(digest_size=16)
     for number in range(_SAMPLES):
