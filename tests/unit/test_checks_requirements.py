@@ -140,7 +140,7 @@ COLLECTED = {
     "an option that is not for files": "--upgrade\n",
     "an option without its value": "-r\n",
     "an option in quotes that do not end": "--index-url 'https://example.com\n",
-    "options of one requirement": 'x==1 --global-option="-O2" --config-settings="a=b"\n',
+    "options of one requirement": 'x==1 --config-settings="a=b"\n',
     "an unknown hash": "numpy==1.26.4 --hash=md5:00\n",
     "joined lines": "numpy\\\n==\\\n1.26.4\n",
     "a comment among joined lines": "numpy \\\n# why\n",
