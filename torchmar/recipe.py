@@ -103,20 +103,38 @@ class ServerConfig(BaseModel):
     maxRetryTimeoutInSec: Count | None = Field(None, description="Seconds to go on restarting a failing worker.")
     clientTimeoutInMills: Count | None = Field(None, description="Milliseconds after which a client has gone.")
     jobQueueSize: Positive | None = Field(None, description="Requests that may wait; more are refused.")
-    useJobTicket: bool | None = None
-    deviceType: Literal["cpu", "gpu"] | None = None
+    useJobTicket: bool | None = Field(None, description="Refuse a request at once if no worker is free.")
+    deviceType: Literal["cpu", "gpu"] | None = Field(
+        None, description="The device of the workers; default: a GPU if there is one."
+    )
     deviceIds: list[Count] | None = Field(None, description="The GPUs this model's workers may use.")
-    parallelType: Literal["pp", "tp", "pptp", "custom"] | None = None
-    parallelLevel: Positive | None = None
-    torchrun: dict[str, Any] | None = None
-    sequenceMaxIdleMSec: Count | None = None
-    sequenceTimeoutMSec: Count | None = None
-    maxSequenceJobQueueSize: Positive | None = None
-    maxNumSequence: Positive | None = None
-    continuousBatching: bool | None = None
-    sequenceBatching: bool | None = None
-    asyncCommunication: bool | None = None
-    useVenv: bool | None = None
+    parallelType: Literal["pp", "tp", "pptp", "custom"] | None = Field(
+        None, description="How one model is distributed over processes. TorchServe only."
+    )
+    parallelLevel: Positive | None = Field(None, description="Processes for one model. TorchServe only.")
+    torchrun: dict[str, Any] | None = Field(
+        None, description="Options of torchrun, for a distributed model. TorchServe only."
+    )
+    sequenceMaxIdleMSec: Count | None = Field(
+        None, description="Milliseconds after which an idle sequence ends. TorchServe only."
+    )
+    sequenceTimeoutMSec: Count | None = Field(
+        None, description="Milliseconds after which a sequence ends. TorchServe only."
+    )
+    maxSequenceJobQueueSize: Positive | None = Field(
+        None, description="Requests of one sequence that may wait. TorchServe only."
+    )
+    maxNumSequence: Positive | None = Field(None, description="Sequences at the same time. TorchServe only.")
+    continuousBatching: bool | None = Field(
+        None, description="Let requests join and leave a running batch. TorchServe only."
+    )
+    sequenceBatching: bool | None = Field(
+        None, description="Keep the requests of a sequence in one worker. TorchServe only."
+    )
+    asyncCommunication: bool | None = Field(None, description="Call the handler as a coroutine. TorchServe only.")
+    useVenv: bool | None = Field(
+        None, description="Give the model's requirements a virtual environment. TorchServe only."
+    )
     stages: Stages | None = Field(None, description="Processes for decoding and for the model; TorchServe ignores it.")
     torchmar: TorchmarConfig | None = Field(None, description="Options of the built-in server; TorchServe ignores it.")
     handler: dict[str, Any] | None = Field(None, description="Options of the handler.")
@@ -167,7 +185,7 @@ class Recipe(_Strict):
     version: Annotated[str, Field(pattern=VERSION_PATTERN)] = Field(
         description='The model\'s version, in quotes: "1.0".'
     )
-    description: str | None = None
+    description: str | None = Field(None, description="A text for people; `inspect` shows it.")
     handler: Annotated[str, Field(min_length=1)] = Field(
         description="A file (handler.py, or handler.py:function), one of torchmar's handlers "
         "(torchmar_handlers.image_classifier) or one that TorchServe ships (image_classifier)."

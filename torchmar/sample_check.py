@@ -78,6 +78,12 @@ def run_samples(path: Path) -> SampleReport:
     Each sample is sent alone, then all in batches as large as the server's, then in a random order with
     bad requests between them. A bad request should get a status 4xx, and the samples the same responses as alone.
 
+    Args:
+        path: the archive.
+
+    Returns:
+        The results; ``problems`` is empty if every response is as expected.
+
     Raises:
         ArchiveError: the archive cannot be opened, or has no samples.
         LoadError: the handler does not load.
