@@ -28,7 +28,7 @@ from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 from torchmar.server.http import Access
 from torchmar.server.telemetry import logs
-from torchmar.server.telemetry.logs import AccessLog, Background
+from torchmar.server.telemetry.logs import AccessLog, BackgroundWriter
 
 Make = Callable[..., Path]
 SLOW = """
@@ -101,7 +101,7 @@ def test_a_thread_that_cannot_keep_up_drops_counts_and_tells(tmp_path: Path) -> 
         free.wait()
         taken.extend(some)
 
-    background = Background("the pipe", write, most=3)
+    background = BackgroundWriter("the pipe", write, capacity=3)
     for number in range(3):
         background.put(number)
     until(lambda: not background._waiting)
@@ -119,7 +119,7 @@ def test_a_disk_that_is_full_is_no_end(tmp_path: Path) -> None:
     def write(some: Any) -> None:
         raise OSError("full")
 
-    background = Background("the disk", write)
+    background = BackgroundWriter("the disk", write)
     background.put(1)
     background.close()
     assert background.dropped == 1
