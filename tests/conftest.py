@@ -27,10 +27,19 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The slowest first, so that what is left at the end is short and keeps all processes of pytest-xdist busy.
+ORDER = ("torchserve", "server", "process", "unit")
+
+
+def folder_of(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).parts[0]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by what it needs: its folder, the real TorchServe, trained models."""
+    """Order the tests by their folders, and mark each by what it needs: a server, TorchServe, trained models."""
+    items.sort(key=lambda item: ORDER.index(folder_of(item)))
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
+        folder = folder_of(item)
         if folder in ("process", "server", "torchserve"):
             item.add_marker(folder)
         fixtures = getattr(item, "fixturenames", ())
