@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 import ts
@@ -340,8 +341,9 @@ def test_labels_are_escaped_and_help_is_one_line() -> None:
 def test_the_machine_is_told_in_torchserves_units() -> None:
     now = reading(Metrics())
     said = {sample.name: sample.value for sample in now.samples if sample.labels.get("Level") == "Host"}
-    assert said["MemoryUsed"] + said["MemoryAvailable"] > 0
-    assert said["DiskUsage"] + said["DiskAvailable"] > 0
+    memory, disk = psutil.virtual_memory().total >> 20, psutil.disk_usage("/").total >> 30  # MB and GB
+    assert said["MemoryUsed"] + said["MemoryAvailable"] == pytest.approx(memory, rel=0.2)
+    assert said["DiskUsage"] + said["DiskAvailable"] == pytest.approx(disk, rel=0.2)
     for percent in ("CPUUtilization", "MemoryUtilization", "DiskUtilization"):
         assert 0 <= said[percent] <= 100
     assert "MemoryUsed" not in {sample.name for sample in reading(Metrics(machine=False)).samples}

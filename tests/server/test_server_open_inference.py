@@ -421,7 +421,9 @@ def test_configuration_statistics_and_index_are_the_same_over_both(call: Call, r
             assert not good
     assert [new - old for new, old in zip(counted(), before, strict=True)] == [2, 1, 1]
     (told,) = rest("/models/iris/stats").json()["model_stats"]
-    assert told["inference_stats"]["success"]["ns"] > 0
+    stats = told["inference_stats"]
+    assert (told["inference_count"], stats["success"]["count"], stats["fail"]["count"]) == counted()
+    assert stats["success"]["ns"] > 0
     assert {one["name"] for one in rest("/models/stats").json()["model_stats"]} == {*SAMPLES, "mirror"}
 
     index = call("RepositoryIndex", wire.RepositoryIndexRequest(ready=True), wire.RepositoryIndexResponse).models

@@ -154,7 +154,7 @@ def test_a_renewal_that_cannot_be_written_leaves_the_token(tokens: Tokens, tmp_p
     before = keys(tokens.file)
     tokens.file.unlink()
     tokens.file.mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError):
         tokens.renew("inference")
     assert passes(tokens, f"Bearer {before['inference']}")
     assert [file.name for file in tmp_path.iterdir()] == [tokens.file.name]

@@ -179,7 +179,13 @@ def test_the_function_of_the_documentation_compares_labels(tmp_path: Path) -> No
     assert label(Response(200, b'{"7": 0.97, "9": 0.01}'), Response(200, b'{"1": 0.8, "7": 0.1}')) == "1, not 7"
 
 
-@pytest.mark.parametrize("text", ["roughly", "-1", "nan", "inf", "no_such.py:f"])
-def test_a_way_to_compare_that_is_none_is_told(text: str) -> None:
-    with pytest.raises(TorchmarError):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *((text, f"'{text}' is no way to compare answers") for text in ("roughly", "-1", "nan", "inf")),
+        ("no_such.py:f", r"no_such\.py"),
+    ],
+)
+def test_a_way_to_compare_that_does_not_exist_is_an_error(text: str, reason: str) -> None:
+    with pytest.raises(TorchmarError, match=reason):
         ab_comparison.agreement(text)

@@ -226,11 +226,9 @@ def test_what_lets_others_into_the_built_in_server_is_what_that_has(tmp_path: Pa
     "text", ["", "inference_address=https://0.0.0.0:8443", "allowed_urls=https://a\\\\.example/.*"]
 )
 def test_what_lets_nobody_in_is_no_finding(tmp_path: Path, text: str) -> None:
-    assert (
-        told(exposure.check(config(tmp_path, text)))
-        == "ok loopback only, with tokens, archives of the model store only ()"
-        or text
-    )
+    if not text:
+        safe = "ok loopback only, with tokens, archives of the model store only ()"
+        assert told(exposure.check(config(tmp_path, text))) == safe
     assert not told(exposure.check(config(tmp_path, text)), "warning")
     assert not told(exposure.check(config(tmp_path, text)), "error")
 

@@ -27,7 +27,11 @@ from torchmar.engines.engine import Engine
 from torchmar.worker import START
 from torchmar.worker.process import forking
 
-pytestmark = [on_both_engines, pytest.mark.usefixtures("engine")]
+#: TorchServe's workers share nothing anyway: two of them show that a test is right, and more would show no more.
+_workers = pytest.mark.parametrize(
+    ("engine", "workers"), [("torchserve", 2), ("builtin", 2), ("builtin", 4)], scope="module"
+)
+_on_builtin = pytest.mark.parametrize("engine", ["builtin"], scope="module")
 
 Make = Callable[..., Path]
 #: Requests of each test by engine and workers: 10,000 in all for the built-in server.
@@ -178,7 +182,7 @@ class Random:
 """
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@_workers
 @pytest.mark.parametrize("name", ["npz", "rows"])
 def test_an_open_file_is_read_by_one_worker_alone(
     serve: Callable[..., Engine], engine: EngineName, name: str, workers: int
@@ -199,7 +203,7 @@ def test_an_open_file_is_read_by_one_worker_alone(
     assert len({one["pid"] for one in answers}) == workers
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@_workers
 def test_a_scratch_file_is_of_one_worker_alone(serve: Callable[..., Engine], engine: EngineName, workers: int) -> None:
     server = serve("scratch", SCRATCH, workers)
     answers = ask(server, "scratch", [{"n": n} for n in range(count(engine))])
@@ -207,7 +211,7 @@ def test_a_scratch_file_is_of_one_worker_alone(serve: Callable[..., Engine], eng
     assert len({one["pid"] for one in answers}) == workers
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@_workers
 def test_a_database_in_a_temporary_folder_is_of_one_worker_alone(
     serve: Callable[..., Engine], engine: EngineName, workers: int
 ) -> None:
@@ -217,6 +221,7 @@ def test_a_database_in_a_temporary_folder_is_of_one_worker_alone(
     assert len({one["pid"] for one in answers}) == workers
 
 
+@on_both_engines
 def test_random_numbers_differ_between_workers(serve: Callable[..., Engine]) -> None:
     server = serve("random", RANDOM, 4)
     answers = ask(server, "random", [{}] * 64)
@@ -239,6 +244,7 @@ class Seeded:
 """
 
 
+@on_both_engines
 def test_a_generator_that_the_handler_has_seeded_is_left_as_it_is(serve: Callable[..., Engine]) -> None:
     server = serve("seeded", SEEDED, 2)
     answers = ask(server, "seeded", [{}] * 2)
@@ -246,6 +252,7 @@ def test_a_generator_that_the_handler_has_seeded_is_left_as_it_is(serve: Callabl
     assert set(answers) <= {torch.rand(1, generator=generator).item() for _ in range(2)}
 
 
+@_on_builtin
 def test_random_numbers_of_forks_differ_too_but_for_generators_of_the_handler(serve: Callable[..., Engine]) -> None:
     server = serve("forked", RANDOM, 4, config={"responseTimeout": 60, "torchmar": {"fork": True}})
     answers = ask(server, "forked", [{}] * 64)
@@ -276,9 +283,10 @@ def test_what_forks_must_not_share_is_found_wherever_it_is_held(tmp_path: Path) 
 WHO = "import os\ndef handle(rows, context):\n    return rows and [os.getpid()] * len(rows)\n"
 
 
+@_on_builtin
 @pytest.mark.parametrize("fork", [True, False, None])
 def test_the_archive_says_whether_its_workers_are_forks_and_the_log_why(
-    serve: Callable[..., Engine], engine: EngineName, fork: bool | None
+    serve: Callable[..., Engine], fork: bool | None
 ) -> None:
     name = f"fork-{fork}"
     config: dict[str, Any] = {"responseTimeout": 60}
@@ -286,8 +294,6 @@ def test_the_archive_says_whether_its_workers_are_forks_and_the_log_why(
         config["torchmar"] = {"fork": fork}
     server = serve(name, WHO, 2, config=config)
     answers = ask(server, name, [{}] * 16)
-    if engine != "builtin":
-        return
     (parent,) = {forked_by(pid) for pid in answers}
     # The parent of all workers is below the server and its supervisor; the parent of forks is a fork of that one.
     forked = any(START.name in word for word in forked_by(parent.pid).cmdline())
@@ -298,9 +304,8 @@ def test_the_archive_says_whether_its_workers_are_forks_and_the_log_why(
     assert ("sets torchmar: {fork:" in line) is (fork is not None)
 
 
-def test_workers_of_a_known_handler_are_forks(running: Engine, engine: EngineName, digits: Path) -> None:
-    if engine != "builtin":
-        pytest.skip("TorchServe has no forks")
+@_on_builtin
+def test_workers_of_a_known_handler_are_forks(running: Engine, digits: Path) -> None:
     shutil.copy(digits, running.model_store)
     running.management.register(digits.name, initial_workers=2)
     log = (running.folder / "logs" / "server.log").read_text()
