@@ -341,9 +341,9 @@ def test_labels_are_escaped_and_help_is_one_line() -> None:
 def test_the_machine_is_told_in_torchserves_units() -> None:
     now = reading(Metrics())
     said = {sample.name: sample.value for sample in now.samples if sample.labels.get("Level") == "Host"}
-    memory, disk = psutil.virtual_memory().total >> 20, psutil.disk_usage("/").total >> 30  # MB and GB
-    assert said["MemoryUsed"] + said["MemoryAvailable"] == pytest.approx(memory, rel=0.2)
-    assert said["DiskUsage"] + said["DiskAvailable"] == pytest.approx(disk, rel=0.2)
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
+    assert said["MemoryUsed"] + said["MemoryAvailable"] == pytest.approx(memory.total / 2**20, rel=0.2)  # MB
+    assert said["DiskUsage"] + said["DiskAvailable"] == pytest.approx((disk.used + disk.free) / 2**30, rel=0.2)  # GB
     for percent in ("CPUUtilization", "MemoryUtilization", "DiskUtilization"):
         assert 0 <= said[percent] <= 100
     assert "MemoryUsed" not in {sample.name for sample in reading(Metrics(machine=False)).samples}
