@@ -41,7 +41,7 @@ def traceback(folder: Path, name: str, version: str) -> str:
 
 
 def failures(folder: Path) -> dict[tuple[str, str], Failure]:
-    """Return the failures of workers whose last ended run was a failure, by model and version.
+    """Return the failures of workers whose last completed run failed, by model and version.
 
     The log does not show whether the present run of such a worker will succeed; the server's
     description does (`torchmar.engines.state`).
