@@ -268,11 +268,11 @@ class Terminal:
 def test_top_survives_that_its_server_ends_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     with Terminal("top", "-i", "0.2", cwd=tmp_path) as terminal:
-        terminal.until("no server runs with .torchmar; looking again")
+        terminal.until("no server runs with .torchmar; trying again")
         with TorchServe(write_config(tmp_path), tmp_path / "store", tmp_path / ".torchmar"):
             terminal.until("req/s")
             terminal.until("requests/s failed")
-        terminal.until("looking again")
+        terminal.until("trying again")
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.process.wait(30) == 0
         seen = terminal.rest()

@@ -31,7 +31,7 @@ _GAP = 3
 _SHORTEST = 8  # characters of a model's name
 _TALL = 20  # lines of a terminal from which on the legend is shown
 _LEGEND = """\
-mean, wait: mean ms of a request since the last reading: in all, and in the queue
+mean, wait: mean ms of a request since the last reading: in all, in the queue
 p50, p99: ms of a batch in the handler, if it measures HandlerSeconds"""
 
 
