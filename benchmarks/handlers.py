@@ -1,13 +1,13 @@
 """Time handlers: torchmar's against those that TorchServe ships, with the same weights and inputs.
 
 Both run in the same worker process program (batches of 1 to 32) and behind the same real
-TorchServe; every figure of a table is of the same run, the sides asked in turn, after rounds
+TorchServe; every figure of a table is of the same run, the sides called in turn, after rounds
 that are not counted. Answers are compared before a time counts: labels equal and probabilities
 within 1e-3, attributions within a relative error of 1e-3. The floor is the bare forward pass
 after the fastest decoding at hand, with nothing around them. All processes wait for threads of OpenMP as torchmar's
 workers do (`torchmar.worker.environment`): with OpenMP's default, threads of the side before still keep cores busy when
 the next one starts, and figures differ by a factor of ten from run to run. Weights are random: time does
-not depend on what they say.
+not depend on their content.
 
     python benchmarks/handlers.py [--rounds 5] [--seconds 5] [--only worker server explain text start]
 """
@@ -55,7 +55,7 @@ WORDS = ["the", "a", "model", "server", "worker", "batch", "request", "answer", 
 
 
 def main() -> int:
-    """Measure the parts asked for and print a table of each."""
+    """Measure the selected parts and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds; two more go before")
     parser.add_argument("--seconds", type=float, default=5.0, help="of load on the server, for each figure")
@@ -309,7 +309,7 @@ POOL = ThreadPoolExecutor(_DECODERS, initializer=torch.set_num_threads, initargs
 
 
 class Context:
-    """What TorchServe tells a handler when it loads."""
+    """The context that TorchServe passes to a handler when it loads."""
 
     def __init__(self, folder: Path, weights: str) -> None:
         self.manifest = {"model": {"modelName": "bench", "modelVersion": "1.0", "serializedFile": weights}}

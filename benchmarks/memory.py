@@ -1,4 +1,4 @@
-"""Weigh four workers of a handler that nobody knows, and time how they come up: the built-in server against TorchServe.
+"""Measure memory and start of four workers of a handler of a user: the built-in server against TorchServe.
 
 The handler is a class of the archive's own that loads large weights in one of three formats, so that every worker runs
 its ``initialize``. Each format is served in one run by TorchServe as shipped, by the built-in server as it is, and by
@@ -114,7 +114,7 @@ def main() -> int:
 
 
 def _compare(home: Path, kind: str, size: str, rounds: int) -> bool:
-    """Measure and print one format; tell whether nothing failed."""
+    """Measure and print one format; return whether nothing failed."""
     with tempfile.TemporaryDirectory(dir=home) as folder:
         model = _model(Path(folder), kind, size_of(size))
         sides = {"TorchServe": Shipped(), "built in": Builtin(), "built in, fork: true": _Forking()}

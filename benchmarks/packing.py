@@ -115,12 +115,12 @@ def run(command: list[str], folder: Path) -> Timed:
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(folder)},
     )
-    said = process.stderr.read() if process.stderr else b""
+    errors = process.stderr.read() if process.stderr else b""
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{said.decode()}")
+        sys.exit(f"{' '.join(command)} failed:\n{errors.decode()}")
     return Timed(seconds, usage.ru_maxrss * UNIT)
 
 
@@ -140,7 +140,7 @@ def _print(size: str, results: dict[str, Timed]) -> None:
         if name == "python -c pass":
             continue
         faster = f"{took.seconds / ours.seconds:.1f} x" if name.startswith("torch-") else ""
-        # A new process starts as a copy of this one: what is less than that cannot be told.
+        # A new process starts as a copy of this one: less than that cannot be measured.
         least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
         memory = f"{took.memory / 10**6:.0f} MB" if took.memory > 1.1 * least else f"< {1.1 * least / 10**6:.0f} MB"
         print(

@@ -1,16 +1,16 @@
 """Time servers: torchmar's against TorchServe, and against what else serves PyTorch models.
 
 All sides serve the same TorchScript programs on the same machine in one run, one after the other in
-every round, and are asked by the same client: `wrk` (Debian and Ubuntu: apt install wrk; macOS: brew
+every round, and are measured with the same client: `wrk` (Debian and Ubuntu: apt install wrk; macOS: brew
 install wrk), with one thread, beside the server. Archives and services name the same batches (16
 requests, 1 ms) and one worker, TorchServe as shipped apart; threads are nowhere set, and Pillow decodes
 on all sides. Each server is warmed with load that is not counted; its answers are compared before and
 after, and a figure counts only if every request was answered with 2xx. Figures are medians of the
 rounds, and the spread is how far these lie apart: where it is large, or the load average at the start
-is, others were using the machine, and the figures say little. Memory is the proportional set size of all
+is, others were using the machine, and the figures mean little. Memory is the proportional set size of all
 processes of a server.
 
-TorchServe stands in two rows, and ratios are told of both. As shipped is what pip installs, with tokens
+TorchServe stands in two rows, and there are ratios to both. As shipped is what pip installs, with tokens
 off: its own script, logging and defaults (as many workers as cores, which take threads from each other,
 and batches of one), and the handler that its documentation has for the case. The other row is the same
 server with an archive configured as those of the other sides: what is left between it and the built-in
@@ -52,7 +52,7 @@ PARTS = ("tiny", "resnet", "explain", "memory", "times")
 
 
 def main() -> int:
-    """Measure the parts asked for, print the tables, draw the picture; exit 1 if a side failed."""
+    """Measure the selected parts, print the tables, draw the picture; exit 1 if a side failed."""
     engines = [side.key for side in (*TORCHSERVES, *COMPETITORS)]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
@@ -113,7 +113,7 @@ def _measure(
 
 
 def _sides(engines: Sequence[str], python: Path | None) -> list[Side]:
-    """Return the sides that were asked for and are there; say why the others are not."""
+    """Return the selected sides that are installed; print why the others are not."""
     chosen: list[Side] = [side() for side in TORCHSERVES if side.key in engines]
     others = [side for side in COMPETITORS if side.key in engines]
     if others:

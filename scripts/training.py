@@ -39,7 +39,7 @@ def _train(names: list[str]) -> int:
 
 
 def is_made(folder: Path, files: list[str]) -> bool:
-    """Tell whether all files are there, the first of them (the weights) newer than the code beside it."""
+    """Return whether all files are there, the first of them (the weights) newer than the code beside it."""
     if not all((folder / file).exists() for file in files):
         return False
     return (folder / files[0]).stat().st_mtime >= max(

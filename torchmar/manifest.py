@@ -101,5 +101,5 @@ def parse(text: bytes | str) -> Manifest:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether ``text`` may be a model's name."""
+    """Return whether ``text`` may be a model's name."""
     return re.match(NAME_PATTERN, text) is not None

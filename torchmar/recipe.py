@@ -78,7 +78,7 @@ class TorchmarConfig(_Strict):
 
 
 def are_stages(value: object) -> bool:
-    """Tell whether a section ``stages`` is the built-in server's, and not one that only the handler knows."""
+    """Return whether a section ``stages`` is the built-in server's, and not one that only the handler knows."""
     if not isinstance(value, Mapping):
         return False
     return bool(value.keys() & Stages.model_fields) or all(isinstance(one, int | float) for one in value.values())
@@ -229,7 +229,7 @@ def read(path: Path) -> tuple[Recipe, Path]:
 
 
 def is_recipe(path: Path) -> bool:
-    """Tell whether ``path`` is meant as a recipe (or the folder of one) and not as an archive."""
+    """Return whether ``path`` is meant as a recipe (or the folder of one) and not as an archive."""
     return (path / FILE_NAME).is_file() or path.suffix in (".yaml", ".yml")
 
 

@@ -1,1 +1,1 @@
-"""What `benchmarks/serving.py` is made of: models, sides that serve them, load, measurements, report."""
+"""The parts of `benchmarks/serving.py`: models, servers under test, load, measurements, report."""

@@ -1,4 +1,4 @@
-"""Load on a server: `wrk` with connections that each ask anew when they are answered."""
+"""Load on a server: `wrk` with connections that each send a request when the last one is answered."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def fire(running: Running, model: Model, connections: int, seconds: float) -> Fi
             arguments.append(f"F:{file}")
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "60s", "-s", str(_SCRIPT)]
         before = cpu_seconds(running.pid)
-        told = subprocess.run([*command, running.url, "--", *arguments], capture_output=True, text=True)
+        process = subprocess.run([*command, running.url, "--", *arguments], capture_output=True, text=True)
         spent = cpu_seconds(running.pid) - before
-    last = told.stdout.strip().rpartition("\n")[2]
-    if told.returncode or not last.startswith("{"):
-        raise Failed(f"wrk: {(told.stderr or told.stdout).strip()}")
-    said = json.loads(last)
-    if said["refused"] or said["broken"] or not said["requests"]:
-        raise (Failed if said["refused"] or said["broken"] else Unanswered)(
-            f"{said['requests']} requests of {connections} connections, {said['refused']} refused, "
-            f"{said['broken']} not answered"
+    last = process.stdout.strip().rpartition("\n")[2]
+    if process.returncode or not last.startswith("{"):
+        raise Failed(f"wrk: {(process.stderr or process.stdout).strip()}")
+    counts = json.loads(last)
+    if counts["refused"] or counts["broken"] or not counts["requests"]:
+        raise (Failed if counts["refused"] or counts["broken"] else Unanswered)(
+            f"{counts['requests']} requests of {connections} connections, {counts['refused']} refused, "
+            f"{counts['broken']} not answered"
         )
     return Figures(
-        rate=said["requests"] / said["microseconds"] * 1e6,
-        p50=said["p50"] / 1e6,
-        p99=said["p99"] / 1e6,
-        cpu=spent / said["requests"] * 1000,
+        rate=counts["requests"] / counts["microseconds"] * 1e6,
+        p50=counts["p50"] / 1e6,
+        p99=counts["p99"] / 1e6,
+        cpu=spent / counts["requests"] * 1000,
     )
 
 

@@ -195,11 +195,11 @@ class Measurement:
             environment = worker_environment(os.environ)
             for number in range(self.rounds):
                 _tell(f"floor of {model.name}, round {number + 1} of {self.rounds}")
-                told = subprocess.run(command, capture_output=True, text=True, env=environment)
-                if told.returncode:
-                    self.results.failures.append(f"the floor: {told.stderr.strip()}")
+                process = subprocess.run(command, capture_output=True, text=True, env=environment)
+                if process.returncode:
+                    self.results.failures.append(f"the floor: {process.stderr.strip()}")
                     return
-                self.results.floor.append(float(told.stdout.split()[-1]))
+                self.results.floor.append(float(process.stdout.split()[-1]))
 
     @property
     def _whole(self) -> list[Side]:

@@ -1,4 +1,4 @@
-"""The models that are served: programs of random but fixed weights, what they are asked, what they answer."""
+"""The models that are served: programs of random but fixed weights, their requests and expected answers."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class Model:
         content_type: of the bodies.
         bodies: requests.
         expected: the answers to them.
-        same: tells whether an answer is the expected one, of floats that went other ways.
-        explain: whether explanations are asked for.
+        same: returns whether an answer is the expected one, of floats that went other ways.
+        explain: whether explanations are requested.
     """
 
     name: str
@@ -270,7 +270,7 @@ def _classified(program: Any, image: bytes) -> dict[str, float]:
 
 
 def _same_classes(found: Any, expected: Any) -> bool:
-    """Tell whether five classes have the probabilities that they should, and the best of all is among them.
+    """Return whether five classes have the probabilities that they should, and the best of all is among them.
 
     A resize that rounds in another way moves a probability by some thousandths.
     """

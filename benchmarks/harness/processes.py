@@ -1,4 +1,4 @@
-"""What a server costs: CPU seconds and memory of its process with all that it started; and other busy processes."""
+"""CPU seconds and memory of a server's process and its descendants; and busy processes beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured, as tables with the goals beside it and as a picture."""
+"""The report of the measurements: tables, goals and a picture."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def show(results: Results, sides: Sequence[Side], models: Sequence[str], connect
 
 
 def goals(results: Results, connections: Sequence[int]) -> Iterator[Goal]:
-    """Yield the goals that can be told from what was measured."""
+    """Yield the goals that the measurements decide."""
     for way, key in _WAYS.items():
         for count in connections:
             ours, shipped, ceiling = (results.load(side, "tiny", count) for side in (key, _SHIPPED, _CEILING))
@@ -104,8 +104,8 @@ def draw(results: Results, sides: Sequence[Side], file: Path) -> None:
                 pen.text((left - 12, top + _ROW / 2), side.title, (80, 83, 90), font, anchor="rm")
                 pen.rectangle((left, top + 4, left + width, top + _ROW - 4), fill=_colour(side))
                 ratio = f"   {value / base:.2g} x" if base and side.key != _SHIPPED else ""
-                told = f"{_number(value)}{unit}{ratio}"
-                pen.text((left + width + 8, top + _ROW / 2), told, (32, 33, 36), font, anchor="lm")
+                text = f"{_number(value)}{unit}{ratio}"
+                pen.text((left + width + 8, top + _ROW / 2), text, (32, 33, 36), font, anchor="lm")
                 top += _ROW
             top += 12
     page.save(file)

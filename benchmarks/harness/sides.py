@@ -1,4 +1,4 @@
-"""The sides of the comparison: each starts a server with one model, and knows how this one is asked."""
+"""The servers that are compared: each starts with one model and defines the request to it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Running:
         return f"{head}Content-Type: {JPEG}\r\n\r\n".encode() + body + f"\r\n--{_BOUNDARY}--\r\n".encode()
 
     def value(self, model: Model, answer: Any) -> Any:
-        """Return what an answer says of the one request, without what a server puts around it."""
+        """Return the model's answer to the one request, without the server's envelope."""
         if model.explain:
             return answer["attributions"] if isinstance(answer, dict) else answer
         return answer[0] if self.list_of else answer
@@ -209,12 +209,16 @@ class Builtin(Ours):
 
     def missing(self) -> str:
         """Return whether this version of torchmar has none."""
-        told = subprocess.run([sys.executable, "-m", "torchmar.server", "--help"], capture_output=True, text=True)
-        return f"python -m torchmar.server: {told.stderr.strip().rpartition(chr(10))[2]}" if told.returncode else ""
+        completed = subprocess.run([sys.executable, "-m", "torchmar.server", "--help"], capture_output=True, text=True)
+        return (
+            f"python -m torchmar.server: {completed.stderr.strip().rpartition(chr(10))[2]}"
+            if completed.returncode
+            else ""
+        )
 
 
 class BuiltinStock(Builtin):
-    """The built-in server with TorchServe's handlers, which tells the server's part from the handler's."""
+    """The built-in server with TorchServe's handlers, which separates the server's share from the handler's."""
 
     key, title, store, only_load = "builtin-stock", "torchmar, TorchServe's handler", "stock", True
 
@@ -235,9 +239,9 @@ class Competitor(Side):
 
     def missing(self) -> str:
         """Return whether the framework is not installed."""
-        told = subprocess.run([self.python, "-c", f"import {self.module}"], capture_output=True, text=True)
-        last = told.stderr.strip().rpartition("\n")[2]
-        return f"{self.title} is not installed for {self.python}: {last}" if told.returncode else ""
+        completed = subprocess.run([self.python, "-c", f"import {self.module}"], capture_output=True, text=True)
+        last = completed.stderr.strip().rpartition("\n")[2]
+        return f"{self.title} is not installed for {self.python}: {last}" if completed.returncode else ""
 
     @property
     def module(self) -> str:
@@ -309,7 +313,7 @@ class RayServe(Competitor):
         return "ray.serve"
 
     def environment(self, port: int, folder: Path) -> Mapping[str, str]:
-        """Return Ray's settings: nothing is told to anybody, and its files go away with the rest."""
+        """Return Ray's settings: no usage statistics are sent, and its files lie in the temporary folder."""
         return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder), "PYTHONPATH": str(_COMPETITORS)}
 
 
@@ -324,7 +328,7 @@ class BentoML(Competitor):
         return [str(self.python), "-m", "bentoml", "serve", "bentoml_service:Model", *place]
 
     def environment(self, port: int, folder: Path) -> Mapping[str, str]:
-        """Return BentoML's settings: nothing is told to anybody, and its files go away with the rest."""
+        """Return BentoML's settings: no usage statistics are sent, and its files lie in the temporary folder."""
         return {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder)}
 
     def path_of(self, model: Model) -> str:
@@ -356,8 +360,8 @@ def _process(
     def ended() -> str:
         if process.poll() is None:
             return ""
-        said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-        return "\n".join([f"it ended with exit code {process.returncode}", *said])
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        return "\n".join([f"it ended with exit code {process.returncode}", *lines])
 
     try:
         yield process, ended
@@ -402,7 +406,7 @@ def _wait_for_port(address: str, ended: Callable[[], str], seconds: float = 60) 
         if problem := ended():
             raise Failed(problem)
         if time.monotonic() > deadline:
-            raise Failed(f"nobody listens at {address} after {seconds:.0f} s")
+            raise Failed(f"no server listens at {address} after {seconds:.0f} s")
         time.sleep(0.02)
 
 
@@ -419,9 +423,9 @@ def environment_of_competitors(folder: Path) -> Path:
         wanted = [f"torch=={torch.__version__.partition('+')[0]} numpy pillow orjson"]
         for packages in [*wanted, "mosec", "litserve", "ray[serve]", "bentoml"]:
             command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages.split()]
-            told = subprocess.run(command, capture_output=True, text=True)
-            if told.returncode:
-                print(f"{packages}: {told.stderr.strip().rpartition(chr(10))[2]}", file=sys.stderr)
+            completed = subprocess.run(command, capture_output=True, text=True)
+            if completed.returncode:
+                print(f"{packages}: {completed.stderr.strip().rpartition(chr(10))[2]}", file=sys.stderr)
     if not python.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         raise Failed(f"{folder} could not be made")

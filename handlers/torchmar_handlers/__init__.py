@@ -1,4 +1,4 @@
-"""Handlers for TorchServe that answer every request of a batch for itself.
+"""Handlers for TorchServe that handle each request of a batch by itself.
 
 This package travels inside archives, whole, and imports nothing of torchmar: only the
 standard library, torch, NumPy, Pillow, captum and TorchServe's own ``ts``. One file, one

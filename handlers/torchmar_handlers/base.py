@@ -1,4 +1,4 @@
-"""The base of all handlers: TorchServe's own, with every request of a batch on its own feet."""
+"""The base class of all handlers: TorchServe's own, with each request of a batch handled by itself."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _LABELS = "index_to_name.json"
 
 
 class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
-    """Answer a batch in which each request stands alone.
+    """A handler that handles each request of a batch by itself.
 
-    What a handler of this family overrides, in the order in which it happens:
+    The methods that a handler overrides, in the order of their calls:
 
     * ``decode(request)``: one request to one input; ``BadRequest`` refuses that request only;
     * ``preprocess(inputs)``: the inputs of a batch to what the model takes;
@@ -42,8 +42,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     * ``postprocess(output)``: the model's output to a list with one answer per request;
     * ``explain_handle(batch, requests)``: one explanation per request.
 
-    ``predict_handle(batch, requests)`` is there for answers that need more than the output.
-    A request with several instances (KServe, TensorFlow Serving) comes to these as several.
+    Override ``predict_handle(batch, requests)`` for answers that need more than the model's output.
+    A request with several instances (KServe, TensorFlow Serving) is passed to these methods as several requests.
 
     ============== ============================ ==================================================
     option         default                      meaning
@@ -111,7 +111,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         """Answer the archive's samples, alone and in a full batch; the last thing to do in ``initialize``.
 
         What is slow at first (TorchScript compiles in the first calls of every shape) is paid here
-        and not by the first clients. Explanations are left out: most workers are never asked for
+        and not by the first clients. Explanations are left out: most workers never compute
         one, and captum costs seconds and memory. Option ``warm_up: false`` skips it all.
 
         Raises:

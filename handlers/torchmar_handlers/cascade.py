@@ -1,4 +1,4 @@
-"""Two models of one archive, of which the second answers what the first leaves to it."""
+"""Two models in one archive, combined: crops of detected objects, a fallback for unsure answers, or the mean."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ class Cascade(BaseHandler):
             for (pixels, _), one in zip(batch, found, strict=True)
             for box in one["boxes"]
         ]
-        # What the client accepts is asked of the whole, not of the parts.
-        answers = iter(_ask(self.second, crops, [Request(0, {}, {})] * len(crops)))
+        # The client's Accept header is about the whole answer, not about its parts.
+        answers = iter(_predict(self.second, crops, [Request(0, {}, {})] * len(crops)))
         replies: list[Any] = []
         for request, (pixels, _), one in zip(requests, batch, found, strict=True):
             objects = self.first.document(one)
@@ -159,21 +159,21 @@ class Cascade(BaseHandler):
         return replies
 
     def _unsure(self, batch: Sequence[Any], requests: Sequence[Request]) -> list[Any]:
-        answers = _ask(self.first, batch, requests)
+        answers = _predict(self.first, batch, requests)
         unsure = [
             index for index, answer in enumerate(answers) if max(_probabilities(answer).values()) < self.threshold
         ]
         left = [requests[index] for index in unsure]
         # This runs in the worker's main thread, so that the pool is free.
         decoded = self.executor.map(self.second.decode, left) if self.executor else map(self.second.decode, left)
-        for index, answer in zip(unsure, _ask(self.second, list(decoded), left), strict=True):
+        for index, answer in zip(unsure, _predict(self.second, list(decoded), left), strict=True):
             answers[index] = answer
         return answers
 
     def _mean(self, batch: Sequence[Any], requests: Sequence[Request]) -> list[dict[str, float]]:
         both = zip(
-            _ask(self.first, [one for one, _ in batch], requests),
-            _ask(self.second, [one for _, one in batch], requests),
+            _predict(self.first, [one for one, _ in batch], requests),
+            _predict(self.second, [one for _, one in batch], requests),
             strict=True,
         )
         means = []
@@ -230,7 +230,7 @@ class Cascade(BaseHandler):
         return made
 
 
-def _ask(stage: Any, inputs: Sequence[Any], requests: Sequence[Request]) -> list[Any]:
+def _predict(stage: Any, inputs: Sequence[Any], requests: Sequence[Request]) -> list[Any]:
     """Return a stage's answers to decoded inputs, as few passes as their groups allow."""
     groups: dict[Hashable, list[int]] = {}
     for index, one in enumerate(inputs):

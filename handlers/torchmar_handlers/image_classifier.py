@@ -58,7 +58,7 @@ class ImageClassifier(BaseHandler):
         options = self.options
         self.inputs = Inputs(options, self.device)
         self.topk = options.integer("topk", 5, low=1)
-        self.asked_by_default = {
+        self.default_options = {
             "method": options.text("method", explanations.METHODS[0], choices=explanations.METHODS),
             "n_steps": options.integer("n_steps", 50, low=1, high=1000),
             "baseline": options.text("baseline", BASELINES[0], choices=BASELINES),
@@ -99,19 +99,19 @@ class ImageClassifier(BaseHandler):
 
     def explain_handle(self, batch: torch.Tensor, requests: Sequence[Request]) -> list[Any]:
         """Return, for each request, its attributions as JSON or as a picture."""
-        defaults = self.asked_by_default
-        asked = [explanations.read(request, defaults=defaults) for request in requests]
+        defaults = self.default_options
+        requested = [explanations.read(request, defaults=defaults) for request in requests]
         scores = only(self.inference(batch))
         probabilities = scores.softmax(1)
         targets = probabilities.argmax(1).clone()
-        for position, one in enumerate(asked):
+        for position, one in enumerate(requested):
             if one.target is not None:
                 targets[position] = self._class(one.target, probabilities.shape[1])
         explained = explanations.explain(
             lambda rows: only(forward(self.model, rows, device=self.device, dtype=self.dtype)),
             batch,
             targets,
-            asked,
+            requested,
             scores=scores,
             model=self.model,
             layer=self.layer,

@@ -1,4 +1,4 @@
-"""One request of a batch: its row, its headers and what it asks for."""
+"""One request of a batch: its row, its headers and its options."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class Request:
         return self.headers.get("describe") == "True"
 
     def accepts(self, content_type: str) -> bool:
-        """Tell whether the request's ``Accept`` names ``content_type`` itself (a wildcard does not count)."""
+        """Return whether the request's ``Accept`` names ``content_type`` itself (a wildcard does not count)."""
         accepted = str(self.headers.get("accept", "")).lower().split(",")
         return content_type in [choice.partition(";")[0].strip() for choice in accepted]
 
     def sends(self, content_type: str) -> bool:
-        """Tell whether the request's body is of ``content_type``, whatever its parameters are."""
+        """Return whether the request's body is of ``content_type``, whatever its parameters are."""
         return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower() == content_type
 
     @property
@@ -121,7 +121,7 @@ class Request:
         raise BadRequest(f"the form has the fields {message}; send the input as the only one, or call it 'data'")
 
     def option(self, name: str) -> Any:
-        """Return what a client asks for beside the input, as text or JSON value; None when it says nothing.
+        """Return what a client asks for beside the input, as text or JSON value; None if it is not set.
 
         Looked for as a form field, as a key of a JSON body or of its ``parameters``, and as the
         header ``Explain-NAME``, with dashes for underscores.

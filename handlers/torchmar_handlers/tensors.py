@@ -251,7 +251,7 @@ def _payload(request: Request) -> Any:
 
 
 def _known(model: torch.nn.Module) -> list[Input]:
-    """Return the inputs that a model itself tells of, without the dimension of the batch."""
+    """Return the inputs that a model declares, without the dimension of the batch."""
     known = weights.inputs(model)
     return [
         Input(
@@ -264,7 +264,7 @@ def _known(model: torch.nn.Module) -> list[Input]:
 
 
 def _inputs(given: Any, known: Sequence[Input]) -> list[Input]:
-    """Return the inputs of an instance: those of the option, else those that the model tells of."""
+    """Return the inputs of an instance: those of the option, else those that the model declares."""
     if given is None:
         return list(known) or [Input()]
     if not isinstance(given, list) or not given:
@@ -303,7 +303,7 @@ def _outputs(given: Any) -> tuple[str, ...]:
 
 
 def _many(value: Any, spec: Input | None) -> bool:
-    """Tell whether a value has one dimension more than an instance of an input."""
+    """Return whether a value has one dimension more than an instance of an input."""
     if spec is None or spec.shape is None:
         return False
     rank = 0
@@ -380,7 +380,7 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
 
 
 def _fits_float32(array: np.ndarray, dtype: np.dtype) -> bool:
-    """Tell whether all numbers are known to be finite as float32; a square of one that is not would tell."""
+    """Return whether all numbers are known to be finite as float32; a square of one that is not would tell."""
     if array.dtype != np.float64 or dtype != np.float32:
         return False
     flat = array.ravel()

@@ -14,7 +14,7 @@ from torchmar_handlers.common import signatures
 from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.reply import PNG, Reply
 from torchmar_handlers.explanations import TOKEN_METHODS, Explanation, document, explain_tokens
-from torchmar_handlers.explanations import read as read_asked
+from torchmar_handlers.explanations import read as read_options
 from torchmar_handlers.explanations.explanation import rounded
 from torchmar_handlers.request import BadRequest, Request
 from torchmar_handlers.texts import outputs, tokenizer, vocabulary
@@ -46,7 +46,7 @@ class TextClassifier(TextHandler):
     A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol it
     is the tensors ``label`` and ``probability``, of the most probable one.
 
-    An explanation has ``tokens``: ``{"text", "start", "end", "value"}``, those first that say most, for
+    An explanation has ``tokens``: ``{"text", "start", "end", "value"}``, the largest absolute values first, for
     (above 0) or against the label; or, where the request accepts ``image/png``, it is the picture of the text.
     With a vocabulary the places are those of ``text``, what is left of the text when it is cleaned, and the value of a
     pair of words is shared by them. Requests may set ``method``, ``n_steps``, ``baseline`` and ``target``
@@ -58,7 +58,7 @@ class TextClassifier(TextHandler):
         options = self.options
         self.in_order = self.has_vocabulary and options.get("topk") is None
         self.topk = options.integer("topk", 5, low=1)
-        self.asked_by_default = {
+        self.default_options = {
             "method": options.text("method", TOKEN_METHODS[0], choices=TOKEN_METHODS),
             "n_steps": options.integer("n_steps", 50, low=1, high=1000),
             "baseline": options.text("baseline", "zeros", choices=("zeros", *self.reader.replacements)),
@@ -96,20 +96,20 @@ class TextClassifier(TextHandler):
         return answers
 
     def explain_handle(self, batch: Sequence[Encoded], requests: Sequence[Request]) -> list[Any]:
-        """Return, for each request, what each word says, as JSON or as a picture."""
+        """Return, for each request, the attribution of each word, as JSON or as a picture."""
         replacements = self.reader.replacements
-        asked = [
-            read_asked(
+        requested = [
+            read_options(
                 request,
                 methods=TOKEN_METHODS,
-                defaults=self.asked_by_default,
+                defaults=self.default_options,
                 baselines=("zeros", *replacements),
             )
             for request in requests
         ]
         probabilities = self._scores(batch).softmax(1)
         targets = probabilities.argmax(1).clone()
-        for position, one in enumerate(asked):
+        for position, one in enumerate(requested):
             if one.target is not None:
                 targets[position] = self._class(one.target, probabilities.shape[1])
         ids, mask, special = (tensor.to(self.device) for tensor in self.reader.tensors(batch))
@@ -118,7 +118,7 @@ class TextClassifier(TextHandler):
             ids,
             mask,
             targets,
-            asked,
+            requested,
             replacements=replacements,
             module=self.model,
             special=special,

@@ -102,7 +102,7 @@ def _same(one: MemberContent, other: MemberContent) -> bool:
 
 
 def carries(handler: str, members: Mapping[str, MemberContent]) -> bool:
-    """Tell whether an archive with this handler needs the handlers of ours inside."""
+    """Return whether an archive with this handler needs the handlers of ours inside."""
     return handler.startswith(f"{CARRIED_PACKAGE}.") or any(map(_imports_carried, members.values()))
 
 
@@ -139,7 +139,7 @@ def _labels(labels: str | list[str] | dict[str, str], folder: Path) -> MemberCon
 
 
 def _imports_carried(source: MemberContent) -> bool:
-    """Tell whether a member is a Python file that imports the handlers archives carry."""
+    """Return whether a member is a Python file that imports the handlers archives carry."""
     if not isinstance(source, Path) or source.suffix != ".py":
         return False
     try:

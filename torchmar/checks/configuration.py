@@ -145,7 +145,7 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
 
 def _traps(config: dict[Any, Any], gpus: int | None) -> Iterator[Found]:
     if config.get("responseTimeout") is None:
-        cause = "without responseTimeout TorchServe takes 120 s, over what is asked at registration"
+        cause = "without responseTimeout TorchServe takes 120 s, over the value of the registration"
         yield Code.MAR504, "", cause, "set responseTimeout, in seconds"
     delay, batch = config.get("maxBatchDelay"), config.get("batchSize")
     if isinstance(delay, int) and delay > 0 and batch in (None, 1):

@@ -151,13 +151,13 @@ def _packages(line: str) -> Iterator[str]:
 
 
 def satisfied(name: str, provided: set[str]) -> bool:
-    """Tell whether a module comes with Python, with TorchServe or with one of the packages ``provided``."""
+    """Return whether a module comes with Python, with TorchServe or with one of the packages ``provided``."""
     root = name.partition(".")[0]
     return root in sys.stdlib_module_names or root == "__main__" or installed(name, provided)
 
 
 def installed(name: str, provided: set[str]) -> bool:
-    """Tell whether a module comes with TorchServe or with one of the packages ``provided``."""
+    """Return whether a module comes with TorchServe or with one of the packages ``provided``."""
     if name.partition(".")[0] in SERVER:
         return True
     for outer in _outer(name):
@@ -254,7 +254,7 @@ class _Walk:
                 self._fail(module, node, cause, self._similar(inner))
 
     def _open_ended(self, name: str) -> bool:
-        """Tell whether a module may bring modules below it that are no members; extension modules may."""
+        """Return whether a module may bring modules below it that are no members; extension modules may."""
         found = self._modules.read(name)
         return name in self._modules and (found.open_ended if isinstance(found, Module) else True)
 

@@ -123,7 +123,7 @@ class Modules:
         return self._ranked[name][1]
 
     def is_package(self, name: str) -> bool:
-        """Tell whether a module may have modules below it; a folder without ``__init__.py`` may, too."""
+        """Return whether a module may have modules below it; a folder without ``__init__.py`` may, too."""
         return self._ranked[name][0] < 3 if name in self._ranked else name in self.folders
 
     def read(self, name: str) -> Module | Finding | None:
@@ -295,7 +295,7 @@ def _children(node: ast.AST, classes: bool) -> list[tuple[ast.AST, bool]]:
 
 
 def _never(test: ast.expr) -> bool:
-    """Tell whether an ``if`` is for type checkers or for a run as a script."""
+    """Return whether an ``if`` is for type checkers or for a run as a script."""
     if isinstance(test, ast.Compare):
         return dotted(test.left) == "__name__"
     return dotted(test).rpartition(".")[2] == "TYPE_CHECKING"

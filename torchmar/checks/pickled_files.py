@@ -75,7 +75,7 @@ def open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
 
 
 def may_hold_pickles(name: str) -> bool:
-    """Tell by its name whether a file may hold pickles."""
+    """Return whether by its name a file may hold pickles."""
     return name.lower().endswith((*PICKLED, *_SURELY_PICKLED))
 
 
@@ -210,7 +210,7 @@ class Inspector:
 
 
 def is_tar(head: bytes) -> bool:
-    """Tell whether the first 512 bytes of a file are the header of a tar."""
+    """Return whether the first 512 bytes of a file are the header of a tar."""
     try:
         tarfile.TarInfo.frombuf(head[:512], "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError):
@@ -231,5 +231,5 @@ def _seek_objects(stream: IO[bytes]) -> bool:
 
 
 def _plausible(name: str) -> bool:
-    """Tell whether a name is one that Python could import, and not random bytes."""
+    """Return whether a name is one that Python could import, and not random bytes."""
     return name == COMPUTED or all(part.isidentifier() for part in name.split("."))

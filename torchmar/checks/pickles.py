@@ -174,7 +174,7 @@ def scan(stream: IO[bytes], budget: Budget | None = None) -> Scan:
 
 
 def allowed(name: str, torchscript: bool = False) -> bool:
-    """Tell whether a pickle of weights may import ``name``."""
+    """Return whether a pickle of weights may import ``name``."""
     if torchscript:
         # Types that the archive's own code/ defines.
         return name in ALLOWED_IN_TORCHSCRIPT or name.startswith("__torch__.")

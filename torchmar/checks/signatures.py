@@ -47,7 +47,7 @@ def check_class(modules: Modules, module: Module, handler: ast.ClassDef, asynchr
 
 
 def is_list(modules: Modules, module: Module, found: ast.ClassDef) -> bool:
-    """Tell whether calling a class may make a list, as TorchServe expects it of a function."""
+    """Return whether calling a class may make a list, as TorchServe expects it of a function."""
     for base in _lineage(modules, module, found):
         if isinstance(base, str):
             if base in ("list", ""):
@@ -89,7 +89,7 @@ def _method(lineage: Lineage, name: str) -> tuple[Module, Function] | None:
 
 
 def _may_have(lineage: Lineage, name: str) -> bool:
-    """Tell whether a class may have an attribute, by inheritance or assignment."""
+    """Return whether a class may have an attribute, by inheritance or assignment."""
     for base in lineage:
         if isinstance(base, str):
             if _provides_methods(base):
@@ -107,7 +107,7 @@ def _may_have(lineage: Lineage, name: str) -> bool:
 
 
 def _provides_methods(base: str) -> bool:
-    """Tell whether a base class outside of the archive may have what TorchServe calls; Python's have not."""
+    """Return whether a base class outside of the archive may have what TorchServe calls; Python's have not."""
     if not base:
         return True
     builtin = "." not in base or base.partition(".")[0] in sys.stdlib_module_names

@@ -111,7 +111,7 @@ def _is_ours(handler: str) -> bool:
 
 
 def _is_torchserves(handler: str, content: Content) -> bool:
-    """Tell whether the weights are loaded by TorchServe's own base handler."""
+    """Return whether the weights are loaded by TorchServe's own base handler."""
     module = _module(handler)
     # TorchServe looks in the archive first, where a file of that name is a handler of the user's.
     return module in (*STOCK_HANDLERS, "base_handler") and f"{module}.py" not in content.sizes

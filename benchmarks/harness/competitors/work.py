@@ -1,6 +1,6 @@
-"""What the hand-written services have in common: a TorchScript program, inputs out of bodies, answers out of outputs.
+"""Shared code of the services: load a TorchScript program, decode bodies to inputs, make answers of outputs.
 
-What a service is to do comes in its environment: SERVE_MODEL (``tiny``, ``big`` or ``resnet``), SERVE_FILE,
+A service is configured by environment variables: SERVE_MODEL (``tiny``, ``big`` or ``resnet``), SERVE_FILE,
 SERVE_WORKERS, SERVE_BATCH (requests), SERVE_DELAY (milliseconds), SERVE_PORT.
 """
 

@@ -1,1 +1,1 @@
-"""What the handlers share for requests of every kind: batches, faults, forward passes, options, replies."""
+"""The common parts of all handlers: batches, faults, forward passes, options, replies."""

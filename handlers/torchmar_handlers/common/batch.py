@@ -1,4 +1,4 @@
-"""A batch of requests to as many replies, in which no request pays for its neighbour."""
+"""Answer a batch of requests with as many replies; no request changes the reply to another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class HandlerProtocol(faults.Handler, Protocol):
-    """What answering a batch takes of a handler."""
+    """The part of a handler that answering a batch uses."""
 
     max_forward_batch: int
     executor: Executor | None
@@ -41,13 +41,13 @@ class _Failure:
 class Decoded:
     """A request half way: its instances decoded, one input each, and how their answers become one."""
 
-    asking: protocols.ParsedRequest
+    parsed: protocols.ParsedRequest
     inputs: Sequence[Any]
 
 
 @dataclass(slots=True)
 class _Part:
-    """One instance of one request, what it was decoded to, and what came of it."""
+    """One instance of one request, its decoded input and its answer or failure."""
 
     request: Request
     input: Any
@@ -62,7 +62,7 @@ def answer(
     Every instance is decoded by itself; then predictions and explanations run, each group of
     like inputs at once. A group that fails is repeated instance by instance, so that only the
     culprit fails: with its own code (``PredictionException``), 400 where the model takes another input
-    right after (see `torchmar_handlers.common.faults`), 507 (out of memory) or 503, as TorchServe says.
+    right after (see `torchmar_handlers.common.faults`), 507 (out of memory) or 503, as in TorchServe.
     ``decoded`` is called between the two.
     """
     halves = decode(handler, requests)
@@ -73,31 +73,31 @@ def answer(
 def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decoded | Reply]:
     """Return each request decoded, or the answer of one that needs no model: refused, or a description."""
     halves: dict[int, Decoded | Reply] = {}
-    askings: dict[int, protocols.ParsedRequest] = {}
+    parsed_requests: dict[int, protocols.ParsedRequest] = {}
     for index, request in enumerate(requests):
         try:
             if request.wants_description:
                 halves[index] = Reply.of(handler.describe_handle())
             else:
-                askings[index] = protocols.read(request, handler)
+                parsed_requests[index] = protocols.read(request, handler)
         except Exception as error:
             halves[index] = Reply.error(*_refusal(handler, faults.of_reading(handler.known_inputs, error)))
-    inputs = iter(_decode(handler, [part for asking in askings.values() for part in asking.parts]))
-    for index, asking in askings.items():
-        own = [next(inputs) for _ in asking.parts]
+    inputs = iter(_decode(handler, [part for parsed in parsed_requests.values() for part in parsed.parts]))
+    for index, parsed in parsed_requests.items():
+        own = [next(inputs) for _ in parsed.parts]
         # One bad instance fails its request; the others of that request need not be computed.
         failed = [position for position, one in enumerate(own) if isinstance(one, _Failure)]
-        halves[index] = _reply(handler, asking, own) if failed else Decoded(asking, own)
+        halves[index] = _reply(handler, parsed, own) if failed else Decoded(parsed, own)
     return [halves[index] for index in range(len(requests))]
 
 
 def finish(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[Reply]:
     """Return the replies to what `decode` returned, be it that of several calls."""
-    own = [[] if isinstance(half, Reply) else list(map(_Part, half.asking.parts, half.inputs)) for half in halves]
+    own = [[] if isinstance(half, Reply) else list(map(_Part, half.parsed.parts, half.inputs)) for half in halves]
     for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
         _run(handler, handler.explain_handle if explain else handler.predict_handle, chosen)
     return [
-        half if isinstance(half, Reply) else _reply(handler, half.asking, [part.outcome for part in parts])
+        half if isinstance(half, Reply) else _reply(handler, half.parsed, [part.outcome for part in parts])
         for half, parts in zip(halves, own, strict=True)
     ]
 
@@ -155,14 +155,14 @@ def _run(
         _run(handler, step, [part])
 
 
-def _reply(handler: HandlerProtocol, asking: protocols.ParsedRequest, answers: Sequence[Any]) -> Reply:
+def _reply(handler: HandlerProtocol, parsed: protocols.ParsedRequest, answers: Sequence[Any]) -> Reply:
     for position, outcome in enumerate(answers):
         if isinstance(outcome, _Failure):
-            return asking.refuse(*_refusal(handler, outcome.error), position)
+            return parsed.refuse(*_refusal(handler, outcome.error), position)
     try:
-        return asking.reply(answers)
+        return parsed.reply(answers)
     except Exception as error:
-        return asking.refuse(*_refusal(handler, error))
+        return parsed.refuse(*_refusal(handler, error))
 
 
 def _refusal(handler: HandlerProtocol, error: Exception) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Tell an input that a model cannot take from a model that is broken, by what the model makes of another input."""
+"""Faults of inputs and of models, told apart by running the model on another input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a handler tells of its batches through TorchServe's metrics."""
+"""The metrics of a handler's batches, through TorchServe's metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ts.metrics.metric_type_enum import MetricTypes
 
 # A metric is a line of log that the server parses, 30 to 60 microseconds each: for a small model
-# six lines a batch would cost as much as the model. Gauges are looked at every few seconds anyway.
+# six lines a batch would cost as much as the model. Gauges are read every few seconds only.
 _SECONDS_BETWEEN = 0.25
 
 
@@ -22,12 +22,21 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self._told = 0.0
+        self._reported = 0.0
         self._batches = 0
         self._sums: dict[str, float] = {}
 
     def add(self, metrics: Any, *, size: int, rejected: int, total: float, decoding: float, inference: float) -> None:
-        """Tell ``metrics``, those of a context, of one batch; times in seconds."""
+        """Add one batch to the metrics.
+
+        Args:
+            metrics: those of TorchServe's context.
+            size: requests in the batch.
+            rejected: requests that were answered with 4xx.
+            total: seconds for the whole batch.
+            decoding: seconds of these for decoding.
+            inference: seconds of these for the model.
+        """
         metrics.add_metric("HandlerSeconds", round(total, 6), "s", metric_type=MetricTypes.HISTOGRAM)
         if rejected:
             metrics.add_counter("RejectedRequests", rejected)
@@ -41,10 +50,10 @@ class Metrics:
         for name, value in {**times, "RequestBatchSize": size}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         now = time.monotonic()
-        if now - self._told < _SECONDS_BETWEEN:
+        if now - self._reported < _SECONDS_BETWEEN:
             return
         means = {name: round(value / self._batches, 2) for name, value in self._sums.items()}
-        self._told, self._batches, self._sums = now, 0, {}
+        self._reported, self._batches, self._sums = now, 0, {}
         for name in times:
             metrics.add_time(name, means[name], None, "ms")
         metrics.add_metric("RequestBatchSize", means["RequestBatchSize"], "count", metric_type=MetricTypes.GAUGE)

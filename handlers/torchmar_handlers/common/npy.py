@@ -16,7 +16,7 @@ CONTENT_TYPE = "application/x-npy"
 def read(content: bytes) -> np.ndarray:
     """Return the array of a ``.npy`` body; it shares the memory of ``content``.
 
-    NumPy's own reader allocates what the header says before it looks whether there is as much.
+    NumPy's own reader allocates the size in the header before it compares it with the size of the file.
 
     Raises:
         BadRequest: the file is damaged, or has anything but numbers, booleans and texts of fixed length.

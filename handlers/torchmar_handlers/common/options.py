@@ -24,10 +24,10 @@ class Options(Mapping[str, Any]):
         if values is not None and not isinstance(values, Mapping):
             raise ValueError("model-config.yaml: handler: a mapping of options is expected")
         self._values = {str(key): value for key, value in (values or {}).items()}
-        self._asked: set[str] = set()
+        self._read_names: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
-        self._asked.add(name)
+        self._read_names.add(name)
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -78,9 +78,11 @@ class Options(Mapping[str, Any]):
     def refuse_unknown(self) -> None:
         """Raise OptionError if there is a key that was not read."""
         for name in self._values:
-            if name not in self._asked:
-                close = difflib.get_close_matches(name, self._asked, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(self._asked))}"
+            if name not in self._read_names:
+                close = difflib.get_close_matches(name, self._read_names, n=1)
+                hint = (
+                    f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(self._read_names))}"
+                )
                 raise OptionError(name, f"no option is called so{hint}")
 
     def _given(self, name: str, default: Any) -> Any:

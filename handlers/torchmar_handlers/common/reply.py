@@ -12,7 +12,7 @@ import numpy as np
 
 try:
     import orjson
-except ImportError:  # the same answers, later
+except ImportError:  # the same answers, more slowly
     orjson = None  # type: ignore[assignment]
 
 from torchmar_handlers.common import npy
@@ -23,7 +23,7 @@ PNG = "image/png"
 
 @dataclass(slots=True)
 class Reply:
-    """What one client gets; an empty content type leaves the choice to TorchServe."""
+    """The response to one request; with an empty content type TorchServe sets it."""
 
     body: Any
     content_type: str = ""
@@ -32,10 +32,10 @@ class Reply:
 
     @classmethod
     def of(cls, answer: Any) -> Reply:
-        """Return a handler's answer as it goes out: bytes, text and tensors untouched, all else as JSON.
+        """Return the reply for a handler's answer: bytes, text and tensors as they are, all else as JSON.
 
         Raises:
-            ValueError: a number is NaN or infinite, which JSON cannot say.
+            ValueError: a number is NaN or infinite, which JSON cannot represent.
             TypeError: a value has no JSON form.
         """
         if isinstance(answer, Reply):
@@ -48,15 +48,15 @@ class Reply:
     @classmethod
     def json(cls, answer: Any) -> Reply:
         """Return an answer as compact JSON, NumPy's arrays and numbers as lists and numbers."""
-        # A whole array at once: for each number that JSON has no word for, it would be asked what it is.
+        # A whole array at once: for NumPy's numbers orjson would call ``_plain`` one by one.
         plain = answer.tolist() if isinstance(answer, np.ndarray) else answer
         if orjson is not None:
             try:
                 body = orjson.dumps(plain, _plain, _STRICT)
-            except TypeError:  # keys that are no texts, numbers beyond 64 bits, and what JSON cannot say
+            except TypeError:  # keys that are no texts, numbers beyond 64 bits, values without a JSON form
                 pass
             else:
-                # It has null for NaN, too, which is for the other one to tell apart.
+                # orjson writes null for NaN, too; the standard encoder distinguishes them.
                 if b"null" not in body:
                     return cls(body, JSON)
         return cls(_ENCODER.encode(plain).encode(), JSON)

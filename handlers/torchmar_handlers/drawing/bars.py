@@ -87,7 +87,7 @@ def _bar(sheet: page.Page, top: int, zero: int, value: float, scale: float, *, i
 
 
 def _key(sheet: page.Page, base: int, ends: tuple[str, str]) -> None:
-    """Say at the foot what the two colours mean."""
+    """Draw the meaning of the two colours at the foot."""
     left = float(page.MARGIN)
     for colour, document in zip((page.AGAINST, page.FOR), ends, strict=True):
         sheet.pen.rectangle((left, base - 12, left + 12, base), fill=colour)

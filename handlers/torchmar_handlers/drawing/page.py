@@ -18,7 +18,7 @@ INK: Colour = (32, 33, 36)
 FAINT: Colour = (106, 109, 116)
 LINE: Colour = (204, 206, 210)
 PAPER: Colour = (255, 255, 255)
-# The two ends of ColorBrewer's RdBu, which readers without red-green sight tell apart.
+# The two ends of ColorBrewer's RdBu, which people with red-green colour blindness can distinguish.
 FOR: Colour = (178, 24, 43)
 AGAINST: Colour = (33, 102, 172)
 

@@ -117,7 +117,7 @@ def _write(sheet: page.Page, piece: _Piece, top: int, strength: float) -> None:
     left, right = page.MARGIN + piece.left, page.MARGIN + piece.right
     ground = page.tinted(np.full((1, 3), 255.0), np.array([strength]))[0]
     if strength:
-        # A pixel of paper tells a token from the next.
+        # A pixel of paper separates a token from the next.
         edges = (round(left), top, max(round(right) - 2, round(left)), top + _LINE - 5)
         sheet.pen.rounded_rectangle(edges, 4, fill=tuple(ground.tolist()))
     is_dark = ground @ np.array([0.299, 0.587, 0.114]) < _DARK

@@ -2,18 +2,18 @@
 
 From a request to its answer, in the order of the modules:
 
-* `asked`: what a request asks for (method, target, steps, baseline), parsed and limited;
-* `baseline`: what stands for "nothing there", made from what was asked;
+* `explain_options`: the options of a request (method, target, steps, baseline), parsed and limited;
+* `baseline`: the input that stands for "nothing", made from these options;
 * `engine`: ``explain`` for images and tables, a batch of requests in few passes;
 * `tokens`: ``explain_tokens`` for text, by way of the embeddings;
 * `gradients`, `perturbation`, `grad_cam`: the methods themselves;
 * `explanation`: the result, with ``document`` to make JSON of it.
 
 The methods with gradients are computed here, equal to captum's and faster (the tests compare
-them); captum is imported when one of its own is first asked for, since most workers never are.
+them); captum is imported by the first explanation with one of its own, since most workers never need it.
 
 Two rules hold for all methods: a row's values never depend on the other rows of its batch, and
-asking twice gives the same values.
+the same request gives the same values each time.
 """
 
 from torchmar_handlers.explanations.engine import explain

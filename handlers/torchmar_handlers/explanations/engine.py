@@ -27,7 +27,7 @@ def explain(
     score: Callable[[torch.Tensor], torch.Tensor],
     inputs: torch.Tensor,
     targets: torch.Tensor,
-    asked: Sequence[ExplainOptions],
+    requested: Sequence[ExplainOptions],
     *,
     scores: torch.Tensor | None = None,
     baselines: torch.Tensor | None = None,
@@ -41,55 +41,57 @@ def explain(
     """Explain one output for each row; rows that ask for the same method and steps are computed together.
 
     Where the usual method needs gradients and the weights give none, a perturbation takes its place:
-    occlusion for images, feature ablation for tables; the explanation says so. A method that the client
-    named is refused instead.
+    occlusion for images, feature ablation for tables, and the explanation names both. A method that the
+    client named is not replaced, but refused.
 
     Args:
         score: maps ``(k, ...)`` to scores ``(k, outputs)``; differentiable if that can be.
         inputs: floats, ``(n, channels, height, width)`` or ``(n, features)``, in the model's units.
         targets: index of the output of each row, ``(n,)``.
-        asked: what each row's client asked for; the targets in it are not looked at.
+        requested: the options of each row's explanation; their targets are ignored.
         scores: ``score(inputs)``, where that is known already.
-        baselines: shaped like ``inputs``; by default made of what was asked, in the model's units.
+        baselines: shaped like ``inputs``; by default made by the options, in the model's units.
         mean: what the baseline ``mean`` is, in the shape of a row; by default an image's own mean colour.
         groups: for tables, the number of each column's group, ``(features,)``, for feature ablation.
         model: the module that ``score`` runs, for Grad-CAM.
         layer: the name of the layer for Grad-CAM; by default the last ``Conv2d``.
-        differentiable: False where it is known that gradients cannot be had.
-        max_forward_batch: rows of a pass at the most.
+        differentiable: False if the weights are known to have no gradients.
+        max_forward_batch: the most rows of a forward pass.
 
     Raises:
         BadRequest: a client named a method that these weights cannot answer, or gave a baseline that does not fit.
     """
-    if not asked:
+    if not requested:
         return []
     if baselines is None:
-        wanted = zip(asked, inputs, strict=True)
-        baselines = torch.stack([baseline.of(wish.baseline, row, mean) for wish, row in wanted])
+        wanted = zip(requested, inputs, strict=True)
+        baselines = torch.stack([baseline.of(options.baseline, row, mean) for options, row in wanted])
     with executing():
         # Copies: what a handler made in inference mode takes no part in gradients.
         inputs, baselines, targets = (tensor.detach().clone() for tensor in (inputs, baselines, targets))
-        # Known before any gradient is asked for, so that what is wrong with the model is not laid to gradients.
+        # Computed before any gradient, so that an error of the model is not taken for a lack of gradients.
         reached = pick(_forward(score, inputs, max_forward_batch) if scores is None else scores.detach(), targets)
 
-        def compute(method: str, wish: ExplainOptions, indices: torch.Tensor) -> Computed:
+        def compute(method: str, options: ExplainOptions, indices: torch.Tensor) -> Computed:
             rows, starts, chosen = inputs[indices], baselines[indices], targets[indices]
             if method == "grad_cam":
                 return grad_cam.attribute(score, rows, chosen, model, layer, max_forward_batch), None
             if method in PERTURBATIONS:
                 return perturbation.attribute(score, rows, starts, chosen, method, groups, max_forward_batch), None
-            values = gradients.attribute(lambda points, _: score(points), rows, starts, chosen, wish, max_forward_batch)
+            values = gradients.attribute(
+                lambda points, _: score(points), rows, starts, chosen, options, max_forward_batch
+            )
             if method not in STEPPED:
                 return values, None
             begun = pick(_forward(score, starts, max_forward_batch), chosen)
             return values, differences(values, reached[indices] - begun)
 
         substitute = "occlusion" if inputs.dim() > 2 else "feature_ablation"
-        return settle(asked, targets, compute, substitute, differentiable=differentiable)
+        return settle(requested, targets, compute, substitute, differentiable=differentiable)
 
 
 def settle(
-    asked: Sequence[ExplainOptions],
+    requested: Sequence[ExplainOptions],
     targets: torch.Tensor,
     compute: Callable[[str, ExplainOptions, torch.Tensor], Computed],
     substitute: str,
@@ -97,51 +99,51 @@ def settle(
     differentiable: bool,
     alike: Callable[[int], Hashable] = lambda index: None,
 ) -> list[Explanation]:
-    """Return the explanations of all rows, computed group by group with ``compute(method, wish, indices)``.
+    """Return the explanations of all rows, computed group by group with ``compute(method, options, indices)``.
 
     Args:
-        asked: what each row's client asked for.
+        requested: the options of each row's explanation.
         targets: index of the output of each row, ``(n,)``.
         compute: raises NoGradientError when a method cannot be had.
         substitute: the method that takes the place of a usual one then.
-        differentiable: False where it is known that gradients cannot be had.
+        differentiable: False if the weights are known to have no gradients.
         alike: rows share a group only if this is the same for both.
 
     Raises:
         BadRequest: a client named a method that cannot be had.
     """
     groups: dict[Hashable, list[int]] = {}
-    for index, wish in enumerate(asked):
-        groups.setdefault((wish.method, wish.n_steps, wish.explicit, alike(index)), []).append(index)
+    for index, options in enumerate(requested):
+        groups.setdefault((options.method, options.n_steps, options.explicit, alike(index)), []).append(index)
     results: dict[int, Explanation] = {}
     # A refusal comes before the others' work.
-    for indices in sorted(groups.values(), key=lambda indices: not asked[indices[0]].explicit):
-        wish = asked[indices[0]]
+    for indices in sorted(groups.values(), key=lambda indices: not requested[indices[0]].explicit):
+        options = requested[indices[0]]
         where = torch.as_tensor(indices, device=targets.device)
-        method, instead_of, reason = wish.method, None, None
+        method, instead_of, reason = options.method, None, None
         try:
             if method in GRADIENT_METHODS and not differentiable:
                 raise NoGradientError("these weights give no gradients")
-            values, deltas = compute(method, wish, where)
+            values, deltas = compute(method, options, where)
         except NoGradientError as lack:
-            if wish.explicit:
+            if options.explicit:
                 others = METHODS if differentiable and method == "grad_cam" else PERTURBATIONS
                 can = ", ".join(other for other in others if other != method)
                 raise BadRequest(f"method {method} cannot be had: {lack}; methods that can: {can}") from lack
             method, instead_of, reason = substitute, method, str(lack)
-            values, deltas = compute(method, wish, where)
+            values, deltas = compute(method, options, where)
         for place, index in enumerate(indices):
             results[index] = Explanation(
                 method=method,
                 target=int(targets[index]),
                 attributions=values[place].float().cpu().numpy(),
-                baseline=None if method in ("saliency", "grad_cam") else asked[index].baseline_name,
-                n_steps=wish.n_steps if method in STEPPED else None,
+                baseline=None if method in ("saliency", "grad_cam") else requested[index].baseline_name,
+                n_steps=options.n_steps if method in STEPPED else None,
                 delta=None if deltas is None else deltas[place],
                 instead_of=instead_of,
                 reason=reason,
             )
-    return [results[index] for index in range(len(asked))]
+    return [results[index] for index in range(len(requested))]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a request asks of an explanation."""
+"""The options of an explanation, read from a request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_STEPS = 1000
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """One request's wishes.
+    """The options of one explanation.
 
     Attributes:
         method: one of ``METHODS``.

@@ -1,8 +1,8 @@
 """The convolution that an image model begins with, found in the graph of its gradients.
 
-The gradients along a path are summed in the end, and a convolution is linear: its output's gradients can
-be summed, and the way back through it be gone once instead of once for each point. It is a slow way, with
-three channels at its end; a ResNet-18 saves an eighth of its time.
+The gradients along a path are summed in the end, and a convolution is linear: the gradients of its output can
+be summed instead, and be propagated back through it once in place of once for each point. A ResNet-18 saves an
+eighth of its time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge
 
 @dataclass(frozen=True)
 class FirstConvolution:
-    """A convolution whose input is what gradients are asked of; ``output`` is what to ask them of instead."""
+    """A convolution whose input needs gradients; those of its ``output`` are computed instead."""
 
     output: GradientEdge
     weight: torch.Tensor

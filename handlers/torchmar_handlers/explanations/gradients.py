@@ -30,10 +30,10 @@ def attribute(
     inputs: torch.Tensor,
     baselines: torch.Tensor,
     targets: torch.Tensor,
-    asked: ExplainOptions,
+    options: ExplainOptions,
     max_forward_batch: int,
 ) -> torch.Tensor:
-    """Return the attributions of a batch by ``asked.method``, shaped like ``inputs``.
+    """Return the attributions of a batch by ``options.method``, shaped like ``inputs``.
 
     * ``integrated_gradients``: Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks",
       ICML 2017; ``n_steps`` points of the Gauss-Legendre quadrature, as in captum.
@@ -46,13 +46,13 @@ def attribute(
     Raises:
         NoGradientError: the scores have no gradient.
     """
-    if asked.method == "saliency":
+    if options.method == "saliency":
         return path(score, inputs, inputs, targets, np.ones(1), np.ones(1), max_forward_batch)
-    if asked.method == "gradient_shap":
-        alphas = np.random.RandomState(_SEED).uniform(0.0, 1.0, asked.n_steps)
-        weights = np.full(asked.n_steps, 1 / asked.n_steps)
+    if options.method == "gradient_shap":
+        alphas = np.random.RandomState(_SEED).uniform(0.0, 1.0, options.n_steps)
+        weights = np.full(options.n_steps, 1 / options.n_steps)
     else:
-        points, lengths = np.polynomial.legendre.leggauss(asked.n_steps)  # on [-1, 1]
+        points, lengths = np.polynomial.legendre.leggauss(options.n_steps)  # on [-1, 1]
         alphas, weights = (1 + points) / 2, lengths / 2
     return path(score, baselines, inputs, targets, alphas, weights, max_forward_batch) * (inputs - baselines)
 

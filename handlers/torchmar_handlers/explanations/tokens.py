@@ -36,7 +36,7 @@ def explain_tokens(
     ids: torch.Tensor,
     mask: torch.Tensor,
     targets: torch.Tensor,
-    asked: Sequence[ExplainOptions],
+    requested: Sequence[ExplainOptions],
     *,
     replacements: Mapping[str, int],
     module: torch.nn.Module | None = None,
@@ -59,20 +59,20 @@ def explain_tokens(
         ids: token ids, ``(n, tokens)``, padded.
         mask: 1 for tokens and 0 for padding, ``(n, tokens)``.
         targets: index of the output of each text, ``(n,)``.
-        asked: what each text's client asked for. A baseline is ``zeros`` (of the embedding) or a name in
+        requested: the options of each text's explanation. A baseline is ``zeros`` (of the embedding) or a name in
             ``replacements``.
-        replacements: ids of tokens that say nothing, by name: ``{"mask": 103, "pad": 0}``. The first replaces
+        replacements: ids of neutral tokens, by name: ``{"mask": 103, "pad": 0}``. The first replaces
             tokens where the baseline is ``zeros``, which has no id.
         module: where the embeddings are; ``model`` itself if that is a module.
         special: 1 for tokens that are no part of the text (``[CLS]``), ``(n, tokens)``; they get zeros.
         one_length: whether the model takes texts of just this length; then they stay padded.
-        differentiable: False where it is known that gradients cannot be had.
-        max_forward_batch: rows of a pass at the most.
+        differentiable: False if the weights are known to have no gradients.
+        max_forward_batch: the most rows of a forward pass.
 
     Raises:
         BadRequest: a client named a method that these weights cannot answer, or a baseline that is none.
     """
-    if not asked:
+    if not requested:
         return []
     if module is None and isinstance(model, torch.nn.Module):
         module = model
@@ -82,7 +82,7 @@ def explain_tokens(
         free = real if special is None else real & ~special.detach().bool()
         lengths = [ids.shape[1]] * len(ids) if one_length else real.sum(1).tolist()
 
-        def compute(method: str, wish: ExplainOptions, rows: torch.Tensor) -> Computed:
+        def compute(method: str, options: ExplainOptions, rows: torch.Tensor) -> Computed:
             kept = torch.ones_like(real[rows]) if one_length else real[rows]
             shape = (len(rows), lengths[int(rows[0])])
             texts = _Texts(
@@ -93,7 +93,7 @@ def explain_tokens(
                 free=free[rows][kept].view(shape),
                 max_forward_batch=max_forward_batch,
             )
-            named = [_replacement(asked[row].baseline, replacements) for row in rows.tolist()]
+            named = [_replacement(requested[row].baseline, replacements) for row in rows.tolist()]
             if not shape[1]:
                 return texts.ids.float(), None
             if method not in TOKEN_METHODS:
@@ -103,13 +103,13 @@ def explain_tokens(
                 others = [first if choice is None else choice for choice in named]
                 computed: Computed = _left_out(texts, targets[rows], others, _REACH[method]), None
             else:
-                computed = _by_embeddings(texts, targets[rows], named, module, wish)
+                computed = _by_embeddings(texts, targets[rows], named, module, options)
             values, deltas = computed
             real_tokens = real[rows][kept].view(shape)
             return [value[positions] for value, positions in zip(values, real_tokens, strict=True)], deltas
 
         return settle(
-            asked, targets, compute, "feature_ablation", differentiable=differentiable, alike=lengths.__getitem__
+            requested, targets, compute, "feature_ablation", differentiable=differentiable, alike=lengths.__getitem__
         )
 
 
@@ -143,7 +143,7 @@ class _Texts:
 
     @property
     def most(self) -> int:
-        """Texts that go through a model of unknown width at once."""
+        """The most texts in a forward pass of a model of unknown width."""
         return rows_in_a_pass(self.ids.shape[1] * _WIDTH, self.ids.device, self.max_forward_batch)
 
 
@@ -179,7 +179,7 @@ def _by_embeddings(
     targets: torch.Tensor,
     baselines: Sequence[int | None],
     module: torch.nn.Module | None,
-    wish: ExplainOptions,
+    options: ExplainOptions,
 ) -> Computed:
     """Return the attributions of a gradient method, ``(n, tokens)``, and its convergence deltas."""
     reached = texts.scores()
@@ -189,16 +189,16 @@ def _by_embeddings(
     starts = torch.where(texts.free[..., None], starts[:, None], score.ends)
     # In evaluation mode, cuDNN's recurrent networks have no gradients, and torch's own have.
     with torch.backends.cudnn.flags(enabled=False):
-        values = gradients.attribute(score, score.ends, starts, targets, wish, texts.max_forward_batch)
+        values = gradients.attribute(score, score.ends, starts, targets, options, texts.max_forward_batch)
     values = values.sum(2) * texts.free
-    if wish.method not in STEPPED:
+    if options.method not in STEPPED:
         return values, None
     begun = torch.cat([score.without_gradient(starts, rows) for rows in score.passes()])
     return values, differences(values, pick(reached, targets) - pick(begun, targets))
 
 
 def _score_of_positions(texts: _Texts, module: torch.nn.Module | None, reached: torch.Tensor) -> _Positions:
-    """Return the scores as a function of embeddings, once it is seen that they are those of the ids."""
+    """Return the scores as a function of embeddings, after a check that they equal the scores of the ids."""
     if module is None:
         raise NoGradientError("these weights have no table of embeddings to take gradients of")
     tables = _embeddings(module, int(texts.ids.max()))
@@ -208,7 +208,7 @@ def _score_of_positions(texts: _Texts, module: torch.nn.Module | None, reached: 
         others = [len(_table(other)) for other in tables if other is not embedding]
         if texts.ids.is_cuda and others and shifted.size(texts.ids.shape[1]) > min(others):
             continue
-        # One text first, which tells most wrong tables; under other numbers, lest they be right by chance.
+        # One text first, which reveals most wrong tables; with other numbers, since the first may be right by chance.
         checks = [(shifted, slice(0, 1)), *((score, rows) for rows in score.passes())]
         with contextlib.suppress(RuntimeError, IndexError):
             if all(_alike(way.without_gradient(way.ends, rows), reached[rows]) for way, rows in checks):
@@ -242,7 +242,7 @@ class _Positions:
 
     Padding and special tokens keep their ids and their rows of the table, since models look out for them. The
     other tokens get the numbers that are left, but the first ``shift``, and but those that may be the
-    ``padding_idx`` of the embedding, whose row has no gradient: what was traced does not say which it is, but 0
+    ``padding_idx`` of the embedding, whose row has no gradient: a traced module does not contain which it is, but 0
     and 1 are usual.
     """
 
@@ -256,7 +256,7 @@ class _Positions:
         self.kept = torch.as_tensor(sorted(kept), device=texts.ids.device)
 
     def __call__(self, points: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        """Return the scores ``(k, outputs)`` of points; ``row`` says the text of each, ``(k,)``."""
+        """Return the scores ``(k, outputs)`` of points; ``row`` is the text of each, ``(k,)``."""
         free = self.texts.free[row]
         numbers = self._numbers(int(free.sum()))
         table = points.new_zeros(self.size(len(numbers)), points.shape[2])
@@ -273,7 +273,7 @@ class _Positions:
             return self(points[rows], row).reshape(len(row), -1)
 
     def passes(self) -> Iterator[slice]:
-        """Cut the texts into what goes through the model at once."""
+        """Yield slices of the texts, one for each forward pass."""
         most = rows_in_a_pass(self.ends[0].numel(), self.ends.device, self.texts.max_forward_batch)
         return pieces(len(self.ends), most)
 
@@ -288,7 +288,7 @@ class _Positions:
 
 @contextlib.contextmanager
 def _replaced(embedding: torch.nn.Module, table: torch.Tensor) -> Iterator[None]:
-    """Have a module look up in another table, which may be computed from what needs a gradient."""
+    """Replace the table of an embedding; the new one may be computed from tensors that need gradients."""
     own = embedding.weight
     scripted = isinstance(embedding, torch.jit.ScriptModule)
     try:

@@ -11,7 +11,7 @@ from torchmar_handlers.request import BadRequest
 
 
 def is_array(payload: Any) -> bool:
-    """Tell whether a payload is an image in numbers: an array of NumPy's, or nested lists."""
+    """Return whether a payload is an image in numbers: an array of NumPy's, or nested lists."""
     return isinstance(payload, list | np.ndarray)
 
 
@@ -33,7 +33,7 @@ def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.nd
     array = _array(payload)
     channels = len(mode)
     if array.ndim == 2 and channels == 1:
-        # Of a grey image nothing tells the two kinds apart but the type.
+        # For a grey image only the type distinguishes the two kinds.
         array = array[:, :, None] if array.dtype == np.uint8 else array[None]
     first = array.ndim == 3 and array.shape[0] == channels
     last = array.ndim == 3 and array.shape[2] in (1, 3, 4) and not first

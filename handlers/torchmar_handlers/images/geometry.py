@@ -83,7 +83,7 @@ def _part(pixels: Pixels, whole: tuple[int, int], region: tuple[int, int, int, i
 
 
 def _rows_first(given: tuple[int, int], wanted: tuple[int, int]) -> bool:
-    """Tell whether Pillow (newer ones) resizes the rows before the columns; the order changes the roundings."""
+    """Return whether Pillow (newer ones) resizes the rows before the columns; the order changes the roundings."""
     return given[1] - wanted[1] > max(0, 2 * (given[0] - wanted[0]))
 
 
@@ -103,7 +103,7 @@ def _grey(pixels: Pixels) -> bool:
 
 @functools.cache
 def _vectors() -> bool:
-    """Tell whether torch has vector code for this processor; without, it is slower than Pillow."""
+    """Return whether torch has vector code for this processor; without, it is slower than Pillow."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

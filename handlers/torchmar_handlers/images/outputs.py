@@ -1,4 +1,4 @@
-"""What models of images put out, whatever it is wrapped in."""
+"""The scores in the output of an image model: a tensor, or one in a tuple or a mapping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_MAIN = ("logits", "out")  # beside what auxiliary heads say
+_MAIN = ("logits", "out")  # beside the outputs of auxiliary heads
 
 
 def only(output: Any) -> torch.Tensor:

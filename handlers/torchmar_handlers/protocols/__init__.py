@@ -1,4 +1,4 @@
-"""The dialects that clients speak, each recognised by the request itself and answered in kind.
+"""The protocols of clients, each recognised by the request itself and answered in the same form.
 
 ========================== ========================================= ===================================
 dialect                    a body                                    its answer
@@ -63,7 +63,7 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
 
 
 def _document(request: Request) -> Any:
-    """Return the body as JSON where it is some; what else it is, the handler decodes."""
+    """Return the body as parsed JSON; None for other bodies, which the handler decodes."""
     payload = request.row.get("body")
     if not isinstance(payload, bytes | bytearray | str):
         return payload
@@ -99,7 +99,7 @@ def _lines(request: Request, served: HandlerInfo) -> ParsedRequest:
 
 
 def _may_be_ours(payload: bytes | bytearray | str) -> bool:
-    """Tell whether a body of no declared type could be JSON of a dialect (and not, say, a text in braces)."""
+    """Return whether a body of no declared type could be JSON of a dialect (and not, say, a text in braces)."""
     keys = ("instances", "inputs")
     return any((f'"{key}"' if isinstance(payload, str) else f'"{key}"'.encode()) in payload for key in keys)  # type: ignore[operator]
 
@@ -110,7 +110,7 @@ def _refuse_nesting(value: Any, limit: int) -> None:
         below: list[Any] = []
         for item in level:
             values = item if type(item) is list else item.values()
-            # Most are numbers only, which this tells without a step of Python for each.
+            # Most are numbers only, which this finds without a step of Python for each.
             if not _NESTED.isdisjoint(map(type, values)):
                 below += [one for one in values if type(one) in _NESTED]
         if not below:

@@ -37,7 +37,7 @@ class _Output:
     """An output that a client names.
 
     Attributes:
-        binary: whether as bytes after the JSON; None: as the request says of all outputs.
+        binary: whether as bytes after the JSON; None: as the request specifies for all outputs.
         classes: how many of the highest values to answer with, as ``value:index``; 0: the output itself.
     """
 
@@ -48,7 +48,7 @@ class _Output:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """What a client says of outputs: those that it names (none: all are meant), and whether others are binary."""
+    """The outputs that a client requests: those that it names (none: all), and whether the others are binary."""
 
     named: Sequence[_Output]
     binary: bool
@@ -62,7 +62,7 @@ class _Outputs:
 
 
 def speaks(body: Mapping[str, Any]) -> bool:
-    """Tell whether a JSON body is of this protocol: its ``inputs`` are tensors."""
+    """Return whether a JSON body is of this protocol: its ``inputs`` are tensors."""
     inputs = body.get("inputs")
     return isinstance(inputs, list) and any(isinstance(one, Mapping) and "datatype" in one for one in inputs)
 
@@ -119,7 +119,7 @@ def read(
 
 
 def from_torchserves_grpc(request: Request) -> bool:
-    """Tell whether TorchServe has made a request of one over gRPC: BYTES are in base64 then.
+    """Return whether TorchServe has made a request of one over gRPC: BYTES are in base64 then.
 
     Such a request has no header of a client, and the body names the model.
     """
@@ -130,7 +130,7 @@ def from_torchserves_grpc(request: Request) -> bool:
 def readable_by_torchserve(request: Request, reply: Reply, served: HandlerInfo) -> Reply:
     """Return an error as TorchServe can send it over gRPC: in an output; any other answer as it is.
 
-    TorchServe ends the worker where an answer is not of the protocol, and with it what its neighbours have asked.
+    After an answer that breaks the protocol TorchServe ends the worker, and the other requests of the batch fail, too.
     """
     if reply.status < 400 or not from_torchserves_grpc(request):
         return reply

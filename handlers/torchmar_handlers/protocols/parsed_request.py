@@ -1,4 +1,4 @@
-"""What a dialect makes of one request: its instances, and how their answers become one."""
+"""One parsed request: its instances, and the function that makes one reply of their answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchmar_handlers.request import BadRequest, Request
 
 
 class HandlerInfo(Protocol):
-    """What a dialect has to know of the handler."""
+    """The part of a handler that the protocols use."""
 
     named: bool
     max_instances: int
@@ -31,8 +31,8 @@ class HandlerInfo(Protocol):
 class ParsedRequest:
     """The instances of one request; ``reply`` takes an answer for each.
 
-    ``many`` says that errors name the instance that they are of, ``error_key`` where the
-    dialect's clients look for the message beside TorchServe's ``message``. It can be pickled, but for
+    ``many``: errors name their instance. ``error_key``: the key under which clients of the protocol expect the
+    message, beside TorchServe's ``message``. It can be pickled, but for
     the handler that ``reply`` may refer to: a server may have two processes answer a request, see
     `torchmar_handlers.base.BaseHandler.prepare_handle`.
     """

@@ -19,12 +19,12 @@ _SIGNATURES = ("serving_default", "predict")
 
 
 def speaks_rows(body: Mapping[str, Any]) -> bool:
-    """Tell whether a JSON body is of the row form: ``{"instances": [...]}``."""
+    """Return whether a JSON body is of the row form: ``{"instances": [...]}``."""
     return "instances" in body
 
 
 def speaks_columns(body: Mapping[str, Any]) -> bool:
-    """Tell whether a JSON body is of the column form: ``{"inputs": [...]}`` or ``{"inputs": {name: [...]}}``."""
+    """Return whether a JSON body is of the column form: ``{"inputs": [...]}`` or ``{"inputs": {name: [...]}}``."""
     return isinstance(body.get("inputs"), list | Mapping)
 
 

@@ -1,4 +1,4 @@
-"""What the handlers of tables have in common: rows in, checked and encoded, and explanations by column."""
+"""The base class of the handlers of tables: rows are checked and encoded, and explained by column."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.options import OptionError
 from torchmar_handlers.common.reply import PNG, Reply
 from torchmar_handlers.explanations import ExplainOptions, Explanation, document, explain
-from torchmar_handlers.explanations import read as read_asked
+from torchmar_handlers.explanations import read as read_options
 from torchmar_handlers.request import BadRequest, Request
 from torchmar_handlers.tables import bodies
 from torchmar_handlers.tables.columns import NUMBER, OUT_OF_RANGE, Column
@@ -28,8 +28,8 @@ from torchmar_handlers.tables.table import Table, shown
 METHODS = ("integrated_gradients", "gradient_shap", "saliency", "feature_ablation")
 BASELINES = ("mean", "zeros")
 
-_ASKED = ("method", "target", "n_steps", "baseline")
-_BESIDE = frozenset({*_ASKED, "parameters"})  # what an object may hold that is no column
+_OPTION_NAMES = ("method", "target", "n_steps", "baseline")
+_BESIDE = frozenset({*_OPTION_NAMES, "parameters"})  # what an object may hold that is no column
 _ROWS_AT_ONCE = 4096
 
 
@@ -69,7 +69,7 @@ class TabularHandler(BaseHandler):
     ``{"rows": [...]}``, CSV with a header, a ``.npy`` array, or what KServe's and TensorFlow Serving's
     protocols say; they are answered by an array.
 
-    Explanations say how much each column speaks for the target, in the score before softmax or
+    Explanations give each column's contribution to the target, in the score before softmax or
     sigmoid (a regressor: in the output itself), the largest first; or, where the request accepts
     ``image/png``, show it in a picture. Requests may set ``method``, ``target``, ``n_steps`` and
     ``baseline``: ``mean`` is a row of the columns' means (the default where there is none, else 0),
@@ -89,7 +89,7 @@ class TabularHandler(BaseHandler):
         self.table = Table(columns, options.text("out_of_range", OUT_OF_RANGE[0], choices=OUT_OF_RANGE))
         self.scores_name = options.text("scores", "")
         self.max_forward_batch = options.integer("max_forward_batch", _ROWS_AT_ONCE, low=1)
-        self.asked_by_default = {
+        self.default_options = {
             "method": options.text("method", METHODS[0], choices=METHODS),
             "n_steps": options.integer("n_steps", 50, low=1, high=1000),
             "baseline": options.text("baseline", BASELINES[0], choices=BASELINES),
@@ -122,17 +122,17 @@ class TabularHandler(BaseHandler):
 
     def explain_handle(self, batch: np.ndarray, requests: Sequence[Request]) -> Sequence[Any]:
         """Return one explanation per row, as JSON or as a picture."""
-        asked = [self._asked(request) for request in requests]
+        requested = [self._explain_options(request) for request in requests]
         encoded = self.encode(batch)
         scores = self._scores(encoded)
-        targets = self.targets(scores.detach(), [one.target for one in asked])
+        targets = self.targets(scores.detach(), [one.target for one in requested])
         explanations = explain(
             self._scores,
             encoded,
             targets,
-            asked,
+            requested,
             scores=scores.detach(),
-            baselines=torch.stack([self._baseline(one) for one in asked]),
+            baselines=torch.stack([self._baseline(one) for one in requested]),
             groups=self.groups,
             differentiable=weights.differentiable(self.model),
         )
@@ -220,10 +220,10 @@ class TabularHandler(BaseHandler):
             raise OptionError("columns", problem) from error
         return int(self.only(output, 1).shape[1])
 
-    def _asked(self, request: Request) -> ExplainOptions:
-        """Return what is asked of an explanation, with a row as its baseline made what the model sees."""
-        wishes = {name: self._without_columns(request).option(name) for name in _ASKED}
-        row, encoded = wishes["baseline"], None
+    def _explain_options(self, request: Request) -> ExplainOptions:
+        """Return the options of an explanation; a baseline that is a row is encoded as the model's input."""
+        sent = {name: self._without_columns(request).option(name) for name in _OPTION_NAMES}
+        row, encoded = sent["baseline"], None
         if isinstance(row, str) and row.lstrip().startswith(("{", "[")):
             row = bodies.parsed(row, "baseline")
         if isinstance(row, Mapping | list):
@@ -231,10 +231,10 @@ class TabularHandler(BaseHandler):
                 encoded = self.table.encode(self.table.values(row)[None])[0].tolist()
             except BadRequest as error:
                 raise BadRequest(f"baseline: {error.message}") from None
-            del wishes["baseline"]
-        wished = Request(request.index, {"body": wishes}, {})
-        asked = read_asked(wished, methods=METHODS, defaults=self.asked_by_default, baselines=BASELINES)
-        return asked if encoded is None else replace(asked, baseline=encoded)
+            del sent["baseline"]
+        stripped = Request(request.index, {"body": sent}, {})
+        options = read_options(stripped, methods=METHODS, defaults=self.default_options, baselines=BASELINES)
+        return options if encoded is None else replace(options, baseline=encoded)
 
     def _without_columns(self, request: Request) -> Request:
         """Return a request without the columns of its row, one of which may be called as an option is."""
@@ -244,12 +244,12 @@ class TabularHandler(BaseHandler):
         kept = {name: value for name, value in body.items() if name not in self.table.names}
         return replace(request, row={"body": kept})
 
-    def _baseline(self, asked: ExplainOptions) -> torch.Tensor:
-        if asked.baseline == "mean":
+    def _baseline(self, options: ExplainOptions) -> torch.Tensor:
+        if options.baseline == "mean":
             return self.typical
-        if asked.baseline == "zeros":
+        if options.baseline == "zeros":
             return torch.zeros_like(self.typical)
-        return torch.tensor(asked.baseline, dtype=torch.float32, device=self.device).expand_as(self.typical)
+        return torch.tensor(options.baseline, dtype=torch.float32, device=self.device).expand_as(self.typical)
 
     def _explained(
         self, request: Request, explanation: Explanation, message: Mapping[str, Any], values: np.ndarray

@@ -1,4 +1,4 @@
-"""A text as a model takes it."""
+"""An encoded text: token ids with their places in the text."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Reader(Protocol):
 
     @property
     def replacements(self) -> Mapping[str, int]:
-        """Ids that say nothing, by name, for explanations; at least one."""
+        """Ids of neutral tokens, by name, for explanations; at least one."""
 
     def encode(self, text: str) -> Encoded:
         """Return the ids of a text. Raises BadRequest (413) when it has more than the model takes."""

@@ -37,7 +37,7 @@ class TextHandler(BaseHandler):
     Texts of a batch that are about as long go through the model together, padded to the longest.
     """
 
-    #: Whether a text without a token (white space, say) is answered without the model, or refused.
+    #: Whether a text without a token (such as white space) is answered without the model, or refused.
     empty_texts = False
 
     def initialize(self, context: Any) -> None:

@@ -1,4 +1,4 @@
-"""What models of texts put out, whatever it is wrapped in."""
+"""The scores or vectors in the output of a text model: a tensor, or one in a tuple or a mapping."""
 
 from __future__ import annotations
 

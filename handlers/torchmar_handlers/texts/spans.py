@@ -26,7 +26,7 @@ class Span:
 
 
 def has_prefixes(labels: Sequence[str]) -> bool:
-    """Tell whether labels say where spans begin: all but ``O`` start with ``B-`` or ``I-`` (or ``E-``, ``S-``...)."""
+    """Return whether labels mark where spans begin: all but ``O`` start with ``B-``, ``I-`` (or ``E-``, ``S-``...)."""
     named = [label for label in labels if label != OUTSIDE]
     return bool(named) and all(label[1:2] == "-" and label[0] in "BIELSU" for label in named)
 
@@ -43,7 +43,7 @@ def join(
         encoded: the text.
         labels: of each token, special ones with them.
         scores: the probability of each of these.
-        prefixes: whether labels say where spans begin.
+        prefixes: whether labels mark where spans begin.
         whole_words: give all tokens of a word the label of its first.
     """
     found: list[Span] = []

@@ -21,7 +21,7 @@ _TYPES = ("token_type_ids", "type_ids", "segment_ids")
 _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 _MASKS = ("[MASK]", "<mask>")
 _UNKNOWN = ("[UNK]", "<unk>")
-_TOKENS = 512  # where neither the option, nor the tokenizer, nor the model says
+_TOKENS = 512  # unless the option, the tokenizer or the model specifies it
 _SHORT = 32  # tokens up to which padding costs less than a pass of its own
 
 
@@ -30,7 +30,7 @@ class Tokenizer:
 
     A model gets ``(ids, mask)``, both ``(n, length)`` int64, by position: or just ``ids`` if it takes no
     more, or, where its inputs have the names that transformers gives them (``input_ids``,
-    ``attention_mask``, ``token_type_ids``), what they say, in their order.
+    ``attention_mask``, ``token_type_ids``), these tensors in their order.
 
     Args:
         file: the ``tokenizer.json``.
@@ -66,7 +66,7 @@ class Tokenizer:
 
     @property
     def replacements(self) -> dict[str, int]:
-        """Ids of tokens that say nothing, by name, for explanations."""
+        """Ids of neutral tokens, by name, for explanations."""
         known = {"mask": _id(self.tokenizer, _MASKS), "unk": _id(self.tokenizer, _UNKNOWN), "pad": self.pad}
         return {name: number for name, number in known.items() if number is not None}
 

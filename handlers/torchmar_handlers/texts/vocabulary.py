@@ -53,7 +53,7 @@ class Vocabulary:
 
     @property
     def replacements(self) -> dict[str, int]:
-        """Ids of words that say nothing, by name, for explanations; 0 is one in most vocabularies without a name."""
+        """Ids of neutral words, by name, for explanations; 0 is one in most vocabularies without a name."""
         return {"unk": self.unknown or 0}
 
     def encode(self, text: str) -> Encoded:

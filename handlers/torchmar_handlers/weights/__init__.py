@@ -1,8 +1,8 @@
 """Weights of any format that torch has, and ONNX, loaded to one kind of module on the worker's device.
 
-`load` replaces what TorchServe's own ``BaseHandler.initialize`` does. What comes back is called with
-tensors, by position or by name, and returns what the model returns; the functions beside it tell of
-any such module what its inputs are called, which batch size it takes and whether it has gradients.
+`load` replaces TorchServe's own ``BaseHandler.initialize``. It returns a module that is called with tensors, by
+position or by name. The other functions return the names of a module's inputs, the batch size that it takes and
+whether it has gradients.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def load(
 
     Args:
         folder: where the archive is extracted, first on ``sys.path``.
-        serialized_file: the weights, in ``folder``; their content says what they are.
+        serialized_file: the weights, in ``folder``; identified by their content.
         model_file: the Python file with the class of the model, in ``folder``.
         device: of the worker.
         options: the ``handler`` section of the configuration; keys that are not in the table are left alone.
@@ -68,7 +68,7 @@ def load(
         pt2: the section of that name, as TorchServe's base handler reads it; ``compile`` goes before it.
 
     Raises:
-        LoadError: something about the weights, the model file or an option; the message says what to do.
+        LoadError: the weights, the model file or an option cannot be used; the message has the remedy.
         ImportError: and whatever else the model file itself raises.
     """
     tuning = Optimizations.of(options, pt2)
@@ -101,7 +101,7 @@ def load(
 
 
 def differentiable(model: nn.Module) -> bool:
-    """Tell whether gradients with respect to inputs can be had at all: not of ONNX and AOTInductor, for instance."""
+    """Return whether gradients with respect to inputs can be had at all: not of ONNX and AOTInductor, for instance."""
     model = _inner(model)
     if isinstance(model, ExportedModel):
         return model.differentiable
@@ -171,6 +171,6 @@ def _loaded(
 
 
 def _aot_compiled(pt2: Any) -> bool:
-    """Tell whether the section ``pt2`` asks for ``torch._export.aot_load``, by the key that TorchServe reads."""
+    """Return whether the section ``pt2`` asks for ``torch._export.aot_load``, by the key that TorchServe reads."""
     export = pt2.get("export") if isinstance(pt2, Mapping) else None
     return isinstance(export, Mapping) and export.get("aot_compile") is True

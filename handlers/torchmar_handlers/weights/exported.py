@@ -16,7 +16,7 @@ from torchmar_handlers.weights.load_error import LoadError, summary
 
 logger = logging.getLogger(__name__)
 
-# Operators that behave in another way while a model is trained, and which of their arguments says so.
+# Operators that behave in another way while a model is trained, and the position of the argument that selects it.
 _MODES = {"aten.dropout.default": 2, "aten.batch_norm.default": 5}
 
 

@@ -1,4 +1,4 @@
-"""What programs with inputs of their own have in common: exported, AOTInductor and ONNX."""
+"""The base class of programs that declare their inputs: exported, AOTInductor and ONNX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shapes that a model's first layer suggests for its input, where nothing else tells of them."""
+"""The shapes that a model's first layer suggests for its input, where nothing else declares them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SIDES = (32, 224)  # of an image, or the length of a sequence
 def typical_inputs(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield tensors of zeros, ``(1, ...)``, that the first layer with weights of a model would take.
 
-    Only running the model tells whether it takes one: layers are in the order in which they were defined, which need
+    Only running the model shows whether it takes one: layers are in the order in which they were defined, which need
     not be that in which they are called. TorchScript has the same names and attributes.
 
     Args:

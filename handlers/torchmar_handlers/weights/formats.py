@@ -25,7 +25,7 @@ class Format(Enum):
 
     @property
     def needs_model_file(self) -> bool:
-        """Whether it holds tensors alone, so that a model file has to say what they are the weights of."""
+        """Whether it holds tensors alone, so that a model file has to define the model."""
         return self in (Format.SAFETENSORS, Format.SHARDED, Format.SAVED, Format.LEGACY)
 
 

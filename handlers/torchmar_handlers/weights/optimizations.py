@@ -1,4 +1,4 @@
-"""How a loaded model is made faster or smaller: the options that change nothing unless they are given."""
+"""The options that make a loaded model faster or smaller; none is on by default."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class CompiledModule(nn.Module):
         except Exception as error:
             if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
-            # Inputs that the module itself refuses raise here, and say nothing against having it compiled.
+            # Inputs that the module itself refuses raise here, and are no reason against compiling it.
             answer = self.module(*args, **kwargs)
             logger.warning("%s could not be compiled and runs as it is from now on: %s", self._name, summary(error))
             self._compiled = ()

@@ -67,7 +67,7 @@ def instance(folder: Path, model_file: str) -> nn.Module:
 
 
 def load_saved(path: Path, model: nn.Module, *, mapped: bool) -> nn.Module:
-    """Give ``model`` the state dict in a file of ``torch.save``; nothing that the file says is run.
+    """Give ``model`` the state dict in a file of ``torch.save``; no code in the file is run.
 
     Args:
         path: the file.

@@ -42,19 +42,19 @@ def load(path: Path, device: torch.device) -> torch.jit.ScriptModule:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep torch's advice to leave TorchScript out of the log of a worker, which cannot follow it."""
+    """Suppress torch's deprecation warnings for TorchScript, which a worker cannot act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is (deprecated|not supported)")
         yield
 
 
 def frozen(model: torch.jit.ScriptModule) -> bool:
-    """Tell whether the weights have become constants of the code, which no conversion reaches."""
+    """Return whether the weights have become constants of the code, which no conversion reaches."""
     return not model._c.hasattr("training")
 
 
 def differentiable(model: torch.jit.ScriptModule) -> bool:
-    """Tell whether all of its operators have derivatives."""
+    """Return whether all of its operators have derivatives."""
     return not any(_NO_DERIVATIVE.search(node.kind()) for node in _nodes(model.inlined_graph))
 
 
@@ -76,7 +76,7 @@ def _nodes(block: Any) -> Iterator[Any]:
 
 
 def _warn_of_devices(path: Path, device: torch.device) -> None:
-    """Say in the log that the code names a GPU that is not the worker's, as tracing on a GPU makes it do."""
+    """Log a warning if the code names a GPU that is not the worker's, as code traced on a GPU does."""
     found: set[str] = set()
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
