@@ -1,4 +1,4 @@
-"""Ask a TorchServe over REST or gRPC, without the command line and without torchmar's clients: a script to copy.
+"""Send one request to TorchServe over REST or gRPC, without torchmar's clients: a script to copy.
 
 REST needs ``requests``; gRPC needs ``grpcio`` and the messages in ``torchmar/grpc/wire``. The
 examples are of a server that ``torchmar serve`` runs::
@@ -94,13 +94,13 @@ def token(options: argparse.Namespace, api: str) -> str:
 
 
 def main() -> None:
-    """Parse, ask, write the answer to stdout."""
-    parser = argparse.ArgumentParser(description="Ask a TorchServe over REST or gRPC.")
+    """Parse arguments, send the request, write the answer to stdout."""
+    parser = argparse.ArgumentParser(description="Send a request to TorchServe over REST or gRPC.")
     parser.add_argument("model", help="the model's name")
-    parser.add_argument("input", nargs="?", help="the file to ask with")
+    parser.add_argument("input", nargs="?", help="the file to send")
     parser.add_argument("--grpc", action="store_true", help="over gRPC; default: over REST")
     parser.add_argument("--target", help="explain this class, by label or index (REST only)")
-    parser.add_argument("--metadata", action="store_true", help="ask what the server says of the model")
+    parser.add_argument("--metadata", action="store_true", help="describe the model instead")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds (default: %(default)s)")
     parser.add_argument("--address", help="of the inference API, for --metadata of the management API")
     parser.add_argument("--key-file", type=Path, default=Path(".torchmar/key_file.json"), help="default: %(default)s")

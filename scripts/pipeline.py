@@ -1,4 +1,4 @@
-"""The main job on real input: build the digits archive, serve it, register it, ask it, explain."""
+"""Build the digits archive, serve it, register it, predict its samples and explain one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(engine: EngineName, keep: bool) -> int:
         samples = [sample for sample in opened.samples if not sample.explain and sample.input]
     with named(engine)(Path("config.properties"), STORE) as server:
         out.print(f"started {server.described}: {server.server.inference}", markup=False)
-        # Workers and batching are the archive's own: its model-config.yaml says them.
+        # Workers and batching are those of the archive's model-config.yaml.
         out.print(server.management.register(packed.path.name, initial_workers=1).strip(), markup=False)
         client = InferenceClient(server.server)
         rows, wrong = [], 0

@@ -19,7 +19,7 @@ def main(names: list[str]) -> int:
         if name not in known:
             print(f"error: there is no archives/{name}; there are {', '.join(known)}", file=sys.stderr)
             return 2
-    # One at a time: tests that run in several processes each ask for the weights, and wait here for who makes them.
+    # One process at a time: parallel tests all call this, and wait here until the first has trained.
     with open(__file__, encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _train(names or known)
@@ -39,7 +39,7 @@ def _train(names: list[str]) -> int:
 
 
 def is_made(folder: Path, files: list[str]) -> bool:
-    """Return whether all files are there, the first of them (the weights) newer than the code beside it."""
+    """Return whether all files exist, and the first of them (the weights) is newer than the code beside it."""
     if not all((folder / file).exists() for file in files):
         return False
     return (folder / files[0]).stat().st_mtime >= max(

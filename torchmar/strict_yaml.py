@@ -72,7 +72,7 @@ def read(file: Path, missing: str) -> str:
 
 
 def parse(text: str, file: str, otherwise: str) -> Document:
-    """Return the mapping in ``text``; ``otherwise`` says what is wrong with a file that is none.
+    """Return the mapping in ``text``; ``otherwise`` is the problem of a file that is none.
 
     Raises:
         RecipeError: it is no YAML, or no mapping.
@@ -109,7 +109,7 @@ def meant(key: str, model: type[BaseModel]) -> str:
 
 
 def unknown(key: str, model: type[BaseModel]) -> str:
-    """Return what to say of a key that ``model`` does not have."""
+    """Return the problem of a key that ``model`` does not have."""
     close = meant(key, model)
     return f"no key is called {key!r}" + (f"; did you mean {close!r}?" if close else "")
 

@@ -374,12 +374,15 @@ def two_directories() -> bytes:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (two_directories(), "not where its end record says"),
+        (two_directories(), "not at the place that its end record declares"),
         (in_torch_zip(HARMLESS) + b"x", "not at its end"),
         (SAMPLES["a module"][:-1], "not at its end"),
         (SAMPLES["a module"][: len(SAMPLES["a module"]) // 2], "not at its end"),
         (SAMPLES["a module"][:90], "not at its end"),
-        (SAMPLES["a state dict"][:-42] + SAMPLES["a state dict"][-22:], "not where its end record says"),
+        (
+            SAMPLES["a state dict"][:-42] + SAMPLES["a state dict"][-22:],
+            "not at the place that its end record declares",
+        ),
         (SAMPLES["a state dict"].replace(b"collections\nO", b"collectionz\nO"), "Bad CRC"),
         (packed({"a/data.pkl": HARMLESS}, zipfile.ZIP_LZMA), "compressed in a way that torch does not read"),
         (

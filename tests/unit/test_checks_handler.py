@@ -523,7 +523,7 @@ def test_torchserves_own_loader_agrees(case: str, tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_named_function_that_is_not_there_is_told_although_torchserve_takes_the_class(tmp_path: Path) -> None:
     files = {"handler.py": CLASS}
-    cause = "does not define answer; TorchServe takes the class Digits in its place and says nothing"
+    cause = "does not define answer; TorchServe takes the class Digits in its place without a warning"
     assert agrees(check(files, "handler:answer"), [("MAR310", "handler.py", cause)])
     with load(tmp_path, "handler:answer", files) as worker:
         assert worker.predict_batch([Request(b"1")])[0].body == b"seven"

@@ -33,7 +33,7 @@ Stats = dict[str, list[int]]
 
 
 def stats(paths: Iterable[Path]) -> Stats:
-    """Return what the file system says of each path, by absolute path; the folders they lie in are not followed."""
+    """Return the file system's record of each path, by absolute path; links are not followed."""
     return {str(path.absolute()): _stat(path) for path in paths}
 
 

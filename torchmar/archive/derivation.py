@@ -116,7 +116,7 @@ def _merged(base: bytes, changes: Mapping[str, Any], where: str) -> bytes:
     if not isinstance(config, dict):
         raise ArchiveError(f"{where}: the configuration is no mapping")
     merged = {key: value for key, value in {**config, **changes}.items() if value is not None}
-    # Only what is set here is judged: what the source says otherwise is its own affair.
+    # Only what is set here is checked; the rest of the source's configuration stays as it is.
     pair = ("minWorkers", "maxWorkers")
     judged = {key: merged[key] for key in (*changes, *(pair if set(pair) & set(changes) else ())) if key in merged}
     try:

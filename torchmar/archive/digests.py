@@ -47,7 +47,7 @@ def archive_digest(sums: bytes) -> str:
 
 
 def _line(name: str, digest: str) -> str:
-    # sha256sum escapes names with a backslash or a newline and says so with a leading backslash.
+    # sha256sum escapes names with a backslash or a newline and marks the line with a leading backslash.
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
     mark = "\\" if escaped != name else ""
     return f"{mark}{digest}  {escaped}\n"

@@ -145,7 +145,7 @@ def pack_tgz(
 
 @contextlib.contextmanager
 def _archive_errors(destination: Path) -> Iterator[None]:
-    """Turn what the system refuses into an error that says what to do."""
+    """Turn an OSError into an error with a remedy."""
     try:
         yield
     except OSError as error:

@@ -70,7 +70,7 @@ class Archive:
         self.path = path
         self._form = open_form(path)
         self.flaws = [*self._form.flaws, *layout.flaws(self._form.entries)]
-        # Members that differ in case are files of their own, unless the file system says otherwise at extraction.
+        # Members that differ only in case are separate files, unless the file system at extraction ignores case.
         serious = [flaw for flaw in self.flaws if flaw.kind is not layout.Kind.CASE]
         if serious and not allow_flaws:
             self.close()
@@ -171,7 +171,7 @@ class Archive:
             raise ArchiveError(f"{self.path}: {SAMPLES_FILE}: {error}") from None
 
     def open(self, name: str) -> BinaryIO:
-        """Open a member for reading to and fro: where it stands in the archive, or else a copy.
+        """Open a member as a seekable stream; a compressed member is copied first.
 
         Raises:
             ArchiveError: there is no such member, or it cannot be opened.
@@ -180,7 +180,7 @@ class Archive:
         if entry and entry.offset is not None:
             return cast(BinaryIO, io.BufferedReader(Window(self.path, entry.offset, entry.size)))
         with self.stream(name) as content:
-            # Going back in a deflated stream means to inflate it from its start again.
+            # Seeking backwards in a deflated stream would inflate it from its start again.
             size = self._entries[name].size
             if size > shutil.disk_usage(tempfile.gettempdir()).free:
                 raise ArchiveError(f"{self.path}: {name} needs {size} bytes; {tempfile.gettempdir()} has less left")
@@ -190,7 +190,7 @@ class Archive:
         return copy
 
     def stream(self, name: str) -> BinaryIO:
-        """Open a member for reading from its start to its end, which checks its bytes.
+        """Open a member as a stream that is read once, from start to end; its checksum is verified at the end.
 
         Raises:
             ArchiveError: there is no such member, or it cannot be opened.
@@ -216,7 +216,7 @@ class Archive:
             return content.read(_SMALL)
 
     def source(self, name: str, scratch: Path) -> MemberContent:
-        """Return a member as something to pack: where it stands, if it stands there as it is, or a copy in ``scratch``.
+        """Return a member as content to pack: a slice of the archive if stored and listed, else a copy in ``scratch``.
 
         Raises:
             ArchiveError: its bytes are damaged.

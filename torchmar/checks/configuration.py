@@ -56,7 +56,7 @@ def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Find
         yield Finding(Code.MAR501, name, "it is no mapping of keys", "write it as keys, such as batchSize: 8")
         return
     for key, line in repeated:
-        cause = f"{key} is given twice; every reader keeps the last and says nothing"
+        cause = f"{key} is given twice; every reader keeps the last without a warning"
         yield Finding(Code.MAR512, f"{name}:{line}", cause, "leave one of the two")
     if unread:
         cause = f"TorchServe's frontend does not read it ({unread}), and takes its defaults; the worker does"
@@ -140,7 +140,7 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
             if key == "torchmar":
                 yield Code.MAR503, key, cause, "write torchmar: {fork: true} or {fork: false}; TorchServe ignores it"
                 continue
-            yield Code.MAR503, key, cause, "TorchServe only warns, and goes on with its default"
+            yield Code.MAR503, key, cause, "TorchServe only warns, and uses its default"
 
 
 def _traps(config: dict[Any, Any], gpus: int | None) -> Iterator[Found]:

@@ -15,7 +15,7 @@ class Code(Enum):
 
     A code names the section in docs/checks.md and keeps its meaning for good. ``error``: a server cannot load or
     run the archive, whatever the handler does, or it is unsafe. ``warning``: it works, perhaps not as intended.
-    ``error or warning``: depends on the archive; each finding says which.
+    ``error or warning``: depends on the archive; each finding has one of both.
     MAR1xx layout, MAR2xx manifest, MAR3xx handler, MAR4xx weights, MAR5xx configuration, MAR6xx safety.
     """
 

@@ -34,7 +34,7 @@ def by_content(head: bytes) -> tuple[str, str] | None:
 
 
 def by_name(name: str) -> tuple[str, str] | None:
-    """Return what a file of no known content is by its name, and what to do; None if the name does not say."""
+    """Return the kind of a file of unknown content by its name, and the remedy; None if the name shows neither."""
     if name.rpartition("/")[2] == "saved_model.pb":
         return f"the graph of {SAVED_MODEL}", SAVED_MODEL_REMEDY
     return next((found for suffix, found in _SUFFIXES.items() if name.lower().endswith(suffix)), None)

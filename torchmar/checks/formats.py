@@ -81,9 +81,9 @@ class Weights:
     """What a weights file is.
 
     Args:
-        format: what its content says that it is.
+        format: identified by the content.
         detail: the same in more precise words, where there are any.
-        torch_version: the torch that wrote it, where the file says so.
+        torch_version: the torch that wrote it, if the file records it.
         too_new: what in it is newer than torchmar knows, such as ``file format version 12``; empty if nothing is.
         damage: why it cannot be read; empty if it seems whole.
         external: the files that an ONNX model keeps its tensors in, relative to its own folder.
@@ -109,7 +109,7 @@ def identify(stream: IO[bytes], name: str) -> Weights:
 
     Args:
         stream: the file, seekable.
-        name: its name, which counts where the content is cut off too early to tell.
+        name: its name, which decides where the content is cut off too early.
     """
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)

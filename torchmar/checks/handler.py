@@ -95,7 +95,7 @@ def _entry_point(modules: Modules, module: Module, wanted: str, asynchronous: bo
         yield from _function(modules, module, wanted, asynchronous)
         return
     if names is None:
-        return  # only running the module would tell
+        return  # only running the module would show it
     classes = _classes(module)
     if wanted != "handle":
         yield _no_function(module, wanted, names, list(classes))
@@ -124,7 +124,7 @@ def _no_function(module: Module, wanted: str, names: set[str], classes: list[str
     cause = f"does not define {wanted}"
     code = Code.MAR302
     if len(classes) == 1:
-        code, cause = Code.MAR310, f"{cause}; TorchServe takes the class {classes[0]} in its place and says nothing"
+        code, cause = Code.MAR310, f"{cause}; TorchServe takes the class {classes[0]} in its place without a warning"
     close = difflib.get_close_matches(wanted, sorted(names), n=1, cutoff=0.6)
     remedy = f"did you mean {close[0]}?" if close else "name a function that is defined or imported at its top level"
     return Finding(code, module.file, cause, remedy)

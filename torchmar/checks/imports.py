@@ -206,7 +206,7 @@ class _Walk:
                     )
 
     def follow(self, module: Module, node: ast.AST, name: str, wanted: str = "") -> bool:
-        """Follow an import of ``name`` (of ``wanted`` from it); tell whether it is a module of the archive."""
+        """Follow an import of ``name`` (of ``wanted`` from it); return whether it is a module of the archive."""
         root = name.partition(".")[0]
         if root not in self._modules and (root not in self._modules.folders or satisfied(root, self._provided)):
             # A folder without __init__.py counts only where no other module has its name.
@@ -278,7 +278,7 @@ class _Walk:
         own = [self._modules.file(inner) for inner in self._modules if inner.endswith(f".{root}")]
         own += [_folder(folder) for folder in self._modules.folders if folder.endswith(f".{root}")]
         if own and self._path_changes:
-            return  # the archive puts a folder of its own on the path; which one, only running it would tell
+            return  # the archive puts a folder of its own on the path; only running it would show which one
         remedy = f"add {package} to the requirements or install it on the server"
         if own:
             remedy = f"import {own[0]} by its full name, or move it to the archive's top level"

@@ -25,7 +25,9 @@ _CODES = {
 def check(archive: Archive) -> Iterator[Finding]:
     """Yield what is wrong; reads every byte of the archive once."""
     if cause := _misnamed(archive):
-        yield Finding(Code.MAR101, "", cause, "TorchServe goes by the name: *.mar is a zip, any other file a .tar.gz")
+        yield Finding(
+            Code.MAR101, "", cause, "TorchServe decides by the name: *.mar is a zip, any other file a .tar.gz"
+        )
     elif archive.form not in ("zip", "tar.gz", "folder"):
         cause = "its members do not lie in one folder, the outermost, which TorchServe cuts off"
         yield Finding(Code.MAR101, "", cause, "tar czf NAME.tar.gz NAME, where NAME is the folder that has MAR-INF")
@@ -44,7 +46,7 @@ def check(archive: Archive) -> Iterator[Finding]:
 
 
 def _misnamed(archive: Archive) -> str:
-    """Return why TorchServe, which goes by the name, would not unpack the file; empty if it would."""
+    """Return why TorchServe, which decides by the name, would not unpack the file; empty if it would."""
     name = archive.path.name
     if archive.form == "zip" and not name.endswith(".mar"):
         return f"it is a zip, and is called {name}"

@@ -135,7 +135,7 @@ class Modules:
         return self._read[name]
 
     def names(self, module: Module) -> set[str] | None:
-        """Return the names that a module has once it is imported; None when only running it would tell."""
+        """Return the names that a module has once it is imported; None if only running it would show them."""
         found: set[str] = set()
         waiting, seen = [module], set()
         while waiting:

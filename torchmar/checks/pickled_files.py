@@ -60,7 +60,7 @@ def open_zip(stream: IO[bytes]) -> zipfile.ZipFile:
             raise zipfile.BadZipFile("the zip's directory is inconsistent")
         length, start = struct.unpack("<QQ", tail[40:56])
     if start + length != where:
-        raise zipfile.BadZipFile("the zip's directory is not where its end record says")
+        raise zipfile.BadZipFile("the zip's directory is not at the place that its end record declares")
     if length > _MAX_DIRECTORY:
         raise zipfile.BadZipFile(f"the zip's directory has {length} bytes, more than any model needs")
     stream.seek(0)
@@ -164,7 +164,7 @@ class Inspector:
             yield self._broken(place, f"it is damaged ({shown(str(error))})")
 
     def _pickled_by_config(self, archive: zipfile.ZipFile) -> tuple[str, ...]:
-        """Return the last parts of the names that torch.export unpickles although nothing in them says so."""
+        """Return the last parts of the names that torch.export unpickles although the names do not show it."""
         parts = {entry.orig_filename.rpartition("/")[2] for entry in archive.infolist()}
         named = [part for part in parts if part.startswith(("custom_obj_", "opaque_obj_"))]
         for entry in archive.infolist():

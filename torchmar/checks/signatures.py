@@ -78,7 +78,7 @@ def _lineage(modules: Modules, module: Module, found: ast.ClassDef) -> Iterator[
 
 
 def _method(lineage: Lineage, name: str) -> tuple[Module, Function] | None:
-    """Return the method that a class has by that name; None when the archive does not tell."""
+    """Return the method that a class has by that name; None if it is not in the archive."""
     for base in lineage:
         if isinstance(base, str):
             if _provides_methods(base):

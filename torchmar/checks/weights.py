@@ -35,7 +35,7 @@ _SUFFIXES = {
 _OURS_ALONE = {Format.TORCHSCRIPT, Format.ONNX, Format.EXPORTED, Format.AOTINDUCTOR}
 _OURS_INTO_A_MODEL = {*_SAVED_BY_TORCH, Format.SAFETENSORS}
 
-_NAMES_ITS_OWN = (f"{CARRIED_PACKAGE}.cascade",)  # handlers whose options say what they load
+_NAMES_ITS_OWN = (f"{CARRIED_PACKAGE}.cascade",)  # handlers whose options name their weights
 
 _IMPOSTORS = ("a git-lfs pointer file", "a web page")  # weights in no suffix and for no handler
 
@@ -193,7 +193,7 @@ def _loads_with_torchserve(name: str, weights: Weights, model_file: str | None, 
     """Yield why TorchServe's base handler does not load weights that are whole and well named."""
     kind = weights.format
     if kind is Format.LIBRARY and name.endswith(".so"):
-        return  # loaded where the configuration says pt2: {export: {aot_compile: true}}
+        return  # loaded where the configuration has pt2: {export: {aot_compile: true}}
     if kind in _SAVED_BY_TORCH:
         if not model_file:
             cause = f"{name} is {weights.description}, and without a model file TorchServe loads TorchScript only"
@@ -253,7 +253,7 @@ def _model_file(content: Content, name: str) -> Iterator[Finding]:
 
 
 def _constructor(name: str, tree: ast.Module, model: str) -> Iterator[Finding]:
-    """Yield that the one class cannot be built without arguments, where its own constructor says so."""
+    """Yield that the one class cannot be built without arguments, where its own constructor requires some."""
     for node in tree.body:
         if not isinstance(node, ast.ClassDef) or node.name != model or node.decorator_list:
             continue
