@@ -104,8 +104,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.model = weights.load(
             folder, serialized_file, model_file, self.device, self.options, threads=threads, pt2=pt2
         )
-        found = weights.dtype(self.model)
-        self.dtype = found if found in (torch.float16, torch.bfloat16) else None
+        dtype = weights.dtype(self.model)
+        self.dtype = dtype if dtype in (torch.float16, torch.bfloat16) else None
 
     def warm_up(self, context: Any) -> None:
         """Answer the archive's samples, alone and in a full batch; the last thing to do in ``initialize``.
@@ -157,8 +157,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         if self.device.type != "cuda":
             if isinstance(inputs[0], np.ndarray):
                 return torch.from_numpy(np.stack(inputs)).to(self.device)
-            return torch.stack([torch.as_tensor(one) for one in inputs]).to(self.device)
-        tensors = [torch.as_tensor(one) for one in inputs]
+            return torch.stack([torch.as_tensor(value) for value in inputs]).to(self.device)
+        tensors = [torch.as_tensor(value) for value in inputs]
         # Pinned memory is copied without the driver's own staging copy, and while the CPU goes on.
         shape = (len(tensors), *tensors[0].shape)
         batch = torch.empty(shape, dtype=tensors[0].dtype, pin_memory=True)
@@ -195,9 +195,9 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         is all else, makes them one called ``output``, of numbers, of texts, or of JSON.
         """
         names = [output["name"] for output in self.signature()["outputs"]]
-        if not names or not all(isinstance(one, Mapping) and one.keys() >= set(names) for one in answers):
+        if not names or not all(isinstance(answer, Mapping) and answer.keys() >= set(names) for answer in answers):
             return None
-        return {name: [one[name] for one in answers] for name in names}
+        return {name: [answer[name] for answer in answers] for name in names}
 
     def signature(self) -> signatures.Signature:
         """Return what the model takes and gives as tensors of the Open Inference Protocol.

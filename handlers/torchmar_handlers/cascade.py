@@ -142,20 +142,20 @@ class Cascade(BaseHandler):
         return found
 
     def _crops(self, batch: Sequence[Any], requests: Sequence[Request]) -> list[Any]:
-        found = self.first.detect([image for _, image in batch])
+        detections = self.first.detect([image for _, image in batch])
         crops = [
             self.second.inputs.fit(regions.cut(pixels, box, self.second.inputs.mode, self.square, self.margin))
-            for (pixels, _), one in zip(batch, found, strict=True)
-            for box in one["boxes"]
+            for (pixels, _), detection in zip(batch, detections, strict=True)
+            for box in detection["boxes"]
         ]
         # The client's Accept header is about the whole answer, not about its parts.
         answers = iter(_predict(self.second, crops, [Request(0, {}, {})] * len(crops)))
         replies: list[Any] = []
-        for request, (pixels, _), one in zip(requests, batch, found, strict=True):
-            objects = self.first.document(one)
+        for request, (pixels, _), detection in zip(requests, batch, detections, strict=True):
+            objects = self.first.document(detection)
             for region in objects:
                 region["answer"] = next(answers)
-            replies.append(self._picture(pixels, one, objects) if request.accepts(PNG) else objects)
+            replies.append(self._picture(pixels, detection, objects) if request.accepts(PNG) else objects)
         return replies
 
     def _unsure(self, batch: Sequence[Any], requests: Sequence[Request]) -> list[Any]:
@@ -184,12 +184,12 @@ class Cascade(BaseHandler):
             means.append({label: round(mean[label], 6) for label in best})
         return means
 
-    def _picture(self, pixels: Any, found: Mapping[str, np.ndarray], objects: Sequence[Mapping[str, Any]]) -> Reply:
+    def _picture(self, pixels: Any, detection: Mapping[str, np.ndarray], objects: Sequence[Mapping[str, Any]]) -> Reply:
         from torchmar_handlers.drawing import boxes
         from torchmar_handlers.images.reading import as_array
 
         drawn = []
-        for box, kind, one in zip(found["boxes"].tolist(), found["labels"].tolist(), objects, strict=True):
+        for box, kind, one in zip(detection["boxes"].tolist(), detection["labels"].tolist(), objects, strict=True):
             label, probability = self.first.label(kind), one["score"]
             if isinstance(one["answer"], Mapping):
                 best = next(iter(one["answer"].items()), None)
@@ -240,8 +240,8 @@ def _predict(stage: Any, inputs: Sequence[Any], requests: Sequence[Request]) -> 
         for start in range(0, len(members), stage.max_forward_batch):
             part = members[start : start + stage.max_forward_batch]
             batch = stage.preprocess([inputs[index] for index in part])
-            found = stage.predict_handle(batch, [requests[index] for index in part])
-            answers.update(zip(part, found, strict=True))
+            predictions = stage.predict_handle(batch, [requests[index] for index in part])
+            answers.update(zip(part, predictions, strict=True))
     return [answers[index] for index in range(len(inputs))]
 
 
@@ -257,11 +257,11 @@ def _handler(where: str, name: Any) -> Any:
     plain = str(name).removeprefix(f"{_PACKAGE}.")
     if plain in names and plain != "cascade":
         module = importlib.import_module(f"{_PACKAGE}.{plain}")
-        for found in vars(module).values():
+        for value in vars(module).values():
             # The one class of the file, not one that it builds on.
-            is_handler = isinstance(found, type) and issubclass(found, BaseHandler) and found is not BaseHandler
-            if is_handler and found.__module__ == module.__name__:
-                return found()
+            is_handler = isinstance(value, type) and issubclass(value, BaseHandler) and value is not BaseHandler
+            if is_handler and value.__module__ == module.__name__:
+                return value()
     raise OptionError(where, f"{name!r} is no handler of {_PACKAGE}; image_classifier is one")
 
 

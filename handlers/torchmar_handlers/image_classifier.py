@@ -80,7 +80,7 @@ class ImageClassifier(BaseHandler):
 
     def preprocess(self, inputs: Sequence[Input]) -> torch.Tensor:
         """Stack images to a normalised batch, ``(n, channels, height, width)``."""
-        return self.inputs.normalise(super().preprocess([one.values for one in inputs]))
+        return self.inputs.normalise(super().preprocess([image.values for image in inputs]))
 
     def postprocess(self, output: Any) -> list[dict[str, float]]:
         """Return the most probable labels of each row of scores, ``(n, classes)``."""

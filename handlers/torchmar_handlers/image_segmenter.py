@@ -76,7 +76,7 @@ class ImageSegmenter(BaseHandler):
 
     def preprocess(self, inputs: Sequence[Input]) -> tuple[torch.Tensor, Sequence[Input]]:
         """Return a normalised batch, ``(n, channels, height, width)``, and what it was made of."""
-        return self.inputs.normalise(super().preprocess([one.values for one in inputs])), inputs
+        return self.inputs.normalise(super().preprocess([image.values for image in inputs])), inputs
 
     def predict_handle(self, batch: tuple[torch.Tensor, Sequence[Input]], requests: Sequence[Request]) -> list[Any]:
         """Return the class map of each image."""

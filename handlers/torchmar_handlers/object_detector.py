@@ -80,8 +80,8 @@ class ObjectDetector(BaseHandler):
 
     def predict_handle(self, batch: Sequence[Input], requests: Sequence[Request]) -> list[Any]:
         """Return the boxes of each image, as JSON or as a picture."""
-        found = self.detect(batch)
-        return [self._answer(*one) for one in zip(requests, batch, found, strict=True)]
+        detected = self.detect(batch)
+        return [self._answer(*one) for one in zip(requests, batch, detected, strict=True)]
 
     def detect(self, batch: Sequence[Input]) -> list[dict[str, np.ndarray]]:
         """Return for each image ``boxes`` ``(k, 4)``, ``labels`` and ``scores`` ``(k,)``, the highest score first.

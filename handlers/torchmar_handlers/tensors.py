@@ -168,9 +168,9 @@ class TensorHandler(BaseHandler):
 
         What neither tells of an input is that of the samples. Outputs have sizes where all inputs have.
         """
-        inputs = [self._specified(one) for one in self.inputs]
-        known = [one for one in inputs if one is not None]
-        sizes = all(signatures.ANY not in one["shape"][1:] for one in known)
+        inputs = [self._specified(spec) for spec in self.inputs]
+        known = [spec for spec in inputs if spec is not None]
+        sizes = all(signatures.ANY not in spec["shape"][1:] for spec in known)
         outputs = self._given.tensors(sizes=sizes and len(known) == len(inputs))
         return signatures.of(known if len(known) == len(inputs) else [], outputs)
 
@@ -230,10 +230,10 @@ class TensorHandler(BaseHandler):
         return None if kind is None or shape is None else signatures.tensor(spec.name or "input", kind, *shape)
 
     def _input(self, name: str) -> Input | None:
-        return next((one for one in self.inputs if one.name == name), None)
+        return next((spec for spec in self.inputs if spec.name == name), None)
 
     def _expected(self) -> str:
-        inputs = [_described(one) for one in self.inputs]
+        inputs = [_described(spec) for spec in self.inputs]
         if len(inputs) == 1:
             return f"send {inputs[0]}"
         return f"send an object with {', '.join(inputs)}"

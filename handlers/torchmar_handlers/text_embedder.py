@@ -53,8 +53,8 @@ class TextEmbedder(TextHandler):
     def predict_handle(self, batch: Sequence[Encoded], requests: Sequence[Request]) -> list[Any]:
         """Return the vector of each text."""
         preferred = (self.output,) if self.output else outputs.VECTORS
-        found = outputs.only(self.inference(self.arguments(batch)), preferred, self.output_names).float()
-        vectors = self._pooled(found, batch) if found.dim() == 3 else found.reshape(len(batch), -1)
+        output = outputs.only(self.inference(self.arguments(batch)), preferred, self.output_names).float()
+        vectors = self._pooled(output, batch) if output.dim() == 3 else output.reshape(len(batch), -1)
         if not bool(vectors.isfinite().all()):
             raise NotFinite("the model's output for this text is not a number")
         if self.normalize:

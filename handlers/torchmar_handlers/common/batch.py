@@ -103,15 +103,15 @@ def finish(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[
 
 
 def _decode(handler: HandlerProtocol, parts: Sequence[Request]) -> list[Any]:
-    def one(part: Request) -> Any:
+    def decode_part(part: Request) -> Any:
         try:
             return handler.decode(part)
         except Exception as error:
             return _Failure(faults.of_reading(handler.known_inputs, error))
 
     if handler.executor is not None and len(parts) > 1:
-        return list(handler.executor.map(one, parts))
-    return [one(part) for part in parts]
+        return list(handler.executor.map(decode_part, parts))
+    return [decode_part(part) for part in parts]
 
 
 def _groups(handler: HandlerProtocol, parts: Iterable[_Part]) -> Iterator[tuple[bool, Sequence[_Part]]]:
@@ -143,8 +143,8 @@ def _run(
     except Exception as error:
         if len(parts) == 1:
             (part,) = parts
-            found = faults.of_step(handler, handler.known_inputs, step, part.request, part.input, error)
-            part.outcome = _Failure(found) if isinstance(found, Exception) else found
+            outcome = faults.of_step(handler, handler.known_inputs, step, part.request, part.input, error)
+            part.outcome = _Failure(outcome) if isinstance(outcome, Exception) else outcome
             return
     else:
         handler.known_inputs.keep(parts[0].input)

@@ -32,8 +32,10 @@ def read(content: bytes) -> np.ndarray:
         raise BadRequest(f"a .npy file of {dtype} is not taken; send numbers")
     count = math.prod(shape)
     if stream.tell() + count * dtype.itemsize != len(content):
-        there = len(content) - stream.tell()
-        raise BadRequest(f"the .npy file is damaged: {count * dtype.itemsize} bytes of data expected, {there} there")
+        available = len(content) - stream.tell()
+        raise BadRequest(
+            f"the .npy file is damaged: {count * dtype.itemsize} bytes of data expected, {available} there"
+        )
     array = np.frombuffer(content, dtype, count, stream.tell())
     return array.reshape(shape, order="F" if fortran else "C")
 

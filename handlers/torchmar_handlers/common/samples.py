@@ -16,8 +16,8 @@ _FILE = Path("MAR-INF", "SAMPLES.json")
 def read(model_dir: str) -> list[Request]:
     """Return the samples of the archive that is extracted to ``model_dir``; none where it carries none."""
     file = Path(model_dir) / _FILE
-    found = json.loads(file.read_bytes()) if file.is_file() else []
-    return [_request(index, sample, Path(model_dir)) for index, sample in enumerate(found)]
+    listed = json.loads(file.read_bytes()) if file.is_file() else []
+    return [_request(index, sample, Path(model_dir)) for index, sample in enumerate(listed)]
 
 
 def _request(index: int, sample: dict[str, Any], folder: Path) -> Request:

@@ -40,10 +40,10 @@ def by_key(answers: Sequence[Any]) -> Mapping[str, Any] | None:
     """Return objects that have the same keys, whatever their values are, as a column for each; None for others."""
     first = answers[0]
     if not isinstance(first, Mapping) or any(
-        not isinstance(one, Mapping) or one.keys() != first.keys() for one in answers
+        not isinstance(answer, Mapping) or answer.keys() != first.keys() for answer in answers
     ):
         return None
-    return {str(key): [one[key] for one in answers] for key in first}
+    return {str(key): [answer[key] for answer in answers] for key in first}
 
 
 class Observed:

@@ -49,9 +49,9 @@ def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str) 
         note=note,
     )
     for panel, left, top in ((shown, 0, 0), (coloured, across, down)):
-        place = page.MARGIN + left, sheet.top + top
-        sheet.image.paste(panel, place)
-        edges = (place[0] - 1, place[1] - 1, place[0] + width, place[1] + height)
+        corner = page.MARGIN + left, sheet.top + top
+        sheet.image.paste(panel, corner)
+        edges = (corner[0] - 1, corner[1] - 1, corner[0] + width, corner[1] + height)
         sheet.pen.rectangle(edges, outline=page.LINE)
     legend = max(width, _LEGEND)
     left = max(page.MARGIN, page.MARGIN + across + width - legend)

@@ -121,5 +121,5 @@ def _write(sheet: page.Page, piece: _Piece, top: int, strength: float) -> None:
         edges = (round(left), top, max(round(right) - 2, round(left)), top + _LINE - 5)
         sheet.pen.rounded_rectangle(edges, 4, fill=tuple(ground.tolist()))
     is_dark = ground @ np.array([0.299, 0.587, 0.114]) < _DARK
-    place = left + (_PAD if piece.token >= 0 else 0), top + page.TEXT + 2
-    page.write(sheet.pen, place, piece.text.expandtabs(4), page.TEXT, page.PAPER if is_dark else page.INK)
+    baseline = left + (_PAD if piece.token >= 0 else 0), top + page.TEXT + 2
+    page.write(sheet.pen, baseline, piece.text.expandtabs(4), page.TEXT, page.PAPER if is_dark else page.INK)

@@ -119,19 +119,19 @@ def settle(
     # A refusal comes before the others' work.
     for indices in sorted(groups.values(), key=lambda indices: not requested[indices[0]].explicit):
         options = requested[indices[0]]
-        where = torch.as_tensor(indices, device=targets.device)
+        rows = torch.as_tensor(indices, device=targets.device)
         method, instead_of, reason = options.method, None, None
         try:
             if method in GRADIENT_METHODS and not differentiable:
                 raise NoGradientError("these weights give no gradients")
-            values, deltas = compute(method, options, where)
+            values, deltas = compute(method, options, rows)
         except NoGradientError as lack:
             if options.explicit:
                 others = METHODS if differentiable and method == "grad_cam" else PERTURBATIONS
                 can = ", ".join(other for other in others if other != method)
                 raise BadRequest(f"method {method} cannot be had: {lack}; methods that can: {can}") from lack
             method, instead_of, reason = substitute, method, str(lack)
-            values, deltas = compute(method, options, where)
+            values, deltas = compute(method, options, rows)
         for place, index in enumerate(indices):
             results[index] = Explanation(
                 method=method,

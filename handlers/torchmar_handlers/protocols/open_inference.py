@@ -64,7 +64,7 @@ class _Outputs:
 def speaks(body: Mapping[str, Any]) -> bool:
     """Return whether a JSON body is of this protocol: its ``inputs`` are tensors."""
     inputs = body.get("inputs")
-    return isinstance(inputs, list) and any(isinstance(one, Mapping) and "datatype" in one for one in inputs)
+    return isinstance(inputs, list) and any(isinstance(tensor, Mapping) and "datatype" in tensor for tensor in inputs)
 
 
 def read_binary(request: Request, header_length: Any, served: HandlerInfo) -> ParsedRequest:
@@ -186,19 +186,19 @@ def _named(body: Mapping[str, Any]) -> list[_Output]:
     """Return the outputs that a client names."""
     given = body.get("outputs") or []
     if not isinstance(given, list) or not all(
-        isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in given
+        isinstance(output, Mapping) and isinstance(output.get("name"), str) for output in given
     ):
         raise BadRequest("outputs is not an array of objects with a name")
-    found = []
-    for one in given:
-        where = f"output {one['name']!r}"
-        parameters = _parameters(one, where)
+    named = []
+    for output in given:
+        where = f"output {output['name']!r}"
+        parameters = _parameters(output, where)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise BadRequest(f"{where}: classification is {classes!r}, not a number of classes")
         binary = parameters.get("binary_data")
-        found.append(_Output(one["name"], None if binary is None else bool(binary), classes))
-    return found
+        named.append(_Output(output["name"], None if binary is None else bool(binary), classes))
+    return named
 
 
 def _parameters(holder: Mapping[str, Any], where: str) -> Mapping[str, Any]:

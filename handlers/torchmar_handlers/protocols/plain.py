@@ -34,9 +34,9 @@ def read_lines(request: Request, documents: list[Any], served: HandlerInfo) -> P
 
     They are answered with an array, or on lines of their own where the client accepts such.
     """
-    found = instances(documents, "the body", served.max_instances)
+    values = instances(documents, "the body", served.max_instances)
     lines = next(filter(request.accepts, JSON_LINES), "")
-    return ParsedRequest([request.part(document) for document in found], partial(_listed, lines=lines))
+    return ParsedRequest([request.part(document) for document in values], partial(_listed, lines=lines))
 
 
 def _listed(answers: Sequence[Any], *, lines: str) -> Reply:

@@ -33,9 +33,9 @@ def read_rows(request: Request, body: Mapping[str, Any], served: HandlerInfo) ->
     _refuse_signature(body)
     if speaks_columns(body):
         raise BadRequest("the body has both instances and inputs; send one of them")
-    found = instances(body["instances"], "instances", served.max_instances)
+    values = instances(body["instances"], "instances", served.max_instances)
     key = "explanations" if request.wants_explanation else "predictions"
-    parts = [request.part(instance) for instance in found]
+    parts = [request.part(instance) for instance in values]
     return ParsedRequest(parts, partial(_listed, key=key), error_key="error")
 
 
@@ -44,8 +44,8 @@ def read_columns(request: Request, body: Mapping[str, Any], served: HandlerInfo)
     _refuse_signature(body)
     inputs = body["inputs"]
     columns = isinstance(inputs, Mapping)
-    found = _rows(inputs, served) if columns else instances(inputs, "inputs", served.max_instances)
-    parts = [request.part(instance) for instance in found]
+    values = _rows(inputs, served) if columns else instances(inputs, "inputs", served.max_instances)
+    parts = [request.part(instance) for instance in values]
     return ParsedRequest(parts, partial(_outputs, served=served), error_key="error")
 
 

@@ -42,7 +42,7 @@ def from_json(data: Any, datatype: str, where: str) -> np.ndarray:
         raise BadRequest(f"{where}: data is not an array")
     if datatype == BYTES:
         flat = list(_leaves(data))
-        if not all(isinstance(one, str) for one in flat):
+        if not all(isinstance(text, str) for text in flat):
             raise BadRequest(f"{where}: data of BYTES is an array of texts")
         return objects(flat)
     dtype = DTYPES["FP32" if datatype == BF16 else datatype]

@@ -72,14 +72,14 @@ class Tokenizer:
 
     def encode(self, text: str) -> Encoded:
         """Return the ids of a text, cut after ``max_tokens``; refuse it instead where ``truncate`` is false."""
-        found = self.tokenizer.encode(text)
-        ids = found.ids
+        encoding = self.tokenizer.encode(text)
+        ids = encoding.ids
         if len(ids) > self.max_tokens:
             raise BadRequest(f"the text has {len(ids)} tokens; {self.max_tokens} are allowed", 413)
-        places, words = found.offsets, found.word_ids
-        special = [bool(one) for one in found.special_tokens_mask]
+        places, words = encoding.offsets, encoding.word_ids
+        special = [bool(one) for one in encoding.special_tokens_mask]
         kept = None
-        if found.overflowing:
+        if encoding.overflowing:
             seen = [place for place, apart in zip(places, special, strict=True) if not apart]
             kept = min((start for start, _ in seen), default=0), max((end for _, end in seen), default=0)
         return Encoded(text, ids, [trimmed(text, place) for place in places], special, words, kept)
@@ -104,7 +104,7 @@ class Tokenizer:
 
     def rows(self, output: torch.Tensor, batch: Sequence[Encoded]) -> list[torch.Tensor]:
         """Return what a model puts out for each token, ``(n, length, ...)``, without padding."""
-        counts = [len(one.ids) for one in batch]
+        counts = [len(text.ids) for text in batch]
         starts = [output.shape[1] - count if self.left else 0 for count in counts]
         return [row[start : start + count] for row, start, count in zip(output, starts, counts, strict=True)]
 

@@ -88,12 +88,12 @@ class Vocabulary:
 
     def credited(self, encoded: Encoded, values: Sequence[float]) -> list[tuple[int, int, float]]:
         """Return the places of words with their values; a pair's is shared by its words."""
-        found = {match.span(): 0.0 for match in re.finditer(r"\S+", encoded.text)}
+        values_of_spans = {match.span(): 0.0 for match in re.finditer(r"\S+", encoded.text)}
         for (start, end), value in zip(encoded.places, values, strict=True):
             members = [match.span() for match in re.compile(r"\S+").finditer(encoded.text, start, end)]
             for place in members:
-                found[place] += value / len(members)
-        return [(start, end, value) for (start, end), value in found.items()]
+                values_of_spans[place] += value / len(members)
+        return [(start, end, value) for (start, end), value in values_of_spans.items()]
 
 
 def cleaned(text: str) -> str:
@@ -110,27 +110,27 @@ def _contractions() -> re.Pattern[str]:
 
 
 def _written_out(match: re.Match[str]) -> str:
-    found = match.group(0)
+    contraction = match.group(0)
     # IGNORECASE takes a long s (U+017F) for an s, too, which no key is written with.
-    full = CONTRACTION_MAP.get(found) or CONTRACTION_MAP.get(found.lower()) or found
-    return found[0] + full[1:]
+    full = CONTRACTION_MAP.get(contraction) or CONTRACTION_MAP.get(contraction.lower()) or contraction
+    return contraction[0] + full[1:]
 
 
 def _loaded(file: Path) -> dict[str, int]:
     wanted = "a mapping from words to ids, or a list of words"
     try:
         # On the CPU: a vocabulary of tensors' own ids may have been saved on a GPU.
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever junk makes of the unpickler
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ReadError(
             f"{FILE} is not {wanted} that can be loaded without running code of its own ({line}): for a Vocab of "
             f"torchtext, save vocab.get_stoi() with torch.save, and <unk> as its default"
         ) from error
-    words = {word: number for number, word in enumerate(found)} if isinstance(found, list | tuple) else found
+    words = {word: number for number, word in enumerate(content)} if isinstance(content, list | tuple) else content
     sound = isinstance(words, Mapping) and all(
         isinstance(word, str) and type(number) is int and number >= 0 for word, number in words.items()
     )
     if not sound or not words:
-        raise ReadError(f"{FILE} is not {wanted}: it holds a {type(found).__name__}")
+        raise ReadError(f"{FILE} is not {wanted}: it holds a {type(content).__name__}")
     return dict(words)

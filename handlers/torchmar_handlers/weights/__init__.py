@@ -123,9 +123,12 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
         schema: Any = model.forward.schema  # type: ignore[attr-defined]
         return tuple(argument.name for argument in schema.arguments[1:])
     parameters = list(inspect.signature(model.forward).parameters.values())
-    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY) for one in parameters):
+    if any(
+        parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY)
+        for parameter in parameters
+    ):
         return ()
-    return tuple(one.name for one in parameters)
+    return tuple(parameter.name for parameter in parameters)
 
 
 def output_names(model: nn.Module) -> tuple[str, ...]:

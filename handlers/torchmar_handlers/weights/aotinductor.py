@@ -125,14 +125,16 @@ def _checks(source: str) -> list[tuple[Input, bool]]:
     Torch compiles these comparisons into every program and leaves them out at run time, unless the variable
     AOTI_RUNTIME_CHECK_INPUTS is set; with it, they refuse batch sizes that the program computes rightly.
     """
-    found = []
+    checks = []
     for body in re.findall(r"static void check_input_\d+\((.*?)\n\}", source, re.DOTALL):
         dtype = re.search(r"aoti_torch_dtype_(\w+)\(", body)
-        places = [int(place) for place in re.findall(r"_(?:size|stride)\[(\d+)\]", body)]
-        sizes = {int(place): int(size) for size, place in re.findall(r"\((\d+) != \w+_size\[(\d+)\]\)", body)}
-        strides = {int(place): int(size) for size, place in re.findall(r"\((\d+) != \w+_stride\[(\d+)\]\)", body)}
-        rank = 1 + max(places, default=-1)
-        shape = tuple(sizes.get(place) for place in range(rank))
+        dimensions = [int(dimension) for dimension in re.findall(r"_(?:size|stride)\[(\d+)\]", body)]
+        sizes = {int(dimension): int(size) for size, dimension in re.findall(r"\((\d+) != \w+_size\[(\d+)\]\)", body)}
+        strides = {
+            int(dimension): int(size) for size, dimension in re.findall(r"\((\d+) != \w+_stride\[(\d+)\]\)", body)
+        }
+        rank = 1 + max(dimensions, default=-1)
+        shape = tuple(sizes.get(dimension) for dimension in range(rank))
         channels_last = rank == 4 and strides.get(1) == 1 and sizes.get(1) != 1
-        found.append((Input("", getattr(torch, dtype.group(1), None) if dtype else None, shape), channels_last))
-    return found
+        checks.append((Input("", getattr(torch, dtype.group(1), None) if dtype else None, shape), channels_last))
+    return checks

@@ -176,10 +176,10 @@ def dtype(model: nn.Module) -> torch.dtype:
     if isinstance(model, ExportedModel):
         return model.dtype
     tensors: Iterable[torch.Tensor] = [*model.parameters(), *model.buffers()]
-    found = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
-    if found is None and isinstance(model, torch.jit.ScriptModule):
-        found = torchscript.constant_dtype(model)
-    return found or torch.float32
+    stored = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+    if stored is None and isinstance(model, torch.jit.ScriptModule):
+        stored = torchscript.constant_dtype(model)
+    return stored or torch.float32
 
 
 def _of_option(wanted: Any) -> Mapping[str, Any] | None:

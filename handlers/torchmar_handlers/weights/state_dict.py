@@ -47,7 +47,7 @@ def instance(folder: Path, model_file: str) -> nn.Module:
     classes = [
         value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__
     ]
-    names = sorted({found.__name__ for found in classes})
+    names = sorted({defined.__name__ for defined in classes})
     if len(names) != 1:
         count = f"{len(names)} classes ({', '.join(names)})" if names else "no class"
         raise LoadError(
