@@ -37,15 +37,15 @@ def _compare(expected: Any, actual: Any, tolerance: float, place: str) -> list[s
             for key, value in expected.items()
             if key in actual
         )
-        return [*missing, *(one for found in below for one in found)]
+        return [*missing, *(difference for differences in below for difference in differences)]
     if isinstance(expected, list) and isinstance(actual, list):
         if len(expected) != len(actual):
             return [f"{where} has {len(actual)} items, not {len(expected)}"]
-        found = (
+        differences_of_items = (
             _compare(*pair, tolerance, f"{place}[{index}]")
             for index, pair in enumerate(zip(expected, actual, strict=True))
         )
-        return [one for some in found for one in some]
+        return [difference for differences in differences_of_items for difference in differences]
     if _number(expected) and _number(actual):
         same = math.isclose(expected, actual, rel_tol=0, abs_tol=tolerance)
         return [] if same else [f"{where} is {actual}, not {expected} within {tolerance}"]

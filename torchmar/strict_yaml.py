@@ -34,10 +34,10 @@ class Document:
         line, node = 1, self.root
         for part in location:
             if isinstance(node, yaml.MappingNode):
-                found = [(key, value) for key, value in node.value if key.value == str(part)]
-                if not found:
+                matches = [(key, value) for key, value in node.value if key.value == str(part)]
+                if not matches:
                     break
-                line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+                line, node = matches[-1][0].start_mark.line + 1, matches[-1][1]
             elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
                 line = node.start_mark.line + 1
@@ -95,8 +95,8 @@ def parse(text: str, file: str, otherwise: str) -> Document:
 def lines_of_keys(text: str) -> dict[str, int]:
     """Return the line of every key at the top of a mapping."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    found = root.value if isinstance(root, yaml.MappingNode) else []
-    return {str(key.value): key.start_mark.line + 1 for key, _ in found}
+    nodes = root.value if isinstance(root, yaml.MappingNode) else []
+    return {str(key.value): key.start_mark.line + 1 for key, _ in nodes}
 
 
 def meant(key: str, model: type[BaseModel]) -> str:

@@ -138,8 +138,8 @@ class Cascade(BaseHandler):
 
     def signature(self) -> signatures.Signature:
         """Return what the first stage takes and gives, which is what the second gives in its place."""
-        found: signatures.Signature = self.first.signature()
-        return found
+        signature: signatures.Signature = self.first.signature()
+        return signature
 
     def _crops(self, batch: Sequence[Any], requests: Sequence[Request]) -> list[Any]:
         detections = self.first.detect([image for _, image in batch])

@@ -92,8 +92,8 @@ class ImageSegmenter(BaseHandler):
     def _answer(self, request: Request, image: Input, classes: np.ndarray, probabilities: np.ndarray) -> Any:
         if self.original_size:
             rows, columns = (
-                class_map.nearest(wanted, there)
-                for wanted, there in zip((image.height, image.width), classes.shape, strict=True)
+                class_map.nearest(wanted, side)
+                for wanted, side in zip((image.height, image.width), classes.shape, strict=True)
             )
             classes, probabilities = classes[rows[:, None], columns], probabilities[rows[:, None], columns]
         if request.accepts(PNG):

@@ -92,8 +92,8 @@ class ObjectDetector(BaseHandler):
             values: Any = self.inputs.normalise(super().preprocess([one.values for one in batch]))
         else:
             values = [self.inputs.normalise(one.values.to(self.device)[None])[0] for one in batch]
-        found = detections(self.inference(values), len(batch))
-        return [self._kept(one, image) for one, image in zip(found, batch, strict=True)]
+        detected = detections(self.inference(values), len(batch))
+        return [self._kept(one, image) for one, image in zip(detected, batch, strict=True)]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return the objects of each image as JSON: they differ in number, which tensors cannot."""

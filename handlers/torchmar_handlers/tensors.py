@@ -335,7 +335,7 @@ def _array(value: Any, spec: Input) -> np.ndarray:
         raise BadRequest(f"{what} is of {array.dtype}; {_described(spec)} is expected")
     if spec.shape is not None:
         fits = len(array.shape) == len(spec.shape) and all(
-            size in (None, found) for size, found in zip(spec.shape, array.shape, strict=True)
+            size in (None, actual) for size, actual in zip(spec.shape, array.shape, strict=True)
         )
         if not fits:
             raise BadRequest(f"{what} has the shape {list(array.shape)}; {_described(spec)} is expected")
@@ -348,8 +348,8 @@ def _wanted(array: np.ndarray, value: Any, spec: Input) -> np.dtype:
         wanted = _numpy_dtype(spec.dtype)
     elif wanted.kind == "f" and not isinstance(value, np.ndarray):
         wanted = np.dtype(np.float32)
-    found: np.dtype = wanted
-    return found
+    dtype: np.dtype = wanted
+    return dtype
 
 
 def _cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
@@ -375,8 +375,8 @@ def _cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
 @functools.cache
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
     # NumPy knows no bfloat16; from float32 the model casts it itself.
-    found: np.dtype = torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
-    return found
+    numpy_dtype: np.dtype = torch.empty(0, dtype=torch.float32 if dtype == torch.bfloat16 else dtype).numpy().dtype
+    return numpy_dtype
 
 
 def _fits_float32(array: np.ndarray, dtype: np.dtype) -> bool:

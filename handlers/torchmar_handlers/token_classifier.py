@@ -46,8 +46,8 @@ class TokenClassifier(TextHandler):
             return [{"entities": []} for _ in batch]
         ids, mask, _ = self.pieces.tensors(batch)
         output = self.inference(self.pieces.called_with(ids, mask))
-        found = outputs.scores(output, ids.shape, self.output_names)
-        best, classes = (part.cpu() for part in found.softmax(2).max(2))
+        logits = outputs.scores(output, ids.shape, self.output_names)
+        best, classes = (part.cpu() for part in logits.softmax(2).max(2))
         rows = zip(batch, self.pieces.rows(classes, batch), self.pieces.rows(best, batch), strict=True)
         return [self._answer(encoded, labels.tolist(), scores.tolist()) for encoded, labels, scores in rows]
 

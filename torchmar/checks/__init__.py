@@ -67,14 +67,14 @@ def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
         return []  # the bytes of the manifest are damaged, which is a finding about the layout
     if manifest is None:
         return findings
-    model, there = manifest.model, content.sizes
-    wanted = model.requirements_file if model.requirements_file in there else None
+    model, sizes = manifest.model, content.sizes
+    wanted = model.requirements_file if model.requirements_file in sizes else None
     checks: list[Callable[[], Iterable[Finding]]] = []
     if manifest.runtime != "LSP":  # a handler in C++ is no Python to read
         checks.append(lambda: handler.check(content, model.handler, wanted, model.config_file))
-        if not model.serialized_file or model.serialized_file in there:
+        if not model.serialized_file or model.serialized_file in sizes:
             checks.append(lambda: weights.check(content, model.serialized_file, model.model_file, model.handler))
-    if model.config_file in there:
+    if model.config_file in sizes:
         checks.append(lambda: configuration.check(content, str(model.config_file), gpus))
     if wanted:
         checks.append(lambda: requirements.check(content, wanted))

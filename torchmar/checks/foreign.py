@@ -37,7 +37,7 @@ def by_name(name: str) -> tuple[str, str] | None:
     """Return the kind of a file of unknown content by its name, and the remedy; None if the name shows neither."""
     if name.rpartition("/")[2] == "saved_model.pb":
         return f"the graph of {SAVED_MODEL}", SAVED_MODEL_REMEDY
-    return next((found for suffix, found in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
+    return next((kind for suffix, kind in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
 def folder(path: Path) -> tuple[str, str] | None:

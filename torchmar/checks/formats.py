@@ -169,7 +169,7 @@ def _zip_of(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> We
         return any(name.startswith(folders) for name in entries)
 
     versions = [number(name) for name in ("version", ".data/version") if name in entries]
-    too_new = next((f"file format version {found}" for found in versions if found > _FILE_VERSION), "")
+    too_new = next((f"file format version {version}" for version in versions if version > _FILE_VERSION), "")
     program = next(
         (
             entry
@@ -202,10 +202,10 @@ def _exported(archive: zipfile.ZipFile, program: zipfile.ZipInfo | None, too_new
                 text = rest + stream.read(_CHUNK)
                 if len(text) == len(rest):
                     break
-                if found := re.findall(rb'"torch_version": ?"([\w.+-]{1,64})"', text):
-                    version = found[-1].decode()
-                if found := re.findall(rb'"schema_version": ?\{"major": ?(\d{1,9})', text):
-                    schema = int(found[-1])
+                if versions := re.findall(rb'"torch_version": ?"([\w.+-]{1,64})"', text):
+                    version = versions[-1].decode()
+                if versions := re.findall(rb'"schema_version": ?\{"major": ?(\d{1,9})', text):
+                    schema = int(versions[-1])
                 rest = text[-200:]
     if schema > _EXPORT_SCHEMA:
         too_new = f"export schema version {schema}"

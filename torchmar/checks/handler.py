@@ -102,16 +102,16 @@ def _entry_point(modules: Modules, module: Module, wanted: str, asynchronous: bo
     elif len(classes) != 1:
         yield _not_one_class(modules, module, classes)
     else:
-        (found,) = classes.values()
-        if isinstance(found, ast.ClassDef):
-            yield from signatures.check_class(modules, module, found, asynchronous)
+        (entry_point,) = classes.values()
+        if isinstance(entry_point, ast.ClassDef):
+            yield from signatures.check_class(modules, module, entry_point, asynchronous)
 
 
 def _function(modules: Modules, module: Module, name: str, asynchronous: bool) -> Iterator[Finding]:
-    found = modules.definition(module, name)
-    if isinstance(found, str):
+    definition = modules.definition(module, name)
+    if isinstance(definition, str):
         return
-    owner, node = found
+    owner, node = definition
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         yield from signatures.check_function(owner, node, asynchronous)
     elif isinstance(node, ast.ClassDef) and not signatures.is_list(modules, owner, node):
@@ -132,19 +132,19 @@ def _no_function(module: Module, wanted: str, names: set[str], classes: list[str
 
 def _classes(module: Module) -> dict[str, ast.AST]:
     """Return what TorchServe counts: every name of a class that was made in this module, aliases included."""
-    found: dict[str, ast.AST] = {}
+    classes: dict[str, ast.AST] = {}
     for name, nodes in module.bindings.items():
         for node in nodes:
             value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
             if isinstance(node, ast.ClassDef):
-                found[name] = node
-            elif isinstance(value, ast.Name) and value.id in found:
-                found[name] = found[value.id]
+                classes[name] = node
+            elif isinstance(value, ast.Name) and value.id in classes:
+                classes[name] = classes[value.id]
             elif isinstance(value, ast.Call):
                 maker = module.full_name(value.func)
                 if maker in _MAKE_CLASSES or (maker == "type" and len(value.args) == 3):
-                    found[name] = node
-    return found
+                    classes[name] = node
+    return classes
 
 
 def _not_one_class(modules: Modules, module: Module, classes: dict[str, ast.AST]) -> Finding:
@@ -155,9 +155,13 @@ def _not_one_class(modules: Modules, module: Module, classes: dict[str, ast.AST]
         remedy = f"move {', '.join(others)} into a module of {'its' if len(others) == 1 else 'their'} own, "
         return Finding(Code.MAR301, module.place(classes[others[0]]), cause, f"{remedy}or expose a handle() function")
     for name in module.imports:
-        found = modules.definition(module, name)
-        own = isinstance(found, tuple) and isinstance(found[1], ast.ClassDef) and found[0].name != module.name
-        if own or (isinstance(found, str) and found.startswith("ts.torch_handler.") and name[:1].isupper()):
+        definition = modules.definition(module, name)
+        own = (
+            isinstance(definition, tuple)
+            and isinstance(definition[1], ast.ClassDef)
+            and definition[0].name != module.name
+        )
+        if own or (isinstance(definition, str) and definition.startswith("ts.torch_handler.") and name[:1].isupper()):
             cause = f"defines no class ({name} is imported, which does not count); TorchServe loads exactly one"
             return Finding(Code.MAR301, module.file, cause, f"write: class Handler({name}): pass")
     cause = "defines no class; TorchServe loads exactly one"

@@ -118,7 +118,7 @@ def shadowing(modules: Modules, name: str, reached: bool = True) -> Finding | No
 
 def distributions(content: Content, requirements: str | None) -> set[str]:
     """Return the packages that a requirements file installs, by their normalised names; what it includes counts."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting, seen = [requirements] if requirements else [], set()
     while waiting:
         name = waiting.pop()
@@ -131,8 +131,8 @@ def distributions(content: Content, requirements: str | None) -> set[str]:
             if included := re.fullmatch(r"(?:-r|--requirement)[ =]?\s*(\S+)", line):
                 waiting.append(str(PurePosixPath(name).parent / included[1]))
             else:
-                found.update(map(_normalised, _packages(line)))
-    return found
+                names.update(map(_normalised, _packages(line)))
+    return names
 
 
 def _packages(line: str) -> Iterator[str]:
@@ -146,8 +146,8 @@ def _packages(line: str) -> Iterator[str]:
         # A wheel or a repository is called like its package.
         file = re.sub(r"(\.git)?(@[^/]*)?$", "", line).rpartition("/")[2]
         yield file.partition("-")[0] if file.endswith(".whl") else re.sub(r"-\d.*", "", file)
-    elif found := _REQUIREMENT.match(line):
-        yield found[0]
+    elif match := _REQUIREMENT.match(line):
+        yield match[0]
 
 
 def satisfied(name: str, provided: set[str]) -> bool:
@@ -194,15 +194,15 @@ class _Walk:
     def enter(self, name: str) -> None:
         """Reach a module of the archive and the packages around it."""
         for outer in reversed(_outer(name)):
-            found = self._modules.read(outer)
-            if found and outer not in self._seen:
+            module = self._modules.read(outer)
+            if module and outer not in self._seen:
                 self._seen.add(outer)
-                if isinstance(found, Finding):
-                    self.findings.append(found)
+                if isinstance(module, Finding):
+                    self.findings.append(module)
                 else:
-                    self.reached.append(found)
+                    self.reached.append(module)
                     self._path_changes |= any(
-                        isinstance(node, ast.Attribute) and dotted(node) == "sys.path" for node in ast.walk(found.tree)
+                        isinstance(node, ast.Attribute) and dotted(node) == "sys.path" for node in ast.walk(module.tree)
                     )
 
     def follow(self, module: Module, node: ast.AST, name: str, wanted: str = "") -> bool:
@@ -255,8 +255,8 @@ class _Walk:
 
     def _open_ended(self, name: str) -> bool:
         """Return whether a module may bring modules below it that are no members; extension modules may."""
-        found = self._modules.read(name)
-        return name in self._modules and (found.open_ended if isinstance(found, Module) else True)
+        module = self._modules.read(name)
+        return name in self._modules and (module.open_ended if isinstance(module, Module) else True)
 
     def _relative(self, module: Module, node: ast.ImportFrom) -> None:
         written = "." * node.level + (node.module or "")

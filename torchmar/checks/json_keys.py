@@ -7,15 +7,17 @@ import json
 
 def repeated_keys(text: bytes) -> list[str]:
     """Return the keys that an object has twice, at any depth, in the order of the file; none where it is no JSON."""
-    found: dict[str, None] = {}
+    repeated: dict[str, None] = {}
 
     def note(pairs: list[tuple[str, object]]) -> dict[str, object]:
         keys = [key for key, _ in pairs]
-        found.update(dict.fromkeys(key for key in keys if keys.count(key) > 1) if len(keys) != len(set(keys)) else {})
+        repeated.update(
+            dict.fromkeys(key for key in keys if keys.count(key) > 1) if len(keys) != len(set(keys)) else {}
+        )
         return dict(pairs)
 
     try:
         json.loads(text.decode(), object_pairs_hook=note)
     except (ValueError, RecursionError):
         return []
-    return list(found)
+    return list(repeated)

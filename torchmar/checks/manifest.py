@@ -29,7 +29,7 @@ def read(content: Content) -> tuple[manifest.Manifest | None, list[Finding]]:
     with content.open(manifest.PATH) as stream:
         text = stream.read()
     try:
-        found = manifest.parse(text)
+        parsed = manifest.parse(text)
     except ManifestError as error:
         cause = error.message.removeprefix(f"{manifest.PATH}").lstrip(": ")
         named = "modelName: String should match" in cause
@@ -38,7 +38,7 @@ def read(content: Content) -> tuple[manifest.Manifest | None, list[Finding]]:
         Finding(Code.MAR208, manifest.PATH, f"{key} is given twice; every reader keeps the last", "leave one")
         for key in repeated_keys(text)
     ]
-    return found, [*_findings(found, content), *repeated]
+    return parsed, [*_findings(parsed, content), *repeated]
 
 
 def _findings(found: manifest.Manifest, content: Content) -> Iterator[Finding]:

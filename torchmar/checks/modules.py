@@ -47,15 +47,15 @@ class Module:
     @cached_property
     def imports(self) -> dict[str, str]:
         """The full name of everything imported, by the name that it has here."""
-        found = {}
+        imported = {}
         for node, _ in executed(self.tree.body, classes=False):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     head = alias.name.partition(".")[0]
-                    found[alias.asname or head] = alias.name if alias.asname else head
+                    imported[alias.asname or head] = alias.name if alias.asname else head
             elif isinstance(node, ast.ImportFrom) and (origin := self.origin(node)):
-                found.update({alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names})
-        return found
+                imported.update({alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names})
+        return imported
 
     @cached_property
     def stars(self) -> list[ast.ImportFrom]:
@@ -109,8 +109,8 @@ class Modules:
                 continue
             is_package = stem == "__init__" and bool(folders)
             name = ".".join(folders if is_package else [*folders, stem])
-            found = rank if is_package else rank + 3, member
-            self._ranked[name] = min(self._ranked.get(name, found), found)
+            candidate = rank if is_package else rank + 3, member
+            self._ranked[name] = min(self._ranked.get(name, candidate), candidate)
 
     def __contains__(self, name: str) -> bool:
         return name in self._ranked
@@ -136,21 +136,21 @@ class Modules:
 
     def names(self, module: Module) -> set[str] | None:
         """Return the names that a module has once it is imported; None if only running it would show them."""
-        found: set[str] = set()
+        names_in_module: set[str] = set()
         waiting, seen = [module], set()
         while waiting:
             here = waiting.pop()
             seen.add(here.name)
             if here.open_ended:
                 return None
-            found.update(here.bindings)
+            names_in_module.update(here.bindings)
             for star in here.stars:
                 other = self.read(here.origin(star) or "")
                 if not isinstance(other, Module):
                     return None
                 if other.name not in seen:
                     waiting.append(other)
-        return found
+        return names_in_module
 
     def definition(self, module: Module, name: str, hops: int = 0) -> tuple[Module, ast.AST] | str:
         """Return what ``name`` stands for in a module.

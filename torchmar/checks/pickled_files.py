@@ -185,15 +185,14 @@ class Inspector:
     def _pickles(self, stream: IO[bytes], place: str, torchscript: bool, *, sure: bool) -> Iterator[Finding]:
         """Yield the findings of a row of pickles; unless ``sure``, of one that has the look of pickles."""
         result = scan(stream, self.budget)
-        names = [found for found in result.imports if not allowed(found.name, torchscript)]
+        names = [imported for imported in result.imports if not allowed(imported.name, torchscript)]
         damaged = result.problem and not result.too_large
-        if not sure and damaged and not any(_plausible(found.name) for found in names):
+        if not sure and damaged and not any(_plausible(imported.name) for imported in names):
             return
         self.beyond = self.beyond or result.beyond
-        for found in names[:_MAX_NAMES]:
-            cause = (
-                f"the pickle imports {found.name} (byte {found.offset}), which torch.load(weights_only=True) refuses"
-            )
+        for imported in names[:_MAX_NAMES]:
+            what = f"{imported.name} (byte {imported.offset})"
+            cause = f"the pickle imports {what}, which torch.load(weights_only=True) refuses"
             yield Finding(self.refused, place, cause, self.remedy)
         if len(names) > _MAX_NAMES:
             cause = (

@@ -93,8 +93,8 @@ def decode(data: bytes) -> str:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding if encoding == "utf-8" else _endian(mark))
     for line in data.split(b"\n")[:2]:
-        if line.startswith(b"#") and (found := re.search(rb"coding[:=]\s*([-\w.]+)", line)):
-            return data.decode(found[1].decode("ascii"))
+        if line.startswith(b"#") and (declaration := re.search(rb"coding[:=]\s*([-\w.]+)", line)):
+            return data.decode(declaration[1].decode("ascii"))
     return data.decode()
 
 
@@ -225,8 +225,8 @@ def _hint(text: str) -> str:
 
 def _name(cause: str) -> str:
     """Return the package of a finding of MAR508."""
-    found = re.match(r"['\"]([\w.\-]+)", cause)
-    return canonicalize_name(found[1]) if found else ""
+    match = re.match(r"['\"]([\w.\-]+)", cause)
+    return canonicalize_name(match[1]) if match else ""
 
 
 def _joined(text: str) -> Iterator[tuple[int, str]]:

@@ -28,9 +28,9 @@ def check_class(modules: Modules, module: Module, handler: ast.ClassDef, asynchr
     """Check the methods that TorchServe calls, wherever in the archive a base class defines them."""
     lineage = list(_lineage(modules, module, handler))
     for name, arguments in _LOADER.items():
-        found = _method(lineage, name)
-        if found:
-            yield from _check_method(*found, arguments, asynchronous=asynchronous and name == "handle")
+        method = _method(lineage, name)
+        if method:
+            yield from _check_method(*method, arguments, asynchronous=asynchronous and name == "handle")
         elif name != "__init__" and not handler.decorator_list and not _may_have(lineage, name):
             call = f"{name}({', '.join(arguments)})"
             cause = f"{handler.name} has no method {name}; TorchServe calls {call}"
@@ -42,8 +42,8 @@ def check_class(modules: Modules, module: Module, handler: ast.ClassDef, asynchr
     else:
         by_torchserve = any(isinstance(base, str) and base.startswith("ts.") for base in lineage)
     for name, arguments in _STEPS.items() if by_torchserve else ():
-        if found := _method(lineage, name):
-            yield from _check_method(*found, arguments, asynchronous=False)
+        if method := _method(lineage, name):
+            yield from _check_method(*method, arguments, asynchronous=False)
 
 
 def is_list(modules: Modules, module: Module, found: ast.ClassDef) -> bool:

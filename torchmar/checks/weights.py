@@ -70,8 +70,8 @@ def check(content: Content, serialized_file: str | None, model_file: str | None,
     budget = Budget()
     findings: list[Finding] = []
     if serialized_file in content.sizes:
-        found = _serialized(content, str(serialized_file), model_file, loads, budget)
-        findings += found if stock else (replace(finding, works=True) for finding in found)
+        weight_findings = _serialized(content, str(serialized_file), model_file, loads, budget)
+        findings += weight_findings if stock else (replace(finding, works=True) for finding in weight_findings)
     elif stock and serialized_file is None and _module(handler) not in _NAMES_ITS_OWN:
         code, cause = Code.MAR404, "the archive has neither weights nor a model file: the worker dies"
         if model_file:
@@ -245,11 +245,11 @@ def _model_file(content: Content, name: str) -> Iterator[Finding]:
         remedy = "use the handler that these tools pack (such as mmdet_handler.py), which builds the model from it"
         yield Finding(Code.MAR402, name, cause, remedy)
         return
-    found = f"defines {len(classes)} classes ({shown(', '.join(classes))})" if classes else "defines no class"
+    problem = f"defines {len(classes)} classes ({shown(', '.join(classes))})" if classes else "defines no class"
     remedy = "leave the model's class in it and move the others to a module of their own, under `files:`"
     if not classes:
         remedy = "define the model's class in the file itself; one that it imports does not count"
-    yield Finding(Code.MAR402, name, f"{name} {found}; TorchServe loads exactly one", remedy)
+    yield Finding(Code.MAR402, name, f"{name} {problem}; TorchServe loads exactly one", remedy)
 
 
 def _constructor(name: str, tree: ast.Module, model: str) -> Iterator[Finding]:

@@ -73,9 +73,9 @@ def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    _each(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
+    tensors: list[torch.Tensor] = []
+    _each(value, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return tensors
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -158,8 +158,8 @@ def executing() -> Iterator[None]:
 
 def differences(values: torch.Tensor, expected: torch.Tensor) -> list[float]:
     """Return what the sum of each row's attributions is off what it should be."""
-    found: list[float] = (values.double().flatten(1).sum(1) - expected.double()).tolist()
-    return found
+    deltas: list[float] = (values.double().flatten(1).sum(1) - expected.double()).tolist()
+    return deltas
 
 
 def _forward(score: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, max_forward_batch: int) -> torch.Tensor:

@@ -80,8 +80,8 @@ def path(
         place = torch.arange(places.start, places.stop, device=ends.device)
         row, step = place // steps, place % steps
         points = (starts[row] + share[step].view(shape) * spans[row]).requires_grad_()
-        slopes, found = _gradient(score, points, row, targets[row])
-        first, sums = (first, direct) if found is None else (found, behind)
+        slopes, convolution = _gradient(score, points, row, targets[row])
+        first, sums = (first, direct) if convolution is None else (convolution, behind)
         # One by one: in whatever order a convolution's output lies in memory, that is fast.
         for index, weight, slope in zip(row.tolist(), weights[step.tolist()].tolist(), slopes, strict=True):
             if index in sums:

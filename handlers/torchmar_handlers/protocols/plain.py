@@ -25,8 +25,8 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     rows = served.rows(request)
     if rows is None:
         return ParsedRequest([request], partial(_one, as_npy=as_npy), many=False)
-    found = instances(rows, "the body", served.max_instances)
-    return ParsedRequest([request.part(row) for row in found], partial(_many, as_npy=as_npy))
+    values = instances(rows, "the body", served.max_instances)
+    return ParsedRequest([request.part(row) for row in values], partial(_many, as_npy=as_npy))
 
 
 def read_lines(request: Request, documents: list[Any], served: HandlerInfo) -> ParsedRequest:

@@ -43,8 +43,8 @@ def rows(request: Request, columns: Sequence[Column]) -> list[Any] | None:
             return None
         if not isinstance(payload[_ROWS], list):
             raise BadRequest("rows is not an array")
-        found: list[Any] = payload[_ROWS]
-        return found
+        values: list[Any] = payload[_ROWS]
+        return values
     if isinstance(payload, list) and (not payload or any(isinstance(one, list | Mapping) for one in payload)):
         return payload
     return None

@@ -171,17 +171,17 @@ def read(specification: Any, folder: Path) -> list[Column]:
             raise OptionError("columns", f"{source}not JSON: {error}") from None
     if not isinstance(specification, list) or not specification:
         raise OptionError("columns", f"{source}a list of columns is expected, or the name of a JSON file with one")
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     for position, one in enumerate(specification):
         if not isinstance(one, Mapping) or not isinstance(one.get("name"), str) or not one["name"]:
             raise OptionError("columns", f"{source}item {position} is not an object with a name")
-        if one["name"] in found:
+        if one["name"] in columns:
             raise OptionError("columns", f"{source}two columns are called {one['name']!r}")
         try:
-            found[one["name"]] = _column(one)
+            columns[one["name"]] = _column(one)
         except ValueError as error:
             raise OptionError("columns", f"{source}column {one['name']!r}: {error}") from None
-    return list(found.values())
+    return list(columns.values())
 
 
 def _column(given: Mapping[str, Any]) -> Column:

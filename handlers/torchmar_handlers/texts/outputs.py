@@ -40,10 +40,10 @@ def scores(output: Any, shape: Sequence[int], names: Sequence[str] = ()) -> torc
         ValueError: they have other dimensions.
         NotFinite: a score is not a number.
     """
-    found = only(output, SCORES, names)
-    if found.shape[:-1] != torch.Size(shape):
+    values = only(output, SCORES, names)
+    if values.shape[:-1] != torch.Size(shape):
         wanted = ", ".join(map(str, (*shape, "classes")))
-        raise ValueError(f"the model's output has the shape {tuple(found.shape)}, not ({wanted})")
-    if not bool(found.isfinite().all()):
+        raise ValueError(f"the model's output has the shape {tuple(values.shape)}, not ({wanted})")
+    if not bool(values.isfinite().all()):
         raise NotFinite("the model's output for this text is not a number")
-    return found.float()
+    return values.float()

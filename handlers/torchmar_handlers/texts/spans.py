@@ -46,7 +46,7 @@ def join(
         prefixes: whether labels mark where spans begin.
         whole_words: give all tokens of a word the label of its first.
     """
-    found: list[Span] = []
+    spans: list[Span] = []
     going_on = False  # whether the last span ends with the token before
     word: int | None = None
     rows = zip(encoded.places, encoded.special, encoded.words, labels, scores, strict=True)
@@ -56,16 +56,16 @@ def join(
             continue
         if whole_words and of_word is not None and of_word == word:
             if going_on:
-                found[-1].end = max(found[-1].end, end)
+                spans[-1].end = max(spans[-1].end, end)
             continue
         word = of_word
         place, name = (label[0], label[2:]) if prefixes and label != OUTSIDE else ("", label)
         if label == OUTSIDE:
             going_on = False
-        elif going_on and found[-1].label == name and place in ("", "I", "E", "L"):
-            found[-1].end = max(found[-1].end, end)
-            found[-1].scores.append(score)
+        elif going_on and spans[-1].label == name and place in ("", "I", "E", "L"):
+            spans[-1].end = max(spans[-1].end, end)
+            spans[-1].scores.append(score)
         else:
-            found.append(Span(name, start, end, [score]))
+            spans.append(Span(name, start, end, [score]))
             going_on = True
-    return found
+    return spans

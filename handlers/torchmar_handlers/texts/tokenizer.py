@@ -110,16 +110,16 @@ class Tokenizer:
 
     def credited(self, encoded: Encoded, values: Sequence[float]) -> list[tuple[int, int, float]]:
         """Return the places of tokens with their values; tokens that share a character are one."""
-        found: list[tuple[int, int, float]] = []
+        spans: list[tuple[int, int, float]] = []
         for (start, end), apart, value in zip(encoded.places, encoded.special, values, strict=True):
             if apart:
                 continue
-            if found and start < found[-1][1]:
-                before = found[-1]
-                found[-1] = (min(before[0], start), max(before[1], end), before[2] + value)
+            if spans and start < spans[-1][1]:
+                before = spans[-1]
+                spans[-1] = (min(before[0], start), max(before[1], end), before[2] + value)
             else:
-                found.append((start, end, value))
-        return found
+                spans.append((start, end, value))
+        return spans
 
 
 def _loaded(file: Path) -> Any:

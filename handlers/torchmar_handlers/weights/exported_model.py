@@ -42,7 +42,7 @@ class Input:
         if self.shape is not None:
             given = tuple(value.shape)
             if len(given) != len(self.shape) or any(
-                size not in (None, found) for size, found in zip(self.shape, given, strict=True)
+                size not in (None, actual) for size, actual in zip(self.shape, given, strict=True)
             ):
                 wanted = ", ".join("*" if size is None else str(size) for size in self.shape)
                 raise ValueError(f"input {called} has the shape {given}, and the model takes ({wanted})")

@@ -135,9 +135,9 @@ def _safetensors(path: Path, length: int) -> Format:
 
 def _index(path: Path) -> Format:
     try:
-        found = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict) and isinstance(found.get("weight_map"), dict):
+        document = None
+    if isinstance(document, dict) and isinstance(document.get("weight_map"), dict):
         return Format.SHARDED
     raise LoadError(f"{path.name} is a JSON file, and no index of safetensors; weights are {KNOWN}")

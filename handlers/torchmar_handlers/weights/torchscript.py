@@ -62,9 +62,9 @@ def constant_dtype(model: torch.jit.ScriptModule) -> torch.dtype | None:
     """Return the type of the first constant tensor of floats in a frozen module; None if there is none."""
     for node in _nodes(model.inlined_graph):
         if node.kind() == "prim::Constant" and "value" in node.attributeNames() and node.kindOf("value") == "t":
-            found: torch.dtype = node.t("value").dtype
-            if found.is_floating_point:
-                return found
+            dtype: torch.dtype = node.t("value").dtype
+            if dtype.is_floating_point:
+                return dtype
     return None
 
 
@@ -77,14 +77,14 @@ def _nodes(block: Any) -> Iterator[Any]:
 
 def _warn_of_devices(path: Path, device: torch.device) -> None:
     """Log a warning if the code names a GPU that is not the worker's, as code traced on a GPU does."""
-    found: set[str] = set()
+    devices: set[str] = set()
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith(".py"):
-                found |= set(
+                devices |= set(
                     re.findall(r'torch\.device\("(cuda[:\d]*)"\)', archive.read(name).decode("utf-8", "replace"))
                 )
-    if others := sorted(found - {device.type, str(device)}):
+    if others := sorted(devices - {device.type, str(device)}):
         logger.warning(
             "%s: its code names the device %s, and this worker runs on %s: should it fail, trace it again there",
             path.name,
