@@ -452,10 +452,17 @@ def test_a_handle_that_does_the_three_steps_itself_is_divided(pools: Pools, make
     assert said(pools.harness.run(ask(pools.start(make(dedent(code))), [1.0, 2.0]))) == [2.0, 4.0]
 
 
-@pytest.fixture
-def registered(tmp_path: Path) -> Iterator[RegistryHarness]:
-    with RegistryHarness(tmp_path) as harness:
+@pytest.fixture(scope="module")
+def registry_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryHarness]:
+    with RegistryHarness(tmp_path_factory.mktemp("registry")) as harness:
         yield harness
+
+
+@pytest.fixture
+def registered(registry_harness: RegistryHarness) -> Iterator[RegistryHarness]:
+    yield registry_harness
+    for name in list(registry_harness.registry.models):
+        registry_harness.run(registry_harness.registry.unregister(name))
 
 
 def test_the_archive_says_how_many_workers_each_stage_has(registered: RegistryHarness, make: Make) -> None:
