@@ -97,8 +97,7 @@ def run_samples(path: Path) -> SampleReport:
         [('json', ())]
     """
     with Archive(path) as archive:
-        samples = archive.samples
-        requests = [_request(archive, sample) for sample in samples]
+        samples, requests = archive.samples, sample_requests(archive)
         batch_size = int(archive.number("batchSize", 1))
     if not samples:
         raise ArchiveError(f"{path} has no samples", hint="give the recipe some: samples: [{input: FILE, expect: ...}]")
@@ -137,6 +136,11 @@ def _alone(worker: Worker, sample: Sample, request: Request) -> SampleResult:
         differences |= dict.fromkeys(comparison.differences(sample, response))
     steady = statistics.median(milliseconds[1:])
     return SampleResult(_name(sample), sample.explain, tuple(differences), milliseconds[0], steady)
+
+
+def sample_requests(archive: Archive) -> list[Request]:
+    """Return the requests of an archive's samples, in their order."""
+    return [_request(archive, sample) for sample in archive.samples]
 
 
 def _together(worker: Worker, samples: Sequence[Sample], requests: Sequence[Request], batch_size: int) -> list[str]:

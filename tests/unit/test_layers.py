@@ -17,7 +17,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("deployment", "parity"),
-    ("diagnosis", "exporting"),
+    ("diagnosis", "exporting", "scaffolding", "testing"),
     ("engines",),
     ("server",),
     ("sample_check",),

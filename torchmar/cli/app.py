@@ -10,6 +10,7 @@ import torchmar
 from torchmar.cli import (
     archives,
     checking,
+    creating,
     deploying,
     diagnosing,
     exporting,
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 _COMMANDS = {
     archives.PANEL: (
+        creating.new,
         archives.build,
         archives.inspect,
         checking.check,

@@ -1,0 +1,118 @@
+"""`torchmar new` creates archives that build, answer their samples and pass their tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+from torchmar import archive, recipe, sample_check, scaffolding
+from torchmar.errors import TorchmarError
+from torchmar.scaffolding import Kind
+
+ARCHIVES = ROOT / "archives"
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PATH": path, "NO_COLOR": "1"}, capture_output=True, text=True, timeout=300
+    )
+
+
+def assert_tidy(folder: Path) -> None:
+    """Assert that the Python files are formatted, have no finding of the linter, and are typed."""
+    files = list(folder.rglob("*.py"))
+    assert files
+    for check in (["format", "--check"], ["check"]):
+        ran = run(sys.executable, "-m", "ruff", *check, "--config", ROOT / "pyproject.toml", *files, cwd=folder)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_a_new_project_passes_its_own_tests(tmp_path: Path) -> None:
+    ran = run(sys.executable, "-m", "torchmar", "new", "my-model", "--project", "shop", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-3:] == ["  cd shop", "  scripts/test", "  torchmar serve"]
+    project = tmp_path / "shop"
+    tested = run("scripts/test", "-q", "-p", "no:cacheprovider", cwd=project)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert "4 passed" in tested.stdout
+    assert (project / "model_store" / "my-model-1.0.mar").is_file()
+    assert_tidy(project)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "chosen", "handler"),
+    [
+        ("iris/iris.pt2", None, "tensors", "torchmar_handlers.tensors"),
+        ("search/search.onnx", None, "tensors", "torchmar_handlers.tensors"),
+        ("digits/digits.pt", None, "image-classifier", "torchmar_handlers.image_classifier"),
+        ("iris/iris.pt2", "custom", "custom", "handler.py"),
+    ],
+)
+def test_an_archive_of_weights_answers_its_sample(
+    path: str, kind: Kind | None, chosen: Kind, handler: str, tmp_path: Path, weights: None
+) -> None:
+    created = scaffolding.create("made", tmp_path / "archives", weights=ARCHIVES / path, kind=kind)
+    assert created.kind == chosen
+    assert set(created.files) == {
+        str(path.relative_to(created.folder)) for path in created.folder.rglob("*") if path.is_file()
+    }
+    made, _ = recipe.read(created.folder)
+    assert made.handler == handler
+    built = archive.build(created.folder, tmp_path / "store")
+    report = sample_check.run_samples(built.path)
+    assert report.problems == ()
+    tested = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", created.folder, cwd=tmp_path)
+    assert tested.returncode == 0, tested.stdout
+    assert_tidy(created.folder)
+
+
+def test_inputs_are_those_of_the_weights(tmp_path: Path, weights: None) -> None:
+    created = scaffolding.create("made", tmp_path, weights=ARCHIVES / "digits" / "digits.pt")
+    assert [(one.shape, one.guessed) for one in created.inputs] == [((1, 32, 32), True)]
+    config = yaml.safe_load((created.folder / "archive.yaml").read_text())["config"]
+    assert config["handler"] == {"mode": "L", "resize": [32, 32], "topk": 3}
+    assert "10 classes" in (created.folder / "archive.yaml").read_text()
+    created = scaffolding.create("other", tmp_path, weights=ARCHIVES / "search" / "search.onnx")
+    assert [(one.name, one.dtype, one.shape) for one in created.inputs] == [
+        ("ids", "int64", (None,)),
+        ("mask", "int64", (None,)),
+    ]
+    sample = json.loads((created.folder / "samples" / "zeros.json").read_text())
+    assert sample == {"ids": [0, 0, 0, 0], "mask": [0, 0, 0, 0]}
+    assert created.notes  # the length is a guess
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (None, "made", "cannot be read: No such file or directory"),
+        (b"", "made", "is empty"),
+        (b"import torch\n", "made", "is in no format that torchmar knows"),
+        (b"\x89PNG\r\n\x1a\n", "made", "cannot be served as it is"),
+        (b"x", "../made", "is not a model name"),
+    ],
+)
+def test_what_cannot_be_created_leaves_nothing(content: bytes | None, name: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(TorchmarError, match=message):
+        scaffolding.create(name, tmp_path / "archives", weights=file)
+    assert not (tmp_path / "archives").exists()
+
+
+def test_a_folder_that_exists_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    with pytest.raises(TorchmarError, match="exists already"):
+        scaffolding.create("made", tmp_path)
+    with pytest.raises(TorchmarError, match="exists already"):
+        scaffolding.create_project(tmp_path / "made", "model")
+    assert list((tmp_path / "made").iterdir()) == []

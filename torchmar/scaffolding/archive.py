@@ -1,0 +1,243 @@
+"""A new archive: ``archives/NAME/`` with a recipe that builds, a sample and a test, and a handler where it has one."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from torchmar.checks.formats import Format, identify
+from torchmar.errors import TorchmarError
+from torchmar.manifest import NAME_PATTERN
+from torchmar.recipe import FILE_NAME
+from torchmar.scaffolding import inputs, png
+from torchmar.scaffolding.folder import write
+from torchmar.scaffolding.inputs import ModelInput, Signature
+from torchmar.scaffolding.templates import render
+
+Kind = Literal["custom", "tensors", "image-classifier"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_SERVED = (Format.TORCHSCRIPT, Format.EXPORTED, Format.ONNX, Format.AOTINDUCTOR)
+_NEEDS_CLASS = (Format.SAVED, Format.LEGACY, Format.SAFETENSORS)
+_SIDE = 224  # pixels of a sample image of a model whose size is not known
+_ANY = 4  # elements of a sample in a dimension of any size
+
+
+@dataclass(frozen=True)
+class Created:
+    """A new archive.
+
+    Attributes:
+        folder: ``archives/NAME``.
+        files: those in it.
+        kind: of the handler.
+        inputs: of the model, if it was read.
+        notes: what is left to the user.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    kind: Kind
+    inputs: tuple[ModelInput, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind | None = None) -> Created:
+    """Create the folder of an archive, as a whole or not at all.
+
+    Args:
+        name: of the model; the folder is ``archives / name``.
+        archives: the folder of recipes; it is created if it does not exist.
+        weights: the file that the model is in; it is copied. It is loaded in a worker process to read its inputs.
+        kind: of the handler; default: ``custom`` without weights; with weights ``image-classifier`` for a model whose
+            one input has the shape of an image, else ``tensors``.
+
+    Raises:
+        TorchmarError: the name is not one, the folder exists, or the weights are not ones that can be served.
+    """
+    check_name(name)
+    folder = archives / name
+    if folder.exists():
+        raise TorchmarError(f"{folder} exists already", hint="choose another name, or remove the folder")
+    if weights is None:
+        if kind not in (None, "custom"):
+            raise TorchmarError(f"{kind} needs a model", hint=f"torchmar new {name} --kind {kind} --from model.onnx")
+        files = custom(name)
+        write(folder, files)
+        return Created(folder, tuple(sorted(files)), "custom")
+    external = _check(weights)
+    signature = inputs.read(weights)
+    found = signature.inputs
+    image = _image(signature)
+    chosen: Kind = kind or ("image-classifier" if image else "tensors")
+    if chosen == "image-classifier":
+        files, notes = _image_classifier(name, weights, signature, image)
+    else:
+        files, notes = _tensors(name, weights, found, custom=chosen == "custom")
+    copied = {weights.name: weights, **{name: weights.parent / name for name in external}}
+    write(folder, files, copied)
+    names = tuple(sorted({*files, *copied}))
+    return Created(folder, names, chosen, found, tuple(notes))
+
+
+def _check(weights: Path) -> tuple[str, ...]:
+    """Check that a file is one that handlers of torchmar load; return the files that an ONNX model has beside it.
+
+    Raises:
+        TorchmarError: it cannot be read, or is of another format.
+    """
+    try:
+        with weights.open("rb") as stream:
+            found = identify(stream, weights.name)
+    except OSError as error:
+        raise TorchmarError(f"{weights} cannot be read: {error.strerror}") from None
+    if found.damage:
+        raise TorchmarError(f"{weights} is {found.description}: {found.damage}")
+    if found.format in _NEEDS_CLASS:
+        raise TorchmarError(
+            f"{weights} is {found.description}: it has tensors and no code",
+            hint="export the model (torch.onnx.export, torch.export.save or torch.jit.script), or write a recipe with "
+            "model_file: by hand, as docs/handlers.md shows",
+        )
+    if found.format not in _SERVED:
+        raise TorchmarError(f"{weights} is {found.description}, which cannot be served as it is", hint=found.remedy)
+    return found.external
+
+
+def check_name(name: str) -> None:
+    """Check the name of a model.
+
+    Raises:
+        TorchmarError: it is not one.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise TorchmarError(f"{name!r} is not a model name", hint="letters, digits, '.', '_' and '-', such as my-model")
+
+
+def custom(name: str) -> dict[str, bytes]:
+    """Return the files of an archive with a handler of its own and no weights, by their paths in its folder."""
+    return {
+        FILE_NAME: render("custom_archive.yaml", name=name),
+        "samples/values.json": b'{"values": [1, 2, 3]}\n',
+        "handler.py": render("custom_handler.py", name=name),
+        _test_name(name): render("custom_test.py", name=name),
+    }
+
+
+def _tensors(
+    name: str, weights: Path, found: tuple[ModelInput, ...], *, custom: bool
+) -> tuple[dict[str, bytes], list[str]]:
+    sample, notes = _sample(found)
+    handler, options = "torchmar_handlers.tensors", ""
+    files = {"samples/zeros.json": sample, _test_name(name): render("weights_test.py", name=name)}
+    if custom:
+        handler = "handler.py"
+        shape = found[0].shape if len(found) == 1 else None
+        fixed = None if shape is None or None in shape else shape
+        dtype = (found[0].dtype if len(found) == 1 else "") or "float32"
+        files["handler.py"] = render(
+            "weights_handler.py", name=name, weights=weights.name, shape=repr(fixed), dtype=dtype
+        )
+    elif any(one.shape is None or one.guessed or not one.dtype for one in found):
+        options = "  # handler:\n  #   inputs: # what the weights do not say; null is a dimension of any size\n"
+        options += "".join(f"  #     - {{name: {one.name or 'input'}, dtype: float32, shape: [4]}}\n" for one in found)
+    files[FILE_NAME] = _recipe(name, weights, handler, "samples/zeros.json", _description(found), options=options)
+    return files, notes
+
+
+def _image_classifier(
+    name: str, weights: Path, signature: Signature, image: tuple[int, int, int] | None
+) -> tuple[dict[str, bytes], list[str]]:
+    channels, height, width = image or (3, _SIDE, _SIDE)
+    mode = "L" if channels == 1 else "RGB"
+    options = f"  handler:\n    mode: {mode}\n    resize: [{height}, {width}]\n    topk: 3\n"
+    if channels == 3:
+        options += (
+            "    # mean: [0.485, 0.456, 0.406] # of ImageNet; the model's own, if it was trained with such\n"
+            "    # std: [0.229, 0.224, 0.225]\n"
+        )
+    classes = signature.outputs[0][0] if signature.outputs else 0
+    count = f"{classes} classes" if classes else "classes"
+    more = f"# labels: labels.json # a list of the {count}, in the order of the model's outputs\n"
+    description = (
+        f"An image, {width}x{height} {'grey' if channels == 1 else 'RGB'}, to the probabilities of its classes."
+    )
+    notes = [f"{FILE_NAME}: give it the labels of the classes, and mean and std if the model was trained with such"]
+    if image is None or signature.inputs[0].guessed:
+        notes.append(f"{FILE_NAME}: resize is {height}x{width} pixels, which the weights do not say; correct it")
+    files = {
+        FILE_NAME: _recipe(
+            name, weights, "torchmar_handlers.image_classifier", "samples/grey.png", description, more, options
+        ),
+        "samples/grey.png": png.grey(width, height),
+        _test_name(name): render("weights_test.py", name=name),
+    }
+    return files, notes
+
+
+def _recipe(
+    name: str, weights: Path, handler: str, sample: str, description: str, more: str = "", options: str = ""
+) -> bytes:
+    return render(
+        "weights_archive.yaml",
+        name=name,
+        description=description,
+        handler=handler,
+        weights=weights.name,
+        more=more,
+        options=options,
+        sample=sample,
+    )
+
+
+def _image(signature: Signature) -> tuple[int, int, int] | None:
+    """Return channels, height and width of a model that makes scores of one image; None of other models."""
+    found = signature.inputs
+    if signature.outputs and [len(one) for one in signature.outputs] != [1]:
+        return None  # one output, with a number for each class
+    if len(found) != 1 or found[0].dtype not in ("float32", "float16"):
+        return None
+    shape = found[0].shape
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+        return None
+    return int(shape[0]), shape[1] or _SIDE, shape[2] or _SIDE
+
+
+def _sample(found: tuple[ModelInput, ...]) -> tuple[bytes, list[str]]:
+    """Return an instance of zeros as JSON, and a note if its shape is a guess."""
+    known = [one for one in found if one.shape is not None]
+    shapes = {one.name: _zeros([_ANY if size is None else size for size in one.shape or (_ANY,)], one) for one in found}
+    notes = []
+    if len(known) < len(found) or any(one.guessed or None in (one.shape or ()) for one in known):
+        notes.append(
+            "samples/zeros.json: its shape is a guess, since the weights do not say it; put a real input there"
+        )
+    document = next(iter(shapes.values())) if len(shapes) == 1 else shapes
+    return json.dumps(document).encode() + b"\n", notes
+
+
+def _zeros(shape: list[int], given: ModelInput) -> object:
+    zero: object = False if given.dtype == "bool" else 0 if "int" in given.dtype else 0.0
+    for size in reversed(shape):
+        zero = [zero] * size
+    return zero
+
+
+def _description(found: tuple[ModelInput, ...]) -> str:
+    described = [
+        f"{one.name or 'input'} {'x'.join('any' if size is None else str(size) for size in one.shape or ())}".strip()
+        for one in found
+    ]
+    return f"Tensors in, tensors out ({', '.join(described)})."
+
+
+def _shape(given: ModelInput) -> str:
+    """Return the shape of an input in YAML; null is a dimension of any size."""
+    return json.dumps([_ANY] if given.shape is None else list(given.shape))
+
+
+def _test_name(name: str) -> str:
+    return f"test_{re.sub(r'[^a-zA-Z0-9_]', '_', name)}.py"

@@ -1,0 +1,45 @@
+"""A folder of new files, written as a whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torchmar import atomic
+from torchmar.errors import TorchmarError
+
+
+def write(folder: Path, files: Mapping[str, bytes], copied: Mapping[str, Path] | None = None) -> None:
+    """Write files to a folder that does not exist; they are written beside its place, then renamed.
+
+    Args:
+        folder: the new folder.
+        files: content by path in it; scripts (``#!``) are executable.
+        copied: files to copy, by path in it.
+
+    Raises:
+        TorchmarError: the folder exists, or cannot be written.
+    """
+    if folder.exists():
+        raise TorchmarError(f"{folder} exists already", hint="choose another name, or remove the folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = atomic.temporary_path(folder)
+        try:
+            for name, content in files.items():
+                path = part / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+                if content.startswith(b"#!"):
+                    path.chmod(0o755)
+            for name, source in (copied or {}).items():
+                path = part / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, path)
+            part.rename(folder)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise TorchmarError(f"{error.filename or folder}: {error.strerror}") from None

@@ -1,0 +1,85 @@
+"""The inputs and outputs of a model, read from its weights in a worker process."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchmar.archive import collect_members, pack
+from torchmar.errors import LoadError, TorchmarError
+from torchmar.exchange import Request
+from torchmar.recipe import Recipe
+from torchmar.scaffolding.templates import render
+from torchmar.worker import Worker
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """One input of a model.
+
+    Attributes:
+        name: empty if the weights do not have it.
+        dtype: ``float32`` and so on; empty if it is not known.
+        shape: of one instance, without the dimension of the batch; None in it is any size, None any shape.
+        guessed: whether the weights do not say the shape, and it is one that the model takes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+    guessed: bool = False
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs of a model, and the shapes of its outputs for one instance if they are known."""
+
+    inputs: tuple[ModelInput, ...]
+    outputs: tuple[tuple[int, ...], ...] = ()
+
+
+def read(weights: Path) -> Signature:
+    """Return the inputs that a model has by its weights, else such as it takes.
+
+    The weights are loaded in a worker process, as a server would.
+
+    Raises:
+        TorchmarError: they cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="torchmar-new-") as name:
+        folder = Path(name)
+        (folder / "handler.py").write_bytes(render("inspection_handler.py"))
+        recipe = Recipe.model_validate(
+            {"name": "inputs", "version": "1.0", "handler": "handler.py", "weights": str(weights.absolute())}
+        )
+        archive = pack(collect_members(recipe, folder), folder / "inputs-1.0.mar").path
+        try:
+            with Worker(archive) as worker:
+                (answer,) = worker.predict_batch([Request(b"", headers={"describe": "True"})])
+        except LoadError as error:
+            raise TorchmarError(f"{weights} cannot be loaded: {_last_line(error)}", hint=error.hint) from None
+    try:
+        return _signature(json.loads(answer.body))
+    except (ValueError, KeyError, TypeError):
+        raise TorchmarError(f"{weights}: the inputs of the model cannot be read: {answer.body[:200]!r}") from None
+
+
+def _signature(document: Any) -> Signature:
+    inputs = [
+        ModelInput(
+            one["name"] or "",
+            one["dtype"] or "",
+            None if one["shape"] is None else tuple(one["shape"]),
+            guessed=bool(one.get("guess")),
+        )
+        for one in document["inputs"]
+    ]
+    return Signature(tuple(inputs), tuple(map(tuple, document.get("output_shapes") or ())))
+
+
+def _last_line(error: LoadError) -> str:
+    lines = (error.traceback or str(error)).strip().splitlines()
+    return lines[-1] if lines else str(error)
