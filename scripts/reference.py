@@ -383,6 +383,7 @@ PUBLIC_NAMES = {
         *("torchmar.run_samples", "torchmar.SampleReport", "torchmar.SampleResult"),
     ),
     "Run an archive without a server": ("torchmar.Worker", "torchmar.Request", "torchmar.Response"),
+    "Test an archive with pytest": ("torchmar.testing.ArchiveWorker", "torchmar.testing.Answer"),
     "Use a running server": (
         *("torchmar.InferenceClient", "torchmar.Tensor", "torchmar.ManagementClient", "torchmar.RegisteredModel"),
         *("torchmar.ModelVersion", "torchmar.WorkerState", "torchmar.JobQueue", "torchmar.Endpoint"),
