@@ -18,6 +18,7 @@ from torchmar.server.grpc.inference import Inference
 from torchmar.server.grpc.management import Management
 from torchmar.server.grpc.model_call import ModelCall
 from torchmar.server.grpc.open_inference import NAME, TORCHSERVES_NAME, OpenInference
+from torchmar.server.grpc.tensorflow_serving import ModelService, PredictionService
 from torchmar.server.models.health import ready
 from torchmar.server.telemetry import logs
 
@@ -43,6 +44,10 @@ class GrpcListener:
         inference: list[Any] = [Inference(registry, model_call)]
         if settings.ts_open_inference_protocol:
             inference += [OpenInference(name, registry, metrics, model_call) for name in (NAME, TORCHSERVES_NAME)]
+        inference += [
+            PredictionService(registry, model_call, settings.max_request_size),
+            ModelService(registry),
+        ]
         management: list[Any] = [Management(registry, model_call, settings)]
         self._settings = settings
         self._probes = [

@@ -107,6 +107,13 @@ class ModelCall:
             job.cancelled = True
 
 
+async def described(version: Version, context: Context) -> None:
+    """Wait for the handler's tensor signature while the call lasts and the model may still load."""
+    remaining = context.time_remaining()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(version.pool.described(), remaining)
+
+
 def reply_error(reply: Reply) -> CallError | None:
     """Return the error for a reply with an error status, with the handler's message; None for any other reply.
 

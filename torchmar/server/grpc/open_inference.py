@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -33,7 +32,7 @@ from torchmar.server.grpc.calls import (
     streamed,
     unary,
 )
-from torchmar.server.grpc.model_call import ModelCall, error_message
+from torchmar.server.grpc.model_call import ModelCall, described, error_message
 from torchmar.server.models.health import ready
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
@@ -138,7 +137,7 @@ class OpenInference:
     async def infer(self, request: wire.ModelInferRequest, context: Context) -> wire.ModelInferResponse:
         """Return the response to a request."""
         version = self._find(request.model_name, request.model_version, "model_name")
-        await _loaded(version, context)
+        await described(version, context)
         raw = bool(request.raw_input_contents)
         try:
             inputs = list(messages.inputs(request))
@@ -259,13 +258,6 @@ class OpenInference:
                 raise call_error(error).plain() from None
 
         return unary(plain, message)
-
-
-async def _loaded(version: Version, context: Context) -> None:
-    """Wait for the handler's tensor signature while the call lasts and the model may still load."""
-    remaining = context.time_remaining()
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(version.pool.described(), remaining)
 
 
 def _reply_error(reply: Reply) -> CallError:

@@ -6,15 +6,22 @@ https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 
 import grpc
-from google.protobuf import any_pb2, empty_pb2
+from google.protobuf import any_pb2, empty_pb2, wrappers_pb2
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from torchmar.grpc.wire import inference_pb2, management_pb2, open_inference_pb2
+from torchmar.grpc.wire import (
+    inference_pb2,
+    management_pb2,
+    open_inference_pb2,
+    tensorflow_pb2,
+    tensorflow_serving_pb2,
+)
 from torchmar.server.grpc.calls import Method
 
 ALPHA, NAME = "grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"
@@ -46,30 +53,43 @@ def _pool() -> DescriptorPool:
     """Return the contracts of all services.
 
     Some are served under the names of other packages. They are in this pool only: the pool of the process may have the
-    real ones, in a program that imports KServe's or Triton's messages.
+    real ones, in a program that imports KServe's, Triton's or TensorFlow's messages.
     """
     pool = DescriptorPool()
-    modules = (any_pb2, empty_pb2, inference_pb2, management_pb2, open_inference_pb2, health_pb2, reflection_pb2)
-    files = [_copy(module.DESCRIPTOR) for module in modules]
-    files.append(_renamed(files[4], "grpc_service.proto", "inference"))
-    files.append(_renamed(files[6], "grpc/reflection/v1/reflection.proto", "grpc.reflection.v1"))
-    for file in files:
+    modules = (
+        any_pb2,
+        empty_pb2,
+        wrappers_pb2,
+        inference_pb2,
+        management_pb2,
+        open_inference_pb2,
+        health_pb2,
+        reflection_pb2,
+    )
+    triton = _renamed(open_inference_pb2, "org.pytorch.serve.grpc.openinference", "inference")
+    triton.name = "grpc_service.proto"
+    reflection_v1 = _renamed(reflection_pb2, "grpc.reflection.v1alpha", "grpc.reflection.v1")
+    reflection_v1.name = "grpc/reflection/v1/reflection.proto"
+    tensorflow = [
+        _renamed(module, "torchmar.wire.tensorflow", "tensorflow")
+        for module in (tensorflow_pb2, tensorflow_serving_pb2)
+    ]
+    for file in (*map(_copy, modules), triton, reflection_v1, *tensorflow):
         pool.AddSerializedFile(file.SerializeToString())
     return pool
 
 
-def _copy(descriptor: object) -> FileDescriptorProto:
+def _copy(module: ModuleType) -> FileDescriptorProto:
     file = FileDescriptorProto()
-    descriptor.CopyToProto(file)  # type: ignore[attr-defined]
+    module.DESCRIPTOR.CopyToProto(file)
     return file
 
 
-def _renamed(file: FileDescriptorProto, name: str, package: str) -> FileDescriptorProto:
-    """Return a contract under another name, with its messages in another package."""
-    renamed = FileDescriptorProto()
-    renamed.CopyFrom(file)
-    before, after = f".{file.package}.", f".{package}."
-    renamed.name, renamed.package = name, package
+def _renamed(module: ModuleType, package: str, other: str) -> FileDescriptorProto:
+    """Return a contract with its messages, and those that it imports, in another package."""
+    renamed = _copy(module)
+    renamed.package = renamed.package.replace(package, other, 1)
+    before, after = f".{package}.", f".{other}."
 
     def rename(messages: Iterable[DescriptorProto]) -> None:
         for message in messages:

@@ -64,11 +64,15 @@ class Version:
 
 
 class Model:
-    """A model: its versions, in the order of their registration, and the one of requests that name no version."""
+    """A model: its versions in the order of their registration, the default one, and labels of versions.
+
+    The default version is that of requests that name none.
+    """
 
     def __init__(self, name: str, default: str) -> None:
         self.name, self.default = name, default
         self.versions: dict[str, Version] = {}
+        self.labels: dict[str, str] = {}
 
 
 class Registry:

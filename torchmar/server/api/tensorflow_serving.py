@@ -1,0 +1,274 @@
+"""Models as TensorFlow Serving describes them, and its classifications and regressions as requests and replies.
+
+https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_rest.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torchmar.server.api_error import ApiError
+from torchmar.server.models.registry import Registry, Version
+from torchmar.server.models.startup import StillLoading
+from torchmar.tensor_elements import BF16, BYTES
+
+SIGNATURE = "serving_default"
+PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{verb}" for verb in ("predict", "classify", "regress"))
+#: The type that TensorFlow has for a datatype of the Open Inference Protocol.
+DTYPES = {
+    "BOOL": "DT_BOOL",
+    **{f"INT{bits}": f"DT_INT{bits}" for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": f"DT_UINT{bits}" for bits in (8, 16, 32, 64)},
+    "FP16": "DT_HALF",
+    BF16: "DT_BFLOAT16",
+    "FP32": "DT_FLOAT",
+    "FP64": "DT_DOUBLE",
+    BYTES: "DT_STRING",
+}
+
+_WHOLE = re.compile(r"(\d{1,18})(?:\.0+)*")
+_SIGNATURES = ("", SIGNATURE, "predict")
+
+
+class Status(NamedTuple):
+    """The state of one version.
+
+    Attributes:
+        version: TorchServe's version.
+        state: ``LOADING``, ``AVAILABLE`` or ``END``.
+        error: why it is not available; empty if there is no error.
+    """
+
+    version: str
+    state: str
+    error: str = ""
+
+
+def number(version: str) -> int | None:
+    """Return TensorFlow Serving's number of a version: 2 of ``2``, ``2.0`` and ``2.0.0``; None of all others."""
+    match = _WHOLE.fullmatch(version)
+    return int(match[1]) if match else None
+
+
+def find(registry: Registry, name: str, *, version: int | None = None, label: str = "") -> Version:
+    """Return a version by TensorFlow Serving's number or label; by default the default version.
+
+    A version is its own label, too, so that one without a number (``1.5``) has a path.
+
+    Raises:
+        ApiError: 404, there is no such model, version or label.
+        StillLoading: 503, the server still loads models at its start.
+    """
+    if version is None and not label:
+        return registry.find(name)
+    versions = registry.models[name].versions if name in registry.models else {}
+    if label:
+        return registry.find(name, registry.models[name].labels.get(label, label) if name in registry.models else label)
+    exact = str(version)
+    if exact not in versions:
+        exact = next((one for one in versions if number(one) == version), exact)
+    return registry.find(name, exact)
+
+
+def statuses(registry: Registry, name: str, *, version: int | None = None, label: str = "") -> list[Status]:
+    """Return the states of a model's versions, or of one.
+
+    Raises:
+        ApiError: 404, there is no such model, version or label.
+    """
+    try:
+        one = find(registry, name, version=version, label=label)
+    except StillLoading:
+        pending = [model for model in registry.startup.pending if model.title == name]
+        if not pending:
+            raise
+        return [Status(model.version, "LOADING") for model in pending]
+    if version is None and not label:
+        return [_status(each) for each in registry.models[name].versions.values()]
+    return [_status(one)]
+
+
+def status_document(given: Iterable[Status]) -> dict[str, Any]:
+    """Return states as TensorFlow Serving's REST API does; a version without a number is named as it is."""
+    return {
+        "model_version_status": [
+            {
+                "version": one.version if number(one.version) is None else str(number(one.version)),
+                "state": one.state,
+                "status": {"error_code": "UNKNOWN" if one.error else "OK", "error_message": one.error},
+            }
+            for one in given
+        ]
+    }
+
+
+def metadata_document(version: Version) -> dict[str, Any]:
+    """Return a version's signature as TensorFlow Serving's REST API does."""
+    described = version.pool.description
+    signature = {
+        key: {one["name"]: _tensor_info(one) for one in described.get(key, ())} for key in ("inputs", "outputs")
+    }
+    named = {"name": version.name, "signature_name": "", "version": _version_name(version.version)}
+    definitions = {SIGNATURE: {**signature, "method_name": PREDICT}}
+    return {"model_spec": named, "metadata": {"signature_def": {"signature_def": definitions}}}
+
+
+def check_signature(name: str) -> None:
+    """Check the name of a signature.
+
+    Raises:
+        ApiError: 400, a model has one signature, and this is another name.
+    """
+    if name not in _SIGNATURES:
+        message = f'Serving signature name: "{name}" not found in signature def; the model has {SIGNATURE}'
+        raise ApiError(400, "BadRequestException", message)
+
+
+def instances(examples: Sequence[Mapping[str, Any]], context: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
+    """Return the instances of examples, in the form that ``predict`` takes.
+
+    Args:
+        examples: features by name; a feature is a value or a list of values.
+        context: features of every example that does not have its own.
+        inputs: the model's description of its inputs; a list of one value is that value unless the input is a list.
+    """
+    ranks = {one["name"]: len(one["shape"]) - 1 for one in inputs}
+    return [
+        {name: _feature(value, ranks.get(name)) for name, value in {**context, **example}.items()}
+        for example in examples
+    ]
+
+
+def examples_of(body: bytes, inputs: Sequence[Any]) -> bytes:
+    """Return the body of a ``predict`` for that of a ``classify`` or ``regress``.
+
+    Raises:
+        ApiError: 400, the body is not such a request.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _bad(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict) or not isinstance(examples := document.get("examples"), list):
+        raise _bad('the body has no list "examples"')
+    if not examples:
+        raise _bad("examples is empty")
+    context = document.get("context") or {}
+    for position, one in enumerate([context, *examples]):
+        if not isinstance(one, dict):
+            raise _bad("context is not an object" if not position else f"example {position - 1} is not an object")
+    check_signature(str(document.get("signature_name") or ""))
+    return json.dumps({"instances": instances(examples, context, inputs)}, ensure_ascii=False).encode()
+
+
+def predictions(body: bytes) -> list[Any]:
+    """Return the predictions of a reply to ``predict``.
+
+    Raises:
+        ValueError: the reply has none.
+    """
+    document = json.loads(body)
+    found = document.get("predictions") if isinstance(document, dict) else document
+    if not isinstance(found, list):
+        raise ValueError("the handler's answer has no list of predictions")
+    return found
+
+
+def classes(prediction: Any) -> list[tuple[str, float]]:
+    """Return the labels and scores of a prediction.
+
+    It is ``{label: score}``, as classifiers of torchmar answer, ``{"classes": [...], "scores": [...]}``,
+    ``{"label": ..., "probability": ...}``, or a list of scores, whose labels are their positions.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(prediction, Mapping):
+        labels, scores = prediction.get("classes"), prediction.get("scores")
+        if isinstance(labels, list) and isinstance(scores, list) and len(labels) == len(scores):
+            return [(_label(label), _score(score)) for label, score in zip(labels, scores, strict=True)]
+        if "label" in prediction and (score := prediction.get("probability", prediction.get("score"))) is not None:
+            return [(_label(prediction["label"]), _score(score))]
+        if prediction and all(map(_is_number, prediction.values())):
+            return [(str(label), _score(score)) for label, score in prediction.items()]
+    if isinstance(prediction, list) and prediction and all(map(_is_number, prediction)):
+        return [(str(position), _score(score)) for position, score in enumerate(prediction)]
+    raise ValueError("the model's answer has no labels with scores; call predict for it")
+
+
+def regression(prediction: Any) -> float:
+    """Return the value of a prediction: a number, a list of one, or an object with one number.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(prediction, Mapping):
+        numbers = [value for value in prediction.values() if _is_number(value)]
+        if len(numbers) == 1:
+            return _score(numbers[0])
+    if isinstance(prediction, list) and len(prediction) == 1:
+        return regression(prediction[0])
+    if _is_number(prediction):
+        return _score(prediction)
+    raise ValueError("the model's answer is not a number; call predict for it")
+
+
+def results_document(verb: str, body: bytes) -> bytes:
+    """Return the body of a reply to ``classify`` or ``regress`` for that of a reply to ``predict``.
+
+    Raises:
+        ValueError: the predictions are no classifications, or no numbers.
+    """
+    convert = classes if verb == "classify" else regression
+    return json.dumps({"results": [convert(one) for one in predictions(body)]}, ensure_ascii=False).encode()
+
+
+def _status(version: Version) -> Status:
+    pool = version.pool
+    if pool.ready:
+        return Status(version.version, "AVAILABLE")
+    if pool.failure:
+        return Status(version.version, "END", pool.failure.splitlines()[-1].strip())
+    return Status(version.version, "LOADING" if pool.min_workers else "END", "" if pool.min_workers else "no workers")
+
+
+def _tensor_info(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = [{"size": str(size), "name": ""} for size in tensor["shape"]]
+    return {
+        "dtype": DTYPES.get(tensor["datatype"], "DT_INVALID"),
+        "tensor_shape": {"dim": sizes, "unknown_rank": False},
+        "name": f"{tensor['name']}:0",
+    }
+
+
+def _version_name(version: str) -> str:
+    whole = number(version)
+    return version if whole is None else str(whole)
+
+
+def _feature(value: Any, rank: int | None) -> Any:
+    """Return the value of a feature for an input with a rank, without the batch's dimension; None: not known."""
+    if rank:
+        return value if isinstance(value, list) else [value]
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _score(value: Any) -> float:
+    if not _is_number(value):
+        raise ValueError(f"the score {value!r} is not a number")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _bad(message: str) -> ApiError:
+    return ApiError(400, "BadRequestException", message)

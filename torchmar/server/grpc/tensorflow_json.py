@@ -1,0 +1,114 @@
+"""Tensors as TensorFlow Serving's REST API writes them in JSON, and the outputs of a handler's JSON as tensors.
+
+https://github.com/tensorflow/serving/blob/master/tensorflow_serving/g3doc/api_rest.md, "Encoding binary values"
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torchmar.server.api.tensors import Tensor
+from torchmar.tensor_elements import BYTES, pack, unpack
+
+
+def nested(tensor: Tensor) -> Any:
+    """Return the elements of a tensor as nested lists; a string is text, or ``{"b64": ...}`` where it is not UTF-8.
+
+    Strings of an input whose name ends in ``_bytes`` are always in base64.
+
+    Raises:
+        ValueError: the bytes are not of its datatype and shape.
+    """
+    elements: Sequence[Any] = unpack(tensor.datatype, tensor.content)
+    if tensor.datatype == BYTES:
+        elements = [_string(one, always_encoded=tensor.name.endswith("_bytes")) for one in elements]
+    return _shaped(list(elements), list(tensor.shape))
+
+
+def plain(value: Any) -> Any:
+    """Return features of examples as JSON has them; bytes as `nested` has strings."""
+    if isinstance(value, bytes):
+        return _string(value, always_encoded=False)
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list) else value
+
+
+def outputs(document: Any) -> dict[str, Tensor]:
+    """Return the tensors of a handler's answer by name.
+
+    ``{"outputs": {name: column}}`` is the columns, ``{"predictions": rows}`` the columns of rows that are objects with
+    the same keys; anything else is one output, ``outputs``. Numbers with a fraction are FP32, others INT64; text is
+    BYTES, and so is what has no such form, as JSON.
+
+    Raises:
+        ValueError: a column is empty.
+    """
+    if isinstance(document, Mapping) and isinstance(columns := document.get("outputs"), Mapping):
+        return {str(name): _tensor(str(name), column) for name, column in columns.items()}
+    rows = document
+    if isinstance(document, Mapping):
+        rows = document.get("predictions", document.get("outputs", document))
+    if (
+        isinstance(rows, list)
+        and rows
+        and all(isinstance(one, Mapping) and one.keys() == rows[0].keys() for one in rows)
+    ):
+        return {str(name): _tensor(str(name), [one[name] for one in rows]) for name in rows[0]}
+    return {"outputs": _tensor("outputs", rows if isinstance(rows, list) else [rows])}
+
+
+def _tensor(name: str, column: Any) -> Tensor:
+    values = column if isinstance(column, list) else [column]
+    shape = _shape(values)
+    leaves = list(_leaves(values)) if shape is not None else []
+    if shape is not None and all(isinstance(one, bool) for one in leaves):
+        return Tensor(name, "BOOL", shape, pack("BOOL", leaves))
+    if shape is not None and all(_is_number(one) for one in leaves):
+        kind = "INT64" if all(isinstance(one, int) for one in leaves) else "FP32"
+        return Tensor(name, kind, shape, pack(kind, leaves))
+    if shape is not None and all(isinstance(one, str) for one in leaves):
+        return Tensor(name, BYTES, shape, pack(BYTES, leaves))
+    texts = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in values]
+    return Tensor(name, BYTES, [len(texts)], pack(BYTES, texts))
+
+
+def _shape(values: Any) -> list[int] | None:
+    """Return the shape of nested lists; None if they are uneven or hold other than numbers, texts and booleans."""
+    if not isinstance(values, list):
+        return [] if isinstance(values, bool | int | float | str) else None
+    shapes = [_shape(one) for one in values]
+    if any(one is None or one != shapes[0] for one in shapes):
+        return None
+    return [len(values), *(shapes[0] or [] if shapes else [])]
+
+
+def _shaped(elements: list[Any], shape: Sequence[int]) -> Any:
+    if len(shape) <= 1:
+        return elements if shape else elements[0]
+    size = len(elements) // shape[0] if shape[0] else 0
+    return [_shaped(elements[place * size : (place + 1) * size], shape[1:]) for place in range(shape[0])]
+
+
+def _string(value: bytes, *, always_encoded: bool) -> Any:
+    if not always_encoded:
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            pass
+    return {"b64": base64.b64encode(value).decode()}
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    for one in values:
+        if isinstance(one, list):
+            yield from _leaves(one)
+        else:
+            yield one
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,172 @@
+"""TensorFlow's messages to tensors and back: TensorProto, TensorInfo and Example.
+
+https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/framework/tensor.proto
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from torchmar.grpc.wire import tensorflow_pb2 as wire
+from torchmar.server.api.tensors import Tensor
+from torchmar.tensor_elements import BF16, BYTES, LETTERS, pack, unpack
+
+#: By the type of a TensorProto: the datatype, and the field with the elements.
+_TYPES = {
+    wire.DT_BOOL: ("BOOL", "bool_val"),
+    wire.DT_INT8: ("INT8", "int_val"),
+    wire.DT_INT16: ("INT16", "int_val"),
+    wire.DT_INT32: ("INT32", "int_val"),
+    wire.DT_INT64: ("INT64", "int64_val"),
+    wire.DT_UINT8: ("UINT8", "int_val"),
+    wire.DT_UINT16: ("UINT16", "int_val"),
+    wire.DT_UINT32: ("UINT32", "uint32_val"),
+    wire.DT_UINT64: ("UINT64", "uint64_val"),
+    wire.DT_HALF: ("FP16", "half_val"),
+    wire.DT_BFLOAT16: (BF16, "half_val"),
+    wire.DT_FLOAT: ("FP32", "float_val"),
+    wire.DT_DOUBLE: ("FP64", "double_val"),
+    wire.DT_STRING: (BYTES, "string_val"),
+}
+_BY_DATATYPE = {datatype: dtype for dtype, (datatype, _) in _TYPES.items()}
+_SIZES = {BF16: 2, BYTES: 4, **{datatype: struct.calcsize(f"<{letter}") for datatype, letter in LETTERS.items()}}
+
+
+def dtype(datatype: str) -> wire.DataType:
+    """Return TensorFlow's type for a datatype of the Open Inference Protocol; DT_INVALID if there is none."""
+    return _BY_DATATYPE.get(datatype, wire.DT_INVALID)
+
+
+def tensor(name: str, message: wire.TensorProto, max_bytes: int) -> Tensor:
+    """Return the tensor of a message.
+
+    Args:
+        name: of the input.
+        message: the tensor, with its elements in ``tensor_content`` or in the field of their type. If that has fewer
+            elements than the shape, the last one is repeated; if it has none, all are zero or empty, as in TensorFlow.
+        max_bytes: of the elements; a small message can have a large shape.
+
+    Raises:
+        ValueError: the type is not supported, or the elements do not match type and shape.
+    """
+    try:
+        datatype, field = _TYPES[message.dtype]
+    except KeyError:
+        raise ValueError(f"input {name!r}: {_type_name(message.dtype)} is not supported") from None
+    try:
+        shape = _shape(message.tensor_shape)
+        count = math.prod(shape)
+        if count * _SIZES[datatype] > max_bytes:
+            raise ValueError(f"the shape {shape} is of {count} elements, which are more than max_request_size")
+        if message.tensor_content:
+            content = _content(datatype, message.tensor_content, count)
+        else:
+            content = _elements(datatype, getattr(message, field), count)
+        if not content and count:
+            raise ValueError(f"{count} elements are missing")
+    except ValueError as error:
+        raise ValueError(f"input {name!r}: {error}") from None
+    return Tensor(name, datatype, shape, content)
+
+
+def message(tensor: Tensor) -> wire.TensorProto:
+    """Return the message of a tensor, with the elements in the field of their type, as TensorFlow Serving answers.
+
+    Raises:
+        ValueError: the elements do not match the datatype.
+    """
+    made = wire.TensorProto(dtype=dtype(tensor.datatype), tensor_shape=shape(tensor.shape))
+    datatype, field = _TYPES[made.dtype]
+    if field == "half_val":
+        made.half_val.extend(struct.unpack(f"<{len(tensor.content) // 2}H", tensor.content))
+    else:
+        getattr(made, field).extend(unpack(datatype, tensor.content))
+    return made
+
+
+def info(name: str, datatype: str, sizes: Sequence[int]) -> wire.TensorInfo:
+    """Return the description of an input or output; -1 is a dimension of any size."""
+    return wire.TensorInfo(name=f"{name}:0", dtype=dtype(datatype), tensor_shape=shape(sizes))
+
+
+def shape(sizes: Sequence[int]) -> wire.TensorShapeProto:
+    """Return the message of a shape."""
+    return wire.TensorShapeProto(dim=[wire.TensorShapeProto.Dim(size=size) for size in sizes])
+
+
+def features(example: wire.Example) -> dict[str, list[Any]]:
+    """Return the features of an example: bytes, floats or integers by name."""
+    values: dict[str, list[Any]] = {}
+    for name, feature in example.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        values[name] = list(getattr(feature, kind).value) if kind else []
+    return values
+
+
+def _shape(message: wire.TensorShapeProto) -> list[int]:
+    if message.unknown_rank:
+        raise ValueError("the shape is unknown")
+    sizes = [dim.size for dim in message.dim]
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"the shape {sizes} has a negative size")
+    return sizes
+
+
+def _content(datatype: str, content: bytes, count: int) -> bytes:
+    if datatype == BYTES:
+        return pack(BYTES, _texts(content, count))
+    size = _SIZES[datatype]
+    if len(content) != count * size:
+        raise ValueError(
+            f"tensor_content has {len(content)} bytes, and {count} elements of {datatype} have {count * size}"
+        )
+    return content
+
+
+def _texts(content: bytes, count: int) -> list[bytes]:
+    """Return texts that stand in ``tensor_content``: the lengths of all as varints, then their bytes."""
+    lengths, offset = [], 0
+    for _ in range(count):
+        length = shift = 0
+        while True:
+            if offset >= len(content):
+                raise ValueError("tensor_content ends within the lengths of its strings")
+            byte = content[offset]
+            offset += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        lengths.append(length)
+    if offset + sum(lengths) != len(content):
+        raise ValueError("the lengths of the strings do not match tensor_content")
+    texts = []
+    for length in lengths:
+        texts.append(content[offset : offset + length])
+        offset += length
+    return texts
+
+
+def _elements(datatype: str, given: Sequence[Any], count: int) -> bytes:
+    if len(given) > count:
+        raise ValueError(f"there are {len(given)} elements, and the shape is of {count}")
+    if datatype in ("FP16", BF16):
+        elements = [*given, *([given[-1] if given else 0] * (count - len(given)))]
+        try:
+            return struct.pack(f"<{count}H", *elements)
+        except struct.error:
+            raise ValueError("half_val has elements of more than 16 bits") from None
+    fill = given[-1] if given else b"" if datatype == BYTES else 0
+    if len(given) == count:
+        return pack(datatype, given)
+    if datatype == BYTES:
+        return pack(datatype, [*given, *([fill] * (count - len(given)))])
+    return pack(datatype, given) + pack(datatype, [fill]) * (count - len(given))
+
+
+def _type_name(dtype: int) -> str:
+    value = wire.DataType.DESCRIPTOR.values_by_number.get(dtype)
+    return value.name if value else f"the type {dtype}"
