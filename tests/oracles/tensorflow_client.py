@@ -1,5 +1,7 @@
 """Call a server as programs do that use tensorflow-serving-api; the last line of the output is the result."""
 
+import base64
+import json
 import os
 from pathlib import Path
 
@@ -58,9 +60,7 @@ assert answer.outputs["label"].string_val == [b"7"], answer
 assert answer.outputs["probability"].double_val[0] > 0.9, answer
 assert answer.model_spec.version.value == 1
 # In base64, as clients of models send that decode it.
-import base64
-
-# answer = predict("digits", image=[base64.urlsafe_b64encode(PNG)])
+answer = predict("digits", image=[base64.urlsafe_b64encode(PNG)])
 assert answer.outputs["label"].string_val == [b"7"], answer
 
 # Numbers.
@@ -92,7 +92,7 @@ assert signature.outputs["probabilities"].dtype == tf.float32.as_datatype_enum
 # Examples.
 classify = classification_pb2.ClassificationRequest()
 classify.model_spec.name = "tumours"
-columns = __import__("json").loads((ARCHIVES / "tumours" / "samples" / "benign.json").read_bytes())
+columns = json.loads((ARCHIVES / "tumours" / "samples" / "benign.json").read_bytes())
 example = classify.input.example_list.examples.add()
 for name, value in columns.items():
     example.features.feature[name].float_list.value.append(value)
@@ -101,7 +101,7 @@ assert result.classes[0].label == "benign", result
 assert result.classes[0].score > 0.5, result
 regress = regression_pb2.RegressionRequest()
 regress.model_spec.name = "diabetes"
-columns = __import__("json").loads((ARCHIVES / "diabetes" / "samples" / "low.json").read_bytes())
+columns = json.loads((ARCHIVES / "diabetes" / "samples" / "low.json").read_bytes())
 for name, value in columns.items():
     regress.input.example_list_with_context.context.features.feature[name].float_list.value.append(value)
 regress.input.example_list_with_context.examples.add()

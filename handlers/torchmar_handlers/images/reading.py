@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import warnings
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from torchmar_handlers.images import jpeg
-from torchmar_handlers.request import BadRequest
+from torchmar_handlers.request import BadRequest, from_base64
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +21,7 @@ Pixels: TypeAlias = "Image.Image | np.ndarray"
 
 # Not what Pillow hands to other programs (EPS, to Ghostscript) or what no client sends.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_=\s-]*")  # of either alphabet
 _ORIENTATION = 274  # the tag of EXIF
 
 
@@ -45,21 +47,30 @@ class Reader:
     def read(self, content: bytes) -> Pixels:
         """Return the pixels of a file, of an animation those of the first frame.
 
-        Transparency is dropped, 16 bits are cut to 8, CMYK and palettes become ``mode``.
+        Transparency is dropped, 16 bits are cut to 8, CMYK and palettes become ``mode``. A file in base64 is decoded
+        first: tensors of strings are bytes, and clients of models with ``tf.io.decode_base64`` send such.
 
         Raises:
             BadRequest: the file is no image of a known format, damaged, or has too many pixels (413).
         """
+        from PIL import UnidentifiedImageError
+
+        for file in (content, _from_base64(content)):
+            try:
+                return self._read(file)
+            except UnidentifiedImageError:
+                continue
+        raise BadRequest("the body is not an image of a known format")
+
+    def _read(self, content: bytes) -> Pixels:
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 refuse_many(image.width, image.height, self.max_pixels)
                 return self._decoded(image, content)
-        except (BadRequest, MemoryError):
+        except (BadRequest, MemoryError, UnidentifiedImageError):
             raise
-        except UnidentifiedImageError:
-            raise BadRequest("the body is not an image of a known format") from None
         except Image.DecompressionBombError as error:
             raise BadRequest(str(error), 413) from None
         except Exception as error:  # what a damaged file makes Pillow's readers raise is any of a dozen kinds
@@ -128,3 +139,11 @@ def _formats() -> tuple[str, ...]:
 
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _from_base64(content: bytes) -> bytes:
+    """Return the file that a text in base64 stands for; empty if it is no such text."""
+    try:
+        return from_base64(content.decode()) if _BASE64.fullmatch(content) else b""
+    except BadRequest:
+        return b""

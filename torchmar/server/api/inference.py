@@ -6,7 +6,7 @@ import json
 from functools import partial
 from typing import Any
 
-from torchmar.server.api import bodies, inference_openapi, tensors
+from torchmar.server.api import bodies, inference_openapi, tensorflow_serving, tensors
 from torchmar.server.api.model_response import ModelResponse
 from torchmar.server.api.model_target import ModelTarget, model_target
 from torchmar.server.api.open_inference import OpenInference, not_found
@@ -117,19 +117,24 @@ class Inference:
                 _allow_reading(request)
                 self._respond(request, request_id, 200, {"models": list(self._registry.models)})
             case ["v1", "models", name] if ":" not in name:
-                self._respond_ready(request, request_id, name, None)
+                self._respond_ready(request, request_id, name)
+            case ["v1", "models", name, *rest] if ":" not in segments[-1]:
+                _allow_reading(request)
+                self._respond(request, request_id, 200, tensorflow_serving.document(self._registry, name, rest))
             case ["v2", *rest]:
                 self._respond(request, request_id, *self._open_inference.answer(request, rest))
             case _:
                 raise not_found()
 
-    def _respond_ready(self, request: Request, request_id: str, name: str, version: str | None) -> None:
+    def _respond_ready(self, request: Request, request_id: str, name: str) -> None:
+        """Respond with KServe's readiness of a model and TensorFlow Serving's states of its versions."""
         _allow_reading(request)
         try:
-            is_ready = self._registry.find(name, version).pool.ready > 0
+            is_ready = self._registry.find(name).pool.ready > 0
         except StillLoading:
             is_ready = False
-        self._respond(request, request_id, 200 if is_ready else 503, {"name": name, "ready": is_ready})
+        statuses = tensorflow_serving.status_document(tensorflow_serving.statuses(self._registry, name))
+        self._respond(request, request_id, 200 if is_ready else 503, {"name": name, "ready": is_ready, **statuses})
 
     # Requests to models.
 
@@ -144,7 +149,10 @@ class Inference:
         if name is None:
             inputs = self._inputs(request, target)
             name = self._model_name(inputs)
-        version = self._registry.find(name, target.version)
+        if target.tensorflow:
+            version = tensorflow_serving.find(self._registry, name, target.version, target.label)
+        else:
+            version = self._registry.find(name, target.version)
         if request.method == "OPTIONS":
             document = inference_openapi.describe_model(name, tokens=self._tokens.enabled)
             self._respond(request, request_id, 200, document)
@@ -152,6 +160,10 @@ class Inference:
         if inputs is None:
             inputs = self._inputs(request, target)
         response = ModelResponse(request, request_id, version, self._metrics, self._max_response_size)
+        if target.verb:
+            examples = tensorflow_serving.examples_of(request.body, version.pool.description.get("inputs", ()))
+            inputs = [Part("body", _JSON, examples)]
+            response.convert = partial(tensorflow_serving.results_document, target.verb)
         if target.tensors:
             response.encoding = compression.accepted(request.header("accept-encoding"))
         headers = self._headers(request, target)

@@ -75,9 +75,24 @@ _CALLS = (
         {
             "/v1/models/{model_name}:predict": "kserve_v1_",
             "/v1/models/{model_name}/versions/{model_version}:predict": "kserve_v1_version_",
+            "/v1/models/{model_name}/labels/{label}:predict": "tensorflow_label_",
         },
-        {JSON: reference("V1Request")},
+        {JSON: {"oneOf": [reference("V1Request"), reference("V1Columns")]}},
         {"200": response("The predictions, in the order of the instances", reference("V1Predictions"))},
+    ),
+    *(
+        _Call(
+            verb,
+            f"{sentence} examples, in the protocol of TensorFlow Serving.",
+            {
+                f"/v1/models/{{model_name}}:{verb}": "tensorflow_",
+                f"/v1/models/{{model_name}}/versions/{{model_version}}:{verb}": "tensorflow_version_",
+                f"/v1/models/{{model_name}}/labels/{{label}}:{verb}": "tensorflow_label_",
+            },
+            {JSON: reference("Examples")},
+            {"200": response("The results, in the order of the examples", reference("Results"))},
+        )
+        for verb, sentence in (("classify", "Classify"), ("regress", "Predict a number for"))
     ),
     _Call(
         "explanations",
@@ -135,9 +150,14 @@ _OF_VERSIONS = {
     "/v2/models/{model_name}": "kserve_v2_",
     "/v2/models/{model_name}/versions/{model_version}": "kserve_v2_version_",
 }
+_V1_VERSIONS = {
+    "/v1/models/{model_name}/versions/{model_version}": "tensorflow_version_",
+    "/v1/models/{model_name}/labels/{label}": "tensorflow_label_",
+}
 _PARAMETERS = {
     "model_name": Parameter("path", "model_name", TEXT, "Name of the model."),
     "model_version": Parameter("path", "model_version", TEXT, "Version of the model."),
+    "label": Parameter("path", "label", TEXT, "Label of a version of the model."),
 }
 _SAGEMAKER_NAME = Parameter("query", "model_name", TEXT, "Name of the model; needed where several are registered.")
 _TENSOR = record({"name": TEXT, "datatype": TEXT, "shape": array(whole_number(-1))}, {"parameters": {"type": "object"}})
@@ -151,7 +171,9 @@ _SCHEMAS: Mapping[str, Schema] = {
     "Health": record({"status": {"type": "string", "enum": ["Healthy", "Partial Healthy", "Unhealthy"]}}),
     "Live": record({"live": FLAG}),
     "Ready": record({"ready": FLAG}),
-    "ModelReady": record({"name": TEXT, "ready": FLAG}),
+    "ModelReady": record({"name": TEXT, "ready": FLAG}, {"model_version_status": array({"type": "object"})}),
+    "ModelStatus": record({"model_version_status": array({"type": "object"})}),
+    "SignatureMetadata": record({"model_spec": {"type": "object"}, "metadata": {"type": "object"}}),
     "ModelNames": record({"models": array(TEXT)}),
     "Server": record({"name": TEXT, "version": TEXT, "extensions": array(TEXT)}),
     "Metadata": record(
@@ -179,8 +201,13 @@ _SCHEMAS: Mapping[str, Schema] = {
     "Index": array(record({"name": TEXT, "version": TEXT, "state": TEXT, "reason": TEXT})),
     "Tensor": _TENSOR,
     "TensorData": _TENSOR_DATA,
-    "V1Request": record({"instances": array(ANYTHING)}),
-    "V1Predictions": record({"predictions": ANYTHING}),
+    "V1Request": record({"instances": array(ANYTHING)}, {"signature_name": TEXT}),
+    "V1Columns": record({"inputs": ANYTHING}, {"signature_name": TEXT}),
+    "V1Predictions": {"anyOf": [record({"predictions": ANYTHING}), record({"outputs": ANYTHING})]},
+    "Examples": record(
+        {"examples": array({"type": "object"})}, {"context": {"type": "object"}, "signature_name": TEXT}
+    ),
+    "Results": record({"results": array(ANYTHING)}),
     "V1Explanations": record({"explanations": ANYTHING}),
     "V2Request": record(
         {"inputs": array(reference("TensorData"))},
@@ -343,6 +370,21 @@ def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[s
             token=token,
         )
         yield path, {"get": described}
+    signatures = {"/v1/models/{model_name}": "tensorflow_", **_V1_VERSIONS}
+    for paths, end, identity, description, schema in (
+        (_V1_VERSIONS, "", "status", "Return the state of a version, as TensorFlow Serving does.", "ModelStatus"),
+        (signatures, "/metadata", "metadata", "Return the inputs and outputs of a model.", "SignatureMetadata"),
+    ):
+        for path, prefix in paths.items():
+            described = operation(
+                f"{prefix}{identity}",
+                description,
+                {"200": response(schema, reference(schema))},
+                errors={**_UNAUTHORIZED, **_NO_MODEL} if token else _NO_MODEL,
+                parameters=of(path),
+                token=token,
+            )
+            yield f"{path}{end}", {"get": described}
     for end, identity, description, schema in _DOCUMENTS:
         for start, prefix in _OF_VERSIONS.items():
             described = operation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from torchmar.server.api_error import ApiError
 from torchmar.server.http import Request, compression
@@ -29,10 +30,22 @@ class ModelResponse:
         max_size: bytes that a reply may have.
 
     Attributes:
+        convert: returns the body to send for that of a successful reply, or raises ValueError; None: as it is.
         encoding: of the body, ``gzip`` or ``deflate``; empty: as it is.
     """
 
-    __slots__ = ("_failed", "_id", "_max_size", "_metrics", "_request", "_since", "_started", "_version", "encoding")
+    __slots__ = (
+        "_failed",
+        "_id",
+        "_max_size",
+        "_metrics",
+        "_request",
+        "_since",
+        "_started",
+        "_version",
+        "convert",
+        "encoding",
+    )
 
     def __init__(self, request: Request, request_id: str, version: Version, metrics: Metrics, max_size: int) -> None:
         self._request, self._id, self._version, self._metrics = request, request_id, version, metrics
@@ -40,12 +53,15 @@ class ModelResponse:
         self._started = self._failed = False
         self._since = time.monotonic()
         self.encoding = ""
+        self.convert: Callable[[bytes], bytes] | None = None
 
     def on_reply(self, reply: Reply) -> None:
         """Send the reply, or the next part of a streamed one."""
         if len(reply.body) > self._max_size:
             reply = self._too_large(reply)
         request = self._request
+        if self.convert and reply.status < 300:
+            reply = self._converted(reply)
         if reply.status >= 400 and not reply.more and not self._started and is_kserve(request.target):
             reply = reply._replace(body=with_error(reply.body), content_type=_JSON)
         if not reply.more:
@@ -62,6 +78,15 @@ class ModelResponse:
             request.respond(reply.status, reply.body, content_type, headers)
         else:
             request.respond(reply.status, reply.body, reply.content_type, ((HEADER, self._id),))
+
+    def _converted(self, reply: Reply) -> Reply:
+        try:
+            if reply.more or self._started:
+                raise ValueError("the model's answer is streamed; call predict for it")
+            assert self.convert is not None
+            return reply._replace(body=self.convert(reply.body), content_type=_JSON)
+        except (ValueError, RecursionError) as error:
+            return Reply.of(ApiError(400, "BadRequestException", str(error)), more=reply.more)
 
     def _compress(self, reply: Reply) -> None:
         """Send a reply in the client's encoding; a large one is encoded in a thread, so that no other request waits."""

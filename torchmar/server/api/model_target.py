@@ -1,4 +1,4 @@
-"""Paths of the inference API to the model that they name: TorchServe's, KServe's v1 and v2, SageMaker's."""
+"""Paths of the inference API to the model that they name: TorchServe's, KServe's, TensorFlow Serving's, SageMaker's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 _PREDICT, _EXPLAIN = {"explain": "False"}, {"explain": "True"}
 _V1_VERBS = {"predict": _PREDICT, "explain": _EXPLAIN}
+#: Verbs of TensorFlow Serving whose requests and responses differ from those of ``predict``.
+_EXAMPLE_VERBS = ("classify", "regress")
 _V2_VERBS = {"infer": _PREDICT, "explain": _EXPLAIN}
 
 
@@ -21,6 +23,9 @@ class ModelTarget(NamedTuple):
         tensors: whether it is of the Open Inference Protocol: tensors may be bytes, and the response is compressed for
             clients that accept it.
         kserve: whether the path is of KServe's protocols, whose bodies are JSON whatever type they are sent as.
+        tensorflow: whether the path is of TensorFlow Serving's, too, so that a version may be its number of it.
+        label: of the version, in place of ``version``.
+        verb: ``classify`` or ``regress``; empty: any other.
     """
 
     model: str | None
@@ -29,6 +34,9 @@ class ModelTarget(NamedTuple):
     query: bool = False
     tensors: bool = False
     kserve: bool = False
+    tensorflow: bool = False
+    label: str = ""
+    verb: str = ""
 
 
 def model_target(segments: list[str]) -> ModelTarget | None:
@@ -40,11 +48,7 @@ def model_target(segments: list[str]) -> ModelTarget | None:
             return ModelTarget(name, rest[0] if rest else None, headers)
         case ["v1", "models", *names, last] if ":" in last:
             final, _, verb = last.rpartition(":")
-            match [*names, final]:
-                case [name] if verb in _V1_VERBS:
-                    return ModelTarget(name, None, _V1_VERBS[verb], kserve=True)
-                case [name, "versions", version] if verb in _V1_VERBS:
-                    return ModelTarget(name, version, _V1_VERBS[verb], kserve=True)
+            return _v1_target([*names, final], verb)
         case ["v2", "models", name, verb] if verb in _V2_VERBS:
             return ModelTarget(name, None, _V2_VERBS[verb], tensors=True, kserve=True)
         case ["v2", "models", name, "versions", version, verb] if verb in _V2_VERBS:
@@ -56,3 +60,23 @@ def model_target(segments: list[str]) -> ModelTarget | None:
         case [name, version, "predict"]:
             return ModelTarget(name, version, {}, query=True)
     return None
+
+
+def _v1_target(segments: list[str], verb: str) -> ModelTarget | None:
+    """Return the model of a path below ``/v1/models``, by the segments before the verb."""
+    if verb in _EXAMPLE_VERBS:
+        headers, example_verb = _PREDICT, verb
+    elif verb in _V1_VERBS:
+        headers, example_verb = _V1_VERBS[verb], ""
+    else:
+        return None
+    match segments:
+        case [name]:
+            version, label = None, ""
+        case [name, "versions", version]:
+            label = ""
+        case [name, "labels", label]:
+            version = None
+        case _:
+            return None
+    return ModelTarget(name, version, headers, kserve=True, tensorflow=True, label=label, verb=example_verb)

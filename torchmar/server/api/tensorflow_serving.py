@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torchmar.server.api.open_inference import not_found
 from torchmar.server.api_error import ApiError
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
@@ -53,34 +54,32 @@ def number(version: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def find(registry: Registry, name: str, *, version: int | None = None, label: str = "") -> Version:
-    """Return a version by TensorFlow Serving's number or label; by default the default version.
+def find(registry: Registry, name: str, version: str | None = None, label: str = "") -> Version:
+    """Return a version by its name, TensorFlow Serving's number of it, or a label; by default the default version.
 
-    A version is its own label, too, so that one without a number (``1.5``) has a path.
+    A version is its own label, too, so that clients with labels reach one without a number (``1.5``).
 
     Raises:
         ApiError: 404, there is no such model, version or label.
         StillLoading: 503, the server still loads models at its start.
     """
-    if version is None and not label:
-        return registry.find(name)
-    versions = registry.models[name].versions if name in registry.models else {}
-    if label:
-        return registry.find(name, registry.models[name].labels.get(label, label) if name in registry.models else label)
-    exact = str(version)
-    if exact not in versions:
-        exact = next((one for one in versions if number(one) == version), exact)
-    return registry.find(name, exact)
+    model = registry.models.get(name)
+    if model is not None and label:
+        version = model.labels.get(label, label)
+    elif model is not None and version is not None and version.isascii() and version.isdigit():
+        numbered = (one for one in model.versions if number(one) == int(version))
+        version = version if version in model.versions else next(numbered, version)
+    return registry.find(name, version or label or None)
 
 
-def statuses(registry: Registry, name: str, *, version: int | None = None, label: str = "") -> list[Status]:
-    """Return the states of a model's versions, or of one.
+def statuses(registry: Registry, name: str, version: str | None = None, label: str = "") -> list[Status]:
+    """Return the states of a model's versions, or of one; the arguments are those of `find`.
 
     Raises:
         ApiError: 404, there is no such model, version or label.
     """
     try:
-        one = find(registry, name, version=version, label=label)
+        one = find(registry, name, version, label)
     except StillLoading:
         pending = [model for model in registry.startup.pending if model.title == name]
         if not pending:
@@ -89,6 +88,26 @@ def statuses(registry: Registry, name: str, *, version: int | None = None, label
     if version is None and not label:
         return [_status(each) for each in registry.models[name].versions.values()]
     return [_status(one)]
+
+
+def document(registry: Registry, name: str, segments: Sequence[str]) -> dict[str, Any]:
+    """Return what a path below ``/v1/models/NAME/`` stands for: states of a version, or the metadata of a model.
+
+    Raises:
+        ApiError: 404, there is no such path, model, version or label.
+    """
+    match segments:
+        case ["metadata"]:
+            return metadata_document(find(registry, name))
+        case ["versions", version]:
+            return status_document(statuses(registry, name, version))
+        case ["labels", label]:
+            return status_document(statuses(registry, name, label=label))
+        case ["versions", version, "metadata"]:
+            return metadata_document(find(registry, name, version))
+        case ["labels", label, "metadata"]:
+            return metadata_document(find(registry, name, label=label))
+    raise not_found()
 
 
 def status_document(given: Iterable[Status]) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def _unary(method: Any, message: Any) -> Method:
 
 def _choice(spec: wire.ModelSpec) -> dict[str, Any]:
     return {
-        "version": spec.version.value if spec.HasField("version") else None,
+        "version": str(spec.version.value) if spec.HasField("version") else None,
         "label": spec.version_label if spec.WhichOneof("version_choice") == "version_label" else "",
     }
 
