@@ -21,6 +21,7 @@ from tests.support.paths import ROOT
 from tests.support.servers import write_config
 from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
+from torchmar.errors import ConflictError, NotFoundError, ServerError
 from torchmar.grpc.wire import tensorflow_pb2
 from torchmar.grpc.wire import tensorflow_serving_pb2 as wire
 
@@ -292,3 +293,27 @@ def test_tensorflows_own_client_needs_no_change(server: Builtin, token: str) -> 
     client = Path(oracles.__file__).with_name("tensorflow_client.py")
     ran = subprocess.run([python, client], env=environment, capture_output=True, text=True, timeout=300)
     assert ran.stdout.splitlines()[-1:] == ["all as with TensorFlow Serving"], ran.stdout + ran.stderr
+
+
+def test_labels_are_set_and_removed_over_the_management_api(server: Builtin, rest: Rest) -> None:
+    management = server.management
+    management.set_label("custom", "stable", "1.5")
+    management.set_label("custom", "canary", "2.0")
+    assert management.labels("custom") == {"stable": "1.5", "canary": "2.0"}
+    assert rest("custom/labels/stable")[1]["model_version_status"][0]["version"] == "1.5"
+    assert rest("custom/labels/canary:predict", {"instances": [1]})[0] == 200
+    management.set_label("custom", "stable", "2.0")
+    assert rest("custom/labels/stable")[1]["model_version_status"][0]["version"] == "2"
+    management.remove_label("custom", "canary")
+    assert management.labels("custom") == {"stable": "2.0"}
+    assert rest("custom/labels/canary:predict", {"instances": [1]})[0] == 404
+    for label, version, error in (
+        ("stable", "9", NotFoundError),
+        ("1.5", "2.0", ConflictError),
+        ("a b", "2.0", ServerError),
+    ):
+        with pytest.raises(error):
+            management.set_label("custom", label, version)
+    with pytest.raises(NotFoundError):
+        management.remove_label("custom", "canary")
+    management.remove_label("custom", "stable")

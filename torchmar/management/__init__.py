@@ -183,6 +183,18 @@ class ManagementClient:
         """Make ``version`` the default one, which gets requests without a version."""
         return self._status("PUT", f"{_path(name, version)}/set-default")
 
+    def labels(self, name: str) -> dict[str, str]:
+        """Return the version of each label of a model; only torchmar's server has labels."""
+        return self._connection.read(lambda document: dict(document["labels"]), "GET", f"{_path(name)}/labels")
+
+    def set_label(self, name: str, label: str, version: str) -> str:
+        """Make a label stand for a version, which TensorFlow Serving's clients name by it."""
+        return self._status("PUT", f"{_path(name)}/labels/{quote(label, safe='')}", {"version": version})
+
+    def remove_label(self, name: str, label: str) -> str:
+        """Remove a label of a model."""
+        return self._status("DELETE", f"{_path(name)}/labels/{quote(label, safe='')}")
+
     def unregister(self, name: str, version: str | None = None) -> str:
         """Remove a version, or a model's only one."""
         return self._status("DELETE", _path(name, version))

@@ -91,6 +91,9 @@ class Management:
                 self._start(request, self._register(request))
             return
         name, version = names[0], names[1] if len(names) > 1 else None
+        if version == "labels" and names[2:] != ["set-default"]:
+            self._labels(request, name, names[2] if len(names) == 3 else "")
+            return
         if len(names) == 3:
             if names[2] != "set-default":
                 raise _not_found()
@@ -109,6 +112,26 @@ class Management:
         else:
             _allow(request, "GET", "PUT", "DELETE", "OPTIONS")
             self._start(request, self._unregister(request, name, version))
+
+    def _labels(self, request: Request, name: str, label: str) -> None:
+        """Respond with the labels of a model; with ``label`` set or remove that one."""
+        if not label:
+            _allow(request, "GET")
+            self._registry.find(name)
+            self._respond_document(request, {"labels": self._registry.models[name].labels})
+            return
+        _allow(request, "PUT", "DELETE")
+        if request.method == "DELETE":
+            self._registry.remove_label(name, label)
+            self._respond_status(request, status_messages.label_removed(name, label))
+            return
+        query = parameters.query(request)
+        parameters.check(query, parameters.LABEL, f"PUT /models/{name}/labels/{label}")
+        version = query.get("version", "")
+        if not version:
+            raise ApiError(400, "BadRequestException", "Parameter version is required.")
+        self._registry.set_label(name, label, version)
+        self._respond_status(request, status_messages.labelled(name, label, version))
 
     def _renew(self, request: Request, authorization: str) -> None:
         """Write a new token into the key file; the response does not contain it."""

@@ -98,6 +98,7 @@ _MODEL_VERSION = record(
 _SCHEMAS: Mapping[str, Schema] = {
     "Description": record({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}),
     "Status": record({"status": TEXT}),
+    "Labels": record({"labels": {"type": "object", "additionalProperties": TEXT}}),
     "ModelReady": record({"name": TEXT, "ready": FLAG}),
     "ModelList": record({"models": array(record({"modelName": TEXT, "modelUrl": TEXT}))}, {"nextPageToken": TEXT}),
     "Registration": record({}, {name: {**schema, "description": text} for name, schema, text in _REGISTRATION}),
@@ -254,6 +255,35 @@ def _of_models(token: str) -> dict[str, Any]:
             parameters=(_NAME, _VERSION),
             token=token,
         )
+    }
+    label = Parameter("path", "label", TEXT, "The label.")
+    paths["/models/{model_name}/labels"] = {
+        "get": operation(
+            "listLabels",
+            "Return the version of each label, which TensorFlow Serving's clients name in place of a version.",
+            {"200": response("The labels", reference("Labels"))},
+            errors=_errors("404"),
+            parameters=(_NAME,),
+            token=token,
+        )
+    }
+    paths["/models/{model_name}/labels/{label}"] = {
+        "put": operation(
+            "setLabel",
+            "Make a label stand for a version.",
+            _STATUS,
+            errors=_errors("400", "404", "409"),
+            parameters=(_NAME, label, Parameter("query", "version", TEXT, "The version.", required=True)),
+            token=token,
+        ),
+        "delete": operation(
+            "removeLabel",
+            "Remove a label.",
+            _STATUS,
+            errors=_errors("404"),
+            parameters=(_NAME, label),
+            token=token,
+        ),
     }
     return paths
 

@@ -27,6 +27,16 @@ def made_default(name: str, version: str) -> str:
     return f'Default version successfully updated for model "{name}" to "{version}"'
 
 
+def labelled(name: str, label: str, version: str) -> str:
+    """Return the message of a label that stands for another version now."""
+    return f'Label {label} of model "{name}" stands for version {version}'
+
+
+def label_removed(name: str, label: str) -> str:
+    """Return the message of a removed label."""
+    return f'Label {label} of model "{name}" removed'
+
+
 def unregistered(name: str) -> str:
     """Return the message of an unregistered version."""
     return f'Model "{name}" unregistered'

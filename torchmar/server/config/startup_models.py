@@ -28,7 +28,7 @@ class StartupModel:
         fallback: the name where neither has one, which TorchServe derives from the file's.
         version: in a snapshot; empty: the archive's.
         default: whether it is the default version in a snapshot.
-        state: options in a snapshot, under TorchServe's keys (``minWorkers``, ``batchSize``).
+        state: options in a snapshot, under TorchServe's keys (``minWorkers``, ``batchSize``), and ``labels``.
     """
 
     url: str
@@ -127,6 +127,11 @@ def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
             raise ValueError(f"{where}: {key} is {value}, less than 0")
         state[key] = value
     state |= {key: str(entry[key]) for key in _TEXTS if entry.get(key)}
+    labels = entry.get("labels", [])
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"{where}: labels is {labels!r}, not a list of labels")
+    if labels:
+        state["labels"] = labels
     default = entry.get("defaultVersion") is True
     return StartupModel(
         url,

@@ -150,6 +150,7 @@ class Registry:
                 logs.SERVER.error("%s: %s is not loaded: %s", model.key, model.url, message)
                 startup.failed(model, name, message)
                 continue
+            self.models[version.name].labels |= dict.fromkeys(model.state.get("labels", ()), version.version)
             serving = version.serving
             scaling.append(await self._begin(self._scale(version, serving.min_workers, serving.max_workers)))
             startup.registered(model)
@@ -271,6 +272,35 @@ class Registry:
         model.default = version
         self.on_change()
 
+    def set_label(self, name: str, label: str, version: str) -> None:
+        """Make a label stand for a version in requests of TensorFlow Serving's clients; it may stand for another now.
+
+        Raises:
+            ApiError: 404, there is no such version; 400, the label is not one; 409, it is the name of another version,
+                which it would hide.
+        """
+        if not _LABEL.fullmatch(label):
+            message = f"{label!r} is not a label: letters, digits, '.', '_' and '-', such as stable."
+            raise ApiError(400, "BadRequestException", message)
+        self.find(name, version)
+        model = self.models[name]
+        if label in model.versions and label != version:
+            message = f"{label} is a version of model {name}, and cannot be the label of version {version}."
+            raise ApiError(409, "ConflictStatusException", message)
+        model.labels[label] = version
+        self.on_change()
+
+    def remove_label(self, name: str, label: str) -> None:
+        """Remove a label.
+
+        Raises:
+            ApiError: 404, there is no such model or label.
+        """
+        self.find(name)
+        if self.models[name].labels.pop(label, None) is None:
+            raise ApiError(404, "ModelVersionNotFoundException", f"Model {name} has no label {label}")
+        self.on_change()
+
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Remove a version: it gets no more requests, completes those it has, then its workers end.
 
@@ -363,6 +393,7 @@ class Registry:
             del self.models[version.name]
         elif model.default == version.version:
             model.default = next(iter(model.versions))
+        model.labels = {label: other for label, other in model.labels.items() if other != version.version}
         version.removed.set()
         return True
 
@@ -408,6 +439,9 @@ class Registry:
     async def _undo(self, version: Version) -> None:
         if self._remove(version):
             await self._end(version)
+
+
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def _log_error(error: BaseException) -> None:

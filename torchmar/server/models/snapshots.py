@@ -1,7 +1,7 @@
 """TorchServe's snapshots: configuration and registered models in a file that a server can start from.
 
 The format is that of TorchServe 0.12.0: a properties file, whose ``model_snapshot`` is JSON. A version also has
-``handler`` if its registration names one.
+``handler`` if its registration names one, and ``labels`` if it has some.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def document(registry: Registry, name: str) -> dict[str, Any]:
     models: dict[str, dict[str, Any]] = {}
     for model in registry.models.values():
         for version in model.versions.values():
-            entry = _entry(version, default=model.default == version.version)
+            labels = [label for label, labelled in model.labels.items() if labelled == version.version]
+            entry = _entry(version, labels, default=model.default == version.version)
             models.setdefault(model.name, {})[version.version] = entry
     startup = registry.startup
     missing = {model.title: model for model in startup.pending}
@@ -82,9 +83,9 @@ def latest(folder: Path) -> Path | None:
     return max(snapshots, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
-def _entry(version: Version, *, default: bool) -> Mapping[str, Any]:
+def _entry(version: Version, labels: list[str], *, default: bool) -> Mapping[str, Any]:
     options, pool = version.serving.pool, version.pool
-    entry = {
+    entry: dict[str, Any] = {
         "defaultVersion": default,
         "marName": version.url,
         "minWorkers": pool.min_workers,
@@ -97,6 +98,8 @@ def _entry(version: Version, *, default: bool) -> Mapping[str, Any]:
     }
     if version.handler:
         entry["handler"] = version.handler
+    if labels:
+        entry["labels"] = labels
     return entry
 
 
