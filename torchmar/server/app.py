@@ -20,6 +20,7 @@ from torchmar.server.models import snapshots, startup_report
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
 from torchmar.server.models.snapshots import Snapshots
+from torchmar.server.models.watcher import Watcher
 from torchmar.server.telemetry import logs, metrics_config
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
@@ -58,6 +59,7 @@ class ServerApp:
             self._snapshots = Snapshots(settings.snapshots, settings.file, self.registry)
         self._loaded = False
         self._reporting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._listeners: list[Any] = []
 
     async def open(self) -> None:
@@ -91,12 +93,17 @@ class ServerApp:
         self._loaded = True
         self._save_snapshot("startup")
         registry.on_change = self._changed
+        if settings.watch or settings.model_base_paths:
+            store = settings.model_store if settings.watch else None
+            watcher = Watcher(registry, settings.model_base_paths, store, settings.watch)
+            self._watching = asyncio.ensure_future(watcher.run())
         self._reporting = asyncio.ensure_future(self._report())
 
     async def close(self, grace: float = GRACE) -> None:
         """Stop listening, answer the requests that were received, within ``grace`` seconds, and end all processes."""
-        if self._reporting:
-            self._reporting.cancel()
+        for task in (self._reporting, self._watching):
+            if task:
+                task.cancel()
         startup_report.remove(self._folder)
         if self._loaded:
             self.registry.on_change = lambda: None

@@ -170,8 +170,21 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         ACCESS, "A file with a fixed management token of at least 16 characters.", "none: tokens are random and expire"
     ),
     "torchmar_max_download_size": KeyDescription(MODELS, "Bytes of an archive that is downloaded.", "20 GiB"),
+    "torchmar_model_base_paths": KeyDescription(
+        MODELS,
+        "Folders with the versions of a model, `1/` or `2.mar`, by model: a path, or an object with `base_path`, "
+        '`versions` (`{"latest": 1}`, `"all"` or a list of numbers) and `labels`. New versions are served when they '
+        "appear.",
+        "none",
+    ),
     "torchmar_snapshots": KeyDescription(
         MODELS, "Set by `torchmar-serve`: the folder for snapshots.", "none are written"
+    ),
+    "torchmar_watch": KeyDescription(
+        MODELS,
+        "`latest` serves the newest version of each model of the model store, `all` every version; new archives are "
+        "served when they appear, in place of `load_models=all`.",
+        "`false`",
     ),
     "torchmar_worker_memory": KeyDescription(
         WORKERS, "Memory that a worker on a CPU may allocate, in bytes or as `512MiB` or `4GiB` (Linux).", "no limit"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from torchmar import properties
-from torchmar.server.config import startup_models
+from torchmar.server.config import base_paths, startup_models
 from torchmar.server.config import values as values
 
 Kind = Literal["flag", "number", "text", "path"]
@@ -123,7 +123,9 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "torchmar_log_format": ConfigKey("log_format", values.log_layout, "json"),
     "torchmar_management_token_file": _path("", "/run/secrets/management_token"),
     "torchmar_max_download_size": _number("max_download_size", "21474836480", 1),
+    "torchmar_model_base_paths": ConfigKey("model_base_paths", base_paths.parse, '{"digits": "/models/digits"}'),
     "torchmar_snapshots": _path("snapshots", "logs/config"),
+    "torchmar_watch": ConfigKey("watch", values.watch_policy, "latest"),
     "torchmar_worker_memory": ConfigKey("worker_memory", values.size, "4GiB"),
     "torchmar_worker_poll_us": _number("worker_poll_us", "0", 0),
     "ts_open_inference_protocol": _flag("ts_open_inference_protocol"),

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from torchmar.address import Address
 from torchmar.properties import Properties
-from torchmar.server.config import startup_models
+from torchmar.server.config import available_versions, startup_models
+from torchmar.server.config.available_versions import AvailableVersion
+from torchmar.server.config.base_paths import BasePath, VersionPolicy
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Cors
 from torchmar.server.telemetry.logs import Layout
@@ -66,6 +68,9 @@ class Settings:
         worker_poll_us: ``torchmar_worker_poll_us``; microseconds that worker and server poll for each other.
         log_format: ``torchmar_log_format``; the format of log lines.
         access_log: ``torchmar_access_log``; whether each request is logged.
+        watch: ``torchmar_watch``; the versions of each model to serve of a model store whose archives may change; None:
+            it is not watched.
+        model_base_paths: ``torchmar_model_base_paths``; folders with the versions of a model, which are watched.
     """
 
     model_store: Path
@@ -117,6 +122,8 @@ class Settings:
     worker_poll_us: int = 300
     log_format: Layout = "text"
     access_log: bool = False
+    watch: VersionPolicy | None = None
+    model_base_paths: tuple[BasePath, ...] = ()
 
     def startup_models(self) -> list[StartupModel]:
         """Return the models that the server loads at its start.
@@ -126,10 +133,32 @@ class Settings:
         """
         if self.model_snapshot is not None:
             return list(self.model_snapshot)
+        return [*self._loaded_models(), *self._watched_models()]
+
+    def _loaded_models(self) -> list[StartupModel]:
         if self.load_models == "all":
-            return startup_models.in_store(self.model_store)
+            return startup_models.in_store(self.model_store) if self.watch is None else []
         return [
             StartupModel(url, name=name, fallback=startup_models.fallback_name(url)) for name, url in self.load_models
+        ]
+
+    def _watched_models(self) -> list[StartupModel]:
+        """Return the versions to serve of the watched folders; of a model the newest, which is the default, is first."""
+        by_model: dict[str, list[AvailableVersion]] = {}
+        for version in available_versions.in_store(self.model_store) if self.watch else ():
+            by_model.setdefault(version.model, []).append(version)
+        selected = [available_versions.select(versions, self.watch) for versions in by_model.values() if self.watch]
+        for base_path in self.model_base_paths:
+            selected.append(available_versions.select(available_versions.in_base_path(base_path), base_path.policy))
+        return [
+            StartupModel(
+                str(version.path),
+                key="torchmar_watch" if version.path.parent == self.model_store else "torchmar_model_base_paths",
+                name=version.model,
+                served_version=version.version,
+            )
+            for versions in selected
+            for version in reversed(versions)
         ]
 
     def worker_environment(self, environment: Mapping[str, str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ class StartupModel:
         version: in a snapshot; empty: the archive's.
         default: whether it is the default version in a snapshot.
         state: options in a snapshot, under TorchServe's keys (``minWorkers``, ``batchSize``), and ``labels``.
+        served_version: in place of the archive's; empty: the archive's.
     """
 
     url: str
@@ -39,6 +40,7 @@ class StartupModel:
     version: str = ""
     default: bool = False
     state: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    served_version: str = ""
 
     @property
     def title(self) -> str:

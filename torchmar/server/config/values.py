@@ -15,6 +15,7 @@ from typing import Any
 from torchmar import address
 from torchmar.address import Address
 from torchmar.checks.finding import unknown
+from torchmar.server.config.base_paths import VersionPolicy
 
 _MAX_MINUTES = 100 * 365 * 24 * 60.0
 _MODEL_NUMBERS = (
@@ -54,6 +55,15 @@ def size(text: str) -> int:
     if not match or not int(match[1]):
         raise ValueError("not a number of bytes above 0, as it is or in KiB, MiB, GiB or TiB")
     return int(match[1]) << 10 * " KMGT".index((match[2] or " ")[0])
+
+
+def watch_policy(text: str) -> VersionPolicy | None:
+    """Return the versions of a watched model store to serve; None for ``false``."""
+    if text.lower() == "false":
+        return None
+    if text not in ("latest", "all"):
+        raise ValueError("not latest, all or false")
+    return VersionPolicy(latest=1 if text == "latest" else 0)
 
 
 def log_layout(text: str) -> str:

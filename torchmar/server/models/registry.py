@@ -137,6 +137,7 @@ class Registry:
                 fallback_name=model.fallback,
                 synchronous=False,
                 state=model.state,
+                version=model.served_version,
             )
             try:
                 registration.check()
@@ -192,7 +193,10 @@ class Registry:
         """
         registration.check()
         archive = await self._archives.fetch(
-            registration.url, registration.ignored_checks, model_name=registration.model_name
+            registration.url,
+            registration.ignored_checks,
+            model_name=registration.model_name,
+            by_operator=registration.by_operator,
         )
         version = self._add(registration, archive)
         min_workers, max_workers = version.serving.min_workers, version.serving.max_workers
@@ -347,7 +351,8 @@ class Registry:
     def _add(self, registration: Registration, archive: CachedArchive, *, at_start: bool = False) -> Version:
         """Add a version; release its archive if it cannot be served."""
         try:
-            serving = serving_config.resolve(registration, archive, self._settings, at_start=at_start)
+            by_server = at_start or registration.by_operator
+            serving = serving_config.resolve(registration, archive, self._settings, by_server=by_server)
             version = self._new_version(registration, archive, serving, at_start)
         except BaseException:
             self._archives.release(archive)

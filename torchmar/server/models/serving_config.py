@@ -57,6 +57,9 @@ class Registration:
         fallback_name: where neither ``model_name`` nor the archive has one.
         ignored_checks: codes of checks, or beginnings of codes, to ignore.
         state: of the version in a snapshot, under TorchServe's keys; precedes all else.
+        version: in place of the archive's; empty: the archive's.
+        by_operator: whether the server registers it for its configuration: the archive's path need not be in
+            ``allowed_urls``, and it has as many workers as at the start.
     """
 
     url: str
@@ -73,6 +76,8 @@ class Registration:
     fallback_name: str = ""
     ignored_checks: tuple[str, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+    by_operator: bool = False
 
     def check(self) -> None:
         """Check the parameters that need no archive.
@@ -118,7 +123,7 @@ class ServingConfig:
 
 
 def resolve(
-    registration: Registration, archive: CachedArchive, settings: Settings, *, at_start: bool = False
+    registration: Registration, archive: CachedArchive, settings: Settings, *, by_server: bool = False
 ) -> ServingConfig:
     """Return the configuration of a version.
 
@@ -126,15 +131,16 @@ def resolve(
         registration: its registration.
         archive: its archive.
         settings: the server's configuration.
-        at_start: whether the server registers it by itself; then ``models`` has the number of its workers.
+        by_server: whether the server registers it by itself; then ``models`` has the number of its workers.
 
     Raises:
         ApiError: 400; the archive needs a feature that this server does not have, or its name has a ``/``.
     """
     name = registration.model_name or archive.name or registration.fallback_name
+    version = registration.version or archive.version
     if not name:
         raise ApiError(400, "InvalidModelException", "Model name is not defined.")
-    for part, value in (("name", name), ("version", archive.version)):
+    for part, value in (("name", name), ("version", version)):
         if "/" in value or not value.isprintable():
             message = f"{registration.url}: the model's {part} {value!r} cannot stand in the path of a request"
             raise ApiError(400, "InvalidModelException", message)
@@ -151,10 +157,10 @@ def resolve(
         hint = "name one with handler=, or with default_service_handler in config.properties"
         message = f"{registration.url}: {reason}; {hint}"
         raise ApiError(400, "InvalidModelException", message)
-    config = _ModelConfig(archive.config, name, archive.version)
-    server_config = settings.models.get(name, {}).get(archive.version, {})
+    config = _ModelConfig(archive.config, name, version)
+    server_config = settings.models.get(name, {}).get(version, {})
     on_gpu, device_ids = _devices(config, settings.number_of_gpu)
-    min_workers, max_workers = _workers(config, registration, server_config if at_start else {}, settings, at_start)
+    min_workers, max_workers = _workers(config, registration, server_config if by_server else {}, settings, by_server)
     state = registration.state
     if (restored := _whole(state.get("minWorkers"))) is not None:
         min_workers, max_workers = max(0, restored), max(0, restored, _whole(state.get("maxWorkers")) or 0)
@@ -166,7 +172,7 @@ def resolve(
     return ServingConfig(
         pool=PoolOptions(
             name=name,
-            version=archive.version,
+            version=version,
             handler=handler,
             folder=str(archive.folder),
             envelope=settings.service_envelope or model.envelope or "",
@@ -257,19 +263,19 @@ def _workers(
     registration: Registration,
     server_config: Mapping[str, Any],
     settings: Settings,
-    at_start: bool,
+    by_server: bool,
 ) -> tuple[int, int]:
     """Return the least and the most workers of a version."""
     low, high = _whole(config.get("minWorkers")), _whole(config.get("maxWorkers"))
     if low is not None and high is not None and high >= max(1, low):
         low = max(1, low)  # as TorchServe, which takes 0 for 1 here
-    elif at_start and (configured := _whole(server_config.get("minWorkers"))) is not None:
+    elif by_server and (configured := _whole(server_config.get("minWorkers"))) is not None:
         low, high = configured, max(configured, _whole(server_config.get("maxWorkers")) or 0)
     else:
         count = registration.initial_workers
         if count is None:
             count = settings.default_workers_per_model
-            if at_start and not count:
+            if by_server and not count:
                 count = settings.number_of_gpu or os.cpu_count() or 1
         low = high = max(0, count)
     check_workers("minWorkers", low)

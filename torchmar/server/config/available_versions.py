@@ -1,0 +1,105 @@
+"""The archives that are available now in a model store or below a base path, and those of them to serve."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from torchmar.archive import Archive
+from torchmar.archive.folder_form import archive_folder
+from torchmar.archive.store import is_archive, order
+from torchmar.errors import TorchmarError
+from torchmar.server.config.base_paths import BasePath, VersionPolicy
+
+_SUFFIXES = (".mar", ".tar.gz", ".model")
+_SUMS = "MAR-INF/SHA256SUMS"
+
+
+class AvailableVersion(NamedTuple):
+    """An archive that is a version of a model.
+
+    Attributes:
+        model: its name.
+        version: its version; below a base path the number of its file or folder.
+        path: of the archive.
+        stamp: changes whenever the archive is written to.
+    """
+
+    model: str
+    version: str
+    path: Path
+    stamp: tuple[int, ...]
+
+
+def in_store(store: Path) -> list[AvailableVersion]:
+    """Return the complete archives of a model store, under the names and versions of their manifests."""
+    return list(_complete((path, None) for path in _entries(store) if is_archive(path)))
+
+
+def in_base_path(base_path: BasePath) -> list[AvailableVersion]:
+    """Return the complete archives below a base path: ``1/``, ``2.mar`` ..., under the model's name and these numbers.
+
+    Of a folder and a file with one number it is the folder.
+    """
+    numbered = [(path, number) for path in _entries(base_path.path) if (number := _number(path)) is not None]
+    numbered.sort(key=lambda entry: entry[0].is_dir())
+    paths = {number: path for path, number in numbered}
+    return list(_complete(((path, (base_path.name, number)) for number, path in paths.items())))
+
+
+def select(versions: Iterable[AvailableVersion], policy: VersionPolicy) -> list[AvailableVersion]:
+    """Return the versions of one model that a policy serves, from the oldest to the newest."""
+    ordered = sorted(versions, key=lambda one: order(one.version))
+    if policy.versions:
+        return [one for one in ordered if one.version in policy.versions]
+    return ordered[-policy.latest :] if policy.latest else ordered
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []  # it may be created later
+
+
+def _number(path: Path) -> str | None:
+    """Return the version that the name of an entry of a base path stands for; None for other entries."""
+    suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), "")
+    stem = path.name.removesuffix(suffix)
+    return str(int(stem)) if stem.isascii() and stem.isdigit() and (suffix or path.is_dir()) else None
+
+
+def _complete(entries: Iterable[tuple[Path, tuple[str, str] | None]]) -> Iterator[AvailableVersion]:
+    """Yield the archives that can be opened and lack no member: a file that is being copied has no end yet."""
+    for path, identity in entries:
+        with contextlib.suppress(TorchmarError, OSError):
+            with Archive(path) as archive:
+                manifest = archive.manifest
+                if path.is_dir() and any(name not in archive for name in _listed(archive)):
+                    continue
+            model, version = identity or (manifest.name, manifest.version)
+            yield AvailableVersion(model, version, path, _stamp(path))
+
+
+def _listed(archive: Archive) -> list[str]:
+    """Return the members that an archive of torchmar lists; empty for others."""
+    if _SUMS not in archive:
+        return []
+    lines = archive.read(_SUMS).decode("utf-8", "replace").splitlines()
+    return [line.partition("  ")[2] for line in lines if line]
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return sizes and times of a file, or of all files of a folder."""
+    if not path.is_dir():
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    count = size = newest = 0
+    for folder, _, names in os.walk(archive_folder(path)):
+        for name in names:
+            status = Path(folder, name).stat()
+            count, size, newest = count + 1, size + status.st_size, max(newest, status.st_mtime_ns)
+    return count, size, newest

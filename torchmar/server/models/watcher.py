@@ -1,0 +1,158 @@
+"""Serve new versions when their archives appear, and drain old ones: of a model store, and of base paths.
+
+A version is registered with its workers, which load it and answer its samples; then it becomes the default; then older
+versions are unregistered, which complete their requests. Archives that do not change between two polls are complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchmar.archive.store import order
+from torchmar.server.api_error import ApiError
+from torchmar.server.config import available_versions
+from torchmar.server.config.available_versions import AvailableVersion
+from torchmar.server.config.base_paths import BasePath, VersionPolicy
+from torchmar.server.models.registry import Registry
+from torchmar.server.models.serving_config import Registration
+from torchmar.server.telemetry import logs
+
+POLL_SECONDS = 1.0  # TensorFlow Serving's file_system_poll_wait_seconds
+
+
+class Watcher:
+    """Registers the versions that are available.
+
+    Args:
+        registry: the models.
+        base_paths: folders of single models.
+        store: a model store; None: none is watched.
+        store_policy: the versions of each model of the store to serve.
+        poll_seconds: between two looks at the folders.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        base_paths: Sequence[BasePath],
+        store: Path | None = None,
+        store_policy: VersionPolicy | None = None,
+        *,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        self._registry, self._base_paths, self._store = registry, tuple(base_paths), store
+        self._store_policy = store_policy or VersionPolicy()
+        self._poll_seconds = poll_seconds
+        self._stamps: dict[Path, tuple[int, ...]] = {}
+        self._failed: dict[Path, tuple[int, ...]] = {}
+        self._served: dict[tuple[str, str], AvailableVersion] = {}
+        self._applying = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Poll until the task is cancelled; errors are logged, and do not end it."""
+        while True:
+            try:
+                await self.poll()
+            except Exception:
+                logs.SERVER.exception("the model folders could not be watched")
+            await asyncio.sleep(self._poll_seconds)
+
+    async def poll(self, *, at_start: bool = False) -> None:
+        """Look at the folders once, and register and unregister versions.
+
+        Args:
+            at_start: whether archives are complete that no earlier poll has seen.
+        """
+        async with self._applying:
+            available = await asyncio.to_thread(self._available)
+            stable = {
+                name: [one for one in versions if at_start or self._stamps.get(one.path) == one.stamp]
+                for name, (versions, _) in available.items()
+            }
+            self._stamps = {one.path: one.stamp for versions, _ in available.values() for one in versions}
+            policies = {name: policy for name, (_, policy) in available.items()}
+            await asyncio.gather(*(self._apply(name, stable[name], policies[name]) for name in available))
+            for base_path in self._base_paths:
+                self._label(base_path)
+
+    def _available(self) -> dict[str, tuple[list[AvailableVersion], VersionPolicy]]:
+        """Return the versions and the policy of each model; base paths precede the store."""
+        found: dict[str, tuple[list[AvailableVersion], VersionPolicy]] = {}
+        if self._store is not None:
+            for one in available_versions.in_store(self._store):
+                found.setdefault(one.model, ([], self._store_policy))[0].append(one)
+        for base_path in self._base_paths:
+            found[base_path.name] = available_versions.in_base_path(base_path), base_path.policy
+        for name, _ in self._served:
+            found.setdefault(name, ([], self._store_policy))
+        return found
+
+    async def _apply(self, name: str, versions: Sequence[AvailableVersion], policy: VersionPolicy) -> None:
+        """Make the versions of a model those that its policy selects."""
+        wanted = available_versions.select(versions, policy)
+        for one in reversed(wanted):  # the newest first: it is the one that clients wait for
+            await self._register(one)
+        registered = self._registry.models.get(name)
+        if registered is None:
+            return
+        serving = [one for one in wanted if one.version in registered.versions]
+        if not serving:
+            return  # the last version is kept when its archive is removed: an empty folder is rather a mistake
+        newest = serving[-1].version
+        if registered.default != newest and self._is_newer(name, newest, registered.default):
+            self._registry.set_default(name, newest)
+            logs.SERVER.info("%s %s is the default version", name, newest)
+        for model, version in [key for key in self._served if key[0] == name]:
+            if version not in {one.version for one in serving} and version != registered.default:
+                await self._unregister(model, version)
+
+    async def _register(self, one: AvailableVersion) -> None:
+        model = self._registry.models.get(one.model)
+        if model is not None and one.version in model.versions:
+            known = self._served.setdefault((one.model, one.version), one)
+            if known.stamp != one.stamp:
+                logs.SERVER.warning(
+                    "%s has changed, and %s %s is served as it was: give it a new version",
+                    *(one.path, one.model, one.version),
+                )
+                self._served[one.model, one.version] = one
+            return
+        if self._failed.get(one.path) == one.stamp:
+            return
+        registration = Registration(
+            str(one.path), model_name=one.model, version=one.version, synchronous=True, by_operator=True
+        )
+        try:
+            await self._registry.register(registration)
+        except ApiError as error:
+            self._failed[one.path] = one.stamp
+            logs.SERVER.error("%s is not served: %s", one.path, error.message)
+            return
+        self._failed.pop(one.path, None)
+        self._served[one.model, one.version] = one
+        logs.SERVER.info("%s %s is served, from %s", one.model, one.version, one.path)
+
+    async def _unregister(self, name: str, version: str) -> None:
+        try:
+            await self._registry.unregister(name, version)
+        except ApiError as error:
+            if error.status != 404:  # unregistered by a client
+                logs.SERVER.error("%s %s is not unregistered: %s", name, version, error.message)
+                return
+        self._served.pop((name, version), None)
+        logs.SERVER.info("%s %s is not served any more", name, version)
+
+    def _is_newer(self, name: str, version: str, default: str) -> bool:
+        """Return whether a version replaces the default one: that is older, or was registered by this watcher."""
+        return (name, default) in self._served or order(version) > order(default)
+
+    def _label(self, base_path: BasePath) -> None:
+        model = self._registry.models.get(base_path.name)
+        for label, version in base_path.labels.items():
+            if model is not None and version in model.versions and model.labels.get(label) != version:
+                try:
+                    self._registry.set_label(base_path.name, label, version)
+                except ApiError as error:
+                    logs.SERVER.error("the label %s of %s is not set: %s", label, base_path.name, error.message)
