@@ -143,7 +143,7 @@ class Settings:
         ]
 
     def _watched_models(self) -> list[StartupModel]:
-        """Return the versions to serve of the watched folders; of a model the newest, which is the default, is first."""
+        """Return the versions to serve of the watched folders; of a model the newest is first, its default."""
         by_model: dict[str, list[AvailableVersion]] = {}
         for version in available_versions.in_store(self.model_store) if self.watch else ():
             by_model.setdefault(version.model, []).append(version)
