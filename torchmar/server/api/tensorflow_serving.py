@@ -128,7 +128,8 @@ def metadata_document(version: Version) -> dict[str, Any]:
     """Return a version's signature as TensorFlow Serving's REST API does."""
     described = version.pool.description
     signature = {
-        key: {one["name"]: _tensor_info(one) for one in described.get(key, ())} for key in ("inputs", "outputs")
+        "inputs": {one["name"]: _tensor_info(one) for one in described.get("inputs", ())},
+        "outputs": {one["name"]: _tensor_info(one) for one in described.get("outputs", ())},
     }
     named = {"name": version.name, "signature_name": "", "version": _version_name(version.version)}
     definitions = {SIGNATURE: {**signature, "method_name": PREDICT}}

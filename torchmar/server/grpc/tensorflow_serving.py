@@ -122,8 +122,12 @@ class PredictionService:
         version = _find(self._registry, request.model_spec)
         await described(version, context)
         signature = tensorflow_pb2.SignatureDef(method_name=documents.PREDICT)
-        for key, infos in (("inputs", signature.inputs), ("outputs", signature.outputs)):
-            for one in version.pool.description.get(key, ()):
+        description = version.pool.description
+        for tensors_of, infos in (
+            (description.get("inputs", ()), signature.inputs),
+            (description.get("outputs", ()), signature.outputs),
+        ):
+            for one in tensors_of:
                 infos[one["name"]].CopyFrom(tensorflow_tensors.info(one["name"], one["datatype"], one["shape"]))
         signatures = wire.SignatureDefMap(signature_def={documents.SIGNATURE: signature})
         packed = AnyMessage(type_url=_SIGNATURES, value=signatures.SerializeToString())
