@@ -19,6 +19,7 @@ from torchmar.errors import EngineError, ModelFailedError, TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.engines.engine import Engine as Server
+    from torchmar.management import ModelVersion
     from torchmar.properties import Properties
     from torchmar.server.models.startup_report import StartupReport
 
@@ -51,6 +52,12 @@ def serve(
     check: Check = True,
     ignore: Ignore = None,
     engine: Engine = DEFAULT,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Serve the newest version of each model; new archives are served when they appear."
+        ),
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Run in the background; torchmar stop ends the server.")
     ] = False,
@@ -69,9 +76,14 @@ def serve(
 
     given = properties.read_or_default(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
-    at_startup = _startup_archives(given, folder)
+    watching = watch or given.get("torchmar_watch").strip() in ("latest", "all")
+    if watch and engine == "torchserve":
+        raise typer.BadParameter("TorchServe does not watch its model store", param_hint="--watch")
+    if watching and names:
+        raise typer.BadParameter("all models of a watched model store are served; name none", param_hint="MODEL")
+    at_startup = [] if watching else _startup_archives(given, folder)
     configured = not names and any(given.get(key).strip() for key in ("load_models", "model_snapshot"))
-    archives = at_startup if configured else store.find(folder, names or None)
+    archives = at_startup if configured or watching else store.find(folder, names or None)
     if not (given.flag("enable_model_api") or given.flag("enable_envvars_config") or set(archives) <= set(at_startup)):
         raise TorchmarError(
             f"{given.file}: without enable_model_api no model can be registered",
@@ -81,6 +93,8 @@ def serve(
     for archive in at_startup:
         findings.warn(admit(archive, ignored))  # before the start, since the server loads it at once
     overrides = {} if check else {"torchmar_check_archives": "false"}
+    if watch:
+        overrides["torchmar_watch"] = "latest"
     if ignore:
         overrides["torchmar_ignore_checks"] = ",".join(ignore)
     with contextlib.ExitStack() as stack:
@@ -106,7 +120,11 @@ def serve(
         if archives and not any(loaded):
             raise TorchmarError("no model could be loaded; the server is stopped")
         _show_startup(server, report, archives, given.get("load_models"))
-        if configured and not archives:
+        if watching:
+            for name in server.management.names():
+                _show_model(server.management.describe(name)[0])
+            err.print(f"watching {folder} for new versions", markup=False)
+        elif configured and not archives:
             named = "model_snapshot" if given.get("model_snapshot") else f"load_models={given.get('load_models')}"
             err.print(f"{named}: no further archive is loaded; torchmar register loads one", markup=False)
         elif not archives:
@@ -207,9 +225,15 @@ def _load(server: Server, archive: Path, ignored: list[str]) -> bool:
             raise  # the server has ended
         complain(error)
         return False
-    workers = f"{model.ready} worker{'' if model.ready == 1 else 's'}"
-    out.print(f"  {model.name} {model.version}: {workers}, batch {model.batch_size}, {model.max_batch_delay} ms")
+    _show_model(model)
     return True
+
+
+def _show_model(model: ModelVersion) -> None:
+    workers = f"{model.ready} worker{'' if model.ready == 1 else 's'}"
+    out.print(
+        f"  {model.name} {model.version}: {workers}, batch {model.batch_size}, {model.max_batch_delay} ms", markup=False
+    )
 
 
 def _missing(load_models: str, store: Path) -> list[str]:
