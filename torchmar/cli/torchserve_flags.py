@@ -22,11 +22,12 @@ import torchmar
 from torchmar import properties
 from torchmar.atomic import temporary_path
 from torchmar.cli import addresses
+from torchmar.cli.foreground import become
 from torchmar.cli.terminal import complain, err
 from torchmar.cli.terminal import lasting_out as out
 from torchmar.connection import KEY_FILE, RUN_FOLDER
 from torchmar.engines.builtin import Builtin
-from torchmar.engines.server_records import MARK, MODULE, ServerRecord, folder_of, new_mark, option, servers
+from torchmar.engines.server_records import ServerRecord, folder_of, servers
 from torchmar.engines.torchserve import VERSION
 from torchmar.errors import EngineError, PropertiesError, TorchmarError
 from torchmar.server.config import reader
@@ -92,7 +93,8 @@ def start(options: argparse.Namespace) -> None:
     if snapshot_folder:
         values["torchmar_snapshots"] = str(snapshot_folder)
     if options.foreground:
-        _become(configured, values, folder)
+        what = f"torchmar {torchmar.__version__}, built in"
+        become(values, folder, lambda record: _announce(folder, what, record, configured))
     _start_in_background(configured, values, folder)
 
 
@@ -167,33 +169,6 @@ def _report(server: Builtin) -> None:
         err.print(f"error: {failure.message}", markup=False)
     if report.failures:
         err.print("the server runs, and /ping is Unhealthy; torchmar logs has more", markup=False)
-
-
-def _become(configured: Settings, values: Mapping[str, str], folder: Path) -> None:
-    """Replace this process with the server, which so gets its signals and its stdout."""
-    if running := ServerRecord.find(folder):
-        hint = f"torchmar stop{option(folder)} ends it"
-        raise EngineError(f"a server runs in {folder} already (process {running.pid})", hint=hint)
-    if killed := ServerRecord.killed(folder):
-        killed.stop()  # its workers may still run
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / KEY_FILE).unlink(missing_ok=True)
-    temporary = folder / "tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    file = folder / "config.properties"
-    file.write_text(properties.show(values), encoding="utf-8")
-    mark = new_mark()
-    running = ServerRecord.of(os.getpid(), folder, temporary, "builtin", mark=mark)
-    running.save()
-    _announce(folder, f"torchmar {torchmar.__version__}, built in", running, configured)
-    sys.stdout.flush()
-    os.chdir(folder)
-    os.execve(
-        sys.executable,
-        [sys.executable, "-m", MODULE, "-f", str(file), "--foreground"],
-        {**os.environ, "TMPDIR": str(temporary), MARK: mark},
-    )
 
 
 def _announce(folder: Path, what: str, running: ServerRecord | None, configured: Settings) -> None:

@@ -93,9 +93,9 @@ class ServerApp:
         self._loaded = True
         self._save_snapshot("startup")
         registry.on_change = self._changed
-        if settings.watch or settings.model_base_paths:
+        if (settings.watch or settings.model_base_paths) and settings.watch_seconds:
             store = settings.model_store if settings.watch else None
-            watcher = Watcher(registry, settings.model_base_paths, store, settings.watch)
+            watcher = Watcher(registry, settings.model_base_paths, store, settings.watch, settings.watch_seconds)
             self._watching = asyncio.ensure_future(watcher.run())
         self._reporting = asyncio.ensure_future(self._report())
 

@@ -186,6 +186,9 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         "served when they appear, in place of `load_models=all`.",
         "`false`",
     ),
+    "torchmar_watch_seconds": KeyDescription(
+        MODELS, "Seconds between two looks at watched folders; `0` looks only at the start."
+    ),
     "torchmar_worker_memory": KeyDescription(
         WORKERS, "Memory that a worker on a CPU may allocate, in bytes or as `512MiB` or `4GiB` (Linux).", "no limit"
     ),

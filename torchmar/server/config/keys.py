@@ -126,6 +126,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "torchmar_model_base_paths": ConfigKey("model_base_paths", base_paths.parse, '{"digits": "/models/digits"}'),
     "torchmar_snapshots": _path("snapshots", "logs/config"),
     "torchmar_watch": ConfigKey("watch", values.watch_policy, "latest"),
+    "torchmar_watch_seconds": _number("watch_seconds", "10", 0),
     "torchmar_worker_memory": ConfigKey("worker_memory", values.size, "4GiB"),
     "torchmar_worker_poll_us": _number("worker_poll_us", "0", 0),
     "ts_open_inference_protocol": _flag("ts_open_inference_protocol"),

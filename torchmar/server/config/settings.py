@@ -70,6 +70,7 @@ class Settings:
         access_log: ``torchmar_access_log``; whether each request is logged.
         watch: ``torchmar_watch``; the versions of each model to serve of a model store whose archives may change; None:
             it is not watched.
+        watch_seconds: ``torchmar_watch_seconds``; between two looks at watched folders; 0: only at the start.
         model_base_paths: ``torchmar_model_base_paths``; folders with the versions of a model, which are watched.
     """
 
@@ -123,6 +124,7 @@ class Settings:
     log_format: Layout = "text"
     access_log: bool = False
     watch: VersionPolicy | None = None
+    watch_seconds: int = 1
     model_base_paths: tuple[BasePath, ...] = ()
 
     def startup_models(self) -> list[StartupModel]:
@@ -148,7 +150,10 @@ class Settings:
         for version in available_versions.in_store(self.model_store) if self.watch else ():
             by_model.setdefault(version.model, []).append(version)
         selected = [available_versions.select(versions, self.watch) for versions in by_model.values() if self.watch]
+        labels: dict[tuple[str, str], list[str]] = {}
         for base_path in self.model_base_paths:
+            for label, labelled in base_path.labels.items():
+                labels.setdefault((base_path.name, labelled), []).append(label)
             selected.append(available_versions.select(available_versions.in_base_path(base_path), base_path.policy))
         return [
             StartupModel(
@@ -156,6 +161,7 @@ class Settings:
                 key="torchmar_watch" if version.path.parent == self.model_store else "torchmar_model_base_paths",
                 name=version.model,
                 served_version=version.version,
+                state={"labels": labels.get((version.model, version.version), [])},
             )
             for versions in selected
             for version in reversed(versions)

@@ -19,8 +19,6 @@ from torchmar.server.models.registry import Registry
 from torchmar.server.models.serving_config import Registration
 from torchmar.server.telemetry import logs
 
-POLL_SECONDS = 1.0  # TensorFlow Serving's file_system_poll_wait_seconds
-
 
 class Watcher:
     """Registers the versions that are available.
@@ -39,8 +37,7 @@ class Watcher:
         base_paths: Sequence[BasePath],
         store: Path | None = None,
         store_policy: VersionPolicy | None = None,
-        *,
-        poll_seconds: float = POLL_SECONDS,
+        poll_seconds: float = 1,
     ) -> None:
         self._registry, self._base_paths, self._store = registry, tuple(base_paths), store
         self._store_policy = store_policy or VersionPolicy()
@@ -48,7 +45,6 @@ class Watcher:
         self._stamps: dict[Path, tuple[int, ...]] = {}
         self._failed: dict[Path, tuple[int, ...]] = {}
         self._served: dict[tuple[str, str], AvailableVersion] = {}
-        self._applying = asyncio.Lock()
 
     async def run(self) -> None:
         """Poll until the task is cancelled; errors are logged, and do not end it."""
@@ -59,23 +55,18 @@ class Watcher:
                 logs.SERVER.exception("the model folders could not be watched")
             await asyncio.sleep(self._poll_seconds)
 
-    async def poll(self, *, at_start: bool = False) -> None:
-        """Look at the folders once, and register and unregister versions.
-
-        Args:
-            at_start: whether archives are complete that no earlier poll has seen.
-        """
-        async with self._applying:
-            available = await asyncio.to_thread(self._available)
-            stable = {
-                name: [one for one in versions if at_start or self._stamps.get(one.path) == one.stamp]
-                for name, (versions, _) in available.items()
-            }
-            self._stamps = {one.path: one.stamp for versions, _ in available.values() for one in versions}
-            policies = {name: policy for name, (_, policy) in available.items()}
-            await asyncio.gather(*(self._apply(name, stable[name], policies[name]) for name in available))
-            for base_path in self._base_paths:
-                self._label(base_path)
+    async def poll(self) -> None:
+        """Look at the folders once, and register and unregister versions."""
+        available = await asyncio.to_thread(self._available)
+        stable = {
+            name: [one for one in versions if self._stamps.get(one.path) == one.stamp]
+            for name, (versions, _) in available.items()
+        }
+        self._stamps = {one.path: one.stamp for versions, _ in available.values() for one in versions}
+        policies = {name: policy for name, (_, policy) in available.items()}
+        await asyncio.gather(*(self._apply(name, stable[name], policies[name]) for name in available))
+        for base_path in self._base_paths:
+            self._label(base_path)
 
     def _available(self) -> dict[str, tuple[list[AvailableVersion], VersionPolicy]]:
         """Return the versions and the policy of each model; base paths precede the store."""
