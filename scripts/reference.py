@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from torchmar import recipe
-from torchmar.cli import archiver, torchserve_flags
+from torchmar.cli import archiver, tensorflow_serving_flags, torchserve_flags
 from torchmar.cli.app import app
 from torchmar.deployment import desired
 from torchmar.server.api import inference_openapi, management_openapi, metrics_openapi
@@ -63,6 +63,11 @@ def commands() -> str:
     for name, parser, introduction in (
         ("torchmar-archiver", archiver._parser(), "The flags of torch-model-archiver, with the same meaning."),
         ("torchmar-serve", torchserve_flags._parser(), "The flags of `torchserve`, for the built-in server."),
+        (
+            "torchmar-tfserving",
+            tensorflow_serving_flags._parser(),
+            "The flags of `tensorflow_model_server`, for the built-in server.",
+        ),
     ):
         parser.prog = name
         lines += [f"## `{name}`", "", introduction, "", "```text", parser.format_help().rstrip(), "```", ""]
