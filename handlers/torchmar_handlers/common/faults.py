@@ -1,4 +1,4 @@
-"""Faults of inputs and of models, told apart by running the model on another input."""
+"""Faults of inputs and of models, distinguished by running the model on another input."""
 
 from __future__ import annotations
 
