@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from tests.support.paths import DIGITS, ROOT, TESTS
 from tests.support.servers import ECHO, ENGINES, write_config
 from torchmar import archive, recipe
-from torchmar.engines import EngineName
+from torchmar.engines import EngineName, addresses
 from torchmar.engines.engine import Engine
 from torchmar.engines.torchserve import TorchServe
 from torchmar.inference import InferenceClient
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 # A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# Each process of pytest-xdist has ports of its own, so that none takes a port that another has found free.
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+addresses.PORTS = range(20_000 + _PROCESS % 5 * 2_000, 22_000 + _PROCESS % 5 * 2_000)
 
 # The slowest first, so that what is left at the end is short and keeps all processes of pytest-xdist busy.
 ORDER = ("torchserve", "server", "process", "unit")

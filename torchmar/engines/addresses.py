@@ -16,6 +16,9 @@ from torchmar.engines.server_records import ServerRecord, folder_of, option, unm
 from torchmar.errors import BindError, EngineError
 from torchmar.properties import Properties
 
+#: The ports that `free_ports` chooses from, below those that the system gives to clients.
+PORTS = range(20_000, 30_000)
+
 _WEB = ("inference_address", "management_address", "metrics_address")
 _GRPC = ("grpc_inference", "grpc_management")
 _LAST = 65535
@@ -65,18 +68,18 @@ def listen(config: Properties, host: str | None, metrics_host: str | None = None
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports of loopback, below those that the system uses for clients.
+    """Return free ports of loopback, of `PORTS`; another process may take one before the caller does.
 
     Raises:
         EngineError: there are not enough.
     """
     found: list[int] = []
-    for port in random.sample(range(20_000, 30_000), 200):
+    for port in random.sample(PORTS, 200):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             found.append(port)
         if len(found) == count:
             return found
-    raise EngineError("no port is free", hint="ports 20000 to 30000 are all in use")
+    raise EngineError("no port is free", hint=f"ports {PORTS.start} to {PORTS.stop} are all in use")
 
 
 def free_addresses() -> dict[str, str]:
