@@ -100,7 +100,7 @@ def pool_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolHarne
 
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest) -> EngineName:
-    """Return which engine serves; a test that does not say (`on_both_engines`) gets the real TorchServe."""
+    """Return which engine serves; a test without `on_both_engines` gets the real TorchServe."""
     name: EngineName = getattr(request, "param", TorchServe.name)
     return name
 

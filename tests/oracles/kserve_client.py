@@ -1,4 +1,4 @@
-"""Ask a server as programs do that use KServe's SDK, over REST and gRPC; the last line says whether all was well."""
+"""Send requests like programs that use KServe's SDK, over REST and gRPC; the last line is the result."""
 
 import asyncio
 import os
@@ -17,14 +17,14 @@ ROWS = np.array([[5.0, 3.4, 1.5, 0.2], [6.6, 3.0, 5.6, 2.1]], np.float32)
 TOKEN = f"Bearer {os.environ['TOKEN']}"
 
 
-def asked(model, name, array, datatype, *, binary=True, **more):
+def request_of(model, name, array, datatype, *, binary=True, **more):
     tensor = InferInput(name, list(array.shape), datatype)
     tensor.set_data_from_numpy(array, binary_data=binary)
     return InferRequest(model_name=model, infer_inputs=[tensor], **more)
 
 
 def iris(rows=ROWS, **more):
-    return asked("iris", "measurements", rows, "FP32", **more)
+    return request_of("iris", "measurements", rows, "FP32", **more)
 
 
 def label(answer):
@@ -48,7 +48,7 @@ async def check_rest():
                 request = iris(binary=binary, parameters={"binary_data_output": wanted})
                 answer = await client.infer(address, request, model_name="iris", headers=dict(headers))
                 assert answer.outputs[0].as_numpy().argmax(1).tolist() == [0, 2]
-        request = asked("topics", "text", texts(EMAIL), "BYTES")
+        request = request_of("topics", "text", texts(EMAIL), "BYTES")
         answer = await client.infer(address, request, model_name="topics", headers=dict(headers))
         assert label(answer) == "email"
         request = iris(request_outputs=[RequestedOutput("probabilities", {"binary_data": True})])
@@ -76,9 +76,9 @@ async def check_grpc():
         assert await client.is_model_ready("iris", headers=headers)
         answer = await client.infer(iris(), headers=headers)
         assert answer.outputs[0].as_numpy().argmax(1).tolist() == [0, 2]
-        answer = await client.infer(asked("topics", "text", texts(EMAIL), "BYTES"), headers=headers)
+        answer = await client.infer(request_of("topics", "text", texts(EMAIL), "BYTES"), headers=headers)
         assert label(answer) == "email"
-        answer = await client.infer(asked("digits", "image", texts(PNG), "BYTES"), headers=headers)
+        answer = await client.infer(request_of("digits", "image", texts(PNG), "BYTES"), headers=headers)
         assert label(answer) == "7"
         try:
             await client.infer(iris(ROWS[:, :2]), headers=headers)

@@ -34,7 +34,7 @@ with AuthenticatedClient(inference, inference_token) as client:
     results["models"] = kserve_v1_models.sync(client=client).to_dict()
     results["predictions"] = kserve_v1_predictions.sync("digits", client=client, body=request).to_dict()
     results["metadata"] = kserve_v2_metadata.sync("digits", client=client).to_dict()
-    missing = kserve_v1_predictions.sync("nobody", client=client, body=request)
+    missing = kserve_v1_predictions.sync("missing", client=client, body=request)
     assert isinstance(missing, Error)
     results["missing"] = missing.to_dict()
 with Management(management, management_token) as client:

@@ -1,4 +1,4 @@
-"""Ask a server as programs do that use tritonclient, over gRPC and HTTP; the last line says whether all was well."""
+"""Send requests like programs that use tritonclient, over gRPC and HTTP; the last line is the result."""
 
 import os
 import queue
@@ -17,7 +17,7 @@ TOKEN = f"Bearer {os.environ['TOKEN']}"
 
 
 class Side:
-    """One of the two clients, asked alike."""
+    """One of the two clients, with one interface."""
 
     def __init__(self, module, address, header):
         self.module, self.header = module, header
@@ -38,9 +38,9 @@ class Side:
         return self.tensor("measurements", rows, "FP32", **more)
 
 
-def refused(asking):
+def refused(call):
     try:
-        asking()
+        call()
     except InferenceServerException as error:
         return f"{error.status()} {error.message()}"
     raise AssertionError("it was not refused")

@@ -209,7 +209,7 @@ def test_imports_are_found_with_their_place(data: bytes, expected: list[tuple[st
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "pickle exhausted before seeing STOP"),
         (pickle.dumps(["abc"], protocol=2)[:-3], "at byte"),
@@ -227,15 +227,15 @@ def test_imports_are_found_with_their_place(data: bytes, expected: list[tuple[st
         (b"N0" * 3000 + b"N.", "too large to walk"),
     ],
 )
-def test_a_pickle_that_cannot_be_walked_to_its_end_says_why(data: bytes, said: str) -> None:
+def test_a_pickle_that_cannot_be_walked_to_its_end_says_why(data: bytes, message: str) -> None:
     result = scan(io.BytesIO(data), Budget(opcodes=5000))
-    assert said in result.problem
+    assert message in result.problem
     assert codes(data, "x.pkl") <= {"MAR601", "MAR602"}
 
 
 def test_what_a_damaged_pickle_imports_before_the_damage_is_found_all_the_same() -> None:
     assert imports(b"\x80\x02" + SYSTEM + b"\xff") == [("posix.system", 2)]
-    # Protocol 0 has no header that would tell it from other files.
+    # Protocol 0 has no header that distinguishes it from other files.
     assert codes(SYSTEM + b"(S'id'\ntR\xff") == {"MAR601", "MAR602"}
 
 
@@ -372,7 +372,7 @@ def two_directories() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (two_directories(), "not at the place that its end record declares"),
         (in_torch_zip(HARMLESS) + b"x", "not at its end"),
@@ -395,8 +395,8 @@ def two_directories() -> bytes:
         (packed({"a/model_weights_config.json": b"[" * 100_000}), "is not JSON"),
     ],
 )
-def test_a_zip_that_readers_may_take_differently_or_not_at_all_is_a_finding(data: bytes, said: str) -> None:
-    assert [said in finding.cause for finding in found(data) if finding.code is Code.MAR602] == [True]
+def test_a_zip_that_readers_may_take_differently_or_not_at_all_is_a_finding(data: bytes, message: str) -> None:
+    assert [message in finding.cause for finding in found(data) if finding.code is Code.MAR602] == [True]
 
 
 def test_a_tar_is_no_way_around() -> None:

@@ -1,4 +1,4 @@
-"""torchmar.checks.weights tells weights by their content, and says what the handler cannot load."""
+"""torchmar.checks.weights recognises weights by their content, and finds those that the handler cannot load."""
 
 from __future__ import annotations
 

@@ -168,9 +168,9 @@ def test_no_archive_into_the_temporary_folder_keeps_its_output(project: Path, tm
 
 
 def test_a_folder_in_the_temporary_folder_that_has_the_models_name_is_left_alone(project: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "tmp" / "m"
-    mine.mkdir(parents=True)
-    (mine / "precious.txt").write_text("x")
+    users_folder = tmp_path / "tmp" / "m"
+    users_folder.mkdir(parents=True)
+    (users_folder / "precious.txt").write_text("x")
     subprocess.run(
         [
             sys.executable,
@@ -180,9 +180,9 @@ def test_a_folder_in_the_temporary_folder_that_has_the_models_name_is_left_alone
         ],
         cwd=project,
         check=True,
-        env={**os.environ, "TMPDIR": str(mine.parent)},
+        env={**os.environ, "TMPDIR": str(users_folder.parent)},
     )
-    assert (mine / "precious.txt").exists()
+    assert (users_folder / "precious.txt").exists()
     assert set(content(tmp_path / "m.mar")[0]) == {"h.py"}
 
 
@@ -204,9 +204,9 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
 def test_a_mistake_is_one_clear_error_and_leaves_nothing(
-    project: Path, tmp_path: Path, arguments: str, said: str
+    project: Path, tmp_path: Path, arguments: str, message: str
 ) -> None:
     for name in ("one.txt", "h.py"):
         (project / "other").mkdir(exist_ok=True)
@@ -215,7 +215,7 @@ def test_a_mistake_is_one_clear_error_and_leaves_nothing(
     ran = archiver(arguments, project)
     assert ran.returncode == 1
     assert ran.stderr.count("error: ") == 1
-    assert said in " ".join(ran.stderr.split())
+    assert message in " ".join(ran.stderr.split())
     assert "Traceback" not in ran.stderr
     assert list(tmp_path.iterdir()) == []
     assert not (project / "m.mar").exists()
@@ -290,10 +290,10 @@ def test_a_saved_model_is_called_that(project: Path, tmp_path: Path) -> None:
     (tmp_path / "saved" / "variables").mkdir(parents=True)
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"\x08\x01")
     ran = archiver(f"--model-name m -v 1 --handler h.py --serialized-file {tmp_path}/saved", project)
-    said = " ".join(ran.stderr.split())
+    messages = " ".join(ran.stderr.split())
     assert ran.returncode == 1
-    assert "is a TensorFlow SavedModel, a folder" in said
-    assert "tf2onnx" in said
+    assert "is a TensorFlow SavedModel, a folder" in messages
+    assert "tf2onnx" in messages
 
 
 TOOL = """

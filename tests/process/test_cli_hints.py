@@ -1,4 +1,4 @@
-"""What messages, help and documents tell a user to run exists: every command and every flag of it."""
+"""Every command and flag that messages, help and documents name exists."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def _problems(place: Place, *, is_command: bool) -> Iterator[str]:
     """
     rest = place.text
     for program, words in _PHRASE.findall(place.text):
-        said = (program + words).strip()
-        typed = shlex.split(said.replace("'", "").replace('"', ""))
+        command_line = (program + words).strip()
+        typed = shlex.split(command_line.replace("'", "").replace('"', ""))
         command = typed[0]
         for word in typed[1:]:
             if command in GROUPS and f"{command} {word}" in COMMANDS:
@@ -155,15 +155,15 @@ def _problems(place: Place, *, is_command: bool) -> Iterator[str]:
             else:
                 break
         if command in GROUPS and is_command and len(typed) > 1 and re.fullmatch("[a-z][a-z-]*", typed[1]):
-            yield f"{place.where}: {said}: no such command"
+            yield f"{place.where}: {command_line}: no such command"
             continue
         if command not in COMMANDS:
             continue
         for word in typed[1:]:
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in COMMANDS[command]:
-                yield f"{place.where}: {said}: {command} has no {flag}"
-        rest = rest.replace(said, "", 1)
+                yield f"{place.where}: {command_line}: {command} has no {flag}"
+        rest = rest.replace(command_line, "", 1)
     if not _OTHERS.search(place.text) and not _SCRIPTS.search(place.text):
         for flag in _FLAG.findall(rest):
             if flag not in EVERY_FLAG | _FLAGS_OF_OTHERS:

@@ -39,7 +39,7 @@ def answer(text):
         raise ValueError("broken")
     if text.startswith("body "):
         return ANSWERS[text.partition(" ")[2]]
-    return {"said": text}
+    return {"value": text}
 ANSWERS = {"bytes": b"\\x89PNG\\xff", "nan": b'{"a": NaN}', "surrogate": b'{"a": "\\\\ud800"}'}
 """
 
@@ -109,7 +109,7 @@ def test_refusals_stay_and_failures_are_asked_for_again(server: TorchServe, mood
     assert "1 of 3 answered, 2 without an answer; the same command sends them again" in ran.stderr
     assert "1.bin: " in ran.stderr
     assert "error: gone.bin cannot be read" in ran.stderr
-    assert [line["answer"] for line in lines(tmp_path / "a.jsonl")] == [{"said": "fine"}]
+    assert [line["answer"] for line in lines(tmp_path / "a.jsonl")] == [{"value": "fine"}]
     (tmp_path / "flag").unlink()
     (tmp_path / "gone.bin").write_text("back")
     assert "3 of 3 answered (1 of them before)" in torchmar(*command, cwd=tmp_path).stderr
@@ -135,18 +135,18 @@ def test_what_was_answered_is_there_however_it_is_stopped(
         time.sleep(0.02)
     process.send_signal(number)
     assert process.stderr
-    said = process.stderr.read()
+    messages = process.stderr.read()
     assert process.wait() == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
-    assert ("the same command sends them again" in said) is (number != signal.SIGKILL)
-    there = len(lines(file))
-    assert 2 <= there < 8
-    assert f"8 of 8 answered ({there} of them before)" in torchmar(*command, cwd=tmp_path).stderr
-    assert sorted(line["answer"]["said"] for line in lines(file)) == [f"slow {index}" for index in range(8)]
+    assert ("the same command sends them again" in messages) is (number != signal.SIGKILL)
+    line_count = len(lines(file))
+    assert 2 <= line_count < 8
+    assert f"8 of 8 answered ({line_count} of them before)" in torchmar(*command, cwd=tmp_path).stderr
+    assert sorted(line["answer"]["value"] for line in lines(file)) == [f"slow {index}" for index in range(8)]
 
 
 def test_what_befalls_all_ends_the_run(server: TorchServe, tmp_path: Path) -> None:
     key_file = server.folder / "key_file.json"
-    for name, where, said in (
+    for name, where, message in (
         ("nothing", ("--run-folder", server.folder), "Model not found: nothing"),
         ("digits", ("--address", "http://127.0.0.1:9"), "connection refused"),
         ("digits", ("--address", "http://192.0.2.1", "--key-file", key_file), "in plain text"),
@@ -154,7 +154,7 @@ def test_what_befalls_all_ends_the_run(server: TorchServe, tmp_path: Path) -> No
     ):
         ran = torchmar("predict", name, *PICTURES, "-o", "a.jsonl", *where, cwd=tmp_path, code=1)
         assert ran.stderr.count("error:") == 1
-        assert said in ran.stderr
+        assert message in ran.stderr
         assert "0 of 10 answered" in ran.stderr
 
 
@@ -166,7 +166,7 @@ def test_what_was_edited_is_asked_for_again(server: TorchServe, moody: str, tmp_
     two.write_text("2")
     three.unlink()
     assert "3 of 3 answered (2 of them before)" in torchmar(*command, cwd=tmp_path).stderr
-    assert {line["input"]: line["answer"]["said"] for line in lines(file)} == {
+    assert {line["input"]: line["answer"]["value"] for line in lines(file)} == {
         str(one): "one", str(two): "2", str(three): "three",
     }  # fmt: skip
     assert len(lines(file)) == 3
@@ -195,14 +195,14 @@ def test_answers_and_names_of_every_kind_are_lines_of_json(server: TorchServe, m
     odd.write_text("odd")
     inputs = [*texts(tmp_path, "body bytes", "body nan", "body surrogate"), odd]
     command = ("predict", moody, *inputs, "--run-folder", server.folder)
-    said = torchmar(*command, cwd=tmp_path).stdout
+    output = torchmar(*command, cwd=tmp_path).stdout
     for _ in range(2):
         torchmar(*command, "-o", "a.jsonl", "--in-order", cwd=tmp_path)
-    for text in (said, (tmp_path / "a.jsonl").read_text()):
+    for text in (output, (tmp_path / "a.jsonl").read_text()):
         found = [json.loads(line, parse_constant=no_json) for line in text.splitlines()]
         assert [line["input"] for line in found] == list(map(str, inputs))
         assert [line.get("answer", line.get("base64")) for line in found] == [
-            "iVBOR/8=", '{"a": NaN}', {"a": "\ud800"}, {"said": "odd"},
+            "iVBOR/8=", '{"a": NaN}', {"a": "\ud800"}, {"value": "odd"},
         ]  # fmt: skip
 
 
@@ -276,11 +276,11 @@ def test_grpc_that_is_not_installed_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [(["-o", "out.png", PICTURES[1]], "a .jsonl file"), (["--in-order"], "is for --output FILE.jsonl")],
 )
-def test_wrong_usage_is_told(options: list[object], said: str, tmp_path: Path) -> None:
-    assert said in torchmar("predict", "digits", PICTURES[0], *options, cwd=tmp_path, code=2).stderr
+def test_wrong_usage_is_told(options: list[object], message: str, tmp_path: Path) -> None:
+    assert message in torchmar("predict", "digits", PICTURES[0], *options, cwd=tmp_path, code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_what_the_script_to_copy_cannot_do_is_told_in_a_line(server: TorchServe,
     (tmp_path / "no.json").write_text("none")
     key_file = server.folder / "key_file.json"
     address = server.server.grpc_inference.removeprefix("grpc://")
-    for arguments, said in (
+    for arguments, message in (
         ((PICTURES[0],), ".torchmar/key_file.json"),
         ((PICTURES[0], "--key-file", "no.json"), "JSONDecodeError"),
         (("gone.png", "--key-file", key_file), "gone.png"),
@@ -369,5 +369,5 @@ def test_what_the_script_to_copy_cannot_do_is_told_in_a_line(server: TorchServe,
         command = [sys.executable, ROOT / "scripts" / "ask.py", "digits", *arguments]
         ran = subprocess.run([*map(str, command)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 1
-        assert said in ran.stderr
+        assert message in ran.stderr
         assert ran.stderr.count("\n") == 1

@@ -12,7 +12,7 @@ from torchmar.errors import EngineError
 
 
 def fake(folder: Path, version: str, code: int = 0) -> Path:
-    """Write a java that only tells its version, which is all that is asked of it."""
+    """Write a java that only prints its version; nothing else is called."""
     executable = folder / "bin" / "java"
     executable.parent.mkdir(parents=True)
     executable.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2026-01-01' >&2\nexit {code}\n")

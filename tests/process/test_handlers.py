@@ -76,11 +76,11 @@ def test_bad_requests_get_their_own_400_and_neighbours_their_answers(worker: Wor
     good = GOOD["raw"]
     requests = [part for request, _, _ in BAD.values() for part in (request, good)]
     answers = worker.predict_batch(requests)
-    for (_, status, said), answer in zip(BAD.values(), answers[::2], strict=True):
+    for (_, status, message), answer in zip(BAD.values(), answers[::2], strict=True):
         error = json.loads(answer.body)
         assert (answer.status, answer.content_type) == (status, "application/json")
         assert error["code"] == status
-        assert said in error["message"]
+        assert message in error["message"]
         assert "\n" not in answer.body.decode()
     assert {label(answer) for answer in answers[1::2]} == {"7"}
     # TorchServe's decoder logs the JSON that it cannot parse; nothing else has anything to log.
@@ -117,15 +117,15 @@ def test_predictions_and_explanations_share_a_batch(worker: Worker) -> None:
 
 
 def test_attributions_are_complete_and_what_captum_says_alone(worker: Worker) -> None:
-    said = json.loads(worker.predict_batch([Request(PNG, explain=True)])[0].body)
+    explanation = json.loads(worker.predict_batch([Request(PNG, explain=True)])[0].body)
     import torch
     from captum.attr import IntegratedGradients
 
     model = torch.jit.load(DIGITS / "digits.pt").eval()
     image = torch.from_numpy(np.asarray(Image.open(io.BytesIO(PNG)), np.float32) / 255)[None, None]
     expected = IntegratedGradients(model).attribute(image, target=7, n_steps=50)
-    values = np.array(said["attributions"])
-    assert list(values.shape) == said["shape"] == [1, 32, 32]
+    values = np.array(explanation["attributions"])
+    assert list(values.shape) == explanation["shape"] == [1, 32, 32]
     assert np.abs(values - expected[0].detach().numpy()).max() < 1e-3 * np.abs(values).max()
     # Completeness: the attributions sum to the difference of scores between the input and the baseline.
     with torch.no_grad():
@@ -146,15 +146,20 @@ def test_attributions_come_as_an_array_too(worker: Worker) -> None:
 def test_how_to_explain_is_asked_for_in_headers(worker: Worker) -> None:
     headers = {"Explain-Method": "integrated_gradients", "Explain-N-Steps": "9", "Explain-Target": "3"}
     (answer,) = worker.predict_batch([Request(PNG, explain=True, headers={**headers, "Explain-Baseline": "0.5"})])
-    said = json.loads(answer.body)
-    assert [said[key] for key in ("method", "n_steps", "label", "baseline")] == ["integrated_gradients", 9, "3", 0.5]
+    explanation = json.loads(answer.body)
+    assert [explanation[key] for key in ("method", "n_steps", "label", "baseline")] == [
+        "integrated_gradients",
+        9,
+        "3",
+        0.5,
+    ]
 
 
 @pytest.mark.parametrize("target", [3, "3"])
 def test_the_target_of_an_explanation_can_be_chosen(worker: Worker, target: object) -> None:
     body = json.dumps({"data": BASE64, "target": target}).encode()
-    said = json.loads(worker.predict_batch([Request(body, "application/json", explain=True)])[0].body)
-    assert (said["target"], said["label"]) == (3, "3")
+    explanation = json.loads(worker.predict_batch([Request(body, "application/json", explain=True)])[0].body)
+    assert (explanation["target"], explanation["label"]) == (3, "3")
 
 
 def test_a_wrong_target_is_a_400_of_its_own(worker: Worker) -> None:

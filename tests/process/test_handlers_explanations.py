@@ -1,4 +1,4 @@
-"""torchmar_handlers.explanations says of every row what captum says of it alone."""
+"""torchmar_handlers.explanations gives every row the attributions that captum gives it alone."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def stored(scripted: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
 
 
 def close(one: Any, other: Any, tolerance: float = 1e-4) -> bool:
-    """Tell whether two arrays differ by no more than a share of the largest value."""
+    """Return whether two arrays differ by no more than a share of the largest value."""
     first, second = np.asarray(one, np.float64), np.asarray(other, np.float64)
     return first.shape == second.shape and np.abs(first - second).max() <= tolerance * np.abs(second).max()
 
@@ -103,13 +103,13 @@ def test_a_request_that_asks_for_nothing_gets_the_defaults() -> None:
     ],
 )
 def test_an_option_is_taken_as_text_and_as_json(options: dict[str, object], field: str, expected: object) -> None:
-    asked = read(request(**options))
-    assert getattr(asked, field) == expected
-    assert asked.explicit == ("method" in options)
+    parsed = read(request(**options))
+    assert getattr(parsed, field) == expected
+    assert parsed.explicit == ("method" in options)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"method": "magic"}, "integrated_gradients, saliency, gradient_shap, grad_cam, occlusion, feature_ablation"),
         ({"method": 3}, "method 3 is none of"),
@@ -127,8 +127,8 @@ def test_an_option_is_taken_as_text_and_as_json(options: dict[str, object], fiel
         ({"baseline": ["a"]}, "not made of numbers"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused_with_those_that_can(options: dict[str, object], said: str) -> None:
-    with pytest.raises(BadRequest, match=said) as refused:
+def test_an_option_that_cannot_be_is_refused_with_those_that_can(options: dict[str, object], message: str) -> None:
+    with pytest.raises(BadRequest, match=message) as refused:
         read(request(**options))
     assert refused.value.error_code == 400
 
@@ -160,7 +160,7 @@ def test_blur_keeps_the_mean_and_loses_the_detail() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "row", "said"),
+    ("choice", "row", "message"),
     [
         ([1.0, 2.0], torch.zeros(3), r"shape \[2\]; the input's is \[3\]"),
         ([[1.0, 2.0, 3.0]], torch.zeros(3), r"shape \[1, 3\]"),
@@ -169,8 +169,8 @@ def test_blur_keeps_the_mean_and_loses_the_detail() -> None:
         ("pad", torch.zeros(3), "pad"),
     ],
 )
-def test_a_baseline_that_does_not_fit_is_refused(choice: object, row: torch.Tensor, said: str) -> None:
-    with pytest.raises(BadRequest, match=said):
+def test_a_baseline_that_does_not_fit_is_refused(choice: object, row: torch.Tensor, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
         baseline.of(choice, row)
 
 
@@ -249,8 +249,8 @@ def test_images_have_the_attributions_that_captum_gives_each_alone(
     model, rows = FORMS[form](digits, images[:5]), images[:5]
     targets = torch.tensor([0, 1, 2, 3, 7])
     choices: list[Any] = ["zeros", "mean", "blur", 0.5, np.linspace(0, 1, 64).reshape(1, 8, 8).tolist()]
-    asked = [ExplainOptions(method, None, 20, choice) for choice in choices]
-    found = explain(model, rows, targets, asked)
+    explain_options = [ExplainOptions(method, None, 20, choice) for choice in choices]
+    found = explain(model, rows, targets, explain_options)
     for row, target, choice, one in zip(rows, targets.tolist(), choices, found, strict=True):
         expected = captum_alone(method, digits, row, baseline.of(choice, row), target)[0]
         assert close(one.attributions, expected.detach())
@@ -319,15 +319,15 @@ def test_a_row_is_answered_alike_alone_and_among_others(digits: nn.Module, image
     methods = [*METHODS, "integrated_gradients", "saliency", "integrated_gradients"]
     baselines = ["zeros", "blur", "mean"] * 3
     steps = [20, 20, 20, 20, 20, 20, 7, 20, 20]
-    asked = [ExplainOptions(*row) for row in zip(methods, [None] * 9, steps, baselines, strict=True)]
+    explain_options = [ExplainOptions(*row) for row in zip(methods, [None] * 9, steps, baselines, strict=True)]
     rows, targets = images[:9], torch.arange(9)
-    together = explain(digits, rows, targets, asked, model=digits, max_forward_batch=64)
+    together = explain(digits, rows, targets, explain_options, model=digits, max_forward_batch=64)
     for index, expected in enumerate(together):
         place = slice(index, index + 1)
-        (alone,) = explain(digits, rows[place], targets[place], asked[place], model=digits)
+        (alone,) = explain(digits, rows[place], targets[place], explain_options[place], model=digits)
         assert close(alone.attributions, expected.attributions, 1e-5)
         assert alone.delta == (None if expected.delta is None else pytest.approx(expected.delta, abs=1e-5))
-        assert alone.method == expected.method == asked[index].method
+        assert alone.method == expected.method == explain_options[index].method
 
 
 def test_asking_twice_gives_the_same(digits: nn.Module, images: torch.Tensor) -> None:
@@ -426,9 +426,9 @@ def test_the_usual_method_gives_way_where_there_are_no_gradients(
 def test_a_method_that_was_named_is_refused_where_there_are_no_gradients(
     digits: nn.Module, images: torch.Tensor, method: str
 ) -> None:
-    asked, targets = [ExplainOptions(), ExplainOptions(method, explicit=True)], torch.tensor([0, 1])
+    explain_options, targets = [ExplainOptions(), ExplainOptions(method, explicit=True)], torch.tensor([0, 1])
     with pytest.raises(BadRequest, match=f"method {method} cannot be had: .* can: occlusion, feature_ablation"):
-        explain(digits, images[:2], targets, asked, differentiable=False)
+        explain(digits, images[:2], targets, explain_options, differentiable=False)
     first, second = explain(
         digits, images[:2], targets, [ExplainOptions(method), ExplainOptions()], differentiable=False
     )
@@ -588,12 +588,16 @@ def captum_of_embeddings(method: str, model: Any, text: str, target: int, start:
 
 
 def explained(
-    model: Any, texts: Sequence[str], asked: ExplainOptions, targets: torch.Tensor | None = None, **options: Any
+    model: Any,
+    texts: Sequence[str],
+    explain_options: ExplainOptions,
+    targets: torch.Tensor | None = None,
+    **options: Any,
 ) -> list[Explanation]:
     ids, mask = encode(texts, options.pop("length", None))
     targets = TARGETS[: len(texts)] if targets is None else targets
     options = {"replacements": REPLACEMENTS, "special": ids == CLS} | options
-    return explain_tokens(model, ids, mask, targets, [asked] * len(texts), **options)
+    return explain_tokens(model, ids, mask, targets, [explain_options] * len(texts), **options)
 
 
 @pytest.mark.parametrize("form", ["eager", "scripted", "traced"])
@@ -625,7 +629,7 @@ def test_texts_have_the_attributions_that_captum_gives_embeddings_alone(
 def test_no_token_loses_its_gradient_to_a_padding_idx(form: str) -> None:
     torch.manual_seed(0)
     eager = Recurrent().eval().requires_grad_(False)
-    # Torch gives this row no gradient, and a trace does not say which it is.
+    # Torch gives this row no gradient, and a trace does not show which it is.
     eager.tokens.padding_idx = 4
     model = FORMS[form](eager, encode(TEXTS))
     found = explained(model, TEXTS[:1], ExplainOptions(n_steps=20, baseline="pad"), replacements={"pad": 4})
@@ -778,8 +782,8 @@ def test_a_baseline_of_texts_is_one_that_the_handler_offers(readers: Mapping[str
 
 def test_a_document_is_json_with_four_digits_of_the_largest() -> None:
     values = np.array([[0.123456, -12.34567], [1e-9, 0]], np.float32)
-    said = document(Explanation("occlusion", 3, values, "zeros", instead_of="saliency", reason="so"), label="three")
-    assert json.loads(json.dumps(said, allow_nan=False)) == {
+    written = document(Explanation("occlusion", 3, values, "zeros", instead_of="saliency", reason="so"), label="three")
+    assert json.loads(json.dumps(written, allow_nan=False)) == {
         "method": "occlusion",
         "instead_of": "saliency",
         "reason": "so",

@@ -1,4 +1,4 @@
-"""torchmar_handlers.common.faults tells an input that the model cannot take (400) from a model that is broken (503)."""
+"""torchmar_handlers.common.faults separates inputs that the model rejects (400) from a model that is broken (503)."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def bomb() -> bytes:
-    """Return a PNG of a few bytes that says it has 60000 x 60000 pixels."""
+    """Return a PNG of a few bytes whose header declares 60000 x 60000 pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -86,7 +86,7 @@ MALFORMED = {
     "an empty object": (b"{}", JSON),
     "an empty array": (b"[]", JSON),
     "an empty string": (b'""', JSON),
-    "keys of nobody": (b'{"unexpected": [1, {"deep": null}]}', JSON),
+    "unknown keys": (b'{"unexpected": [1, {"deep": null}]}', JSON),
     "data null": (b'{"data": null}', JSON),
     "data of numbers": (b'{"data": 7}', JSON),
     "data not base64": (b'{"data": "%%%"}', JSON),
@@ -108,7 +108,7 @@ MALFORMED = {
     "a tensor of nothing": (v2([0], "FP32", []), JSON),
     "a tensor of NaN": (b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [NaN,1,1,1]}]}', JSON),
     "half of .npy": (npy(np.zeros((4, 4)))[:-5], BYTES),
-    ".npy that says it is huge": (npy(np.zeros(3)).replace(b"(3,)", b"(9999999999999,)"), BYTES),
+    ".npy that declares a huge size": (npy(np.zeros(3)).replace(b"(3,)", b"(9999999999999,)"), BYTES),
     ".npy of objects": (npy(np.array([{}], dtype=object)), BYTES),
     ".npy of texts": (npy(np.array(["a", "b"])), BYTES),
     ".npy of nothing": (npy(np.zeros((0, 4))), BYTES),
@@ -120,7 +120,9 @@ MALFORMED = {
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, Request]]:
+def worker_and_request(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Worker, Request]]:
     """Return a worker of each archive, and a request that it answers."""
     folder = ROOT / "archives" / request.param
     written, _ = recipe.read(folder)
@@ -151,9 +153,9 @@ def near(value: object) -> object:
 
 @pytest.mark.parametrize("explain", [False, True], ids=["predict", "explain"])
 def test_malformed_requests_get_their_own_4xx_and_neighbours_their_answers(
-    asked: tuple[Worker, Request], explain: bool
+    worker_and_request: tuple[Worker, Request], explain: bool
 ) -> None:
-    worker, good = asked
+    worker, good = worker_and_request
     (alone,) = worker.predict_batch([good])
     assert alone.status == 200, alone.body
     bad = [Request(body, content_type, explain) for body, content_type in MALFORMED.values()]
@@ -194,8 +196,10 @@ def filled(shape: tuple[int, ...], value: object) -> object:
 
 
 @pytest.mark.parametrize("explain", [False, True], ids=["predict", "explain"])
-def test_arrays_of_every_shape_and_type_are_answered_or_refused(asked: tuple[Worker, Request], explain: bool) -> None:
-    worker, good = asked
+def test_arrays_of_every_shape_and_type_are_answered_or_refused(
+    worker_and_request: tuple[Worker, Request], explain: bool
+) -> None:
+    worker, good = worker_and_request
     (alone,) = worker.predict_batch([good])
     sent = {
         f"{shape} of {name} {form}": Request(json.dumps(body).encode(), JSON, explain)
@@ -253,9 +257,9 @@ documents = (
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=documents | st.binary(max_size=60), explain=st.booleans())
 def test_no_request_whatever_it_is_fails_its_neighbour(
-    asked: tuple[Worker, Request], document: object, explain: bool
+    worker_and_request: tuple[Worker, Request], document: object, explain: bool
 ) -> None:
-    worker, good = asked
+    worker, good = worker_and_request
     sent = (
         Request(document, explain=explain)
         if isinstance(document, bytes)

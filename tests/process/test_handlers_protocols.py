@@ -46,10 +46,10 @@ def request(body: Any, **headers: str) -> Request:
     return Request(0, {"body": body}, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def answer(asked: Request, served: Any = None, answers: Any = None) -> Any:
+def answer(request: Request, served: Any = None, answers: Any = None) -> Any:
     """Return what a client gets whose instances are each answered with what they are."""
-    asking = protocols.read(asked, served or Echo())
-    reply = asking.reply(answers or [part.payload for part in asking.parts])
+    parsed = protocols.read(request, served or Echo())
+    reply = parsed.reply(answers or [part.payload for part in parsed.parts])
     return json.loads(reply.body) if reply.content_type == "application/json" else reply
 
 
@@ -95,8 +95,8 @@ def test_a_single_named_column_keeps_its_name_where_the_handler_wants_names() ->
 @pytest.mark.parametrize("datatype", ["UINT8", "INT16", "INT64", "FP16", "FP32", "FP64"])
 def test_tensors_are_answered_with_tensors(datatype: str) -> None:
     for data in ([1, 2, 3, 4], [[1, 2], [3, 4]]):
-        said = answer(request(v2(("x", [2, 2], datatype, data), id="7")))
-        assert said == {
+        reply = answer(request(v2(("x", [2, 2], datatype, data), id="7")))
+        assert reply == {
             "model_name": "echo",
             "model_version": "1.0",
             "id": "7",
@@ -123,12 +123,12 @@ def test_texts_booleans_and_objects_have_tensors_too() -> None:
 def test_a_client_may_choose_among_outputs() -> None:
     served = Named()
     served.outputs = ("x", "y")
-    asked = v2(("x", [1], "INT32", [1]), ("y", [1], "INT32", [2]))
-    chosen = answer(request({**asked, "outputs": [{"name": "y"}]}), served)
+    document = v2(("x", [1], "INT32", [1]), ("y", [1], "INT32", [2]))
+    chosen = answer(request({**document, "outputs": [{"name": "y"}]}), served)
     assert [one["name"] for one in chosen["outputs"]] == ["y"]
-    asking = protocols.read(request({**asked, "outputs": [{"name": "z"}]}), served)
+    parsed = protocols.read(request({**document, "outputs": [{"name": "z"}]}), served)
     with pytest.raises(BadRequest, match="no output 'z'; there are x, y"):
-        asking.reply([part.payload for part in asking.parts])
+        parsed.reply([part.payload for part in parsed.parts])
 
 
 def test_tensors_may_follow_the_json_as_bytes() -> None:
@@ -141,8 +141,8 @@ def test_tensors_may_follow_the_json_as_bytes() -> None:
         ]
     }
     start = json.dumps(header).encode()
-    asked = Request(0, {"body": start + numbers + texts}, {"inference-header-content-length": str(len(start))})
-    parts = [part.payload for part in protocols.read(asked, Echo()).parts]
+    binary_request = Request(0, {"body": start + numbers + texts}, {"inference-header-content-length": str(len(start))})
+    parts = [part.payload for part in protocols.read(binary_request, Echo()).parts]
     assert [part["x"].tolist() for part in parts] == [[1.5, 2], [3, 4]]
     assert [part["y"] for part in parts] == [b"a", "ö".encode()]
 
@@ -157,8 +157,10 @@ def binary(reply: Any) -> tuple[dict[str, Any], bytes]:
 def test_outputs_are_bytes_where_the_client_says_so() -> None:
     served = Named()
     served.outputs = ("x", "y")
-    asked = v2(("x", [2], "FP32", [1, 2]), ("y", [2], "BYTES", ["a", "ö"]), parameters={"binary_data_output": True})
-    document, content = binary(answer(request(asked), served))
+    request_document = v2(
+        ("x", [2], "FP32", [1, 2]), ("y", [2], "BYTES", ["a", "ö"]), parameters={"binary_data_output": True}
+    )
+    document, content = binary(answer(request(request_document), served))
     x = np.array([1, 2], np.float64).tobytes()
     y = b"\1\0\0\0a\2\0\0\0\xc3\xb6"
     assert [(one["name"], one["parameters"]) for one in document["outputs"]] == [
@@ -166,16 +168,16 @@ def test_outputs_are_bytes_where_the_client_says_so() -> None:
         ("y", {"binary_data_size": len(y)}),
     ]
     assert content == x + y
-    some = {**asked, "outputs": [{"name": "x", "parameters": {"binary_data": False}}, {"name": "y"}]}
+    some = {**request_document, "outputs": [{"name": "x", "parameters": {"binary_data": False}}, {"name": "y"}]}
     document, content = binary(answer(request(some), served))
     assert (document["outputs"][0]["data"], content) == ([1, 2], y)
-    assert all(part.as_bytes for part in protocols.read(request(asked), Echo()).parts)
+    assert all(part.as_bytes for part in protocols.read(request(request_document), Echo()).parts)
     assert not any(part.as_bytes for part in protocols.read(request(some), Echo()).parts)
 
 
 def test_an_output_may_be_its_highest_values() -> None:
-    asked = v2(("x", [2, 3], "FP32", [0.5, 2, 1, 3, 0, 0.25]))
-    chosen = {**asked, "outputs": [{"name": "output", "parameters": {"classification": 2}}]}
+    document = v2(("x", [2, 3], "FP32", [0.5, 2, 1, 3, 0, 0.25]))
+    chosen = {**document, "outputs": [{"name": "output", "parameters": {"classification": 2}}]}
     (output,) = answer(request(chosen))["outputs"]
     assert (output["shape"], output["datatype"]) == ([2, 2], "BYTES")
     assert output["data"] == ["2.000000:1", "1.000000:2", "3.000000:0", "0.250000:2"]
@@ -188,8 +190,8 @@ def test_half_of_a_float_is_read(datatype: str) -> None:
         content = np.array([1.5, -2.0], "<f2").tobytes()
     tensor = {"name": "x", "shape": [2], "datatype": datatype, "parameters": {"binary_data_size": 4}}
     start = json.dumps({"inputs": [tensor]}).encode()
-    asked = Request(0, {"body": start + content}, {"inference-header-content-length": str(len(start))})
-    assert [part.payload for part in protocols.read(asked, Echo()).parts] == [1.5, -2.0]
+    binary_request = Request(0, {"body": start + content}, {"inference-header-content-length": str(len(start))})
+    assert [part.payload for part in protocols.read(binary_request, Echo()).parts] == [1.5, -2.0]
 
 
 def test_torchserves_base64_of_bytes_over_grpc_is_read() -> None:
@@ -226,14 +228,14 @@ def test_arrays_come_and_go_as_npy() -> None:
     assert reply.content_type == "application/x-npy"
     assert np.array_equal(np.load(io.BytesIO(reply.body)), array)
     assert answer(request(npy(array)), answers=[{"label": 1}]) == {"label": 1}
-    asked = request([1, 2], accept="application/x-npy")
-    assert np.load(io.BytesIO(answer(asked, answers=[array]).body)).shape == (2, 3)
+    array_request = request([1, 2], accept="application/x-npy")
+    assert np.load(io.BytesIO(answer(array_request, answers=[array]).body)).shape == (2, 3)
     assert answer(request([1, 2]), answers=[array]) == array.tolist()
 
 
 def test_files_among_many_answers_are_in_base64() -> None:
-    said = answer(request({"instances": [1]}), answers=[Reply(b"\x89PNG", PNG)])
-    assert said == {"predictions": [{"b64": base64.b64encode(b"\x89PNG").decode(), "content_type": PNG}]}
+    reply = answer(request({"instances": [1]}), answers=[Reply(b"\x89PNG", PNG)])
+    assert reply == {"predictions": [{"b64": base64.b64encode(b"\x89PNG").decode(), "content_type": PNG}]}
 
 
 def test_options_are_found_beside_the_instances() -> None:
@@ -247,8 +249,8 @@ def test_options_are_found_beside_the_instances() -> None:
 
 
 def test_errors_name_the_instance_and_are_where_the_dialect_looks() -> None:
-    asking = protocols.read(request({"instances": [1, 2]}), Echo())
-    error = json.loads(asking.refuse(400, "too small", 1).body)
+    parsed = protocols.read(request({"instances": [1, 2]}), Echo())
+    error = json.loads(parsed.refuse(400, "too small", 1).body)
     assert error["message"] == error["error"] == "instance 1: too small"
     assert json.loads(protocols.read(request([1]), Echo()).refuse(400, "no", 0).body)["message"] == "no"
 
@@ -257,7 +259,7 @@ X = ("x", [2], "INT32", [1, 2])
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "said"),
+    ("body", "code", "message"),
     [
         ({"instances": 5}, 400, "instances is not an array"),
         ({"instances": []}, 400, "instances is empty"),
@@ -308,15 +310,15 @@ X = ("x", [2], "INT32", [1, 2])
         (npy(np.zeros(3)).replace(b"<f8", b"|O8"), 400, "send numbers"),
     ],
 )
-def test_what_breaks_a_dialect_is_told(body: Any, code: int, said: str) -> None:
+def test_what_breaks_a_dialect_is_told(body: Any, code: int, message: str) -> None:
     with pytest.raises(BadRequest) as caught:
         protocols.read(request(body), Echo())
     assert caught.value.error_code == code
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "0", "999"])
 def test_a_wrong_length_of_the_json_before_binary_tensors_is_told(length: str) -> None:
-    asked = Request(0, {"body": b'{"inputs": []}'}, {"inference-header-content-length": length})
+    binary_request = Request(0, {"body": b'{"inputs": []}'}, {"inference-header-content-length": length})
     with pytest.raises(BadRequest, match="Inference-Header-Content-Length"):
-        protocols.read(asked, Echo())
+        protocols.read(binary_request, Echo())

@@ -1,4 +1,4 @@
-"""torchmar_handlers.common.reply writes answers as JSON that says what they are, or refuses."""
+"""torchmar_handlers.common.reply writes answers as JSON, or raises an error."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_an_answer_is_read_back_as_it_was(answer: Any) -> None:
-    said = Reply.json(answer)
-    assert said.content_type == "application/json"
-    assert json.loads(said.body) == json.loads(json.dumps(answer))
-    assert b": " not in said.body
+    reply = Reply.json(answer)
+    assert reply.content_type == "application/json"
+    assert json.loads(reply.body) == json.loads(json.dumps(answer))
+    assert b": " not in reply.body
 
 
 @pytest.mark.usefixtures("encoder")

@@ -44,7 +44,7 @@ def sent(made: Recipe, sample: Sample) -> Request:
     return exchange.read(ROOT / "archives" / made.name / sample.input, explain=sample.explain)
 
 
-def asked(server: TorchServe, name: str, request: Request) -> Response:
+def send(server: TorchServe, name: str, request: Request) -> Response:
     try:
         return InferenceClient(server.server).request(name, request)
     except ServerError as error:
@@ -56,7 +56,7 @@ def test_an_archive_keeps_its_contract_among_bad_requests(server: TorchServe, se
     requests_ = [sent(served, sample) for sample in served.samples]
     with ThreadPoolExecutor(8) as pool:
         mixed = [one for request in requests_ for one in (request, bad)]
-        answers = list(pool.map(lambda request: asked(server, served.name, request), mixed))
+        answers = list(pool.map(lambda request: send(server, served.name, request), mixed))
     for sample, answer in zip(served.samples, answers[::2], strict=True):
         assert comparison.differences(sample, answer) == [], sample
     assert {answer.status for answer in answers[1::2]} <= {200, 400, 413}
@@ -64,10 +64,10 @@ def test_an_archive_keeps_its_contract_among_bad_requests(server: TorchServe, se
 
 def test_an_explanation_is_asked_for_by_header_and_by_form_field(server: TorchServe) -> None:
     client = Connection(server.server, "inference")
-    said = client.request(
+    explanation = client.request(
         "POST", "/explanations/digits", body=SEVEN.read_bytes(), headers={"Explain-Method": "saliency"}
     ).json()
-    assert said["method"] == "saliency"
+    assert explanation["method"] == "saliency"
     keys = json.loads(server.server.key_file.read_text()) if server.server.key_file else {}
     form = requests.post(
         f"{server.server.inference}/explanations/digits",
@@ -83,8 +83,8 @@ def test_kserve_requests_need_no_envelope(server: TorchServe) -> None:
     client = Connection(server.server, "inference")
     for path in ("/predictions/digits", "/v1/models/digits:predict"):
         body = json.dumps({"instances": [{"b64": SEVEN_IN_BASE64}] * 2}).encode()
-        said = client.request("POST", path, body=body, headers={"Content-Type": "application/json"}).json()
-        assert [next(iter(one)) for one in said["predictions"]] == ["7", "7"], path
+        document = client.request("POST", path, body=body, headers={"Content-Type": "application/json"}).json()
+        assert [next(iter(one)) for one in document["predictions"]] == ["7", "7"], path
 
 
 def test_what_a_handler_measures_reaches_the_metrics(server: TorchServe) -> None:
@@ -95,11 +95,11 @@ def test_what_a_handler_measures_reaches_the_metrics(server: TorchServe) -> None
     address = properties.read(server.folder / "config.properties").get("metrics_address")
     wanted = {"DecodeTime", "InferenceTime", "PostprocessTime", "HandlerTime", "RequestBatchSize", "RejectedRequests"}
     for _ in range(50):
-        said = requests.get(f"{address}/metrics", timeout=5).text
-        if all(f'{name}{{ModelName="digits"' in said for name in wanted):
+        metrics_text = requests.get(f"{address}/metrics", timeout=5).text
+        if all(f'{name}{{ModelName="digits"' in metrics_text for name in wanted):
             return
         time.sleep(0.1)
-    raise AssertionError(said)
+    raise AssertionError(metrics_text)
 
 
 def test_the_recipes_are_those_of_the_handlers_that_there_are() -> None:

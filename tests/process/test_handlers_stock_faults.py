@@ -58,9 +58,9 @@ def test_every_request_of_a_batch_has_its_own_answer_in_every_dialect(worker: Wo
     rows, other_rows, tensors, plain = worker.predict_batch([v1(SEVEN, THREE), v1(THREE), v2(SEVEN), Request(THREE)])
     assert [next(iter(one)) for one in json.loads(rows.body)["predictions"]] == ["7", "3"]
     assert [next(iter(one)) for one in json.loads(other_rows.body)["predictions"]] == ["3"]
-    said = json.loads(tensors.body)
-    assert said["model_name"] == "digits"
-    assert "7" in json.dumps(said["outputs"])
+    document = json.loads(tensors.body)
+    assert document["model_name"] == "digits"
+    assert "7" in json.dumps(document["outputs"])
     assert label(plain.body) == "3"
 
 
@@ -115,6 +115,6 @@ def test_onnx_weights_are_called_as_onnx_runtime_wants_it(tmp_path: Path) -> Non
     with Worker(archive.build(folder, tmp_path / "store").path) as loaded:
         answers = loaded.predict_batch([Request(SEVEN), Request(THREE), Request(SEVEN, explain=True)])
     assert [label(answer.body) for answer in answers[:2]] == ["7", "3"]
-    said = json.loads(answers[2].body)
-    assert (said["label"], said["method"]) == ("7", "occlusion")
-    assert "integrated_gradients" in json.dumps(said)
+    explanation = json.loads(answers[2].body)
+    assert (explanation["label"], explanation["method"]) == ("7", "occlusion")
+    assert "integrated_gradients" in json.dumps(explanation)

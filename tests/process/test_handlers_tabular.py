@@ -1,4 +1,4 @@
-"""The handlers of tables take rows in every dialect, tell every mistake in them, and explain by column."""
+"""The handlers of tables take rows in every request format, report every mistake in them, and explain by column."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def tabular(make: Callable[..., Path]) -> Callable[..., Path]:
     return build
 
 
-def asking(body: Any, kind: str = "application/json", **more: Any) -> Request:
+def request_of(body: Any, kind: str = "application/json", **more: Any) -> Request:
     return Request(body if isinstance(body, bytes) else json.dumps(body).encode(), kind, **more)
 
 
-def said(answer: Response) -> Any:
+def decoded(answer: Response) -> Any:
     assert answer.status == 200, answer.body
     return json.loads(answer.body)
 
 
 def alone(worker: Worker, body: Any, **more: Any) -> Any:
-    return said(worker.predict_batch([asking(body, **more)])[0])
+    return decoded(worker.predict_batch([request_of(body, **more)])[0])
 
 
 def refused(answer: Response) -> str:
@@ -104,9 +104,9 @@ def test_a_batch_is_answered_like_its_requests_one_by_one(tumours: Worker) -> No
     header, *lines = (TUMOURS / "samples" / "both.csv").read_text().splitlines()
     rows = [dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines]
     shifted = [{name: value * factor for name, value in row.items()} for row in rows for factor in (1, 0.9, 1.1, 0.5)]
-    requests = [asking(row) for row in shifted]
-    assert [said(answer) for answer in tumours.predict_batch(requests)] == [
-        said(tumours.predict_batch([one])[0]) for one in requests
+    requests = [request_of(row) for row in shifted]
+    assert [decoded(answer) for answer in tumours.predict_batch(requests)] == [
+        decoded(tumours.predict_batch([one])[0]) for one in requests
     ]
 
 
@@ -129,45 +129,45 @@ def test_a_prediction_is_the_models_own(diabetes: Worker) -> None:
 ONE, TWO = {"progression": "one"}, {"progression": "two"}  # the two patients' answers, filled in by the test
 V2_HEAD = {"model_name": "diabetes", "model_version": "1.0"}
 DIALECTS: dict[str, tuple[Request, Any]] = {
-    "an object": (asking(PATIENT), ONE),
-    "an object of no declared type": (asking(PATIENT, "application/octet-stream"), ONE),
-    "an object in another order": (asking(dict(reversed(PATIENT.items()))), ONE),
-    "an array": (asking(list(PATIENT.values())), ONE),
-    "objects": (asking([PATIENT, OTHER]), [ONE, TWO]),
-    "arrays": (asking([list(PATIENT.values()), list(OTHER.values())]), [ONE, TWO]),
-    "an array and an object": (asking([list(PATIENT.values()), OTHER], "text/plain"), [ONE, TWO]),
-    "rows": (asking({"rows": [PATIENT, OTHER]}), [ONE, TWO]),
-    "one of rows": (asking({"rows": [PATIENT]}), [ONE]),
-    "CSV": (asking(CSV.encode(), "text/csv"), [ONE, TWO]),
-    "CSV with a charset": (asking(CSV.encode(), "text/csv; charset=utf-8"), [ONE, TWO]),
-    "CSV as text": (asking(CSV.encode(), "text/plain"), [ONE, TWO]),
-    "CSV of no declared type": (asking(CSV.encode(), "application/octet-stream"), [ONE, TWO]),
-    "CSV from Excel": (asking(b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode(), "text/csv"), [ONE, TWO]),
+    "an object": (request_of(PATIENT), ONE),
+    "an object of no declared type": (request_of(PATIENT, "application/octet-stream"), ONE),
+    "an object in another order": (request_of(dict(reversed(PATIENT.items()))), ONE),
+    "an array": (request_of(list(PATIENT.values())), ONE),
+    "objects": (request_of([PATIENT, OTHER]), [ONE, TWO]),
+    "arrays": (request_of([list(PATIENT.values()), list(OTHER.values())]), [ONE, TWO]),
+    "an array and an object": (request_of([list(PATIENT.values()), OTHER], "text/plain"), [ONE, TWO]),
+    "rows": (request_of({"rows": [PATIENT, OTHER]}), [ONE, TWO]),
+    "one of rows": (request_of({"rows": [PATIENT]}), [ONE]),
+    "CSV": (request_of(CSV.encode(), "text/csv"), [ONE, TWO]),
+    "CSV with a charset": (request_of(CSV.encode(), "text/csv; charset=utf-8"), [ONE, TWO]),
+    "CSV as text": (request_of(CSV.encode(), "text/plain"), [ONE, TWO]),
+    "CSV of no declared type": (request_of(CSV.encode(), "application/octet-stream"), [ONE, TWO]),
+    "CSV from Excel": (request_of(b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode(), "text/csv"), [ONE, TWO]),
     "CSV with quotes and spaces": (
-        asking(CSV.replace(",", ", ").replace("age", '"age"').encode(), "text/csv"),
+        request_of(CSV.replace(",", ", ").replace("age", '"age"').encode(), "text/csv"),
         [ONE, TWO],
     ),
-    ".npy": (asking(npy(list(PATIENT.values())), "application/x-npy"), ONE),
-    ".npy of rows": (asking(npy([list(PATIENT.values()), list(OTHER.values())])), [ONE, TWO]),
-    "KServe v1": (asking({"instances": [PATIENT, list(OTHER.values())]}), {"predictions": [ONE, TWO]}),
+    ".npy": (request_of(npy(list(PATIENT.values())), "application/x-npy"), ONE),
+    ".npy of rows": (request_of(npy([list(PATIENT.values()), list(OTHER.values())])), [ONE, TWO]),
+    "KServe v1": (request_of({"instances": [PATIENT, list(OTHER.values())]}), {"predictions": [ONE, TWO]}),
     "TF Serving rows": (
-        asking({"signature_name": "serving_default", "instances": [PATIENT]}),
+        request_of({"signature_name": "serving_default", "instances": [PATIENT]}),
         {"predictions": [ONE]},
     ),
     "TF Serving columns": (
-        asking({"inputs": {name: [PATIENT[name], OTHER[name]] for name in NAMES}}),
+        request_of({"inputs": {name: [PATIENT[name], OTHER[name]] for name in NAMES}}),
         {"outputs": {"progression": ["one", "two"]}},
     ),
     "TF Serving columns of shape (n, 1)": (
-        asking({"inputs": {name: [[PATIENT[name]], [OTHER[name]]] for name in NAMES}}),
+        request_of({"inputs": {name: [[PATIENT[name]], [OTHER[name]]] for name in NAMES}}),
         {"outputs": {"progression": ["one", "two"]}},
     ),
     "TF Serving inputs": (
-        asking({"inputs": {"x": [list(PATIENT.values()), list(OTHER.values())]}}),
+        request_of({"inputs": {"x": [list(PATIENT.values()), list(OTHER.values())]}}),
         {"outputs": {"progression": ["one", "two"]}},
     ),
     "v2, a tensor per column": (
-        asking({"id": "7", "inputs": tensors([PATIENT, OTHER])}),
+        request_of({"id": "7", "inputs": tensors([PATIENT, OTHER])}),
         {
             **V2_HEAD,
             "id": "7",
@@ -175,7 +175,7 @@ DIALECTS: dict[str, tuple[Request, Any]] = {
         },
     ),
     "v2, one tensor": (
-        asking(
+        request_of(
             {"inputs": [{"name": "x", "shape": [1, 10], "datatype": "FP64", "data": list(PATIENT.values())}]},
         ),
         {**V2_HEAD, "outputs": [{"name": "progression", "shape": [1], "datatype": "FP64", "data": ["one"]}]},
@@ -195,7 +195,7 @@ def filled(template: Any, values: dict[str, float]) -> Any:
 def test_rows_are_taken_however_they_are_sent(diabetes: Worker, name: str) -> None:
     values = {"one": alone(diabetes, PATIENT)["progression"], "two": alone(diabetes, OTHER)["progression"]}
     request, template = DIALECTS[name]
-    assert said(diabetes.predict_batch([request])[0]) == filled(template, values)
+    assert decoded(diabetes.predict_batch([request])[0]) == filled(template, values)
 
 
 def test_all_dialects_share_a_batch(diabetes: Worker) -> None:
@@ -215,93 +215,108 @@ def without(name: str) -> dict[str, Any]:
 
 V2 = {"name": "age", "shape": [1], "datatype": "FP64", "data": [44]}
 MALFORMED: dict[str, tuple[Request, str]] = {
-    "empty": (asking(b""), "the body is empty"),
-    "blank": (asking(b"  \n", "text/plain"), "the body is empty"),
-    "null": (asking(None), "the body is empty"),
-    "an empty array": (asking([]), "the body is empty"),
-    "an empty object": (asking({}), "column 'age' is missing; a number from 18 to 100 years is expected"),
-    "a number": (asking(7), "or an array of 10 values, not 7"),
-    "a text": (asking("seven"), "neither JSON nor CSV: its first line, 'seven', names no column"),
-    "true": (asking(True), "not True"),
-    "broken JSON": (asking(b'{"age": 44,', "application/json"), "not JSON"),
-    "broken JSON as text": (asking(b"[1, 2", "text/plain"), "not JSON"),
-    "noise": (asking(b"\x00\xff\xfe", "application/octet-stream"), "byte 1 is 0xff"),
-    "nested without end": (asking(b"[" * 500 + b"]" * 500, "text/plain"), "instance 0: the row has 1 value"),
-    "rows of one value": (asking({"rows": 3}), "rows is not an array"),
-    "rows without any": (asking({"rows": []}), "the body is empty"),
-    "rows beside a number": (asking([PATIENT, 3]), "instance 1: a row is an object"),
-    "rows beside null": (asking([PATIENT, None]), "instance 1: a row is an object {column: value} or an array"),
-    "instances of none": (asking({"instances": []}), "instances is empty"),
-    "too few": (asking([1, 2, 3]), "the row has 3 values; 10 are expected, in this order: age, sex, bmi"),
-    "too many": (asking([0] * 11), "the row has 11 values; 10 are expected"),
-    "a row that is too short": (asking([[*PATIENT.values()], [1]]), "instance 1: the row has 1 value; 10 are expected"),
-    "a missing column": (asking(without("bmi")), "column 'bmi' is missing; a number from 12 to 60 kg/m2 is expected"),
-    "a null": (asking(but(bmi=None)), "column 'bmi' is missing; a number from 12 to 60 kg/m2 is expected"),
-    "a misspelt column": (asking({**without("bmi"), "BMI": 30}), "there is no column 'BMI' (did you mean 'bmi'?)"),
-    "an unknown column": (asking(but(weight=80)), "there is no column 'weight' (there are age, sex, bmi"),
-    "a text for a number": (asking(but(age="44")), "column 'age' is \"44\"; a number from 18 to 100 years is allowed"),
-    "a boolean for a number": (asking(but(age=True)), "column 'age' is true; a number"),
-    "an array for a number": (asking(but(age=[4, 4])), "column 'age' is [4, 4]; a number"),
-    "an object for a number": (asking(but(age={"years": 44})), "column 'age' is {\"years\": 44}; a number"),
-    "too low": (asking(but(age=17.9)), "column 'age' is 17.9; a number from 18 to 100 years is allowed"),
-    "too high": (asking(but(bmi=310)), "column 'bmi' is 310; a number from 12 to 60 kg/m2 is allowed"),
-    "NaN": (asking(but(bp=math.nan)), "column 'bp' is NaN; a number"),
-    "infinity": (asking(but(bp=math.inf)), "column 'bp' is Infinity; a number"),
-    "too large for any float": (asking(but(bp=10**400)), "column 'bp' is 1000"),
-    "another category": (asking(but(sex=3)), "column 'sex' is 3; one of 1, 2 is allowed"),
-    "a category's text": (asking(but(sex="1")), "column 'sex' is \"1\"; one of 1, 2 is allowed"),
-    "a boolean for a category": (asking(but(sex=True)), "column 'sex' is true; one of 1, 2 is allowed"),
-    "a fraction for a category": (asking(but(sex=1.5)), "column 'sex' is 1.5; one of 1, 2 is allowed"),
-    "CSV without a header": (asking(CSV.partition("\n")[2].encode(), "text/csv"), "names no column"),
-    "CSV with nothing below": (asking(b"age,sex\n", "text/csv"), "the CSV has a header and no rows"),
+    "empty": (request_of(b""), "the body is empty"),
+    "blank": (request_of(b"  \n", "text/plain"), "the body is empty"),
+    "null": (request_of(None), "the body is empty"),
+    "an empty array": (request_of([]), "the body is empty"),
+    "an empty object": (request_of({}), "column 'age' is missing; a number from 18 to 100 years is expected"),
+    "a number": (request_of(7), "or an array of 10 values, not 7"),
+    "a text": (request_of("seven"), "neither JSON nor CSV: its first line, 'seven', names no column"),
+    "true": (request_of(True), "not True"),
+    "broken JSON": (request_of(b'{"age": 44,', "application/json"), "not JSON"),
+    "broken JSON as text": (request_of(b"[1, 2", "text/plain"), "not JSON"),
+    "noise": (request_of(b"\x00\xff\xfe", "application/octet-stream"), "byte 1 is 0xff"),
+    "nested without end": (request_of(b"[" * 500 + b"]" * 500, "text/plain"), "instance 0: the row has 1 value"),
+    "rows of one value": (request_of({"rows": 3}), "rows is not an array"),
+    "rows without any": (request_of({"rows": []}), "the body is empty"),
+    "rows beside a number": (request_of([PATIENT, 3]), "instance 1: a row is an object"),
+    "rows beside null": (request_of([PATIENT, None]), "instance 1: a row is an object {column: value} or an array"),
+    "instances of none": (request_of({"instances": []}), "instances is empty"),
+    "too few": (request_of([1, 2, 3]), "the row has 3 values; 10 are expected, in this order: age, sex, bmi"),
+    "too many": (request_of([0] * 11), "the row has 11 values; 10 are expected"),
+    "a row that is too short": (
+        request_of([[*PATIENT.values()], [1]]),
+        "instance 1: the row has 1 value; 10 are expected",
+    ),
+    "a missing column": (
+        request_of(without("bmi")),
+        "column 'bmi' is missing; a number from 12 to 60 kg/m2 is expected",
+    ),
+    "a null": (request_of(but(bmi=None)), "column 'bmi' is missing; a number from 12 to 60 kg/m2 is expected"),
+    "a misspelt column": (request_of({**without("bmi"), "BMI": 30}), "there is no column 'BMI' (did you mean 'bmi'?)"),
+    "an unknown column": (request_of(but(weight=80)), "there is no column 'weight' (there are age, sex, bmi"),
+    "a text for a number": (
+        request_of(but(age="44")),
+        "column 'age' is \"44\"; a number from 18 to 100 years is allowed",
+    ),
+    "a boolean for a number": (request_of(but(age=True)), "column 'age' is true; a number"),
+    "an array for a number": (request_of(but(age=[4, 4])), "column 'age' is [4, 4]; a number"),
+    "an object for a number": (request_of(but(age={"years": 44})), "column 'age' is {\"years\": 44}; a number"),
+    "too low": (request_of(but(age=17.9)), "column 'age' is 17.9; a number from 18 to 100 years is allowed"),
+    "too high": (request_of(but(bmi=310)), "column 'bmi' is 310; a number from 12 to 60 kg/m2 is allowed"),
+    "NaN": (request_of(but(bp=math.nan)), "column 'bp' is NaN; a number"),
+    "infinity": (request_of(but(bp=math.inf)), "column 'bp' is Infinity; a number"),
+    "too large for any float": (request_of(but(bp=10**400)), "column 'bp' is 1000"),
+    "another category": (request_of(but(sex=3)), "column 'sex' is 3; one of 1, 2 is allowed"),
+    "a category's text": (request_of(but(sex="1")), "column 'sex' is \"1\"; one of 1, 2 is allowed"),
+    "a boolean for a category": (request_of(but(sex=True)), "column 'sex' is true; one of 1, 2 is allowed"),
+    "a fraction for a category": (request_of(but(sex=1.5)), "column 'sex' is 1.5; one of 1, 2 is allowed"),
+    "CSV without a header": (request_of(CSV.partition("\n")[2].encode(), "text/csv"), "names no column"),
+    "CSV with nothing below": (request_of(b"age,sex\n", "text/csv"), "the CSV has a header and no rows"),
     "CSV with an uneven line": (
-        asking(b"age,sex\n44,1\n44\n", "text/csv"),
+        request_of(b"age,sex\n44,1\n44\n", "text/csv"),
         "line 3 of the CSV has 1 cells; the header",
     ),
-    "CSV with a misspelt column": (asking(b"age,sexx\n44,1\n", "text/csv"), "no column 'sexx' (did you mean 'sex'?)"),
-    "CSV with a column twice": (asking(b"age,age\n44,1\n", "text/csv"), "two columns of the header are called 'age'"),
-    "CSV with an open quote": (asking(b'age,sex\n"44,1\n', "text/csv"), "the CSV is damaged"),
+    "CSV with a misspelt column": (
+        request_of(b"age,sexx\n44,1\n", "text/csv"),
+        "no column 'sexx' (did you mean 'sex'?)",
+    ),
+    "CSV with a column twice": (
+        request_of(b"age,age\n44,1\n", "text/csv"),
+        "two columns of the header are called 'age'",
+    ),
+    "CSV with an open quote": (request_of(b'age,sex\n"44,1\n', "text/csv"), "the CSV is damaged"),
     "CSV with a text for a number": (
-        asking(CSV.replace("21.5", "fat").encode(), "text/csv"),
+        request_of(CSV.replace("21.5", "fat").encode(), "text/csv"),
         "instance 0: column 'bmi' is \"fat\"; a number",
     ),
     "CSV with an empty cell": (
-        asking(CSV.replace("33.9", "").encode(), "text/csv"),
+        request_of(CSV.replace("33.9", "").encode(), "text/csv"),
         "instance 1: column 'bmi' is missing",
     ),
     "CSV with another category": (
-        asking(b"age,sex,bmi,bp\n44,x,21,85\n", "text/csv"),
+        request_of(b"age,sex,bmi,bp\n44,x,21,85\n", "text/csv"),
         "instance 0: column 'sex' is \"x\"; one of 1, 2 is allowed",
     ),
-    ".npy of three dimensions": (asking(npy(np.zeros((1, 2, 10)))), "the array has the shape [1, 2, 10]"),
-    ".npy of other columns": (asking(npy(np.zeros((2, 9)))), "instance 0: the row has 9 values; 10 are expected"),
-    "damaged .npy": (asking(npy(np.zeros((2, 10)))[:-8]), "the .npy file is damaged"),
+    ".npy of three dimensions": (request_of(npy(np.zeros((1, 2, 10)))), "the array has the shape [1, 2, 10]"),
+    ".npy of other columns": (request_of(npy(np.zeros((2, 9)))), "instance 0: the row has 9 values; 10 are expected"),
+    "damaged .npy": (request_of(npy(np.zeros((2, 10)))[:-8]), "the .npy file is damaged"),
     "a bad instance among good ones": (
-        asking({"instances": [PATIENT, but(age=7), PATIENT]}),
+        request_of({"instances": [PATIENT, but(age=7), PATIENT]}),
         "instance 1: column 'age' is 7; a number from 18 to 100 years is allowed",
     ),
     "columns of different lengths": (
-        asking({"inputs": {"age": [1, 2], "sex": [1]}}),
+        request_of({"inputs": {"age": [1, 2], "sex": [1]}}),
         "not equally long: age: 2, sex: 1",
     ),
-    "v2 with one column": (asking({"inputs": [V2]}), "column 'sex' is missing"),
+    "v2 with one column": (request_of({"inputs": [V2]}), "column 'sex' is missing"),
     "v2 with an unknown column": (
-        asking({"inputs": [*tensors([PATIENT]), {**V2, "name": "agee"}]}),
+        request_of({"inputs": [*tensors([PATIENT]), {**V2, "name": "agee"}]}),
         "no column 'agee' (did you mean 'age'?)",
     ),
     "v2 of the wrong width": (
-        asking({"inputs": [{**V2, "name": "x", "shape": [1, 2], "data": [1, 2]}]}),
+        request_of({"inputs": [{**V2, "name": "x", "shape": [1, 2], "data": [1, 2]}]}),
         "the row has 2 values; 10 are expected",
     ),
     "v2 with texts": (
-        asking({"inputs": [{**V2, "datatype": "BYTES", "data": ["old"]}, *tensors([PATIENT])[1:]]}),
+        request_of({"inputs": [{**V2, "datatype": "BYTES", "data": ["old"]}, *tensors([PATIENT])[1:]]}),
         "column 'age' is \"old\"; a number",
     ),
 }
 
 
 def test_malformed_rows_get_their_own_400_and_neighbours_their_answers(diabetes: Worker) -> None:
-    good = asking(PATIENT)
+    good = request_of(PATIENT)
     answers = diabetes.predict_batch([part for request, _ in MALFORMED.values() for part in (request, good)])
     for (name, (_, message)), answer in zip(MALFORMED.items(), answers[::2], strict=True):
         found = refused(answer)
@@ -313,7 +328,7 @@ def test_malformed_rows_get_their_own_400_and_neighbours_their_answers(diabetes:
 
 def test_every_problem_of_a_row_is_told_at_once_but_no_more_than_five(diabetes: Worker) -> None:
     (answer,) = diabetes.predict_batch(
-        [asking({"age": "x", "sex": 0, "bmi": 99, "bp": None, "s1": 1, "s2": 1, "s3": 1, "x": 1})]
+        [request_of({"age": "x", "sex": 0, "bmi": 99, "bp": None, "s1": 1, "s2": 1, "s3": 1, "x": 1})]
     )
     message = refused(answer)
     assert message.split("; ")[0].startswith("there is no column 'x'")
@@ -327,27 +342,27 @@ def test_a_default_stands_in_for_what_is_missing(diabetes: Worker) -> None:
     header = ",".join(short) + ",s6\n" + ",".join(map(str, short.values())) + ",\n"
     expected = alone(diabetes, full)
     assert alone(diabetes, short) == alone(diabetes, {**short, "s1": None}) == expected
-    assert said(diabetes.predict_batch([asking(header.encode(), "text/csv")])[0]) == [expected]
+    assert decoded(diabetes.predict_batch([request_of(header.encode(), "text/csv")])[0]) == [expected]
 
 
 def test_predictions_explanations_and_bad_rows_share_a_batch(tumours: Worker) -> None:
     rows = {kind: json.loads((TUMOURS / "samples" / f"{kind}.json").read_text()) for kind in ("malignant", "benign")}
     requests = [
-        asking(rows["malignant"], explain=True),
-        asking(rows["benign"]),
-        asking({**rows["benign"], "mean area": -1}, explain=True),
-        asking({"rows": [rows["benign"], rows["malignant"]]}, explain=True),
-        asking([]),
-        asking(rows["malignant"]),
-        asking({"instances": [rows["benign"]]}, explain=True),
+        request_of(rows["malignant"], explain=True),
+        request_of(rows["benign"]),
+        request_of({**rows["benign"], "mean area": -1}, explain=True),
+        request_of({"rows": [rows["benign"], rows["malignant"]]}, explain=True),
+        request_of([]),
+        request_of(rows["malignant"]),
+        request_of({"instances": [rows["benign"]]}, explain=True),
     ]
     answers = tumours.predict_batch(requests)
     assert [answer.status for answer in answers] == [200, 200, 400, 200, 400, 200, 200]
-    assert [next(iter(said(answers[index]))) for index in (1, 5)] == ["benign", "malignant"]
-    assert said(answers[0])["label"] == "malignant"
-    assert [one["label"] for one in said(answers[3])] == ["benign", "malignant"]
-    assert said(answers[6])["explanations"][0] == said(answers[3])[0]
-    assert said(answers[3])[1] == said(answers[0])
+    assert [next(iter(decoded(answers[index]))) for index in (1, 5)] == ["benign", "malignant"]
+    assert decoded(answers[0])["label"] == "malignant"
+    assert [one["label"] for one in decoded(answers[3])] == ["benign", "malignant"]
+    assert decoded(answers[6])["explanations"][0] == decoded(answers[3])[0]
+    assert decoded(answers[3])[1] == decoded(answers[0])
     assert refused(answers[2]).startswith("column 'mean area' is -1; a number from 0 to 5002 is allowed")
 
 
@@ -391,12 +406,12 @@ def test_the_target_of_an_explanation_can_be_chosen(tumours: Worker, target: obj
     assert explained["probability"] == alone(tumours, row)["benign"]
     assert alone(tumours, {"rows": [row], "target": target}, explain=True) == [explained]
     by_header = Request(json.dumps(row).encode(), "application/json", True, headers={"Explain-Target": str(target)})
-    assert said(tumours.predict_batch([by_header])[0]) == explained
+    assert decoded(tumours.predict_batch([by_header])[0]) == explained
 
 
 def test_ablation_tells_the_loss_of_a_whole_column(diabetes: Worker) -> None:
-    asked = {**OTHER, "method": "feature_ablation", "baseline": list(PATIENT.values())}
-    explained = alone(diabetes, asked, explain=True)
+    document = {**OTHER, "method": "feature_ablation", "baseline": list(PATIENT.values())}
+    explained = alone(diabetes, document, explain=True)
     value = alone(diabetes, OTHER)["progression"]
     for name in NAMES:
         loss = value - alone(diabetes, {**OTHER, name: PATIENT[name]})["progression"]
@@ -406,9 +421,9 @@ def test_ablation_tells_the_loss_of_a_whole_column(diabetes: Worker) -> None:
 @pytest.mark.parametrize("method", ["integrated_gradients", "gradient_shap", "saliency", "feature_ablation"])
 @pytest.mark.parametrize("baseline", ["mean", "zeros", 0.5])
 def test_explanations_do_not_depend_on_their_batch(diabetes: Worker, method: str, baseline: object) -> None:
-    asked = [asking({**row, "method": method, "baseline": baseline}, explain=True) for row in (PATIENT, OTHER)]
-    together = [said(answer) for answer in diabetes.predict_batch(asked)]
-    apart = [said(diabetes.predict_batch([one])[0]) for one in asked]
+    requests = [request_of({**row, "method": method, "baseline": baseline}, explain=True) for row in (PATIENT, OTHER)]
+    together = [decoded(answer) for answer in diabetes.predict_batch(requests)]
+    apart = [decoded(diabetes.predict_batch([one])[0]) for one in requests]
     for one, other in zip(together, apart, strict=True):
         assert one["method"] == method
         assert one["attributions"] == pytest.approx(other["attributions"], abs=0.02)
@@ -427,8 +442,8 @@ WRONG_EXPLANATIONS = {
 
 
 def test_wrong_wishes_for_an_explanation_get_their_own_400(diabetes: Worker) -> None:
-    good = asking(OTHER, explain=True)
-    wrong = [asking({**OTHER, **wish}, explain=True) for wish in WRONG_EXPLANATIONS.values()]
+    good = request_of(OTHER, explain=True)
+    wrong = [request_of({**OTHER, **wish}, explain=True) for wish in WRONG_EXPLANATIONS.values()]
     answers = diabetes.predict_batch([part for one in wrong for part in (one, good)])
     for message, answer in zip(WRONG_EXPLANATIONS, answers[::2], strict=True):
         assert message in refused(answer)
@@ -437,7 +452,7 @@ def test_wrong_wishes_for_an_explanation_get_their_own_400(diabetes: Worker) -> 
 
 def test_an_explanation_can_be_a_picture(tumours: Worker) -> None:
     row = json.loads((TUMOURS / "samples" / "malignant.json").read_text())
-    (answer,) = tumours.predict_batch([asking(row, explain=True, accept="image/png")])
+    (answer,) = tumours.predict_batch([request_of(row, explain=True, accept="image/png")])
     assert (answer.status, answer.content_type) == (200, "image/png")
     assert Image.open(io.BytesIO(answer.body)).format == "PNG"
 
@@ -449,7 +464,7 @@ def test_a_thousand_rows_are_answered_as_one_by_one(tumours: Worker) -> None:
     assert len(answers) == 1000
     for index in (0, 499, 999):
         assert answers[index] == alone(tumours, {name: value * factors[index] for name, value in row.items()})
-    (many,) = tumours.predict_batch([asking([row] * 1025)])
+    (many,) = tumours.predict_batch([request_of([row] * 1025)])
     assert many.status == 413
 
 
@@ -462,7 +477,7 @@ def test_the_open_inference_protocol_gets_labels_and_probabilities(tumours: Work
 
 
 def test_the_columns_are_described_to_the_management_api(diabetes: Worker) -> None:
-    described = said(diabetes.predict_batch([Request(b"", headers={"describe": "True"})])[0])
+    described = decoded(diabetes.predict_batch([Request(b"", headers={"describe": "True"})])[0])
     assert [column["name"] for column in described["columns"]] == NAMES
     assert described["columns"][0] == {"name": "age", "type": "number", "takes": "a number from 18 to 100 years"}
     assert described["columns"][4]["default"] == 189
@@ -476,18 +491,21 @@ KINDS = [
     {"name": "grade", "type": "category", "categories": [10, 20, 30], "encoding": "index"},
     {"name": "target", "mean": 5, "max": 100},
 ]
-HOUSE = {"size": 13, "floors": 2, "garden": True, "town": "Mainz", "grade": 30, "target": 7}
+BUILDING = {"size": 13, "floors": 2, "garden": True, "town": "Mainz", "grade": 30, "target": 7}
 SEEN = [1.5, 2, 1, 0, 1, 0, 2, 7]
 
 
 def test_a_model_sees_columns_as_they_are_specified(tabular: Callable[..., Path]) -> None:
     path = tabular(REGRESSOR, torch.nn.Identity(), 8, {"columns": KINDS})
     with Worker(path) as worker:
-        assert alone(worker, HOUSE) == SEEN
+        assert alone(worker, BUILDING) == SEEN
         assert alone(worker, [13.0, 2.0, 1, "Mainz", 30.0, 7]) == SEEN
         assert alone(worker, {"size": 10, "grade": 10, "target": 100}) == [0, 2, 0, 0, 0, 1, 0, 100]
         csv = "town,size,floors,garden,grade,target\nMainz,13,2,true,30,7\n,13,,FALSE,30,7\n"
-        assert said(worker.predict_batch([asking(csv.encode(), "text/csv")])[0]) == [SEEN, [1.5, 2, 0, 0, 0, 1, 2, 7]]
+        assert decoded(worker.predict_batch([request_of(csv.encode(), "text/csv")])[0]) == [
+            SEEN,
+            [1.5, 2, 0, 0, 0, 1, 2, 7],
+        ]
         columns = {
             "size": "FP32",
             "floors": "INT64",
@@ -497,7 +515,8 @@ def test_a_model_sees_columns_as_they_are_specified(tabular: Callable[..., Path]
             "target": "FP64",
         }
         inputs = [
-            {"name": name, "shape": [1, 1], "datatype": kind, "data": [HOUSE[name]]} for name, kind in columns.items()
+            {"name": name, "shape": [1, 1], "datatype": kind, "data": [BUILDING[name]]}
+            for name, kind in columns.items()
         ]
         assert alone(worker, {"inputs": inputs})["outputs"] == [
             {"name": "output", "shape": [1, 8], "datatype": "FP64", "data": SEEN}
@@ -511,18 +530,18 @@ def test_a_model_sees_columns_as_they_are_specified(tabular: Callable[..., Path]
             'one of "Köln", "Mainz", "Bonn" is allowed (did you mean \'Köln\'?)': {"town": "Koln"},
         }
         for message, change in wrong.items():
-            assert message in refused(worker.predict_batch([asking({**HOUSE, **change})])[0])
-        # A column that is called as an option is: 7 is its value, and says nothing of the target.
-        explained = alone(worker, HOUSE, explain=True)
+            assert message in refused(worker.predict_batch([request_of({**BUILDING, **change})])[0])
+        # A column that has the name of an option: 7 is its value, and not a target.
+        explained = alone(worker, BUILDING, explain=True)
         assert explained["target"] == 0
         assert explained["attributions"] == {
             "size": 1.5,
             **dict.fromkeys(["floors", "garden", "town", "grade", "target"], 0),
         }
-        assert explained["row"] == HOUSE
-        assert alone(worker, {"rows": [HOUSE], "target": 6}, explain=True)[0]["attributions"]["grade"] == 2
+        assert explained["row"] == BUILDING
+        assert alone(worker, {"rows": [BUILDING], "target": 6}, explain=True)[0]["attributions"]["grade"] == 2
         # The mean of a column is what it is compared with, the model's own scale or not.
-        assert alone(worker, {"rows": [HOUSE], "target": 7}, explain=True)[0]["attributions"]["target"] == 2
+        assert alone(worker, {"rows": [BUILDING], "target": 7}, explain=True)[0]["attributions"]["target"] == 2
 
 
 @pytest.mark.parametrize(("choice", "seen"), [("clip", [0, 3]), ("allow", [-5, 9])])
@@ -533,7 +552,7 @@ def test_numbers_out_of_range_are_clipped_or_allowed(
     with Worker(tabular(REGRESSOR, torch.nn.Identity(), 2, {"columns": columns, "out_of_range": choice})) as worker:
         assert alone(worker, {"a": -5, "b": 9}) == seen
         assert alone(worker, [[-5, 9], [1, 2]]) == [seen, [1, 2]]
-        assert "a is NaN" in refused(worker.predict_batch([asking({"a": math.nan, "b": 1})])[0]).replace("'", "")
+        assert "a is NaN" in refused(worker.predict_batch([request_of({"a": math.nan, "b": 1})])[0]).replace("'", "")
 
 
 def test_columns_can_stand_in_a_file_of_the_archive(tabular: Callable[..., Path]) -> None:
@@ -541,8 +560,8 @@ def test_columns_can_stand_in_a_file_of_the_archive(tabular: Callable[..., Path]
     options = {"columns": "tables/columns.json", "output": [*"abcdefgh"], "output_mean": 1, "output_std": [2] * 8}
     path = tabular(REGRESSOR, torch.nn.Identity(), 8, options, disk=file, files={"tables/columns.json": "columns.json"})
     with Worker(path) as worker:
-        assert alone(worker, HOUSE) == dict(zip("abcdefgh", [2 * value + 1 for value in SEEN], strict=True))
-        explained = alone(worker, {**HOUSE, "baseline": {**HOUSE, "size": 10}}, explain=True)
+        assert alone(worker, BUILDING) == dict(zip("abcdefgh", [2 * value + 1 for value in SEEN], strict=True))
+        explained = alone(worker, {**BUILDING, "baseline": {**BUILDING, "size": 10}}, explain=True)
         assert (explained["label"], explained["value"], explained["attributions"]["size"]) == ("a", 4, 3)
 
 
@@ -615,7 +634,7 @@ def test_an_output_that_is_no_number_fails_its_row_only(tabular: Callable[..., P
 
     for handler, failure in ((REGRESSOR, "not a finite number"), (CLASSIFIER, "not a number")):
         with Worker(tabular(handler, Root(), 1, {"columns": X})) as worker:
-            answers = worker.predict_batch([asking([4]), asking([-4]), asking([[4], [4]])])
+            answers = worker.predict_batch([request_of([4]), request_of([-4]), request_of([[4], [4]])])
             assert [answer.status for answer in answers] == [200, 400, 200]
             assert failure in json.loads(answers[1].body)["message"]
 
@@ -642,14 +661,14 @@ def test_onnx_weights_are_classified_and_explained_without_gradients(make: Calla
     keys = {"handler": CLASSIFIER, "disk": {"model.onnx": content}, "weights": "model.onnx"}
     with Worker(make(**keys, config={"handler": options})) as worker:
         answers = worker.predict_batch(
-            [asking([1, 1]), asking({"x": 2, "y": 1}, explain=True), asking([1]), asking([[0, 0]])]
+            [request_of([1, 1]), request_of({"x": 2, "y": 1}, explain=True), request_of([1]), request_of([[0, 0]])]
         )
         assert [answer.status for answer in answers] == [200, 200, 400, 200]
-        assert said(answers[0]) == pytest.approx({"1": sigmoid(2), "0": sigmoid(-2)}, abs=1e-5)
-        explained = said(answers[1])
+        assert decoded(answers[0]) == pytest.approx({"1": sigmoid(2), "0": sigmoid(-2)}, abs=1e-5)
+        explained = decoded(answers[1])
         assert (explained["method"], explained["instead_of"]) == ("feature_ablation", "integrated_gradients")
         assert explained["attributions"] == {"x": 1, "y": 1}
-        named = asking({"x": 2, "y": 1, "method": "saliency"}, explain=True)
+        named = request_of({"x": 2, "y": 1, "method": "saliency"}, explain=True)
         assert "gradients" in refused(worker.predict_batch([named])[0])
     for scores, message in (("", "several outputs; name one of embedding, logits"), ("logit", "no output 'logit'")):
         with (

@@ -54,11 +54,11 @@ def serving(make: Callable[..., Path]) -> Callable[..., Path]:
     return build
 
 
-def asking(body: Any, kind: str = "application/json", **more: Any) -> Request:
+def request_of(body: Any, kind: str = "application/json", **more: Any) -> Request:
     return Request(body if isinstance(body, bytes) else json.dumps(body).encode(), kind, **more)
 
 
-def said(answer: Response) -> Any:
+def decoded(answer: Response) -> Any:
     assert answer.status == 200, answer.body
     if answer.content_type == NPY:
         return np.load(io.BytesIO(answer.body))
@@ -66,7 +66,7 @@ def said(answer: Response) -> Any:
 
 
 def alone(worker: Worker, body: Any, **more: Any) -> Any:
-    return said(worker.predict_batch([asking(body, **more)])[0])
+    return decoded(worker.predict_batch([request_of(body, **more)])[0])
 
 
 def refused(answer: Response, status: int = 400) -> str:
@@ -93,7 +93,7 @@ def test_the_archive_keeps_its_contract(iris_archive: Path) -> None:
 
 def test_a_batch_is_answered_like_its_requests_one_by_one(iris: Worker) -> None:
     flowers = (np.array(SETOSA) + np.linspace(0, 3, 16)[:, None]).tolist()
-    together = [said(answer) for answer in iris.predict_batch([asking(flower) for flower in flowers])]
+    together = [decoded(answer) for answer in iris.predict_batch([request_of(flower) for flower in flowers])]
     for one, flower in zip(together, flowers, strict=True):
         assert one == pytest.approx(alone(iris, flower), abs=1e-6)
 
@@ -107,25 +107,25 @@ def test_a_prediction_is_the_models_own(iris: Worker) -> None:
 ONE, TWO = "one", "two"  # the answers to the two flowers, filled in by the test
 HEAD = {"model_name": "iris", "model_version": "1.0"}
 DIALECTS: dict[str, tuple[Request, Any]] = {
-    "an array": (asking(SETOSA), ONE),
-    "an array of no declared type": (asking(SETOSA, "application/octet-stream"), ONE),
-    "an array by name": (asking({"measurements": SETOSA}), ONE),
-    "arrays": (asking([SETOSA, VIRGINICA]), [ONE, TWO]),
-    "one of arrays": (asking([SETOSA]), [ONE]),
-    "arrays by name": (asking({"measurements": [SETOSA, VIRGINICA]}), [ONE, TWO]),
-    "an array of objects": (asking([{"measurements": SETOSA}, {"measurements": VIRGINICA}]), [ONE, TWO]),
-    "KServe v1": (asking({"instances": [SETOSA, {"measurements": VIRGINICA}]}), {"predictions": [ONE, TWO]}),
-    "TF Serving columns": (asking({"inputs": {"measurements": [SETOSA, VIRGINICA]}}), {"outputs": [ONE, TWO]}),
-    "TF Serving inputs": (asking({"inputs": [SETOSA, VIRGINICA]}), {"outputs": [ONE, TWO]}),
+    "an array": (request_of(SETOSA), ONE),
+    "an array of no declared type": (request_of(SETOSA, "application/octet-stream"), ONE),
+    "an array by name": (request_of({"measurements": SETOSA}), ONE),
+    "arrays": (request_of([SETOSA, VIRGINICA]), [ONE, TWO]),
+    "one of arrays": (request_of([SETOSA]), [ONE]),
+    "arrays by name": (request_of({"measurements": [SETOSA, VIRGINICA]}), [ONE, TWO]),
+    "an array of objects": (request_of([{"measurements": SETOSA}, {"measurements": VIRGINICA}]), [ONE, TWO]),
+    "KServe v1": (request_of({"instances": [SETOSA, {"measurements": VIRGINICA}]}), {"predictions": [ONE, TWO]}),
+    "TF Serving columns": (request_of({"inputs": {"measurements": [SETOSA, VIRGINICA]}}), {"outputs": [ONE, TWO]}),
+    "TF Serving inputs": (request_of({"inputs": [SETOSA, VIRGINICA]}), {"outputs": [ONE, TWO]}),
     "v2": (
-        asking(v2(shape=[2, 4], data=[SETOSA, VIRGINICA])),
+        request_of(v2(shape=[2, 4], data=[SETOSA, VIRGINICA])),
         {
             **HEAD,
             "outputs": [{"name": "probabilities", "shape": [2, 3], "datatype": "FP32", "data": [ONE, TWO]}],
         },
     ),
     "v2, doubles": (
-        asking({**v2(datatype="FP64"), "id": "a", "outputs": [{"name": "probabilities"}]}),
+        request_of({**v2(datatype="FP64"), "id": "a", "outputs": [{"name": "probabilities"}]}),
         {
             **HEAD,
             "id": "a",
@@ -150,7 +150,7 @@ def filled(template: Any, values: dict[str, list[float]]) -> Any:
 def test_arrays_are_taken_however_they_are_sent(iris: Worker, name: str) -> None:
     one, two = alone(iris, [SETOSA, VIRGINICA])
     request, template = DIALECTS[name]
-    found = said(iris.predict_batch([request])[0])
+    found = decoded(iris.predict_batch([request])[0])
     expected = filled(template, {"one": one, "two": two})
     assert json.dumps(found) == json.dumps(expected) or np.allclose(_numbers(found), _numbers(expected), atol=1e-6)
     assert _shape(found) == _shape(expected)
@@ -175,10 +175,14 @@ def _shape(value: Any) -> Any:
 def test_npy_is_answered_in_npy(iris: Worker) -> None:
     expected = np.array(alone(iris, [SETOSA, VIRGINICA]), np.float32)
     sent = iris.predict_batch(
-        [asking(npy(SETOSA), NPY), asking(npy([SETOSA, VIRGINICA], np.float16)), asking([SETOSA], accept=NPY)]
+        [
+            request_of(npy(SETOSA), NPY),
+            request_of(npy([SETOSA, VIRGINICA], np.float16)),
+            request_of([SETOSA], accept=NPY),
+        ]
     )
     assert {answer.content_type for answer in sent} == {NPY}
-    one, two, accepted = map(said, sent)
+    one, two, accepted = map(decoded, sent)
     assert (one.shape, two.shape, accepted.shape, one.dtype) == ((3,), (2, 3), (1, 3), np.float32)
     assert np.allclose(one, expected[0], atol=1e-6)
     assert np.allclose(two, expected, atol=1e-3)
@@ -191,72 +195,84 @@ def test_npy_is_answered_in_npy(iris: Worker) -> None:
 
 TAKES = "measurements: float32 of the shape [4] is expected"
 MALFORMED: dict[str, tuple[Request, str]] = {
-    "empty": (asking(b""), "the body is empty"),
-    "null": (asking(None), "the body is empty; send measurements: float32 of the shape [4]"),
-    "broken JSON": (asking(b"[1, 2,", "application/json"), "not JSON"),
-    "noise": (asking(b"\x00\xff\xfe", "application/octet-stream"), "not JSON"),
-    "text": (asking(b"a rose", "text/plain"), "not JSON"),
-    "an empty array": (asking([]), f"the input 'measurements' has the shape [0]; {TAKES}"),
-    "an empty object": (asking({}), "the input 'measurements' is missing; send measurements"),
-    "a number": (asking(3), f"has the shape []; {TAKES}"),
-    "too few": (asking([1, 2, 3]), f"has the shape [3]; {TAKES}"),
-    "too many": (asking({"measurements": [1, 2, 3, 4, 5]}), f"has the shape [5]; {TAKES}"),
-    "too deep": (asking([[[1, 2, 3, 4]]]), f"has the shape [1, 1, 4]; {TAKES}"),
+    "empty": (request_of(b""), "the body is empty"),
+    "null": (request_of(None), "the body is empty; send measurements: float32 of the shape [4]"),
+    "broken JSON": (request_of(b"[1, 2,", "application/json"), "not JSON"),
+    "noise": (request_of(b"\x00\xff\xfe", "application/octet-stream"), "not JSON"),
+    "text": (request_of(b"a rose", "text/plain"), "not JSON"),
+    "an empty array": (request_of([]), f"the input 'measurements' has the shape [0]; {TAKES}"),
+    "an empty object": (request_of({}), "the input 'measurements' is missing; send measurements"),
+    "a number": (request_of(3), f"has the shape []; {TAKES}"),
+    "too few": (request_of([1, 2, 3]), f"has the shape [3]; {TAKES}"),
+    "too many": (request_of({"measurements": [1, 2, 3, 4, 5]}), f"has the shape [5]; {TAKES}"),
+    "too deep": (request_of([[[1, 2, 3, 4]]]), f"has the shape [1, 1, 4]; {TAKES}"),
     "one of several too short": (
-        asking([SETOSA, [1, 2]]),
+        request_of([SETOSA, [1, 2]]),
         f"instance 1: the input 'measurements' has the shape [2]; {TAKES}",
     ),
-    "deeper than any array": (asking(b"[" * 200 + b"]" * 200, "text/plain"), "is nested unevenly, or too deep"),
-    "nested unevenly": (asking({"measurements": [1, [2], 3, 4]}), "the input 'measurements' is nested unevenly"),
-    "a text": (asking([1, 2, "3", 4]), f"the input 'measurements' is '3' at [2]; {TAKES}"),
-    "a text only": (asking({"measurements": "1 2 3 4"}), f"is '1 2 3 4'; {TAKES}"),
-    "a null inside": (asking([1, None, 3, 4]), f"is None at [1]; {TAKES}"),
-    "an object inside": (asking([1, {}, 3, 4]), f"is {{}} at [1]; {TAKES}"),
-    "a number too large": (asking([1, 2, 3, 10**30]), "at [3]"),
-    "a number beyond float32": (asking([1, 2, 3, 1e300]), "has 1e+300, which float32 does not hold"),
-    "booleans": (asking([True, False, True, True]), "is of booleans; float32 is expected"),
-    "another name": (asking({"measurement": SETOSA}), "there is no input 'measurement'; did you mean 'measurements'?"),
-    "a name too many": (asking({"measurements": SETOSA, "x": 1}), "there is no input 'x'; send measurements: float32"),
-    "damaged .npy": (asking(npy(SETOSA)[:-3]), "the .npy file is damaged"),
-    ".npy of texts": (asking(npy(["a", "b", "c", "d"])), f"is 'a' at [0]; {TAKES}"),
-    ".npy of another shape": (asking(npy(np.zeros((2, 5)))), "instance 0: the input 'measurements' has the shape [5]"),
-    "v2 of another name": (asking(v2(name="x")), "there is no input 'x'"),
+    "deeper than any array": (request_of(b"[" * 200 + b"]" * 200, "text/plain"), "is nested unevenly, or too deep"),
+    "nested unevenly": (request_of({"measurements": [1, [2], 3, 4]}), "the input 'measurements' is nested unevenly"),
+    "a text": (request_of([1, 2, "3", 4]), f"the input 'measurements' is '3' at [2]; {TAKES}"),
+    "a text only": (request_of({"measurements": "1 2 3 4"}), f"is '1 2 3 4'; {TAKES}"),
+    "a null inside": (request_of([1, None, 3, 4]), f"is None at [1]; {TAKES}"),
+    "an object inside": (request_of([1, {}, 3, 4]), f"is {{}} at [1]; {TAKES}"),
+    "a number too large": (request_of([1, 2, 3, 10**30]), "at [3]"),
+    "a number beyond float32": (request_of([1, 2, 3, 1e300]), "has 1e+300, which float32 does not hold"),
+    "booleans": (request_of([True, False, True, True]), "is of booleans; float32 is expected"),
+    "another name": (
+        request_of({"measurement": SETOSA}),
+        "there is no input 'measurement'; did you mean 'measurements'?",
+    ),
+    "a name too many": (
+        request_of({"measurements": SETOSA, "x": 1}),
+        "there is no input 'x'; send measurements: float32",
+    ),
+    "damaged .npy": (request_of(npy(SETOSA)[:-3]), "the .npy file is damaged"),
+    ".npy of texts": (request_of(npy(["a", "b", "c", "d"])), f"is 'a' at [0]; {TAKES}"),
+    ".npy of another shape": (
+        request_of(npy(np.zeros((2, 5)))),
+        "instance 0: the input 'measurements' has the shape [5]",
+    ),
+    "v2 of another name": (request_of(v2(name="x")), "there is no input 'x'"),
     "v2 of another shape": (
-        asking(v2(shape=[2, 2])),
+        request_of(v2(shape=[2, 2])),
         f"instance 0: the input 'measurements' has the shape [2]; {TAKES}",
     ),
-    "v2 of booleans": (asking(v2(datatype="BOOL", data=[True] * 4)), "is of booleans; float32 is expected"),
-    "v2 of texts": (asking(v2(datatype="BYTES", data=["a"] * 4)), f"is 'a' at [0]; {TAKES}"),
-    "v2 of two inputs": (asking({"inputs": [*v2()["inputs"], *v2(name="y")["inputs"]]}), "there is no input 'y'"),
-    "v2 with an output that is not there": (asking({**v2(), "outputs": [{"name": "y"}]}), "there is no output 'y'"),
-    "a bad instance among good ones": (asking({"instances": [SETOSA, 5]}), "instance 1: the input 'measurements' has"),
+    "v2 of booleans": (request_of(v2(datatype="BOOL", data=[True] * 4)), "is of booleans; float32 is expected"),
+    "v2 of texts": (request_of(v2(datatype="BYTES", data=["a"] * 4)), f"is 'a' at [0]; {TAKES}"),
+    "v2 of two inputs": (request_of({"inputs": [*v2()["inputs"], *v2(name="y")["inputs"]]}), "there is no input 'y'"),
+    "v2 with an output that is not there": (request_of({**v2(), "outputs": [{"name": "y"}]}), "there is no output 'y'"),
+    "a bad instance among good ones": (
+        request_of({"instances": [SETOSA, 5]}),
+        "instance 1: the input 'measurements' has",
+    ),
 }
 
 
 def test_malformed_tensors_get_their_own_400_and_neighbours_their_answers(iris: Worker) -> None:
-    good = asking(SETOSA)
+    good = request_of(SETOSA)
     answers = iris.predict_batch([part for request, _ in MALFORMED.values() for part in (request, good)])
     for (name, (_, message)), answer in zip(MALFORMED.items(), answers[::2], strict=True):
         assert message in refused(answer), name
-    expected = said(iris.predict_batch([good])[0])
-    assert all(said(answer) == pytest.approx(expected, abs=1e-6) for answer in answers[1::2])
+    expected = decoded(iris.predict_batch([good])[0])
+    assert all(decoded(answer) == pytest.approx(expected, abs=1e-6) for answer in answers[1::2])
     assert "TensorHandler failed" not in iris.log()
 
 
 def test_explanations_are_refused_with_501_beside_predictions(iris: Worker) -> None:
     answers = iris.predict_batch(
         [
-            asking(SETOSA, explain=True),
-            asking(SETOSA),
-            asking([1], explain=True),
-            asking({"instances": [SETOSA]}, explain=True),
+            request_of(SETOSA, explain=True),
+            request_of(SETOSA),
+            request_of([1], explain=True),
+            request_of({"instances": [SETOSA]}, explain=True),
         ]
     )
     assert [answer.status for answer in answers] == [501, 200, 400, 501]
 
 
 def test_inputs_and_outputs_are_described_to_the_management_api(iris: Worker) -> None:
-    described = said(iris.predict_batch([Request(b"", headers={"describe": "True"})])[0])
+    described = decoded(iris.predict_batch([Request(b"", headers={"describe": "True"})])[0])
     assert described == {
         "inputs": [{"name": "measurements", "dtype": "float32", "shape": [4]}],
         "outputs": ["probabilities"],
@@ -285,8 +301,8 @@ DTYPES = {
 def test_numbers_of_every_type_go_in_and_out_as_they_are(serving: Callable[..., Path], dtype: str) -> None:
     values, wrong = DTYPES[dtype]
     with Worker(serving(Double(), inputs=[{"name": "x", "dtype": dtype, "shape": [2]}])) as worker:
-        good = asking(npy(values, dtype))
-        answers = worker.predict_batch([part for one in wrong for part in (asking(one), good)])
+        good = request_of(npy(values, dtype))
+        answers = worker.predict_batch([part for one in wrong for part in (request_of(one), good)])
         for answer, neighbour in zip(answers[::2], answers[1::2], strict=True):
             assert dtype in refused(answer)
             assert neighbour.status == 200
@@ -310,25 +326,25 @@ def test_instances_of_different_shapes_share_a_batch(serving: Callable[..., Path
         one, two = {"sum": 1.5, "most": [1, 2], "any": True}, {"sum": 14.0, "most": [5, 6], "any": True}
         uneven = {"words": [[1, 2], [3, 4], [5, 6]], "weights": [1, 0]}
         answers = worker.predict_batch(
-            [asking(body) for body in (short, long, uneven, [short, long], {"instances": [long, short]})]
+            [request_of(body) for body in (short, long, uneven, [short, long], {"instances": [long, short]})]
         )
-        # Shapes that no input forbids, but the model: nobody else's request fails with it.
+        # Shapes that the model rejects, not the input's declaration: no other request fails.
         assert [answer.status for answer in answers] == [200, 200, 400, 200, 200]
-        assert [said(answers[index]) for index in (0, 1)] == [one, two]
-        assert said(answers[3]) == [one, two]
-        assert said(answers[4]) == {"predictions": [two, one]}
+        assert [decoded(answers[index]) for index in (0, 1)] == [one, two]
+        assert decoded(answers[3]) == [one, two]
+        assert decoded(answers[4]) == {"predictions": [two, one]}
         many = {"words": [short["words"], short["words"]], "weights": [[0.5], [1]]}
         assert alone(worker, many) == [one, {**one, "sum": 3.0}]
         assert alone(worker, {"inputs": many})["outputs"]["sum"] == [1.5, 3.0]
-        told = {
+        bad_bodies = {
             "the model has 2 inputs; send an object with words: int64 of the shape [*, 2], weights: float32": [[1, 2]],
             "the input 'weights' is missing": {"words": [[1, 2]]},
             "the inputs have different numbers of instances: words: 2, weights: 1": {**many, "weights": [[1]]},
             "there is no input 'weight'; did you mean 'weights'?": {**short, "weight": [1]},
             "the input 'words' is of numbers with fractions; int64 is expected": {**short, "words": [[1.5, 2]]},
         }
-        for message, body in told.items():
-            assert message in refused(worker.predict_batch([asking(body)])[0])
+        for message, body in bad_bodies.items():
+            assert message in refused(worker.predict_batch([request_of(body)])[0])
         tensors = [
             {"name": "words", "shape": [1, 1, 2], "datatype": "INT32", "data": [1, 2]},
             {"name": "weights", "shape": [1, 1], "datatype": "FP32", "data": [0.5]},
@@ -349,14 +365,14 @@ def test_numbers_that_json_cannot_say_fail_their_request_only(serving: Callable[
     inputs = [{"name": "x", "shape": [2]}]
     with Worker(serving(Ratio(), inputs=inputs, outputs=["ratio"])) as worker:
         answers = worker.predict_batch(
-            [asking([1, 2]), asking([1, 0]), asking(npy([0, 0], "f4")), asking([0, 0], accept=NPY)]
+            [request_of([1, 2]), request_of([1, 0]), request_of(npy([0, 0], "f4")), request_of([0, 0], accept=NPY)]
         )
-        assert said(answers[0]) == [0.5, 2]
+        assert decoded(answers[0]) == [0.5, 2]
         assert "the output 'ratio' is inf at [0], which JSON cannot say; accept application/x-npy" in refused(
             answers[1], 400
         )
-        assert np.isnan(said(answers[2])).all()
-        assert np.isnan(said(answers[3])).all()
+        assert np.isnan(decoded(answers[2])).all()
+        assert np.isnan(decoded(answers[3])).all()
     with Worker(serving(Ratio(), inputs=inputs, non_finite="null")) as worker:
         assert alone(worker, [[1, 2], [1, 0]]) == [[0.5, 2], [None, 0]]
 
@@ -366,7 +382,7 @@ def test_without_options_a_module_gets_its_inputs_by_the_names_of_its_arguments(
         answers = alone(worker, {"instances": [{"words": [[1, 2]], "weights": [0.5]}]})["predictions"]
         assert answers == [{"output_0": 1.5, "output_1": [1, 2], "output_2": True}]
         assert "there is no input 'word'; did you mean 'words'?" in refused(
-            worker.predict_batch([asking({"word": [1]})])[0]
+            worker.predict_batch([request_of({"word": [1]})])[0]
         )
 
 
@@ -397,15 +413,17 @@ def onnx_model() -> bytes:
 def test_onnx_weights_tell_names_types_and_shapes_themselves(serving: Callable[..., Path]) -> None:
     with Worker(serving(onnx_model())) as worker:
         one = {"ids": [1, 2, 3], "scale": [2]}
-        bad = asking({"ids": [1.5, 2, 3], "scale": [2]})
-        answers = worker.predict_batch([asking(one), bad, asking({"ids": [[1, 2, 3]] * 2, "scale": [[1], [0.5]]})])
-        assert said(answers[0]) == {"scaled": [2, 4, 6], "total": [12]}
-        assert "the input 'ids' is of numbers with fractions; int64 is expected" in refused(answers[1])
-        assert [answer["total"] for answer in said(answers[2])] == [[6], [3]]
-        assert "has the shape [2]; ids: int64 of the shape [3]" in refused(
-            worker.predict_batch([asking({**one, "ids": [1, 2]})])[0]
+        bad = request_of({"ids": [1.5, 2, 3], "scale": [2]})
+        answers = worker.predict_batch(
+            [request_of(one), bad, request_of({"ids": [[1, 2, 3]] * 2, "scale": [[1], [0.5]]})]
         )
-        assert said(worker.predict_batch([Request(b"", headers={"describe": "True"})])[0]) == {
+        assert decoded(answers[0]) == {"scaled": [2, 4, 6], "total": [12]}
+        assert "the input 'ids' is of numbers with fractions; int64 is expected" in refused(answers[1])
+        assert [answer["total"] for answer in decoded(answers[2])] == [[6], [3]]
+        assert "has the shape [2]; ids: int64 of the shape [3]" in refused(
+            worker.predict_batch([request_of({**one, "ids": [1, 2]})])[0]
+        )
+        assert decoded(worker.predict_batch([Request(b"", headers={"describe": "True"})])[0]) == {
             "inputs": [
                 {"name": "ids", "dtype": "int64", "shape": [3]},
                 {"name": "scale", "dtype": "float32", "shape": [1]},
@@ -424,7 +442,7 @@ def test_a_program_of_a_fixed_batch_size_is_filled_up_and_split(serving: Callabl
     with Worker(serving(program)) as worker:
         pairs = [{"left": [index, 1], "right": [1, index]} for index in range(7)]
         expected = [{"sum": [i + 1, 1 + i], "difference": [i - 1, 1 - i]} for i in range(7)]
-        assert [said(answer) for answer in worker.predict_batch([asking(pair) for pair in pairs])] == expected
+        assert [decoded(answer) for answer in worker.predict_batch([request_of(pair) for pair in pairs])] == expected
         assert alone(worker, pairs) == expected
         assert alone(worker, pairs[3]) == expected[3]
     with Worker(serving(program, outputs=["difference"])) as worker:

@@ -57,7 +57,7 @@ TEXTS = (
 )
 
 
-def said(answer: Response) -> Any:
+def decoded(answer: Response) -> Any:
     assert answer.status == 200, answer.body
     return json.loads(answer.body)
 
@@ -122,7 +122,7 @@ def test_an_archive_keeps_its_samples(built: Callable[[str], Path], name: str) -
 
 
 def close(one: Any, other: Any) -> bool:
-    """Tell whether two answers are the same but for numbers in the fourth decimal."""
+    """Return whether two answers are equal except for numbers in the fourth decimal."""
     if isinstance(one, dict) and isinstance(other, dict):
         # Which label of a hair's breadth is among the most probable may differ.
         shared = one.keys() & other.keys()
@@ -137,10 +137,10 @@ def close(one: Any, other: Any) -> bool:
 @WORKERS
 def test_a_batch_of_long_and_short_texts_is_answered_like_its_texts_one_by_one(worker: Worker, name: str) -> None:
     requests = [text(one) for one in TEXTS]
-    alone = [said(worker.predict_batch([request])[0]) for request in requests]
+    alone = [decoded(worker.predict_batch([request])[0]) for request in requests]
     for order in (range(len(TEXTS)), reversed(range(len(TEXTS)))):
         chosen = list(order)
-        together = [said(answer) for answer in worker.predict_batch([requests[index] for index in chosen])]
+        together = [decoded(answer) for answer in worker.predict_batch([requests[index] for index in chosen])]
         for index, answer in zip(chosen, together, strict=True):
             assert close(alone[index], answer), TEXTS[index][:40]
 
@@ -159,12 +159,12 @@ GOOD = {
 @pytest.mark.parametrize("request_", GOOD.values(), ids=GOOD)
 def test_a_text_is_taken_however_it_is_sent(topics: Worker, request_: Request) -> None:
     (answer,) = topics.predict_batch([request_])
-    assert said(answer) == said(topics.predict_batch([text(MAIL)])[0])
-    assert best(said(answer)) == "email"
+    assert decoded(answer) == decoded(topics.predict_batch([text(MAIL)])[0])
+    assert best(decoded(answer)) == "email"
 
 
 def test_each_dialect_gets_an_answer_of_its_own_for_each_text(topics: Worker) -> None:
-    alone = [said(answer) for answer in topics.predict_batch([text(MAIL), text(EVENT)])]
+    alone = [decoded(answer) for answer in topics.predict_batch([text(MAIL), text(EVENT)])]
     tensor = {"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": [MAIL, EVENT]}
     answers = topics.predict_batch(
         [
@@ -174,7 +174,7 @@ def test_each_dialect_gets_an_answer_of_its_own_for_each_text(topics: Worker) ->
             body({"inputs": [tensor], "id": "7"}),
         ]
     )
-    plain, rows, columns, tensors = (said(answer) for answer in answers)
+    plain, rows, columns, tensors = (decoded(answer) for answer in answers)
     assert close(plain, alone) and close(rows["predictions"], alone)
     assert columns["outputs"]["label"] == ["email", "asyncio"]
     assert close(columns["outputs"]["probability"], [max(one.values()) for one in alone])
@@ -210,11 +210,11 @@ BAD = {
 def test_bad_requests_get_their_own_error_and_neighbours_their_answers(worker: Worker, name: str) -> None:
     requests = [part for request, _, _ in BAD.values() for part in (request, text(MAIL))]
     answers = worker.predict_batch(requests)
-    expected = said(worker.predict_batch([text(MAIL)])[0])
+    expected = decoded(worker.predict_batch([text(MAIL)])[0])
     for (kind, (_, status, why)), answer in zip(BAD.items(), answers[::2], strict=True):
         assert (answer.status, answer.content_type) == (status, JSON), (kind, answer.body)
         assert why in message(answer), (kind, answer.body)
-    assert all(close(said(answer), expected) for answer in answers[1::2])
+    assert all(close(decoded(answer), expected) for answer in answers[1::2])
     assert "failed" not in worker.log()
 
 
@@ -233,7 +233,7 @@ def test_no_text_is_an_error_of_the_server(worker: Worker, name: str) -> None:
         for one, answer in zip(chosen, worker.predict_batch([text(one) for one in chosen]), strict=True):
             assert answer.status == 200 or (answer.status == 400 and "no word" in message(answer)), (one, answer.body)
             if name == "highlight":
-                for entity in said(answer)["entities"]:
+                for entity in decoded(answer)["entities"]:
                     assert entity["text"] == one[entity["start"] : entity["end"]] != ""
 
 
@@ -262,16 +262,16 @@ def test_predictions_and_explanations_share_a_batch(topics: Worker) -> None:
         ]
     )
     assert [answer.status for answer in answers] == [200, 200, 400, 200, 200, 200, 400]
-    assert [best(said(answers[index])) for index in (1, 4)] == ["asyncio", "email"]
-    assert [said(answers[index])["label"] for index in (0, 5)] == ["email", "asyncio"]
+    assert [best(decoded(answers[index])) for index in (1, 4)] == ["asyncio", "email"]
+    assert [decoded(answers[index])["label"] for index in (0, 5)] == ["email", "asyncio"]
     assert answers[3].content_type == PNG
     assert Image.open(io.BytesIO(answers[3].body)).width > 300
 
 
 def test_an_explanation_says_what_each_word_adds_to_the_score(topics: Worker, built: Callable[[str], Path]) -> None:
-    found = said(topics.predict_batch([text(MAIL, explain=True)])[0])
+    found = decoded(topics.predict_batch([text(MAIL, explain=True)])[0])
     assert (found["method"], found["n_steps"], found["label"]) == ("integrated_gradients", 50, "email")
-    assert found["probability"] == said(topics.predict_batch([text(MAIL)])[0])["email"]
+    assert found["probability"] == decoded(topics.predict_batch([text(MAIL)])[0])["email"]
     values = [abs(token["value"]) for token in found["tokens"]]
     assert values == sorted(values, reverse=True)
     assert found["tokens"][0]["text"] in ("mail", "multipart", "header", "message")
@@ -312,7 +312,7 @@ def test_probabilities_are_those_of_the_model_alone(topics: Worker) -> None:
     model, encoding = loaded_topics()
     with torch.no_grad():
         expected = model(torch.tensor([encoding.ids]), torch.ones(1, len(encoding.ids))).softmax(1)[0]
-    found = said(topics.predict_batch([text(MAIL)])[0])
+    found = decoded(topics.predict_batch([text(MAIL)])[0])
     labels = ["asyncio", "compression", "email", "numbers", "testing", "xml"]
     assert len(found) == 3  # topk
     for label, probability in found.items():
@@ -320,7 +320,7 @@ def test_probabilities_are_those_of_the_model_alone(topics: Worker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("options", "expected"),
     [
         ({"method": "feature_ablation"}, {"method": "feature_ablation", "label": "email"}),
         ({"method": "occlusion", "baseline": "mask"}, {"method": "occlusion", "baseline": "mask"}),
@@ -329,13 +329,13 @@ def test_probabilities_are_those_of_the_model_alone(topics: Worker) -> None:
         ({"target": 0, "baseline": "unk"}, {"target": 0, "label": "asyncio", "baseline": "unk"}),
     ],
 )
-def test_an_explanation_is_of_what_was_asked(topics: Worker, asked: dict[str, Any], expected: dict[str, Any]) -> None:
-    found = said(topics.predict_batch([body({"text": MAIL, **asked}, explain=True)])[0])
+def test_an_explanation_is_of_what_was_asked(topics: Worker, options: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = decoded(topics.predict_batch([body({"text": MAIL, **options}, explain=True)])[0])
     assert {key: found[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "why"),
+    ("options", "why"),
     [
         ({"target": 6}, "from 0 to 5"),
         ({"target": "mails"}, "neither a label"),
@@ -344,8 +344,8 @@ def test_an_explanation_is_of_what_was_asked(topics: Worker, asked: dict[str, An
         ({"n_steps": 0}, "n_steps"),
     ],
 )
-def test_what_cannot_be_explained_is_a_400_of_its_own(topics: Worker, asked: dict[str, Any], why: str) -> None:
-    bad, good = topics.predict_batch([body({"text": MAIL, **asked}, explain=True), text(MAIL, explain=True)])
+def test_what_cannot_be_explained_is_a_400_of_its_own(topics: Worker, options: dict[str, Any], why: str) -> None:
+    bad, good = topics.predict_batch([body({"text": MAIL, **options}, explain=True), text(MAIL, explain=True)])
     assert (bad.status, good.status) == (400, 200)
     assert why in message(bad)
 
@@ -354,11 +354,11 @@ def test_instances_are_explained_each_for_itself(topics: Worker) -> None:
     rows = body({"instances": [MAIL, EVENT], "parameters": {"n_steps": 10}}, explain=True)
     tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": [MAIL, EVENT]}
     one, other = topics.predict_batch([rows, body({"inputs": [tensor]}, explain=True)])
-    assert [(found["label"], found["n_steps"]) for found in said(one)["explanations"]] == [
+    assert [(found["label"], found["n_steps"]) for found in decoded(one)["explanations"]] == [
         ("email", 10),
         ("asyncio", 10),
     ]
-    named = {output["name"]: output["data"] for output in said(other)["outputs"]}
+    named = {output["name"]: output["data"] for output in decoded(other)["outputs"]}
     assert named["label"] == ["email", "asyncio"]
     assert json.loads(named["tokens"][0])[0]["text"] in MAIL
 
@@ -372,16 +372,16 @@ def test_an_explanation_of_any_text_has_its_places_in_the_text(topics: Worker, p
         if picture:
             assert Image.open(io.BytesIO(answer.body)).format == "PNG"
             continue
-        places = sorted((token["start"], token["end"]) for token in said(answer)["tokens"])
+        places = sorted((token["start"], token["end"]) for token in decoded(answer)["tokens"])
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(places))
-        assert all(one[token["start"] : token["end"]] == token["text"] for token in said(answer)["tokens"])
+        assert all(one[token["start"] : token["end"]] == token["text"] for token in decoded(answer)["tokens"])
 
 
 # ---------------------------------------------------------------------------------------- embedder
 
 
 def vectors(worker: Worker, texts: Sequence[str]) -> np.ndarray:
-    return np.array([said(answer)["embedding"] for answer in worker.predict_batch([text(one) for one in texts])])
+    return np.array([decoded(answer)["embedding"] for answer in worker.predict_batch([text(one) for one in texts])])
 
 
 def test_a_vector_is_as_long_as_1(search: Worker) -> None:
@@ -413,7 +413,7 @@ def test_vectors_go_out_as_arrays_to_those_who_accept_them(search: Worker) -> No
     single, double = np.load(io.BytesIO(one.body)), np.load(io.BytesIO(both.body))
     assert (single.dtype, single.shape, double.shape) == (np.float32, (96,), (2, 96))
     assert np.abs(double - expected).max() < 1e-5 and np.abs(single - expected[0]).max() < 1e-5
-    (output,) = said(tensors)["outputs"]
+    (output,) = decoded(tensors)["outputs"]
     assert (output["name"], output["datatype"], output["shape"]) == ("embedding", "FP32", [2, 96])
     assert np.abs(np.array(output["data"]).reshape(2, 96) - expected).max() < 1e-5
 
@@ -446,7 +446,7 @@ def count(items, limit=None):
 
 def test_spans_are_those_of_pythons_own_tokenizer(highlight: Worker) -> None:
     exact = set(module_at(ARCHIVES / "highlight" / "train.py").spans(SOURCE))
-    entities = said(highlight.predict_batch([text(SOURCE)])[0])["entities"]
+    entities = decoded(highlight.predict_batch([text(SOURCE)])[0])["entities"]
     found = {(entity["start"], entity["end"], entity["label"]) for entity in entities}
     assert 2 * len(found & exact) / (len(found) + len(exact)) > 0.85
     assert [entity["start"] for entity in entities] == sorted(entity["start"] for entity in entities)
@@ -457,7 +457,7 @@ def test_spans_are_those_of_pythons_own_tokenizer(highlight: Worker) -> None:
 
 def test_a_text_without_tokens_has_no_spans(highlight: Worker) -> None:
     answers = highlight.predict_batch([text(" \t "), text("import os"), text("\r\r"), text("\n\n")])
-    assert [len(said(answer)["entities"]) for answer in answers] == [0, 2, 0, 0]
+    assert [len(decoded(answer)["entities"]) for answer in answers] == [0, 2, 0, 0]
 
 
 def test_a_text_without_tokens_is_refused_where_the_model_needs_some(topics: Worker) -> None:
@@ -546,7 +546,7 @@ class Likes(nn.Module):
 
 
 class Transformers(nn.Module):
-    """Takes what models of transformers take, in an order of its own, and says what it was given."""
+    """Takes what models of transformers take, in an order of its own, and records what it was given."""
 
     def forward(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -590,8 +590,8 @@ def serving(make: Callable[..., Path]) -> Callable[..., Path]:
 def test_special_tokens_take_no_part_in_an_explanation(serving: Callable[..., Path]) -> None:
     archive_ = serving(CLASSIFIER, Likes(), words("good", "bad", special=True), ["bad", "good"])
     with Worker(archive_) as worker:
-        found = said(worker.predict_batch([text("Good, not bad: good!", explain=True)])[0])
-    # Counting has no gradients; leaving words out tells.
+        found = decoded(worker.predict_batch([text("Good, not bad: good!", explain=True)])[0])
+    # Counting has no gradients; the explanation leaves words out instead.
     assert (found["method"], found["instead_of"]) == ("feature_ablation", "integrated_gradients")
     assert [(token["text"], token["value"]) for token in found["tokens"][:2]] == [("Good", 1.0), ("good", 1.0)]
     assert sorted(token["text"] for token in found["tokens"]) == sorted(["Good", ",", "not", "bad", ":", "good", "!"])
@@ -602,7 +602,7 @@ def test_models_are_called_by_the_names_of_their_inputs(serving: Callable[..., P
     tokenizer = words("a", "b", special=True, direction=direction, pad_id=9, pad_token="[PAD]")
     archive_ = serving(TOKENS, Transformers(), tokenizer, ["O", "TYPE", "MASK", "SIX"])
     with Worker(archive_) as worker:
-        answers = [said(one)["entities"] for one in worker.predict_batch([text("a b a a b"), text("b")])]
+        answers = [decoded(one)["entities"] for one in worker.predict_batch([text("a b a a b"), text("b")])]
     found = [[(entity["label"], entity["text"]) for entity in one] for one in answers]
     assert found == [[("MASK", "a"), ("SIX", "b"), ("MASK", "a a"), ("SIX", "b")], [("SIX", "b")]]
 
@@ -613,7 +613,7 @@ def test_vectors_of_tokens_are_pooled_as_asked(serving: Callable[..., Path]) -> 
     for pooling in ("mean", "first", "last"):
         with Worker(serving(EMBEDDER, Embedded(), tokenizer, pooling=pooling, normalize=False)) as worker:
             answers = worker.predict_batch([text("a b b"), text("b")])
-            found[pooling] = [said(answer)["embedding"] for answer in answers]
+            found[pooling] = [decoded(answer)["embedding"] for answer in answers]
     assert found["mean"] == [[(3 + 5 + 6 + 6 + 4) / 5, 1.0], [pytest.approx((3 + 6 + 4) / 3), 1.0]]
     assert found["first"] == [[3.0, 1.0], [3.0, 1.0]]
     assert found["last"] == [[4.0, 1.0], [4.0, 1.0]]
@@ -625,7 +625,7 @@ def test_a_model_of_one_length_gets_texts_of_that_length(serving: Callable[..., 
     program = torch.export.export(Likes(), (ids, ids.clone()), dynamic_shapes={"ids": {0: rows}, "mask": {0: rows}})
     with Worker(serving(CLASSIFIER, program, words("good", "bad"), ["bad", "good"])) as worker:
         answers = worker.predict_batch([text("good"), text("bad " * 30), text("good bad good good", explain=True)])
-    good, bad, explained = map(said, answers)
+    good, bad, explained = map(decoded, answers)
     assert good["good"] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-5)
     assert bad["bad"] == pytest.approx(1 / (1 + np.exp(-6)), abs=1e-5)
     assert [token["value"] for token in explained["tokens"]] == [1.0, 1.0, 1.0, 0.0]
@@ -636,7 +636,7 @@ def test_long_texts_are_cut_and_that_is_told(serving: Callable[..., Path]) -> No
     long = "a a a a a a a"
     archive_ = serving(TOKENS, Transformers(), tokenizer, ["O", "TYPE", "MASK", "SIX"], max_tokens=5)
     with Worker(archive_) as worker:
-        cut, whole = (said(answer) for answer in worker.predict_batch([text(long), text("a a a")]))
+        cut, whole = (decoded(answer) for answer in worker.predict_batch([text(long), text("a a a")]))
     assert cut == {"entities": [{**cut["entities"][0], "text": "a a a"}], "truncated_to": [0, 5]}
     assert "truncated_to" not in whole
 
@@ -771,10 +771,10 @@ def test_an_archive_of_torchserves_handler_is_answered_as_there(
 ) -> None:
     requests = [text(headline) for headline in HEADLINES]
     with Worker(of_news(make, news, "text_classifier")) as stock:
-        expected = [said(stock.predict_batch([request])[0]) for request in requests]
+        expected = [decoded(stock.predict_batch([request])[0]) for request in requests]
     with Worker(of_news(make, news, CLASSIFIER)) as ours:
-        answers = [said(answer) for answer in ours.predict_batch(requests)]
-        alone = [said(ours.predict_batch([request])[0]) for request in requests]
+        answers = [decoded(answer) for answer in ours.predict_batch(requests)]
+        alone = [decoded(ours.predict_batch([request])[0]) for request in requests]
     assert [list(answer) for answer in answers] == [list(answer) for answer in expected]
     for found in (answers, alone):
         for answer, wanted in zip(found, expected, strict=True):
@@ -789,19 +789,19 @@ def test_words_that_no_vocabulary_has_are_unknown_or_left_out(
     with Worker(of_news(make, news, CLASSIFIER)) as worker:
         first, second, third, empty, both = worker.predict_batch(unknown)
     assert (first.status, second.status, third.status, empty.status) == (200, 200, 200, 400)
-    assert said(first) != said(second)  # <unk> is a word, too
-    assert len(said(both)) == 2
+    assert decoded(first) != decoded(second)  # <unk> is a word, too
+    assert len(decoded(both)) == 2
     without = [name for name in torch.load(io.BytesIO(news["source_vocab.pt"])) if name != "<unk>"]
     listed = {**news, "source_vocab.pt": saved(["nothing", *without])}
     with Worker(of_news(make, listed, CLASSIFIER)) as worker:
         first, second, third = worker.predict_batch(unknown[:3])
-    assert said(first) == said(second)
+    assert decoded(first) == decoded(second)
     assert (third.status, message(third)) == (400, "the text has no word that the model knows")
 
 
 def test_topk_ranks_what_a_vocabularys_model_says(make: Callable[..., Path], news: dict[str, bytes]) -> None:
     with Worker(of_news(make, news, CLASSIFIER, config={"handler": {"topk": 2}})) as worker:
-        found = list(said(worker.predict_batch([text(HEADLINES[0])])[0]).values())
+        found = list(decoded(worker.predict_batch([text(HEADLINES[0])])[0]).values())
     assert len(found) == 2 and found[0] > found[1]
 
 
@@ -815,15 +815,15 @@ def test_pairs_of_words_are_explained_by_their_words(make: Callable[..., Path], 
                 body({"text": HEADLINES[0], "method": "feature_ablation"}, explain=True),
             ]
         )
-    found = said(explained)
+    found = decoded(explained)
     assert found["text"] == "the team did not win the cafe cup they are out"
     in_order = sorted(found["tokens"], key=lambda token: token["start"])
     assert [token["text"] for token in in_order] == found["text"].split()
     assert found["method"] == "integrated_gradients"
     assert abs(found["convergence_delta"]) < 1e-3
-    assert (found["label"], found["probability"]) == max(said(predicted).items(), key=lambda item: item[1])
+    assert (found["label"], found["probability"]) == max(decoded(predicted).items(), key=lambda item: item[1])
     assert Image.open(io.BytesIO(picture.body)).format == "PNG"
-    assert said(ablated)["method"] == "feature_ablation"
+    assert decoded(ablated)["method"] == "feature_ablation"
 
 
 class Vocab:

@@ -198,7 +198,7 @@ def test_jpeg_has_the_same_pixels_with_and_without_simplejpeg() -> None:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """Return a PNG of a few bytes that says it is large."""
+    """Return a PNG of a few bytes whose header declares a large size."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -268,9 +268,9 @@ WRONG_ARRAYS = {
 }
 
 
-@pytest.mark.parametrize(("payload", "said"), WRONG_ARRAYS.values(), ids=WRONG_ARRAYS)
-def test_an_array_that_is_no_image_is_refused(payload: Any, said: str) -> None:
-    with pytest.raises(BadRequest, match=said):
+@pytest.mark.parametrize(("payload", "message"), WRONG_ARRAYS.values(), ids=WRONG_ARRAYS)
+def test_an_array_that_is_no_image_is_refused(payload: Any, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
         arrays.read(payload, "RGB", MANY)
 
 
@@ -350,10 +350,10 @@ IMAGES = {
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 def test_a_classifier_without_options_answers_as_the_stock_one_does(colours: Worker, image: Image.Image) -> None:
-    said = decoded(colours.predict_batch([Request(saved(image), PNG)])[0])
+    scores = decoded(colours.predict_batch([Request(saved(image), PNG)])[0])
     wanted = expected(image)
-    assert list(said) == list(wanted)
-    assert said == pytest.approx(wanted, abs=1e-3)
+    assert list(scores) == list(wanted)
+    assert scores == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_long_line_is_answered_without_being_resized_whole(colours: Worker) -> None:
@@ -370,9 +370,9 @@ def test_files_of_all_sizes_and_formats_share_a_batch_and_are_answered_as_alone(
     answers = dict(zip(map(id, order), colours.predict_batch(order), strict=True))
     for request, one in zip(requests, alone, strict=True):
         assert decoded(answers[id(request)]) == pytest.approx(one, abs=1e-5)
-    for request, (_, status, said) in zip(bad, BAD.values(), strict=True):
+    for request, (_, status, expected_message) in zip(bad, BAD.values(), strict=True):
         assert answers[id(request)].status == status, answers[id(request)].body
-        assert said in message(answers[id(request)])
+        assert expected_message in message(answers[id(request)])
     assert "Traceback" not in colours.log()
 
 
@@ -455,7 +455,7 @@ def test_predictions_explanations_and_pictures_share_a_batch(digits_of_ours: Wor
     assert (by_saliency["method"], of_three["label"]) == ("saliency", "3")
     assert Image.open(io.BytesIO(answers[3].body)).format == "PNG"
     assert answers[3].content_type == PNG
-    # Alone, and what captum says of the same input.
+    # Alone, and captum's result for the same input.
     assert decoded(digits_of_ours.predict_batch([Request(SEVEN, explain=True)])[0])["attributions"] == pytest.approx(
         np.array(first["attributions"]), abs=1e-3
     )
@@ -473,23 +473,23 @@ WRONG_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("options", "said"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
-def test_a_wrong_option_is_told_when_the_model_loads(build: Build, options: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
+def test_a_wrong_option_is_told_when_the_model_loads(build: Build, options: dict[str, Any], message: str) -> None:
     path = build(CLASSIFIER, {"model.pt": scripted(Colours())}, options, weights="model.pt")
     with pytest.raises(LoadError) as failure:
         Worker(path).close()
-    assert said in failure.value.traceback
+    assert message in failure.value.traceback
 
 
 def test_the_stock_classifier_gives_the_same_top_five(build: Build) -> None:
     pytest.importorskip("torchvision")
     requests = [Request(saved(image.convert("RGB"))) for image in IMAGES.values()]
-    said = []
+    answers = []
     for handler in ("image_classifier", CLASSIFIER):
         disk = {"model.pt": scripted(Colours()), "labels.json": json.dumps(LABELS).encode()}
         with Worker(build(handler, disk, weights="model.pt", labels="labels.json")) as worker:
-            said.append([decoded(answer) for answer in worker.predict_batch(requests)])
-    for stock, ours in zip(*said, strict=True):
+            answers.append([decoded(answer) for answer in worker.predict_batch(requests)])
+    for stock, ours in zip(*answers, strict=True):
         assert list(ours) == list(stock)
         assert ours == pytest.approx(stock, abs=1e-3)
 
@@ -508,7 +508,7 @@ def load(name: str, file: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def scenes(weights: None) -> dict[str, Any]:
-    """Return what is in the samples of the scenes, by file name; train what nobody has trained yet."""
+    """Return what is in the samples of the scenes, by file name; train the model if that has not been done yet."""
     for name in ("scenes", "segments"):
         if not (ARCHIVES / name / f"{name}.pt").exists():
             subprocess.run([sys.executable, ARCHIVES / name / "train.py"], check=True)
@@ -555,12 +555,12 @@ def label_and_box(one: dict[str, Any]) -> tuple[str, list[float]]:
 def test_a_detector_finds_what_is_there(detector: Worker, scenes: dict[str, Any]) -> None:
     right = 0
     for name, answer in zip(scenes, detector.predict_batch([sample(name) for name in scenes]), strict=True):
-        said, scene = decoded(answer), scenes[name]
-        there = {str(digit): box for digit, box in zip(scene.digits.tolist(), scene.boxes.tolist(), strict=True)}
-        found = [label_and_box(one) for one in said]
-        right += sum(label in there and iou(box, there[label]) > 0.5 for label, box in found)
-        assert [one["score"] for one in said] == sorted((one["score"] for one in said), reverse=True)
-        assert all(one["score"] >= 0.5 for one in said)
+        detections, scene = decoded(answer), scenes[name]
+        box_of_digit = {str(digit): box for digit, box in zip(scene.digits.tolist(), scene.boxes.tolist(), strict=True)}
+        found = [label_and_box(one) for one in detections]
+        right += sum(label in box_of_digit and iou(box, box_of_digit[label]) > 0.5 for label, box in found)
+        assert [one["score"] for one in detections] == sorted((one["score"] for one in detections), reverse=True)
+        assert all(one["score"] >= 0.5 for one in detections)
     assert right >= 0.8 * sum(len(scene.boxes) for scene in scenes.values())
 
 
@@ -661,9 +661,9 @@ def test_a_model_of_stacked_images_tells_boxes_in_pixels_of_the_image(build: Bui
 def test_a_detector_of_torchvisions_in_torchscript_is_understood(build: Build) -> None:
     path = build(DETECTOR, {"model.pt": scripted(LossesToo())}, {"max_detections": 3}, weights="model.pt")
     with Worker(path) as worker:
-        said = decoded(worker.predict_batch([Request(saved(noise(9, 9)))])[0])
-    assert [one["1"] for one in said] == [[1, 2, 3, 4]] * 3
-    assert said[0]["score"] == 1
+        detections = decoded(worker.predict_batch([Request(saved(noise(9, 9)))])[0])
+    assert [one["1"] for one in detections] == [[1, 2, 3, 4]] * 3
+    assert detections[0]["score"] == 1
 
 
 # ------------------------------------------------------------------------------------------- segmenter
@@ -679,16 +679,16 @@ def test_runs_numbers_and_picture_are_one_class_map(segmenter: Worker, scenes: d
     as_json, as_png, as_npy = segmenter.predict_batch(
         [sample("two.png", accept=accept) for accept in ("*/*", PNG, NPY)]
     )
-    said = decoded(as_json)
-    classes = class_map.of_runs(said["runs"], said["shape"])
+    document = decoded(as_json)
+    classes = class_map.of_runs(document["runs"], document["shape"])
     picture = Image.open(io.BytesIO(as_png.body))
     assert (picture.mode, as_png.content_type, as_npy.content_type) == ("P", PNG, NPY)
     assert (np.asarray(picture) == classes).all()
     assert (np.load(io.BytesIO(as_npy.body)) == classes).all()
     truth = scenes["two.png"].classes
     assert (classes == truth).mean() > 0.95
-    assert sum(one["pixels"] for one in said["classes"].values()) == truth.size
-    for label, one in said["classes"].items():
+    assert sum(one["pixels"] for one in document["classes"].values()) == truth.size
+    for label, one in document["classes"].items():
         assert one["pixels"] == (classes == one["index"]).sum()
         assert label == ("board" if one["index"] == 0 else str(one["index"] - 1))
         assert 0.3 < one["probability"] <= 1
@@ -703,7 +703,9 @@ def test_images_of_all_sizes_are_segmented_in_a_batch_as_alone(segmenter: Worker
         (alone,) = segmenter.predict_batch([request])
         assert alone.status == answer.status
         if alone.status == 200:
-            one, other = (class_map.of_runs(said["runs"], said["shape"]) for said in map(decoded, (alone, answer)))
+            one, other = (
+                class_map.of_runs(document["runs"], document["shape"]) for document in map(decoded, (alone, answer))
+            )
             assert (one != other).mean() < 1e-3  # where two classes are equally probable
     assert [answer.status for answer in together].count(400) == 1
 
@@ -778,9 +780,9 @@ def test_a_cascade_answers_each_region_as_two_models_by_hand(
     model = torch.jit.load(DIGITS / "digits.pt").eval()
     right = regions_seen = 0
     for name, answer, found in zip(names, answers[::2], detector.predict_batch(list(map(sample, names))), strict=True):
-        said = decoded(answer)
-        assert len(said) == len(decoded(found))
-        for one, other in zip(said, decoded(found), strict=True):
+        reader_regions = decoded(answer)
+        assert len(reader_regions) == len(decoded(found))
+        for one, other in zip(reader_regions, decoded(found), strict=True):
             label, box = label_and_box(other)
             assert one[label] == pytest.approx(box, abs=0.02)
             region = regions.cut(scenes[name].pixels, np.array(one[label]), "L", True, 0.0)
@@ -788,7 +790,7 @@ def test_a_cascade_answers_each_region_as_two_models_by_hand(
             with torch.inference_mode():
                 best = model((grey - 0.25) / 0.45).softmax(1)[0].topk(3)
             wanted = dict(zip(map(str, best.indices.tolist()), best.values.tolist(), strict=True))
-            # Boxes are told to a hundredth of a pixel, crops are cut between pixels.
+            # Boxes are rounded to a hundredth of a pixel, crops are cut between pixels.
             assert one["answer"] == pytest.approx(wanted, abs=0.05)
             right, regions_seen = right + (next(iter(one["answer"])) == label), regions_seen + 1
     assert right >= 0.7 * regions_seen > 5
@@ -873,11 +875,11 @@ WRONG_STAGES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "said"), WRONG_STAGES.values(), ids=WRONG_STAGES)
+@pytest.mark.parametrize(("options", "message"), WRONG_STAGES.values(), ids=WRONG_STAGES)
 def test_a_stage_that_cannot_be_is_told_when_the_archive_loads(
-    build: Build, options: dict[str, Any], said: str
+    build: Build, options: dict[str, Any], message: str
 ) -> None:
     path = build(CASCADE, {"one.pt": scripted(Fixed(0.0))}, options, weights="one.pt")
     with pytest.raises(LoadError) as failure:
         Worker(path).close()
-    assert said in failure.value.traceback
+    assert message in failure.value.traceback

@@ -235,13 +235,13 @@ def test_an_exported_program_takes_inputs_by_position_or_by_name(load: Callable[
         answer = model(*args, **kwargs)
         assert answer["sum"].tolist() == (one + other).tolist()
         assert answer["masked"][0].tolist() == mask.tolist()
-    for args, kwargs, said in (
+    for args, kwargs, message in (
         ((one, other), {}, "2 inputs were given; the model takes 3: one, other, mask"),
         ((one, other, mask, mask), {}, "4 inputs were given"),
         ((one, other), {"masks": mask}, "'masks' is unknown"),
         ((one, other, mask), {"one": one}, "'one' is given twice"),
     ):
-        with pytest.raises(TypeError, match=said):
+        with pytest.raises(TypeError, match=message):
             model(*args, **kwargs)
 
 
@@ -375,8 +375,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_aotinductor_answers_like_the_model(load: Callable[..., Any], compiled: Path) -> None:
     pool = make(compiled, POOL)
-    asked = {"export": {"aot_compile": True}}
-    for name, pt2 in (("any.pt2", None), ("pool.so", asked)):
+    export_config = {"export": {"aot_compile": True}}
+    for name, pt2 in (("any.pt2", None), ("pool.so", export_config)):
         model = load(name, folder=compiled, pt2=pt2)
         assert not weights.differentiable(model)
         assert weights.fixed_rows(model) is None
@@ -611,10 +611,10 @@ BAD_WEIGHTS = {
 def test_weights_that_cannot_be_loaded_say_why(
     load: Callable[..., Any], saved: Path, tmp_path: Path, case: str
 ) -> None:
-    write, source, said = BAD_WEIGHTS[case]
+    write, source, message = BAD_WEIGHTS[case]
     if write:
         (tmp_path / "weights").write_bytes(write(saved, tmp_path))
-    with pytest.raises(LoadError, match=said) as caught:
+    with pytest.raises(LoadError, match=message) as caught:
         load("weights", folder=tmp_path, model_file=module(tmp_path, source) if source else None)
     assert "weights" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -630,9 +630,9 @@ BAD_MODEL_FILES = {
 
 @pytest.mark.parametrize("case", BAD_MODEL_FILES)
 def test_model_files_that_cannot_be_used_say_why(load: Callable[..., Any], tmp_path: Path, case: str) -> None:
-    source, said = BAD_MODEL_FILES[case]
+    source, message = BAD_MODEL_FILES[case]
     model_file = module(tmp_path, source)
-    with pytest.raises(LoadError, match=said) as caught:
+    with pytest.raises(LoadError, match=message) as caught:
         load(None, folder=tmp_path, model_file=model_file)
     assert model_file in str(caught.value)
 
@@ -825,8 +825,8 @@ BAD_OPTIONS = {
 
 @pytest.mark.parametrize("case", BAD_OPTIONS)
 def test_options_that_cannot_be_used_say_why(load: Callable[..., Any], case: str) -> None:
-    name, options, pt2, said = BAD_OPTIONS[case]
-    with pytest.raises(LoadError, match=said) as caught:
+    name, options, pt2, message = BAD_OPTIONS[case]
+    with pytest.raises(LoadError, match=message) as caught:
         load(name, options, pt2=pt2)
     assert str(caught.value).startswith("model-config.yaml: ")
 
@@ -838,7 +838,7 @@ def test_options_of_other_parts_are_left_alone(load: Callable[..., Any], net: An
 
 
 def test_what_torch_says_of_torchscript_stays_out_of_the_log(load: Callable[..., Any]) -> None:
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         load("net.pt", {"freeze": True, "optimize_for_inference": True})
-    assert not [str(one.message) for one in told]
+    assert not [str(one.message) for one in recorded]

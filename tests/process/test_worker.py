@@ -28,10 +28,10 @@ def test_every_sample_of_the_digits_gets_the_answer_it_expects(digits: Path) -> 
             (answer,) = worker.predict_batch(
                 [exchange.read(SAMPLES.parent / str(sample.input), explain=sample.explain)]
             )
-            said = json.loads(answer.body)
+            document = json.loads(answer.body)
             assert answer.status == sample.status
             for key, value in sample.expect.items():
-                assert said[key] == (value if sample.explain else pytest.approx(value, abs=sample.tolerance))
+                assert document[key] == (value if sample.explain else pytest.approx(value, abs=sample.tolerance))
 
 
 def test_a_batch_is_answered_in_order_with_bodies_as_torchserve_decodes_them(make: Make) -> None:

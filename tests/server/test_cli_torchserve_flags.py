@@ -109,8 +109,8 @@ def test_a_run_folder_that_cannot_be_is_told_in_one_line(shell: Shell, how: str)
 def test_a_server_starts_in_the_background_and_is_stopped(shell: Shell, make: Callable[..., Path]) -> None:
     archive = make(store=shell.store, config={"minWorkers": 1, "maxWorkers": 1})
     write_config(shell.folder, model_store="elsewhere")
-    said = shell.start("--start", "--model-store", "store", "--models", f"mine={archive.name}", "--ncs")
-    assert "key_file.json" in said
+    output = shell.start("--start", "--model-store", "store", "--models", f"mine={archive.name}", "--ncs")
+    assert "key_file.json" in output
     assert shell.get("inference_address", "/ping").status_code == 200
     assert shell.get("management_address", "/models/mine").json()[0]["modelUrl"] == archive.name
     again = shell.run("--start", "--model-store", "store")
@@ -153,8 +153,8 @@ def test_where_the_server_writes_can_be_chosen(shell: Shell) -> None:
     write_config(shell.folder)
     (shell.folder / "run").mkdir()
     variables = {"LOG_LOCATION": str(shell.folder / "of-logs")}
-    said = shell.start("--start", "--model-store", "store", "--run-folder", "run/one", **variables)
-    assert f"{shell.folder}/run/one/logs" in said
+    output = shell.start("--start", "--model-store", "store", "--run-folder", "run/one", **variables)
+    assert f"{shell.folder}/run/one/logs" in output
     assert not (shell.folder / ".torchmar").exists()
     assert (shell.folder / "of-logs" / "server.log").is_file()
     assert ServerRecord.find(shell.folder / "run" / "one")
@@ -167,13 +167,13 @@ def test_where_the_server_writes_can_be_chosen(shell: Shell) -> None:
 
 def test_every_address_is_printed_in_lines_of_eighty_columns(shell: Shell) -> None:
     write_config(shell.folder)
-    said = shell.start("--start", "--model-store", "store")
+    output = shell.start("--start", "--model-store", "store")
     found = shell.effective
     for key in ("inference_address", "management_address", "metrics_address"):
-        assert found[key] in said
+        assert found[key] in output
     for key in ("grpc_inference_port", "grpc_management_port"):
-        assert f"grpc://127.0.0.1:{found[key]}" in said
-    assert not [line for line in said.splitlines() if len(line) > 80 and str(shell.folder) not in line]
+        assert f"grpc://127.0.0.1:{found[key]}" in output
+    assert not [line for line in output.splitlines() if len(line) > 80 and str(shell.folder) not in line]
 
 
 def test_flags_go_before_the_file_and_variables_before_both(shell: Shell) -> None:
@@ -238,8 +238,8 @@ def test_the_configuration_is_looked_for_where_torchserve_looks(shell: Shell) ->
     assert "error: config.properties: job_queue_size" in shell.run("--model-store", "store").stderr
     assert "error: flag.properties: job" in shell.run("--ts-config", "flag.properties", "--model-store", "store").stderr
     variable = {"TS_CONFIG_FILE": "variable.properties"}
-    said = shell.run("--ts-config", "flag.properties", "--model-store", "store", **variable).stderr
-    assert "error: variable.properties: job" in said
+    messages = shell.run("--ts-config", "flag.properties", "--model-store", "store", **variable).stderr
+    assert "error: variable.properties: job" in messages
     missing = shell.run("--ts-config", "none.properties", "--model-store", "store")
     assert (missing.returncode, "--ts-config file not found: none.properties" in missing.stderr) == (1, True)
 

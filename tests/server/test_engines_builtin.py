@@ -125,9 +125,9 @@ def test_a_model_that_crash_loops_is_told_with_its_traceback(builtin: Builtin, m
     ran = torchmar("status", "--run-folder", builtin.folder, cwd=tmp_path, code=1)
     assert "prices 1.0: 0 of 1 workers answer" in ran.stderr
     assert "ValueError: the table of prices is gone" in ran.stderr
-    said = torchmar("logs", "prices", "--run-folder", builtin.folder, cwd=tmp_path).stdout
-    assert "asked for a price" in said
-    assert "the table of prices is gone" in said
+    log_lines = torchmar("logs", "prices", "--run-folder", builtin.folder, cwd=tmp_path).stdout
+    assert "a price was requested" in log_lines
+    assert "the table of prices is gone" in log_lines
     marker.unlink()
     until(lambda: builtin.management.describe("prices")[0].ready == 1, 120)
     assert builtin.failures() == {}
@@ -156,10 +156,10 @@ def test_it_serves_at_unix_sockets_alone(tmp_path: Path, digits: Path) -> None:
             with InferenceClient(server.server) as client:
                 assert next(iter(client.predict("digits", SEVEN))) == "7"
                 with pytest.raises(NotFoundError):
-                    client.predict("nobody", SEVEN)
+                    client.predict("missing", SEVEN)
             where = ("--run-folder", server.folder)
-            said = torchmar("predict", "digits", SEVEN, *where, cwd=tmp_path).stdout
-            assert "7" in said
+            output = torchmar("predict", "digits", SEVEN, *where, cwd=tmp_path).stdout
+            assert "7" in output
             address = f"unix:{folder}/management"
             assert "digits" in torchmar("models", *where, "--address", address, cwd=tmp_path).stdout
             assert f"unix:{folder}/inference" in torchmar("status", *where, cwd=tmp_path).stdout

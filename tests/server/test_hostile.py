@@ -92,7 +92,7 @@ def deflated_bomb() -> bytes:
 
 
 def raw_zip(name: str, body: bytes, *, method: int = 0, size: int | None = None, crc: int | None = None) -> bytes:
-    """Return a zip with one member whose headers say whatever they are told to."""
+    """Return a zip with one member whose headers have the given values."""
     size = len(body) if size is None else size
     crc = zlib.crc32(body) if crc is None else crc
     raw = name.encode()
@@ -200,7 +200,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a directory that leaves out a member": (unlisted, "MAR107"),
     "a file with a folder's mode": (lambda: with_member(folder_mode(), b"x"), "MAR107"),
     "an encrypted member": (lambda: patched(lambda d: 6, b"\x01"), "MAR107"),
-    "a compression nobody knows": (lambda: raw_zip("x", b"x", method=99), "MAR107"),
+    "an unknown compression": (lambda: raw_zip("x", b"x", method=99), "MAR107"),
     "a bzip2 member": (lambda: zipped(GOOD, zipfile.ZIP_BZIP2), "MAR107"),
     "more bytes than declared": (lambda: raw_zip("x", zlib.compress(b"x" * 9000)[2:-4], method=8, size=5), "MAR107"),
     "fewer bytes than declared": (lambda: raw_zip("x", zlib.compress(b"x" * 5)[2:-4], method=8, size=9000), "MAR107"),
@@ -261,15 +261,15 @@ def test_it_is_rejected_with_its_code_and_leaves_no_files(
         timeout=60,
         env={**os.environ, "TMPDIR": str(inside / "tmp")},
     )
-    said = ran.stdout + ran.stderr
-    assert "Traceback" not in said, said[-3000:]
-    assert ran.returncode == 0, said[-3000:]
-    assert code in said.partition(">>> check")[2].partition("<<< check")[0], said[-3000:]
-    assert "<<< check 1" in said
+    output = ran.stdout + ran.stderr
+    assert "Traceback" not in output, output[-3000:]
+    assert ran.returncode == 0, output[-3000:]
+    assert code in output.partition(">>> check")[2].partition("<<< check")[0], output[-3000:]
+    assert "<<< check 1" in output
     # A good layout with a bad manifest may be looked at and extracted; what is hostile may not.
     refused = code < "MAR2" and code not in ("MAR108", "MAR109")
-    assert ("<<< extract 1" in said) is refused, said[-3000:]
-    assert "<<< import 1" in said or code in ("MAR108", "MAR109"), said[-3000:]
+    assert ("<<< extract 1" in output) is refused, output[-3000:]
+    assert "<<< import 1" in output or code in ("MAR108", "MAR109"), output[-3000:]
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     kept = {"a", "a/b", "a/b/x.mar", "a/b/tmp"}
     assert {path for path in left if not path.startswith(("a/b/out", "a/b/in"))} <= kept

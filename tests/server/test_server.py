@@ -43,17 +43,17 @@ def handle(rows, context):
         if what == "hang":
             time.sleep(60)
         if what == "raise":
-            raise ValueError("asked to")
+            raise ValueError("on request")
         if isinstance(what, float):
             time.sleep(what)
-        answers.append({"said": what})
+        answers.append({"value": what})
     return answers
 """
 
 
 @pytest.fixture
 def server(tmp_path: Path, make: Make) -> Iterator[Builtin]:
-    """Run a server with a model that does what requests say."""
+    """Run a server with a model that does what requests name."""
     store = tmp_path / "model_store"
     config = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 4, "responseTimeout": 2}
     archive = make(OBEDIENT, name="m", config=config, store=store)
@@ -62,7 +62,7 @@ def server(tmp_path: Path, make: Make) -> Iterator[Builtin]:
         yield running
 
 
-def said(what: object) -> Request:
+def request_of(what: object) -> Request:
     return Request(json.dumps(what).encode(), "application/json")
 
 
@@ -100,8 +100,8 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: B
         with InferenceClient(server.server, timeout=60, retries=0) as client:
             while not ended.is_set():
                 try:
-                    answer = json.loads(client.request("m", said(number)).body)
-                    outcomes["right" if answer == {"said": number} else "wrong"] += 1
+                    answer = json.loads(client.request("m", request_of(number)).body)
+                    outcomes["right" if answer == {"value": number} else "wrong"] += 1
                 except ServerError as refusal:
                     outcomes[f"{refusal.status} {refusal.message[:40]}"] += 1
                 except TorchmarError as error:
@@ -126,7 +126,7 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: B
     ended.set()
     for thread in clients:
         thread.join()
-    # What a worker was at alone shares its fate, and is told at once; what waited is answered.
+    # The only request at a worker that dies fails at once; requests in the queue are answered.
     assert set(outcomes) <= {"right", "500 Worker died."}, outcomes
     assert outcomes["500 Worker died."] <= 4
     log = (server.folder / "logs" / "server.log").read_text()
@@ -138,7 +138,7 @@ def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -
     everybody, found = family(pid(server)), []
 
     def ask() -> None:
-        found.append(InferenceClient(server.server, timeout=30).request("m", said(0.4)).status)
+        found.append(InferenceClient(server.server, timeout=30).request("m", request_of(0.4)).status)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -154,7 +154,7 @@ def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -
 
 
 def _busy(server: Builtin) -> bool:
-    """Tell whether three requests have reached the server; a connection for each is open then."""
+    """Return whether three requests have reached the server; a connection for each is open then."""
     ports = server.properties.addresses()[0].port
     there = [one for one in psutil.Process(pid(server)).net_connections() if one.laddr.port == ports and one.raddr]
     return len(there) >= 3
@@ -173,8 +173,8 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
         with InferenceClient(server.server, timeout=30, retries=0) as client:
             while not ended.is_set():
                 try:
-                    answer = json.loads(client.request("m", said(number)).body)
-                    outcomes["right" if answer == {"said": number} else "wrong"] += 1
+                    answer = json.loads(client.request("m", request_of(number)).body)
+                    outcomes["right" if answer == {"value": number} else "wrong"] += 1
                 except ServerError as refusal:
                     outcomes[f"{refusal.status} {refusal.message[:40]}"] += 1
                 except TorchmarError as error:
@@ -182,7 +182,7 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
 
     def evil() -> None:
         with InferenceClient(server.server, timeout=30, retries=0) as client, contextlib.suppress(TorchmarError):
-            client.request("m", said(drawn.choice(["die", "raise", "raise", "hang"])))
+            client.request("m", request_of(drawn.choice(["die", "raise", "raise", "hang"])))
 
     def oversize() -> None:
         url = f"http://{host}:{port}/predictions/m"
@@ -214,7 +214,7 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
 
     def come_and_go() -> None:
         server.management.register(other.name, initial_workers=1)
-        assert InferenceClient(server.server).request("o", said(1)).body == b"x"
+        assert InferenceClient(server.server).request("o", request_of(1)).body == b"x"
         server.management.unregister("o")
 
     innocents = [threading.Thread(target=innocent, args=(number,)) for number in range(6)]
@@ -234,7 +234,7 @@ def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(
     for thread in innocents:
         thread.join()
     assert outcomes.pop("right") > 100
-    # Who is alone at a worker when somebody kills that shares its fate, and is told at once.
+    # The only request at a worker that is killed fails at once.
     assert set(outcomes) <= {"500 Worker died."}, outcomes
     assert outcomes.total() <= 2 * ROUNDS
     assert before

@@ -92,7 +92,7 @@ def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
             answer(self)
 
         def log_message(self, *of: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -319,8 +319,8 @@ def test_what_is_refused_is_refused_as_by_torchserve(real: TorchServe, bench: Be
 )
 def test_no_url_leads_out_of_the_model_store(bench: Bench, url: str, status: int) -> None:
     plain(bench.store.parent / "secret.mar")
-    asked = url.format(store=bench.store, folder=bench.store.parent)
-    assert bench.refusal(asked).status == status
+    formatted_url = url.format(store=bench.store, folder=bench.store.parent)
+    assert bench.refusal(formatted_url).status == status
 
 
 def test_the_model_store_is_asked_for_by_name_path_or_url(bench: Bench) -> None:
@@ -414,7 +414,7 @@ def test_what_cannot_be_downloaded_is_refused_as_by_torchserve(bench: Bench) -> 
 
     with serving(missing) as address:
         found = [bench.refusal(f"{address}/x.mar", allowed_urls=".*")]
-    found.append(bench.refusal(f"{address}/x.mar", allowed_urls=".*"))  # nobody listens there any more
+    found.append(bench.refusal(f"{address}/x.mar", allowed_urls=".*"))  # the server is closed
     with serving(sends(b"short", Content_Length="100")) as address:
         found.append(bench.refusal(f"{address}/x.mar", allowed_urls=".*"))
     assert {(one.status, one.type) for one in found} == {(400, "DownloadArchiveException")}
@@ -437,8 +437,8 @@ def test_a_download_that_is_too_large_is_broken_off(bench: Bench) -> None:
 
 def test_what_a_former_run_left_is_removed_and_nothing_else(bench: Bench, make: Make) -> None:
     left = [bench.folder / name for name in ("a" * 64, f"{'b' * 64}.requirements", ".fetch-0123456789abcdef")]
-    mine = bench.folder / "resnet"
-    for folder in (*left, mine):
+    users_folder = bench.folder / "resnet"
+    for folder in (*left, users_folder):
         folder.mkdir(parents=True)
         (folder / "file").touch()
 
@@ -446,7 +446,7 @@ def test_what_a_former_run_left_is_removed_and_nothing_else(bench: Bench, make: 
         assert bench.written() == ["resnet"]
 
     bench.run(work)
-    assert (mine / "file").exists()
+    assert (users_folder / "file").exists()
 
 
 def wheel(path: Path) -> bytes:
@@ -494,9 +494,9 @@ def test_requirements_that_cannot_be_installed_are_told_with_what_pip_says_howev
     write(path, {"handler.py": ECHO, "MAR-INF/MANIFEST.json": document, "wanted.txt": text})
     refused = bench.refusal("long.mar", install_py_dep_per_model="true", torchmar_check_archives="false")
     assert (refused.status, refused.type) == (400, "ModelException")
-    first, *said = refused.message.splitlines()
+    first, *pip_output = refused.message.splitlines()
     assert first == "Custom pip package installation failed for model long"
-    assert any("ERROR: Invalid requirement" in line for line in said)
+    assert any("ERROR: Invalid requirement" in line for line in pip_output)
     assert len(refused.message) < 10_000
 
 

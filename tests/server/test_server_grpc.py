@@ -56,7 +56,7 @@ OPEN = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
 STANDARD = "inference.GRPCInferenceService"
 HANDLERS = {
     **HANDLERS_OF_THE_CLIENTS,
-    # Says what it was given, and how it is called.
+    # Returns what it was given, and how it is called.
     "mirror": """
 def handle(rows, context):
     if rows is None:
@@ -192,13 +192,15 @@ def ask(harness: ServerHarness) -> Iterator[Callable[..., str]]:
     def call(service: str, method: str, request: Message, reply: Any = Empty, authorization: str | None = None) -> str:
         api = "management" if service == MANAGEMENT else "inference"
         shown = f"Bearer {harness.token(api)}" if authorization is None else authorization
-        asking = channels[api].unary_unary(f"/{service}/{method}", type(request).SerializeToString, reply.FromString)
+        unary_method = channels[api].unary_unary(
+            f"/{service}/{method}", type(request).SerializeToString, reply.FromString
+        )
         try:
-            said = asking(request, metadata=[("authorization", shown)] if shown else [], timeout=20)
+            response = unary_method(request, metadata=[("authorization", shown)] if shown else [], timeout=20)
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
             return f"{error.code().name} {error.details()}"
-        return " ".join(str(said).split())
+        return " ".join(str(response).split())
 
     yield call
     for channel in channels.values():
@@ -245,30 +247,30 @@ def test_a_call_without_the_right_token_is_denied(
 
 def test_probes_over_grpc_need_no_token(ask: Callable[..., str]) -> None:
     for authorization in ("", "Bearer nonsense"):
-        said = ask(INFERENCE, "Ping", Empty(), inference_pb2.TorchServeHealthResponse, authorization)
-        assert "ealthy" in said
+        reply = ask(INFERENCE, "Ping", Empty(), inference_pb2.TorchServeHealthResponse, authorization)
+        assert "ealthy" in reply
 
 
 def test_an_unknown_method_is_unimplemented_with_or_without_a_token(ask: Callable[..., str]) -> None:
     for authorization in ("", None):
-        said = ask(INFERENCE, "Nothing", Empty(), authorization=authorization)
-        assert said.startswith("UNIMPLEMENTED")
+        reply = ask(INFERENCE, "Nothing", Empty(), authorization=authorization)
+        assert reply.startswith("UNIMPLEMENTED")
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "said"),
+    ("name", "version", "message"),
     [
         ("", "", "INTERNAL Parameter model_name is required.\nBadRequestException.()"),
         ("nothing", "", f"INTERNAL Model not found: nothing\n{NOT_FOUND}"),
         ("mirror", "9", f"INTERNAL Model version: 9 does not exist for model: mirror\n{NO_VERSION}"),
     ],
 )
-def test_an_unknown_model_is_an_error(ask: Callable[..., str], name: str, version: str, said: str) -> None:
-    assert predict(ask, name, version) == said
+def test_an_unknown_model_is_an_error(ask: Callable[..., str], name: str, version: str, message: str) -> None:
+    assert predict(ask, name, version) == message
     tensor = open_inference_pb2.ModelInferRequest.InferInputTensor(name="n", datatype="INT64", shape=[0])
     request = open_inference_pb2.ModelInferRequest(model_name=name, model_version=version, inputs=[tensor])
     response = open_inference_pb2.ModelInferResponse
-    assert ask(OPEN, "ModelInfer", request, response) == said.replace("INTERNAL Model", "NOT_FOUND Model")
+    assert ask(OPEN, "ModelInfer", request, response) == message.replace("INTERNAL Model", "NOT_FOUND Model")
     code = "NOT_FOUND" if name else "INVALID_ARGUMENT"
     assert ask(STANDARD, "ModelInfer", request, response).startswith(code)
 
@@ -296,22 +298,22 @@ def test_an_unknown_model_is_an_error(ask: Callable[..., str], name: str, versio
     ],
 )
 def test_a_handlers_status_is_a_code(ask: Callable[..., str], status: int, code: str) -> None:
-    said = predict(ask, "many_ways", body=str(status).encode())
-    assert said == f"{code} on purpose\norg.pytorch.serve.http.InternalServerException"
+    reply = predict(ask, "many_ways", body=str(status).encode())
+    assert reply == f"{code} on purpose\norg.pytorch.serve.http.InternalServerException"
 
 
 @pytest.mark.parametrize(("status", "code"), [(400, "INVALID_ARGUMENT"), (404, "NOT_FOUND"), (500, "INTERNAL")])
 def test_a_status_that_a_handler_sets_for_one_request_is_a_code_too(
     ask: Callable[..., str], status: int, code: str
 ) -> None:
-    said = predict(ask, "mirror", body=b"x", status=str(status).encode())
-    assert said.startswith(f"{code} {{")
-    assert '"body": "bytearray"' in said
+    reply = predict(ask, "mirror", body=b"x", status=str(status).encode())
+    assert reply.startswith(f"{code} {{")
+    assert '"body": "bytearray"' in reply
 
 
 def test_a_handler_that_fails_is_unavailable(ask: Callable[..., str]) -> None:
-    said = predict(ask, "many_ways", body=b"fail")
-    assert said == "UNAVAILABLE Prediction failed\norg.pytorch.serve.http.InternalServerException"
+    reply = predict(ask, "many_ways", body=b"fail")
+    assert reply == "UNAVAILABLE Prediction failed\norg.pytorch.serve.http.InternalServerException"
 
 
 def test_the_row_has_what_was_sent_as_bytes_whatever_it_is(inference: GrpcInference) -> None:
@@ -333,8 +335,8 @@ def test_a_handler_that_sends_no_pieces_is_streamed_once_and_lives(
         return [worker.pid for worker in harness.registry.find("many_ways").pool.workers()]
 
     before = pids()
-    (said,) = inference.stream("many_ways", b"x")
-    assert json.loads(said) == {"body": "x"}
+    (part,) = inference.stream("many_ways", b"x")
+    assert json.loads(part) == {"body": "x"}
     with pytest.raises(NotFoundError, match="on purpose"):
         list(inference.stream("many_ways", b"404"))
     with pytest.raises(NotFoundError, match="Model not found: nothing"):
@@ -354,13 +356,13 @@ def test_an_error_in_a_sequence_does_not_end_it(harness: ServerHarness) -> None:
         return inference_pb2.PredictionsRequest(model_name="counting", input={"body": b"12"}, **more)
 
     with grpc.insecure_channel(f"127.0.0.1:{harness.listener.inference}") as channel:
-        asking = channel.stream_stream(
+        stream_method = channel.stream_stream(
             f"/{INFERENCE}/StreamPredictions2",
             inference_pb2.PredictionsRequest.SerializeToString,
             inference_pb2.PredictionResponse.FromString,
         )
         metadata = [("authorization", f"Bearer {harness.token('inference')}")]
-        wrong, right = asking(iter([request(), request(sequence_id="s")]), metadata=metadata, timeout=20)
+        wrong, right = stream_method(iter([request(), request(sequence_id="s")]), metadata=metadata, timeout=20)
     assert (wrong.status.code, wrong.status.message) == (13, "Parameter sequenceId is required.")
     # As TorchServe sends it, byte by byte.
     (info,) = wrong.status.details
@@ -384,13 +386,13 @@ class Patience:
 
     def ask(self, channel: grpc.Channel, harness: ServerHarness, who: str, timeout: float = 60) -> Any:
         request = inference_pb2.PredictionsRequest(model_name="patient", input=self.row(who))
-        asking = channel.unary_unary(
+        unary_method = channel.unary_unary(
             f"/{INFERENCE}/Predictions",
             inference_pb2.PredictionsRequest.SerializeToString,
             inference_pb2.PredictionResponse.FromString,
         )
         token = [("authorization", f"Bearer {harness.token('inference')}")]
-        return asking.future(request, metadata=token, timeout=timeout)
+        return unary_method.future(request, metadata=token, timeout=timeout)
 
 
 @pytest.fixture
@@ -423,12 +425,12 @@ def test_a_client_that_ends_a_stream_ends_its_request(harness: ServerHarness, pa
     pool = harness.registry.find("patient").pool
     request = inference_pb2.PredictionsRequest(model_name="patient", input=patience.row("me"))
     with grpc.insecure_channel(f"127.0.0.1:{harness.listener.inference}") as channel:
-        asking = channel.unary_stream(
+        stream_method = channel.unary_stream(
             f"/{INFERENCE}/StreamPredictions",
             inference_pb2.PredictionsRequest.SerializeToString,
             inference_pb2.PredictionResponse.FromString,
         )
-        parts = asking(request, metadata=[("authorization", f"Bearer {harness.token('inference')}")], timeout=60)
+        parts = stream_method(request, metadata=[("authorization", f"Bearer {harness.token('inference')}")], timeout=60)
         assert next(parts).prediction == b"."
         (worker,) = pool._workers
         assert not worker.jobs[0].cancelled
@@ -448,9 +450,9 @@ def test_too_many_requests_and_no_workers_are_errors(
 ) -> None:
     pool = harness.registry.find("patient").pool
     with grpc.insecure_channel(f"127.0.0.1:{harness.listener.inference}") as channel:
-        asked = [patience.ask(channel, harness, "first")]
+        calls = [patience.ask(channel, harness, "first")]
         wait_until(patience.worked_for)
-        asked += [
+        calls += [
             patience.ask(channel, harness, f"waiting-{number}") for number in range(harness.settings.job_queue_size)
         ]
         wait_until(lambda: pool.pending == harness.settings.job_queue_size)
@@ -458,10 +460,10 @@ def test_too_many_requests_and_no_workers_are_errors(
         assert full.startswith('INTERNAL Model "patient"')
         assert full.endswith("\nInternalServerException.()")
         patience.until.touch()
-        assert all(one.result().prediction.endswith(b"done") for one in asked)
+        assert all(one.result().prediction.endswith(b"done") for one in calls)
     assert "refused" not in patience.worked_for()
     harness.run(harness.registry.scale("patient", None, 0, 0))
-    assert "has no worker to serve inference request" in predict(ask, "patient", **patience.row("nobody"))
+    assert "has no worker to serve inference request" in predict(ask, "patient", **patience.row("rejected"))
     harness.run(harness.registry.scale("patient", None, 1, 1))
 
 
@@ -474,17 +476,17 @@ def test_a_message_that_is_too_large_is_an_error(inference: GrpcInference) -> No
 
 def test_a_model_lives_from_registration_to_removal(harness: ServerHarness, management: GrpcManagement) -> None:
     names = [harness.build("mirror", version) for version in ("2.0", "3.0")]
-    said = management.register(names[0], model_name="life", initial_workers=1, batch_size=3, startup_timeout=55)
-    assert said == 'Model "life" Version: 2.0 registered with 1 initial workers'
-    said = management.register(names[1], model_name="life")
-    assert said.startswith('Model "life" Version: 3.0 registered with 0 initial workers. Use scale workers API')
+    message = management.register(names[0], model_name="life", initial_workers=1, batch_size=3, startup_timeout=55)
+    assert message == 'Model "life" Version: 2.0 registered with 1 initial workers'
+    message = management.register(names[1], model_name="life")
+    assert message.startswith('Model "life" Version: 3.0 registered with 0 initial workers. Use scale workers API')
     (first,) = management.describe("life")
     assert (first.version, first.batch_size, first.startup_timeout, first.ready) == ("2.0", 3, 55, 1)
     assert [one.version for one in management.describe("life", "all")] == ["2.0", "3.0"]
     assert "life" in management.names()
     assert management.scale("life", "3.0", min_worker=1) == "Workers scaled to 1 for model: life, version: 3.0"
-    said = management.set_default("life", "3.0")
-    assert said == 'Default version successfully updated for model "life" to "3.0"'
+    message = management.set_default("life", "3.0")
+    assert message == 'Default version successfully updated for model "life" to "3.0"'
     assert management.describe("life")[0].version == "3.0"
     with pytest.raises(ConflictError, match="already registered"):
         management.register(names[0], model_name="life")
@@ -499,14 +501,14 @@ def test_a_model_lives_from_registration_to_removal(harness: ServerHarness, mana
 def test_the_error_of_a_model_that_does_not_load_has_the_reason(
     harness: ServerHarness, ask: Callable[..., str]
 ) -> None:
-    said = manage(ask, "RegisterModel", url="broken-1.0.mar", initial_workers=1, synchronous=True)
-    assert said.startswith("INTERNAL Failed to start workers for model broken version: 1.0")
-    assert said.endswith("\norg.pytorch.serve.http.InternalServerException")
+    message = manage(ask, "RegisterModel", url="broken-1.0.mar", initial_workers=1, synchronous=True)
+    assert message.startswith("INTERNAL Failed to start workers for model broken version: 1.0")
+    assert message.endswith("\norg.pytorch.serve.http.InternalServerException")
     assert "broken" not in harness.registry.models
 
 
 @pytest.mark.parametrize(
-    ("method", "fields", "said"),
+    ("method", "fields", "reply"),
     [
         ("DescribeModel", {}, f"NOT_FOUND Model not found: \n{NOT_FOUND}"),
         ("DescribeModel", {"model_name": "nothing"}, f"NOT_FOUND Model not found: nothing\n{NOT_FOUND}"),
@@ -558,9 +560,9 @@ def test_the_error_of_a_model_that_does_not_load_has_the_reason(
     ],
 )
 def test_management_says_what_torchserve_says(
-    ask: Callable[..., str], method: str, fields: dict[str, Any], said: str
+    ask: Callable[..., str], method: str, fields: dict[str, Any], reply: str
 ) -> None:
-    assert manage(ask, method, **fields) == said
+    assert manage(ask, method, **fields) == reply
 
 
 def test_models_are_listed_in_pages(ask: Callable[..., str], management: GrpcManagement) -> None:
@@ -573,8 +575,8 @@ def test_a_handler_may_describe_itself(
     harness: ServerHarness, ask: Callable[..., str], management: GrpcManagement
 ) -> None:
     request = management_pb2.DescribeModelRequest(model_name="mirror", customized=True)
-    said = ask(MANAGEMENT, "DescribeModel", request, management_pb2.ManagementResponse)
-    assert r"\"about\": \"me\"" in said
+    reply = ask(MANAGEMENT, "DescribeModel", request, management_pb2.ManagementResponse)
+    assert r"\"about\": \"me\"" in reply
     # TorchServe leaves this client without an answer, and loses the worker.
     failed = manage(ask, "DescribeModel", model_name="many_ways", customized=True)
     assert failed.startswith("UNAVAILABLE Prediction failed")
@@ -606,8 +608,8 @@ def test_the_open_inference_protocol_says_how_things_are(
     request, reply = open_inference_pb2.ServerMetadataRequest(), open_inference_pb2.ServerMetadataResponse
     assert 'name: "torchmar"' in ask(OPEN, "ServerMetadata", request, reply)
     for method in ("ModelReady", "ModelMetadata"):
-        asked = getattr(open_inference_pb2, f"{method}Request")(name="nothing")
-        assert ask(OPEN, method, asked) == f"NOT_FOUND Model not found: nothing\n{NOT_FOUND}"
+        name_request = getattr(open_inference_pb2, f"{method}Request")(name="nothing")
+        assert ask(OPEN, method, name_request) == f"NOT_FOUND Model not found: nothing\n{NOT_FOUND}"
         nameless = ask(OPEN, method, getattr(open_inference_pb2, f"{method}Request")())
         assert nameless.endswith("is required.\nBadRequestException.()")
     harness.run(harness.registry.scale("patient", None, 0, 0))

@@ -136,7 +136,7 @@ class Served:
         return self.connect().send(raw).answer()
 
     def refuses(self, raw: bytes, status: int) -> None:
-        """Hold that the answer is ``status`` in TorchServe's words, that the client is cut off, and nobody else is."""
+        """Assert that the answer is ``status`` in TorchServe's words, and that only this client is disconnected."""
         client = self.connect().send(raw)
         answer = client.answer()
         assert answer.status == status, answer
@@ -966,16 +966,16 @@ def test_the_code_that_streams_to_it_is_called_back_once(serve: Serve) -> None:
 
 
 def test_a_client_that_does_not_read_gets_no_more_answers_made(serve: Serve) -> None:
-    asked = []
+    handled = []
 
     def app(request: Request) -> None:
-        asked.append(1)
+        handled.append(1)
         request.respond(200, b"x" * 1_000_000)
 
     served = serve(app, Limits(body_seconds=0.2))
     client = narrow(served).send((GET + b"\r\n") * 1000)
     served.run(emptied(served.listener)).result(PATIENCE)
-    assert len(asked) < 100
+    assert len(handled) < 100
     client.close()
 
 
@@ -996,9 +996,9 @@ def test_on_disconnect_is_called_once(serve: Serve) -> None:
     client.close()
     assert kept.disconnected.get(timeout=PATIENCE) is request
     assert request.disconnected
-    # What the app still says goes nowhere, and the second request is not handed over any more.
-    served.call(request.respond, 200, b"nobody")
-    served.call(request.send, b"nobody")
+    # Later responses of the app are discarded, and the second request is not passed to it.
+    served.call(request.respond, 200, b"discarded")
+    served.call(request.send, b"discarded")
     served.call(request.end)
     served.run(request.drain()).result(PATIENCE)
     assert kept.disconnected.empty()
@@ -1028,15 +1028,15 @@ def test_an_on_disconnect_that_fails_is_logged(serve: Serve, caplog: pytest.LogC
     served = serve(kept)
     client = served.connect().send(GET + b"\r\n")
     request = kept.next()
-    told = threading.Event()
+    disconnected = threading.Event()
 
     def fail() -> None:
-        told.set()
+        disconnected.set()
         raise KeyError("no")
 
     request.on_disconnect = fail
     client.close()
-    assert told.wait(PATIENCE)
+    assert disconnected.wait(PATIENCE)
     served.run(all_disconnected(served.listener)).result(PATIENCE)
     assert "on_disconnect failed" in caplog.text
 
@@ -1107,7 +1107,7 @@ def test_it_speaks_tls(serve: Serve, certificate: Path) -> None:
     refused = connect().send(POST + b"Content-Length: 6000000\r\n\r\n" + b"x" * 1_000_000)
     assert refused.answer().status == 413
     refused.close()
-    # Somebody who speaks no TLS harms nobody.
+    # A client without TLS does not affect the others.
     plain = served.connect().send(GET + b"\r\n")
     plain.close()
     assert connect().send(GET + b"\r\n").answer().status == 200

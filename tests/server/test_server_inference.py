@@ -34,13 +34,13 @@ FILE = (
 )
 MOST = 100_000  # bytes of an answer
 
-# Tells what it was given, and does what the header ``do`` says.
+# Returns what it was given, and does what the header ``do`` names.
 TELLING = """
 import os, pathlib, time
 from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.utils.util import PredictionException
 
-def tell(value):
+def described(value):
     return [type(value).__name__, bytes(value).decode("latin-1") if isinstance(value, (bytes, bytearray)) else value]
 
 def handle(rows, context):
@@ -49,7 +49,7 @@ def handle(rows, context):
     answers = []
     for index, row in enumerate(rows):
         headers = dict(context.get_all_request_header(index))
-        answer = {"row": {name: tell(value) for name, value in row.items()}, "headers": headers}
+        answer = {"row": {name: described(value) for name, value in row.items()}, "headers": headers}
         what, _, more = headers.get("do", "").partition(" ")
         if what == "status":
             context.set_response_status(int(more), idx=index)
@@ -57,7 +57,7 @@ def handle(rows, context):
             context.set_response_content_type(index, more)
         elif what == "header":
             context.set_response_header(index, *more.replace("~", "\\n").split("="))
-        elif what == "say":
+        elif what == "reply":
             answer = more.encode()
         elif what == "size":
             answer = b"x" * int(more)
@@ -198,12 +198,12 @@ def theirs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         ("POST", "/predictions//", b"", {}),
         ("POST", "/predictions/echo//2.0", b"", {}),
         ("POST", "/predictions/echo/9", b"", {}),
-        ("POST", "/predictions/nobody", b"", {}),
+        ("POST", "/predictions/missing", b"", {}),
         ("POST", "/predictions/caf%C3%A9/1", b"", {}),
         ("POST", "//predictions/echo", b"", {}),
         ("POST", "/predictions/idle", b"", {}),
         ("POST", "/explanations/idle/1.0", b"", {}),
-        ("POST", "/v1/models/nobody:predict", b"", {}),
+        ("POST", "/v1/models/missing:predict", b"", {}),
         ("POST", "/v1/models/echo:dance", b"", {}),
         ("POST", "/v1/models/:dance", b"", {}),
         ("GET", "/v2/health", b"", {}),
@@ -214,7 +214,7 @@ def theirs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         ("POST", "/models/echo/dance", b"", {}),
         ("POST", "/models/echo/1.0/invoke", b"", {}),
         ("GET", "/models", b"", {}),
-        ("OPTIONS", "/predictions/nobody", b"", {}),
+        ("OPTIONS", "/predictions/missing", b"", {}),
         ("OPTIONS", "/nowhere", b"", {}),
         ("GET", "/ping", b"", {}),
         ("POST", "/ping/more", b"", {}),
@@ -224,7 +224,7 @@ def theirs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
         ("POST", "/predictions/echo", b"x", {"do": "status 204"}),
         ("POST", "/predictions/echo", b"x", {"do": "type image/png"}),
         ("POST", "/predictions/echo", b"x", {"do": "header Content-Type=text/mine"}),
-        ("POST", "/predictions/echo", b"x", {"do": "say hello"}),
+        ("POST", "/predictions/echo", b"x", {"do": "reply hello"}),
         ("POST", "/predictions/echo", b"x", {"do": "raise"}),
         ("POST", "/predictions/echo", b"x", {"do": "predict-exception 513"}),
         ("POST", "/predictions/echo", b"x", {"do": "stream"}),
@@ -336,9 +336,11 @@ def test_everybody_may_ask_how_to_ask(ours: Side) -> None:
 def test_what_is_described_is_there(ours: Side) -> None:
     described = ours("OPTIONS", "/predictions/echo").document["paths"]
     for path, calls in {**ours("OPTIONS", "/").document["paths"], **described}.items():
-        there = path.replace("{model_name}", "echo").replace("{model_version}", "2.0")
+        path_of_model = path.replace("{model_name}", "echo").replace("{model_version}", "2.0")
         for method, call in calls.items():
-            answer = ours(method.upper(), there + ("?model_name=echo" if "invocations" in there else ""))
+            answer = ours(
+                method.upper(), path_of_model + ("?model_name=echo" if "invocations" in path_of_model else "")
+            )
             assert answer.status == 200, (path, answer.body)
             assert all(f"{{{one['name']}}}" in path or one["in"] == "query" for one in call["parameters"])
 
@@ -347,17 +349,19 @@ def test_the_token_is_not_for_handlers(ours: Side, open_to_all: Side) -> None:
     seen = ours("POST", "/predictions/echo", b"x", {"authorization": "x", "Mine": "1"}).document["headers"]
     assert seen["Mine"] == "1"
     assert "authorization" not in map(str.lower, seen)
-    mine = open_to_all("POST", "/predictions/echo", b"x", {"Authorization": "Basic of my own"}).document["headers"]
-    assert mine["Authorization"] == "Basic of my own"
+    with_own_header = open_to_all("POST", "/predictions/echo", b"x", {"Authorization": "Basic of my own"}).document[
+        "headers"
+    ]
+    assert with_own_header["Authorization"] == "Basic of my own"
 
 
 def test_what_came_in_chunks_is_handed_on_as_a_whole(ours: Side) -> None:
     with closing(http.client.HTTPConnection(*ours.address, timeout=60)) as connection:
         connection.request("POST", "/predictions/echo", iter([b"a", b"bc"]), {"Authorization": ours.token()})
-        said = json.loads(connection.getresponse().read())
-    assert said["row"] == {"body": ["bytearray", "abc"]}
-    assert said["headers"]["content-length"] == "3"
-    assert "transfer-encoding" not in map(str.lower, said["headers"])
+        document = json.loads(connection.getresponse().read())
+    assert document["row"] == {"body": ["bytearray", "abc"]}
+    assert document["headers"]["content-length"] == "3"
+    assert "transfer-encoding" not in map(str.lower, document["headers"])
 
 
 def test_a_form_that_is_broken_is_refused_and_reaches_no_worker(ours: Side) -> None:
@@ -377,24 +381,24 @@ def test_an_answer_that_is_too_large_is_an_error_and_the_worker_lives(ours: Side
 
 def test_an_answer_in_parts_is_sent_as_they_come(ours: Side) -> None:
     with ours.connect("POST /predictions/echo HTTP/1.1\r\ndo: stream") as connection:
-        said = received(connection, b"0\r\n\r\n")
-    assert said.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
+        content = received(connection, b"0\r\n\r\n")
+    assert content.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
 
 
 @pytest.mark.parametrize("what", ["break", "flood"])
 def test_an_answer_that_breaks_off_is_not_taken_for_whole(ours: Side, what: str) -> None:
     with ours.connect(f"POST /predictions/echo HTTP/1.1\r\ndo: {what}") as connection:
-        said = received(connection)
-    assert b"\r\n3\r\none\r\n3\r\ntwo\r\n" in said
-    assert not said.endswith(b"0\r\n\r\n")
+        content = received(connection)
+    assert b"\r\n3\r\none\r\n3\r\ntwo\r\n" in content
+    assert not content.endswith(b"0\r\n\r\n")
 
 
 def received(connection: socket.socket, end: bytes = b"\0") -> bytes:
-    said = b""
+    content = b""
     with contextlib.suppress(ConnectionResetError):
-        while not said.endswith(end) and (data := connection.recv(65536)):
-            said += data
-    return said
+        while not content.endswith(end) and (data := connection.recv(65536)):
+            content += data
+    return content
 
 
 def test_a_disconnected_client_costs_no_prediction(ours: Side, tmp_path: Path) -> None:
@@ -407,7 +411,7 @@ def test_a_disconnected_client_costs_no_prediction(ours: Side, tmp_path: Path) -
             connection.close()
         until(lambda: pending(ours) == 0)
         gate.touch()
-    assert ours.do("say hello", "/predictions/echo/2.0").body == b"hello"
+    assert ours.do("reply hello", "/predictions/echo/2.0").body == b"hello"
     assert (tmp_path / "gate.begun").read_text() == "x"
 
 
@@ -426,7 +430,7 @@ def management_port(side: Side) -> int:
 def test_a_worker_that_dies_fails_its_request_and_no_other(ours: Side) -> None:
     answer = ours.do("exit")
     assert (answer.status, answer.document["message"]) == (500, "Worker died.")
-    assert ours.do("say hello").body == b"hello"
+    assert ours.do("reply hello").body == b"hello"
 
 
 def test_many_at_once_get_each_their_own(ours: Side) -> None:
@@ -436,10 +440,10 @@ def test_many_at_once_get_each_their_own(ours: Side) -> None:
         with closing(http.client.HTTPConnection(*ours.address, timeout=60)) as connection:
             for turn in range(50):
                 text = f"{number} {turn}"
-                headers = {"Authorization": ours.token(), "do": f"say {text}"}
+                headers = {"Authorization": ours.token(), "do": f"reply {text}"}
                 connection.request("POST", f"/predictions/echo?{number}{turn}", b"x", headers)
-                if (said := connection.getresponse().read()) != text.encode():
-                    wrong.append((text, said))
+                if (content := connection.getresponse().read()) != text.encode():
+                    wrong.append((text, content))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -482,7 +486,7 @@ def test_kserve_gets_documents_of_models(ours: Side, path: str, status: int, doc
 
 def test_kserve_gets_documents_of_the_server(ours: Side) -> None:
     assert ours("GET", "/v2").document["name"] == "torchmar"
-    for path in ("/v2/models/nobody", "/v2/models/echo/versions/9", "/v2/models/nobody/ready", "/v1/models/nobody"):
+    for path in ("/v2/models/missing", "/v2/models/echo/versions/9", "/v2/models/missing/ready", "/v1/models/missing"):
         assert ours("GET", path).document["type"] in ("ModelNotFoundException", "ModelVersionNotFoundException")
 
 
@@ -549,7 +553,7 @@ PATHS_OF_KSERVE = ("/v1/models/{}:predict", "/v2/models/{}/infer")
 def test_every_error_of_kserves_protocols_has_its_key(ours: Side, path: str) -> None:
     echo = path.format("echo")
     answers = {
-        "no such model": (404, ours("POST", path.format("nobody"), b"{}", JSON)),
+        "no such model": (404, ours("POST", path.format("missing"), b"{}", JSON)),
         "no such path": (404, ours("POST", echo + "/more", b"{}", JSON)),
         "no worker": (503, ours("POST", path.format("idle"), b"{}", JSON)),
         "no token": (400, ours("POST", echo, b"{}", JSON, token="Bearer x")),
@@ -567,7 +571,7 @@ def test_every_error_of_kserves_protocols_has_its_key(ours: Side, path: str) -> 
     answer = ours("POST", echo, b"{}", {**JSON, "do": "status 422"})
     assert (answer.status, answer.headers["content-type"]) == (422, "application/json")
     assert '"do": "status 422"' in answer.document["error"]
-    assert ours("POST", "/predictions/nobody").document.keys() == {"code", "type", "message"}
+    assert ours("POST", "/predictions/missing").document.keys() == {"code", "type", "message"}
 
 
 def test_a_body_that_is_too_large_is_an_error_of_the_protocol_too(ours: Side) -> None:

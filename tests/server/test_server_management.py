@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 
 
 class Engine:
-    """One of the two servers, asked over a socket."""
+    """A client of one of the two servers, over a socket."""
 
     def __init__(self, address: tuple[str, int], key_file: Path | None) -> None:
         self.address, self.key_file = address, key_file
@@ -272,7 +272,7 @@ SAME: dict[str, Sequence[Call]] = {
         *(put("made?model_version=1.0&min_worker=1&synchronous=true"), put("made/1.0?min_worker=0&synchronous=true")),
         *(put("made?batch_size=8&min_worker=0&synchronous=true"), get("made"), put(""), put("?min_worker=1")),
     ],
-    "what handlers tell": [
+    "what handlers describe": [
         call
         for name in ("made", "listing")
         for call in (
@@ -358,20 +358,20 @@ def test_calls_are_answered_as_torchserve_answers_them(theirs: Engine, ours: Our
     for engine in (theirs, ours):
         engine.clean()
     for call in calls:
-        said, wanted = plain(ours(*call)), plain(theirs(*call))
-        if call[1].startswith(("/v1/", "/v2")) and said.status >= 400:
+        answer, wanted = plain(ours(*call)), plain(theirs(*call))
+        if call[1].startswith(("/v1/", "/v2")) and answer.status >= 400:
             # What KServe's clients read, beside TorchServe's own.
-            assert said.body.pop("error") == said.body["message"]
-        assert said == wanted, call
-        if isinstance(said.body, dict):
-            assert list(said.body) == list(wanted.body), call
-        elif isinstance(said.body, list):
-            assert [list(one) for one in said.body] == [list(one) for one in wanted.body], call
+            assert answer.body.pop("error") == answer.body["message"]
+        assert answer == wanted, call
+        if isinstance(answer.body, dict):
+            assert list(answer.body) == list(wanted.body), call
+        elif isinstance(answer.body, list):
+            assert [list(one) for one in answer.body] == [list(one) for one in wanted.body], call
     for engine in (theirs, ours):
         engine.clean()
 
 
-# Calls that TorchServe answers wrongly: its status, ours, and a part of what we say.
+# Calls that TorchServe answers wrongly: its status, ours, and a part of our message.
 OTHERWISE: dict[str, tuple[Sequence[Call], int, int, str]] = {
     "no time to answer": ([register("made-1.0.mar&response_timeout=0")], 200, 400, "at least 1"),
     "no time to start": ([register("made-1.0.mar&startup_timeout=-7")], 200, 400, "at least 0"),
@@ -436,7 +436,7 @@ OTHERWISE: dict[str, tuple[Sequence[Call], int, int, str]] = {
             ("POST", "/models?url=made-2.0.mar&{}", 200, "response_timeout", "1.5"),
         )
     },
-    "a default that answers nobody": (
+    "a default without workers": (
         [WORKER, TWO, put("made/2.0/set-default")],
         *(200, 409),
         "PUT /models/made/2.0?min_worker=1",
@@ -447,7 +447,7 @@ OTHERWISE: dict[str, tuple[Sequence[Call], int, int, str]] = {
         *(500, 500),
         "for model broken version: 1.0: ModuleNotFoundError: No module named 'no_such_module'",
     ),
-    "a body that leaves to the query what it does not say": (
+    "a body and a query with different parameters": (
         [("POST", "/models?url=made-1.0.mar&batch_size=9", '{"batch_size": 2}', JSON), get("made")],
         *(404, 200),
         '"batchSize": 2',
@@ -479,9 +479,9 @@ def test_calls_that_torchserve_answers_wrongly_are_answered_rightly(
     for engine in (theirs, ours):
         engine.clean()
     for call in calls:
-        wanted, said = theirs(*call), ours(*call)
-    assert (wanted.status, said.status) == (their_status, our_status)
-    text = json.dumps(said.body, ensure_ascii=False)
+        wanted, answer = theirs(*call), ours(*call)
+    assert (wanted.status, answer.status) == (their_status, our_status)
+    text = json.dumps(answer.body, ensure_ascii=False)
     assert words in text
     assert words not in json.dumps(wanted.body, ensure_ascii=False)
     for engine in (theirs, ours):
@@ -528,20 +528,20 @@ def test_the_answers_of_both_are_laid_out_alike(theirs: Engine, ours: Ours) -> N
 
 def test_what_a_handler_tells_comes_without_the_token_of_who_asks(ours: Ours) -> None:
     ours(*register("telling-1.0.mar&initial_workers=1"))
-    said = ours("GET", "/models/telling?customized=true", headers={"X-Mine": "here"}).body[0]
-    assert said["customizedMetadata"] == {"mine": "here", "token": None, "rows": [{}]}
-    assert list(said)[-1] == "customizedMetadata"
+    description = ours("GET", "/models/telling?customized=true", headers={"X-Mine": "here"}).body[0]
+    assert description["customizedMetadata"] == {"mine": "here", "token": None, "rows": [{}]}
+    assert list(description)[-1] == "customizedMetadata"
     ours.clean()
 
 
 def test_a_model_that_does_not_load_is_described_with_its_traceback(ours: Ours) -> None:
     assert ours(*register("broken-1.0.mar&initial_workers=1&synchronous=false")).status == 202
     assert ours.run(_failed(ours, "broken"))
-    (said,) = ours(*get("broken")).body
-    assert said["failure"].splitlines()[0] == "Traceback (most recent call last):"
-    assert "handler.py" in said["failure"]
-    assert said["failure"].splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_module'"
-    assert [worker["status"] for worker in said["workers"]] != ["READY"]
+    (description,) = ours(*get("broken")).body
+    assert description["failure"].splitlines()[0] == "Traceback (most recent call last):"
+    assert "handler.py" in description["failure"]
+    assert description["failure"].splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_module'"
+    assert [worker["status"] for worker in description["workers"]] != ["READY"]
     assert ours("GET", "/v1/models/broken").body == {"name": "broken", "ready": False}
     ours.clean()
 
@@ -557,8 +557,8 @@ def test_a_slow_registration_delays_no_other_request(ours: Ours) -> None:
         slow = threads.submit(ours, *register("tired-1.0.mar&initial_workers=1"))
         while ours(*get("tired")).status != 200:
             pass
-        (said,) = ours(*get("tired")).body
-        assert [worker["status"] for worker in said["workers"]] == ["LOADING"]
+        (description,) = ours(*get("tired")).body
+        assert [worker["status"] for worker in description["workers"]] == ["LOADING"]
         assert ours(*WORKER).status == 200
         assert not slow.done()
         assert slow.result().status == 200
@@ -647,15 +647,15 @@ def test_every_answer_is_counted_by_its_status(ours: Ours) -> None:
 def test_the_api_is_described_to_all_with_the_paths_that_torchserve_describes(theirs: Engine, ours: Ours) -> None:
     for path in ("/", "/api-description"):
         method = "OPTIONS" if path == "/" else "GET"
-        said, wanted = ours(method, path, kind="").body, theirs(method, path, kind="").body
-        assert said["openapi"] == wanted["openapi"]
-        assert set(wanted["paths"]) - set(said["paths"]) == {"/metrics"}
+        document, wanted = ours(method, path, kind="").body, theirs(method, path, kind="").body
+        assert document["openapi"] == wanted["openapi"]
+        assert set(wanted["paths"]) - set(document["paths"]) == {"/metrics"}
     theirs(*ONE)
     ours(*ONE)
-    said, wanted = ours("OPTIONS", "/models/made").body, theirs("OPTIONS", "/models/made").body
-    assert said["info"]["title"] == wanted["info"]["title"]
+    document, wanted = ours("OPTIONS", "/models/made").body, theirs("OPTIONS", "/models/made").body
+    assert document["info"]["title"] == wanted["info"]["title"]
     for path, methods in wanted["paths"].items():
-        assert set(methods) <= set(said["paths"][path])
+        assert set(methods) <= set(document["paths"][path])
     for engine in (theirs, ours):
         engine.clean()
 

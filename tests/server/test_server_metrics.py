@@ -1,4 +1,4 @@
-"""torchmar.server.telemetry.metrics counts what happens, and says it as TorchServe does."""
+"""torchmar.server.telemetry.metrics counts requests and reports them in TorchServe's format."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def reading(metrics: Metrics) -> Reading:
 
 
 def lines(text: str) -> set[str]:
-    """Return what is said of what handlers measure."""
+    """Return the samples of metrics that handlers emit."""
     return {line for line in text.splitlines() if re.match(rf"(# \w+ )?({'|'.join(CUSTOM)})", line)}
 
 
@@ -90,19 +90,19 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """Return what tells the warnings since it was asked last; the server's log goes to files only."""
-    said: list[str] = []
+    """Return a function that returns the warnings since its last call; the server's log goes to files only."""
+    messages: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            messages.append(record.getMessage())
 
     handler = Handler()
     logger = logging.getLogger("torchmar.server")
     logger.addHandler(handler)
 
     def taken() -> list[str]:
-        now, said[:] = list(said), []
+        now, messages[:] = list(messages), []
         return now
 
     yield taken  # type: ignore[misc]
@@ -120,9 +120,9 @@ def test_the_text_is_what_torchserve_says(
 ) -> None:
     path = make(MEASURING, name="measuring", store=server.model_store)
     server.load(path)
-    asking = InferenceClient(server.server)
+    client = InferenceClient(server.server)
     for _ in range(2):
-        assert asking.predict("measuring", b"x") == "measured"
+        assert client.predict("measuring", b"x") == "measured"
 
     monkeypatch.setattr(CachingMetric, "add_or_update", CachingMetric.add_or_update)
     measured = MetricsBuffer()
@@ -241,11 +241,11 @@ def test_what_prometheus_cannot_hold_is_left_out_and_told_once(
     assert reading(metrics).total("Good", color="red") == 3
     assert parse_names(metrics.text()).count("Good") == 1
     assert not {sample.name for sample in parse(metrics.text())} & {"with", "label", "kind", "histogram_sum"}
-    (said,) = warnings()
-    assert "with space" in said
+    (message,) = warnings()
+    assert "with space" in message
     metrics.on_metrics("m", "1.0", [update("Good", color="red", size="big")])
-    (said,) = warnings()
-    assert "Good: it has the labels color, Hostname, and this is of color, size" in said
+    (message,) = warnings()
+    assert "Good: it has the labels color, Hostname, and this is of color, size" in message
 
 
 def test_a_label_with_ever_new_values_does_not_fill_the_memory(warnings: Callable[[], list[str]]) -> None:
@@ -254,9 +254,9 @@ def test_a_label_with_ever_new_values_does_not_fill_the_memory(warnings: Callabl
         metrics.on_metrics("noisy", "1.0", [update("Seen", user=str(number)), update(f"Metric{number}")])
         metrics.on_metrics("quiet", "1.0", [update("Fine", user=str(number % 5))])
     assert len([one for one in parse(metrics.text()) if one.labels.get("user") or "Metric" in one.name]) == 55
-    (said,) = warnings()
-    assert "model noisy" in said
-    assert "50 series" in said
+    (message,) = warnings()
+    assert "model noisy" in message
+    assert "50 series" in message
     metrics.on_metrics("noisy", "1.0", [update("Seen", user="0")])
     assert reading(metrics).total("Seen", user="0") == 2
 
@@ -340,12 +340,14 @@ def test_labels_are_escaped_and_help_is_one_line() -> None:
 
 def test_the_machine_is_told_in_torchserves_units() -> None:
     now = reading(Metrics())
-    said = {sample.name: sample.value for sample in now.samples if sample.labels.get("Level") == "Host"}
+    value_of = {sample.name: sample.value for sample in now.samples if sample.labels.get("Level") == "Host"}
     memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
-    assert said["MemoryUsed"] + said["MemoryAvailable"] == pytest.approx(memory.total / 2**20, rel=0.2)  # MB
-    assert said["DiskUsage"] + said["DiskAvailable"] == pytest.approx((disk.used + disk.free) / 2**30, rel=0.2)  # GB
+    assert value_of["MemoryUsed"] + value_of["MemoryAvailable"] == pytest.approx(memory.total / 2**20, rel=0.2)  # MB
+    assert value_of["DiskUsage"] + value_of["DiskAvailable"] == pytest.approx(
+        (disk.used + disk.free) / 2**30, rel=0.2
+    )  # GB
     for percent in ("CPUUtilization", "MemoryUtilization", "DiskUtilization"):
-        assert 0 <= said[percent] <= 100
+        assert 0 <= value_of[percent] <= 100
     assert "MemoryUsed" not in {sample.name for sample in reading(Metrics(machine=False)).samples}
 
 

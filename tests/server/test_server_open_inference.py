@@ -52,7 +52,7 @@ SAMPLES: dict[str, Any] = {
     "diabetes": json.loads((ARCHIVES / "diabetes" / "samples" / "low.json").read_bytes()),
     "tumours": json.loads((ARCHIVES / "tumours" / "samples" / "benign.json").read_bytes()),
 }
-# A handler that nobody here knows: it answers what it was sent, as JSON of the protocol.
+# A handler that is not torchmar's: it returns its input, as JSON of the protocol.
 MIRROR = """
 def handle(rows, context):
     if rows is None:
@@ -72,7 +72,7 @@ def handle(rows, context):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[Builtin]:
-    """Run the built-in server with every archive loaded, and with a handler of somebody's."""
+    """Run the built-in server with every archive loaded, and with a handler that is not torchmar's."""
     folder = tmp_path_factory.mktemp("open-inference")
     store = folder / "store"
     store.mkdir()
@@ -103,9 +103,9 @@ def call(server: Builtin, token: str) -> Iterator[Call]:
         def method(
             name: str, request: Message, reply: Any, *, service: str = STANDARD, authorization: str = f"Bearer {token}"
         ) -> Any:
-            asking = channel.unary_unary(f"/{service}/{name}", type(request).SerializeToString, reply.FromString)
+            unary_method = channel.unary_unary(f"/{service}/{name}", type(request).SerializeToString, reply.FromString)
             metadata = [("authorization", authorization)] if authorization else []
-            return asking(request, metadata=metadata, timeout=60)
+            return unary_method(request, metadata=metadata, timeout=60)
 
         yield method
 
@@ -141,7 +141,7 @@ def raw_request(model: str, *inputs: tuple[str, str, Sequence[int], bytes], **mo
 
 
 def sample(model: str, inputs: Sequence[Any]) -> wire.ModelInferRequest:
-    """Return a request with the sample of an archive, as its metadata says."""
+    """Return a request with the sample of an archive, built from its metadata."""
     given = SAMPLES[model]
     if isinstance(given, bytes):
         return raw_request(model, (inputs[0].name, inputs[0].datatype, [1], texts(given)))
@@ -169,9 +169,9 @@ def arrays(answer: wire.ModelInferResponse) -> dict[str, list[Any]]:
     return found
 
 
-def code_of(asking: Callable[[], Any]) -> tuple[str, str]:
+def code_of(call: Callable[[], Any]) -> tuple[str, str]:
     with pytest.raises(grpc.RpcError) as caught:
-        asking()
+        call()
     assert isinstance(caught.value, grpc.Call)
     return caught.value.code().name, caught.value.details() or ""
 
@@ -183,14 +183,14 @@ def test_metadata_is_what_a_model_takes_and_gives(call: Call, rest: Rest, model:
     answer = call("ModelInfer", sample(model, metadata.inputs), wire.ModelInferResponse)
     assert (answer.model_name, answer.model_version) == (model, "1.0")
     assert [one.name for one in answer.outputs] == [one.name for one in metadata.outputs]
-    for told, given in zip(metadata.outputs, answer.outputs, strict=True):
-        assert told.datatype == given.datatype
-        assert len(told.shape) == len(given.shape)
-        assert all(size in (-1, there) for size, there in zip(told.shape, given.shape, strict=True))
+    for described, given in zip(metadata.outputs, answer.outputs, strict=True):
+        assert described.datatype == given.datatype
+        assert len(described.shape) == len(given.shape)
+        assert all(size in (-1, given_size) for size, given_size in zip(described.shape, given.shape, strict=True))
     document = rest(f"/models/{model}").json()
     for key in ("inputs", "outputs"):
-        said = [(one["name"], one["datatype"], one["shape"]) for one in document[key]]
-        assert said == [(one.name, one.datatype, list(one.shape)) for one in getattr(metadata, key)]
+        tensors = [(one["name"], one["datatype"], one["shape"]) for one in document[key]]
+        assert tensors == [(one.name, one.datatype, list(one.shape)) for one in getattr(metadata, key)]
     assert document == rest(f"/models/{model}/versions/1.0").json()
 
 
@@ -380,7 +380,7 @@ def test_a_foreign_handler_gets_the_json_of_rest(call: Call) -> None:
 
 def test_a_stream_answers_in_order_and_continues_after_an_error(server: Builtin, token: str) -> None:
     with grpc.insecure_channel(server.server.grpc_inference.removeprefix("grpc://")) as channel:
-        asking = channel.stream_stream(
+        stream_method = channel.stream_stream(
             f"/{STANDARD}/ModelStreamInfer",
             wire.ModelInferRequest.SerializeToString,
             wire.ModelStreamInferResponse.FromString,
@@ -391,7 +391,7 @@ def test_a_stream_answers_in_order_and_continues_after_an_error(server: Builtin,
         ]
         requests_.insert(5, raw_request("nothing", ("x", "FP32", [1], bytes(4)), id="wrong"))
         requests_.insert(9, raw_request("iris", ("x", "FP32", [1], bytes(4)), id="bad"))
-        answers = list(asking(iter(requests_), metadata=[("authorization", f"Bearer {token}")], timeout=60))
+        answers = list(stream_method(iter(requests_), metadata=[("authorization", f"Bearer {token}")], timeout=60))
     assert [one.infer_response.id for one in answers] == [one.id for one in requests_]
     failed = {one.infer_response.id: one.error_message for one in answers if one.error_message}
     assert failed["wrong"] == "Model not found: nothing"
@@ -408,8 +408,12 @@ def test_configuration_statistics_and_index_are_the_same_over_both(call: Call, r
 
     def counted() -> tuple[int, int, int]:
         request = wire.ModelStatisticsRequest(name="iris")
-        (told,) = call("ModelStatistics", request, wire.ModelStatisticsResponse).model_stats
-        return told.inference_count, told.inference_stats.success.count, told.inference_stats.fail.count
+        (model_stats,) = call("ModelStatistics", request, wire.ModelStatisticsResponse).model_stats
+        return (
+            model_stats.inference_count,
+            model_stats.inference_stats.success.count,
+            model_stats.inference_stats.fail.count,
+        )
 
     before = counted()
     for good in (True, False):
@@ -420,9 +424,9 @@ def test_configuration_statistics_and_index_are_the_same_over_both(call: Call, r
         except grpc.RpcError:
             assert not good
     assert [new - old for new, old in zip(counted(), before, strict=True)] == [2, 1, 1]
-    (told,) = rest("/models/iris/stats").json()["model_stats"]
-    stats = told["inference_stats"]
-    assert (told["inference_count"], stats["success"]["count"], stats["fail"]["count"]) == counted()
+    (model_stats,) = rest("/models/iris/stats").json()["model_stats"]
+    stats = model_stats["inference_stats"]
+    assert (model_stats["inference_count"], stats["success"]["count"], stats["fail"]["count"]) == counted()
     assert stats["success"]["ns"] > 0
     assert {one["name"] for one in rest("/models/stats").json()["model_stats"]} == {*SAMPLES, "mirror"}
 
@@ -562,17 +566,17 @@ def _broken(server: Builtin) -> None:
 def test_reflection_tells_services_and_messages(server: Builtin, version: str, api: str) -> None:
     address = server.server.grpc_inference if api == "inference" else server.server.grpc_management
     symbol = {"inference": STANDARD, "management": "org.pytorch.serve.grpc.management.ManagementAPIsService"}[api]
-    asked = [
+    requests = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol),
     ]
     with grpc.insecure_channel(address.removeprefix("grpc://")) as channel:
-        asking = channel.stream_stream(
+        stream_method = channel.stream_stream(
             f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
             reflection_pb2.ServerReflectionRequest.SerializeToString,
             reflection_pb2.ServerReflectionResponse.FromString,
         )
-        services, file = asking(iter(asked), timeout=60)
+        services, file = stream_method(iter(requests), timeout=60)
     names = {one.name for one in services.list_services_response.service}
     assert {symbol, "grpc.health.v1.Health", f"grpc.reflection.{version}.ServerReflection"} <= names
     assert file.file_descriptor_response.file_descriptor_proto
@@ -582,11 +586,14 @@ def test_the_script_to_copy_fails_when_its_request_fails(server: Builtin, tmp_pa
     (tmp_path / "text.txt").write_text("no image")
     address = server.server.grpc_inference.removeprefix("grpc://")
     where = ["--grpc", "--address", address, "--key-file", str(server.server.key_file)]
-    for model, said in (("digits", "INVALID_ARGUMENT: the body is not an image"), ("nothing", "INTERNAL: Model not")):
+    for model, message in (
+        ("digits", "INVALID_ARGUMENT: the body is not an image"),
+        ("nothing", "INTERNAL: Model not"),
+    ):
         command = [sys.executable, ROOT / "scripts" / "ask.py", model, tmp_path / "text.txt", *where]
         ran = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
         assert ran.returncode == 1
-        assert ran.stderr.startswith(said)
+        assert ran.stderr.startswith(message)
 
 
 ENVIRONMENTS = {"triton": "triton_client.py", "kserve": "kserve_client.py"}

@@ -82,7 +82,7 @@ def test_every_operation_has_an_id_of_its_own_and_typed_answers(which: str, toke
     for call in operations:
         assert ("security" in call) <= tokens
         for status, response in call["responses"].items():
-            # A renewal has no content to tell, and what a handler answers with another status only that knows.
+            # A renewal has no content to describe; answers of handlers with another status are unknown to the document.
             untold = call["operationId"] == "token" or status == "default"
             assert "content" in response or untold, (call["operationId"], status)
     for name in {one.split('"')[0] for one in text.split("#/components/schemas/")[1:]}:

@@ -88,7 +88,7 @@ def test_a_long_batch_gets_all_threads_and_short_ones_after_it_get_one(
         if rows is None: return
         until = time.process_time() + float(rows[0]["body"])
         while time.process_time() < until: pass
-        return [{"said": [torch.get_num_threads(), os.environ.get("GOMP_SPINCOUNT")]}] * len(rows)
+        return [{"value": [torch.get_num_threads(), os.environ.get("GOMP_SPINCOUNT")]}] * len(rows)
     """
     one = pool(code)
     waiting = worker_environment(os.environ).get("GOMP_SPINCOUNT")
@@ -108,7 +108,7 @@ def test_a_handler_that_knows_only_batches_of_one_is_right(
 ) -> None:
     code = """
     def handle(rows, context):
-        return None if rows is None else [{"said": rows[0]["body"]}]
+        return None if rows is None else [{"value": rows[0]["body"]}]
     """
     one = pool(code, batch_size=4)
     assert pool_harness.run(ask(one, [1, 2, 3, 4])) == [1, 2, 3, 4]
@@ -150,7 +150,7 @@ def test_a_request_that_wants_more_memory_than_a_worker_may_have_fails_alone(
             return None
         for row in rows:
             bytearray(row["body"])
-        return [{"said": os.getpid()} for row in rows]
+        return [{"value": os.getpid()} for row in rows]
     """
     one = pool(code, batch_size=2, memory_limit=1 << 30)
     (before,) = pool_harness.run(ask(one, [1 << 20]))
@@ -238,21 +238,21 @@ def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neithe
     pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool()
-    told: list[Reply] = []
+    replies: list[Reply] = []
 
     async def late() -> None:
         busy = asyncio.ensure_future(ask(one, [0.5]))
         await until(lambda: one.busy and not one.pending)
         pool_harness.batches.clear()
-        one.submit(job("late", told.append, deadline=time.monotonic() + 0.1))
-        gone = job("gone", told.append)
+        one.submit(job("late", replies.append, deadline=time.monotonic() + 0.1))
+        gone = job("gone", replies.append)
         one.submit(gone)
         gone.cancelled = True
         await until(lambda: not one.pending)
         await busy
 
     pool_harness.run(late())
-    assert [reply.status for reply in told] == [503]
+    assert [reply.status for reply in replies] == [503]
     assert pool_harness.batches == [1]
 
 
@@ -265,15 +265,15 @@ def test_workers_that_may_be_forks_share_what_was_loaded_and_more_come_at_once(
     LOADED = os.getpid()
 
     def handle(rows, context):
-        return None if rows is None else [{"said": [LOADED, float(WEIGHTS.sum())]} for _ in rows]
+        return None if rows is None else [{"value": [LOADED, float(WEIGHTS.sum())]} for _ in rows]
     """
     one = pool(code, fork=forking.ALLOWED)
     assert pool_harness.run(one.scale(4, 4))
     workers = {worker.pid for worker in one.workers()}
     assert len(workers) == 4
-    said = pool_harness.run(ask(one, [1] * 20))
-    assert {tuple(each) for each in said} == {(said[0][0], 50_000_000.0)}
-    assert said[0][0] not in workers
+    answers = pool_harness.run(ask(one, [1] * 20))
+    assert {tuple(each) for each in answers} == {(answers[0][0], 50_000_000.0)}
+    assert answers[0][0] not in workers
     if hasattr(psutil.Process().memory_full_info(), "pss"):
         alone = [psutil.Process(pid).memory_full_info().uss for pid in workers]
         assert max(alone) < 100 << 20
@@ -303,7 +303,7 @@ def test_a_model_that_does_not_load_is_told_with_its_traceback_and_tried_again(
     import pathlib
     def handle(rows, context):
         if not pathlib.Path({str(flag)!r}).exists(): raise ValueError("not yet")
-        return None if rows is None else [{{"said": row["body"]}} for row in rows]
+        return None if rows is None else [{{"value": row["body"]}} for row in rows]
     """
     one = pool(code, up=False)
     assert one.failure.endswith("ValueError: not yet")
@@ -436,20 +436,20 @@ def test_parts_of_a_streamed_answer_come_as_they_are_made(pool_harness: PoolHarn
     def handle(rows, context):
         if rows is None: return
         for number in range(3):
-            said = [f"{number} of {row['body']}, " for row in rows]
-            send_intermediate_predict_response(said, context.request_ids, "Intermediate", 200, context)
+            parts = [f"{number} of {row['body']}, " for row in rows]
+            send_intermediate_predict_response(parts, context.request_ids, "Intermediate", 200, context)
         return ["end"] * len(rows)
     """
     one = pool(code, batch_size=2)
-    told: dict[int, list[Reply]] = {0: [], 1: []}
+    replies_of: dict[int, list[Reply]] = {0: [], 1: []}
 
     async def both() -> None:
-        for number in told:
-            one.submit(job(number, told[number].append))
-        await until(lambda: all(replies and not replies[-1].more for replies in told.values()))
+        for number in replies_of:
+            one.submit(job(number, replies_of[number].append))
+        await until(lambda: all(replies and not replies[-1].more for replies in replies_of.values()))
 
     pool_harness.run(both())
-    for number, replies in told.items():
+    for number, replies in replies_of.items():
         assert b"".join(reply.body for reply in replies).decode() == f"0 of {number}, 1 of {number}, 2 of {number}, end"
         assert [reply.more for reply in replies] == [True, True, True, False]
         assert replies[0].headers["ts_stream_next"] == "true"
@@ -460,7 +460,7 @@ def test_what_handlers_measure_is_told(pool_harness: PoolHarness, pool: Callable
     def handle(rows, context):
         if rows is None: return
         context.metrics.add_counter("Rows", len(rows))
-        return [{"said": 1} for _ in rows]
+        return [{"value": 1} for _ in rows]
     """
     pool_harness.measured.clear()
     pool_harness.run(ask(pool(code), [1]))

@@ -62,10 +62,12 @@ def test_a_failed_version_leaves_the_others_alone(harness: RegistryHarness) -> N
 
 
 def test_of_several_registrations_of_a_version_exactly_one_is_done(harness: RegistryHarness) -> None:
-    asked = Registration("tired-1.0.mar", initial_workers=1)
+    registration = Registration("tired-1.0.mar", initial_workers=1)
 
     async def all_at_once() -> list[Any]:
-        return await asyncio.gather(*(harness.registry.register(asked) for _ in range(5)), return_exceptions=True)
+        return await asyncio.gather(
+            *(harness.registry.register(registration) for _ in range(5)), return_exceptions=True
+        )
 
     done = harness.run(all_at_once())
     refused = [one for one in done if isinstance(one, ApiError)]
@@ -200,7 +202,11 @@ def test_more_workers_than_a_machine_can_have_are_refused(harness: RegistryHarne
 
 
 def resolved(
-    harness: RegistryHarness, folder: Path, config: dict[str, Any], keys: dict[str, str] | None = None, **asked: Any
+    harness: RegistryHarness,
+    folder: Path,
+    config: dict[str, Any],
+    keys: dict[str, str] | None = None,
+    **parameters: Any,
 ) -> serving_config.ServingConfig:
     """Return what an archive with a configuration is served with."""
     folder.mkdir(exist_ok=True)
@@ -210,11 +216,11 @@ def resolved(
 
     async def resolve() -> serving_config.ServingConfig:
         sources = ArchiveCache(settings, folder / "archives")
-        at_start = asked.pop("at_start", False)
-        asking = Registration("m-1.0.mar", **asked)
-        source = await sources.fetch(asking.url)
+        at_start = parameters.pop("at_start", False)
+        registration = Registration("m-1.0.mar", **parameters)
+        source = await sources.fetch(registration.url)
         try:
-            return serving_config.resolve(asking, source, settings, at_start=at_start)
+            return serving_config.resolve(registration, source, settings, at_start=at_start)
         finally:
             sources.release(source)
 
@@ -224,20 +230,20 @@ def resolved(
 WHOLE = {"batchSize": 3, "maxBatchDelay": 7, "responseTimeout": 33, "startupTimeout": 44}
 OWN_KEYS = {"batchSize": 6, "maxBatchDelay": 8, "responseTimeout": 9, "startupTimeout": 10, "minWorkers": 2}
 OWN = json.dumps({"m": {"1.0": {**OWN_KEYS, "maxWorkers": 4}}})
-ASKED = {"batch_size": 11, "max_batch_delay": 12, "response_timeout": 13, "startup_timeout": 14}
+PARAMETERS = {"batch_size": 11, "max_batch_delay": 12, "response_timeout": 13, "startup_timeout": 14}
 DEFAULTS = {"default_response_timeout": "50", "default_startup_timeout": "51", "default_workers_per_model": "5"}
 
 
 @pytest.mark.parametrize(
-    ("config", "keys", "asked", "wanted"),
+    ("config", "keys", "parameters", "wanted"),
     [
         ({}, {}, {}, (1, 100, 120, 120)),
         ({}, DEFAULTS, {}, (1, 100, 50, 51)),
-        ({}, DEFAULTS, ASKED, (11, 12, 13, 14)),
+        ({}, DEFAULTS, PARAMETERS, (11, 12, 13, 14)),
         ({}, {"models": OWN}, {}, (6, 8, 9, 10)),
-        ({}, {"models": OWN}, ASKED, (11, 12, 9, 10)),
+        ({}, {"models": OWN}, PARAMETERS, (11, 12, 9, 10)),
         (WHOLE, {"models": OWN}, {}, (3, 7, 33, 44)),
-        (WHOLE, {"models": OWN}, ASKED, (11, 12, 33, 44)),
+        (WHOLE, {"models": OWN}, PARAMETERS, (11, 12, 33, 44)),
         (
             {"batchSize": 0, "maxBatchDelay": True, "responseTimeout": "9", "startupTimeout": -1},
             {},
@@ -251,15 +257,15 @@ def test_what_is_said_first_goes_first(
     tmp_path: Path,
     config: dict[str, Any],
     keys: dict[str, str],
-    asked: dict[str, int],
+    parameters: dict[str, int],
     wanted: Any,
 ) -> None:
-    pool = resolved(harness, tmp_path, {"own": 1, **config}, keys, **asked).pool
+    pool = resolved(harness, tmp_path, {"own": 1, **config}, keys, **parameters).pool
     assert (pool.batch_size, pool.max_batch_delay, pool.response_timeout, pool.startup_timeout) == wanted
 
 
 @pytest.mark.parametrize(
-    ("config", "keys", "asked", "wanted"),
+    ("config", "keys", "parameters", "wanted"),
     [
         ({}, {}, {}, (0, 0)),
         ({}, DEFAULTS, {}, (5, 5)),
@@ -280,15 +286,15 @@ def test_workers_are_as_many_as_torchserve_starts(
     tmp_path: Path,
     config: dict[str, Any],
     keys: dict[str, str],
-    asked: dict[str, Any],
+    parameters: dict[str, Any],
     wanted: Any,
 ) -> None:
-    serving = resolved(harness, tmp_path, {"own": 1, **config}, keys, **asked)
+    serving = resolved(harness, tmp_path, {"own": 1, **config}, keys, **parameters)
     assert (serving.min_workers, serving.max_workers) == wanted
 
 
 @pytest.mark.parametrize(
-    ("config", "gpus", "devices", "kind", "told"),
+    ("config", "gpus", "devices", "kind", "device_ids"),
     [
         ({}, 0, (), "cpu", ()),
         ({}, 2, (0, 1), "gpu", ()),
@@ -302,10 +308,16 @@ def test_workers_are_as_many_as_torchserve_starts(
     ],
 )
 def test_workers_go_round_the_gpus_that_the_archive_names(
-    harness: RegistryHarness, tmp_path: Path, config: dict[str, Any], gpus: int, devices: Any, kind: str, told: Any
+    harness: RegistryHarness,
+    tmp_path: Path,
+    config: dict[str, Any],
+    gpus: int,
+    devices: Any,
+    kind: str,
+    device_ids: Any,
 ) -> None:
     serving = resolved(harness, tmp_path, {"own": 1, **config}, {"number_of_gpu": str(gpus)})
-    assert (serving.pool.devices, serving.device_type, serving.device_ids) == (devices, kind, told)
+    assert (serving.pool.devices, serving.device_type, serving.device_ids) == (devices, kind, device_ids)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from torchmar.worker.process import forking
 
 pytestmark = pytest.mark.skipif(not staged_pool.available(), reason="stages are Linux's")
 
-# In the way of TorchServe's examples: three steps and a tensor between them. It tells who did what.
+# Like TorchServe's examples: three steps and a tensor between them. Answers have the processes of the steps.
 STEPS = """
 import os, time
 import torch
@@ -71,10 +71,10 @@ class Steps(BaseHandler):
         return data * torch.tensor([2.0, 1.0], dtype=torch.float64)
 
     def postprocess(self, data):
-        return [{"said": one[0].item(), "size": len(data), "pids": [int(one[1]), os.getpid()]} for one in data]
+        return [{"value": one[0].item(), "size": len(data), "pids": [int(one[1]), os.getpid()]} for one in data]
 
     def explain_handle(self, data, raw):
-        return [{"said": "explained", "pids": [int(data[0, 1]), os.getpid()]}]
+        return [{"value": "explained", "pids": [int(data[0, 1]), os.getpid()]}]
 """
 
 
@@ -129,7 +129,7 @@ def memories() -> list[str]:
 
 
 async def ask(pool: Pool, bodies: Sequence[Any], headers: dict[str, str] | None = None, **fields: str) -> list[Reply]:
-    """Return the replies to requests that come at once; bodies are bytes, or what JSON can say."""
+    """Return the replies to simultaneous requests; bodies are bytes, or values that JSON has."""
     loop = asyncio.get_running_loop()
     futures = []
     for body in bodies:
@@ -150,8 +150,8 @@ def holding(folder: Path, code: str = STEPS) -> str:
     return code.replace('GO = "GO"', f"GO = {str(folder / 'go')!r}")
 
 
-def said(replies: Sequence[Reply]) -> list[Any]:
-    return [json.loads(one.body)["said"] if one.status == 200 else one.status for one in replies]
+def values(replies: Sequence[Reply]) -> list[Any]:
+    return [json.loads(one.body)["value"] if one.status == 200 else one.status for one in replies]
 
 
 IMAGE = (SAMPLES / "seven.png").read_bytes()
@@ -205,7 +205,7 @@ def test_tensors_of_requests_are_one_batch_for_three_steps(pools: Pools, make: M
         return [*await first, *await others]
 
     replies = pools.harness.run(queue())
-    assert said(replies) == [30.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    assert values(replies) == [30.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     assert sorted(json.loads(one.body)["size"] for one in replies) == [1, 1, 4, 4, 4, 4]
     assert pools.harness.batches == [1, 4, 1]
     assert {one.headers.get("first") for one in replies} == {"id"}
@@ -213,16 +213,16 @@ def test_tensors_of_requests_are_one_batch_for_three_steps(pools: Pools, make: M
 
 def test_three_steps_answer_as_without_stages(pools: Pools, make: Make) -> None:
     mar = make(dedent(STEPS))
-    asked = [1.0, "no number", 14.0, 2.0, None]
+    inputs = [1.0, "no number", 14.0, 2.0, None]
     whole, staged = pools.start(mar, Pool), pools.start(mar)
-    expected = pools.harness.run(ask(whole, asked))
-    replies = pools.harness.run(ask(staged, asked))
-    assert said(replies) == said(expected) == [2.0, 503, 503, 4.0, 503]
+    expected = pools.harness.run(ask(whole, inputs))
+    replies = pools.harness.run(ask(staged, inputs))
+    assert values(replies) == values(expected) == [2.0, 503, 503, 4.0, 503]
     failed = [one for one in replies if one.status != 200]
     assert failed == [one for one in expected if one.status != 200]
     (explained,) = pools.harness.run(ask(staged, [1.0], {"explain": "True"}))
     (worker,) = staged.workers()
-    assert json.loads(explained.body) == {"said": "explained", "pids": [worker.pid, worker.pid]}
+    assert json.loads(explained.body) == {"value": "explained", "pids": [worker.pid, worker.pid]}
 
 
 def test_requests_are_preprocessed_at_once_in_processes_of_their_own(pools: Pools, make: Make, tmp_path: Path) -> None:
@@ -242,16 +242,16 @@ def test_requests_are_preprocessed_at_once_in_processes_of_their_own(pools: Pool
 
 def test_a_worker_of_the_first_stage_that_dies_takes_its_request_along_and_no_other(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), batch_size=4)
-    assert said(pools.harness.run(ask(staged, [1.0, "die first", 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
+    assert values(pools.harness.run(ask(staged, [1.0, "die first", 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
     pools.harness.run(until(lambda: all(one.state == "READY" for one in staged.preprocess_workers())))
-    assert said(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
+    assert values(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
 
 
 def test_a_worker_with_the_model_that_dies_loses_only_the_request_that_is_to_blame(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), batch_size=4)
-    assert said(pools.harness.run(ask(staged, [1.0, 13.0, 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
+    assert values(pools.harness.run(ask(staged, [1.0, 13.0, 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
     pools.harness.run(until(lambda: staged.ready == 1))
-    assert said(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
+    assert values(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
 
 
 def test_processes_that_are_killed_leave_no_memory_and_what_comes_later_is_answered(
@@ -267,7 +267,7 @@ def test_processes_that_are_killed_leave_no_memory_and_what_comes_later_is_answe
         assert memories()
         for one in (*staged.preprocess_workers(), *staged.workers()):
             kill_worker(one.pid)
-        return [said(await waiting), said(await behind)]
+        return [values(await waiting), values(await behind)]
 
     assert pools.harness.run(kill()) == [[500, 500], [2.0, 4.0]]
     pools.harness.run(until(lambda: not memories()))
@@ -280,15 +280,15 @@ def test_a_request_whose_client_has_gone_leaves_no_memory(pools: Pools, make: Ma
     async def leave() -> None:
         busy = asyncio.ensure_future(ask(staged, ["wait first"] * 2, flag=str(flag)))
         await until(lambda: len(list(tmp_path.glob("flag.*"))) == 2)
-        told: list[Reply] = []
-        gone = Job("id", {}, [Part("body", "application/json", b"1.0")], told.append)
+        replies: list[Reply] = []
+        gone = Job("id", {}, [Part("body", "application/json", b"1.0")], replies.append)
         staged.submit(gone)
         gone.cancelled = True
         await until(lambda: not staged.pending)
         assert len(memories()) == 2
         flag.touch()
         await busy
-        assert told == []
+        assert replies == []
 
     pools.harness.run(leave())
     pools.harness.run(until(lambda: not memories()))
@@ -305,7 +305,7 @@ def test_what_is_prepared_ahead_of_the_model_is_bounded(pools: Pools, make: Make
         with pytest.raises(ApiError):
             await ask(staged, [1.0] * 20)
         (tmp_path / "go").touch()
-        return said(await waiting)
+        return values(await waiting)
 
     assert pools.harness.run(crowd()) == [30.0] * 40
 
@@ -320,14 +320,14 @@ def test_where_forks_are_allowed_the_model_is_loaded_once_for_both_stages(pools:
     )
     workers = (*alone.workers(), *alone.preprocess_workers())
     assert {forked_by(one.pid).pid for one in workers} == {pools.harness.fork_server.pid}
-    assert said(pools.harness.run(ask(alone, [1.0] * 6))) == [2.0] * 6
+    assert values(pools.harness.run(ask(alone, [1.0] * 6))) == [2.0] * 6
 
 
 def test_by_default_every_worker_of_either_stage_loads_the_model_itself(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), workers=2)
     workers = (*staged.workers(), *staged.preprocess_workers())
     assert {forked_by(one.pid).pid for one in workers} == {pools.harness.fork_server.pid}
-    assert said(pools.harness.run(ask(staged, [1.0] * 6))) == [2.0] * 6
+    assert values(pools.harness.run(ask(staged, [1.0] * 6))) == [2.0] * 6
 
 
 def test_scaling_is_of_workers_with_the_model_and_to_none_ends_both(pools: Pools, make: Make) -> None:
@@ -335,20 +335,20 @@ def test_scaling_is_of_workers_with_the_model_and_to_none_ends_both(pools: Pools
     run = pools.harness.run
     assert run(staged.scale(2, 2))
     assert (len(staged.workers()), len(staged.preprocess_workers()), staged.ready) == (2, 2, 2)
-    assert said(run(ask(staged, [1.0] * 6))) == [2.0] * 6
+    assert values(run(ask(staged, [1.0] * 6))) == [2.0] * 6
     assert run(staged.scale(0, 0))
     assert (staged.workers(), staged.preprocess_workers(), staged.ready) == ([], [], 0)
     with pytest.raises(ApiError, match="has no worker"):
         run(ask(staged, [1.0]))
     assert run(staged.scale(1, 1))
-    assert said(run(ask(staged, [1.0]))) == [2.0]
+    assert values(run(ask(staged, [1.0]))) == [2.0]
 
 
 def test_no_field_of_a_client_is_taken_for_memory(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)))
     for headers in ({}, {"explain": "True"}):
         replies = pools.harness.run(ask(staged, [1.0], headers, **{"torchmar stage": "/proc/1/fd/1 1"}))
-        assert said(replies) == ["explained" if headers else 2.0]
+        assert values(replies) == ["explained" if headers else 2.0]
 
 
 JOINED = """
@@ -384,7 +384,7 @@ class Joined(BaseHandler):
         return first.double().sum(-1).reshape(-1)
 
     def postprocess(self, data):
-        return [{"said": one} for one in data.tolist()]
+        return [{"value": one} for one in data.tolist()]
 """
 
 
@@ -393,7 +393,7 @@ def test_what_is_joined_is_what_is_alike_and_all_else_is_answered_alone(
 ) -> None:
     pair = {"pair.py": "import collections\nPair = collections.namedtuple('Pair', 'values lengths')\n"}
     staged = pools.start(make(holding(tmp_path, JOINED), disk=pair, files={"pair.py": "pair.py"}), batch_size=64)
-    asked: list[dict[str, Any]] = [
+    inputs: list[dict[str, Any]] = [
         {"as": kind, "numbers": numbers, "dtype": dtype}
         for kind in ("tensor", "array", "tuple", "named", "mapping", "list", "tokens")
         for numbers in ([1, 2, 3], [4, 5, 6], [], [7])
@@ -401,12 +401,12 @@ def test_what_is_joined_is_what_is_alike_and_all_else_is_answered_alone(
     ] + [{"as": "tensor", "numbers": [1, 0], "dtype": dtype} for dtype in ("bfloat16", "bool", "uint8", "float16")]
 
     async def queue() -> list[Any]:
-        waiting = asyncio.ensure_future(ask(staged, asked))
-        await until(lambda: staged._inference.pending + len(staged._inference._workers[0].jobs) == len(asked))
+        waiting = asyncio.ensure_future(ask(staged, inputs))
+        await until(lambda: staged._inference.pending + len(staged._inference._workers[0].jobs) == len(inputs))
         (tmp_path / "go").touch()
-        return said(await waiting)
+        return values(await waiting)
 
-    assert pools.harness.run(queue()) == [float(sum(one["numbers"])) for one in asked]
+    assert pools.harness.run(queue()) == [float(sum(one["numbers"])) for one in inputs]
     assert len(pools.harness.batches) == 2
 
 
@@ -449,7 +449,7 @@ def test_a_handle_that_does_the_three_steps_itself_is_divided(pools: Pools, make
         return self.postprocess(self.inference(self.preprocess(data)))
 """
     )
-    assert said(pools.harness.run(ask(pools.start(make(dedent(code))), [1.0, 2.0]))) == [2.0, 4.0]
+    assert values(pools.harness.run(ask(pools.start(make(dedent(code))), [1.0, 2.0]))) == [2.0, 4.0]
 
 
 @pytest.fixture(scope="module")

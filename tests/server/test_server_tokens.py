@@ -82,8 +82,8 @@ def test_what_passes_and_what_is_refused_is_torchserves_choice(tokens: Tokens, r
         "{inference}",
         "",
     ):
-        asked = {"Authorization": written.format(**theirs)} if written else {}
-        answer = session.get(f"{real.server.inference}/ping", headers=asked, auth=lambda request: request)
+        headers = {"Authorization": written.format(**theirs)} if written else {}
+        answer = session.get(f"{real.server.inference}/ping", headers=headers, auth=lambda request: request)
         assert passes(tokens, written.format(**ours)) == (answer.status_code == 200), written
 
 
@@ -209,7 +209,7 @@ def test_a_token_of_the_environment_outlives_restarts_and_stands_in_no_log_and_n
                 f"{running.server.inference}/predictions/made", b"x", headers={"Authorization": f"bearer {secret}"}
             )
             assert (answer.status_code, answer.json()) == (200, [])
-            said = "".join(file.read_text() for file in (running.folder / "logs").iterdir() if file.is_file())
+            written = "".join(file.read_text() for file in (running.folder / "logs").iterdir() if file.is_file())
             for name in ("console.log", "config.properties"):
-                said += (running.folder / name).read_text()
-            assert secret not in said
+                written += (running.folder / name).read_text()
+            assert secret not in written

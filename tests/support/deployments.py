@@ -5,7 +5,7 @@ from __future__ import annotations
 from torchmar.deployment.context import DeploymentContext
 from torchmar.engines.engine import Engine
 
-# Says which version answers, after SECONDS; with FAIL it has broken workers, with WRONG wrong answers.
+# Returns its version after SECONDS; with FAIL it has broken workers, with WRONG wrong answers.
 MODEL = """
 import time
 

@@ -28,8 +28,8 @@ def handle(rows, context):
     if rows is None:
         return None
     for piece in ("a", "b"):
-        said = [piece] * len(rows)
-        send_intermediate_predict_response(said, context.request_ids, "Intermediate", 200, context)
+        parts = [piece] * len(rows)
+        send_intermediate_predict_response(parts, context.request_ids, "Intermediate", 200, context)
     return ["c"] * len(rows)
 """,
     "counting": """

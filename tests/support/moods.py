@@ -8,7 +8,7 @@ from pathlib import Path
 Make = Callable[..., Path]
 
 
-# Loads while its marker is not there; measures what top tells as percentiles.
+# Loads while its marker is not there; measures what top shows as percentiles.
 MOODY = """
 import os, time
 from ts.metrics.metric_type_enum import MetricTypes
@@ -20,6 +20,6 @@ def handle(rows, context):
             raise ValueError("the table of prices is gone")
         return None
     context.metrics.add_metric("HandlerSeconds", 0.02, "s", metric_type=MetricTypes.HISTOGRAM)
-    print("asked for a price")
+    print("a price was requested")
     return ["ok"] * len(rows)
 """

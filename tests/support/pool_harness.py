@@ -19,7 +19,7 @@ Make = Callable[..., Path]
 T = TypeVar("T")
 
 
-# Does what a request says, and tells how many came in the batch.
+# Does what a request names, and returns the size of the batch.
 OBEDIENT = """
 import os, time
 
@@ -32,10 +32,10 @@ def handle(rows, context):
         if what == "die":
             os._exit(3)
         if what == "raise":
-            raise ValueError("asked to")
+            raise ValueError("on request")
         if isinstance(what, float):
             time.sleep(what)
-        answers.append({"said": what, "size": len(rows), "pid": os.getpid()})
+        answers.append({"value": what, "size": len(rows), "pid": os.getpid()})
     return answers
 """
 
@@ -91,7 +91,7 @@ def job(what: Any, done: Callable[[Reply], None], headers: dict[str, str] | None
 
 
 async def ask(pool: Pool, whats: Sequence[Any], headers: dict[str, str] | None = None) -> list[Any]:
-    """Return the status, or what was said, for each of several requests that come at once."""
+    """Return the status of an error, or the value, for each of several simultaneous requests."""
     loop = asyncio.get_running_loop()
     futures = []
     for what in whats:
@@ -99,7 +99,7 @@ async def ask(pool: Pool, whats: Sequence[Any], headers: dict[str, str] | None =
         pool.submit(job(what, future.set_result, headers))
         futures.append(future)
     replies = await asyncio.gather(*futures)
-    return [json.loads(reply.body)["said"] if reply.status == 200 else reply.status for reply in replies]
+    return [json.loads(reply.body)["value"] if reply.status == 200 else reply.status for reply in replies]
 
 
 async def until(true: Callable[[], Any]) -> None:

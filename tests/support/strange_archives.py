@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-# A model does what the request says.
+# A model that does what the request names.
 MOODS = """
 import os, sys, threading, time
 import numpy, torch
@@ -132,17 +132,17 @@ def sets_two_lines(context):
     context.set_response_header(0, "X-One", "a\\r\\nX-Two: b")
     return ["headers"]
 def reads(context):
-    asked = context.get_all_request_header(0)
-    return [{"one": context.get_request_header(0, "X-Asked"), "none": context.get_request_header(0, "X-None"),
-             "lower": context.get_request_header(0, "x-asked"), "id": context.get_request_id(0),
-             "many": len(asked.keys() - {"Authorization"})}]
+    headers = context.get_all_request_header(0)
+    return [{"one": context.get_request_header(0, "X-Given"), "none": context.get_request_header(0, "X-None"),
+             "lower": context.get_request_header(0, "x-given"), "id": context.get_request_id(0),
+             "many": len(headers.keys() - {"Authorization"})}]
 
 def prints(context):
     print("a line")
     return ["printed"]
 def prints_much(context):
     for number in range(20_000):
-        print(number, "a line that says nothing much, and says it again")
+        print(number, "a long line without content, repeated many times")
     return ["printed"]
 def prints_a_long_line(context):
     print("x" * 1_000_000)
@@ -177,11 +177,11 @@ def imports_later(context):
 def handle(rows, context):
     if rows is None:
         return None
-    said = rows[0].get("body") or rows[0].get("data")
-    return globals()[said if isinstance(said, str) else bytes(said).decode()](context)
+    body = rows[0].get("body") or rows[0].get("data")
+    return globals()[body if isinstance(body, str) else bytes(body).decode()](context)
 """
 
-# What a request may say; the last words are for those after which a worker is another one.
+# The words of requests; after the last ones the worker is another process.
 MOOD_NAMES = tuple(
     line.split("(")[0].removeprefix("def ")
     for line in MOODS.splitlines()
@@ -195,18 +195,18 @@ from ts.handler_utils.utils import send_intermediate_predict_response
 def handle(rows, context):
     if rows is None:
         return None
-    said = rows[0].get("body") or rows[0].get("data")
-    said = said if isinstance(said, str) else bytes(said).decode()
-    if said == "typed":
+    body = rows[0].get("body") or rows[0].get("data")
+    text = body if isinstance(body, str) else bytes(body).decode()
+    if text == "typed":
         context.set_response_content_type(0, "text/event-stream")
         context.set_response_header(0, "X-One", "1")
-    for number in range(0 if said == "none" else 3):
+    for number in range(0 if text == "none" else 3):
         send_intermediate_predict_response(
             ["part %d " % number] * len(rows), context.request_ids, "Intermediate", 200, context
         )
-        if said == "breaks" and number == 1:
+        if text == "breaks" and number == 1:
             raise ValueError("in the middle")
-        if said == "dies" and number == 1:
+        if text == "dies" and number == 1:
             import os
             os._exit(1)
     return ["end"] * len(rows)

@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 WARNED: dict[str, tuple[dict[str, bytes], dict[str, str], str]] = {
-    "an empty file that nobody reads": ({"h.py": OWN, "model.pt": b""}, {"serialized_file": "model.pt"}, "MAR406"),
+    "an empty file that is not read": ({"h.py": OWN, "model.pt": b""}, {"serialized_file": "model.pt"}, "MAR406"),
     "weights that are not there": ({"h.py": OWN}, {"serialized_file": "model.pt"}, "MAR204"),
     "a web page as weights": ({"h.py": OWN, "m.pt": b"<html>"}, {"serialized_file": "m.pt"}, "MAR401"),
     "a section with numbers for keys": (
@@ -154,9 +154,9 @@ def test_a_build_says_what_check_says_also_when_nothing_is_to_be_built(tmp_path:
     assert "MAR406" in run(tmp_path, "check", ".", code=0)
     assert "MAR406" in run(tmp_path, "check", ".", "--strict", code=1)
     (tmp_path / "h.py").write_text("class A: ...\nclass B: ...\n")
-    said = run(tmp_path, "build", ".", code=1)
-    assert "error: MAR301" in said
-    assert "nothing is written" in said
+    output = run(tmp_path, "build", ".", code=1)
+    assert "error: MAR301" in output
+    assert "nothing is written" in output
     run(tmp_path, "build", ".", "--ignore", "MAR301", code=0)
     assert "error: MAR301" in run(tmp_path, "build", ".", code=1)  # the archive is there, and as bad as before
     run(tmp_path, "build", ".", "--no-check", code=0)

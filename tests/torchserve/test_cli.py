@@ -31,10 +31,10 @@ SEVEN = str(SAMPLES / "seven.png")
 
 
 def test_help_names_every_command_in_groups_within_80_columns(tmp_path: Path) -> None:
-    said = torchmar("--help", cwd=tmp_path).stdout
+    output = torchmar("--help", cwd=tmp_path).stdout
     for word in ("Archives", "Servers", "Models on a server", "Requests", "build", "serve", "set-default", "explain"):
-        assert word in said
-    assert max(map(len, said.splitlines())) <= 80
+        assert word in output
+    assert max(map(len, output.splitlines())) <= 80
     assert torchmar("--version", cwd=tmp_path).stdout.startswith("torchmar ")
 
 
@@ -88,12 +88,12 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "said"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_clear_error(tmp_path: Path, arguments: list[str], said: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_clear_error(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty.mar").touch()
     ran = torchmar(*arguments, cwd=tmp_path, code=1)
     assert ran.stderr.count("error: ") == 1
-    assert said in ran.stderr
+    assert message in ran.stderr
     assert "Traceback" not in ran.stderr
     assert ran.stdout == ""
 
@@ -122,7 +122,7 @@ def base_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         ("build RECIPE --store store", 0, "digits-1.0.mar"),
         ("check MAR", 0, "ok"),
@@ -134,14 +134,14 @@ def base_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_base_install_does_what_it_can_and_says_what_to_install_for_the_rest(
-    base_install: Path, digits: Path, tmp_path: Path, arguments: str, code: int, said: str
+    base_install: Path, digits: Path, tmp_path: Path, arguments: str, code: int, message: str
 ) -> None:
     write_config(tmp_path)
     places = {"RECIPE": str(DIGITS), "MAR": str(digits), "IMAGE": SEVEN, "STORE": str(digits.parent)}
     words = [places.get(word, word) for word in arguments.split()]
     ran = subprocess.run([base_install, "-m", "torchmar", *words], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == code, ran.stderr
-    assert said in ran.stdout + ran.stderr
+    assert message in ran.stdout + ran.stderr
     assert "Traceback" not in ran.stderr or arguments.startswith("run")
 
 
@@ -212,9 +212,9 @@ def test_ctrl_c_while_the_command_is_imported_is_no_traceback(tmp_path: Path) ->
 def test_what_takes_too_long_may_have_been_carried_out(arguments: tuple[object, ...], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = ("--address", f"http://127.0.0.1:{silent.getsockname()[1]}", "--timeout", 0.2)
-        said = torchmar(*arguments, *where, cwd=tmp_path, code=1).stderr
-    assert "did not answer within 0.2 s" in said
-    assert "may have carried it out nevertheless" in said
+        messages = torchmar(*arguments, *where, cwd=tmp_path, code=1).stderr
+    assert "did not answer within 0.2 s" in messages
+    assert "may have carried it out nevertheless" in messages
 
 
 def test_a_model_that_nobody_can_reach_hides_no_other(server: TorchServe, tmp_path: Path) -> None:
@@ -273,11 +273,11 @@ def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
     torchmar("predict", "digits", SEVEN, cwd=tmp_path)
     started = psutil.Process(process.pid).children(recursive=True)
     assert started
-    _, said = _after_loading(process, tmp_path, number)
+    _, messages = _after_loading(process, tmp_path, number)
     assert process.returncode == 128 + number
-    assert "No module named 'no_such_module'" in said
-    assert "broken 1.0 did not start" in said
-    assert "junk.mar: is not an archive" in said
+    assert "No module named 'no_such_module'" in messages
+    assert "broken 1.0 did not start" in messages
+    assert "junk.mar: is not an archive" in messages
     assert not [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert "connection refused" in torchmar("models", "--address", _management(tmp_path), cwd=tmp_path, code=1).stderr
 

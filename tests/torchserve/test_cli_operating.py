@@ -1,4 +1,4 @@
-"""Servers on the command line: how they are, what they say, what is wrong, and none left behind."""
+"""Commands that operate servers: state, logs, failures, and no process left behind."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def kill_worker(server: TorchServe, name: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _of_torchserve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve with TorchServe where a test does not say; what it does to models is what is told here."""
+    """Serve with TorchServe where a test names no engine; its effects on models are what these tests report."""
     monkeypatch.setenv("TORCHMAR_ENGINE", "torchserve")
 
 
@@ -166,13 +166,13 @@ def test_a_default_version_without_workers_is_found_by_the_doctor(
 
 def test_logs_are_of_one_model_and_go_on(server: TorchServe, prices: Path, tmp_path: Path) -> None:
     where = ("--run-folder", server.folder)
-    said = torchmar("logs", "prices", "-n", 3, *where, cwd=tmp_path).stdout.splitlines()
-    assert len(said) == 3
-    assert all(" prices 1.0 " in line for line in said)
+    output_lines = torchmar("logs", "prices", "-n", 3, *where, cwd=tmp_path).stdout.splitlines()
+    assert len(output_lines) == 3
+    assert all(" prices 1.0 " in line for line in output_lines)
     (worker,) = server.management.describe("digits")[0].workers
     assert f" digits 1.0 {worker.id} " in torchmar("logs", "--worker", worker.id, *where, cwd=tmp_path).stdout
-    silent = torchmar("logs", "nobody", *where, cwd=tmp_path).stderr
-    assert silent.startswith("no lines of nobody in ")
+    silent = torchmar("logs", "missing", *where, cwd=tmp_path).stderr
+    assert silent.startswith("no lines of missing in ")
     assert "; there are lines of digits 1.0, " in silent
     assert "has no logs" in torchmar("logs", "--run-folder", "here", cwd=tmp_path, code=1).stderr
     process = subprocess.Popen(
@@ -182,7 +182,7 @@ def test_logs_are_of_one_model_and_go_on(server: TorchServe, prices: Path, tmp_p
     assert process.stdout
     process.stdout.readline()
     InferenceClient(server.server).request("prices", Request(b"x", "text/plain"))
-    assert process.stdout.readline().strip().endswith("asked for a price")
+    assert process.stdout.readline().strip().endswith("a price was requested")
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
 
@@ -403,9 +403,9 @@ def test_servers_that_start_at_once_in_one_folder_do_not_disturb_each_other(tmp_
     command = [sys.executable, "-m", "torchmar", "serve", "--model-store", "store", "--detach"]
     starts = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     try:
-        said = [start.communicate(timeout=120)[1] for start in starts]
+        messages = [start.communicate(timeout=120)[1] for start in starts]
         assert sorted(start.returncode for start in starts) == [0, 1, 1]
-        assert sum("a server runs in" in text or "is taken by" in text for text in said) == 2
+        assert sum("a server runs in" in text or "is taken by" in text for text in messages) == 2
         assert ServerRecord.find(tmp_path / ".torchmar")
     finally:
         torchmar("stop", cwd=tmp_path)
@@ -420,8 +420,8 @@ def test_a_server_that_is_stopped_while_it_loads_is_no_models_fault(tmp_path: Pa
     log = tmp_path / ".torchmar" / "logs" / "workers.log"
     until(lambda: log.exists() and "s_name_part0" in log.read_text())
     torchmar("stop", cwd=tmp_path)
-    said = process.communicate(timeout=60)[1]
-    assert (process.returncode, said) == (1, "error: TorchServe was stopped while it loaded made-1.0.mar\n")
+    messages = process.communicate(timeout=60)[1]
+    assert (process.returncode, messages) == (1, "error: TorchServe was stopped while it loaded made-1.0.mar\n")
 
 
 def test_serve_without_the_model_api_loads_what_the_configuration_names(tmp_path: Path, make: Make) -> None:
@@ -440,16 +440,16 @@ def test_serve_without_the_model_api_loads_what_the_configuration_names(tmp_path
 def test_serve_does_not_overrule_what_load_models_says(tmp_path: Path, make: Make) -> None:
     make(store=tmp_path / "model_store")
     write_config(tmp_path, load_models="none")
-    said = torchmar("serve", "--detach", cwd=tmp_path)
-    assert "made 1.0" not in said.stdout
-    assert "load_models=none: no further archive is loaded" in said.stderr
+    ran = torchmar("serve", "--detach", cwd=tmp_path)
+    assert "made 1.0" not in ran.stdout
+    assert "load_models=none: no further archive is loaded" in ran.stderr
     torchmar("stop", cwd=tmp_path)
     write_config(tmp_path, load_models="made-1.0.mar,nothing.mar", default_workers_per_model="1")
     for engine in ("torchserve", "builtin"):
-        said = torchmar("serve", "--detach", "--engine", engine, cwd=tmp_path)
+        ran = torchmar("serve", "--detach", "--engine", engine, cwd=tmp_path)
         torchmar("stop", cwd=tmp_path)
-        assert "made 1.0: 1 worker" in said.stdout
-        assert "load_models: nothing.mar is not loaded: Model not found at: nothing.mar" in said.stderr
+        assert "made 1.0: 1 worker" in ran.stdout
+        assert "load_models: nothing.mar is not loaded: Model not found at: nothing.mar" in ran.stderr
 
 
 def test_a_folder_without_a_configuration_is_served_with_what_is_safe(tmp_path: Path, make: Make) -> None:
@@ -497,7 +497,7 @@ def test_several_servers_run_on_one_machine_and_stop_together(tmp_path: Path, ma
         moved = properties.read(tmp_path / "b" / "config.properties").addresses()
         assert moved[0].port == port
         assert len({new.port - old.port for new, old in zip(moved, given.addresses(), strict=True)}) == 1
-        # What crash-loops while it is served is told there and then.
+        # A model that starts to crash-loop is reported at once.
         marker.touch()
         (status,) = json.loads(torchmar("status", "--json", "--run-folder", "b", cwd=tmp_path).stdout)
         assert processes.kill_worker(status["models"][0]["workers"][0]["pid"])
@@ -507,9 +507,9 @@ def test_several_servers_run_on_one_machine_and_stop_together(tmp_path: Path, ma
             assert line, seen
             seen += line
         assert "Traceback" in seen
-        said = torchmar("stop", "--all", cwd=tmp_path).stdout
-        assert said.count("stopped") == 2
-        assert f"of {tmp_path}/b " in said
+        output = torchmar("stop", "--all", cwd=tmp_path).stdout
+        assert output.count("stopped") == 2
+        assert f"of {tmp_path}/b " in output
         assert second.wait(60) == 0
         assert "the server was stopped" in second.stderr.read()
         assert ready.recv(1000).decode() == "STOPPING=1"
@@ -529,7 +529,7 @@ def test_an_archive_with_an_error_is_not_loaded_unless_that_is_asked_for(tmp_pat
     assert f"MAR301 model_store/{path.name}!handler.py" in refused.stderr
     assert "--no-check" in refused.stderr
     assert not (tmp_path / ".torchmar").exists()
-    # What the server loads by itself is waited for, and told like all else.
+    # The command waits for models that the server loads itself, and reports them like the others.
     tried = torchmar("serve", "--detach", "--no-check", cwd=tmp_path, code=1)
     assert "Traceback" in tried.stderr
     assert "made 1.0: 0 of 1 workers answer" in tried.stderr

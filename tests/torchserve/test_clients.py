@@ -1,4 +1,4 @@
-"""torchmar.management and torchmar.inference speak with the real server and pass on what it says."""
+"""torchmar.management and torchmar.inference send requests to the real server and return its responses."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_describe_answer_has_its_types(server: Engine) -> None:
 
 def test_registration_passes_on_every_parameter(server: Engine, make: Make) -> None:
     other = "def handle(rows, context):\n    return rows and ['other'] * len(rows)"
-    path = make(name="asked", store=server.model_store, disk={"other.py": other}, files={"other.py": "other.py"})
+    path = make(name="documented", store=server.model_store, disk={"other.py": other}, files={"other.py": "other.py"})
     server.management.register(
         path.name,
         model_name="renamed",
@@ -115,8 +115,8 @@ def test_a_handler_is_asked_for_what_it_says_of_itself(server: Engine, make: Mak
 def handle(rows, context):
     if rows is None:
         return None
-    asked = [context.get_request_header(index, "describe") for index in range(len(rows))]
-    return [{"classes": 3} if one == "True" else "no" for one in asked]
+    headers = [context.get_request_header(index, "describe") for index in range(len(rows))]
+    return [{"classes": 3} if header == "True" else "no" for header in headers]
 """
     server.load(make(code, name="talking", store=server.model_store))
     assert server.management.describe("talking", customized=True)[0].customized == {"classes": 3}
@@ -183,7 +183,7 @@ def test_many_are_predicted_at_once_and_one_bad_input_is_its_own_problem(client:
     results = list(client.predict_many("digits", inputs, jobs=3))
     assert [data for data, _ in results] == inputs
     assert isinstance(results.pop(2)[1], ServerError)
-    assert [next(iter(said)) for _, said in results] == list("01234")
+    assert [next(iter(document)) for _, document in results] == list("01234")
 
 
 def test_kserves_protocols_are_spoken(client: InferenceClient, server: Engine, make: Make) -> None:
@@ -196,8 +196,8 @@ def test_kserves_protocols_are_spoken(client: InferenceClient, server: Engine, m
 def handle(rows, context):
     if rows is None:
         return None
-    asked = [row["body"] for row in rows]
-    return [{"id": one.get("id"), "outputs": [*one["inputs"], *one.get("outputs", [])][:1]} for one in asked]
+    bodies = [row["body"] for row in rows]
+    return [{"id": body.get("id"), "outputs": [*body["inputs"], *body.get("outputs", [])][:1]} for body in bodies]
 """
     server.load(make(code, name="tensors", store=server.model_store))
     tensor = Tensor.of("x", [[1.5, 2.0]])

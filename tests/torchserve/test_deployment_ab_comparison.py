@@ -32,7 +32,7 @@ class Model:
         time.sleep(self.config["seconds"])
         return [{"score": row["body"]["x"] + self.config["more"]} for row in rows]
 """
-ASKED = [smoke_test.Probe(str(x), Request(b'{"x": %d}' % x, "application/json")) for x in range(8)]
+PROBES = [smoke_test.Probe(str(x), Request(b'{"x": %d}' % x, "application/json")) for x in range(8)]
 VERSIONS = {"1.0": (0.004, 0.0), "1.1": (0.004, 0.0), "1.2": (0.004, 0.004), "1.3": (0.04, 0.0)}
 
 
@@ -58,7 +58,7 @@ def registered(server: TorchServe, make: Make) -> TorchServe:
 
 def compare(server: TorchServe, new: str, answers: str = "exact", bound: float = 1.0, **more: float) -> Comparison:
     agree = ab_comparison.agreement(answers)
-    return ab_comparison.compare(server.server, "m", "1.0", new, ASKED, agree, repeat=6, max_regression=bound, **more)  # type: ignore[arg-type]
+    return ab_comparison.compare(server.server, "m", "1.0", new, PROBES, agree, repeat=6, max_regression=bound, **more)  # type: ignore[arg-type]
 
 
 def test_a_version_that_is_alike_passes(registered: TorchServe) -> None:
@@ -78,7 +78,7 @@ def test_a_version_that_takes_ten_times_as_long_is_slower(registered: TorchServe
 def test_a_version_that_answers_otherwise_fails_unless_that_is_allowed(registered: TorchServe, tmp_path: Path) -> None:
     found = compare(registered, "1.2")
     assert found.verdict == "answers differ"
-    assert len(found.differences) == len(ASKED)
+    assert len(found.differences) == len(PROBES)
     assert found.differences[0] == "0: score is 0.004, not 0.0 within 0.0"
     assert compare(registered, "1.2", "0.01").verdict == "pass"
     assert compare(registered, "1.2", max_differences=1.0).verdict == "pass"
@@ -101,7 +101,7 @@ def test_a_version_that_refuses_is_an_answer_that_differs(registered: TorchServe
     agree = ab_comparison.agreement("exact")
     found = ab_comparison.compare(registered.server, "m", "1.0", "1.1", refused, agree, repeat=2, max_regression=9)
     assert found.differences == ()  # both refuse
-    both = [*refused, *ASKED]
+    both = [*refused, *PROBES]
     missing = ab_comparison.compare(registered.server, "m", "1.0", "9.9", both, agree, repeat=1, max_regression=9)
     assert missing.verdict == "answers differ"
     assert "status 404, not 503" in missing.differences[0]
@@ -155,7 +155,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "answers", "said"),
+    ("old", "new", "answers", "difference"),
     [
         (b"[1, 2]", b"[1,2]", "exact", ""),
         (b"[1, 2]", b"[1, 2.005]", "0.01", ""),
@@ -167,8 +167,8 @@ def test_percentiles_are_values_that_were_measured() -> None:
         (b"null", b"3", "exact", "before, the answer is null, not 3"),
     ],
 )
-def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, answers: str, said: str) -> None:
-    assert ab_comparison.agreement(answers)(Response(200, old), Response(200, new)) == said
+def test_answers_are_compared_as_json_or_byte_by_byte(old: bytes, new: bytes, answers: str, difference: str) -> None:
+    assert ab_comparison.agreement(answers)(Response(200, old), Response(200, new)) == difference
 
 
 def test_the_function_of_the_documentation_compares_labels(tmp_path: Path) -> None:

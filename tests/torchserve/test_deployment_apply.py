@@ -196,7 +196,7 @@ def test_a_failure_at_the_last_switch_takes_the_earlier_ones_back(server: TorchS
     made = plan(server, both.replace("V", "2.0"))
 
     def interfere(step: executor.Step) -> None:
-        # Somebody stops the new version's workers just before it gets its traffic.
+        # The new version's workers are stopped just before it gets its traffic.
         if step.seconds is None and step.text == "b 1.0 to 2.0":
             server.management.scale("b", "2.0", min_worker=0)
 
@@ -256,13 +256,13 @@ def test_without_the_wait_those_in_the_queue_would_never_be_answered(server: Tor
     for version in ("1.0", "2.0"):
         make(code(0.5), name="m", version=version, store=server.model_store)
         server.management.register(f"m-{version}.mar", initial_workers=1)
-    said: list[type[TorchmarError]] = []
+    errors: list[type[TorchmarError]] = []
 
     def ask() -> None:
         try:
             InferenceClient(server.server, timeout=6).request("m", ONE, "2.0")
         except TorchmarError as error:
-            said.append(type(error))
+            errors.append(type(error))
 
     waiting = [threading.Thread(target=ask) for _ in range(6)]
     for thread in waiting:
@@ -272,7 +272,7 @@ def test_without_the_wait_those_in_the_queue_would_never_be_answered(server: Tor
     server.management.unregister("m", "2.0")
     for thread in waiting:
         thread.join()
-    assert said.count(ResponseTimeoutError) >= 4
+    assert errors.count(ResponseTimeoutError) >= 4
 
 
 def test_a_version_that_clients_name_all_the_time_stays_and_is_told(server: TorchServe, make: Make) -> None:
@@ -361,7 +361,7 @@ def test_an_archive_that_lies_elsewhere_comes_into_the_store(server: TorchServe,
 
 
 def test_workers_are_on_the_gpus_that_the_plan_says(server: TorchServe, make: Make) -> None:
-    says = """
+    code = """
 class Model:
     def initialize(self, context):
         self.gpu = context.system_properties["gpu_id"]
@@ -370,7 +370,7 @@ class Model:
         return [str(self.gpu)] * len(rows)
 """
     for name in ("large", "small"):
-        make(says, name=name, store=server.model_store)
+        make(code, name=name, store=server.model_store)
     wanted = """
 server: {gpus: 2x80GiB}
 models:

@@ -75,10 +75,10 @@ def test_a_plan_is_shown_applied_and_then_empty(server: TorchServe, make: Make) 
     ]
     document = json.loads(torchmar(server, "plan", "--json", code=2).stdout)
     assert [step["step"] for step in document["steps"]] == ["derive", "register", "check"]
-    said = torchmar(server, "apply").stdout.splitlines()
-    assert said[-1] == "the server is as deployment.yaml says"
-    assert [line.split()[0] for line in said if line.endswith(" s")] == ["verify", "derive", "register", "check"]
-    assert any("1 sample right" in line for line in said)
+    output = torchmar(server, "apply").stdout.splitlines()
+    assert output[-1] == "the server is as deployment.yaml says"
+    assert [line.split()[0] for line in output if line.endswith(" s")] == ["verify", "derive", "register", "check"]
+    assert any("1 sample right" in line for line in output)
     assert torchmar(server, "plan").stdout == "nothing to do: the server is as deployment.yaml says\n"
     assert torchmar(server, "apply").stdout == "nothing to do: the server is as deployment.yaml says\n"
     assert json.loads(torchmar(server, "apply", "--json").stdout)["steps"] == []
@@ -106,7 +106,7 @@ def test_a_failure_says_why_with_the_workers_traceback_and_that_all_is_as_before
 
 
 @pytest.mark.parametrize(
-    ("there", "wanted"),
+    ("versions", "wanted"),
     [
         (["1.0"], 'drain_seconds: 1, versions: {"2.0": {min_workers: 1, batch_size: 4}}'),
         # Not the default one: that keeps new workers which are at work already.
@@ -115,12 +115,12 @@ def test_a_failure_says_why_with_the_workers_traceback_and_that_all_is_as_before
     ids=["registers", "grows"],
 )
 def test_ctrl_c_leaves_nothing_half_done_while_the_server_starts_workers(
-    server: TorchServe, make: Make, there: list[str], wanted: str
+    server: TorchServe, make: Make, versions: list[str], wanted: str
 ) -> None:
     slow = code().replace("pass", "time.sleep(2)")
     for version in ("1.0", "2.0"):
         make(slow, name="m", version=version, samples=SAMPLES, store=server.model_store)
-    for version in there:
+    for version in versions:
         server.management.register(f"m-{version}.mar", initial_workers=1)
     before, files = actual.read(server.server), sorted(server.model_store.iterdir())
     write(server, f"models: {{m: {{{wanted}}}}}")
@@ -136,19 +136,19 @@ def test_ctrl_c_leaves_nothing_half_done_while_the_server_starts_workers(
         return sum(len(one.workers) for one in actual.read(server.server)["m"].versions.values())
 
     try:
-        until(lambda: workers() > len(there) or applying.poll() is not None, seconds=60)
+        until(lambda: workers() > len(versions) or applying.poll() is not None, seconds=60)
         applying.send_signal(signal.SIGINT)
-        said, complained = applying.communicate(timeout=60)
+        output, messages = applying.communicate(timeout=60)
     finally:
         applying.kill()
     assert applying.returncode == 130
-    assert "undo " in said
-    assert "Traceback" not in complained
-    assert complained.endswith("interrupted; torchmar plan deployment.yaml shows how the server differs now\n")
+    assert "undo " in output
+    assert "Traceback" not in messages
+    assert messages.endswith("interrupted; torchmar plan deployment.yaml shows how the server differs now\n")
     assert sorted(server.model_store.iterdir()) == files
     now = actual.read(server.server)["m"]
     assert now.default == before["m"].default
-    assert {one.version: len(one.workers) for one in now.versions.values()} == dict.fromkeys(there, 1), said
+    assert {one.version: len(one.workers) for one in now.versions.values()} == dict.fromkeys(versions, 1), output
 
 
 def test_an_archive_with_other_bytes_than_it_lists_never_reaches_the_server(server: TorchServe, make: Make) -> None:
@@ -225,9 +225,9 @@ def test_a_server_is_captured_and_its_configuration_printed(server: TorchServe, 
 def test_gpus_are_simulated_and_what_does_not_fit_is_told_with_the_numbers(server: TorchServe, make: Make) -> None:
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
     write(server, 'models: {m: {versions: {"1.0": {min_workers: 3, worker_memory: 30GiB}}}}')
-    said = torchmar(server, "plan", "--gpus", "2x80GiB", code=2).stdout
-    assert "GPU of each worker: 0, 1, 0" in said
-    assert "GPU 0  60.0 GiB of 80.0 GiB  m 1.0 x2" in said
+    output = torchmar(server, "plan", "--gpus", "2x80GiB", code=2).stdout
+    assert "GPU of each worker: 0, 1, 0" in output
+    assert "GPU 0  60.0 GiB of 80.0 GiB  m 1.0 x2" in output
     ran = torchmar(server, "plan", "--gpus", "2x40GiB", code=1)
     assert "GPU 1: 10.0 GiB of 40.0 GiB free; m 1.0 1 x 30.0 GiB" in ran.stderr
     assert "not placed: m 1.0 1 x 30.0 GiB" in ran.stderr
@@ -235,9 +235,9 @@ def test_gpus_are_simulated_and_what_does_not_fit_is_told_with_the_numbers(serve
 
 def test_every_problem_of_a_file_is_told_with_its_line(server: TorchServe) -> None:
     write(server, "models:\n  m:\n    versoins: {}\nprun: true\n")
-    said = torchmar(server, "plan", code=1).stderr
-    assert "deployment.yaml:3: models.m: no key is called 'versoins'; did you mean 'versions'?" in said
-    assert "deployment.yaml:4: no key is called 'prun'; did you mean 'prune'?" in said
+    messages = torchmar(server, "plan", code=1).stderr
+    assert "deployment.yaml:3: models.m: no key is called 'versoins'; did you mean 'versions'?" in messages
+    assert "deployment.yaml:4: no key is called 'prun'; did you mean 'prune'?" in messages
     (server.folder.parent / "deployment.yaml").unlink()
     assert "does not exist" in torchmar(server, "apply", code=1).stderr
 

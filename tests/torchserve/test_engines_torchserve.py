@@ -1,4 +1,4 @@
-"""torchmar.engines.torchserve runs the real server, says which model fails and leaves nothing behind."""
+"""torchmar.engines.torchserve runs the real server, reports models that fail and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def test_one_batch_of_eight_answers_each_request_for_itself(server: TorchServe, 
     assert "damaged" in refused[1].message
     assert "empty" in refused[2].message
     assert "not base64" in refused[5].message
-    said = {index: json.loads(answer.body) for index, answer in enumerate(answers) if isinstance(answer, Response)}
-    assert [next(iter(said[index])) for index in (0, 4, 6, 7)] == ["7", "7", "3", "0"]
-    assert (said[3]["label"], said[3]["shape"]) == ("3", [1, 32, 32])
+    documents = {index: json.loads(answer.body) for index, answer in enumerate(answers) if isinstance(answer, Response)}
+    assert [next(iter(documents[index])) for index in (0, 4, 6, 7)] == ["7", "7", "3", "0"]
+    assert (documents[3]["label"], documents[3]["shape"]) == ("3", [1, 32, 32])
     logs = [file.read_text() for file in (server.folder / "logs").iterdir()]
     assert not any("Traceback" in log for log in logs)
 
@@ -128,11 +128,11 @@ def test_a_whole_batch_that_fails_has_the_body_that_the_worker_predicts(
             alone = worker.predict_batch([Request(b"x")])[0]
         with pytest.raises(ServerError) as caught:
             client.request(name, Request(b"x"))
-        said = json.loads(alone.body)
+        document = json.loads(alone.body)
         assert (caught.value.status, caught.value.type, caught.value.message) == (
             alone.status,
-            said["type"],
-            said["message"],
+            document["type"],
+            document["message"],
         )
         server.management.unregister(name)
         path.unlink()
@@ -153,19 +153,19 @@ def test_a_killed_worker_comes_back_and_the_next_request_is_answered(
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("import no_such_module\nclass H: ...", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("class H:\n    def initialize(self, c): raise ValueError('boom')\n    handle = None", "ValueError: boom"),
     ],
 )
 def test_a_model_that_fails_is_told_with_its_workers_traceback_and_not_registered(
-    server: TorchServe, make: Make, code: str, said: str
+    server: TorchServe, make: Make, code: str, message: str
 ) -> None:
     path = make(code, name="broken", store=server.model_store)
     with pytest.raises(ModelFailedError, match=r"broken 1\.0 did not start") as caught:
         server.load(path)
-    assert said in caught.value.traceback.splitlines()[-1]
+    assert message in caught.value.traceback.splitlines()[-1]
     assert "handler.py" in caught.value.traceback
     assert "broken" not in list(server.management.names())
     path.unlink()

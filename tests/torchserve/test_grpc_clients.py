@@ -181,8 +181,8 @@ def test_a_prediction_is_what_rest_answers(inference: GrpcInference) -> None:
 
 
 def test_the_handlers_row_has_the_body_and_the_fields(inference: GrpcInference) -> None:
-    said = inference.predict("many_ways", {"a": 1}, fields={"target": "3"})
-    assert said == {"body": '{"a": 1}', "target": "3"}
+    row = inference.predict("many_ways", {"a": 1}, fields={"target": "3"})
+    assert row == {"body": '{"a": 1}', "target": "3"}
 
 
 def test_there_are_no_explanations(inference: GrpcInference) -> None:
@@ -270,9 +270,9 @@ def test_a_token_that_is_missing_wrong_or_for_another_machine(server: TorchServe
     for tokens in ({}, {"inference": "wrong"}):
         with pytest.raises(UnauthorizedError):
             GrpcInference(replace(server.server, key_file=None, tokens=tokens)).ping()
-    with pytest.raises(TorchmarError, match="does not allow") as told:
+    with pytest.raises(TorchmarError, match="does not allow") as error:
         GrpcInference(replace(server.server, key_file=None, tokens={"inference": "grün"})).ping()
-    assert "grün" not in str(told.value)
+    assert "grün" not in str(error.value)
     remote = Endpoint(grpc_inference="grpc://192.0.2.1:7070", tokens={"inference": "secret"})
     with pytest.raises(InsecureError, match="plain text"):
         GrpcInference(remote).ping()
@@ -295,7 +295,7 @@ def test_a_model_lives_from_registration_to_removal(
     assert management.describe("life")[0].version == "2.0"
     with pytest.raises(ServerError) as caught:
         management.register("life-1.0.mar")
-    assert not isinstance(caught.value, ConflictError)  # the server does not say
+    assert not isinstance(caught.value, ConflictError)  # the server's response has no such code
     assert "registered already" in caught.value.hint
     with pytest.raises(ServerError) as caught:
         management.unregister("life")

@@ -149,10 +149,10 @@ def test_what_curl_sends_as_a_form_is_refused_with_the_header_to_add(post: Post,
 )
 def test_an_image_in_base64_is_read_in_any_dress(post: Post, body: Any) -> None:
     assert next(iter(post("/predictions/digits", body).document)) == "7"
-    for key, said in (("instances", "predictions"), ("inputs", "outputs")):
+    for key, answer_key in (("instances", "predictions"), ("inputs", "outputs")):
         answer = post("/predictions/digits", {key: [body, body]})
         assert answer.status == 200, answer.body
-        assert said in answer.document
+        assert answer_key in answer.document
 
 
 @on_both_engines

@@ -38,7 +38,7 @@ MODELS: dict[str, tuple[Callable[[Path], Path], tuple[Case, ...]]] = {
         strange_archives.measures,
         (case("once"), case("twice"), Case("what was measured", "GET", "/metrics", api="metrics")),
     ),
-    "function": (strange_archives.function, (case("asked"),)),
+    "function": (strange_archives.function, (case("given"),)),
     "adds": (
         strange_archives.adds,
         (
@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[Callable[[Path], Path], tuple[Case, ...]]] = {
     ),
     "moods": (
         strange_archives.moods,
-        tuple(case(name, X_Asked="yes") for name in strange_archives.MOOD_NAMES),
+        tuple(case(name, X_Given="yes") for name in strange_archives.MOOD_NAMES),
     ),
 }
 

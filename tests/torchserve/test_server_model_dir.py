@@ -86,8 +86,8 @@ class Versions:
     def handle(self, data, context):
         import subprocess
         child = "import packaging; print(packaging.__version__)"
-        told = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout.strip()
-        return [{"here": packaging.__version__, "child": told}] * len(data)
+        output = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout.strip()
+        return [{"here": packaging.__version__, "child": output}] * len(data)
 """
 
 

@@ -45,7 +45,7 @@ def describe(config: Path, name: str) -> list[dict[str, object]]:
 
 @on_both_engines
 def test_a_snapshot_in_the_configuration_lists_what_is_loaded(engine: EngineName, tmp_path: Path, make: Make) -> None:
-    # What the archive says of itself, and load_models, go after it.
+    # The archive's own configuration and load_models have a lower priority.
     archive = make(OK, name="echo", config={"minWorkers": 2, "maxWorkers": 2, "batchSize": 9, "responseTimeout": 99})
     make(OK, name="other")
     config = write_config(tmp_path, model_snapshot=json.dumps(LISTED), load_models="other-1.0.mar", **OPEN)

@@ -127,7 +127,7 @@ def test_until_all_are_loaded_the_server_is_not_ready_and_requests_wait(
             assert describing.result(SECONDS).status_code == 200
             assert calling.result(timeout=SECONDS).prediction
         until_pinged(base, 200)
-        assert post(f"{base}/predictions/nobody").status_code == 404
+        assert post(f"{base}/predictions/missing").status_code == 404
 
 
 def test_what_a_client_registers_before_the_start_has_come_to_it_counts_as_loaded(

@@ -25,8 +25,8 @@ def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_environment_has_torchserve_and_nothing_of_ours(stock_python: Path, tmp_path: Path) -> None:
     code = "import importlib.util as u; print([bool(u.find_spec(n)) for n in ('ts', 'torchmar', 'torchmar_handlers')])"
-    said = subprocess.run([stock_python, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert said.strip() == "[True, False, False]"
+    output = subprocess.run([stock_python, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert output.strip() == "[True, False, False]"
 
 
 def test_it_predicts_and_explains_there(stock_python: Path, digits: Path, tmp_path: Path) -> None:

@@ -189,16 +189,16 @@ def test_an_open_file_is_read_by_one_worker_alone(
 ) -> None:
     if name == "npz":
         disk: dict[str, Any] = {"tables.npz": tables()}
-        asked: list[Any] = [{"table": f"t{n % 8}"} for n in range(count(engine))]
+        inputs: list[Any] = [{"table": f"t{n % 8}"} for n in range(count(engine))]
         right: list[Any] = [(n % 8, n % 8) for n in range(count(engine))]
         code, fields = NPZ, ("first", "last")
     else:
         disk = {"rows.txt": "".join(f"{n:07}\n" for n in range(1000))}
-        asked = [{"n": n % 1000} for n in range(count(engine))]
+        inputs = [{"n": n % 1000} for n in range(count(engine))]
         right = [(n % 1000,) for n in range(count(engine))]
         code, fields = ROWS, ("row",)
     server = serve(name, code, workers, disk=disk, files={file: file for file in disk})
-    answers = ask(server, name, asked)
+    answers = ask(server, name, inputs)
     assert [isinstance(one, dict) and tuple(one[field] for field in fields) for one in answers] == right
     assert len({one["pid"] for one in answers}) == workers
 

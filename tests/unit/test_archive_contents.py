@@ -48,7 +48,7 @@ def test_folders_keep_their_tree_without_caches(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"files": {"handler.py": "b/handler.py"}}, "handler.py and .*b/handler.py would both be handler.py"),
         ({"weights": "a/x.pt", "model_file": "b/x.pt"}, "a/x.pt and .*b/x.pt would both be x.pt"),
@@ -56,8 +56,8 @@ def test_folders_keep_their_tree_without_caches(make: Make) -> None:
         ({"labels": ["a"], "files": {"index_to_name.json": "a/x.pt"}}, "a generated file and .*a/x.pt would both be"),
     ],
 )
-def test_two_files_never_land_on_one_path_silently(make: Make, keys: dict[str, object], said: str) -> None:
-    with pytest.raises(ArchiveError, match=said):
+def test_two_files_never_land_on_one_path_silently(make: Make, keys: dict[str, object], message: str) -> None:
+    with pytest.raises(ArchiveError, match=message):
         make(disk={"a/x.pt": "a", "b/x.pt": "b", "b/handler.py": ""}, **keys)
 
 

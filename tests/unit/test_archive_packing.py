@@ -100,9 +100,9 @@ def test_builds_of_one_archive_at_one_time_do_not_meet(tmp_path: Path) -> None:
     (recipe / "w.pt").write_bytes(os.urandom(20 << 20))
     command = [sys.executable, "-m", "torchmar", "build", recipe, "--store", store, "--force", "--no-check"]
     builds = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    said = {build.communicate(timeout=60)[0] for build in builds}
+    outputs = {build.communicate(timeout=60)[0] for build in builds}
     assert [build.returncode for build in builds] == [0] * 4
-    assert len(said) == 1
+    assert len(outputs) == 1
     assert [path.name for path in store.iterdir() if not path.name.startswith(".built-")] == ["a-1.mar"]
     with Archive(store / "a-1.mar") as opened:
         assert opened.mismatched() == []

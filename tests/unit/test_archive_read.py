@@ -64,15 +64,15 @@ def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty.mar").touch()
     (tmp_path / "text.mar").write_text("hello")
-    os.mkfifo(tmp_path / "pipe.mar")  # nobody writes to it
-    for path, said in {
+    os.mkfifo(tmp_path / "pipe.mar")  # without a writer
+    for path, message in {
         tmp_path / "gone.mar": "does not exist",
         tmp_path / "pipe.mar": "neither a file nor a folder",
         tmp_path: "is a folder",
         tmp_path / "empty.mar": "is not an archive",
         tmp_path / "text.mar": "is not an archive",
     }.items():
-        with pytest.raises(ArchiveError, match=said):
+        with pytest.raises(ArchiveError, match=message):
             Archive(path)
 
 

@@ -30,7 +30,7 @@ trees = st.dictionaries(names, st.binary(max_size=300) | st.just(bytes(70_000)),
 
 
 def possible(tree: dict[str, bytes]) -> bool:
-    """Tell whether a tree has no flaw of its own (a file that is a folder, names that differ only in case)."""
+    """Return whether a tree has no flaw of its own (a file that is a folder, names that differ only in case)."""
     return not list(flaws(Entry(name, len(content)) for name, content in tree.items()))
 
 
@@ -187,7 +187,7 @@ def test_deriving_from_every_form_gives_the_same_archive(make: Callable[..., Pat
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"version": "1.0"}, "is version 1.0 already"),
         ({"version": "a/b"}, "cannot stand in a URL"),
@@ -199,10 +199,10 @@ def test_deriving_from_every_form_gives_the_same_archive(make: Callable[..., Pat
     ],
 )
 def test_deriving_refuses_what_would_not_work(
-    make: Callable[..., Path], tmp_path: Path, keys: dict[str, object], said: str
+    make: Callable[..., Path], tmp_path: Path, keys: dict[str, object], message: str
 ) -> None:
     source = make()
-    with pytest.raises(ArchiveError, match=said):
+    with pytest.raises(ArchiveError, match=message):
         derive(source, tmp_path / "new", **keys)  # type: ignore[arg-type]
     assert not (tmp_path / "new").exists() or not list((tmp_path / "new").iterdir())
 
@@ -266,9 +266,9 @@ def test_samples_that_are_none_are_an_error_and_nothing_is_left(tmp_path: Path, 
 
 
 def test_what_a_recipe_cannot_say_is_told(tmp_path: Path) -> None:
-    said = json.loads(MANIFEST)
-    said["runtime"], said["model"]["envelope"], said["model"]["mine"] = "LSP", "kserve", 7
-    pack({"MAR-INF/MANIFEST.json": json.dumps(said).encode(), "h.py": b""}, tmp_path / "a.mar")
+    manifest = json.loads(MANIFEST)
+    manifest["runtime"], manifest["model"]["envelope"], manifest["model"]["mine"] = "LSP", "kserve", 7
+    pack({"MAR-INF/MANIFEST.json": json.dumps(manifest).encode(), "h.py": b""}, tmp_path / "a.mar")
     _, lost = import_archive(tmp_path / "a.mar", tmp_path / "in")
     assert lost == ["mine: 7", "runtime: LSP", "envelope: kserve"]
 

@@ -58,9 +58,9 @@ def test_a_file_that_lies_deeper_than_the_manifest_says_is_named() -> None:
 
 
 def test_a_runtime_that_torchserve_does_not_know_is_an_error() -> None:
-    said = json.loads(manifest())
-    said["runtime"] = "ruby"
-    _, (finding,) = manifests.read(Composed({"MAR-INF/MANIFEST.json": json.dumps(said).encode()}))
+    document = json.loads(manifest())
+    document["runtime"] = "ruby"
+    _, (finding,) = manifests.read(Composed({"MAR-INF/MANIFEST.json": json.dumps(document).encode()}))
     assert finding.code is Code.MAR206
 
 
@@ -226,9 +226,9 @@ def torchmar(*arguments: object, code: int) -> str:
 
 def test_the_command_tells_codes_and_hints_and_fails_on_errors_only(make: Make, tmp_path: Path) -> None:
     bad = make("class A: ...\nclass B: ...\n", config={"batchSize": 8})
-    said = torchmar(bad, code=1)
-    assert "MAR301" in said
-    assert "hint:" in said
+    output = torchmar(bad, code=1)
+    assert "MAR301" in output
+    assert "hint:" in output
     assert "MAR504" not in torchmar(bad, "--select", "MAR3", code=1)
     assert "MAR301" not in torchmar(bad, "--ignore", "MAR301", "--ignore", "mar306", code=0)
     (document,) = json.loads(torchmar(bad, "--json", code=1))
@@ -240,9 +240,9 @@ def test_the_command_tells_codes_and_hints_and_fails_on_errors_only(make: Make, 
 
 def test_the_command_runs_the_samples_of_an_archive_or_a_recipe(digits: Path, make: Make) -> None:
     for path in (digits, DIGITS):
-        said = torchmar(path, "--run", code=0)
-        assert "samples/seven.png (explained)" in said
-        assert "kept" in said
+        output = torchmar(path, "--run", code=0)
+        assert "samples/seven.png (explained)" in output
+        assert "kept" in output
     (document,) = json.loads(torchmar(digits, "--run", "--json", code=0))
     assert document["run"]["problems"] == []
     broken = make("def handle(rows, context):\n    return rows and [3]", samples=[{"json": 1, "expect": 2}])

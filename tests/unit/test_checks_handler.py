@@ -1,4 +1,4 @@
-"""torchmar.checks.handler tells without running a handler what TorchServe would fail at."""
+"""torchmar.checks.handler finds, without running a handler, why TorchServe would fail to load it."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def check(files: Mapping[str, str | bytes], handler: str = "handler.py") -> list
 
 
 def agrees(findings: list[Finding], expected: Expected) -> bool:
-    assert [(finding.code.name, finding.place) for finding in findings] == [tell[:2] for tell in expected], findings
+    assert [(finding.code.name, finding.place) for finding in findings] == [row[:2] for row in expected], findings
     for finding, (_, _, cause) in zip(findings, expected, strict=True):
         assert cause in finding.cause, finding
         assert finding.remedy
     return True
 
 
-# The handler's name, the members, what is found. TorchServe's own loader is asked about the same tables below.
+# The handler's name, the members, the findings. TorchServe's own loader is compared with the same tables below.
 FINDING: dict[str, tuple[str, Files, Expected]] = {
     "a file with one class": ("handler.py", {"handler.py": CLASS}, []),
     "a file in the spelling without suffix": ("handler", {"handler.py": CLASS}, []),
@@ -121,7 +121,7 @@ READING: dict[str, tuple[str, Files, Expected]] = {
         [],
     ),
     "a name that is no Python name": ("my-handler.py", {"my-handler.py": CLASS}, []),
-    "bytecode, which nobody reads": ("handler", {"handler.pyc": b"\xcb\r\r\n"}, []),
+    "bytecode, which is not read": ("handler", {"handler.pyc": b"\xcb\r\r\n"}, []),
     "a parenthesis too few": (
         "handler.py",
         {"handler.py": "x = 1\nclass Digits(:\n    pass\n"},

@@ -1,4 +1,4 @@
-"""torchmar.comparison tells how an answer differs from what a sample expects."""
+"""torchmar.comparison lists how an answer differs from what a sample expects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchmar.recipe import Sample
 
 
 @pytest.mark.parametrize(
-    ("expected", "actual", "said"),
+    ("expected", "actual", "messages"),
     [
         (None, {"anything": 1}, []),
         ({"7": 0.95}, {"7": 0.9504, "1": 0.04}, []),
@@ -28,9 +28,9 @@ from torchmar.recipe import Sample
         ({"a": 1, "b": 2}, {"a": 5, "b": 6}, ["a is 5, not 1 within 0.001", "b is 6, not 2 within 0.001"]),
     ],
 )
-def test_every_difference_is_told_with_its_place(expected: Any, actual: Any, said: list[str]) -> None:
+def test_every_difference_is_told_with_its_place(expected: Any, actual: Any, messages: list[str]) -> None:
     sample = Sample(input="x", expect=expected)
-    assert differences(sample, Response(200, json.dumps(actual).encode())) == said
+    assert differences(sample, Response(200, json.dumps(actual).encode())) == messages
 
 
 def test_the_status_is_compared_first_and_text_is_text() -> None:

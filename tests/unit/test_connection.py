@@ -70,16 +70,18 @@ def test_what_may_have_been_carried_out_is_never_repeated(answer: bytes, error: 
 def test_what_was_never_sent_is_repeated_whatever_it_is() -> None:
     (port,) = free_ports(1)
     answers: list[str] = []
-    asking = threading.Thread(target=lambda: answers.append(ManagementClient(f"http://127.0.0.1:{port}").register("a")))
-    asking.start()
-    while asking.is_alive():  # refused until now
+    registering = threading.Thread(
+        target=lambda: answers.append(ManagementClient(f"http://127.0.0.1:{port}").register("a"))
+    )
+    registering.start()
+    while registering.is_alive():  # refused until now
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)) as listener:
             listener.settimeout(5)
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
                 connection.sendall(OK)
-            asking.join()
+            registering.join()
     assert answers == ["ok"]
 
 
@@ -104,7 +106,7 @@ def test_a_limit_of_time_is_of_one_try() -> None:
 
 def test_another_machine_gets_no_token_in_plain_text_unless_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHMAR_MANAGEMENT_TOKEN", "top-secret")
-    remote = Endpoint(management="http://192.0.2.1:8081")  # an address of nobody: RFC 5737
+    remote = Endpoint(management="http://192.0.2.1:8081")  # an address without a host: RFC 5737
     with pytest.raises(InsecureError, match=r"192\.0\.2\.1.*in plain text") as caught:
         ManagementClient(remote).describe("a")
     assert "--allow-plain-http" in caught.value.hint
@@ -232,8 +234,8 @@ def test_the_run_folder_says_where_its_server_is_and_its_tokens_go_nowhere_else(
     found = Endpoint.from_run_folder(tmp_path)
     assert (found.inference, found.grpc_inference) == ("http://127.0.0.1:81", "grpcs://127.0.0.1:71")
     assert (found.key_file, found.tokens) == (tmp_path / "key_file.json", {})
-    nobodys = Endpoint.from_run_folder(tmp_path / "none")
-    assert (nobodys.inference, nobodys.tokens) == ("http://127.0.0.1:8080", {"inference": "of another server"})
+    no_server = Endpoint.from_run_folder(tmp_path / "none")
+    assert (no_server.inference, no_server.tokens) == ("http://127.0.0.1:8080", {"inference": "of another server"})
 
 
 def test_a_key_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
@@ -252,8 +254,8 @@ def test_a_token_that_another_client_has_renewed_is_read_again(tmp_path: Path) -
     file = tmp_path / "key_file.json"
     old, new = ({"management": {"key": key}, "API": {"key": "api"}} for key in ("old", "new"))
     file.write_text(json.dumps(old))
-    said = b'{"code": 400, "type": "InvalidKeyException", "message": "no"}'
-    refused = b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(said), said)
+    error_body = b'{"code": 400, "type": "InvalidKeyException", "message": "no"}'
+    refused = b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(error_body), error_body)
     renewing = threading.Timer(0.1, file.write_text, [json.dumps(new)])
     with Peer([refused, OK]).listening() as peer:
         renewing.start()
@@ -299,9 +301,9 @@ def test_the_command_line_takes_certificates_and_every_parameter(tls: TorchServe
         command = [sys.executable, "-m", "torchmar", *map(str, [*arguments, *where])]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, check=True, text=True).stdout
 
-    asked = ("--initial-workers", 0, "--batch-size", 2, "--max-batch-delay", 3, "--response-timeout", 44)
-    asked += ("--startup-timeout", 55, "--runtime", "python3", "--no-synchronous")
-    torchmar("register", "digits-1.0.mar", "--model-name", "other", *asked)
+    options = ("--initial-workers", 0, "--batch-size", 2, "--max-batch-delay", 3, "--response-timeout", 44)
+    options += ("--startup-timeout", 55, "--runtime", "python3", "--no-synchronous")
+    torchmar("register", "digits-1.0.mar", "--model-name", "other", *options)
     assert "Processing" in torchmar("scale", "other", 1, "--no-synchronous")
     (other,) = json.loads(torchmar("models", "other", "--json"))
     assert other["runtime"] == "python3"

@@ -96,13 +96,13 @@ def test_what_is_refused_cannot_be_arranged_at_all(problem: tuple[list[int], lis
 def test_the_same_demands_get_the_same_places(problem: tuple[list[int], list[Demand]]) -> None:
     sizes, some = problem
 
-    def told() -> object:
+    def packed() -> object:
         try:
             return assign(sizes, some)
         except TorchmarError as error:
             return error.message
 
-    assert told() == told()
+    assert packed() == packed()
 
 
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 2))

@@ -1,4 +1,4 @@
-"""torchmar.deployment.desired reads deployment.yaml strictly and tells every problem with its line."""
+"""torchmar.deployment.desired reads deployment.yaml strictly and reports every problem with its line."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ prune: maybe
 
 
 @pytest.mark.parametrize(
-    ("version", "said"),
+    ("version", "message"),
     [
         ("{min_workers: 3, max_workers: 2}", "max_workers (2) is less than min_workers (3)"),
         ("{max_workers: 2}", "set min_workers, too"),
@@ -103,13 +103,13 @@ prune: maybe
         ("{batch_size: 99999999999}", "less than or equal to"),
     ],
 )
-def test_what_contradicts_itself_is_told(version: str, said: str) -> None:
+def test_what_contradicts_itself_is_told(version: str, message: str) -> None:
     (problem,) = problems(f'models:\n  m:\n    versions:\n      "1.0": {version}\n')
-    assert said in problem
+    assert message in problem
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ('{versions: {"1.0": {}, "2.0": {}}}', "name the default version"),
         ('{default: "1.0", versions: {"1.0": {min_workers: 0}, "2.0": {}}}', "would be refused"),
@@ -117,14 +117,14 @@ def test_what_contradicts_itself_is_told(version: str, said: str) -> None:
         ('{default: "1.0", versions: {"1.0": {}, "1.0+b2": {}}}', "1.0 and 1.0+b2 are builds of one version"),
     ],
 )
-def test_a_model_has_one_default_and_one_build_of_each_version(model: str, said: str) -> None:
+def test_a_model_has_one_default_and_one_build_of_each_version(model: str, message: str) -> None:
     (problem,) = problems(f"models:\n  m: {model}\n")
     assert problem.startswith("deployment.yaml:2: models.m: ")
-    assert said in problem
+    assert message in problem
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("models: [", "not YAML"),
         ("- a", "a deployment is a mapping"),
@@ -135,8 +135,8 @@ def test_a_model_has_one_default_and_one_build_of_each_version(model: str, said:
         ("? [a]\n: b", "not YAML"),
     ],
 )
-def test_a_file_that_is_none_is_told(text: str, said: str) -> None:
-    assert said in problems(text)[0]
+def test_a_file_that_is_none_is_told(text: str, message: str) -> None:
+    assert message in problems(text)[0]
 
 
 def test_a_missing_file_is_told_with_how_to_make_one(tmp_path: Path) -> None:

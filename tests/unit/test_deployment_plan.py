@@ -61,7 +61,7 @@ def plan(text: str, there: Mapping[str, LiveModel], *archives: StoredArchive, gp
     return make_plan(deployment, there, index, chosen, gpus)
 
 
-def told(made: Plan) -> list[str]:
+def steps(made: Plan) -> list[str]:
     return [f"{actions.verb(one)} {one.text}" for one in made.actions]
 
 
@@ -80,46 +80,46 @@ def test_a_server_that_is_as_it_should_be_needs_nothing() -> None:
 
 def test_a_new_model_is_registered_and_checked() -> None:
     made = plan(ONE, {}, stored("m", "1.0"))
-    assert told(made) == ["register m 1.0, 1 worker", "check m 1.0"]
+    assert steps(made) == ["register m 1.0, 1 worker", "check m 1.0"]
     assert signs(made) == ["+ m 1.0"]
 
 
 def test_the_default_of_a_new_model_is_registered_first_since_the_first_one_gets_the_traffic() -> None:
     text = 'models: {m: {default: "2.0", versions: {"1.0": {}, "2.0": {}}}}'
     made = plan(text, {}, stored("m", "1.0"), stored("m", "2.0"))
-    assert told(made)[0] == "register m 2.0, 1 worker"
+    assert steps(made)[0] == "register m 2.0, 1 worker"
     assert not [one for one in made.actions if isinstance(one, actions.Switch)]
 
 
 def test_a_new_version_is_up_and_checked_before_it_is_the_default_and_the_old_one_is_kept() -> None:
     made = plan(TWO, live(version("m", "1.0")), stored("m", "2.0"))
-    assert told(made) == ["register m 2.0, 1 worker", "check m 2.0", "switch m 1.0 to 2.0"]
+    assert steps(made) == ["register m 2.0, 1 worker", "check m 2.0", "switch m 1.0 to 2.0"]
 
 
 def test_only_as_many_versions_are_kept_as_the_file_says_the_newest_ones() -> None:
     there = live(version("m", "1.9"), version("m", "1.10"), version("m", "1.2"), version("m", "2.0"), default="2.0")
     made = plan(TWO, there, stored("m", "2.0"))
-    assert told(made) == ["drain m 1.9, m 1.2, 3 s", "remove m 1.9", "remove m 1.2"]
+    assert steps(made) == ["drain m 1.9, m 1.2, 3 s", "remove m 1.9", "remove m 1.2"]
     assert signs(made) == ["- m 1.9", "- m 1.2"]
     none = plan(TWO.replace("drain_seconds: 3", "drain_seconds: 3, keep: 0"), there, stored("m", "2.0"))
-    assert told(none)[1:] == ["remove m 1.10", "remove m 1.9", "remove m 1.2"]
+    assert steps(none)[1:] == ["remove m 1.10", "remove m 1.9", "remove m 1.2"]
 
 
 def test_the_version_that_was_the_default_is_kept_before_a_newer_one() -> None:
     there = live(version("m", "1.0"), version("m", "3.0"), default="1.0")
     made = plan(TWO, there, stored("m", "2.0"))
-    assert told(made)[-1] == "remove m 3.0"
+    assert steps(made)[-1] == "remove m 3.0"
 
 
 def test_a_kept_version_gives_up_workers_only_when_it_has_been_drained() -> None:
     text = TWO.replace("drain_seconds: 3", "drain_seconds: 3, kept_workers: 1")
     made = plan(text, live(version("m", "1.0", 3)), stored("m", "2.0"))
-    assert told(made)[2:] == ["switch m 1.0 to 2.0", "drain m 1.0, 3 s", "scale-down m 1.0, 3 to 1 worker"]
+    assert steps(made)[2:] == ["switch m 1.0 to 2.0", "drain m 1.0, 3 s", "scale-down m 1.0, 3 to 1 worker"]
 
 
 def test_more_workers_are_started_in_place() -> None:
     made = plan(ONE.replace("min_workers: 1", "min_workers: 3"), live(version("m", "1.0")), stored("m", "1.0"))
-    assert told(made) == ["scale-up m 1.0, 1 to 3 workers"]
+    assert steps(made) == ["scale-up m 1.0, 1 to 3 workers"]
     assert made.changes[0].lines == ("workers 1 -> 3",)
 
 
@@ -129,24 +129,24 @@ PARKED = ONE.replace("min_workers: 1", "min_workers: 0")
 def test_a_model_whose_versions_have_no_workers_is_parked_where_it_is() -> None:
     assert plan(PARKED, live(version("m", "1.0", 0)), stored("m", "1.0")).actions == ()
     made = plan(PARKED, live(version("m", "1.0", 2)), stored("m", "1.0"))
-    assert told(made) == ["drain m 1.0, 3 s", "scale-down m 1.0, 2 to 0 workers"]
-    assert told(plan(PARKED, {}, stored("m", "1.0"))) == ["register m 1.0, 0 workers"]
+    assert steps(made) == ["drain m 1.0, 3 s", "scale-down m 1.0, 2 to 0 workers"]
+    assert steps(plan(PARKED, {}, stored("m", "1.0"))) == ["register m 1.0, 0 workers"]
 
 
 def test_a_parked_model_shows_that_it_is_right_when_it_gets_workers() -> None:
     made = plan(ONE, live(version("m", "1.0", 0)), stored("m", "1.0"))
-    assert told(made) == ["scale-up m 1.0, 0 to 1 worker", "check m 1.0"]
+    assert steps(made) == ["scale-up m 1.0, 0 to 1 worker", "check m 1.0"]
 
 
 def test_the_default_of_a_parked_model_changes_without_workers() -> None:
     both = live(version("m", "1.0", 0), version("m", "2.0", 0))
     made = plan(PARKED.replace("1.0", "2.0"), both, stored("m", "2.0"))
-    assert told(made) == ["switch m 1.0 to 2.0"]
+    assert steps(made) == ["switch m 1.0 to 2.0"]
 
 
 def test_fewer_workers_of_a_version_with_traffic_are_another_build() -> None:
     made = plan(ONE, live(version("m", "1.0", 3)), stored("m", "1.0"))
-    assert told(made) == [
+    assert steps(made) == [
         "derive m-1.0+b2.mar from m-1.0.mar",
         "register m 1.0+b2, 1 worker",
         "check m 1.0+b2",
@@ -164,7 +164,7 @@ def test_fewer_workers_of_a_version_without_traffic_are_taken_in_place() -> None
     )
     there = live(version("m", "1.0", 3), version("m", "2.0"), default="2.0")
     made = plan(text, there, stored("m", "1.0"), stored("m", "2.0"))
-    assert told(made) == ["drain m 1.0, 3 s", "scale-down m 1.0, 3 to 1 worker"]
+    assert steps(made) == ["drain m 1.0, 3 s", "scale-down m 1.0, 3 to 1 worker"]
 
 
 @pytest.mark.parametrize("key", ["batch_size", "max_batch_delay", "response_timeout", "startup_timeout"])
@@ -183,7 +183,7 @@ def test_builds_are_counted_on_over_server_and_store() -> None:
     text = ONE.replace("min_workers: 1", "min_workers: 1, batch_size: 4")
     there = live(version("m", "1.0+b9"))
     made = plan(text, there, stored("m", "1.0", {"batchSize": 1}), stored("m", "1.0+b11", {"batchSize": 2}))
-    assert told(made)[0] == "derive m-1.0+b12.mar from m-1.0.mar"
+    assert steps(made)[0] == "derive m-1.0+b12.mar from m-1.0.mar"
 
 
 def test_a_build_that_is_left_in_the_store_is_used_again_if_it_is_of_the_same_content() -> None:
@@ -191,16 +191,16 @@ def test_a_build_that_is_left_in_the_store_is_used_again_if_it_is_of_the_same_co
     config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 4}
     left = stored("m", "1.0+b2", config)
     own = stored("m", "1.0", {"batchSize": 1})
-    assert told(plan(text, {}, own, left)) == ["register m 1.0+b2, 1 worker", "check m 1.0+b2"]
+    assert steps(plan(text, {}, own, left)) == ["register m 1.0+b2, 1 worker", "check m 1.0+b2"]
     other = replace(left, content="other weights")
-    assert told(plan(text, {}, own, other))[0] == "derive m-1.0+b3.mar from m-1.0.mar"
+    assert steps(plan(text, {}, own, other))[0] == "derive m-1.0+b3.mar from m-1.0.mar"
 
 
 def test_back_to_what_the_archive_says_is_the_archive_itself() -> None:
     there = live(version("m", "1.0+b2", batch_size=4))
     made = plan(ONE.replace("min_workers: 1", "min_workers: 1, batch_size: 1"), there, stored("m", "1.0"))
-    assert told(made)[0] == "register m 1.0, 1 worker"
-    assert told(made)[-1] == "remove m 1.0+b2"
+    assert steps(made)[0] == "register m 1.0, 1 worker"
+    assert steps(made)[-1] == "remove m 1.0+b2"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_back_to_what_the_archive_says_is_the_archive_itself() -> None:
         (None, "batch_size: 8", True),
         ({"batchSize": 8}, "batch_size: 8", True),
         ({"batchSize": 4}, "batch_size: 8", False),
-        ({"handler": {}}, "response_timeout: 60", False),  # a configuration without it says 120
+        ({"handler": {}}, "response_timeout: 60", False),  # a configuration without it means 120
         ({"handler": {}}, "response_timeout: 120", True),
         ({"minWorkers": 2, "maxWorkers": 2}, "min_workers: 1", False),
         ({"minWorkers": 2}, "min_workers: 1", True),  # TorchServe ignores one without the other
@@ -242,21 +242,21 @@ def test_models_that_are_not_listed_are_left_alone_or_pruned_the_default_version
     kept = plan(ONE, there, stored("m", "1.0"))
     assert (kept.actions, signs(kept)) == ((), ["! x"])
     made = plan(f"prune: true\n{ONE}", there, stored("m", "1.0"))
-    assert told(made) == ["drain x 1.0, x 2.0, 120 s", "remove x 1.0", "remove x 2.0"]
+    assert steps(made) == ["drain x 1.0, x 2.0, 120 s", "remove x 1.0", "remove x 2.0"]
 
 
 def test_a_registered_version_without_workers_gets_them_before_it_is_checked_and_made_the_default() -> None:
     for text in (TWO, 'models: {m: {versions: {"2.0": }}}'):
         there = live(version("m", "1.0"), version("m", "2.0", 0), default="1.0")
         made = plan(text, there, stored("m", "2.0"))
-        assert told(made) == ["scale-up m 2.0, 0 to 1 worker", "check m 2.0", "switch m 1.0 to 2.0"]
+        assert steps(made) == ["scale-up m 2.0, 0 to 1 worker", "check m 2.0", "switch m 1.0 to 2.0"]
 
 
 def test_a_default_that_somebody_changed_by_hand_is_changed_back_after_a_check() -> None:
     text = 'models: {m: {default: "1.0", versions: {"1.0": {}, "2.0": {}}}}'
     there = live(version("m", "1.0"), version("m", "2.0"), default="2.0")
     made = plan(text, there, stored("m", "1.0"), stored("m", "2.0"))
-    assert told(made) == ["check m 1.0", "switch m 2.0 to 1.0"]
+    assert steps(made) == ["check m 1.0", "switch m 2.0 to 1.0"]
     assert made.changes[0].lines == ("default 2.0 -> 1.0",)
 
 
@@ -292,14 +292,14 @@ models:
             "remove",
         )
     ]
-    assert "drain a 1.0, b 1.0, 9 s" in told(made)
+    assert "drain a 1.0, b 1.0, 9 s" in steps(made)
 
 
 def test_an_archive_outside_the_store_is_copied_there() -> None:
     deployment = desired.parse('models: {m: {versions: {"1.0": {archive: ../m-1.0.mar}}}}')
     outside = replace(stored("m", "1.0"), path=Path("../m-1.0.mar"))
     made = make_plan(deployment, {}, StoreIndex(STORE, {}), {("m", "1.0"): outside})
-    assert told(made)[0] == "copy ../m-1.0.mar to store/m-1.0.mar"
+    assert steps(made)[0] == "copy ../m-1.0.mar to store/m-1.0.mar"
 
 
 def test_what_cannot_be_done_is_told_with_what_is_missing() -> None:
@@ -344,7 +344,7 @@ def test_each_worker_gets_its_gpu_through_the_configuration_of_a_build() -> None
 def test_workers_that_have_a_gpu_stay_there() -> None:
     assert not gpu_plan(2, live(version("m", "1.0+b1", 2, device_ids=(1, 0)))).actions
     more = gpu_plan(3, live(version("m", "1.0+b1", 2, device_ids=(1, 0))))
-    assert told(more) == ["scale-up m 1.0+b1, 2 to 3 workers"]
+    assert steps(more) == ["scale-up m 1.0+b1, 2 to 3 workers"]
 
 
 def test_old_and_new_version_both_have_to_fit_while_one_takes_the_place_of_the_other() -> None:
@@ -372,7 +372,7 @@ def test_a_model_that_is_pinned_elsewhere_moves_as_another_build() -> None:
     there = live(version("m", "1.0+b1", 1, device_ids=(0,)))
     made = plan(text, there, stored("m", "1.0"), gpus=(80 * GIB, 80 * GIB))
     assert made.changes[0].lines[0] == "devices 0 -> 1"
-    assert "switch m 1.0+b1 to 1.0+b2" in told(made)
+    assert "switch m 1.0+b1 to 1.0+b2" in steps(made)
 
 
 def test_the_document_has_everything_for_machines() -> None:

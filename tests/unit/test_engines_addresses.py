@@ -78,12 +78,12 @@ def test_a_unix_socket_moves_nowhere_and_who_wants_it_to_is_told() -> None:
 def test_a_unix_socket_is_taken_while_somebody_listens(tmp_path: Path) -> None:
     address = Address(unix=str(tmp_path / "s"), key="inference_address")
     addresses.check_free(address)
-    with socket.socket(socket.AF_UNIX) as mine:
-        mine.bind(address.unix)
-        mine.listen()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address.unix)
+        listener.listen()
         with pytest.raises(BindError, match="address already in use"):
             addresses.check_free(address)
-    addresses.check_free(address)  # the file is still there, and nobody behind it
+    addresses.check_free(address)  # the file is still there, without a listener
 
 
 def test_who_holds_a_port_is_named(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_an_address_of_another_machine_is_told() -> None:
 
 
 def test_a_port_of_this_process_is_told_as_well() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mine:
-        holder = addresses.listener_of(mine.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        holder = addresses.listener_of(listener.getsockname()[1])
     assert holder
     assert holder.pid == os.getpid()

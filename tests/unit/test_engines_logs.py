@@ -33,7 +33,7 @@ SERVER_LOG = """\
 2026-11-20T10:00:00,900 [ERROR] W-9000-m_1.0 WorkerThread - Backend worker error
 org.pytorch.serve.wlm.WorkerInitializationException: Backend worker did not respond in given time
 \tat org.pytorch.serve.wlm.WorkerThread.run(WorkerThread.java:247) [model-server.jar:?]
-2026-11-20T10:00:02,000 [WARN ] main ModelServer - said by nobody's worker
+2026-11-20T10:00:02,000 [WARN ] main ModelServer - logged by no worker
 """
 
 
@@ -67,13 +67,13 @@ def test_a_stack_trace_of_java_belongs_to_the_line_above_it() -> None:
     first, second = logs.parse(SERVER_LOG.splitlines())
     assert (first.level, first.model, first.worker) == ("ERROR", "m", "9000")
     assert first.text.splitlines()[-1].startswith("\tat org.pytorch")
-    assert (second.level, second.model, second.text) == ("WARN", "", "main ModelServer - said by nobody's worker")
+    assert (second.level, second.model, second.text) == ("WARN", "", "main ModelServer - logged by no worker")
 
 
 def test_recent_entries_come_in_the_order_of_time_from_both_logs(folder: Path) -> None:
     texts = [entry.text.splitlines()[0] for entry in logs.recent(folder, 4)]
     assert texts[0] == "WorkerThread - Backend worker error"
-    assert texts[1:] == ["the next request", "another request", "main ModelServer - said by nobody's worker"]
+    assert texts[1:] == ["the next request", "another request", "main ModelServer - logged by no worker"]
 
 
 def test_entries_are_chosen_by_model_version_and_worker(folder: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_follower_reads_what_is_new_through_rolling_and_a_restart(folder: Path
 
     def heard() -> list[str]:
         found: list[str] = []
-        # What may be the start of a traceback is told when the next line comes, or none does.
+        # A line that may start a traceback is returned after the next line, or after a wait without one.
         for _ in range(100):
             found += [entry.text for entry in follower.read()]
             if found:
@@ -119,17 +119,17 @@ def test_a_follower_reads_what_is_new_through_rolling_and_a_restart(folder: Path
             time.sleep(0.02)
         return found
 
-    def say(text: str) -> None:
+    def write_line(text: str) -> None:
         with log.open("a") as stream:
             stream.write(f"2026-11-20T11:00:00,000 W-9000-m_1.0-stdout - {text}\n")
 
     assert follower.read() == []
-    say("one")
+    write_line("one")
     assert heard() == ["one"]
     log.rename(log.with_name("workers.1.log"))
-    say("two")
+    write_line("two")
     assert heard() == ["two"]
     log.unlink()
     (folder / "logs" / "server.log").unlink()
-    say("three")
+    write_line("three")
     assert heard() == ["three"]

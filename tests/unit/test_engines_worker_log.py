@@ -1,4 +1,4 @@
-"""torchmar.engines.worker_log says how and how often the workers of a model die."""
+"""torchmar.engines.worker_log reports how and how often the workers of a model die."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ STARTS = "s_name_part0=/tmp/x/.ts.sock, s_name_part1=9000, pid=1"
 DIES = ["Backend worker process died.", "Traceback (most recent call last):", '  File "h.py"', "ValueError: boom"]
 
 
-def write(folder: Path, *said: str, name: str = "m", worker: str = "9000") -> None:
+def write(folder: Path, *texts: str, name: str = "m", worker: str = "9000") -> None:
     (folder / "logs").mkdir(exist_ok=True)
     lines = [
-        f"2026-11-20T10:00:{number:02},000 W-{worker}-{name}_1.0-stdout - {text}\n" for number, text in enumerate(said)
+        f"2026-11-20T10:00:{number:02},000 W-{worker}-{name}_1.0-stdout - {text}\n" for number, text in enumerate(texts)
     ]
     with (folder / "logs" / "workers.log").open("a") as stream:
         stream.writelines(lines)
 
 
 @pytest.mark.parametrize(
-    ("said", "deaths", "reason"),
+    ("texts", "deaths", "reason"),
     [
         ([STARTS, *DIES], 1, "ValueError: boom"),
         ([STARTS, *DIES, STARTS, *DIES], 2, "ValueError: boom"),
-        # It has been started again, and nobody knows yet how this ends.
+        # It has been started again, and the result is not known yet.
         ([STARTS, *DIES, STARTS], 1, "ValueError: boom"),
-        # Killed from outside, it does not say so.
+        # A worker that is killed logs nothing about it.
         ([STARTS, "all is well", STARTS], 1, "it ended without any output"),
         # The one before the last lived until it was killed: the deaths before that are over.
         ([STARTS, *DIES, STARTS, "all is well", STARTS], 1, "it ended without any output"),
     ],
 )
 def test_a_worker_that_dies_is_told_with_its_last_traceback(
-    tmp_path: Path, said: list[str], deaths: int, reason: str
+    tmp_path: Path, texts: list[str], deaths: int, reason: str
 ) -> None:
-    write(tmp_path, *said)
+    write(tmp_path, *texts)
     failure = worker_log.failures(tmp_path)["m", "1.0"]
     assert (failure.deaths, failure.reason) == (deaths, reason)
 
 
-@pytest.mark.parametrize("said", [[], [STARTS], [STARTS, "Traceback (most recent call last):", "KeyError: 1"]])
-def test_a_worker_that_lives_has_no_failure_even_if_a_request_had(tmp_path: Path, said: list[str]) -> None:
-    write(tmp_path, *said)
+@pytest.mark.parametrize("texts", [[], [STARTS], [STARTS, "Traceback (most recent call last):", "KeyError: 1"]])
+def test_a_worker_that_lives_has_no_failure_even_if_a_request_had(tmp_path: Path, texts: list[str]) -> None:
+    write(tmp_path, *texts)
     assert worker_log.failures(tmp_path) == {}
 
 

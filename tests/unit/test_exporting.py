@@ -221,7 +221,7 @@ def test_hadolint_has_nothing_to_say(tmp_path: Path, image: Image) -> None:
 
 
 def let_in(path: str, ignore: str) -> bool:
-    """Tell whether a .dockerignore lets a path into the build: the last line that matches decides."""
+    """Return whether a .dockerignore lets a path into the build: the last line that matches decides."""
     inside = True
     for line in ignore.splitlines():
         pattern = line.lstrip("!")
@@ -259,8 +259,8 @@ def test_what_is_copied_is_let_into_the_build_and_tokens_are_not(image: Image) -
 
 def test_the_commands_write_the_files_and_say_where_they_go(tmp_path: Path) -> None:
     write_config(tmp_path)
-    said = torchmar("export", "systemd", cwd=tmp_path)
-    assert said.stdout.startswith("# ~/.config/systemd/user/torchmar.service")
+    ran = torchmar("export", "systemd", cwd=tmp_path)
+    assert ran.stdout.startswith("# ~/.config/systemd/user/torchmar.service")
     assert not (tmp_path / ".torchmar").exists()
     wrote = torchmar("export", "systemd", "--system", "--user", "daemon", "-o", "t.service", cwd=tmp_path)
     assert "wrote t.service" in wrote.stderr
@@ -273,13 +273,13 @@ def test_the_commands_write_the_files_and_say_where_they_go(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     nowhere = ("--run-folder", "file/run", "-o", "t.service")
     assert "cannot be created" in torchmar("export", "systemd", *nowhere, cwd=tmp_path, code=1).stderr
-    assert "--engine builtin\n" in said.stdout
-    assert "JAVA" not in said.stdout
+    assert "--engine builtin\n" in ran.stdout
+    assert "JAVA" not in ran.stdout
     assert "--engine torchserve\n" in torchmar("export", "systemd", "--engine", "torchserve", cwd=tmp_path).stdout
     refused = torchmar("export", "docker", cwd=tmp_path, code=1)
     assert "not the source of torchmar" in refused.stderr
-    said = torchmar("export", "docker", "--package", "t.whl", "--extras", "onnx", "-o", ".", cwd=tmp_path)
-    assert "t.whl does not exist yet" in said.stderr
+    ran = torchmar("export", "docker", "--package", "t.whl", "--extras", "onnx", "-o", ".", cwd=tmp_path)
+    assert "t.whl does not exist yet" in ran.stderr
     text = (tmp_path / "Dockerfile").read_text()
     assert re.search(r"pip install '/src/t\.whl\[server,onnx\]'", text)
     assert "!t.whl" in (tmp_path / ".dockerignore").read_text()

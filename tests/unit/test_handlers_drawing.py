@@ -36,9 +36,9 @@ def heat(height: int = 8, width: int = 8, channels: int = 1, **options: str) -> 
     return heatmap.draw(image, values, **{"title": TITLE, "note": NOTE} | options)
 
 
-def text(said: str = "a fine film, badly cut", **options: str) -> bytes:
-    spans = [(place, place + 1, (-1) ** place * place / len(said)) for place in range(len(said))]
-    return text_plot.draw(said, spans, **{"title": TITLE, "note": NOTE} | options)
+def text(content: str = "a fine film, badly cut", **options: str) -> bytes:
+    spans = [(place, place + 1, (-1) ** place * place / len(content)) for place in range(len(content))]
+    return text_plot.draw(content, spans, **{"title": TITLE, "note": NOTE} | options)
 
 
 def row(count: int = 5, **options: str) -> bytes:
@@ -87,15 +87,17 @@ def test_lines_break_at_spaces_and_the_last_is_shortened() -> None:
     assert max(page.width_of(first, page.TEXT), page.width_of(second, page.TEXT)) <= 120
 
 
-@pytest.mark.parametrize("said", ["é", "e\u0301", "–", "ß", "\u00a0", "ﬁ", "中", "\ue000", "\ud800", "\x00", "\t", "א"])
-def test_every_character_has_a_width(said: str) -> None:
-    assert 0 < page.width_of(said, page.TEXT) < 3 * page.TEXT
+@pytest.mark.parametrize(
+    "character", ["é", "e\u0301", "–", "ß", "\u00a0", "ﬁ", "中", "\ue000", "\ud800", "\x00", "\t", "א"]
+)
+def test_every_character_has_a_width(character: str) -> None:
+    assert 0 < page.width_of(character, page.TEXT) < 3 * page.TEXT
     assert page.width_of("\u200d\ufe0f", page.TEXT) < page.TEXT
 
 
 def test_numbers_have_a_sign_and_three_digits() -> None:
-    said = [page.number(value) for value in (1.5, -0.012345, 0.0, 123456.0, 123.4, -1e-9)]
-    assert said == ["+1.50", "-0.0123", "0", "+1.23e+05", "+123", "-1.00e-09"]
+    texts = [page.number(value) for value in (1.5, -0.012345, 0.0, 123456.0, 123.4, -1e-9)]
+    assert texts == ["+1.50", "-0.0123", "0", "+1.23e+05", "+123", "-1.00e-09"]
 
 
 # ---------------------------------------------------------------------------------------- heatmap
@@ -148,7 +150,7 @@ TEXTS = {
     "a letter": "x",
     "20 characters": "not bad, not so good",
     "2000 characters": "so many words, and all the same; " * 60,
-    "100000 characters": "too many words of which nobody reads the end; " * 2200,
+    "100000 characters": "too many words to read to the end; " * 2200,
     "one word": "x" * 5000,
     "lines": "\r\n one\n\n\ttwo\rthree\n",
     "many lines": "\n" * 1000,
@@ -157,9 +159,9 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("said", TEXTS.values(), ids=TEXTS)
-def test_a_text_of_any_length_and_script_is_laid_out(said: str) -> None:
-    pixels = opened(text(said))
+@pytest.mark.parametrize("content", TEXTS.values(), ids=TEXTS)
+def test_a_text_of_any_length_and_script_is_laid_out(content: str) -> None:
+    pixels = opened(text(content))
     assert pixels.shape[0] < 1700
     assert pixels.shape[1] == 1040
 

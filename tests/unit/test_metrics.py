@@ -1,4 +1,4 @@
-"""torchmar.metrics reads Prometheus' text, and tells a load from two looks at it."""
+"""torchmar.metrics reads Prometheus' text, and computes the load from two samples of it."""
 
 from __future__ import annotations
 

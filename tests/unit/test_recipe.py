@@ -36,7 +36,7 @@ def test_the_digits_recipe_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "line", "said"),
+    ("more", "line", "message"),
     [
         ("wieghts: x", 4, "no key is called 'wieghts'; did you mean 'weights'?"),
         ("config:\n  batch_size: 8", 5, "no key is called 'batch_size'; did you mean 'batchSize'?"),
@@ -56,10 +56,10 @@ def test_the_digits_recipe_is_read() -> None:
         ("description: [1]", 4, "valid string"),
     ],
 )
-def test_a_problem_is_told_with_its_line(more: str, line: int, said: str) -> None:
+def test_a_problem_is_told_with_its_line(more: str, line: int, message: str) -> None:
     (problem,) = problems(GOOD + more + "\n")
     assert problem[0] == line
-    assert said in problem[1]
+    assert message in problem[1]
 
 
 def test_a_version_without_quotes_is_refused_as_it_was_written() -> None:
@@ -101,7 +101,7 @@ def test_files_that_are_not_there_are_problems_of_the_recipe(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("handler", "said"),
+    ("handler", "message"),
     [
         ("torchmar_handlers.image_clasifier", "torchmar has no handler"),
         ("torchmar_handlers.heatmap", "torchmar has no handler"),
@@ -109,9 +109,9 @@ def test_files_that_are_not_there_are_problems_of_the_recipe(tmp_path: Path) -> 
         ("missing.py:handle", "there is no file"),
     ],
 )
-def test_a_handler_that_does_not_exist_is_told(tmp_path: Path, handler: str, said: str) -> None:
+def test_a_handler_that_does_not_exist_is_told(tmp_path: Path, handler: str, message: str) -> None:
     (tmp_path / "archive.yaml").write_text(f'name: a\nversion: "1"\nhandler: {handler}\n')
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         recipe.read(tmp_path / "archive.yaml")
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from torchmar.server.workers.busy_poll import BusyPoller
 
 
-def asked(seconds: float, busy: Callable[[int], bool], twice: bool = False) -> tuple[int, float]:
-    """Return how often an `BusyPoller` asked whether it should stay, and how long the loop was busy with it."""
+def poll(seconds: float, busy: Callable[[int], bool], twice: bool = False) -> tuple[int, float]:
+    """Return how often a `BusyPoller` called ``busy``, and the seconds for which the loop was busy with it."""
     count = 0
 
     def still() -> bool:
@@ -31,18 +31,18 @@ def asked(seconds: float, busy: Callable[[int], bool], twice: bool = False) -> t
 
 
 def test_it_ends_with_what_it_is_for() -> None:
-    count, _ = asked(60, lambda count: count < 3)
+    count, _ = poll(60, lambda count: count < 3)
     assert count <= 3  # fewer where others want the core
-    count, _ = asked(60, lambda count: count < 3, twice=True)
+    count, _ = poll(60, lambda count: count < 3, twice=True)
     assert count <= 3
 
 
 def test_it_ends_after_its_time() -> None:
-    count, seconds = asked(0.01, lambda count: True)
+    count, seconds = poll(0.01, lambda count: True)
     assert count >= 1
     assert seconds < 0.25
 
 
 def test_no_time_is_not_at_all() -> None:
-    count, _ = asked(0, lambda count: True)
+    count, _ = poll(0, lambda count: True)
     assert count == 1

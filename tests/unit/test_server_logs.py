@@ -1,4 +1,4 @@
-"""torchmar.server.telemetry.logs writes what is said where it is looked for, and holds nobody up."""
+"""torchmar.server.telemetry.logs writes every log to its file, and never blocks the server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ import time
 
 def handle(rows, context):
     if rows:
-        print("asked")
+        print("requested")
         time.sleep(float(next(iter(rows[0].values()))))
     return ["done"] * len(rows or [])
 """
@@ -51,7 +51,7 @@ def _loggers_as_they_were() -> Iterator[None]:
         logger.handlers, logger.propagate = handlers, propagate
 
 
-def say(folder: Path, layout: logs.Layout) -> None:
+def write_logs(folder: Path, layout: logs.Layout) -> None:
     logs.open_in(folder / "logs", layout)
     logs.SERVER.warning("of %s", "m", extra={"model": "m", "version": "1.0", "request_id": "r"})
     try:
@@ -64,7 +64,7 @@ def say(folder: Path, layout: logs.Layout) -> None:
 
 @pytest.mark.parametrize("layout", ["text", "json"])
 def test_either_layout_is_read_by_those_who_look_at_logs(tmp_path: Path, layout: logs.Layout) -> None:
-    say(tmp_path, layout)
+    write_logs(tmp_path, layout)
     (worker,) = reading.recent(tmp_path, 9, worker="9000")
     assert (worker.model, worker.version, worker.level) == ("m", "1.0", "")
     assert worker.text == "Traceback (most recent call last):\nValueError: 100%"
@@ -77,7 +77,7 @@ def test_either_layout_is_read_by_those_who_look_at_logs(tmp_path: Path, layout:
 
 
 def test_json_has_a_line_an_object_with_what_is_known(tmp_path: Path) -> None:
-    say(tmp_path, "json")
+    write_logs(tmp_path, "json")
     first, second = map(json.loads, (tmp_path / "logs" / "server.log").read_text().splitlines())
     assert datetime.fromisoformat(first.pop("time")).tzinfo
     about = {"model": "m", "version": "1.0", "request_id": "r"}
@@ -88,11 +88,11 @@ def test_json_has_a_line_an_object_with_what_is_known(tmp_path: Path) -> None:
 
 
 def test_a_thread_that_cannot_keep_up_drops_counts_and_tells(tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
 
     class Telling(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            told.append(record.getMessage())
+            messages.append(record.getMessage())
 
     logs.SERVER.handlers = [Telling()]
     free, taken = threading.Event(), list[int]()
@@ -109,8 +109,8 @@ def test_a_thread_that_cannot_keep_up_drops_counts_and_tells(tmp_path: Path) -> 
         background.put(number)
     assert background.dropped == 4
     free.set()
-    until(lambda: bool(told))
-    assert told == ["the pipe cannot keep up: 4 lines are missing"]
+    until(lambda: bool(messages))
+    assert messages == ["the pipe cannot keep up: 4 lines are missing"]
     background.close()
     assert taken == [0, 1, 2, 3, 4, 5]
 
@@ -165,7 +165,7 @@ def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Pa
         with socket.create_connection((inference.host, inference.port)) as leaving:
             leaving.sendall(f"{head}content-type: application/json\r\ncontent-length: 3\r\n\r\n2.0".encode())
             file = server.folder / "logs" / "workers.log"
-            until(lambda: file.read_text().count('"asked"') == 2)
+            until(lambda: file.read_text().count('"requested"') == 2)
         with socket.create_connection((inference.host, inference.port)) as large, contextlib.suppress(OSError):
             large.sendall(f"{head}content-length: 99999999999\r\n\r\n".encode())
             large.recv(1000)
@@ -177,16 +177,16 @@ def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Pa
             return [line["status"] for line in lines() if line["path"] == path]
 
         until(lambda: statuses("/predictions/m") == [200, 499, 413])
-        (asked, _gone, _) = [line for line in lines() if line["path"] == "/predictions/m"]
-        assert asked["request_id"] == answer.headers["x-request-id"]
-        assert (asked["method"], asked["client"].partition(":")[0]) == ("POST", "127.0.0.1")
-        assert asked["milliseconds"] >= 50
+        (answered, _gone, _) = [line for line in lines() if line["path"] == "/predictions/m"]
+        assert answered["request_id"] == answer.headers["x-request-id"]
+        assert (answered["method"], answered["client"].partition(":")[0]) == ("POST", "127.0.0.1")
+        assert answered["milliseconds"] >= 50
         assert statuses("/predictions/none") == [400]
         assert statuses("/metrics") == [200]
         assert statuses("/models") == [200]
         assert "secret" not in (server.folder / "logs" / "access.log").read_text()
         traceback = server.worker_traceback("m", "1.0")
-        assert "asked" in traceback  # the last lines, since there is none: they are read from JSON, too
+        assert "requested" in traceback  # the last lines, since there is none: they are read from JSON, too
 
 
 @pytest.mark.server
@@ -226,8 +226,8 @@ def test_in_the_foreground_it_prints_its_logs_to_stderr(tmp_path: Path, make: Ma
     assert any("without meaning here: vmargs" in line for line in seen)
     assert not any("workflow_store" in line for line in seen)
     if layout == "json":
-        said = [json.loads(line) for line in seen]
-        assert {(one["model"], one["version"]) for one in said if "worker" in one} == {("broken", "1.0")}
+        records = [json.loads(line) for line in seen]
+        assert {(one["model"], one["version"]) for one in records if "worker" in one} == {("broken", "1.0")}
 
 
 @pytest.mark.server

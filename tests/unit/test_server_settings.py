@@ -84,7 +84,7 @@ def test_every_key_and_variable_that_is_honoured_stands_in_torchserve() -> None:
     own = {key for key in keys.SUPPORTED_KEYS if key.startswith("torchmar_")}
     assert not [key for key in keys.SUPPORTED_KEYS if key not in own and key.encode() not in code]
     named = {name.decode() for name in re.findall(rb"TS_[A-Z_]+", code)}
-    # The loggers, and what is read in ways of its own or by nobody.
+    # The loggers, and keys that are read elsewhere or not at all.
     assert named - set(keys.VARIABLES) == {
         "TS_CONFIG_FILE",
         "TS_METRICS",

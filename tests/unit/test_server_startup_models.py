@@ -1,4 +1,4 @@
-"""torchmar.server.config.startup_models reads what a configuration has a server load, and says what cannot be meant."""
+"""torchmar.server.config.startup_models reads the models that a configuration loads, and rejects contradictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchmar.worker.process.describing reads what a handler says of its tensors, whatever that is."""
+"""torchmar.worker.process.describing reads a handler's description of its tensors, in any form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTHING = {"inputs": [], "outputs": [], "binary": False, "max_instances": 0}
 
 
 class Handler:
-    """A handler of somebody's."""
+    """A user's handler."""
 
     def __init__(self, signature: Any) -> None:
         self._signature = signature
@@ -34,8 +34,8 @@ def of(handler: Any, envelope: str = "") -> ModelDescription:
 
 
 def test_a_signature_is_taken_as_it_is() -> None:
-    told = of(Handler({"inputs": [TENSOR], "outputs": [TENSOR, TENSOR]}))
-    assert told == {"inputs": [TENSOR], "outputs": [TENSOR, TENSOR], "binary": False, "max_instances": 0}
+    signature = of(Handler({"inputs": [TENSOR], "outputs": [TENSOR, TENSOR]}))
+    assert signature == {"inputs": [TENSOR], "outputs": [TENSOR, TENSOR], "binary": False, "max_instances": 0}
     assert of(Handler({"inputs": ({**TENSOR, "shape": (-1, 2)},), "outputs": ()}))["inputs"][0]["shape"] == [-1, 2]
 
 

@@ -1,4 +1,4 @@
-"""Workers wait for the threads of an operator for a short time only, unless the user says how long."""
+"""Workers wait for the threads of an operator for a short time only, unless the user sets how long."""
 
 from __future__ import annotations
 

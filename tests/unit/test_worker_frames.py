@@ -36,8 +36,8 @@ def test_frames_come_as_they_were_sent(pair: Pair, poll: float) -> None:
     sender.start()
     receiver = frames.Receiver(ours, poll)
     for document, bodies in sent:
-        kind, said, content = receiver.receive()
-        assert (kind, said, bytes(content)) == (frames.BATCH, document, b"".join(bodies))
+        kind, message, content = receiver.receive()
+        assert (kind, message, bytes(content)) == (frames.BATCH, document, b"".join(bodies))
     sender.join()
 
 
@@ -56,13 +56,13 @@ def test_who_waits_is_told_that_nobody_sends_any_more(pair: Pair, poll: float) -
 
 def test_who_has_nothing_to_do_for_a_second_is_told_once(pair: Pair) -> None:
     ours, theirs = pair
-    told: list[float] = []
-    receiver = frames.Receiver(ours, 0.001, lambda: told.append(time.monotonic()))
+    idle_times: list[float] = []
+    receiver = frames.Receiver(ours, 0.001, lambda: idle_times.append(time.monotonic()))
     for pause, times in ((0.0, 0), (2.5, 1), (0.1, 1), (1.2, 2)):
         later = threading.Timer(pause, frames.send, [theirs, frames.encode(frames.THREADS, 1)])
         later.start()
         receiver.receive()
-        assert len(told) == times
+        assert len(idle_times) == times
         later.join()
 
 

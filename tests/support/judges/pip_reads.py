@@ -1,4 +1,4 @@
-"""Read requirements files with pip's own parser: paths on standard input, what pip says of each as a line of JSON."""
+"""Read requirements files with pip's own parser: paths on standard input, pip's result for each as a line of JSON."""
 
 from __future__ import annotations
 
