@@ -122,7 +122,7 @@ COLLECTED = {
 
 
 @pytest.mark.parametrize("text", COLLECTED.values(), ids=COLLECTED)
-def test_an_error_is_found_exactly_where_a_server_cannot_go_on(frontend: Frontend, tmp_path: Path, text: str) -> None:
+def test_an_error_is_found_exactly_where_a_server_fails(frontend: Frontend, tmp_path: Path, text: str) -> None:
     agrees(frontend, tmp_path, text)
 
 

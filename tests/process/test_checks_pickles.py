@@ -141,7 +141,7 @@ def accepted_by_torch(data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_what_torch_accepts_has_no_finding_and_what_it_refuses_has_one(name: str) -> None:
+def test_findings_are_exactly_the_pickles_that_torch_rejects(name: str) -> None:
     assert codes(SAMPLES[name]) == (set() if accepted_by_torch(SAMPLES[name]) else {"MAR601"})
 
 
@@ -227,13 +227,13 @@ def test_imports_are_found_with_their_place(data: bytes, expected: list[tuple[st
         (b"N0" * 3000 + b"N.", "too large to walk"),
     ],
 )
-def test_a_pickle_that_cannot_be_walked_to_its_end_says_why(data: bytes, message: str) -> None:
+def test_a_pickle_that_cannot_be_read_to_its_end_has_a_reason(data: bytes, message: str) -> None:
     result = scan(io.BytesIO(data), Budget(opcodes=5000))
     assert message in result.problem
     assert codes(data, "x.pkl") <= {"MAR601", "MAR602"}
 
 
-def test_what_a_damaged_pickle_imports_before_the_damage_is_found_all_the_same() -> None:
+def test_imports_before_the_damage_of_a_pickle_are_findings() -> None:
     assert imports(b"\x80\x02" + SYSTEM + b"\xff") == [("posix.system", 2)]
     # Protocol 0 has no header that distinguishes it from other files.
     assert codes(SYSTEM + b"(S'id'\ntR\xff") == {"MAR601", "MAR602"}
@@ -437,11 +437,11 @@ def test_a_pickle_without_a_header_does_not_hide_behind_its_size() -> None:
     assert finding.code is Code.MAR602
 
 
-def test_what_is_named_as_a_pickle_must_be_one() -> None:
+def test_a_file_with_the_suffix_of_a_pickle_must_be_one() -> None:
     assert codes(b"hello", "x.pkl") == {"MAR602"}
 
 
-def test_no_more_is_said_than_a_person_reads() -> None:
+def test_the_number_of_findings_is_bounded() -> None:
     many = b"".join(b"cm%d\nn\n" % number for number in range(3000)) + b"."
     result = found(many, "x.pkl")
     assert len(result) == 51

@@ -159,7 +159,7 @@ AOT = packed({"m/data/aotinductor/model/wrapper.so": b"\x7fELF", "m/archive_form
         (b"\x08", Weights(Format.OTHER)),
     ],
 )
-def test_weights_are_told_by_their_content(data: bytes, expected: Weights) -> None:
+def test_weights_are_recognised_by_their_content(data: bytes, expected: Weights) -> None:
     assert identify(io.BytesIO(data), "weights") == expected
 
 
@@ -176,7 +176,7 @@ def test_weights_are_told_by_their_content(data: bytes, expected: Weights) -> No
         (b"GGUF\x03\0\0\0", "a GGUF file", ""),
     ],
 )
-def test_what_is_no_model_is_named_with_what_to_do(data: bytes, description: str, remedy: str) -> None:
+def test_files_that_are_no_models_are_named_with_a_remedy(data: bytes, description: str, remedy: str) -> None:
     found = identify(io.BytesIO(data), "model.pt")
     assert (found.format, found.description) == (Format.OTHER, description)
     assert remedy in found.remedy
@@ -203,7 +203,7 @@ def test_what_is_no_model_is_named_with_what_to_do(data: bytes, description: str
         ("model.onnx", onnx(b"\xff" * 20), "a number in it does not end"),
     ],
 )
-def test_weights_that_are_not_whole_are_told_how(name: str, data: bytes, damage: str) -> None:
+def test_incomplete_weights_are_reported_with_the_reason(name: str, data: bytes, damage: str) -> None:
     assert damage in identify(io.BytesIO(data), name).damage
     assert [finding.code.name for finding in check(Members({name: data}), name, None, "handler")][:1] == ["MAR406"]
 
@@ -345,7 +345,7 @@ def test_handlers_of_ours_load_more(name: str, data: bytes, model_file: bytes | 
         ("model.h5", b"", "MAR406"),
     ],
 )
-def test_a_handler_of_the_users_own_may_load_what_it_likes(name: str, data: bytes, expected: str) -> None:
+def test_a_users_own_handler_may_load_any_file(name: str, data: bytes, expected: str) -> None:
     for handler in ("handler.py:fn", "image_classifier"):
         members = {name: data, "net.py": TWO, "handler.py": b"", "image_classifier.py": b""}
         assert codes(check(Members(members), name, None, handler)) == expected
@@ -390,7 +390,7 @@ def test_other_files_that_may_be_pickles_are_warned_of(name: str, data: bytes, e
     assert codes(check(Members({"model.pt": SCRIPT, name: data}), "model.pt", None, STOCK)) == expected
 
 
-def test_tensors_that_an_onnx_model_keeps_elsewhere_lie_beside_it() -> None:
+def test_external_tensors_of_an_onnx_model_are_beside_it() -> None:
     data = onnx(elsewhere("w.data"))
     assert codes(check(Members({"m/model.onnx": data, "m/w.data": b""}), "m/model.onnx", None, "h.py")) == ""
     findings = check(Members({"m/model.onnx": data, "w.data": b""}), "m/model.onnx", None, "h.py")
@@ -398,7 +398,7 @@ def test_tensors_that_an_onnx_model_keeps_elsewhere_lie_beside_it() -> None:
     assert "w.data" in findings[0].cause
 
 
-def test_findings_say_what_is_where_and_what_to_do() -> None:
+def test_findings_have_a_cause_a_place_and_a_remedy() -> None:
     (finding,) = check(Members({"model.pt": saved(Attack()), "net.py": NET}), "model.pt", "net.py", STOCK)
     assert finding == Finding(
         Code.MAR601,
@@ -428,7 +428,7 @@ def test_the_digits_model_has_no_finding(handler: str) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_members_may_come_from_an_open_zip(method: int) -> None:
+def test_members_may_be_read_from_an_open_zip(method: int) -> None:
     class Zipped(Members):
         def open(self, name: str) -> IO[bytes]:
             return archive.open(name)

@@ -129,7 +129,7 @@ def test_every_format_has_the_same_content_in_the_same_place(
     assert content(tmp_path / "False" / f"m{suffix}") == content(tmp_path / "True" / f"m{suffix}")
 
 
-def test_an_archive_that_is_there_is_overwritten_only_by_force(project: Path, tmp_path: Path) -> None:
+def test_an_existing_archive_is_overwritten_only_by_force(project: Path, tmp_path: Path) -> None:
     for form, suffix in FORMATS.items():
         arguments = f"--model-name m -v 1 --handler h.py --export-path {tmp_path} --archive-format {form}"
         assert archiver(f"{arguments} -f", project).returncode == 0
@@ -221,7 +221,7 @@ def test_a_mistake_is_one_clear_error_and_leaves_nothing(
     assert not (project / "m.mar").exists()
 
 
-def test_an_archive_that_would_not_work_is_not_written_unless_asked(project: Path, tmp_path: Path) -> None:
+def test_an_archive_that_would_not_work_is_not_written_unless_requested(project: Path, tmp_path: Path) -> None:
     (project / "two.py").write_text("class A: ...\nclass B: ...\n")
     (project / "junk.pt").write_bytes(b"junk")
     for flags, code in (
@@ -325,7 +325,7 @@ def test_a_tool_that_packs_from_python_changes_its_imports_alone(project: Path, 
     assert content(tmp_path / "model_archiver" / "m.mar") == content(tmp_path / "torchmar.model_archiver" / "m.mar")
 
 
-def test_a_tool_that_packs_what_no_server_loads_gets_an_error(project: Path, tmp_path: Path) -> None:
+def test_a_tool_that_packs_an_unloadable_archive_gets_an_error(project: Path, tmp_path: Path) -> None:
     from torchmar.model_archiver.model_archiver_config import ModelArchiverConfig
     from torchmar.model_archiver.model_archiver_error import ModelArchiverError
     from torchmar.model_archiver.model_packaging import package_model

@@ -179,7 +179,7 @@ def _problems(place: Place, *, is_command: bool) -> Iterator[str]:
         "torchmar-serve --port 1",
     ],
 )
-def test_what_does_not_exist_is_found(text: str) -> None:
+def test_commands_that_do_not_exist_are_found(text: str) -> None:
     assert list(_problems(Place("here", text), is_command=True))
 
 
@@ -206,7 +206,7 @@ def test_hints_begin_with_commands_that_exist() -> None:
     assert not problems
 
 
-def test_every_path_of_a_document_that_hints_name_is_there() -> None:
+def test_every_document_that_hints_name_exists() -> None:
     for place in _messages():
         for name in re.findall(r"\b(?:docs/[\w-]+\.md|README\.md|scripts/[a-z]+)\b", place.text):
             assert Path(ROOT, name).exists() or name == "README.md", f"{place.where}: {name}"

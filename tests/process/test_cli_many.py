@@ -74,7 +74,7 @@ def texts(folder: Path, *contents: str) -> list[Path]:
     return files
 
 
-def test_answers_go_to_lines_of_a_file_and_are_asked_for_once(server: TorchServe, tmp_path: Path) -> None:
+def test_answers_are_lines_of_a_file_and_each_request_is_sent_once(server: TorchServe, tmp_path: Path) -> None:
     command: Sequence[object] = ("predict", "digits", *PICTURES, "-o", "a.jsonl", "--run-folder", server.folder)
     ran = torchmar(*command, "--jobs", 3, cwd=tmp_path)
     assert "10 of 10 answered" in ran.stderr
@@ -88,7 +88,7 @@ def test_answers_go_to_lines_of_a_file_and_are_asked_for_once(server: TorchServe
     assert (tmp_path / "a.jsonl").read_bytes() == before
 
 
-def test_what_is_missing_is_asked_for_after_a_torn_line_is_repaired(server: TorchServe, tmp_path: Path) -> None:
+def test_missing_answers_are_requested_after_a_torn_line_is_repaired(server: TorchServe, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     command: Sequence[object] = ("predict", "digits", *PICTURES, "-o", file, "--run-folder", server.folder)
     torchmar(*command, "--in-order", cwd=tmp_path)
@@ -101,7 +101,9 @@ def test_what_is_missing_is_asked_for_after_a_torn_line_is_repaired(server: Torc
     assert file.read_bytes() == whole
 
 
-def test_refusals_stay_and_failures_are_asked_for_again(server: TorchServe, moody: str, tmp_path: Path) -> None:
+def test_permanent_errors_stay_and_failed_requests_are_sent_again(
+    server: TorchServe, moody: str, tmp_path: Path
+) -> None:
     (tmp_path / "flag").touch()
     inputs = texts(tmp_path, "fine", f"broken {tmp_path / 'flag'}")
     command = ("predict", moody, *inputs, "gone.bin", "-o", "a.jsonl", "--run-folder", server.folder)
@@ -122,7 +124,7 @@ def test_refusals_stay_and_failures_are_asked_for_again(server: TorchServe, mood
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_what_was_answered_is_there_however_it_is_stopped(
+def test_answers_are_in_the_file_however_the_run_is_stopped(
     server: TorchServe, moody: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     inputs = texts(tmp_path, *(f"slow {index}" for index in range(8)))
@@ -144,7 +146,7 @@ def test_what_was_answered_is_there_however_it_is_stopped(
     assert sorted(line["answer"]["value"] for line in lines(file)) == [f"slow {index}" for index in range(8)]
 
 
-def test_what_befalls_all_ends_the_run(server: TorchServe, tmp_path: Path) -> None:
+def test_an_error_of_every_request_ends_the_run(server: TorchServe, tmp_path: Path) -> None:
     key_file = server.folder / "key_file.json"
     for name, where, message in (
         ("nothing", ("--run-folder", server.folder), "Model not found: nothing"),
@@ -158,7 +160,7 @@ def test_what_befalls_all_ends_the_run(server: TorchServe, tmp_path: Path) -> No
         assert "0 of 10 answered" in ran.stderr
 
 
-def test_what_was_edited_is_asked_for_again(server: TorchServe, moody: str, tmp_path: Path) -> None:
+def test_edited_inputs_are_sent_again(server: TorchServe, moody: str, tmp_path: Path) -> None:
     one, two, three = inputs = texts(tmp_path, "one", "two", "three")
     file = tmp_path / "a.jsonl"
     command = ("predict", moody, *inputs, "-o", file, "--run-folder", server.folder)
@@ -177,7 +179,7 @@ def test_what_was_edited_is_asked_for_again(server: TorchServe, moody: str, tmp_
     assert "2 of 3 answered (2 of them before), 1 without an answer" in ran.stderr
 
 
-def test_what_was_refused_is_asked_for_again_once_it_is_another(server: TorchServe, tmp_path: Path) -> None:
+def test_a_rejected_input_is_sent_again_once_it_has_changed(server: TorchServe, tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     picture.touch()
     command = ("predict", "digits", picture, "-o", "a.jsonl", "--run-folder", server.folder)
@@ -206,7 +208,7 @@ def test_answers_and_names_of_every_kind_are_lines_of_json(server: TorchServe, m
         ]  # fmt: skip
 
 
-def test_an_address_of_something_else_leaves_no_refusals_behind(server: TorchServe, tmp_path: Path) -> None:
+def test_an_address_of_another_service_records_no_permanent_errors(server: TorchServe, tmp_path: Path) -> None:
     below = ("--address", f"{server.server.inference}/below", "--run-folder", server.folder)
     ran = torchmar("predict", "digits", *PICTURES, "-o", "a.jsonl", *below, cwd=tmp_path, code=1)
     assert "is this the address of the inference API?" in ran.stderr
@@ -225,9 +227,7 @@ def test_a_connection_that_breaks_costs_one_answer_only(tmp_path: Path) -> None:
     assert [Path(line["input"]).name for line in lines(tmp_path / "a.jsonl")] == ["0.bin", "2.bin"]
 
 
-def test_a_disk_that_is_full_ends_the_run_and_what_is_there_counts(
-    server: TorchServe, moody: str, tmp_path: Path
-) -> None:
+def test_a_full_disk_ends_the_run_and_written_answers_count(server: TorchServe, moody: str, tmp_path: Path) -> None:
     inputs = texts(tmp_path, *map(str, range(10)))
     command = ("predict", moody, *inputs, "-o", "a.jsonl", "--run-folder", server.folder)
     limit = f"ulimit -f 1; exec {sys.executable} -m torchmar {shlex.join(map(str, command))}"
@@ -266,7 +266,7 @@ def test_grpc_answers_the_same(server: TorchServe, tmp_path: Path) -> None:
     assert over_rest.count("\n") == 3
 
 
-def test_grpc_that_is_not_installed_is_told(tmp_path: Path) -> None:
+def test_missing_grpc_packages_are_reported(tmp_path: Path) -> None:
     python = environment_without(tmp_path / "venv", ("grpc",))
     command = [python, "-m", "torchmar", "predict", "digits", PICTURES[0], "--grpc"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
@@ -279,7 +279,7 @@ def test_grpc_that_is_not_installed_is_told(tmp_path: Path) -> None:
     ("options", "message"),
     [(["-o", "out.png", PICTURES[1]], "a .jsonl file"), (["--in-order"], "is for --output FILE.jsonl")],
 )
-def test_wrong_usage_is_told(options: list[object], message: str, tmp_path: Path) -> None:
+def test_wrong_usage_is_reported(options: list[object], message: str, tmp_path: Path) -> None:
     assert message in torchmar("predict", "digits", PICTURES[0], *options, cwd=tmp_path, code=2).stderr
 
 
@@ -290,7 +290,7 @@ def test_wrong_usage_is_told(options: list[object], message: str, tmp_path: Path
         '{"input": "a", "request": "x", "status": "fine"}\n',
     ],
 )
-def test_a_file_of_something_else_is_left_alone(content: str, tmp_path: Path) -> None:
+def test_a_file_with_other_content_is_not_changed(content: str, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(content)
     torn = content == '{"input": 1'  # what torchmar may have begun to write
@@ -303,7 +303,7 @@ def test_a_file_of_something_else_is_left_alone(content: str, tmp_path: Path) ->
     assert file.read_text() == content
 
 
-def test_a_file_that_somebody_writes_to_is_left_to_them(tmp_path: Path) -> None:
+def test_a_file_that_another_process_writes_is_not_changed(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     with ResultsFile(file, "x"), pytest.raises(TorchmarError, match="another torchmar"), ResultsFile(file, "x"):
         pass
@@ -336,7 +336,7 @@ def test_an_error_of_the_server_in_a_file_is_no_answer(tmp_path: Path) -> None:
         assert not answers.answered
 
 
-def test_the_script_to_copy_asks_over_rest_and_grpc(server: TorchServe, tmp_path: Path) -> None:
+def test_the_script_to_copy_sends_requests_over_rest_and_grpc(server: TorchServe, tmp_path: Path) -> None:
     def ask(*arguments: object, api: str = "inference") -> Any:
         grpc = getattr(server.server, f"grpc_{api}").removeprefix("grpc://")
         address = grpc if "--grpc" in arguments else getattr(server.server, api)
@@ -354,7 +354,7 @@ def test_the_script_to_copy_asks_over_rest_and_grpc(server: TorchServe, tmp_path
     assert ask("--metadata", "--grpc", api="management") == metadata
 
 
-def test_what_the_script_to_copy_cannot_do_is_told_in_a_line(server: TorchServe, tmp_path: Path) -> None:
+def test_the_script_to_copy_reports_unsupported_options_in_a_line(server: TorchServe, tmp_path: Path) -> None:
     (tmp_path / "no.json").write_text("none")
     key_file = server.folder / "key_file.json"
     address = server.server.grpc_inference.removeprefix("grpc://")

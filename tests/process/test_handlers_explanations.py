@@ -80,7 +80,7 @@ def request(**options: object) -> Request:
     return Request(0, {"body": options}, {})
 
 
-def test_a_request_that_asks_for_nothing_gets_the_defaults() -> None:
+def test_a_request_without_options_gets_the_defaults() -> None:
     assert read(request()) == ExplainOptions("integrated_gradients", None, 50, "zeros", explicit=False)
     usual = {"method": "occlusion", "n_steps": 20, "baseline": "blur"}
     assert read(request(), defaults=usual) == ExplainOptions("occlusion", None, 20, "blur", explicit=False)
@@ -330,7 +330,7 @@ def test_a_row_is_answered_alike_alone_and_among_others(digits: nn.Module, image
         assert alone.method == expected.method == explain_options[index].method
 
 
-def test_asking_twice_gives_the_same(digits: nn.Module, images: torch.Tensor) -> None:
+def test_the_same_request_gives_the_same_attributions(digits: nn.Module, images: torch.Tensor) -> None:
     for method in METHODS:
         first, second = (
             explain(digits, images[:2], torch.tensor([3, 4]), [ExplainOptions(method)] * 2, model=digits)
@@ -373,7 +373,7 @@ def test_rows_of_a_pass_are_bounded(cancer: nn.Module, table: torch.Tensor) -> N
     assert max(seen) <= 10
 
 
-def test_the_callers_tensors_may_come_of_inference_mode(digits: nn.Module, images: torch.Tensor) -> None:
+def test_the_callers_tensors_may_be_inference_tensors(digits: nn.Module, images: torch.Tensor) -> None:
     with torch.inference_mode():
         rows = images[:2] * 1
         found = explain(digits, rows, digits(rows).argmax(1), [ExplainOptions(n_steps=5)] * 2, scores=digits(rows))
@@ -406,7 +406,7 @@ def without_gradients(form: str, model: nn.Module, inputs: torch.Tensor) -> Scor
 
 
 @pytest.mark.parametrize("form", ["onnx", "optimized"])
-def test_the_usual_method_gives_way_where_there_are_no_gradients(
+def test_the_default_method_is_replaced_if_there_are_no_gradients(
     digits: nn.Module, images: torch.Tensor, cancer: nn.Module, table: torch.Tensor, form: str
 ) -> None:
     zero = torch.tensor([0])
@@ -423,7 +423,7 @@ def test_the_usual_method_gives_way_where_there_are_no_gradients(
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "saliency", "gradient_shap"])
-def test_a_method_that_was_named_is_refused_where_there_are_no_gradients(
+def test_a_named_method_that_needs_missing_gradients_is_rejected(
     digits: nn.Module, images: torch.Tensor, method: str
 ) -> None:
     explain_options, targets = [ExplainOptions(), ExplainOptions(method, explicit=True)], torch.tensor([0, 1])
@@ -692,7 +692,7 @@ def test_a_model_of_one_length_gets_texts_as_they_are_padded(
         assert close(one.attributions, expected.attributions, 1e-4)
 
 
-def test_ablation_tells_what_the_score_loses_without_a_token(readers: Mapping[str, nn.Module]) -> None:
+def test_ablation_gives_the_loss_of_score_without_a_token(readers: Mapping[str, nn.Module]) -> None:
     model = readers["Recurrent"]
     ids, mask = encode(["the film was good"])
     variants = ids.repeat(4, 1)
@@ -799,13 +799,13 @@ def test_a_document_is_json_with_four_digits_of_the_largest() -> None:
 
 
 @pytest.mark.parametrize("largest", [1e-290, 1e-30, 0.5, 1.0, 9.9999, 1e6, 1e30])
-def test_rounding_keeps_the_shape_of_what_is_large_or_small(largest: float) -> None:
+def test_rounding_keeps_large_and_small_values(largest: float) -> None:
     values = np.array([largest, -largest / 3, 0])
     assert np.abs(rounded(values) - values).max() <= 5e-4 * largest
     assert rounded(np.zeros(3)).tolist() == rounded(-np.zeros(3)).tolist() == [0, 0, 0]
 
 
-def test_a_note_tells_how_an_explanation_was_made() -> None:
+def test_a_note_names_the_method_of_an_explanation() -> None:
     values = np.zeros(1)
     assert Explanation("gradient_shap", 0, values, "mean", 20).note == "gradient shap, 20 samples, baseline mean"
     assert Explanation("saliency", 0, values).note == "saliency"

@@ -80,7 +80,7 @@ class Broken(nn.Module):
     ],
     ids=["a row", "whole numbers", "channels", "groups", "an id beyond the table", "fractions"],
 )
-def test_a_model_that_nobody_described_tells_by_its_first_layer(
+def test_the_input_of_an_undescribed_model_is_derived_from_its_first_layer(
     make: Callable[..., Path], model: nn.Module, good: Any, bad: Any, message: str
 ) -> None:
     path = make(handler=TENSORS, disk={"model.pt": scripted(model)}, weights="model.pt")

@@ -83,7 +83,7 @@ def test_columns_are_answered_with_outputs() -> None:
     assert answer(request({"inputs": {"a": [1, 2]}})) == {"outputs": [1, 2]}
 
 
-def test_a_single_named_column_keeps_its_name_where_the_handler_wants_names() -> None:
+def test_a_single_named_column_keeps_its_name_if_the_handler_uses_names() -> None:
     served = Echo()
     served.named = True
     assert [part.payload for part in protocols.read(request({"inputs": {"a": [1, 2]}}), served).parts] == [
@@ -154,7 +154,7 @@ def binary(reply: Any) -> tuple[dict[str, Any], bytes]:
     return json.loads(reply.body[:length]), reply.body[length:]
 
 
-def test_outputs_are_bytes_where_the_client_says_so() -> None:
+def test_outputs_are_bytes_if_the_client_requests_it() -> None:
     served = Named()
     served.outputs = ("x", "y")
     request_document = v2(
@@ -205,7 +205,7 @@ def test_torchserves_base64_of_bytes_over_grpc_is_read() -> None:
     assert [part.payload for part in protocols.read(over_rest, Echo()).parts] == ["YQ=="]
 
 
-def test_a_dialect_is_seen_in_bytes_that_nobody_called_json() -> None:
+def test_a_request_format_is_recognised_without_a_content_type() -> None:
     assert answer(request(b' {"instances": [1]}')) == {"predictions": [1]}
     assert answer(request(b'{"instances": [1]}', content_type="application/json; charset=utf-8")) == {
         "predictions": [1]
@@ -222,7 +222,7 @@ def test_a_plain_body_is_one_instance_or_the_rows_that_the_handler_sees() -> Non
     assert answer(request([{"a": 1}, {"a": 2}]), served) == [{"a": 1}, {"a": 2}]
 
 
-def test_arrays_come_and_go_as_npy() -> None:
+def test_arrays_are_received_and_sent_as_npy() -> None:
     array = np.arange(6.0).reshape(2, 3)
     reply = answer(request(npy(array)))
     assert reply.content_type == "application/x-npy"
@@ -248,7 +248,7 @@ def test_options_are_found_beside_the_instances() -> None:
     assert (first.option("target"), second.option("target")) == (1, 2)
 
 
-def test_errors_name_the_instance_and_are_where_the_dialect_looks() -> None:
+def test_errors_name_the_instance_in_the_field_of_the_request_format() -> None:
     parsed = protocols.read(request({"instances": [1, 2]}), Echo())
     error = json.loads(parsed.refuse(400, "too small", 1).body)
     assert error["message"] == error["error"] == "instance 1: too small"
@@ -310,7 +310,7 @@ X = ("x", [2], "INT32", [1, 2])
         (npy(np.zeros(3)).replace(b"<f8", b"|O8"), 400, "send numbers"),
     ],
 )
-def test_what_breaks_a_dialect_is_told(body: Any, code: int, message: str) -> None:
+def test_violations_of_a_request_format_are_reported(body: Any, code: int, message: str) -> None:
     with pytest.raises(BadRequest) as caught:
         protocols.read(request(body), Echo())
     assert caught.value.error_code == code
@@ -318,7 +318,7 @@ def test_what_breaks_a_dialect_is_told(body: Any, code: int, message: str) -> No
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "0", "999"])
-def test_a_wrong_length_of_the_json_before_binary_tensors_is_told(length: str) -> None:
+def test_a_wrong_length_of_the_json_before_binary_tensors_is_reported(length: str) -> None:
     binary_request = Request(0, {"body": b'{"inputs": []}'}, {"inference-header-content-length": length})
     with pytest.raises(BadRequest, match="Inference-Header-Content-Length"):
         protocols.read(binary_request, Echo())

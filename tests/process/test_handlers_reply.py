@@ -48,7 +48,7 @@ def test_an_answer_is_read_back_as_it_was(answer: Any) -> None:
 
 
 @pytest.mark.usefixtures("encoder")
-def test_arrays_and_their_numbers_have_the_digits_of_what_they_hold() -> None:
+def test_numbers_of_arrays_have_the_digits_of_their_type() -> None:
     array = np.array([[0.1, 1 / 3], [1e-8, -0.0]], np.float32)
     assert json.loads(Reply.json(array).body) == array.tolist()
     answer = {"scores": array, "best": np.float32(0.1), "class": np.int64(3), "sure": np.True_}
@@ -62,14 +62,14 @@ def test_arrays_and_their_numbers_have_the_digits_of_what_they_hold() -> None:
 
 @pytest.mark.usefixtures("encoder")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf"), np.array([1.0, np.nan])])
-def test_what_json_has_no_number_for_is_refused(value: Any) -> None:
+def test_numbers_that_json_lacks_are_rejected(value: Any) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         Reply.json({"score": value})
 
 
 @pytest.mark.usefixtures("encoder")
 @pytest.mark.parametrize("value", [object(), b"bytes", {1, 2}, 1j])
-def test_what_has_no_form_in_json_is_refused(value: Any) -> None:
+def test_values_that_json_lacks_are_rejected(value: Any) -> None:
     with pytest.raises(TypeError, match="which JSON cannot say"):
         Reply.json([value])
 

@@ -62,7 +62,7 @@ def test_an_archive_keeps_its_contract_among_bad_requests(server: TorchServe, se
     assert {answer.status for answer in answers[1::2]} <= {200, 400, 413}
 
 
-def test_an_explanation_is_asked_for_by_header_and_by_form_field(server: TorchServe) -> None:
+def test_an_explanation_is_requested_by_header_or_form_field(server: TorchServe) -> None:
     client = Connection(server.server, "inference")
     explanation = client.request(
         "POST", "/explanations/digits", body=SEVEN.read_bytes(), headers={"Explain-Method": "saliency"}
@@ -87,7 +87,7 @@ def test_kserve_requests_need_no_envelope(server: TorchServe) -> None:
         assert [next(iter(one)) for one in document["predictions"]] == ["7", "7"], path
 
 
-def test_what_a_handler_measures_reaches_the_metrics(server: TorchServe) -> None:
+def test_metrics_of_a_handler_are_in_the_servers_metrics(server: TorchServe) -> None:
     client = InferenceClient(server.server)
     client.request("digits", exchange.read(SEVEN))
     with pytest.raises(ServerError):
@@ -102,7 +102,7 @@ def test_what_a_handler_measures_reaches_the_metrics(server: TorchServe) -> None
     raise AssertionError(metrics_text)
 
 
-def test_the_recipes_are_those_of_the_handlers_that_there_are() -> None:
+def test_every_handler_has_a_recipe() -> None:
     used = {recipe.read(ROOT / "archives" / name)[0].handler.rpartition(".")[2] for name in NAMES}
     assert used == set(recipe.carried_handlers())
     assert DIGITS.name in NAMES

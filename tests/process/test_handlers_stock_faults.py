@@ -78,7 +78,7 @@ def test_every_text_of_a_batch_is_classified_and_explained_for_itself(tmp_path: 
     assert [json.loads(answer.body)["label"] for answer in answers[1::2]] == [*map(label, alone)]
 
 
-def test_onnx_weights_are_called_as_onnx_runtime_wants_it(tmp_path: Path) -> None:
+def test_onnx_weights_are_called_as_onnx_runtime_requires(tmp_path: Path) -> None:
     # TorchServe's base handler loads them, and then calls the session as if it were a module.
     import torch
 

@@ -326,7 +326,7 @@ def test_malformed_rows_get_their_own_400_and_neighbours_their_answers(diabetes:
     assert "TabularRegressor failed" not in diabetes.log()
 
 
-def test_every_problem_of_a_row_is_told_at_once_but_no_more_than_five(diabetes: Worker) -> None:
+def test_every_problem_of_a_row_is_reported_at_once_up_to_five(diabetes: Worker) -> None:
     (answer,) = diabetes.predict_batch(
         [request_of({"age": "x", "sex": 0, "bmi": 99, "bp": None, "s1": 1, "s2": 1, "s3": 1, "x": 1})]
     )
@@ -336,7 +336,7 @@ def test_every_problem_of_a_row_is_told_at_once_but_no_more_than_five(diabetes: 
     assert message.endswith("; and 3 more problems")
 
 
-def test_a_default_stands_in_for_what_is_missing(diabetes: Worker) -> None:
+def test_a_default_replaces_a_missing_value(diabetes: Worker) -> None:
     short = {name: PATIENT[name] for name in NAMES[:4]}
     full = {**short, "s1": 189, "s2": 115, "s3": 49.8, "s4": 4.07, "s5": 4.64, "s6": 91.3}
     header = ",".join(short) + ",s6\n" + ",".join(map(str, short.values())) + ",\n"
@@ -409,7 +409,7 @@ def test_the_target_of_an_explanation_can_be_chosen(tumours: Worker, target: obj
     assert decoded(tumours.predict_batch([by_header])[0]) == explained
 
 
-def test_ablation_tells_the_loss_of_a_whole_column(diabetes: Worker) -> None:
+def test_ablation_gives_the_loss_of_a_whole_column(diabetes: Worker) -> None:
     document = {**OTHER, "method": "feature_ablation", "baseline": list(PATIENT.values())}
     explained = alone(diabetes, document, explain=True)
     value = alone(diabetes, OTHER)["progression"]
@@ -591,7 +591,7 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("message", BAD_OPTIONS)
-def test_wrong_options_are_told_when_the_model_loads(tabular: Callable[..., Path], message: str) -> None:
+def test_wrong_options_are_reported_when_the_model_loads(tabular: Callable[..., Path], message: str) -> None:
     path = tabular(REGRESSOR, torch.nn.Linear(1, 1), 1, BAD_OPTIONS[message])
     with pytest.raises(LoadError) as failed, Worker(path):
         pass

@@ -298,7 +298,7 @@ DTYPES = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_numbers_of_every_type_go_in_and_out_as_they_are(serving: Callable[..., Path], dtype: str) -> None:
+def test_numbers_of_every_type_are_returned_unchanged(serving: Callable[..., Path], dtype: str) -> None:
     values, wrong = DTYPES[dtype]
     with Worker(serving(Double(), inputs=[{"name": "x", "dtype": dtype, "shape": [2]}])) as worker:
         good = request_of(npy(values, dtype))
@@ -361,7 +361,7 @@ class Ratio(torch.nn.Module):
         return x / x.roll(1, 1)
 
 
-def test_numbers_that_json_cannot_say_fail_their_request_only(serving: Callable[..., Path]) -> None:
+def test_numbers_that_json_lacks_fail_their_request_only(serving: Callable[..., Path]) -> None:
     inputs = [{"name": "x", "shape": [2]}]
     with Worker(serving(Ratio(), inputs=inputs, outputs=["ratio"])) as worker:
         answers = worker.predict_batch(
@@ -410,7 +410,7 @@ def onnx_model() -> bytes:
     return bytes(onnx.ModelProto.SerializeToString(model))
 
 
-def test_onnx_weights_tell_names_types_and_shapes_themselves(serving: Callable[..., Path]) -> None:
+def test_onnx_weights_contain_names_types_and_shapes(serving: Callable[..., Path]) -> None:
     with Worker(serving(onnx_model())) as worker:
         one = {"ids": [1, 2, 3], "scale": [2]}
         bad = request_of({"ids": [1.5, 2, 3], "scale": [2]})
@@ -465,7 +465,7 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("message", BAD_OPTIONS)
-def test_wrong_options_are_told_when_the_model_loads(serving: Callable[..., Path], message: str) -> None:
+def test_wrong_options_are_reported_when_the_model_loads(serving: Callable[..., Path], message: str) -> None:
     with pytest.raises(LoadError) as failed, Worker(serving(Length(), **BAD_OPTIONS[message])):
         pass
     assert message in failed.value.traceback

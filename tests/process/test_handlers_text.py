@@ -237,7 +237,7 @@ def test_no_text_is_an_error_of_the_server(worker: Worker, name: str) -> None:
                     assert entity["text"] == one[entity["start"] : entity["end"]] != ""
 
 
-def test_a_worker_imports_what_is_heavy_only_where_it_is_needed() -> None:
+def test_a_worker_imports_heavy_packages_only_where_needed() -> None:
     code = """
 import sys
 import torchmar_handlers.text_classifier, torchmar_handlers.text_embedder, torchmar_handlers.token_classifier
@@ -268,7 +268,7 @@ def test_predictions_and_explanations_share_a_batch(topics: Worker) -> None:
     assert Image.open(io.BytesIO(answers[3].body)).width > 300
 
 
-def test_an_explanation_says_what_each_word_adds_to_the_score(topics: Worker, built: Callable[[str], Path]) -> None:
+def test_an_explanation_gives_the_contribution_of_each_word(topics: Worker, built: Callable[[str], Path]) -> None:
     found = decoded(topics.predict_batch([text(MAIL, explain=True)])[0])
     assert (found["method"], found["n_steps"], found["label"]) == ("integrated_gradients", 50, "email")
     assert found["probability"] == decoded(topics.predict_batch([text(MAIL)])[0])["email"]
@@ -329,7 +329,7 @@ def test_probabilities_are_those_of_the_model_alone(topics: Worker) -> None:
         ({"target": 0, "baseline": "unk"}, {"target": 0, "label": "asyncio", "baseline": "unk"}),
     ],
 )
-def test_an_explanation_is_of_what_was_asked(topics: Worker, options: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_an_explanation_follows_its_options(topics: Worker, options: dict[str, Any], expected: dict[str, Any]) -> None:
     found = decoded(topics.predict_batch([body({"text": MAIL, **options}, explain=True)])[0])
     assert {key: found[key] for key in expected} == expected
 
@@ -344,7 +344,7 @@ def test_an_explanation_is_of_what_was_asked(topics: Worker, options: dict[str, 
         ({"n_steps": 0}, "n_steps"),
     ],
 )
-def test_what_cannot_be_explained_is_a_400_of_its_own(topics: Worker, options: dict[str, Any], why: str) -> None:
+def test_a_request_that_cannot_be_explained_gets_its_own_400(topics: Worker, options: dict[str, Any], why: str) -> None:
     bad, good = topics.predict_batch([body({"text": MAIL, **options}, explain=True), text(MAIL, explain=True)])
     assert (bad.status, good.status) == (400, 200)
     assert why in message(bad)
@@ -390,7 +390,7 @@ def test_a_vector_is_as_long_as_1(search: Worker) -> None:
     assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
 
 
-def test_what_is_asked_in_other_words_lies_closest(search: Worker) -> None:
+def test_paraphrases_are_closest(search: Worker) -> None:
     texts = [
         "Copy the contents of one file to another file.",
         "Parse a date and time from a string.",
@@ -403,7 +403,7 @@ def test_what_is_asked_in_other_words_lies_closest(search: Worker) -> None:
     assert nearest.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_vectors_go_out_as_arrays_to_those_who_accept_them(search: Worker) -> None:
+def test_vectors_are_arrays_for_clients_that_accept_them(search: Worker) -> None:
     expected = vectors(search, [MAIL, EVENT])
     tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": [MAIL, EVENT]}
     one, both, tensors = search.predict_batch(
@@ -607,7 +607,7 @@ def test_models_are_called_by_the_names_of_their_inputs(serving: Callable[..., P
     assert found == [[("MASK", "a"), ("SIX", "b"), ("MASK", "a a"), ("SIX", "b")], [("SIX", "b")]]
 
 
-def test_vectors_of_tokens_are_pooled_as_asked(serving: Callable[..., Path]) -> None:
+def test_vectors_of_tokens_are_pooled_as_configured(serving: Callable[..., Path]) -> None:
     tokenizer = words("a", "b", special=True)
     found = {}
     for pooling in ("mean", "first", "last"):
@@ -631,7 +631,7 @@ def test_a_model_of_one_length_gets_texts_of_that_length(serving: Callable[..., 
     assert [token["value"] for token in explained["tokens"]] == [1.0, 1.0, 1.0, 0.0]
 
 
-def test_long_texts_are_cut_and_that_is_told(serving: Callable[..., Path]) -> None:
+def test_long_texts_are_cut_and_marked_as_truncated(serving: Callable[..., Path]) -> None:
     tokenizer = words("a", "b", special=True)
     long = "a a a a a a a"
     archive_ = serving(TOKENS, Transformers(), tokenizer, ["O", "TYPE", "MASK", "SIX"], max_tokens=5)
@@ -681,7 +681,9 @@ def test_an_archive_that_cannot_work_does_not_load(
     assert why in str(raised.value.traceback)
 
 
-def test_a_server_without_tokenizers_is_told_what_to_install(serving: Callable[..., Path], tmp_path: Path) -> None:
+def test_without_tokenizers_the_error_names_the_package_to_install(
+    serving: Callable[..., Path], tmp_path: Path
+) -> None:
     python = environment_without(tmp_path / "environment", ("tokenizers",))
     with pytest.raises(LoadError) as raised:
         Worker(serving(CLASSIFIER, Likes(), words("a")), python=str(python)).close()
@@ -766,7 +768,7 @@ def of_news(make: Callable[..., Path], news: dict[str, bytes], handler: str, **k
     return make(handler=handler, disk=dict(news), weights="news.pt", model_file="model.py", files=files, **keys)
 
 
-def test_an_archive_of_torchserves_handler_is_answered_as_there(
+def test_an_archive_of_torchserves_handler_gets_the_same_answers(
     make: Callable[..., Path], news: dict[str, bytes]
 ) -> None:
     requests = [text(headline) for headline in HEADLINES]
@@ -799,7 +801,7 @@ def test_words_that_no_vocabulary_has_are_unknown_or_left_out(
     assert (third.status, message(third)) == (400, "the text has no word that the model knows")
 
 
-def test_topk_ranks_what_a_vocabularys_model_says(make: Callable[..., Path], news: dict[str, bytes]) -> None:
+def test_topk_ranks_the_scores_of_a_model_with_a_vocabulary(make: Callable[..., Path], news: dict[str, bytes]) -> None:
     with Worker(of_news(make, news, CLASSIFIER, config={"handler": {"topk": 2}})) as worker:
         found = list(decoded(worker.predict_batch([text(HEADLINES[0])])[0]).values())
     assert len(found) == 2 and found[0] > found[1]
@@ -842,7 +844,7 @@ class Vocab:
         (saved({"a": -1}), "it holds a dict"),
     ],
 )
-def test_a_vocabulary_that_is_none_is_told(tmp_path: Path, content: bytes, why: str) -> None:
+def test_an_invalid_vocabulary_is_reported(tmp_path: Path, content: bytes, why: str) -> None:
     file = tmp_path / "source_vocab.pt"
     file.write_bytes(content)
     with pytest.raises(ReadError, match=why):

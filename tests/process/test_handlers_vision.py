@@ -136,7 +136,7 @@ def test_pixels_are_those_that_torchvision_makes() -> None:
                 assert (apart > 1).mean() < 1e-3 and apart.max() <= 2, (width, height)
 
 
-def test_a_line_of_an_image_costs_no_more_than_what_is_kept_of_it() -> None:
+def test_an_image_of_one_line_is_resized_only_where_it_is_kept() -> None:
     # Resized whole, these would be 256 x 16 million pixels.
     for width, height in ((1, 65_000), (65_000, 1)):
         assert Geometry(256, (224, 224)).apply(noise(width, height)).shape == (224, 224, 3)
@@ -165,7 +165,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("content", MODES.values(), ids=MODES)
-def test_a_file_of_any_mode_is_what_pillow_makes_of_it(content: bytes, mode: str) -> None:
+def test_a_file_of_any_mode_is_read_as_by_pillow(content: bytes, mode: str) -> None:
     expected = np.asarray(Image.open(io.BytesIO(content)).convert(mode))
     assert (reading.as_array(Reader(mode, MANY).read(content)).squeeze() == expected).all()
 
@@ -177,7 +177,7 @@ def test_sixteen_bits_are_cut_to_the_upper_eight() -> None:
         assert (reading.as_array(pixels) == (values >> 8)[:, :, None]).all()
 
 
-def test_a_photograph_is_turned_only_if_that_is_asked_for() -> None:
+def test_a_photograph_is_rotated_only_if_configured() -> None:
     image, exif = noise(40, 20), Image.Exif()
     exif[274] = 6  # held upright
     content = saved(image, "JPEG", exif=exif)
@@ -474,7 +474,7 @@ WRONG_OPTIONS = {
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
-def test_a_wrong_option_is_told_when_the_model_loads(build: Build, options: dict[str, Any], message: str) -> None:
+def test_a_wrong_option_is_reported_when_the_model_loads(build: Build, options: dict[str, Any], message: str) -> None:
     path = build(CLASSIFIER, {"model.pt": scripted(Colours())}, options, weights="model.pt")
     with pytest.raises(LoadError) as failure:
         Worker(path).close()
@@ -552,7 +552,7 @@ def label_and_box(one: dict[str, Any]) -> tuple[str, list[float]]:
     return next((label, box) for label, box in one.items() if isinstance(box, list))
 
 
-def test_a_detector_finds_what_is_there(detector: Worker, scenes: dict[str, Any]) -> None:
+def test_a_detector_finds_the_objects_of_a_scene(detector: Worker, scenes: dict[str, Any]) -> None:
     right = 0
     for name, answer in zip(scenes, detector.predict_batch([sample(name) for name in scenes]), strict=True):
         detections, scene = decoded(answer), scenes[name]
@@ -596,7 +596,7 @@ def test_the_scenes_model_answers_an_image_whatever_its_neighbours_are(scenes: d
                 assert torch.allclose(alone[key], beside[key], rtol=0, atol=tolerance)
 
 
-def test_boxes_are_drawn_where_a_picture_is_asked_for(detector: Worker) -> None:
+def test_boxes_are_drawn_if_a_picture_is_requested(detector: Worker) -> None:
     picture, plain, none = detector.predict_batch(
         [sample("two.png", accept=PNG), sample("two.png"), sample("none.png", accept=PNG)]
     )
@@ -648,7 +648,7 @@ class LossesToo(nn.Module):
         return losses, found
 
 
-def test_a_model_of_stacked_images_tells_boxes_in_pixels_of_the_image(build: Build) -> None:
+def test_a_model_of_stacked_images_returns_boxes_in_pixels_of_the_image(build: Build) -> None:
     options = {"stacked": True, "resize": [8, 8], "threshold": 0.3}
     path = build(DETECTOR, {"model.pt": scripted(Stacked())}, options, weights="model.pt", labels=["-", "a", "b"])
     white, black = (Request(saved(Image.new("RGB", (16, 80), colour))) for colour in ("white", "black"))
@@ -725,7 +725,7 @@ class Bright(nn.Module):
         return (images - 0.5) * 20
 
 
-def test_a_class_map_is_of_the_images_own_size_if_that_is_asked_for(build: Build) -> None:
+def test_a_class_map_has_the_images_own_size_if_requested(build: Build) -> None:
     options = {"mode": "L", "resize": [8, 8], "original_size": True}
     path = build(SEGMENTER, {"model.pt": scripted(Bright())}, options, weights="model.pt", labels=["dark", "bright"])
     image = np.zeros((30, 20), np.uint8)
@@ -840,7 +840,7 @@ def softmax(*scores: float) -> list[float]:
     return list(powers / powers.sum())
 
 
-def test_what_the_first_model_is_not_sure_of_the_second_answers(two_models: Callable[..., Path]) -> None:
+def test_the_second_model_answers_where_the_first_is_uncertain(two_models: Callable[..., Path]) -> None:
     with Worker(two_models(mode="unsure", threshold=0.7)) as worker:
         black, white, broken, again = worker.predict_batch([BLACK, WHITE, Request(b"?"), BLACK])
     assert decoded(black) == decoded(again) == pytest.approx(dict(zip("abc", softmax(4, 0, 0), strict=True)), abs=1e-5)
@@ -876,7 +876,7 @@ WRONG_STAGES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG_STAGES.values(), ids=WRONG_STAGES)
-def test_a_stage_that_cannot_be_is_told_when_the_archive_loads(
+def test_an_invalid_stage_is_reported_when_the_archive_loads(
     build: Build, options: dict[str, Any], message: str
 ) -> None:
     path = build(CASCADE, {"one.pt": scripted(Fixed(0.0))}, options, weights="one.pt")

@@ -174,7 +174,7 @@ def test_every_format_gives_the_same_answers(load: Callable[..., Any], net: Any,
 
 
 @pytest.mark.parametrize("name", ["fixed.pt2", "fixed.onnx"])
-def test_a_program_of_one_batch_size_says_which(load: Callable[..., Any], net: Any, name: str) -> None:
+def test_the_error_of_a_fixed_batch_size_names_it(load: Callable[..., Any], net: Any, name: str) -> None:
     model = load(name)
     assert weights.fixed_rows(model) == 2
     assert weights.inputs(model) == (weights.Input("image", torch.float32, (2, 3, 8, 8)),)
@@ -245,7 +245,7 @@ def test_an_exported_program_takes_inputs_by_position_or_by_name(load: Callable[
             model(*args, **kwargs)
 
 
-def test_a_program_exported_in_training_mode_is_told_of(
+def test_a_program_exported_in_training_mode_is_reported(
     load: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     program = torch.export.export(make(tmp_path, NET).train(), (images(2),))
@@ -342,7 +342,7 @@ def test_onnx_answers_share_their_memory_with_onnx_runtime(load: Callable[..., A
     assert not torch.equal(answer, model(images(2)))
 
 
-def test_onnx_runtime_gets_the_threads_it_is_told(load: Callable[..., Any]) -> None:
+def test_onnx_runtime_has_the_configured_threads(load: Callable[..., Any]) -> None:
     assert load("net.onnx")._session.get_session_options().intra_op_num_threads == 1
     assert load("net.onnx", {"providers": ["CPUExecutionProvider"]})._session.get_providers() == [
         "CPUExecutionProvider"
@@ -394,7 +394,7 @@ def test_aotinductor_answers_like_the_model(load: Callable[..., Any], compiled: 
         load("pool.so", folder=compiled)
 
 
-def test_aotinductor_refuses_what_it_would_misread(load: Callable[..., Any], compiled: Path) -> None:
+def test_aotinductor_rejects_inputs_that_it_would_misread(load: Callable[..., Any], compiled: Path) -> None:
     model = load("any.pt2", folder=compiled)
     assert weights.output_names(model) == ("scores", "first")
     for refused in (torch.ones(2, 3, 9, 9), torch.ones(3, 8, 8)):
@@ -436,7 +436,7 @@ def test_a_program_of_a_newer_torch_is_refused(load: Callable[..., Any], saved: 
         load("net.pt2", folder=tmp_path)
 
 
-def test_torchscript_that_names_a_gpu_is_told_of(
+def test_torchscript_that_names_a_gpu_is_reported(
     load: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class OnGpu(torch.nn.Module):
@@ -608,7 +608,7 @@ BAD_WEIGHTS = {
 
 
 @pytest.mark.parametrize("case", BAD_WEIGHTS)
-def test_weights_that_cannot_be_loaded_say_why(
+def test_weights_that_cannot_be_loaded_have_a_reason(
     load: Callable[..., Any], saved: Path, tmp_path: Path, case: str
 ) -> None:
     write, source, message = BAD_WEIGHTS[case]
@@ -629,7 +629,7 @@ BAD_MODEL_FILES = {
 
 
 @pytest.mark.parametrize("case", BAD_MODEL_FILES)
-def test_model_files_that_cannot_be_used_say_why(load: Callable[..., Any], tmp_path: Path, case: str) -> None:
+def test_model_files_that_cannot_be_used_have_a_reason(load: Callable[..., Any], tmp_path: Path, case: str) -> None:
     source, message = BAD_MODEL_FILES[case]
     model_file = module(tmp_path, source)
     with pytest.raises(LoadError, match=message) as caught:
@@ -660,7 +660,7 @@ def test_a_package_that_is_missing_is_named(
 
 
 @pytest.mark.parametrize("name", ["net.pt", "frozen.ts", "net.pt2", "old.pt2", "net.safetensors", "state.pt"])
-def test_gradients_of_inputs_are_there_in_every_call(load: Callable[..., Any], net: Any, name: str) -> None:
+def test_gradients_of_inputs_exist_in_every_call(load: Callable[..., Any], net: Any, name: str) -> None:
     model = load(name)
     assert weights.differentiable(model)
     for rows in (2, 2, 2, 2, 3, 3, 1):  # TorchScript's profiling executor compiles anew in the second and third
@@ -686,7 +686,7 @@ def test_a_quantized_model_has_no_gradients(load: Callable[..., Any], tmp_path: 
     assert not weights.differentiable(model)
 
 
-def test_formats_without_gradients_say_so(load: Callable[..., Any]) -> None:
+def test_formats_without_gradients_are_not_differentiable(load: Callable[..., Any]) -> None:
     assert not weights.differentiable(load("net.onnx"))
     model = load("net.pt", {"optimize_for_inference": True})
     batch = images(2).requires_grad_()
@@ -708,7 +708,7 @@ def test_dtype_converts_the_weights(load: Callable[..., Any], net: Any, name: st
     torch.testing.assert_close(answer.float(), net(images(2)), atol=5e-2, rtol=0)
 
 
-def test_a_frozen_model_tells_the_dtype_of_its_constants(load: Callable[..., Any]) -> None:
+def test_a_frozen_model_has_the_dtype_of_its_constants(load: Callable[..., Any]) -> None:
     assert weights.dtype(load("net.pt", {"dtype": "bfloat16", "freeze": True})) == torch.bfloat16
 
 
@@ -762,11 +762,11 @@ def test_a_compiled_model_has_the_attributes_of_its_class(load: Callable[..., An
     ("options", "pt2"),
     [({"compile": False}, "eager"), ({}, {"compile": {"enable": False}}), ({}, {"export": {}}), ({}, None)],
 )
-def test_what_is_not_to_be_compiled_is_not(load: Callable[..., Any], options: Mapping[str, Any], pt2: Any) -> None:
+def test_compiling_can_be_disabled(load: Callable[..., Any], options: Mapping[str, Any], pt2: Any) -> None:
     assert not compilation(load("net.safetensors", options, pt2=pt2))
 
 
-def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_says_so(
+def test_a_model_that_cannot_be_compiled_runs_eagerly_with_a_warning(
     load: Callable[..., Any], net: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken_compiler(graph: Any, inputs: Any) -> Any:
@@ -824,7 +824,7 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("case", BAD_OPTIONS)
-def test_options_that_cannot_be_used_say_why(load: Callable[..., Any], case: str) -> None:
+def test_options_that_cannot_be_used_have_a_reason(load: Callable[..., Any], case: str) -> None:
     name, options, pt2, message = BAD_OPTIONS[case]
     with pytest.raises(LoadError, match=message) as caught:
         load(name, options, pt2=pt2)
@@ -837,7 +837,7 @@ def test_options_of_other_parts_are_left_alone(load: Callable[..., Any], net: An
         torch.testing.assert_close(model(images(2)), net(images(2)), atol=1e-5, rtol=0)
 
 
-def test_what_torch_says_of_torchscript_stays_out_of_the_log(load: Callable[..., Any]) -> None:
+def test_torchs_warnings_about_torchscript_are_not_logged(load: Callable[..., Any]) -> None:
     with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         load("net.pt", {"freeze": True, "optimize_for_inference": True})

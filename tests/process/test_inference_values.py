@@ -39,7 +39,7 @@ def test_a_file_has_the_type_of_its_suffix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("array", [np.arange(6.0).reshape(2, 3), torch.tensor([[1, 2], [3, 4]])])
-def test_an_array_travels_as_npy_there_and_back(array: Any) -> None:
+def test_an_array_is_sent_and_returned_as_npy(array: Any) -> None:
     request = bodies.request(array)
     assert request.content_type == "application/x-npy"
     back = bodies.value(Response(200, request.body, {"content-type": "application/x-npy"}))
@@ -47,7 +47,7 @@ def test_an_array_travels_as_npy_there_and_back(array: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [object(), float("nan"), {1: {2}}])
-def test_what_json_cannot_hold_is_told(data: object) -> None:
+def test_values_that_json_lacks_are_reported(data: object) -> None:
     with pytest.raises(TorchmarError, match="cannot be sent as JSON"):
         bodies.request(data)
 
@@ -68,7 +68,7 @@ def test_an_answer_has_its_value(body: bytes, content_type: str, value: Any) -> 
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-npy"])
-def test_an_answer_that_is_not_what_it_says_is_told(kind: str) -> None:
+def test_a_response_that_is_not_of_its_type_is_reported(kind: str) -> None:
     with pytest.raises(TorchmarError, match=f"has content type {kind}, but its body is not"):
         bodies.value(Response(200, b"{", {"content-type": kind}))
 
@@ -95,7 +95,7 @@ def test_a_tensor_is_made_of_lists_and_arrays(
 
 
 @pytest.mark.parametrize("values", [[[1], [2, 3]], [[1, 2], 3], [[1], [[2]]], [None], ["a", 1], np.array([1j])])
-def test_what_is_no_tensor_is_told(values: Any) -> None:
+def test_values_that_are_no_tensors_are_reported(values: Any) -> None:
     with pytest.raises(TorchmarError, match="input 'x'"):
         Tensor.of("x", values)
 
@@ -125,7 +125,7 @@ def made() -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_each_item_comes_back_once_with_its_result_and_every_client_is_closed(ordered: bool) -> None:
+def test_each_item_is_yielded_once_with_its_result_and_every_client_is_closed(ordered: bool) -> None:
     def ask(client: Client, number: int) -> int:
         if number % 10 == 3:
             raise TorchmarError(f"{number} is refused")
@@ -154,7 +154,7 @@ def test_no_more_items_are_taken_than_twice_the_threads(ordered: bool) -> None:
         assert taken - yielded <= 6
 
 
-def test_who_stops_early_waits_for_nothing() -> None:
+def test_an_early_stop_does_not_wait() -> None:
     never = threading.Event()
     results = each([1, 0, 0], lambda client, item: item or never.wait(), Client, jobs=2, ordered=False)
     assert next(results) == (1, 1)
@@ -162,7 +162,7 @@ def test_who_stops_early_waits_for_nothing() -> None:
     never.set()
 
 
-def test_what_is_no_torchmar_error_is_raised() -> None:
+def test_errors_that_are_no_torchmar_errors_are_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         list(each([1, 0], lambda client, item: 1 // item, Client, jobs=1))
 
@@ -171,10 +171,10 @@ def test_no_items_have_no_results() -> None:
     assert not list(each([], lambda client, item: item, Client))
 
 
-def test_no_item_is_lost_where_no_thread_was_asked_for() -> None:
+def test_no_item_is_lost_without_threads() -> None:
     assert list(each([1, 2], lambda client, item: item, Client, jobs=0)) == [(1, 1), (2, 2)]
 
 
-def test_an_array_of_objects_is_told() -> None:
+def test_an_array_of_objects_is_reported() -> None:
     with pytest.raises(TorchmarError, match="array of objects"):
         bodies.request(np.array([object()]))

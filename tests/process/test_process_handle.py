@@ -25,7 +25,7 @@ def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen(["sleep", "600"], start_new_session=True)
 
 
-def test_a_handle_signals_its_process_and_knows_its_end() -> None:
+def test_a_handle_signals_its_process_and_detects_its_end() -> None:
     process = sleeper()
     with ProcessHandle(process.pid) as handle:
         assert handle.runs
@@ -52,7 +52,7 @@ def test_without_pidfds_the_start_is_compared(monkeypatch: pytest.MonkeyPatch) -
     assert process.wait(60) == -signal.SIGKILL
 
 
-def test_a_handle_knows_the_environment_of_its_process() -> None:
+def test_a_handle_reads_the_environment_of_its_process() -> None:
     process = subprocess.Popen(["sleep", "600"], env={"A": "b"})
     with ProcessHandle(process.pid) as handle:
         while handle.environment("A") != "b":  # until it is no copy of this one any more
@@ -152,7 +152,7 @@ def a_parent_has_died(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", [a_worker_has_died, a_parent_has_died, a_server_was_killed])
-def test_who_gets_the_number_of_a_process_that_has_ended_is_not_killed_for_it(case: object, tmp_path: Path) -> None:
+def test_a_process_with_the_reused_pid_of_another_is_not_killed(case: object, tmp_path: Path) -> None:
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare here")
     inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", '"$@"; exit $?', "bash"]

@@ -100,7 +100,7 @@ def test_inputs_are_those_of_the_weights(tmp_path: Path, weights: None) -> None:
         (b"x", "../made", "is not a model name"),
     ],
 )
-def test_what_cannot_be_created_leaves_nothing(content: bytes | None, name: str, message: str, tmp_path: Path) -> None:
+def test_a_failed_creation_leaves_no_files(content: bytes | None, name: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "weights"
     if content is not None:
         file.write_bytes(content)

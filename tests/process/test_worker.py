@@ -120,7 +120,7 @@ def test_a_package_inside_the_archive_wins_over_an_installed_one(make: Make) -> 
         assert worker.predict_batch([Request(b"")])[0].body == b"the archive"
 
 
-def test_a_worker_that_dies_or_hangs_is_told_and_leaves_no_process(make: Make) -> None:
+def test_a_worker_that_dies_or_hangs_is_reported_and_leaves_no_process(make: Make) -> None:
     before = set(psutil.Process().children())
     dies = "import os\ndef handle(rows, context):\n    rows is None or os._exit(7)"
     with Worker(make(dies)) as worker, pytest.raises(WorkerError, match="ended with exit code 7"):
@@ -131,6 +131,6 @@ def test_a_worker_that_dies_or_hangs_is_told_and_leaves_no_process(make: Make) -
     assert set(psutil.Process().children()) <= before
 
 
-def test_a_python_that_does_not_exist_is_told(digits: Path) -> None:
+def test_a_missing_python_is_reported(digits: Path) -> None:
     with pytest.raises(WorkerError, match="cannot be started"):
         Worker(digits, python="/no/python")

@@ -153,7 +153,7 @@ def test_weights_that_workers_have_loaded_alike_are_in_memory_once(
     assert max(own_memory(pool)) < _MUCH
 
 
-def test_what_one_worker_writes_the_others_do_not_see(
+def test_writes_of_one_worker_are_not_visible_to_others(
     pool_harness: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
 ) -> None:
     pool = serve(handler(LOADS["TorchScript"]), {"script": files["script"]})
@@ -168,7 +168,7 @@ def test_what_one_worker_writes_the_others_do_not_see(
     assert sorted(own_memory(pool))[2] < _MUCH
 
 
-def test_a_worker_that_comes_later_shares_what_the_first_has(
+def test_a_later_worker_shares_the_weights_of_the_first(
     pool_harness: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes]
 ) -> None:
     pool = serve(handler(LOADS["TorchScript"]), {"script": files["script"]}, workers=1)

@@ -80,7 +80,7 @@ def test_children_and_daemons_end_with_their_worker_however_it_ends(server: Buil
     assert all_end(processes)
 
 
-def test_a_daemon_lives_as_long_as_its_worker_and_what_has_ended_is_reaped(server: Builtin, archive: Path) -> None:
+def test_a_daemon_ends_with_its_worker_and_ended_processes_are_reaped(server: Builtin, archive: Path) -> None:
     server.load(archive)
     processes = ask(server)
     supervisor = psutil.Process(processes[0].ppid())

@@ -91,12 +91,12 @@ def test_the_flags_are_torchserves() -> None:
     assert ours == flags(ArgParser.ts_parser())
 
 
-def test_the_version_is_told_as_torchserve_does(shell: Shell) -> None:
+def test_the_version_is_printed_as_by_torchserve(shell: Shell) -> None:
     assert shell.run("--version").stdout.startswith("TorchServe Version is 0.12.0")
 
 
 @pytest.mark.parametrize("how", ["--start", "--foreground"])
-def test_a_run_folder_that_cannot_be_is_told_in_one_line(shell: Shell, how: str) -> None:
+def test_an_impossible_run_folder_is_reported_in_one_line(shell: Shell, how: str) -> None:
     write_config(shell.folder)
     (shell.folder / ".torchmar").touch()
     ran = shell.run(how, "--model-store", "store")
@@ -176,7 +176,7 @@ def test_every_address_is_printed_in_lines_of_eighty_columns(shell: Shell) -> No
     assert not [line for line in output.splitlines() if len(line) > 80 and str(shell.folder) not in line]
 
 
-def test_flags_go_before_the_file_and_variables_before_both(shell: Shell) -> None:
+def test_flags_override_the_file_and_variables_override_both(shell: Shell) -> None:
     write_config(shell.folder, enable_model_api="false", enable_envvars_config="true", metrics_config="m.yaml")
     (shell.folder / "m.yaml").write_text("ts_metrics: {}\n")
     (shell.folder / "key_file.json").write_text("another server's")
@@ -232,7 +232,7 @@ def test_a_signal_ends_a_server_in_the_foreground(shell: Shell) -> None:
     assert "received SIGTERM: the server ends" in log.read_text(encoding="utf-8")
 
 
-def test_the_configuration_is_looked_for_where_torchserve_looks(shell: Shell) -> None:
+def test_the_configuration_is_searched_in_torchserves_places(shell: Shell) -> None:
     for name in ("config.properties", "flag.properties", "variable.properties"):
         (shell.folder / name).write_text("job_queue_size=none\n")
     assert "error: config.properties: job_queue_size" in shell.run("--model-store", "store").stderr
@@ -244,7 +244,7 @@ def test_the_configuration_is_looked_for_where_torchserve_looks(shell: Shell) ->
     assert (missing.returncode, "--ts-config file not found: none.properties" in missing.stderr) == (1, True)
 
 
-def test_a_wrong_start_is_told_without_a_traceback(shell: Shell) -> None:
+def test_a_failed_start_has_no_traceback(shell: Shell) -> None:
     ran = shell.run("--start")
     assert ran.returncode == 1
     hint = "hint: write it like model_store=/srv/model_store, or name it with --model-store"
@@ -253,7 +253,7 @@ def test_a_wrong_start_is_told_without_a_traceback(shell: Shell) -> None:
     assert shell.run("--start", "--stop").returncode == 2
 
 
-def test_what_is_javas_is_named_once(shell: Shell) -> None:
+def test_options_of_java_are_named_once(shell: Shell) -> None:
     (shell.folder / "config.properties").write_text("vmargs=-Xmx1g\njob_queue_size=3\nmetrics_mode=prometheus\n")
     ran = shell.run("--ppath", "p", "--log-config", "l", "--cpp-log-config", "c", "--workflow-store", "w", "--stop")
     assert ran.stderr == ""
@@ -280,14 +280,14 @@ def test_a_server_that_has_the_number_of_an_earlier_one_is_not_stopped(shell: Sh
     assert shell.run("--stop").stdout == "TorchServe has stopped.\n"
 
 
-def test_a_pid_file_of_nobody_is_no_server(shell: Shell) -> None:
+def test_a_pid_file_without_a_process_is_no_server(shell: Shell) -> None:
     file = shell.folder / "t" / ".model_server.pid"
     for text in ("", "x", "99999999", str(os.getpid())):
         file.write_text(text)
         assert shell.run("--stop").stdout == "TorchServe is not currently running.\n"
 
 
-def test_a_restart_brings_back_what_was_registered(shell: Shell, make: Callable[..., Path]) -> None:
+def test_a_restart_restores_the_registered_models(shell: Shell, make: Callable[..., Path]) -> None:
     archive = make(store=shell.store)
     make(store=shell.store, name="second")
     write_config(shell.folder, disable_token_authorization="true", default_workers_per_model="1")
@@ -310,7 +310,7 @@ def test_a_restart_brings_back_what_was_registered(shell: Shell, make: Callable[
     assert shell.get("management_address", "/models").json() == {"models": []}
 
 
-def test_what_is_not_loaded_is_named(shell: Shell, make: Callable[..., Path]) -> None:
+def test_models_that_are_not_loaded_are_named(shell: Shell, make: Callable[..., Path]) -> None:
     archive = make(store=shell.store)
     models = {"made": {"9.9": {"minWorkers": 1}}}
     write_config(shell.folder, disable_token_authorization="true", models=json.dumps(models))

@@ -67,7 +67,7 @@ def test_it_is_closed_to_others(builtin: Builtin) -> None:
     assert listening == {"127.0.0.1"}
 
 
-def test_commands_find_it_and_say_what_it_is(builtin: Builtin, tmp_path: Path) -> None:
+def test_commands_find_the_server_and_name_its_engine(builtin: Builtin, tmp_path: Path) -> None:
     where = ("--run-folder", builtin.folder)
     lines = torchmar("status", *where, cwd=tmp_path).stdout.splitlines()
     running = ServerRecord.find(builtin.folder)
@@ -85,12 +85,12 @@ def test_commands_find_it_and_say_what_it_is(builtin: Builtin, tmp_path: Path) -
     ]
 
 
-def test_the_doctor_asks_for_no_java(builtin: Builtin, tmp_path: Path) -> None:
+def test_the_doctor_needs_no_java(builtin: Builtin, tmp_path: Path) -> None:
     where = ("--run-folder", builtin.folder, "--config", builtin.folder / "config.properties", "--json")
     assert "java" not in {one["topic"] for one in json.loads(torchmar("doctor", *where, cwd=tmp_path).stdout)}
 
 
-def test_top_tells_its_load(builtin: Builtin, tmp_path: Path) -> None:
+def test_top_shows_its_load(builtin: Builtin, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torchmar", "top", "-i", "1", "--json", "--run-folder", str(builtin.folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     client = InferenceClient(builtin.server)
@@ -102,7 +102,9 @@ def test_top_tells_its_load(builtin: Builtin, tmp_path: Path) -> None:
     assert model["mean_ms"] >= model["mean_wait_ms"] >= 0
 
 
-def test_a_model_that_fails_is_told_with_its_workers_traceback_and_not_registered(builtin: Builtin, make: Make) -> None:
+def test_a_model_that_fails_is_reported_with_its_workers_traceback_and_not_registered(
+    builtin: Builtin, make: Make
+) -> None:
     code = "def handle(rows, context): raise ValueError('boom')"
     path = make(code, name="broken", store=builtin.model_store)
     with pytest.raises(ModelFailedError, match=r"broken 1\.0 did not start") as caught:
@@ -112,7 +114,7 @@ def test_a_model_that_fails_is_told_with_its_workers_traceback_and_not_registere
     assert "broken" not in list(builtin.management.names())
 
 
-def test_a_model_that_crash_loops_is_told_with_its_traceback(builtin: Builtin, make: Make, tmp_path: Path) -> None:
+def test_a_model_that_crash_loops_is_reported_with_its_traceback(builtin: Builtin, make: Make, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1, "responseTimeout": 30}
     code = MOODY.format(marker=str(marker))
@@ -134,7 +136,7 @@ def test_a_model_that_crash_loops_is_told_with_its_traceback(builtin: Builtin, m
     builtin.management.unregister("prices")
 
 
-def test_a_port_in_use_is_told_before_anything_starts(builtin: Builtin, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_a_process_starts(builtin: Builtin, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     config = tmp_path / "config.properties"
     config.write_text(properties.show(builtin.properties.values))
@@ -180,7 +182,7 @@ def test_a_second_one_in_the_same_folder_is_refused(builtin: Builtin, tmp_path: 
         pass
 
 
-def test_a_configuration_that_it_refuses_is_told_with_what_it_printed(tmp_path: Path) -> None:
+def test_a_rejected_configuration_is_reported_with_the_servers_output(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     config = write_config(tmp_path, job_queue_size="many")
     with (

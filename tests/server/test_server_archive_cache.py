@@ -157,7 +157,7 @@ def test_registrations_of_one_content_have_folders_of_their_own(bench: Bench, ma
     assert not bench.written()
 
 
-def test_one_who_gives_up_leaves_nothing_and_takes_nothing_from_others(bench: Bench, make: Make) -> None:
+def test_a_cancelled_fetch_leaves_no_files_and_does_not_affect_others(bench: Bench, make: Make) -> None:
     path = make(store=bench.store)
 
     async def work(sources: ArchiveCache) -> None:
@@ -253,7 +253,7 @@ def test_an_archive_without_a_manifest_has_no_name_which_a_registration_gives(be
     assert (source.manifest.runtime, source.config) == ("python", {})
 
 
-def test_a_manifest_that_lacks_things_is_taken_for_what_it_says_if_nothing_is_checked(bench: Bench) -> None:
+def test_without_checks_an_incomplete_manifest_is_accepted(bench: Bench) -> None:
     document = json.dumps({"model": {"modelName": "a b", "modelVersion": 2, "configFile": "c.yaml"}})
     write(bench.store / "odd.mar", {"MAR-INF/MANIFEST.json": document, "c.yaml": "a: ["})
     source = bench.fetch("odd.mar", torchmar_check_archives="false")
@@ -288,7 +288,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
         "empty.mar",
     ],
 )
-def test_what_is_refused_is_refused_as_by_torchserve(real: TorchServe, bench: Bench, url: str) -> None:
+def test_errors_are_the_same_as_torchserves(real: TorchServe, bench: Bench, url: str) -> None:
     for store in (real.model_store, bench.store):
         (store / "junk.mar").write_text("no zip at all")
         (store / "empty.mar").touch()
@@ -323,7 +323,7 @@ def test_no_url_leads_out_of_the_model_store(bench: Bench, url: str, status: int
     assert bench.refusal(formatted_url).status == status
 
 
-def test_the_model_store_is_asked_for_by_name_path_or_url(bench: Bench) -> None:
+def test_archives_of_the_model_store_have_a_name_path_or_url(bench: Bench) -> None:
     plain(bench.store / "a.mar")
     (bench.store / "sub").mkdir()
     plain(bench.store / "sub" / "b.mar", name="below")
@@ -402,13 +402,13 @@ def test_a_redirection_is_followed_to_where_it_is_allowed_alone(bench: Bench, tm
 
 
 @pytest.mark.parametrize("url", ["{address}@localhost/x.mar", "{address}\\@localhost/x.mar"])
-def test_a_host_is_what_stands_before_no_at(bench: Bench, url: str) -> None:
+def test_an_at_sign_does_not_change_the_allowed_host(bench: Bench, url: str) -> None:
     with serving(sends(b"")) as address:
         refused = bench.refusal(url.format(address=address), allowed_urls=f"{address}.*")
     assert "is not fetched from" in refused.message
 
 
-def test_what_cannot_be_downloaded_is_refused_as_by_torchserve(bench: Bench) -> None:
+def test_failed_downloads_have_torchserves_errors(bench: Bench) -> None:
     def missing(request: BaseHTTPRequestHandler) -> None:
         request.send_error(404)
 
@@ -435,7 +435,7 @@ def test_a_download_that_is_too_large_is_broken_off(bench: Bench) -> None:
             assert "torchmar_max_download_size=1000000" in refused.message
 
 
-def test_what_a_former_run_left_is_removed_and_nothing_else(bench: Bench, make: Make) -> None:
+def test_only_leftovers_of_a_former_run_are_removed(bench: Bench, make: Make) -> None:
     left = [bench.folder / name for name in ("a" * 64, f"{'b' * 64}.requirements", ".fetch-0123456789abcdef")]
     users_folder = bench.folder / "resnet"
     for folder in (*left, users_folder):
@@ -485,7 +485,7 @@ def test_requirements_are_installed_beside_the_archive_if_that_is_configured(
     assert bench.fetch(path.name, **unchecked).requirements is None
 
 
-def test_requirements_that_cannot_be_installed_are_told_with_what_pip_says_however_long(
+def test_a_failed_installation_of_requirements_is_reported_with_the_whole_output_of_pip(
     bench: Bench,
 ) -> None:
     text = f"--no-index\n{'#' * 10}\n{'x' * 200_000}!\n"

@@ -316,7 +316,7 @@ def test_a_handler_that_fails_is_unavailable(ask: Callable[..., str]) -> None:
     assert reply == "UNAVAILABLE Prediction failed\norg.pytorch.serve.http.InternalServerException"
 
 
-def test_the_row_has_what_was_sent_as_bytes_whatever_it_is(inference: GrpcInference) -> None:
+def test_the_row_has_all_fields_as_bytes(inference: GrpcInference) -> None:
     # A status below 400 that the handler gives its own answer is no error, as in TorchServe.
     assert inference.predict("mirror", {"a": 1}, fields={"target": "3"}) == {"body": "bytearray", "target": "bytearray"}
     assert inference.request("many_ways", exchange.Request(b"text")).body
@@ -328,7 +328,7 @@ def test_an_answer_in_pieces_is_streamed_or_put_together(inference: GrpcInferenc
     assert inference.predict("pieces", b"x") == "abc"
 
 
-def test_a_handler_that_sends_no_pieces_is_streamed_once_and_lives(
+def test_a_handler_without_parts_is_streamed_once_and_survives(
     harness: ServerHarness, inference: GrpcInference
 ) -> None:
     def pids() -> list[int]:
@@ -474,7 +474,7 @@ def test_a_message_that_is_too_large_is_an_error(inference: GrpcInference) -> No
     assert "max_request_size" in caught.value.hint
 
 
-def test_a_model_lives_from_registration_to_removal(harness: ServerHarness, management: GrpcManagement) -> None:
+def test_a_model_is_registered_scaled_described_and_removed(harness: ServerHarness, management: GrpcManagement) -> None:
     names = [harness.build("mirror", version) for version in ("2.0", "3.0")]
     message = management.register(names[0], model_name="life", initial_workers=1, batch_size=3, startup_timeout=55)
     assert message == 'Model "life" Version: 2.0 registered with 1 initial workers'
@@ -559,7 +559,7 @@ def test_the_error_of_a_model_that_does_not_load_has_the_reason(
         ),
     ],
 )
-def test_management_says_what_torchserve_says(
+def test_management_responses_are_the_same_as_torchserves(
     ask: Callable[..., str], method: str, fields: dict[str, Any], reply: str
 ) -> None:
     assert manage(ask, method, **fields) == reply
@@ -598,7 +598,7 @@ def test_registration_is_denied_unless_it_is_switched_on(tmp_path: Path) -> None
         harness.close()
 
 
-def test_the_open_inference_protocol_says_how_things_are(
+def test_the_open_inference_protocol_reports_health_and_readiness(
     harness: ServerHarness, open_inference: GrpcOpenInference, ask: Callable[..., str]
 ) -> None:
     assert open_inference.live()
@@ -617,7 +617,7 @@ def test_the_open_inference_protocol_says_how_things_are(
     harness.run(harness.registry.scale("patient", None, 1, 1))
 
 
-def test_tensors_go_there_and_back(open_inference: GrpcOpenInference) -> None:
+def test_tensors_are_sent_and_returned(open_inference: GrpcOpenInference) -> None:
     inputs = [
         Tensor.of("numbers", [[1, 2], [3, 4]]),
         Tensor.of("parts", [0.5, 1.5]),
@@ -654,7 +654,7 @@ def test_raw_contents_are_taken_and_answered(ask: Callable[..., str]) -> None:
         assert infer(ask, datatype, raw).startswith("INVALID_ARGUMENT ")
 
 
-def test_what_json_cannot_hold_is_refused_and_costs_no_worker(harness: ServerHarness, ask: Callable[..., str]) -> None:
+def test_values_that_json_lacks_are_rejected_and_end_no_worker(harness: ServerHarness, ask: Callable[..., str]) -> None:
     assert infer(ask, "FP32", fp32_contents=[math.nan]).startswith("INVALID_ARGUMENT")
     assert infer(ask, "FP32", fp32_contents=[math.inf]).startswith("INVALID_ARGUMENT")
     assert infer(ask, "WHAT", fp32_contents=[1]).startswith("INVALID_ARGUMENT input 'n': ")
@@ -679,7 +679,7 @@ def test_calls_are_counted(harness: ServerHarness, inference: GrpcInference) -> 
     assert [new - old for new, old in zip(now(), before, strict=True)] == [2, 1, 1]
 
 
-def test_it_speaks_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+def test_it_serves_over_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     key, own = certificate
     harness = ServerHarness(tmp_path, grpc_tls=True, private_key_file=key, certificate_file=own)
     try:

@@ -239,7 +239,7 @@ def test_a_request_is_handed_over_whole(serve: Serve) -> None:
         ("/%ff%2f?", "/\ufffd/"),
     ],
 )
-def test_a_path_is_what_stands_before_the_parameters(serve: Serve, target: str, path: str) -> None:
+def test_a_path_ends_before_the_parameters(serve: Serve, target: str, path: str) -> None:
     assert serve().ask(f"OPTIONS {target} HTTP/1.1\r\n\r\n".encode()).json["path"] == path
 
 
@@ -280,7 +280,7 @@ def test_a_connection_serves_requests_until_one_has_connection_close(serve: Serv
     assert client.closed()
 
 
-def test_http_1_0_closes_unless_it_asks_otherwise(serve: Serve) -> None:
+def test_http_1_0_closes_unless_keep_alive_is_requested(serve: Serve) -> None:
     client = serve().connect()
     answer = client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").answer()
     assert answer.headers["connection"] == "keep-alive"
@@ -304,7 +304,7 @@ def test_statuses_without_a_body_get_none(serve: Serve, status: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 6_000_000])
-def test_bodies_of_any_size_go_both_ways(serve: Serve, size: int) -> None:
+def test_bodies_of_any_size_are_received_and_sent(serve: Serve, size: int) -> None:
     content = bytes(range(256)) * (size // 256 + 1)
     served = serve(lambda request: request.respond(200, request.body))
     answer = served.ask(POST + b"Content-Length: %d\r\n\r\n" % size + content[:size])
@@ -607,7 +607,7 @@ def test_answers_that_would_break_the_protocol_are_not_sent(
     assert client.send(b"GET /good HTTP/1.1\r\n\r\n").answer().status == 200
 
 
-def test_what_frames_the_answer_is_the_servers_own_to_say(serve: Serve) -> None:
+def test_framing_headers_are_set_by_the_server_only(serve: Serve) -> None:
     headers = [("Content-Length", "1"), ("transfer-encoding", "chunked"), ("Connection", "close"), ("Pragma", "x")]
     client = serve(lambda request: request.respond(200, b"body", "", [*headers, ("X-Tab", "a\tb\xa0")])).connect()
     for _ in range(2):
@@ -674,7 +674,7 @@ def test_trailers_that_never_end_are_refused(serve: Serve) -> None:
     assert client.answer().status == 431
 
 
-def test_small_headers_behind_a_large_body_are_not_taken_for_large_ones(serve: Serve) -> None:
+def test_small_headers_behind_a_large_body_are_not_counted_as_large(serve: Serve) -> None:
     request = POST + b"Content-Length: 200000\r\n\r\n" + b"x" * 200_000 + GET + b"X: y\r\n"
     client = serve(limits=Limits(header=100)).connect()
     client.send(request).send(b"\r\n")
@@ -745,7 +745,7 @@ def test_connections_over_the_limit_get_503(serve: Serve) -> None:
         (CHUNKED + b"\r\nffffffffffffffffff\r\n", 400),
     ],
 )
-def test_what_is_not_http_is_refused(serve: Serve, raw: bytes, status: int) -> None:
+def test_input_that_is_not_http_is_rejected(serve: Serve, raw: bytes, status: int) -> None:
     serve().refuses(raw, status)
 
 
@@ -1087,7 +1087,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_it_speaks_tls(serve: Serve, certificate: Path) -> None:
+def test_it_serves_over_tls(serve: Serve, certificate: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     served = serve(lambda request: request.respond(200, request.body), Limits(body=5_000_000), tls=context)
@@ -1158,7 +1158,7 @@ def test_a_port_that_is_taken_is_an_error(serve: Serve) -> None:
 # The end.
 
 
-def test_closing_lets_requests_be_answered_and_idle_clients_go(serve: Serve) -> None:
+def test_closing_answers_requests_and_disconnects_idle_clients(serve: Serve) -> None:
     kept = Kept()
     served = serve(kept)
     idle, busy, receiving = served.connect(), served.connect(), served.connect()
@@ -1182,7 +1182,7 @@ def test_closing_lets_requests_be_answered_and_idle_clients_go(serve: Serve) -> 
     closing.result(PATIENCE)
 
 
-def test_closing_ends_with_the_stream_that_promised_to_go_on(serve: Serve) -> None:
+def test_closing_ends_after_the_last_part_of_a_stream(serve: Serve) -> None:
     kept = Kept()
     served = serve(kept)
     client = served.connect().send(GET + b"\r\n")

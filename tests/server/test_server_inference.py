@@ -333,7 +333,7 @@ def test_everybody_may_ask_how_to_ask(ours: Side) -> None:
     assert ours("OPTIONS", "/predictions/echo", token="").status == 400
 
 
-def test_what_is_described_is_there(ours: Side) -> None:
+def test_every_described_path_exists(ours: Side) -> None:
     described = ours("OPTIONS", "/predictions/echo").document["paths"]
     for path, calls in {**ours("OPTIONS", "/").document["paths"], **described}.items():
         path_of_model = path.replace("{model_name}", "echo").replace("{model_version}", "2.0")
@@ -355,7 +355,7 @@ def test_the_token_is_not_for_handlers(ours: Side, open_to_all: Side) -> None:
     assert with_own_header["Authorization"] == "Basic of my own"
 
 
-def test_what_came_in_chunks_is_handed_on_as_a_whole(ours: Side) -> None:
+def test_a_chunked_body_is_passed_on_whole(ours: Side) -> None:
     with closing(http.client.HTTPConnection(*ours.address, timeout=60)) as connection:
         connection.request("POST", "/predictions/echo", iter([b"a", b"bc"]), {"Authorization": ours.token()})
         document = json.loads(connection.getresponse().read())
@@ -370,7 +370,7 @@ def test_a_form_that_is_broken_is_refused_and_reaches_no_worker(ours: Side) -> N
     assert answer.document["message"] == "The form cannot be read: it ends before its last boundary."
 
 
-def test_an_answer_that_is_too_large_is_an_error_and_the_worker_lives(ours: Side) -> None:
+def test_a_response_that_is_too_large_is_an_error_and_the_worker_survives(ours: Side) -> None:
     (before,) = ours.engine.management.describe("echo", "1.0")[0].workers
     assert ours.do(f"size {MOST}").status == 200
     answer = ours.do(f"size {MOST + 1}")
@@ -379,7 +379,7 @@ def test_an_answer_that_is_too_large_is_an_error_and_the_worker_lives(ours: Side
     assert ours.engine.management.describe("echo", "1.0")[0].workers[0].pid == before.pid
 
 
-def test_an_answer_in_parts_is_sent_as_they_come(ours: Side) -> None:
+def test_parts_of_a_response_are_sent_as_they_arrive(ours: Side) -> None:
     with ours.connect("POST /predictions/echo HTTP/1.1\r\ndo: stream") as connection:
         content = received(connection, b"0\r\n\r\n")
     assert content.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
@@ -491,7 +491,7 @@ def test_kserve_gets_documents_of_the_server(ours: Side) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/models/echo/versions/2.0:explain", "/v2/models/echo/versions/2.0/explain"])
-def test_kserve_asks_versions(ours: Side, path: str) -> None:
+def test_kserve_paths_name_versions(ours: Side, path: str) -> None:
     assert ours("POST", path, b"{}", JSON).document["headers"]["explain"] == "True"
     assert ours("POST", path.replace("2.0", "9"), b"{}", JSON).document["type"] == "ModelVersionNotFoundException"
 
@@ -504,7 +504,7 @@ def test_the_only_model_needs_no_name(store: Path, tmp_path: Path) -> None:
         assert side("POST", "/invocations", b"x").document["row"] == {"body": ["bytearray", "x"]}
 
 
-def test_it_says_how_it_is(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_ping_reports_the_health(make: Callable[..., Path], tmp_path: Path) -> None:
     def fragile(version: str) -> tuple[Path, Path]:
         flag = tmp_path / version
         flag.touch()
@@ -533,7 +533,7 @@ def test_it_says_how_it_is(make: Callable[..., Path], tmp_path: Path) -> None:
         until(lambda: is_now(200, "Healthy", 200))
 
 
-def test_a_request_may_wait_as_long_as_its_model_says(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_request_waits_at_most_its_models_response_timeout(make: Callable[..., Path], tmp_path: Path) -> None:
     path = make(TELLING, name="patient", config={"clientTimeoutInMills": 100, "minWorkers": 1, "maxWorkers": 1})
     gate = tmp_path / "gate"
     with Builtin(write_config(tmp_path), path.parent, tmp_path / "run") as running:
@@ -605,9 +605,7 @@ def test_kserves_protocols_have_json_of_whatever_type(ours: Side, path: str, con
         ("POST", "/v1/models", "GET, HEAD"),
     ],
 )
-def test_a_method_that_is_not_there_is_answered_with_those_that_are(
-    ours: Side, method: str, path: str, allowed: str
-) -> None:
+def test_a_wrong_method_is_answered_with_the_allowed_ones(ours: Side, method: str, path: str, allowed: str) -> None:
     answer = ours(method, path)
     assert (answer.status, answer.headers["allow"]) == (405, allowed)
 

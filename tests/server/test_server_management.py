@@ -526,7 +526,7 @@ def test_the_answers_of_both_are_laid_out_alike(theirs: Engine, ours: Ours) -> N
         assert raw(ours, method, path) == raw(theirs, method, path)
 
 
-def test_what_a_handler_tells_comes_without_the_token_of_who_asks(ours: Ours) -> None:
+def test_a_handlers_description_does_not_contain_the_clients_token(ours: Ours) -> None:
     ours(*register("telling-1.0.mar&initial_workers=1"))
     description = ours("GET", "/models/telling?customized=true", headers={"X-Mine": "here"}).body[0]
     assert description["customizedMetadata"] == {"mine": "here", "token": None, "rows": [{}]}
@@ -573,7 +573,7 @@ def test_of_registrations_at_the_same_time_one_is_done_and_the_others_conflict(o
 
 
 @pytest.mark.parametrize("call", [delete("slow"), put("slow?min_worker=0&synchronous=true")])
-def test_what_runs_and_what_waits_is_answered_before_workers_go(ours: Ours, call: Call) -> None:
+def test_running_and_queued_requests_are_answered_before_workers_end(ours: Ours, call: Call) -> None:
     ours(*register("slow-1.0.mar&initial_workers=1"))
     replies: list[Reply] = []
     pool = ours.soon(lambda: ours.registry.find("slow").pool)
@@ -660,7 +660,7 @@ def test_the_api_is_described_to_all_with_the_paths_that_torchserve_describes(th
         engine.clean()
 
 
-def test_the_client_of_the_project_finds_what_it_finds_on_torchserve(ours: Ours) -> None:
+def test_the_client_of_the_project_gets_the_same_results_as_from_torchserve(ours: Ours) -> None:
     address = "http://{}:{}".format(*ours.address)
     assert ours.key_file
     with ManagementClient(Endpoint(inference="", management=address, key_file=ours.key_file)) as client:

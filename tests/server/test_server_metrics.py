@@ -115,7 +115,7 @@ def test_the_metrics_are_those_of_torchserves_file() -> None:
     assert list(theirs.models) == list(metrics_config.DEFAULT.models)
 
 
-def test_the_text_is_what_torchserve_says(
+def test_the_text_is_the_same_as_torchserves(
     server: TorchServe, make: Callable[..., Path], metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make(MEASURING, name="measuring", store=server.model_store)
@@ -148,7 +148,7 @@ def test_the_text_is_what_torchserve_says(
     assert {line for line in theirs.splitlines() if line.startswith("#")} <= set(ours.splitlines())
 
 
-def test_requests_are_counted_by_version_and_by_what_became_of_them(metrics: Metrics) -> None:
+def test_requests_are_counted_by_version_and_result(metrics: Metrics) -> None:
     for version, status in (("1.0", 200), ("1.0", 404), ("2.0", 503), ("2.0", 302)):
         metrics.request("m", version, status)
     metrics.answered(200)
@@ -174,12 +174,12 @@ def test_a_batch_is_counted_request_by_request(metrics: Metrics) -> None:
     assert now.total("QueueTime", Level="Host") == 400
 
 
-def test_a_workers_loading_is_told_in_milliseconds(metrics: Metrics) -> None:
+def test_the_load_time_of_a_worker_is_in_milliseconds(metrics: Metrics) -> None:
     metrics.on_load("m", "1.0", "9000", 1.138)
     assert reading(metrics).total("WorkerLoadTime", WorkerName="W-9000-m_1.0", Level="Host") == 1138
 
 
-def test_the_load_that_top_shows_can_be_told(metrics: Metrics) -> None:
+def test_the_metrics_contain_the_load_that_top_shows(metrics: Metrics) -> None:
     metrics.request("m", "1.0", 200)
     before = Reading(0.0, parse(metrics.text()))
     for _ in range(10):
@@ -193,7 +193,7 @@ def test_the_load_that_top_shows_can_be_told(metrics: Metrics) -> None:
     assert load.p50 == pytest.approx(7.5)
 
 
-def test_lines_can_be_asked_for_by_name(metrics: Metrics) -> None:
+def test_lines_can_be_selected_by_name(metrics: Metrics) -> None:
     metrics.request("m", "1.0", 200)
     metrics.on_batch("m", "1.0", 1, [0.1], 0.1)
     assert set(parse_names(metrics.text(["Requests2XX", "torchmar_batch_size_sum"]))) == {
@@ -210,7 +210,7 @@ def parse_names(text: str) -> list[str]:
     return [sample.name for sample in parse(text)]
 
 
-def test_metrics_that_nobody_listed_are_left_out_unless_detected() -> None:
+def test_unlisted_metrics_are_left_out_unless_detection_is_on() -> None:
     metrics = Metrics(machine=False)
     host = {"ModelName": "m", "Level": "Model"}
     metrics.on_metrics("m", "1.0", [update("Unlisted", **host), update("HandlerTime", 5.0, "GAUGE", **host)])
@@ -219,9 +219,7 @@ def test_metrics_that_nobody_listed_are_left_out_unless_detected() -> None:
     assert "Unlisted" not in metrics.text()
 
 
-def test_what_prometheus_cannot_hold_is_left_out_and_told_once(
-    metrics: Metrics, warnings: Callable[[], list[str]]
-) -> None:
+def test_invalid_metrics_are_left_out_with_one_warning(metrics: Metrics, warnings: Callable[[], list[str]]) -> None:
     good = update("Good", color="red")
     bad = [
         update("with space", color="red"),
@@ -283,7 +281,7 @@ def test_a_version_that_is_gone_leaves_nothing_behind(metrics: Metrics) -> None:
     assert "Round" not in metrics.text()
 
 
-def test_a_file_of_ones_own_says_what_is_shown(tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
+def test_a_users_file_selects_the_metrics(tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
     file = tmp_path / "metrics.yaml"
     file.write_text(
         "ts_metrics:\n"
@@ -319,7 +317,7 @@ def test_a_file_of_ones_own_says_what_is_shown(tmp_path: Path, warnings: Callabl
         ("model_metrics: {gauge: [{name: a b, unit: b, dimensions: []}]}", "model_metrics: a b is not letters"),
     ],
 )
-def test_a_file_that_is_none_is_told(text: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_reported(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.yaml").write_text(text)
     with pytest.raises(PropertiesError, match=message):
         metrics_config.read(tmp_path / "metrics.yaml")
@@ -338,7 +336,7 @@ def test_labels_are_escaped_and_help_is_one_line() -> None:
     assert sample.value == -1.5
 
 
-def test_the_machine_is_told_in_torchserves_units() -> None:
+def test_system_metrics_have_torchserves_units() -> None:
     now = reading(Metrics())
     value_of = {sample.name: sample.value for sample in now.samples if sample.labels.get("Level") == "Host"}
     memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
@@ -351,7 +349,7 @@ def test_the_machine_is_told_in_torchserves_units() -> None:
     assert "MemoryUsed" not in {sample.name for sample in reading(Metrics(machine=False)).samples}
 
 
-def test_gpus_are_told_where_there_are_some() -> None:
+def test_gpus_have_metrics() -> None:
     pynvml = pytest.importorskip("pynvml")
     try:
         pynvml.nvmlInit()

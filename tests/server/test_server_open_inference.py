@@ -177,7 +177,7 @@ def code_of(call: Callable[[], Any]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("model", SAMPLES)
-def test_metadata_is_what_a_model_takes_and_gives(call: Call, rest: Rest, model: str) -> None:
+def test_metadata_describes_inputs_and_outputs(call: Call, rest: Rest, model: str) -> None:
     metadata = call("ModelMetadata", wire.ModelMetadataRequest(name=model), wire.ModelMetadataResponse)
     assert (metadata.name, list(metadata.versions), metadata.platform) == (model, ["1.0"], "pytorch")
     answer = call("ModelInfer", sample(model, metadata.inputs), wire.ModelInferResponse)
@@ -194,12 +194,12 @@ def test_metadata_is_what_a_model_takes_and_gives(call: Call, rest: Rest, model:
     assert document == rest(f"/models/{model}/versions/1.0").json()
 
 
-def test_a_model_whose_handler_does_not_tell_has_empty_lists(rest: Rest) -> None:
+def test_metadata_of_an_undescribed_model_has_empty_lists(rest: Rest) -> None:
     document = rest("/models/mirror").json()
     assert (document["inputs"], document["outputs"]) == ([], [])
 
 
-def test_metadata_has_what_options_weights_and_samples_know(rest: Rest) -> None:
+def test_metadata_is_derived_from_options_weights_and_samples(rest: Rest) -> None:
     iris = rest("/models/iris").json()
     assert iris["inputs"] == [{"name": "measurements", "datatype": "FP32", "shape": [-1, 4]}]
     assert iris["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 3]}]
@@ -322,7 +322,7 @@ def test_a_client_chooses_outputs_and_their_classes(call: Call) -> None:
     assert (code, details) == ("INVALID_ARGUMENT", "there is no output 'nothing'; there are label, probability")
 
 
-def test_what_is_not_supported_is_refused_in_words(call: Call, rest: Rest) -> None:
+def test_unsupported_features_are_rejected_with_a_message(call: Call, rest: Rest) -> None:
     shared = raw_request("iris", ("measurements", "FP32", [1, 4], SETOSA.tobytes()))
     shared.inputs[0].parameters["shared_memory_region"].string_param = "region"
     sequence = raw_request("iris", ("measurements", "FP32", [1, 4], SETOSA.tobytes()))
@@ -438,7 +438,7 @@ def test_configuration_statistics_and_index_are_the_same_over_both(call: Call, r
     assert rest("").json()["name"] == "torchmar"
 
 
-def test_rest_answers_in_bytes_where_the_client_wants_them(rest: Rest) -> None:
+def test_rest_responses_are_binary_if_requested(rest: Rest) -> None:
     head = {
         "id": "1",
         "inputs": [
@@ -494,7 +494,7 @@ def test_rest_compresses_for_clients_that_accept_it(
         assert json.loads(decode(answer.raw.read())) == plain.json()
 
 
-def test_numbers_that_json_cannot_say_travel_as_bytes(call: Call) -> None:
+def test_numbers_that_json_lacks_are_sent_as_bytes(call: Call) -> None:
     content = struct.pack("<4f", math.nan, 0, 0, 0)
     request = raw_request("iris", ("measurements", "FP32", [1, 4], content))
     assert all(map(math.isnan, arrays(call("ModelInfer", request, wire.ModelInferResponse))["probabilities"]))
@@ -563,7 +563,7 @@ def _broken(server: Builtin) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 @pytest.mark.parametrize("api", ["inference", "management"])
-def test_reflection_tells_services_and_messages(server: Builtin, version: str, api: str) -> None:
+def test_reflection_lists_services_and_messages(server: Builtin, version: str, api: str) -> None:
     address = server.server.grpc_inference if api == "inference" else server.server.grpc_management
     symbol = {"inference": STANDARD, "management": "org.pytorch.serve.grpc.management.ManagementAPIsService"}[api]
     requests = [

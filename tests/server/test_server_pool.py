@@ -58,7 +58,7 @@ def pool(pool_harness: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Call
     pool_harness.run(end())
 
 
-def test_requests_that_come_together_share_a_batch_and_those_that_come_while_it_runs_the_next(
+def test_simultaneous_requests_share_a_batch_and_those_that_arrive_while_it_runs_the_next(
     pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool(batch_size=4)
@@ -103,9 +103,7 @@ def test_a_request_that_makes_its_batch_fail_fails_alone(pool_harness: PoolHarne
     assert pool_harness.run(ask(one, [1, "raise", 2, 3])) == [1, 503, 2, 3]
 
 
-def test_a_handler_that_knows_only_batches_of_one_is_right(
-    pool_harness: PoolHarness, pool: Callable[..., Pool]
-) -> None:
+def test_a_handler_that_supports_only_batches_of_one_is_right(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     code = """
     def handle(rows, context):
         return None if rows is None else [{"value": rows[0]["body"]}]
@@ -124,14 +122,14 @@ def test_a_request_that_kills_its_worker_takes_no_neighbour_along(
     assert pool_harness.run(ask(one, [4])) == [4]
 
 
-def test_a_worker_that_hangs_is_replaced_and_who_waits_behind_it_is_answered(
+def test_a_worker_that_hangs_is_replaced_and_queued_requests_are_answered(
     pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool(response_timeout=1.0)
     assert pool_harness.run(ask(one, [30.0, 1, 2])) == [500, 1, 2]
 
 
-def test_who_shares_a_batch_with_one_that_hangs_is_asked_again(
+def test_requests_in_a_batch_with_one_that_hangs_are_repeated(
     pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool(batch_size=3, response_timeout=0.5)
@@ -139,7 +137,7 @@ def test_who_shares_a_batch_with_one_that_hangs_is_asked_again(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count so")
-def test_a_request_that_wants_more_memory_than_a_worker_may_have_fails_alone(
+def test_a_request_beyond_a_workers_memory_limit_fails_alone(
     pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     code = """
@@ -158,7 +156,9 @@ def test_a_request_that_wants_more_memory_than_a_worker_may_have_fails_alone(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not count so")
-def test_a_limit_below_what_every_worker_has_is_told(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_a_memory_limit_below_the_need_of_every_worker_is_reported(
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
+) -> None:
     one = pool(memory_limit=1 << 20, up=False)
     assert "torchmar_worker_memory=1MiB: a worker has" in one.failure
 
@@ -214,7 +214,7 @@ def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(
     assert "Retry-After" in caught.value.headers
 
 
-def test_a_pool_whose_workers_do_not_load_refuses_what_waits_and_what_comes(
+def test_a_pool_whose_workers_do_not_load_rejects_queued_and_new_requests(
     pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool("import time\ntime.sleep(0.5)\nimport no_such_module\n", workers=0)
@@ -234,7 +234,7 @@ def test_a_pool_whose_workers_do_not_load_refuses_what_waits_and_what_comes(
         one.submit(job(2, print))
 
 
-def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neither_is_run(
+def test_expired_requests_are_answered_and_cancelled_ones_dropped_and_neither_is_run(
     pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     one = pool()
@@ -256,7 +256,7 @@ def test_what_is_too_late_is_answered_and_what_is_cancelled_forgotten_and_neithe
     assert pool_harness.batches == [1]
 
 
-def test_workers_that_may_be_forks_share_what_was_loaded_and_more_come_at_once(
+def test_forked_workers_share_the_loaded_model_and_start_at_once(
     pool_harness: PoolHarness, pool: Callable[..., Pool]
 ) -> None:
     code = """
@@ -295,7 +295,7 @@ def test_a_model_with_threads_connections_or_processes_is_loaded_by_each_worker_
     assert pool_harness.run(ask(one, [1, 2, 3])) == [1, 2, 3]
 
 
-def test_a_model_that_does_not_load_is_told_with_its_traceback_and_tried_again(
+def test_a_model_that_does_not_load_is_reported_with_its_traceback_and_retried(
     pool_harness: PoolHarness, pool: Callable[..., Pool], tmp_path: Path
 ) -> None:
     flag = tmp_path / "now"
@@ -314,7 +314,7 @@ def test_a_model_that_does_not_load_is_told_with_its_traceback_and_tried_again(
     assert pool_harness.run(ask(one, [1])) == [1]
 
 
-def test_fewer_workers_finish_what_they_are_at(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_removed_workers_finish_their_batches(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     one = pool(workers=3)
 
     async def shrink() -> list[Any]:
@@ -430,7 +430,7 @@ def test_a_closed_pool_leaves_no_process_and_no_open_file(pool_harness: PoolHarn
     pool_harness.run(close())
 
 
-def test_parts_of_a_streamed_answer_come_as_they_are_made(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_parts_of_a_streamed_response_are_sent_at_once(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     code = """
     from ts.handler_utils.utils import send_intermediate_predict_response
     def handle(rows, context):
@@ -455,7 +455,7 @@ def test_parts_of_a_streamed_answer_come_as_they_are_made(pool_harness: PoolHarn
         assert replies[0].headers["ts_stream_next"] == "true"
 
 
-def test_what_handlers_measure_is_told(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_metrics_of_handlers_are_reported(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     code = """
     def handle(rows, context):
         if rows is None: return
@@ -469,7 +469,7 @@ def test_what_handlers_measure_is_told(pool_harness: PoolHarness, pool: Callable
     assert ["ModelName", "m"] in only[4]
 
 
-def test_large_bodies_come_and_go_whole(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_large_bodies_are_received_and_sent_whole(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
     code = """
     def handle(rows, context):
         return None if rows is None else [bytes(row["body"][::-1]) for row in rows]

@@ -90,7 +90,7 @@ def test_a_version_that_is_removed_while_it_loads_has_not_been_registered(harnes
     assert harness.registry.models == {}
 
 
-def test_what_runs_and_what_waits_is_answered_before_a_version_is_gone(harness: RegistryHarness) -> None:
+def test_running_and_queued_requests_are_answered_before_a_version_is_removed(harness: RegistryHarness) -> None:
     harness.register("slow-1.0.mar", 1)
     replies = [harness.ask("slow") for _ in range(2)]
     harness.run(harness.registry.unregister("slow"))
@@ -100,7 +100,7 @@ def test_what_runs_and_what_waits_is_answered_before_a_version_is_gone(harness: 
         harness.registry.find("slow")
 
 
-def test_no_time_is_lost_on_requests_that_nobody_can_answer(harness: RegistryHarness) -> None:
+def test_requests_that_no_worker_can_answer_fail_at_once(harness: RegistryHarness) -> None:
     harness.register("broken-1.0.mar", 1, synchronous=False)
     reply = harness.ask("broken")
     harness.run(harness.registry.unregister("broken"))
@@ -119,7 +119,7 @@ def test_a_version_is_removed_once(harness: RegistryHarness) -> None:
     assert second.status == 404
 
 
-def test_a_version_can_come_again_while_its_predecessor_is_still_answering(harness: RegistryHarness) -> None:
+def test_a_version_can_be_registered_again_while_its_predecessor_drains(harness: RegistryHarness) -> None:
     harness.register("slow-1.0.mar", 1)
     reply = harness.ask("slow")
 
@@ -134,7 +134,7 @@ def test_a_version_can_come_again_while_its_predecessor_is_still_answering(harne
     assert harness.run(harness.ask("slow")).status == 200
 
 
-def test_scaling_to_nothing_answers_what_waits_and_refuses_what_comes(harness: RegistryHarness) -> None:
+def test_scaling_to_zero_answers_queued_requests_and_rejects_new_ones(harness: RegistryHarness) -> None:
     harness.register("slow-1.0.mar", 1)
     replies = [harness.ask("slow") for _ in range(2)]
 
@@ -151,7 +151,7 @@ def test_scaling_to_nothing_answers_what_waits_and_refuses_what_comes(harness: R
     assert harness.registry.find("slow").pool.workers() == []
 
 
-def test_a_version_that_is_scaled_down_while_it_comes_up_keeps_nobody_waiting(harness: RegistryHarness) -> None:
+def test_scaling_down_a_version_that_starts_ends_every_wait_for_it(harness: RegistryHarness) -> None:
     harness.register("tired-1.0.mar")
 
     async def both() -> None:
@@ -164,7 +164,7 @@ def test_a_version_that_is_scaled_down_while_it_comes_up_keeps_nobody_waiting(ha
     assert harness.registry.find("tired").pool.workers() == []
 
 
-def test_scaling_that_fails_is_told_with_the_reason(harness: RegistryHarness) -> None:
+def test_a_scaling_that_fails_has_the_reason(harness: RegistryHarness) -> None:
     harness.register("broken-1.0.mar")
     status, message = harness.refused(harness.registry.scale("broken", "1.0", 1, 1))
     assert status == 500
@@ -180,7 +180,7 @@ def test_the_first_version_is_the_default_until_another_is_made_that(harness: Re
     assert harness.refused(harness.registry.unregister("made")) == (403, "Cannot remove default version for model made")
 
 
-def test_a_version_that_answers_nobody_does_not_take_the_place_of_one_that_does(harness: RegistryHarness) -> None:
+def test_a_version_without_workers_does_not_replace_one_that_has_workers(harness: RegistryHarness) -> None:
     harness.register("made-1.0.mar", 1)
     harness.register("made-2.0.mar")
     harness.register("made-3.0.mar", 1, synchronous=False)
@@ -252,7 +252,7 @@ DEFAULTS = {"default_response_timeout": "50", "default_startup_timeout": "51", "
         ),
     ],
 )
-def test_what_is_said_first_goes_first(
+def test_configuration_sources_have_a_priority(
     harness: RegistryHarness,
     tmp_path: Path,
     config: dict[str, Any],
@@ -307,7 +307,7 @@ def test_workers_are_as_many_as_torchserve_starts(
         ({"deviceType": "tpu"}, 1, (0,), "gpu", ()),
     ],
 )
-def test_workers_go_round_the_gpus_that_the_archive_names(
+def test_workers_are_distributed_over_the_gpus_that_the_archive_names(
     harness: RegistryHarness,
     tmp_path: Path,
     config: dict[str, Any],
@@ -332,7 +332,7 @@ def test_workers_go_round_the_gpus_that_the_archive_names(
     ],
     ids=lambda config: next(iter(config)),
 )
-def test_what_this_server_does_not_do_is_told_by_its_key(
+def test_unsupported_configuration_is_reported_by_its_key(
     harness: RegistryHarness, tmp_path: Path, config: dict[str, Any]
 ) -> None:
     with pytest.raises(ApiError) as caught:
@@ -360,7 +360,7 @@ def test_queues_tickets_and_patience_are_the_archives(harness: RegistryHarness, 
         ({"forks": True}, forking.NEVER),
     ],
 )
-def test_only_an_archive_that_says_so_plainly_lets_workers_be_forks(
+def test_workers_are_forks_only_if_the_archive_declares_it(
     harness: RegistryHarness, tmp_path: Path, section: Any, mode: str
 ) -> None:
     serving = resolved(harness, tmp_path, {"torchmar": section})

@@ -254,7 +254,7 @@ def test_a_worker_with_the_model_that_dies_loses_only_the_request_that_is_to_bla
     assert values(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
 
 
-def test_processes_that_are_killed_leave_no_memory_and_what_comes_later_is_answered(
+def test_killed_processes_leave_no_memory_and_later_requests_are_answered(
     pools: Pools, make: Make, tmp_path: Path
 ) -> None:
     staged = pools.start(make(dedent(STEPS)), batch_size=4)
@@ -294,7 +294,7 @@ def test_a_request_whose_client_has_gone_leaves_no_memory(pools: Pools, make: Ma
     pools.harness.run(until(lambda: not memories()))
 
 
-def test_what_is_prepared_ahead_of_the_model_is_bounded(pools: Pools, make: Make, tmp_path: Path) -> None:
+def test_the_number_of_preprocessed_requests_is_bounded(pools: Pools, make: Make, tmp_path: Path) -> None:
     staged = pools.start(make(holding(tmp_path)), batch_size=2, queue_size=50)
 
     async def crowd() -> list[Any]:
@@ -388,9 +388,7 @@ class Joined(BaseHandler):
 """
 
 
-def test_what_is_joined_is_what_is_alike_and_all_else_is_answered_alone(
-    pools: Pools, make: Make, tmp_path: Path
-) -> None:
+def test_only_similar_inputs_are_joined_and_others_are_run_alone(pools: Pools, make: Make, tmp_path: Path) -> None:
     pair = {"pair.py": "import collections\nPair = collections.namedtuple('Pair', 'values lengths')\n"}
     staged = pools.start(make(holding(tmp_path, JOINED), disk=pair, files={"pair.py": "pair.py"}), batch_size=64)
     inputs: list[dict[str, Any]] = [
@@ -435,7 +433,7 @@ def test_what_is_joined_is_what_is_alike_and_all_else_is_answered_alone(
         ),
     }.values(),
 )  # fmt: skip
-def test_a_handler_that_cannot_be_divided_is_told_why(pools: Pools, make: Make, code: str, why: str) -> None:
+def test_a_handler_that_cannot_be_divided_gets_a_reason(pools: Pools, make: Make, code: str, why: str) -> None:
     staged = pools.start(make(dedent(code)), up=False)
     assert re.search(r"StagesError: (.*)", staged.failure.splitlines()[-1])
     assert why in staged.failure.splitlines()[-1]
@@ -465,7 +463,7 @@ def registered(registry_harness: RegistryHarness) -> Iterator[RegistryHarness]:
         registry_harness.run(registry_harness.registry.unregister(name))
 
 
-def test_the_archive_says_how_many_workers_each_stage_has(registered: RegistryHarness, make: Make) -> None:
+def test_the_archive_sets_the_number_of_workers_of_each_stage(registered: RegistryHarness, make: Make) -> None:
     make(dedent(STEPS), store=registered.store, config={"stages": {"preprocess": 3, "inference": 1}})
     pool = registered.register("made-1.0.mar").pool
     assert (len(pool.preprocess_workers()), len(pool.workers())) == (3, 1)
@@ -475,7 +473,7 @@ def test_the_archive_says_how_many_workers_each_stage_has(registered: RegistryHa
     registered.run(registered.until(lambda: not registered.workers()))
 
 
-def test_one_that_says_nothing_of_the_model_s_workers_has_as_many_as_it_is_registered_with(
+def test_without_a_number_in_the_archive_the_registration_sets_the_models_workers(
     registered: RegistryHarness, make: Make
 ) -> None:
     make(dedent(STEPS), store=registered.store, config={"stages": {"preprocess": 1}})

@@ -249,7 +249,7 @@ def test_a_handler_of_a_user_gets_the_json_of_rest(call: Callable[..., Any]) -> 
     assert response.model_spec.version_label == "1.5"
 
 
-def test_wrong_calls_say_what_the_model_takes(call: Callable[..., Any]) -> None:
+def test_errors_of_wrong_calls_contain_the_models_inputs(call: Callable[..., Any]) -> None:
     def error(**inputs: tensorflow_pb2.TensorProto) -> tuple[str, str]:
         return error_of(lambda: call("Predict", predict_request("iris", **inputs), wire.PredictResponse))
 

@@ -56,7 +56,7 @@ def test_the_key_file_is_laid_out_as_torchserves(tokens: Tokens, real: TorchServ
     assert stat.S_IMODE(tokens.file.stat().st_mode) == stat.S_IMODE(theirs.stat().st_mode) == 0o600
 
 
-def test_tokens_expire_when_the_file_says(tmp_path: Path) -> None:
+def test_tokens_expire_at_the_time_in_the_file(tmp_path: Path) -> None:
     before = datetime.now(timezone.utc)
     document = json.loads(Tokens(tmp_path / "k", minutes=90).file.read_text())
     for api in ("management", "inference"):
@@ -65,7 +65,7 @@ def test_tokens_expire_when_the_file_says(tmp_path: Path) -> None:
     assert document["API"].keys() == {"key"}
 
 
-def test_what_passes_and_what_is_refused_is_torchserves_choice(tokens: Tokens, real: TorchServe) -> None:
+def test_tokens_are_accepted_and_rejected_as_by_torchserve(tokens: Tokens, real: TorchServe) -> None:
     ours, theirs = keys(tokens.file), keys(real.folder / "key_file.json")
     session = requests.Session()
     for written in (
@@ -160,7 +160,7 @@ def test_a_renewal_that_cannot_be_written_leaves_the_token(tokens: Tokens, tmp_p
     assert [file.name for file in tmp_path.iterdir()] == [tokens.file.name]
 
 
-def test_a_key_file_that_is_there_is_replaced(tokens: Tokens) -> None:
+def test_an_existing_key_file_is_replaced(tokens: Tokens) -> None:
     before = keys(tokens.file)
     tokens.file.chmod(0o644)
     again = Tokens(tokens.file)

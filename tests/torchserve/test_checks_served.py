@@ -121,7 +121,7 @@ def run(folder: Path, *arguments: str, code: int) -> str:
 
 
 @pytest.mark.parametrize("engine", ["builtin"], scope="module")
-def test_what_checks_refuse_is_loaded_if_it_is_ignored(server: Engine, tmp_path: Path) -> None:
+def test_a_rejected_archive_is_loaded_if_its_code_is_ignored(server: Engine, tmp_path: Path) -> None:
     # As after an edit of the archive: the handler has another digest than is listed.
     path = pack(server.model_store, "refused", {"h.py": OWN})
     with zipfile.ZipFile(path) as whole:
@@ -144,7 +144,7 @@ def test_what_checks_refuse_is_loaded_if_it_is_ignored(server: Engine, tmp_path:
 RECIPE = 'name: m\nversion: "1"\nhandler: h.py\nweights: w.pt\n'
 
 
-def test_a_build_says_what_check_says_also_when_nothing_is_to_be_built(tmp_path: Path) -> None:
+def test_a_build_prints_the_findings_of_check_even_if_it_is_up_to_date(tmp_path: Path) -> None:
     (tmp_path / "h.py").write_bytes(OWN)
     (tmp_path / "w.pt").touch()
     (tmp_path / "archive.yaml").write_text(RECIPE)

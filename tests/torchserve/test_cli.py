@@ -133,7 +133,7 @@ def base_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("stop", 1, "pip install 'torchmar[torchserve]'"),
     ],
 )
-def test_a_base_install_does_what_it_can_and_says_what_to_install_for_the_rest(
+def test_a_base_install_names_the_extra_of_commands_that_need_one(
     base_install: Path, digits: Path, tmp_path: Path, arguments: str, code: int, message: str
 ) -> None:
     write_config(tmp_path)
@@ -189,7 +189,7 @@ def test_an_answer_follows_links_and_takes_the_place_of_no_pipe(server: TorchSer
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
-def test_a_full_disk_behind_stdout_is_told(server: TorchServe, tmp_path: Path) -> None:
+def test_a_full_disk_behind_stdout_is_reported(server: TorchServe, tmp_path: Path) -> None:
     for arguments in (("models",), ("predict", "digits", SEVEN), ("predict", "digits", SEVEN, SAMPLES / "two.png")):
         command = [sys.executable, "-m", "torchmar", *map(str, arguments), "--run-folder", str(server.folder)]
         with open("/dev/full", "wb") as full:
@@ -209,7 +209,9 @@ def test_ctrl_c_while_the_command_is_imported_is_no_traceback(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "arguments", [("register", "a.mar", "--no-check"), ("scale", "a", 1)], ids=["register", "scale"]
 )
-def test_what_takes_too_long_may_have_been_carried_out(arguments: tuple[object, ...], tmp_path: Path) -> None:
+def test_the_error_of_a_timeout_warns_that_the_request_may_have_been_carried_out(
+    arguments: tuple[object, ...], tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = ("--address", f"http://127.0.0.1:{silent.getsockname()[1]}", "--timeout", 0.2)
         messages = torchmar(*arguments, *where, cwd=tmp_path, code=1).stderr
@@ -217,7 +219,7 @@ def test_what_takes_too_long_may_have_been_carried_out(arguments: tuple[object, 
     assert "may have carried it out nevertheless" in messages
 
 
-def test_a_model_that_nobody_can_reach_hides_no_other(server: TorchServe, tmp_path: Path) -> None:
+def test_an_unreachable_model_hides_no_other(server: TorchServe, tmp_path: Path) -> None:
     # TorchServe takes such a name, and finds no way to it.
     assert server.server.key_file
     token = json.loads(server.server.key_file.read_text())["management"]["key"]

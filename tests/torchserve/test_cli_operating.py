@@ -76,7 +76,7 @@ def prices(server: TorchServe, make: Make, tmp_path: Path) -> Iterator[Path]:
     path.unlink()
 
 
-def test_status_tells_of_a_server_and_its_models(server: TorchServe, tmp_path: Path) -> None:
+def test_status_shows_a_server_and_its_models(server: TorchServe, tmp_path: Path) -> None:
     where = ("--run-folder", server.folder)
     lines = torchmar("status", *where, cwd=tmp_path).stdout.splitlines()
     running = ServerRecord.find(server.folder)
@@ -99,7 +99,7 @@ def test_status_tells_of_a_server_and_its_models(server: TorchServe, tmp_path: P
     assert str(server.folder) in [one["run_folder"] for one in everywhere]
 
 
-def test_a_server_without_a_record_is_told_as_somebody_elses(server: TorchServe, tmp_path: Path) -> None:
+def test_a_server_without_a_record_is_reported_as_unmanaged(server: TorchServe, tmp_path: Path) -> None:
     record, running = server.folder / "server.json", ServerRecord.find(server.folder)
     assert running
     hidden = record.rename(tmp_path / "record")
@@ -119,7 +119,7 @@ def test_status_of_no_server_is_a_failure(tmp_path: Path) -> None:
     assert json.loads(torchmar("status", "--run-folder", "here", "--json", cwd=tmp_path, code=1).stdout) == []
 
 
-def test_a_model_that_crash_loops_is_told_with_its_traceback_though_the_server_says_healthy(
+def test_a_model_that_crash_loops_is_reported_with_its_traceback_though_the_server_is_healthy(
     server: TorchServe, prices: Path, tmp_path: Path
 ) -> None:
     prices.touch()
@@ -164,7 +164,7 @@ def test_a_default_version_without_workers_is_found_by_the_doctor(
     assert "torchmar scale prices 1" in error["remedy"]
 
 
-def test_logs_are_of_one_model_and_go_on(server: TorchServe, prices: Path, tmp_path: Path) -> None:
+def test_logs_are_filtered_by_model_and_followed(server: TorchServe, prices: Path, tmp_path: Path) -> None:
     where = ("--run-folder", server.folder)
     output_lines = torchmar("logs", "prices", "-n", 3, *where, cwd=tmp_path).stdout.splitlines()
     assert len(output_lines) == 3
@@ -187,7 +187,7 @@ def test_logs_are_of_one_model_and_go_on(server: TorchServe, prices: Path, tmp_p
     assert process.wait(30) == 130
 
 
-def test_top_tells_a_load_once_as_a_table_or_json(server: TorchServe, prices: Path, tmp_path: Path) -> None:
+def test_top_prints_the_load_once_as_a_table_or_json(server: TorchServe, prices: Path, tmp_path: Path) -> None:
     where = ("--run-folder", server.folder)
 
     def ask_while(process: subprocess.Popen[str]) -> str:
@@ -321,7 +321,7 @@ def test_a_long_name_loses_its_middle_and_a_narrow_table_its_last_columns() -> N
         assert fitted[0][0].endswith("ame")
 
 
-def test_a_server_that_was_killed_is_told_and_cleared_up_after(tmp_path: Path) -> None:
+def test_a_killed_server_is_reported_and_its_record_removed(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     write_config(tmp_path)
     where = ("--run-folder", "run")
@@ -347,7 +347,7 @@ def test_a_server_that_was_killed_is_told_and_cleared_up_after(tmp_path: Path) -
     assert {one.name for one in (tmp_path / "run").iterdir()} == {"console.log", "logs"}
 
 
-def test_a_server_whose_run_folder_is_gone_is_told_and_how_to_end_it(tmp_path: Path) -> None:
+def test_a_server_whose_run_folder_is_gone_is_reported_with_the_command_that_ends_it(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     write_config(tmp_path)
     serve = ("serve", "--model-store", "store", "--detach")
@@ -369,7 +369,7 @@ def test_a_server_whose_run_folder_is_gone_is_told_and_how_to_end_it(tmp_path: P
         torchmar("stop", cwd=tmp_path)
 
 
-def test_a_second_ctrl_c_does_not_wait_for_what_the_server_is_at(tmp_path: Path, make: Make) -> None:
+def test_a_second_ctrl_c_does_not_wait_for_running_requests(tmp_path: Path, make: Make) -> None:
     make("import time\n\ndef handle(rows, context):\n    time.sleep(60)\n", store=tmp_path / "model_store")
     write_config(tmp_path)
     process = subprocess.Popen([sys.executable, "-m", "torchmar", "serve"], cwd=tmp_path)
@@ -387,7 +387,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_the_server_is_at(tmp_path: Path,
     assert not Path(running.temporary).exists()
 
 
-def test_a_run_folder_that_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_impossible_run_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "file").touch()
     write_config(tmp_path)
@@ -437,7 +437,7 @@ def test_serve_without_the_model_api_loads_what_the_configuration_names(tmp_path
         assert "made 1.0: 1 worker" in served.stdout
 
 
-def test_serve_does_not_overrule_what_load_models_says(tmp_path: Path, make: Make) -> None:
+def test_serve_respects_load_models(tmp_path: Path, make: Make) -> None:
     make(store=tmp_path / "model_store")
     write_config(tmp_path, load_models="none")
     ran = torchmar("serve", "--detach", cwd=tmp_path)
@@ -452,7 +452,7 @@ def test_serve_does_not_overrule_what_load_models_says(tmp_path: Path, make: Mak
         assert "load_models: nothing.mar is not loaded: Model not found at: nothing.mar" in ran.stderr
 
 
-def test_a_folder_without_a_configuration_is_served_with_what_is_safe(tmp_path: Path, make: Make) -> None:
+def test_a_folder_without_a_configuration_is_served_with_safe_defaults(tmp_path: Path, make: Make) -> None:
     make(MOODY.format(marker="/nowhere"), name="prices", store=tmp_path / "model_store")
     port = beside(properties.Properties(None, {}))
     try:
@@ -522,7 +522,7 @@ def test_several_servers_run_on_one_machine_and_stop_together(tmp_path: Path, ma
     assert "no server runs with a folder in" in torchmar("stop", "--all", cwd=tmp_path).stderr
 
 
-def test_an_archive_with_an_error_is_not_loaded_unless_that_is_asked_for(tmp_path: Path, make: Make) -> None:
+def test_an_archive_with_an_error_is_not_loaded_unless_requested(tmp_path: Path, make: Make) -> None:
     path = make("class A: ...\nclass B: ...", store=tmp_path / "model_store")
     write_config(tmp_path, load_models="all", default_workers_per_model="1")
     refused = torchmar("serve", "--detach", cwd=tmp_path, code=1)
@@ -568,7 +568,7 @@ def test_kserve_over_rest_and_grpc_and_metrics_are_on(server: TorchServe) -> Non
         assert live(b"", metadata=metadata, timeout=30) == b"\x08\x01"
 
 
-def test_a_second_archive_of_the_same_version_is_told_from_the_first(
+def test_a_second_archive_of_the_same_version_is_distinguished_from_the_first(
     server: TorchServe, make: Make, tmp_path: Path
 ) -> None:
     first = make(name="same", store=server.model_store)

@@ -30,7 +30,9 @@ Make = Callable[..., Path]
 SEVEN = exchange.read(SAMPLES / "seven.png")
 
 
-def test_a_model_lives_from_registration_to_removal(server: Engine, client: InferenceClient, make: Make) -> None:
+def test_a_model_is_registered_scaled_described_and_removed(
+    server: Engine, client: InferenceClient, make: Make
+) -> None:
     management = server.management
     for version in ("1.0", "2.0"):
         path = make(name="life", version=version, store=server.model_store)
@@ -110,7 +112,7 @@ def test_registration_passes_on_every_parameter(server: Engine, make: Make) -> N
         server.management.register(path.name, runtime="cobol")
 
 
-def test_a_handler_is_asked_for_what_it_says_of_itself(server: Engine, make: Make) -> None:
+def test_a_handler_may_describe_itself(server: Engine, make: Make) -> None:
     code = """
 def handle(rows, context):
     if rows is None:
@@ -166,7 +168,7 @@ with ManagementClient() as client:
     assert ran.stdout == "digits\n"
 
 
-def test_values_go_in_and_come_out(client: InferenceClient) -> None:
+def test_values_are_sent_and_returned(client: InferenceClient) -> None:
     file = SAMPLES / "seven.png"
     prediction = client.predict("digits", file)
     assert next(iter(prediction)) == "7"
@@ -220,7 +222,7 @@ def test_a_prediction_and_its_explanation(client: InferenceClient) -> None:
     assert client.ping() == "Healthy"
 
 
-def test_what_does_not_exist_is_not_found_with_the_servers_words(client: InferenceClient) -> None:
+def test_a_missing_model_is_not_found_with_the_servers_message(client: InferenceClient) -> None:
     with pytest.raises(NotFoundError, match="nothing"):
         client.request("nothing", SEVEN)
     with pytest.raises(NotFoundError, match=r"9\.9"):
@@ -238,26 +240,26 @@ def test_a_name_that_no_path_leads_to_is_not_registered(server: Engine) -> None:
     server.management.unregister("zähler 1")
 
 
-def test_a_path_that_the_server_does_not_know_hints_at_the_address(server: Engine) -> None:
+def test_an_unknown_path_has_a_hint_at_the_address(server: Engine) -> None:
     elsewhere = replace(server.server, inference=f"{server.server.inference}/below")
     with pytest.raises(NotFoundError) as caught:
         InferenceClient(elsewhere).request("digits", SEVEN)
     assert caught.value.hint == "is this the address of the inference API?"
 
 
-def test_a_url_that_is_not_allowed_is_told_with_the_key_for_it(server: Engine) -> None:
+def test_a_url_that_is_not_allowed_is_reported_with_its_key(server: Engine) -> None:
     with pytest.raises(ServerError) as caught:
         server.management.register("https://models.example/a.mar")
     assert "allowed_urls" in caught.value.hint
 
 
-def test_a_handlers_own_refusal_comes_through(client: InferenceClient) -> None:
+def test_a_handlers_own_error_is_raised(client: InferenceClient) -> None:
     with pytest.raises(ServerError, match="the body is empty") as caught:
         client.request("digits", Request(b""))
     assert (caught.value.status, caught.value.type) == (400, "BadRequestException")
 
 
-def test_a_wrong_or_missing_token_is_told_as_that(server: Engine, tmp_path: Path) -> None:
+def test_a_wrong_or_missing_token_is_a_clear_error(server: Engine, tmp_path: Path) -> None:
     assert server.server.key_file
     keys = json.loads(server.server.key_file.read_text())
     keys["inference"]["key"] = "wrong"
@@ -303,7 +305,7 @@ def test_a_slow_answer_is_a_timeout_not_a_hang(server: Engine, make: Make) -> No
     server.management.unregister("slow")
 
 
-def test_a_key_file_that_is_none_is_told(server: Engine, tmp_path: Path) -> None:
+def test_an_invalid_key_file_is_reported(server: Engine, tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text("not json")
     with pytest.raises(TorchmarError, match="not a TorchServe key file"):
         InferenceClient(replace(server.server, key_file=tmp_path / "keys.json")).ping()

@@ -113,7 +113,7 @@ def test_promotion_rollback_batch_size_and_workers_lose_no_request(server: Torch
     assert files == ["m-1.0.mar", "m-2.0+b4.mar", "m-2.0.mar"]
 
 
-def test_versions_with_a_plus_are_asked_and_made_the_default(server: TorchServe, make: Make) -> None:
+def test_versions_with_a_plus_get_requests_and_become_the_default(server: TorchServe, make: Make) -> None:
     make(code(), name="m", config={"batchSize": 2}, samples=SAMPLES, store=server.model_store)
     becomes(server, text(keys="min_workers: 1, batch_size: 8"))
     assert state(server) == {"m": ("1.0+b1", {"1.0+b1": (1, 1, 8, 100, ())})}
@@ -121,7 +121,7 @@ def test_versions_with_a_plus_are_asked_and_made_the_default(server: TorchServe,
     assert client.request("m", ONE).body == client.request("m", ONE, "1.0+b1").body
 
 
-def test_a_version_with_wrong_answers_never_gets_traffic_and_everything_goes_back(
+def test_a_version_with_wrong_answers_never_gets_traffic_and_everything_is_undone(
     server: TorchServe, make: Make
 ) -> None:
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
@@ -144,7 +144,7 @@ def test_a_version_with_wrong_answers_never_gets_traffic_and_everything_goes_bac
     assert sorted(server.model_store.iterdir()) == files
 
 
-def test_a_failure_after_other_models_came_up_takes_those_back_too(server: TorchServe, make: Make) -> None:
+def test_a_failure_undoes_the_models_that_started_before_it(server: TorchServe, make: Make) -> None:
     make(code(), name="a", samples=SAMPLES, store=server.model_store)
     make(code(fails=True), name="b", samples=SAMPLES, store=server.model_store)
     report = apply(server, 'models: {a: {versions: {"1.0": }}, b: {versions: {"1.0": }}}')
@@ -164,7 +164,7 @@ def test_a_version_that_is_too_slow_never_gets_traffic(server: TorchServe, make:
     assert list(actual.read(server.server)["m"].versions) == ["1.0"]
 
 
-def test_more_requests_than_the_samples_are_asked(server: TorchServe, make: Make) -> None:
+def test_additional_requests_are_sent_besides_the_samples(server: TorchServe, make: Make) -> None:
     refuses = "def handle(rows, context):\n    if rows is not None: raise ValueError"
     make(refuses, name="m", store=server.model_store)
     folder = server.folder / "more"
@@ -176,7 +176,7 @@ def test_more_requests_than_the_samples_are_asked(server: TorchServe, make: Make
 
 
 @pytest.mark.parametrize("error", ["ValueError", "RuntimeError"])  # TorchServe keeps what fails with the second
-def test_a_version_whose_workers_do_not_start_leaves_nothing_behind(server: TorchServe, make: Make, error: str) -> None:
+def test_a_version_whose_workers_do_not_start_is_removed_again(server: TorchServe, make: Make, error: str) -> None:
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
     fails = code(fails=True).replace("ValueError", error)
     make(fails, name="m", version="2.0", samples=SAMPLES, store=server.model_store)
@@ -186,7 +186,7 @@ def test_a_version_whose_workers_do_not_start_leaves_nothing_behind(server: Torc
     assert state(server) == before
 
 
-def test_a_failure_at_the_last_switch_takes_the_earlier_ones_back(server: TorchServe, make: Make) -> None:
+def test_a_failure_at_the_last_switch_undoes_the_earlier_ones(server: TorchServe, make: Make) -> None:
     for name in ("a", "b"):
         for version in ("1.0", "2.0"):
             make(code(), name=name, version=version, samples=SAMPLES, store=server.model_store)
@@ -224,7 +224,7 @@ def test_an_interruption_takes_everything_back(server: TorchServe, make: Make) -
     assert state(server) == before
 
 
-def test_what_a_worker_is_at_is_waited_for_before_its_version_goes(server: TorchServe, make: Make) -> None:
+def test_running_requests_end_before_their_version_is_removed(server: TorchServe, make: Make) -> None:
     for version in ("1.0", "2.0"):
         make(code(1.0), name="m", version=version, store=server.model_store)
     none = "keep: 0, drain_seconds: 3, warmup_requests: 0"
@@ -275,7 +275,7 @@ def test_without_the_wait_those_in_the_queue_would_never_be_answered(server: Tor
     assert errors.count(ResponseTimeoutError) >= 4
 
 
-def test_a_version_that_clients_name_all_the_time_stays_and_is_told(server: TorchServe, make: Make) -> None:
+def test_a_version_that_never_drains_stays_and_is_reported(server: TorchServe, make: Make) -> None:
     for version in ("1.0", "2.0"):
         make(code(0.5), name="m", version=version, store=server.model_store)
         server.management.register(f"m-{version}.mar", initial_workers=1)
@@ -326,7 +326,7 @@ def test_a_kept_version_with_fewer_workers_answers_at_once_and_gets_the_others_b
         rollback(server.management, "m", "1.0")
 
 
-def test_a_model_is_parked_without_workers_and_comes_back_only_if_it_is_right(server: TorchServe, make: Make) -> None:
+def test_a_parked_model_gets_workers_again_only_if_its_answers_are_right(server: TorchServe, make: Make) -> None:
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
     make(code(right=False), name="wrong", samples=SAMPLES, store=server.model_store)
     parked = text(keys="min_workers: 0, response_timeout: 10")
@@ -343,7 +343,7 @@ def test_a_model_is_parked_without_workers_and_comes_back_only_if_it_is_right(se
     assert (report.undone, state(server)) == (True, before)
 
 
-def test_models_that_are_not_listed_go_only_when_the_file_prunes(server: TorchServe, make: Make) -> None:
+def test_unlisted_models_are_removed_only_if_the_file_prunes(server: TorchServe, make: Make) -> None:
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
     for version in ("1.0", "2.0"):
         make(code(), name="x", version=version, store=server.model_store)
@@ -354,13 +354,13 @@ def test_models_that_are_not_listed_go_only_when_the_file_prunes(server: TorchSe
     assert set(state(server)) == {"m"}
 
 
-def test_an_archive_that_lies_elsewhere_comes_into_the_store(server: TorchServe, make: Make) -> None:
+def test_an_archive_outside_the_store_is_copied_into_it(server: TorchServe, make: Make) -> None:
     path = make(code(), name="m", samples=SAMPLES, store=server.folder / "elsewhere")
     becomes(server, text(keys="archive: elsewhere/m-1.0.mar"))
     assert (server.model_store / "m-1.0.mar").read_bytes() == path.read_bytes()
 
 
-def test_workers_are_on_the_gpus_that_the_plan_says(server: TorchServe, make: Make) -> None:
+def test_workers_are_on_the_gpus_of_the_plan(server: TorchServe, make: Make) -> None:
     code = """
 class Model:
     def initialize(self, context):
@@ -393,9 +393,7 @@ models:
     assert actual.read(server.server)["large"].versions["1.0+b1"].device_ids == (0, 1)
 
 
-def test_a_gpu_that_the_server_has_not_got_is_found_out_and_everything_goes_back(
-    server: TorchServe, make: Make
-) -> None:
+def test_a_gpu_that_the_server_lacks_is_detected_and_everything_is_undone(server: TorchServe, make: Make) -> None:
     make(code(), name="m", store=server.model_store)
     report = apply(server, f"server: {{gpus: 4x80GiB}}\n{text(keys='devices: [3]')}")
     assert report.failure is not None

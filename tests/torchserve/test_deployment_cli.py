@@ -84,9 +84,7 @@ def test_a_plan_is_shown_applied_and_then_empty(server: TorchServe, make: Make) 
     assert json.loads(torchmar(server, "apply", "--json").stdout)["steps"] == []
 
 
-def test_a_failure_says_why_with_the_workers_traceback_and_that_all_is_as_before(
-    server: TorchServe, make: Make
-) -> None:
+def test_a_failure_is_reported_with_the_workers_traceback_and_the_undone_steps(server: TorchServe, make: Make) -> None:
     make(code(fails=True), name="m", samples=SAMPLES, store=server.model_store)
     make(code(right=False), name="m", version="2.0", samples=SAMPLES, store=server.model_store)
     write(server, DESIRED.replace("V", "1.0"))
@@ -222,7 +220,7 @@ def test_a_server_is_captured_and_its_configuration_printed(server: TorchServe, 
     assert "job_queue_size=100\n" in printed
 
 
-def test_gpus_are_simulated_and_what_does_not_fit_is_told_with_the_numbers(server: TorchServe, make: Make) -> None:
+def test_simulated_gpus_that_are_too_small_are_reported_with_the_numbers(server: TorchServe, make: Make) -> None:
     make(code(), name="m", samples=SAMPLES, store=server.model_store)
     write(server, 'models: {m: {versions: {"1.0": {min_workers: 3, worker_memory: 30GiB}}}}')
     output = torchmar(server, "plan", "--gpus", "2x80GiB", code=2).stdout
@@ -233,7 +231,7 @@ def test_gpus_are_simulated_and_what_does_not_fit_is_told_with_the_numbers(serve
     assert "not placed: m 1.0 1 x 30.0 GiB" in ran.stderr
 
 
-def test_every_problem_of_a_file_is_told_with_its_line(server: TorchServe) -> None:
+def test_every_problem_of_a_file_has_its_line(server: TorchServe) -> None:
     write(server, "models:\n  m:\n    versoins: {}\nprun: true\n")
     messages = torchmar(server, "plan", code=1).stderr
     assert "deployment.yaml:3: models.m: no key is called 'versoins'; did you mean 'versions'?" in messages

@@ -67,9 +67,7 @@ def restarted(deployment: desired.Deployment, folder: Path, store: Path) -> obje
     return found
 
 
-def test_a_server_that_was_written_down_needs_nothing_and_comes_up_the_same_after_a_restart(
-    tmp_path: Path, make: Make
-) -> None:
+def test_a_drafted_deployment_needs_no_change_and_is_the_same_after_a_restart(tmp_path: Path, make: Make) -> None:
     store = tmp_path / "store"
     for name, version, config in (
         ("a", "1.0", {}),
@@ -99,7 +97,7 @@ def test_a_server_that_was_written_down_needs_nothing_and_comes_up_the_same_afte
     assert restarted(desired.parse(WANTED.replace("min_workers: 0", "min_workers: 1")), tmp_path, store) == before
 
 
-def test_a_file_that_no_archive_gives_is_told_to_be_applied_first(tmp_path: Path, make: Make) -> None:
+def test_a_deployment_without_its_archives_names_apply_as_the_next_step(tmp_path: Path, make: Make) -> None:
     store = tmp_path / "store"
     make(name="a", config={"batchSize": 8}, store=store)
     deployment = desired.parse('models: {a: {versions: {"1.0": {batch_size: 2}}}}')

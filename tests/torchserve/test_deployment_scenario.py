@@ -126,7 +126,7 @@ class Operator:
 
 
 @on_both_engines
-def test_after_fifty_operations_the_server_is_what_it_should_be_and_no_request_was_lost(server: Engine) -> None:
+def test_after_fifty_operations_the_server_is_in_the_desired_state_and_no_request_was_lost(server: Engine) -> None:
     operator = Operator(server, random.Random(SEED))
     assert operator.apply(operator.text()).failure is None
     body, kind = SEVEN.read_bytes(), content_type(SEVEN.name)

@@ -48,13 +48,13 @@ def config(folder: Path, text: str) -> properties.Properties:
     return properties.read(file)
 
 
-def test_what_torchserve_runs_on_is_told() -> None:
+def test_the_software_that_torchserve_needs_is_listed() -> None:
     assert "ok Java" in listed(java.check())
     (only,) = environment.check()
     assert (only.severity, "TorchServe 0.12.0, torch" in only.cause) == ("ok", True)
 
 
-def test_a_java_that_is_too_old_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_java_that_is_too_old_is_reported_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tmp_path / "bin" / "java"
     old.parent.mkdir()
     old.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
@@ -85,7 +85,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int],
     return install
 
 
-def test_a_gpu_that_is_full_is_told(smi: Callable[[str, int], None]) -> None:
+def test_a_full_gpu_is_reported(smi: Callable[[str, int], None]) -> None:
     smi(SMI.format(used=143000), 0)
     output = listed(gpus.check())
     assert "ok GPU 0: NVIDIA H200, 143000 of 143771 MiB used, driver 570.133.20" in output
@@ -97,7 +97,7 @@ def test_an_nvidia_smi_that_fails_is_an_error(smi: Callable[[str, int], None]) -
     assert "couldn't communicate with the NVIDIA driver" in listed(gpus.check(), "error")
 
 
-def test_a_gpu_that_does_not_tell_of_its_memory_is_a_gpu(smi: Callable[[str, int], None]) -> None:
+def test_a_gpu_without_a_memory_report_is_a_gpu(smi: Callable[[str, int], None]) -> None:
     smi("0, NVIDIA GB10, [N/A], [N/A], 580.95\n1, NVIDIA H200, 143771, [Insufficient Permissions], 580.95\n", 0)
     output = listed(gpus.check())
     assert "ok GPU 0: NVIDIA GB10, driver 580.95" in output
@@ -138,7 +138,7 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.parametrize(("text", "cause", "remedy"), CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-def test_a_configuration_that_does_not_say_what_it_means_is_told_with_its_line(
+def test_a_misleading_configuration_is_reported_with_its_line(
     tmp_path: Path, text: str, cause: str, remedy: str
 ) -> None:
     output = listed(configuration.check(config(tmp_path, text), "torchserve"))
@@ -157,7 +157,7 @@ OF_THE_BUILT_IN_SERVER = {
 
 
 @pytest.mark.parametrize(("text", "severity", "cause"), OF_THE_BUILT_IN_SERVER.values(), ids=OF_THE_BUILT_IN_SERVER)
-def test_a_configuration_of_the_built_in_server_is_held_to_what_that_reads(
+def test_a_configuration_of_the_built_in_server_is_compared_with_its_own_keys(
     tmp_path: Path, text: str, severity: str, cause: str
 ) -> None:
     assert cause in listed(configuration.check(config(tmp_path, text), "builtin"), severity)
@@ -203,7 +203,7 @@ EXPOSURES = {
 
 
 @pytest.mark.parametrize(("text", "severity", "cause"), EXPOSURES.values(), ids=EXPOSURES)
-def test_what_lets_others_in_is_told(tmp_path: Path, text: str, severity: str, cause: str) -> None:
+def test_open_access_is_reported(tmp_path: Path, text: str, severity: str, cause: str) -> None:
     assert cause in listed(exposure.check(config(tmp_path, text), "torchserve"), severity)
 
 
@@ -216,7 +216,7 @@ def test_what_lets_others_in_is_told(tmp_path: Path, text: str, severity: str, c
         ("disable_token_authorization=true\nenable_model_api=true", "can register models"),
     ],
 )
-def test_what_lets_others_into_the_built_in_server_is_what_that_has(tmp_path: Path, text: str, cause: str) -> None:
+def test_open_access_of_the_built_in_server_is_reported_by_its_features(tmp_path: Path, text: str, cause: str) -> None:
     output = listed(exposure.check(config(tmp_path, text), "builtin"))
     assert cause in output
     assert "orkflow" not in output
@@ -225,7 +225,7 @@ def test_what_lets_others_into_the_built_in_server_is_what_that_has(tmp_path: Pa
 @pytest.mark.parametrize(
     "text", ["", "inference_address=https://0.0.0.0:8443", "allowed_urls=https://a\\\\.example/.*"]
 )
-def test_what_lets_nobody_in_is_no_finding(tmp_path: Path, text: str) -> None:
+def test_closed_access_is_no_finding(tmp_path: Path, text: str) -> None:
     if not text:
         safe = "ok loopback only, with tokens, archives of the model store only ()"
         assert listed(exposure.check(config(tmp_path, text))) == safe
@@ -233,7 +233,7 @@ def test_what_lets_nobody_in_is_no_finding(tmp_path: Path, text: str) -> None:
     assert not listed(exposure.check(config(tmp_path, text)), "error")
 
 
-def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
     given = properties.read(write_config(tmp_path))
     taken = given.addresses()[1]
     assert "are free" in listed(ports.check(given, None), "ok")
@@ -280,7 +280,7 @@ def _empty(folder: Path) -> Path:
     return folder / "empty"
 
 
-def test_memory_and_disk_are_compared_with_what_the_store_needs(tmp_path: Path, make: Make) -> None:
+def test_memory_and_disk_are_compared_with_the_needs_of_the_store(tmp_path: Path, make: Make) -> None:
     store_ = tmp_path / "store"
     make(store=store_)
     output = listed(machine.check(store_, tmp_path / "run", None))
@@ -327,12 +327,12 @@ def test_a_known_failure_in_the_log_is_explained(tmp_path: Path, line: str, mean
     assert finding.remedy
 
 
-def test_every_signature_has_a_failure_here_that_it_tells() -> None:
+def test_every_failure_signature_matches_its_example() -> None:
     for signature in log.SIGNATURES:
         assert any(re.search(signature.pattern, line) for line in FAILURES), signature.pattern
 
 
-def test_what_a_worker_died_of_is_told_though_nobody_knows_it(tmp_path: Path) -> None:
+def test_an_unknown_cause_of_a_workers_death_is_reported(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     worker_output = (
         "s_name_part0=x",
@@ -361,7 +361,7 @@ def test_a_log_without_known_failures_and_no_log_are_well(tmp_path: Path) -> Non
         ({}, 0o600, "cannot be read"),
     ],
 )
-def test_tokens_that_have_expired_or_lie_open_are_told(
+def test_expired_and_readable_tokens_are_reported(
     tmp_path: Path, document: dict[str, str], mode: int, message: str
 ) -> None:
     file = tmp_path / "key_file.json"
@@ -371,7 +371,7 @@ def test_tokens_that_have_expired_or_lie_open_are_told(
     assert "no server runs" in listed(server.check(tmp_path, None), "ok")
 
 
-def test_the_doctor_looks_at_everything_and_is_content_with_a_new_project(
+def test_the_doctor_checks_everything_and_finds_no_error_in_a_new_project(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_config(tmp_path)

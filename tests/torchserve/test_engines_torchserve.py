@@ -138,7 +138,7 @@ def test_a_whole_batch_that_fails_has_the_body_that_the_worker_predicts(
         path.unlink()
 
 
-def test_a_killed_worker_comes_back_and_the_next_request_is_answered(
+def test_a_killed_worker_is_restarted_and_the_next_request_is_answered(
     server: TorchServe, client: InferenceClient
 ) -> None:
     (worker,) = server.management.describe("digits")[0].workers
@@ -159,7 +159,7 @@ def test_a_killed_worker_comes_back_and_the_next_request_is_answered(
         ("class H:\n    def initialize(self, c): raise ValueError('boom')\n    handle = None", "ValueError: boom"),
     ],
 )
-def test_a_model_that_fails_is_told_with_its_workers_traceback_and_not_registered(
+def test_a_model_that_fails_is_reported_with_its_workers_traceback_and_not_registered(
     server: TorchServe, make: Make, code: str, message: str
 ) -> None:
     path = make(code, name="broken", store=server.model_store)
@@ -213,7 +213,7 @@ def test_the_server_is_closed_to_others(server: TorchServe) -> None:
     assert {ip.removeprefix("::ffff:") for ip, _ in listening} == {"127.0.0.1"}
 
 
-def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_a_process_starts(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     (tmp_path / "store").mkdir()
     before = descendants()
@@ -230,7 +230,7 @@ def test_a_port_in_use_is_told_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_configuration_that_the_server_refuses_is_told_with_what_it_printed(tmp_path: Path) -> None:
+def test_a_rejected_configuration_is_reported_with_the_servers_output(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     config = write_config(tmp_path, vmargs="-XX:NoSuchOption")
     with pytest.raises(EngineError) as caught, TorchServe(config, tmp_path / "store", tmp_path / "run"):
@@ -263,7 +263,7 @@ def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, d
     assert sorted(path.name for path in (tmp_path / "one" / "run").iterdir()) == ["console.log", "logs"]
 
 
-def test_what_a_killed_server_has_left_is_ended_by_what_it_inherited(tmp_path: Path, make: Make) -> None:
+def test_processes_of_a_killed_server_are_found_by_their_environment_and_ended(tmp_path: Path, make: Make) -> None:
     mar = make(dedent(PARENT), name="parent", config={"minWorkers": 1, "maxWorkers": 1, "responseTimeout": 60})
     with TorchServe(write_config(tmp_path), mar.parent, tmp_path / "run") as server:
         server.load(mar)
@@ -291,6 +291,6 @@ LOG = """\
 """
 
 
-def test_the_traceback_of_a_model_is_told_from_its_neighbours() -> None:
+def test_the_traceback_of_a_model_is_separated_from_others() -> None:
     assert worker_log.last_traceback(LOG, "m", "1.0").splitlines()[1:] == ['  File "h.py", line 1', "ValueError: mine"]
     assert worker_log.last_traceback(LOG, "m", "2.0") == ""

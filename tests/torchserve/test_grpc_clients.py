@@ -144,7 +144,7 @@ def test_the_contract_is_the_one_in_torchserves_jar(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", [inference_pb2, management_pb2, open_inference_pb2])
-def test_what_is_generated_is_of_the_contract_beside_it(module: object, tmp_path: Path) -> None:
+def test_the_generated_messages_match_their_proto_files(module: object, tmp_path: Path) -> None:
     descriptor = module.DESCRIPTOR  # type: ignore[attr-defined]
     shutil.copy(ROOT / descriptor.name, tmp_path)
     (written,) = compiled(tmp_path, Path(descriptor.name).name).file
@@ -173,7 +173,7 @@ def test_a_request_that_our_handler_refuses_costs_no_worker(
     assert [one.pid for one in after.workers] == [one.pid for one in before.workers]
 
 
-def test_a_prediction_is_what_rest_answers(inference: GrpcInference) -> None:
+def test_a_prediction_is_the_same_as_over_rest(inference: GrpcInference) -> None:
     assert next(iter(inference.predict("digits", SEVEN))) == "7"
     answer = inference.request("digits", exchange.read(SEVEN), "1.0")
     assert (answer.status, next(iter(json.loads(answer.body)))) == (200, "7")
@@ -185,12 +185,12 @@ def test_the_handlers_row_has_the_body_and_the_fields(inference: GrpcInference) 
     assert row == {"body": '{"a": 1}', "target": "3"}
 
 
-def test_there_are_no_explanations(inference: GrpcInference) -> None:
+def test_explanations_are_not_supported(inference: GrpcInference) -> None:
     with pytest.raises(TorchmarError, match="explains over REST only"):
         inference.request("digits", replace(exchange.read(SEVEN), explain=True))
 
 
-def test_an_answer_comes_in_pieces(inference: GrpcInference) -> None:
+def test_a_response_is_streamed_in_parts(inference: GrpcInference) -> None:
     assert list(inference.stream("pieces", b"x")) == [b"a", b"b", b"c"]
 
 
@@ -220,13 +220,13 @@ def test_a_refusal_is_the_one_of_rest(
     assert caught.value.status == status
 
 
-def test_what_a_handler_of_ours_refuses_is_refused_although_no_status_travels(inference: GrpcInference) -> None:
+def test_an_error_of_our_handlers_is_recognised_without_a_status(inference: GrpcInference) -> None:
     with pytest.raises(ServerError, match="the body is empty") as caught:
         inference.predict("digits", b"")
     assert (caught.value.status, caught.value.type) == (400, "BadRequestException")
 
 
-def test_an_address_of_something_else_is_told(server: TorchServe) -> None:
+def test_an_address_of_another_service_is_reported(server: TorchServe) -> None:
     http = server.server.inference.replace("http", "grpc")
     with pytest.raises(ConnectError, match="does not speak gRPC") as caught:
         GrpcInference(replace(server.server, grpc_inference=http)).ping()
@@ -249,13 +249,13 @@ def test_a_request_has_its_deadline(inference: GrpcInference) -> None:
     assert caught.value.sent
 
 
-def test_what_is_too_large_is_told(inference: GrpcInference) -> None:
+def test_messages_that_are_too_large_are_reported(inference: GrpcInference) -> None:
     with pytest.raises(ServerError) as caught:
         inference.predict("many_ways", b"x" * 30_000_000)
     assert "max_request_size" in caught.value.hint
 
 
-def test_no_server_and_no_address_are_told() -> None:
+def test_a_missing_server_and_a_missing_address_are_reported() -> None:
     with pytest.raises(ConnectError, match="connection refused") as caught:
         GrpcInference(f"grpc://127.0.0.1:{free_ports(1)[0]}").ping()
     assert not caught.value.sent
@@ -278,7 +278,7 @@ def test_a_token_that_is_missing_wrong_or_for_another_machine(server: TorchServe
         GrpcInference(remote).ping()
 
 
-def test_a_model_lives_from_registration_to_removal(
+def test_a_model_is_registered_scaled_described_and_removed(
     server: TorchServe, management: GrpcManagement, make: Callable[..., Path]
 ) -> None:
     for version in ("1.0", "2.0"):
@@ -315,7 +315,7 @@ def test_scaling_to_no_workers_is_refused_rather_than_taken_for_one(management: 
         management.scale("digits", min_worker=0)
 
 
-def test_the_open_inference_protocol_says_how_things_are(open_inference: GrpcOpenInference) -> None:
+def test_the_open_inference_protocol_reports_health_and_readiness(open_inference: GrpcOpenInference) -> None:
     assert open_inference.live()
     assert open_inference.ready()
     assert open_inference.model_ready("many_ways", "1.0")
@@ -324,7 +324,7 @@ def test_the_open_inference_protocol_says_how_things_are(open_inference: GrpcOpe
         open_inference.model_ready("nothing")
 
 
-def test_tensors_go_there_and_back(open_inference: GrpcOpenInference) -> None:
+def test_tensors_are_sent_and_returned(open_inference: GrpcOpenInference) -> None:
     inputs = [Tensor.of("numbers", [[1, 2], [3, 4]]), Tensor.of("parts", [0.5, 1.5]), Tensor.of("flags", [True, False])]
     back = open_inference.infer("many_ways", inputs, id="7")
     assert back == [replace(tensor, name=f"same {tensor.name}") for tensor in inputs]

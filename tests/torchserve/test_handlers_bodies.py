@@ -120,7 +120,7 @@ def test_a_form_whose_input_is_not_certain_is_refused(post: Post) -> None:
     ],
     ids=["instances", "an array", "base64 with =", "an image", "a text", "nothing"],
 )
-def test_what_curl_sends_as_a_form_is_refused_with_the_header_to_add(post: Post, name: str, body: bytes) -> None:
+def test_curls_default_form_type_is_rejected_with_the_header_to_add(post: Post, name: str, body: bytes) -> None:
     answer = post(f"/predictions/{name}", body, FORM)
     if body == SEVEN and answer.status == 500:  # TorchServe cannot read this as a form
         return
@@ -147,7 +147,7 @@ def test_what_curl_sends_as_a_form_is_refused_with_the_header_to_add(post: Post,
     ],
     ids=lambda body: str(body)[:24],
 )
-def test_an_image_in_base64_is_read_in_any_dress(post: Post, body: Any) -> None:
+def test_an_image_in_base64_is_read_in_every_envelope(post: Post, body: Any) -> None:
     assert next(iter(post("/predictions/digits", body).document)) == "7"
     for key, answer_key in (("instances", "predictions"), ("inputs", "outputs")):
         answer = post("/predictions/digits", {key: [body, body]})
@@ -157,13 +157,13 @@ def test_an_image_in_base64_is_read_in_any_dress(post: Post, body: Any) -> None:
 
 @on_both_engines
 @pytest.mark.parametrize("body", [{"b64": "%%%"}, {"data": {"b64": "a"}}, {"data": {}}, {"data": {"b64": 1}}])
-def test_what_is_no_base64_is_refused(post: Post, body: Any) -> None:
+def test_invalid_base64_is_rejected(post: Post, body: Any) -> None:
     answer = post("/predictions/digits", body)
     assert answer.status == 400, answer.body
 
 
 @on_both_engines
-def test_a_text_may_be_in_base64_where_that_is_said(post: Post) -> None:
+def test_a_text_may_be_in_base64_where_it_is_marked(post: Post) -> None:
     text = base64.b64encode(EMAIL.encode()).decode()
     plain = post("/predictions/topics", {"text": EMAIL}).document
     assert post("/predictions/topics", {"b64": text}).document == plain
@@ -190,7 +190,7 @@ def test_several_documents_as_one_are_refused_not_the_first_answered(post: Post,
 
 
 @on_both_engines
-def test_columns_of_a_classifier_do_not_depend_on_what_it_predicts(post: Post) -> None:
+def test_columns_of_a_classifier_do_not_depend_on_the_prediction(post: Post) -> None:
     for name, inputs in (
         ("digits", [{"b64": SEVEN_B64}]),
         ("digits", [{"b64": SEVEN_B64}, [[0.5] * 32] * 32, [[[9]] * 32] * 32]),
@@ -215,7 +215,7 @@ def test_columns_of_a_classifier_do_not_depend_on_what_it_predicts(post: Post) -
     ],
     ids=["too small", "an instance too small", "booleans", "too large", "NaN"],
 )
-def test_an_input_that_the_model_cannot_take_is_refused_with_what_it_takes(post: Post, body: Any, message: str) -> None:
+def test_an_input_that_does_not_fit_is_rejected_with_the_models_inputs(post: Post, body: Any, message: str) -> None:
     answer = post("/predictions/digits", body)
     assert (answer.status, message in answer.message) == (400, True), answer.body
 

@@ -56,7 +56,7 @@ ts_inference_requests_total{model_name="m",} 3
         (response(METRICS % (b"ts_queue_latency", 100)), response(METRICS % (b"ts_queue", 100)), ["body"]),
     ],
 )
-def test_what_has_to_differ_is_left_out_and_all_else_is_reported(
+def test_expected_differences_are_left_out_and_others_are_reported(
     first: RawResponse, second: RawResponse, aspects: list[str]
 ) -> None:
     assert [one.aspect for one in mismatches("m/case", first, second, 1e-3)] == aspects
@@ -68,7 +68,7 @@ def test_of_a_large_body_the_part_that_differs_is_shown() -> None:
     assert (one.first, one.second) == ("{'a': {'b': 1}}", "{'a': {'b': 2}}")
 
 
-def test_a_difference_explains_what_it_is_about_and_nothing_else() -> None:
+def test_a_documented_difference_matches_only_its_own_cases() -> None:
     meant = KnownDifference(
         id="code",
         what="no model",

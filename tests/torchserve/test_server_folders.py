@@ -106,7 +106,7 @@ def test_a_folder_that_is_not_allowed_is_not_registered(toolkit: Engine, folder:
     assert f"allowed_urls must match file://{folder}/elsewhere" in answer.json()["message"]
 
 
-def test_a_folder_without_a_handler_is_said_to_lack_one(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_handler_is_reported(folder: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, load_models=f"model={folder}/model", **OPEN)
     with ENGINES["builtin"](config, folder / "store", tmp_path / "run") as server:
         report = server.wait_until_loaded(SECONDS)  # type: ignore[attr-defined]

@@ -108,7 +108,7 @@ def wheel(version: str) -> bytes:
     return content.getvalue()
 
 
-def test_what_requirements_install_is_what_is_imported_whatever_the_server_has(
+def test_installed_requirements_are_imported_before_the_servers_packages(
     running: Engine, engine: EngineName, make: Make
 ) -> None:
     assert importlib.metadata.version("packaging") != "0.23.2"

@@ -44,7 +44,9 @@ def describe(config: Path, name: str) -> list[dict[str, object]]:
 
 
 @on_both_engines
-def test_a_snapshot_in_the_configuration_lists_what_is_loaded(engine: EngineName, tmp_path: Path, make: Make) -> None:
+def test_a_snapshot_in_the_configuration_lists_the_models_to_load(
+    engine: EngineName, tmp_path: Path, make: Make
+) -> None:
     # The archive's own configuration and load_models have a lower priority.
     archive = make(OK, name="echo", config={"minWorkers": 2, "maxWorkers": 2, "batchSize": 9, "responseTimeout": 99})
     make(OK, name="other")
@@ -95,7 +97,7 @@ def test_either_server_starts_from_a_snapshot_of_this_one(engine: EngineName, tm
         assert post(f"{address(first)}/predictions/echo").text == "ok"
 
 
-def test_what_could_not_be_loaded_stays_in_the_snapshot(tmp_path: Path, make: Make) -> None:
+def test_models_that_could_not_be_loaded_stay_in_the_snapshot(tmp_path: Path, make: Make) -> None:
     store = make(OK, name="echo").parent
     gone = {**LISTED["models"]["echo"]["1.0"], "marName": "gone.mar"}  # type: ignore[index]
     listed = {**LISTED, "models": {**LISTED["models"], "gone": {"3.0": gone}}}  # type: ignore[dict-item]

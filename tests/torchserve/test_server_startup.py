@@ -130,7 +130,7 @@ def test_until_all_are_loaded_the_server_is_not_ready_and_requests_wait(
         assert post(f"{base}/predictions/missing").status_code == 404
 
 
-def test_what_a_client_registers_before_the_start_has_come_to_it_counts_as_loaded(
+def test_a_model_that_a_client_registers_before_its_turn_at_start_counts_as_loaded(
     tmp_path: Path, make: Make, files: Files
 ) -> None:
     archive = make(OK, name="echo")
@@ -170,7 +170,7 @@ def test_a_model_that_is_not_loaded_in_time_gets_503_with_retry_after() -> None:
     assert state.not_found("other", known).status == 503
 
 
-def test_what_cannot_be_loaded_is_named_and_keeps_the_server_unhealthy(tmp_path: Path, make: Make) -> None:
+def test_a_model_that_cannot_be_loaded_is_named_and_keeps_the_server_unhealthy(tmp_path: Path, make: Make) -> None:
     archive = make(OK, name="echo")
     (archive.parent / "torn-1.0.mar").write_bytes(b"PK\x03\x04")
     config = write_config(tmp_path, load_models=f"{archive.name},torn=torn-1.0.mar,none.mar", **OPEN)

@@ -29,7 +29,7 @@ def test_the_environment_has_torchserve_and_nothing_of_ours(stock_python: Path, 
     assert output.strip() == "[True, False, False]"
 
 
-def test_it_predicts_and_explains_there(stock_python: Path, digits: Path, tmp_path: Path) -> None:
+def test_predictions_and_explanations_work_in_a_stock_server(stock_python: Path, digits: Path, tmp_path: Path) -> None:
     with TorchServe(write_config(tmp_path), digits.parent, tmp_path / "run", python=str(stock_python)) as server:
         model = server.load(digits)
         assert psutil.Process(model.workers[0].pid).cmdline()[0] == str(stock_python)

@@ -269,7 +269,7 @@ def test_which_handlers_are_known() -> None:
     assert forking.mode("handler:handle", model_file=True, allowed=True)[0] == forking.ALLOWED
 
 
-def test_what_forks_must_not_share_is_found_wherever_it_is_held(tmp_path: Path) -> None:
+def test_objects_that_forks_must_not_share_are_found_everywhere(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(sqlite3.connect(":memory:")) as database:
         found = [np.random.default_rng(), np.random.RandomState(0), random.Random(), torch.Generator(), database]
         model = torch.nn.Sequential(torch.nn.Linear(1, 1))
@@ -285,7 +285,7 @@ WHO = "import os\ndef handle(rows, context):\n    return rows and [os.getpid()] 
 
 @_on_builtin
 @pytest.mark.parametrize("fork", [True, False, None])
-def test_the_archive_says_whether_its_workers_are_forks_and_the_log_why(
+def test_the_archive_sets_whether_its_workers_are_forks_and_the_log_has_the_reason(
     serve: Callable[..., Engine], fork: bool | None
 ) -> None:
     name = f"fork-{fork}"

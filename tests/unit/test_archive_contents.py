@@ -84,7 +84,7 @@ def test_a_handler_function_is_written_as_torchserves_loader_takes_it(make: Make
 
 
 @pytest.mark.parametrize("labels", ['["cat", "dog"]', '{"0": "cat", "1": "dog"}'])
-def test_labels_come_from_a_json_file_too(make: Make, labels: str) -> None:
+def test_labels_may_be_a_json_file(make: Make, labels: str) -> None:
     with Archive(make(disk={"names.json": labels}, labels="names.json")) as archive:
         assert json.loads(archive.read("index_to_name.json")) == {"0": "cat", "1": "dog"}
 

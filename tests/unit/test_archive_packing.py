@@ -77,7 +77,7 @@ def test_the_tree_and_the_bytes_are_preserved(tmp_path: Path) -> None:
     assert (packed.size, packed.members) == (packed.path.stat().st_size, 5)
 
 
-def test_a_failure_leaves_the_old_archive_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failure_leaves_only_the_old_archive(tmp_path: Path) -> None:
     target = tmp_path / "a.mar"
     pack({"a": b"old"}, target)
     before = target.read_bytes()

@@ -61,7 +61,7 @@ def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
         Archive(write_zip(tmp_path / "bad.mar", (link, "/etc/passwd")))
 
 
-def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
+def test_files_that_are_no_archives_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "empty.mar").touch()
     (tmp_path / "text.mar").write_text("hello")
     os.mkfifo(tmp_path / "pipe.mar")  # without a writer
@@ -101,7 +101,7 @@ def test_damaged_bytes_are_an_error_and_nothing_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_extraction_never_mixes_with_what_is_there(tmp_path: Path) -> None:
+def test_extraction_needs_an_empty_folder(tmp_path: Path) -> None:
     path = pack({"a": b"1"}, tmp_path / "a.mar").path
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()

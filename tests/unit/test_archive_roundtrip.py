@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ derive
 
 
-def test_deriving_changes_what_is_asked_and_keeps_the_rest(make: Callable[..., Path], tmp_path: Path) -> None:
+def test_deriving_changes_only_the_given_values(make: Callable[..., Path], tmp_path: Path) -> None:
     source = make(disk={"w.pt": os.urandom(100_000)}, weights="w.pt", config={"batchSize": 2, "maxBatchDelay": 5})
     (tmp_path / "other.py").write_text(
         "from torchmar_handlers.base import BaseHandler\nclass Other(BaseHandler): ...\n"
@@ -198,7 +198,7 @@ def test_deriving_from_every_form_gives_the_same_archive(make: Callable[..., Pat
         ({"version": "2", "handler": Path("nowhere.py")}, "nowhere.py"),
     ],
 )
-def test_deriving_refuses_what_would_not_work(
+def test_deriving_rejects_values_that_would_not_work(
     make: Callable[..., Path], tmp_path: Path, keys: dict[str, object], message: str
 ) -> None:
     source = make()
@@ -210,7 +210,7 @@ def test_deriving_refuses_what_would_not_work(
 # ------------------------------------------------------------------------------------------------ import
 
 
-def test_what_is_imported_builds_the_same_archive_again(
+def test_an_imported_archive_builds_the_same_archive_again(
     digits: Path, make: Callable[..., Path], tmp_path: Path
 ) -> None:
     files = {
@@ -265,7 +265,7 @@ def test_samples_that_are_none_are_an_error_and_nothing_is_left(tmp_path: Path, 
     assert list((tmp_path / "in").iterdir()) == []
 
 
-def test_what_a_recipe_cannot_say_is_told(tmp_path: Path) -> None:
+def test_importing_reports_values_that_a_recipe_lacks(tmp_path: Path) -> None:
     manifest = json.loads(MANIFEST)
     manifest["runtime"], manifest["model"]["envelope"], manifest["model"]["mine"] = "LSP", "kserve", 7
     pack({"MAR-INF/MANIFEST.json": json.dumps(manifest).encode(), "h.py": b""}, tmp_path / "a.mar")

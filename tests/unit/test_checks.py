@@ -51,13 +51,13 @@ def test_the_manifest_is_judged_as_the_server_reads_it(members: dict[str, bytes]
     assert all(finding.remedy for finding in findings)
 
 
-def test_a_file_that_lies_deeper_than_the_manifest_says_is_named() -> None:
+def test_a_file_in_a_deeper_folder_than_in_the_manifest_is_named() -> None:
     members = {"MAR-INF/MANIFEST.json": manifest(serializedFile="w.pt"), "weights/w.pt": b"x"}
     _, (finding,) = manifests.read(Composed(members))
     assert finding.remedy == "move weights/w.pt to the top"
 
 
-def test_a_runtime_that_torchserve_does_not_know_is_an_error() -> None:
+def test_an_unknown_runtime_is_an_error() -> None:
     document = json.loads(manifest())
     document["runtime"] = "ruby"
     _, (finding,) = manifests.read(Composed({"MAR-INF/MANIFEST.json": json.dumps(document).encode()}))
@@ -113,7 +113,7 @@ def test_the_configuration_is_judged_with_its_lines(text: str, found: dict[str, 
     assert all(finding.remedy and finding.cause for finding in findings)
 
 
-def test_a_configuration_that_is_no_text_is_told() -> None:
+def test_a_configuration_that_is_no_text_is_a_finding() -> None:
     for content in (b"\xff\xfe\x00", b"x" * (2 << 20)):
         (finding,) = configuration.check(Composed({"c": content}), "c")
         assert finding.code is Code.MAR501
@@ -145,7 +145,7 @@ def test_a_configuration_that_is_no_text_is_told() -> None:
         ("../mine-1.0-py3-none-any.whl", "MAR509"),
     ],
 )
-def test_requirements_are_pinned_or_carried_or_told(line: str, code: str) -> None:
+def test_requirements_that_are_neither_pinned_nor_carried_are_findings(line: str, code: str) -> None:
     members = {"r.txt": f"# first\n{line}\n".encode(), "mine-1.0-py3-none-any.whl": b"", "wheels/other-1.0.tar.gz": b""}
     findings = list(requirements.check(Composed(members), "r.txt"))
     assert [(one.code.name, one.place) for one in findings] == [(code, "r.txt:2")] * bool(code)
@@ -161,7 +161,7 @@ def test_the_digits_have_no_finding_as_recipe_archive_folder_or_tar(digits: Path
 
 
 @pytest.mark.parametrize(("form", "name"), [("tgz", "a.mar"), ("zip", "a.tar.gz"), ("flat", "b.tar.gz")])
-def test_a_file_that_is_called_otherwise_than_torchserve_reads_it_is_told(
+def test_a_file_with_another_name_than_torchserve_reads_is_a_finding(
     digits: Path, tmp_path: Path, form: str, name: str
 ) -> None:
     with zipfile.ZipFile(digits) as archive:
@@ -191,7 +191,7 @@ def test_a_deflated_archive_is_a_warning_and_reads_the_same(digits: Path, tmp_pa
     assert [finding.code for finding in checks.check(tmp_path / "a.mar")] == [Code.MAR111]
 
 
-def test_findings_of_every_group_come_at_once_errors_first(tmp_path: Path) -> None:
+def test_findings_of_all_groups_are_listed_at_once_errors_first(tmp_path: Path) -> None:
     members: Mapping[str, bytes] = {
         "MAR-INF/MANIFEST.json": manifest(serializedFile="w.pt", modelFile="gone.py", configFile="c.yaml"),
         "h.py": b"class A: ...\nclass B: ...\n",
@@ -224,7 +224,7 @@ def torchmar(*arguments: object, code: int) -> str:
     return ran.stdout + ran.stderr
 
 
-def test_the_command_tells_codes_and_hints_and_fails_on_errors_only(make: Make, tmp_path: Path) -> None:
+def test_the_command_prints_codes_and_hints_and_fails_on_errors_only(make: Make, tmp_path: Path) -> None:
     bad = make("class A: ...\nclass B: ...\n", config={"batchSize": 8})
     output = torchmar(bad, code=1)
     assert "MAR301" in output

@@ -14,7 +14,7 @@ SECTIONS = re.findall(r"^### (.*)\n\n(.*)\n((?:(?!##).*\n)*)", TEXT, re.MULTILIN
 PARTS = ["**What happens.**", "**Common causes.**", "**Solution.**"]
 
 
-def test_every_code_has_one_section_in_the_order_of_the_catalogue_and_no_other_is_there() -> None:
+def test_every_code_has_exactly_one_section_in_the_order_of_the_catalogue() -> None:
     assert [heading for heading, _, _ in SECTIONS] == [code.name for code in Code]
     assert len(re.findall("^### ", TEXT, re.MULTILINE)) == len(SECTIONS)
 
@@ -25,11 +25,11 @@ def test_a_section_has_the_severity_and_the_title_of_its_code(code: Code) -> Non
 
 
 @pytest.mark.parametrize(("heading", "body"), [(heading, body) for heading, _, body in SECTIONS])
-def test_a_section_says_what_happens_why_and_what_to_do(heading: str, body: str) -> None:
+def test_a_section_has_the_effect_the_cause_and_the_remedy(heading: str, body: str) -> None:
     assert re.findall(r"^\*\*[A-Z].*?\.\*\*", body, re.MULTILINE) == PARTS
 
 
-def test_a_code_lies_in_the_group_of_its_hundred() -> None:
+def test_a_code_is_in_the_group_of_its_hundred() -> None:
     groups = re.findall(r"^## MAR(\d)xx: .*\n((?:(?!## ).*\n)*)", TEXT, re.MULTILINE)
     found = [(group, code) for group, body in groups for code in re.findall(r"^### MAR(\d)", body, re.MULTILINE)]
     assert [group for group, _ in found] == [code.name[3] for code in Code]
@@ -47,13 +47,13 @@ def test_links_lead_to_headings() -> None:
     assert set(re.findall(r"\]\(#([^)]*)\)", TEXT)) <= anchors
 
 
-def test_what_decides_is_said_of_every_code_once() -> None:
+def test_every_code_has_one_severity() -> None:
     table = TEXT.partition("## What decides\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (MAR.*?) \| .+? \| .+? \|$", table, re.MULTILINE)
     assert sorted(code for row in rows for code in row.split(", ")) == [code.name for code in Code]
 
 
-def test_what_decides_says_where_a_code_is_an_error() -> None:
+def test_the_severity_names_the_servers_on_which_a_code_is_an_error() -> None:
     table = TEXT.partition("## What decides\n")[2].partition("\n## ")[0]
     for codes, errors in re.findall(r"^\| (MAR.*?) \| .+? \| (.+?) \|$", table, re.MULTILINE):
         for code in codes.split(", "):

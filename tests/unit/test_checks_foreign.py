@@ -44,7 +44,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("name", "content", "what"), OTHERS.values(), ids=OTHERS)
-def test_a_model_of_another_framework_is_called_that_with_what_to_do(name: str, content: bytes, what: str) -> None:
+def test_a_model_of_another_framework_is_named_with_a_remedy(name: str, content: bytes, what: str) -> None:
     errors = [one for one in found({name: content}, serializedFile=name) if one.severity == "error"]
     assert [what in one.cause for one in errors] == [True], errors
     assert "handler of your own" in errors[0].remedy
@@ -118,7 +118,7 @@ def test_a_configuration_of_openmmlab_is_no_error_with_the_handler_of_its_tools(
 
 
 @pytest.mark.process
-def test_what_the_worker_has_imported_before_the_handler_is_the_list_of_the_check() -> None:
+def test_the_check_lists_the_modules_that_a_worker_imports_before_the_handler() -> None:
     from torchmar.checks.imports import IMPORTED_BY_WORKER
 
     code = "import sys, ts.model_service_worker\nprint(*{name.partition('.')[0] for name in sys.modules})"

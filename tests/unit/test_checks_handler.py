@@ -521,7 +521,7 @@ def test_torchserves_own_loader_agrees(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_a_named_function_that_is_not_there_is_told_although_torchserve_takes_the_class(tmp_path: Path) -> None:
+def test_a_missing_function_is_a_finding_although_torchserve_uses_the_class(tmp_path: Path) -> None:
     files = {"handler.py": CLASS}
     cause = "does not define answer; TorchServe takes the class Digits in its place without a warning"
     assert agrees(check(files, "handler:answer"), [("MAR310", "handler.py", cause)])
@@ -574,7 +574,7 @@ def test_requirements_satisfy_imports_under_the_names_of_packages(line: str, req
         ("import os\nhome = os.path.join(os.getcwd(), 'x')", ""),
     ],
 )
-def test_work_at_import_is_told_with_its_call(line: str, called: str) -> None:
+def test_work_at_import_is_a_finding_with_its_call(line: str, called: str) -> None:
     found = check(
         {"handler.py": f"{line}\n{FUNCTION}", "lib.py": "def open(name): ...", "requirements.txt": "requests"}
     )
@@ -583,7 +583,7 @@ def test_work_at_import_is_told_with_its_call(line: str, called: str) -> None:
     )
 
 
-def test_work_at_import_of_a_module_that_the_handler_imports_is_told_there() -> None:
+def test_work_at_import_of_an_imported_module_is_a_finding_of_that_module() -> None:
     files = {"handler.py": "import lib\n" + CLASS, "lib.py": "\nx = open('x')\n", "other.py": "open('x')"}
     assert agrees(check(files), [("MAR307", "lib.py:2", "calls open()")])
 
@@ -616,7 +616,7 @@ def test_work_at_import_of_a_module_that_the_handler_imports_is_told_there() -> 
         ({"handler.py": CLASS.replace("self, context", "")}, "handler.py", "define it as initialize(self, context)"),
     ],
 )
-def test_a_remedy_says_what_to_do_next(files: Files, handler: str, remedy: str) -> None:
+def test_a_remedy_has_the_next_step(files: Files, handler: str, remedy: str) -> None:
     (finding,) = check(files, handler)
     assert remedy in finding.remedy
 

@@ -217,7 +217,7 @@ def test_generated_files_are_found_unreadable_exactly_where_pip_refuses_them(
         ("x @ https://example.com/x.zip\n./project\n-e project\n", []),
     ],
 )
-def test_what_may_be_another_version_tomorrow_is_found(text: str, unpinned: list[str]) -> None:
+def test_unpinned_requirements_are_found(text: str, unpinned: list[str]) -> None:
     assert [finding.place for finding in found(text) if finding.code.name == "MAR508"] == unpinned
 
 

@@ -28,7 +28,7 @@ from torchmar.recipe import Sample
         ({"a": 1, "b": 2}, {"a": 5, "b": 6}, ["a is 5, not 1 within 0.001", "b is 6, not 2 within 0.001"]),
     ],
 )
-def test_every_difference_is_told_with_its_place(expected: Any, actual: Any, messages: list[str]) -> None:
+def test_every_difference_has_its_place(expected: Any, actual: Any, messages: list[str]) -> None:
     sample = Sample(input="x", expect=expected)
     assert differences(sample, Response(200, json.dumps(actual).encode())) == messages
 

@@ -47,7 +47,7 @@ OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 16\r
 BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"
 
 
-def test_what_only_reads_is_repeated_when_the_connection_breaks_or_the_server_is_starting() -> None:
+def test_reading_requests_are_repeated_when_the_connection_breaks_or_the_server_is_starting() -> None:
     with Peer([b"", BUSY, OK]).listening() as peer:
         assert Connection(Endpoint(inference=peer.address), "inference").request("GET", "/ping").json() == {
             "status": "ok"
@@ -56,7 +56,7 @@ def test_what_only_reads_is_repeated_when_the_connection_breaks_or_the_server_is
 
 
 @pytest.mark.parametrize(("answer", "error"), [(b"", ConnectError), (BUSY, ServerError)])
-def test_what_may_have_been_carried_out_is_never_repeated(answer: bytes, error: type[TorchmarError]) -> None:
+def test_requests_that_may_have_been_carried_out_are_never_repeated(answer: bytes, error: type[TorchmarError]) -> None:
     with Peer([answer, OK]).listening() as peer:
         with pytest.raises(error) as caught:
             ManagementClient(peer.address).register("a.mar")
@@ -67,7 +67,7 @@ def test_what_may_have_been_carried_out_is_never_repeated(answer: bytes, error: 
         assert "may have carried it out nevertheless" in caught.value.hint
 
 
-def test_what_was_never_sent_is_repeated_whatever_it_is() -> None:
+def test_any_request_that_was_not_sent_is_repeated() -> None:
     (port,) = free_ports(1)
     answers: list[str] = []
     registering = threading.Thread(
@@ -104,7 +104,7 @@ def test_a_limit_of_time_is_of_one_try() -> None:
             silent.accept()
 
 
-def test_another_machine_gets_no_token_in_plain_text_unless_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machine_gets_no_token_in_plain_text_unless_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHMAR_MANAGEMENT_TOKEN", "top-secret")
     remote = Endpoint(management="http://192.0.2.1:8081")  # an address without a host: RFC 5737
     with pytest.raises(InsecureError, match=r"192\.0\.2\.1.*in plain text") as caught:
@@ -172,7 +172,7 @@ def test_the_error_of_an_html_page_has_its_title(status: str, kind: type[ServerE
 
 
 @pytest.mark.parametrize("body", [b"<html>welcome</html>", b"", b"[]", b"7", b'{"hello": 1}'])
-def test_a_response_of_another_service_is_an_error_that_says_so(body: bytes) -> None:
+def test_a_response_of_another_service_is_a_clear_error(body: bytes) -> None:
     management_calls: tuple[Callable[[ManagementClient], object], ...] = (
         lambda client: list(client.models()),
         lambda client: client.register("a.mar"),
@@ -226,7 +226,7 @@ def test_the_reason_of_a_failed_connection_is_in_the_error() -> None:
         InferenceClient(peer.address.replace("http", "https")).ping()
 
 
-def test_the_run_folder_says_where_its_server_is_and_its_tokens_go_nowhere_else(
+def test_the_run_folder_has_the_addresses_of_its_server_which_alone_gets_its_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHMAR_INFERENCE_TOKEN", "of another server")
@@ -343,11 +343,11 @@ def test_grpc_trusts_the_same_certificates_and_renews_the_same_tokens(tls: Torch
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
-def test_who_checks_no_certificate_reaches_the_server_all_the_same(tls: TorchServe) -> None:
+def test_without_verification_any_certificate_is_accepted(tls: TorchServe) -> None:
     assert InferenceClient(replace(tls.server, verify=False)).ping() == "Healthy"
 
 
-def test_plain_http_to_a_server_with_tls_is_an_error_that_says_so(tls: TorchServe) -> None:
+def test_plain_http_to_a_server_with_tls_is_a_clear_error(tls: TorchServe) -> None:
     with pytest.raises(ServerError, match="only accepts HTTPS requests"):
         InferenceClient(replace(tls.server, inference=tls.server.inference.replace("https", "http"))).ping()
 

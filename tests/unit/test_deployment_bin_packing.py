@@ -60,7 +60,7 @@ def possible(sizes: list[int], some: list[Demand]) -> bool:
 
 @settings(max_examples=300, deadline=None)
 @given(problems())
-def test_no_gpu_holds_more_than_it_has_and_what_is_pinned_or_there_stays(
+def test_no_gpu_is_overfull_and_pinned_or_present_workers_stay(
     problem: tuple[list[int], list[Demand]],
 ) -> None:
     sizes, some = problem
@@ -81,7 +81,7 @@ def test_no_gpu_holds_more_than_it_has_and_what_is_pinned_or_there_stays(
 
 @settings(max_examples=150, deadline=None)
 @given(problems())
-def test_what_is_refused_cannot_be_arranged_at_all(problem: tuple[list[int], list[Demand]]) -> None:
+def test_rejected_demands_fit_in_no_arrangement(problem: tuple[list[int], list[Demand]]) -> None:
     sizes, some = problem
     try:
         assign(sizes, some)
@@ -119,7 +119,7 @@ def test_small_models_share_a_gpu_and_leave_another_free_for_a_large_one() -> No
     assert found[4] != found[0]
 
 
-def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
+def test_demands_that_cannot_fit_are_rejected_with_the_numbers() -> None:
     with pytest.raises(TorchmarError) as caught:
         assign([80 * GIB, 40 * GIB], [Demand("one 1.0", 2, 39 * GIB), Demand("two 2.1", 3, 30 * GIB)])
     assert caught.value.message.splitlines() == [

@@ -60,7 +60,7 @@ def test_one_version_without_keys_is_enough() -> None:
     assert (model.default_version, model.keep, model.checks.samples) == ("1.0", 1, True)
 
 
-def test_every_problem_is_told_at_once_with_its_line() -> None:
+def test_every_problem_is_reported_at_once_with_its_line() -> None:
     assert problems(
         """\
 server: {modelstore: x}
@@ -103,7 +103,7 @@ prune: maybe
         ("{batch_size: 99999999999}", "less than or equal to"),
     ],
 )
-def test_what_contradicts_itself_is_told(version: str, message: str) -> None:
+def test_contradictions_are_reported(version: str, message: str) -> None:
     (problem,) = problems(f'models:\n  m:\n    versions:\n      "1.0": {version}\n')
     assert message in problem
 
@@ -135,11 +135,11 @@ def test_a_model_has_one_default_and_one_build_of_each_version(model: str, messa
         ("? [a]\n: b", "not YAML"),
     ],
 )
-def test_a_file_that_is_none_is_told(text: str, message: str) -> None:
+def test_an_invalid_file_is_reported(text: str, message: str) -> None:
     assert message in problems(text)[0]
 
 
-def test_a_missing_file_is_told_with_how_to_make_one(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_with_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"does not exist \(torchmar capture > deployment.yaml"):
         desired.read(tmp_path / "deployment.yaml")
 

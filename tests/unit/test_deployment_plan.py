@@ -96,7 +96,7 @@ def test_a_new_version_is_up_and_checked_before_it_is_the_default_and_the_old_on
     assert steps(made) == ["register m 2.0, 1 worker", "check m 2.0", "switch m 1.0 to 2.0"]
 
 
-def test_only_as_many_versions_are_kept_as_the_file_says_the_newest_ones() -> None:
+def test_only_the_newest_versions_are_kept_up_to_the_number_in_the_file() -> None:
     there = live(version("m", "1.9"), version("m", "1.10"), version("m", "1.2"), version("m", "2.0"), default="2.0")
     made = plan(TWO, there, stored("m", "2.0"))
     assert steps(made) == ["drain m 1.9, m 1.2, 3 s", "remove m 1.9", "remove m 1.2"]
@@ -126,7 +126,7 @@ def test_more_workers_are_started_in_place() -> None:
 PARKED = ONE.replace("min_workers: 1", "min_workers: 0")
 
 
-def test_a_model_whose_versions_have_no_workers_is_parked_where_it_is() -> None:
+def test_a_model_whose_versions_have_no_workers_is_parked_in_place() -> None:
     assert plan(PARKED, live(version("m", "1.0", 0)), stored("m", "1.0")).actions == ()
     made = plan(PARKED, live(version("m", "1.0", 2)), stored("m", "1.0"))
     assert steps(made) == ["drain m 1.0, 3 s", "scale-down m 1.0, 2 to 0 workers"]
@@ -196,7 +196,7 @@ def test_a_build_that_is_left_in_the_store_is_used_again_if_it_is_of_the_same_co
     assert steps(plan(text, {}, own, other))[0] == "derive m-1.0+b3.mar from m-1.0.mar"
 
 
-def test_back_to_what_the_archive_says_is_the_archive_itself() -> None:
+def test_the_archives_own_configuration_needs_no_build() -> None:
     there = live(version("m", "1.0+b2", batch_size=4))
     made = plan(ONE.replace("min_workers: 1", "min_workers: 1, batch_size: 1"), there, stored("m", "1.0"))
     assert steps(made)[0] == "register m 1.0, 1 worker"
@@ -218,7 +218,7 @@ def test_back_to_what_the_archive_says_is_the_archive_itself() -> None:
         ({"deviceIds": [0]}, "devices: [1]", False),
     ],
 )
-def test_an_archive_is_registered_as_it_is_only_if_its_configuration_allows_what_is_asked(
+def test_an_archive_is_registered_unchanged_only_if_its_configuration_is_the_desired_one(
     config: dict[str, Any] | None, keys: str, plain: bool
 ) -> None:
     text = f'models: {{m: {{versions: {{"1.0": {{{keys}}}}}}}}}'
@@ -226,7 +226,7 @@ def test_an_archive_is_registered_as_it_is_only_if_its_configuration_allows_what
     assert isinstance(made.actions[0], actions.Register) is plain
 
 
-def test_what_the_file_leaves_out_is_what_the_archive_says_or_what_is_there() -> None:
+def test_missing_values_are_those_of_the_archive_or_of_the_server() -> None:
     text = 'models: {m: {versions: {"1.0": }}}'
     there = live(version("m", "1.0", 3, batch_size=4, max_batch_delay=7))
     assert not plan(text, there, stored("m", "1.0")).actions
@@ -252,7 +252,7 @@ def test_a_registered_version_without_workers_gets_them_before_it_is_checked_and
         assert steps(made) == ["scale-up m 2.0, 0 to 1 worker", "check m 2.0", "switch m 1.0 to 2.0"]
 
 
-def test_a_default_that_somebody_changed_by_hand_is_changed_back_after_a_check() -> None:
+def test_a_default_that_was_changed_by_hand_is_changed_back_after_a_check() -> None:
     text = 'models: {m: {default: "1.0", versions: {"1.0": {}, "2.0": {}}}}'
     there = live(version("m", "1.0"), version("m", "2.0"), default="2.0")
     made = plan(text, there, stored("m", "1.0"), stored("m", "2.0"))
@@ -268,7 +268,7 @@ def test_workers_that_do_not_answer_are_drift() -> None:
     assert not made.actions
 
 
-def test_new_versions_are_up_before_any_switch_and_old_ones_go_after_all_of_them() -> None:
+def test_new_versions_are_up_before_any_switch_and_old_ones_are_removed_after_all_of_them() -> None:
     text = """
 models:
   a: {keep: 0, drain_seconds: 3, versions: {"2.0": {min_workers: 1}}}
@@ -302,7 +302,7 @@ def test_an_archive_outside_the_store_is_copied_there() -> None:
     assert steps(made)[0] == "copy ../m-1.0.mar to store/m-1.0.mar"
 
 
-def test_what_cannot_be_done_is_told_with_what_is_missing() -> None:
+def test_an_impossible_plan_names_the_missing_resources() -> None:
     with pytest.raises(TorchmarError, match=r"no archive m-1\.0\.mar in store"):
         plan(ONE, {})
     with pytest.raises(TorchmarError, match="not here to derive another build"):

@@ -74,7 +74,7 @@ def test_python_code_compiles(block: Block) -> None:
     [file for file in documents.FILES if any(block.marks == {"run"} for block in documents.blocks(file))],
     ids=lambda file: file.stem,
 )
-def test_commands_print_what_is_shown(file: Path, tmp_path: Path) -> None:
+def test_commands_print_the_shown_output(file: Path, tmp_path: Path) -> None:
     documents.write_project(tmp_path)
     for block in documents.blocks(file):
         if block.marks == {"run"}:

@@ -39,7 +39,7 @@ def test_all_ports_move_by_the_distance_of_the_first() -> None:
 
 
 @pytest.mark.parametrize("port", [65535, 1000])
-def test_a_port_that_there_is_not_is_refused(port: int) -> None:
+def test_a_port_beyond_65535_is_rejected(port: int) -> None:
     with pytest.raises(EngineError, match=r"would shift \w+ from \d+ to"):
         addresses.shift_ports(Properties(None, {}), port)
 
@@ -65,7 +65,7 @@ def test_metrics_listen_elsewhere_only_if_they_are_to() -> None:
 UNIX = Properties(None, {"inference_address": "unix:/run/inference.sock"})
 
 
-def test_a_unix_socket_moves_nowhere_and_who_wants_it_to_is_told() -> None:
+def test_shifting_a_unix_socket_is_an_error() -> None:
     with pytest.raises(EngineError, match=r"inference_address=unix:/run/inference\.sock has no port") as caught:
         addresses.shift_ports(UNIX, 9080)
     assert "--port" in caught.value.hint
@@ -75,7 +75,7 @@ def test_a_unix_socket_moves_nowhere_and_who_wants_it_to_is_told() -> None:
     assert [address.port or address.unix for address in beside.addresses()][:2] == [9080, "/run/management.sock"]
 
 
-def test_a_unix_socket_is_taken_while_somebody_listens(tmp_path: Path) -> None:
+def test_a_unix_socket_is_in_use_while_a_process_listens(tmp_path: Path) -> None:
     address = Address(unix=str(tmp_path / "s"), key="inference_address")
     addresses.check_free(address)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -86,7 +86,7 @@ def test_a_unix_socket_is_taken_while_somebody_listens(tmp_path: Path) -> None:
     addresses.check_free(address)  # the file is still there, without a listener
 
 
-def test_who_holds_a_port_is_named(tmp_path: Path) -> None:
+def test_the_process_that_listens_on_a_port_is_named(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     code = f"import socket; s = socket.create_server(('127.0.0.1', {port})); print('listening', flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -107,14 +107,14 @@ def test_who_holds_a_port_is_named(tmp_path: Path) -> None:
     assert addresses.listener_of(port) is None
 
 
-def test_an_address_of_another_machine_is_told() -> None:
+def test_an_address_of_another_machine_is_reported() -> None:
     with pytest.raises(EngineError, match="not an address of this machine"):
         addresses.check_free(Address("192.0.2.1", 8082, key="metrics_address"))
     with pytest.raises(EngineError, match="not an address of this machine"):
         addresses.check_free(Address("no-such-host.invalid", 8082, key="metrics_address"))
 
 
-def test_a_port_of_this_process_is_told_as_well() -> None:
+def test_a_port_of_this_process_is_reported_too() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         holder = addresses.listener_of(listener.getsockname()[1])
     assert holder

@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_traceback_is_one_entry_whoever_speaks_in_between() -> None:
+def test_a_traceback_is_one_entry_despite_lines_of_others() -> None:
     entries = list(logs.parse(LOG.splitlines()))
     assert [(entry.model, entry.version, entry.worker, entry.text.count("\n")) for entry in entries] == [
         ("m", "1.0", "9000", 0),
@@ -70,7 +70,7 @@ def test_a_stack_trace_of_java_belongs_to_the_line_above_it() -> None:
     assert (second.level, second.model, second.text) == ("WARN", "", "main ModelServer - logged by no worker")
 
 
-def test_recent_entries_come_in_the_order_of_time_from_both_logs(folder: Path) -> None:
+def test_recent_entries_of_both_logs_are_sorted_by_time(folder: Path) -> None:
     texts = [entry.text.splitlines()[0] for entry in logs.recent(folder, 4)]
     assert texts[0] == "WorkerThread - Backend worker error"
     assert texts[1:] == ["the next request", "another request", "main ModelServer - logged by no worker"]
@@ -106,7 +106,7 @@ def test_recent_entries_reach_back_into_files_that_were_rolled(folder: Path) -> 
     assert logs.tail(folder, "workers.log").startswith("2026-11-20T09")
 
 
-def test_a_follower_reads_what_is_new_through_rolling_and_a_restart(folder: Path) -> None:
+def test_a_follower_reads_new_entries_through_rotation_and_a_restart(folder: Path) -> None:
     follower, log = Follower(folder), folder / "logs" / "workers.log"
 
     def heard() -> list[str]:

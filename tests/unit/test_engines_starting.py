@@ -14,7 +14,7 @@ import pytest
 from torchmar.engines.start_lock import locked, signals_deferred
 
 
-def test_ctrl_c_waits_until_what_must_not_be_disturbed_is_done() -> None:
+def test_ctrl_c_waits_for_the_end_of_a_critical_section() -> None:
     done = False
     with pytest.raises(KeyboardInterrupt), signals_deferred():
         signal.raise_signal(signal.SIGINT)

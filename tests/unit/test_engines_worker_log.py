@@ -34,7 +34,7 @@ def write(folder: Path, *texts: str, name: str = "m", worker: str = "9000") -> N
         ([STARTS, *DIES, STARTS, "all is well", STARTS], 1, "it ended without any output"),
     ],
 )
-def test_a_worker_that_dies_is_told_with_its_last_traceback(
+def test_a_worker_that_dies_is_reported_with_its_last_traceback(
     tmp_path: Path, texts: list[str], deaths: int, reason: str
 ) -> None:
     write(tmp_path, *texts)
@@ -43,12 +43,12 @@ def test_a_worker_that_dies_is_told_with_its_last_traceback(
 
 
 @pytest.mark.parametrize("texts", [[], [STARTS], [STARTS, "Traceback (most recent call last):", "KeyError: 1"]])
-def test_a_worker_that_lives_has_no_failure_even_if_a_request_had(tmp_path: Path, texts: list[str]) -> None:
+def test_a_running_worker_has_no_failure_even_if_a_request_failed(tmp_path: Path, texts: list[str]) -> None:
     write(tmp_path, *texts)
     assert worker_log.failures(tmp_path) == {}
 
 
-def test_the_worker_of_several_that_says_most_is_told(tmp_path: Path) -> None:
+def test_the_worker_with_a_traceback_is_reported(tmp_path: Path) -> None:
     write(tmp_path, STARTS, STARTS, worker="9000")
     write(tmp_path, STARTS, *DIES, worker="9001")
     write(tmp_path, STARTS, name="other", worker="9002")
@@ -62,7 +62,7 @@ def test_a_folder_without_a_log_has_no_failures(tmp_path: Path) -> None:
     assert worker_log.traceback(tmp_path, "m", "1.0") == ""
 
 
-def test_the_error_that_torchserves_loader_swallowed_is_told() -> None:
+def test_the_error_that_torchserves_loader_hides_is_reported() -> None:
     lines = [
         "Backend worker process died.",
         "Traceback (most recent call last):",

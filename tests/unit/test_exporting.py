@@ -75,7 +75,7 @@ def test_a_service_of_the_system_is_exposed_little(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout
 
 
-def test_a_unit_names_every_path_and_closes_what_it_can(tmp_path: Path) -> None:
+def test_a_unit_names_every_path_and_restricts_access(tmp_path: Path) -> None:
     text = unit(service(tmp_path, user="daemon", port=9080), GIVEN)
     python = f'"{tmp_path.parent}/100%% of $HOME/python"'
     command = f"{python} -m torchmar serve --config {tmp_path}/c.properties"
@@ -100,7 +100,7 @@ def test_a_unit_names_every_path_and_closes_what_it_can(tmp_path: Path) -> None:
     assert "WantedBy=default.target" in own
 
 
-def test_a_unit_of_the_built_in_server_has_no_java_and_lets_requests_end(tmp_path: Path) -> None:
+def test_a_unit_of_the_built_in_server_has_no_java_and_waits_for_requests(tmp_path: Path) -> None:
     sockets = properties.Properties(None, {**GIVEN.values, "inference_address": "unix:/run/models/inference.sock"})
     text = unit(service(tmp_path, engine="builtin", java_home=Path("/opt/java"), user="daemon"), sockets)
     assert re.search(r"^ExecStart=.* --engine builtin$", text, re.MULTILINE)
@@ -112,12 +112,12 @@ def test_a_unit_of_the_built_in_server_has_no_java_and_lets_requests_end(tmp_pat
 
 
 @pytest.mark.parametrize("key", ["inference_address", "allowed_urls"])
-def test_a_service_that_speaks_with_other_machines_is_not_kept_from_it(tmp_path: Path, key: str) -> None:
+def test_a_service_with_addresses_of_other_machines_may_reach_them(tmp_path: Path, key: str) -> None:
     opened = properties.Properties(None, {**GIVEN.values, key: "https://192.0.2.1:8443"})
     assert "IPAddressDeny" not in unit(service(tmp_path, user="daemon"), opened)
 
 
-def test_a_path_with_a_line_break_is_refused_wherever_it_would_go(tmp_path: Path) -> None:
+def test_a_path_with_a_line_break_is_rejected_in_every_option(tmp_path: Path) -> None:
     with pytest.raises(TorchmarError, match="line break"):
         unit(service(tmp_path, run_folder=Path("/srv/a\nExecStartPre=/bin/evil")), GIVEN)
     with pytest.raises(TorchmarError, match="quotes or backslashes"):
@@ -156,7 +156,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
-def test_an_image_is_small_without_root_and_asks_itself_how_it_is(image: Image) -> None:
+def test_an_image_is_small_without_root_and_has_a_health_check(image: Image) -> None:
     found = instructions(dockerfile(image, GIVEN))
     stages = [rest for name, rest in found if name == "FROM"]
     assert all("-slim" in stage for stage in stages)
@@ -212,7 +212,7 @@ def test_an_image_whose_server_is_at_a_unix_socket_is_refused() -> None:
 
 @_hadolint
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
-def test_hadolint_has_nothing_to_say(tmp_path: Path, image: Image) -> None:
+def test_hadolint_has_no_findings(tmp_path: Path, image: Image) -> None:
     file = tmp_path / "Dockerfile"
     file.write_text(dockerfile(image, GIVEN))
     assert HADOLINT
@@ -241,7 +241,7 @@ def let_in(path: str, ignore: str) -> bool:
 
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
-def test_what_is_copied_is_let_into_the_build_and_tokens_are_not(image: Image) -> None:
+def test_copied_files_are_in_the_build_context_and_tokens_are_not(image: Image) -> None:
     ignore = dockerignore(image)
     for name, rest in instructions(dockerfile(image, GIVEN)):
         if name == "COPY" and not rest.startswith("--from"):
@@ -257,7 +257,7 @@ def test_what_is_copied_is_let_into_the_build_and_tokens_are_not(image: Image) -
         assert not let_in(secret, ignore)
 
 
-def test_the_commands_write_the_files_and_say_where_they_go(tmp_path: Path) -> None:
+def test_the_commands_write_the_files_and_print_where_to_put_them(tmp_path: Path) -> None:
     write_config(tmp_path)
     ran = torchmar("export", "systemd", cwd=tmp_path)
     assert ran.stdout.startswith("# ~/.config/systemd/user/torchmar.service")

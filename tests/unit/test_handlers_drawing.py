@@ -70,7 +70,7 @@ def test_a_title_stays_within_the_margins(draw: Callable[..., bytes], title: str
 # ------------------------------------------------------------------------------------------- page
 
 
-def test_what_is_too_long_ends_in_dots() -> None:
+def test_text_that_is_too_long_ends_in_dots() -> None:
     assert page.shortened("short", page.TEXT, 200) == "short"
     short = page.shortened("much too long for this", page.TEXT, 100)
     assert short.endswith("…")
@@ -110,7 +110,7 @@ def test_an_image_of_any_size_has_a_heat_map(size: tuple[int, int], channels: in
     assert max(pixels.shape[:2]) < 1300
 
 
-def test_red_lies_where_values_are_positive_and_blue_where_they_are_not() -> None:
+def test_positive_values_are_red_and_negative_ones_blue() -> None:
     values = np.zeros((1, 4, 4))
     values[0, :, 0], values[0, :, 3] = 1, -1
     pixels = opened(heatmap.draw(np.zeros((3, 4, 4), np.uint8), values, title="", note=""))
@@ -130,7 +130,7 @@ def test_one_pixel_does_not_bleach_the_rest() -> None:
 
 
 @pytest.mark.parametrize("values", [np.zeros((1, 5, 5)), np.full((1, 5, 5), np.nan), np.full((1, 5, 5), np.inf)])
-def test_where_there_is_nothing_to_see_there_is_no_colour(values: np.ndarray) -> None:
+def test_zero_values_have_no_colour(values: np.ndarray) -> None:
     pixels = opened(heatmap.draw(np.full((1, 5, 5), 9, np.uint8), values, title="", note=""))
     # Those of the legend are left.
     assert share(pixels, page.FOR) < 0.005

@@ -114,7 +114,7 @@ def test_tests_import_helpers_from_support_and_never_another_test_module() -> No
             assert not any(part.startswith("test_") for part in module.split(".")), f"{file} imports {module}"
 
 
-def test_each_handler_file_defines_exactly_one_class_which_is_what_torchserve_loads() -> None:
+def test_each_handler_file_defines_exactly_one_class_for_torchserve_to_load() -> None:
     from torchmar import recipe
 
     for name in recipe.carried_handlers():
@@ -123,7 +123,7 @@ def test_each_handler_file_defines_exactly_one_class_which_is_what_torchserve_lo
 
 
 @pytest.mark.parametrize("command", ["--help", "build --help", "schema"])
-def test_what_needs_no_torch_does_not_import_it(command: str) -> None:
+def test_modules_that_need_no_torch_do_not_import_it(command: str) -> None:
     code = (
         "import sys; sys.argv = ['torchmar', *sys.argv[1:]]\n"
         "from torchmar.cli import main\n"

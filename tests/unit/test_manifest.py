@@ -47,6 +47,6 @@ def test_a_manifest_without_a_version_is_version_1_0_as_for_torchserve() -> None
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_what_is_no_manifest_is_refused_with_the_place(text: str, message: str) -> None:
+def test_an_invalid_manifest_is_rejected_with_the_place(text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         manifest.parse(text)

@@ -47,13 +47,13 @@ def test_the_default_version_has_the_requests_without_a_version() -> None:
     assert (other.requests, other.latency, other.queue) == (0.0, None, None)
 
 
-def test_percentiles_are_of_what_came_between_two_looks() -> None:
+def test_percentiles_are_of_the_requests_between_two_samples() -> None:
     measured = load(BEFORE, NOW, "digits", "1.0", default=True)
     assert measured.p50 == pytest.approx(5.0)
     assert measured.p99 == pytest.approx(9.9)
 
 
-def test_what_nobody_measured_is_none() -> None:
+def test_missing_measurements_are_none() -> None:
     unknown = load(BEFORE, NOW, "other", "1.0", default=True)
     assert (unknown.requests, unknown.latency, unknown.p50, unknown.p99) == (0.0, None, None, None)
 

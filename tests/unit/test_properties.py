@@ -21,7 +21,7 @@ def test_the_projects_configuration_listens_on_loopback_with_tokens_on() -> None
     assert read.flag("enable_model_api")
 
 
-def test_what_is_shown_is_read_back(tmp_path: Path) -> None:
+def test_written_text_is_read_back(tmp_path: Path) -> None:
     values = {"a": "1", "models": '{"x": {"1.0": true}}', "key with space": "\\d+ ä\n", "b": ""}
     (tmp_path / "c").write_text(properties.show(values))
     assert properties.read(tmp_path / "c").values == values

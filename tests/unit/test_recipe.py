@@ -56,7 +56,7 @@ def test_the_digits_recipe_is_read() -> None:
         ("description: [1]", 4, "valid string"),
     ],
 )
-def test_a_problem_is_told_with_its_line(more: str, line: int, message: str) -> None:
+def test_a_problem_has_its_line(more: str, line: int, message: str) -> None:
     (problem,) = problems(GOOD + more + "\n")
     assert problem[0] == line
     assert message in problem[1]
@@ -68,14 +68,14 @@ def test_a_version_without_quotes_is_refused_as_it_was_written() -> None:
     ]
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_their_lines() -> None:
+def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None:
     found = problems("name: a/b\nversion: 1\nhandlr: x\nconfig:\n  maxBatchDelay: -1\n  batchsize: 2\n")
     assert [line for line, _ in found] == sorted(line for line, _ in found)
     assert len(found) == 6  # name, version, handlr, no handler, maxBatchDelay, batchsize
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "a: b: c", "\x00", "- x", "when: 2026-13-45"])
-def test_what_is_no_recipe_at_all_is_told_too(text: str) -> None:
+def test_files_that_are_no_recipes_are_rejected(text: str) -> None:
     assert problems(text)
 
 
@@ -84,7 +84,7 @@ def test_a_section_of_the_handlers_own_passes_through_in_order() -> None:
     assert yaml.safe_load(read.config.to_yaml()) == {"batchSize": 2, "maxBatchDelay": 5, "mine": {"b": 1, "a": [2]}}
 
 
-def test_files_that_are_not_there_are_problems_of_the_recipe(tmp_path: Path) -> None:
+def test_missing_files_are_problems_of_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "archive.yaml").write_text(
         'name: a\nversion: "1"\nhandler: h.py\nweights: w.pt\ngenerated_by: train.py\n'
         "files: {x: y}\nsamples: [{input: s}]\n"
@@ -109,13 +109,13 @@ def test_files_that_are_not_there_are_problems_of_the_recipe(tmp_path: Path) -> 
         ("missing.py:handle", "there is no file"),
     ],
 )
-def test_a_handler_that_does_not_exist_is_told(tmp_path: Path, handler: str, message: str) -> None:
+def test_a_missing_handler_is_reported(tmp_path: Path, handler: str, message: str) -> None:
     (tmp_path / "archive.yaml").write_text(f'name: a\nversion: "1"\nhandler: {handler}\n')
     with pytest.raises(RecipeError, match=message):
         recipe.read(tmp_path / "archive.yaml")
 
 
-def test_a_recipe_that_is_not_there_is_an_error_not_a_traceback(tmp_path: Path) -> None:
+def test_a_missing_recipe_is_an_error_without_a_traceback(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not exist"):
         recipe.read(tmp_path / "nothing.yaml")
 

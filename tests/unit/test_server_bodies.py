@@ -37,7 +37,7 @@ def fields(body: bytes, content_type: str) -> dict[str, bytes]:
         ("garbage", "garbage"),
     ],
 )
-def test_what_is_no_form_is_the_body(content_type: str, kind: str) -> None:
+def test_a_body_that_is_no_form_is_passed_as_body(content_type: str, kind: str) -> None:
     assert inputs(b'{"a": 1', content_type) == [Part("body", kind, b'{"a": 1')]
 
 
@@ -88,7 +88,7 @@ def test_files_have_a_content_type_and_fields_have_none() -> None:
 
 
 @pytest.mark.parametrize("content_type", [PARTS, 'Multipart/Form-Data; charset=utf-8; boundary="x"'])
-def test_the_boundary_is_found_in_any_dress(content_type: str) -> None:
+def test_the_boundary_is_found_in_any_notation(content_type: str) -> None:
     assert fields(part('name="a"', b"1") + part('name="b"', b"2") + b"--x--", content_type) == {"a": b"1", "b": b"2"}
 
 

@@ -30,7 +30,7 @@ def poll(seconds: float, busy: Callable[[int], bool], twice: bool = False) -> tu
     return count, spent
 
 
-def test_it_ends_with_what_it_is_for() -> None:
+def test_polling_ends_with_its_requests() -> None:
     count, _ = poll(60, lambda count: count < 3)
     assert count <= 3  # fewer where others want the core
     count, _ = poll(60, lambda count: count < 3, twice=True)

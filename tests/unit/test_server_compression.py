@@ -30,7 +30,7 @@ from torchmar.server.http import compression
         (",;,", ""),
     ],
 )
-def test_the_encoding_is_the_one_that_the_client_likes_best(header: str, encoding: str) -> None:
+def test_the_encoding_is_the_one_that_the_client_prefers(header: str, encoding: str) -> None:
     assert compression.accepted(header) == encoding
 
 

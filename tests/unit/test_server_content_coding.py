@@ -32,7 +32,7 @@ def decoded(body: bytes, coding: str, size: int = 1 << 30, limit: int = LIMIT) -
 
 
 @given(content=st.binary(max_size=300), coding=st.sampled_from(list(ENCODED)), size=st.integers(1, 400))
-def test_a_body_is_decoded_whatever_pieces_it_comes_in(content: bytes, coding: str, size: int) -> None:
+def test_a_body_is_decoded_in_pieces_of_any_size(content: bytes, coding: str, size: int) -> None:
     assert decoded(ENCODED[coding](content), coding, size) == content
 
 
@@ -56,7 +56,7 @@ def test_a_bomb_is_decoded_no_further_than_the_limit(coding: str) -> None:
     [b"\x1f", b"plain text", gzip.compress(b"x" * 99)[:-9], zlib.compress(b"x") + b"more"],
     ids=["a byte", "a text", "truncated", "more behind it"],  # gzip has the time in it, which would be part of the id
 )
-def test_what_is_not_of_the_coding_is_refused(coding: str, body: bytes) -> None:
+def test_content_that_is_not_of_the_coding_is_rejected(coding: str, body: bytes) -> None:
     with pytest.raises(ApiError, match=f"The body is not {coding}, its Content-Encoding") as refused:
         decoded(body, coding)
     assert refused.value.status == 400

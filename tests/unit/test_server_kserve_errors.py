@@ -23,7 +23,7 @@ from torchmar.server.kserve_errors import is_kserve, with_error
         (b"", False),
     ],
 )
-def test_the_path_tells_the_protocol(target: bytes, is_one: bool) -> None:
+def test_the_path_determines_the_protocol(target: bytes, is_one: bool) -> None:
     assert is_kserve(target) is is_one
 
 
@@ -37,7 +37,7 @@ def test_the_path_tells_the_protocol(target: bytes, is_one: bool) -> None:
         (["no"], {"error": '["no"]'}),
     ],
 )
-def test_an_error_keeps_what_it_has(body: Any, document: Any) -> None:
+def test_an_error_keeps_its_fields(body: Any, document: Any) -> None:
     assert json.loads(with_error(json.dumps(body).encode())) == document
 
 

@@ -63,7 +63,7 @@ def write_logs(folder: Path, layout: logs.Layout) -> None:
 
 
 @pytest.mark.parametrize("layout", ["text", "json"])
-def test_either_layout_is_read_by_those_who_look_at_logs(tmp_path: Path, layout: logs.Layout) -> None:
+def test_both_layouts_are_read_by_the_log_commands(tmp_path: Path, layout: logs.Layout) -> None:
     write_logs(tmp_path, layout)
     (worker,) = reading.recent(tmp_path, 9, worker="9000")
     assert (worker.model, worker.version, worker.level) == ("m", "1.0", "")
@@ -76,7 +76,7 @@ def test_either_layout_is_read_by_those_who_look_at_logs(tmp_path: Path, layout:
     assert abs((datetime.fromisoformat(worker.time) - datetime.now()).total_seconds()) < 60
 
 
-def test_json_has_a_line_an_object_with_what_is_known(tmp_path: Path) -> None:
+def test_a_line_of_json_has_all_known_fields(tmp_path: Path) -> None:
     write_logs(tmp_path, "json")
     first, second = map(json.loads, (tmp_path / "logs" / "server.log").read_text().splitlines())
     assert datetime.fromisoformat(first.pop("time")).tzinfo
@@ -87,7 +87,7 @@ def test_json_has_a_line_an_object_with_what_is_known(tmp_path: Path) -> None:
     assert (line["logger"], line["worker"], line["message"]) == ("torchmar.workers", "9000", "ValueError: 100%")
 
 
-def test_a_thread_that_cannot_keep_up_drops_counts_and_tells(tmp_path: Path) -> None:
+def test_a_slow_pipe_drops_lines_and_logs_their_number(tmp_path: Path) -> None:
     messages: list[str] = []
 
     class Telling(logging.Handler):
@@ -148,7 +148,7 @@ def test_the_access_log_rolls_over(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.server
-def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Path, make: Make) -> None:
+def test_every_request_of_every_api_has_a_line_if_the_access_log_is_on(tmp_path: Path, make: Make) -> None:
     store = tmp_path / "store"
     archive = make(SLOW, name="m", store=store, config={"minWorkers": 1, "maxWorkers": 1, "responseTimeout": 30})
     config = write_config(tmp_path, torchmar_access_log="true", torchmar_log_format="json")
@@ -190,7 +190,7 @@ def test_every_request_of_every_api_has_a_line_when_it_is_asked_for(tmp_path: Pa
 
 
 @pytest.mark.server
-def test_without_being_asked_there_is_no_access_log(tmp_path: Path) -> None:
+def test_the_access_log_is_off_by_default(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     with Builtin(write_config(tmp_path), tmp_path / "store", tmp_path / "run") as server:
         InferenceClient(server.server).ping()
@@ -231,7 +231,7 @@ def test_in_the_foreground_it_prints_its_logs_to_stderr(tmp_path: Path, make: Ma
 
 
 @pytest.mark.server
-def test_a_pipe_that_nobody_reads_does_not_stop_it(tmp_path: Path, make: Make) -> None:
+def test_a_pipe_without_a_reader_does_not_stop_the_server(tmp_path: Path, make: Make) -> None:
     store = tmp_path / "store"
     chatty = "def handle(rows, context):\n    if rows: print('x' * 60000)\n    return ['x'] * len(rows or [])\n"
     make(chatty, name="m", store=store, config={"minWorkers": 1, "maxWorkers": 1})

@@ -115,12 +115,12 @@ def test_every_example_is_read(store: Path) -> None:
         assert known.read(known.example) is not None, key
 
 
-def test_what_java_alone_reads_is_named_once(store: Path) -> None:
+def test_keys_of_java_are_named_once(store: Path) -> None:
     _, warnings = read_with_warnings(store, "vmargs=-Xmx1g\nnetty_client_threads=2\nprefer_direct_buffer=true")
     assert warnings == ["without meaning here: netty_client_threads, prefer_direct_buffer, vmargs"]
 
 
-def test_an_unknown_key_is_told_with_what_it_may_mean(store: Path) -> None:
+def test_an_unknown_key_is_reported_with_a_suggestion(store: Path) -> None:
     _, warnings = read_with_warnings(store, "job_queue_sise=3")
     assert warnings == [f"{store.parent}/config.properties: unknown key job_queue_sise; did you mean job_queue_size?"]
 
@@ -151,7 +151,7 @@ def test_an_unknown_key_is_told_with_what_it_may_mean(store: Path) -> None:
         ("model_store=/nowhere", "not a folder"),
     ],
 )
-def test_a_wrong_value_is_told_with_file_key_value_and_an_example(store: Path, line: str, why: str) -> None:
+def test_a_wrong_value_is_reported_with_file_key_value_and_an_example(store: Path, line: str, why: str) -> None:
     with pytest.raises(PropertiesError) as caught:
         read(store, line)
     assert caught.value.message.startswith(f"{store.parent}/config.properties: {line}: ")
@@ -160,7 +160,7 @@ def test_a_wrong_value_is_told_with_file_key_value_and_an_example(store: Path, l
     assert caught.value.hint.startswith((f"write it like {key}=", "make it, or name"))
 
 
-def test_all_wrong_values_are_told_at_once(store: Path) -> None:
+def test_all_wrong_values_are_reported_at_once(store: Path) -> None:
     with pytest.raises(PropertiesError) as caught:
         read(store, "job_queue_size=x\nmax_response_size=y")
     assert [line.split("=")[0].split()[-1] for line in caught.value.message.splitlines()] == [
@@ -174,7 +174,7 @@ def test_a_model_store_is_needed(tmp_path: Path) -> None:
         reader.read(None, {})
 
 
-def test_a_flag_that_is_neither_true_nor_false_is_false_and_told(store: Path) -> None:
+def test_a_flag_that_is_neither_true_nor_false_is_false_with_a_warning(store: Path) -> None:
     found, warnings = read_with_warnings(store, "enable_model_api=yes\ndisable_token_authorization=TRUE")
     assert not found.model_api
     assert not found.tokens
@@ -202,7 +202,7 @@ def test_a_line_end_of_another_system_is_no_part_of_a_value(store: Path) -> None
     assert read(store, "job_queue_size=7 \r\n").job_queue_size == 7
 
 
-def test_variables_go_before_all_else_if_the_file_says_so(store: Path) -> None:
+def test_variables_override_everything_if_the_file_allows_it(store: Path) -> None:
     environment = {"TS_JOB_QUEUE_SIZE": "7", "TS_LOAD_MODELS": "e.mar", "TS_TOKEN_EXPIRATION_TIME_MIN": "0.5"}
     on = read(store, "enable_envvars_config=true\njob_queue_size=3", environment, load_models="flag.mar")
     assert (on.job_queue_size, on.load_models, on.token_expiration_min) == (7, (("", "e.mar"),), 0.5)
@@ -211,7 +211,7 @@ def test_variables_go_before_all_else_if_the_file_says_so(store: Path) -> None:
     assert warnings[0].startswith("TS_JOB_QUEUE_SIZE, TS_LOAD_MODELS, TS_TOKEN_EXPIRATION_TIME_MIN: without effect")
 
 
-def test_allowed_urls_come_out_of_a_variable_only_where_that_is_allowed(store: Path) -> None:
+def test_allowed_urls_are_read_from_a_variable_only_if_that_is_allowed(store: Path) -> None:
     environment = {"TS_ALLOWED_URLS": "http://x/.*"}
     text = "enable_envvars_config=true\nallowed_urls=http://y/.*\n"
     assert [one.pattern for one in read(store, text, environment).allowed_urls] == ["http://y/.*"]
@@ -219,7 +219,7 @@ def test_allowed_urls_come_out_of_a_variable_only_where_that_is_allowed(store: P
     assert [one.pattern for one in read(store, text, environment).allowed_urls] == ["http://x/.*"]
 
 
-def test_a_wrong_value_of_a_variable_is_told_with_the_variable(store: Path) -> None:
+def test_a_wrong_value_of_a_variable_is_reported_with_the_variable(store: Path) -> None:
     with pytest.raises(PropertiesError, match=r"^TS_JOB_QUEUE_SIZE=x: not a whole number"):
         read(store, "enable_envvars_config=true", {"TS_JOB_QUEUE_SIZE": "x"})
 
@@ -298,7 +298,7 @@ def test_https_has_a_key_and_its_certificate(store: Path) -> None:
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
-def test_a_key_that_cannot_be_used_is_told_without_a_prompt(store: Path) -> None:
+def test_an_unusable_key_is_reported_without_a_prompt(store: Path) -> None:
     certify(store)
     subprocess.run(
         ["openssl", "rsa", "-aes256", "-passout", "pass:x", "-in", store / "key.pem", "-out", store / "locked.pem"],
@@ -338,7 +338,7 @@ def test_workers_get_no_variable_that_is_blacklisted(store: Path) -> None:
     }
 
 
-def test_number_of_gpu_is_a_limit_for_those_that_there_are(tmp_path: Path) -> None:
+def test_number_of_gpu_limits_the_gpus_in_use(tmp_path: Path) -> None:
     command = tmp_path / "nvidia-smi"
     command.write_text("#!/bin/sh\necho 0\necho 1\necho 2\n")
     command.chmod(0o755)
@@ -347,7 +347,7 @@ def test_number_of_gpu_is_a_limit_for_those_that_there_are(tmp_path: Path) -> No
         assert found.number_of_gpu == count
 
 
-def test_the_protocol_over_grpc_is_asked_of_a_variable_in_any_case(store: Path) -> None:
+def test_the_protocol_over_grpc_is_a_variable_in_either_case(store: Path) -> None:
     assert read(store, "", {"TS_OPEN_INFERENCE_PROTOCOL": "oip"}).ts_open_inference_protocol
     assert not read(
         store, "ts_open_inference_protocol=true", {"TS_OPEN_INFERENCE_PROTOCOL": "no"}

@@ -39,12 +39,12 @@ def test_the_default_version_of_a_snapshot_comes_first() -> None:
         ('{"models": {"m": {"1.0": {"marName": "a.mar"}, "1.0": {"marName": "b.mar"}}}}', "key '1.0' is given twice"),
     ],
 )
-def test_a_snapshot_that_is_none_says_where(text: str, words: str) -> None:
+def test_an_invalid_snapshot_is_reported_with_its_place(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_snapshot(text)
 
 
-def test_of_two_models_without_a_comma_between_them_it_is_said() -> None:
+def test_a_missing_comma_between_two_models_is_reported() -> None:
     two = explain(StartupModel("a.mar b.mar"), "Model not found at: a.mar b.mar")
     assert two == "Model not found at: a.mar b.mar; a comma separates models: load_models=a.mar,b.mar"
     assert explain(StartupModel("a.mar"), "Model not found at: a.mar") == "Model not found at: a.mar"

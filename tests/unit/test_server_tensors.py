@@ -70,7 +70,7 @@ def test_an_element_that_json_cannot_represent_is_an_error(tensor: Tensor, words
         in_json(tensor)
 
 
-def test_a_body_with_bytes_comes_apart_as_it_was_put_together() -> None:
+def test_a_body_with_bytes_is_split_as_it_was_joined() -> None:
     tensors = [
         Tensor("x", "FP32", [1, 2], pack("FP32", [1, 2]), {"more": 1}),
         Tensor("y", "BYTES", [1], pack("BYTES", ["ö"])),

@@ -43,11 +43,11 @@ def test_a_signature_is_taken_as_it_is() -> None:
     "signature",
     [None, 5, {}, {"inputs": [TENSOR]}, {"inputs": [{"name": "x"}], "outputs": []}, ValueError("no"), SystemError()],
 )
-def test_one_that_is_of_no_use_is_none_and_harms_nothing(signature: Any) -> None:
+def test_an_unusable_description_is_ignored(signature: Any) -> None:
     assert of(Handler(signature)) == NOTHING
 
 
-def test_handlers_without_one_and_envelopes_tell_nothing() -> None:
+def test_handlers_without_a_description_and_envelopes_have_none() -> None:
     def handle(rows: Any, context: Any) -> Any:
         return rows
 

@@ -20,7 +20,7 @@ def test_threads_that_wait_give_their_core_away_soon() -> None:
 
 
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"])
-def test_what_the_user_says_of_waiting_is_kept_alone(name: str) -> None:
+def test_the_users_wait_policy_is_kept(name: str) -> None:
     environment = worker_environment({name: "7"})
     assert {name: "7", "PYTHONUNBUFFERED": "1"} == environment
 

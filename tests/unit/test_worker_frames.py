@@ -22,7 +22,7 @@ def pair() -> Iterator[Pair]:
 
 
 @pytest.mark.parametrize("poll", [0.0, 0.01])
-def test_frames_come_as_they_were_sent(pair: Pair, poll: float) -> None:
+def test_frames_are_received_as_sent(pair: Pair, poll: float) -> None:
     ours, theirs = pair
     large = bytes(range(256)) * 4096
     sent = [([1, "two"], [b"three", b""]), ([], [large]), ({}, []), (list(range(1000)), [b"x"] * 1000)]
@@ -42,7 +42,7 @@ def test_frames_come_as_they_were_sent(pair: Pair, poll: float) -> None:
 
 
 @pytest.mark.parametrize("poll", [0.0, 10.0])
-def test_who_waits_is_told_that_nobody_sends_any_more(pair: Pair, poll: float) -> None:
+def test_a_waiting_receiver_detects_the_end_of_the_connection(pair: Pair, poll: float) -> None:
     ours, theirs = pair
     receiver = frames.Receiver(ours, poll)
     frames.send(theirs, frames.encode(frames.THREADS, 2))
@@ -54,7 +54,7 @@ def test_who_waits_is_told_that_nobody_sends_any_more(pair: Pair, poll: float) -
     closing.join()
 
 
-def test_who_has_nothing_to_do_for_a_second_is_told_once(pair: Pair) -> None:
+def test_an_idle_receiver_calls_its_callback_once_per_wait(pair: Pair) -> None:
     ours, theirs = pair
     idle_times: list[float] = []
     receiver = frames.Receiver(ours, 0.001, lambda: idle_times.append(time.monotonic()))
@@ -66,7 +66,7 @@ def test_who_has_nothing_to_do_for_a_second_is_told_once(pair: Pair) -> None:
         later.join()
 
 
-def test_who_waits_in_vain_sleeps(pair: Pair) -> None:
+def test_a_receiver_that_waits_sleeps(pair: Pair) -> None:
     ours, theirs = pair
     receiver = frames.Receiver(ours, 0.05)
     frames.send(theirs, frames.encode(frames.THREADS, 1))

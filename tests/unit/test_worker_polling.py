@@ -48,7 +48,7 @@ def test_time_without_the_core_while_waiting_closes_the_gate() -> None:
     assert not gate.enter(now)
 
 
-def test_a_core_that_is_given_away_comes_back() -> None:
+def test_yielding_a_core_returns_the_time_of_return() -> None:
     before = time.monotonic()
     back, _ = yield_core(before)
     assert before <= back <= time.monotonic()
