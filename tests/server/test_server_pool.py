@@ -103,7 +103,9 @@ def test_a_request_that_makes_its_batch_fail_fails_alone(pool_harness: PoolHarne
     assert pool_harness.run(ask(one, [1, "raise", 2, 3])) == [1, 503, 2, 3]
 
 
-def test_a_handler_that_supports_only_batches_of_one_is_right(pool_harness: PoolHarness, pool: Callable[..., Pool]) -> None:
+def test_a_handler_that_supports_only_batches_of_one_is_right(
+    pool_harness: PoolHarness, pool: Callable[..., Pool]
+) -> None:
     code = """
     def handle(rows, context):
         return None if rows is None else [{"value": rows[0]["body"]}]
