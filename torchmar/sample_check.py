@@ -21,7 +21,7 @@ from torchmar.worker import Worker
 
 _STEADY = 5  # measured requests of each sample, after the first
 _SEED = 0
-# Requests that a handler should refuse without any effect on the other requests of the batch.
+# Requests that a handler should reject without any effect on the other requests of the batch.
 _BAD = (
     Request(b""),
     Request(b"\x00\xff\xfe not anything", "application/octet-stream"),
@@ -60,7 +60,7 @@ class SampleReport:
         explains: whether the handler gives explanations.
         load_seconds: time until the worker was ready.
         peak_memory: largest resident memory of the worker in bytes.
-        refused: the statuses of responses to bad requests.
+        bad_request_statuses: the statuses of responses to bad requests.
     """
 
     samples: tuple[SampleResult, ...]
@@ -69,7 +69,7 @@ class SampleReport:
     explains: bool
     load_seconds: float
     peak_memory: int
-    refused: tuple[int, ...] = ()
+    bad_request_statuses: tuple[int, ...] = ()
 
 
 def run_samples(path: Path) -> SampleReport:
@@ -110,7 +110,7 @@ def run_samples(path: Path) -> SampleReport:
         right = [index for index, result in enumerate(results) if not result.differences]
         right_samples, right_requests = [samples[index] for index in right], [requests[index] for index in right]
         problems += _together(worker, right_samples, right_requests, batch_size)
-        differences, refused = _among_bad(worker, right_samples, right_requests, batch_size)
+        differences, bad_request_statuses = _among_bad(worker, right_samples, right_requests, batch_size)
         problems += differences
         explains = any(result.explain for result in results) or _explains(worker, requests[0])
         peak_memory = _peak(worker.pid)
@@ -121,7 +121,7 @@ def run_samples(path: Path) -> SampleReport:
         explains=explains,
         load_seconds=load_seconds,
         peak_memory=peak_memory,
-        refused=refused,
+        bad_request_statuses=bad_request_statuses,
     )
 
 
@@ -162,19 +162,23 @@ def _among_bad(
     random.Random(_SEED).shuffle(order)
     bad = iter(_BAD)
     mixed = [(index, next(bad) if index is None else requests[index]) for index in order]
-    problems, refused = [], []
+    problems, bad_request_statuses = [], []
     for start in range(0, len(mixed), size):
         part = mixed[start : start + size]
         batch = worker.predict_batch([request for _, request in part])
         good = [
             (samples[index], response) for (index, _), response in zip(part, batch, strict=True) if index is not None
         ]
-        refused += [response.status for (index, _), response in zip(part, batch, strict=True) if index is None]
+        bad_request_statuses += [
+            response.status for (index, _), response in zip(part, batch, strict=True) if index is None
+        ]
         problems += _differences(
             [sample for sample, _ in good], [response for _, response in good], "beside a bad request"
         )
-    problems += [f"a bad request gets {status}, not a 4xx" for status in sorted(set(refused)) if status >= 500]
-    return problems, tuple(refused)
+    problems += [
+        f"a bad request gets {status}, not a 4xx" for status in sorted(set(bad_request_statuses)) if status >= 500
+    ]
+    return problems, tuple(bad_request_statuses)
 
 
 def _differences(samples: Sequence[Sample], batch: Sequence[Response], where: str) -> list[str]:

@@ -120,7 +120,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         wanted = self.options.flag("warm_up", True)
         # A handler of a user's own may read more options later.
         if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
-            self.options.refuse_unknown()
+            self.options.reject_unknown()
         properties = context.system_properties
         predicted = self.sample_requests() if wanted else []
         for size in sorted({1, int(properties.get("batch_size") or 1)}) if predicted else ():

@@ -308,7 +308,7 @@ def test_a_file_that_another_process_writes_is_not_changed(tmp_path: Path) -> No
     with ResultsFile(file, "x"), pytest.raises(TorchmarError, match="another torchmar"), ResultsFile(file, "x"):
         pass
     with ResultsFile(file, "x") as free, file.open("rb") as other, pytest.raises(BlockingIOError):
-        free.add_refusal("a", "sha256:0", 400, "no")
+        free.add_permanent_error("a", "sha256:0", 400, "no")
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

@@ -250,9 +250,9 @@ def test_options_are_found_beside_the_instances() -> None:
 
 def test_errors_name_the_instance_in_the_field_of_the_request_format() -> None:
     parsed = protocols.read(request({"instances": [1, 2]}), Echo())
-    error = json.loads(parsed.refuse(400, "too small", 1).body)
+    error = json.loads(parsed.error_reply(400, "too small", 1).body)
     assert error["message"] == error["error"] == "instance 1: too small"
-    assert json.loads(protocols.read(request([1]), Echo()).refuse(400, "no", 0).body)["message"] == "no"
+    assert json.loads(protocols.read(request([1]), Echo()).error_reply(400, "no", 0).body)["message"] == "no"
 
 
 X = ("x", [2], "INT32", [1, 2])

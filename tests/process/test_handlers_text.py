@@ -118,7 +118,7 @@ def worker(name: str, request: pytest.FixtureRequest) -> Worker:
 def test_an_archive_keeps_its_samples(built: Callable[[str], Path], name: str) -> None:
     proved = sample_check.run_samples(built(name))
     assert proved.problems == ()
-    assert set(proved.refused) == {400}
+    assert set(proved.bad_request_statuses) == {400}
 
 
 def close(one: Any, other: Any) -> bool:

@@ -20,7 +20,7 @@ def test_the_digits_keep_their_contract(digits: Path) -> None:
     assert len(report.samples) == 11
     assert report.explains
     assert report.batch_size == 8
-    assert set(report.refused) == {400}
+    assert set(report.bad_request_statuses) == {400}
     assert report.peak_memory > 50 << 20
 
 

@@ -52,7 +52,7 @@ class Bench:
         """Fetch and let go."""
         return self.run(lambda sources: sources.fetch(url), **overrides)
 
-    def refusal(self, url: str, **overrides: str) -> ApiError:
+    def error_of(self, url: str, **overrides: str) -> ApiError:
         with pytest.raises(ApiError) as refused:
             self.fetch(url, **overrides)
         assert not self.written()
@@ -203,12 +203,12 @@ def test_without_the_check_a_digest_that_an_archive_claims_is_not_believed(bench
         assert honest.folder != liar.folder
 
     bench.run(work, torchmar_check_archives="false")
-    assert "MAR108 liar.mar!MAR-INF/MANIFEST.json: its SHA-256 is " in bench.refusal("liar.mar").message
+    assert "MAR108 liar.mar!MAR-INF/MANIFEST.json: its SHA-256 is " in bench.error_of("liar.mar").message
 
 
 def test_an_archive_with_an_error_is_refused_unless_checks_are_off(bench: Bench) -> None:
     write(bench.store / "bad.mar", {"MAR-INF/MANIFEST.json": manifest_of("bad", serializedFile="none.pt")})
-    refused = bench.refusal("bad.mar")
+    refused = bench.error_of("bad.mar")
     assert (refused.status, refused.type) == (400, "InvalidModelException")
     assert "bad.mar!" in refused.message
     assert str(bench.store) not in refused.message
@@ -259,7 +259,7 @@ def test_without_checks_an_incomplete_manifest_is_accepted(bench: Bench) -> None
     source = bench.fetch("odd.mar", torchmar_check_archives="false")
     assert (source.name, source.version, source.manifest.model.handler, source.config) == ("a b", "2", "", {})
     write(bench.store / "junk.mar", {"MAR-INF/MANIFEST.json": "{junk"})
-    refused = bench.refusal("junk.mar", torchmar_check_archives="false")
+    refused = bench.error_of("junk.mar", torchmar_check_archives="false")
     assert (refused.status, refused.type) == (400, "InvalidModelException")
 
 
@@ -294,7 +294,7 @@ def test_errors_are_the_same_as_torchserves(real: TorchServe, bench: Bench, url:
         (store / "empty.mar").touch()
     with pytest.raises(ServerError) as theirs:
         real.management.register(url)
-    ours = bench.refusal(url)
+    ours = bench.error_of(url)
     assert (ours.status, ours.type) == (theirs.value.status, theirs.value.type)
     if ours.status == 404:
         assert ours.message.startswith(theirs.value.message)
@@ -320,7 +320,7 @@ def test_errors_are_the_same_as_torchserves(real: TorchServe, bench: Bench, url:
 def test_no_url_leads_out_of_the_model_store(bench: Bench, url: str, status: int) -> None:
     plain(bench.store.parent / "secret.mar")
     formatted_url = url.format(store=bench.store, folder=bench.store.parent)
-    assert bench.refusal(formatted_url).status == status
+    assert bench.error_of(formatted_url).status == status
 
 
 def test_archives_of_the_model_store_have_a_name_path_or_url(bench: Bench) -> None:
@@ -338,14 +338,14 @@ def test_a_path_that_allowed_urls_matches_is_served(bench: Bench, tmp_path: Path
     allowed = f"FILE://{tmp_path}/other/.*"
     assert bench.fetch(path.as_uri(), allowed_urls=allowed).name == "plain"
     assert bench.fetch(str(path), allowed_urls=allowed).name == "plain"
-    assert bench.refusal(path.as_uri()).status == 404
+    assert bench.error_of(path.as_uri()).status == 404
 
 
 def test_an_archive_is_downloaded_from_where_it_is_allowed(bench: Bench, tmp_path: Path) -> None:
     content = plain(tmp_path / "x.mar").read_bytes()
     with serving(sends(content)) as address:
         assert bench.fetch(f"{address}/x.mar?a=b", allowed_urls=f"{address}/.*").name == "plain"
-        refused = bench.refusal(f"{address}/x.mar", allowed_urls="http://elsewhere/.*")
+        refused = bench.error_of(f"{address}/x.mar", allowed_urls="http://elsewhere/.*")
         assert refused.message == f"Given URL {address}/x.mar does not match any allowed URL(s)"
     assert not list(bench.store.iterdir())
     assert not bench.written()
@@ -395,16 +395,16 @@ def test_a_redirection_is_followed_to_where_it_is_allowed_alone(bench: Bench, tm
     with serving(answer) as address:
         allowed = f"{address}/[^/]*,file://.*"
         assert bench.fetch(f"{address}/in", allowed_urls=allowed).name == "plain"
-        assert "leads to" in bench.refusal(f"{address}/out", allowed_urls=allowed).message
-        assert "redirections" in bench.refusal(f"{address}/loop", allowed_urls=allowed).message
-        assert "is not fetched from" in bench.refusal(f"{address}/file", allowed_urls=allowed).message
+        assert "leads to" in bench.error_of(f"{address}/out", allowed_urls=allowed).message
+        assert "redirections" in bench.error_of(f"{address}/loop", allowed_urls=allowed).message
+        assert "is not fetched from" in bench.error_of(f"{address}/file", allowed_urls=allowed).message
     assert "/secret/x.mar" not in seen
 
 
 @pytest.mark.parametrize("url", ["{address}@localhost/x.mar", "{address}\\@localhost/x.mar"])
 def test_an_at_sign_does_not_change_the_allowed_host(bench: Bench, url: str) -> None:
     with serving(sends(b"")) as address:
-        refused = bench.refusal(url.format(address=address), allowed_urls=f"{address}.*")
+        refused = bench.error_of(url.format(address=address), allowed_urls=f"{address}.*")
     assert "is not fetched from" in refused.message
 
 
@@ -413,10 +413,10 @@ def test_failed_downloads_have_torchserves_errors(bench: Bench) -> None:
         request.send_error(404)
 
     with serving(missing) as address:
-        found = [bench.refusal(f"{address}/x.mar", allowed_urls=".*")]
-    found.append(bench.refusal(f"{address}/x.mar", allowed_urls=".*"))  # the server is closed
+        found = [bench.error_of(f"{address}/x.mar", allowed_urls=".*")]
+    found.append(bench.error_of(f"{address}/x.mar", allowed_urls=".*"))  # the server is closed
     with serving(sends(b"short", Content_Length="100")) as address:
-        found.append(bench.refusal(f"{address}/x.mar", allowed_urls=".*"))
+        found.append(bench.error_of(f"{address}/x.mar", allowed_urls=".*"))
     assert {(one.status, one.type) for one in found} == {(400, "DownloadArchiveException")}
     assert "HTTP 404" in found[0].message
 
@@ -431,7 +431,7 @@ def test_a_download_that_is_too_large_is_broken_off(bench: Bench) -> None:
 
     for answer in (endless, sends(b"x", Content_Length="2000000")):
         with serving(answer) as address:
-            refused = bench.refusal(f"{address}/x.mar", allowed_urls=".*", torchmar_max_download_size="1000000")
+            refused = bench.error_of(f"{address}/x.mar", allowed_urls=".*", torchmar_max_download_size="1000000")
             assert "torchmar_max_download_size=1000000" in refused.message
 
 
@@ -492,7 +492,7 @@ def test_a_failed_installation_of_requirements_is_reported_with_the_whole_output
     document = manifest_of("long", requirementsFile="wanted.txt")
     path = bench.store / "long.mar"
     write(path, {"handler.py": ECHO, "MAR-INF/MANIFEST.json": document, "wanted.txt": text})
-    refused = bench.refusal("long.mar", install_py_dep_per_model="true", torchmar_check_archives="false")
+    refused = bench.error_of("long.mar", install_py_dep_per_model="true", torchmar_check_archives="false")
     assert (refused.status, refused.type) == (400, "ModelException")
     first, *pip_output = refused.message.splitlines()
     assert first == "Custom pip package installation failed for model long"
@@ -523,7 +523,7 @@ def test_a_damaged_archive_is_refused_as_by_torchserve_if_nothing_is_checked(ben
     content = bytearray(path.read_bytes())
     content[200] ^= 0xFF
     path.write_bytes(content)
-    refused = bench.refusal("m.mar", torchmar_check_archives="false")
+    refused = bench.error_of("m.mar", torchmar_check_archives="false")
     assert (refused.status, refused.type) == (500, "InternalServerException")
     assert refused.message.startswith("Failed to save model: m.mar (")
 

@@ -45,7 +45,7 @@ def empty(harness: RegistryHarness) -> Iterator[None]:
 
 def test_a_registration_that_fails_leaves_nothing_behind(harness: RegistryHarness) -> None:
     for workers in (1, 3):
-        status, message = harness.refused(
+        status, message = harness.error_of(
             harness.registry.register(Registration("broken-1.0.mar", initial_workers=workers))
         )
         assert (status, message.endswith("No module named 'no_such_module'")) == (500, True)
@@ -55,7 +55,7 @@ def test_a_registration_that_fails_leaves_nothing_behind(harness: RegistryHarnes
 
 def test_a_failed_version_leaves_the_others_alone(harness: RegistryHarness) -> None:
     harness.register("made-1.0.mar", 1)
-    status, _ = harness.refused(harness.registry.register(Registration("made-3.0.mar", initial_workers=1)))
+    status, _ = harness.error_of(harness.registry.register(Registration("made-3.0.mar", initial_workers=1)))
     assert status == 500
     assert list(harness.registry.models["made"].versions) == ["1.0"]
     assert harness.run(harness.ask("made")).status == 200
@@ -166,7 +166,7 @@ def test_scaling_down_a_version_that_starts_ends_every_wait_for_it(harness: Regi
 
 def test_a_scaling_that_fails_has_the_reason(harness: RegistryHarness) -> None:
     harness.register("broken-1.0.mar")
-    status, message = harness.refused(harness.registry.scale("broken", "1.0", 1, 1))
+    status, message = harness.error_of(harness.registry.scale("broken", "1.0", 1, 1))
     assert status == 500
     assert message.startswith("Failed to start workers for model broken version: 1.0: ModuleNotFoundError")
 
@@ -177,7 +177,10 @@ def test_the_first_version_is_the_default_until_another_is_made_that(harness: Re
     assert harness.registry.find("made").version == "1.0"
     harness.registry.set_default("made", "2.0")  # none has workers: nothing is taken from anybody
     assert harness.registry.find("made").version == "2.0"
-    assert harness.refused(harness.registry.unregister("made")) == (403, "Cannot remove default version for model made")
+    assert harness.error_of(harness.registry.unregister("made")) == (
+        403,
+        "Cannot remove default version for model made",
+    )
 
 
 def test_a_version_without_workers_does_not_replace_one_that_has_workers(harness: RegistryHarness) -> None:
@@ -196,9 +199,9 @@ def test_a_version_without_workers_does_not_replace_one_that_has_workers(harness
 
 def test_more_workers_than_a_machine_can_have_are_refused(harness: RegistryHarness) -> None:
     count = serving_config.MAX_WORKERS + 1
-    assert harness.refused(harness.registry.register(Registration("made-1.0.mar", initial_workers=count)))[0] == 400
+    assert harness.error_of(harness.registry.register(Registration("made-1.0.mar", initial_workers=count)))[0] == 400
     harness.register("made-1.0.mar")
-    assert harness.refused(harness.registry.scale("made", None, count, count))[0] == 400
+    assert harness.error_of(harness.registry.scale("made", None, count, count))[0] == 400
 
 
 def resolved(

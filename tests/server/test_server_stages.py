@@ -494,7 +494,7 @@ def test_stages_that_make_no_sense_are_refused(registered: RegistryHarness, make
     code = dedent(STEPS)
     make(code, store=registered.store, files={"config.yaml": "c.yaml"}, disk={"c.yaml": json.dumps({"stages": given})},
          config="c.yaml")  # fmt: skip
-    status, message = registered.refused(registered.registry.register(Registration("made-1.0.mar")))
+    status, message = registered.error_of(registered.registry.register(Registration("made-1.0.mar")))
     assert (status, why in message) == (400, True), message
 
 

@@ -56,7 +56,7 @@ class RegistryHarness:
 
         return self.loop.run_until_complete(bounded())
 
-    def refused(self, what: Awaitable[Any]) -> tuple[int, str]:
+    def error_of(self, what: Awaitable[Any]) -> tuple[int, str]:
         with pytest.raises(ApiError) as caught:
             self.run(what)
         return caught.value.status, caught.value.message

@@ -60,3 +60,16 @@ def test_closing_also_ends_the_tasks_that_tasks_start_when_they_are_cancelled() 
         assert not len(tasks)
 
     asyncio.run(work())
+
+
+def test_cancelling_does_not_wait() -> None:
+    async def work() -> None:
+        tasks = BackgroundTasks()
+        waiting = tasks.start(asyncio.Event().wait())
+        await asyncio.sleep(0)
+        tasks.cancel()
+        assert len(tasks)
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+
+    asyncio.run(work())

@@ -20,7 +20,7 @@ Begin = Callable[[str, int], "Progress"]
 """Called with the archive's name and its size in bytes before copying; returns the progress callback."""
 
 Inspect = Callable[[Mapping[str, "MemberContent"]], "tuple[Note, ...]"]
-"""Called with the members before they are packed; returns notes about them, or raises ArchiveError to refuse."""
+"""Called with the members before they are packed; returns notes about them. ArchiveError: they must not be packed."""
 
 
 def build(

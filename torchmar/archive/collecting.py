@@ -72,7 +72,7 @@ def collect_members(recipe: Recipe, folder: Path) -> dict[str, MemberContent]:
         config_file=config_file if config_file in members else None,
     )
     add(members, manifest.PATH, manifest.Manifest(model=model).to_json())
-    refuse_clashes(members)
+    check_clashes(members)
     return members
 
 
@@ -157,7 +157,7 @@ def _imports_carried(source: MemberContent) -> bool:
     return False
 
 
-def refuse_clashes(members: Mapping[str, MemberContent]) -> None:
+def check_clashes(members: Mapping[str, MemberContent]) -> None:
     """Raise ArchiveError when a path is a file of one member and a folder of another."""
     for path in members:
         for parent in PurePosixPath(path).parents:

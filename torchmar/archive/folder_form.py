@@ -40,7 +40,7 @@ class FolderForm:
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
         self.flaws: list[Flaw] = []
-        self.refused: list[Flaw] = []
+        self.frontend_flaws: list[Flaw] = []
         self._path = path
         if not (path / "MAR-INF").is_dir():
             raise ArchiveError(

@@ -24,13 +24,13 @@ class Form(Protocol):
         name: ``zip``, ``tar.gz``, ``tar.gz without one folder around it`` or ``folder``.
         entries: the members that it declares.
         flaws: contradictions of the form itself.
-        refused: what TorchServe's frontend refuses although other readers do not.
+        frontend_flaws: flaws for which TorchServe's frontend rejects the archive although other readers do not.
     """
 
     name: str
     entries: list[Entry]
     flaws: list[Flaw]
-    refused: list[Flaw]
+    frontend_flaws: list[Flaw]
 
     def open(self, entry: Entry) -> IO[bytes]:
         """Open a file for reading."""

@@ -107,9 +107,9 @@ class Archive:
         return {name: entry.size for name, entry in self._entries.items()}
 
     @property
-    def refused(self) -> list[layout.Flaw]:
-        """What TorchServe's frontend refuses although other readers do not."""
-        return self._form.refused
+    def frontend_flaws(self) -> list[layout.Flaw]:
+        """Flaws for which TorchServe's frontend rejects the archive although other readers do not."""
+        return self._form.frontend_flaws
 
     @property
     def form(self) -> str:

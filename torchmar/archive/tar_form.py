@@ -34,7 +34,7 @@ class TarForm:
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
         self.flaws: list[Flaw] = []
-        self.refused: list[Flaw] = []
+        self.frontend_flaws: list[Flaw] = []
         self.name = "tar.gz"
         self._folder = Path(tempfile.mkdtemp(prefix="torchmar-tar-"))
         self._files: dict[str, Path] = {}

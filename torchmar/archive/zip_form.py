@@ -45,7 +45,7 @@ class ZipForm:
     def __init__(self, path: Path) -> None:
         self.entries: list[Entry] = []
         self.flaws: list[Flaw] = []
-        self.refused: list[Flaw] = []
+        self.frontend_flaws: list[Flaw] = []
         with path.open("rb") as stream:
             try:
                 count = _declared_members(stream, path.stat().st_size)
@@ -55,7 +55,7 @@ class ZipForm:
             stream.seek(0)
             if stream.read(4) not in (_LOCAL_HEADER, _END):
                 what = "the file does not begin with a member, where TorchServe's frontend begins to read"
-                self.refused.append(Flaw(Kind.INCONSISTENT, "", what))
+                self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, "", what))
             infos = self._zip.infolist()
             extents = sorted(
                 (self._read(stream, info) for info in infos), key=lambda extent: (extent.start, extent.end)
@@ -101,7 +101,7 @@ class ZipForm:
                 self._inconsistent(name, "is compressed in a way that TorchServe does not read")
             if flags & 8 and method == zipfile.ZIP_STORED:
                 what = f"the member {name!r} is stored, and its size stands behind it, which Java does not read"
-                self.refused.append(Flaw(Kind.INCONSISTENT, name, what))
+                self.frontend_flaws.append(Flaw(Kind.INCONSISTENT, name, what))
         stored = info.compress_type == zipfile.ZIP_STORED
         if stored and info.compress_size != info.file_size:
             self._inconsistent(name, "is stored, and yet of another size than its content")

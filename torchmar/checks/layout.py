@@ -31,11 +31,9 @@ def check(archive: Archive) -> Iterator[Finding]:
     elif archive.form not in ("zip", "tar.gz", "folder"):
         cause = "its members do not lie in one folder, the outermost, which TorchServe cuts off"
         yield Finding(Code.MAR101, "", cause, "tar czf NAME.tar.gz NAME, where NAME is the folder that has MAR-INF")
-    for refused in archive.refused:
-        code = Code.MAR107 if refused.member else Code.MAR101
-        yield Finding(
-            code, refused.member[:200], refused.what, "pack it again with torchmar build or torchmar-archiver"
-        )
+    for flaw in archive.frontend_flaws:
+        code = Code.MAR107 if flaw.member else Code.MAR101
+        yield Finding(code, flaw.member[:200], flaw.what, "pack it again with torchmar build or torchmar-archiver")
     for flaw in archive.flaws:
         code, remedy = _CODES[flaw.kind]
         yield Finding(code, flaw.member[:200], flaw.what, remedy)

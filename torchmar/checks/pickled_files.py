@@ -24,7 +24,7 @@ PICKLED = (".pkl", ".pickle", ".joblib", ".bin", ".pt", ".pth", ".ckpt", ".npy",
 
 _SURELY_PICKLED = (".pkl", ".pickle", ".joblib", ".debug_pkl")
 
-_MAX_NAMES = 50  # refused imports, named one by one, of one pickle
+_MAX_NAMES = 50  # rejected imports, named one by one, of one pickle
 
 _MAX_DIRECTORY = 16 << 20  # bytes of a zip's directory
 
@@ -83,14 +83,14 @@ class Inspector:
     """Find what the pickles of several files would import, within one budget.
 
     Args:
-        refused: the code of an import that is not on the list.
+        rejected: the code of an import that is not on the list.
         broken: the code of a pickle that cannot be walked to its end.
         remedy: what to do about either.
         budget: what may be spent; shared with other inspectors.
     """
 
-    def __init__(self, refused: Code, broken: Code, remedy: str, budget: Budget) -> None:
-        self.refused = refused
+    def __init__(self, rejected: Code, broken: Code, remedy: str, budget: Budget) -> None:
+        self.rejected = rejected
         self.broken = broken
         self.remedy = remedy
         self.budget = budget
@@ -193,12 +193,12 @@ class Inspector:
         for imported in names[:_MAX_NAMES]:
             what = f"{imported.name} (byte {imported.offset})"
             cause = f"the pickle imports {what}, which torch.load(weights_only=True) refuses"
-            yield Finding(self.refused, place, cause, self.remedy)
+            yield Finding(self.rejected, place, cause, self.remedy)
         if len(names) > _MAX_NAMES:
             cause = (
                 f"the pickle imports {len(names) - _MAX_NAMES} more names that torch.load(weights_only=True) refuses"
             )
-            yield Finding(self.refused, place, cause, self.remedy)
+            yield Finding(self.rejected, place, cause, self.remedy)
         if result.problem:
             yield self._broken(place, result.problem, too_large=result.too_large)
 

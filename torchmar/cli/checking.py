@@ -100,7 +100,7 @@ def _show_report(path: Path, report: SampleReport) -> None:
         f"batches of {report.batch_size}",
         f"peak memory {show_size(report.peak_memory)}",
         "explains" if report.explains else "offers no explanations",
-        f"bad requests got {', '.join(map(str, sorted(set(report.refused))))}",
+        f"bad requests got {', '.join(map(str, sorted(set(report.bad_request_statuses))))}",
     )
     verdict = "[red]broken[/]" if report.problems else "[green]kept[/]"
     out.print(f"{verdict} {escape(str(path))}: {'; '.join(facts)}")

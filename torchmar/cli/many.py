@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Client = InferenceClient | GrpcInference
 
 _SHOWN_ERRORS = 10  # printed one by one where results are written to a file; the rest are counted
-_PERMANENT = (400, 413, 415, 422)  # the same input would be refused again; other errors may be temporary
+_PERMANENT = (400, 413, 415, 422)  # the same input would get the same error again; other errors may be temporary
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Requests:
                 elif result:
                     self._report(item, result, _SHOWN_ERRORS)
                     if isinstance(result, ServerError) and result.status in _PERMANENT:
-                        file.add_refusal(item.source, item.digest, result.status, result.message)
+                        file.add_permanent_error(item.source, item.digest, result.status, result.message)
                 advance()
 
     def _results(self, items: list[_Input], jobs: int, ordered: bool) -> Generator[_Result, None, None]:
@@ -169,8 +169,8 @@ class Requests:
         summary = f"{results.count(True)} of {len(results)} answered"
         if kept := sum(file.answered[source] for source in before):
             summary += f" ({kept} of them before)"
-        if refused := results.count(False):
-            summary += f", {refused} refused"
+        if permanent_errors := results.count(False):
+            summary += f", {permanent_errors} refused"
         if missing := results.count(None):
             summary += f", {missing} without an answer; the same command sends them again"
         err.print(summary)

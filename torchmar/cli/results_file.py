@@ -29,7 +29,7 @@ class ResultsFile:
     input's content, so that an input that has been edited since is sent again.
 
     Attributes:
-        answered: by input: True if it was answered, False if it was refused permanently.
+        answered: by input: True if it was answered, False if it got a permanent error.
         digests: by input: the digest of the content that was sent; None if the line has none.
         superseded: whether an input has two lines, of which the later one counts.
 
@@ -81,8 +81,8 @@ class ResultsFile:
         self._write(source, digest, responses.content(response))
         self._record(source, digest, True)
 
-    def add_refusal(self, source: str, digest: str, status: int, message: str) -> None:
-        """Write that an input was refused permanently."""
+    def add_permanent_error(self, source: str, digest: str, status: int, message: str) -> None:
+        """Write that an input got an error that is permanent."""
         self._write(source, digest, {"status": status, "error": message})
         self._record(source, digest, False)
 

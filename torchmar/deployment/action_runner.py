@@ -115,11 +115,11 @@ class ActionRunner:
                 f"another client has registered {action.model} {action.version} since the plan was made",
                 hint="plan again",
             ) from conflict
-        except ServerError as refusal:
+        except ServerError as error:
             responded = True
-            failed = refusal.status >= 500
-            hint = f"torchmar run on {action.url} shows the same without a server" if failed else refusal.hint
-            raise TorchmarError(f"{action.model} {action.version}: {refusal.message}", hint=hint) from refusal
+            failed = error.status >= 500
+            hint = f"torchmar run on {action.url} shows the same without a server" if failed else error.hint
+            raise TorchmarError(f"{action.model} {action.version}: {error.message}", hint=hint) from error
         responded = True
         registered = self._describe(action.model, action.version)
         if (registered.min_workers, registered.max_workers) != (action.min_workers, action.max_workers):

@@ -170,14 +170,14 @@ class Engine(ABC):
                     hint="remove one, or give it another version",
                 ) from None
             self._wait_for(name, version, startup)  # the server loads it because of config.properties
-        except ServerError as refusal:
-            if not self.properties.flag("enable_model_api") and refusal.status == 405:
+        except ServerError as error:
+            if not self.properties.flag("enable_model_api") and error.status == 405:
                 self._wait_for(name, version, startup)
                 return self.management.describe(name, version)[0]
             with contextlib.suppress(NotFoundError):
                 self.management.unregister(name, version)
             raise ModelFailedError(
-                f"{name} {version} did not start: {refusal.message}",
+                f"{name} {version} did not start: {error.message}",
                 traceback=self.worker_traceback(name, version, since=offset),
                 hint=f"torchmar run {archive} shows the same without a server",
             ) from None
@@ -320,8 +320,8 @@ class Engine(ABC):
             model = self.management.describe(name, version)[0]
         except NotFoundError as error:
             raise ModelFailedError(f"{name} {version} is not loaded: {error.message}", traceback="") from None
-        except ServerError as refusal:
-            if refusal.status != _UNAVAILABLE:  # the server has not loaded it yet
+        except ServerError as error:
+            if error.status != _UNAVAILABLE:  # the server has not loaded it yet
                 raise
             return False
         return model.ready >= model.min_workers

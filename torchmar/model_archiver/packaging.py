@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torchmar import manifest
 from torchmar.archive import BuiltArchive, pack, pack_folder, pack_tgz
-from torchmar.archive.collecting import add, carried, carries, refuse_clashes
+from torchmar.archive.collecting import add, carried, carries, check_clashes
 from torchmar.archive.copying import MemberContent, Progress, size_of
 from torchmar.checks import foreign
 from torchmar.errors import ArchiveError
@@ -40,7 +40,7 @@ Begin = Callable[[str, int], Progress]
 """Called with the archive's file name and its size in bytes; returns what is called with the bytes of each piece."""
 
 Inspect = Callable[[Mapping[str, MemberContent]], object]
-"""Called with the members before they are packed; raises ArchiveError to refuse them."""
+"""Called with the members before they are packed; raises ArchiveError if they must not be packed."""
 
 
 def package(
@@ -114,7 +114,7 @@ def compose(options: Namespace, manifest_text: str | None = None) -> dict[str, M
     if carries(handler, members) and not any(path.startswith(f"{CARRIED_PACKAGE}/") for path in members):
         members |= carried()
     add(members, manifest.PATH, (manifest_text or manifest_of(options).to_json().decode()).encode())
-    refuse_clashes(members)
+    check_clashes(members)
     return members
 
 

@@ -31,11 +31,15 @@ class BackgroundTasks:
         task.add_done_callback(self._on_done)
         return task
 
+    def cancel(self) -> None:
+        """Cancel all tasks, without waiting for their end."""
+        for task in self._tasks:
+            task.cancel()
+
     async def close(self) -> None:
         """Cancel all tasks and wait for their end, also of those that they start meanwhile."""
         while tasks := list(self._tasks):
-            for task in tasks:
-                task.cancel()
+            self.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_done(self, task: asyncio.Task[Any]) -> None:

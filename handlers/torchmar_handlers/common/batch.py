@@ -71,7 +71,7 @@ def answer(
 
 
 def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decoded | Reply]:
-    """Return each request decoded, or the answer of one that needs no model: refused, or a description."""
+    """Return each request decoded, or the answer of one that needs no model: an error, or a description."""
     halves: dict[int, Decoded | Reply] = {}
     parsed_requests: dict[int, protocols.ParsedRequest] = {}
     for index, request in enumerate(requests):
@@ -81,7 +81,7 @@ def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decode
             else:
                 parsed_requests[index] = protocols.read(request, handler)
         except Exception as error:
-            halves[index] = Reply.error(*_refusal(handler, faults.of_reading(handler.known_inputs, error)))
+            halves[index] = Reply.error(*_status_and_message(handler, faults.of_reading(handler.known_inputs, error)))
     inputs = iter(_decode(handler, [part for parsed in parsed_requests.values() for part in parsed.parts]))
     for index, parsed in parsed_requests.items():
         own = [next(inputs) for _ in parsed.parts]
@@ -158,14 +158,14 @@ def _run(
 def _reply(handler: HandlerProtocol, parsed: protocols.ParsedRequest, answers: Sequence[Any]) -> Reply:
     for position, outcome in enumerate(answers):
         if isinstance(outcome, _Failure):
-            return parsed.refuse(*_refusal(handler, outcome.error), position)
+            return parsed.error_reply(*_status_and_message(handler, outcome.error), position)
     try:
         return parsed.reply(answers)
     except Exception as error:
-        return parsed.refuse(*_refusal(handler, error))
+        return parsed.error_reply(*_status_and_message(handler, error))
 
 
-def _refusal(handler: HandlerProtocol, error: Exception) -> tuple[int, str]:
+def _status_and_message(handler: HandlerProtocol, error: Exception) -> tuple[int, str]:
     """Return the status and the message that a client gets for an error."""
     if isinstance(error, PredictionException):
         return error.error_code, error.message

@@ -106,7 +106,7 @@ def of_step(handler: Handler, known: KnownInputs, step: Step, request: Request, 
         try:
             (answer,) = step(handler.preprocess([value]), [request])
         except Exception as again:
-            return _refused(value, reference, again, is_sent)
+            return _bad_request(value, reference, again, is_sent)
         return answer
     return error
 
@@ -138,7 +138,7 @@ def _is_of_the_model(error: Exception) -> bool:
     return _MODULE in names or names[-1].partition(".")[0] in _LIBRARIES
 
 
-def _refused(value: Any, reference: Any, error: Exception, is_sent: bool) -> Exception:
+def _bad_request(value: Any, reference: Any, error: Exception, is_sent: bool) -> Exception:
     if isinstance(error, NotFinite):
         return BadRequest(error.message)
     if isinstance(error, PredictionException) or not _may_be_the_input(error):

@@ -75,7 +75,7 @@ class Options(Mapping[str, Any]):
             raise OptionError(name, f"{value!r} is none of {', '.join(choices)}")
         return value
 
-    def refuse_unknown(self) -> None:
+    def reject_unknown(self) -> None:
         """Raise OptionError if there is a key that was not read."""
         for name in self._values:
             if name not in self._read_names:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from torchmar_handlers.images.reading import Pixels, as_image, converted, refuse_many
+from torchmar_handlers.images.reading import Pixels, as_image, check_pixel_count, converted
 from torchmar_handlers.request import BadRequest
 
 
@@ -44,7 +44,7 @@ def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.nd
             f"an input of the model is ({channels}, height, width)"
         )
     height, width = array.shape[1:] if first else array.shape[:2]
-    refuse_many(width, height, max_pixels)
+    check_pixel_count(width, height, max_pixels)
     if array.dtype == np.uint8:
         return _pixels(array.transpose(1, 2, 0) if first else array, mode), None
     if first:

@@ -11,7 +11,7 @@ import torch
 from torchmar_handlers.common.options import OptionError, Options
 from torchmar_handlers.images import arrays
 from torchmar_handlers.images.geometry import Geometry
-from torchmar_handlers.images.reading import Pixels, Reader, refuse_many, size
+from torchmar_handlers.images.reading import Pixels, Reader, check_pixel_count, size
 from torchmar_handlers.request import FILE_KEYS, BadRequest, Request
 
 _SIDE = 224  # pixels
@@ -112,7 +112,7 @@ class Inputs:
         """
         width, height = size(pixels)
         if self.geometry.crop is None:
-            refuse_many(*self.geometry.resized(width, height), self.max_pixels)
+            check_pixel_count(*self.geometry.resized(width, height), self.max_pixels)
         array = self.geometry.apply(pixels)
         return Input(torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C")), width, height)
 

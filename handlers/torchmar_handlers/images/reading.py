@@ -67,7 +67,7 @@ class Reader:
 
         try:
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
-                refuse_many(image.width, image.height, self.max_pixels)
+                check_pixel_count(image.width, image.height, self.max_pixels)
                 return self._decoded(image, content)
         except (BadRequest, MemoryError, UnidentifiedImageError):
             raise
@@ -127,7 +127,7 @@ def size(pixels: Pixels) -> tuple[int, int]:
     return (pixels.shape[1], pixels.shape[0]) if isinstance(pixels, np.ndarray) else pixels.size
 
 
-def refuse_many(width: int, height: int, limit: int) -> None:
+def check_pixel_count(width: int, height: int, limit: int) -> None:
     """Raise BadRequest (413) where an image has more pixels than are allowed."""
     if width * height > limit:
         raise BadRequest(f"the image has {width}x{height} pixels; {limit} are allowed", 413)

@@ -49,9 +49,9 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     body = _document(request)
     if not isinstance(body, Mapping):
         if isinstance(body, list):
-            _refuse_nesting(body, served.max_json_depth)
+            _check_json_depth(body, served.max_json_depth)
         return plain.read(request, served)
-    _refuse_nesting(body, served.max_json_depth)
+    _check_json_depth(body, served.max_json_depth)
     request = replace(request, row={**request.row, "body": body})
     if open_inference.speaks(body):
         return open_inference.read(request, body, served)
@@ -94,7 +94,7 @@ def _lines(request: Request, served: HandlerInfo) -> ParsedRequest:
                 documents.append(json.loads(line))
             except (ValueError, RecursionError) as error:
                 raise BadRequest(f"line {number} of the body is not JSON: {error}") from None
-    _refuse_nesting(documents, served.max_json_depth)
+    _check_json_depth(documents, served.max_json_depth)
     return plain.read_lines(request, documents, served)
 
 
@@ -104,7 +104,7 @@ def _may_be_ours(payload: bytes | bytearray | str) -> bool:
     return any((f'"{key}"' if isinstance(payload, str) else f'"{key}"'.encode()) in payload for key in keys)  # type: ignore[operator]
 
 
-def _refuse_nesting(value: Any, limit: int) -> None:
+def _check_json_depth(value: Any, limit: int) -> None:
     level: Sequence[Any] = [value]
     for _ in range(limit + 1):
         below: list[Any] = []

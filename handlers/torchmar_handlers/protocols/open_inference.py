@@ -19,7 +19,7 @@ import numpy as np
 
 from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.protocols import tensors
-from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest, refuse_many
+from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest, check_instance_count
 from torchmar_handlers.protocols.plain import in_json
 from torchmar_handlers.request import JSON, BadRequest, Request
 
@@ -107,7 +107,7 @@ def read(
         message = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise BadRequest(f"the first dimensions of the inputs differ, which is that of the batch: {message}")
     (count,) = set(counts.values())
-    refuse_many(count, served.max_instances)
+    check_instance_count(count, served.max_instances)
     rows = [{name: _instance(array[index]) for name, array in arrays.items()} for index in range(count)]
     if len(arrays) == 1 and not served.named:
         rows = [next(iter(row.values())) for row in rows]

@@ -42,7 +42,7 @@ class ParsedRequest:
     many: bool = True
     error_key: str = ""
 
-    def refuse(self, status: int, message: str, position: int | None = None) -> Reply:
+    def error_reply(self, status: int, message: str, position: int | None = None) -> Reply:
         """Return an error as a client of this dialect reads it."""
         if self.many and position is not None:
             message = f"instance {position}: {message}"
@@ -55,11 +55,11 @@ def instances(found: Any, what: str, limit: int) -> list[Any]:
         raise BadRequest(f"{what} is not an array")
     if not found:
         raise BadRequest(f"{what} is empty")
-    refuse_many(len(found), limit)
+    check_instance_count(len(found), limit)
     return found
 
 
-def refuse_many(count: int, limit: int) -> None:
+def check_instance_count(count: int, limit: int) -> None:
     """Raise BadRequest (413) when a request holds more instances than are allowed."""
     if count > limit:
         raise BadRequest(f"the request has {count} instances; {limit} are allowed", 413)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from torchmar_handlers.common.reply import Reply
-from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest, instances, refuse_many
+from torchmar_handlers.protocols.parsed_request import HandlerInfo, ParsedRequest, check_instance_count, instances
 from torchmar_handlers.protocols.plain import bare
 from torchmar_handlers.request import BadRequest, Request
 
@@ -30,7 +30,7 @@ def speaks_columns(body: Mapping[str, Any]) -> bool:
 
 def read_rows(request: Request, body: Mapping[str, Any], served: HandlerInfo) -> ParsedRequest:
     """Return a request's ``instances``, to be answered with ``predictions`` (or ``explanations``)."""
-    _refuse_signature(body)
+    _check_signature(body)
     if speaks_columns(body):
         raise BadRequest("the body has both instances and inputs; send one of them")
     values = instances(body["instances"], "instances", served.max_instances)
@@ -41,7 +41,7 @@ def read_rows(request: Request, body: Mapping[str, Any], served: HandlerInfo) ->
 
 def read_columns(request: Request, body: Mapping[str, Any], served: HandlerInfo) -> ParsedRequest:
     """Return the rows of a request's ``inputs``, to be answered with ``outputs``."""
-    _refuse_signature(body)
+    _check_signature(body)
     inputs = body["inputs"]
     columns = isinstance(inputs, Mapping)
     values = _rows(inputs, served) if columns else instances(inputs, "inputs", served.max_instances)
@@ -62,7 +62,7 @@ def _rows(columns: Mapping[str, Any], served: HandlerInfo) -> list[Any]:
     (count,) = set(lengths.values())
     if not count:
         raise BadRequest("inputs has no rows")
-    refuse_many(count, served.max_instances)
+    check_instance_count(count, served.max_instances)
     if len(columns) == 1 and not served.named:
         return list(next(iter(columns.values())))
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -83,7 +83,7 @@ def _outputs(answers: Sequence[Any], *, served: HandlerInfo) -> Reply:
     return Reply.json({"outputs": {name: [bare(one) for one in column] for name, column in columns.items()}})
 
 
-def _refuse_signature(body: Mapping[str, Any]) -> None:
+def _check_signature(body: Mapping[str, Any]) -> None:
     name = body.get("signature_name") or _SIGNATURES[0]
     if name not in _SIGNATURES:
         raise BadRequest(f"there is no signature {name!r}; the model has {_SIGNATURES[0]}")

@@ -55,12 +55,12 @@ class Optimizations:
         """
         dtype = options.get("dtype")
         if dtype is not None and not (isinstance(dtype, str) and dtype in _DTYPES):
-            raise _refused("dtype", dtype, ", ".join(_DTYPES))
+            raise _invalid("dtype", dtype, ", ".join(_DTYPES))
         providers = options.get("providers")
         if providers is not None and not (
             isinstance(providers, list | tuple) and providers and all(isinstance(name, str) for name in providers)
         ):
-            raise _refused("providers", providers, "a list of ONNX Runtime's execution providers")
+            raise _invalid("providers", providers, "a list of ONNX Runtime's execution providers")
         wanted = options.get("compile")
         return cls(
             dtype=None if dtype is None else _DTYPES[dtype],
@@ -187,17 +187,17 @@ def _of_option(wanted: Any) -> Mapping[str, Any] | None:
     if isinstance(wanted, bool):
         return {} if wanted else None
     if not isinstance(wanted, Mapping):
-        raise _refused("compile", wanted, f"true, false or a mapping of {', '.join(_COMPILE)}")
+        raise _invalid("compile", wanted, f"true, false or a mapping of {', '.join(_COMPILE)}")
     for name, value in wanted.items():
         if name not in _COMPILE:
-            raise _refused("compile", name, ", ".join(_COMPILE))
+            raise _invalid("compile", name, ", ".join(_COMPILE))
         if not isinstance(value, _COMPILE[name]):
-            raise _refused(f"compile.{name}", value, "a text" if _COMPILE[name] is str else "true or false")
+            raise _invalid(f"compile.{name}", value, "a text" if _COMPILE[name] is str else "true or false")
     # These two import most of torch's compiler, as compiling does.
     if "backend" in wanted and wanted["backend"] not in torch._dynamo.list_backends(exclude_tags=()):
-        raise _refused("compile.backend", wanted["backend"], ", ".join(torch._dynamo.list_backends()))
+        raise _invalid("compile.backend", wanted["backend"], ", ".join(torch._dynamo.list_backends()))
     if "mode" in wanted and wanted["mode"] not in (modes := torch._inductor.list_mode_options()):
-        raise _refused("compile.mode", wanted["mode"], ", ".join(modes))
+        raise _invalid("compile.mode", wanted["mode"], ", ".join(modes))
     return wanted
 
 
@@ -220,11 +220,11 @@ def _of_section(pt2: Any) -> Mapping[str, Any] | None:
 def _flag(options: Mapping[str, Any], name: str) -> bool:
     value = options.get(name)
     if value is not None and not isinstance(value, bool):
-        raise _refused(name, value, "true or false")
+        raise _invalid(name, value, "true or false")
     return bool(value)
 
 
-def _refused(option: str, value: Any, allowed: str) -> LoadError:
+def _invalid(option: str, value: Any, allowed: str) -> LoadError:
     return LoadError(f"model-config.yaml: handler.{option}: {value!r} cannot be used; allowed: {allowed}")
 
 

@@ -409,7 +409,7 @@ class Registry:
         """Scale a pool; return whether its workers are ready, which those of a version that is removed are not."""
         pool = version.pool
         if not min_workers and pool.ready:
-            pool.min_workers = 0  # new requests are refused from here on
+            pool.min_workers = 0  # new requests get an error from here on
             await pool.drain(version.serving.pool.response_timeout)
             if pool.min_workers:
                 return True  # another call scaled the version up while it drained

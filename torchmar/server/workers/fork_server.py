@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from torchmar.errors import WorkerError
+from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.keys import TOKEN_VARIABLES
 from torchmar.server.telemetry import logs
 from torchmar.server.workers.control_connection import ControlConnection, ForkRequests, fail
@@ -71,7 +72,7 @@ class ForkServer:
         self._ready: asyncio.Future[None] | None = None
         self._pid: int | None = None
         self._model_processes: dict[int, ModelProcess] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
 
     @property
     def pid(self) -> int | None:
@@ -155,8 +156,7 @@ class ForkServer:
         self._wait()
 
     def _disconnect(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         if self._control:
             self._control.close()  # which is its supervisor's lifeline
 
@@ -228,9 +228,7 @@ class ForkServer:
             model_process.on_fork_server_exit()
         if self._ready:
             fail(self._ready, ForkServerExitedError())
-        task = asyncio.get_running_loop().create_task(self._restart(supervisor, pid))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._restart(supervisor, pid))
 
     async def _restart(self, supervisor: subprocess.Popen[bytes], pid: int | None) -> None:
         """Log the exit status, and start another process at once, so that workers that are needed start sooner."""

@@ -16,7 +16,7 @@ class JobQueue(deque[Job]):
     def take_batch(self, size: int) -> list[Job]:
         """Remove and return at most ``size`` jobs of one kind, in their order; others keep their places.
 
-        Expired jobs are removed and refused.
+        Expired jobs are removed, and their clients get an error.
         """
         batch: list[Job] = []
         others: list[Job] = []
@@ -45,7 +45,7 @@ class JobQueue(deque[Job]):
         self.extendleft(reversed(jobs))
 
     def remove_expired(self) -> None:
-        """Remove and refuse expired jobs."""
+        """Remove expired jobs, and reply to them with an error."""
         now = time.monotonic()
         if expired := [job for job in self if job.expired(now)]:
             waiting = [job for job in self if not job.expired(now)]
@@ -54,7 +54,7 @@ class JobQueue(deque[Job]):
             for job in expired:
                 job.expire()
 
-    def refuse_all(self, error: ApiError) -> None:
+    def fail_all(self, error: ApiError) -> None:
         """Remove all jobs, and reply to them with an error."""
         while self:
-            self.popleft().refuse(error)
+            self.popleft().reply_error(error)

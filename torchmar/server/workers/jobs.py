@@ -92,9 +92,11 @@ class Job:
 
     def expire(self) -> None:
         """Reply that the deadline has passed."""
-        self.refuse(ApiError(503, "ServiceUnavailableException", "the request has waited longer than its client does"))
+        self.reply_error(
+            ApiError(503, "ServiceUnavailableException", "the request has waited longer than its client does")
+        )
 
-    def refuse(self, error: ApiError) -> None:
+    def reply_error(self, error: ApiError) -> None:
         """Reply with an error, unless the client has disconnected."""
         if not self.cancelled:
             self.on_reply(Reply.of(error))

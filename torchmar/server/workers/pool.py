@@ -214,7 +214,7 @@ class Pool:
         if not min_workers:
             await self._wait_for(lambda: not self._workers)
             self._release_model()
-            self._queue.refuse_all(self._unavailable())
+            self._queue.fail_all(self._unavailable())
         self._share_cores()
         await self._wait_for(
             lambda: all(worker.state == "READY" or worker.failure or worker.draining for worker in started)
@@ -237,7 +237,7 @@ class Pool:
         self._closed = True
         self.min_workers = 0
         self._timer.cancel()
-        self._queue.refuse_all(self._unavailable())
+        self._queue.fail_all(self._unavailable())
         for worker in list(self._workers):
             worker.kill(self._unavailable())
         self._release_model()
@@ -253,7 +253,7 @@ class Pool:
         """Of `WorkerOwner`."""
         self.failure = worker.failure
         if not self.ready:
-            self._queue.refuse_all(self._unavailable(_DO_NOT_LOAD))  # the next attempt may fail, too
+            self._queue.fail_all(self._unavailable(_DO_NOT_LOAD))  # the next attempt may fail, too
         self._changed.set()
 
     def on_exit(self, worker: Worker) -> None:

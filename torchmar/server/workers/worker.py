@@ -238,7 +238,7 @@ class Worker:
             self._owner.repeat([job for job in jobs if not job.cancelled])
             jobs = []
         for job in jobs:
-            job.refuse(error or ApiError(500, "InternalServerException", _DIED))
+            job.reply_error(error or ApiError(500, "InternalServerException", _DIED))
         self._owner.on_exit(self)
         if not self.draining:
             self._task = asyncio.get_running_loop().create_task(self._start())
