@@ -43,14 +43,14 @@ class PropertiesError(TorchmarError):
     """Say which key of a ``config.properties`` is wrong."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One thing that is wrong in a file: where, what and what to do about it."""
 
     file: str
     line: int
-    place: str
     message: str
+    place: str = ""
     hint: str = ""
 
     @property

@@ -345,7 +345,7 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
         message = f'write the version in quotes: "{node.value}"'
     elif detail["type"] != "value_error":
         message = f"{detail['input']!r}: {message[:1].lower()}{message[1:]}"
-    return Problem(document.file, line, ".".join(map(str, location)), message, hint)
+    return Problem(file=document.file, line=line, place=".".join(map(str, location)), message=message, hint=hint)
 
 
 def config_problems(error: ValidationError) -> list[str]:

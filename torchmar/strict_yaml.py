@@ -47,18 +47,19 @@ class Document:
 
     def problem(self, location: Sequence[str | int], message: str, hint: str = "") -> Problem:
         """Return what is wrong at a place."""
-        return Problem(self.file, self.find(location)[0], ".".join(map(str, location)), message, hint)
+        line, place = self.find(location)[0], ".".join(map(str, location))
+        return Problem(file=self.file, line=line, place=place, message=message, hint=hint)
 
     def repeated(self) -> list[Problem]:
         """Return a problem for every key that a mapping has twice."""
         return [
-            Problem(self.file, line, place, "this key is given twice; YAML keeps only the last")
+            Problem(file=self.file, line=line, place=place, message="this key is given twice; YAML keeps only the last")
             for place, line in _repeated_keys(self.root)
         ]
 
 
 def read(file: Path, missing: str) -> str:
-    """Return the text of a file; ``missing`` is the hint for who has none.
+    """Return the text of a file; ``missing`` is the hint if there is none.
 
     Raises:
         RecipeError: it is missing or cannot be read.
@@ -66,9 +67,9 @@ def read(file: Path, missing: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError([Problem(str(file), 0, "", "does not exist", missing)]) from None
+        raise RecipeError([Problem(file=str(file), line=0, message="does not exist", hint=missing)]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([Problem(str(file), 0, "", f"cannot be read: {error}")]) from None
+        raise RecipeError([Problem(file=str(file), line=0, message=f"cannot be read: {error}")]) from None
 
 
 def parse(text: str, file: str, otherwise: str) -> Document:
@@ -83,12 +84,13 @@ def parse(text: str, file: str, otherwise: str) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError([Problem(file, mark.line + 1 if mark else 1, "", f"not YAML: {what}")]) from None
+        line = mark.line + 1 if mark else 1
+        raise RecipeError([Problem(file=file, line=line, message=f"not YAML: {what}")]) from None
     except (ValueError, TypeError, RecursionError) as error:
         # A date that is none (2026-13-45), a list as a key, or a document nested without end.
-        raise RecipeError([Problem(file, 1, "", f"not YAML: {error}")]) from None
+        raise RecipeError([Problem(file=file, line=1, message=f"not YAML: {error}")]) from None
     if not isinstance(data, dict):
-        raise RecipeError([Problem(file, 1, "", otherwise)])
+        raise RecipeError([Problem(file=file, line=1, message=otherwise)])
     return Document(file, data, root)
 
 

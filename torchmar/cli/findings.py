@@ -14,15 +14,12 @@ if TYPE_CHECKING:
     from torchmar.checks import Finding
 
 
-def inspect(
-    members: Mapping[str, MemberContent], ignore: Sequence[str] = (), *, raise_errors: bool = True
-) -> tuple[Note, ...]:
+def inspect(members: Mapping[str, MemberContent], ignore: Sequence[str] = ()) -> tuple[Note, ...]:
     """Check the members of an archive before it is packed; print and return the findings.
 
     Args:
         members: the members, by their paths in the archive.
         ignore: codes, or prefixes of codes, that are neither printed nor count as errors.
-        raise_errors: whether a finding that is an error is raised as an exception.
 
     Raises:
         ArchiveError: a finding is an error.
@@ -31,7 +28,7 @@ def inspect(
 
     notes = tuple(map(_note, check_content(Composed(members))))
     show(notes, ignore)
-    if raise_errors and has_errors(notes, ignore):
+    if has_errors(notes, ignore):
         raise ArchiveError(
             "no server could load the archive; nothing is written",
             hint="--ignore CODE ignores an error, --no-check writes the archive all the same",

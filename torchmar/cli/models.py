@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torchmar.management import ManagementClient, ModelVersion
 
 PANEL = "Models on a server"
+_SETTINGS = "Workers and batches"
 
 
 def models(
@@ -96,12 +97,17 @@ def register(
         str | None, typer.Option(help="The runtime in place of the archive's: python or python3.", show_default=False)
     ] = None,
     initial_workers: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Workers, unless the archive has a number.")
+        int,
+        typer.Option(metavar="N", min=0, help="Workers, unless the archive has a number.", rich_help_panel=_SETTINGS),
     ] = 1,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Requests in a batch, unless the archive has a number.", show_default=False
+            metavar="N",
+            min=1,
+            help="Requests in a batch, unless the archive has a number.",
+            show_default=False,
+            rich_help_panel=_SETTINGS,
         ),
     ] = None,
     max_batch_delay: Annotated[
@@ -111,6 +117,7 @@ def register(
             metavar="MS",
             help="How long to wait for a batch to fill, unless the archive has a number.",
             show_default=False,
+            rich_help_panel=_SETTINGS,
         ),
     ] = None,
     response_timeout: Annotated[
@@ -120,6 +127,7 @@ def register(
             min=1,
             help="How long one batch may take, unless the archive has a number.",
             show_default=False,
+            rich_help_panel=_SETTINGS,
         ),
     ] = None,
     startup_timeout: Annotated[
@@ -129,6 +137,7 @@ def register(
             min=1,
             help="How long a worker may take to load, unless the archive has a number.",
             show_default=False,
+            rich_help_panel=_SETTINGS,
         ),
     ] = None,
     s3_sse_kms: Annotated[

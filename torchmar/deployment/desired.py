@@ -245,7 +245,7 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
         message = "give it content" if detail["type"] == "too_short" else "this is a mapping of keys"
     elif detail["type"] != "value_error":
         message = f"{detail['input']!r}: {message[:1].lower()}{message[1:]}"
-    return Problem(document.file, line, ".".join(map(str, location)), message, hint)
+    return Problem(file=document.file, line=line, place=".".join(map(str, location)), message=message, hint=hint)
 
 
 def _model(location: list[Any]) -> type[BaseModel]:

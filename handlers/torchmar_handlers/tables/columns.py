@@ -34,7 +34,7 @@ class Unusable(ValueError):
     """A value that a column does not take; the text says which, and what it does take."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """One column; `values` of it are numbers: a category's is its index, a boolean's 0 or 1.
 

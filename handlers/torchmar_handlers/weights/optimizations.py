@@ -24,7 +24,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 _COMPILE = {"backend": str, "mode": str, "dynamic": bool, "fullgraph": bool}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Optimizations:
     """What is to be done with a model once it is loaded.
 
