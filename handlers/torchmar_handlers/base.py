@@ -36,7 +36,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
 
     The methods that a handler overrides, in the order of their calls:
 
-    * ``decode(request)``: one request to one input; ``BadRequest`` refuses that request only;
+    * ``decode(request)``: one request to one input; ``BadRequest`` fails that request only;
     * ``preprocess(inputs)``: the inputs of a batch to what the model takes;
     * ``inference(batch)``: the model;
     * ``postprocess(output)``: the model's output to a list with one answer per request;
@@ -45,15 +45,15 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     Override ``predict_handle(batch, requests)`` for answers that need more than the model's output.
     A request with several instances (KServe, TensorFlow Serving) is passed to these methods as several requests.
 
-    ============== ============================ ==================================================
-    option         default                      meaning
-    ============== ============================ ==================================================
-    threads        cores divided by maxWorkers  threads of torch, and of decoding, in this worker
-    warm_up        true                         answer the archive's samples before clients come
-    max_instances  1024                         instances in a request; more get 413
-    max_json_depth    32                           levels of JSON in a request; more get 400
-    max_forward_batch   64, or the batch size        instances in one forward pass at the most
-    ============== ============================ ==================================================
+    ================= =========================== ===================================================
+    option            default                     meaning
+    ================= =========================== ===================================================
+    threads           cores divided by maxWorkers threads of torch, and of decoding, in this worker
+    warm_up           true                        answer the archive's samples before clients come
+    max_instances     1024                        instances in a request; more get 413
+    max_json_depth    32                          levels of JSON in a request; more get 400
+    max_forward_batch 64, or the batch size       instances in one forward pass at the most
+    ================= =========================== ===================================================
 
     and those of `torchmar_handlers.weights`.
     """
@@ -181,7 +181,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return answers
 
     def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]:
-        """Return one explanation per request; a handler that offers none refuses."""
+        """Return one explanation per request; a handler without explanations raises."""
         raise PredictionException(f"{type(self).__name__} has no explanations", 501)
 
     def rows(self, request: Request) -> list[Any] | None:

@@ -156,7 +156,15 @@ class Archive:
         return config if isinstance(config, dict) else {}
 
     def number(self, key: str, default: float) -> float:
-        """Return a key of the configuration that is a positive number, as it should be, or the default."""
+        """Return a key of the configuration that is a positive number, as it should be, or the default.
+
+        Args:
+            key: a key of ``model-config.yaml``, such as ``batchSize``.
+            default: the result if the key is missing, or its value is not a positive number.
+
+        Returns:
+            The value of the key, or the default.
+        """
         value = self.config.get(key)
         return value if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else default
 
@@ -172,6 +180,12 @@ class Archive:
 
     def open(self, name: str) -> BinaryIO:
         """Open a member as a seekable stream; a compressed member is copied first.
+
+        Args:
+            name: the path of the member in the archive.
+
+        Returns:
+            The stream, open for reading; the caller closes it.
 
         Raises:
             ArchiveError: there is no such member, or it cannot be opened.
@@ -192,6 +206,12 @@ class Archive:
     def stream(self, name: str) -> BinaryIO:
         """Open a member as a stream that is read once, from start to end; its checksum is verified at the end.
 
+        Args:
+            name: the path of the member in the archive.
+
+        Returns:
+            The stream, open for reading; the caller closes it.
+
         Raises:
             ArchiveError: there is no such member, or it cannot be opened.
         """
@@ -207,6 +227,12 @@ class Archive:
     def read(self, name: str) -> bytes:
         """Return the content of one small member.
 
+        Args:
+            name: the path of the member in the archive.
+
+        Returns:
+            All bytes of the member.
+
         Raises:
             ArchiveError: there is no such member, it is larger than 16 MiB, or its bytes are damaged.
         """
@@ -217,6 +243,13 @@ class Archive:
 
     def source(self, name: str, scratch: Path) -> MemberContent:
         """Return a member as content to pack: a slice of the archive if stored and listed, else a copy in ``scratch``.
+
+        Args:
+            name: the path of the member in the archive.
+            scratch: an existing folder for the copy; the caller removes it.
+
+        Returns:
+            The slice, or the path of the copy.
 
         Raises:
             ArchiveError: its bytes are damaged.
@@ -237,6 +270,9 @@ class Archive:
 
     def extract(self, folder: Path) -> None:
         """Write every member below ``folder``, which must be new or empty; all of them or nothing.
+
+        Args:
+            folder: the target; it is created if it does not exist.
 
         Raises:
             ArchiveError: the folder has content, a member is damaged, or the disk has no room.
@@ -274,6 +310,12 @@ class Archive:
 
     def sha256(self, name: str) -> str:
         """Return the SHA-256 of a member's bytes, in hexadecimal; reads them all, and so checks them.
+
+        Args:
+            name: the path of the member in the archive.
+
+        Returns:
+            64 hexadecimal digits.
 
         Raises:
             ArchiveError: they are damaged, or not as many as declared.

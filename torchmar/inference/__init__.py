@@ -257,7 +257,15 @@ class InferenceClient:
         return self._open_inference("")
 
     def api_description(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
-        """Return the OpenAPI document of the inference API, or of one model."""
+        """Return the OpenAPI document of the inference API, or of one model.
+
+        Args:
+            name: the model; None: the document of the whole API.
+            version: the version of the model; None: the default one.
+
+        Returns:
+            The document, as parsed JSON.
+        """
         path = f"/predictions/{_path(name, version)}" if name else "/"
         return self._connection.read(dict, "OPTIONS", path)
 

@@ -145,7 +145,14 @@ class ManagementClient:
         return (model.name for model in self.models())
 
     def ready(self, name: str) -> bool:
-        """Return whether a model is ready, over KServe's v1 protocol; for TorchServe, whether it has workers."""
+        """Return whether a model is ready, over KServe's v1 protocol; for TorchServe, whether it has workers.
+
+        Args:
+            name: the model.
+
+        Returns:
+            True if its default version can answer requests.
+        """
         path = f"/v1/models/{quote(name, safe='')}"
         return self._connection.read(lambda document: bool(document["ready"]), "GET", path)
 
@@ -180,23 +187,63 @@ class ManagementClient:
         return self._status("PUT", _path(name, version), query, timeout)
 
     def set_default(self, name: str, version: str) -> str:
-        """Make ``version`` the default one, which gets requests without a version."""
+        """Make ``version`` the default one, which gets requests without a version.
+
+        Args:
+            name: the model.
+            version: a registered version; torchmar's server answers ConflictError if its workers are not ready.
+
+        Returns:
+            The server's message.
+        """
         return self._status("PUT", f"{_path(name, version)}/set-default")
 
     def labels(self, name: str) -> dict[str, str]:
-        """Return the version of each label of a model; only torchmar's server has labels."""
+        """Return the version of each label of a model; only torchmar's server has labels.
+
+        Args:
+            name: the model.
+
+        Returns:
+            Versions by label; empty if the model has no labels.
+        """
         return self._connection.read(lambda document: dict(document["labels"]), "GET", f"{_path(name)}/labels")
 
     def set_label(self, name: str, label: str, version: str) -> str:
-        """Make a label stand for a version, which TensorFlow Serving's clients name by it."""
+        """Make a label stand for a version, which TensorFlow Serving's clients name by it.
+
+        Args:
+            name: the model.
+            label: a new label, or one that moves to the version.
+            version: a registered version.
+
+        Returns:
+            The server's message.
+        """
         return self._status("PUT", f"{_path(name)}/labels/{quote(label, safe='')}", {"version": version})
 
     def remove_label(self, name: str, label: str) -> str:
-        """Remove a label of a model."""
+        """Remove a label of a model.
+
+        Args:
+            name: the model.
+            label: a label of the model.
+
+        Returns:
+            The server's message.
+        """
         return self._status("DELETE", f"{_path(name)}/labels/{quote(label, safe='')}")
 
     def unregister(self, name: str, version: str | None = None) -> str:
-        """Remove a version, or a model's only one."""
+        """Remove a version, or a model's only one.
+
+        Args:
+            name: the model.
+            version: the version; None: the default one, which can be removed only if it is the model's last.
+
+        Returns:
+            The server's message.
+        """
         return self._status("DELETE", _path(name, version))
 
     def renew_token(self, api: Api) -> None:
@@ -213,7 +260,15 @@ class ManagementClient:
         self._connection.tokens.renew(api)
 
     def api_description(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
-        """Return the OpenAPI document of the management and inference API, or of one model's management."""
+        """Return the OpenAPI document of the management and inference API, or of one model's management.
+
+        Args:
+            name: the model; None: the document of both APIs.
+            version: the version of the model; None: the default one.
+
+        Returns:
+            The document, as parsed JSON.
+        """
         path = _path(name, version) if name else "/"
         return self._connection.read(dict, "OPTIONS", path)
 

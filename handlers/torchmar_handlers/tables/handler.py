@@ -36,26 +36,26 @@ _ROWS_AT_ONCE = 4096
 class TabularHandler(BaseHandler):
     """Answer rows of a table.
 
-    ============== ======================== ==========================================================
-    option         default                  meaning
-    ============== ======================== ==========================================================
-    columns        (needed)                 the columns, in the model's order: a list, or the name of
-                                            a JSON file in the archive; see below
-    out_of_range   refuse                   a number below ``min`` or above ``max``: ``refuse`` (400),
-                                            ``clip`` or ``allow``
-    scores         the only one             the output to take of a model that has several
-    method         integrated_gradients     of explanations: that, ``gradient_shap``, ``saliency`` or
-                                            ``feature_ablation``
-    n_steps        50                       steps of the integral of an explanation
-    baseline       mean                     what explanations compare with: ``mean`` or ``zeros``
-    max_forward_batch   4096                     rows in one forward pass at the most
-    ============== ======================== ==========================================================
+    ================= ======================== ==========================================================
+    option            default                  meaning
+    ================= ======================== ==========================================================
+    columns           (needed)                 the columns, in the model's order: a list, or the name of
+                                               a JSON file in the archive; see below
+    out_of_range      refuse                   a number below ``min`` or above ``max``: ``refuse`` (400),
+                                               ``clip`` or ``allow``
+    scores            the only one             the output to take of a model that has several
+    method            integrated_gradients     of explanations: that, ``gradient_shap``, ``saliency`` or
+                                               ``feature_ablation``
+    n_steps           50                       steps of the integral of an explanation
+    baseline          mean                     what explanations compare with: ``mean`` or ``zeros``
+    max_forward_batch 4096                     rows in one forward pass at the most
+    ================= ======================== ==========================================================
 
     A column has a ``name``, a ``type`` and what that knows:
 
     ============== ===================================================================================
     number         (also without type) ``min``, ``max``, ``unit``, ``mean``, ``std``, ``default``
-    integer        the same; a number with a fraction is refused
+    integer        the same; a number with a fraction is rejected
     boolean        ``mean`` (the share of true), ``std``, ``default``
     category       ``categories``, texts or whole numbers; ``encoding``, ``one_hot`` (default) or
                    ``index``; ``frequencies``, for the baseline of explanations; ``default``
