@@ -226,7 +226,7 @@ class Bench:
         with Worker(self.sides[STOCK]) as stock, Worker(self.sides[OURS]) as ours:
             for size in (1, 4):
                 theirs = [Request(image, "image/jpeg", explain=True) for image in self.images[:size]]
-                mine = [
+                requests = [
                     Request(image, "image/jpeg", True, "application/x-npy", headers) for image in self.images[:size]
                 ]
                 # Of the same floats: a pixel that was resized to the next grey level moves an attribution.
@@ -234,14 +234,14 @@ class Bench:
                 error = relative_error(
                     stock.predict_batch([Request(body, "application/json", True) for body in same]),
                     ours.predict_batch(
-                        [Request(body, "application/json", True, mine[0].accept, headers) for body in same]
+                        [Request(body, "application/json", True, requests[0].accept, headers) for body in same]
                     ),
                 )
-                as_json = [Request(one.body, one.content_type, True, headers=headers) for one in mine]
+                as_json = [Request(request.body, request.content_type, True, headers=headers) for request in requests]
                 took = in_turn(
                     {
                         STOCK: partial(stock.predict_batch, theirs),
-                        OURS: partial(ours.predict_batch, mine),
+                        OURS: partial(ours.predict_batch, requests),
                         "ours as JSON": partial(ours.predict_batch, as_json),
                     },
                     self.rounds,
@@ -339,7 +339,7 @@ def photographs(count: int) -> list[bytes]:
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    found = []
+    files = []
     for index, photo in zip(range(count), itertools.cycle(load_sample_images().images), strict=False):
         left, top = 3 * index, 2 * index
         cut = (
@@ -347,8 +347,8 @@ def photographs(count: int) -> list[bytes]:
         )
         stream = io.BytesIO()
         cut.save(stream, "JPEG", quality=90)
-        found.append(stream.getvalue())
-    return found
+        files.append(stream.getvalue())
+    return files
 
 
 def bag(folder: Path) -> None:
@@ -365,7 +365,7 @@ def bag(folder: Path) -> None:
 
     torch.manual_seed(0)
     torch.save(module.Bag().state_dict(), folder / "bag.pt")
-    pairs = [f"{one} {other}" for one in WORDS for other in WORDS]
+    pairs = [f"{first} {second}" for first in WORDS for second in WORDS]
     torch.save({word: index for index, word in enumerate([*WORDS, *pairs])}, folder / "source_vocab.pt")
 
 
@@ -373,8 +373,8 @@ def pack(folder: Path, name: str, handler: str, weights: str, **keys: Any) -> Pa
     """Return an archive of a handler and weights that lie in ``folder``."""
     config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 8, "maxBatchDelay": 20, "responseTimeout": 300}
     document = {"name": name, "version": "1.0", "handler": handler, "weights": weights, "config": config, **keys}
-    made = recipe.Recipe.model_validate(document)
-    return archive.pack(archive.collect_members(made, folder), folder / f"{name}-1.0.mar").path
+    written = recipe.Recipe.model_validate(document)
+    return archive.pack(archive.collect_members(written, folder), folder / f"{name}-1.0.mar").path
 
 
 def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

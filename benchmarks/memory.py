@@ -128,7 +128,7 @@ def _compare(home: Path, kind: str, size: str, rounds: int) -> bool:
                 except Exception as error:
                     problems.append(f"{title}: {error}")
     medians = {
-        title: [median(getattr(one, name) for one in figures) for name in ("memory", "one", "four", "cpu")]
+        title: [median(getattr(run, name) for run in figures) for name in ("memory", "one", "four", "cpu")]
         for title, figures in found.items()
         if figures
     }
@@ -180,7 +180,7 @@ def _model(folder: Path, kind: str, size: int) -> Model:
     module = nn.Sequential(nn.Linear(64, width), *linear, nn.Linear(width, 10)).eval().requires_grad_(False)
     inputs = [torch.rand(64).mul(1000).round().div(1000) for _ in range(8)]
     with torch.inference_mode():
-        answers = [module(one[None])[0].tolist() for one in inputs]
+        answers = [module(tensor[None])[0].tolist() for tensor in inputs]
     file, load = _LOADS[kind]
     if kind == "TorchScript":
         torch.jit.save(torch.jit.trace(module, torch.zeros(1, 64)), folder / file)
@@ -200,7 +200,7 @@ def _model(folder: Path, kind: str, size: int) -> Model:
         folder / file,
         {"bare": folder / "bare", "ours": folder / "bare", "fork": folder / "fork"},
         JSON,
-        tuple(json.dumps([round(value, 3) for value in one.tolist()]).encode() for one in inputs),
+        tuple(json.dumps([round(value, 3) for value in tensor.tolist()]).encode() for tensor in inputs),
         tuple(answers),
         lambda found, expected: all(abs(a - b) < 1e-4 for a, b in zip(found, expected, strict=True)),
     )

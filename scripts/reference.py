@@ -205,7 +205,7 @@ def configuration() -> str:
 
 def _default(field: str) -> str:
     """Return the default of a field of the server's settings, as a configuration file writes it."""
-    default = next(one.default for one in dataclasses.fields(settings.Settings) if one.name == field)
+    default = next(known.default for known in dataclasses.fields(settings.Settings) if known.name == field)
     if default is None or default == "":
         return "none"
     return f"`{default:g}`" if isinstance(default, float) else f"`{str(default).lower()}`"
@@ -291,7 +291,7 @@ def _operations(document: Schema) -> Iterator[tuple[list[str], str, Schema]]:
 
 
 def _parameters(operation: Schema) -> list[Schema]:
-    return [one for one in operation.get("parameters", ()) if one["in"] != "path"]
+    return [parameter for parameter in operation.get("parameters", ()) if parameter["in"] != "path"]
 
 
 def _operation(title: str, paths: Sequence[str], method: str, operation: Schema) -> list[str]:
@@ -304,12 +304,12 @@ def _operation(title: str, paths: Sequence[str], method: str, operation: Schema)
     if parameters := _parameters(operation):
         rows = [
             (
-                f"`{one['name']}`",
-                one["in"],
-                _linked(title, one["schema"]) + (", required" if one.get("required") else ""),
-                one.get("description", ""),
+                f"`{parameter['name']}`",
+                parameter["in"],
+                _linked(title, parameter["schema"]) + (", required" if parameter.get("required") else ""),
+                parameter.get("description", ""),
             )
-            for one in parameters
+            for parameter in parameters
         ]
         lines += [*table(("parameter", "in", "type", "meaning"), rows), ""]
     if body := operation.get("requestBody"):
@@ -318,7 +318,7 @@ def _operation(title: str, paths: Sequence[str], method: str, operation: Schema)
     responses: list[tuple[str, str, str]] = []
     for status, response in operation["responses"].items():
         content = response.get("content", {})
-        schema = next((one.get("schema") or {} for one in content.values()), {})
+        schema = next((media_type.get("schema") or {} for media_type in content.values()), {})
         described = _linked(title, schema) if "$ref" in schema or schema.get("type") == "array" else ""
         responses.append((status, response["description"], described or ", ".join(f"`{kind}`" for kind in content)))
     return [*lines, *table(("status", "meaning", "body"), responses), ""]

@@ -81,7 +81,7 @@ def are_stages(value: object) -> bool:
     """Return whether a section ``stages`` is the built-in server's, and not one that only the handler knows."""
     if not isinstance(value, Mapping):
         return False
-    return bool(value.keys() & Stages.model_fields) or all(isinstance(one, int | float) for one in value.values())
+    return bool(value.keys() & Stages.model_fields) or all(isinstance(item, int | float) for item in value.values())
 
 
 class ServerConfig(BaseModel):

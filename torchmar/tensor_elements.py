@@ -27,7 +27,7 @@ def pack(datatype: str, elements: Sequence[Any]) -> bytes:
         ValueError: the datatype is none, or does not hold an element.
     """
     if datatype == BYTES:
-        items = (one.encode() if isinstance(one, str) else one for one in elements)
+        items = (element.encode() if isinstance(element, str) else element for element in elements)
         return b"".join(struct.pack("<I", len(item)) + item for item in items)
     try:
         return struct.pack(f"<{len(elements)}{_letter(datatype)}", *elements)
@@ -46,7 +46,7 @@ def unpack(datatype: str, content: bytes) -> Sequence[Any]:
     if datatype == BF16:
         halves = struct.unpack(f"<{len(content) // 2}H", content[: len(content) // 2 * 2])
         _check_size(datatype, content, 2)
-        return struct.unpack(f"<{len(halves)}f", struct.pack(f"<{len(halves)}I", *(one << 16 for one in halves)))
+        return struct.unpack(f"<{len(halves)}f", struct.pack(f"<{len(halves)}I", *(half << 16 for half in halves)))
     letter = _letter(datatype)
     size = struct.calcsize(letter)
     _check_size(datatype, content, size)

@@ -52,11 +52,11 @@ class Results:
         rounds = self.loads.get((side, model, connections))
         if not rounds:
             return None
-        return Figures(*(median(getattr(one, name) for one in rounds) for name in ("rate", "p50", "p99", "cpu")))
+        return Figures(*(median(getattr(run, name) for run in rounds) for name in ("rate", "p50", "p99", "cpu")))
 
     def spread(self, side: str, model: str, connections: int) -> float:
         """Return how far the rates of the rounds lie apart, relative to their median."""
-        rates = [one.rate for one in self.loads[side, model, connections]]
+        rates = [run.rate for run in self.loads[side, model, connections]]
         return (max(rates) - min(rates)) / median(rates)
 
     def bytes(self, side: str, model: str, workers: int) -> float | None:
@@ -111,11 +111,11 @@ class Measurement:
                     ready(running[side], model)
             for count in neighbours:
                 with processes.neighbours(count):
-                    for side, one in running.items():
+                    for side, side_server in running.items():
                         _tell(f"{model.name} beside {count} neighbours: {side.title} warms up")
                         for number in connections:
                             with self._noting(side, model.name), contextlib.suppress(Unanswered):
-                                fire(one, model, number, self.seconds)
+                                fire(side_server, model, number, self.seconds)
                     for turn in range(self.rounds):
                         _tell(f"{model.name} beside {count} neighbours, round {turn + 1} of {self.rounds}")
                         for number in connections:

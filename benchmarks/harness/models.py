@@ -151,7 +151,7 @@ def digits(folder: Path) -> Model:
     from captum.attr import IntegratedGradients
 
     inputs = [torch.rand(1, 32, 32).mul(1000).round().div(1000) for _ in range(4)]
-    explained = [IntegratedGradients(program).attribute(one[None], target=0, n_steps=STEPS)[0] for one in inputs]
+    explained = [IntegratedGradients(program).attribute(tensor[None], target=0, n_steps=STEPS)[0] for tensor in inputs]
     return Model(
         "digits",
         folder / "digits.pt",
@@ -163,7 +163,7 @@ def digits(folder: Path) -> Model:
             handler={"mode": "L", "resize": [32, 32]},
         ),
         JSON,
-        tuple(json.dumps(one.tolist()).encode() for one in inputs),
+        tuple(json.dumps(tensor.tolist()).encode() for tensor in inputs),
         tuple(one.tolist() for one in explained),
         _same_attributions,
         explain=True,
@@ -176,13 +176,13 @@ def _rows(folder: Path, name: str, layers: nn.Module, width: int) -> Model:
     (folder / "stock.py").write_text(_ROWS)
     inputs = [torch.rand(width).mul(1000).round().div(1000) for _ in range(8)]
     with torch.inference_mode():
-        answers = [program(one[None])[0].tolist() for one in inputs]
+        answers = [program(tensor[None])[0].tolist() for tensor in inputs]
     return Model(
         name,
         folder / f"{name}.pt",
         _packed(folder, name, "stock.py", "torchmar_handlers.tensors"),
         JSON,
-        tuple(json.dumps([round(value, 3) for value in one.tolist()]).encode() for one in inputs),
+        tuple(json.dumps([round(value, 3) for value in tensor.tolist()]).encode() for tensor in inputs),
         tuple(answers),
         _same_numbers,
     )

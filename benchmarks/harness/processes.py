@@ -12,13 +12,13 @@ import psutil
 
 def cpu_seconds(pid: int) -> float:
     """Return what the living processes of a tree have computed so far, in user and system mode."""
-    return sum(times.user + times.system for times in (one.cpu_times() for one in _tree(pid)))
+    return sum(times.user + times.system for times in (process.cpu_times() for process in _tree(pid)))
 
 
 def memory(pid: int) -> int:
     """Return the bytes of a tree, pages that several processes share counted once (PSS; USS where there is none)."""
-    full = (one.memory_full_info() for one in _tree(pid))
-    return sum(getattr(one, "pss", one.uss) for one in full)
+    full = (process.memory_full_info() for process in _tree(pid))
+    return sum(getattr(process, "pss", process.uss) for process in full)
 
 
 def _tree(pid: int) -> Iterator[psutil.Process]:

@@ -38,9 +38,9 @@ def show(results: Results, sides: Sequence[Side], models: Sequence[str], connect
     _show_busy(results, sides, models, connections)
     _show_memory(results, sides)
     _show_times(results, sides)
-    found = list(goals(results, connections))
-    if found:
-        rows = [(one.what, one.found, one.wanted, "yes" if one.met else "NO") for one in found]
+    reached = list(goals(results, connections))
+    if reached:
+        rows = [(goal.what, goal.found, goal.wanted, "yes" if goal.met else "NO") for goal in reached]
         _print("Goals", ("", "found", "wanted", "met"), rows)
     for failure in results.failures:
         print(f"\nfailed: {failure}")
@@ -159,9 +159,9 @@ def _show_busy(results: Results, sides: Sequence[Side], models: Sequence[str], c
             for side in sides:
                 if rounds := results.busy.get((neighbours, side.key, model, count)):
                     ceiling = results.busy.get((neighbours, _CEILING, model, count), [])
-                    rates = [one.rate for one in rounds]
+                    rates = [run.rate for run in rounds]
                     rate, p50, p99, cpu = (
-                        median(getattr(one, name) for one in rounds) for name in ("rate", "p50", "p99", "cpu")
+                        median(getattr(run, name) for run in rounds) for name in ("rate", "p50", "p99", "cpu")
                     )
                     row = [side.title, _number(rate), f"{_number(min(rates))} to {_number(max(rates))}"]
                     row += [f"{_paired(rounds, ceiling, 'rate'):.2f} x" if ceiling else ""]

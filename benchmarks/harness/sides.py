@@ -376,9 +376,9 @@ def _process(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for one in tree:
+        for child in tree:
             with contextlib.suppress(psutil.Error):
-                one.kill()
+                child.kill()
         psutil.wait_procs(tree, 10)
 
 

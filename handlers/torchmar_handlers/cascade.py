@@ -78,7 +78,9 @@ class Cascade(BaseHandler):
         given = self.options.get("stages")
         if not isinstance(given, list) or len(given) != 2:
             raise OptionError("stages", "a list of two mappings is expected")
-        self.first, self.second = (self._stage(index, one, folder, threads) for index, one in enumerate(given))
+        self.first, self.second = (
+            self._stage(index, stage_options, folder, threads) for index, stage_options in enumerate(given)
+        )
         if self.mode == "crops" and not isinstance(self.first, ObjectDetector):
             raise OptionError("stages[0].handler", "crops are cut out of what an object_detector finds")
         if self.mode == "crops" and not hasattr(self.second, "inputs"):
@@ -172,14 +174,14 @@ class Cascade(BaseHandler):
 
     def _mean(self, batch: Sequence[Any], requests: Sequence[Request]) -> list[dict[str, float]]:
         both = zip(
-            _predict(self.first, [one for one, _ in batch], requests),
-            _predict(self.second, [one for _, one in batch], requests),
+            _predict(self.first, [first for first, _ in batch], requests),
+            _predict(self.second, [second for _, second in batch], requests),
             strict=True,
         )
         means = []
-        for one, other in ((_probabilities(one), _probabilities(other)) for one, other in both):
-            labels = dict.fromkeys([*one, *other])
-            mean = {label: (one.get(label, 0.0) + other.get(label, 0.0)) / 2 for label in labels}
+        for first, second in ((_probabilities(first), _probabilities(second)) for first, second in both):
+            labels = dict.fromkeys([*first, *second])
+            mean = {label: (first.get(label, 0.0) + second.get(label, 0.0)) / 2 for label in labels}
             best = sorted(mean, key=lambda label: -mean[label])[: self.topk]
             means.append({label: round(mean[label], 6) for label in best})
         return means
@@ -189,10 +191,12 @@ class Cascade(BaseHandler):
         from torchmar_handlers.images.reading import as_array
 
         drawn = []
-        for box, kind, one in zip(detection["boxes"].tolist(), detection["labels"].tolist(), objects, strict=True):
-            label, probability = self.first.label(kind), one["score"]
-            if isinstance(one["answer"], Mapping):
-                best = next(iter(one["answer"].items()), None)
+        for box, kind, found_object in zip(
+            detection["boxes"].tolist(), detection["labels"].tolist(), objects, strict=True
+        ):
+            label, probability = self.first.label(kind), found_object["score"]
+            if isinstance(found_object["answer"], Mapping):
+                best = next(iter(found_object["answer"].items()), None)
                 label, probability = best if best and isinstance(best[1], float) else (label, probability)
             drawn.append(boxes.Box(box, kind, f"{label}  {probability:.2f}"))
         return Reply(boxes.draw(as_array(pixels).transpose(2, 0, 1), drawn), PNG)
@@ -209,7 +213,7 @@ class Cascade(BaseHandler):
             if name is not None and not (isinstance(name, str) and (folder / name).is_file()):
                 hint = "name it under files: in the recipe"
                 raise OptionError(f"{where}.{key}", f"there is no file {name!r} in the archive; {hint}")
-        made = _handler(f"{where}.handler", given.get("handler"))
+        stage_handler = _handler(f"{where}.handler", given.get("handler"))
         options = given.get("options")
         if options is not None and not isinstance(options, Mapping):
             raise OptionError(f"{where}.options", "a mapping of options is expected")
@@ -221,20 +225,20 @@ class Cascade(BaseHandler):
             system_properties=self.context.system_properties,
         )
         try:
-            made.initialize(context)
+            stage_handler.initialize(context)
         except OptionError as error:
             problem = str(error).removeprefix("model-config.yaml: handler.")
             raise OptionError(f"{where}.options", problem) from error
         if (labels := given.get("labels")) is not None:
-            made.mapping = _labels(f"{where}.labels", labels, folder)
-        return made
+            stage_handler.mapping = _labels(f"{where}.labels", labels, folder)
+        return stage_handler
 
 
 def _predict(stage: Any, inputs: Sequence[Any], requests: Sequence[Request]) -> list[Any]:
     """Return a stage's answers to decoded inputs, as few passes as their groups allow."""
     groups: dict[Hashable, list[int]] = {}
-    for index, one in enumerate(inputs):
-        groups.setdefault(stage.group(one), []).append(index)
+    for index, value in enumerate(inputs):
+        groups.setdefault(stage.group(value), []).append(index)
     answers: dict[int, Any] = {}
     for members in groups.values():
         for start in range(0, len(members), stage.max_forward_batch):

@@ -104,9 +104,9 @@ class ImageClassifier(BaseHandler):
         scores = only(self.inference(batch))
         probabilities = scores.softmax(1)
         targets = probabilities.argmax(1).clone()
-        for position, one in enumerate(requested):
-            if one.target is not None:
-                targets[position] = self._class(one.target, probabilities.shape[1])
+        for position, options in enumerate(requested):
+            if options.target is not None:
+                targets[position] = self._class(options.target, probabilities.shape[1])
         explained = explanations.explain(
             lambda rows: only(forward(self.model, rows, device=self.device, dtype=self.dtype)),
             batch,

@@ -85,8 +85,8 @@ class ImageSegmenter(BaseHandler):
         if not bool(probabilities.isfinite().all()):
             raise NotFinite("the model's output for this image is not a number")
         return [
-            self._answer(*one)
-            for one in zip(requests, inputs, classes.cpu().numpy(), probabilities.cpu().numpy(), strict=True)
+            self._answer(*row)
+            for row in zip(requests, inputs, classes.cpu().numpy(), probabilities.cpu().numpy(), strict=True)
         ]
 
     def _answer(self, request: Request, image: Input, classes: np.ndarray, probabilities: np.ndarray) -> Any:

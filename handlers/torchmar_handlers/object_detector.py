@@ -81,7 +81,7 @@ class ObjectDetector(BaseHandler):
     def predict_handle(self, batch: Sequence[Input], requests: Sequence[Request]) -> list[Any]:
         """Return the boxes of each image, as JSON or as a picture."""
         detected = self.detect(batch)
-        return [self._answer(*one) for one in zip(requests, batch, detected, strict=True)]
+        return [self._answer(*row) for row in zip(requests, batch, detected, strict=True)]
 
     def detect(self, batch: Sequence[Input]) -> list[dict[str, np.ndarray]]:
         """Return for each image ``boxes`` ``(k, 4)``, ``labels`` and ``scores`` ``(k,)``, the highest score first.
@@ -89,11 +89,11 @@ class ObjectDetector(BaseHandler):
         Those below the threshold are left out. Boxes are in pixels of the images as they came.
         """
         if self.stacked:
-            values: Any = self.inputs.normalise(super().preprocess([one.values for one in batch]))
+            values: Any = self.inputs.normalise(super().preprocess([item.values for item in batch]))
         else:
-            values = [self.inputs.normalise(one.values.to(self.device)[None])[0] for one in batch]
+            values = [self.inputs.normalise(item.values.to(self.device)[None])[0] for item in batch]
         detected = detections(self.inference(values), len(batch))
-        return [self._kept(one, image) for one, image in zip(detected, batch, strict=True)]
+        return [self._kept(detection, image) for detection, image in zip(detected, batch, strict=True)]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return the objects of each image as JSON: they differ in number, which tensors cannot."""

@@ -36,7 +36,9 @@ class TabularRegressor(TabularHandler):
         names = self.options.get("output")
         names = [names] if isinstance(names, str) else names
         if names is not None and (
-            not isinstance(names, list) or len(names) != self.outputs or not all(isinstance(one, str) for one in names)
+            not isinstance(names, list)
+            or len(names) != self.outputs
+            or not all(isinstance(output, str) for output in names)
         ):
             raise OptionError("output", f"{names!r} is not the name of each of the model's {self.outputs} outputs")
         self.names: list[str] = names or []

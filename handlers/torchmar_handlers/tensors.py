@@ -70,7 +70,7 @@ class TensorHandler(BaseHandler):
         super().initialize(context)
         known = _known(self.model)
         self.inputs = _inputs(self.options.get("inputs"), known)
-        self.by_name = {one.name for one in self.inputs} <= set(weights.input_names(self.model))
+        self.by_name = {tensor.name for tensor in self.inputs} <= set(weights.input_names(self.model))
         self.output_names = _outputs(self.options.get("outputs"))
         self.non_finite = self.options.text("non_finite", "refuse", choices=("refuse", "null"))
         self._taken, self._given = signatures.Observed(), signatures.Observed()
@@ -90,20 +90,20 @@ class TensorHandler(BaseHandler):
                 message = ", ".join(f"{name}: {count}" for name, count in counts.items())
                 raise BadRequest(f"the inputs have different numbers of instances: {message}")
             return [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
-        if isinstance(payload, list) and payload and all(isinstance(one, Mapping) for one in payload):
+        if isinstance(payload, list) and payload and all(isinstance(item, Mapping) for item in payload):
             return payload
         return list(payload) if len(self.inputs) == 1 and _many(payload, self.inputs[0]) else None
 
     def typical_inputs(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield zeros of the shapes that are known, or that the first layer of the model suggests."""
-        if all(one.shape is not None for one in self.inputs):
+        if all(known.shape is not None for known in self.inputs):
             for size in _SIZES:
                 yield {
-                    one.name: np.zeros(
-                        [size if free is None else free for free in one.shape or ()],
-                        np.float32 if one.dtype is None else _numpy_dtype(one.dtype),
+                    known.name: np.zeros(
+                        [size if free is None else free for free in known.shape or ()],
+                        np.float32 if known.dtype is None else _numpy_dtype(known.dtype),
                     )
-                    for one in self.inputs
+                    for known in self.inputs
                 }
         elif len(self.inputs) == 1:
             (only,) = self.inputs
@@ -122,7 +122,7 @@ class TensorHandler(BaseHandler):
         named = {name: value for name, value in payload.items() if name != _BESIDE}
         if len(self.inputs) == len(named) == 1 and not self.inputs[0].name:
             return {"": _array(next(iter(named.values())), self.inputs[0])}
-        names = [one.name for one in self.inputs]
+        names = [tensor.name for tensor in self.inputs]
         for name in named:
             if name not in names:
                 close = difflib.get_close_matches(str(name), names, 1)
@@ -131,7 +131,7 @@ class TensorHandler(BaseHandler):
         for name in names:
             if name not in named:
                 raise BadRequest(f"the input {name!r} is missing; {self._expected()}")
-        return {one.name: _array(named[one.name], one) for one in self.inputs}
+        return {tensor.name: _array(named[tensor.name], tensor) for tensor in self.inputs}
 
     def group(self, decoded: dict[str, np.ndarray]) -> Hashable:
         """Return the shapes and types that instances must share to be one batch."""
@@ -139,7 +139,9 @@ class TensorHandler(BaseHandler):
 
     def preprocess(self, inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         """Stack each input, ``(n, ...)``."""
-        return {name: super(TensorHandler, self).preprocess([one[name] for one in inputs]) for name in inputs[0]}
+        return {
+            name: super(TensorHandler, self).preprocess([instance[name] for instance in inputs]) for name in inputs[0]
+        }
 
     def predict_handle(self, batch: dict[str, torch.Tensor], requests: Sequence[Request]) -> Sequence[Any]:
         """Return the outputs of each instance: an array, or several by name."""
@@ -178,11 +180,11 @@ class TensorHandler(BaseHandler):
         """Return names, types and shapes, as far as they are known; null stands for any size."""
         inputs = [
             {
-                "name": one.name or None,
-                "dtype": str(one.dtype).removeprefix("torch.") if one.dtype else None,
-                "shape": None if one.shape is None else list(one.shape),
+                "name": tensor.name or None,
+                "dtype": str(tensor.dtype).removeprefix("torch.") if tensor.dtype else None,
+                "shape": None if tensor.shape is None else list(tensor.shape),
             }
-            for one in self.inputs
+            for tensor in self.inputs
         ]
         return {"inputs": inputs, "outputs": list(self.output_names or weights.output_names(self.model)) or None}
 
@@ -255,11 +257,11 @@ def _known(model: torch.nn.Module) -> list[Input]:
     known = weights.inputs(model)
     return [
         Input(
-            one.name or (f"input_{place}" if len(known) > 1 else ""),
-            one.dtype,
-            one.shape[1:] if one.shape else None,
+            tensor.name or (f"input_{place}" if len(known) > 1 else ""),
+            tensor.dtype,
+            tensor.shape[1:] if tensor.shape else None,
         )
-        for place, one in enumerate(known)
+        for place, tensor in enumerate(known)
     ]
 
 
@@ -270,11 +272,11 @@ def _inputs(given: Any, known: Sequence[Input]) -> list[Input]:
     if not isinstance(given, list) or not given:
         raise OptionError("inputs", "a list of inputs is expected, each with name, dtype and shape")
     inputs: dict[str, Input] = {}
-    for position, one in enumerate(given):
-        if not isinstance(one, Mapping) or not isinstance(one.get("name"), str) or not one["name"]:
+    for position, entry in enumerate(given):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"]:
             raise OptionError("inputs", f"item {position} is not an object with a name")
-        name, dtype, shape = one["name"], one.get("dtype", "float32"), one.get("shape")
-        if extra := [key for key in one if key not in ("name", "dtype", "shape")]:
+        name, dtype, shape = entry["name"], entry.get("dtype", "float32"), entry.get("shape")
+        if extra := [key for key in entry if key not in ("name", "dtype", "shape")]:
             raise OptionError("inputs", f"{name}: there is no {extra[0]!r}; there are name, dtype, shape")
         if dtype not in _DTYPES:
             raise OptionError("inputs", f"{name}: dtype {dtype!r} is none of {', '.join(_DTYPES)}")
@@ -286,7 +288,7 @@ def _inputs(given: Any, known: Sequence[Input]) -> list[Input]:
         if name in inputs:
             raise OptionError("inputs", f"two are called {name!r}")
         inputs[name] = Input(name, _DTYPES[dtype], None if shape is None else tuple(shape))
-    names = [one.name for one in known if one.name]
+    names = [entry.name for entry in known if entry.name]
     unknown = [name for name in inputs if name not in names]
     # All of them may be called anew, in the model's order; if only some are, they are probably misspelt.
     if names and unknown and (len(unknown) < len(inputs) or len(inputs) > len(names)):

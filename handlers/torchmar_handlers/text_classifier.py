@@ -109,9 +109,9 @@ class TextClassifier(TextHandler):
         ]
         probabilities = self._scores(batch).softmax(1)
         targets = probabilities.argmax(1).clone()
-        for position, one in enumerate(requested):
-            if one.target is not None:
-                targets[position] = self._class(one.target, probabilities.shape[1])
+        for position, options in enumerate(requested):
+            if options.target is not None:
+                targets[position] = self._class(options.target, probabilities.shape[1])
         ids, mask, special = (tensor.to(self.device) for tensor in self.reader.tensors(batch))
         explained = explain_tokens(
             self._scored,

@@ -53,7 +53,7 @@ async def check_rest():
         assert label(answer) == "email"
         request = iris(request_outputs=[RequestedOutput("probabilities", {"binary_data": True})])
         answer = await client.infer(address, request, model_name="iris", headers=dict(headers))
-        assert [one.name for one in answer.outputs] == ["probabilities"]
+        assert [output.name for output in answer.outputs] == ["probabilities"]
         for wrong, words in ((iris(ROWS[:, :2]), "of the shape [4] is expected"), (iris(), "Model not found")):
             name = "nothing" if words == "Model not found" else "iris"
             try:

@@ -107,7 +107,7 @@ def check(side):
         assert list(config.config.input[0].dims) == [4]
         assert config.config.input[0].data_type == tritonclient.grpc.model_config_pb2.TYPE_FP32
         assert statistics.model_stats[0].inference_stats.success.count > 0
-        assert {"digits", "iris"} <= {one.name for one in index.models if one.state == "READY"}
+        assert {"digits", "iris"} <= {model.name for model in index.models if model.state == "READY"}
         assert "binary_tensor_data" in server.extensions
 
 

@@ -168,7 +168,9 @@ TWICE = {
 
 @pytest.mark.parametrize(("text", "expected"), TWICE.values(), ids=TWICE)
 def test_a_key_that_is_given_twice_is_found_at_any_depth(text: str, expected: dict[str, str]) -> None:
-    found = {one.place: one.cause.partition(" ")[0] for one in findings(text) if one.code.name == "MAR512"}
+    found = {
+        finding.place: finding.cause.partition(" ")[0] for finding in findings(text) if finding.code.name == "MAR512"
+    }
     assert found == expected
 
 

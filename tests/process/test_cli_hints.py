@@ -114,7 +114,7 @@ def _messages() -> Iterator[Place]:
 
 def _helps() -> Iterator[Place]:
     def walk(command: click.Command, words: str) -> Iterator[Place]:
-        texts = [command.help, command.epilog, *(getattr(one, "help", "") for one in command.params)]
+        texts = [command.help, command.epilog, *(getattr(param, "help", "") for param in command.params)]
         yield from (Place(f"{words} --help", text) for text in texts if text)
         for name, inner in getattr(command, "commands", {}).items():
             yield from walk(inner, f"{words} {name}")

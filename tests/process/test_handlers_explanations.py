@@ -390,7 +390,7 @@ def session(model: nn.Module, *inputs: torch.Tensor) -> Scores:
     names = [f"input{number}" for number in range(len(inputs))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dynamic = tuple({0: "rows", 1: "tokens"} if one.dtype == torch.long else {0: "rows"} for one in inputs)
+        dynamic = tuple({0: "rows", 1: "tokens"} if tensor.dtype == torch.long else {0: "rows"} for tensor in inputs)
         program = torch.onnx.export(model, inputs, input_names=names, dynamic_shapes=dynamic, verbose=False)
     program.save(file)
     running = onnxruntime.InferenceSession(file.getvalue())

@@ -147,7 +147,7 @@ def near(value: object) -> object:
     if isinstance(value, dict):
         return {key: near(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [near(one) for one in value]
+        return [near(item) for item in value]
     return pytest.approx(value, abs=1e-3, rel=1e-3) if isinstance(value, float) else value
 
 

@@ -30,7 +30,7 @@ class Echo:
         return request.payload if self.table else None
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        return {name: [one[name] for one in answers] for name in self.outputs} if self.outputs else None
+        return {name: [answer[name] for answer in answers] for name in self.outputs} if self.outputs else None
 
     def served_as(self) -> tuple[str, str]:
         return "echo", "1.0"
@@ -54,7 +54,7 @@ def answer(request: Request, served: Any = None, answers: Any = None) -> Any:
 
 
 def v2(*inputs: Any, **more: Any) -> dict[str, Any]:
-    tensors = [dict(zip(("name", "shape", "datatype", "data"), one, strict=True)) for one in inputs]
+    tensors = [dict(zip(("name", "shape", "datatype", "data"), tensor, strict=True)) for tensor in inputs]
     return {"inputs": tensors, **more}
 
 
@@ -110,7 +110,10 @@ def test_texts_booleans_and_objects_have_tensors_too() -> None:
     both = request(v2(("x", [2], "INT32", [1, 2]), ("y", [2], "BYTES", ["a", "b"])))
     named = Named()
     named.outputs = ("x", "y")
-    assert [(one["name"], one["data"]) for one in answer(both, named)["outputs"]] == [("x", [1, 2]), ("y", ["a", "b"])]
+    assert [(output["name"], output["data"]) for output in answer(both, named)["outputs"]] == [
+        ("x", [1, 2]),
+        ("y", ["a", "b"]),
+    ]
     mixed = answer(request(v2(("x", [2], "INT32", [1, 2]))), answers=[{"a": 0.5}, {"b": 0.25}])
     assert mixed["outputs"][0] | {"data": [*map(json.loads, mixed["outputs"][0]["data"])]} == {
         "name": "output",
@@ -125,7 +128,7 @@ def test_a_client_may_choose_among_outputs() -> None:
     served.outputs = ("x", "y")
     document = v2(("x", [1], "INT32", [1]), ("y", [1], "INT32", [2]))
     chosen = answer(request({**document, "outputs": [{"name": "y"}]}), served)
-    assert [one["name"] for one in chosen["outputs"]] == ["y"]
+    assert [output["name"] for output in chosen["outputs"]] == ["y"]
     parsed = protocols.read(request({**document, "outputs": [{"name": "z"}]}), served)
     with pytest.raises(BadRequest, match="no output 'z'; there are x, y"):
         parsed.reply([part.payload for part in parsed.parts])
@@ -163,7 +166,7 @@ def test_outputs_are_bytes_if_the_client_requests_it() -> None:
     document, content = binary(answer(request(request_document), served))
     x = np.array([1, 2], np.float64).tobytes()
     y = b"\1\0\0\0a\2\0\0\0\xc3\xb6"
-    assert [(one["name"], one["parameters"]) for one in document["outputs"]] == [
+    assert [(output["name"], output["parameters"]) for output in document["outputs"]] == [
         ("x", {"binary_data_size": len(x)}),
         ("y", {"binary_data_size": len(y)}),
     ]

@@ -84,7 +84,7 @@ def test_kserve_requests_need_no_envelope(server: TorchServe) -> None:
     for path in ("/predictions/digits", "/v1/models/digits:predict"):
         body = json.dumps({"instances": [{"b64": SEVEN_IN_BASE64}] * 2}).encode()
         document = client.request("POST", path, body=body, headers={"Content-Type": "application/json"}).json()
-        assert [next(iter(one)) for one in document["predictions"]] == ["7", "7"], path
+        assert [next(iter(prediction)) for prediction in document["predictions"]] == ["7", "7"], path
 
 
 def test_metrics_of_a_handler_are_in_the_servers_metrics(server: TorchServe) -> None:

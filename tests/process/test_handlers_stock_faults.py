@@ -56,8 +56,8 @@ def test_every_request_of_a_batch_has_its_own_answer_in_every_dialect(worker: Wo
         return Request(json.dumps({"inputs": [tensor]}).encode(), JSON)
 
     rows, other_rows, tensors, plain = worker.predict_batch([v1(SEVEN, THREE), v1(THREE), v2(SEVEN), Request(THREE)])
-    assert [next(iter(one)) for one in json.loads(rows.body)["predictions"]] == ["7", "3"]
-    assert [next(iter(one)) for one in json.loads(other_rows.body)["predictions"]] == ["3"]
+    assert [next(iter(prediction)) for prediction in json.loads(rows.body)["predictions"]] == ["7", "3"]
+    assert [next(iter(prediction)) for prediction in json.loads(other_rows.body)["predictions"]] == ["3"]
     document = json.loads(tensors.body)
     assert document["model_name"] == "digits"
     assert "7" in json.dumps(document["outputs"])

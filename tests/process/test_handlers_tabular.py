@@ -106,7 +106,7 @@ def test_a_batch_is_answered_like_its_requests_one_by_one(tumours: Worker) -> No
     shifted = [{name: value * factor for name, value in row.items()} for row in rows for factor in (1, 0.9, 1.1, 0.5)]
     requests = [request_of(row) for row in shifted]
     assert [decoded(answer) for answer in tumours.predict_batch(requests)] == [
-        decoded(tumours.predict_batch([one])[0]) for one in requests
+        decoded(tumours.predict_batch([request])[0]) for request in requests
     ]
 
 
@@ -379,7 +379,7 @@ def test_attributions_are_complete_and_sorted_and_of_columns(diabetes: Worker, t
     assert sum(explained["attributions"].values()) == pytest.approx(
         value - alone(diabetes, own)["progression"], abs=0.2
     )
-    strength = [abs(one) for one in explained["attributions"].values()]
+    strength = [abs(attribution) for attribution in explained["attributions"].values()]
     assert strength == sorted(strength, reverse=True)
     assert explained["attributions"].keys() == set(NAMES)
     # Both are of sex 2, whose one-hot numbers are one column.
@@ -389,7 +389,7 @@ def test_attributions_are_complete_and_sorted_and_of_columns(diabetes: Worker, t
     model = torch.jit.load(TUMOURS / "tumours.pt").eval()
     columns = json.loads((TUMOURS / "columns.json").read_text())
     row = json.loads((TUMOURS / "samples" / "malignant.json").read_text())
-    seen = torch.tensor([(row[one["name"]] - one["mean"]) / one["std"] for one in columns])
+    seen = torch.tensor([(row[column["name"]] - column["mean"]) / column["std"] for column in columns])
     explained = alone(tumours, row, explain=True)
     assert explained["baseline"] == "mean"
     with torch.no_grad():
@@ -423,7 +423,7 @@ def test_ablation_gives_the_loss_of_a_whole_column(diabetes: Worker) -> None:
 def test_explanations_do_not_depend_on_their_batch(diabetes: Worker, method: str, baseline: object) -> None:
     requests = [request_of({**row, "method": method, "baseline": baseline}, explain=True) for row in (PATIENT, OTHER)]
     together = [decoded(answer) for answer in diabetes.predict_batch(requests)]
-    apart = [decoded(diabetes.predict_batch([one])[0]) for one in requests]
+    apart = [decoded(diabetes.predict_batch([request])[0]) for request in requests]
     for one, other in zip(together, apart, strict=True):
         assert one["method"] == method
         assert one["attributions"] == pytest.approx(other["attributions"], abs=0.02)

@@ -602,8 +602,8 @@ def test_models_are_called_by_the_names_of_their_inputs(serving: Callable[..., P
     tokenizer = words("a", "b", special=True, direction=direction, pad_id=9, pad_token="[PAD]")
     archive_ = serving(TOKENS, Transformers(), tokenizer, ["O", "TYPE", "MASK", "SIX"])
     with Worker(archive_) as worker:
-        answers = [decoded(one)["entities"] for one in worker.predict_batch([text("a b a a b"), text("b")])]
-    found = [[(entity["label"], entity["text"]) for entity in one] for one in answers]
+        answers = [decoded(item)["entities"] for item in worker.predict_batch([text("a b a a b"), text("b")])]
+    found = [[(entity["label"], entity["text"]) for entity in answer] for answer in answers]
     assert found == [[("MASK", "a"), ("SIX", "b"), ("MASK", "a a"), ("SIX", "b")], [("SIX", "b")]]
 
 

@@ -414,7 +414,7 @@ def test_an_image_is_taken_in_every_dialect(colours: Worker) -> None:
         v2("UINT8", np.stack([pixels, pixels]).ravel().tolist(), [2, 260, 300, 3]),
         v2("FP32", np.stack([floats, floats]).ravel().tolist(), [2, 3, 224, 224]),
     ):
-        outputs = {one["name"]: one["data"] for one in decoded(colours.predict_batch([request])[0])["outputs"]}
+        outputs = {output["name"]: output["data"] for output in decoded(colours.predict_batch([request])[0])["outputs"]}
         assert outputs["label"] == [best, best]
         assert outputs["probability"] == pytest.approx([wanted[best]] * 2, abs=1e-3)
 
@@ -557,10 +557,12 @@ def test_a_detector_finds_the_objects_of_a_scene(detector: Worker, scenes: dict[
     for name, answer in zip(scenes, detector.predict_batch([sample(name) for name in scenes]), strict=True):
         detections, scene = decoded(answer), scenes[name]
         box_of_digit = {str(digit): box for digit, box in zip(scene.digits.tolist(), scene.boxes.tolist(), strict=True)}
-        found = [label_and_box(one) for one in detections]
+        found = [label_and_box(detection) for detection in detections]
         right += sum(label in box_of_digit and iou(box, box_of_digit[label]) > 0.5 for label, box in found)
-        assert [one["score"] for one in detections] == sorted((one["score"] for one in detections), reverse=True)
-        assert all(one["score"] >= 0.5 for one in detections)
+        assert [detection["score"] for detection in detections] == sorted(
+            (detection["score"] for detection in detections), reverse=True
+        )
+        assert all(detection["score"] >= 0.5 for detection in detections)
     assert right >= 0.8 * sum(len(scene.boxes) for scene in scenes.values())
 
 
@@ -662,7 +664,7 @@ def test_a_detector_of_torchvisions_in_torchscript_is_understood(build: Build) -
     path = build(DETECTOR, {"model.pt": scripted(LossesToo())}, {"max_detections": 3}, weights="model.pt")
     with Worker(path) as worker:
         detections = decoded(worker.predict_batch([Request(saved(noise(9, 9)))])[0])
-    assert [one["1"] for one in detections] == [[1, 2, 3, 4]] * 3
+    assert [detection["1"] for detection in detections] == [[1, 2, 3, 4]] * 3
     assert detections[0]["score"] == 1
 
 

@@ -76,12 +76,12 @@ def test_an_archive_of_weights_answers_its_sample(
 
 def test_inputs_are_those_of_the_weights(tmp_path: Path, weights: None) -> None:
     created = scaffolding.create("made", tmp_path, weights=ARCHIVES / "digits" / "digits.pt")
-    assert [(one.shape, one.guessed) for one in created.inputs] == [((1, 32, 32), True)]
+    assert [(tensor.shape, tensor.guessed) for tensor in created.inputs] == [((1, 32, 32), True)]
     config = yaml.safe_load((created.folder / "archive.yaml").read_text())["config"]
     assert config["handler"] == {"mode": "L", "resize": [32, 32], "topk": 3}
     assert "10 classes" in (created.folder / "archive.yaml").read_text()
     created = scaffolding.create("other", tmp_path, weights=ARCHIVES / "search" / "search.onnx")
-    assert [(one.name, one.dtype, one.shape) for one in created.inputs] == [
+    assert [(tensor.name, tensor.dtype, tensor.shape) for tensor in created.inputs] == [
         ("ids", "int64", (None,)),
         ("mask", "int64", (None,)),
     ]

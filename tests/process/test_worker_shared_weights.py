@@ -147,9 +147,9 @@ def test_weights_that_workers_have_loaded_alike_are_in_memory_once(
     pool = serve(handler(LOADS[kind]), needed)
     assert max(own_memory(pool)) < _MUCH
     answers = ask(pool_harness, pool, ["read"] * 8)
-    assert len({one["pid"] for one in answers}) == 4
+    assert len({answer["pid"] for answer in answers}) == 4
     # The first digest was made before the weights were put elsewhere.
-    assert {one["digest"] for one in answers} == {answers[0]["loaded"]}
+    assert {answer["digest"] for answer in answers} == {answers[0]["loaded"]}
     assert max(own_memory(pool)) < _MUCH
 
 
@@ -160,9 +160,9 @@ def test_writes_of_one_worker_are_not_visible_to_others(
     (wrote,) = ask(pool_harness, pool, ["write"])
     assert wrote["digest"] != wrote["loaded"]
     answers = ask(pool_harness, pool, ["read"] * 8)
-    found = {one["pid"]: one["digest"] for one in answers}
+    found = {answer["pid"]: answer["digest"] for answer in answers}
     assert len(found) == 4
-    assert all(found[one["pid"]] == one["digest"] for one in answers)
+    assert all(found[answer["pid"]] == answer["digest"] for answer in answers)
     assert found.pop(wrote["pid"]) == wrote["digest"]
     assert set(found.values()) == {wrote["loaded"]}
     assert sorted(own_memory(pool))[2] < _MUCH
@@ -188,9 +188,9 @@ def test_a_later_worker_shares_the_weights_of_the_first(
 
 def test_weights_that_differ_stay_those_of_each_worker(pool_harness: PoolHarness, serve: Callable[..., Pool]) -> None:
     answers = ask(pool_harness, serve(handler("self.weights = torch.rand(5_000_000)")), ["read"] * 8)
-    assert len({one["pid"] for one in answers}) == 4
-    assert all(one["digest"] == one["loaded"] for one in answers)
-    assert len({one["digest"] for one in answers}) == 4
+    assert len({answer["pid"] for answer in answers}) == 4
+    assert all(answer["digest"] == answer["loaded"] for answer in answers)
+    assert len({answer["digest"] for answer in answers}) == 4
 
 
 WRITER = """
@@ -219,7 +219,7 @@ def test_weights_that_a_thread_unknown_to_threading_may_write_to_are_not_shared(
     pool_harness: PoolHarness, serve: Callable[..., Pool]
 ) -> None:
     answers = ask(pool_harness, serve(WRITER, workers=2), ["read"] * 2)
-    assert {one["shares"] for one in answers} == {False}
+    assert {answer["shares"] for answer in answers} == {False}
 
 
 def test_workers_with_a_limit_of_memory_answer_the_same(
@@ -227,4 +227,4 @@ def test_workers_with_a_limit_of_memory_answer_the_same(
 ) -> None:
     pool = serve(handler(LOADS["TorchScript"]), {"script": files["script"]}, 2, memory_limit=1 << 30)
     answers = ask(pool_harness, pool, ["read"] * 8)
-    assert {one["digest"] for one in answers} == {answers[0]["loaded"]}
+    assert {answer["digest"] for answer in answers} == {answers[0]["loaded"]}

@@ -156,7 +156,11 @@ def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -
 def _busy(server: Builtin) -> bool:
     """Return whether three requests have reached the server; a connection for each is open then."""
     ports = server.properties.addresses()[0].port
-    there = [one for one in psutil.Process(pid(server)).net_connections() if one.laddr.port == ports and one.raddr]
+    there = [
+        connection
+        for connection in psutil.Process(pid(server)).net_connections()
+        if connection.laddr.port == ports and connection.raddr
+    ]
     return len(there) >= 3
 
 

@@ -460,7 +460,7 @@ def test_too_many_requests_and_no_workers_are_errors(
         assert full.startswith('INTERNAL Model "patient"')
         assert full.endswith("\nInternalServerException.()")
         patience.until.touch()
-        assert all(one.result().prediction.endswith(b"done") for one in calls)
+        assert all(call.result().prediction.endswith(b"done") for call in calls)
     assert "refused" not in patience.worked_for()
     harness.run(harness.registry.scale("patient", None, 0, 0))
     assert "has no worker to serve inference request" in predict(ask, "patient", **patience.row("rejected"))
@@ -482,7 +482,7 @@ def test_a_model_is_registered_scaled_described_and_removed(harness: ServerHarne
     assert message.startswith('Model "life" Version: 3.0 registered with 0 initial workers. Use scale workers API')
     (first,) = management.describe("life")
     assert (first.version, first.batch_size, first.startup_timeout, first.ready) == ("2.0", 3, 55, 1)
-    assert [one.version for one in management.describe("life", "all")] == ["2.0", "3.0"]
+    assert [version.version for version in management.describe("life", "all")] == ["2.0", "3.0"]
     assert "life" in management.names()
     assert management.scale("life", "3.0", min_worker=1) == "Workers scaled to 1 for model: life, version: 3.0"
     message = management.set_default("life", "3.0")

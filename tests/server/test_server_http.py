@@ -331,7 +331,9 @@ def test_the_pieces_of_a_body_are_joined_before_there_are_many(serve: Serve) -> 
     client = served.connect().send(CHUNKED + b"\r\n")
 
     async def pieces_kept() -> int:
-        while not (receiving := [one for one in served.listener._connections if one._parser.state == BODY]):
+        while not (
+            receiving := [connection for connection in served.listener._connections if connection._parser.state == BODY]
+        ):
             await asyncio.sleep(0)
         for _ in range(100):
             receiving[0].data_received(b"1\r\nx\r\n" * 1000)

@@ -256,7 +256,7 @@ def test_every_answer_has_an_id_of_its_own_that_is_a_uuid(ours: Side) -> None:
     answers += [ours("GET", "/ping"), ours("GET", "/nowhere"), ours("GET", "/ping", token="Bearer nonsense")]
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert len(set(ids)) == len(ids)
-    assert all(str(uuid.UUID(one)) == one and uuid.UUID(one).version == 4 for one in ids)
+    assert all(str(uuid.UUID(id_)) == id_ and uuid.UUID(id_).version == 4 for id_ in ids)
 
 
 def test_a_handler_sets_headers_but_not_those_of_the_server(ours: Side) -> None:
@@ -342,7 +342,9 @@ def test_every_described_path_exists(ours: Side) -> None:
                 method.upper(), path_of_model + ("?model_name=echo" if "invocations" in path_of_model else "")
             )
             assert answer.status == 200, (path, answer.body)
-            assert all(f"{{{one['name']}}}" in path or one["in"] == "query" for one in call["parameters"])
+            assert all(
+                f"{{{parameter['name']}}}" in path or parameter["in"] == "query" for parameter in call["parameters"]
+            )
 
 
 def test_the_token_is_not_for_handlers(ours: Side, open_to_all: Side) -> None:

@@ -632,7 +632,7 @@ def test_every_answer_is_counted_by_its_status(ours: Ours) -> None:
         totals = [
             sum(float(value) for key, value in lines.items() if key.startswith(f"Requests{group}XX")) for group in "245"
         ]
-        return [int(one) for one in totals]
+        return [int(total) for total in totals]
 
     before = counts()
     ours("GET", "/models")

@@ -148,7 +148,10 @@ def sample(model: str, inputs: Sequence[Any]) -> wire.ModelInferRequest:
     if isinstance(given, np.ndarray):
         return raw_request(model, (inputs[0].name, inputs[0].datatype, given.shape, given.tobytes()))
     letters = {"FP64": "<d", "INT64": "<q", "BOOL": "?"}
-    columns = [(one.name, one.datatype, [1], struct.pack(letters[one.datatype], given[one.name])) for one in inputs]
+    columns = [
+        (tensor.name, tensor.datatype, [1], struct.pack(letters[tensor.datatype], given[tensor.name]))
+        for tensor in inputs
+    ]
     return raw_request(model, *columns)
 
 
@@ -182,7 +185,7 @@ def test_metadata_describes_inputs_and_outputs(call: Call, rest: Rest, model: st
     assert (metadata.name, list(metadata.versions), metadata.platform) == (model, ["1.0"], "pytorch")
     answer = call("ModelInfer", sample(model, metadata.inputs), wire.ModelInferResponse)
     assert (answer.model_name, answer.model_version) == (model, "1.0")
-    assert [one.name for one in answer.outputs] == [one.name for one in metadata.outputs]
+    assert [output.name for output in answer.outputs] == [output.name for output in metadata.outputs]
     for described, given in zip(metadata.outputs, answer.outputs, strict=True):
         assert described.datatype == given.datatype
         assert len(described.shape) == len(given.shape)
@@ -204,7 +207,7 @@ def test_metadata_is_derived_from_options_weights_and_samples(rest: Rest) -> Non
     assert iris["inputs"] == [{"name": "measurements", "datatype": "FP32", "shape": [-1, 4]}]
     assert iris["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 3]}]
     assert rest("/models/search").json()["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, 96]}]
-    columns = {one["name"]: one["datatype"] for one in rest("/models/diabetes").json()["inputs"]}
+    columns = {tensor["name"]: tensor["datatype"] for tensor in rest("/models/diabetes").json()["inputs"]}
     assert (columns["age"], columns["sex"]) == ("FP64", "INT64")
 
 
@@ -311,7 +314,7 @@ def test_a_client_chooses_outputs_and_their_classes(call: Call) -> None:
     request = raw_request("digits", ("image", "BYTES", [1], texts(PNG)), id="42")
     request.outputs.add(name="probability")
     answer = call("ModelInfer", request, wire.ModelInferResponse)
-    assert (answer.id, [one.name for one in answer.outputs]) == ("42", ["probability"])
+    assert (answer.id, [output.name for output in answer.outputs]) == ("42", ["probability"])
     best = raw_request("iris", ("measurements", "FP32", [1, 4], SETOSA.tobytes()))
     best.outputs.add(name="probabilities").parameters["classification"].int64_param = 2
     (first, _) = arrays(call("ModelInfer", best, wire.ModelInferResponse))["probabilities"]
@@ -392,8 +395,8 @@ def test_a_stream_answers_in_order_and_continues_after_an_error(server: Builtin,
         requests_.insert(5, raw_request("nothing", ("x", "FP32", [1], bytes(4)), id="wrong"))
         requests_.insert(9, raw_request("iris", ("x", "FP32", [1], bytes(4)), id="bad"))
         answers = list(stream_method(iter(requests_), metadata=[("authorization", f"Bearer {token}")], timeout=60))
-    assert [one.infer_response.id for one in answers] == [one.id for one in requests_]
-    failed = {one.infer_response.id: one.error_message for one in answers if one.error_message}
+    assert [answer.infer_response.id for answer in answers] == [one.id for one in requests_]
+    failed = {answer.infer_response.id: answer.error_message for answer in answers if answer.error_message}
     assert failed["wrong"] == "Model not found: nothing"
     assert failed.keys() == {"wrong", "bad"}
     assert answers[0].infer_response.parameters["triton_final_response"].bool_param
@@ -428,7 +431,7 @@ def test_configuration_statistics_and_index_are_the_same_over_both(call: Call, r
     stats = model_stats["inference_stats"]
     assert (model_stats["inference_count"], stats["success"]["count"], stats["fail"]["count"]) == counted()
     assert stats["success"]["ns"] > 0
-    assert {one["name"] for one in rest("/models/stats").json()["model_stats"]} == {*SAMPLES, "mirror"}
+    assert {statistics["name"] for statistics in rest("/models/stats").json()["model_stats"]} == {*SAMPLES, "mirror"}
 
     index = call("RepositoryIndex", wire.RepositoryIndexRequest(ready=True), wire.RepositoryIndexResponse).models
     assert {(one.name, one.version, one.state) for one in index} >= {(name, "1.0", "READY") for name in SAMPLES}
@@ -506,7 +509,9 @@ def test_numbers_that_json_lacks_are_sent_as_bytes(call: Call) -> None:
 def test_the_client_of_the_library_reads_it(server: Builtin) -> None:
     with GrpcOpenInference(server.server) as client:
         metadata = client.model_metadata("iris")
-        assert [(one.name, one.datatype, one.shape) for one in metadata.inputs] == [("measurements", "FP32", (-1, 4))]
+        assert [(tensor.name, tensor.datatype, tensor.shape) for tensor in metadata.inputs] == [
+            ("measurements", "FP32", (-1, 4))
+        ]
         half = Tensor.of("measurements", SETOSA.astype(np.float16))
         (probabilities,) = client.infer("iris", [half])
         assert probabilities.array().argmax() == 0

@@ -151,7 +151,7 @@ def holding(folder: Path, code: str = STEPS) -> str:
 
 
 def values(replies: Sequence[Reply]) -> list[Any]:
-    return [json.loads(one.body)["value"] if one.status == 200 else one.status for one in replies]
+    return [json.loads(reply.body)["value"] if reply.status == 200 else reply.status for reply in replies]
 
 
 IMAGE = (SAMPLES / "seven.png").read_bytes()
@@ -189,7 +189,7 @@ def test_explanations_and_descriptions_are_the_same(pools: Pools, digits: Path) 
 def test_bad_requests_never_reach_the_model(pools: Pools, digits: Path) -> None:
     staged = pools.start(digits, batch_size=8)
     replies = pools.harness.run(ask(staged, [b"no image", IMAGE, b"none either"]))
-    assert [one.status for one in replies] == [400, 200, 400]
+    assert [reply.status for reply in replies] == [400, 200, 400]
     assert pools.harness.batches == [1]
 
 
@@ -198,7 +198,7 @@ def test_tensors_of_requests_are_one_batch_for_three_steps(pools: Pools, make: M
 
     async def queue() -> list[Reply]:
         first = asyncio.ensure_future(ask(staged, [15.0]))
-        await until(lambda: any(one.jobs for one in staged._inference._workers))
+        await until(lambda: any(worker.jobs for worker in staged._inference._workers))
         others = asyncio.ensure_future(ask(staged, [1.0, 2.0, 3.0, 4.0, 5.0]))
         await until(lambda: staged._inference.pending == 5)
         (tmp_path / "go").touch()
@@ -206,9 +206,9 @@ def test_tensors_of_requests_are_one_batch_for_three_steps(pools: Pools, make: M
 
     replies = pools.harness.run(queue())
     assert values(replies) == [30.0, 2.0, 4.0, 6.0, 8.0, 10.0]
-    assert sorted(json.loads(one.body)["size"] for one in replies) == [1, 1, 4, 4, 4, 4]
+    assert sorted(json.loads(reply.body)["size"] for reply in replies) == [1, 1, 4, 4, 4, 4]
     assert pools.harness.batches == [1, 4, 1]
-    assert {one.headers.get("first") for one in replies} == {"id"}
+    assert {reply.headers.get("first") for reply in replies} == {"id"}
 
 
 def test_three_steps_answer_as_without_stages(pools: Pools, make: Make) -> None:
@@ -218,7 +218,7 @@ def test_three_steps_answer_as_without_stages(pools: Pools, make: Make) -> None:
     expected = pools.harness.run(ask(whole, inputs))
     replies = pools.harness.run(ask(staged, inputs))
     assert values(replies) == values(expected) == [2.0, 503, 503, 4.0, 503]
-    failed = [one for one in replies if one.status != 200]
+    failed = [reply for reply in replies if reply.status != 200]
     assert failed == [one for one in expected if one.status != 200]
     (explained,) = pools.harness.run(ask(staged, [1.0], {"explain": "True"}))
     (worker,) = staged.workers()
@@ -236,14 +236,14 @@ def test_requests_are_preprocessed_at_once_in_processes_of_their_own(pools: Pool
         return await waiting
 
     pids = [json.loads(one.body)["pids"] for one in pools.harness.run(both())]
-    assert {first for first, _ in pids} == {one.pid for one in staged.preprocess_workers()}
-    assert {second for _, second in pids} == {one.pid for one in staged.workers()}
+    assert {first for first, _ in pids} == {worker.pid for worker in staged.preprocess_workers()}
+    assert {second for _, second in pids} == {worker.pid for worker in staged.workers()}
 
 
 def test_a_worker_of_the_first_stage_that_dies_takes_its_request_along_and_no_other(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), batch_size=4)
     assert values(pools.harness.run(ask(staged, [1.0, "die first", 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
-    pools.harness.run(until(lambda: all(one.state == "READY" for one in staged.preprocess_workers())))
+    pools.harness.run(until(lambda: all(worker.state == "READY" for worker in staged.preprocess_workers())))
     assert values(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
 
 
@@ -265,8 +265,8 @@ def test_killed_processes_leave_no_memory_and_later_requests_are_answered(
         await until(lambda: len(list(tmp_path.glob("flag.*"))) == 2)
         behind = asyncio.ensure_future(ask(staged, [1.0, 2.0]))
         assert memories()
-        for one in (*staged.preprocess_workers(), *staged.workers()):
-            kill_worker(one.pid)
+        for worker in (*staged.preprocess_workers(), *staged.workers()):
+            kill_worker(worker.pid)
         return [values(await waiting), values(await behind)]
 
     assert pools.harness.run(kill()) == [[500, 500], [2.0, 4.0]]
@@ -299,7 +299,9 @@ def test_the_number_of_preprocessed_requests_is_bounded(pools: Pools, make: Make
 
     async def crowd() -> list[Any]:
         waiting = asyncio.ensure_future(ask(staged, [15.0] * 40))
-        await until(lambda: staged._inference.pending >= 4 and not any(one.jobs for one in staged._preprocess._workers))
+        await until(
+            lambda: staged._inference.pending >= 4 and not any(worker.jobs for worker in staged._preprocess._workers)
+        )
         assert staged._inference.pending <= 4 + 2
         assert staged.pending > 30
         with pytest.raises(ApiError):
@@ -314,19 +316,19 @@ def test_where_forks_are_allowed_the_model_is_loaded_once_for_both_stages(pools:
     staged = pools.start(make(dedent(STEPS)), workers=2, fork=forking.ALLOWED)
     workers = (*staged.workers(), *staged.preprocess_workers())
     assert len(workers) == 4
-    assert len({forked_by(one.pid).pid for one in workers}) == 1
+    assert len({forked_by(worker.pid).pid for worker in workers}) == 1
     alone = pools.start(
         make("import socket\nCONNECTION = socket.socket()\n" + dedent(STEPS)), workers=2, fork=forking.ALLOWED
     )
     workers = (*alone.workers(), *alone.preprocess_workers())
-    assert {forked_by(one.pid).pid for one in workers} == {pools.harness.fork_server.pid}
+    assert {forked_by(worker.pid).pid for worker in workers} == {pools.harness.fork_server.pid}
     assert values(pools.harness.run(ask(alone, [1.0] * 6))) == [2.0] * 6
 
 
 def test_by_default_every_worker_of_either_stage_loads_the_model_itself(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), workers=2)
     workers = (*staged.workers(), *staged.preprocess_workers())
-    assert {forked_by(one.pid).pid for one in workers} == {pools.harness.fork_server.pid}
+    assert {forked_by(worker.pid).pid for worker in workers} == {pools.harness.fork_server.pid}
     assert values(pools.harness.run(ask(staged, [1.0] * 6))) == [2.0] * 6
 
 
@@ -404,7 +406,7 @@ def test_only_similar_inputs_are_joined_and_others_are_run_alone(pools: Pools, m
         (tmp_path / "go").touch()
         return values(await waiting)
 
-    assert pools.harness.run(queue()) == [float(sum(one["numbers"])) for one in inputs]
+    assert pools.harness.run(queue()) == [float(sum(body["numbers"])) for body in inputs]
     assert len(pools.harness.batches) == 2
 
 

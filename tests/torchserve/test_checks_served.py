@@ -84,8 +84,8 @@ def test_an_archive_with_a_warning_answers(
 ) -> None:
     path = pack(server.model_store, "warned", members, **model)
     findings = checks.check(path)
-    assert [one for one in findings if one.severity == "error"] == []
-    assert not code or code in [one.code.name for one in findings]
+    assert [finding for finding in findings if finding.severity == "error"] == []
+    assert not code or code in [finding.code.name for finding in findings]
     server.management.register(path.name, initial_workers=1)
     try:
         assert InferenceClient(server.server).request("warned", Request(b"1")).body == b"1"

@@ -142,8 +142,8 @@ def test_the_interval_contains_the_true_ratio_at_its_confidence_level(ratio: flo
     held = 0
     for _ in range(60):
         shared = [drawn.gauss(0, 0.2) for _ in range(60)]
-        old = [math.exp(one + drawn.gauss(0, 0.3)) for one in shared]
-        new = [ratio * math.exp(one + drawn.gauss(0, 0.3)) for one in shared]
+        old = [math.exp(value + drawn.gauss(0, 0.3)) for value in shared]
+        new = [ratio * math.exp(value + drawn.gauss(0, 0.3)) for value in shared]
         found = ab_comparison.ratio_of_medians(new, old, drawn, resamples=300)
         held += found.low <= ratio <= found.high
     assert held >= 51  # of 60; 95 % would be 57, and fewer than 51 come once in three hundred

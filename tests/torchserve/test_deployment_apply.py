@@ -76,8 +76,14 @@ def state(server: TorchServe) -> dict[str, object]:
         name: (
             model.default,
             {
-                one.version: (len(one.workers), one.max_workers, one.batch_size, one.max_batch_delay, one.device_ids)
-                for one in model.versions.values()
+                version.version: (
+                    len(version.workers),
+                    version.max_workers,
+                    version.batch_size,
+                    version.max_batch_delay,
+                    version.device_ids,
+                )
+                for version in model.versions.values()
             },
         )
         for name, model in actual.read(server.server).items()

@@ -42,7 +42,9 @@ def seen(server: Endpoint) -> dict[str, tuple[str, dict[str, list[int]]]]:
     deadline = time.monotonic() + 60
     while True:
         models = actual.read(server)
-        if all(one.ready == one.min_workers for model in models.values() for one in model.versions.values()):
+        if all(
+            version.ready == version.min_workers for model in models.values() for version in model.versions.values()
+        ):
             break
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -50,7 +52,7 @@ def seen(server: Endpoint) -> dict[str, tuple[str, dict[str, list[int]]]]:
     return {
         name: (
             model.default,
-            {one.version: [getattr(one, key) for key in keys] for one in model.versions.values()},
+            {version.version: [getattr(version, key) for key in keys] for version in model.versions.values()},
         )
         for name, model in models.items()
     }

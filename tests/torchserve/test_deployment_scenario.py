@@ -99,7 +99,7 @@ class Operator:
 
     def roll_back(self) -> None:
         versions = actual.read_model(self.server.management, "digits").versions
-        others = [one for one in versions if not one.startswith(self.model["default"])]
+        others = [version for version in versions if not version.startswith(self.model["default"])]
         if others:
             rollback(self.server.management, "digits", others[0])
             self.model |= {"default": others[0][:3], "versions": {others[0][:3]: self.settings}}
@@ -139,7 +139,7 @@ def test_after_fifty_operations_the_server_is_in_the_desired_state_and_no_reques
     made = planning.make(desired.parse(operator.text()), context_of(server))
     assert made.actions == ()
     (only,) = actual.read(server.server).values()
-    kept = [one for one in only.versions if one != only.default]
+    kept = [version for version in only.versions if version != only.default]
     assert len(kept) <= 1
     # No archive is left of builds that are gone.
     files = {file.name for file in server.model_store.iterdir()}

@@ -37,7 +37,7 @@ Make = Callable[..., Path]
 
 def listed(findings: Iterable[Finding], severity: str = "") -> str:
     """Return the findings as text, one a line."""
-    chosen = [one for one in findings if severity in ("", one.severity)]
+    chosen = [finding for finding in findings if severity in ("", finding.severity)]
     assert all(one.remedy for one in chosen if one.severity != "ok")
     return "\n".join(f"{one.severity} {one.cause} ({one.remedy})" for one in chosen)
 

@@ -170,7 +170,7 @@ def test_a_request_that_our_handler_refuses_costs_no_worker(
             open_inference.infer("digits", [Tensor.of("image", [b"no image"])])
         assert caught.value.status == 400
         (after,) = management.describe("digits")
-    assert [one.pid for one in after.workers] == [one.pid for one in before.workers]
+    assert [worker.pid for worker in after.workers] == [worker.pid for worker in before.workers]
 
 
 def test_a_prediction_is_the_same_as_over_rest(inference: GrpcInference) -> None:

@@ -59,7 +59,7 @@ ts_inference_requests_total{model_name="m",} 3
 def test_expected_differences_are_left_out_and_others_are_reported(
     first: RawResponse, second: RawResponse, aspects: list[str]
 ) -> None:
-    assert [one.aspect for one in mismatches("m/case", first, second, 1e-3)] == aspects
+    assert [mismatch.aspect for mismatch in mismatches("m/case", first, second, 1e-3)] == aspects
 
 
 def test_of_a_large_body_the_part_that_differs_is_shown() -> None:

@@ -199,16 +199,16 @@ def test_an_open_file_is_read_by_one_worker_alone(
         code, fields = ROWS, ("row",)
     server = serve(name, code, workers, disk=disk, files={file: file for file in disk})
     answers = ask(server, name, inputs)
-    assert [isinstance(one, dict) and tuple(one[field] for field in fields) for one in answers] == right
-    assert len({one["pid"] for one in answers}) == workers
+    assert [isinstance(answer, dict) and tuple(answer[field] for field in fields) for answer in answers] == right
+    assert len({answer["pid"] for answer in answers}) == workers
 
 
 @_workers
 def test_a_scratch_file_is_of_one_worker_alone(serve: Callable[..., Engine], engine: EngineName, workers: int) -> None:
     server = serve("scratch", SCRATCH, workers)
     answers = ask(server, "scratch", [{"n": n} for n in range(count(engine))])
-    assert [isinstance(one, dict) and one["n"] for one in answers] == list(range(count(engine)))
-    assert len({one["pid"] for one in answers}) == workers
+    assert [isinstance(answer, dict) and answer["n"] for answer in answers] == list(range(count(engine)))
+    assert len({answer["pid"] for answer in answers}) == workers
 
 
 @_workers
@@ -217,18 +217,18 @@ def test_a_database_in_a_temporary_folder_is_of_one_worker_alone(
 ) -> None:
     server = serve("database", DATABASE, workers)
     answers = ask(server, "database", [{"n": n} for n in range(count(engine))])
-    assert [isinstance(one, dict) and one["n"] for one in answers] == [[n] for n in range(count(engine))]
-    assert len({one["pid"] for one in answers}) == workers
+    assert [isinstance(answer, dict) and answer["n"] for answer in answers] == [[n] for n in range(count(engine))]
+    assert len({answer["pid"] for answer in answers}) == workers
 
 
 @on_both_engines
 def test_random_numbers_differ_between_workers(serve: Callable[..., Engine]) -> None:
     server = serve("random", RANDOM, 4)
     answers = ask(server, "random", [{}] * 64)
-    assert len({one["pid"] for one in answers}) > 1
-    columns = list(zip(*(one["drawn"] for one in answers), strict=True))
+    assert len({answer["pid"] for answer in answers}) > 1
+    columns = list(zip(*(answer["drawn"] for answer in answers), strict=True))
     names = columns.pop(4)
-    assert len(set(names)) == len({one["pid"] for one in answers})
+    assert len(set(names)) == len({answer["pid"] for answer in answers})
     assert [len(set(column)) for column in columns] == [64] * len(columns)
 
 
@@ -256,7 +256,7 @@ def test_a_generator_that_the_handler_has_seeded_is_left_as_it_is(serve: Callabl
 def test_random_numbers_of_forks_differ_too_but_for_generators_of_the_handler(serve: Callable[..., Engine]) -> None:
     server = serve("forked", RANDOM, 4, config={"responseTimeout": 60, "torchmar": {"fork": True}})
     answers = ask(server, "forked", [{}] * 64)
-    columns = list(zip(*(one["drawn"] for one in answers), strict=True))
+    columns = list(zip(*(answer["drawn"] for answer in answers), strict=True))
     assert [len(set(columns[number])) for number in (2, 3, 5)] == [64] * 3
 
 

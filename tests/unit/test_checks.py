@@ -148,7 +148,7 @@ def test_a_configuration_that_is_no_text_is_a_finding() -> None:
 def test_requirements_that_are_neither_pinned_nor_carried_are_findings(line: str, code: str) -> None:
     members = {"r.txt": f"# first\n{line}\n".encode(), "mine-1.0-py3-none-any.whl": b"", "wheels/other-1.0.tar.gz": b""}
     findings = list(requirements.check(Composed(members), "r.txt"))
-    assert [(one.code.name, one.place) for one in findings] == [(code, "r.txt:2")] * bool(code)
+    assert [(finding.code.name, finding.place) for finding in findings] == [(code, "r.txt:2")] * bool(code)
 
 
 def test_the_digits_have_no_finding_as_recipe_archive_folder_or_tar(digits: Path, tmp_path: Path) -> None:
@@ -208,7 +208,10 @@ def test_findings_of_all_groups_are_listed_at_once_errors_first(tmp_path: Path) 
 def test_problems_of_a_recipe_are_findings_with_their_lines(tmp_path: Path) -> None:
     (tmp_path / "archive.yaml").write_text('name: m\nversion: "1"\nhandler: h.py\nwieghts: x\n')
     findings = checks.check(tmp_path)
-    assert [(one.code, one.place.rpartition(":")[2]) for one in findings] == [(Code.MAR207, "3"), (Code.MAR207, "4")]
+    assert [(finding.code, finding.place.rpartition(":")[2]) for finding in findings] == [
+        (Code.MAR207, "3"),
+        (Code.MAR207, "4"),
+    ]
 
 
 def torchmar(*arguments: object, code: int) -> str:
@@ -232,8 +235,8 @@ def test_the_command_prints_codes_and_hints_and_fails_on_errors_only(make: Make,
     assert "MAR504" not in torchmar(bad, "--select", "MAR3", code=1)
     assert "MAR301" not in torchmar(bad, "--ignore", "MAR301", "--ignore", "mar306", code=0)
     (document,) = json.loads(torchmar(bad, "--json", code=1))
-    assert {"MAR301", "MAR504"} <= {one["code"] for one in document["findings"]}
-    assert {one["severity"] for one in document["findings"]} == {"error", "warning"}
+    assert {"MAR301", "MAR504"} <= {finding["code"] for finding in document["findings"]}
+    assert {finding["severity"] for finding in document["findings"]} == {"error", "warning"}
     assert "no code is called" in torchmar(bad, "--select", "XYZ", code=2)
     assert "does not exist" in torchmar(tmp_path / "nowhere", code=1)
 
@@ -265,6 +268,6 @@ def test_a_pickle_that_would_run_code_is_found_and_not_run(tmp_path: Path) -> No
         "w.pt": stream.getvalue(),
     }
     findings = checks.check(pack(members, tmp_path / "a.mar").path)
-    (found,) = [one for one in findings if one.code is Code.MAR601]
+    (found,) = [finding for finding in findings if finding.code is Code.MAR601]
     assert "posix.system" in found.cause
     assert not (tmp_path / "ran").exists()

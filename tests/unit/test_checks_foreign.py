@@ -46,7 +46,7 @@ OTHERS = {
 @pytest.mark.parametrize(("name", "content", "what"), OTHERS.values(), ids=OTHERS)
 def test_a_model_of_another_framework_is_named_with_a_remedy(name: str, content: bytes, what: str) -> None:
     errors = [one for one in found({name: content}, serializedFile=name) if one.severity == "error"]
-    assert [what in one.cause for one in errors] == [True], errors
+    assert [what in error.cause for error in errors] == [True], errors
     assert "handler of your own" in errors[0].remedy
     own = found({name: content, "h.py": b"def handle(rows, context): return rows\n"}, "h.py", serializedFile=name)
     assert [one for one in own if one.severity == "error"] == []
@@ -98,7 +98,7 @@ def test_a_model_file_has_an_error_exactly_where_torchserves_base_handler_fails(
     errors = [
         one for one in found(members, "base_handler", serializedFile="w.pt", modelFile=name) if one.severity == "error"
     ]
-    assert [cause in one.cause for one in errors] == [True] * bool(cause), errors
+    assert [cause in error.cause for error in errors] == [True] * bool(cause), errors
     model = manifest.Model(
         model_name="m", model_version="1", handler="base_handler", serialized_file="w.pt", model_file=name
     )
@@ -114,7 +114,7 @@ def test_a_model_file_has_an_error_exactly_where_torchserves_base_handler_fails(
 def test_a_configuration_of_openmmlab_is_no_error_with_the_handler_of_its_tools() -> None:
     members = {"config.py": CONFIG, "w.pth": b"", "mmdet_handler.py": b"def handle(rows, context): return rows\n"}
     errors = found(members, "mmdet_handler.py", serializedFile="w.pth", modelFile="config.py")
-    assert [one.code.name for one in errors if one.severity == "error"] == []
+    assert [error.code.name for error in errors if error.severity == "error"] == []
 
 
 @pytest.mark.process

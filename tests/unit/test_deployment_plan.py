@@ -40,8 +40,8 @@ def version(name: str, number: str, workers: int = 1, **changes: Any) -> ModelVe
 
 def live(*versions: ModelVersion, default: str | None = None) -> dict[str, LiveModel]:
     found: dict[str, LiveModel] = {}
-    for name in dict.fromkeys(one.name for one in versions):
-        mine = {one.version: one for one in versions if one.name == name}
+    for name in dict.fromkeys(version.name for version in versions):
+        mine = {version.version: version for version in versions if version.name == name}
         found[name] = LiveModel(name, default if default in mine else next(iter(mine)), mine)
     return found
 
@@ -52,7 +52,7 @@ def stored(name: str, number: str, config: Mapping[str, Any] | None = None, cont
 
 def plan(text: str, there: Mapping[str, LiveModel], *archives: StoredArchive, gpus: tuple[int, ...] = ()) -> Plan:
     deployment = desired.parse(text)
-    index = StoreIndex(STORE, {one.path.name: one for one in archives})
+    index = StoreIndex(STORE, {archive.path.name: archive for archive in archives})
     chosen = {
         (name, number): index.archives.get(f"{name}-{number}.mar")
         for name, model in deployment.models.items()
@@ -62,7 +62,7 @@ def plan(text: str, there: Mapping[str, LiveModel], *archives: StoredArchive, gp
 
 
 def steps(made: Plan) -> list[str]:
-    return [f"{actions.verb(one)} {one.text}" for one in made.actions]
+    return [f"{actions.verb(action)} {action.text}" for action in made.actions]
 
 
 def signs(made: Plan) -> list[str]:
@@ -88,7 +88,7 @@ def test_the_default_of_a_new_model_is_registered_first_since_the_first_one_gets
     text = 'models: {m: {default: "2.0", versions: {"1.0": {}, "2.0": {}}}}'
     made = plan(text, {}, stored("m", "1.0"), stored("m", "2.0"))
     assert steps(made)[0] == "register m 2.0, 1 worker"
-    assert not [one for one in made.actions if isinstance(one, actions.Switch)]
+    assert not [action for action in made.actions if isinstance(action, actions.Switch)]
 
 
 def test_a_new_version_is_up_and_checked_before_it_is_the_default_and_the_old_one_is_kept() -> None:
@@ -277,7 +277,7 @@ models:
 """
     there = live(version("a", "1.0"), version("b", "1.0"), version("c", "1.0"))
     made = plan(text, there, stored("a", "2.0"), stored("b", "1.0"), stored("c", "1.0"))
-    assert [actions.verb(one) for one in made.actions] == [
+    assert [actions.verb(action) for action in made.actions] == [
         *(
             "register",
             "check",
@@ -354,7 +354,7 @@ def test_old_and_new_version_both_have_to_fit_while_one_takes_the_place_of_the_o
         plan(text, there, stored("m", "1.0"), gpus=(80 * GIB, 80 * GIB))
     assert "GPU 0: 20.0 GiB of 80.0 GiB free; m 1.0+b1 2 x 30.0 GiB" in caught.value.message
     made = plan(text, there, stored("m", "1.0"), gpus=(80 * GIB,) * 3)
-    register = next(one for one in made.actions if isinstance(one, actions.Register))
+    register = next(action for action in made.actions if isinstance(action, actions.Register))
     assert sorted(register.devices or ()) == [1, 2, 2]
 
 
@@ -363,7 +363,7 @@ def test_the_memory_of_versions_that_are_no_longer_listed_is_known_from_their_ar
     old = stored("m", "1.0+b1", {"deployment": {"workerMemory": 60 * GIB}})
     there = live(version("m", "1.0+b1", 1, device_ids=(0,)))
     made = plan(text, there, stored("m", "2.0"), old, gpus=(80 * GIB, 80 * GIB))
-    register = next(one for one in made.actions if isinstance(one, actions.Register))
+    register = next(action for action in made.actions if isinstance(action, actions.Register))
     assert register.devices == (1, 1)
 
 

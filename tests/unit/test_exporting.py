@@ -235,7 +235,7 @@ def let_in(path: str, ignore: str) -> bool:
         hit = (
             any(fnmatch(part, deep) for part in parts)
             if deep != pattern
-            else any(fnmatch(one, pattern) for one in prefixes)
+            else any(fnmatch(prefix, pattern) for prefix in prefixes)
         )
         if hit:
             inside = line.startswith("!")

@@ -20,7 +20,7 @@ def part(disposition: str, content: bytes, *headers: str) -> bytes:
 
 
 def fields(body: bytes, content_type: str) -> dict[str, bytes]:
-    return {one.name: one.content for one in inputs(body, content_type)}
+    return {part.name: part.content for part in inputs(body, content_type)}
 
 
 @pytest.mark.parametrize(

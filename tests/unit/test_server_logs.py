@@ -227,7 +227,7 @@ def test_in_the_foreground_it_prints_its_logs_to_stderr(tmp_path: Path, make: Ma
     assert not any("workflow_store" in line for line in seen)
     if layout == "json":
         records = [json.loads(line) for line in seen]
-        assert {(one["model"], one["version"]) for one in records if "worker" in one} == {("broken", "1.0")}
+        assert {(record["model"], record["version"]) for record in records if "worker" in record} == {("broken", "1.0")}
 
 
 @pytest.mark.server

@@ -214,9 +214,9 @@ def test_variables_override_everything_if_the_file_allows_it(store: Path) -> Non
 def test_allowed_urls_are_read_from_a_variable_only_if_that_is_allowed(store: Path) -> None:
     environment = {"TS_ALLOWED_URLS": "http://x/.*"}
     text = "enable_envvars_config=true\nallowed_urls=http://y/.*\n"
-    assert [one.pattern for one in read(store, text, environment).allowed_urls] == ["http://y/.*"]
+    assert [url.pattern for url in read(store, text, environment).allowed_urls] == ["http://y/.*"]
     text += "use_env_allowed_urls=true"
-    assert [one.pattern for one in read(store, text, environment).allowed_urls] == ["http://x/.*"]
+    assert [url.pattern for url in read(store, text, environment).allowed_urls] == ["http://x/.*"]
 
 
 def test_a_wrong_value_of_a_variable_is_reported_with_the_variable(store: Path) -> None:
@@ -260,7 +260,7 @@ def test_all_is_every_archive_of_the_model_store(store: Path) -> None:
     (store / "folder" / "MAR-INF").mkdir(parents=True)
     (store / "outer" / "inner" / "MAR-INF").mkdir(parents=True)
     (store / "other").mkdir()
-    assert [one.url for one in read(store, "load_models=ALL").startup_models()] == [
+    assert [model.url for model in read(store, "load_models=ALL").startup_models()] == [
         "a.tar.gz",
         "b.mar",
         "folder",

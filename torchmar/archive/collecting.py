@@ -92,11 +92,11 @@ def add(members: dict[str, MemberContent], path: str, source: MemberContent) -> 
     members[path] = source
 
 
-def _same(one: MemberContent, other: MemberContent) -> bool:
-    if not (isinstance(one, Path) and isinstance(other, Path)):
-        return one == other
+def _same(first: MemberContent, second: MemberContent) -> bool:
+    if not (isinstance(first, Path) and isinstance(second, Path)):
+        return first == second
     try:
-        return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+        return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
     except OSError:
         return False
 

@@ -158,7 +158,7 @@ def _traps(config: dict[Any, Any], gpus: int | None) -> Iterator[Found]:
         return
     if config.get("deviceType") == "cpu":
         yield Code.MAR506, "deviceIds", "deviceIds is set and deviceType is cpu", "drop one of them"
-    beyond = [one for one in ids if isinstance(one, int) and gpus is not None and one >= gpus]
+    beyond = [id_ for id_ in ids if isinstance(id_, int) and gpus is not None and id_ >= gpus]
     if beyond:
         cause = f"deviceIds names GPU {beyond[0]}, and the server has {gpus}; TorchServe drops the whole list"
         yield Code.MAR506, "deviceIds", cause, "name GPUs that are there: they count from 0"

@@ -71,8 +71,10 @@ def check(content: Content, name: str) -> list[Finding]:
         for place, requirement in seen.unhashed:
             cause = f"{requirement!r} has no hash, and another line has: pip refuses the file"
             findings.append(Finding(Code.MAR509, place, cause, "give every line its --hash, as pip-compile does"))
-    unpinned = [one for one in findings if one.code is Code.MAR508]
-    findings = [one for one in findings if one not in unpinned or _name(one.cause) not in seen.constrained]
+    unpinned = [finding for finding in findings if finding.code is Code.MAR508]
+    findings = [
+        finding for finding in findings if finding not in unpinned or _name(finding.cause) not in seen.constrained
+    ]
     return [printable(finding) for finding in findings]
 
 
@@ -164,7 +166,11 @@ def _requirement(content: Content, place: str, line: Line, seen: _Seen, *, const
         yield Finding(Code.MAR509, place, f"pip cannot read {text!r}: {str(error).splitlines()[0]}", _hint(text))
         return
     name = canonicalize_name(read.name)
-    exact = [one.version for one in read.specifier if one.operator in ("==", "===") and not one.version.endswith(".*")]
+    exact = [
+        specifier.version
+        for specifier in read.specifier
+        if specifier.operator in ("==", "===") and not specifier.version.endswith(".*")
+    ]
     if constraint:
         if exact:
             seen.constrained.add(name)

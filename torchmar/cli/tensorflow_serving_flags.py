@@ -90,9 +90,9 @@ def start(options: argparse.Namespace, folder: Path) -> None:
     _, warnings = reader.read(None, {}, **values)
     if ignored := [f"--{name}" for name in _IGNORED if getattr(options, name) is not None]:
         warnings = [f"without effect here: {', '.join(ignored)}", *warnings]
-    for one in paths:
-        if not one.path.is_dir():
-            warnings.append(f"{one.path} does not exist; {one.name} is served when it has a version")
+    for base_path in paths:
+        if not base_path.path.is_dir():
+            warnings.append(f"{base_path.path} does not exist; {base_path.name} is served when it has a version")
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
 
@@ -100,8 +100,8 @@ def start(options: argparse.Namespace, folder: Path) -> None:
         out.print(f"torchmar {torchmar.__version__}, built in", markup=False)
         for line in addresses.lines(properties.read(folder / "config.properties"), "builtin"):
             out.print(line, markup=False)
-        for one in paths:
-            out.print(f"  {one.name}  {one.path}", markup=False)
+        for base_path in paths:
+            out.print(f"  {base_path.name}  {base_path.path}", markup=False)
 
     become(values, folder, announce)
 

@@ -43,4 +43,4 @@ class ModelArchiverConfig:
     @classmethod
     def from_args(cls, args: Namespace) -> ModelArchiverConfig:
         """Return the options in what a command line was parsed to."""
-        return cls(**{one.name: getattr(args, one.name) for one in fields(cls) if hasattr(args, one.name)})
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)})

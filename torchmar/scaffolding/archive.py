@@ -128,23 +128,25 @@ def custom(name: str) -> dict[str, bytes]:
 
 
 def _tensors(
-    name: str, weights: Path, found: tuple[ModelInput, ...], *, custom: bool
+    name: str, weights: Path, inputs: tuple[ModelInput, ...], *, custom: bool
 ) -> tuple[dict[str, bytes], list[str]]:
-    sample, notes = _sample(found)
+    sample, notes = _sample(inputs)
     handler, options = "torchmar_handlers.tensors", ""
     files = {"samples/zeros.json": sample, _test_name(name): render("weights_test.py", name=name)}
     if custom:
         handler = "handler.py"
-        shape = found[0].shape if len(found) == 1 else None
+        shape = inputs[0].shape if len(inputs) == 1 else None
         fixed = None if shape is None or None in shape else shape
-        dtype = (found[0].dtype if len(found) == 1 else "") or "float32"
+        dtype = (inputs[0].dtype if len(inputs) == 1 else "") or "float32"
         files["handler.py"] = render(
             "weights_handler.py", name=name, weights=weights.name, shape=repr(fixed), dtype=dtype
         )
-    elif any(one.shape is None or one.guessed or not one.dtype for one in found):
+    elif any(tensor.shape is None or tensor.guessed or not tensor.dtype for tensor in inputs):
         options = "  # handler:\n  #   inputs: # what the weights do not say; null is a dimension of any size\n"
-        options += "".join(f"  #     - {{name: {one.name or 'input'}, dtype: float32, shape: [4]}}\n" for one in found)
-    files[FILE_NAME] = _recipe(name, weights, handler, "samples/zeros.json", _description(found), options=options)
+        options += "".join(
+            f"  #     - {{name: {tensor.name or 'input'}, dtype: float32, shape: [4]}}\n" for tensor in inputs
+        )
+    files[FILE_NAME] = _recipe(name, weights, handler, "samples/zeros.json", _description(inputs), options=options)
     return files, notes
 
 
@@ -195,23 +197,26 @@ def _recipe(
 
 def _image(signature: Signature) -> tuple[int, int, int] | None:
     """Return channels, height and width of a model that makes scores of one image; None of other models."""
-    found = signature.inputs
-    if signature.outputs and [len(one) for one in signature.outputs] != [1]:
+    inputs = signature.inputs
+    if signature.outputs and [len(output) for output in signature.outputs] != [1]:
         return None  # one output, with a number for each class
-    if len(found) != 1 or found[0].dtype not in ("float32", "float16"):
+    if len(inputs) != 1 or inputs[0].dtype not in ("float32", "float16"):
         return None
-    shape = found[0].shape
+    shape = inputs[0].shape
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
         return None
     return int(shape[0]), shape[1] or _SIDE, shape[2] or _SIDE
 
 
-def _sample(found: tuple[ModelInput, ...]) -> tuple[bytes, list[str]]:
+def _sample(inputs: tuple[ModelInput, ...]) -> tuple[bytes, list[str]]:
     """Return an instance of zeros as JSON, and a note if its shape is a guess."""
-    known = [one for one in found if one.shape is not None]
-    shapes = {one.name: _zeros([_ANY if size is None else size for size in one.shape or (_ANY,)], one) for one in found}
+    known = [tensor for tensor in inputs if tensor.shape is not None]
+    shapes = {
+        tensor.name: _zeros([_ANY if size is None else size for size in tensor.shape or (_ANY,)], tensor)
+        for tensor in inputs
+    }
     notes = []
-    if len(known) < len(found) or any(one.guessed or None in (one.shape or ()) for one in known):
+    if len(known) < len(inputs) or any(tensor.guessed or None in (tensor.shape or ()) for tensor in known):
         notes.append(
             "samples/zeros.json: its shape is a guess, since the weights do not say it; put a real input there"
         )
@@ -226,10 +231,13 @@ def _zeros(shape: list[int], given: ModelInput) -> object:
     return zero
 
 
-def _description(found: tuple[ModelInput, ...]) -> str:
+def _size(size: int | None) -> str:
+    return "any" if size is None else str(size)
+
+
+def _description(inputs: tuple[ModelInput, ...]) -> str:
     described = [
-        f"{one.name or 'input'} {'x'.join('any' if size is None else str(size) for size in one.shape or ())}".strip()
-        for one in found
+        " ".join(filter(None, (tensor.name or "input", "x".join(map(_size, tensor.shape or ()))))) for tensor in inputs
     ]
     return f"Tensors in, tensors out ({', '.join(described)})."
 

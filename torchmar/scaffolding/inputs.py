@@ -70,12 +70,12 @@ def read(weights: Path) -> Signature:
 def _signature(document: Any) -> Signature:
     inputs = [
         ModelInput(
-            one["name"] or "",
-            one["dtype"] or "",
-            None if one["shape"] is None else tuple(one["shape"]),
-            guessed=bool(one.get("guess")),
+            tensor["name"] or "",
+            tensor["dtype"] or "",
+            None if tensor["shape"] is None else tuple(tensor["shape"]),
+            guessed=bool(tensor.get("guess")),
         )
-        for one in document["inputs"]
+        for tensor in document["inputs"]
     ]
     return Signature(tuple(inputs), tuple(map(tuple, document.get("output_shapes") or ())))
 

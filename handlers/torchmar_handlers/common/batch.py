@@ -86,7 +86,7 @@ def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decode
     for index, parsed in parsed_requests.items():
         own = [next(inputs) for _ in parsed.parts]
         # One bad instance fails its request; the others of that request need not be computed.
-        failed = [position for position, one in enumerate(own) if isinstance(one, _Failure)]
+        failed = [position for position, instance in enumerate(own) if isinstance(instance, _Failure)]
         halves[index] = _reply(handler, parsed, own) if failed else Decoded(parsed, own)
     return [halves[index] for index in range(len(requests))]
 

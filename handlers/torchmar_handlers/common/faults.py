@@ -165,10 +165,10 @@ def shape(value: Any, *, dtypes: bool = False) -> str:
         dtype = f"{str(value.dtype).removeprefix('torch.')} " if dtypes else ""
         return f"{dtype}{list(value.shape)}"
     if isinstance(value, Mapping):
-        named = {name: shape(one, dtypes=dtypes) for name, one in value.items()}
+        named = {name: shape(element, dtypes=dtypes) for name, element in value.items()}
         return ", ".join(f"{name}: {text}" if name and len(named) > 1 else text for name, text in named.items() if text)
     if isinstance(value, tuple):
-        return ", ".join(text for one in value if (text := shape(one, dtypes=dtypes)))
+        return ", ".join(text for item in value if (text := shape(item, dtypes=dtypes)))
     return ""
 
 
@@ -183,7 +183,7 @@ def _kinds(value: Any) -> list[bool]:
     if isinstance(value, torch.Tensor | np.ndarray):
         return [not str(value.dtype).removeprefix("torch.").startswith(("float", "bfloat", "uint8"))]
     several = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else ()
-    return [kind for one in several for kind in _kinds(one)]
+    return [kind for item in several for kind in _kinds(item)]
 
 
 def _last_line(error: Exception) -> str:

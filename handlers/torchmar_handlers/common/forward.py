@@ -65,9 +65,9 @@ def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _each(one, change) for key, one in value.items()}
+        return {key: _each(element, change) for key, element in value.items()}
     if isinstance(value, tuple | list):
-        changed = [_each(one, change) for one in value]
+        changed = [_each(item, change) for item in value]
         return tuple(changed) if isinstance(value, tuple) else changed
     return value
 

@@ -31,9 +31,9 @@ def most_probable(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return probabilities, classes.to(torch.uint8 if scores.shape[1] <= 256 else torch.int32)
 
 
-def nearest(wanted: int, there: int) -> np.ndarray:
+def nearest(wanted: int, size: int) -> np.ndarray:
     """Return which of ``there`` pixels of a side are the nearest to the centres of ``wanted`` ones."""
-    return np.minimum(((np.arange(wanted) + 0.5) * there / wanted).astype(np.int64), there - 1)
+    return np.minimum(((np.arange(wanted) + 0.5) * size / wanted).astype(np.int64), size - 1)
 
 
 def runs(classes: np.ndarray) -> list[list[int]]:

@@ -142,8 +142,8 @@ class Inputs:
 def _sides(name: str, value: Any) -> Any:
     """Return a number of pixels or (height, width) or None."""
 
-    def side(one: Any) -> bool:
-        return isinstance(one, int) and not isinstance(one, bool) and 1 <= one <= 1 << 16
+    def side(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 16
 
     if value is None or side(value):
         return value

@@ -43,9 +43,9 @@ def detections(output: Any, images: int) -> list[dict[str, torch.Tensor]]:
         output = [{name: output[name][index] for name in names} for index in range(len(output["boxes"]))]
     if not isinstance(output, list | tuple) or len(output) != images:
         raise ValueError(f"the model's output is not a list of boxes, labels and scores for each of {images} images")
-    found = []
-    for one in output:
-        if not isinstance(one, Mapping) or not set(names) <= one.keys():
+    tensors = []
+    for detection in output:
+        if not isinstance(detection, Mapping) or not set(names) <= detection.keys():
             raise ValueError("the model's output for an image has no boxes, labels and scores")
-        found.append({name: one[name].detach().cpu() for name in names})
-    return found
+        tensors.append({name: detection[name].detach().cpu() for name in names})
+    return tensors

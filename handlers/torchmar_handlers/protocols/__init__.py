@@ -112,7 +112,7 @@ def _check_json_depth(value: Any, limit: int) -> None:
             values = item if type(item) is list else item.values()
             # Most are numbers only, which this finds without a step of Python for each.
             if not _NESTED.isdisjoint(map(type, values)):
-                below += [one for one in values if type(one) in _NESTED]
+                below += [element for element in values if type(element) in _NESTED]
         if not below:
             return
         level = below

@@ -55,7 +55,7 @@ class _Outputs:
 
     @property
     def all_binary(self) -> bool:
-        return all(self.is_binary(one) for one in self.named) if self.named else self.binary
+        return all(self.is_binary(name) for name in self.named) if self.named else self.binary
 
     def is_binary(self, output: _Output) -> bool:
         return self.binary if output.binary is None else output.binary
@@ -285,4 +285,4 @@ def _stack(values: Any) -> np.ndarray:
                 return array.astype(object)
         except ValueError:
             pass  # of uneven lengths
-    return tensors.objects([one if isinstance(one, str) else in_json(one) for one in values])
+    return tensors.objects([value if isinstance(value, str) else in_json(value) for value in values])

@@ -49,14 +49,14 @@ class ParsedRequest:
         return Reply.error(status, message, **({self.error_key: message} if self.error_key else {}))
 
 
-def instances(found: Any, what: str, limit: int) -> list[Any]:
+def instances(value: Any, what: str, limit: int) -> list[Any]:
     """Return a list of instances. Raises BadRequest when it is none, empty, or longer than ``limit`` (413)."""
-    if not isinstance(found, list):
+    if not isinstance(value, list):
         raise BadRequest(f"{what} is not an array")
-    if not found:
+    if not value:
         raise BadRequest(f"{what} is empty")
-    check_instance_count(len(found), limit)
-    return found
+    check_instance_count(len(value), limit)
+    return value
 
 
 def check_instance_count(count: int, limit: int) -> None:

@@ -69,7 +69,7 @@ def _rows(columns: Mapping[str, Any], served: HandlerInfo) -> list[Any]:
 
 
 def _listed(answers: Sequence[Any], *, key: str) -> Reply:
-    return Reply.json({key: [bare(one) for one in answers]})
+    return Reply.json({key: [bare(answer) for answer in answers]})
 
 
 def _outputs(answers: Sequence[Any], *, served: HandlerInfo) -> Reply:
@@ -79,8 +79,8 @@ def _outputs(answers: Sequence[Any], *, served: HandlerInfo) -> Reply:
     """
     columns = served.columns(answers)
     if columns is None or (len(columns) == 1 and not isinstance(answers[0], Mapping)):
-        return Reply.json({"outputs": [bare(one) for one in next(iter((columns or {"": answers}).values()))]})
-    return Reply.json({"outputs": {name: [bare(one) for one in column] for name, column in columns.items()}})
+        return Reply.json({"outputs": [bare(value) for value in next(iter((columns or {"": answers}).values()))]})
+    return Reply.json({"outputs": {name: [bare(value) for value in column] for name, column in columns.items()}})
 
 
 def _check_signature(body: Mapping[str, Any]) -> None:

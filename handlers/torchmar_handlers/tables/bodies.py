@@ -45,7 +45,7 @@ def rows(request: Request, columns: Sequence[Column]) -> list[Any] | None:
             raise BadRequest("rows is not an array")
         values: list[Any] = payload[_ROWS]
         return values
-    if isinstance(payload, list) and (not payload or any(isinstance(one, list | Mapping) for one in payload)):
+    if isinstance(payload, list) and (not payload or any(isinstance(row, list | Mapping) for row in payload)):
         return payload
     return None
 
@@ -110,7 +110,7 @@ def _csv(text: str, columns: Sequence[Column]) -> list[list[Any]]:
     cells = dict(zip(header, zip(*lines, strict=True), strict=True))
     missing = [None] * len(lines)
     values = [_values(column, cells[column.name]) if column.name in cells else missing for column in columns]
-    return [list(one) for one in zip(*values, strict=True)]
+    return [list(row) for row in zip(*values, strict=True)]
 
 
 def _values(column: Column, cells: Sequence[str]) -> Sequence[Any]:

@@ -65,7 +65,7 @@ class Column:
     def datatype(self) -> str:
         """The datatype of its values in the Open Inference Protocol; categories of both kinds are texts."""
         if self.type == CATEGORY:
-            return "INT64" if all(isinstance(one, int) for one in self.categories) else "BYTES"
+            return "INT64" if all(isinstance(category, int) for category in self.categories) else "BYTES"
         return {INTEGER: "INT64", BOOLEAN: "BOOL"}.get(self.type, "FP64")
 
     @property
@@ -90,27 +90,27 @@ class Column:
             what += f" of at most {high}"
         return f"{what} {self.unit}".rstrip()
 
-    def value(self, found: Any, out_of_range: str = OUT_OF_RANGE[0]) -> float:
-        """Return what was found in a row as a value; None as the default.
+    def value(self, given: Any, out_of_range: str = OUT_OF_RANGE[0]) -> float:
+        """Return the JSON value of a cell as a number; None as the default.
 
         Args:
-            found: a JSON value, or the text of bytes.
+            given: a JSON value, or the text of bytes.
             out_of_range: ``refuse``, ``clip`` to the nearest that is allowed, or ``allow``.
 
         Raises:
             Unusable: the column does not take it.
         """
-        if isinstance(found, bytes | bytearray):
-            found = found.decode("utf-8", "replace")
-        if found is None:
+        if isinstance(given, bytes | bytearray):
+            given = given.decode("utf-8", "replace")
+        if given is None:
             if self.default is None:
                 raise Unusable(f"column {self.name!r} is missing; {self.allowed} is expected")
             return self.default
-        value = self._value(found, out_of_range)
+        value = self._value(given, out_of_range)
         if value is None:
-            close = difflib.get_close_matches(found, map(str, self.categories), 1) if isinstance(found, str) else []
+            close = difflib.get_close_matches(given, map(str, self.categories), 1) if isinstance(given, str) else []
             meant = f" (did you mean {close[0]!r}?)" if close and close[0] in self.categories else ""
-            raise Unusable(f"column {self.name!r} is {_shown(found)}; {self.allowed} is allowed{meant}")
+            raise Unusable(f"column {self.name!r} is {_shown(given)}; {self.allowed} is allowed{meant}")
         return value
 
     def cell(self, text: str) -> Any:
@@ -127,17 +127,17 @@ class Column:
         except ValueError:
             return text
 
-    def _value(self, found: Any, out_of_range: str) -> float | None:
+    def _value(self, given: Any, out_of_range: str) -> float | None:
         if self.type == CATEGORY:
             # True is 1 and 1.0 is 1 in Python; only the latter is in a table.
-            known = isinstance(found, str | int | float) and not isinstance(found, bool)
-            return float(self.categories.index(found)) if known and found in self.categories else None
+            known = isinstance(given, str | int | float) and not isinstance(given, bool)
+            return float(self.categories.index(given)) if known and given in self.categories else None
         if self.type == BOOLEAN:
-            return float(found) if isinstance(found, bool | int | float) and found in (0, 1) else None
-        if isinstance(found, bool) or not isinstance(found, int | float):
+            return float(given) if isinstance(given, bool | int | float) and given in (0, 1) else None
+        if isinstance(given, bool) or not isinstance(given, int | float):
             return None
         try:
-            value = float(found)
+            value = float(given)
         except OverflowError:  # an integer of more than 308 digits
             return None
         if not math.isfinite(value) or (self.type == INTEGER and not value.is_integer()):
@@ -172,15 +172,15 @@ def read(specification: Any, folder: Path) -> list[Column]:
     if not isinstance(specification, list) or not specification:
         raise OptionError("columns", f"{source}a list of columns is expected, or the name of a JSON file with one")
     columns: dict[str, Column] = {}
-    for position, one in enumerate(specification):
-        if not isinstance(one, Mapping) or not isinstance(one.get("name"), str) or not one["name"]:
+    for position, entry in enumerate(specification):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or not entry["name"]:
             raise OptionError("columns", f"{source}item {position} is not an object with a name")
-        if one["name"] in columns:
-            raise OptionError("columns", f"{source}two columns are called {one['name']!r}")
+        if entry["name"] in columns:
+            raise OptionError("columns", f"{source}two columns are called {entry['name']!r}")
         try:
-            columns[one["name"]] = _column(one)
+            columns[entry["name"]] = _column(entry)
         except ValueError as error:
-            raise OptionError("columns", f"{source}column {one['name']!r}: {error}") from None
+            raise OptionError("columns", f"{source}column {entry['name']!r}: {error}") from None
     return list(columns.values())
 
 
@@ -227,11 +227,11 @@ def _column(given: Mapping[str, Any]) -> Column:
 def _categories(given: Mapping[str, Any]) -> tuple[tuple[str | int, ...], tuple[float, ...]]:
     """Return the categories of a column and the share of each."""
     names = given.get("categories")
-    plain = isinstance(names, list) and all(type(one) in (str, int) for one in names)
-    if not plain or not names or len({str(one) for one in names}) != len(names):
+    plain = isinstance(names, list) and all(type(name) in (str, int) for name in names)
+    if not plain or not names or len({str(name) for name in names}) != len(names):
         raise ValueError("categories is not a list of different texts or whole numbers")
     shares = given.get("frequencies") or [1] * len(names)
-    if not isinstance(shares, list) or not all(type(one) in (int, float) and one >= 0 for one in shares):
+    if not isinstance(shares, list) or not all(type(share) in (int, float) and share >= 0 for share in shares):
         raise ValueError("frequencies is not a list of shares")
     if len(shares) != len(names) or not sum(shares):
         raise ValueError(f"there are {len(shares)} frequencies of {len(names)} categories")

@@ -125,19 +125,19 @@ class TabularHandler(BaseHandler):
         requested = [self._explain_options(request) for request in requests]
         encoded = self.encode(batch)
         scores = self._scores(encoded)
-        targets = self.targets(scores.detach(), [one.target for one in requested])
+        targets = self.targets(scores.detach(), [options.target for options in requested])
         explanations = explain(
             self._scores,
             encoded,
             targets,
             requested,
             scores=scores.detach(),
-            baselines=torch.stack([self._baseline(one) for one in requested]),
+            baselines=torch.stack([self._baseline(options) for options in requested]),
             groups=self.groups,
             differentiable=weights.differentiable(self.model),
         )
         predictions = self.predictions(scores.detach(), targets)
-        return [self._explained(*one) for one in zip(requests, explanations, predictions, batch, strict=True)]
+        return [self._explained(*row) for row in zip(requests, explanations, predictions, batch, strict=True)]
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return predictions as named columns; explanations stay objects."""

@@ -157,8 +157,8 @@ class Table:
 
 def unknown(name: str, names: Sequence[str]) -> str:
     """Return the message about a column that there is not, with what was probably meant."""
-    close = difflib.get_close_matches(name.lower(), [one.lower() for one in names], 1)
-    meant = next((one for one in names if close and one.lower() == close[0]), None)
+    close = difflib.get_close_matches(name.lower(), [known.lower() for known in names], 1)
+    meant = next((known for known in names if close and known.lower() == close[0]), None)
     hint = f"did you mean {meant!r}?" if meant else f"there are {_listed(names)}"
     return f"there is no column {name[:60]!r} ({hint})"
 

@@ -77,7 +77,7 @@ class Tokenizer:
         if len(ids) > self.max_tokens:
             raise BadRequest(f"the text has {len(ids)} tokens; {self.max_tokens} are allowed", 413)
         places, words = encoding.offsets, encoding.word_ids
-        special = [bool(one) for one in encoding.special_tokens_mask]
+        special = [bool(flag) for flag in encoding.special_tokens_mask]
         kept = None
         if encoding.overflowing:
             seen = [place for place, apart in zip(places, special, strict=True) if not apart]
@@ -90,8 +90,8 @@ class Tokenizer:
 
     def tensors(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the ids of texts, their mask, and which of them are special, ``(n, length)`` each."""
-        rows = [one.ids for one in batch]
-        apart = [[int(one) for one in text.special] for text in batch]
+        rows = [item.ids for item in batch]
+        apart = [[int(flag) for flag in text.special] for text in batch]
         real = [[1] * len(row) for row in rows]
         filled = ((rows, self.pad), (real, 0), (apart, 0))
         ids, mask, special = (padded(part, fill, length=self.length, left=self.left) for part, fill in filled)

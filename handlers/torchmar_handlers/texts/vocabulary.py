@@ -77,8 +77,8 @@ class Vocabulary:
 
     def tensors(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the ids of texts and their mask, ``(n, tokens)``; none of them is special."""
-        ids = padded([one.ids for one in batch], 0)
-        return ids, padded([[1] * len(one.ids) for one in batch], 0), torch.zeros_like(ids)
+        ids = padded([item.ids for item in batch], 0)
+        return ids, padded([[1] * len(item.ids) for item in batch], 0), torch.zeros_like(ids)
 
     def called_with(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return all ids in a row, and where each text begins."""

@@ -66,12 +66,16 @@ class ExportedModel(nn.Module):
         super().__init__()
         self._inputs = None if inputs is None else tuple(inputs)
         known = self.inputs
-        names = tuple(one.name for one in known)
+        names = tuple(known_input.name for known_input in known)
         self.input_names: tuple[str, ...] = names if all(names) else ()
         self.output_names: tuple[str, ...] = tuple(output_names)
-        rows = {one.shape[0] for one in known if one.shape}
+        rows = {known_input.shape[0] for known_input in known if known_input.shape}
         self.fixed_rows: int | None = rows.pop() if len(rows) == 1 else None
-        floats = (one.dtype for one in known if one.dtype is not None and one.dtype.is_floating_point)
+        floats = (
+            known_input.dtype
+            for known_input in known
+            if known_input.dtype is not None and known_input.dtype.is_floating_point
+        )
         self.dtype: torch.dtype = next(floats, torch.float32)
         self.training = False
 
@@ -92,7 +96,7 @@ class ExportedModel(nn.Module):
             ValueError: one has another shape.
         """
         inputs = self.inputs
-        places = {one.name: place for place, one in enumerate(inputs) if one.name}
+        places = {known_input.name: place for place, known_input in enumerate(inputs) if known_input.name}
         given = dict(enumerate(args))
         for name, value in kwargs.items():
             if name not in places or places[name] in given:
@@ -100,11 +104,11 @@ class ExportedModel(nn.Module):
             given[places[name]] = value
         if set(given) != set(range(len(inputs))):
             raise TypeError(f"{len(given)} inputs were given; {self._takes()}")
-        return [one.accept(given[place], place) for place, one in enumerate(inputs)]
+        return [known_input.accept(given[place], place) for place, known_input in enumerate(inputs)]
 
     def _takes(self) -> str:
         inputs = self.inputs
-        names = ", ".join(one.name or "?" for one in inputs)
+        names = ", ".join(tensor.name or "?" for tensor in inputs)
         return f"the model takes {len(inputs)}: {names}"
 
 
@@ -143,5 +147,5 @@ def _cast(value: torch.Tensor, wanted: torch.dtype, called: str) -> torch.Tensor
         cast = value.to(wanted)
         if torch.equal(cast.to(have), value):
             return cast
-    kinds = [str(one).removeprefix("torch.") for one in (wanted, have)]
+    kinds = [str(dtype).removeprefix("torch.") for dtype in (wanted, have)]
     raise TypeError(f"input {called} takes {kinds[0]}, which {kinds[1]} cannot be turned into without loss")

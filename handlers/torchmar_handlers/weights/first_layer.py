@@ -22,7 +22,7 @@ def typical_inputs(model: nn.Module) -> Iterator[torch.Tensor]:
         model: eager or TorchScript; of another kind nothing is known.
     """
     for layer in model.modules():
-        names = [getattr(layer, "original_name", ""), *(one.__name__ for one in type(layer).__mro__)]
+        names = [getattr(layer, "original_name", ""), *(base.__name__ for base in type(layer).__mro__)]
         kind = next((name for name in names if name in _KINDS), "")
         weight: Any = getattr(layer, "weight", None)
         if not isinstance(weight, torch.Tensor):

@@ -126,14 +126,16 @@ def load(path: Path, device: torch.device, threads: int, providers: Sequence[str
             path.name,
             ", ".join(session.get_providers()),
         )
-    inputs = [_input(path, one) for one in session.get_inputs()]
+    inputs = [_input(path, tensor) for tensor in session.get_inputs()]
     tensors = all(output.type in _DTYPES for output in session.get_outputs())
     return Onnx(session, inputs, device, bound=device.type == "cuda" and on_gpu and tensors)
 
 
-def _input(path: Path, one: Any) -> Input:
-    if one.type not in _DTYPES:
-        raise LoadError(f"{path.name}: the input {one.name!r} is {one.type}; a handler gives tensors of numbers")
+def _input(path: Path, tensor: Any) -> Input:
+    if tensor.type not in _DTYPES:
+        raise LoadError(f"{path.name}: the input {tensor.name!r} is {tensor.type}; a handler gives tensors of numbers")
     return Input(
-        one.name, _DTYPES[one.type], tuple(size if isinstance(size, int) and size > 0 else None for size in one.shape)
+        tensor.name,
+        _DTYPES[tensor.type],
+        tuple(size if isinstance(size, int) and size > 0 else None for size in tensor.shape),
     )

@@ -63,8 +63,8 @@ def statistics(registry: Registry, metrics: Metrics, name: str = "", version: st
         ApiError: 404, there is no such model or version.
     """
     if name:
-        found = registry.find(name, version or None)
-        versions = [found] if version else list(registry.models[name].versions.values())
+        version_found = registry.find(name, version or None)
+        versions = [version_found] if version else list(registry.models[name].versions.values())
     else:
         versions = list(_versions(registry))
     documents = [

@@ -67,7 +67,7 @@ def find(registry: Registry, name: str, version: str | None = None, label: str =
     if model is not None and label:
         version = model.labels.get(label, label)
     elif model is not None and version is not None and version.isascii() and version.isdigit():
-        numbered = (one for one in model.versions if number(one) == int(version))
+        numbered = (known for known in model.versions if number(known) == int(version))
         version = version if version in model.versions else next(numbered, version)
     return registry.find(name, version or label or None)
 
@@ -79,15 +79,15 @@ def statuses(registry: Registry, name: str, version: str | None = None, label: s
         ApiError: 404, there is no such model, version or label.
     """
     try:
-        one = find(registry, name, version, label)
+        selected = find(registry, name, version, label)
     except StillLoading:
         pending = [model for model in registry.startup.pending if model.title == name]
         if not pending:
             raise
         return [Status(model.version, "LOADING") for model in pending]
     if version is None and not label:
-        return [_status(each) for each in registry.models[name].versions.values()]
-    return [_status(one)]
+        return [_status(registered) for registered in registry.models[name].versions.values()]
+    return [_status(selected)]
 
 
 def document(registry: Registry, name: str, segments: Sequence[str]) -> dict[str, Any]:
@@ -110,16 +110,16 @@ def document(registry: Registry, name: str, segments: Sequence[str]) -> dict[str
     raise not_found()
 
 
-def status_document(given: Iterable[Status]) -> dict[str, Any]:
+def status_document(statuses: Iterable[Status]) -> dict[str, Any]:
     """Return states as TensorFlow Serving's REST API does; a version without a number is named as it is."""
     return {
         "model_version_status": [
             {
-                "version": one.version if number(one.version) is None else str(number(one.version)),
-                "state": one.state,
-                "status": {"error_code": "UNKNOWN" if one.error else "OK", "error_message": one.error},
+                "version": status.version if number(status.version) is None else str(number(status.version)),
+                "state": status.state,
+                "status": {"error_code": "UNKNOWN" if status.error else "OK", "error_message": status.error},
             }
-            for one in given
+            for status in statuses
         ]
     }
 
@@ -128,8 +128,8 @@ def metadata_document(version: Version) -> dict[str, Any]:
     """Return a version's signature as TensorFlow Serving's REST API does."""
     described = version.pool.description
     signature = {
-        "inputs": {one["name"]: _tensor_info(one) for one in described.get("inputs", ())},
-        "outputs": {one["name"]: _tensor_info(one) for one in described.get("outputs", ())},
+        "inputs": {tensor["name"]: _tensor_info(tensor) for tensor in described.get("inputs", ())},
+        "outputs": {output["name"]: _tensor_info(output) for output in described.get("outputs", ())},
     }
     named = {"name": version.name, "signature_name": "", "version": _version_name(version.version)}
     definitions = {SIGNATURE: {**signature, "method_name": PREDICT}}
@@ -155,7 +155,7 @@ def instances(examples: Sequence[Mapping[str, Any]], context: Mapping[str, Any],
         context: features of every example that does not have its own.
         inputs: the model's description of its inputs; a list of one value is that value unless the input is a list.
     """
-    ranks = {one["name"]: len(one["shape"]) - 1 for one in inputs}
+    ranks = {tensor["name"]: len(tensor["shape"]) - 1 for tensor in inputs}
     return [
         {name: _feature(value, ranks.get(name)) for name, value in {**context, **example}.items()}
         for example in examples
@@ -177,8 +177,8 @@ def examples_of(body: bytes, inputs: Sequence[Any]) -> bytes:
     if not examples:
         raise _bad("examples is empty")
     context = document.get("context") or {}
-    for position, one in enumerate([context, *examples]):
-        if not isinstance(one, dict):
+    for position, example in enumerate([context, *examples]):
+        if not isinstance(example, dict):
             raise _bad("context is not an object" if not position else f"example {position - 1} is not an object")
     check_signature(str(document.get("signature_name") or ""))
     return json.dumps({"instances": instances(examples, context, inputs)}, ensure_ascii=False).encode()
@@ -191,10 +191,10 @@ def predictions(body: bytes) -> list[Any]:
         ValueError: the reply has none.
     """
     document = json.loads(body)
-    found = document.get("predictions") if isinstance(document, dict) else document
-    if not isinstance(found, list):
+    values = document.get("predictions") if isinstance(document, dict) else document
+    if not isinstance(values, list):
         raise ValueError("the handler's answer has no list of predictions")
-    return found
+    return values
 
 
 def classes(prediction: Any) -> list[tuple[str, float]]:
@@ -243,7 +243,9 @@ def results_document(verb: str, body: bytes) -> bytes:
         ValueError: the predictions are no classifications, or no numbers.
     """
     convert = classes if verb == "classify" else regression
-    return json.dumps({"results": [convert(one) for one in predictions(body)]}, ensure_ascii=False).encode()
+    return json.dumps(
+        {"results": [convert(prediction) for prediction in predictions(body)]}, ensure_ascii=False
+    ).encode()
 
 
 def _status(version: Version) -> Status:

@@ -52,9 +52,9 @@ def in_base_path(base_path: BasePath) -> list[AvailableVersion]:
 
 def select(versions: Iterable[AvailableVersion], policy: VersionPolicy) -> list[AvailableVersion]:
     """Return the versions of one model that a policy serves, from the oldest to the newest."""
-    ordered = sorted(versions, key=lambda one: order(one.version))
+    ordered = sorted(versions, key=lambda available: order(available.version))
     if policy.versions:
-        return [one for one in ordered if one.version in policy.versions]
+        return [available for available in ordered if available.version in policy.versions]
     return ordered[-policy.latest :] if policy.latest else ordered
 
 

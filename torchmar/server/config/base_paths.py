@@ -60,7 +60,7 @@ def parse(text: str) -> tuple[BasePath, ...]:
 
 def show(paths: tuple[BasePath, ...]) -> str:
     """Return folders as `parse` reads them."""
-    return json.dumps({one.name: _document(one) for one in paths}, ensure_ascii=False)
+    return json.dumps({base_path.name: _document(base_path) for base_path in paths}, ensure_ascii=False)
 
 
 def _document(base_path: BasePath) -> dict[str, Any]:

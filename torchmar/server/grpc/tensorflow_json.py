@@ -24,7 +24,7 @@ def nested(tensor: Tensor) -> Any:
     """
     elements: Sequence[Any] = unpack(tensor.datatype, tensor.content)
     if tensor.datatype == BYTES:
-        elements = [_string(one, always_encoded=tensor.name.endswith("_bytes")) for one in elements]
+        elements = [_string(element, always_encoded=tensor.name.endswith("_bytes")) for element in elements]
     return _shaped(list(elements), list(tensor.shape))
 
 
@@ -34,7 +34,7 @@ def plain(value: Any) -> Any:
         return _string(value, always_encoded=False)
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
-    return [plain(one) for one in value] if isinstance(value, list) else value
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def outputs(document: Any) -> dict[str, Tensor]:
@@ -55,9 +55,9 @@ def outputs(document: Any) -> dict[str, Tensor]:
     if (
         isinstance(rows, list)
         and rows
-        and all(isinstance(one, Mapping) and one.keys() == rows[0].keys() for one in rows)
+        and all(isinstance(row, Mapping) and row.keys() == rows[0].keys() for row in rows)
     ):
-        return {str(name): _tensor(str(name), [one[name] for one in rows]) for name in rows[0]}
+        return {str(name): _tensor(str(name), [row[name] for row in rows]) for name in rows[0]}
     return {"outputs": _tensor("outputs", rows if isinstance(rows, list) else [rows])}
 
 
@@ -65,14 +65,14 @@ def _tensor(name: str, column: Any) -> Tensor:
     values = column if isinstance(column, list) else [column]
     shape = _shape(values)
     leaves = list(_leaves(values)) if shape is not None else []
-    if shape is not None and all(isinstance(one, bool) for one in leaves):
+    if shape is not None and all(isinstance(leaf, bool) for leaf in leaves):
         return Tensor(name, "BOOL", shape, pack("BOOL", leaves))
-    if shape is not None and all(_is_number(one) for one in leaves):
-        kind = "INT64" if all(isinstance(one, int) for one in leaves) else "FP32"
+    if shape is not None and all(_is_number(leaf) for leaf in leaves):
+        kind = "INT64" if all(isinstance(leaf, int) for leaf in leaves) else "FP32"
         return Tensor(name, kind, shape, pack(kind, leaves))
-    if shape is not None and all(isinstance(one, str) for one in leaves):
+    if shape is not None and all(isinstance(leaf, str) for leaf in leaves):
         return Tensor(name, BYTES, shape, pack(BYTES, leaves))
-    texts = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in values]
+    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
     return Tensor(name, BYTES, [len(texts)], pack(BYTES, texts))
 
 
@@ -80,8 +80,8 @@ def _shape(values: Any) -> list[int] | None:
     """Return the shape of nested lists; None if they are uneven or hold other than numbers, texts and booleans."""
     if not isinstance(values, list):
         return [] if isinstance(values, bool | int | float | str) else None
-    shapes = [_shape(one) for one in values]
-    if any(one is None or one != shapes[0] for one in shapes):
+    shapes = [_shape(value) for value in values]
+    if any(shape is None or shape != shapes[0] for shape in shapes):
         return None
     return [len(values), *(shapes[0] or [] if shapes else [])]
 
@@ -103,11 +103,11 @@ def _string(value: bytes, *, always_encoded: bool) -> Any:
 
 
 def _leaves(values: Any) -> Iterator[Any]:
-    for one in values:
-        if isinstance(one, list):
-            yield from _leaves(one)
+    for value in values:
+        if isinstance(value, list):
+            yield from _leaves(value)
         else:
-            yield one
+            yield value
 
 
 def _is_number(value: Any) -> bool:

@@ -73,8 +73,8 @@ class PredictionService:
         body, reply = await self._reply(version, row, context, headers)
         outputs = _outputs(body, reply, version)
         if missing := [name for name in wanted if name not in outputs]:
-            there = ", ".join(outputs)
-            message = f"output tensor alias not found in signature: {missing[0]}; the outputs are {there}"
+            known = ", ".join(outputs)
+            message = f"output tensor alias not found in signature: {missing[0]}; the outputs are {known}"
             raise CallError(Code.INVALID_ARGUMENT, message)
         response = wire.PredictResponse(model_spec=_spec(version, request.model_spec))
         for name in wanted or outputs:
@@ -127,8 +127,9 @@ class PredictionService:
             (description.get("inputs", ()), signature.inputs),
             (description.get("outputs", ()), signature.outputs),
         ):
-            for one in tensors_of:
-                infos[one["name"]].CopyFrom(tensorflow_tensors.info(one["name"], one["datatype"], one["shape"]))
+            for tensor in tensors_of:
+                info = tensorflow_tensors.info(tensor["name"], tensor["datatype"], tensor["shape"])
+                infos[tensor["name"]].CopyFrom(info)
         signatures = wire.SignatureDefMap(signature_def={documents.SIGNATURE: signature})
         packed = AnyMessage(type_url=_SIGNATURES, value=signatures.SerializeToString())
         response = wire.GetModelMetadataResponse(model_spec=_spec(version, request.model_spec))
@@ -140,13 +141,13 @@ class PredictionService:
     ) -> wire.ClassificationResult:
         result = wire.ClassificationResult()
         for prediction in await self._predictions(version, spec, given, context):
-            found = result.classifications.add()
+            classification = result.classifications.add()
             try:
                 pairs = documents.classes(prediction)
             except ValueError as error:
                 raise CallError(Code.INVALID_ARGUMENT, str(error)) from None
             for label, score in pairs:
-                found.classes.add(label=label, score=score)
+                classification.classes.add(label=label, score=score)
         return result
 
     async def _regressed(
@@ -191,7 +192,7 @@ class PredictionService:
         last = replies[-1]
         if last.status >= 300:
             raise CallError(code(last.status), last.message or error_message(last)[0])
-        return b"".join(one.body for one in replies), last
+        return b"".join(reply.body for reply in replies), last
 
 
 class ModelService:
@@ -216,10 +217,10 @@ class ModelService:
         if not spec.name:
             raise CallError(Code.INVALID_ARGUMENT, "Missing ModelSpec")
         response = wire.GetModelStatusResponse()
-        for one in documents.statuses(self._registry, spec.name, **_choice(spec)):
-            status = wire.StatusProto(error_code=2 if one.error else 0, error_message=one.error)
-            state = wire.ModelVersionStatus.State.Value(one.state)
-            number = documents.number(one.version) or 0
+        for version in documents.statuses(self._registry, spec.name, **_choice(spec)):
+            status = wire.StatusProto(error_code=2 if version.error else 0, error_message=version.error)
+            state = wire.ModelVersionStatus.State.Value(version.state)
+            number = documents.number(version.version) or 0
             response.model_version_status.add(version=number, state=state, status=status)
         return response
 
@@ -248,9 +249,9 @@ def _find(registry: Registry, spec: wire.ModelSpec) -> Version:
     return documents.find(registry, spec.name, **_choice(spec))
 
 
-def _spec(version: Version, asked: wire.ModelSpec) -> wire.ModelSpec:
+def _spec(version: Version, requested: wire.ModelSpec) -> wire.ModelSpec:
     """Return the spec of a response: the version that answered."""
-    spec = wire.ModelSpec(name=version.name, signature_name=asked.signature_name or documents.SIGNATURE)
+    spec = wire.ModelSpec(name=version.name, signature_name=requested.signature_name or documents.SIGNATURE)
     number = documents.number(version.version)
     if number is None:
         spec.version_label = version.version
@@ -265,7 +266,7 @@ def _row(given: Sequence[Tensor], wanted: Sequence[str], *, binary: bool) -> tup
     Raises:
         ValueError: an input has no batch.
     """
-    if scalar := [one.name for one in given if not one.shape]:
+    if scalar := [tensor.name for tensor in given if not tensor.shape]:
         raise ValueError(f"input {scalar[0]!r} is a scalar; the first dimension of an input is that of the batch")
     if binary:
         document: dict[str, Any] = {"parameters": {"binary_data_output": True}}
@@ -273,7 +274,7 @@ def _row(given: Sequence[Tensor], wanted: Sequence[str], *, binary: bool) -> tup
             document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in wanted]
         body, length = tensors.joined(document, given, "inputs")
         return {tensors.HEADER_LENGTH: str(length)}, Part("body", "application/octet-stream", body)
-    columns = {one.name: tensorflow_json.nested(one) for one in given}
+    columns = {tensor.name: tensorflow_json.nested(tensor) for tensor in given}
     body = json.dumps({"inputs": columns}, ensure_ascii=False).encode()
     return {"content-type": _JSON}, Part("body", _JSON, body)
 
@@ -283,7 +284,7 @@ def _outputs(body: bytes, reply: Reply, version: Version) -> dict[str, Tensor]:
     length = {name.lower(): value for name, value in reply.headers.items()}.get(tensors.HEADER_LENGTH.lower())
     try:
         if length is not None:
-            return {one.name: one for one in tensors.split(body, int(length), "outputs")[1]}
+            return {tensor.name: tensor for tensor in tensors.split(body, int(length), "outputs")[1]}
         return tensorflow_json.outputs(json.loads(body))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         message = f"the answer of model {version.name} cannot be returned as tensors: {error}"
@@ -293,16 +294,19 @@ def _outputs(body: bytes, reply: Reply, version: Version) -> dict[str, Tensor]:
 def _examples(given: wire.Input) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the features of a request's examples, and those that they share."""
     kind = given.WhichOneof("kind")
-    found = getattr(given, kind).examples if kind else ()
-    if not found:
+    examples = getattr(given, kind).examples if kind else ()
+    if not examples:
         raise CallError(Code.INVALID_ARGUMENT, "Input is empty")
     shared = {}
     if kind == "example_list_with_context":
         shared = tensorflow_tensors.features(given.example_list_with_context.context)
-    return [tensorflow_tensors.features(example) for example in found], shared
+    return [tensorflow_tensors.features(example) for example in examples], shared
 
 
 def _invalid(error: ValueError, version: Version) -> CallError:
     """Return the error of a request whose inputs cannot be read, with the inputs that the model takes."""
-    known = [f"{one['name']}: {one['datatype']} {one['shape']}" for one in version.pool.description.get("inputs", ())]
+    known = [
+        f"{tensor['name']}: {tensor['datatype']} {tensor['shape']}"
+        for tensor in version.pool.description.get("inputs", ())
+    ]
     return CallError(Code.INVALID_ARGUMENT, f"{error}; the model takes {', '.join(known)}" if known else str(error))

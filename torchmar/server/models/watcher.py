@@ -59,10 +59,10 @@ class Watcher:
         """Look at the folders once, and register and unregister versions."""
         available = await asyncio.to_thread(self._available)
         stable = {
-            name: [one for one in versions if self._stamps.get(one.path) == one.stamp]
+            name: [version for version in versions if self._stamps.get(version.path) == version.stamp]
             for name, (versions, _) in available.items()
         }
-        self._stamps = {one.path: one.stamp for versions, _ in available.values() for one in versions}
+        self._stamps = {version.path: version.stamp for versions, _ in available.values() for version in versions}
         policies = {name: policy for name, (_, policy) in available.items()}
         await asyncio.gather(*(self._apply(name, stable[name], policies[name]) for name in available))
         for base_path in self._base_paths:
@@ -72,8 +72,8 @@ class Watcher:
         """Return the versions and the policy of each model; base paths precede the store."""
         found: dict[str, tuple[list[AvailableVersion], VersionPolicy]] = {}
         if self._store is not None:
-            for one in available_versions.in_store(self._store):
-                found.setdefault(one.model, ([], self._store_policy))[0].append(one)
+            for version in available_versions.in_store(self._store):
+                found.setdefault(version.model, ([], self._store_policy))[0].append(version)
         for base_path in self._base_paths:
             found[base_path.name] = available_versions.in_base_path(base_path), base_path.policy
         for name, _ in self._served:
@@ -83,12 +83,12 @@ class Watcher:
     async def _apply(self, name: str, versions: Sequence[AvailableVersion], policy: VersionPolicy) -> None:
         """Make the versions of a model those that its policy selects."""
         wanted = available_versions.select(versions, policy)
-        for one in reversed(wanted):  # the newest first: it is the one that clients wait for
-            await self._register(one)
+        for available in reversed(wanted):  # the newest first: it is the one that clients wait for
+            await self._register(available)
         registered = self._registry.models.get(name)
         if registered is None:
             return
-        serving = [one for one in wanted if one.version in registered.versions]
+        serving = [available for available in wanted if available.version in registered.versions]
         if not serving:
             return  # the last version is kept when its archive is removed: an empty folder is rather a mistake
         newest = serving[-1].version
@@ -96,34 +96,38 @@ class Watcher:
             self._registry.set_default(name, newest)
             logs.SERVER.info("%s %s is the default version", name, newest)
         for model, version in [key for key in self._served if key[0] == name]:
-            if version not in {one.version for one in serving} and version != registered.default:
+            if version not in {available.version for available in serving} and version != registered.default:
                 await self._unregister(model, version)
 
-    async def _register(self, one: AvailableVersion) -> None:
-        model = self._registry.models.get(one.model)
-        if model is not None and one.version in model.versions:
-            known = self._served.setdefault((one.model, one.version), one)
-            if known.stamp != one.stamp:
+    async def _register(self, available: AvailableVersion) -> None:
+        model = self._registry.models.get(available.model)
+        if model is not None and available.version in model.versions:
+            known = self._served.setdefault((available.model, available.version), available)
+            if known.stamp != available.stamp:
                 logs.SERVER.warning(
                     "%s has changed, and %s %s is served as it was: give it a new version",
-                    *(one.path, one.model, one.version),
+                    *(available.path, available.model, available.version),
                 )
-                self._served[one.model, one.version] = one
+                self._served[available.model, available.version] = available
             return
-        if self._failed.get(one.path) == one.stamp:
+        if self._failed.get(available.path) == available.stamp:
             return
         registration = Registration(
-            str(one.path), model_name=one.model, version=one.version, synchronous=True, by_operator=True
+            str(available.path),
+            model_name=available.model,
+            version=available.version,
+            synchronous=True,
+            by_operator=True,
         )
         try:
             await self._registry.register(registration)
         except ApiError as error:
-            self._failed[one.path] = one.stamp
-            logs.SERVER.error("%s is not served: %s", one.path, error.message)
+            self._failed[available.path] = available.stamp
+            logs.SERVER.error("%s is not served: %s", available.path, error.message)
             return
-        self._failed.pop(one.path, None)
-        self._served[one.model, one.version] = one
-        logs.SERVER.info("%s %s is served, from %s", one.model, one.version, one.path)
+        self._failed.pop(available.path, None)
+        self._served[available.model, available.version] = available
+        logs.SERVER.info("%s %s is served, from %s", available.model, available.version, available.path)
 
     async def _unregister(self, name: str, version: str) -> None:
         try:

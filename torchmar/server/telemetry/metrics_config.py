@@ -45,7 +45,7 @@ def read(file: Path) -> MetricsConfig:
     if not isinstance(document, Mapping):
         raise _wrong(file, "the file", "ts_metrics: and model_metrics:")
     # Dimension "Hostname" comes by itself with what handlers measure, and is named with what the server does.
-    models = [_with_hostname(one) for one in _specs(file, document, "model_metrics")]
+    models = [_with_hostname(spec) for spec in _specs(file, document, "model_metrics")]
     return MetricsConfig(list(_specs(file, document, "ts_metrics")), models)
 
 

@@ -56,7 +56,7 @@ class Statistics:
         The handler's time is ``compute_infer``: a server cannot tell its steps apart.
         """
         nothing = _Duration().document()
-        executions = sum(one.count for one in self._batches.values())
+        executions = sum(batch.count for batch in self._batches.values())
         return {
             "last_inference": round(self._last * 1000),
             "inference_count": self._compute.count,

@@ -222,6 +222,6 @@ def _map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
             changed[name] = _map_tensors(value[name], change)
         return changed
     if isinstance(value, tuple | list):
-        columns = [_map_tensors(one, change) for one in value]
+        columns = [_map_tensors(item, change) for item in value]
         return type(value)(*columns) if hasattr(value, "_fields") else type(value)(columns)
     return change(value)
