@@ -80,9 +80,9 @@ def make(tmp_path: Path) -> Callable[..., Path]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         document = {"name": "made", "version": "1.0", "handler": "handler.py", **keys}
-        made = recipe.Recipe.model_validate(document)
-        target = (store or tmp_path / "store") / f"{made.name}-{made.version}.mar"
-        return archive.pack(archive.collect_members(made, folder), target).path
+        written = recipe.Recipe.model_validate(document)
+        target = (store or tmp_path / "store") / f"{written.name}-{written.version}.mar"
+        return archive.pack(archive.collect_members(written, folder), target).path
 
     return build
 

@@ -31,8 +31,8 @@ class Side:
         return lambda *args, **more: getattr(self.client, name)(*args, headers={self.header: TOKEN}, **more)
 
     def tensor(self, name, array, datatype, **more):
-        made = self.module.InferInput(name, list(array.shape), datatype)
-        return made.set_data_from_numpy(array, **(more if self.over_http else {})) or made
+        tensor_input = self.module.InferInput(name, list(array.shape), datatype)
+        return tensor_input.set_data_from_numpy(array, **(more if self.over_http else {})) or tensor_input
 
     def iris(self, rows=ROWS, **more):
         return self.tensor("measurements", rows, "FP32", **more)
@@ -100,7 +100,7 @@ def check(side):
         assert metadata["inputs"] == [{"name": "measurements", "datatype": "FP32", "shape": [-1, 4]}]
         assert config["input"][0]["dims"] == [4]
         assert statistics["model_stats"][0]["inference_stats"]["success"]["count"] > 0
-        assert {"digits", "iris"} <= {one["name"] for one in index if one["state"] == "READY"}
+        assert {"digits", "iris"} <= {described["name"] for described in index if described["state"] == "READY"}
         assert "binary_tensor_data" in server["extensions"]
     else:
         assert list(metadata.inputs[0].shape) == [-1, 4]

@@ -81,8 +81,8 @@ def test_a_recording_at_16_khz_has_the_same_segments(worker: Worker, sound: np.n
     # Between two samples lies their mean. There is no sound above 4 kHz, which the model has for 16 kHz learned with.
     doubled = np.interp(np.arange(2 * len(sound)) / 2, np.arange(len(sound)), sound)
     answer = decoded(ask(worker, wav(doubled, rate=16000)))
-    assert [one for pair in answer["segments"] for one in pair.values()] == pytest.approx(
-        [one for pair in SEGMENTS for one in pair.values()], abs=8 * FRAME
+    assert [seconds for pair in answer["segments"] for seconds in pair.values()] == pytest.approx(
+        [seconds for pair in SEGMENTS for seconds in pair.values()], abs=8 * FRAME
     )
 
 
@@ -100,9 +100,9 @@ def test_every_form_of_pcm_has_the_same_segments(worker: Worker, sound: np.ndarr
     }[form]
     answer = decoded(ask(worker, body))
     assert answer["duration"] == 5.5
-    for found, expected in zip(answer["segments"], SEGMENTS, strict=True):
+    for segment, expected in zip(answer["segments"], SEGMENTS, strict=True):
         # What is said last is faint, and half of it is below the last of 8 bits.
-        assert found == pytest.approx(expected, abs=8 * FRAME if form == "8 bits" else 0)
+        assert segment == pytest.approx(expected, abs=8 * FRAME if form == "8 bits" else 0)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_stream_has_the_segments_and_probabilities_of_the_whole(worker: Worker
 def test_streams_in_a_batch_keep_their_own_state(worker: Worker, sound: np.ndarray) -> None:
     streams = [sound[:24000], sound[16000:40000], np.zeros(24000, np.int16)]
     expected = [decoded(ask(worker, wav(stream)))["segments"] for stream in streams]
-    found: list[list[Any]] = [[] for _ in streams]
+    answers_of: list[list[Any]] = [[] for _ in streams]
     states = [""] * len(streams)
     for start in range(0, 24000, 3000):
         bodies = [
@@ -172,8 +172,8 @@ def test_streams_in_a_batch_keep_their_own_state(worker: Worker, sound: np.ndarr
         answers = worker.predict_batch([Request(json.dumps(body).encode(), JSON) for body in bodies])
         for index, answer in enumerate(map(decoded, answers)):
             states[index] = answer["state"]
-            found[index] += answer["segments"]
-    assert found == expected
+            answers_of[index] += answer["segments"]
+    assert answers_of == expected
 
 
 def test_a_state_of_another_rate_or_with_a_changed_byte_is_refused(worker: Worker, sound: np.ndarray) -> None:

@@ -48,9 +48,9 @@ def agrees(frontend: Frontend, folder: Path, text: str) -> None:
     refused = verdict.get("error", "")
     ignored = "InvalidModelException" in refused  # the frontend logs it, and goes on without
     fails = not worker_reads(text) or bool(refused and not ignored)
-    found = {(finding.code.name, finding.severity) for finding in findings(text)}
-    assert ("error" in {severity for _, severity in found}) is fails, (text[:200], found, verdict)
-    assert (("MAR511", "warning") in found) is (ignored and worker_reads(text)), (text[:200], found, verdict)
+    codes = {(finding.code.name, finding.severity) for finding in findings(text)}
+    assert ("error" in {severity for _, severity in codes}) is fails, (text[:200], codes, verdict)
+    assert (("MAR511", "warning") in codes) is (ignored and worker_reads(text)), (text[:200], codes, verdict)
     if not refused and not fails:
         values_agree(text, verdict)
 
@@ -168,10 +168,10 @@ TWICE = {
 
 @pytest.mark.parametrize(("text", "expected"), TWICE.values(), ids=TWICE)
 def test_a_key_that_is_given_twice_is_found_at_any_depth(text: str, expected: dict[str, str]) -> None:
-    found = {
+    repeated = {
         finding.place: finding.cause.partition(" ")[0] for finding in findings(text) if finding.code.name == "MAR512"
     }
-    assert found == expected
+    assert repeated == expected
 
 
 def test_both_readers_keep_the_last_of_two(frontend: Frontend, tmp_path: Path) -> None:

@@ -177,9 +177,9 @@ def test_weights_are_recognised_by_their_content(data: bytes, expected: Weights)
     ],
 )
 def test_files_that_are_no_models_are_named_with_a_remedy(data: bytes, description: str, remedy: str) -> None:
-    found = identify(io.BytesIO(data), "model.pt")
-    assert (found.format, found.description) == (Format.OTHER, description)
-    assert remedy in found.remedy
+    identified = identify(io.BytesIO(data), "model.pt")
+    assert (identified.format, identified.description) == (Format.OTHER, description)
+    assert remedy in identified.remedy
 
 
 @pytest.mark.parametrize(

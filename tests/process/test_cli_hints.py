@@ -47,10 +47,10 @@ def _options(command: click.Command) -> set[str]:
 
 def _commands() -> dict[str, set[str]]:
     """Return the flags of each command, by what is typed."""
-    found: dict[str, set[str]] = {}
+    flags: dict[str, set[str]] = {}
 
     def walk(command: click.Command, words: str) -> None:
-        found[words] = {*_options(command), "--help", "-h"}
+        flags[words] = {*_options(command), "--help", "-h"}
         for name, inner in getattr(command, "commands", {}).items():
             walk(inner, f"{words} {name}")
 
@@ -59,8 +59,8 @@ def _commands() -> dict[str, set[str]]:
         ("torchmar-serve", torchserve_flags._parser()),
         ("torchmar-archiver", archiver._parser()),
     ):
-        found[words] = _flags(parser)
-    return found
+        flags[words] = _flags(parser)
+    return flags
 
 
 def _flags(parser: argparse.ArgumentParser) -> set[str]:

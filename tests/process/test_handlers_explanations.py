@@ -226,19 +226,19 @@ METHODS_OF_ALL = tuple(method for method in METHODS if method != "grad_cam")
 
 def captum_alone(method: str, model: nn.Module, row: torch.Tensor, start: torch.Tensor, target: int) -> torch.Tensor:
     """Return what captum makes of one row with 20 steps and, for perturbations, one at a time."""
-    one, base = row[None], start[None]
+    single_row, base = row[None], start[None]
     if method == "integrated_gradients":
-        return attr.IntegratedGradients(model).attribute(one, base, target, n_steps=20)
+        return attr.IntegratedGradients(model).attribute(single_row, base, target, n_steps=20)
     if method == "saliency":
-        return attr.Saliency(model).attribute(one.clone().requires_grad_(), target, abs=False)
+        return attr.Saliency(model).attribute(single_row.clone().requires_grad_(), target, abs=False)
     if method == "gradient_shap":
         np.random.seed(0)
-        return attr.GradientShap(model).attribute(one, base, n_samples=20, target=target)
+        return attr.GradientShap(model).attribute(single_row, base, n_samples=20, target=target)
     if method == "occlusion":
         window = (1,) if row.dim() == 1 else (1, 2, 2)
-        return attr.Occlusion(model).attribute(one, window, (1,) if row.dim() == 1 else (1, 1, 1), base, target)
-    number = torch.arange(one.numel()).view(one.shape)  # the digits are 8x8, the grid as well
-    return attr.FeatureAblation(model).attribute(one, base, target, feature_mask=number)
+        return attr.Occlusion(model).attribute(single_row, window, (1,) if row.dim() == 1 else (1, 1, 1), base, target)
+    number = torch.arange(single_row.numel()).view(single_row.shape)  # the digits are 8x8, the grid as well
+    return attr.FeatureAblation(model).attribute(single_row, base, target, feature_mask=number)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -250,11 +250,11 @@ def test_images_have_the_attributions_that_captum_gives_each_alone(
     targets = torch.tensor([0, 1, 2, 3, 7])
     choices: list[Any] = ["zeros", "mean", "blur", 0.5, np.linspace(0, 1, 64).reshape(1, 8, 8).tolist()]
     explain_options = [ExplainOptions(method, None, 20, choice) for choice in choices]
-    found = explain(model, rows, targets, explain_options)
-    for row, target, choice, one in zip(rows, targets.tolist(), choices, found, strict=True):
+    explanations = explain(model, rows, targets, explain_options)
+    for row, target, choice, explanation in zip(rows, targets.tolist(), choices, explanations, strict=True):
         expected = captum_alone(method, digits, row, baseline.of(choice, row), target)[0]
-        assert close(one.attributions, expected.detach())
-        assert (one.method, one.target, one.instead_of) == (method, target, None)
+        assert close(explanation.attributions, expected.detach())
+        assert (explanation.method, explanation.target, explanation.instead_of) == (method, target, None)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -265,10 +265,10 @@ def test_tables_have_the_attributions_that_captum_gives_each_alone(
     model, rows, targets = FORMS[form](cancer, table[:4]), table[:4], torch.tensor([0, 1, 1, 0])
     mean = table.mean(0)
     for choice in ("zeros", "mean", 1):
-        found = explain(model, rows, targets, [ExplainOptions(method, None, 20, choice)] * 4, mean=mean)
-        for row, target, one in zip(rows, targets.tolist(), found, strict=True):
+        explanations = explain(model, rows, targets, [ExplainOptions(method, None, 20, choice)] * 4, mean=mean)
+        for row, target, explanation in zip(rows, targets.tolist(), explanations, strict=True):
             expected = captum_alone(method, cancer, row, baseline.of(choice, row, mean), target)[0]
-            assert close(one.attributions, expected.detach())
+            assert close(explanation.attributions, expected.detach())
 
 
 def test_occlusion_slides_windows_of_a_seventh_of_the_image(images: torch.Tensor, digits: nn.Module) -> None:
@@ -277,9 +277,9 @@ def test_occlusion_slides_windows_of_a_seventh_of_the_image(images: torch.Tensor
     def score(batch: torch.Tensor) -> torch.Tensor:
         return digits(nn.functional.interpolate(batch, (8, 8)))
 
-    found = explain(score, large, torch.tensor([0, 1]), [ExplainOptions("occlusion")] * 2, max_forward_batch=50)
+    explanations = explain(score, large, torch.tensor([0, 1]), [ExplainOptions("occlusion")] * 2, max_forward_batch=50)
     expected = attr.Occlusion(score).attribute(large, (1, 4, 3), (1, 2, 1), target=torch.tensor([0, 1]))
-    assert close([one.attributions for one in found], expected)
+    assert close([explanation.attributions for explanation in explanations], expected)
 
 
 def test_feature_ablation_leaves_out_patches_of_a_grid(images: torch.Tensor) -> None:
@@ -287,18 +287,18 @@ def test_feature_ablation_leaves_out_patches_of_a_grid(images: torch.Tensor) -> 
         return batch.sum((1, 2, 3))[:, None]
 
     image = torch.rand(1, 3, 20, 5)
-    (one,) = explain(brightness, image, torch.tensor([0]), [ExplainOptions("feature_ablation")])
-    assert one.attributions[0, :3, 0] == pytest.approx(image[0, :, :3, 0].sum().item(), rel=1e-4)
-    assert np.ptp(one.attributions, axis=0).max() == 0
+    (explanation,) = explain(brightness, image, torch.tensor([0]), [ExplainOptions("feature_ablation")])
+    assert explanation.attributions[0, :3, 0] == pytest.approx(image[0, :, :3, 0].sum().item(), rel=1e-4)
+    assert np.ptp(explanation.attributions, axis=0).max() == 0
 
 
 def test_columns_of_a_group_are_left_out_together(cancer: nn.Module, table: torch.Tensor) -> None:
     groups = torch.tensor([0, 0, 0, *range(1, 28)])
-    (one,) = explain(cancer, table[:1], torch.tensor([1]), [ExplainOptions("feature_ablation")], groups=groups)
+    (explanation,) = explain(cancer, table[:1], torch.tensor([1]), [ExplainOptions("feature_ablation")], groups=groups)
     without = table[:1].clone()
     without[0, :3] = 0
     lost = (cancer(table[:1]) - cancer(without))[0, 1].item()
-    assert one.attributions[:3] == pytest.approx([lost] * 3, rel=1e-4)
+    assert explanation.attributions[:3] == pytest.approx([lost] * 3, rel=1e-4)
 
 
 def test_grad_cam_is_captums_enlarged(digits: Digits, images: torch.Tensor) -> None:
@@ -308,11 +308,11 @@ def test_grad_cam_is_captums_enlarged(digits: Digits, images: torch.Tensor) -> N
     expected = attr.LayerAttribution.interpolate(small, (8, 8), "bilinear").detach()
     wish = ExplainOptions("grad_cam", explicit=True)
     for layer in (None, "features.3"):
-        found = explain(digits, rows, targets, [wish] * 3, model=digits, layer=layer)
-        assert close([one.attributions for one in found], expected)
-        assert found[0].attributions.shape == (1, 8, 8)
+        explanations = explain(digits, rows, targets, [wish] * 3, model=digits, layer=layer)
+        assert close([explanation.attributions for explanation in explanations], expected)
+        assert explanations[0].attributions.shape == (1, 8, 8)
     other = explain(digits, rows, targets, [wish] * 3, model=digits, layer="features.0")
-    assert not close([one.attributions for one in other], expected)
+    assert not close([explanation.attributions for explanation in other], expected)
 
 
 def test_a_row_is_answered_alike_alone_and_among_others(digits: nn.Module, images: torch.Tensor) -> None:
@@ -343,22 +343,26 @@ def test_integrated_gradients_are_complete(cancer: nn.Module, table: torch.Tenso
     targets = torch.ones(20, dtype=torch.long)
     scores = cancer(table[:20])
     difference = (scores - cancer(torch.zeros(1, 30)))[:, 1]
-    found = explain(cancer, table[:20], targets, [ExplainOptions(n_steps=50)] * 20, scores=scores)
-    sums = [one.attributions.sum() for one in found]
+    explanations = explain(cancer, table[:20], targets, [ExplainOptions(n_steps=50)] * 20, scores=scores)
+    sums = [explanation.attributions.sum() for explanation in explanations]
     assert sums == pytest.approx(difference.tolist(), rel=1e-3, abs=1e-3)
     coarse = explain(cancer, table[:20], targets, [ExplainOptions(n_steps=2)] * 20)
-    expected = [one.attributions.sum() - gap for one, gap in zip(coarse, difference.tolist(), strict=True)]
-    assert [one.delta for one in coarse] == pytest.approx(expected, abs=1e-4)
-    assert max(abs(one.delta or 0) for one in coarse) > 10 * max(abs(one.delta or 0) for one in found)
+    expected = [
+        explanation.attributions.sum() - gap for explanation, gap in zip(coarse, difference.tolist(), strict=True)
+    ]
+    assert [explanation.delta for explanation in coarse] == pytest.approx(expected, abs=1e-4)
+    assert max(abs(explanation.delta or 0) for explanation in coarse) > 10 * max(
+        abs(explanation.delta or 0) for explanation in explanations
+    )
 
 
 def test_one_output_is_a_regression(table: torch.Tensor) -> None:
     torch.manual_seed(0)
     model = nn.Linear(30, 1).requires_grad_(False)
     for score in (model, lambda rows: model(rows)[:, 0]):
-        (one,) = explain(score, table[:1], torch.tensor([0]), [ExplainOptions()])
-        assert close(one.attributions, (model.weight * table[:1])[0])
-        assert one.delta == pytest.approx(0, abs=1e-5)
+        (explanation,) = explain(score, table[:1], torch.tensor([0]), [ExplainOptions()])
+        assert close(explanation.attributions, (model.weight * table[:1])[0])
+        assert explanation.delta == pytest.approx(0, abs=1e-5)
 
 
 def test_rows_of_a_pass_are_bounded(cancer: nn.Module, table: torch.Tensor) -> None:
@@ -376,8 +380,10 @@ def test_rows_of_a_pass_are_bounded(cancer: nn.Module, table: torch.Tensor) -> N
 def test_the_callers_tensors_may_be_inference_tensors(digits: nn.Module, images: torch.Tensor) -> None:
     with torch.inference_mode():
         rows = images[:2] * 1
-        found = explain(digits, rows, digits(rows).argmax(1), [ExplainOptions(n_steps=5)] * 2, scores=digits(rows))
-    assert [one.instead_of for one in found] == [None, None]
+        explanations = explain(
+            digits, rows, digits(rows).argmax(1), [ExplainOptions(n_steps=5)] * 2, scores=digits(rows)
+        )
+    assert [explanation.instead_of for explanation in explanations] == [None, None]
     assert not rows.requires_grad
 
 
@@ -441,8 +447,8 @@ def test_grad_cam_needs_an_eager_model(digits: nn.Module, images: torch.Tensor) 
     scripted = FORMS["scripted"](digits, images)
     with pytest.raises(BadRequest, match=r"needs an eager model; .*integrated_gradients"):
         explain(scripted, images[:1], zero, [wish], model=scripted)
-    (one,) = explain(scripted, images[:1], zero, [replace(wish, explicit=False)], model=scripted)
-    assert (one.method, one.instead_of) == ("occlusion", "grad_cam")
+    (explanation,) = explain(scripted, images[:1], zero, [replace(wish, explicit=False)], model=scripted)
+    assert (explanation.method, explanation.instead_of) == ("occlusion", "grad_cam")
 
 
 def test_a_model_that_fails_is_not_taken_for_one_without_gradients(images: torch.Tensor) -> None:
@@ -550,12 +556,12 @@ def readers() -> Mapping[str, nn.Module]:
     texts, labels = written(200)
     ids, mask = encode(texts)
     torch.manual_seed(0)
-    made: dict[str, nn.Module] = {}
+    models: dict[str, nn.Module] = {}
     for kind in (Transformer, MaskOfItsOwn, Recurrent, LooksAtIds):
-        made[kind.__name__] = fit(kind(), labels, ids, mask, steps=60)
+        models[kind.__name__] = fit(kind(), labels, ids, mask, steps=60)
     lengths = mask.sum(1)
-    made["Bag"] = fit(Bag(), labels, ids[mask.bool()], lengths.cumsum(0) - lengths, steps=60)
-    return made
+    models["Bag"] = fit(Bag(), labels, ids[mask.bool()], lengths.cumsum(0) - lengths, steps=60)
+    return models
 
 
 TEXTS = ["the film was good", "a sad story of people and boring music", "great", "the town was fine"]
@@ -570,19 +576,19 @@ def captum_of_embeddings(method: str, model: Any, text: str, target: int, start:
     options: dict[str, Any] = {"target": target, "additional_forward_args": mask}
     if method == "integrated_gradients":
         ways = attr.LayerIntegratedGradients(model, model.tokens)
-        found = ways.attribute(ids, starts, n_steps=20, **options)
+        attributions = ways.attribute(ids, starts, n_steps=20, **options)
     else:
         points = model.tokens(ids).detach()
         layer, model.tokens = model.tokens, nn.Identity()
         try:
             if method == "saliency":
-                found = attr.Saliency(model).attribute(points.requires_grad_(), abs=False, **options)
+                attributions = attr.Saliency(model).attribute(points.requires_grad_(), abs=False, **options)
             else:
                 np.random.seed(0)
-                found = attr.GradientShap(model).attribute(points, layer(starts), n_samples=20, **options)
+                attributions = attr.GradientShap(model).attribute(points, layer(starts), n_samples=20, **options)
         finally:
             model.tokens = layer
-    values: np.ndarray = found.sum(-1)[0].detach().numpy()
+    values: np.ndarray = attributions.sum(-1)[0].detach().numpy()
     values[0] = 0  # [CLS] is no part of the text
     return values
 
@@ -619,10 +625,10 @@ def test_texts_have_the_attributions_that_captum_gives_embeddings_alone(
 ) -> None:
     eager = readers[name]
     model = FORMS[form](eager, encode(TEXTS))
-    found = explained(model, TEXTS, ExplainOptions(method, n_steps=20, baseline="unk"))
-    for text, target, one in zip(TEXTS, TARGETS.tolist(), found, strict=True):
-        assert (one.method, one.instead_of) == (method, None)
-        assert close(one.attributions, captum_of_embeddings(method, eager, text, target, UNK))
+    explanations = explained(model, TEXTS, ExplainOptions(method, n_steps=20, baseline="unk"))
+    for text, target, explanation in zip(TEXTS, TARGETS.tolist(), explanations, strict=True):
+        assert (explanation.method, explanation.instead_of) == (method, None)
+        assert close(explanation.attributions, captum_of_embeddings(method, eager, text, target, UNK))
 
 
 @pytest.mark.parametrize("form", ["eager", "scripted", "traced"])
@@ -632,10 +638,10 @@ def test_no_token_loses_its_gradient_to_a_padding_idx(form: str) -> None:
     # Torch gives this row no gradient, and a trace does not show which it is.
     eager.tokens.padding_idx = 4
     model = FORMS[form](eager, encode(TEXTS))
-    found = explained(model, TEXTS[:1], ExplainOptions(n_steps=20, baseline="pad"), replacements={"pad": 4})
-    assert np.abs(found[0].attributions[1:]).min() > 0
+    explanations = explained(model, TEXTS[:1], ExplainOptions(n_steps=20, baseline="pad"), replacements={"pad": 4})
+    assert np.abs(explanations[0].attributions[1:]).min() > 0
     eager.tokens.padding_idx = None
-    assert close(found[0].attributions, captum_of_embeddings("integrated_gradients", eager, TEXTS[0], 1, 4))
+    assert close(explanations[0].attributions, captum_of_embeddings("integrated_gradients", eager, TEXTS[0], 1, 4))
 
 
 @pytest.mark.parametrize("name", ["Transformer", "Recurrent", "Bag"])
@@ -644,8 +650,8 @@ def test_integrated_gradients_of_texts_are_complete(readers: Mapping[str, nn.Mod
     model = bags(module) if name == "Bag" else module
     table = module.tokens.weight
     for choice, row in (("zeros", torch.zeros(table.shape[1])), ("unk", table[UNK])):
-        found = explained(model, TEXTS, ExplainOptions(baseline=choice), module=module)
-        for text, target, one in zip(TEXTS, TARGETS, found, strict=True):
+        explanations = explained(model, TEXTS, ExplainOptions(baseline=choice), module=module)
+        for text, target, explanation in zip(TEXTS, TARGETS, explanations, strict=True):
             ids, mask = encode([text])
             with torch.no_grad():
                 kept = table.clone()
@@ -653,9 +659,9 @@ def test_integrated_gradients_of_texts_are_complete(readers: Mapping[str, nn.Mod
                 nothing = model(ids, mask)
                 table.copy_(kept)
                 expected = (model(ids, mask) - nothing)[0, target].item()
-            assert one.instead_of is None
-            assert one.attributions.sum() == pytest.approx(expected, rel=0.01, abs=0.01)
-            assert one.delta == pytest.approx(one.attributions.sum() - expected, abs=1e-4)
+            assert explanation.instead_of is None
+            assert explanation.attributions.sum() == pytest.approx(expected, rel=0.01, abs=0.01)
+            assert explanation.delta == pytest.approx(explanation.attributions.sum() - expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", TOKEN_METHODS)
@@ -687,9 +693,9 @@ def test_a_model_of_one_length_gets_texts_as_they_are_padded(
 
     padded = explained(model, TEXTS, ExplainOptions(method), module=readers[name], length=12, one_length=True)
     assert lengths == {12}
-    for one, expected in zip(padded, explained(readers[name], TEXTS, ExplainOptions(method)), strict=True):
-        assert one.method == method
-        assert close(one.attributions, expected.attributions, 1e-4)
+    for explanation, expected in zip(padded, explained(readers[name], TEXTS, ExplainOptions(method)), strict=True):
+        assert explanation.method == method
+        assert close(explanation.attributions, expected.attributions, 1e-4)
 
 
 def test_ablation_gives_the_loss_of_score_without_a_token(readers: Mapping[str, nn.Module]) -> None:
@@ -698,17 +704,19 @@ def test_ablation_gives_the_loss_of_score_without_a_token(readers: Mapping[str, 
     variants = ids.repeat(4, 1)
     variants[torch.arange(4), torch.arange(1, 5)] = UNK
     lost = (model(ids, mask) - model(variants, mask.expand(4, -1)))[:, 1].tolist()
-    (one,) = explained(
+    (explanation,) = explained(
         model, ["the film was good"], ExplainOptions("feature_ablation", baseline="unk"), torch.tensor([1])
     )
-    assert one.attributions == pytest.approx([0, *lost], abs=1e-5)
+    assert explanation.attributions == pytest.approx([0, *lost], abs=1e-5)
     variants = ids.repeat(4, 1)
     for row, words in enumerate([(1, 2), (1, 2, 3), (2, 3, 4), (3, 4)]):
         variants[row, list(words)] = UNK
     lost = (model(ids, mask) - model(variants, mask.expand(4, -1)))[:, 1].tolist()
-    (one,) = explained(model, ["the film was good"], ExplainOptions("occlusion", baseline="unk"), torch.tensor([1]))
+    (explanation,) = explained(
+        model, ["the film was good"], ExplainOptions("occlusion", baseline="unk"), torch.tensor([1])
+    )
     means = [np.mean(lost[:2]), np.mean(lost[:3]), np.mean(lost[1:]), np.mean(lost[2:])]
-    assert one.attributions == pytest.approx([0, *means], abs=1e-5)
+    assert explanation.attributions == pytest.approx([0, *means], abs=1e-5)
 
 
 @pytest.mark.parametrize("form", ["eager", "scripted", "frozen"])
@@ -717,12 +725,16 @@ def test_a_model_that_reads_ids_in_other_ways_is_explained_by_ablation(
 ) -> None:
     eager = readers["LooksAtIds"]
     model = FORMS[form](eager, encode(TEXTS))
-    found = explained(model, TEXTS, ExplainOptions())
+    explanations = explained(model, TEXTS, ExplainOptions())
     expected = explained(eager, TEXTS, ExplainOptions("feature_ablation"))
-    for one, other in zip(found, expected, strict=True):
-        assert (one.method, one.instead_of, one.delta) == ("feature_ablation", "integrated_gradients", None)
-        assert one.reason == "the model reads token ids in other ways than through one table of embeddings"
-        assert close(one.attributions, other.attributions)
+    for explanation, other in zip(explanations, expected, strict=True):
+        assert (explanation.method, explanation.instead_of, explanation.delta) == (
+            "feature_ablation",
+            "integrated_gradients",
+            None,
+        )
+        assert explanation.reason == "the model reads token ids in other ways than through one table of embeddings"
+        assert close(explanation.attributions, other.attributions)
     with pytest.raises(BadRequest, match=r"in other ways .* can: occlusion, feature_ablation"):
         explained(model, TEXTS, ExplainOptions("saliency", explicit=True))
 
@@ -730,9 +742,11 @@ def test_a_model_that_reads_ids_in_other_ways_is_explained_by_ablation(
 def test_a_session_of_onnx_runtime_is_explained_by_ablation(readers: Mapping[str, nn.Module]) -> None:
     model = session(readers["Transformer"], *encode(TEXTS))
     for method in ("feature_ablation", "occlusion"):
-        found = explained(model, TEXTS, ExplainOptions(method, explicit=True))
-        for one, expected in zip(found, explained(readers["Transformer"], TEXTS, ExplainOptions(method)), strict=True):
-            assert close(one.attributions, expected.attributions, 1e-3)
+        explanations = explained(model, TEXTS, ExplainOptions(method, explicit=True))
+        for explanation, expected in zip(
+            explanations, explained(readers["Transformer"], TEXTS, ExplainOptions(method)), strict=True
+        ):
+            assert close(explanation.attributions, expected.attributions, 1e-3)
     (usual, *_) = explained(model, TEXTS, ExplainOptions())
     assert (usual.method, usual.instead_of) == ("feature_ablation", "integrated_gradients")
     assert usual.reason == "these weights have no table of embeddings to take gradients of"
@@ -753,7 +767,7 @@ def test_the_embeddings_are_put_back_whatever_happens(readers: Mapping[str, nn.M
 def test_a_text_without_tokens_has_no_attributions(readers: Mapping[str, nn.Module]) -> None:
     nothing = torch.zeros(1, 3, dtype=torch.long)
     for method in TOKEN_METHODS:
-        (one,) = explain_tokens(
+        (explanation,) = explain_tokens(
             readers["Recurrent"],
             nothing,
             nothing,
@@ -761,9 +775,9 @@ def test_a_text_without_tokens_has_no_attributions(readers: Mapping[str, nn.Modu
             [ExplainOptions(method)],
             replacements=REPLACEMENTS,
         )
-        assert one.attributions.shape == (0,)
-        (one,) = explained(readers["Recurrent"], [""], ExplainOptions(method), torch.tensor([0]))
-        assert one.attributions.tolist() == [0]
+        assert explanation.attributions.shape == (0,)
+        (explanation,) = explained(readers["Recurrent"], [""], ExplainOptions(method), torch.tensor([0]))
+        assert explanation.attributions.tolist() == [0]
 
 
 def test_grad_cam_is_not_for_texts(readers: Mapping[str, nn.Module]) -> None:

@@ -120,7 +120,7 @@ class Net(nn.Linear):
 
 
 @pytest.fixture
-def mine(make: Callable[..., Path]) -> Path:
+def users_archive(make: Callable[..., Path]) -> Path:
     """Return an archive of a handler of a user's own, with a state dict and a sample."""
     linear = nn.Linear(3, 3)
     with torch.no_grad():
@@ -135,8 +135,10 @@ def mine(make: Callable[..., Path]) -> Path:
     )
 
 
-def test_a_users_own_handler_has_it_too(mine: Path) -> None:
-    answers = ask(mine, {"row": [0.0, 1.0, 0.0]}, {"row": [1.0]}, {"row": [0.0, 0.0, 1.0]}, {"rows": []}, {"row": "x"})
+def test_a_users_own_handler_has_it_too(users_archive: Path) -> None:
+    answers = ask(
+        users_archive, {"row": [0.0, 1.0, 0.0]}, {"row": [1.0]}, {"row": [0.0, 0.0, 1.0]}, {"rows": []}, {"row": "x"}
+    )
     assert [status for status, _ in answers] == [200, 400, 503, 400, 400]
     assert "expected shape [3], got [1]: RuntimeError: mat1 and mat2 shapes cannot be multiplied" in answers[1][1]
     # A label that is missing is the archive's fault, whatever the input was.

@@ -126,7 +126,7 @@ def worker_and_request(
     """Return a worker of each archive, and a request that it answers."""
     folder = ROOT / "archives" / request.param
     written, _ = recipe.read(folder)
-    sample = next(one for one in written.samples if not one.explain and one.status == 200)
+    sample = next(recorded for recorded in written.samples if not recorded.explain and recorded.status == 200)
     good = Request(json.dumps(sample.json_body).encode(), JSON)
     if sample.input:
         good = exchange.read(folder / sample.input)
@@ -145,7 +145,7 @@ def same(answer: Response, alone: Response) -> None:
 def near(value: object) -> object:
     """Return ``value`` with numbers that are equal to those near them."""
     if isinstance(value, dict):
-        return {key: near(one) for key, one in value.items()}
+        return {key: near(element) for key, element in value.items()}
     if isinstance(value, list):
         return [near(item) for item in value]
     return pytest.approx(value, abs=1e-3, rel=1e-3) if isinstance(value, float) else value
@@ -161,7 +161,7 @@ def test_malformed_requests_get_their_own_4xx_and_neighbours_their_answers(
     bad = [Request(body, content_type, explain) for body, content_type in MALFORMED.values()]
     for start in range(0, len(bad), 8):
         part = bad[start : start + 8]
-        answers = worker.predict_batch([request for one in part for request in (good, one)])
+        answers = worker.predict_batch([request for malformed in part for request in (good, malformed)])
         for answer in answers[::2]:
             same(answer, alone)
         for name, answer in zip(list(MALFORMED)[start : start + 8], answers[1::2], strict=True):

@@ -136,7 +136,7 @@ def test_a_client_may_choose_among_outputs() -> None:
 
 def test_tensors_may_follow_the_json_as_bytes() -> None:
     numbers = np.array([[1.5, 2], [3, 4]], np.float32).tobytes()
-    texts = b"".join(struct.pack("<I", len(one)) + one for one in (b"a", "ö".encode()))
+    texts = b"".join(struct.pack("<I", len(encoded)) + encoded for encoded in (b"a", "ö".encode()))
     header = {
         "inputs": [
             {"name": n, "shape": s, "datatype": t, "parameters": {"binary_data_size": len(d)}}
@@ -199,7 +199,7 @@ def test_half_of_a_float_is_read(datatype: str) -> None:
 
 def test_torchserves_base64_of_bytes_over_grpc_is_read() -> None:
     body = {
-        **v2(("x", [2], "BYTES", [base64.b64encode(one).decode() for one in (b"a", b"\xff")])),
+        **v2(("x", [2], "BYTES", [base64.b64encode(content).decode() for content in (b"a", b"\xff")])),
         "model_name": "echo",
     }
     over_grpc = Request(0, {"body": body}, {"body": {"content-type": "application/json"}})

@@ -28,20 +28,20 @@ SEVEN_IN_BASE64 = base64.b64encode(SEVEN.read_bytes()).decode()
 @pytest.fixture(scope="module", params=[name for name in NAMES if name != "digits"])
 def served(request: pytest.FixtureRequest, server: TorchServe) -> Iterator[Recipe]:
     """Register an archive with batches that several clients fill; yield its recipe."""
-    made, folder = recipe.read(ROOT / "archives" / request.param)
-    config = made.config.model_copy(update={"batchSize": 4, "maxBatchDelay": 200})
-    path = server.model_store / f"{made.name}-{made.version}.mar"
-    archive.pack(archive.collect_members(made.model_copy(update={"config": config}), folder), path)
+    written, folder = recipe.read(ROOT / "archives" / request.param)
+    config = written.config.model_copy(update={"batchSize": 4, "maxBatchDelay": 200})
+    path = server.model_store / f"{written.name}-{written.version}.mar"
+    archive.pack(archive.collect_members(written.model_copy(update={"config": config}), folder), path)
     server.management.register(path.name)
-    yield made
-    server.management.unregister(made.name)
+    yield written
+    server.management.unregister(written.name)
     path.unlink()
 
 
-def sent(made: Recipe, sample: Sample) -> Request:
+def sent(written: Recipe, sample: Sample) -> Request:
     if sample.input is None:
         return Request(json.dumps(sample.json_body).encode(), "application/json", sample.explain)
-    return exchange.read(ROOT / "archives" / made.name / sample.input, explain=sample.explain)
+    return exchange.read(ROOT / "archives" / written.name / sample.input, explain=sample.explain)
 
 
 def send(server: TorchServe, name: str, request: Request) -> Response:
@@ -55,7 +55,7 @@ def test_an_archive_keeps_its_contract_among_bad_requests(server: TorchServe, se
     bad = Request(b'{"instances": [{}, null', "application/json")
     requests_ = [sent(served, sample) for sample in served.samples]
     with ThreadPoolExecutor(8) as pool:
-        mixed = [one for request in requests_ for one in (request, bad)]
+        mixed = [sent_request for request in requests_ for sent_request in (request, bad)]
         answers = list(pool.map(lambda request: send(server, served.name, request), mixed))
     for sample, answer in zip(served.samples, answers[::2], strict=True):
         assert comparison.differences(sample, answer) == [], sample

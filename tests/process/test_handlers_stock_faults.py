@@ -31,8 +31,8 @@ def label(body: bytes) -> str:
 def test_a_mixed_batch_is_not_decided_by_its_first_request(worker: Worker) -> None:
     # TorchServe's handlers read the header of request 0: all are explained, or none.
     for first in (True, False):
-        one, other = worker.predict_batch([Request(SEVEN, explain=first), Request(THREE, explain=not first)])
-        explained, predicted = (one, other) if first else (other, one)
+        seven, three = worker.predict_batch([Request(SEVEN, explain=first), Request(THREE, explain=not first)])
+        explained, predicted = (seven, three) if first else (three, seven)
         assert json.loads(explained.body)["label"] == ("7" if first else "3")
         assert label(predicted.body) == ("3" if first else "7")
 

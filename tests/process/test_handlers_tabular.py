@@ -319,9 +319,9 @@ def test_malformed_rows_get_their_own_400_and_neighbours_their_answers(diabetes:
     good = request_of(PATIENT)
     answers = diabetes.predict_batch([part for request, _ in MALFORMED.values() for part in (request, good)])
     for (name, (_, message)), answer in zip(MALFORMED.items(), answers[::2], strict=True):
-        found = refused(answer)
-        assert message in found, name
-        assert "\n" not in found, name
+        error = refused(answer)
+        assert message in error, name
+        assert "\n" not in error, name
     assert {answer.body for answer in answers[1::2]} == {diabetes.predict_batch([good])[0].body}
     assert "TabularRegressor failed" not in diabetes.log()
 
@@ -360,7 +360,7 @@ def test_predictions_explanations_and_bad_rows_share_a_batch(tumours: Worker) ->
     assert [answer.status for answer in answers] == [200, 200, 400, 200, 400, 200, 200]
     assert [next(iter(decoded(answers[index]))) for index in (1, 5)] == ["benign", "malignant"]
     assert decoded(answers[0])["label"] == "malignant"
-    assert [one["label"] for one in decoded(answers[3])] == ["benign", "malignant"]
+    assert [explanation["label"] for explanation in decoded(answers[3])] == ["benign", "malignant"]
     assert decoded(answers[6])["explanations"][0] == decoded(answers[3])[0]
     assert decoded(answers[3])[1] == decoded(answers[0])
     assert refused(answers[2]).startswith("column 'mean area' is -1; a number from 0 to 5002 is allowed")
@@ -424,9 +424,9 @@ def test_explanations_do_not_depend_on_their_batch(diabetes: Worker, method: str
     requests = [request_of({**row, "method": method, "baseline": baseline}, explain=True) for row in (PATIENT, OTHER)]
     together = [decoded(answer) for answer in diabetes.predict_batch(requests)]
     apart = [decoded(diabetes.predict_batch([request])[0]) for request in requests]
-    for one, other in zip(together, apart, strict=True):
-        assert one["method"] == method
-        assert one["attributions"] == pytest.approx(other["attributions"], abs=0.02)
+    for batched, single in zip(together, apart, strict=True):
+        assert batched["method"] == method
+        assert batched["attributions"] == pytest.approx(single["attributions"], abs=0.02)
 
 
 WRONG_EXPLANATIONS = {
@@ -444,7 +444,7 @@ WRONG_EXPLANATIONS = {
 def test_wrong_wishes_for_an_explanation_get_their_own_400(diabetes: Worker) -> None:
     good = request_of(OTHER, explain=True)
     wrong = [request_of({**OTHER, **wish}, explain=True) for wish in WRONG_EXPLANATIONS.values()]
-    answers = diabetes.predict_batch([part for one in wrong for part in (one, good)])
+    answers = diabetes.predict_batch([part for bad in wrong for part in (bad, good)])
     for message, answer in zip(WRONG_EXPLANATIONS, answers[::2], strict=True):
         assert message in refused(answer)
     assert {answer.status for answer in answers[1::2]} == {200}
@@ -619,9 +619,9 @@ def test_scores_become_probabilities(tabular: Callable[..., Path], name: str) ->
     module.weight.data = torch.tensor(factors, dtype=torch.float32)[:, None]
     path = tabular(CLASSIFIER, module, 1, {"columns": X, **options}, labels=["no", "yes"])
     with Worker(path) as worker:
-        found = alone(worker, {"x": 2})
-        assert list(found) == list(expected)
-        assert found == pytest.approx(expected, abs=1e-5)
+        answer = alone(worker, {"x": 2})
+        assert list(answer) == list(expected)
+        assert answer == pytest.approx(expected, abs=1e-5)
         explained = alone(worker, {"x": 2, "baseline": [0], "target": "yes"}, explain=True)
         assert explained["attributions"]["x"] == pytest.approx(2 * factors[-1], abs=1e-3)
         assert explained["target"] == 1
@@ -691,5 +691,5 @@ def test_a_program_of_a_fixed_batch_size_answers_any_number_of_rows(make: Callab
         together = alone(worker, rows)
         assert together == pytest.approx([alone(worker, row) for row in rows])
         explained = alone(worker, {"rows": rows, "baseline": [0, 0]}, explain=True)
-        for value, one in zip(together, explained, strict=True):
-            assert sum(one["attributions"].values()) == pytest.approx(value - together[0], abs=1e-3)
+        for value, explanation in zip(together, explained, strict=True):
+            assert sum(explanation["attributions"].values()) == pytest.approx(value - together[0], abs=1e-3)

@@ -94,8 +94,8 @@ def test_the_archive_keeps_its_contract(iris_archive: Path) -> None:
 def test_a_batch_is_answered_like_its_requests_one_by_one(iris: Worker) -> None:
     flowers = (np.array(SETOSA) + np.linspace(0, 3, 16)[:, None]).tolist()
     together = [decoded(answer) for answer in iris.predict_batch([request_of(flower) for flower in flowers])]
-    for one, flower in zip(together, flowers, strict=True):
-        assert one == pytest.approx(alone(iris, flower), abs=1e-6)
+    for batched, flower in zip(together, flowers, strict=True):
+        assert batched == pytest.approx(alone(iris, flower), abs=1e-6)
 
 
 def test_a_prediction_is_the_models_own(iris: Worker) -> None:
@@ -150,10 +150,10 @@ def filled(template: Any, values: dict[str, list[float]]) -> Any:
 def test_arrays_are_taken_however_they_are_sent(iris: Worker, name: str) -> None:
     one, two = alone(iris, [SETOSA, VIRGINICA])
     request, template = DIALECTS[name]
-    found = decoded(iris.predict_batch([request])[0])
+    answer = decoded(iris.predict_batch([request])[0])
     expected = filled(template, {"one": one, "two": two})
-    assert json.dumps(found) == json.dumps(expected) or np.allclose(_numbers(found), _numbers(expected), atol=1e-6)
-    assert _shape(found) == _shape(expected)
+    assert json.dumps(answer) == json.dumps(expected) or np.allclose(_numbers(answer), _numbers(expected), atol=1e-6)
+    assert _shape(answer) == _shape(expected)
 
 
 def _numbers(value: Any) -> list[float]:
@@ -302,15 +302,15 @@ def test_numbers_of_every_type_are_returned_unchanged(serving: Callable[..., Pat
     values, wrong = DTYPES[dtype]
     with Worker(serving(Double(), inputs=[{"name": "x", "dtype": dtype, "shape": [2]}])) as worker:
         good = request_of(npy(values, dtype))
-        answers = worker.predict_batch([part for one in wrong for part in (request_of(one), good)])
+        answers = worker.predict_batch([part for bad in wrong for part in (request_of(bad), good)])
         for answer, neighbour in zip(answers[::2], answers[1::2], strict=True):
             assert dtype in refused(answer)
             assert neighbour.status == 200
-        found = alone(worker, npy(values, dtype))
-        assert found.dtype == np.dtype(dtype)
-        assert found.tolist() == np.array([*values, *values], dtype).tolist()
-        assert alone(worker, values) == found.tolist()
-        assert alone(worker, {"instances": [values]})["predictions"][0] == found.tolist()
+        alone_answer = alone(worker, npy(values, dtype))
+        assert alone_answer.dtype == np.dtype(dtype)
+        assert alone_answer.tolist() == np.array([*values, *values], dtype).tolist()
+        assert alone(worker, values) == alone_answer.tolist()
+        assert alone(worker, {"instances": [values]})["predictions"][0] == alone_answer.tolist()
 
 
 class Length(torch.nn.Module):
@@ -412,16 +412,16 @@ def onnx_model() -> bytes:
 
 def test_onnx_weights_contain_names_types_and_shapes(serving: Callable[..., Path]) -> None:
     with Worker(serving(onnx_model())) as worker:
-        one = {"ids": [1, 2, 3], "scale": [2]}
+        instance = {"ids": [1, 2, 3], "scale": [2]}
         bad = request_of({"ids": [1.5, 2, 3], "scale": [2]})
         answers = worker.predict_batch(
-            [request_of(one), bad, request_of({"ids": [[1, 2, 3]] * 2, "scale": [[1], [0.5]]})]
+            [request_of(instance), bad, request_of({"ids": [[1, 2, 3]] * 2, "scale": [[1], [0.5]]})]
         )
         assert decoded(answers[0]) == {"scaled": [2, 4, 6], "total": [12]}
         assert "the input 'ids' is of numbers with fractions; int64 is expected" in refused(answers[1])
         assert [answer["total"] for answer in decoded(answers[2])] == [[6], [3]]
         assert "has the shape [2]; ids: int64 of the shape [3]" in refused(
-            worker.predict_batch([request_of({**one, "ids": [1, 2]})])[0]
+            worker.predict_batch([request_of({**instance, "ids": [1, 2]})])[0]
         )
         assert decoded(worker.predict_batch([Request(b"", headers={"describe": "True"})])[0]) == {
             "inputs": [
@@ -447,7 +447,9 @@ def test_a_program_of_a_fixed_batch_size_is_filled_up_and_split(serving: Callabl
         assert alone(worker, pairs[3]) == expected[3]
     with Worker(serving(program, outputs=["difference"])) as worker:
         assert alone(worker, pairs[3]) == expected[3]["difference"]
-        assert alone(worker, {"instances": pairs})["predictions"] == [one["difference"] for one in expected]
+        assert alone(worker, {"instances": pairs})["predictions"] == [
+            expected_answer["difference"] for expected_answer in expected
+        ]
 
 
 BAD_OPTIONS = {

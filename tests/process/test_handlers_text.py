@@ -121,22 +121,22 @@ def test_an_archive_keeps_its_samples(built: Callable[[str], Path], name: str) -
     assert set(proved.bad_request_statuses) == {400}
 
 
-def close(one: Any, other: Any) -> bool:
+def close(first: Any, second: Any) -> bool:
     """Return whether two answers are equal except for numbers in the fourth decimal."""
-    if isinstance(one, dict) and isinstance(other, dict):
+    if isinstance(first, dict) and isinstance(second, dict):
         # Which label of a hair's breadth is among the most probable may differ.
-        shared = one.keys() & other.keys()
-        return bool(shared) and all(close(one[key], other[key]) for key in shared)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(close, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) < 1e-4
-    return bool(one == other)
+        shared = first.keys() & second.keys()
+        return bool(shared) and all(close(first[key], second[key]) for key in shared)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(close, first, second))
+    if isinstance(first, float) and isinstance(second, float):
+        return abs(first - second) < 1e-4
+    return bool(first == second)
 
 
 @WORKERS
 def test_a_batch_of_long_and_short_texts_is_answered_like_its_texts_one_by_one(worker: Worker, name: str) -> None:
-    requests = [text(one) for one in TEXTS]
+    requests = [text(content) for content in TEXTS]
     alone = [decoded(worker.predict_batch([request])[0]) for request in requests]
     for order in (range(len(TEXTS)), reversed(range(len(TEXTS)))):
         chosen = list(order)
@@ -177,11 +177,11 @@ def test_each_dialect_gets_an_answer_of_its_own_for_each_text(topics: Worker) ->
     plain, rows, columns, tensors = (decoded(answer) for answer in answers)
     assert close(plain, alone) and close(rows["predictions"], alone)
     assert columns["outputs"]["label"] == ["email", "asyncio"]
-    assert close(columns["outputs"]["probability"], [max(one.values()) for one in alone])
-    assert [best(one) for one in plain] == ["email", "asyncio"]
+    assert close(columns["outputs"]["probability"], [max(answer_alone.values()) for answer_alone in alone])
+    assert [best(answer_alone) for answer_alone in plain] == ["email", "asyncio"]
     label, probability = tensors["outputs"]
     assert (label["datatype"], label["data"]) == ("BYTES", ["email", "asyncio"])
-    assert close(probability["data"], [max(one.values()) for one in alone])
+    assert close(probability["data"], [max(answer_alone.values()) for answer_alone in alone])
     assert tensors["id"] == "7"
 
 
@@ -230,11 +230,14 @@ def test_no_text_is_an_error_of_the_server(worker: Worker, name: str) -> None:
     texts = [strange() for _ in range(150)]
     for start in range(0, len(texts), 30):
         chosen = texts[start : start + 30]
-        for one, answer in zip(chosen, worker.predict_batch([text(one) for one in chosen]), strict=True):
-            assert answer.status == 200 or (answer.status == 400 and "no word" in message(answer)), (one, answer.body)
+        for content, answer in zip(chosen, worker.predict_batch([text(content) for content in chosen]), strict=True):
+            assert answer.status == 200 or (answer.status == 400 and "no word" in message(answer)), (
+                content,
+                answer.body,
+            )
             if name == "highlight":
                 for entity in decoded(answer)["entities"]:
-                    assert entity["text"] == one[entity["start"] : entity["end"]] != ""
+                    assert entity["text"] == content[entity["start"] : entity["end"]] != ""
 
 
 def test_a_worker_imports_heavy_packages_only_where_needed() -> None:
@@ -269,13 +272,17 @@ def test_predictions_and_explanations_share_a_batch(topics: Worker) -> None:
 
 
 def test_an_explanation_gives_the_contribution_of_each_word(topics: Worker, built: Callable[[str], Path]) -> None:
-    found = decoded(topics.predict_batch([text(MAIL, explain=True)])[0])
-    assert (found["method"], found["n_steps"], found["label"]) == ("integrated_gradients", 50, "email")
-    assert found["probability"] == decoded(topics.predict_batch([text(MAIL)])[0])["email"]
-    values = [abs(token["value"]) for token in found["tokens"]]
+    explanation = decoded(topics.predict_batch([text(MAIL, explain=True)])[0])
+    assert (explanation["method"], explanation["n_steps"], explanation["label"]) == (
+        "integrated_gradients",
+        50,
+        "email",
+    )
+    assert explanation["probability"] == decoded(topics.predict_batch([text(MAIL)])[0])["email"]
+    values = [abs(token["value"]) for token in explanation["tokens"]]
     assert values == sorted(values, reverse=True)
-    assert found["tokens"][0]["text"] in ("mail", "multipart", "header", "message")
-    for token in found["tokens"]:
+    assert explanation["tokens"][0]["text"] in ("mail", "multipart", "header", "message")
+    for token in explanation["tokens"]:
         assert MAIL[token["start"] : token["end"]] == token["text"]
     # Completeness: the values sum to the difference of scores between the text and no embeddings at all.
     model, encoding = loaded_topics()
@@ -284,7 +291,7 @@ def test_an_explanation_gives_the_contribution_of_each_word(topics: Worker, buil
         score = model(ids, mask)[0, 2]
         model.embedding.weight.zero_()
         difference = score - model(ids, mask)[0, 2]
-    assert sum(token["value"] for token in found["tokens"]) == pytest.approx(difference.item(), abs=1e-2)
+    assert sum(token["value"] for token in explanation["tokens"]) == pytest.approx(difference.item(), abs=1e-2)
 
 
 def loaded_topics() -> tuple[Any, Any]:
@@ -312,10 +319,10 @@ def test_probabilities_are_those_of_the_model_alone(topics: Worker) -> None:
     model, encoding = loaded_topics()
     with torch.no_grad():
         expected = model(torch.tensor([encoding.ids]), torch.ones(1, len(encoding.ids))).softmax(1)[0]
-    found = decoded(topics.predict_batch([text(MAIL)])[0])
+    prediction = decoded(topics.predict_batch([text(MAIL)])[0])
     labels = ["asyncio", "compression", "email", "numbers", "testing", "xml"]
-    assert len(found) == 3  # topk
-    for label, probability in found.items():
+    assert len(prediction) == 3  # topk
+    for label, probability in prediction.items():
         assert probability == pytest.approx(expected[labels.index(label)].item(), abs=1e-5)
 
 
@@ -330,8 +337,8 @@ def test_probabilities_are_those_of_the_model_alone(topics: Worker) -> None:
     ],
 )
 def test_an_explanation_follows_its_options(topics: Worker, options: dict[str, Any], expected: dict[str, Any]) -> None:
-    found = decoded(topics.predict_batch([body({"text": MAIL, **options}, explain=True)])[0])
-    assert {key: found[key] for key in expected} == expected
+    explanation = decoded(topics.predict_batch([body({"text": MAIL, **options}, explain=True)])[0])
+    assert {key: explanation[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -353,41 +360,45 @@ def test_a_request_that_cannot_be_explained_gets_its_own_400(topics: Worker, opt
 def test_instances_are_explained_each_for_itself(topics: Worker) -> None:
     rows = body({"instances": [MAIL, EVENT], "parameters": {"n_steps": 10}}, explain=True)
     tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": [MAIL, EVENT]}
-    one, other = topics.predict_batch([rows, body({"inputs": [tensor]}, explain=True)])
-    assert [(found["label"], found["n_steps"]) for found in decoded(one)["explanations"]] == [
+    explained_rows, explained_tensors = topics.predict_batch([rows, body({"inputs": [tensor]}, explain=True)])
+    assert [
+        (explanation["label"], explanation["n_steps"]) for explanation in decoded(explained_rows)["explanations"]
+    ] == [
         ("email", 10),
         ("asyncio", 10),
     ]
-    named = {output["name"]: output["data"] for output in decoded(other)["outputs"]}
+    named = {output["name"]: output["data"] for output in decoded(explained_tensors)["outputs"]}
     assert named["label"] == ["email", "asyncio"]
     assert json.loads(named["tokens"][0])[0]["text"] in MAIL
 
 
 @pytest.mark.parametrize("picture", [False, True])
 def test_an_explanation_of_any_text_has_its_places_in_the_text(topics: Worker, picture: bool) -> None:
-    short = [one for one in TEXTS if len(one) < 500]
-    answers = topics.predict_batch([text(one, explain=True, accept=PNG if picture else "*/*") for one in short])
-    for one, answer in zip(short, answers, strict=True):
-        assert answer.status == 200, (one, answer.body)
+    short = [content for content in TEXTS if len(content) < 500]
+    answers = topics.predict_batch([text(content, explain=True, accept=PNG if picture else "*/*") for content in short])
+    for content, answer in zip(short, answers, strict=True):
+        assert answer.status == 200, (content, answer.body)
         if picture:
             assert Image.open(io.BytesIO(answer.body)).format == "PNG"
             continue
         places = sorted((token["start"], token["end"]) for token in decoded(answer)["tokens"])
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(places))
-        assert all(one[token["start"] : token["end"]] == token["text"] for token in decoded(answer)["tokens"])
+        assert all(content[token["start"] : token["end"]] == token["text"] for token in decoded(answer)["tokens"])
 
 
 # ---------------------------------------------------------------------------------------- embedder
 
 
 def vectors(worker: Worker, texts: Sequence[str]) -> np.ndarray:
-    return np.array([decoded(answer)["embedding"] for answer in worker.predict_batch([text(one) for one in texts])])
+    return np.array(
+        [decoded(answer)["embedding"] for answer in worker.predict_batch([text(content) for content in texts])]
+    )
 
 
 def test_a_vector_is_as_long_as_1(search: Worker) -> None:
-    found = vectors(search, TEXTS)
-    assert found.shape == (len(TEXTS), 96)
-    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
+    embeddings = vectors(search, TEXTS)
+    assert embeddings.shape == (len(TEXTS), 96)
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
 
 
 def test_paraphrases_are_closest(search: Worker) -> None:
@@ -447,8 +458,8 @@ def count(items, limit=None):
 def test_spans_are_those_of_pythons_own_tokenizer(highlight: Worker) -> None:
     exact = set(module_at(ARCHIVES / "highlight" / "train.py").spans(SOURCE))
     entities = decoded(highlight.predict_batch([text(SOURCE)])[0])["entities"]
-    found = {(entity["start"], entity["end"], entity["label"]) for entity in entities}
-    assert 2 * len(found & exact) / (len(found) + len(exact)) > 0.85
+    marked = {(entity["start"], entity["end"], entity["label"]) for entity in entities}
+    assert 2 * len(marked & exact) / (len(marked) + len(exact)) > 0.85
     assert [entity["start"] for entity in entities] == sorted(entity["start"] for entity in entities)
     for entity in entities:
         assert SOURCE[entity["start"] : entity["end"]] == entity["text"]
@@ -503,15 +514,15 @@ def test_labels_of_tokens_make_spans(tokens: str, labels: str, whole_words: bool
     text_ = encoded(tokens)
     given = labels.split()
     prefixes = spans.has_prefixes(given)
-    found = spans.join(text_, given, [0.5] * len(given), prefixes=prefixes, whole_words=whole_words)
-    assert [f"{one.label}:{text_.text[one.start : one.end]}" for one in found] == expected
-    assert all(one.score == 0.5 for one in found)
+    joined = spans.join(text_, given, [0.5] * len(given), prefixes=prefixes, whole_words=whole_words)
+    assert [f"{span.label}:{text_.text[span.start : span.end]}" for span in joined] == expected
+    assert all(span.score == 0.5 for span in joined)
 
 
 def test_special_tokens_end_a_span() -> None:
     two = Encoded("a b", [1, 2, 3], [(0, 1), (0, 0), (2, 3)], [False, True, False], [0, None, 1])
-    found = spans.join(two, ["P", "P", "P"], [1.0, 1.0, 0.5], prefixes=False, whole_words=False)
-    assert [(one.start, one.end, one.score) for one in found] == [(0, 1, 1.0), (2, 3, 0.5)]
+    joined = spans.join(two, ["P", "P", "P"], [1.0, 1.0, 0.5], prefixes=False, whole_words=False)
+    assert [(span.start, span.end, span.score) for span in joined] == [(0, 1, 1.0), (2, 3, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -590,11 +601,13 @@ def serving(make: Callable[..., Path]) -> Callable[..., Path]:
 def test_special_tokens_take_no_part_in_an_explanation(serving: Callable[..., Path]) -> None:
     archive_ = serving(CLASSIFIER, Likes(), words("good", "bad", special=True), ["bad", "good"])
     with Worker(archive_) as worker:
-        found = decoded(worker.predict_batch([text("Good, not bad: good!", explain=True)])[0])
+        explanation = decoded(worker.predict_batch([text("Good, not bad: good!", explain=True)])[0])
     # Counting has no gradients; the explanation leaves words out instead.
-    assert (found["method"], found["instead_of"]) == ("feature_ablation", "integrated_gradients")
-    assert [(token["text"], token["value"]) for token in found["tokens"][:2]] == [("Good", 1.0), ("good", 1.0)]
-    assert sorted(token["text"] for token in found["tokens"]) == sorted(["Good", ",", "not", "bad", ":", "good", "!"])
+    assert (explanation["method"], explanation["instead_of"]) == ("feature_ablation", "integrated_gradients")
+    assert [(token["text"], token["value"]) for token in explanation["tokens"][:2]] == [("Good", 1.0), ("good", 1.0)]
+    assert sorted(token["text"] for token in explanation["tokens"]) == sorted(
+        ["Good", ",", "not", "bad", ":", "good", "!"]
+    )
 
 
 @pytest.mark.parametrize("direction", ["left", "right"])
@@ -603,20 +616,20 @@ def test_models_are_called_by_the_names_of_their_inputs(serving: Callable[..., P
     archive_ = serving(TOKENS, Transformers(), tokenizer, ["O", "TYPE", "MASK", "SIX"])
     with Worker(archive_) as worker:
         answers = [decoded(item)["entities"] for item in worker.predict_batch([text("a b a a b"), text("b")])]
-    found = [[(entity["label"], entity["text"]) for entity in answer] for answer in answers]
-    assert found == [[("MASK", "a"), ("SIX", "b"), ("MASK", "a a"), ("SIX", "b")], [("SIX", "b")]]
+    labelled = [[(entity["label"], entity["text"]) for entity in answer] for answer in answers]
+    assert labelled == [[("MASK", "a"), ("SIX", "b"), ("MASK", "a a"), ("SIX", "b")], [("SIX", "b")]]
 
 
 def test_vectors_of_tokens_are_pooled_as_configured(serving: Callable[..., Path]) -> None:
     tokenizer = words("a", "b", special=True)
-    found = {}
+    embeddings = {}
     for pooling in ("mean", "first", "last"):
         with Worker(serving(EMBEDDER, Embedded(), tokenizer, pooling=pooling, normalize=False)) as worker:
             answers = worker.predict_batch([text("a b b"), text("b")])
-            found[pooling] = [decoded(answer)["embedding"] for answer in answers]
-    assert found["mean"] == [[(3 + 5 + 6 + 6 + 4) / 5, 1.0], [pytest.approx((3 + 6 + 4) / 3), 1.0]]
-    assert found["first"] == [[3.0, 1.0], [3.0, 1.0]]
-    assert found["last"] == [[4.0, 1.0], [4.0, 1.0]]
+            embeddings[pooling] = [decoded(answer)["embedding"] for answer in answers]
+    assert embeddings["mean"] == [[(3 + 5 + 6 + 6 + 4) / 5, 1.0], [pytest.approx((3 + 6 + 4) / 3), 1.0]]
+    assert embeddings["first"] == [[3.0, 1.0], [3.0, 1.0]]
+    assert embeddings["last"] == [[4.0, 1.0], [4.0, 1.0]]
 
 
 def test_a_model_of_one_length_gets_texts_of_that_length(serving: Callable[..., Path]) -> None:
@@ -778,8 +791,8 @@ def test_an_archive_of_torchserves_handler_gets_the_same_answers(
         answers = [decoded(answer) for answer in ours.predict_batch(requests)]
         alone = [decoded(ours.predict_batch([request])[0]) for request in requests]
     assert [list(answer) for answer in answers] == [list(answer) for answer in expected]
-    for found in (answers, alone):
-        for answer, wanted in zip(found, expected, strict=True):
+    for given in (answers, alone):
+        for answer, wanted in zip(given, expected, strict=True):
             assert answer == pytest.approx(wanted, abs=1e-5)
     assert len({best(answer) for answer in answers}) > 1
 
@@ -803,8 +816,8 @@ def test_words_that_no_vocabulary_has_are_unknown_or_left_out(
 
 def test_topk_ranks_the_scores_of_a_model_with_a_vocabulary(make: Callable[..., Path], news: dict[str, bytes]) -> None:
     with Worker(of_news(make, news, CLASSIFIER, config={"handler": {"topk": 2}})) as worker:
-        found = list(decoded(worker.predict_batch([text(HEADLINES[0])])[0]).values())
-    assert len(found) == 2 and found[0] > found[1]
+        scores = list(decoded(worker.predict_batch([text(HEADLINES[0])])[0]).values())
+    assert len(scores) == 2 and scores[0] > scores[1]
 
 
 def test_pairs_of_words_are_explained_by_their_words(make: Callable[..., Path], news: dict[str, bytes]) -> None:
@@ -817,13 +830,15 @@ def test_pairs_of_words_are_explained_by_their_words(make: Callable[..., Path], 
                 body({"text": HEADLINES[0], "method": "feature_ablation"}, explain=True),
             ]
         )
-    found = decoded(explained)
-    assert found["text"] == "the team did not win the cafe cup they are out"
-    in_order = sorted(found["tokens"], key=lambda token: token["start"])
-    assert [token["text"] for token in in_order] == found["text"].split()
-    assert found["method"] == "integrated_gradients"
-    assert abs(found["convergence_delta"]) < 1e-3
-    assert (found["label"], found["probability"]) == max(decoded(predicted).items(), key=lambda item: item[1])
+    explanation = decoded(explained)
+    assert explanation["text"] == "the team did not win the cafe cup they are out"
+    in_order = sorted(explanation["tokens"], key=lambda token: token["start"])
+    assert [token["text"] for token in in_order] == explanation["text"].split()
+    assert explanation["method"] == "integrated_gradients"
+    assert abs(explanation["convergence_delta"]) < 1e-3
+    assert (explanation["label"], explanation["probability"]) == max(
+        decoded(predicted).items(), key=lambda item: item[1]
+    )
     assert Image.open(io.BytesIO(picture.body)).format == "PNG"
     assert decoded(ablated)["method"] == "feature_ablation"
 

@@ -117,9 +117,9 @@ def test_pixels_are_those_of_torchvision_within_a_level(mode: str, resize: Any, 
             continue  # the steps of the reference would take gigabytes
         expected = by_pillow(image, resize, crop).astype(int)
         for pixels in (image, reading.as_array(image)):
-            found = Geometry(resize, crop).apply(pixels).astype(int)
-            assert found.shape == expected.shape
-            apart = np.abs(found - expected)
+            resized = Geometry(resize, crop).apply(pixels).astype(int)
+            assert resized.shape == expected.shape
+            apart = np.abs(resized - expected)
             assert (apart > 1).mean() < 1e-3 and apart.max() <= 2, (width, height)
             differ, total = differ + (apart > 0).sum(), total + apart.size
     assert differ / total < 0.03
@@ -244,15 +244,15 @@ def test_damaged_files_never_raise_anything_but_a_refusal() -> None:
 def test_bytes_are_pixels_and_floats_are_the_models_input() -> None:
     pixels = reading.as_array(noise(9, 5))
     for payload in (pixels, pixels.transpose(2, 0, 1), pixels.tolist(), pixels.astype(np.int64)):
-        found, values = arrays.read(payload, "RGB", MANY)
-        assert values is None and (reading.as_array(found) == pixels).all()
+        image, values = arrays.read(payload, "RGB", MANY)
+        assert values is None and (reading.as_array(image) == pixels).all()
     floats = np.random.default_rng(0).normal(size=(3, 5, 9))
     for payload in (floats, floats.tolist(), floats.astype(np.float16)):
-        found, values = arrays.read(payload, "RGB", MANY)
-        assert found is None and values == pytest.approx(np.asarray(payload), rel=1e-6)
+        image, values = arrays.read(payload, "RGB", MANY)
+        assert image is None and values == pytest.approx(np.asarray(payload), rel=1e-6)
     grey = pixels[:, :, 0]
-    found, _ = arrays.read(grey, "L", MANY)
-    assert (reading.as_array(found)[:, :, 0] == grey).all()
+    image, _ = arrays.read(grey, "L", MANY)
+    assert (reading.as_array(image)[:, :, 0] == grey).all()
     assert arrays.read(grey.astype(float), "L", MANY)[1].shape == (1, 5, 9)
 
 
@@ -362,14 +362,14 @@ def test_a_long_line_is_answered_without_being_resized_whole(colours: Worker) ->
 
 
 def test_files_of_all_sizes_and_formats_share_a_batch_and_are_answered_as_alone(colours: Worker) -> None:
-    requests = [Request(content) for content in MODES.values()] + [Request(saved(one)) for one in IMAGES.values()]
+    requests = [Request(content) for content in MODES.values()] + [Request(saved(single)) for single in IMAGES.values()]
     bad = [Request(content) for content, _, _ in BAD.values()]
     alone = [decoded(colours.predict_batch([request])[0]) for request in requests]
     mixed = list(zip(requests, bad, strict=False)) + [(request, None) for request in requests[len(bad) :]]
     order = [request for pair in mixed for request in pair if request]
     answers = dict(zip(map(id, order), colours.predict_batch(order), strict=True))
-    for request, one in zip(requests, alone, strict=True):
-        assert decoded(answers[id(request)]) == pytest.approx(one, abs=1e-5)
+    for request, single in zip(requests, alone, strict=True):
+        assert decoded(answers[id(request)]) == pytest.approx(single, abs=1e-5)
     for request, (_, status, expected_message) in zip(bad, BAD.values(), strict=True):
         assert answers[id(request)].status == status, answers[id(request)].body
         assert expected_message in message(answers[id(request)])
@@ -512,8 +512,8 @@ def scenes(weights: None) -> dict[str, Any]:
     for name in ("scenes", "segments"):
         if not (ARCHIVES / name / f"{name}.pt").exists():
             subprocess.run([sys.executable, ARCHIVES / name / "train.py"], check=True)
-    found: dict[str, Any] = load("scenes", ARCHIVES / "scenes" / "scenes.py").samples()
-    return found
+    samples: dict[str, Any] = load("scenes", ARCHIVES / "scenes" / "scenes.py").samples()
+    return samples
 
 
 def sample(name: str, **changes: Any) -> Request:
@@ -523,7 +523,7 @@ def sample(name: str, **changes: Any) -> Request:
 def iou(box: Sequence[float], other: Sequence[float]) -> float:
     wide, high = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
     shared = max(0.0, wide) * max(0.0, high)
-    return shared / (sum((one[2] - one[0]) * (one[3] - one[1]) for one in (box, other)) - shared)
+    return shared / (sum((corners[2] - corners[0]) * (corners[3] - corners[1]) for corners in (box, other)) - shared)
 
 
 @pytest.mark.parametrize("name", ["scenes", "segments", "reader"])
@@ -548,8 +548,8 @@ def detector(scenes: object, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield worker
 
 
-def label_and_box(one: dict[str, Any]) -> tuple[str, list[float]]:
-    return next((label, box) for label, box in one.items() if isinstance(box, list))
+def label_and_box(detection: dict[str, Any]) -> tuple[str, list[float]]:
+    return next((label, box) for label, box in detection.items() if isinstance(box, list))
 
 
 def test_a_detector_finds_the_objects_of_a_scene(detector: Worker, scenes: dict[str, Any]) -> None:
@@ -557,8 +557,8 @@ def test_a_detector_finds_the_objects_of_a_scene(detector: Worker, scenes: dict[
     for name, answer in zip(scenes, detector.predict_batch([sample(name) for name in scenes]), strict=True):
         detections, scene = decoded(answer), scenes[name]
         box_of_digit = {str(digit): box for digit, box in zip(scene.digits.tolist(), scene.boxes.tolist(), strict=True)}
-        found = [label_and_box(detection) for detection in detections]
-        right += sum(label in box_of_digit and iou(box, box_of_digit[label]) > 0.5 for label, box in found)
+        boxes = [label_and_box(detection) for detection in detections]
+        right += sum(label in box_of_digit and iou(box, box_of_digit[label]) > 0.5 for label, box in boxes)
         assert [detection["score"] for detection in detections] == sorted(
             (detection["score"] for detection in detections), reverse=True
         )
@@ -575,10 +575,10 @@ def test_images_of_all_sizes_are_detected_in_a_batch_as_alone(detector: Worker, 
         (alone,) = detector.predict_batch([request])
         assert alone.status == answer.status
         if alone.status == 200:
-            for one, other in zip(decoded(alone), decoded(answer), strict=True):
-                assert label_and_box(one)[0] == label_and_box(other)[0]
-                assert label_and_box(one)[1] == pytest.approx(label_and_box(other)[1], abs=0.02)
-                assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+            for single, batched in zip(decoded(alone), decoded(answer), strict=True):
+                assert label_and_box(single)[0] == label_and_box(batched)[0]
+                assert label_and_box(single)[1] == pytest.approx(label_and_box(batched)[1], abs=0.02)
+                assert single["score"] == pytest.approx(batched["score"], abs=1e-4)
 
 
 def test_the_scenes_model_answers_an_image_whatever_its_neighbours_are(scenes: dict[str, Any]) -> None:
@@ -586,13 +586,13 @@ def test_the_scenes_model_answers_an_image_whatever_its_neighbours_are(scenes: d
     images = [torch.from_numpy(scene.pixels).permute(2, 0, 1).float() / 255 for scene in scenes.values()]
     images += [images[0][:, :33, :47], torch.ones(3, 200, 300)]
 
-    def found(answer: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def confident(answer: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # Below that there is nothing but ties: where in an empty image the score is 0.01 is anybody's guess.
         return {key: value[answer["scores"] > 0.3] for key, value in answer.items()}
 
     with torch.inference_mode():
-        for image, beside in zip(images, map(found, model(images)), strict=True):
-            alone = found(model([image])[0])
+        for image, beside in zip(images, map(confident, model(images)), strict=True):
+            alone = confident(model([image])[0])
             assert alone["labels"].tolist() == beside["labels"].tolist()
             for key, tolerance in (("boxes", 1e-2), ("scores", 1e-4)):  # boxes are in pixels
                 assert torch.allclose(alone[key], beside[key], rtol=0, atol=tolerance)
@@ -603,7 +603,10 @@ def test_boxes_are_drawn_if_a_picture_is_requested(detector: Worker) -> None:
         [sample("two.png", accept=PNG), sample("two.png"), sample("none.png", accept=PNG)]
     )
     assert (picture.content_type, plain.content_type) == (PNG, JSON)
-    shown, empty = (np.asarray(Image.open(io.BytesIO(one.body)).convert("RGB"), int) for one in (picture, none))
+    shown, empty = (
+        np.asarray(Image.open(io.BytesIO(picture_answer.body)).convert("RGB"), int)
+        for picture_answer in (picture, none)
+    )
     from torchmar_handlers.drawing import boxes
 
     def drawn(pixels: np.ndarray) -> int:
@@ -637,9 +640,9 @@ class LossesToo(nn.Module):
     """What torchvision's detectors give in TorchScript: losses, then the boxes."""
 
     def forward(self, images: list[torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
-        found: list[dict[str, torch.Tensor]] = []
+        detections: list[dict[str, torch.Tensor]] = []
         for _ in range(len(images)):
-            found.append(
+            detections.append(
                 {
                     "boxes": torch.tensor([[1.0, 2.0, 3.0, 4.0]]).expand(60, -1),
                     "labels": torch.ones(60, dtype=torch.int64),
@@ -647,7 +650,7 @@ class LossesToo(nn.Module):
                 }
             )
         losses: dict[str, torch.Tensor] = {}
-        return losses, found
+        return losses, detections
 
 
 def test_a_model_of_stacked_images_returns_boxes_in_pixels_of_the_image(build: Build) -> None:
@@ -689,11 +692,11 @@ def test_runs_numbers_and_picture_are_one_class_map(segmenter: Worker, scenes: d
     assert (np.load(io.BytesIO(as_npy.body)) == classes).all()
     truth = scenes["two.png"].classes
     assert (classes == truth).mean() > 0.95
-    assert sum(one["pixels"] for one in document["classes"].values()) == truth.size
-    for label, one in document["classes"].items():
-        assert one["pixels"] == (classes == one["index"]).sum()
-        assert label == ("board" if one["index"] == 0 else str(one["index"] - 1))
-        assert 0.3 < one["probability"] <= 1
+    assert sum(statistics["pixels"] for statistics in document["classes"].values()) == truth.size
+    for label, statistics in document["classes"].items():
+        assert statistics["pixels"] == (classes == statistics["index"]).sum()
+        assert label == ("board" if statistics["index"] == 0 else str(statistics["index"] - 1))
+        assert 0.3 < statistics["probability"] <= 1
     # A tenth of what two floats for each pixel take in digits alone.
     assert len(as_json.body) < truth.size
 
@@ -781,20 +784,22 @@ def test_a_cascade_answers_each_region_as_two_models_by_hand(
     assert {answer.status for answer in answers[1::2]} == {400}
     model = torch.jit.load(DIGITS / "digits.pt").eval()
     right = regions_seen = 0
-    for name, answer, found in zip(names, answers[::2], detector.predict_batch(list(map(sample, names))), strict=True):
+    for name, answer, detected in zip(
+        names, answers[::2], detector.predict_batch(list(map(sample, names))), strict=True
+    ):
         reader_regions = decoded(answer)
-        assert len(reader_regions) == len(decoded(found))
-        for one, other in zip(reader_regions, decoded(found), strict=True):
-            label, box = label_and_box(other)
-            assert one[label] == pytest.approx(box, abs=0.02)
-            region = regions.cut(scenes[name].pixels, np.array(one[label]), "L", True, 0.0)
+        assert len(reader_regions) == len(decoded(detected))
+        for region_answer, detection in zip(reader_regions, decoded(detected), strict=True):
+            label, box = label_and_box(detection)
+            assert region_answer[label] == pytest.approx(box, abs=0.02)
+            region = regions.cut(scenes[name].pixels, np.array(region_answer[label]), "L", True, 0.0)
             grey = torch.from_numpy(Geometry((32, 32)).apply(region).copy()).permute(2, 0, 1)[None].float() / 255
             with torch.inference_mode():
                 best = model((grey - 0.25) / 0.45).softmax(1)[0].topk(3)
             wanted = dict(zip(map(str, best.indices.tolist()), best.values.tolist(), strict=True))
             # Boxes are rounded to a hundredth of a pixel, crops are cut between pixels.
-            assert one["answer"] == pytest.approx(wanted, abs=0.05)
-            right, regions_seen = right + (next(iter(one["answer"])) == label), regions_seen + 1
+            assert region_answer["answer"] == pytest.approx(wanted, abs=0.05)
+            right, regions_seen = right + (next(iter(region_answer["answer"])) == label), regions_seen + 1
     assert right >= 0.7 * regions_seen > 5
 
 
@@ -825,13 +830,13 @@ def two_models(build: Build) -> Callable[..., Path]:
     disk = {"one.pt": scripted(Fixed(0.0)), "two.pt": scripted(Fixed(3.0))}
     files = {"models/two.pt": "two.pt"}
 
-    def made(**options: Any) -> Path:
+    def built(**options: Any) -> Path:
         stages = [{**STAGE, "weights": "one.pt"}, {**STAGE, "weights": "models/two.pt", "labels": ["a", "b", "d"]}]
         return build(
             CASCADE, disk, {"stages": stages, **options}, weights="one.pt", files=files, labels=["a", "b", "c"]
         )
 
-    return made
+    return built
 
 
 BLACK, WHITE = (Request(saved(Image.new("L", (9, 7), value))) for value in (0, 255))

@@ -74,9 +74,9 @@ def make(folder: Path, source: str) -> Any:
     file = folder / module(folder, source)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec and spec.loader
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    classes = [value for value in vars(made).values() if isinstance(value, type)]
+    model_module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(model_module)
+    classes = [value for value in vars(model_module).values() if isinstance(value, type)]
     torch.manual_seed(0)
     return classes[0]().eval().requires_grad_(False)
 
@@ -273,8 +273,8 @@ def onnx(tmp_path: Path) -> Callable[..., str]:
             ]
 
         parts = [re.fullmatch(r"(\w+)\((.*)\)(\w+)", node) for node in nodes]
-        made = [helper.make_node(part[1], part[2].split(","), [part[3]]) for part in parts if part]
-        graph = helper.make_graph(made, "graph", values(inputs), values(outputs))
+        node_list = [helper.make_node(part[1], part[2].split(","), [part[3]]) for part in parts if part]
+        graph = helper.make_graph(node_list, "graph", values(inputs), values(outputs))
         opsets = [helper.make_opsetid("", 18)]
         save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "model.onnx")
         return "model.onnx"
@@ -667,9 +667,9 @@ def test_gradients_of_inputs_exist_in_every_call(load: Callable[..., Any], net: 
         with torch.inference_mode():
             model(images(rows))
         gradients = []
-        for one in (model, net):
+        for module in (model, net):
             batch = images(rows).requires_grad_()
-            one(batch)[:, 1].sum().backward()
+            module(batch)[:, 1].sum().backward()
             gradients.append(batch.grad)
         torch.testing.assert_close(*gradients, atol=1e-5, rtol=0)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -841,4 +841,4 @@ def test_torchs_warnings_about_torchscript_are_not_logged(load: Callable[..., An
     with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         load("net.pt", {"freeze": True, "optimize_for_inference": True})
-    assert not [str(one.message) for one in recorded]
+    assert not [str(warning.message) for warning in recorded]

@@ -140,7 +140,7 @@ def a_parent_has_died(folder: Path) -> None:
 
         pool = harness.run(make())
         assert harness.run(pool.scale(2, 2)), pool.failure
-        numbers = [one.pid for one in (*pool.workers(), harness.fork_server) if one.pid]
+        numbers = [process.pid for process in (*pool.workers(), harness.fork_server) if process.pid]
         assert len(numbers) == 3
         os.kill(numbers[-1], signal.SIGKILL)
         harness.run(until(lambda: not any(map(psutil.pid_exists, numbers))))

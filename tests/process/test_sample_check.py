@@ -42,8 +42,8 @@ HANDLERS = {
 def test_a_broken_contract_is_reported(make: Make, answer: str, expected: list[str]) -> None:
     code = f"import time\ntime.sleep(0.2)\ndef handle(rows, context):\n    return rows and {answer}"
     report = run_samples(make(code, samples=SAMPLES, config={"batchSize": 3, "responseTimeout": 60}))
-    for one in expected:
-        assert any(problem.startswith(one) for problem in report.problems), report.problems
+    for text in expected:
+        assert any(problem.startswith(text) for problem in report.problems), report.problems
     assert bool(report.problems) is bool(expected), report.problems
     assert report.load_seconds >= 0.2
 

@@ -64,8 +64,8 @@ def test_an_archive_of_weights_answers_its_sample(
     assert set(created.files) == {
         str(path.relative_to(created.folder)) for path in created.folder.rglob("*") if path.is_file()
     }
-    made, _ = recipe.read(created.folder)
-    assert made.handler == handler
+    written, _ = recipe.read(created.folder)
+    assert written.handler == handler
     built = archive.build(created.folder, tmp_path / "store")
     report = sample_check.run_samples(built.path)
     assert report.problems == ()

@@ -30,17 +30,17 @@ _MUCH = 110 << 20  # bytes that a worker has besides
 @pytest.fixture
 def serve(pool_harness: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..., Pool]]:
     """Return a function that serves a handler with four workers."""
-    made: list[Pool] = []
+    pools: list[Pool] = []
 
     def start(code: str, disk: dict[str, bytes] | None = None, workers: int = 4, **options: Any) -> Pool:
-        folder = tmp_path / f"model-{len(made)}"
+        folder = tmp_path / f"model-{len(pools)}"
         with Archive(make(dedent(code), disk=disk, files={name: name for name in disk or {}})) as archive:
             archive.extract(folder)
             handler = archive.manifest.model.handler
 
         async def scale() -> Pool:
             pool = Pool(pool_harness.fork_server, options_of(handler, folder, **options), pool_harness)
-            made.append(pool)
+            pools.append(pool)
             assert await pool.scale(workers, workers), pool.failure
             return pool
 
@@ -49,8 +49,8 @@ def serve(pool_harness: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Cal
     yield start
 
     async def end() -> None:
-        for one in made:
-            await one.close()
+        for pool in pools:
+            await pool.close()
 
     pool_harness.run(end())
 
@@ -160,11 +160,11 @@ def test_writes_of_one_worker_are_not_visible_to_others(
     (wrote,) = ask(pool_harness, pool, ["write"])
     assert wrote["digest"] != wrote["loaded"]
     answers = ask(pool_harness, pool, ["read"] * 8)
-    found = {answer["pid"]: answer["digest"] for answer in answers}
-    assert len(found) == 4
-    assert all(found[answer["pid"]] == answer["digest"] for answer in answers)
-    assert found.pop(wrote["pid"]) == wrote["digest"]
-    assert set(found.values()) == {wrote["loaded"]}
+    digests = {answer["pid"]: answer["digest"] for answer in answers}
+    assert len(digests) == 4
+    assert all(digests[answer["pid"]] == answer["digest"] for answer in answers)
+    assert digests.pop(wrote["pid"]) == wrote["digest"]
+    assert set(digests.values()) == {wrote["loaded"]}
     assert sorted(own_memory(pool))[2] < _MUCH
 
 
@@ -183,7 +183,7 @@ def test_a_later_worker_shares_the_weights_of_the_first(
 
     pool_harness.run(again())
     assert max(own_memory(pool)) < _MUCH
-    assert len({one["digest"] for one in ask(pool_harness, pool, ["read"] * 12)}) == 1
+    assert len({answer["digest"] for answer in ask(pool_harness, pool, ["read"] * 12)}) == 1
 
 
 def test_weights_that_differ_stay_those_of_each_worker(pool_harness: PoolHarness, serve: Callable[..., Pool]) -> None:

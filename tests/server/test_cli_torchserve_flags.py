@@ -71,8 +71,8 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    made = Shell(tmp_path)
-    yield made
+    new_shell = Shell(tmp_path)
+    yield new_shell
     for folder in (".torchmar", "run/one", "run/two"):
         if running := ServerRecord.find(tmp_path / folder):
             running.stop()
@@ -168,11 +168,11 @@ def test_where_the_server_writes_can_be_chosen(shell: Shell) -> None:
 def test_every_address_is_printed_in_lines_of_eighty_columns(shell: Shell) -> None:
     write_config(shell.folder)
     output = shell.start("--start", "--model-store", "store")
-    found = shell.effective
+    effective = shell.effective
     for key in ("inference_address", "management_address", "metrics_address"):
-        assert found[key] in output
+        assert effective[key] in output
     for key in ("grpc_inference_port", "grpc_management_port"):
-        assert f"grpc://127.0.0.1:{found[key]}" in output
+        assert f"grpc://127.0.0.1:{effective[key]}" in output
     assert not [line for line in output.splitlines() if len(line) > 80 and str(shell.folder) not in line]
 
 
@@ -182,12 +182,12 @@ def test_flags_override_the_file_and_variables_override_both(shell: Shell) -> No
     (shell.folder / "key_file.json").write_text("another server's")
     variables = {"TS_JOB_QUEUE_SIZE": "7", "TS_MODEL_STORE": "store"}
     shell.start("--model-store", "other", "--disable-token-auth", "--enable-model-api", **variables)
-    found = shell.effective
-    assert found["model_store"] == str(shell.store)
-    assert (found["job_queue_size"], found["enable_model_api"]) == ("7", "true")
-    assert found["disable_token_authorization"] == "true"
-    assert found["metrics_config"] == str(shell.folder / "m.yaml")
-    assert requests.get(f"{found['inference_address']}/ping").status_code == 200
+    effective = shell.effective
+    assert effective["model_store"] == str(shell.store)
+    assert (effective["job_queue_size"], effective["enable_model_api"]) == ("7", "true")
+    assert effective["disable_token_authorization"] == "true"
+    assert effective["metrics_config"] == str(shell.folder / "m.yaml")
+    assert requests.get(f"{effective['inference_address']}/ping").status_code == 200
     assert (shell.folder / "key_file.json").read_text() == "another server's"
 
 

@@ -80,14 +80,14 @@ def test_commands_find_the_server_and_name_its_engine(builtin: Builtin, tmp_path
     everywhere = subprocess.run(
         [sys.executable, "-m", "torchmar", "status", "--json"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert [one["engine"] for one in json.loads(everywhere.stdout) if one["run_folder"] == str(builtin.folder)] == [
-        "builtin"
-    ]
+    assert [
+        record["engine"] for record in json.loads(everywhere.stdout) if record["run_folder"] == str(builtin.folder)
+    ] == ["builtin"]
 
 
 def test_the_doctor_needs_no_java(builtin: Builtin, tmp_path: Path) -> None:
     where = ("--run-folder", builtin.folder, "--config", builtin.folder / "config.properties", "--json")
-    assert "java" not in {one["topic"] for one in json.loads(torchmar("doctor", *where, cwd=tmp_path).stdout)}
+    assert "java" not in {finding["topic"] for finding in json.loads(torchmar("doctor", *where, cwd=tmp_path).stdout)}
 
 
 def test_top_shows_its_load(builtin: Builtin, tmp_path: Path) -> None:

@@ -130,15 +130,15 @@ def test_a_parent_of_the_workers_that_is_killed_under_load_is_replaced(server: B
     assert set(outcomes) <= {"right", "500 Worker died."}, outcomes
     assert outcomes["500 Worker died."] <= 4
     log = (server.folder / "logs" / "server.log").read_text()
-    for one in killed:
-        assert f"the fork server (process {one.pid}) has ended by signal 9; it is restarted" in log
+    for process in killed:
+        assert f"the fork server (process {process.pid}) has ended by signal 9; it is restarted" in log
 
 
 def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -> None:
-    everybody, found = family(pid(server)), []
+    everybody, statuses = family(pid(server)), []
 
     def ask() -> None:
-        found.append(InferenceClient(server.server, timeout=30).request("m", request_of(0.4)).status)
+        statuses.append(InferenceClient(server.server, timeout=30).request("m", request_of(0.4)).status)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -148,7 +148,7 @@ def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -
     os.kill(pid(server), signal.SIGTERM)
     for thread in threads:
         thread.join()
-    assert found == [200, 200, 200]
+    assert statuses == [200, 200, 200]
     _, alive = psutil.wait_procs(everybody, timeout=20)
     assert alive == []
 
@@ -156,12 +156,12 @@ def test_a_server_answers_the_requests_it_has_before_it_stops(server: Builtin) -
 def _busy(server: Builtin) -> bool:
     """Return whether three requests have reached the server; a connection for each is open then."""
     ports = server.properties.addresses()[0].port
-    there = [
+    connections = [
         connection
         for connection in psutil.Process(pid(server)).net_connections()
         if connection.laddr.port == ports and connection.raddr
     ]
-    return len(there) >= 3
+    return len(connections) >= 3
 
 
 def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(server: Builtin, make: Make) -> None:

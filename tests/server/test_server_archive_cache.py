@@ -139,14 +139,14 @@ def test_registrations_of_one_content_have_folders_of_their_own(bench: Bench, ma
         # At the same time, by two names, and once more later.
         first, second = await asyncio.gather(sources.fetch(path.name), sources.fetch("copy.mar"))
         third = await sources.fetch(path.name)
-        found = [first, second, third]
-        assert bench.written() == sorted(source.folder.name for source in found)
-        for source in found:
+        sources_found = [first, second, third]
+        assert bench.written() == sorted(source.folder.name for source in sources_found)
+        for source in sources_found:
             file = source.folder / "handler.py"
             assert file.read_text() == ECHO
             with file.open("r+") as stream:  # in place, as links would show
                 stream.write(source.folder.name)
-        for source in found:
+        for source in sources_found:
             assert (source.folder / "handler.py").read_text().startswith(source.folder.name)
             sources.release(source)
             assert not source.folder.exists()
@@ -233,13 +233,13 @@ def test_a_folder_is_used_where_it_is(bench: Bench, make: Make) -> None:
         archive.extract(bench.store / "outer" / "inner")
 
     async def work(sources: ArchiveCache) -> None:
-        found = [await sources.fetch(name) for name in ("folder", "outer", "folder")]
-        assert [source.folder for source in found] == [
+        sources_found = [await sources.fetch(name) for name in ("folder", "outer", "folder")]
+        assert [source.folder for source in sources_found] == [
             bench.store / "folder",
             bench.store / "outer" / "inner",
             bench.store / "folder",
         ]
-        for source in found:
+        for source in sources_found:
             sources.release(source)
 
     bench.run(work)
@@ -355,10 +355,10 @@ def test_a_download_is_one_content_with_the_same_archive_of_the_store(bench: Ben
     path = make(store=bench.store)
 
     async def work(sources: ArchiveCache, url: str) -> None:
-        found = await asyncio.gather(*(sources.fetch(one) for one in (url, path.name, url)))
-        assert len({source.key for source in found}) == 1
-        assert len({source.folder for source in found}) == 3
-        assert {source.folder.name for source in found} <= set(bench.written())
+        sources_found = await asyncio.gather(*(sources.fetch(source_url) for source_url in (url, path.name, url)))
+        assert len({source.key for source in sources_found}) == 1
+        assert len({source.folder for source in sources_found}) == 3
+        assert {source.folder.name for source in sources_found} <= set(bench.written())
 
     with serving(sends(path.read_bytes())) as address:
         bench.run(lambda sources: work(sources, f"{address}/x"), allowed_urls=f"{address}/.*")
@@ -413,12 +413,12 @@ def test_failed_downloads_have_torchserves_errors(bench: Bench) -> None:
         request.send_error(404)
 
     with serving(missing) as address:
-        found = [bench.error_of(f"{address}/x.mar", allowed_urls=".*")]
-    found.append(bench.error_of(f"{address}/x.mar", allowed_urls=".*"))  # the server is closed
+        errors = [bench.error_of(f"{address}/x.mar", allowed_urls=".*")]
+    errors.append(bench.error_of(f"{address}/x.mar", allowed_urls=".*"))  # the server is closed
     with serving(sends(b"short", Content_Length="100")) as address:
-        found.append(bench.error_of(f"{address}/x.mar", allowed_urls=".*"))
-    assert {(one.status, one.type) for one in found} == {(400, "DownloadArchiveException")}
-    assert "HTTP 404" in found[0].message
+        errors.append(bench.error_of(f"{address}/x.mar", allowed_urls=".*"))
+    assert {(error.status, error.type) for error in errors} == {(400, "DownloadArchiveException")}
+    assert "HTTP 404" in errors[0].message
 
 
 def test_a_download_that_is_too_large_is_broken_off(bench: Bench) -> None:
@@ -508,7 +508,7 @@ def test_an_archive_that_failed_may_be_tried_again(bench: Bench) -> None:
     async def work(sources: ArchiveCache) -> None:
         fetching = sources.fetch(path.name), sources.fetch(path.name, model_name="other")
         refused = await asyncio.gather(*fetching, return_exceptions=True)
-        assert [one.message.splitlines()[0] for one in refused if isinstance(one, ApiError)] == [
+        assert [error.message.splitlines()[0] for error in refused if isinstance(error, ApiError)] == [
             "Custom pip package installation failed for model m",
             "Custom pip package installation failed for model other",
         ]

@@ -134,8 +134,8 @@ class ServerHarness:
         folder = self.store.parent / f"{name}-{version}"
         folder.mkdir()
         (folder / "handler.py").write_text(HANDLERS[name])
-        made = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py"})
-        return archive.pack(archive.collect_members(made, folder), self.store / f"{name}-{version}.mar").path.name
+        written = recipe.Recipe.model_validate({"name": name, "version": version, "handler": "handler.py"})
+        return archive.pack(archive.collect_members(written, folder), self.store / f"{name}-{version}.mar").path.name
 
     def token(self, api: str) -> str:
         return str(json.loads(self.key_file.read_text())[api]["key"])

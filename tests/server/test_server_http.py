@@ -844,10 +844,10 @@ def test_requests_are_the_same_however_their_bytes_arrive(
     pieces = [GOOD[start:end] for start, end in zip([0, *cuts], [*cuts, len(GOOD)], strict=True)]
     received = feed(pieces)
     assert received.count(b"HTTP/1.1 200 OK") == 7
-    found = [
+    handled_requests = [
         json.loads(line) for line in received.split(b"\r\n\r\n")[1:] for line in [line.split(b"HTTP/1.1")[0]] if line
     ]
-    assert [(one["path"], one["body"]) for one in found] == [
+    assert [(handled["path"], handled["body"]) for handled in handled_requests] == [
         ("/a", "hello"),
         ("/b", ""),
         ("/c", "hello, 1"),
@@ -1085,7 +1085,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a certificate for 127.0.0.1 and its key, in one file."""
     folder = tmp_path_factory.mktemp("tls")
     file = folder / "both.pem"
-    file.write_bytes(b"".join(one.read_bytes() for one in certify(folder)))
+    file.write_bytes(b"".join(part.read_bytes() for part in certify(folder)))
     return file
 
 

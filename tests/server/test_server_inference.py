@@ -131,8 +131,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "handler.py").write_text(TELLING)
     for name, version in (("echo", "1.0"), ("echo", "2.0"), ("idle", "1.0")):
         document = {"name": name, "version": version, "handler": "handler.py"}
-        made = recipe.Recipe.model_validate(document)
-        archive.pack(archive.collect_members(made, folder), folder / "store" / f"{name}-{version}.mar")
+        written = recipe.Recipe.model_validate(document)
+        archive.pack(archive.collect_members(written, folder), folder / "store" / f"{name}-{version}.mar")
     return folder / "store"
 
 
@@ -634,7 +634,7 @@ def test_a_compressed_body_that_decodes_to_too_much_is_refused_before_it_does(ou
 
 
 def test_two_parts_of_one_name_reach_no_handler(ours: Side) -> None:
-    one = b'--x\r\nContent-Disposition: form-data; name="data"; filename="a"\r\n\r\n%d\r\n'
-    for body, headers in ((one % 1 + one % 2 + b"--x--\r\n", PARTS), (b"data=1&data=2", FORM)):
+    part = b'--x\r\nContent-Disposition: form-data; name="data"; filename="a"\r\n\r\n%d\r\n'
+    for body, headers in ((part % 1 + part % 2 + b"--x--\r\n", PARTS), (b"data=1&data=2", FORM)):
         answer = ours("POST", "/predictions/echo", body, headers)
         assert (answer.status, "2 parts called 'data'" in answer.document["message"]) == (400, True)

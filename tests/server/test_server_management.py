@@ -345,10 +345,10 @@ def plain(answer: Answer) -> Answer:
     """Return an answer without what is another's in every run."""
     body = answer.body
     if isinstance(body, list):
-        body = [dict(one) for one in body]
-        for one in body:
-            one["workers"] = [
-                {**worker, "id": 0, "pid": 0, "startTime": 0, "memoryUsage": 0} for worker in one["workers"]
+        body = [dict(described) for described in body]
+        for described in body:
+            described["workers"] = [
+                {**worker, "id": 0, "pid": 0, "startTime": 0, "memoryUsage": 0} for worker in described["workers"]
             ]
     return answer._replace(body=body)
 
@@ -366,7 +366,7 @@ def test_calls_are_answered_as_torchserve_answers_them(theirs: Engine, ours: Our
         if isinstance(answer.body, dict):
             assert list(answer.body) == list(wanted.body), call
         elif isinstance(answer.body, list):
-            assert [list(one) for one in answer.body] == [list(one) for one in wanted.body], call
+            assert [list(item) for item in answer.body] == [list(item) for item in wanted.body], call
     for engine in (theirs, ours):
         engine.clean()
 

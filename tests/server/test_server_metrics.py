@@ -251,7 +251,9 @@ def test_a_label_with_ever_new_values_does_not_fill_the_memory(warnings: Callabl
     for number in range(500):
         metrics.on_metrics("noisy", "1.0", [update("Seen", user=str(number)), update(f"Metric{number}")])
         metrics.on_metrics("quiet", "1.0", [update("Fine", user=str(number % 5))])
-    assert len([one for one in parse(metrics.text()) if one.labels.get("user") or "Metric" in one.name]) == 55
+    assert (
+        len([sample for sample in parse(metrics.text()) if sample.labels.get("user") or "Metric" in sample.name]) == 55
+    )
     (message,) = warnings()
     assert "model noisy" in message
     assert "50 series" in message

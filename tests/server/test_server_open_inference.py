@@ -78,8 +78,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
     store.mkdir()
     built = [archive.build(ARCHIVES / name, store).path for name in SAMPLES]
     (folder / "handler.py").write_text(MIRROR)
-    made = recipe.Recipe.model_validate({"name": "mirror", "version": "1.0", "handler": "handler.py"})
-    built.append(archive.pack(archive.collect_members(made, folder), store / "mirror-1.0.mar").path)
+    written = recipe.Recipe.model_validate({"name": "mirror", "version": "1.0", "handler": "handler.py"})
+    built.append(archive.pack(archive.collect_members(written, folder), store / "mirror-1.0.mar").path)
     with Builtin(write_config(folder), store, folder / "run") as running:
         for path in built:
             running.load(path)
@@ -157,7 +157,7 @@ def sample(model: str, inputs: Sequence[Any]) -> wire.ModelInferRequest:
 
 def arrays(answer: wire.ModelInferResponse) -> dict[str, list[Any]]:
     """Return the outputs of an answer in raw contents, flat."""
-    found: dict[str, list[Any]] = {}
+    values: dict[str, list[Any]] = {}
     for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True):
         if output.datatype == "BYTES":
             items, place = [], 0
@@ -165,11 +165,11 @@ def arrays(answer: wire.ModelInferResponse) -> dict[str, list[Any]]:
                 (length,) = struct.unpack_from("<I", content, place)
                 items.append(content[place + 4 : place + 4 + length])
                 place += 4 + length
-            found[output.name] = items
+            values[output.name] = items
         else:
             dtype = {"FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "UINT64": "<u8"}
-            found[output.name] = np.frombuffer(content, dtype[output.datatype]).tolist()
-    return found
+            values[output.name] = np.frombuffer(content, dtype[output.datatype]).tolist()
+    return values
 
 
 def code_of(call: Callable[[], Any]) -> tuple[str, str]:
@@ -192,8 +192,8 @@ def test_metadata_describes_inputs_and_outputs(call: Call, rest: Rest, model: st
         assert all(size in (-1, given_size) for size, given_size in zip(described.shape, given.shape, strict=True))
     document = rest(f"/models/{model}").json()
     for key in ("inputs", "outputs"):
-        tensors = [(one["name"], one["datatype"], one["shape"]) for one in document[key]]
-        assert tensors == [(one.name, one.datatype, list(one.shape)) for one in getattr(metadata, key)]
+        tensors = [(tensor["name"], tensor["datatype"], tensor["shape"]) for tensor in document[key]]
+        assert tensors == [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in getattr(metadata, key)]
     assert document == rest(f"/models/{model}/versions/1.0").json()
 
 
@@ -231,7 +231,7 @@ def test_texts_reach_handlers_as_they_are(call: Call, service: str, raw: bool) -
         assert list(topics.outputs[0].contents.bytes_contents) == [b"email", b"email"]
         assert not topics.raw_output_contents
         (entities,) = ask("highlight", b"import os\n").outputs[0].contents.bytes_contents
-    assert [one["text"] for one in json.loads(entities)] == ["import", "os"]
+    assert [entity["text"] for entity in json.loads(entities)] == ["import", "os"]
     assert list(ask("search", b"copy a file").outputs[0].shape) == [1, 96]
     code, words = code_of(lambda: ask("topics", b"\xff\xfe"))
     assert code == "INVALID_ARGUMENT"
@@ -258,7 +258,7 @@ def test_numbers_of_any_datatype_are_the_same_numbers(call: Call, datatype: str,
         content = np.array([row]).astype(dtype).tobytes()
     reference = raw_request("iris", ("measurements", "FP32", [1, 4], struct.pack("<4f", *row)))
     request = raw_request("iris", ("measurements", datatype, [1, 4], content))
-    wanted, given = (arrays(call("ModelInfer", one, wire.ModelInferResponse)) for one in (reference, request))
+    wanted, given = (arrays(call("ModelInfer", sent, wire.ModelInferResponse)) for sent in (reference, request))
     assert given == wanted
 
 
@@ -395,7 +395,7 @@ def test_a_stream_answers_in_order_and_continues_after_an_error(server: Builtin,
         requests_.insert(5, raw_request("nothing", ("x", "FP32", [1], bytes(4)), id="wrong"))
         requests_.insert(9, raw_request("iris", ("x", "FP32", [1], bytes(4)), id="bad"))
         answers = list(stream_method(iter(requests_), metadata=[("authorization", f"Bearer {token}")], timeout=60))
-    assert [answer.infer_response.id for answer in answers] == [one.id for one in requests_]
+    assert [answer.infer_response.id for answer in answers] == [sent.id for sent in requests_]
     failed = {answer.infer_response.id: answer.error_message for answer in answers if answer.error_message}
     assert failed["wrong"] == "Model not found: nothing"
     assert failed.keys() == {"wrong", "bad"}
@@ -434,8 +434,13 @@ def test_configuration_statistics_and_index_are_the_same_over_both(call: Call, r
     assert {statistics["name"] for statistics in rest("/models/stats").json()["model_stats"]} == {*SAMPLES, "mirror"}
 
     index = call("RepositoryIndex", wire.RepositoryIndexRequest(ready=True), wire.RepositoryIndexResponse).models
-    assert {(one.name, one.version, one.state) for one in index} >= {(name, "1.0", "READY") for name in SAMPLES}
-    assert {one["name"] for one in rest("/repository/index", b"{}", method="POST").json()} == {*SAMPLES, "mirror"}
+    assert {(indexed.name, indexed.version, indexed.state) for indexed in index} >= {
+        (name, "1.0", "READY") for name in SAMPLES
+    }
+    assert {indexed["name"] for indexed in rest("/repository/index", b"{}", method="POST").json()} == {
+        *SAMPLES,
+        "mirror",
+    }
     for path in ("/models/nothing/config", "/models/nothing/stats", "/models/iris/versions/9/config"):
         assert rest(path).status_code == 404
     assert rest("").json()["name"] == "torchmar"
@@ -560,8 +565,8 @@ def test_health_follows_readiness_and_needs_no_token(server: Builtin, call: Call
 def _broken(server: Builtin) -> None:
     folder = server.folder.parent
     (folder / "handler.py").write_text("def handle(rows, context):\n    raise RuntimeError('it is gone')\n")
-    made = recipe.Recipe.model_validate({"name": "broken", "version": "1.0", "handler": "handler.py"})
-    archive.pack(archive.collect_members(made, folder), folder / "store" / "broken-1.0.mar")
+    written = recipe.Recipe.model_validate({"name": "broken", "version": "1.0", "handler": "handler.py"})
+    archive.pack(archive.collect_members(written, folder), folder / "store" / "broken-1.0.mar")
     with ManagementClient(server.server) as management:
         management.register("broken-1.0.mar", initial_workers=1, synchronous=False)
 
@@ -582,7 +587,7 @@ def test_reflection_lists_services_and_messages(server: Builtin, version: str, a
             reflection_pb2.ServerReflectionResponse.FromString,
         )
         services, file = stream_method(iter(requests), timeout=60)
-    names = {one.name for one in services.list_services_response.service}
+    names = {service.name for service in services.list_services_response.service}
     assert {symbol, "grpc.health.v1.Health", f"grpc.reflection.{version}.ServerReflection"} <= names
     assert file.file_descriptor_response.file_descriptor_proto
 

@@ -85,7 +85,7 @@ def test_every_operation_has_an_id_of_its_own_and_typed_answers(which: str, toke
             # A renewal has no content to describe; answers of handlers with another status are unknown to the document.
             untold = call["operationId"] == "token" or status == "default"
             assert "content" in response or untold, (call["operationId"], status)
-    for name in {one.split('"')[0] for one in text.split("#/components/schemas/")[1:]}:
+    for name in {reference.split('"')[0] for reference in text.split("#/components/schemas/")[1:]}:
         assert name in schemas
 
 

@@ -70,8 +70,8 @@ def test_of_several_registrations_of_a_version_exactly_one_is_done(harness: Regi
         )
 
     done = harness.run(all_at_once())
-    refused = [one for one in done if isinstance(one, ApiError)]
-    assert [one.status for one in refused] == [409] * 4
+    refused = [result for result in done if isinstance(result, ApiError)]
+    assert [result.status for result in refused] == [409] * 4
     assert refused[0].message == "Model version 1.0 is already registered for model tired"
     assert harness.run(harness.ask("tired")).status == 200
 

@@ -102,8 +102,8 @@ class Pools:
         return self.harness.run(start())
 
     async def close(self) -> None:
-        for one in self._made:
-            await one.close()
+        for pool in self._made:
+            await pool.close()
 
 
 @pytest.fixture
@@ -118,14 +118,14 @@ def pools(pool_harness: PoolHarness, tmp_path: Path) -> Iterator[Pools]:
 
 def memories() -> list[str]:
     """Return the shared memory that this process or a worker has open or mapped."""
-    found = []
+    targets = []
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(OSError):  # it has ended
-            found += Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            targets += Path(f"/proc/{process.pid}/maps").read_text().splitlines()
             for file in Path(f"/proc/{process.pid}/fd").iterdir():
                 with contextlib.suppress(OSError):  # it was closed
-                    found.append(str(file.readlink()))
-    return [one for one in found if "memfd:torchmar" in one]
+                    targets.append(str(file.readlink()))
+    return [target for target in targets if "memfd:torchmar" in target]
 
 
 async def ask(pool: Pool, bodies: Sequence[Any], headers: dict[str, str] | None = None, **fields: str) -> list[Reply]:
@@ -169,12 +169,12 @@ DIALECTS = [
 def test_a_handler_of_ours_answers_the_same_in_every_dialect_good_and_bad_mixed(pools: Pools, digits: Path) -> None:
     staged, whole = pools.start(digits, batch_size=8), pools.start(digits, Pool, batch_size=8)
     expected = pools.harness.run(ask(whole, DIALECTS))
-    assert [one.status for one in expected] == [200] * 4 + [400, 200, 400, 200, 400]
+    assert [wanted.status for wanted in expected] == [200] * 4 + [400, 200, 400, 200, 400]
     for _ in range(3):
-        for one, other in zip(expected, pools.harness.run(ask(staged, DIALECTS)), strict=True):
-            assert one._replace(body=b"") == other._replace(body=b"")
+        for wanted, other in zip(expected, pools.harness.run(ask(staged, DIALECTS)), strict=True):
+            assert wanted._replace(body=b"") == other._replace(body=b"")
             # Rows of a batch of another size may differ in their last digit.
-            sample = Sample(json={}, status=one.status, expect=json.loads(one.body), tolerance=1e-5)
+            sample = Sample(json={}, status=wanted.status, expect=json.loads(wanted.body), tolerance=1e-5)
             assert differences(sample, Response(other.status, other.body)) == []
 
 
@@ -219,7 +219,7 @@ def test_three_steps_answer_as_without_stages(pools: Pools, make: Make) -> None:
     replies = pools.harness.run(ask(staged, inputs))
     assert values(replies) == values(expected) == [2.0, 503, 503, 4.0, 503]
     failed = [reply for reply in replies if reply.status != 200]
-    assert failed == [one for one in expected if one.status != 200]
+    assert failed == [wanted for wanted in expected if wanted.status != 200]
     (explained,) = pools.harness.run(ask(staged, [1.0], {"explain": "True"}))
     (worker,) = staged.workers()
     assert json.loads(explained.body) == {"value": "explained", "pids": [worker.pid, worker.pid]}
@@ -235,7 +235,7 @@ def test_requests_are_preprocessed_at_once_in_processes_of_their_own(pools: Pool
         flag.touch()
         return await waiting
 
-    pids = [json.loads(one.body)["pids"] for one in pools.harness.run(both())]
+    pids = [json.loads(reply.body)["pids"] for reply in pools.harness.run(both())]
     assert {first for first, _ in pids} == {worker.pid for worker in staged.preprocess_workers()}
     assert {second for _, second in pids} == {worker.pid for worker in staged.workers()}
 

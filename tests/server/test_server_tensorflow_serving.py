@@ -56,8 +56,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
     built = [archive.build(ARCHIVES / name, store).path for name in ("digits", "iris", "tumours", "diabetes")]
     (folder / "handler.py").write_text(CUSTOM)
     for version in ("1.5", "2.0"):
-        made = recipe.Recipe.model_validate({"name": "custom", "version": version, "handler": "handler.py"})
-        built.append(archive.pack(archive.collect_members(made, folder), store / f"custom-{version}.mar").path)
+        written = recipe.Recipe.model_validate({"name": "custom", "version": version, "handler": "handler.py"})
+        built.append(archive.pack(archive.collect_members(written, folder), store / f"custom-{version}.mar").path)
     with Builtin(write_config(folder), store, folder / "run") as running:
         for path in built:
             running.load(path)
@@ -174,7 +174,7 @@ def test_the_state_of_a_model_is_for_clients_of_kserve_and_of_tensorflow_serving
     status, document = rest("custom")
     assert status == 200
     assert (document["name"], document["ready"]) == ("custom", True)
-    assert [one["version"] for one in document["model_version_status"]] == ["1.5", "2"]
+    assert [state["version"] for state in document["model_version_status"]] == ["1.5", "2"]
 
 
 def test_metadata_is_the_signature_of_the_model(rest: Rest) -> None:
@@ -209,8 +209,8 @@ def test_metadata_is_the_signature_of_the_model(rest: Rest) -> None:
     ],
 )
 def test_errors_have_the_key_that_clients_read(rest: Rest, path: str, body: Any, status: int, error: str) -> None:
-    found, document = rest(path, body)
-    assert found == status
+    status_given, document = rest(path, body)
+    assert status_given == status
     assert error in document["error"]
 
 
@@ -244,8 +244,8 @@ def test_a_handler_of_a_user_gets_the_json_of_rest(call: Callable[..., Any]) -> 
     request = wire.ClassificationRequest(model_spec=wire.ModelSpec(name="custom", version_label="1.5"))
     request.input.example_list.examples.append(example)
     response = call("Classify", request, wire.ClassificationResponse)
-    (found,) = response.result.classifications[0].classes
-    assert (found.label, found.score) == ("odd", 0.5)
+    (first_class,) = response.result.classifications[0].classes
+    assert (first_class.label, first_class.score) == ("odd", 0.5)
     assert response.model_spec.version_label == "1.5"
 
 

@@ -88,9 +88,9 @@ def test_tokens_are_accepted_and_rejected_as_by_torchserve(tokens: Tokens, real:
 
 
 def test_the_scheme_may_have_any_case(tokens: Tokens) -> None:
-    found = keys(tokens.file)
-    assert all(passes(tokens, f"{scheme} {found['inference']}") for scheme in ("bearer", "BEARER", "Bearer"))
-    assert not passes(tokens, f"bearer {found['inference'].swapcase()}")
+    tokens_of = keys(tokens.file)
+    assert all(passes(tokens, f"{scheme} {tokens_of['inference']}") for scheme in ("bearer", "BEARER", "Bearer"))
+    assert not passes(tokens, f"bearer {tokens_of['inference'].swapcase()}")
 
 
 def test_a_fixed_token_passes_at_once_and_for_good_and_stands_in_the_key_file(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_text_that_is_no_ascii_is_refused(tokens: Tokens) -> None:
 
 def test_a_token_that_has_expired_is_refused(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "k", minutes=-1)
-    found = keys(tokens.file)
-    assert not passes(tokens, f"Bearer {found['inference']}")
-    assert passes(tokens, f"Bearer {found['API']}", "key")
+    tokens_of = keys(tokens.file)
+    assert not passes(tokens, f"Bearer {tokens_of['inference']}")
+    assert passes(tokens, f"Bearer {tokens_of['API']}", "key")
 
 
 @pytest.mark.parametrize("kind", ["inference", "management"])
@@ -136,7 +136,7 @@ def test_a_renewal_ends_one_token_and_leaves_the_others(tokens: Tokens, kind: st
     before = keys(tokens.file)
     tokens.renew(kind)
     after = keys(tokens.file)
-    assert {one for one in before if before[one] != after[one]} == {kind}
+    assert {token for token in before if before[token] != after[token]} == {kind}
     assert passes(tokens, f"Bearer {after[kind]}", kind)
     assert not passes(tokens, f"Bearer {before[kind]}", kind)
     assert [file.name for file in tokens.file.parent.iterdir()] == [tokens.file.name]

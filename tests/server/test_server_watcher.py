@@ -33,9 +33,9 @@ def pack(folder: Path, target: Path, version: str, *, name: str = "m", seconds: 
     source.mkdir()
     (source / "handler.py").write_text(text.replace("SECONDS", str(seconds)).replace("VERSION", version))
     values = {"name": name, "version": version, "handler": "handler.py", "config": {"minWorkers": 1, "maxWorkers": 1}}
-    made = recipe.Recipe.model_validate(values)
+    written = recipe.Recipe.model_validate(values)
     target.parent.mkdir(parents=True, exist_ok=True)
-    return archive.pack(archive.collect_members(made, source), target).path
+    return archive.pack(archive.collect_members(written, source), target).path
 
 
 def config(folder: Path, **keys: Any) -> Path:
@@ -70,14 +70,14 @@ def answer(server: Builtin, path: str = "m") -> Any:
 
 def wait_for(expected: Any, value: Callable[[], Any]) -> None:
     until = time.monotonic() + PATIENCE
-    while (found := value()) != expected and time.monotonic() < until:
+    while (current := value()) != expected and time.monotonic() < until:
         time.sleep(0.1)
-    assert found == expected
+    assert current == expected
 
 
 def versions(server: Builtin, name: str = "m") -> list[str]:
     response = requests.get(f"{server.server.management}/models/{name}/all", timeout=60)
-    return [one["modelVersion"] for one in response.json()] if response.status_code == 200 else []
+    return [described["modelVersion"] for described in response.json()] if response.status_code == 200 else []
 
 
 def test_a_base_path_is_served_as_by_tensorflow_serving(tmp_path: Path, start: Callable[..., Builtin]) -> None:
@@ -112,14 +112,14 @@ def test_no_request_is_lost_while_versions_change(tmp_path: Path, start: Callabl
             answers.append(answer(server))
 
     clients = [threading.Thread(target=client) for _ in range(4)]
-    for one in clients:
-        one.start()
+    for running in clients:
+        running.start()
     for version in ("2", "3"):
         pack(tmp_path, base / f"{version}.mar", version, seconds=0.05)
         wait_for([version], lambda: versions(server))
     stop.set()
-    for one in clients:
-        one.join()
+    for running in clients:
+        running.join()
     assert set(answers) == {"1", "2", "3"}
     assert answers == sorted(answers, key=str) or answers.index("3") > answers.index("2") > answers.index("1")
 

@@ -7,4 +7,7 @@ from torchmar.parity import Outcome
 
 def mismatches(outcome: Outcome) -> list[str]:
     """Return the undocumented mismatches of an outcome, one line each."""
-    return [f"{one.case}: {one.aspect}: {one.first!r}, not {one.second!r}" for one in outcome.different]
+    return [
+        f"{mismatch.case}: {mismatch.aspect}: {mismatch.first!r}, not {mismatch.second!r}"
+        for mismatch in outcome.different
+    ]

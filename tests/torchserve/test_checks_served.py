@@ -98,7 +98,7 @@ def test_an_archive_with_a_warning_answers(
 def test_a_whole_model_is_served(server: Engine, whole: bytes) -> None:
     members = {"h.py": WHOLE, "tinynet.py": NET, "best.pt": whole}
     path = pack(server.model_store, "whole", members, serialized_file="best.pt")
-    assert {one.code.name for one in checks.check(path) if one.works} == {"MAR601"}
+    assert {finding.code.name for finding in checks.check(path) if finding.works} == {"MAR601"}
     server.management.register(path.name, initial_workers=1)
     try:
         assert InferenceClient(server.server).predict("whole", b"1") == [1, 1]
@@ -168,4 +168,4 @@ def test_a_state_dict_is_no_whole_model(tmp_path: Path) -> None:
     stream = io.BytesIO()
     torch.save(torch.nn.Linear(2, 2).state_dict(), stream)
     path = pack(tmp_path, "m", {"h.py": OWN, "w.pt": stream.getvalue()}, serialized_file="w.pt")
-    assert [one.code.name for one in checks.check(path)] == []
+    assert [finding.code.name for finding in checks.check(path)] == []

@@ -155,7 +155,7 @@ def test_the_management_api_in_its_own_words(server: TorchServe, tmp_path: Path,
     torchmar("scale", "words", 2, "--version", "2.0", *where, cwd=tmp_path)
     torchmar("set-default", "words", "2.0", *where, cwd=tmp_path)
     listed = json.loads(torchmar("models", "words", "--json", *where, cwd=tmp_path).stdout)
-    assert {(one["version"], one["default"], len(one["workers"])) for one in listed} == {
+    assert {(version["version"], version["default"], len(version["workers"])) for version in listed} == {
         ("1.0", False, 1),
         ("2.0", True, 2),
     }
@@ -280,7 +280,11 @@ def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
     assert "No module named 'no_such_module'" in messages
     assert "broken 1.0 did not start" in messages
     assert "junk.mar: is not an archive" in messages
-    assert not [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert not [
+        process_left
+        for process_left in started
+        if process_left.is_running() and process_left.status() != psutil.STATUS_ZOMBIE
+    ]
     assert "connection refused" in torchmar("models", "--address", _management(tmp_path), cwd=tmp_path, code=1).stderr
 
 

@@ -96,7 +96,7 @@ def test_status_shows_a_server_and_its_models(server: TorchServe, tmp_path: Path
     everywhere = json.loads(subprocess.run(
         [sys.executable, "-m", "torchmar", "status", "--json"], cwd=tmp_path, capture_output=True, text=True
     ).stdout)  # fmt: skip
-    assert str(server.folder) in [one["run_folder"] for one in everywhere]
+    assert str(server.folder) in [record["run_folder"] for record in everywhere]
 
 
 def test_a_server_without_a_record_is_reported_as_unmanaged(server: TorchServe, tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_a_default_version_without_workers_is_found_by_the_doctor(
 ) -> None:
     server.management.scale("prices", min_worker=0)
     where = ("--run-folder", server.folder, "--config", server.folder / "config.properties")
-    found = json.loads(torchmar("doctor", "--json", *where, cwd=tmp_path, code=1).stdout)
-    (error,) = [one for one in found if one["severity"] == "error"]
+    findings = json.loads(torchmar("doctor", "--json", *where, cwd=tmp_path, code=1).stdout)
+    (error,) = [finding for finding in findings if finding["severity"] == "error"]
     assert "prices 1.0 is the default version and has no workers" in error["cause"]
     assert "torchmar scale prices 1" in error["remedy"]
 
@@ -298,8 +298,8 @@ def test_a_table_of_many_versions_shows_the_busiest_and_the_failing(server: Torc
     named = [replace(digits, default=False, model=replace(digits.model, version=f"1.{n}")) for n in range(50)]
     named[7] = replace(named[7], failure=worker_log.Failure(2, "Traceback"))
     loads = [
-        (one, metrics.Load(requests=float(n), latency=None, queue=None, p50=None, p99=None))
-        for n, one in enumerate(named)
+        (version_name, metrics.Load(requests=float(n), latency=None, queue=None, p50=None, p99=None))
+        for n, version_name in enumerate(named)
     ]
     shown = watching._table(watching._LoadReport(loads, 0.0), 80, 10)
     assert list(shown.columns[1].cells) == ["1.7", *(f"1.{n}" for n in range(42, 50)), ""]
@@ -344,7 +344,7 @@ def test_a_killed_server_is_reported_and_its_record_removed(tmp_path: Path) -> N
         assert "torchmar stop --run-folder run ends it" in second.stderr
     finally:
         torchmar("stop", *where, cwd=tmp_path)
-    assert {one.name for one in (tmp_path / "run").iterdir()} == {"console.log", "logs"}
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"console.log", "logs"}
 
 
 def test_a_server_whose_run_folder_is_gone_is_reported_with_the_command_that_ends_it(tmp_path: Path) -> None:

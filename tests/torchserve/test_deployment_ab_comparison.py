@@ -62,24 +62,24 @@ def compare(server: TorchServe, new: str, answers: str = "exact", bound: float =
 
 
 def test_a_version_that_is_alike_passes(registered: TorchServe) -> None:
-    found = compare(registered, "1.1")
-    assert found.verdict == "pass"
-    assert found.differences == ()
-    assert [len(took) for took in found.milliseconds] == [48, 48]
-    assert found.ratio.low <= found.ratio.value <= found.ratio.high
+    comparison = compare(registered, "1.1")
+    assert comparison.verdict == "pass"
+    assert comparison.differences == ()
+    assert [len(took) for took in comparison.milliseconds] == [48, 48]
+    assert comparison.ratio.low <= comparison.ratio.value <= comparison.ratio.high
 
 
 def test_a_version_that_takes_ten_times_as_long_is_slower(registered: TorchServe) -> None:
-    found = compare(registered, "1.3")
-    assert found.verdict == "slower"
-    assert found.ratio.low > 2
+    comparison = compare(registered, "1.3")
+    assert comparison.verdict == "slower"
+    assert comparison.ratio.low > 2
 
 
 def test_a_version_that_answers_otherwise_fails_unless_that_is_allowed(registered: TorchServe, tmp_path: Path) -> None:
-    found = compare(registered, "1.2")
-    assert found.verdict == "answers differ"
-    assert len(found.differences) == len(PROBES)
-    assert found.differences[0] == "0: score is 0.004, not 0.0 within 0.0"
+    comparison = compare(registered, "1.2")
+    assert comparison.verdict == "answers differ"
+    assert len(comparison.differences) == len(PROBES)
+    assert comparison.differences[0] == "0: score is 0.004, not 0.0 within 0.0"
     assert compare(registered, "1.2", "0.01").verdict == "pass"
     assert compare(registered, "1.2", max_differences=1.0).verdict == "pass"
     judge = tmp_path / "judge.py"
@@ -99,8 +99,8 @@ def test_a_version_that_answers_otherwise_fails_unless_that_is_allowed(registere
 def test_a_version_that_refuses_is_an_answer_that_differs(registered: TorchServe) -> None:
     refused = [smoke_test.Probe("bad", Request(b'{"y": 1}', "application/json"))]
     agree = ab_comparison.agreement("exact")
-    found = ab_comparison.compare(registered.server, "m", "1.0", "1.1", refused, agree, repeat=2, max_regression=9)
-    assert found.differences == ()  # both refuse
+    comparison = ab_comparison.compare(registered.server, "m", "1.0", "1.1", refused, agree, repeat=2, max_regression=9)
+    assert comparison.differences == ()  # both refuse
     both = [*refused, *PROBES]
     missing = ab_comparison.compare(registered.server, "m", "1.0", "9.9", both, agree, repeat=1, max_regression=9)
     assert missing.verdict == "answers differ"
@@ -144,8 +144,8 @@ def test_the_interval_contains_the_true_ratio_at_its_confidence_level(ratio: flo
         shared = [drawn.gauss(0, 0.2) for _ in range(60)]
         old = [math.exp(value + drawn.gauss(0, 0.3)) for value in shared]
         new = [ratio * math.exp(value + drawn.gauss(0, 0.3)) for value in shared]
-        found = ab_comparison.ratio_of_medians(new, old, drawn, resamples=300)
-        held += found.low <= ratio <= found.high
+        comparison = ab_comparison.ratio_of_medians(new, old, drawn, resamples=300)
+        held += comparison.low <= ratio <= comparison.high
     assert held >= 51  # of 60; 95 % would be 57, and fewer than 51 come once in three hundred
 
 

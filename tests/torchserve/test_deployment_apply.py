@@ -199,7 +199,7 @@ def test_a_failure_at_the_last_switch_undoes_the_earlier_ones(server: TorchServe
     both = 'models: {a: {drain_seconds: 1, versions: {"V": }}, b: {drain_seconds: 1, versions: {"V": }}}'
     becomes(server, both.replace("V", "1.0"))
     before = state(server)
-    made = plan(server, both.replace("V", "2.0"))
+    planned = plan(server, both.replace("V", "2.0"))
 
     def interfere(step: executor.Step) -> None:
         # The new version's workers are stopped just before it gets its traffic.
@@ -207,7 +207,7 @@ def test_a_failure_at_the_last_switch_undoes_the_earlier_ones(server: TorchServe
             server.management.scale("b", "2.0", min_worker=0)
 
     with OpenLoop(server.server, "a") as load:
-        report = executor.apply(made, server.server, interfere)
+        report = executor.apply(planned, server.server, interfere)
     assert load.lost == {}
     assert report.failure is not None
     assert "b 2.0 has no worker that answers" in report.failure.message
@@ -235,10 +235,10 @@ def test_running_requests_end_before_their_version_is_removed(server: TorchServe
         make(code(1.0), name="m", version=version, store=server.model_store)
     none = "keep: 0, drain_seconds: 3, warmup_requests: 0"
     becomes(server, text(model=none))
-    found: list[bytes] = []
+    bodies: list[bytes] = []
 
     def ask() -> None:
-        found.append(InferenceClient(server.server, timeout=30).request("m", ONE).body)
+        bodies.append(InferenceClient(server.server, timeout=30).request("m", ONE).body)
 
     waiting = [threading.Thread(target=ask) for _ in range(4)]
 
@@ -253,7 +253,7 @@ def test_running_requests_end_before_their_version_is_removed(server: TorchServe
     assert (report.failure, report.left) == (None, [])
     for thread in waiting:
         thread.join()
-    assert len(found) == 4
+    assert len(bodies) == 4
     assert list(actual.read(server.server)["m"].versions) == ["2.0"]
 
 

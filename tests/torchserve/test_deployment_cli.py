@@ -131,7 +131,7 @@ def test_ctrl_c_leaves_nothing_half_done_while_the_server_starts_workers(
     )
 
     def workers() -> int:
-        return sum(len(one.workers) for one in actual.read(server.server)["m"].versions.values())
+        return sum(len(registered.workers) for registered in actual.read(server.server)["m"].versions.values())
 
     try:
         until(lambda: workers() > len(versions) or applying.poll() is not None, seconds=60)
@@ -146,7 +146,9 @@ def test_ctrl_c_leaves_nothing_half_done_while_the_server_starts_workers(
     assert sorted(server.model_store.iterdir()) == files
     now = actual.read(server.server)["m"]
     assert now.default == before["m"].default
-    assert {one.version: len(one.workers) for one in now.versions.values()} == dict.fromkeys(versions, 1), output
+    assert {registered.version: len(registered.workers) for registered in now.versions.values()} == dict.fromkeys(
+        versions, 1
+    ), output
 
 
 def test_an_archive_with_other_bytes_than_it_lists_never_reaches_the_server(server: TorchServe, make: Make) -> None:

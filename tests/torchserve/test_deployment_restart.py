@@ -64,9 +64,9 @@ def restarted(deployment: desired.Deployment, folder: Path, store: Path) -> obje
     file = folder / "again.properties"
     file.write_text(startup(deployment, archives, live, properties.read(folder / "config.properties").values))
     with TorchServe(file, store, folder / "run") as server:
-        found = seen(server.server)
+        seen_state = seen(server.server)
         assert planning.make(deployment, context_of(server)).actions == ()
-    return found
+    return seen_state
 
 
 def test_a_drafted_deployment_needs_no_change_and_is_the_same_after_a_restart(tmp_path: Path, make: Make) -> None:

@@ -38,8 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, digits: Path, engine: Engin
     store = folder / "model_store"
     here = shutil.copytree(DIGITS, folder / "digits")
     subprocess.run([sys.executable, DIGITS / "train.py", "--output", here / "other.pt", "--seed", "7"], check=True)
-    made, _ = recipe.read(here)
-    samples = made.samples[:3]
+    written, _ = recipe.read(here)
+    samples = written.samples[:3]
     # The expectation of the zero is not met by the one.
     wrong = [samples[1].model_copy(update={"input": samples[0].input})]
     for version, changes in (
@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, digits: Path, engine: Engin
         ("2.0", {"samples": samples, "weights": "other.pt"}),
         ("3.0", {"samples": wrong}),
     ):
-        members = archive.collect_members(made.model_copy(update={"version": version, **changes}), here)
+        members = archive.collect_members(written.model_copy(update={"version": version, **changes}), here)
         archive.pack(members, store / f"digits-{version}.mar")
     with ENGINES[engine](write_config(folder), store, folder / "run") as running:
         yield running
@@ -76,8 +76,8 @@ class Operator:
         return yaml.safe_dump({"models": {"digits": {**self.model, **changes}}})
 
     def apply(self, text: str) -> Report:
-        made = planning.make(desired.parse(text), context_of(self.server))
-        return executor.apply(made, self.server.server)
+        planned = planning.make(desired.parse(text), context_of(self.server))
+        return executor.apply(planned, self.server.server)
 
     def operate(self) -> None:
         operations = (self.promote, self.roll_back, self.scale, self.batch, self.fail, self.meddle)
@@ -89,8 +89,8 @@ class Operator:
 
     @property
     def settings(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.model["versions"][self.model["default"]]
-        return found
+        version_settings: dict[str, Any] = self.model["versions"][self.model["default"]]
+        return version_settings
 
     def promote(self) -> None:
         """Write the other version in place of the one that is there; that one is kept."""
@@ -136,11 +136,11 @@ def test_after_fifty_operations_the_server_is_in_the_desired_state_and_no_reques
     assert len(set(operator.done)) == 6
     assert load.lost == {}, operator.done
     assert load.answered > 4 * OPERATIONS
-    made = planning.make(desired.parse(operator.text()), context_of(server))
-    assert made.actions == ()
+    planned = planning.make(desired.parse(operator.text()), context_of(server))
+    assert planned.actions == ()
     (only,) = actual.read(server.server).values()
     kept = [version for version in only.versions if version != only.default]
     assert len(kept) <= 1
     # No archive is left of builds that are gone.
     files = {file.name for file in server.model_store.iterdir()}
-    assert files == {f"digits-{one}.mar" for one in ("1.0", "2.0", "3.0", *only.versions)}
+    assert files == {f"digits-{kept_version}.mar" for kept_version in ("1.0", "2.0", "3.0", *only.versions)}

@@ -38,8 +38,8 @@ Make = Callable[..., Path]
 def listed(findings: Iterable[Finding], severity: str = "") -> str:
     """Return the findings as text, one a line."""
     chosen = [finding for finding in findings if severity in ("", finding.severity)]
-    assert all(one.remedy for one in chosen if one.severity != "ok")
-    return "\n".join(f"{one.severity} {one.cause} ({one.remedy})" for one in chosen)
+    assert all(item.remedy for item in chosen if item.severity != "ok")
+    return "\n".join(f"{item.severity} {item.cause} ({item.remedy})" for item in chosen)
 
 
 def config(folder: Path, text: str) -> properties.Properties:
@@ -252,11 +252,11 @@ def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
 
 def test_a_store_is_looked_through(tmp_path: Path, make: Make) -> None:
     folder = tmp_path / "store"
-    made = make(store=folder)
+    archive = make(store=folder)
     assert listed(store.check(folder), "ok").endswith("1 archive, 1 of them without errors ()")
     assert not listed(store.check(folder), "error")
-    shutil.copy(made, folder / "again.mar")
-    shutil.copy(made, folder / "hidden.zip")
+    shutil.copy(archive, folder / "again.mar")
+    shutil.copy(archive, folder / "hidden.zip")
     (folder / "junk.mar").write_text("junk")
     (folder / "work.war").touch()
     (folder / "lost.mar").symlink_to("nowhere")

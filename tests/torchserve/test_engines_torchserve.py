@@ -48,10 +48,10 @@ def waited_for(what: Callable[[], bool], seconds: float = 60) -> bool:
 @pytest.fixture(scope="module")
 def patient(server: TorchServe) -> Iterator[str]:
     """Register the digits with batches of eight and a delay that only a full batch cuts short; yield the version."""
-    made, folder = recipe.read(DIGITS)
-    config = made.config.model_copy(update={"batchSize": 8, "maxBatchDelay": 60_000, "responseTimeout": 120})
-    made = made.model_copy(update={"config": config, "version": "8.0", "samples": []})
-    path = archive.pack(archive.collect_members(made, folder), server.model_store / "digits-8.0.mar").path
+    written, folder = recipe.read(DIGITS)
+    config = written.config.model_copy(update={"batchSize": 8, "maxBatchDelay": 60_000, "responseTimeout": 120})
+    written = written.model_copy(update={"config": config, "version": "8.0", "samples": []})
+    path = archive.pack(archive.collect_members(written, folder), server.model_store / "digits-8.0.mar").path
     server.management.register(path.name)
     yield "8.0"
     server.management.unregister("digits", "8.0")
@@ -182,9 +182,9 @@ def test_a_newer_version_becomes_the_default_and_an_older_one_does_not(
 
 
 def test_folders_and_tars_are_served_like_archives(server: TorchServe, client: InferenceClient, digits: Path) -> None:
-    made, folder = recipe.read(DIGITS)
+    written, folder = recipe.read(DIGITS)
     for version in ("3.0", "4.0"):
-        members = archive.collect_members(made.model_copy(update={"version": version}), folder)
+        members = archive.collect_members(written.model_copy(update={"version": version}), folder)
         if version == "3.0":
             path = archive.pack_folder(members, server.model_store / "digits-3.0").path
         else:

@@ -58,8 +58,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[T
         (folder / "handler.py").write_text(code)
         document = {"name": name, "version": "1.0", "handler": "handler.py"}
         config = {"config": SEQUENCES} if name == "counting" else {}
-        made = recipe.Recipe.model_validate({**document, **config})
-        archive.pack(archive.collect_members(made, folder), store / f"{name}-1.0.mar")
+        written = recipe.Recipe.model_validate({**document, **config})
+        archive.pack(archive.collect_members(written, folder), store / f"{name}-1.0.mar")
     config_file = write_config(folder, ts_open_inference_protocol="true")
     with TorchServe(config_file, store, folder / "run") as running:
         running.load(store / digits.name)
@@ -99,14 +99,21 @@ def compiled(folder: Path, *files: str) -> FileDescriptorSet:
 
 def contract(descriptors: FileDescriptorSet) -> dict[str, object]:
     """Return services, methods, messages and fields by their full names."""
-    found: dict[str, object] = {}
+    names_of: dict[str, object] = {}
 
     def read(message: DescriptorProto, name: str) -> None:
-        for one in message.field:
+        for field in message.field:
             # Ours has google.rpc.Status by its fields, in the package of who sends it.
-            kind = one.type_name.replace(".google.rpc.", ".org.pytorch.serve.grpc.inference.")
-            oneof = one.oneof_index if one.HasField("oneof_index") else None
-            found[f"{name}.{one.name}"] = (one.number, one.type, one.label, kind, oneof, one.proto3_optional)
+            kind = field.type_name.replace(".google.rpc.", ".org.pytorch.serve.grpc.inference.")
+            oneof = field.oneof_index if field.HasField("oneof_index") else None
+            names_of[f"{name}.{field.name}"] = (
+                field.number,
+                field.type,
+                field.label,
+                kind,
+                oneof,
+                field.proto3_optional,
+            )
         for nested in message.nested_type:
             read(nested, f"{name}.{nested.name}")
 
@@ -116,16 +123,16 @@ def contract(descriptors: FileDescriptorSet) -> dict[str, object]:
         for service in file.service:
             for method in service.method:
                 types = (method.input_type, method.output_type, method.client_streaming, method.server_streaming)
-                found[f"{file.package}.{service.name}/{method.name}"] = types
-    return found
+                names_of[f"{file.package}.{service.name}/{method.name}"] = types
+    return names_of
 
 
 def test_the_contract_is_the_one_in_torchserves_jar(tmp_path: Path) -> None:
-    found = importlib.util.find_spec("ts")
-    assert found
-    assert found.origin
+    spec = importlib.util.find_spec("ts")
+    assert spec
+    assert spec.origin
     names = ["inference.proto", "management.proto", "open_inference_grpc.proto"]
-    with zipfile.ZipFile(Path(found.origin).parent / "frontend" / "model-server.jar") as jar:
+    with zipfile.ZipFile(Path(spec.origin).parent / "frontend" / "model-server.jar") as jar:
         for name in (*names, "google/rpc/status.proto"):
             jar.extract(name, tmp_path / "theirs")
     theirs = contract(compiled(tmp_path / "theirs", *names))

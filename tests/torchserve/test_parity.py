@@ -64,8 +64,8 @@ def test_expected_differences_are_left_out_and_others_are_reported(
 
 def test_of_a_large_body_the_part_that_differs_is_shown() -> None:
     first, second = (json.dumps({"same": "x" * 1000, "a": {"same": 1, "b": number}}).encode() for number in (1, 2))
-    (one,) = mismatches("m/case", response(first), response(second), 1e-3)
-    assert (one.first, one.second) == ("{'a': {'b': 1}}", "{'a': {'b': 2}}")
+    (mismatch,) = mismatches("m/case", response(first), response(second), 1e-3)
+    assert (mismatch.first, mismatch.second) == ("{'a': {'b': 1}}", "{'a': {'b': 2}}")
 
 
 def test_a_documented_difference_matches_only_its_own_cases() -> None:

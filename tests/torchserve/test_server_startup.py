@@ -60,9 +60,9 @@ class Files:
 
 @pytest.fixture
 def files() -> Iterator[Files]:
-    made = Files()
-    yield made
-    made.close()
+    new_files = Files()
+    yield new_files
+    new_files.close()
 
 
 @on_both_engines
@@ -121,9 +121,9 @@ def test_until_all_are_loaded_the_server_is_not_ready_and_requests_wait(
             assert requests.get(f"{base}/v2/health/ready", timeout=SECONDS).status_code == 503
             ready = requests.get(f"{base}/v2/models/late/ready", timeout=SECONDS)
             assert (ready.status_code, ready.json()) == (503, {"name": "late", "ready": False})
-            assert not any(one.done() for one in (*waiting, describing, calling))
+            assert not any(future.done() for future in (*waiting, describing, calling))
             files.released.set()
-            assert [one.result(SECONDS).status_code for one in waiting] == [200, 200]
+            assert [future.result(SECONDS).status_code for future in waiting] == [200, 200]
             assert describing.result(SECONDS).status_code == 200
             assert calling.result(timeout=SECONDS).prediction
         until_pinged(base, 200)
@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_loaded_is_named_and_keeps_the_server_unhealthy(t
         assert described.status_code == 404
         assert "Model not found: torn; torn-1.0.mar could not be loaded at the start: " in described.json()["message"]
         index = requests.post(f"{base}/v2/repository/index", timeout=SECONDS).json()
-        assert {one["name"]: one["state"] for one in index} == {
+        assert {model["name"]: model["state"] for model in index} == {
             "echo": "READY",
             "torn": "UNAVAILABLE",
             "none": "UNAVAILABLE",
@@ -197,7 +197,7 @@ def test_a_model_that_cannot_be_loaded_is_named_and_keeps_the_server_unhealthy(t
         assert requests.get(f"{base}/ping", timeout=SECONDS).status_code == 500
         make(OK, name="torn")
         (state,) = json.loads(torchmar("status", "--json", "--run-folder", server.folder, cwd=tmp_path, code=1).stdout)
-        assert (state["healthy"], [one.split()[1] for one in state["not_loaded"]]) == (False, ["torn-1.0.mar"])
+        assert (state["healthy"], [model.split()[1] for model in state["not_loaded"]]) == (False, ["torn-1.0.mar"])
         registered = requests.post(f"{management}/models?url=torn-1.0.mar&initial_workers=1", timeout=SECONDS)
         assert registered.status_code == 200
         assert requests.get(f"{base}/ping", timeout=SECONDS).json() == {"status": "Healthy"}

@@ -262,22 +262,22 @@ def test_random_numbers_of_forks_differ_too_but_for_generators_of_the_handler(se
 
 def test_which_handlers_are_known() -> None:
     known = ["image_classifier", "text_classifier", "torchmar_handlers.image_classifier"]
-    assert {forking.mode(one, model_file=False, allowed=None)[0] for one in known} == {forking.KNOWN}
-    assert {forking.mode(one, model_file=True, allowed=None)[0] for one in known} == {forking.NEVER}
-    assert {forking.mode(one, model_file=False, allowed=False)[0] for one in known} == {forking.NEVER}
+    assert {forking.mode(handler, model_file=False, allowed=None)[0] for handler in known} == {forking.KNOWN}
+    assert {forking.mode(handler, model_file=True, allowed=None)[0] for handler in known} == {forking.NEVER}
+    assert {forking.mode(handler, model_file=False, allowed=False)[0] for handler in known} == {forking.NEVER}
     assert forking.mode("handler:handle", model_file=False, allowed=None)[0] == forking.NEVER
     assert forking.mode("handler:handle", model_file=True, allowed=True)[0] == forking.ALLOWED
 
 
 def test_objects_that_forks_must_not_share_are_found_everywhere(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(sqlite3.connect(":memory:")) as database:
-        found = [np.random.default_rng(), np.random.RandomState(0), random.Random(), torch.Generator(), database]
+        unshareable = [np.random.default_rng(), np.random.RandomState(0), random.Random(), torch.Generator(), database]
         model = torch.nn.Sequential(torch.nn.Linear(1, 1))
         model[0].options = {"a": [folder, np.zeros(1), tmp_path, threading.Lock()]}
         assert forking.held([model]) == ""
-        for one in found:
-            model[0].options = {"a": [(one,)]}
-            assert forking.held(model.forward).rpartition(".")[2] == type(one).__qualname__
+        for value in unshareable:
+            model[0].options = {"a": [(value,)]}
+            assert forking.held(model.forward).rpartition(".")[2] == type(value).__qualname__
 
 
 WHO = "import os\ndef handle(rows, context):\n    return rows and [os.getpid()] * len(rows)\n"

@@ -42,9 +42,9 @@ def test_everything_a_recipe_names_has_its_place(make: Make) -> None:
 def test_folders_keep_their_tree_without_caches(make: Make) -> None:
     disk = {"data/a.txt": "", "data/sub/a.txt": "", "data/__pycache__/x.pyc": "", "data/.DS_Store": ""}
     disk["data/.ruff_cache/x"] = ""
-    found = names(make(disk=disk, files={"in": "data", "one/renamed.txt": "data/a.txt"}))
-    assert {"in/a.txt", "in/sub/a.txt", "one/renamed.txt"} <= found
-    assert not [name for name in found if "cache" in name or ".DS_Store" in name]
+    members = names(make(disk=disk, files={"in": "data", "one/renamed.txt": "data/a.txt"}))
+    assert {"in/a.txt", "in/sub/a.txt", "one/renamed.txt"} <= members
+    assert not [name for name in members if "cache" in name or ".DS_Store" in name]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_two_files_never_land_on_one_path_silently(make: Make, keys: dict[str, o
 def test_the_handlers_travel_whole_when_something_imports_them(
     make: Make, handler: str, disk: dict[str, str], carried: bool
 ) -> None:
-    found = names(make(handler, disk=disk, files={"lib": "lib"} if disk else {}))
-    assert ("torchmar_handlers/base.py" in found) is carried
-    assert ("torchmar_handlers/__init__.py" in found) is carried
+    members = names(make(handler, disk=disk, files={"lib": "lib"} if disk else {}))
+    assert ("torchmar_handlers/base.py" in members) is carried
+    assert ("torchmar_handlers/__init__.py" in members) is carried
 
 
 def test_a_handler_function_is_written_as_torchserves_loader_takes_it(make: Make) -> None:

@@ -123,8 +123,8 @@ def test_a_store_lists_versions_from_old_to_new(tmp_path: Path) -> None:
         manifest = MANIFEST.replace("2.0", version).encode()
         pack({"MAR-INF/MANIFEST.json": manifest}, tmp_path / f"m-{version}.mar")
     (tmp_path / "broken.mar").write_text("x")
-    found = [path.stem for path in store.find(tmp_path, ["m"])]
-    assert found == ["m-1.9", "m-1.9.1", "m-1.10", "m-2.0rc1", "m-2.0"]
+    stems = [path.stem for path in store.find(tmp_path, ["m"])]
+    assert stems == ["m-1.9", "m-1.9.1", "m-1.10", "m-2.0rc1", "m-2.0"]
     assert tmp_path / "broken.mar" in store.find(tmp_path)
     with pytest.raises(TorchmarError, match="no archive of a model 'x'"):
         store.find(tmp_path, ["x"])

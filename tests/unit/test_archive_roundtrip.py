@@ -46,14 +46,14 @@ def test_a_random_tree_is_read_back_from_every_form_with_one_digest(tree: dict[s
             pack_folder(members, folder / "a"),
             pack_tgz(members, folder / "a.tar.gz", "m"),
         ]
-        for one in packed:
-            with Archive(one.path) as opened:
+        for form in packed:
+            with Archive(form.path) as opened:
                 assert {member.name: opened.read(member.name) for member in opened.members} == {
                     **members,
                     digests.PATH: digests.show(opened.listed),
                 }
                 assert opened.mismatched() == []
-        assert len({one.digest for one in packed}) == 1
+        assert len({form.digest for form in packed}) == 1
         with zipfile.ZipFile(folder / "a.mar") as stock:
             assert stock.testzip() is None
 
@@ -182,8 +182,8 @@ def test_deriving_from_every_form_gives_the_same_archive(make: Callable[..., Pat
     pack_folder(members, tmp_path / "folder")
     pack_tgz(members, tmp_path / "a.tar.gz", "made")
     sources = (source, tmp_path / "deflated.mar", tmp_path / "folder", tmp_path / "a.tar.gz")
-    made = [derive(one, tmp_path / f"new{number}", version="2").path for number, one in enumerate(sources)]
-    assert len({path.read_bytes() for path in made}) == 1
+    derived = [derive(form, tmp_path / f"new{number}", version="2").path for number, form in enumerate(sources)]
+    assert len({path.read_bytes() for path in derived}) == 1
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ GOOD = "responseTimeout: 60\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (GOOD, {}),
         ("", {"MAR501": "c.yaml"}),
@@ -107,9 +107,9 @@ GOOD = "responseTimeout: 60\n"
         ("when: 2026-13-45\n", {"MAR501": "c.yaml"}),
     ],
 )
-def test_the_configuration_is_judged_with_its_lines(text: str, found: dict[str, str]) -> None:
+def test_the_configuration_is_judged_with_its_lines(text: str, expected: dict[str, str]) -> None:
     findings = list(configuration.check(Composed({"c.yaml": text.encode()}), "c.yaml", gpus=2))
-    assert {finding.code.name: finding.place for finding in findings} == found
+    assert {finding.code.name: finding.place for finding in findings} == expected
     assert all(finding.remedy and finding.cause for finding in findings)
 
 
@@ -180,8 +180,8 @@ def test_a_file_with_another_name_than_torchserve_reads_is_a_finding(
 
 
 def test_a_numeric_version_is_read_as_text() -> None:
-    found, findings = manifests.read(Composed({"MAR-INF/MANIFEST.json": manifest(modelVersion=2)}))
-    assert (found and found.version, findings) == ("2", [])
+    parsed, findings = manifests.read(Composed({"MAR-INF/MANIFEST.json": manifest(modelVersion=2)}))
+    assert (parsed and parsed.version, findings) == ("2", [])
 
 
 def test_a_deflated_archive_is_a_warning_and_reads_the_same(digits: Path, tmp_path: Path) -> None:
@@ -268,6 +268,6 @@ def test_a_pickle_that_would_run_code_is_found_and_not_run(tmp_path: Path) -> No
         "w.pt": stream.getvalue(),
     }
     findings = checks.check(pack(members, tmp_path / "a.mar").path)
-    (found,) = [finding for finding in findings if finding.code is Code.MAR601]
-    assert "posix.system" in found.cause
+    (finding_of_code,) = [finding for finding in findings if finding.code is Code.MAR601]
+    assert "posix.system" in finding_of_code.cause
     assert not (tmp_path / "ran").exists()

@@ -31,9 +31,9 @@ def test_a_section_has_the_effect_the_cause_and_the_remedy(heading: str, body: s
 
 def test_a_code_is_in_the_group_of_its_hundred() -> None:
     groups = re.findall(r"^## MAR(\d)xx: .*\n((?:(?!## ).*\n)*)", TEXT, re.MULTILINE)
-    found = [(group, code) for group, body in groups for code in re.findall(r"^### MAR(\d)", body, re.MULTILINE)]
-    assert [group for group, _ in found] == [code.name[3] for code in Code]
-    assert all(group == code for group, code in found)
+    grouped = [(group, code) for group, body in groups for code in re.findall(r"^### MAR(\d)", body, re.MULTILINE)]
+    assert [group for group, _ in grouped] == [code.name[3] for code in Code]
+    assert all(group == code for group, code in grouped)
 
 
 def test_the_contents_name_every_code_once() -> None:

@@ -45,11 +45,11 @@ OTHERS = {
 
 @pytest.mark.parametrize(("name", "content", "what"), OTHERS.values(), ids=OTHERS)
 def test_a_model_of_another_framework_is_named_with_a_remedy(name: str, content: bytes, what: str) -> None:
-    errors = [one for one in found({name: content}, serializedFile=name) if one.severity == "error"]
+    errors = [finding for finding in found({name: content}, serializedFile=name) if finding.severity == "error"]
     assert [what in error.cause for error in errors] == [True], errors
     assert "handler of your own" in errors[0].remedy
     own = found({name: content, "h.py": b"def handle(rows, context): return rows\n"}, "h.py", serializedFile=name)
-    assert [one for one in own if one.severity == "error"] == []
+    assert [finding for finding in own if finding.severity == "error"] == []
 
 
 def test_a_folder_that_is_a_saved_model_is_called_that(tmp_path: Path) -> None:
@@ -96,7 +96,9 @@ def test_a_model_file_has_an_error_exactly_where_torchserves_base_handler_fails(
     torch.save(torch.nn.Linear(2, 2).state_dict(), stream)
     members = {name: source, "w.pt": stream.getvalue()}
     errors = [
-        one for one in found(members, "base_handler", serializedFile="w.pt", modelFile=name) if one.severity == "error"
+        finding
+        for finding in found(members, "base_handler", serializedFile="w.pt", modelFile=name)
+        if finding.severity == "error"
     ]
     assert [cause in error.cause for error in errors] == [True] * bool(cause), errors
     model = manifest.Model(
@@ -135,7 +137,7 @@ def test_a_module_with_the_name_of_one_of_pythons_is_an_error_where_the_worker_n
 ) -> None:
     source = f"from {name} import mine\ndef handle(rows, context): return rows\n".encode()
     members = {"h.py": source, f"{name}.py": b"mine = 1\n"}
-    severities = {one.severity for one in found(members, "h.py") if one.code.name == "MAR304"}
+    severities = {finding.severity for finding in found(members, "h.py") if finding.code.name == "MAR304"}
     assert severities == {"error" if error else "warning"}
     for file, content in members.items():
         (tmp_path / file).write_bytes(content)

@@ -575,10 +575,10 @@ def test_requirements_satisfy_imports_under_the_names_of_packages(line: str, req
     ],
 )
 def test_work_at_import_is_a_finding_with_its_call(line: str, called: str) -> None:
-    found = check(
+    findings = check(
         {"handler.py": f"{line}\n{FUNCTION}", "lib.py": "def open(name): ...", "requirements.txt": "requests"}
     )
-    assert [(f.code.name, f.cause) for f in found] == [("MAR307", f"calls {called}() when it is imported")] * bool(
+    assert [(f.code.name, f.cause) for f in findings] == [("MAR307", f"calls {called}() when it is imported")] * bool(
         called
     )
 
@@ -642,8 +642,8 @@ def test_a_member_that_is_damaged_is_left_to_the_checks_of_the_layout() -> None:
 
 @pytest.mark.usefixtures("weights")
 def test_the_handlers_that_archives_carry_have_no_findings() -> None:
-    made, folder = recipe.read(DIGITS)
-    members = archive.collect_members(made, folder)
+    written, folder = recipe.read(DIGITS)
+    members = archive.collect_members(written, folder)
     content = Members(
         {name: source.read_bytes() if isinstance(source, Path) else source for name, source in members.items()}
     )

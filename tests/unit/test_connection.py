@@ -231,9 +231,9 @@ def test_the_run_folder_has_the_addresses_of_its_server_which_alone_gets_its_tok
 ) -> None:
     monkeypatch.setenv("TORCHMAR_INFERENCE_TOKEN", "of another server")
     write_config(tmp_path, inference_address="http://0.0.0.0:81", grpc_inference_port="71", enable_grpc_ssl="true")
-    found = Endpoint.from_run_folder(tmp_path)
-    assert (found.inference, found.grpc_inference) == ("http://127.0.0.1:81", "grpcs://127.0.0.1:71")
-    assert (found.key_file, found.tokens) == (tmp_path / "key_file.json", {})
+    endpoint = Endpoint.from_run_folder(tmp_path)
+    assert (endpoint.inference, endpoint.grpc_inference) == ("http://127.0.0.1:81", "grpcs://127.0.0.1:71")
+    assert (endpoint.key_file, endpoint.tokens) == (tmp_path / "key_file.json", {})
     no_server = Endpoint.from_run_folder(tmp_path / "none")
     assert (no_server.inference, no_server.tokens) == ("http://127.0.0.1:8080", {"inference": "of another server"})
 

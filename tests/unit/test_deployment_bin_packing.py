@@ -22,14 +22,14 @@ def demands(draw: st.DrawFn, sizes: list[int], memory: st.SearchStrategy[int] | 
     ids = st.integers(0, len(sizes) - 1)
     pins = st.none() | st.lists(ids, min_size=1, unique=True).map(tuple)
     spread = st.none() | st.integers(1, 4)
-    found = []
+    drawn_demands = []
     for index in range(draw(st.integers(1, 4))):
         workers = draw(st.integers(1, 4))
         need = draw(memory if memory is not None else st.integers(0, 8))
         fixed = draw(st.none() | st.lists(ids, min_size=workers, max_size=workers).map(tuple))
         devices = None if fixed else draw(pins)
-        found.append(Demand(f"m{index}", workers, need, devices, draw(spread), fixed))
-    return found
+        drawn_demands.append(Demand(f"m{index}", workers, need, devices, draw(spread), fixed))
+    return drawn_demands
 
 
 @st.composite
@@ -47,7 +47,7 @@ def possible(sizes: list[int], some: list[Demand]) -> bool:
             continue
         allowed = demand.devices if demand.devices is not None else range(len(sizes))
         each = itertools.combinations_with_replacement(sorted(allowed), demand.workers)
-        choices.append([one for one in each if demand.spread is None or len(set(one)) <= demand.spread])
+        choices.append([choice for choice in each if demand.spread is None or len(set(choice)) <= demand.spread])
     for chosen in itertools.product(*choices):
         used: Counter[int] = Counter()
         for demand, devices in zip(some, chosen, strict=True):
@@ -65,11 +65,11 @@ def test_no_gpu_is_overfull_and_pinned_or_present_workers_stay(
 ) -> None:
     sizes, some = problem
     try:
-        found = assign(sizes, some)
+        placement = assign(sizes, some)
     except TorchmarError:
         return
     used: Counter[int] = Counter()
-    for demand, devices in zip(some, found, strict=True):
+    for demand, devices in zip(some, placement, strict=True):
         assert len(devices) == demand.workers
         assert demand.fixed is None or devices == demand.fixed
         assert demand.devices is None or set(devices) <= set(demand.devices)
@@ -114,9 +114,9 @@ def test_replicas_are_spread_evenly_where_there_is_room(count: int, workers: int
 
 def test_small_models_share_a_gpu_and_leave_another_free_for_a_large_one() -> None:
     small = [Demand(f"small{index}", 1, 20 * GIB) for index in range(4)]
-    found = assign([80 * GIB, 80 * GIB], [*small, Demand("large", 1, 70 * GIB)])
-    assert len(set(found[:4])) == 1
-    assert found[4] != found[0]
+    placement = assign([80 * GIB, 80 * GIB], [*small, Demand("large", 1, 70 * GIB)])
+    assert len(set(placement[:4])) == 1
+    assert placement[4] != placement[0]
 
 
 def test_demands_that_cannot_fit_are_rejected_with_the_numbers() -> None:
@@ -145,8 +145,8 @@ def test_an_impossible_demand_is_an_error(sizes: list[int], demand: Demand, mess
 
 
 def test_thousands_of_workers_are_placed() -> None:
-    found = assign([3000] * 8, [Demand(f"m{index}", 8, 9) for index in range(300)])
-    assert all(sorted(devices) == list(range(8)) for devices in found)
+    placement = assign([3000] * 8, [Demand(f"m{index}", 8, 9) for index in range(300)])
+    assert all(sorted(devices) == list(range(8)) for devices in placement)
 
 
 def test_an_impossible_arrangement_of_many_workers_is_given_up_in_time() -> None:

@@ -45,10 +45,10 @@ def problems(text: str) -> list[str]:
 
 
 def test_a_whole_file_is_read() -> None:
-    found = desired.parse(WHOLE)
-    assert found.prune
-    assert found.server.gpus == (80 * 2**30, 80 * 2**30, 40 * 2**30)
-    digits = found.models["digits"]
+    deployment = desired.parse(WHOLE)
+    assert deployment.prune
+    assert deployment.server.gpus == (80 * 2**30, 80 * 2**30, 40 * 2**30)
+    digits = deployment.models["digits"]
     assert digits.default_version == "2.0"
     assert digits.version("2.0").worker_memory == 6 * 2**30
     assert digits.version("1.0").min_workers is None

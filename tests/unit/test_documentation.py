@@ -106,14 +106,14 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_every_supported_key_is_described() -> None:
     assert set(key_descriptions.DESCRIPTIONS) == set(keys.SUPPORTED_KEYS)
-    assert {one.group for one in key_descriptions.DESCRIPTIONS.values()} == set(key_descriptions.GROUPS)
+    assert {description.group for description in key_descriptions.DESCRIPTIONS.values()} == set(key_descriptions.GROUPS)
 
 
 def test_the_table_of_differences_is_that_of_the_code() -> None:
     text = (ROOT / "docs" / "differences.md").read_text()
     rows = "".join(line for line in text.splitlines(keepends=True) if line.startswith("|"))
     assert rows == differences.markdown(), "torchmar.parity.differences.markdown() is what should stand there"
-    ids = [one.id for one in differences.DIFFERENCES]
+    ids = [difference.id for difference in differences.DIFFERENCES]
     assert len(ids) == len(set(ids))
 
 

@@ -110,14 +110,14 @@ def test_a_follower_reads_new_entries_through_rotation_and_a_restart(folder: Pat
     follower, log = Follower(folder), folder / "logs" / "workers.log"
 
     def heard() -> list[str]:
-        found: list[str] = []
+        texts: list[str] = []
         # A line that may start a traceback is returned after the next line, or after a wait without one.
         for _ in range(100):
-            found += [entry.text for entry in follower.read()]
-            if found:
+            texts += [entry.text for entry in follower.read()]
+            if texts:
                 break
             time.sleep(0.02)
-        return found
+        return texts
 
     def write_line(text: str) -> None:
         with log.open("a") as stream:

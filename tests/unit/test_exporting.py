@@ -159,10 +159,10 @@ IMAGES = {
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 def test_an_image_is_small_without_root_and_has_a_health_check(image: Image) -> None:
-    found = instructions(dockerfile(image, GIVEN))
-    stages = [rest for name, rest in found if name == "FROM"]
+    lines = instructions(dockerfile(image, GIVEN))
+    stages = [rest for name, rest in lines if name == "FROM"]
     assert all("-slim" in stage for stage in stages)
-    last = found[[index for index, (name, _) in enumerate(found) if name == "FROM"][-1] :]
+    last = lines[[index for index, (name, _) in enumerate(lines) if name == "FROM"][-1] :]
     by_name = dict(last)
     assert by_name["USER"] == "10001"
     names = [name for name, _ in last]
@@ -171,8 +171,8 @@ def test_an_image_is_small_without_root_and_has_a_health_check(image: Image) -> 
     assert json.loads(by_name["HEALTHCHECK"].partition("CMD ")[2]) == ["torchmar", "status"]
     assert "TORCHMAR_RUN_FOLDER=/run/torchmar" in by_name["ENV"]
     assert by_name["EXPOSE"] == "8080 7070 8082"
-    assert not any("curl" in rest or "apt-get" in rest for _, rest in found)
-    torch = next(rest for name, rest in found if name == "RUN" and "install torch" in rest)
+    assert not any("curl" in rest or "apt-get" in rest for _, rest in lines)
+    torch = next(rest for name, rest in lines if name == "RUN" and "install torch" in rest)
     assert ("whl/cpu" in torch) is not image.gpus
     assert "torch==2.13.0" in torch
 
@@ -202,8 +202,8 @@ def test_the_line_that_runs_an_image_publishes_every_port_but_managements() -> N
     assert published(GIVEN) == ["8080", "7070", "8082"]
     quiet = {"enable_metrics_api": "false", "grpc_inference_port": "7171"}
     assert published(properties.Properties(None, {**GIVEN.values, **quiet})) == ["8080", "7171"]
-    one = {"metrics_address": GIVEN.get("inference_address")}
-    assert published(properties.Properties(None, {**GIVEN.values, **one})) == ["8080", "7070"]
+    metrics_on_inference = {"metrics_address": GIVEN.get("inference_address")}
+    assert published(properties.Properties(None, {**GIVEN.values, **metrics_on_inference})) == ["8080", "7070"]
 
 
 def test_an_image_whose_server_is_at_a_unix_socket_is_refused() -> None:

@@ -76,5 +76,5 @@ def test_counters_of_a_server_that_was_started_again_count_from_zero() -> None:
     ],
 )
 def test_a_quantile_is_prometheus_own(buckets: dict[float, float], part: float, value: float | None) -> None:
-    found = quantile(buckets, part)
-    assert found == (None if value is None else pytest.approx(value))
+    estimate = quantile(buckets, part)
+    assert estimate == (None if value is None else pytest.approx(value))

@@ -59,10 +59,10 @@ def test_an_address_without_a_port_has_torchserves(scheme: str, ports: list[int]
 
 @pytest.mark.torchserve
 def test_those_ports_are_torchserves_own() -> None:
-    found = importlib.util.find_spec("ts")
-    assert found
-    assert found.submodule_search_locations
-    with zipfile.ZipFile(Path(found.submodule_search_locations[0]) / "frontend" / "model-server.jar") as jar:
+    spec = importlib.util.find_spec("ts")
+    assert spec
+    assert spec.submodule_search_locations
+    with zipfile.ZipFile(Path(spec.submodule_search_locations[0]) / "frontend" / "model-server.jar") as jar:
         code = jar.read("org/pytorch/serve/util/Connector.class")
     # sipush, and bipush for what fits in a byte
     for plain, tls in properties.PORTS.values():

@@ -69,9 +69,9 @@ def test_a_version_without_quotes_is_refused_as_it_was_written() -> None:
 
 
 def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None:
-    found = problems("name: a/b\nversion: 1\nhandlr: x\nconfig:\n  maxBatchDelay: -1\n  batchsize: 2\n")
-    assert [line for line, _ in found] == sorted(line for line, _ in found)
-    assert len(found) == 6  # name, version, handlr, no handler, maxBatchDelay, batchsize
+    listed = problems("name: a/b\nversion: 1\nhandlr: x\nconfig:\n  maxBatchDelay: -1\n  batchsize: 2\n")
+    assert [line for line, _ in listed] == sorted(line for line, _ in listed)
+    assert len(listed) == 6  # name, version, handlr, no handler, maxBatchDelay, batchsize
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "a: b: c", "\x00", "- x", "when: 2026-13-45"])

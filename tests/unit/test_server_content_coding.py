@@ -24,10 +24,10 @@ ENCODED = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compr
 
 
 def decoded(body: bytes, coding: str, size: int = 1 << 30, limit: int = LIMIT) -> bytes:
-    found = decoder(coding, limit)
-    assert found is not None
-    parts = [part for start in range(0, len(body), size) for part in found.decode(body[start : start + size])]
-    found.finish()
+    body_decoder = decoder(coding, limit)
+    assert body_decoder is not None
+    parts = [part for start in range(0, len(body), size) for part in body_decoder.decode(body[start : start + size])]
+    body_decoder.finish()
     return b"".join(parts)
 
 

@@ -68,8 +68,8 @@ def test_both_layouts_are_read_by_the_log_commands(tmp_path: Path, layout: logs.
     (worker,) = reading.recent(tmp_path, 9, worker="9000")
     assert (worker.model, worker.version, worker.level) == ("m", "1.0", "")
     assert worker.text == "Traceback (most recent call last):\nValueError: 100%"
-    server = [one for one in reading.recent(tmp_path, 9) if not one.worker]
-    assert [one.level for one in server] == ["WARNING", "ERROR"]
+    server = [entry for entry in reading.recent(tmp_path, 9) if not entry.worker]
+    assert [entry.level for entry in server] == ["WARNING", "ERROR"]
     assert server[0].text.endswith("of m")
     assert server[1].text.endswith("ValueError: no")
     assert datetime.fromisoformat(worker.time)

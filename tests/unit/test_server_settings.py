@@ -46,18 +46,18 @@ def read_with_warnings(
 
 def constants() -> bytes:
     """Return TorchServe's own ConfigManager."""
-    found = importlib.util.find_spec("ts")
-    assert found and found.submodule_search_locations
-    jar = Path(found.submodule_search_locations[0]) / "frontend" / "model-server.jar"
+    spec = importlib.util.find_spec("ts")
+    assert spec and spec.submodule_search_locations
+    jar = Path(spec.submodule_search_locations[0]) / "frontend" / "model-server.jar"
     with zipfile.ZipFile(jar) as archive:
         return archive.read("org/pytorch/serve/util/ConfigManager.class")
 
 
 def test_without_a_configuration_the_values_are_torchserves_defaults(store: Path) -> None:
-    found, warnings = reader.read(None, {}, model_store=str(store))
-    assert found == Settings(model_store=store, allowed_urls=found.allowed_urls)
+    settings, warnings = reader.read(None, {}, model_store=str(store))
+    assert settings == Settings(model_store=store, allowed_urls=settings.allowed_urls)
     assert not warnings
-    assert [str(one) for one in (found.inference, found.management, found.metrics)] == [
+    assert [str(address) for address in (settings.inference, settings.management, settings.metrics)] == [
         "http://127.0.0.1:8080",
         "http://127.0.0.1:8081",
         "http://127.0.0.1:8082",
@@ -65,11 +65,11 @@ def test_without_a_configuration_the_values_are_torchserves_defaults(store: Path
 
 
 def test_the_projects_own_configuration_is_read_without_a_warning(store: Path) -> None:
-    found, warnings = reader.read(ROOT / "config.properties", {}, model_store=str(store))
+    settings, warnings = reader.read(ROOT / "config.properties", {}, model_store=str(store))
     assert not warnings
-    assert found.model_api
-    assert found.tokens
-    assert found.max_request_size == 26214400
+    assert settings.model_api
+    assert settings.tokens
+    assert settings.max_request_size == 26214400
 
 
 def test_every_key_of_torchserve_is_known(store: Path) -> None:
@@ -175,9 +175,9 @@ def test_a_model_store_is_needed(tmp_path: Path) -> None:
 
 
 def test_a_flag_that_is_neither_true_nor_false_is_false_with_a_warning(store: Path) -> None:
-    found, warnings = read_with_warnings(store, "enable_model_api=yes\ndisable_token_authorization=TRUE")
-    assert not found.model_api
-    assert not found.tokens
+    settings, warnings = read_with_warnings(store, "enable_model_api=yes\ndisable_token_authorization=TRUE")
+    assert not settings.model_api
+    assert not settings.tokens
     assert [warning for warning in warnings if "enable_model_api=yes: false, as for TorchServe" in warning]
 
 
@@ -193,9 +193,9 @@ def test_a_flag_that_is_neither_true_nor_false_is_false_with_a_warning(store: Pa
 def test_addresses_are_http_or_unix_sockets_and_each_api_has_its_own_port(
     store: Path, text: str, address: Address
 ) -> None:
-    found = read(store, f"management_address={text}").management
-    assert found == address
-    assert keys.SUPPORTED_KEYS["management_address"].read(str(found)) == address
+    settings = read(store, f"management_address={text}").management
+    assert settings == address
+    assert keys.SUPPORTED_KEYS["management_address"].read(str(settings)) == address
 
 
 def test_a_line_end_of_another_system_is_no_part_of_a_value(store: Path) -> None:
@@ -245,8 +245,8 @@ def test_the_real_server_takes_variables_in_the_same_order(
 
 def test_load_models_is_all_or_none_or_names(store: Path) -> None:
     assert read(store, "load_models=NONE").startup_models() == []
-    found = read(store, "load_models=a.mar, b=b-1.0.mar,c=http://h/c.mar?x=1,http://h/d.mar?x=1")
-    assert found.startup_models() == [
+    settings = read(store, "load_models=a.mar, b=b-1.0.mar,c=http://h/c.mar?x=1,http://h/d.mar?x=1")
+    assert settings.startup_models() == [
         StartupModel("a.mar", fallback="a"),
         StartupModel("b-1.0.mar", name="b", fallback="b_1_0"),
         StartupModel("http://h/c.mar?x=1", name="c", fallback="c"),
@@ -284,16 +284,16 @@ def test_without_allowed_urls_the_model_store_alone_is_allowed(store: Path) -> N
 
 def test_cors_is_on_with_an_origin(store: Path) -> None:
     assert read(store, "cors_allowed_methods=GET").cors is None
-    found = read(store, "cors_allowed_origin=*\ncors_allowed_methods=GET, PUT").cors
-    assert found == Cors("*", "GET, PUT", "")
+    settings = read(store, "cors_allowed_origin=*\ncors_allowed_methods=GET, PUT").cors
+    assert settings == Cors("*", "GET, PUT", "")
 
 
 def test_https_has_a_key_and_its_certificate(store: Path) -> None:
     certify(store)
     text = f"inference_address=https://127.0.0.1\nprivate_key_file={store}/key.pem\ncertificate_file={store}/certificate.pem"
-    found = read(store, text)
-    assert found.inference == Address("127.0.0.1", 443, tls=True)
-    context = credentials.tls_context(found)
+    settings = read(store, text)
+    assert settings.inference == Address("127.0.0.1", 443, tls=True)
+    context = credentials.tls_context(settings)
     assert isinstance(context, ssl.SSLContext)
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
@@ -306,9 +306,11 @@ def test_an_unusable_key_is_reported_without_a_prompt(store: Path) -> None:
         capture_output=True,
     )
     for name in ("certificate.pem", "locked.pem"):
-        found = Settings(model_store=store, private_key_file=store / name, certificate_file=store / "certificate.pem")
+        settings = Settings(
+            model_store=store, private_key_file=store / name, certificate_file=store / "certificate.pem"
+        )
         with pytest.raises(PropertiesError, match="not a key without password and its certificate"):
-            credentials.tls_context(found)
+            credentials.tls_context(settings)
 
 
 def test_https_without_a_key_is_refused_with_how_to_make_one(store: Path) -> None:
@@ -328,9 +330,9 @@ def test_a_keystore_is_refused_with_how_to_convert_it(store: Path) -> None:
 
 
 def test_workers_get_no_variable_that_is_blacklisted(store: Path) -> None:
-    found = read(store, "blacklist_env_vars=AWS_.*|TOKEN\ndecode_input_request=false")
+    settings = read(store, "blacklist_env_vars=AWS_.*|TOKEN\ndecode_input_request=false")
     environment = {"AWS_KEY": "1", "TOKEN": "2", "TOKENS": "3", "PATH": "/bin"}
-    assert found.worker_environment(environment) == {
+    assert settings.worker_environment(environment) == {
         "TOKENS": "3",
         "PATH": "/bin",
         "TS_DECODE_INPUT_REQUEST": "false",
@@ -343,8 +345,8 @@ def test_number_of_gpu_limits_the_gpus_in_use(tmp_path: Path) -> None:
     command.write_text("#!/bin/sh\necho 0\necho 1\necho 2\n")
     command.chmod(0o755)
     for limit, count in (("2", 2), ("4", 3)):
-        found, _ = reader.read(None, {"PATH": str(tmp_path)}, model_store=str(tmp_path), number_of_gpu=limit)
-        assert found.number_of_gpu == count
+        settings, _ = reader.read(None, {"PATH": str(tmp_path)}, model_store=str(tmp_path), number_of_gpu=limit)
+        assert settings.number_of_gpu == count
 
 
 def test_the_protocol_over_grpc_is_a_variable_in_either_case(store: Path) -> None:
@@ -394,9 +396,9 @@ def test_tokens_are_read_from_files_and_variables_and_never_shown(store: Path) -
     file.write_text(f"{SECRET}\n")
     text = f"torchmar_inference_token_file={file}\ntorchmar_management_token_file={file}"
     other = {"TORCHMAR_SERVER_MANAGEMENT_TOKEN": SECRET[::-1], "TORCHMAR_INFERENCE_TOKEN": "a-token-for-clients"}
-    found = read(store, text, other)
-    assert found.fixed_tokens == {"inference": SECRET, "management": SECRET[::-1]}
-    assert SECRET not in repr(found)
+    settings = read(store, text, other)
+    assert settings.fixed_tokens == {"inference": SECRET, "management": SECRET[::-1]}
+    assert SECRET not in repr(settings)
     assert read(store, "", {"TORCHMAR_INFERENCE_TOKEN": "a-token-for-clients"}).fixed_tokens == {}
     _, warnings = read_with_warnings(store, f"{text}\ndisable_token_authorization=true")
     assert any("without effect, since disable_token_authorization=true" in warning for warning in warnings)

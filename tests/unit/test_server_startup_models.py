@@ -15,12 +15,12 @@ def snapshot(**versions: object) -> str:
 
 def test_the_default_version_of_a_snapshot_comes_first() -> None:
     entry = {"marName": "m.mar", "minWorkers": 1, "batchSize": 4, "runtimeType": "python", "handler": "h:f", "new": []}
-    found = parse_snapshot(snapshot(**{"1.0": {"marName": "old.mar"}, "2.0": {**entry, "defaultVersion": True}}))
-    assert [(one.name, one.version, one.url, one.default) for one in found] == [
+    models = parse_snapshot(snapshot(**{"1.0": {"marName": "old.mar"}, "2.0": {**entry, "defaultVersion": True}}))
+    assert [(model.name, model.version, model.url, model.default) for model in models] == [
         ("m", "2.0", "m.mar", True),
         ("m", "1.0", "old.mar", False),
     ]
-    assert found[0].state == {"minWorkers": 1, "batchSize": 4, "runtimeType": "python", "handler": "h:f"}
+    assert models[0].state == {"minWorkers": 1, "batchSize": 4, "runtimeType": "python", "handler": "h:f"}
     assert parse_snapshot('{"models": {}}') == ()
 
 

@@ -25,7 +25,7 @@ def test_requests_and_batches_are_counted_with_their_times() -> None:
     assert before <= document["last_inference"] <= round(time.time() * 1000)  # milliseconds
     # Every request of a batch takes as long as the batch.
     assert (document["inference_count"], document["execution_count"]) == (5, 3)
-    times = {name: (one["count"], one["ns"]) for name, one in document["inference_stats"].items()}
+    times = {name: (batch["count"], batch["ns"]) for name, batch in document["inference_stats"].items()}
     assert times == {
         "success": (2, 4_000_000_000),
         "fail": (2, 4_000_000_000),
@@ -34,5 +34,5 @@ def test_requests_and_batches_are_counted_with_their_times() -> None:
         "compute_infer": (5, 2_000_000_000),
         "compute_output": (0, 0),
     }
-    batches = [(one["batch_size"], one["compute_infer"]) for one in document["batch_stats"]]
+    batches = [(batch["batch_size"], batch["compute_infer"]) for batch in document["batch_stats"]]
     assert batches == [(1, {"count": 1, "ns": 1_000_000_000}), (2, {"count": 2, "ns": 500_000_000})]

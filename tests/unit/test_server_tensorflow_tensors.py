@@ -123,8 +123,8 @@ def test_strings_that_are_not_text_are_base64_in_json() -> None:
     ],
 )
 def test_the_json_of_any_handler_becomes_tensors(document: Any, expected: dict[str, tuple[str, list[int]]]) -> None:
-    found = tensorflow_json.outputs(document)
-    assert {name: (one.datatype, list(one.shape)) for name, one in found.items()} == expected
+    tensors = tensorflow_json.outputs(document)
+    assert {name: (tensor.datatype, list(tensor.shape)) for name, tensor in tensors.items()} == expected
 
 
 @pytest.mark.parametrize(
