@@ -101,7 +101,7 @@ def test_every_form_of_pcm_has_the_same_segments(worker: Worker, sound: np.ndarr
     answer = decoded(ask(worker, body))
     assert answer["duration"] == 5.5
     for segment, expected in zip(answer["segments"], SEGMENTS, strict=True):
-        # What is said last is faint, and half of it is below the last of 8 bits.
+        # The last words are faint: half of their samples are below the lowest of 8 bits.
         assert segment == pytest.approx(expected, abs=8 * FRAME if form == "8 bits" else 0)
 
 

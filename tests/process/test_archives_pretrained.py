@@ -1,4 +1,4 @@
-"""The archives with downloaded weights answer with what their models are known for."""
+"""The archives with downloaded weights give the answers that their models are published with."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
     train = [sys.executable, IMAGENET / "train.py", "--output", tmp_path / "out.onnx", "--weights"]
-    for name, said in (
+    for name, message in (
         ("other.pth", "not the weights of EfficientNet-Lite0"),
         ("text.pth", "text.pth: "),
         ("none.pth", "No such file"),
     ):
         ran = subprocess.run([*train, tmp_path / name], capture_output=True, text=True, timeout=60)
         assert ran.returncode == 1
-        assert said in ran.stderr and "Traceback" not in ran.stderr
+        assert message in ran.stderr and "Traceback" not in ran.stderr
     assert not (tmp_path / "out.onnx").exists()
 
 

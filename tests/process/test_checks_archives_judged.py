@@ -1,4 +1,4 @@
-"""Findings about layouts and manifests, held to what TorchServe's frontend and worker make of the same archives."""
+"""Findings about layouts and manifests, compared with TorchServe's frontend and worker on the same archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings about configurations, held to TorchServe's frontend (SnakeYAML, ModelConfig) and worker (yaml.safe_load)."""
+"""Findings about configurations, compared with TorchServe's frontend (SnakeYAML) and worker (yaml.safe_load)."""
 
 from __future__ import annotations
 

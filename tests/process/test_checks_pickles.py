@@ -1,4 +1,4 @@
-"""torchmar.checks.pickles names what a pickle would import, and agrees with torch about what it may."""
+"""torchmar.checks.pickles lists the imports of a pickle, and allows the same ones as torch."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ OPCODES = [
 
 
 class Recorder(pickle.Unpickler):
-    """The real unpickler, which notes what it would import and imports nothing."""
+    """The real unpickler, which records imports and imports nothing."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
@@ -365,7 +365,7 @@ def test_a_second_name_does_not_hide_an_entry() -> None:
 
 
 def two_directories() -> bytes:
-    """Return a zip in which Python finds a harmless directory, and a reader that trusts the end record another."""
+    """Return a zip with two directories: Python finds a harmless one, a reader that trusts the end record another."""
     evil, good = in_torch_zip(SYSTEM + b"."), in_torch_zip(HARMLESS)
     end = evil[-22:]
     return evil[:-22] + good[:-22] + end

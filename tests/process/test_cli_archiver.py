@@ -1,4 +1,4 @@
-"""torchmar-archiver does what torch-model-archiver does, and not what it should not do."""
+"""torchmar-archiver does the same as torch-model-archiver, without its faults."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ FORMATS = {"default": ".mar", "zip-store": ".mar", "tgz": ".tar.gz", "no-archive
 
 
 def content(path: Path) -> tuple[dict[str, bytes], dict[str, object]]:
-    """Return what lies in an archive, and its manifest less what names the tool and the time."""
+    """Return the members of an archive, and its manifest without the tool and the time."""
     with Archive(path) as archive:
         members = {member.name: archive.read(member.name) for member in archive.members}
     members.pop(digests.PATH, None)

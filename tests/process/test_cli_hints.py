@@ -46,7 +46,7 @@ def _options(command: click.Command) -> set[str]:
 
 
 def _commands() -> dict[str, set[str]]:
-    """Return the flags of each command, by what is typed."""
+    """Return the flags of each command, by the words of its call."""
     flags: dict[str, set[str]] = {}
 
     def walk(command: click.Command, words: str) -> None:
@@ -73,7 +73,7 @@ EVERY_FLAG = set().union(*COMMANDS.values())
 
 
 def _text(node: ast.expr) -> str | None:
-    """Return the text of a literal, with `_PLACEHOLDER` for what is filled in; None for another expression."""
+    """Return the text of a literal, with `_PLACEHOLDER` for each value in an f-string; None for another expression."""
     match node:
         case ast.Constant(value=str(text)):
             return text
@@ -138,7 +138,7 @@ def _documents() -> Iterator[Place]:
 
 
 def _problems(place: Place, *, is_command: bool) -> Iterator[str]:
-    """Yield what a text names that there is not.
+    """Yield the commands and flags in a text that do not exist.
 
     Args:
         place: the text.

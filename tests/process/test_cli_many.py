@@ -1,4 +1,4 @@
-"""torchmar predict and explain ask with many inputs, and go on where they were stopped."""
+"""torchmar predict and explain send many inputs, and continue where they were stopped."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ METHODS_OF_ALL = tuple(method for method in METHODS if method != "grad_cam")
 
 
 def captum_alone(method: str, model: nn.Module, row: torch.Tensor, start: torch.Tensor, target: int) -> torch.Tensor:
-    """Return what captum makes of one row with 20 steps and, for perturbations, one at a time."""
+    """Return captum's attributions of one row with 20 steps and, for perturbations, one at a time."""
     single_row, base = row[None], start[None]
     if method == "integrated_gradients":
         return attr.IntegratedGradients(model).attribute(single_row, base, target, n_steps=20)
@@ -391,7 +391,7 @@ def test_the_callers_tensors_may_be_inference_tensors(digits: nn.Module, images:
 
 
 def session(model: nn.Module, *inputs: torch.Tensor) -> Scores:
-    """Return the scores of ONNX Runtime, for any number of rows and of what else is second in whole numbers."""
+    """Return a function with the scores of ONNX Runtime, for any number of rows and of tokens."""
     file = io.BytesIO()
     names = [f"input{number}" for number in range(len(inputs))]
     with warnings.catch_warnings():
@@ -569,7 +569,7 @@ TARGETS = torch.tensor([1, 0, 1, 1])
 
 
 def captum_of_embeddings(method: str, model: Any, text: str, target: int, start: int) -> np.ndarray:
-    """Return what captum's own way to embeddings, a hook in an eager model, makes of one text alone."""
+    """Return captum's attributions of one text, with its hook into the embeddings of an eager model."""
     ids, mask = encode([text])
     starts = torch.full_like(ids, start)
     starts[0, 0] = CLS

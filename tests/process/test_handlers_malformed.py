@@ -1,4 +1,4 @@
-"""Malformed requests, whatever they are, get a 4xx of their own, and their neighbours their answers."""
+"""Malformed requests get their own 4xx, and the other requests of a batch their answers."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def worker_and_request(
 
 
 def same(answer: Response, alone: Response) -> None:
-    """Hold an answer to what the same request got alone: the same but for the last digits of numbers."""
+    """Assert that an answer is that of the same request alone, except for the last digits of numbers."""
     assert (answer.status, answer.content_type) == (alone.status, alone.content_type), answer.body[:300]
     if answer.content_type == JSON:
         assert json.loads(answer.body) == near(json.loads(alone.body))

@@ -1,4 +1,4 @@
-"""torchmar_handlers.protocols recognises a client's dialect by the request, and answers in kind."""
+"""torchmar_handlers.protocols recognises the protocol of a request, and replies in the same protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchmar_handlers.request import BadRequest, Request
 
 
 class Echo:
-    """A handler's side of a dialect: at most four instances, five levels of JSON."""
+    """The part of a handler that protocols use: at most four instances, five levels of JSON."""
 
     named = False
     max_instances = 4
@@ -47,7 +47,7 @@ def request(body: Any, **headers: str) -> Request:
 
 
 def answer(request: Request, served: Any = None, answers: Any = None) -> Any:
-    """Return what a client gets whose instances are each answered with what they are."""
+    """Return the reply to a request whose instances are returned as answers."""
     parsed = protocols.read(request, served or Echo())
     reply = parsed.reply(answers or [part.payload for part in parsed.parts])
     return json.loads(reply.body) if reply.content_type == "application/json" else reply

@@ -1,4 +1,4 @@
-"""The wrong answers of TorchServe's own handlers, each as a test that handlers of ours pass."""
+"""The wrong answers of TorchServe's own handlers, each as a test that torchmar's handlers pass."""
 
 from __future__ import annotations
 

@@ -557,7 +557,7 @@ class Likes(nn.Module):
 
 
 class Transformers(nn.Module):
-    """Takes what models of transformers take, in an order of its own, and records what it was given."""
+    """A model with the inputs of transformers in another order, which records them."""
 
     def forward(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, attention_mask: torch.Tensor

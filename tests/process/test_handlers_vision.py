@@ -78,7 +78,7 @@ def message(answer: Response) -> str:
 
 
 def by_pillow(image: Image.Image, resize: Any, crop: tuple[int, int] | None) -> np.ndarray:
-    """Return what torchvision's Resize and CenterCrop do with an image of Pillow's, step by step."""
+    """Return an image of Pillow's after the steps of torchvision's Resize and CenterCrop."""
     width, height = image.size
     if isinstance(resize, int):
         short, long = resize, int(resize * max(width, height) / min(width, height))
@@ -330,7 +330,7 @@ def digits_of_ours(build: Build) -> Iterator[Worker]:
 
 
 def expected(image: Image.Image, topk: int = 5) -> dict[str, float]:
-    """Return what TorchServe's own classifier answers: its steps, in NumPy."""
+    """Return the answer of TorchServe's own classifier: its steps, in NumPy."""
     pixels = by_pillow(image.convert("RGB"), 256, (224, 224)) / 255
     values = torch.from_numpy((pixels - MEAN) / STD).float().permute(2, 0, 1)[None]
     with torch.inference_mode():
@@ -508,7 +508,7 @@ def load(name: str, file: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def scenes(weights: None) -> dict[str, Any]:
-    """Return what is in the samples of the scenes, by file name; train the model if that has not been done yet."""
+    """Return the objects in the samples of the scenes, by file name; train the model if that has not been done yet."""
     for name in ("scenes", "segments"):
         if not (ARCHIVES / name / f"{name}.pt").exists():
             subprocess.run([sys.executable, ARCHIVES / name / "train.py"], check=True)
@@ -637,7 +637,7 @@ class Stacked(nn.Module):
 
 
 class LossesToo(nn.Module):
-    """What torchvision's detectors give in TorchScript: losses, then the boxes."""
+    """A model with the outputs of torchvision's detectors in TorchScript: losses, then the boxes."""
 
     def forward(self, images: list[torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
         detections: list[dict[str, torch.Tensor]] = []
@@ -724,7 +724,7 @@ def test_a_class_map_is_a_tensor_of_the_open_inference_protocol(segmenter: Worke
 
 
 class Bright(nn.Module):
-    """One score for each pixel of a grey image: what is brighter than the middle."""
+    """One score for each pixel of a grey image: how much brighter it is than the middle."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return (images - 0.5) * 20

@@ -1,4 +1,4 @@
-"""torchmar.inference turns values into bodies, answers into values, and asks about many at a time."""
+"""torchmar.inference converts values to bodies and answers to values, and sends many requests at a time."""
 
 from __future__ import annotations
 

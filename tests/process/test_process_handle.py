@@ -1,4 +1,4 @@
-"""torchmar.process_handle and all that signals processes: who has got the number of one that has ended lives on."""
+"""torchmar.process_handle never signals a process that has got the pid of another."""
 
 from __future__ import annotations
 

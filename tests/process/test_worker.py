@@ -1,4 +1,4 @@
-"""torchmar.worker runs an archive in a process of its own and shows what its handler did wrong."""
+"""torchmar.worker runs an archive in a process of its own and shows the errors of its handler."""
 
 from __future__ import annotations
 

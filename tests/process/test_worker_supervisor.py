@@ -1,4 +1,4 @@
-"""torchmar.worker.process.supervisor ends whatever a handler has started, with the handler's process and not before."""
+"""torchmar.worker.process.supervisor ends the processes that a handler has started when the handler's process ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands, curl lines and Python code of the how-to pages work with one server, and print what is shown."""
+"""The commands, curl lines and Python code of the how-to pages work with one server, and print the shown output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile and broken archives get findings or a clear refusal, and touch nothing but their folder."""
+"""Hostile and broken archives get findings or a clear error, and write only into their folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in server as a whole: it leaves nothing behind, loses nothing, and goes on whatever is done to it."""
+"""The built-in server as a whole: it loses no request, leaves no process or file, and survives bad clients."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _busy(server: Builtin) -> bool:
 
 
 def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(server: Builtin, make: Make) -> None:
-    """A bounded soak: kills, hangs, vanishing and slow clients, nonsense, and models that come and go."""
+    """A bounded soak test: kills, hangs, slow and disconnecting clients, invalid input, models added and removed."""
     drawn, ended = random.Random(11), threading.Event()
     outcomes: Counter[str] = Counter()
     other = make("def handle(rows, context): return rows and ['x'] * len(rows)", name="o", store=server.model_store)

@@ -36,7 +36,7 @@ class Bench:
         self.store.mkdir(exist_ok=True)
 
     def run(self, work: Callable[[ArchiveCache], Any], **overrides: str) -> Any:
-        """Return what a coroutine function of the sources returns; all is closed then."""
+        """Run a coroutine function of the sources, close them, and return its result."""
         configured, _ = reader.read(None, {}, model_store=str(self.store), **overrides)
 
         async def do() -> Any:
@@ -49,7 +49,7 @@ class Bench:
         return asyncio.run(do())
 
     def fetch(self, url: str, **overrides: str) -> CachedArchive:
-        """Fetch and let go."""
+        """Fetch an archive and release it."""
         return self.run(lambda sources: sources.fetch(url), **overrides)
 
     def error_of(self, url: str, **overrides: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""torchmar.server.grpc answers over gRPC what TorchServe does, by the registry and queues of REST."""
+"""torchmar.server.grpc gives TorchServe's answers over gRPC, with the registry and queues of REST."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def handle(rows, context):
 
 
 class ServerHarness:
-    """A server that speaks gRPC and nothing else, in a thread."""
+    """A server with gRPC only, in a thread."""
 
     def __init__(self, folder: Path, **keys: Any) -> None:
         self.store = folder / "store"
@@ -373,7 +373,7 @@ def test_an_error_in_a_sequence_does_not_end_it(harness: ServerHarness) -> None:
 
 @dataclass(frozen=True)
 class Patience:
-    """Requests to the patient handler, which is at the first until it is let go."""
+    """Requests to the patient handler, whose first request runs until it is released."""
 
     notes: Path
     until: Path

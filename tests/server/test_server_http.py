@@ -37,7 +37,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
 
 
 def echo(request: Request) -> None:
-    """Answer with what was understood of the request."""
+    """Respond with the parsed request."""
     received = {
         "method": request.method,
         "target": request.target.decode("latin-1"),
@@ -62,7 +62,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """One connection, and the answers that come on it."""
+    """One connection, and the responses on it."""
 
     def __init__(self, to: socket.socket) -> None:
         to.settimeout(PATIENCE)
@@ -109,7 +109,7 @@ class Client:
             return True
 
     def rest(self) -> bytes:
-        """Return what the connection still sends until it ends, as bytes."""
+        """Return the bytes that are received until the connection ends."""
         received = b""
         with contextlib.suppress(ConnectionResetError):
             while data := self._file.read1():

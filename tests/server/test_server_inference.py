@@ -118,7 +118,7 @@ class Side:
         return self("POST", path, b"x", {"do": what})
 
     def connect(self, request: str) -> socket.socket:
-        """Send the first line of a request to the model, and what it needs; return the connection."""
+        """Send the first line of a request to the model, and its token; return the connection."""
         connection = socket.create_connection(self.address, timeout=60)
         head = f"{request}\r\nHost: x\r\nAuthorization: {self.token()}\r\nContent-Length: 1\r\n\r\nx"
         connection.sendall(head.encode())

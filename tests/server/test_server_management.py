@@ -342,7 +342,7 @@ SAME: dict[str, Sequence[Call]] = {
 
 
 def plain(answer: Answer) -> Answer:
-    """Return an answer without what is another's in every run."""
+    """Return an answer without the values that differ in every run."""
     body = answer.body
     if isinstance(body, list):
         body = [dict(described) for described in body]

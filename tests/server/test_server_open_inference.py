@@ -1,4 +1,4 @@
-"""The built-in server speaks the Open Inference Protocol, over gRPC and REST, as its clients are promised."""
+"""The built-in server implements the Open Inference Protocol, over gRPC and REST, for its clients."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ Rest = Callable[..., requests.Response]
 
 @pytest.fixture(scope="module")
 def rest(server: Builtin, token: str) -> Rest:
-    """Return a function that asks below ``/v2``."""
+    """Return a function that sends requests below ``/v2``."""
 
     def ask(path: str, body: Any = None, *, method: str = "", **headers: str) -> requests.Response:
         url = f"{server.server.inference}/v2{path}"

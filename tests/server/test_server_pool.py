@@ -1,4 +1,4 @@
-"""torchmar.server.workers.pool answers every request once and rightly, whatever becomes of its workers."""
+"""torchmar.server.workers.pool answers every request exactly once and correctly, even if workers fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchmar.server.models.registry keeps what it has promised: all of a version or nothing, and no request lost."""
+"""torchmar.server.models.registry registers a version completely or not at all, and loses no request."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def resolved(
     keys: dict[str, str] | None = None,
     **parameters: Any,
 ) -> serving_config.ServingConfig:
-    """Return what an archive with a configuration is served with."""
+    """Return the serving configuration of an archive."""
     folder.mkdir(exist_ok=True)
     (folder / "store").mkdir(exist_ok=True)
     pack(folder / "store", "m", config=config)

@@ -1,4 +1,4 @@
-"""torchmar.server.workers.staged_pool answers what one process would, with decoding in processes of its own."""
+"""torchmar.server.workers.staged_pool gives the answers of one process, with decoding in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built-in server speaks TensorFlow Serving's APIs, over REST and gRPC, as its clients expect."""
+"""The built-in server implements TensorFlow Serving's APIs, over REST and gRPC, for its clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchmar.server.tokens writes TorchServe's key file, and lets pass who shows what is in it."""
+"""torchmar.server.tokens writes TorchServe's key file, and accepts the tokens in it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
 
 
 def shape(value: object) -> object:
-    """Return the kinds of what is in a document, and its order."""
+    """Return the types of a document's values, and their order."""
     return [(key, shape(inner)) for key, inner in value.items()] if isinstance(value, dict) else type(value)
 
 

@@ -76,7 +76,7 @@ def write_project(folder: Path) -> None:
 
 
 def run(block: Block, folder: Path, replacements: Mapping[str, str] | None = None) -> None:
-    """Run the commands of a block in one shell, or its Python code; compare what commands print with what is shown.
+    """Run the commands of a block in one shell, or its Python code; compare the output of commands with the shown one.
 
     Args:
         block: of ``console`` or ``python``; a line ``...`` of output stands for any lines.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def environment_without(folder: Path, names: tuple[str, ...]) -> Path:
-    """Make an environment with all that is installed here but what has one of ``names``; return its Python."""
+    """Make an environment with all packages of this one except those in ``names``; return its Python."""
     venv.create(folder)
     (theirs,) = folder.glob("lib/python*/site-packages")
     places = [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]

@@ -67,7 +67,7 @@ class OpenLoop:
 
     @property
     def lost(self) -> dict[str, int]:
-        """How many requests were not, by what came of them."""
+        """The number of requests with another outcome than 200, by outcome."""
         return {what: count for what, count in self.outcomes.items() if what != "200"}
 
     def wait_for(self, count: int) -> None:

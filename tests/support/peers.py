@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Peer:
-    """A server that answers its connections one after the other with what it was given, or closes them."""
+    """A server that answers its connections one after the other with the given bytes, or closes them."""
 
     answers: list[bytes]
     got: list[bytes] = field(default_factory=list)

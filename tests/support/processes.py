@@ -1,4 +1,4 @@
-"""What tests want to know of processes."""
+"""Properties of processes, for tests."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ BROKEN = "import no_such_module\n" + ECHO
 def pack(
     store: Path, name: str, code: str = ECHO, version: str = "1.0", config: object = None, **model: object
 ) -> None:
-    """Write an archive as torch-model-archiver does, with whatever in its manifest."""
+    """Write an archive as torch-model-archiver does, with any manifest."""
     manifest = {"modelName": name, "modelVersion": version, "handler": "handler.py", **model}
     with zipfile.ZipFile(store / f"{name}-{version}.mar", "w") as archive:
         archive.writestr("handler.py", code)

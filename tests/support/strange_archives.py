@@ -1,4 +1,4 @@
-"""Archives that know nothing of torchmar, as people write them, made from a few lines each."""
+"""Archives without torchmar's handlers, each made from a few lines of code."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ def function(folder: Path) -> Path:
 
 
 def moods(folder: Path) -> Path:
-    """A model whose requests name what its handler does, however bad; a response takes at most five seconds."""
+    """A model whose requests name the behaviour of its handler, good or bad; a response takes at most five seconds."""
     files = {"moods.py": MOODS, "model-config.yaml": config(responseTimeout=5)}
     return write(folder, "moods", files, handler="moods.py", configFile="model-config.yaml")
 

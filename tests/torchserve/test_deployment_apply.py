@@ -30,7 +30,7 @@ ONE = Request(b"1", "application/json")
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
-    """Run a real TorchServe that serves nothing yet and believes in two GPUs."""
+    """Run a real TorchServe without models, which counts two GPUs."""
     folder = tmp_path_factory.mktemp("bare")
     (folder / "model_store").mkdir()
     # TorchServe counts these before it asks nvidia-smi; the models of these tests use none.
@@ -71,7 +71,7 @@ def becomes(server: TorchServe, text: str) -> None:
 
 
 def state(server: TorchServe) -> dict[str, object]:
-    """Return what matters of a server's models; another apply must not change it."""
+    """Return the compared properties of a server's models; another apply must not change them."""
     return {
         name: (
             model.default,
@@ -258,7 +258,7 @@ def test_running_requests_end_before_their_version_is_removed(server: TorchServe
 
 
 def test_without_the_wait_those_in_the_queue_would_never_be_answered(server: TorchServe, make: Make) -> None:
-    """TorchServe's own behaviour; if this fails, it has learnt to drain."""
+    """TorchServe's own behaviour; if this fails, it drains versions itself."""
     for version in ("1.0", "2.0"):
         make(code(0.5), name="m", version=version, store=server.model_store)
         server.management.register(f"m-{version}.mar", initial_workers=1)

@@ -1,4 +1,4 @@
-"""A live server is written down, and started again from what was written: torchmar.deployment.capture and startup."""
+"""The state of a server is captured, and a server is started from it: torchmar.deployment.capture and startup."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ models:
 
 
 def seen(server: Endpoint) -> dict[str, tuple[str, dict[str, list[int]]]]:
-    """Return what matters of a server's models, once their workers are up."""
+    """Return the compared properties of a server's models, once their workers are ready."""
     deadline = time.monotonic() + 60
     while True:
         models = actual.read(server)
@@ -59,7 +59,7 @@ def seen(server: Endpoint) -> dict[str, tuple[str, dict[str, list[int]]]]:
 
 
 def restarted(deployment: desired.Deployment, folder: Path, store: Path) -> object:
-    """Return what a server has that was started for a deployment, which then has nothing to do."""
+    """Start a server for a deployment, assert that nothing is left to do, and return its state."""
     live, archives = planning.archives(deployment, folder, store)
     file = folder / "again.properties"
     file.write_text(startup(deployment, archives, live, properties.read(folder / "config.properties").values))

@@ -111,7 +111,7 @@ class Operator:
         self.settings["batch_size"] = self.drawn.choice([1, 4, 8])
 
     def fail(self) -> None:
-        """Try a version that is wrong: nothing may come of it."""
+        """Try a version with wrong answers: the server must not change."""
         before = actual.read(self.server.server)
         report = self.apply(self.text(default="3.0", versions={"3.0": self.settings}))
         assert report.failure is not None, self.done

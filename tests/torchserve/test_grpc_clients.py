@@ -1,4 +1,4 @@
-"""torchmar.grpc speaks TorchServe's contract over gRPC with the real server, and raises what REST raises."""
+"""torchmar.grpc implements TorchServe's gRPC contract against the real server, with the exceptions of REST."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SEQUENCES = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[TorchServe]:
-    """Run a real TorchServe that speaks the Open Inference Protocol, too."""
+    """Run a real TorchServe with the Open Inference Protocol."""
     folder = tmp_path_factory.mktemp("grpc")
     store = folder / "model_store"
     store.mkdir()
@@ -88,7 +88,7 @@ def open_inference(server: TorchServe) -> Iterator[GrpcOpenInference]:
 
 
 def compiled(folder: Path, *files: str) -> FileDescriptorSet:
-    """Return what the protocol buffer compiler reads in contracts of a folder."""
+    """Return the descriptors that the protocol buffer compiler reads from the contracts in a folder."""
     included = Path(grpc_tools.__file__).parent / "_proto"
     target = folder / "descriptors"
     places = [f"--proto_path={folder}", f"--proto_path={included}"]

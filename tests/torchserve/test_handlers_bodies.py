@@ -1,4 +1,4 @@
-"""Bodies as clients send them reach our handlers on both engines, or are refused with the cause and the remedy."""
+"""Bodies as clients send them are answered on both engines, or rejected with the cause and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An archive that does not load is refused as TorchServe refuses it, with checks of archives and without."""
+"""An archive that does not load gets TorchServe's error, with and without checks of archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchmar.server.models.snapshots writes what TorchServe's snapshots have, and either server starts from either's."""
+"""torchmar.server.models.snapshots writes TorchServe's snapshots; each server starts from those of the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An archive of ours runs on a stock TorchServe that has nothing of ours in its environment."""
+"""An archive of torchmar runs on a stock TorchServe without torchmar in its environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever tree is packed comes back as it was, in every form; derived and imported archives keep it too."""
+"""Any tree is packed and read back unchanged, in every form; derived and imported archives keep it too."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_importing_reports_values_that_a_recipe_lacks(tmp_path: Path) -> None:
 
 @pytest.fixture
 def built(tmp_path: Path) -> tuple[Path, Path]:
-    """Return a recipe with inputs that are old enough to be believed, and a store."""
+    """Return a recipe with inputs that are old enough for their times to be trusted, and a store."""
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "archive.yaml").write_text(

@@ -1,4 +1,4 @@
-"""torchmar.archive.zip_form lists the members that are in the file, or refuses it."""
+"""torchmar.archive.zip_form lists the members in the file, or raises an error."""
 
 from __future__ import annotations
 

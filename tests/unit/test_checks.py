@@ -1,4 +1,4 @@
-"""torchmar.checks finds what would fail on the server, each with its code, place, cause and remedy."""
+"""torchmar.checks finds failures before an archive is on a server, each with its code, place, cause and remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of other frameworks are called what they are; model files that no class can be taken from are found."""
+"""Models of other frameworks are named; model files without a usable class are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings about requirements files, held to pip's own parser and resolver."""
+"""Findings about requirements files, compared with pip's own parser and resolver."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def found(text: str | bytes) -> list[Finding]:
 
 
 def agrees(pip: Pip, folder: Path, text: str | bytes) -> None:
-    """Assert that the file is found unreadable exactly where pip's parser refuses it."""
+    """Assert that the file is found unreadable exactly where pip's parser rejects it."""
     for name, content in {**FILES, "r.txt": text.encode() if isinstance(text, str) else text}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

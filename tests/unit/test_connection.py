@@ -1,4 +1,4 @@
-"""torchmar.connection finds servers, keeps tokens, trusts certificates and repeats what is safe to repeat."""
+"""torchmar.connection finds servers, keeps tokens, trusts certificates and repeats requests where that is safe."""
 
 from __future__ import annotations
 

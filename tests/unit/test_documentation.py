@@ -1,4 +1,4 @@
-"""The documents are complete, and their examples are correct: files parse, commands print what is shown."""
+"""The documents are complete, and their examples are correct: files parse, commands print the shown output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchmar.engines.addresses moves the ports of a server together, and knows who holds one."""
+"""torchmar.engines.addresses shifts the ports of a server together, and finds the process that listens on one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchmar_handlers.drawing makes pictures of whatever it is given."""
+"""torchmar_handlers.drawing draws pictures of any input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TITLE, NOTE = "seven  98.3%", "integrated gradients, 50 steps, baseline zeros"
 
 
 def opened(png: bytes) -> np.ndarray:
-    """Return the pixels of a PNG, as what a page is: wide enough, with margins of paper."""
+    """Return the pixels of a PNG that is a page: wide enough, with margins."""
     picture = Image.open(io.BytesIO(png))
     assert (picture.format, picture.mode) == ("PNG", "RGB")
     pixels = np.asarray(picture)

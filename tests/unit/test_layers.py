@@ -1,4 +1,4 @@
-"""Imports point downward, and what needs no torch does not import it."""
+"""Imports point downward, and modules that need no torch do not import it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchmar.server.api.bodies takes bodies apart as TorchServe does, and refuses what it silently loses."""
+"""torchmar.server.api.bodies splits bodies as TorchServe does, and rejects parts that TorchServe loses silently."""
 
 from __future__ import annotations
 

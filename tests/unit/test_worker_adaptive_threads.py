@@ -1,4 +1,4 @@
-"""Thread counts follow from what batches take; machines here are formulas, so that no time is measured."""
+"""Thread counts follow from the times of batches; machines are formulas here, so that no time is measured."""
 
 from __future__ import annotations
 

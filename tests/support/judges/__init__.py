@@ -43,7 +43,7 @@ class Frontend:
         self._process.wait(60)
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Return what the frontend makes of an archive, or of a configuration (``*.yaml``); ``error`` if it refuses."""
+        """Return the frontend's view of an archive or a configuration (``*.yaml``); ``error`` if it rejects it."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(f"{path}\n")
         self._process.stdin.flush()
