@@ -121,7 +121,7 @@ def test_every_form_of_pcm_has_the_same_segments(worker: Worker, sound: np.ndarr
         ({"audio": b64(wav(np.zeros(9))), "state": "", "final": "maybe"}, 400, "final is true or false"),
     ],
 )
-def test_what_it_cannot_take_is_refused_with_the_reason(
+def test_what_it_cannot_take_is_rejected_with_the_reason(
     worker: Worker, body: bytes | dict[str, Any], status: int, message: str
 ) -> None:
     answer = ask(worker, body)
@@ -176,7 +176,7 @@ def test_streams_in_a_batch_keep_their_own_state(worker: Worker, sound: np.ndarr
     assert answers_of == expected
 
 
-def test_a_state_of_another_rate_or_with_a_changed_byte_is_refused(worker: Worker, sound: np.ndarray) -> None:
+def test_a_state_of_another_rate_or_with_a_changed_byte_is_rejected(worker: Worker, sound: np.ndarray) -> None:
     first = decoded(ask(worker, {"audio": b64(wav(sound[:4000])), "state": ""}))["state"]
     other = ask(worker, {"audio": b64(wav(sound[:4000], rate=16000)), "state": first})
     assert (other.status, b"8000 samples a second, and this chunk 16000" in other.body) == (400, True)

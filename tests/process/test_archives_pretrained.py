@@ -96,7 +96,7 @@ def test_a_text_is_cut_after_the_tokens_that_the_model_was_trained_with(sentence
     assert first == pytest.approx(second, abs=1e-5)
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_rejected(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
     train = [sys.executable, IMAGENET / "train.py", "--output", tmp_path / "out.onnx", "--weights"]

@@ -213,7 +213,7 @@ TEXT = st.one_of(st.text(max_size=5), st.integers(), st.booleans(), st.none(), s
     ),
     ascii=st.booleans(),
 )
-def test_generated_manifests_are_refused_exactly_where_torchserve_refuses_them(
+def test_generated_manifests_are_rejected_exactly_where_torchserve_rejects_them(
     frontend: Frontend, tmp_path: Path, model: dict[str, Any], rest: dict[str, Any], ascii: bool
 ) -> None:
     text = json.dumps({"model": model, **rest}, ensure_ascii=ascii).encode("utf-8", "surrogatepass")

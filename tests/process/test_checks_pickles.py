@@ -161,7 +161,7 @@ def test_the_opcodes_are_those_of_torch() -> None:
     assert read == pickles.READ_BY_TORCH
 
 
-def test_nothing_on_the_list_is_called_otherwise_in_python_2() -> None:
+def test_no_name_on_the_list_differs_in_python_2() -> None:
     import _compat_pickle
 
     renamed = {*_compat_pickle.IMPORT_MAPPING, *(module for module, _ in _compat_pickle.NAME_MAPPING)}
@@ -395,7 +395,7 @@ def two_directories() -> bytes:
         (packed({"a/model_weights_config.json": b"[" * 100_000}), "is not JSON"),
     ],
 )
-def test_a_zip_that_readers_may_take_differently_or_not_at_all_is_a_finding(data: bytes, message: str) -> None:
+def test_a_zip_that_readers_read_differently_or_not_at_all_is_a_finding(data: bytes, message: str) -> None:
     assert [message in finding.cause for finding in found(data) if finding.code is Code.MAR602] == [True]
 
 

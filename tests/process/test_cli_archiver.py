@@ -264,7 +264,7 @@ def test_a_handler_that_unpickles_a_whole_model_is_packed_with_a_warning(project
         assert (stock.returncode, "error: MAR4" in stock.stderr) == (1, True)
 
 
-def test_an_error_that_is_ignored_is_not_refused(project: Path, tmp_path: Path) -> None:
+def test_an_ignored_error_does_not_stop_the_build(project: Path, tmp_path: Path) -> None:
     (project / "three.py").write_text("class A: ...\nclass B: ...\n")
     arguments = f"--model-name m -v 1 --handler three.py --export-path {tmp_path}"
     assert archiver(arguments, project).returncode == 1

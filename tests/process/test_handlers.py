@@ -72,7 +72,7 @@ def test_an_image_is_taken_however_it_is_sent(worker: Worker, request_: Request)
     assert label(worker.predict_batch([request_])[0]) == "7"
 
 
-def test_bad_requests_get_their_own_400_and_neighbours_their_answers(worker: Worker) -> None:
+def test_bad_requests_get_their_own_400_and_others_their_answers(worker: Worker) -> None:
     good = GOOD["raw"]
     requests = [part for request, _, _ in BAD.values() for part in (request, good)]
     answers = worker.predict_batch(requests)

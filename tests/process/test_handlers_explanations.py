@@ -127,7 +127,7 @@ def test_an_option_is_taken_as_text_and_as_json(options: dict[str, object], fiel
         ({"baseline": ["a"]}, "not made of numbers"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused_with_those_that_can(options: dict[str, object], message: str) -> None:
+def test_an_invalid_option_is_rejected_with_the_valid_ones(options: dict[str, object], message: str) -> None:
     with pytest.raises(BadRequest, match=message) as refused:
         read(request(**options))
     assert refused.value.error_code == 400
@@ -169,7 +169,7 @@ def test_blur_keeps_the_mean_and_loses_the_detail() -> None:
         ("pad", torch.zeros(3), "pad"),
     ],
 )
-def test_a_baseline_that_does_not_fit_is_refused(choice: object, row: torch.Tensor, message: str) -> None:
+def test_a_baseline_that_does_not_fit_is_rejected(choice: object, row: torch.Tensor, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         baseline.of(choice, row)
 
@@ -315,7 +315,7 @@ def test_grad_cam_is_captums_enlarged(digits: Digits, images: torch.Tensor) -> N
     assert not close([explanation.attributions for explanation in other], expected)
 
 
-def test_a_row_is_answered_alike_alone_and_among_others(digits: nn.Module, images: torch.Tensor) -> None:
+def test_a_row_has_the_same_answer_alone_and_among_others(digits: nn.Module, images: torch.Tensor) -> None:
     methods = [*METHODS, "integrated_gradients", "saliency", "integrated_gradients"]
     baselines = ["zeros", "blur", "mean"] * 3
     steps = [20, 20, 20, 20, 20, 20, 7, 20, 20]
@@ -666,7 +666,7 @@ def test_integrated_gradients_of_texts_are_complete(readers: Mapping[str, nn.Mod
 
 @pytest.mark.parametrize("method", TOKEN_METHODS)
 @pytest.mark.parametrize("name", ["Transformer", "Recurrent", "Bag"])
-def test_a_text_is_answered_alike_alone_and_among_longer_ones(
+def test_a_text_has_the_same_answer_alone_and_among_longer_ones(
     readers: Mapping[str, nn.Module], name: str, method: str
 ) -> None:
     module = readers[name]

@@ -152,7 +152,7 @@ def near(value: object) -> object:
 
 
 @pytest.mark.parametrize("explain", [False, True], ids=["predict", "explain"])
-def test_malformed_requests_get_their_own_4xx_and_neighbours_their_answers(
+def test_malformed_requests_get_their_own_4xx_and_others_their_answers(
     worker_and_request: tuple[Worker, Request], explain: bool
 ) -> None:
     worker, good = worker_and_request
@@ -196,7 +196,7 @@ def filled(shape: tuple[int, ...], value: object) -> object:
 
 
 @pytest.mark.parametrize("explain", [False, True], ids=["predict", "explain"])
-def test_arrays_of_every_shape_and_type_are_answered_or_refused(
+def test_arrays_of_every_shape_and_type_are_answered_or_rejected(
     worker_and_request: tuple[Worker, Request], explain: bool
 ) -> None:
     worker, good = worker_and_request
@@ -256,9 +256,7 @@ documents = (
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(document=documents | st.binary(max_size=60), explain=st.booleans())
-def test_no_request_whatever_it_is_fails_its_neighbour(
-    worker_and_request: tuple[Worker, Request], document: object, explain: bool
-) -> None:
+def test_no_request_fails_another(worker_and_request: tuple[Worker, Request], document: object, explain: bool) -> None:
     worker, good = worker_and_request
     sent = (
         Request(document, explain=explain)

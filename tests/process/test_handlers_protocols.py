@@ -70,7 +70,7 @@ def test_rows_are_answered_with_predictions() -> None:
     assert answer(request({"signature_name": "serving_default", "instances": ["x"]})) == {"predictions": ["x"]}
 
 
-def test_rows_and_columns_in_one_body_are_refused() -> None:
+def test_rows_and_columns_in_one_body_are_rejected() -> None:
     with pytest.raises(BadRequest, match="both instances and inputs"):
         answer(request({"instances": [1], "inputs": [2]}))
 

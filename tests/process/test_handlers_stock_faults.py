@@ -37,14 +37,14 @@ def test_a_mixed_batch_is_not_decided_by_its_first_request(worker: Worker) -> No
         assert label(predicted.body) == ("3" if first else "7")
 
 
-def test_a_corrupt_image_does_not_fail_its_neighbours(worker: Worker) -> None:
+def test_a_corrupt_image_does_not_fail_other_requests(worker: Worker) -> None:
     # TorchServe's handlers answer 503 to every request of the batch.
     answers = worker.predict_batch([Request(SEVEN), Request(SEVEN[:200], "image/png"), Request(THREE)])
     assert [answer.status for answer in answers] == [200, 400, 200]
     assert [label(answers[index].body) for index in (0, 2)] == ["7", "3"]
 
 
-def test_every_request_of_a_batch_has_its_own_answer_in_every_dialect(worker: Worker) -> None:
+def test_every_request_of_a_batch_has_its_own_answer_in_every_protocol(worker: Worker) -> None:
     # TorchServe's KServe envelopes answer from request 0 alone.
     def v1(*images: bytes) -> Request:
         return Request(

@@ -198,7 +198,7 @@ def test_rows_are_taken_however_they_are_sent(diabetes: Worker, name: str) -> No
     assert decoded(diabetes.predict_batch([request])[0]) == filled(template, values)
 
 
-def test_all_dialects_share_a_batch(diabetes: Worker) -> None:
+def test_all_protocols_share_a_batch(diabetes: Worker) -> None:
     requests = [request for request, _ in DIALECTS.values()]
     assert [a.body for a in diabetes.predict_batch(requests)] == [
         diabetes.predict_batch([request])[0].body for request in requests
@@ -315,7 +315,7 @@ MALFORMED: dict[str, tuple[Request, str]] = {
 }
 
 
-def test_malformed_rows_get_their_own_400_and_neighbours_their_answers(diabetes: Worker) -> None:
+def test_malformed_rows_get_their_own_400_and_others_their_answers(diabetes: Worker) -> None:
     good = request_of(PATIENT)
     answers = diabetes.predict_batch([part for request, _ in MALFORMED.values() for part in (request, good)])
     for (name, (_, message)), answer in zip(MALFORMED.items(), answers[::2], strict=True):

@@ -249,7 +249,7 @@ MALFORMED: dict[str, tuple[Request, str]] = {
 }
 
 
-def test_malformed_tensors_get_their_own_400_and_neighbours_their_answers(iris: Worker) -> None:
+def test_malformed_tensors_get_their_own_400_and_others_their_answers(iris: Worker) -> None:
     good = request_of(SETOSA)
     answers = iris.predict_batch([part for request, _ in MALFORMED.values() for part in (request, good)])
     for (name, (_, message)), answer in zip(MALFORMED.items(), answers[::2], strict=True):
@@ -259,7 +259,7 @@ def test_malformed_tensors_get_their_own_400_and_neighbours_their_answers(iris: 
     assert "TensorHandler failed" not in iris.log()
 
 
-def test_explanations_are_refused_with_501_beside_predictions(iris: Worker) -> None:
+def test_explanations_are_rejected_with_501_beside_predictions(iris: Worker) -> None:
     answers = iris.predict_batch(
         [
             request_of(SETOSA, explain=True),

@@ -163,7 +163,7 @@ def test_a_text_is_taken_however_it_is_sent(topics: Worker, request_: Request) -
     assert best(decoded(answer)) == "email"
 
 
-def test_each_dialect_gets_an_answer_of_its_own_for_each_text(topics: Worker) -> None:
+def test_each_protocol_gets_its_own_form_of_answer_for_each_text(topics: Worker) -> None:
     alone = [decoded(answer) for answer in topics.predict_batch([text(MAIL), text(EVENT)])]
     tensor = {"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": [MAIL, EVENT]}
     answers = topics.predict_batch(
@@ -207,7 +207,7 @@ BAD = {
 
 
 @WORKERS
-def test_bad_requests_get_their_own_error_and_neighbours_their_answers(worker: Worker, name: str) -> None:
+def test_bad_requests_get_their_own_error_and_others_their_answers(worker: Worker, name: str) -> None:
     requests = [part for request, _, _ in BAD.values() for part in (request, text(MAIL))]
     answers = worker.predict_batch(requests)
     expected = decoded(worker.predict_batch([text(MAIL)])[0])
@@ -471,7 +471,7 @@ def test_a_text_without_tokens_has_no_spans(highlight: Worker) -> None:
     assert [len(decoded(answer)["entities"]) for answer in answers] == [0, 2, 0, 0]
 
 
-def test_a_text_without_tokens_is_refused_where_the_model_needs_some(topics: Worker) -> None:
+def test_a_text_without_tokens_is_rejected_where_the_model_needs_some(topics: Worker) -> None:
     bad, good = topics.predict_batch([text(" \t "), text(MAIL)])
     assert (bad.status, good.status) == (400, 200)
     assert message(bad) == "the text has no word that the model knows"
@@ -654,7 +654,7 @@ def test_long_texts_are_cut_and_marked_as_truncated(serving: Callable[..., Path]
     assert "truncated_to" not in whole
 
 
-def test_long_texts_are_refused_where_they_are_not_to_be_cut(serving: Callable[..., Path]) -> None:
+def test_long_texts_are_rejected_where_they_are_not_to_be_cut(serving: Callable[..., Path]) -> None:
     archive_ = serving(CLASSIFIER, Likes(), words("good"), max_tokens=5, truncate=False)
     with Worker(archive_) as worker:
         long, short = worker.predict_batch([text("good " * 6), text("good " * 5)])

@@ -269,7 +269,7 @@ WRONG_ARRAYS = {
 
 
 @pytest.mark.parametrize(("payload", "message"), WRONG_ARRAYS.values(), ids=WRONG_ARRAYS)
-def test_an_array_that_is_no_image_is_refused(payload: Any, message: str) -> None:
+def test_an_array_that_is_no_image_is_rejected(payload: Any, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         arrays.read(payload, "RGB", MANY)
 
@@ -382,7 +382,7 @@ def _npy(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def test_an_image_is_taken_in_every_dialect(colours: Worker) -> None:
+def test_an_image_is_accepted_in_every_protocol(colours: Worker) -> None:
     image = noise(300, 260)
     pixels, text = np.asarray(image), base64.b64encode(saved(image)).decode()
     prepared = (by_pillow(image, 256, (224, 224)) / 255 - MEAN) / STD
@@ -581,7 +581,7 @@ def test_images_of_all_sizes_are_detected_in_a_batch_as_alone(detector: Worker, 
                 assert single["score"] == pytest.approx(batched["score"], abs=1e-4)
 
 
-def test_the_scenes_model_answers_an_image_whatever_its_neighbours_are(scenes: dict[str, Any]) -> None:
+def test_the_scenes_model_answers_an_image_independently_of_its_batch(scenes: dict[str, Any]) -> None:
     model = torch.jit.load(ARCHIVES / "scenes" / "scenes.pt").eval()
     images = [torch.from_numpy(scene.pixels).permute(2, 0, 1).float() / 255 for scene in scenes.values()]
     images += [images[0][:, :33, :47], torch.ones(3, 200, 300)]

@@ -324,7 +324,7 @@ def test_onnx_inputs_are_cast_where_nothing_is_lost(
             model(torch.ones(1, 2, dtype=given))
 
 
-def test_whole_numbers_that_do_not_fit_are_refused(
+def test_whole_numbers_that_do_not_fit_are_rejected(
     load: Callable[..., Any], onnx: Callable[..., str], tmp_path: Path
 ) -> None:
     model = load(onnx(["Identity(x)y"], {"x": "INT32"}, {"y": "INT32"}), folder=tmp_path)
@@ -349,7 +349,7 @@ def test_onnx_runtime_has_the_configured_threads(load: Callable[..., Any]) -> No
     ]
 
 
-def test_onnx_without_its_external_tensors_is_refused(load: Callable[..., Any], saved: Path, tmp_path: Path) -> None:
+def test_onnx_without_its_external_tensors_is_rejected(load: Callable[..., Any], saved: Path, tmp_path: Path) -> None:
     (tmp_path / "fixed.onnx").write_bytes((saved / "fixed.onnx").read_bytes())
     with pytest.raises(LoadError, match=r"lacks a file of its tensors.*fixed\.onnx\.data"):
         load("fixed.onnx", folder=tmp_path)
@@ -418,7 +418,7 @@ def edited(source: Path, target: Path, pattern: str, old: str, new: str) -> None
             copy.writestr(entry.filename, content)
 
 
-def test_a_program_for_another_device_is_refused(
+def test_a_program_for_another_device_is_rejected(
     load: Callable[..., Any], saved: Path, compiled: Path, tmp_path: Path
 ) -> None:
     edited(compiled / "any.pt2", tmp_path / "aoti.pt2", "_metadata", '"cpu"', '"cuda"')
@@ -429,7 +429,7 @@ def test_a_program_for_another_device_is_refused(
         load("net.pt2", folder=tmp_path)
 
 
-def test_a_program_of_a_newer_torch_is_refused(load: Callable[..., Any], saved: Path, tmp_path: Path) -> None:
+def test_a_program_of_a_newer_torch_is_rejected(load: Callable[..., Any], saved: Path, tmp_path: Path) -> None:
     edited(saved / "net.pt2", tmp_path / "half.pt2", "models/", '"major": 8', '"major": 99')
     edited(tmp_path / "half.pt2", tmp_path / "net.pt2", "models/", torch.__version__, "9.9.0")
     with pytest.raises(LoadError, match=r"written by torch 9\.9\.0, and torch .* cannot load it: export it again"):
@@ -637,7 +637,7 @@ def test_model_files_that_cannot_be_used_have_a_reason(load: Callable[..., Any],
     assert model_file in str(caught.value)
 
 
-def test_a_model_file_of_a_name_that_is_taken_is_refused(load: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_model_file_of_a_name_that_is_taken_is_rejected(load: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text(textwrap.dedent(NET))
     with pytest.raises(LoadError, match=r"json.py: Python has another module of this name .*: rename the model file"):
         load(None, folder=tmp_path, model_file="json.py")

@@ -140,7 +140,7 @@ def files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", LOADS)
-def test_weights_that_workers_have_loaded_alike_are_in_memory_once(
+def test_equal_weights_of_workers_are_in_memory_once(
     pool_harness: PoolHarness, serve: Callable[..., Pool], files: dict[str, bytes], kind: str
 ) -> None:
     needed = {name: files[name] for name in files if f"/{name}'" in LOADS[kind]}
@@ -215,7 +215,7 @@ class Handler:
 """
 
 
-def test_weights_that_a_thread_unknown_to_threading_may_write_to_are_not_shared(
+def test_weights_that_a_native_thread_may_write_to_are_not_shared(
     pool_harness: PoolHarness, serve: Callable[..., Pool]
 ) -> None:
     answers = ask(pool_harness, serve(WRITER, workers=2), ["read"] * 2)

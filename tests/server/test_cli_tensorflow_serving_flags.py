@@ -116,7 +116,7 @@ def test_a_file_names_several_models(tmp_path: Path, make: Make, start: Callable
         (["--unknown"], 2, "unrecognized arguments: --unknown"),
     ],
 )
-def test_wrong_flags_are_refused_before_anything_starts(
+def test_wrong_flags_are_rejected_before_anything_starts(
     flags: list[str], code: int, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.config").write_text("model_config_list {")

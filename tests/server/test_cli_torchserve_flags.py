@@ -128,7 +128,7 @@ def test_a_server_starts_in_the_background_and_is_stopped(shell: Shell, make: Ca
 
 
 @pytest.mark.parametrize("how", ["--start", "--foreground"])
-def test_a_reader_that_has_gone_does_not_end_the_server(shell: Shell, how: str) -> None:
+def test_a_closed_pipe_does_not_end_the_server(shell: Shell, how: str) -> None:
     write_config(shell.folder)
     command = " ".join([*COMMAND, how, "--model-store", "store"])
     # The first of these lines is written before the server answers, the others afterwards.

@@ -174,7 +174,7 @@ def test_it_serves_at_unix_sockets_alone(tmp_path: Path, digits: Path) -> None:
             InferenceClient(f"unix:{folder}/inference").ping()
 
 
-def test_a_second_one_in_the_same_folder_is_refused(builtin: Builtin, tmp_path: Path) -> None:
+def test_a_second_one_in_the_same_folder_is_rejected(builtin: Builtin, tmp_path: Path) -> None:
     with (
         pytest.raises(EngineError, match=r"runs in .* already"),
         Builtin(write_config(tmp_path), builtin.model_store, builtin.folder),

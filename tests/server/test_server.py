@@ -164,7 +164,7 @@ def _busy(server: Builtin) -> bool:
     return len(connections) >= 3
 
 
-def test_nothing_that_is_done_to_it_hangs_it_leaks_or_costs_an_innocent_request(server: Builtin, make: Make) -> None:
+def test_faults_of_clients_and_models_cause_no_hang_no_leak_and_no_other_failure(server: Builtin, make: Make) -> None:
     """A bounded soak test: kills, hangs, slow and disconnecting clients, invalid input, models added and removed."""
     drawn, ended = random.Random(11), threading.Event()
     outcomes: Counter[str] = Counter()

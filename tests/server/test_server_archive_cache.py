@@ -206,7 +206,7 @@ def test_without_the_check_a_digest_that_an_archive_claims_is_not_believed(bench
     assert "MAR108 liar.mar!MAR-INF/MANIFEST.json: its SHA-256 is " in bench.error_of("liar.mar").message
 
 
-def test_an_archive_with_an_error_is_refused_unless_checks_are_off(bench: Bench) -> None:
+def test_an_archive_with_an_error_is_rejected_unless_checks_are_off(bench: Bench) -> None:
     write(bench.store / "bad.mar", {"MAR-INF/MANIFEST.json": manifest_of("bad", serializedFile="none.pt")})
     refused = bench.error_of("bad.mar")
     assert (refused.status, refused.type) == (400, "InvalidModelException")
@@ -518,7 +518,7 @@ def test_an_archive_that_failed_may_be_tried_again(bench: Bench) -> None:
     bench.run(work, install_py_dep_per_model="true")
 
 
-def test_a_damaged_archive_is_refused_as_by_torchserve_if_nothing_is_checked(bench: Bench) -> None:
+def test_a_damaged_archive_is_rejected_as_by_torchserve_if_nothing_is_checked(bench: Bench) -> None:
     path = write(bench.store / "m.mar", {"handler.py": ECHO * 100, "MAR-INF/MANIFEST.json": manifest_of()})
     content = bytearray(path.read_bytes())
     content[200] ^= 0xFF

@@ -621,21 +621,21 @@ def test_framing_headers_are_set_by_the_server_only(serve: Serve) -> None:
 # Limits.
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_sent(serve: Serve) -> None:
+def test_a_body_over_the_limit_is_rejected_before_it_is_sent(serve: Serve) -> None:
     served = serve(limits=Limits(body=1000))
     served.refuses(POST + b"Content-Length: 1001\r\nExpect: 100-continue\r\n\r\n", 413)
     served.refuses(POST + b"Content-Length: 1001\r\n\r\n", 413)
     assert len(served.ask(POST + b"Content-Length: 1000\r\n\r\n" + b"x" * 1000).json["body"]) == 1000
 
 
-def test_a_client_that_is_sending_it_already_can_read_why_it_is_refused(serve: Serve) -> None:
+def test_a_client_that_still_sends_a_rejected_body_can_read_the_error(serve: Serve) -> None:
     served = serve(limits=Limits(body=1000))
     client = served.connect().send(POST + b"Content-Length: 30000000\r\n\r\n" + b"x" * 30_000_000)
     assert client.answer().status == 413
     assert client.closed()
 
 
-def test_a_chunked_body_is_refused_when_it_grows_over_the_limit(serve: Serve) -> None:
+def test_a_chunked_body_is_rejected_when_it_grows_over_the_limit(serve: Serve) -> None:
     served = serve(limits=Limits(body=1000))
     served.refuses(CHUNKED + b"\r\n" + b"64\r\n%b\r\n" % (b"x" * 100) * 11, 413)
     served.refuses(CHUNKED + b"\r\n3e9\r\n" + b"x" * 1001, 413)
@@ -653,14 +653,14 @@ def test_a_refusal_waits_for_the_answers_before_it(serve: Serve) -> None:
     assert kept.requests.empty()
 
 
-def test_headers_over_the_limit_are_refused(serve: Serve) -> None:
+def test_headers_over_the_limit_are_rejected(serve: Serve) -> None:
     served = serve(limits=Limits(header=10_000))
     served.refuses(GET + b"X-Long: " + b"x" * 10_000 + b"\r\n\r\n", 431)
     served.refuses(GET + b"".join(b"X-%d: x\r\n" % number for number in range(2000)) + b"\r\n", 431)
     assert served.ask(GET + b"X-Long: " + b"x" * 9000 + b"\r\n\r\n").status == 200
 
 
-def test_headers_that_never_end_are_refused(serve: Serve) -> None:
+def test_headers_that_never_end_are_rejected(serve: Serve) -> None:
     client = serve(limits=Limits(header=10_000)).connect().send(GET + b"X-Long: ")
     with contextlib.suppress(ConnectionError):
         for _ in range(10_000):
@@ -668,7 +668,7 @@ def test_headers_that_never_end_are_refused(serve: Serve) -> None:
     assert client.answer().status == 431
 
 
-def test_trailers_that_never_end_are_refused(serve: Serve) -> None:
+def test_trailers_that_never_end_are_rejected(serve: Serve) -> None:
     client = serve(limits=Limits(header=10_000)).connect().send(CHUNKED + b"\r\n1\r\nx\r\n0\r\nX-Long: ")
     with contextlib.suppress(ConnectionError):
         for _ in range(10_000):
@@ -684,7 +684,7 @@ def test_small_headers_behind_a_large_body_are_not_counted_as_large(serve: Serve
     assert client.answer().json["headers"] == [["X", "y"]]
 
 
-def test_a_url_over_the_limit_is_refused(serve: Serve) -> None:
+def test_a_url_over_the_limit_is_rejected(serve: Serve) -> None:
     served = serve(limits=Limits(target=1000))
     served.refuses(b"GET /" + b"x" * 1000 + b" HTTP/1.1\r\n\r\n", 414)
     served.refuses(b"GET /" + b"x" * 1000, 414)

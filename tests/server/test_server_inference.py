@@ -366,7 +366,7 @@ def test_a_chunked_body_is_passed_on_whole(ours: Side) -> None:
     assert "transfer-encoding" not in map(str.lower, document["headers"])
 
 
-def test_a_form_that_is_broken_is_refused_and_reaches_no_worker(ours: Side) -> None:
+def test_a_form_that_is_broken_is_rejected_and_reaches_no_worker(ours: Side) -> None:
     answer = ours("POST", "/predictions/echo", FILE, PARTS)
     assert (answer.status, answer.document["type"]) == (400, "BadRequestException")
     assert answer.document["message"] == "The form cannot be read: it ends before its last boundary."
@@ -623,7 +623,7 @@ def test_a_compressed_body_is_decoded_for_the_handler(ours: Side, path: str) -> 
     assert ours("GET", path, b"", {"Content-Encoding": "gzip"}).status == 200
 
 
-def test_a_compressed_body_that_decodes_to_too_much_is_refused_before_it_does(ours: Side) -> None:
+def test_a_compressed_body_that_decodes_to_too_much_is_rejected_before_it_does(ours: Side) -> None:
     bomb = gzip.compress(bytes(200_000_000), 1)
     answer = ours("POST", "/predictions/echo", bomb, {"Content-Encoding": "gzip"})
     assert (answer.status, "The decoded body is larger than" in answer.document["message"]) == (413, True)

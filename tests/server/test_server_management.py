@@ -513,7 +513,7 @@ def test_a_model_that_loads_too_long_is_not_registered(ours: Ours) -> None:
     assert ours(*get("late")).status == 404
 
 
-def test_the_answers_of_both_are_laid_out_alike(theirs: Engine, ours: Ours) -> None:
+def test_the_answers_of_both_have_the_same_layout(theirs: Engine, ours: Ours) -> None:
     for engine in (theirs, ours):
         engine.clean()
 

@@ -261,7 +261,7 @@ def test_a_label_with_ever_new_values_does_not_fill_the_memory(warnings: Callabl
     assert reading(metrics).total("Seen", user="0") == 2
 
 
-def test_a_version_that_is_gone_leaves_nothing_behind(metrics: Metrics) -> None:
+def test_a_removed_version_has_no_metrics(metrics: Metrics) -> None:
     metrics.answered(200)
     before = {sample.name for sample in parse(metrics.text())}
     for round in itertools.count():

@@ -117,7 +117,7 @@ def test_a_handler_that_supports_only_batches_of_one_is_right(
     assert pool_harness.run(ask(pool, [5, 6])) == [5, 6]
 
 
-def test_a_request_that_kills_its_worker_takes_no_neighbour_along(
+def test_a_request_that_kills_its_worker_fails_no_other(
     pool_harness: PoolHarness, start_pool: Callable[..., Pool]
 ) -> None:
     pool = start_pool(batch_size=4)
@@ -194,7 +194,7 @@ def test_workers_that_end_as_soon_as_they_are_up_are_a_failure_and_start_later_e
     assert min(delays[-2:]) > 0.99
 
 
-def test_a_full_queue_and_a_pool_without_workers_refuse_at_once(
+def test_a_full_queue_and_a_pool_without_workers_reject_at_once(
     pool_harness: PoolHarness, start_pool: Callable[..., Pool]
 ) -> None:
     pool = start_pool(queue_size=2)

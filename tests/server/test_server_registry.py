@@ -197,7 +197,7 @@ def test_a_version_without_workers_does_not_replace_one_that_has_workers(harness
     assert harness.registry.find("made").version == "2.0"
 
 
-def test_more_workers_than_a_machine_can_have_are_refused(harness: RegistryHarness) -> None:
+def test_more_workers_than_a_machine_can_have_are_rejected(harness: RegistryHarness) -> None:
     count = serving_config.MAX_WORKERS + 1
     assert harness.error_of(harness.registry.register(Registration("made-1.0.mar", initial_workers=count)))[0] == 400
     harness.register("made-1.0.mar")

@@ -166,7 +166,7 @@ DIALECTS = [
 ]
 
 
-def test_a_handler_of_ours_answers_the_same_in_every_dialect_good_and_bad_mixed(pools: Pools, digits: Path) -> None:
+def test_a_handler_gives_the_same_answers_in_every_protocol_good_and_bad_mixed(pools: Pools, digits: Path) -> None:
     staged, whole = pools.start(digits, batch_size=8), pools.start(digits, Pool, batch_size=8)
     expected = pools.harness.run(ask(whole, DIALECTS))
     assert [wanted.status for wanted in expected] == [200] * 4 + [400, 200, 400, 200, 400]
@@ -492,7 +492,7 @@ def test_without_a_number_in_the_archive_the_registration_sets_the_models_worker
         ({"inference": 1}, "preprocess is missing"),
     ],
 )
-def test_stages_that_make_no_sense_are_refused(registered: RegistryHarness, make: Make, given: Any, why: str) -> None:
+def test_invalid_stages_are_rejected(registered: RegistryHarness, make: Make, given: Any, why: str) -> None:
     code = dedent(STEPS)
     make(code, store=registered.store, files={"config.yaml": "c.yaml"}, disk={"c.yaml": json.dumps({"stages": given})},
          config="c.yaml")  # fmt: skip
@@ -500,6 +500,8 @@ def test_stages_that_make_no_sense_are_refused(registered: RegistryHarness, make
     assert (status, why in message) == (400, True), message
 
 
-def test_an_option_of_the_handler_that_is_called_so_is_none_of_ours(registered: RegistryHarness, make: Make) -> None:
+def test_an_option_of_the_handler_with_the_name_of_a_stage_is_the_handlers(
+    registered: RegistryHarness, make: Make
+) -> None:
     make(store=registered.store, disk={"c.yaml": json.dumps({"stages": [{"name": "one"}]})}, config="c.yaml")
     assert type(registered.register("made-1.0.mar", 1).pool) is Pool

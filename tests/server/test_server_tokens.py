@@ -119,12 +119,12 @@ def test_a_refusal_is_worded_as_torchserves(tokens: Tokens, real: TorchServe) ->
         assert (answer.status_code, answer.content) == (refused.value.status, refused.value.body)
 
 
-def test_text_that_is_no_ascii_is_refused(tokens: Tokens) -> None:
+def test_text_that_is_no_ascii_is_rejected(tokens: Tokens) -> None:
     assert not passes(tokens, "Bearer é")
     assert not passes(tokens, "Bearer \udce9")
 
 
-def test_a_token_that_has_expired_is_refused(tmp_path: Path) -> None:
+def test_a_token_that_has_expired_is_rejected(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "k", minutes=-1)
     tokens_of = keys(tokens.file)
     assert not passes(tokens, f"Bearer {tokens_of['inference']}")

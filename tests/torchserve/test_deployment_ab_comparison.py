@@ -61,7 +61,7 @@ def compare(server: TorchServe, new: str, answers: str = "exact", bound: float =
     return ab_comparison.compare(server.server, "m", "1.0", new, PROBES, agree, repeat=6, max_regression=bound, **more)  # type: ignore[arg-type]
 
 
-def test_a_version_that_is_alike_passes(registered: TorchServe) -> None:
+def test_a_version_with_the_same_answers_passes(registered: TorchServe) -> None:
     comparison = compare(registered, "1.1")
     assert comparison.verdict == "pass"
     assert comparison.differences == ()
@@ -75,7 +75,7 @@ def test_a_version_that_takes_ten_times_as_long_is_slower(registered: TorchServe
     assert comparison.ratio.low > 2
 
 
-def test_a_version_that_answers_otherwise_fails_unless_that_is_allowed(registered: TorchServe, tmp_path: Path) -> None:
+def test_a_version_with_other_answers_fails_unless_that_is_allowed(registered: TorchServe, tmp_path: Path) -> None:
     comparison = compare(registered, "1.2")
     assert comparison.verdict == "answers differ"
     assert len(comparison.differences) == len(PROBES)
@@ -96,7 +96,7 @@ def test_a_version_that_answers_otherwise_fails_unless_that_is_allowed(registere
         compare(registered, "1.1", f"{judge}:fails")
 
 
-def test_a_version_that_refuses_is_an_answer_that_differs(registered: TorchServe) -> None:
+def test_an_error_of_one_version_is_a_different_answer(registered: TorchServe) -> None:
     refused = [smoke_test.Probe("bad", Request(b'{"y": 1}', "application/json"))]
     agree = ab_comparison.agreement("exact")
     comparison = ab_comparison.compare(registered.server, "m", "1.0", "1.1", refused, agree, repeat=2, max_regression=9)

@@ -98,7 +98,9 @@ def test_one_batch_of_eight_answers_each_request_for_itself(server: TorchServe, 
     assert not any("Traceback" in log for log in logs)
 
 
-def test_the_server_and_a_worker_without_one_answer_alike(server: TorchServe, client: InferenceClient) -> None:
+def test_the_server_and_a_worker_without_a_server_give_the_same_answers(
+    server: TorchServe, client: InferenceClient
+) -> None:
     requests = [
         exchange.read(SAMPLES / "four.png"),
         exchange.read(SAMPLES / "four.png", explain=True),

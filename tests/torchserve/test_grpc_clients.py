@@ -168,7 +168,7 @@ def test_handlers_of_ours_get_texts_and_files_as_they_are(open_inference: GrpcOp
     assert label.data == ["7"]
 
 
-def test_a_request_that_our_handler_refuses_costs_no_worker(
+def test_a_request_that_our_handler_rejects_ends_no_worker(
     server: TorchServe, open_inference: GrpcOpenInference
 ) -> None:
     with ManagementClient(server.server) as management:
@@ -317,7 +317,7 @@ def test_a_model_is_registered_scaled_described_and_removed(
         management.register("life-1.0.mar", model_name="a/b")
 
 
-def test_scaling_to_no_workers_is_refused_rather_than_taken_for_one(management: GrpcManagement) -> None:
+def test_scaling_to_zero_workers_is_rejected(management: GrpcManagement) -> None:
     with pytest.raises(TorchmarError, match="over REST only"):
         management.scale("digits", min_worker=0)
 

@@ -96,7 +96,7 @@ def test_options_of_an_explanation_stand_beside_the_one_field(post: Post) -> Non
 
 
 @on_both_engines
-def test_a_form_whose_input_is_not_certain_is_refused(post: Post) -> None:
+def test_a_form_whose_input_is_not_certain_is_rejected(post: Post) -> None:
     answer = post("/predictions/digits", part("a", SEVEN, file="a") + part("b", SEVEN, file="b") + END, PARTS)
     assert (answer.status, answer.message) == (
         400,
@@ -184,7 +184,7 @@ def test_json_lines_are_several_inputs(post: Post) -> None:
 
 @on_both_engines
 @pytest.mark.parametrize("name", ["digits", "iris", "topics"])
-def test_several_documents_as_one_are_refused_not_the_first_answered(post: Post, name: str) -> None:
+def test_several_documents_as_one_are_rejected(post: Post, name: str) -> None:
     answer = post(f"/predictions/{name}", b'{"instances": [[1, 2, 3, 4]]}\n{"instances": [[1, 2, 3, 4]]}')
     assert (answer.status, "data follow the first document" in answer.message) == (400, True)
 

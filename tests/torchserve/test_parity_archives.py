@@ -59,20 +59,20 @@ MODELS: dict[str, tuple[Callable[[Path], Path], tuple[Case, ...]]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_archive_of_another_tool_answers_alike(pair: EnginePair, name: str, tmp_path: Path) -> None:
+def test_an_archive_of_another_tool_gives_the_same_answers(pair: EnginePair, name: str, tmp_path: Path) -> None:
     write, cases = MODELS[name]
     corners = name not in ("moods", "stream")
     assert mismatches(pair.archive(write(tmp_path), corners=corners, more=cases)) == []
 
 
 @pytest.mark.parametrize("name", ALL if os.environ.get("TORCHMAR_ALL_ARCHIVES") else FEW)
-def test_an_archive_of_this_repository_answers_alike(
+def test_an_archive_of_this_repository_gives_the_same_answers(
     pair: EnginePair, name: str, tmp_path: Path, weights: None
 ) -> None:
     assert mismatches(pair.archive(pretrained.build(name, tmp_path / "store"))) == []
 
 
-def test_torchserves_own_image_handler_answers_alike(pair: EnginePair, tmp_path: Path) -> None:
+def test_torchserves_own_image_handler_gives_the_same_answers(pair: EnginePair, tmp_path: Path) -> None:
     if not importlib.util.find_spec("torchvision"):
         pytest.skip("torchvision is not installed")
     image = (SAMPLES / "seven.png").read_bytes()
@@ -81,7 +81,7 @@ def test_torchserves_own_image_handler_answers_alike(pair: EnginePair, tmp_path:
 
 
 @pytest.mark.parametrize("name", strange_archives.ODD_MANIFESTS)
-def test_an_archive_with_an_odd_manifest_is_registered_or_refused_alike(
+def test_an_archive_with_an_odd_manifest_is_registered_or_rejected_as_by_torchserve(
     pair: EnginePair, name: str, tmp_path: Path
 ) -> None:
     assert mismatches(pair.archive(strange_archives.odd(tmp_path, name), corners=False)) == []

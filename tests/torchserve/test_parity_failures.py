@@ -19,5 +19,5 @@ def pair(request: pytest.FixtureRequest) -> Iterator[EnginePair]:
 
 
 @pytest.mark.parametrize("name", strange_archives.BROKEN)
-def test_an_archive_that_does_not_load_is_refused_alike(pair: EnginePair, name: str, tmp_path: Path) -> None:
+def test_an_archive_that_does_not_load_gets_the_same_error(pair: EnginePair, name: str, tmp_path: Path) -> None:
     assert mismatches(pair.archive(strange_archives.broken(tmp_path, name), corners=False)) == []

@@ -89,6 +89,6 @@ def test_labels_may_be_a_json_file(make: Make, labels: str) -> None:
         assert json.loads(archive.read("index_to_name.json")) == {"0": "cat", "1": "dog"}
 
 
-def test_a_handler_that_is_no_python_is_refused_with_file_and_line(make: Make) -> None:
+def test_a_handler_that_is_no_python_is_rejected_with_file_and_line(make: Make) -> None:
     with pytest.raises(ArchiveError, match=r"handler\.py is not Python: .*line 1"):
         make("def handle(:")

@@ -48,13 +48,13 @@ def test_the_digest_is_of_the_content_whoever_packed_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "..\\x", "MAR-INF/../../x"])
-def test_a_member_that_would_leave_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_member_that_would_leave_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
     path = write_zip(tmp_path / "bad.mar", (name, "x"))
     with pytest.raises(ArchiveError, match="outside of its folder"):
         Archive(path)
 
 
-def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_rejected(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link")
     link.external_attr = 0o120777 << 16
     with pytest.raises(ArchiveError, match="a symbolic or hard link"):

@@ -257,7 +257,7 @@ def test_importing_never_overwrites_and_leaves_nothing_when_it_fails(make: Calla
 
 
 @pytest.mark.parametrize("samples", [b'{"a": 1}', b"[1]", b"7", b"[", b'[{"input": "../x"}]', b"[" * 100_000])
-def test_samples_that_are_none_are_an_error_and_nothing_is_left(tmp_path: Path, samples: bytes) -> None:
+def test_invalid_samples_are_an_error_and_leave_no_files(tmp_path: Path, samples: bytes) -> None:
     members = {"MAR-INF/MANIFEST.json": MANIFEST, "h.py": b"", "MAR-INF/SAMPLES.json": samples}
     pack(members, tmp_path / "a.mar")
     with pytest.raises(ArchiveError, match="SAMPLES"):

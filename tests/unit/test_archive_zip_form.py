@@ -47,7 +47,7 @@ def test_no_damaged_byte_of_the_directory_hides_a_member(tmp_path: Path) -> None
     assert opened  # versions and times of the directory decide nothing
 
 
-def test_an_entry_that_swallows_the_others_is_refused(tmp_path: Path) -> None:
+def test_an_entry_that_hides_the_others_is_rejected(tmp_path: Path) -> None:
     data = bytearray(zipped())
     data[data.index(b"PK\x01\x02") + 33] = 1  # its comment has 256 bytes more
     (tmp_path / "m.mar").write_bytes(data)

@@ -166,7 +166,7 @@ COLLECTED = {
 
 
 @pytest.mark.parametrize("text", COLLECTED.values(), ids=COLLECTED)
-def test_a_file_is_found_unreadable_exactly_where_pip_refuses_it(pip: Pip, tmp_path: Path, text: str | bytes) -> None:
+def test_a_file_is_found_unreadable_exactly_where_pip_rejects_it(pip: Pip, tmp_path: Path, text: str | bytes) -> None:
     agrees(pip, tmp_path, text)
 
 
@@ -197,7 +197,7 @@ LINE = st.one_of(
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.lists(LINE, max_size=4).map("\n".join))
-def test_generated_files_are_found_unreadable_exactly_where_pip_refuses_them(
+def test_generated_files_are_found_unreadable_exactly_where_pip_rejects_them(
     pip: Pip, tmp_path: Path, text: str
 ) -> None:
     # Of missing hashes and of two versions pip's resolver decides, below.

@@ -139,7 +139,7 @@ def test_the_error_of_an_invalid_address_shows_no_password(address: str) -> None
     assert "password@" not in str(caught.value)
 
 
-def test_a_token_that_no_header_can_hold_is_not_shown() -> None:
+def test_a_token_with_invalid_characters_is_not_shown() -> None:
     server = Endpoint(tokens={"inference": "se\ncret"})
     with pytest.raises(TorchmarError, match="does not allow") as caught:
         InferenceClient(server).ping()

@@ -127,7 +127,7 @@ def test_a_path_with_a_line_break_is_rejected_in_every_option(tmp_path: Path) ->
         dockerfile(Image(PurePosixPath("c\nRUN evil"), PurePosixPath("s")), GIVEN)
 
 
-def test_an_extra_that_is_none_is_refused_and_a_wheel_may_be_called_anything() -> None:
+def test_an_unknown_extra_is_rejected_and_a_wheel_may_have_any_name() -> None:
     with pytest.raises(TorchmarError, match="is no extra"):
         dockerfile(replace(IMAGE, extras=("onnx; rm -rf /",)), GIVEN)
     text = dockerfile(replace(IMAGE, package="it's.whl"), GIVEN)
@@ -206,7 +206,7 @@ def test_the_line_that_runs_an_image_publishes_every_port_but_managements() -> N
     assert published(properties.Properties(None, {**GIVEN.values, **metrics_on_inference})) == ["8080", "7070"]
 
 
-def test_an_image_whose_server_is_at_a_unix_socket_is_refused() -> None:
+def test_an_image_whose_server_is_at_a_unix_socket_is_rejected() -> None:
     sockets = properties.Properties(None, {**GIVEN.values, "inference_address": "unix:/run/x.sock"})
     with pytest.raises(TorchmarError, match="cannot be reached from outside the container"):
         dockerfile(IMAGE, sockets)

@@ -62,7 +62,7 @@ def test_a_problem_has_its_line(more: str, line: int, message: str) -> None:
     assert message in problem[1]
 
 
-def test_a_version_without_quotes_is_refused_as_it_was_written() -> None:
+def test_a_version_without_quotes_is_rejected_as_it_was_written() -> None:
     assert problems(GOOD.replace('"1.0"', "1.10")) == [
         (2, 'archive.yaml:2: version: write the version in quotes: "1.10"')
     ]

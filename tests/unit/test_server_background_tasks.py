@@ -27,7 +27,7 @@ def test_a_task_without_another_reference_runs_to_its_end() -> None:
     asyncio.run(work())
 
 
-def test_failures_are_passed_on_and_cancellations_are_none() -> None:
+def test_failures_are_passed_on_and_cancellations_are_not() -> None:
     async def work() -> None:
         errors: list[BaseException] = []
         tasks = BackgroundTasks(errors.append)

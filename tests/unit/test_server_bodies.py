@@ -100,7 +100,7 @@ def test_the_boundary_is_found_in_any_notation(content_type: str) -> None:
     ],
     ids=["urlencoded", "multipart"],
 )
-def test_two_parts_of_one_name_are_refused(body: bytes, content_type: str) -> None:
+def test_two_parts_of_one_name_are_rejected(body: bytes, content_type: str) -> None:
     with pytest.raises(ApiError, match="The form has 2 parts called 'a', of which a handler would see one") as refused:
         inputs(body, content_type)
     assert refused.value.status == 400
@@ -130,19 +130,19 @@ def test_content_that_looks_like_a_boundary_is_content() -> None:
         b"--x\r\nX-Long: " + b"1" * 100_000 + b"\r\n\r\n\r\n--x--\r\n",
     ],
 )
-def test_a_broken_form_is_refused(body: bytes) -> None:
+def test_a_broken_form_is_rejected(body: bytes) -> None:
     with pytest.raises(ApiError, match=r"^The form cannot be read: .*\.$") as refused:
         inputs(body, PARTS)
     assert (refused.value.status, refused.value.type) == (400, "BadRequestException")
 
 
 @pytest.mark.parametrize("boundary", ["", '""', "é" * 200])
-def test_an_odd_boundary_is_refused(boundary: str) -> None:
+def test_an_odd_boundary_is_rejected(boundary: str) -> None:
     with pytest.raises(ApiError, match="The form cannot be read"):
         inputs(b"--x--\r\n", f"multipart/form-data; boundary={boundary}")
 
 
-def test_a_form_of_very_many_fields_is_refused() -> None:
+def test_a_form_of_very_many_fields_is_rejected() -> None:
     assert len(inputs(b"&".join(b"%d=1" % number for number in range(1000)), FORM)) == 1000
     with pytest.raises(ApiError, match="more than 1000 fields"):
         inputs(b"&" * 1_000_000, FORM)

@@ -43,6 +43,6 @@ def test_it_ends_after_its_time() -> None:
     assert seconds < 0.25
 
 
-def test_no_time_is_not_at_all() -> None:
+def test_a_time_of_zero_disables_polling() -> None:
     count, _ = poll(0, lambda count: True)
     assert count == 1

@@ -313,7 +313,7 @@ def test_an_unusable_key_is_reported_without_a_prompt(store: Path) -> None:
             credentials.tls_context(settings)
 
 
-def test_https_without_a_key_is_refused_with_how_to_make_one(store: Path) -> None:
+def test_https_without_a_key_is_rejected_with_how_to_make_one(store: Path) -> None:
     with pytest.raises(PropertiesError, match="private_key_file is missing") as caught:
         read(store, "metrics_address=https://127.0.0.1")
     assert "openssl req -x509" in caught.value.message
@@ -321,7 +321,7 @@ def test_https_without_a_key_is_refused_with_how_to_make_one(store: Path) -> Non
         read(store, "enable_grpc_ssl=true\nprivate_key_file=/nowhere\ncertificate_file=/nowhere")
 
 
-def test_a_keystore_is_refused_with_how_to_convert_it(store: Path) -> None:
+def test_a_keystore_is_rejected_with_how_to_convert_it(store: Path) -> None:
     with pytest.raises(PropertiesError, match="a keystore is Java's") as caught:
         read(store, "inference_address=https://127.0.0.1\nkeystore=k.p12\nkeystore_pass=secret")
     assert "openssl pkcs12 -in k.p12 -nodes -nocerts -out key.pem" in caught.value.hint

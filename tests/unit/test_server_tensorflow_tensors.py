@@ -93,7 +93,7 @@ def test_strings_in_content_have_their_lengths_in_front() -> None:
         (wire.TensorProto(dtype=wire.DT_FLOAT, tensor_shape=wire.TensorShapeProto(unknown_rank=True)), "unknown"),
     ],
 )
-def test_a_tensor_that_does_not_match_its_type_and_shape_is_refused_by_name(
+def test_a_tensor_that_does_not_match_its_type_and_shape_is_rejected_by_name(
     given: wire.TensorProto, error: str
 ) -> None:
     with pytest.raises(ValueError, match=f"input 'x': .*{error}"):

