@@ -46,7 +46,7 @@ def predict(model, version=None, label=None, signature="serving_default", output
     return prediction.Predict(request, TIMEOUT, metadata=metadata)
 
 
-def refused(call):
+def error_of(call):
     try:
         call()
     except grpc.RpcError as error:
@@ -124,25 +124,25 @@ status.model_spec.name = "iris"
 assert (state.version, state.state) == (1, get_model_status_pb2.ModelVersionStatus.AVAILABLE), state
 
 # Errors.
-code, details = refused(lambda: predict("nothing", x=ROWS))
+code, details = error_of(lambda: predict("nothing", x=ROWS))
 assert code == "NOT_FOUND", (code, details)
-code, details = refused(lambda: predict("iris", version=7, measurements=ROWS))
+code, details = error_of(lambda: predict("iris", version=7, measurements=ROWS))
 assert code == "NOT_FOUND", (code, details)
-code, details = refused(lambda: predict("iris", label="canary", measurements=ROWS))
+code, details = error_of(lambda: predict("iris", label="canary", measurements=ROWS))
 assert code == "NOT_FOUND", (code, details)
-code, details = refused(lambda: predict("iris", signature="classify_it", measurements=ROWS))
+code, details = error_of(lambda: predict("iris", signature="classify_it", measurements=ROWS))
 assert code == "INVALID_ARGUMENT", (code, details)
 assert "classify_it" in details
-code, details = refused(lambda: predict("iris", measurements=ROWS[:, :3]))
+code, details = error_of(lambda: predict("iris", measurements=ROWS[:, :3]))
 assert code == "INVALID_ARGUMENT", (code, details)
 print(details)
-code, details = refused(lambda: predict("iris", measures=ROWS))
+code, details = error_of(lambda: predict("iris", measures=ROWS))
 assert code == "INVALID_ARGUMENT", (code, details)
 print(details)
-code, details = refused(lambda: predict("iris", measurements=np.float32(1)))
+code, details = error_of(lambda: predict("iris", measurements=np.float32(1)))
 assert code == "INVALID_ARGUMENT", (code, details)
 print(details)
-code, details = refused(lambda: predict("iris", outputs=["scores"], measurements=ROWS))
+code, details = error_of(lambda: predict("iris", outputs=["scores"], measurements=ROWS))
 assert code == "INVALID_ARGUMENT", (code, details)
 print(details)
 print("all as with TensorFlow Serving")

@@ -38,7 +38,7 @@ class Side:
         return self.tensor("measurements", rows, "FP32", **more)
 
 
-def refused(call):
+def error_of(call):
     try:
         call()
     except InferenceServerException as error:
@@ -82,15 +82,15 @@ def check(side):
         again = infer("iris", [side.tensor("measurements", array, datatype)])
         assert np.allclose(again.as_numpy("probabilities"), probabilities, atol=1e-2)
 
-    wrong = refused(lambda: infer("iris", [side.iris(ROWS[:, :2])]))
+    wrong = error_of(lambda: infer("iris", [side.iris(ROWS[:, :2])]))
     assert "float32 of the shape [4] is expected" in wrong, wrong
     assert ("400" if side.over_http else "INVALID_ARGUMENT") in wrong, wrong
-    unknown = refused(lambda: infer("nothing", [side.iris()]))
+    unknown = error_of(lambda: infer("nothing", [side.iris()]))
     code = "404" if side.over_http else "StatusCode.NOT_FOUND"
     assert unknown == f"{code} Model not found: nothing", unknown
-    unsupported = refused(lambda: side.get_system_shared_memory_status())
+    unsupported = error_of(lambda: side.get_system_shared_memory_status())
     assert "shared memory is not supported" in unsupported, unsupported
-    unsupported = refused(lambda: side.load_model("iris"))
+    unsupported = error_of(lambda: side.load_model("iris"))
     assert "management API" in unsupported, unsupported
 
     metadata, config = side.get_model_metadata("iris"), side.get_model_config("iris")

@@ -45,13 +45,13 @@ def agrees(frontend: Frontend, folder: Path, text: str) -> None:
     file = folder / "c.yaml"
     file.write_bytes(text.encode())
     verdict = frontend.read(file)
-    refused = verdict.get("error", "")
-    ignored = "InvalidModelException" in refused  # the frontend logs it, and goes on without
-    fails = not worker_reads(text) or bool(refused and not ignored)
+    frontend_error = verdict.get("error", "")
+    ignored = "InvalidModelException" in frontend_error  # the frontend logs it, and goes on without
+    fails = not worker_reads(text) or bool(frontend_error and not ignored)
     codes = {(finding.code.name, finding.severity) for finding in findings(text)}
     assert ("error" in {severity for _, severity in codes}) is fails, (text[:200], codes, verdict)
     assert (("MAR511", "warning") in codes) is (ignored and worker_reads(text)), (text[:200], codes, verdict)
-    if not refused and not fails:
+    if not frontend_error and not fails:
         values_agree(text, verdict)
 
 

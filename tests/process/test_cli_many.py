@@ -119,8 +119,8 @@ def test_permanent_errors_stay_and_failed_requests_are_sent_again(
     command = ("predict", "digits", "empty.png", PICTURES[0], "-o", "b.jsonl", "--run-folder", server.folder)
     for _ in range(2):
         assert "1 refused" in torchmar(*command, cwd=tmp_path, code=1).stderr
-    refused = [line for line in lines(tmp_path / "b.jsonl") if line["status"] == 400]
-    assert [(line["input"], line["error"]) for line in refused] == [("empty.png", "the body is empty")]
+    rejected = [line for line in lines(tmp_path / "b.jsonl") if line["status"] == 400]
+    assert [(line["input"], line["error"]) for line in rejected] == [("empty.png", "the body is empty")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -128,9 +128,9 @@ def test_an_option_is_taken_as_text_and_as_json(options: dict[str, object], fiel
     ],
 )
 def test_an_invalid_option_is_rejected_with_the_valid_ones(options: dict[str, object], message: str) -> None:
-    with pytest.raises(BadRequest, match=message) as refused:
+    with pytest.raises(BadRequest, match=message) as caught:
         read(request(**options))
-    assert refused.value.error_code == 400
+    assert caught.value.error_code == 400
 
 
 def test_a_handler_offers_methods_and_baselines_of_its_own() -> None:

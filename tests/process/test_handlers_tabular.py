@@ -75,7 +75,7 @@ def alone(worker: Worker, body: Any, **more: Any) -> Any:
     return decoded(worker.predict_batch([request_of(body, **more)])[0])
 
 
-def refused(answer: Response) -> str:
+def error_message(answer: Response) -> str:
     error = json.loads(answer.body)
     assert (answer.status, answer.content_type, error["code"]) == (400, "application/json", 400), error
     return str(error["message"])
@@ -319,7 +319,7 @@ def test_malformed_rows_get_their_own_400_and_others_their_answers(diabetes: Wor
     good = request_of(PATIENT)
     answers = diabetes.predict_batch([part for request, _ in MALFORMED.values() for part in (request, good)])
     for (name, (_, message)), answer in zip(MALFORMED.items(), answers[::2], strict=True):
-        error = refused(answer)
+        error = error_message(answer)
         assert message in error, name
         assert "\n" not in error, name
     assert {answer.body for answer in answers[1::2]} == {diabetes.predict_batch([good])[0].body}
@@ -330,7 +330,7 @@ def test_every_problem_of_a_row_is_reported_at_once_up_to_five(diabetes: Worker)
     (answer,) = diabetes.predict_batch(
         [request_of({"age": "x", "sex": 0, "bmi": 99, "bp": None, "s1": 1, "s2": 1, "s3": 1, "x": 1})]
     )
-    message = refused(answer)
+    message = error_message(answer)
     assert message.split("; ")[0].startswith("there is no column 'x'")
     assert [name for name in NAMES if f"column {name!r}" in message] == ["age", "sex", "bmi", "bp"]
     assert message.endswith("; and 3 more problems")
@@ -363,7 +363,7 @@ def test_predictions_explanations_and_bad_rows_share_a_batch(tumours: Worker) ->
     assert [explanation["label"] for explanation in decoded(answers[3])] == ["benign", "malignant"]
     assert decoded(answers[6])["explanations"][0] == decoded(answers[3])[0]
     assert decoded(answers[3])[1] == decoded(answers[0])
-    assert refused(answers[2]).startswith("column 'mean area' is -1; a number from 0 to 5002 is allowed")
+    assert error_message(answers[2]).startswith("column 'mean area' is -1; a number from 0 to 5002 is allowed")
 
 
 def test_attributions_are_complete_and_sorted_and_of_columns(diabetes: Worker, tumours: Worker) -> None:
@@ -446,7 +446,7 @@ def test_wrong_wishes_for_an_explanation_get_their_own_400(diabetes: Worker) -> 
     wrong = [request_of({**OTHER, **wish}, explain=True) for wish in WRONG_EXPLANATIONS.values()]
     answers = diabetes.predict_batch([part for bad in wrong for part in (bad, good)])
     for message, answer in zip(WRONG_EXPLANATIONS, answers[::2], strict=True):
-        assert message in refused(answer)
+        assert message in error_message(answer)
     assert {answer.status for answer in answers[1::2]} == {200}
 
 
@@ -530,7 +530,7 @@ def test_a_model_sees_columns_as_they_are_specified(tabular: Callable[..., Path]
             'one of "Köln", "Mainz", "Bonn" is allowed (did you mean \'Köln\'?)': {"town": "Koln"},
         }
         for message, change in wrong.items():
-            assert message in refused(worker.predict_batch([request_of({**BUILDING, **change})])[0])
+            assert message in error_message(worker.predict_batch([request_of({**BUILDING, **change})])[0])
         # A column that has the name of an option: 7 is its value, and not a target.
         explained = alone(worker, BUILDING, explain=True)
         assert explained["target"] == 0
@@ -552,7 +552,9 @@ def test_numbers_out_of_range_are_clipped_or_allowed(
     with Worker(tabular(REGRESSOR, torch.nn.Identity(), 2, {"columns": columns, "out_of_range": choice})) as worker:
         assert alone(worker, {"a": -5, "b": 9}) == seen
         assert alone(worker, [[-5, 9], [1, 2]]) == [seen, [1, 2]]
-        assert "a is NaN" in refused(worker.predict_batch([request_of({"a": math.nan, "b": 1})])[0]).replace("'", "")
+        assert "a is NaN" in error_message(worker.predict_batch([request_of({"a": math.nan, "b": 1})])[0]).replace(
+            "'", ""
+        )
 
 
 def test_columns_can_stand_in_a_file_of_the_archive(tabular: Callable[..., Path]) -> None:
@@ -669,7 +671,7 @@ def test_onnx_weights_are_classified_and_explained_without_gradients(make: Calla
         assert (explained["method"], explained["instead_of"]) == ("feature_ablation", "integrated_gradients")
         assert explained["attributions"] == {"x": 1, "y": 1}
         named = request_of({"x": 2, "y": 1, "method": "saliency"}, explain=True)
-        assert "gradients" in refused(worker.predict_batch([named])[0])
+        assert "gradients" in error_message(worker.predict_batch([named])[0])
     for scores, message in (("", "several outputs; name one of embedding, logits"), ("logit", "no output 'logit'")):
         with (
             pytest.raises(LoadError) as failed,

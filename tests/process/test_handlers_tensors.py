@@ -69,7 +69,7 @@ def alone(worker: Worker, body: Any, **more: Any) -> Any:
     return decoded(worker.predict_batch([request_of(body, **more)])[0])
 
 
-def refused(answer: Response, status: int = 400) -> str:
+def error_message(answer: Response, status: int = 400) -> str:
     error = json.loads(answer.body)
     assert (answer.status, answer.content_type, error["code"]) == (status, "application/json", status), error
     return str(error["message"])
@@ -253,7 +253,7 @@ def test_malformed_tensors_get_their_own_400_and_others_their_answers(iris: Work
     good = request_of(SETOSA)
     answers = iris.predict_batch([part for request, _ in MALFORMED.values() for part in (request, good)])
     for (name, (_, message)), answer in zip(MALFORMED.items(), answers[::2], strict=True):
-        assert message in refused(answer), name
+        assert message in error_message(answer), name
     expected = decoded(iris.predict_batch([good])[0])
     assert all(decoded(answer) == pytest.approx(expected, abs=1e-6) for answer in answers[1::2])
     assert "TensorHandler failed" not in iris.log()
@@ -304,7 +304,7 @@ def test_numbers_of_every_type_are_returned_unchanged(serving: Callable[..., Pat
         good = request_of(npy(values, dtype))
         answers = worker.predict_batch([part for bad in wrong for part in (request_of(bad), good)])
         for answer, neighbour in zip(answers[::2], answers[1::2], strict=True):
-            assert dtype in refused(answer)
+            assert dtype in error_message(answer)
             assert neighbour.status == 200
         alone_answer = alone(worker, npy(values, dtype))
         assert alone_answer.dtype == np.dtype(dtype)
@@ -344,7 +344,7 @@ def test_instances_of_different_shapes_share_a_batch(serving: Callable[..., Path
             "the input 'words' is of numbers with fractions; int64 is expected": {**short, "words": [[1.5, 2]]},
         }
         for message, body in bad_bodies.items():
-            assert message in refused(worker.predict_batch([request_of(body)])[0])
+            assert message in error_message(worker.predict_batch([request_of(body)])[0])
         tensors = [
             {"name": "words", "shape": [1, 1, 2], "datatype": "INT32", "data": [1, 2]},
             {"name": "weights", "shape": [1, 1], "datatype": "FP32", "data": [0.5]},
@@ -368,7 +368,7 @@ def test_numbers_that_json_lacks_fail_their_request_only(serving: Callable[..., 
             [request_of([1, 2]), request_of([1, 0]), request_of(npy([0, 0], "f4")), request_of([0, 0], accept=NPY)]
         )
         assert decoded(answers[0]) == [0.5, 2]
-        assert "the output 'ratio' is inf at [0], which JSON cannot say; accept application/x-npy" in refused(
+        assert "the output 'ratio' is inf at [0], which JSON cannot say; accept application/x-npy" in error_message(
             answers[1], 400
         )
         assert np.isnan(decoded(answers[2])).all()
@@ -381,7 +381,7 @@ def test_without_options_a_module_gets_its_inputs_by_the_names_of_its_arguments(
     with Worker(serving(Length())) as worker:
         answers = alone(worker, {"instances": [{"words": [[1, 2]], "weights": [0.5]}]})["predictions"]
         assert answers == [{"output_0": 1.5, "output_1": [1, 2], "output_2": True}]
-        assert "there is no input 'word'; did you mean 'words'?" in refused(
+        assert "there is no input 'word'; did you mean 'words'?" in error_message(
             worker.predict_batch([request_of({"word": [1]})])[0]
         )
 
@@ -418,9 +418,9 @@ def test_onnx_weights_contain_names_types_and_shapes(serving: Callable[..., Path
             [request_of(instance), bad, request_of({"ids": [[1, 2, 3]] * 2, "scale": [[1], [0.5]]})]
         )
         assert decoded(answers[0]) == {"scaled": [2, 4, 6], "total": [12]}
-        assert "the input 'ids' is of numbers with fractions; int64 is expected" in refused(answers[1])
+        assert "the input 'ids' is of numbers with fractions; int64 is expected" in error_message(answers[1])
         assert [answer["total"] for answer in decoded(answers[2])] == [[6], [3]]
-        assert "has the shape [2]; ids: int64 of the shape [3]" in refused(
+        assert "has the shape [2]; ids: int64 of the shape [3]" in error_message(
             worker.predict_batch([request_of({**instance, "ids": [1, 2]})])[0]
         )
         assert decoded(worker.predict_batch([Request(b"", headers={"describe": "True"})])[0]) == {

@@ -617,9 +617,9 @@ def test_boxes_are_drawn_if_a_picture_is_requested(detector: Worker) -> None:
 
 def test_a_detector_and_a_segmenter_have_no_explanations(detector: Worker, segmenter: Worker) -> None:
     for worker in (detector, segmenter):
-        refused, answered = worker.predict_batch([sample("one.png", explain=True), sample("one.png")])
-        assert (refused.status, answered.status) == (501, 200)
-        assert "no explanations" in message(refused)
+        rejected, answered = worker.predict_batch([sample("one.png", explain=True), sample("one.png")])
+        assert (rejected.status, answered.status) == (501, 200)
+        assert "no explanations" in message(rejected)
 
 
 class Stacked(nn.Module):

@@ -397,9 +397,9 @@ def test_aotinductor_answers_like_the_model(load: Callable[..., Any], compiled: 
 def test_aotinductor_rejects_inputs_that_it_would_misread(load: Callable[..., Any], compiled: Path) -> None:
     model = load("any.pt2", folder=compiled)
     assert weights.output_names(model) == ("scores", "first")
-    for refused in (torch.ones(2, 3, 9, 9), torch.ones(3, 8, 8)):
+    for wrong_input in (torch.ones(2, 3, 9, 9), torch.ones(3, 8, 8)):
         with pytest.raises(ValueError, match=r"input 0 has the shape .*\(\*, 3, 8, 8\)"):
-            model(refused)
+            model(wrong_input)
     torch.testing.assert_close(model(images(3).double()), model(images(3)))
     model = load("two.pt2", folder=compiled)
     assert weights.fixed_rows(model) == 2

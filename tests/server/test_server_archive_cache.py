@@ -53,10 +53,10 @@ class Bench:
         return self.run(lambda sources: sources.fetch(url), **overrides)
 
     def error_of(self, url: str, **overrides: str) -> ApiError:
-        with pytest.raises(ApiError) as refused:
+        with pytest.raises(ApiError) as caught:
             self.fetch(url, **overrides)
         assert not self.written()
-        return refused.value
+        return caught.value
 
     def written(self) -> list[str]:
         return sorted(path.name for path in self.folder.glob("*"))
@@ -208,10 +208,10 @@ def test_without_the_check_a_digest_that_an_archive_claims_is_not_believed(bench
 
 def test_an_archive_with_an_error_is_rejected_unless_checks_are_off(bench: Bench) -> None:
     write(bench.store / "bad.mar", {"MAR-INF/MANIFEST.json": manifest_of("bad", serializedFile="none.pt")})
-    refused = bench.error_of("bad.mar")
-    assert (refused.status, refused.type) == (400, "InvalidModelException")
-    assert "bad.mar!" in refused.message
-    assert str(bench.store) not in refused.message
+    error = bench.error_of("bad.mar")
+    assert (error.status, error.type) == (400, "InvalidModelException")
+    assert "bad.mar!" in error.message
+    assert str(bench.store) not in error.message
     assert bench.fetch("bad.mar", torchmar_check_archives="false").name == "bad"
 
 
@@ -259,8 +259,8 @@ def test_without_checks_an_incomplete_manifest_is_accepted(bench: Bench) -> None
     source = bench.fetch("odd.mar", torchmar_check_archives="false")
     assert (source.name, source.version, source.manifest.model.handler, source.config) == ("a b", "2", "", {})
     write(bench.store / "junk.mar", {"MAR-INF/MANIFEST.json": "{junk"})
-    refused = bench.error_of("junk.mar", torchmar_check_archives="false")
-    assert (refused.status, refused.type) == (400, "InvalidModelException")
+    error = bench.error_of("junk.mar", torchmar_check_archives="false")
+    assert (error.status, error.type) == (400, "InvalidModelException")
 
 
 @pytest.fixture(scope="module")
@@ -345,8 +345,8 @@ def test_an_archive_is_downloaded_from_where_it_is_allowed(bench: Bench, tmp_pat
     content = plain(tmp_path / "x.mar").read_bytes()
     with serving(sends(content)) as address:
         assert bench.fetch(f"{address}/x.mar?a=b", allowed_urls=f"{address}/.*").name == "plain"
-        refused = bench.error_of(f"{address}/x.mar", allowed_urls="http://elsewhere/.*")
-        assert refused.message == f"Given URL {address}/x.mar does not match any allowed URL(s)"
+        error = bench.error_of(f"{address}/x.mar", allowed_urls="http://elsewhere/.*")
+        assert error.message == f"Given URL {address}/x.mar does not match any allowed URL(s)"
     assert not list(bench.store.iterdir())
     assert not bench.written()
 
@@ -404,8 +404,8 @@ def test_a_redirection_is_followed_to_where_it_is_allowed_alone(bench: Bench, tm
 @pytest.mark.parametrize("url", ["{address}@localhost/x.mar", "{address}\\@localhost/x.mar"])
 def test_an_at_sign_does_not_change_the_allowed_host(bench: Bench, url: str) -> None:
     with serving(sends(b"")) as address:
-        refused = bench.error_of(url.format(address=address), allowed_urls=f"{address}.*")
-    assert "is not fetched from" in refused.message
+        error = bench.error_of(url.format(address=address), allowed_urls=f"{address}.*")
+    assert "is not fetched from" in error.message
 
 
 def test_failed_downloads_have_torchserves_errors(bench: Bench) -> None:
@@ -431,8 +431,8 @@ def test_a_download_that_is_too_large_is_broken_off(bench: Bench) -> None:
 
     for answer in (endless, sends(b"x", Content_Length="2000000")):
         with serving(answer) as address:
-            refused = bench.error_of(f"{address}/x.mar", allowed_urls=".*", torchmar_max_download_size="1000000")
-            assert "torchmar_max_download_size=1000000" in refused.message
+            error = bench.error_of(f"{address}/x.mar", allowed_urls=".*", torchmar_max_download_size="1000000")
+            assert "torchmar_max_download_size=1000000" in error.message
 
 
 def test_only_leftovers_of_a_former_run_are_removed(bench: Bench, make: Make) -> None:
@@ -492,12 +492,12 @@ def test_a_failed_installation_of_requirements_is_reported_with_the_whole_output
     document = manifest_of("long", requirementsFile="wanted.txt")
     path = bench.store / "long.mar"
     write(path, {"handler.py": ECHO, "MAR-INF/MANIFEST.json": document, "wanted.txt": text})
-    refused = bench.error_of("long.mar", install_py_dep_per_model="true", torchmar_check_archives="false")
-    assert (refused.status, refused.type) == (400, "ModelException")
-    first, *pip_output = refused.message.splitlines()
+    error = bench.error_of("long.mar", install_py_dep_per_model="true", torchmar_check_archives="false")
+    assert (error.status, error.type) == (400, "ModelException")
+    first, *pip_output = error.message.splitlines()
     assert first == "Custom pip package installation failed for model long"
     assert any("ERROR: Invalid requirement" in line for line in pip_output)
-    assert len(refused.message) < 10_000
+    assert len(error.message) < 10_000
 
 
 def test_an_archive_that_failed_may_be_tried_again(bench: Bench) -> None:
@@ -507,8 +507,8 @@ def test_an_archive_that_failed_may_be_tried_again(bench: Bench) -> None:
 
     async def work(sources: ArchiveCache) -> None:
         fetching = sources.fetch(path.name), sources.fetch(path.name, model_name="other")
-        refused = await asyncio.gather(*fetching, return_exceptions=True)
-        assert [error.message.splitlines()[0] for error in refused if isinstance(error, ApiError)] == [
+        results = await asyncio.gather(*fetching, return_exceptions=True)
+        assert [error.message.splitlines()[0] for error in results if isinstance(error, ApiError)] == [
             "Custom pip package installation failed for model m",
             "Custom pip package installation failed for model other",
         ]
@@ -523,9 +523,9 @@ def test_a_damaged_archive_is_rejected_as_by_torchserve_if_nothing_is_checked(be
     content = bytearray(path.read_bytes())
     content[200] ^= 0xFF
     path.write_bytes(content)
-    refused = bench.error_of("m.mar", torchmar_check_archives="false")
-    assert (refused.status, refused.type) == (500, "InternalServerException")
-    assert refused.message.startswith("Failed to save model: m.mar (")
+    error = bench.error_of("m.mar", torchmar_check_archives="false")
+    assert (error.status, error.type) == (500, "InternalServerException")
+    assert error.message.startswith("Failed to save model: m.mar (")
 
 
 def test_it_may_be_closed_twice_and_leaves_nothing(bench: Bench) -> None:

@@ -1070,8 +1070,8 @@ def test_pages_of_other_origins_get_the_cors_headers(serve: Serve) -> None:
             "access-control-allow-methods": "GET, POST",
             "access-control-allow-headers": "X-One",
         }
-    refused = served.ask(b"GARBAGE\r\n\r\n")
-    assert refused.headers["access-control-allow-origin"] == "https://a.example"
+    rejected = served.ask(b"GARBAGE\r\n\r\n")
+    assert rejected.headers["access-control-allow-origin"] == "https://a.example"
 
 
 def test_without_cors_an_app_answers_options_itself(serve: Serve) -> None:
@@ -1106,9 +1106,9 @@ def test_it_serves_over_tls(serve: Serve, certificate: Path) -> None:
     assert client.send(GET + b"Connection: close\r\n\r\n").answer().headers["connection"] == "close"
     assert client.closed()
     # What is refused can be read here too, though the server cannot close its half of the connection.
-    refused = connect().send(POST + b"Content-Length: 6000000\r\n\r\n" + b"x" * 1_000_000)
-    assert refused.answer().status == 413
-    refused.close()
+    rejected = connect().send(POST + b"Content-Length: 6000000\r\n\r\n" + b"x" * 1_000_000)
+    assert rejected.answer().status == 413
+    rejected.close()
     # A client without TLS does not affect the others.
     plain = served.connect().send(GET + b"\r\n")
     plain.close()

@@ -482,8 +482,8 @@ def test_more_targets_than_are_remembered_are_answered(ours: Side) -> None:
 def test_kserve_gets_documents_of_models(ours: Side, path: str, status: int, document: dict[str, Any]) -> None:
     answer = ours("GET", path)
     assert (answer.status, answer.document) == (status, document)
-    refused = ours("POST", path, b"{}", JSON)
-    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
+    rejected = ours("POST", path, b"{}", JSON)
+    assert (rejected.status, rejected.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_kserve_gets_documents_of_the_server(ours: Side) -> None:

@@ -339,9 +339,9 @@ def test_unsupported_features_are_rejected_with_a_message(call: Call, rest: Rest
         assert code == "UNIMPLEMENTED"
         assert not details.startswith("Method not found")
     for path in ("/repository/models/iris/load", "/systemsharedmemory/status", "/trace/setting", "/logging"):
-        refused = rest(path, method="POST")
-        assert refused.status_code == 501
-        assert refused.json()["message"]
+        rejected = rest(path, method="POST")
+        assert rejected.status_code == 501
+        assert rejected.json()["message"]
 
 
 def test_unknown_models_and_models_that_are_not_ready_are_reported(server: Builtin, call: Call) -> None:
@@ -482,9 +482,9 @@ def test_a_foreign_handler_gets_json_of_binary_tensors(rest: Rest) -> None:
     x, y = ask(texts("grün".encode())).json()["outputs"]
     assert (x["data"], y["data"]) == (["grün"], [1, -2])
     for content, words in ((texts(b"\xff"), "send it in base64"), (b"\5\0\0\0", "the bytes end within an element")):
-        refused = ask(content)
-        assert refused.status_code == 400
-        assert words in refused.json()["message"]
+        rejected = ask(content)
+        assert rejected.status_code == 400
+        assert words in rejected.json()["message"]
 
 
 @pytest.mark.parametrize(("encoding", "decode"), [("gzip", gzip.decompress), ("deflate", zlib.decompress)])

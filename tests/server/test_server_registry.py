@@ -70,9 +70,9 @@ def test_of_several_registrations_of_a_version_exactly_one_is_done(harness: Regi
         )
 
     done = harness.run(all_at_once())
-    refused = [result for result in done if isinstance(result, ApiError)]
-    assert [result.status for result in refused] == [409] * 4
-    assert refused[0].message == "Model version 1.0 is already registered for model tired"
+    errors = [result for result in done if isinstance(result, ApiError)]
+    assert [result.status for result in errors] == [409] * 4
+    assert errors[0].message == "Model version 1.0 is already registered for model tired"
     assert harness.run(harness.ask("tired")).status == 200
 
 
@@ -85,8 +85,8 @@ def test_a_version_that_is_removed_while_it_loads_has_not_been_registered(harnes
             await registering
         return caught.value
 
-    refusal = harness.run(both())
-    assert (refusal.status, refusal.message) == (500, "Failed to start workers for model tired version: 1.0")
+    error = harness.run(both())
+    assert (error.status, error.message) == (500, "Failed to start workers for model tired version: 1.0")
     assert harness.registry.models == {}
 
 

@@ -99,10 +99,10 @@ def test_a_fixed_token_passes_at_once_and_for_good_and_stands_in_the_key_file(tm
     assert not passes(tokens, "Bearer the-one-that-all-replicas-have", "management")
     assert keys(tokens.file)["inference"] == "the-one-that-all-replicas-have"
     assert not passes(tokens, f"Bearer {keys(tokens.file)['management']}", "management")  # it expires as ever
-    with pytest.raises(ApiError) as refused:
+    with pytest.raises(ApiError) as caught:
         tokens.renew("inference")
-    assert (refused.value.status, refused.value.type) == (409, "ConflictStatusException")
-    assert "the-one" not in refused.value.message + repr(tokens)
+    assert (caught.value.status, caught.value.type) == (409, "ConflictStatusException")
+    assert "the-one" not in caught.value.message + repr(tokens)
     tokens.renew("management")
     assert passes(tokens, "Bearer the-one-that-all-replicas-have")
 
@@ -113,10 +113,10 @@ def test_a_refusal_is_worded_as_torchserves(tokens: Tokens, real: TorchServe) ->
         ("management", f"{real.server.management}/models"),
         ("key", f"{real.server.management}/token?type=inference"),
     ):
-        with pytest.raises(ApiError) as refused:
+        with pytest.raises(ApiError) as caught:
             tokens.check("", kind)  # type: ignore[arg-type]
         answer = requests.get(url)
-        assert (answer.status_code, answer.content) == (refused.value.status, refused.value.body)
+        assert (answer.status_code, answer.content) == (caught.value.status, caught.value.body)
 
 
 def test_text_that_is_no_ascii_is_rejected(tokens: Tokens) -> None:

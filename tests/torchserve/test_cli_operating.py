@@ -427,9 +427,9 @@ def test_a_server_that_is_stopped_while_it_loads_is_no_models_fault(tmp_path: Pa
 def test_serve_without_the_model_api_loads_what_the_configuration_names(tmp_path: Path, make: Make) -> None:
     make(store=tmp_path / "model_store")
     write_config(tmp_path, enable_model_api="false")
-    refused = torchmar("serve", "--detach", cwd=tmp_path, code=1)
-    assert "without enable_model_api no model can be registered" in refused.stderr
-    assert "load_models=all" in refused.stderr
+    ran = torchmar("serve", "--detach", cwd=tmp_path, code=1)
+    assert "without enable_model_api no model can be registered" in ran.stderr
+    assert "load_models=all" in ran.stderr
     write_config(tmp_path, enable_model_api="false", load_models="all", default_workers_per_model="1")
     for engine in ("torchserve", "builtin"):
         served = torchmar("serve", "--detach", "--engine", engine, cwd=tmp_path)
@@ -525,9 +525,9 @@ def test_several_servers_run_on_one_machine_and_stop_together(tmp_path: Path, ma
 def test_an_archive_with_an_error_is_not_loaded_unless_requested(tmp_path: Path, make: Make) -> None:
     path = make("class A: ...\nclass B: ...", store=tmp_path / "model_store")
     write_config(tmp_path, load_models="all", default_workers_per_model="1")
-    refused = torchmar("serve", "--detach", cwd=tmp_path, code=1)
-    assert f"MAR301 model_store/{path.name}!handler.py" in refused.stderr
-    assert "--no-check" in refused.stderr
+    ran = torchmar("serve", "--detach", cwd=tmp_path, code=1)
+    assert f"MAR301 model_store/{path.name}!handler.py" in ran.stderr
+    assert "--no-check" in ran.stderr
     assert not (tmp_path / ".torchmar").exists()
     # The command waits for models that the server loads itself, and reports them like the others.
     tried = torchmar("serve", "--detach", "--no-check", cwd=tmp_path, code=1)

@@ -97,11 +97,13 @@ def test_a_version_with_other_answers_fails_unless_that_is_allowed(registered: T
 
 
 def test_an_error_of_one_version_is_a_different_answer(registered: TorchServe) -> None:
-    refused = [smoke_test.Probe("bad", Request(b'{"y": 1}', "application/json"))]
+    bad_probes = [smoke_test.Probe("bad", Request(b'{"y": 1}', "application/json"))]
     agree = ab_comparison.agreement("exact")
-    comparison = ab_comparison.compare(registered.server, "m", "1.0", "1.1", refused, agree, repeat=2, max_regression=9)
+    comparison = ab_comparison.compare(
+        registered.server, "m", "1.0", "1.1", bad_probes, agree, repeat=2, max_regression=9
+    )
     assert comparison.differences == ()  # both refuse
-    both = [*refused, *PROBES]
+    both = [*bad_probes, *PROBES]
     missing = ab_comparison.compare(registered.server, "m", "1.0", "9.9", both, agree, repeat=1, max_regression=9)
     assert missing.verdict == "answers differ"
     assert "status 404, not 503" in missing.differences[0]

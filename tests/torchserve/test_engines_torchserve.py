@@ -82,15 +82,15 @@ def test_one_batch_of_eight_answers_each_request_for_itself(server: TorchServe, 
 
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(ask, requests))
-    refused = {index: answer for index, answer in enumerate(answers) if isinstance(answer, ServerError)}
-    assert {index: (error.status, error.type) for index, error in refused.items()} == {
+    errors = {index: answer for index, answer in enumerate(answers) if isinstance(answer, ServerError)}
+    assert {index: (error.status, error.type) for index, error in errors.items()} == {
         1: (400, "BadRequestException"),
         2: (400, "BadRequestException"),
         5: (400, "BadRequestException"),
     }
-    assert "damaged" in refused[1].message
-    assert "empty" in refused[2].message
-    assert "not base64" in refused[5].message
+    assert "damaged" in errors[1].message
+    assert "empty" in errors[2].message
+    assert "not base64" in errors[5].message
     documents = {index: json.loads(answer.body) for index, answer in enumerate(answers) if isinstance(answer, Response)}
     assert [next(iter(documents[index])) for index in (0, 4, 6, 7)] == ["7", "7", "3", "0"]
     assert (documents[3]["label"], documents[3]["shape"]) == ("3", [1, 32, 32])

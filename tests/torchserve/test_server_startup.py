@@ -162,9 +162,9 @@ def test_a_model_that_is_not_loaded_in_time_gets_503_with_retry_after() -> None:
     state.begin([StartupModel("late.mar", name="late"), StartupModel("known.mar", name="known")])
     known = ApiError(404, "ModelNotFoundException", "Model not found: other")
     assert state.not_found("other", known) is known  # both names are known, and it is neither
-    refusal = state.not_found("late", known)
-    assert (refusal.status, refusal.headers) == (503, {"Retry-After": "1"})
-    assert 'Model "late" is not loaded yet' in refusal.message
+    error = state.not_found("late", known)
+    assert (error.status, error.headers) == (503, {"Retry-After": "1"})
+    assert 'Model "late" is not loaded yet' in error.message
     assert not asyncio.run(state.wait_for("late", 0.01))
     state.begin([StartupModel("any.mar")])  # whose name its archive has
     assert state.not_found("other", known).status == 503

@@ -255,9 +255,12 @@ def test_a_token_that_another_client_has_renewed_is_read_again(tmp_path: Path) -
     old, new = ({"management": {"key": key}, "API": {"key": "api"}} for key in ("old", "new"))
     file.write_text(json.dumps(old))
     error_body = b'{"code": 400, "type": "InvalidKeyException", "message": "no"}'
-    refused = b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(error_body), error_body)
+    error_response = b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (
+        len(error_body),
+        error_body,
+    )
     renewing = threading.Timer(0.1, file.write_text, [json.dumps(new)])
-    with Peer([refused, OK]).listening() as peer:
+    with Peer([error_response, OK]).listening() as peer:
         renewing.start()
         assert ManagementClient(Endpoint(management=peer.address, key_file=file)).register("a.mar") == "ok"
         assert [b"Bearer old" in peer.got[0], b"Bearer new" in peer.got[1]] == [True, True]

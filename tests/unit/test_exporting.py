@@ -300,8 +300,8 @@ def test_the_commands_write_the_files_and_print_where_to_put_them(tmp_path: Path
     assert "--engine builtin\n" in ran.stdout
     assert "JAVA" not in ran.stdout
     assert "--engine torchserve\n" in torchmar("export", "systemd", "--engine", "torchserve", cwd=tmp_path).stdout
-    refused = torchmar("export", "docker", cwd=tmp_path, code=1)
-    assert "not the source of torchmar" in refused.stderr
+    failed = torchmar("export", "docker", cwd=tmp_path, code=1)
+    assert "not the source of torchmar" in failed.stderr
     ran = torchmar("export", "docker", "--package", "t.whl", "--extras", "onnx", "-o", ".", cwd=tmp_path)
     assert "t.whl does not exist yet" in ran.stderr
     text = (tmp_path / "Dockerfile").read_text()

@@ -101,9 +101,9 @@ def test_the_boundary_is_found_in_any_notation(content_type: str) -> None:
     ids=["urlencoded", "multipart"],
 )
 def test_two_parts_of_one_name_are_rejected(body: bytes, content_type: str) -> None:
-    with pytest.raises(ApiError, match="The form has 2 parts called 'a', of which a handler would see one") as refused:
+    with pytest.raises(ApiError, match="The form has 2 parts called 'a', of which a handler would see one") as caught:
         inputs(body, content_type)
-    assert refused.value.status == 400
+    assert caught.value.status == 400
 
 
 def test_a_form_may_be_empty() -> None:
@@ -131,9 +131,9 @@ def test_content_that_looks_like_a_boundary_is_content() -> None:
     ],
 )
 def test_a_broken_form_is_rejected(body: bytes) -> None:
-    with pytest.raises(ApiError, match=r"^The form cannot be read: .*\.$") as refused:
+    with pytest.raises(ApiError, match=r"^The form cannot be read: .*\.$") as caught:
         inputs(body, PARTS)
-    assert (refused.value.status, refused.value.type) == (400, "BadRequestException")
+    assert (caught.value.status, caught.value.type) == (400, "BadRequestException")
 
 
 @pytest.mark.parametrize("boundary", ["", '""', "é" * 200])

@@ -45,9 +45,9 @@ def test_gzip_may_have_several_members_but_not_thousands() -> None:
 @pytest.mark.parametrize("coding", list(ENCODED))
 def test_a_bomb_is_decoded_no_further_than_the_limit(coding: str) -> None:
     assert len(decoded(ENCODED[coding](bytes(LIMIT)), coding)) == LIMIT
-    with pytest.raises(ApiError, match="larger than 100000 bytes") as refused:
+    with pytest.raises(ApiError, match="larger than 100000 bytes") as caught:
         decoded(ENCODED[coding](bytes(50_000_000)), coding)
-    assert refused.value.status == 413
+    assert caught.value.status == 413
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
@@ -57,16 +57,16 @@ def test_a_bomb_is_decoded_no_further_than_the_limit(coding: str) -> None:
     ids=["a byte", "a text", "truncated", "more behind it"],  # gzip has the time in it, which would be part of the id
 )
 def test_content_that_is_not_of_the_coding_is_rejected(coding: str, body: bytes) -> None:
-    with pytest.raises(ApiError, match=f"The body is not {coding}, its Content-Encoding") as refused:
+    with pytest.raises(ApiError, match=f"The body is not {coding}, its Content-Encoding") as caught:
         decoded(body, coding)
-    assert refused.value.status == 400
+    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "x" * 500])
 def test_other_codings_are_not_supported(coding: str) -> None:
-    with pytest.raises(ApiError) as refused:
+    with pytest.raises(ApiError) as caught:
         decoder(coding, LIMIT)
-    assert (refused.value.status, refused.value.headers) == (415, {"Accept-Encoding": "gzip, deflate"})
+    assert (caught.value.status, caught.value.headers) == (415, {"Accept-Encoding": "gzip, deflate"})
 
 
 @pytest.mark.parametrize("coding", ["", "identity", " Identity "])

@@ -236,9 +236,9 @@ def test_the_real_server_takes_variables_in_the_same_order(
 ) -> None:
     monkeypatch.setenv("TS_ENABLE_MODEL_API", "false")
     file = write_config(tmp_path, enable_envvars_config="true", enable_model_api="true")
-    with TorchServe(file, store, tmp_path / "run") as server, pytest.raises(ServerError) as refused:
+    with TorchServe(file, store, tmp_path / "run") as server, pytest.raises(ServerError) as caught:
         server.management.register("m.mar")
-    assert refused.value.status == 405
+    assert caught.value.status == 405
     environment = {"TS_ENABLE_MODEL_API": "false"}
     assert not reader.read(file, environment, model_store=str(store))[0].model_api
 
