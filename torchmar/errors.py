@@ -138,7 +138,7 @@ class CertificateError(ConnectError):
 
 
 class ServerError(TorchmarError):
-    """Carry a server's own refusal: HTTP ``status``, error ``type`` and message."""
+    """A server's error response: HTTP ``status``, error ``type`` and message."""
 
     def __init__(self, message: str, *, status: int, type: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)

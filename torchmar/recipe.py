@@ -102,7 +102,7 @@ class ServerConfig(BaseModel):
     startupTimeout: Positive | None = Field(None, description="Seconds a worker may take to load.")
     maxRetryTimeoutInSec: Count | None = Field(None, description="Seconds to go on restarting a failing worker.")
     clientTimeoutInMills: Count | None = Field(None, description="Milliseconds after which a client has gone.")
-    jobQueueSize: Positive | None = Field(None, description="Requests that may wait; more are refused.")
+    jobQueueSize: Positive | None = Field(None, description="Requests that may wait; more are rejected.")
     useJobTicket: bool | None = Field(None, description="Refuse a request at once if no worker is free.")
     deviceType: Literal["cpu", "gpu"] | None = Field(
         None, description="The device of the workers; default: a GPU if there is one."

@@ -237,7 +237,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         """Do the half of `handle` that needs no model, for servers that do it in processes of its own.
 
         Returns:
-            What `finish_handle` takes, and the answers of requests that are answered already, since they are refused;
+            What `finish_handle` takes, and the answers of requests that are answered already, since they are rejected;
             both by index in ``data``, where each request is in one of the two. The former can be pickled, but for
             this handler itself, which the process that unpickles it has to put in its place.
         """

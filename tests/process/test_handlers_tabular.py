@@ -128,7 +128,7 @@ def test_a_prediction_is_the_models_own(diabetes: Worker) -> None:
 
 ONE, TWO = {"progression": "one"}, {"progression": "two"}  # the two patients' answers, filled in by the test
 V2_HEAD = {"model_name": "diabetes", "model_version": "1.0"}
-DIALECTS: dict[str, tuple[Request, Any]] = {
+PROTOCOLS: dict[str, tuple[Request, Any]] = {
     "an object": (request_of(PATIENT), ONE),
     "an object of no declared type": (request_of(PATIENT, "application/octet-stream"), ONE),
     "an object in another order": (request_of(dict(reversed(PATIENT.items()))), ONE),
@@ -191,15 +191,15 @@ def filled(template: Any, values: dict[str, float]) -> Any:
     return values.get(template, template)
 
 
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_rows_are_taken_however_they_are_sent(diabetes: Worker, name: str) -> None:
     values = {"one": alone(diabetes, PATIENT)["progression"], "two": alone(diabetes, OTHER)["progression"]}
-    request, template = DIALECTS[name]
+    request, template = PROTOCOLS[name]
     assert decoded(diabetes.predict_batch([request])[0]) == filled(template, values)
 
 
 def test_all_protocols_share_a_batch(diabetes: Worker) -> None:
-    requests = [request for request, _ in DIALECTS.values()]
+    requests = [request for request, _ in PROTOCOLS.values()]
     assert [a.body for a in diabetes.predict_batch(requests)] == [
         diabetes.predict_batch([request])[0].body for request in requests
     ]

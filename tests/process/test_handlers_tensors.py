@@ -1,4 +1,4 @@
-"""The handler of tensors takes and gives arrays in every dialect, by name, type and shape."""
+"""The handler of tensors takes and gives arrays in every protocol, by name, type and shape."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_prediction_is_the_models_own(iris: Worker) -> None:
 
 ONE, TWO = "one", "two"  # the answers to the two flowers, filled in by the test
 HEAD = {"model_name": "iris", "model_version": "1.0"}
-DIALECTS: dict[str, tuple[Request, Any]] = {
+PROTOCOLS: dict[str, tuple[Request, Any]] = {
     "an array": (request_of(SETOSA), ONE),
     "an array of no declared type": (request_of(SETOSA, "application/octet-stream"), ONE),
     "an array by name": (request_of({"measurements": SETOSA}), ONE),
@@ -146,10 +146,10 @@ def filled(template: Any, values: dict[str, list[float]]) -> Any:
     return values.get(template, template) if isinstance(template, str) else template
 
 
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_arrays_are_taken_however_they_are_sent(iris: Worker, name: str) -> None:
     one, two = alone(iris, [SETOSA, VIRGINICA])
-    request, template = DIALECTS[name]
+    request, template = PROTOCOLS[name]
     answer = decoded(iris.predict_batch([request])[0])
     expected = filled(template, {"one": one, "two": two})
     assert json.dumps(answer) == json.dumps(expected) or np.allclose(_numbers(answer), _numbers(expected), atol=1e-6)

@@ -156,7 +156,7 @@ def values(replies: Sequence[Reply]) -> list[Any]:
 
 IMAGE = (SAMPLES / "seven.png").read_bytes()
 B64 = base64.b64encode(IMAGE).decode()
-DIALECTS = [
+PROTOCOLS = [
     *[(SAMPLES / f"{name}.png").read_bytes() for name in ("zero", "one", "two", "three")],
     b"no image",
     {"instances": [{"b64": B64}] * 2},
@@ -168,10 +168,10 @@ DIALECTS = [
 
 def test_a_handler_gives_the_same_answers_in_every_protocol_good_and_bad_mixed(pools: Pools, digits: Path) -> None:
     staged, whole = pools.start(digits, batch_size=8), pools.start(digits, Pool, batch_size=8)
-    expected = pools.harness.run(ask(whole, DIALECTS))
+    expected = pools.harness.run(ask(whole, PROTOCOLS))
     assert [wanted.status for wanted in expected] == [200] * 4 + [400, 200, 400, 200, 400]
     for _ in range(3):
-        for wanted, other in zip(expected, pools.harness.run(ask(staged, DIALECTS)), strict=True):
+        for wanted, other in zip(expected, pools.harness.run(ask(staged, PROTOCOLS)), strict=True):
             assert wanted._replace(body=b"") == other._replace(body=b"")
             # Rows of a batch of another size may differ in their last digit.
             sample = Sample(json={}, status=wanted.status, expect=json.loads(wanted.body), tolerance=1e-5)

@@ -1,4 +1,4 @@
-"""Admission: whether a server may load an archive; refused are unsafe ones and those that no server can load."""
+"""Admission: whether a server may load an archive: not if it is unsafe, or if no server can load it."""
 
 from __future__ import annotations
 

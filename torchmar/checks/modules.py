@@ -194,7 +194,7 @@ class Modules:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what Python warns of is not what fails
-                # What only the compiler refuses (a return outside of a function) fails an import as well.
+                # What only the compiler rejects (a return outside of a function) fails an import as well.
                 compile(source, "<member>", "exec", dont_inherit=True)
                 tree = ast.parse(source)
         except (RecursionError, MemoryError):

@@ -43,7 +43,7 @@ class Line:
         number: of its first physical line, from 1.
         requirement: the text before the first option.
         options: the options, as pip's option parser reads them.
-        problem: why pip refuses the line; empty if it does not.
+        problem: why pip rejects the line; empty if it does not.
     """
 
     number: int

@@ -1,6 +1,6 @@
 """The command line: commands parse, call and print; the library does the work.
 
-Results are printed to stdout, messages to stderr. Exit codes: 0 done, 1 an error or a refusal, 2 wrong
+Results are printed to stdout, messages to stderr. Exit codes: 0 done, 1 an error or a rejected request, 2 wrong
 usage, 130 interrupted.
 """
 

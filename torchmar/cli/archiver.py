@@ -2,7 +2,7 @@
 
 The flags, their defaults and the extracted content are those of torch-model-archiver 0.12.0.
 Differences: no file is staged in a shared folder, none is deleted, files that would overwrite one
-another are refused, the same inputs give the same bytes, ``h.py:fn`` works like ``h:fn``, the content
+another are rejected, the same inputs give the same bytes, ``h.py:fn`` works like ``h:fn``, the content
 is checked, and a ``.mar`` is always stored, never compressed.
 """
 

@@ -54,7 +54,7 @@ def retire_model(live: LiveModel, prune: bool, draft: Draft) -> None:
             "!", live.name, f"not listed; it stays, since prune is false ({len(live.versions)} registered)"
         )
         return
-    # The server refuses to remove the default version while there are others.
+    # The server rejects to remove the default version while there are others.
     for version in sorted(live.versions.values(), key=lambda version: version.version == live.default):
         draft.add_change("-", f"{live.name} {version.version}", "not listed")
         _remove(version, actions.Drained(live.name, version.version, version.response_timeout), draft)

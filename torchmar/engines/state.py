@@ -127,7 +127,7 @@ def check_answers(endpoint: Endpoint) -> None:
     """Send a ping; a server with failing models answers, too.
 
     Raises:
-        TorchmarError: the server does not answer, or refuses the request.
+        TorchmarError: the server does not answer, or rejects the request.
     """
     try:
         InferenceClient(endpoint, timeout=_SECONDS).ping()
@@ -144,7 +144,7 @@ def versions_on(endpoint: Endpoint, folder: Path) -> list[VersionState]:
         folder: its run folder, whose log has the tracebacks.
 
     Raises:
-        TorchmarError: the server does not answer, or refuses a request.
+        TorchmarError: the server does not answer, or rejects a request.
     """
     failures, descendants = worker_log.failures(folder), _descendants(folder)
     states = []

@@ -29,7 +29,7 @@ class GrpcManagement(Client):
 
     Raises:
         ConnectError: by every method: no server answers.
-        ServerError: by every method: the server refuses the call.
+        ServerError: by every method: the server rejects the call.
 
     Examples:
         >>> from torchmar.grpc import GrpcManagement

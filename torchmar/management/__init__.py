@@ -29,7 +29,7 @@ class ManagementClient:
 
     Raises:
         ConnectError: by every method: no server answers.
-        ServerError: by every method: the server refuses the call; UnauthorizedError, NotFoundError and ConflictError
+        ServerError: by every method: the server rejects the call; UnauthorizedError, NotFoundError and ConflictError
             are kinds of it. The message is the server's.
 
     Examples:

@@ -4,5 +4,5 @@
 ``from torchmar.model_archiver.model_packaging import package_model``; so do ``model_packaging_utils``,
 ``model_archiver``, ``model_archiver_config`` and ``model_archiver_error``. What the command ``torchmar-archiver``
 does differently is different here, too: files that would overwrite one another and archives that no server could load
-are refused.
+are rejected.
 """

@@ -58,7 +58,7 @@ class KnownInputs:
                 self._answered.append(copy.deepcopy(value))
 
     def samples(self) -> list[tuple[Request, Any]]:
-        """Return an instance of each of the archive's samples, decoded; those that are refused are left out."""
+        """Return an instance of each of the archive's samples, decoded; those that are rejected are left out."""
         if self._samples is None:
             samples = []
             for sample in self._handler.sample_requests()[: 2 * _SAMPLES]:
@@ -149,7 +149,7 @@ def _bad_request(value: Any, reference: Any, error: Exception, is_sent: bool) ->
     if wanted and has and wanted != has:
         what = "" if dtypes else "shape " if is_sent else "a shape such as "
         message += f": expected {what}{wanted}, got {has}"
-    logger.info("an input was refused: %s", message)
+    logger.info("an input was rejected: %s", message)
     return BadRequest(f"{message}: {_last_line(error)}")
 
 

@@ -42,7 +42,7 @@ def explain(
 
     Where the usual method needs gradients and the weights give none, a perturbation takes its place:
     occlusion for images, feature ablation for tables, and the explanation names both. A method that the
-    client named is not replaced, but refused.
+    client named is not replaced, but rejected.
 
     Args:
         score: maps ``(k, ...)`` to scores ``(k, outputs)``; differentiable if that can be.
@@ -116,7 +116,7 @@ def settle(
     for index, options in enumerate(requested):
         groups.setdefault((options.method, options.n_steps, options.explicit, alike(index)), []).append(index)
     results: dict[int, Explanation] = {}
-    # A refusal comes before the others' work.
+    # Errors are raised before the work for other rows.
     for indices in sorted(groups.values(), key=lambda indices: not requested[indices[0]].explicit):
         options = requested[indices[0]]
         rows = torch.as_tensor(indices, device=targets.device)

@@ -25,7 +25,7 @@ def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.nd
     Args:
         payload: an array, or nested lists.
         mode: ``RGB`` or ``L``; for ``L`` the dimension of the channels may be missing.
-        max_pixels: larger images are refused.
+        max_pixels: larger images are rejected.
 
     Raises:
         BadRequest: it is none of these, or has too many pixels (413).

@@ -30,7 +30,7 @@ class Reader:
 
     Args:
         mode: ``RGB`` or ``L``.
-        max_pixels: larger images are refused before they are decoded.
+        max_pixels: larger images are rejected before they are decoded.
         exif: turn photographs as their camera was held; torchvision and TorchServe do not.
     """
 

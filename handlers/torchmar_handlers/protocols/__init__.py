@@ -1,7 +1,7 @@
 """The protocols of clients, each recognised by the request itself and answered in the same form.
 
 ========================== ========================================= ===================================
-dialect                    a body                                    its answer
+protocol                   a body                                    its answer
 ========================== ========================================= ===================================
 plain                      a file, a text, JSON, ``.npy``            the handler's answer itself
 JSON lines                 a JSON document on each line              a JSON array of answers, or lines
@@ -10,7 +10,7 @@ TF Serving column          ``{"inputs": {name: [...]}}``             ``{"outputs
 Open Inference (KServe v2) ``{"inputs": [{name, shape, ...}]}``      ``{"outputs": [{name, shape, ...}]}``
 ========================== ========================================= ===================================
 
-A request of any dialect becomes one or more instances, each a `Request` of its own, so that
+A request of any protocol becomes one or more instances, each a `Request` of its own, so that
 handlers decode one input at a time and know nothing of this.
 """
 
@@ -35,7 +35,7 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     """Return the instances of a request and how its answer is put together.
 
     Raises:
-        BadRequest: the body breaks its dialect, or a limit (413).
+        BadRequest: the body breaks its protocol, or a limit (413).
     """
     if _BINARY in request.headers:
         return open_inference.read_binary(request, request.headers[_BINARY], served)
@@ -99,7 +99,7 @@ def _lines(request: Request, served: HandlerInfo) -> ParsedRequest:
 
 
 def _may_be_ours(payload: bytes | bytearray | str) -> bool:
-    """Return whether a body of no declared type could be JSON of a dialect (and not, say, a text in braces)."""
+    """Return whether a body of no declared type could be JSON of a protocol (and not, say, a text in braces)."""
     keys = ("instances", "inputs")
     return any((f'"{key}"' if isinstance(payload, str) else f'"{key}"'.encode()) in payload for key in keys)  # type: ignore[operator]
 

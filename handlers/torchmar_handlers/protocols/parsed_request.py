@@ -21,7 +21,7 @@ class HandlerInfo(Protocol):
         """Return the instances of a plain body that holds several; None where it is one."""
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
-        """Return the answers as named columns, for dialects that answer in such; None: they are one."""
+        """Return the answers as named columns, for protocols that answer in such; None: they are one."""
 
     def served_as(self) -> tuple[str, str]:
         """Return the model's name and version."""
@@ -43,7 +43,7 @@ class ParsedRequest:
     error_key: str = ""
 
     def error_reply(self, status: int, message: str, position: int | None = None) -> Reply:
-        """Return an error as a client of this dialect reads it."""
+        """Return an error as a client of this protocol reads it."""
         if self.many and position is not None:
             message = f"instance {position}: {message}"
         return Reply.error(status, message, **({self.error_key: message} if self.error_key else {}))

@@ -1,4 +1,4 @@
-"""A request without a dialect: a file, a text or JSON, answered with the handler's answer itself."""
+"""A request of no protocol: a file, a text or JSON, answered with the handler's answer itself."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class TextHandler(BaseHandler):
     max_text       100000                               characters of a text; more get 413
     max_tokens     what ``tokenizer.json`` says, or     tokens that the model sees of a text, with those
                    512; the model's, if that is fixed   that the tokenizer adds
-    truncate       true                                 cut longer texts; false: refuse them (413)
+    truncate       true                                 cut longer texts; false: reject them (413)
     ============== ==================================== ================================================
 
     The archive brings the ``tokenizer.json`` of the package ``tokenizers`` (any fast tokenizer of
@@ -37,7 +37,7 @@ class TextHandler(BaseHandler):
     Texts of a batch that are about as long go through the model together, padded to the longest.
     """
 
-    #: Whether a text without a token (such as white space) is answered without the model, or refused.
+    #: Whether a text without a token (such as white space) is answered without the model, or rejected.
     empty_texts = False
 
     def initialize(self, context: Any) -> None:

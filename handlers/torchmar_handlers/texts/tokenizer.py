@@ -71,7 +71,7 @@ class Tokenizer:
         return {name: number for name, number in known.items() if number is not None}
 
     def encode(self, text: str) -> Encoded:
-        """Return the ids of a text, cut after ``max_tokens``; refuse it instead where ``truncate`` is false."""
+        """Return the ids of a text, cut after ``max_tokens``; reject it instead where ``truncate`` is false."""
         encoding = self.tokenizer.encode(text)
         ids = encoding.ids
         if len(ids) > self.max_tokens:

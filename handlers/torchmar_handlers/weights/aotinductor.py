@@ -123,7 +123,7 @@ def _checks(source: str) -> list[tuple[Input, bool]]:
     """Return of each input what the C++ source compares it with, and whether it is channels-last.
 
     Torch compiles these comparisons into every program and leaves them out at run time, unless the variable
-    AOTI_RUNTIME_CHECK_INPUTS is set; with it, they refuse batch sizes that the program computes rightly.
+    AOTI_RUNTIME_CHECK_INPUTS is set; with it, they reject batch sizes that the program computes rightly.
     """
     checks = []
     for body in re.findall(r"static void check_input_\d+\((.*?)\n\}", source, re.DOTALL):

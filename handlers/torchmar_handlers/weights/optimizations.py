@@ -164,7 +164,7 @@ class CompiledModule(nn.Module):
         except Exception as error:
             if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
-            # Inputs that the module itself refuses raise here, and are no reason against compiling it.
+            # Inputs that the module itself rejects raise here, and are no reason against compiling it.
             answer = self.module(*args, **kwargs)
             logger.warning("%s could not be compiled and runs as it is from now on: %s", self._name, summary(error))
             self._compiled = ()

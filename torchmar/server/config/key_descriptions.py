@@ -104,7 +104,7 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         WORKERS, "Requests that may wait for a worker, for each version; further requests get 503."
     ),
     "limit_max_image_pixels": KeyDescription(
-        REQUESTS, "Passed to the workers: whether images above Pillow's limit of pixels are refused."
+        REQUESTS, "Passed to the workers: whether images above Pillow's limit of pixels are rejected."
     ),
     "load_models": KeyDescription(
         MODELS,
