@@ -63,16 +63,16 @@ class Stream:
             magic, rate, received, *open_at = _HEADER.unpack_from(content)
             values = np.frombuffer(content, "<f4", offset=_HEADER.size).astype(np.float32)
         except (binascii.Error, struct.error, ValueError):
-            raise _refusal() from None
+            raise _invalid_state() from None
         size = MEMORY[0] * MEMORY[1]
         if magic != _MAGIC or rate not in RATES or not np.isfinite(values).all():
-            raise _refusal()
+            raise _invalid_state()
         waiting = len(values) - size - context(rate)
         start, end = (None if value == _NONE else value for value in open_at)
         if not 0 <= waiting < frame(rate) or received < waiting or (received - waiting) % frame(rate):
-            raise _refusal()
+            raise _invalid_state()
         if any(value is not None and not 0 <= value < received for value in (start, end)):
-            raise _refusal()
+            raise _invalid_state()
         return cls(rate, received, values[:size].reshape(MEMORY), values[size:], start, end)
 
 
@@ -117,7 +117,7 @@ def context(rate: int) -> int:
     return rate * 4 // 1000
 
 
-def _refusal() -> BadRequest:
+def _invalid_state() -> BadRequest:
     return BadRequest(
         "the state is not one that this model has returned: send that of the answer to the chunk before, unchanged, or "
         "an empty text with the first chunk"

@@ -224,7 +224,7 @@ BAD = {
 }
 
 
-def test_damaged_files_never_raise_anything_but_a_refusal() -> None:
+def test_damaged_files_raise_only_bad_request() -> None:
     chance = random.Random(0)
     reader = Reader("RGB", 10_000_000)
     for content in MODES.values():

@@ -499,7 +499,7 @@ def test_a_stream_waits_for_the_client_to_take_it(serve: Serve) -> None:
 # Refusals and faults.
 
 
-def test_a_refusal_is_answered_in_its_own_words(serve: Serve) -> None:
+def test_an_error_of_the_parser_is_answered_with_its_message(serve: Serve) -> None:
     def app(request: Request) -> None:
         if request.method == "POST":
             raise ApiError(404, "ModelNotFoundException", "Model not found: x")
@@ -642,7 +642,7 @@ def test_a_chunked_body_is_rejected_when_it_grows_over_the_limit(serve: Serve) -
     assert served.ask(CHUNKED + b"\r\n3e8\r\n" + b"x" * 1000 + b"\r\n0\r\n\r\n").status == 200
 
 
-def test_a_refusal_waits_for_the_answers_before_it(serve: Serve) -> None:
+def test_an_error_waits_for_the_responses_before_it(serve: Serve) -> None:
     kept = Kept()
     served = serve(kept, Limits(body=10))
     client = served.connect().send(GET + b"\r\n" + GET + b"\r\n" + POST + b"Content-Length: 11\r\n\r\n" + b"x" * 11)

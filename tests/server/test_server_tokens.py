@@ -107,7 +107,7 @@ def test_a_fixed_token_passes_at_once_and_for_good_and_stands_in_the_key_file(tm
     assert passes(tokens, "Bearer the-one-that-all-replicas-have")
 
 
-def test_a_refusal_is_worded_as_torchserves(tokens: Tokens, real: TorchServe) -> None:
+def test_an_error_has_torchserves_words(tokens: Tokens, real: TorchServe) -> None:
     for kind, url in (
         ("inference", f"{real.server.inference}/ping"),
         ("management", f"{real.server.management}/models"),

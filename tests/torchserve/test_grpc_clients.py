@@ -219,7 +219,7 @@ def test_a_sequence_has_its_answers_one_by_one(inference: GrpcInference) -> None
         ("many_ways", b"fail", ServerError, 503, "Prediction failed"),
     ],
 )
-def test_a_refusal_is_the_one_of_rest(
+def test_an_error_is_the_same_as_over_rest(
     inference: GrpcInference, name: str, body: bytes, kind: type[ServerError], status: int, message: str
 ) -> None:
     with pytest.raises(kind, match=message) as caught:
