@@ -16,12 +16,12 @@ import typer
 
 from tests.support import documents
 from tests.support.paths import ROOT
-from torchmar.cli import archiver, torchserve_flags
+from torchmar.cli import archiver, tensorflow_serving_flags, torchserve_flags
 from torchmar.cli.app import app
 
 _PLACEHOLDER = "VALUE"  # of what a message fills in
-_PHRASE = re.compile(r"\b(torchmar(?:-archiver|-serve)?)((?: +(?:--?[\w-]+(?:=\S+)?|[\w./:{}<>\[\]|-]+))*)")
-_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+_PHRASE = re.compile(r"\b(torchmar(?:-archiver|-serve|-tfserving)?)((?: +(?:--?[\w-]+(?:=\S+)?|[\w./:{}<>\[\]|-]+))*)")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 # Programs of others, whose flags stand in hints, too.
 _OTHERS = re.compile(
     r"\b(pip|openssl|nvidia-smi|docker|torchserve|curl|git|apt\w*|dnf|journalctl|systemctl|keytool|pytest|pip-compile"
@@ -58,6 +58,7 @@ def _commands() -> dict[str, set[str]]:
     for words, parser in (
         ("torchmar-serve", torchserve_flags._parser()),
         ("torchmar-archiver", archiver._parser()),
+        ("torchmar-tfserving", tensorflow_serving_flags._parser()),
     ):
         flags[words] = _flags(parser)
     return flags

@@ -337,11 +337,14 @@ def test_every_described_path_exists(ours: Side) -> None:
     described = ours("OPTIONS", "/predictions/echo").document["paths"]
     for path, calls in {**ours("OPTIONS", "/").document["paths"], **described}.items():
         path_of_model = path.replace("{model_name}", "echo").replace("{model_version}", "2.0")
+        path_of_model = path_of_model.replace("{label}", "2.0")
         for method, call in calls.items():
             answer = ours(
                 method.upper(), path_of_model + ("?model_name=echo" if "invocations" in path_of_model else "")
             )
-            assert answer.status == 200, (path, answer.body)
+            # These need examples, which are missing here.
+            expected = 400 if path.endswith((":classify", ":regress")) else 200
+            assert answer.status == expected, (path, answer.body)
             assert all(
                 f"{{{parameter['name']}}}" in path or parameter["in"] == "query" for parameter in call["parameters"]
             )
@@ -467,8 +470,33 @@ def test_more_targets_than_are_remembered_are_answered(ours: Side) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "document"),
     [
-        ("/v1/models/echo", 200, {"name": "echo", "ready": True}),
-        ("/v1/models/idle", 503, {"name": "idle", "ready": False}),
+        (
+            "/v1/models/echo",
+            200,
+            {
+                "name": "echo",
+                "ready": True,
+                "model_version_status": [
+                    {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}},
+                    {"version": "2", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}},
+                ],
+            },
+        ),
+        (
+            "/v1/models/idle",
+            503,
+            {
+                "name": "idle",
+                "ready": False,
+                "model_version_status": [
+                    {
+                        "version": "1",
+                        "state": "END",
+                        "status": {"error_code": "UNKNOWN", "error_message": "no workers"},
+                    }
+                ],
+            },
+        ),
         ("/v2/models/echo/ready", 200, {"name": "echo", "ready": True}),
         ("/v2/models/idle/ready", 503, {"name": "idle", "ready": False}),
         ("/v2/models/echo/versions/2.0/ready", 200, {"name": "echo", "ready": True}),

@@ -219,11 +219,11 @@ def resolved(
 
     async def resolve() -> serving_config.ServingConfig:
         sources = ArchiveCache(settings, folder / "archives")
-        at_start = parameters.pop("at_start", False)
+        by_server = parameters.pop("by_server", False)
         registration = Registration("m-1.0.mar", **parameters)
         source = await sources.fetch(registration.url)
         try:
-            return serving_config.resolve(registration, source, settings, at_start=at_start)
+            return serving_config.resolve(registration, source, settings, by_server=by_server)
         finally:
             sources.release(source)
 
@@ -274,14 +274,14 @@ def test_configuration_sources_have_a_priority(
         ({}, DEFAULTS, {}, (5, 5)),
         ({}, DEFAULTS, {"initial_workers": 0}, (0, 0)),
         ({}, {"models": OWN}, {"initial_workers": 1}, (1, 1)),
-        ({}, {"models": OWN}, {"at_start": True}, (2, 4)),
-        ({"minWorkers": 1, "maxWorkers": 2}, {"models": OWN}, {"at_start": True}, (1, 2)),
+        ({}, {"models": OWN}, {"by_server": True}, (2, 4)),
+        ({"minWorkers": 1, "maxWorkers": 2}, {"models": OWN}, {"by_server": True}, (1, 2)),
         ({"minWorkers": 1, "maxWorkers": 2}, {}, {"initial_workers": 3}, (1, 2)),
         ({"minWorkers": 0, "maxWorkers": 2}, {}, {}, (1, 2)),
         ({"minWorkers": 3}, {}, {"initial_workers": 2}, (2, 2)),
         ({"minWorkers": 3, "maxWorkers": 1}, {}, {"initial_workers": 2}, (2, 2)),
-        ({}, DEFAULTS, {"at_start": True}, (5, 5)),
-        ({}, {"number_of_gpu": "2"}, {"at_start": True}, (2, 2)),
+        ({}, DEFAULTS, {"by_server": True}, (5, 5)),
+        ({}, {"number_of_gpu": "2"}, {"by_server": True}, (2, 2)),
     ],
 )
 def test_workers_are_as_many_as_torchserve_starts(

@@ -168,5 +168,5 @@ def test_gpus_are_written_as_how_many_of_which_size(text: str, sizes: tuple[int,
 
 @pytest.mark.parametrize("text", ["", "two", "0x80GiB", "2x", "80", "2x80GiB,", "-1GiB", "0GiB", "80GiBs"])
 def test_gpus_in_another_notation_are_rejected(text: str) -> None:
-    with pytest.raises(TorchmarError, match=r"names no GPUs|is no size"):
+    with pytest.raises(TorchmarError, match=r"is no list of GPUs|is no size"):
         gpu_sizes.parse(text)

@@ -119,8 +119,9 @@ class Inference:
             case ["v1", "models", name] if ":" not in name:
                 self._respond_ready(request, request_id, name)
             case ["v1", "models", name, *rest] if ":" not in segments[-1]:
+                document = tensorflow_serving.document(self._registry, name, rest)
                 _allow_reading(request)
-                self._respond(request, request_id, 200, tensorflow_serving.document(self._registry, name, rest))
+                self._respond(request, request_id, 200, document)
             case ["v2", *rest]:
                 self._respond(request, request_id, *self._open_inference.answer(request, rest))
             case _:

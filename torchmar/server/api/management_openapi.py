@@ -262,7 +262,7 @@ def _of_models(token: str) -> dict[str, Any]:
             "listLabels",
             "Return the version of each label, which TensorFlow Serving's clients name in place of a version.",
             {"200": response("The labels", reference("Labels"))},
-            errors=_errors("404"),
+            errors=_errors("400", "404"),
             parameters=(_NAME,),
             token=token,
         )
@@ -280,7 +280,7 @@ def _of_models(token: str) -> dict[str, Any]:
             "removeLabel",
             "Remove a label.",
             _STATUS,
-            errors=_errors("404"),
+            errors=_errors("400", "404"),
             parameters=(_NAME, label),
             token=token,
         ),
