@@ -40,7 +40,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     * ``preprocess(inputs)``: the inputs of a batch to what the model takes;
     * ``inference(batch)``: the model;
     * ``postprocess(output)``: the model's output to a list with one answer per request;
-    * ``explain_handle(batch, requests)``: one explanation per request.
+    * ``explain_handle(batch, requests)``: one explanation per request;
+    * ``error_keys(status, message)``: more keys of an error, for clients that expect them.
 
     Override ``predict_handle(batch, requests)`` for answers that need more than the model's output.
     A request with several instances (KServe, TensorFlow Serving) is passed to these methods as several requests.
@@ -198,6 +199,14 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         if not names or not all(isinstance(answer, Mapping) and answer.keys() >= set(names) for answer in answers):
             return None
         return {name: [answer[name] for answer in answers] for name in names}
+
+    def error_keys(self, status: int, message: str) -> Mapping[str, Any]:
+        """Return the keys of an error beside TorchServe's ``code``, ``type`` and ``message``; none unless overridden.
+
+        They are for clients that expect errors in a form of their own, such as
+        ``{"success": false, "error": message}``. Errors that the server itself sends do not have them.
+        """
+        return {}
 
     def signature(self) -> signatures.Signature:
         """Return what the model takes and gives as tensors of the Open Inference Protocol.

@@ -258,6 +258,22 @@ def test_errors_name_the_instance_in_the_field_of_the_request_format() -> None:
     assert json.loads(protocols.read(request([1]), Echo()).error_reply(400, "no", 0).body)["message"] == "no"
 
 
+def test_errors_have_the_keys_that_the_handler_adds_but_the_protocol_decides_on_its_own() -> None:
+    def keys(status: int, message: str) -> dict[str, Any]:
+        return {"success": False, "error": f"{status}: {message}"}
+
+    plain = json.loads(protocols.read(request([1]), Echo()).error_reply(413, "no", error_keys=keys).body)
+    assert plain == {
+        "code": 413,
+        "type": "BadRequestException",
+        "message": "no",
+        "success": False,
+        "error": "413: no",
+    }
+    rows = json.loads(protocols.read(request({"instances": [1, 2]}), Echo()).error_reply(400, "no", 1, keys).body)
+    assert (rows["success"], rows["error"]) == (False, "instance 1: no")
+
+
 X = ("x", [2], "INT32", [1, 2])
 
 

@@ -38,6 +38,8 @@ ts_inference_requests_total{model_name="m",} 3
         (response(b'{"a": null}'), response(b"{}"), ["body"]),
         (response(b"[true]"), response(b"[1]"), ["body"]),
         (response(b"[NaN]"), response(b"[NaN]"), []),
+        (response(b'["2026-01-01T00:00:00.123+00:00"]'), response(b'["2026-01-01T00:00:01Z"]'), []),
+        (response(b'["2026-01-01T00:00:00"]'), response(b'["2026-01-01T00:00:01"]'), ["body"]),
         (response(b"\xff\x00"), response(b"\xff\x01"), ["body"]),
         (response(status=404, reason="Not Found"), response(status=400, reason="Bad Request"), ["status"]),
         (response(), response(reason="Fine"), ["reason"]),

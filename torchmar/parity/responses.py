@@ -13,6 +13,8 @@ from torchmar.parity.engine_client import RawResponse
 
 # Values that differ each time: request ids, tokens, times, processes, measurements.
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+# A handler may answer with the time (RFC 3339).
+_TIME = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)")
 _VARIES = ("id", "pid", "startTime", "memoryUsage", "gpuUsage", "workerId")
 _TOKEN = ("key", "expiration time")
 # The body is compared, so its length need not be.
@@ -64,7 +66,7 @@ def mismatches(case: str, first: RawResponse, second: RawResponse, tolerance: fl
 
 def _read(response: RawResponse) -> Any:
     try:
-        text = _ID.sub("<id>", response.body.decode())
+        text = _TIME.sub("<time>", _ID.sub("<id>", response.body.decode()))
     except UnicodeDecodeError:
         return response.body
     if text.startswith("# HELP"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ class HandlerProtocol(faults.Handler, Protocol):
     known_inputs: faults.KnownInputs
 
     def group(self, decoded: Any) -> Hashable: ...
+    def error_keys(self, status: int, message: str) -> Mapping[str, Any]: ...
     def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
     def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
     def describe_handle(self) -> Any: ...
@@ -81,7 +82,8 @@ def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decode
             else:
                 parsed_requests[index] = protocols.read(request, handler)
         except Exception as error:
-            halves[index] = Reply.error(*_status_and_message(handler, faults.of_reading(handler.known_inputs, error)))
+            status, message = _status_and_message(handler, faults.of_reading(handler.known_inputs, error))
+            halves[index] = Reply.error(status, message, **handler.error_keys(status, message))
     inputs = iter(_decode(handler, [part for parsed in parsed_requests.values() for part in parsed.parts]))
     for index, parsed in parsed_requests.items():
         own = [next(inputs) for _ in parsed.parts]
@@ -158,11 +160,11 @@ def _run(
 def _reply(handler: HandlerProtocol, parsed: protocols.ParsedRequest, answers: Sequence[Any]) -> Reply:
     for position, outcome in enumerate(answers):
         if isinstance(outcome, _Failure):
-            return parsed.error_reply(*_status_and_message(handler, outcome.error), position)
+            return parsed.error_reply(*_status_and_message(handler, outcome.error), position, handler.error_keys)
     try:
         return parsed.reply(answers)
     except Exception as error:
-        return parsed.error_reply(*_status_and_message(handler, error))
+        return parsed.error_reply(*_status_and_message(handler, error), error_keys=handler.error_keys)
 
 
 def _status_and_message(handler: HandlerProtocol, error: Exception) -> tuple[int, str]:

@@ -67,8 +67,8 @@ class Reply:
         return cls(npy.write(array), npy.CONTENT_TYPE)
 
     @classmethod
-    def error(cls, status: int, message: str, **more: str) -> Reply:
-        """Return an error in the shape of TorchServe's own: ``code``, ``type``, ``message``."""
+    def error(cls, status: int, message: str, **more: Any) -> Reply:
+        """Return an error in the shape of TorchServe's own: ``code``, ``type``, ``message``; and ``more`` keys."""
         # The names that TorchServe gives its own errors, so that a client reads both alike.
         kind = "BadRequestException" if status < 500 else "InternalServerException"
         answer = cls.json({"code": status, "type": kind, "message": message, **more})

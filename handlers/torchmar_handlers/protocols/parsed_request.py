@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.request import BadRequest, Request
 
+# Returns more keys of an error, from its status and message.
+ErrorKeys = Callable[[int, str], Mapping[str, Any]]
+
 
 class HandlerInfo(Protocol):
     """The part of a handler that the protocols use."""
@@ -42,11 +45,14 @@ class ParsedRequest:
     many: bool = True
     error_key: str = ""
 
-    def error_reply(self, status: int, message: str, position: int | None = None) -> Reply:
-        """Return an error as a client of this protocol reads it."""
+    def error_reply(
+        self, status: int, message: str, position: int | None = None, error_keys: ErrorKeys = lambda *_: {}
+    ) -> Reply:
+        """Return an error as a client of this protocol reads it, with the keys that the handler adds."""
         if self.many and position is not None:
             message = f"instance {position}: {message}"
-        return Reply.error(status, message, **({self.error_key: message} if self.error_key else {}))
+        own = {self.error_key: message} if self.error_key else {}
+        return Reply.error(status, message, **{**error_keys(status, message), **own})
 
 
 def instances(value: Any, what: str, limit: int) -> list[Any]:
