@@ -16,7 +16,7 @@ from torchmar.parity import EnginePair, engine_pair
 from torchmar.parity.cases import JSON, TEXT, Case
 
 # All archives take minutes: TORCHMAR_ALL_ARCHIVES=1 compares them.
-FEW = ("digits", "iris", "topics")
+FEW = ("digits", "iris", "topics", "clinic")
 ALL = sorted(path.parent.name for path in (ROOT / "archives").glob("*/archive.yaml"))
 
 
