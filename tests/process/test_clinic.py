@@ -58,7 +58,7 @@ def refused(response: Response, status: int = 400) -> str:
 def test_its_samples_are_answered_alone_together_and_among_bad_requests(built: Path) -> None:
     report = sample_check.run_samples(built)
     assert report.problems == ()
-    assert set(report.refused) == {400}
+    assert set(report.bad_request_statuses) == {400}
 
 
 def test_answers_of_a_batch_belong_to_their_patients(worker: Worker) -> None:

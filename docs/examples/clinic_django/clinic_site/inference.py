@@ -37,9 +37,10 @@ def predict(body: bytes) -> tuple[int, dict[str, Any]]:
         return _failed(502, f"the server of the model sent {type(document).__name__}, not an object")
     if status == 200:
         return status, document
-    # Errors of the server itself (too large, busy, no token) have TorchServe's key `message`, and no `error`.
+    # Errors of the server itself have no `success`. A wrong token is 400 there, and not the client's fault.
+    passed = (400, 413) if "success" in document else (413, 503)
     message = str(document.get("error") or document.get("message") or response.reason)
-    return _failed(status if status in (400, 413, 503) else 502, message)
+    return _failed(status if status in passed else 502, message)
 
 
 def _failed(status: int, message: str) -> tuple[int, dict[str, Any]]:
