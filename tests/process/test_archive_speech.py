@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import pretrained
 from tests.support.paths import ROOT
-from torchmar import archive, sample_check
+from torchmar import sample_check
 from torchmar.exchange import Request, Response
 from torchmar.worker import Worker
 
@@ -30,7 +31,7 @@ SEGMENTS = [{"start": 0.13, "end": 1.854}, {"start": 3.938, "end": 5.118}]
 
 @pytest.fixture(scope="module")
 def built(weights: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return archive.build(SPEECH, tmp_path_factory.mktemp("store")).path
+    return pretrained.build("speech", tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")

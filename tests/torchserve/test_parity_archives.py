@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,8 @@ from torchmar.parity import EnginePair, engine_pair
 from torchmar.parity.cases import JSON, TEXT, Case
 
 # All archives take minutes: TORCHMAR_ALL_ARCHIVES=1 compares them.
-FEW = ("digits", "iris", "topics", "clinic")
+FEW = ("clinic", "digits", "iris", "page", "speech", "topics")
+SLOW = ("page",)  # a second for an answer: its samples are compared, and the requests below
 ALL = sorted(path.parent.name for path in (ROOT / "archives").glob("*/archive.yaml"))
 
 
@@ -65,11 +68,33 @@ def test_an_archive_of_another_tool_gives_the_same_answers(pair: EnginePair, nam
     assert mismatches(pair.archive(write(tmp_path), corners=corners, more=cases)) == []
 
 
+def picture(name: str) -> Case:
+    content = (ROOT / "archives" / name).read_bytes()
+    return Case("a picture", "POST", "/predictions/{name}", content, {"Content-Type": "{type}", "Accept": "image/png"})
+
+
+def chunk(name: str, final: bool) -> Case:
+    content = base64.b64encode((ROOT / "archives" / name).read_bytes()).decode()
+    body = json.dumps({"audio": {"b64": content}, "state": "", "final": final, "probabilities": True}).encode()
+    return Case(f"a chunk of a stream, final: {final}", "POST", "/predictions/{name}", body, JSON)
+
+
+MORE = {
+    "page": (picture("page/samples/scan.png"),),
+    "speech": (
+        picture("speech/samples/speech.wav"),
+        chunk("speech/samples/speech.wav", False),
+        chunk("speech/samples/speech.wav", True),
+    ),
+}
+
+
 @pytest.mark.parametrize("name", ALL if os.environ.get("TORCHMAR_ALL_ARCHIVES") else FEW)
 def test_an_archive_of_this_repository_gives_the_same_answers(
     pair: EnginePair, name: str, tmp_path: Path, weights: None
 ) -> None:
-    assert mismatches(pair.archive(pretrained.build(name, tmp_path / "store"))) == []
+    path = pretrained.build(name, tmp_path / "store")
+    assert mismatches(pair.archive(path, corners=name not in SLOW, more=MORE.get(name, ()))) == []
 
 
 def test_torchserves_own_image_handler_gives_the_same_answers(pair: EnginePair, tmp_path: Path) -> None:
