@@ -65,7 +65,7 @@ class PageReader(BaseHandler):
         self.widen = options.number("widen", 1.6, low=0, high=10)
         self.max_lines = options.integer("max_lines", 1000, low=1)
         self.warm_up(context)
-        options.refuse_unknown()
+        options.reject_unknown()
 
     def load_model(self, folder: Path, serialized_file: str | None, model_file: str | None, threads: int) -> None:
         """Load both models and the letters of the second."""

@@ -44,7 +44,7 @@ class SpeechDetector(BaseHandler):
         self.rules = Rules.of(self.options)
         self.max_seconds = self.options.number("max_seconds", 300, low=1)
         self.warm_up(context)
-        self.options.refuse_unknown()
+        self.options.reject_unknown()
 
     def decode(self, request: Request) -> Clip:
         """Return the recording that a request holds."""

@@ -20,7 +20,7 @@ def read(content: bytes, max_seconds: float) -> tuple[int, np.ndarray]:
     Args:
         content: PCM of 8, 16, 24 or 32 bits. A file that ends early, or has no lengths since it was written to a
             pipe, is taken as far as it is there.
-        max_seconds: longer recordings are refused.
+        max_seconds: longer recordings are rejected.
 
     Raises:
         BadRequest: it is no such file, has another rate than 8000 or 16000, or is too long (413).

@@ -51,7 +51,7 @@ def test_the_program_of_the_page_prints_what_is_shown(server: Builtin) -> None:
     blocks = list(documents.blocks(PAGE))
     (place,) = (index for index, block in enumerate(blocks) if block.title == "stream.py")
     command = [sys.executable, "-c", blocks[place].code]
-    process = subprocess.run(command, cwd=server.folder, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=server.folder.parent, capture_output=True, text=True)
     assert (process.returncode, process.stdout) == (0, blocks[place + 1].code), process.stderr
 
 
