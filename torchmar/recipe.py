@@ -60,11 +60,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
-class Stages(_Strict):
-    """How many processes of the built-in server do the steps before the model, and how many have the model."""
+NO_STAGE = "neither preprocess nor postprocess is given, so that there is no stage beside the model"
 
-    preprocess: Positive
+
+class Stages(_Strict):
+    """How many processes of the built-in server do the steps before the model, the model, and the steps after it."""
+
+    preprocess: Positive | None = Field(None, description="Without it, the processes with the model do these steps.")
     inference: Positive | None = Field(None, description="As many as there are workers without stages, unless given.")
+    postprocess: Positive | None = Field(None, description="Without it, the processes with the model do these steps.")
+
+    @model_validator(mode="after")
+    def _beside_the_model(self) -> Stages:
+        if self.preprocess is None and self.postprocess is None:
+            raise ValueError(NO_STAGE)
+        return self
 
 
 class TorchmarConfig(_Strict):
@@ -135,7 +145,9 @@ class ServerConfig(BaseModel):
     useVenv: bool | None = Field(
         None, description="Give the model's requirements a virtual environment. TorchServe only."
     )
-    stages: Stages | None = Field(None, description="Processes for decoding and for the model; TorchServe ignores it.")
+    stages: Stages | None = Field(
+        None, description="Processes for the steps before and after the model; TorchServe ignores it."
+    )
     torchmar: TorchmarConfig | None = Field(None, description="Options of the built-in server; TorchServe ignores it.")
     handler: dict[str, Any] | None = Field(None, description="Options of the handler.")
 

@@ -43,7 +43,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     * ``explain_handle(batch, requests)``: one explanation per request;
     * ``error_keys(status, message)``: more keys of an error, for clients that expect them.
 
-    Override ``predict_handle(batch, requests)`` for answers that need more than the model's output.
+    Override ``postprocess_handle(output, requests)`` for answers that need the requests, too, and
+    ``predict_handle(batch, requests)`` for those that need what ``preprocess`` returned.
     A request with several instances (KServe, TensorFlow Serving) is passed to these methods as several requests.
 
     ================= =========================== ===================================================
@@ -177,8 +178,15 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         return output
 
     def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]:
-        """Return one prediction per request: ``postprocess(inference(batch))`` unless overridden."""
-        answers: Sequence[Any] = self.postprocess(self.inference(batch))
+        """Return one prediction per request: ``postprocess_handle(inference(batch), requests)`` unless overridden.
+
+        A server can run the steps before and after the model in other processes only where this is not overridden.
+        """
+        return self.postprocess_handle(self.inference(batch), requests)
+
+    def postprocess_handle(self, output: Any, requests: Sequence[Request]) -> Sequence[Any]:
+        """Return one prediction per request: ``postprocess(output)`` unless overridden."""
+        answers: Sequence[Any] = self.postprocess(output)
         return answers
 
     def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]:
@@ -276,6 +284,55 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         total = decoding + time.perf_counter() - started
         self._measure(context, replies, total=total, decoding=decoding, inference=self._inference_seconds)
         return bodies
+
+    def start_handle(self, data: Sequence[Any], context: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Do the steps of `handle` up to the model, for servers that do the steps after it in other processes.
+
+        Returns:
+            As `inference_handle`.
+        """
+        started = time.perf_counter()
+        self.context = context
+        halves = batches.decode(self, [Request.of(index, row, context) for index, row in enumerate(data)])
+        return self._infer(halves, [(time.perf_counter() - started) / len(halves)] * len(halves), context)
+
+    def inference_handle(self, prepared: Sequence[Any], context: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Run the model for requests that `prepare_handle` has left, be it in several calls.
+
+        Returns:
+            What `reply_handle` takes, which can be pickled as that of `prepare_handle`, and the answers of requests
+            that need no other step, such as failed ones; both by index in ``prepared``.
+        """
+        self.context = context
+        return self._infer([half for half, _ in prepared], [seconds for _, seconds in prepared], context)
+
+    def reply_handle(self, outputs: Sequence[Any], context: Any) -> list[Any]:
+        """Do the steps of `handle` after the model, for requests that `inference_handle` or `start_handle` has left."""
+        started = time.perf_counter()
+        self.context = context
+        replies = batches.conclude(self, [inferred for inferred, _ in outputs])
+        bodies = [reply.send(context, index) for index, reply in enumerate(replies)]
+        before, decoding, inference = (sum(times) for times in zip(*(times for _, times in outputs), strict=True))
+        total = before + time.perf_counter() - started
+        self._measure(context, replies, total=total, decoding=decoding, inference=inference)
+        return bodies
+
+    def _infer(
+        self, halves: Sequence[batches.Decoded | Reply], decoding: Sequence[float], context: Any
+    ) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Return what waits for `reply_handle`, each with its seconds so far: in all, for decoding, for the model."""
+        started = time.perf_counter()
+        self._inference_seconds = 0.0
+        results = batches.infer(self, halves)
+        share = (time.perf_counter() - started) / len(results)
+        inference = self._inference_seconds / len(results)
+        times = [(seconds + share, seconds, inference) for seconds in decoding]
+        replies = {index: result for index, result in enumerate(results) if isinstance(result, Reply)}
+        if replies:
+            total, decoded, model = (sum(column) for column in zip(*(times[index] for index in replies), strict=True))
+            self._measure(context, list(replies.values()), total=total, decoding=decoded, inference=model)
+        waiting = {index: (result, times[index]) for index, result in enumerate(results) if index not in replies}
+        return waiting, {index: reply.send(context, index) for index, reply in replies.items()}
 
     def _measure(
         self, context: Any, replies: Sequence[Reply], *, total: float, decoding: float, inference: float = 0.0

@@ -1,4 +1,4 @@
-"""torchmar.server.workers.staged_pool gives the answers of one process, with decoding in separate processes."""
+"""torchmar.server.workers.staged_pool gives the answers of one process, with stages in separate processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import dedent
@@ -22,7 +23,9 @@ from tests.support.registry_harness import RegistryHarness
 from torchmar.archive import Archive
 from torchmar.comparison import differences
 from torchmar.exchange import Response
+from torchmar.management import ModelVersion
 from torchmar.recipe import Sample
+from torchmar.server.api import descriptions
 from torchmar.server.api_error import ApiError
 from torchmar.server.models.registry import Registration
 from torchmar.server.workers import staged_pool
@@ -58,7 +61,7 @@ class Steps(BaseHandler):
                 while not os.path.exists(row["flag"]):
                     time.sleep(0.01)
                 what = 0.0
-            values.append(torch.tensor([what, float(os.getpid())], dtype=torch.float64))
+            values.append(torch.tensor([what, float(os.getpid()), 0.0], dtype=torch.float64))
         return torch.stack(values)
 
     def inference(self, data):
@@ -68,10 +71,20 @@ class Steps(BaseHandler):
             time.sleep(0.01)
         if (data[:, 0] == 14).any():
             raise ValueError("14 is no number")
-        return data * torch.tensor([2.0, 1.0], dtype=torch.float64)
+        return torch.stack([data[:, 0] * 2, data[:, 1], torch.full_like(data[:, 0], os.getpid())], 1)
 
     def postprocess(self, data):
-        return [{"value": one[0].item(), "size": len(data), "pids": [int(one[1]), os.getpid()]} for one in data]
+        self.context.set_response_header(0, "last", self.context.get_request_id(0))
+        if (data[:, 0] == 46).any():
+            os._exit(3)
+        while (data[:, 0] == 50).any() and not os.path.exists(GO):
+            time.sleep(0.01)
+        if (data[:, 0] == 48).any():
+            raise ValueError("24 is no number")
+        return [
+            {"value": row[0].item(), "size": len(data), "pids": [int(row[1]), os.getpid()], "model": int(row[2])}
+            for row in data
+        ]
 
     def explain_handle(self, data, raw):
         return [{"value": "explained", "pids": [int(data[0, 1]), os.getpid()]}]
@@ -91,7 +104,7 @@ class Pools:
         with Archive(mar) as archive:
             archive.extract(folder)
             handler = str(archive.manifest.model.handler)
-        options = {"preprocess_workers": 2 if kind is StagedPool else 0, **options}
+        options = {**(BEFORE if kind is StagedPool and "postprocess_workers" not in options else {}), **options}
 
         async def start() -> Pool:
             pool = kind(self.harness.fork_server, options_of(handler, folder, **options), self.harness)
@@ -145,6 +158,14 @@ async def ask(pool: Pool, bodies: Sequence[Any], headers: dict[str, str] | None 
     return await asyncio.gather(*futures)
 
 
+# Workers of the stages beside the model.
+BEFORE = {"preprocess_workers": 2}
+BOTH = {"preprocess_workers": 2, "postprocess_workers": 2}
+AFTER = {"postprocess_workers": 2}
+stages = pytest.mark.parametrize("stages", [BEFORE, BOTH, AFTER], ids=["before", "both", "after"])
+after = pytest.mark.parametrize("stages", [BOTH, AFTER], ids=["both", "after"])
+
+
 def holding(folder: Path, code: str = STEPS) -> str:
     """Return a handler that waits before its model, if it does so, until there is a file ``go``."""
     return code.replace('GO = "GO"', f"GO = {str(folder / 'go')!r}")
@@ -166,10 +187,13 @@ PROTOCOLS = [
 ]
 
 
-def test_a_handler_gives_the_same_answers_in_every_protocol_good_and_bad_mixed(pools: Pools, digits: Path) -> None:
-    staged, whole = pools.start(digits, batch_size=8), pools.start(digits, Pool, batch_size=8)
+@stages
+def test_a_handler_gives_the_same_answers_in_every_protocol_good_and_bad_mixed(
+    pools: Pools, digits: Path, stages: dict[str, int]
+) -> None:
+    staged, whole = pools.start(digits, batch_size=8, **stages), pools.start(digits, Pool, batch_size=8)
     expected = pools.harness.run(ask(whole, PROTOCOLS))
-    assert [wanted.status for wanted in expected] == [200] * 4 + [400, 200, 400, 200, 400]
+    assert [reply.status for reply in expected] == [200] * 4 + [400, 200, 400, 200, 400]
     for _ in range(3):
         for wanted, other in zip(expected, pools.harness.run(ask(staged, PROTOCOLS)), strict=True):
             assert wanted._replace(body=b"") == other._replace(body=b"")
@@ -178,8 +202,9 @@ def test_a_handler_gives_the_same_answers_in_every_protocol_good_and_bad_mixed(p
             assert differences(sample, Response(other.status, other.body)) == []
 
 
-def test_explanations_and_descriptions_are_the_same(pools: Pools, digits: Path) -> None:
-    staged, whole = pools.start(digits, batch_size=4), pools.start(digits, Pool, batch_size=4)
+@stages
+def test_explanations_and_descriptions_are_the_same(pools: Pools, digits: Path, stages: dict[str, int]) -> None:
+    staged, whole = pools.start(digits, batch_size=4, **stages), pools.start(digits, Pool, batch_size=4)
     for headers in ({"explain": "True"}, {"describe": "True"}):
         assert pools.harness.run(ask(staged, [IMAGE] * 2, headers)) == pools.harness.run(
             ask(whole, [IMAGE] * 2, headers)
@@ -211,15 +236,17 @@ def test_tensors_of_requests_are_one_batch_for_three_steps(pools: Pools, make: M
     assert {reply.headers.get("first") for reply in replies} == {"id"}
 
 
-def test_three_steps_answer_as_without_stages(pools: Pools, make: Make) -> None:
+@stages
+def test_three_steps_answer_as_without_stages(pools: Pools, make: Make, stages: dict[str, int]) -> None:
     mar = make(dedent(STEPS))
-    inputs = [1.0, "no number", 14.0, 2.0, None]
-    whole, staged = pools.start(mar, Pool), pools.start(mar)
+    inputs = [1.0, "no number", 14.0, 24.0, 2.0, None]
+    whole, staged = pools.start(mar, Pool), pools.start(mar, **stages)
     expected = pools.harness.run(ask(whole, inputs))
     replies = pools.harness.run(ask(staged, inputs))
-    assert values(replies) == values(expected) == [2.0, 503, 503, 4.0, 503]
+    assert values(replies) == values(expected) == [2.0, 503, 503, 503, 4.0, 503]
+    assert [reply.headers for reply in replies if reply.status == 200] == [{"first": "id", "last": "id"}] * 2
     failed = [reply for reply in replies if reply.status != 200]
-    assert failed == [wanted for wanted in expected if wanted.status != 200]
+    assert failed == [reply for reply in expected if reply.status != 200]
     (explained,) = pools.harness.run(ask(staged, [1.0], {"explain": "True"}))
     (worker,) = staged.workers()
     assert json.loads(explained.body) == {"value": "explained", "pids": [worker.pid, worker.pid]}
@@ -236,14 +263,14 @@ def test_requests_are_preprocessed_at_once_in_processes_of_their_own(pools: Pool
         return await waiting
 
     pids = [json.loads(reply.body)["pids"] for reply in pools.harness.run(both())]
-    assert {first for first, _ in pids} == {worker.pid for worker in staged.preprocess_workers()}
+    assert {first for first, _ in pids} == {worker.pid for worker in staged.stage_workers()["preprocess"]}
     assert {second for _, second in pids} == {worker.pid for worker in staged.workers()}
 
 
 def test_a_worker_of_the_first_stage_that_dies_takes_its_request_along_and_no_other(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), batch_size=4)
     assert values(pools.harness.run(ask(staged, [1.0, "die first", 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
-    pools.harness.run(until(lambda: all(worker.state == "READY" for worker in staged.preprocess_workers())))
+    pools.harness.run(until(lambda: all(worker.state == "READY" for worker in staged.stage_workers()["preprocess"])))
     assert values(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
 
 
@@ -265,7 +292,7 @@ def test_killed_processes_leave_no_memory_and_later_requests_are_answered(
         await until(lambda: len(list(tmp_path.glob("flag.*"))) == 2)
         behind = asyncio.ensure_future(ask(staged, [1.0, 2.0]))
         assert memories()
-        for worker in (*staged.preprocess_workers(), *staged.workers()):
+        for worker in (*staged.stage_workers()["preprocess"], *staged.workers()):
             kill_worker(worker.pid)
         return [values(await waiting), values(await behind)]
 
@@ -300,7 +327,10 @@ def test_the_number_of_preprocessed_requests_is_bounded(pools: Pools, make: Make
     async def crowd() -> list[Any]:
         waiting = asyncio.ensure_future(ask(staged, [15.0] * 40))
         await until(
-            lambda: staged._inference.pending >= 4 and not any(worker.jobs for worker in staged._preprocess._workers)
+            lambda: (
+                staged._inference.pending >= 4
+                and not any(worker.jobs for worker in staged._others["preprocess"]._workers)
+            )
         )
         assert staged._inference.pending <= 4 + 2
         assert staged.pending > 30
@@ -312,22 +342,255 @@ def test_the_number_of_preprocessed_requests_is_bounded(pools: Pools, make: Make
     assert pools.harness.run(crowd()) == [30.0] * 40
 
 
+@after
+def test_the_outputs_of_a_batch_are_postprocessed_one_by_one_in_processes_of_their_own(
+    pools: Pools, make: Make, tmp_path: Path, stages: dict[str, int]
+) -> None:
+    staged = pools.start(make(holding(tmp_path)), batch_size=4, **stages)
+
+    async def queue() -> list[Reply]:
+        first = asyncio.ensure_future(ask(staged, [15.0]))
+        await until(lambda: any(worker.jobs for worker in staged._inference._workers))
+        others = asyncio.ensure_future(ask(staged, [1.0, 2.0, 3.0, 4.0, 5.0]))
+        await until(lambda: staged._inference.pending == 5)
+        (tmp_path / "go").touch()
+        return [*await first, *await others]
+
+    replies = pools.harness.run(queue())
+    assert values(replies) == [30.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    assert pools.harness.batches == [1, 4, 1]
+    documents = [json.loads(reply.body) for reply in replies]
+    assert {document["size"] for document in documents} == {1}
+    workers = {name: {worker.pid for worker in infos} for name, infos in staged.stage_workers().items()}
+    (model,) = staged.workers()
+    assert {document["model"] for document in documents} == {model.pid}
+    assert {document["pids"][0] for document in documents} <= workers.get("preprocess", {model.pid})
+    assert {document["pids"][1] for document in documents} <= workers["postprocess"]
+
+
+@after
+def test_a_worker_of_the_last_stage_that_dies_or_hangs_fails_its_request_and_no_other(
+    pools: Pools, make: Make, stages: dict[str, int]
+) -> None:
+    staged = pools.start(make(dedent(STEPS)), batch_size=4, response_timeout=5.0, **stages)
+    assert values(pools.harness.run(ask(staged, [1.0, 23.0, 2.0, 25.0, 3.0]))) == [2.0, 500, 4.0, 500, 6.0]
+    pools.harness.run(until(lambda: all(worker.state == "READY" for worker in staged.stage_workers()["postprocess"])))
+    assert values(pools.harness.run(ask(staged, [4.0] * 4))) == [8.0] * 4
+
+
+@after
+def test_a_worker_with_the_model_that_dies_in_a_batch_loses_no_prepared_request(
+    pools: Pools, make: Make, stages: dict[str, int]
+) -> None:
+    staged = pools.start(make(dedent(STEPS)), batch_size=4, **stages)
+    assert values(pools.harness.run(ask(staged, [1.0, 13.0, 2.0, 3.0]))) == [2.0, 500, 4.0, 6.0]
+
+
+@after
+def test_outputs_that_wait_for_the_last_stage_are_bounded_and_expire(
+    pools: Pools, make: Make, tmp_path: Path, stages: dict[str, int]
+) -> None:
+    staged = pools.start(make(holding(tmp_path)), batch_size=2, queue_size=50, **stages)
+    last = staged._others["postprocess"]
+
+    async def crowd() -> list[Any]:
+        waiting = asyncio.ensure_future(ask(staged, [25.0] * 30))
+        await until(lambda: last.pending >= 4 and not any(worker.jobs for worker in staged._inference._workers))
+        assert last.pending <= 4 + 2
+        assert staged.pending > 20
+        late = asyncio.get_running_loop().create_future()
+        part = Part("body", "application/json", b"1.0")
+        staged.submit(Job("id", {}, [part], late.set_result, time.monotonic() + 0.3))
+        assert (await late).status == 503
+        (tmp_path / "go").touch()
+        return values(await waiting)
+
+    assert pools.harness.run(crowd()) == [50.0] * 30
+
+
+@after
+def test_processes_of_all_stages_that_are_killed_leave_no_memory(
+    pools: Pools, make: Make, tmp_path: Path, stages: dict[str, int]
+) -> None:
+    staged = pools.start(make(holding(tmp_path)), batch_size=4, **stages)
+    last = staged._others["postprocess"]
+
+    async def kill() -> list[Any]:
+        waiting = asyncio.ensure_future(ask(staged, [25.0] * 2))
+        await until(lambda: sum(len(worker.jobs) for worker in last._workers) == 2)
+        behind = asyncio.ensure_future(ask(staged, [1.0, 2.0]))
+        await until(lambda: last.pending == 2)
+        assert memories()
+        for worker in (*staged.workers(), *(worker for infos in staged.stage_workers().values() for worker in infos)):
+            kill_worker(worker.pid)
+        return [values(await waiting), values(await behind)]
+
+    assert pools.harness.run(kill()) == [[500, 500], [2.0, 4.0]]
+    pools.harness.run(until(lambda: not memories()))
+
+
+OUTPUTS = """
+import os, time
+import numpy, torch
+from ts.torch_handler.base_handler import BaseHandler
+
+GO = "GO"
+
+class Outputs(BaseHandler):
+    def initialize(self, context):
+        self.initialized = True
+
+    def preprocess(self, rows):
+        while not os.path.exists(GO):
+            time.sleep(0.01)
+        return torch.tensor([[float(row["body"]), len(rows)] for row in rows], requires_grad=True)
+
+    def inference(self, data):
+        lists = [{"number": number} for number in data[:, 0].tolist()]
+        return {
+            "tensor": lambda: data,
+            "array": lambda: data.detach().numpy(),
+            "tuple": lambda: (data, data[:, 0], data[:, :1]),
+            "mapping": lambda: {"a": data, "b": [data[:, 1], data, data]},
+            "list": lambda: lists,
+            "ragged": lambda: [torch.ones(int(number)) for number in data[:, 0]],
+            "mixed": lambda: {"a": data, "lists": lists},
+            "one for each": lambda: [data[index : index + 1] for index in range(len(data))],
+        }[KIND]()
+
+    def postprocess(self, data):
+        if KIND in ("tensor", "array"):
+            return [{"value": float(number)} for number in data[:, 0]]
+        if KIND == "tuple":
+            return [{"value": float(number)} for number in data[1]]
+        if KIND in ("mapping", "mixed"):
+            return [{"value": float(number)} for number in data["a"][:, 0]]
+        if KIND == "list":
+            return [{"value": item["number"]} for item in data]
+        return [{"value": float(item.sum() if KIND == "ragged" else item[0, 0])} for item in data]
+"""
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "tuple", "mapping", "list", "ragged", "mixed", "one for each"])
+def test_an_output_of_any_form_is_divided_among_requests_or_they_are_run_alone(
+    pools: Pools, make: Make, tmp_path: Path, kind: str
+) -> None:
+    staged = pools.start(make(f"KIND = {kind!r}\n{holding(tmp_path, OUTPUTS)}"), batch_size=4, **AFTER)
+
+    async def queue() -> list[Any]:
+        first = asyncio.ensure_future(ask(staged, [0]))
+        await until(lambda: any(worker.jobs for worker in staged._inference._workers))
+        waiting = asyncio.ensure_future(ask(staged, [1, 2, 3, 4]))
+        await until(lambda: staged._inference.pending == 4)
+        (tmp_path / "go").touch()
+        return values([*await first, *await waiting])
+
+    assert pools.harness.run(queue()) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert pools.harness.batches == [1, 4]
+
+
+OURS = """
+import os
+import torch
+from torchmar_handlers.base import BaseHandler
+from torchmar_handlers.request import BadRequest, NotFinite
+
+class Ours(BaseHandler):
+    def load_model(self, *args):
+        self.model = torch.nn.Linear(1, 1)
+        self.dtype = None
+
+    def rows(self, request):
+        return request.row["body"] if isinstance(request.row["body"], list) else None
+
+    def decode(self, request):
+        if isinstance(request.row["body"], str):
+            raise BadRequest("no number")
+        return torch.tensor([float(request.row["body"])])
+
+    def inference(self, batch):
+        if (batch == 14).any():
+            raise ValueError("14 is no number")
+        return {"double": batch * 2, "squares": (batch**2, batch**2)}
+
+    def postprocess_handle(self, output, requests):
+        if (output["double"] == 46).any():
+            raise ValueError("23 is no number")
+        if not output["double"].isfinite().all():
+            raise NotFinite("the output is not finite")
+        assert len(output["squares"][1]) == len(requests)
+        return [
+            {"value": float(number), "sent": request.row.get("body")}
+            for number, request in zip(output["double"], requests, strict=True)
+        ]
+
+    def explain_handle(self, batch, requests):
+        return [{"value": float(number)} for number in batch]
+"""
+
+
+@stages
+def test_a_handler_over_ours_answers_with_its_requests_as_without_stages(
+    pools: Pools, make: Make, stages: dict[str, int]
+) -> None:
+    mar = make(dedent(OURS))
+    inputs = [1, [2, 3], "x", 14, 23, [1, 23, 5], 1e39, [4, 1e39], [], 5]
+    whole, staged = pools.start(mar, Pool, batch_size=8), pools.start(mar, batch_size=8, **stages)
+    expected = pools.harness.run(ask(whole, inputs))
+    assert [reply.status for reply in expected] == [200, 200, 400, 503, 503, 503, 400, 400, 400, 200]
+    for _ in range(2):
+        assert pools.harness.run(ask(staged, inputs)) == expected
+    explained = pools.harness.run(ask(staged, [1], {"explain": "True"}))
+    assert explained == pools.harness.run(ask(whole, [1], {"explain": "True"}))
+
+
+def test_the_times_of_all_stages_are_measured_once_for_each_request(pools: Pools, make: Make) -> None:
+    pools.harness.measured.clear()
+    staged = pools.start(make(dedent(OURS)), **BOTH)
+    pools.harness.run(ask(staged, [1, "x", 14, 23]))
+    counted = [name for name, *_ in pools.harness.measured if name == "HandlerSeconds"]
+    assert len(counted) == 4
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    {
+        "a prediction of its own": (
+            OURS + "\n    def predict_handle(self, batch, requests):\n        return [1] * len(requests)\n",
+            "Ours has a predict_handle of its own, whose steps after the model cannot be separated",
+        ),
+        "two stages of its own": (
+            "class Halves:\n    def initialize(self, context): ...\n    def handle(self, rows, context): return rows\n"
+            "    def prepare_handle(self, data, context): return dict(enumerate(data)), {}\n"
+            "    def finish_handle(self, prepared, context): return prepared\n",
+            "Halves has no start_handle, so that its postprocess stays with the model",
+        ),
+    }.values(),
+)  # fmt: skip
+def test_a_handler_without_a_last_stage_is_refused_with_the_reason(
+    pools: Pools, make: Make, code: str, why: str
+) -> None:
+    mar = make(dedent(code))
+    assert why in pools.start(mar, up=False, **AFTER).failure.splitlines()[-1]
+    assert pools.start(mar).ready == 1
+
+
 def test_where_forks_are_allowed_the_model_is_loaded_once_for_both_stages(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), workers=2, fork=forking.ALLOWED)
-    workers = (*staged.workers(), *staged.preprocess_workers())
+    workers = (*staged.workers(), *staged.stage_workers()["preprocess"])
     assert len(workers) == 4
     assert len({forked_by(worker.pid).pid for worker in workers}) == 1
     alone = pools.start(
         make("import socket\nCONNECTION = socket.socket()\n" + dedent(STEPS)), workers=2, fork=forking.ALLOWED
     )
-    workers = (*alone.workers(), *alone.preprocess_workers())
+    workers = (*alone.workers(), *alone.stage_workers()["preprocess"])
     assert {forked_by(worker.pid).pid for worker in workers} == {pools.harness.fork_server.pid}
     assert values(pools.harness.run(ask(alone, [1.0] * 6))) == [2.0] * 6
 
 
 def test_by_default_every_worker_of_either_stage_loads_the_model_itself(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)), workers=2)
-    workers = (*staged.workers(), *staged.preprocess_workers())
+    workers = (*staged.workers(), *staged.stage_workers()["preprocess"])
     assert {forked_by(worker.pid).pid for worker in workers} == {pools.harness.fork_server.pid}
     assert values(pools.harness.run(ask(staged, [1.0] * 6))) == [2.0] * 6
 
@@ -336,10 +599,10 @@ def test_scaling_is_of_workers_with_the_model_and_to_none_ends_both(pools: Pools
     staged = pools.start(make(dedent(STEPS)))
     run = pools.harness.run
     assert run(staged.scale(2, 2))
-    assert (len(staged.workers()), len(staged.preprocess_workers()), staged.ready) == (2, 2, 2)
+    assert (len(staged.workers()), len(staged.stage_workers()["preprocess"]), staged.ready) == (2, 2, 2)
     assert values(run(ask(staged, [1.0] * 6))) == [2.0] * 6
     assert run(staged.scale(0, 0))
-    assert (staged.workers(), staged.preprocess_workers(), staged.ready) == ([], [], 0)
+    assert (staged.workers(), staged.stage_workers(), staged.ready) == ([], {"preprocess": []}, 0)
     with pytest.raises(ApiError, match="has no worker"):
         run(ask(staged, [1.0]))
     assert run(staged.scale(1, 1))
@@ -349,7 +612,9 @@ def test_scaling_is_of_workers_with_the_model_and_to_none_ends_both(pools: Pools
 def test_no_field_of_a_client_is_taken_for_memory(pools: Pools, make: Make) -> None:
     staged = pools.start(make(dedent(STEPS)))
     for headers in ({}, {"explain": "True"}):
-        replies = pools.harness.run(ask(staged, [1.0], headers, **{"torchmar stage": "/proc/1/fd/1 1"}))
+        replies = pools.harness.run(
+            ask(staged, [1.0], headers, **dict.fromkeys(("torchmar source", "torchmar target"), "/proc/1/fd/1 1"))
+        )
         assert values(replies) == ["explained" if headers else 2.0]
 
 
@@ -468,10 +733,34 @@ def registered(registry_harness: RegistryHarness) -> Iterator[RegistryHarness]:
 def test_the_archive_sets_the_number_of_workers_of_each_stage(registered: RegistryHarness, make: Make) -> None:
     make(dedent(STEPS), store=registered.store, config={"stages": {"preprocess": 3, "inference": 1}})
     pool = registered.register("made-1.0.mar").pool
-    assert (len(pool.preprocess_workers()), len(pool.workers())) == (3, 1)
+    assert (len(pool.stage_workers()["preprocess"]), len(pool.workers())) == (3, 1)
     registered.run(registered.registry.scale("made", None, 2, 2))
-    assert (len(pool.preprocess_workers()), len(pool.workers())) == (3, 2)
+    assert (len(pool.stage_workers()["preprocess"]), len(pool.workers())) == (3, 2)
     registered.run(registered.registry.unregister("made"))
+    registered.run(registered.until(lambda: not registered.workers()))
+
+
+@pytest.mark.parametrize("before", [{"preprocess": 1}, {}], ids=["all three", "without preprocess"])
+def test_workers_of_all_stages_are_described_scaled_and_ended(
+    registered: RegistryHarness, make: Make, before: dict[str, int]
+) -> None:
+    make(dedent(STEPS), store=registered.store, config={"stages": {**before, "inference": 1, "postprocess": 2}})
+    version = registered.register("made-1.0.mar")
+    described = descriptions.version(version)
+    assert {name: len(workers) for name, workers in described["stages"].items()} == {**before, "postprocess": 2}
+    postprocess = ModelVersion.of(described).stages["postprocess"]
+    assert [worker.status for worker in postprocess] == ["READY"] * 2
+    registered.run(registered.registry.scale("made", None, 2, 2))
+    assert (len(version.pool.workers()), len(version.pool.stage_workers()["postprocess"])) == (2, 2)
+    assert values(registered.run(ask(version.pool, [1.0] * 6))) == [2.0] * 6
+
+    async def unregister() -> list[Any]:
+        waiting = asyncio.ensure_future(ask(version.pool, [1.0] * 20))
+        await asyncio.sleep(0)
+        await registered.registry.unregister("made")
+        return values(await waiting)
+
+    assert registered.run(unregister()) == [2.0] * 20
     registered.run(registered.until(lambda: not registered.workers()))
 
 
@@ -480,16 +769,17 @@ def test_without_a_number_in_the_archive_the_registration_sets_the_models_worker
 ) -> None:
     make(dedent(STEPS), store=registered.store, config={"stages": {"preprocess": 1}})
     pool = registered.register("made-1.0.mar", 2).pool
-    assert (len(pool.preprocess_workers()), len(pool.workers())) == (1, 2)
+    assert (len(pool.stage_workers()["preprocess"]), len(pool.workers())) == (1, 2)
 
 
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"preproces": 2}, "there is no stage 'preproces'; preprocess is missing"),
+        ({"preproces": 2}, "there is no stage 'preproces'; neither preprocess nor postprocess is given"),
+        ({"preprocess": 1, "postprocess": "2"}, "postprocess: '2' is no number of workers from 1 to 1024"),
         ({"preprocess": 0}, "preprocess: 0 is no number of workers from 1 to 1024"),
         ({"preprocess": 1, "inference": 0.5}, "inference: 0.5 is no number of workers from 1 to 1024"),
-        ({"inference": 1}, "preprocess is missing"),
+        ({"inference": 1}, "neither preprocess nor postprocess is given, so that there is no stage beside the model"),
     ],
 )
 def test_invalid_stages_are_rejected(registered: RegistryHarness, make: Make, given: Any, why: str) -> None:

@@ -44,6 +44,8 @@ def test_the_digits_recipe_is_read() -> None:
         ("config:\n  batchSize: '8'", 5, "valid integer"),
         ("config:\n  minWorkers: 1", 4, "set both minWorkers and maxWorkers"),
         ("config: {minWorkers: 2, maxWorkers: 1}", 4, "less than minWorkers"),
+        ("config:\n  stages: {inference: 2}", 5, "neither preprocess nor postprocess is given"),
+        ("config:\n  stages: {preprocess: 1, postprocess: 0}", 5, "greater than 0"),
         ("config:\n  deviceType: tpu", 5, "'cpu' or 'gpu'"),
         ("samples:\n  - input: a.png\n  - {}", 6, "exactly one of input and json"),
         ("samples:\n  - input: ../a.png", 5, "without '..'"),

@@ -18,7 +18,7 @@ _MAX_CHARACTERS, _MAX_DEPTH, _MAX_ALIASES = 3 << 20, 51, 50
 
 
 # Keys of the built-in server, and how they are written.
-_OURS = {"stages": "stages: {preprocess: 2, inference: 1}", "torchmar": "torchmar: {fork: false}"}
+_OURS = {"stages": "stages: {preprocess: 2, inference: 1, postprocess: 1}", "torchmar": "torchmar: {fork: false}"}
 
 
 def check(content: Content, name: str, gpus: int | None = None) -> Iterator[Finding]:
@@ -133,7 +133,8 @@ def _keys(config: dict[Any, Any]) -> Iterator[Found]:
                 yield Code.MAR505, "minWorkers", detail["msg"].removeprefix("Value error, "), "write them as a pair"
                 continue
             key = str(detail["loc"][0])
-            cause = f"{key} is {config[key]!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+            reason = detail["msg"].removeprefix("Value error, ")
+            cause = f"{key} is {config[key]!r}: {reason[:1].lower()}{reason[1:]}"
             if key in _OURS:
                 yield Code.MAR503, key, cause, f"write {_OURS[key]}; TorchServe ignores the key"
                 continue

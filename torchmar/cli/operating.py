@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torchmar.engines.logs import Entry
     from torchmar.engines.server_records import ServerRecord
     from torchmar.engines.state import ServerState
+    from torchmar.management.models import WorkerState
 
 _FOLLOW_SECONDS = 0.2
 
@@ -212,9 +213,10 @@ def _document(server: ServerState) -> dict[str, object]:
                 "default": version.default,
                 "min_workers": version.model.min_workers,
                 "ready": version.model.ready,
-                "workers": [
-                    {"id": worker.id, "status": worker.status, "pid": worker.pid} for worker in version.model.workers
-                ],
+                "workers": list(map(_worker_document, version.model.workers)),
+                "stages": {
+                    name: list(map(_worker_document, workers)) for name, workers in version.model.stages.items()
+                },
                 "pending_requests": version.model.job_queue.pending_requests,
                 "state": version.state,
                 "memory": version.memory,
@@ -223,6 +225,10 @@ def _document(server: ServerState) -> dict[str, object]:
             for version in server.versions
         ],
     }
+
+
+def _worker_document(worker: WorkerState) -> dict[str, object]:
+    return {"id": worker.id, "status": worker.status, "pid": worker.pid}
 
 
 def _no_lines(folder: Path, model: str, version: str, worker: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,8 @@ def versions_on(endpoint: Endpoint, folder: Path) -> list[VersionState]:
             default = client.describe(name)[0].version
             for model in sorted(client.describe(name, "all"), key=lambda model: order(model.version)):
                 failure = failures.get((name, model.version)) if model.ready < model.min_workers else None
-                used = sum(memory(worker.pid) for worker in model.workers if worker.pid in descendants)
+                workers = (*model.workers, *itertools.chain.from_iterable(model.stages.values()))
+                used = sum(memory(worker.pid) for worker in workers if worker.pid in descendants)
                 states.append(VersionState(model, model.version == default, used, failure))
     return states
 

@@ -89,6 +89,7 @@ class ModelVersion:
         sequence_max_idle: milliseconds.
         sequence_timeout: milliseconds.
         loaded_at_startup: whether the server's configuration loads a model of this name.
+        stages: workers that preprocess or postprocess only, by stage; empty if ``workers`` do all of a request.
         customized: the handler's own description; None if it was not requested.
     """
 
@@ -119,6 +120,7 @@ class ModelVersion:
     max_sequence_job_queue_size: int = 0
     loaded_at_startup: bool = False
     job_queue: JobQueue = field(default_factory=JobQueue)
+    stages: Mapping[str, tuple[WorkerState, ...]] = field(default_factory=dict)
     customized: Mapping[str, Any] | None = None
 
     @property
@@ -158,5 +160,6 @@ class ModelVersion:
             max_sequence_job_queue_size=document.get("maxSequenceJobQueueSize", 0),
             loaded_at_startup=document.get("loadedAtStartup", False),
             job_queue=JobQueue(queue.get("pendingRequests", 0), queue.get("remainingCapacity", 0)),
+            stages={name: tuple(map(WorkerState.of, workers)) for name, workers in document.get("stages", {}).items()},
             customized=document.get("customizedMetadata"),
         )

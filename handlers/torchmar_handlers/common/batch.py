@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ts.utils.util import PredictionException
 
 from torchmar_handlers import protocols
-from torchmar_handlers.common import faults
+from torchmar_handlers.common import faults, rows
 from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.request import Request
 
@@ -28,6 +28,8 @@ class HandlerProtocol(faults.Handler, Protocol):
 
     def group(self, decoded: Any) -> Hashable: ...
     def error_keys(self, status: int, message: str) -> Mapping[str, Any]: ...
+    def inference(self, data: Any) -> Any: ...
+    def postprocess_handle(self, output: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
     def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
     def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
     def describe_handle(self) -> Any: ...
@@ -47,11 +49,27 @@ class Decoded:
 
 
 @dataclass(slots=True)
+class Inferred:
+    """A request after the model: for each instance its `_Output`, which may be that of several, or its answer."""
+
+    parsed: protocols.ParsedRequest
+    outcomes: Sequence[Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Output:
+    """The model's output for one or more instances of a request, in their order."""
+
+    rows: Any
+
+
+@dataclass(slots=True)
 class _Part:
-    """One instance of one request, its decoded input and its answer or failure."""
+    """One instance of one request, its decoded input and its answer or failure; ``owner`` is the request's index."""
 
     request: Request
     input: Any
+    owner: int
     outcome: Any = None
 
 
@@ -95,12 +113,61 @@ def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decode
 
 def finish(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[Reply]:
     """Return the replies to what `decode` returned, be it that of several calls."""
-    own = [[] if isinstance(half, Reply) else list(map(_Part, half.parsed.parts, half.inputs)) for half in halves]
+    own = _parts(halves)
     for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
         _run(handler, handler.explain_handle if explain else handler.predict_handle, chosen)
     return [
         half if isinstance(half, Reply) else _reply(handler, half.parsed, [part.outcome for part in parts])
         for half, parts in zip(halves, own, strict=True)
+    ]
+
+
+def infer(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[Inferred | Reply]:
+    """Return each request of `decode` with the model's output, or the reply to one that needs no other step."""
+    own = _parts(halves)
+    for explain, chosen in _groups(handler, itertools.chain.from_iterable(own)):
+        if explain:
+            _run(handler, handler.explain_handle, chosen)
+        else:
+            _infer(handler, chosen)
+    results: list[Inferred | Reply] = []
+    for half, parts in zip(halves, own, strict=True):
+        if isinstance(half, Reply):
+            results.append(half)
+            continue
+        outcomes = [part.outcome for part in parts]
+        waits = any(isinstance(outcome, _Output) for outcome in outcomes)
+        failed = any(isinstance(outcome, _Failure) for outcome in outcomes)
+        whole = not waits or failed
+        results.append(_reply(handler, half.parsed, outcomes) if whole else Inferred(half.parsed, outcomes))
+    return results
+
+
+def conclude(handler: HandlerProtocol, inferred: Sequence[Inferred]) -> list[Reply]:
+    """Return the replies to what `infer` returned, be it that of several calls."""
+    replies = []
+    for request in inferred:
+        outcomes = list(request.outcomes)
+        shared: dict[int, list[int]] = {}
+        for position, outcome in enumerate(outcomes):
+            if isinstance(outcome, _Output):
+                shared.setdefault(id(outcome), []).append(position)
+        for positions in shared.values():
+            parts = [request.parsed.parts[position] for position in positions]
+            answers = _conclude(handler, outcomes[positions[0]].rows, parts)
+            for position, answer in zip(positions, answers, strict=True):
+                outcomes[position] = answer
+        replies.append(_reply(handler, request.parsed, outcomes))
+    return replies
+
+
+def _parts(halves: Sequence[Decoded | Reply]) -> list[list[_Part]]:
+    """Return the parts of each request; a reply has none."""
+    return [
+        []
+        if isinstance(half, Reply)
+        else [_Part(*pair, owner) for pair in zip(half.parsed.parts, half.inputs, strict=True)]
+        for owner, half in enumerate(halves)
     ]
 
 
@@ -155,6 +222,50 @@ def _run(
         return
     for part in parts:
         _run(handler, step, [part])
+
+
+def _infer(handler: HandlerProtocol, parts: Sequence[_Part]) -> None:
+    """Run the model on all parts at once, and where that fails, or its output has no row for each, on each alone."""
+    owned = [list(members) for _, members in itertools.groupby(parts, key=lambda part: part.owner)]
+    try:
+        output = handler.inference(handler.preprocess([part.input for part in parts]))
+        outputs = rows.split(output, [len(members) for members in owned])
+    except Exception:
+        if len(parts) == 1:
+            # It fails again, or is answered completely.
+            _run(handler, handler.predict_handle, parts)
+            return
+        outputs = None
+    if outputs is None:
+        for part in parts:
+            _infer(handler, [part])
+        return
+    handler.known_inputs.keep(parts[0].input)
+    for members, value in zip(owned, outputs, strict=True):
+        shared = _Output(value)
+        for part in members:
+            part.outcome = shared
+
+
+def _conclude(handler: HandlerProtocol, output: Any, requests: Sequence[Request]) -> Sequence[Any]:
+    """Return the answers to instances with one output, and where that fails, to each alone."""
+
+    def answer() -> Sequence[Any]:
+        answers = handler.postprocess_handle(output, requests)
+        if len(answers) != len(requests):
+            raise ValueError(f"{type(handler).__name__} gave {len(answers)} answers to {len(requests)} requests")
+        return answers
+
+    try:
+        return answer()
+    except Exception as error:
+        if len(requests) == 1:
+            known, step = handler.known_inputs, handler.predict_handle
+            outcome = faults.of_step(handler, known, step, requests[0], None, error, again=lambda: answer()[0])
+            return [_Failure(outcome) if isinstance(outcome, Exception) else outcome]
+    # Only outputs with rows are those of several instances.
+    separate = rows.split(output, [1] * len(requests)) or ()
+    return [_conclude(handler, *pair)[0] for pair in zip(separate, ([request] for request in requests), strict=True)]
 
 
 def _reply(handler: HandlerProtocol, parsed: protocols.ParsedRequest, answers: Sequence[Any]) -> Reply:

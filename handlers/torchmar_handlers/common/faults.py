@@ -80,7 +80,16 @@ class KnownInputs:
             yield Request(0, {}, {}), value, False
 
 
-def of_step(handler: Handler, known: KnownInputs, step: Step, request: Request, value: Any, error: Exception) -> Any:
+def of_step(
+    handler: Handler,
+    known: KnownInputs,
+    step: Step,
+    request: Request,
+    value: Any,
+    error: Exception,
+    *,
+    again: Callable[[], Any] | None = None,
+) -> Any:
     """Return what to answer a request with that failed alone with ``error``.
 
     If the model takes another input right after, and fails for this one again, the input is to blame.
@@ -90,8 +99,9 @@ def of_step(handler: Handler, known: KnownInputs, step: Step, request: Request, 
         known: inputs that it should take.
         step: that failed: of a prediction or an explanation.
         request: whose options the explanation of another input is to have, too.
-        value: the decoded input.
+        value: the decoded input; None: this process does not have it.
         error: what was raised.
+        again: returns the answer, in place of ``step`` with the input.
 
     Returns:
         The answer, where the step succeeds this time; else an exception: BadRequest, or ``error`` itself.
@@ -104,9 +114,11 @@ def of_step(handler: Handler, known: KnownInputs, step: Step, request: Request, 
         except Exception:
             continue
         try:
+            if again is not None:
+                return again()
             (answer,) = step(handler.preprocess([value]), [request])
-        except Exception as again:
-            return _bad_request(value, reference, again, is_sent)
+        except Exception as repeated:
+            return _bad_request(value, reference, repeated, is_sent)
         return answer
     return error
 

@@ -160,6 +160,13 @@ DIFFERENCES = (
         second="'failure'|'LOADING'",
     ),
     KnownDifference(
+        id="describe-stages",
+        what="describe of a model whose archive has `stages`",
+        torchserve="the workers, which do all of a request",
+        builtin="the workers with the model; the additional key `stages` has those of the other stages",
+        reason="`minWorkers` and scaling are about the workers with the model",
+    ),
+    KnownDifference(
         id="describe-memory",
         what="`memoryUsage`",
         torchserve="0 until system metrics are collected",

@@ -23,8 +23,8 @@ _GPU_COLUMNS = {
 def version(described: Version, usage: dict[int, str] | None = None) -> dict[str, Any]:
     """Return the description of a version.
 
-    Beside TorchServe's keys there is ``failure`` while its workers do not load: the traceback of the last that
-    tried. TorchServe leaves that to its log.
+    Beside TorchServe's keys there are two: ``failure`` while its workers do not load, the traceback of the last that
+    tried, which TorchServe leaves to its log; and ``stages``, the workers of the stages beside the model.
 
     Args:
         described: the version.
@@ -65,6 +65,8 @@ def version(described: Version, usage: dict[int, str] | None = None) -> dict[str
             "pendingRequests": pending,
         },
     }
+    if stages := pool.stage_workers():
+        document["stages"] = {name: [_worker(worker, {}) for worker in workers] for name, workers in stages.items()}
     if pool.failure:
         document["failure"] = pool.failure
     return document

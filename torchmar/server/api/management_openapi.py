@@ -92,6 +92,11 @@ _MODEL_VERSION = record(
     {
         "deviceIds": array(_INTEGER),
         "failure": {"type": "string", "description": "Why its workers do not load: the traceback of the last one."},
+        "stages": {
+            "type": "object",
+            "description": "Workers of the stages preprocess and postprocess, if the archive has them.",
+            "additionalProperties": array(reference("Worker")),
+        },
         "customizedMetadata": {"type": "object", "description": "The handler's description; with customized=true."},
     },
 )

@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from torchmar import manifest
-from torchmar.recipe import Stages, TorchmarConfig, are_stages
+from torchmar.recipe import NO_STAGE, Stages, TorchmarConfig, are_stages
 from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_cache import CachedArchive
@@ -165,9 +165,9 @@ def resolve(
     if (restored := _whole(state.get("minWorkers"))) is not None:
         min_workers, max_workers = max(0, restored), max(0, restored, _whole(state.get("maxWorkers")) or 0)
         check_workers("minWorkers", min_workers)
-    preprocess, inference = _stages(config, registration.url)
+    stages = _stages(config, registration.url)
     fork, fork_reason = forking.mode(handler, model_file=bool(model.model_file), allowed=_fork(config))
-    if inference:
+    if inference := stages.get("inference", 0):
         min_workers, max_workers = inference, max(inference, _whole(config.get("maxWorkers")) or 0)
     return ServingConfig(
         pool=PoolOptions(
@@ -213,7 +213,8 @@ def resolve(
             limit_max_image_pixels=settings.limit_max_image_pixels,
             memory_limit=0 if on_gpu else settings.worker_memory,
             poll=settings.worker_poll_us,
-            preprocess_workers=preprocess,
+            preprocess_workers=stages.get("preprocess", 0),
+            postprocess_workers=stages.get("postprocess", 0),
             fork=fork,
             fork_reason=fork_reason,
         ),
@@ -298,26 +299,30 @@ def _devices(config: _ModelConfig, count: int) -> tuple[bool, tuple[int, ...]]:
     return True, tuple(ids)
 
 
-def _stages(config: _ModelConfig, url: str) -> tuple[int, int]:
-    """Return the workers of the stages preprocess and inference; 0: there are no stages, or as many as without."""
+def _stages(config: _ModelConfig, url: str) -> dict[str, int]:
+    """Return the number of workers by stage; empty: there are no stages.
+
+    Without the stage ``inference``, there are as many workers with the model as without stages.
+    """
     stages = config.get("stages")
     if not are_stages(stages):
-        return 0, 0
+        return {}
     wrong = [f"there is no stage {name!r}" for name in stages if name not in Stages.model_fields]
     wrong += [
         f"{name}: {value!r} is no number of workers from 1 to {MAX_WORKERS}"
         for name, value in stages.items()
         if name in Stages.model_fields and not 1 <= (_whole(value) or 0) <= MAX_WORKERS
     ]
-    if "preprocess" not in stages:
-        wrong.append("preprocess is missing")
+    if not stages.keys() & {"preprocess", "postprocess"}:
+        wrong.append(NO_STAGE)
     if wrong:
         message = f"{url}: its model-config.yaml: stages: {'; '.join(wrong)}"
-        raise ApiError(400, "InvalidModelException", f"{message}. Write stages: {{preprocess: 2, inference: 1}}")
+        example = "stages: {preprocess: 2, inference: 1, postprocess: 1}"
+        raise ApiError(400, "InvalidModelException", f"{message}. Write {example}")
     if not staged_pool.available():
         config.ignore("stages", "they take memory that processes share as on Linux; workers do all of a request")
-        return 0, 0
-    return stages["preprocess"], stages.get("inference", 0)
+        return {}
+    return dict(stages)
 
 
 def _fork(config: _ModelConfig) -> bool | None:

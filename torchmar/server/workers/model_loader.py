@@ -85,7 +85,7 @@ class ModelLoader:
             limit_max_image_pixels=options.limit_max_image_pixels,
             memory_limit=options.memory_limit,
             poll_seconds=options.poll / 1e6,
-            stage=options.stage,
+            stages=list(options.stages),
             fork=options.fork if fork else forking.NEVER,
         )
         if self._weights is None and not options.devices and shared_weights.available():

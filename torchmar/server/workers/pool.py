@@ -22,7 +22,7 @@ from torchmar.server.workers.model_loader import ModelLoader
 from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, WorkerInfo
 from torchmar.server.workers.worker import Worker
 from torchmar.worker.process.messages import ModelDescription
-from torchmar.worker.process.stages import PREPROCESS
+from torchmar.worker.process.stages import POSTPROCESS, PREPROCESS
 
 _CHECK_SECONDS = 0.1  # between checks of deadlines
 # Why a request is not run, after the model's name; TorchServe has the first text for all of these cases.
@@ -105,6 +105,10 @@ class Pool:
     def workers(self) -> list[WorkerInfo]:
         """Return the state of each worker."""
         return [worker.info() for worker in self._workers]
+
+    def stage_workers(self) -> dict[str, list[WorkerInfo]]:
+        """Return the state of each worker of a stage beside the model, by stage; this pool has no stages."""
+        return {}
 
     # Requests.
 
@@ -284,10 +288,10 @@ class Pool:
             self.loader.release()
 
     def _share_cores(self) -> None:
-        """Limit the threads of the workers to the number of cores in total; the first stage has a core per worker."""
+        """Limit the threads of the workers to the number of cores; workers of stages beside the model have one each."""
         options = self.options
-        free = cores() - options.preprocess_workers
-        threads = 1 if options.stage == PREPROCESS else max(1, free // max(1, self.min_workers))
+        free = cores() - options.preprocess_workers - options.postprocess_workers
+        threads = 1 if options.stage in (PREPROCESS, POSTPROCESS) else max(1, free // max(1, self.min_workers))
         for worker in self._workers:
             worker.limit_threads(threads)
 

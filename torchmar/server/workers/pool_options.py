@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from torchmar.worker.process import forking
 from torchmar.worker.process.messages import MetricUpdate
+from torchmar.worker.process.stages import INFERENCE, POSTPROCESS, PREPROCESS
 
 State = Literal["READY", "LOADING", "UNLOADING"]
 
@@ -41,7 +42,8 @@ class PoolOptions:
         folder: of the extracted archive.
         memory_limit: bytes of private memory that a worker may have; 0: no limit.
         poll: microseconds that a worker busy-polls for the next batch, and the server for a worker's response.
-        preprocess_workers: workers of the stage before the model; 0: there are no stages, see `staged_pool`.
+        preprocess_workers: workers of a stage before the model; 0: there is none, see `staged_pool`.
+        postprocess_workers: workers of a stage after the model; 0: there is none.
         stage: the stage that the workers run; empty: they do all of a request.
         fork: whether workers are forks of one process that has loaded the model; see `torchmar.worker.process.forking`.
         fork_reason: the reason of ``fork``, for the log.
@@ -66,9 +68,17 @@ class PoolOptions:
     memory_limit: int = 0
     poll: int = 0
     preprocess_workers: int = 0
+    postprocess_workers: int = 0
     stage: str = ""
     fork: str = forking.NEVER
     fork_reason: str = ""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of a request that have workers of their own, in their order; empty: workers do all of it."""
+        before = (PREPROCESS,) if self.preprocess_workers else ()
+        after = (POSTPROCESS,) if self.postprocess_workers else ()
+        return (*before, INFERENCE, *after) if before or after else ()
 
 
 @dataclass(frozen=True, kw_only=True)

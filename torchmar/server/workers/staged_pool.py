@@ -1,8 +1,9 @@
-"""The pool of a version in two stages: some workers preprocess requests, others have the model.
+"""The pool of a version in stages: some workers have the model, others preprocess requests or postprocess its output.
 
-Every request gets a shared buffer, which the server creates and never reads: the first stage writes there, the second
-reads. Workers get its address, a path in ``/proc`` of the server's open file; the system frees it with the last process
-that has it open or mapped, so that no process, the server included, leaves a buffer behind if it dies.
+A request passes through the stages. Between two of them it has a shared buffer, which the server creates and never
+reads: the first stage writes there, the second reads. Workers get its address, a path in ``/proc`` of the server's open
+file; the system frees it with the last process that has it open or mapped, so that no process, the server included,
+leaves a buffer behind if it dies.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool
 from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, WorkerInfo
 from torchmar.worker.process.messages import ModelDescription
-from torchmar.worker.process.stages import INFERENCE, NAME, PREPROCESS
+from torchmar.worker.process.stages import INFERENCE, PASSED_ON, POSTPROCESS, PREPROCESS, SOURCE, TARGET
 
-_AHEAD = 2  # batches for each worker with the model: prepared requests take memory, waiting ones little
+_AHEAD = 2  # batches for each worker of the next stage: requests take memory there, waiting ones little
 
 
 def available() -> bool:
@@ -30,30 +30,48 @@ def available() -> bool:
 
 
 def create_pool(fork_server: ForkServer, options: PoolOptions, observer: PoolObserver) -> Pool | StagedPool:
-    """Return the pool of a version, in stages if ``options.preprocess_workers`` is not 0."""
-    return (StagedPool if options.preprocess_workers else Pool)(fork_server, options, observer)
+    """Return the pool of a version, in stages if ``options`` has workers for them."""
+    return (StagedPool if options.stages else Pool)(fork_server, options, observer)
 
 
 class StagedPool:
-    """A pool of workers with the model, and before it a pool of workers that preprocess.
+    """A pool of workers with the model, with pools of workers that preprocess before it, or postprocess after it.
 
-    ``scale``, ``min_workers`` and ``workers`` are about the former. There are ``options.preprocess_workers`` of the
-    latter as long as there is any of the former; these have no GPU and run one request at a time, and wait while enough
-    prepared requests wait for the model. Explanations and descriptions are run by the workers with the model, whole.
+    ``scale``, ``min_workers`` and ``workers`` are about the workers with the model. Of the others there are as many as
+    ``options`` names, as long as there is any with the model; these have no GPU, run one request at a time, and wait
+    while enough requests wait for the next stage. Explanations and descriptions are run by the workers with the model,
+    whole.
     """
 
     def __init__(self, fork_server: ForkServer, options: PoolOptions, observer: PoolObserver) -> None:
         self.options = options
+        self._fork_server, self._observer = fork_server, observer
         self._inference = Pool(
-            fork_server, replace(options, stage=INFERENCE), observer, on_batch=lambda: self._preprocess.schedule()
-        )
-        self._preprocess = Pool(
             fork_server,
-            replace(options, stage=PREPROCESS, batch_size=1, devices=(), job_tickets=False),
-            _StageObserver(observer),
-            # The model is loaded once for both stages, but not to a GPU, which the first stage does not need.
-            loader=None if options.devices else self._inference.loader,
-            has_room=self._has_room,
+            replace(options, stage=INFERENCE),
+            observer,
+            has_room=self._has_room_after_model if options.postprocess_workers else None,
+            on_batch=(lambda: self._others[PREPROCESS].schedule()) if options.preprocess_workers else None,
+        )
+        self._others: dict[str, Pool] = {}  # by stage, in the order of the stages
+        if options.preprocess_workers:
+            self._others[PREPROCESS] = self._add_stage(PREPROCESS, has_room=self._has_room_before_model)
+        if options.postprocess_workers:
+            self._others[POSTPROCESS] = self._add_stage(POSTPROCESS, on_batch=self._inference.schedule)
+        self._counts = {PREPROCESS: options.preprocess_workers, POSTPROCESS: options.postprocess_workers}
+        self._passage = [self._inference if name == INFERENCE else self._others[name] for name in options.stages]
+
+    def _add_stage(
+        self, stage: str, *, has_room: Callable[[], bool] | None = None, on_batch: Callable[[], None] | None = None
+    ) -> Pool:
+        return Pool(
+            self._fork_server,
+            replace(self.options, stage=stage, batch_size=1, devices=(), job_tickets=False),
+            _StageObserver(self._observer),
+            # The model is loaded once for all stages, but not to a GPU, which only one of them needs.
+            loader=None if self.options.devices else self._inference.loader,
+            has_room=has_room,
+            on_batch=on_batch,
         )
 
     @property
@@ -72,23 +90,23 @@ class StagedPool:
 
     @property
     def ready(self) -> int:
-        """The number of ready workers with the model; 0 without a ready worker that preprocesses."""
-        return self._inference.ready if self._preprocess.ready else 0
+        """The number of ready workers with the model; 0 while another stage has no ready worker."""
+        return self._inference.ready if all(pool.ready for pool in self._others.values()) else 0
 
     @property
     def pending(self) -> int:
-        """The number of requests that wait, before either stage."""
-        return self._preprocess.pending + self._inference.pending
+        """The number of requests that wait, before any stage."""
+        return sum(pool.pending for pool in self._passage)
 
     @property
     def busy(self) -> bool:
-        """Whether any request waits or is run, in either stage."""
-        return self._preprocess.busy or self._inference.busy
+        """Whether any request waits or is run, in any stage."""
+        return any(pool.busy for pool in self._passage)
 
     @property
     def failure(self) -> str:
-        """The traceback of a worker of either stage that did not load or exited last."""
-        return self._inference.failure or self._preprocess.failure
+        """The traceback of a worker of any stage that did not load or exited last."""
+        return self._inference.failure or next((pool.failure for pool in self._passage if pool.failure), "")
 
     @property
     def description(self) -> ModelDescription:
@@ -99,71 +117,97 @@ class StagedPool:
         """Return the state of each worker with the model."""
         return self._inference.workers()
 
-    def preprocess_workers(self) -> list[WorkerInfo]:
-        """Return the state of each worker that preprocesses."""
-        return self._preprocess.workers()
+    def stage_workers(self) -> dict[str, list[WorkerInfo]]:
+        """Return the state of each worker of the other stages, by stage."""
+        return {name: pool.workers() for name, pool in self._others.items()}
 
     def submit(self, job: Job) -> None:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: 503; there is no worker, or the queue is full.
+            ApiError: 503; a stage has no worker, or the queue is full.
         """
         # Only the server sets addresses.
-        job.inputs = [part for part in job.inputs if part.name != NAME]
+        job.inputs = [part for part in job.inputs if part.name not in (SOURCE, TARGET)]
         if job.batch_kind:
             self._inference.submit(job)
             return
-        self._inference.admit(self.pending)
-        buffer = _SharedBuffer()
-        inputs = [*job.inputs, Part(NAME, "", buffer.address)]
-        self._preprocess.submit(StageJob(job, job.headers, inputs, partial(self._on_preprocess_reply, job, buffer)))
+        pending = self.pending
+        for pool in (self._inference, *self._others.values()):
+            pool.admit(pending)
+        self._run(job, self._passage, job.headers, job.inputs)
+
+    def _run(
+        self,
+        job: Job,
+        stages: Sequence[Pool],
+        headers: Mapping[str, str],
+        inputs: Sequence[Part],
+        source: _SharedBuffer | None = None,
+    ) -> None:
+        """Run a request in the first of ``stages``, and after this in the others, unless the first replies to it.
+
+        Args:
+            job: the request.
+            stages: those that it has not passed yet.
+            headers: of the request; empty if it is in ``source``.
+            inputs: the parts of the request; empty if it is in ``source``.
+            source: where the stage before has written it; None: there was none.
+        """
+        stage, *later = stages
+        # A buffer of its own: the stage may exit while it writes, and its request is repeated then.
+        target = _SharedBuffer() if later else None
+        addresses = [Part(name, "", buffer.address) for name, buffer in ((SOURCE, source), (TARGET, target)) if buffer]
+
+        def on_reply(reply: Reply) -> None:
+            if target and PASSED_ON in reply.headers:
+                if source:
+                    source.free()
+                # The response headers so far are in the buffer already.
+                self._run(job, later, {}, [], target)
+                return
+            if not reply.more:
+                for buffer in (source, target):
+                    if buffer:
+                        buffer.free()
+            job.on_reply(reply)
+
+        stage.enqueue(StageJob(job, headers, [*inputs, *addresses], on_reply))
 
     async def scale(self, min_workers: int, max_workers: int) -> bool:
         """Scale the workers with the model; see `Pool.scale`."""
-        count = self.options.preprocess_workers if min_workers else 0
-        if not min_workers:  # the second stage runs what the first has prepared
-            await self._preprocess.scale(0, 0)
-            return await self._inference.scale(0, max_workers)
-        loaded = await asyncio.gather(
-            self._inference.scale(min_workers, max_workers), self._preprocess.scale(count, count)
-        )
-        return all(loaded)
+        if not min_workers:  # each stage runs what the one before has written
+            for pool in self._passage:
+                await pool.scale(0, max_workers if pool is self._inference else 0)
+            return True
+        others = (pool.scale(self._counts[name], self._counts[name]) for name, pool in self._others.items())
+        return all(await asyncio.gather(self._inference.scale(min_workers, max_workers), *others))
 
     async def described(self) -> None:
         """Wait until a handler has loaded and described its tensors, or no worker will load."""
         await self._inference.described()
 
     async def drain(self, seconds: float) -> bool:
-        """Wait until no request waits or is run in either stage; see `Pool.drain`."""
+        """Wait until no request waits or is run in any stage; see `Pool.drain`."""
         deadline = time.monotonic() + seconds
-        await self._preprocess.drain(seconds)
-        return await self._inference.drain(max(0.0, deadline - time.monotonic()))
+        for pool in self._passage:
+            await pool.drain(max(0.0, deadline - time.monotonic()))
+        return not self.busy
 
     async def close(self) -> None:
         """Kill every worker; requests that wait or are run get a 503."""
-        await self._preprocess.close()
-        await self._inference.close()
+        for pool in self._passage:
+            await pool.close()
 
-    def _has_room(self) -> bool:
-        """Return whether the workers with the model will soon need more requests than are prepared."""
+    def _has_room_before_model(self) -> bool:
+        """Return whether the workers with the model will soon need more requests than wait for them."""
         inference = self._inference
         return inference.pending < _AHEAD * self.options.batch_size * max(1, inference.ready)
 
-    def _on_preprocess_reply(self, job: Job, buffer: _SharedBuffer, reply: Reply) -> None:
-        """Send the reply of the first stage to the client, or the prepared request to the second stage."""
-        on_reply = partial(_reply, job, buffer)
-        if NAME in reply.headers:
-            # The response headers so far are in the buffer already.
-            self._inference.enqueue(StageJob(job, {}, [Part(NAME, "", buffer.address)], on_reply))
-        else:
-            on_reply(reply)
-
-
-def _reply(job: Job, buffer: _SharedBuffer, reply: Reply) -> None:
-    if not reply.more:
-        buffer.free()
-    job.on_reply(reply)
+    def _has_room_after_model(self) -> bool:
+        """Return whether the workers after the model will soon need more outputs than wait for them."""
+        postprocess = self._others[POSTPROCESS]
+        return postprocess.pending < _AHEAD * max(self.options.batch_size, postprocess.ready)
 
 
 class StageJob(Job):
@@ -209,7 +253,7 @@ class _SharedBuffer:
 
 
 class _StageObserver:
-    """Observes the first stage without counting batches, which the second counts."""
+    """Observes a stage without counting batches, which the stage of the model counts."""
 
     def __init__(self, observer: PoolObserver) -> None:
         self.on_load, self.on_metrics, self.on_unregister = (

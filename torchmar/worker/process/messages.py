@@ -7,7 +7,7 @@ data plane (frames.py) is faster: its documents are lists, and the types at the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
 
@@ -32,7 +32,7 @@ class ModelSpec(Message):
         limit_max_image_pixels: passed to TorchServe's loader.
         memory_limit: bytes of private memory; 0: no limit.
         poll_seconds: time to busy-poll for the next batch; 0: none.
-        stage: set if workers do one stage of a request each; see `stages`.
+        stages: the stages of a request that have workers of their own; empty: workers do all of it. See `stages`.
         fork: `forking.NEVER`, `forking.KNOWN` or `forking.ALLOWED`.
     """
 
@@ -47,7 +47,7 @@ class ModelSpec(Message):
     limit_max_image_pixels: bool = True
     memory_limit: int = 0
     poll_seconds: float = 0.0
-    stage: str = ""
+    stages: Sequence[str] = field(default_factory=list)
     fork: str = "never"
 
 
@@ -194,7 +194,7 @@ class WorkerReady(Message):
 
 def to_wire(message: Message) -> dict[str, Any]:
     """Return a message as JSON values, with its type as ``kind``."""
-    values = {field.name: getattr(message, field.name) for field in fields(message)}
+    values = {attribute.name: getattr(message, attribute.name) for attribute in fields(message)}
     plain = {name: to_wire(value) if isinstance(value, Message) else value for name, value in values.items()}
     return {"kind": type(message).__name__, **plain}
 

@@ -44,7 +44,7 @@ def run_model_process(model: ModelSpec, control: socket.socket, weights: int | N
         seed = randomness.reseed()
         with threads.recording(hold=fork):
             service = loading.load(model)
-            halves = stages.split_handler(service, model.envelope) if model.stage else None
+            handler_stages = stages.split_handler(service, model.stages, model.envelope) if model.stages else None
     except BaseException as error:
         trace = loading.own_traceback(error)
         sys.stdout.write(trace)
@@ -63,7 +63,7 @@ def run_model_process(model: ModelSpec, control: socket.socket, weights: int | N
         service,
         metrics,
         threads=threads.count,
-        halves=halves,
+        handler_stages=handler_stages,
         poll_seconds=model.poll_seconds,
         seed=seed,
     ).run()
@@ -109,12 +109,12 @@ class _ModelProcess:
         metrics: MetricsBuffer,
         *,
         threads: int | None,
-        halves: stages.Halves | None,
+        handler_stages: stages.Stages | None,
         poll_seconds: float,
         seed: int | None,
     ) -> None:
         self._writer, self._service, self._metrics, self._threads = writer, service, metrics, threads
-        self._halves, self._poll_seconds, self._seed = halves, poll_seconds, seed
+        self._stages, self._poll_seconds, self._seed = handler_stages, poll_seconds, seed
 
     def run(self) -> None:
         # Objects that exist now are never garbage of a worker; a fork that does not visit them shares their pages.
@@ -150,8 +150,8 @@ class _ModelProcess:
         """Serve in this process, which exits afterwards."""
         status = 0
         try:
-            if self._halves:
-                stages.apply_stage(self._service, stage, self._halves)
+            if self._stages:
+                stages.apply_stage(self._service, stage, self._stages)
             connection = socket.socket(fileno=descriptor)
             serving.serve(
                 self._service, connection, self._metrics, self._threads, isolate=True, poll_seconds=self._poll_seconds
