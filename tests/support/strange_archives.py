@@ -334,6 +334,13 @@ def adds(folder: Path) -> Path:
     return write(folder, "adds", files, handler="adds.py", configFile="model-config.yaml")
 
 
+def staged(folder: Path) -> Path:
+    """The same handler in stages, which TorchServe ignores."""
+    stages = {"preprocess": 1, "inference": 1, "postprocess": 1}
+    files = {"adds.py": CLASS, "model-config.yaml": config(handler={"add": 2}, stages=stages)}
+    return write(folder, "staged", files, handler="adds.py", configFile="model-config.yaml")
+
+
 def measures(folder: Path) -> Path:
     """A model that measures."""
     return write(folder, "measures", {"measures.py": METRICS}, handler="measures.py")

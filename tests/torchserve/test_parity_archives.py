@@ -48,6 +48,14 @@ MODELS: dict[str, tuple[Callable[[Path], Path], tuple[Case, ...]]] = {
             Case("numbers explained", "POST", "/explanations/{name}", b"[1, 2]", JSON),
         ),
     ),
+    "staged": (
+        strange_archives.staged,
+        (
+            Case("numbers", "POST", "/predictions/{name}", b"[1, 2]", JSON),
+            Case("a text", "POST", "/predictions/{name}", b'["a"]', JSON),
+            Case("numbers explained", "POST", "/explanations/{name}", b"[1, 2]", JSON),
+        ),
+    ),
     "eager": (strange_archives.eager, (Case("numbers", "POST", "/predictions/{name}", b"[1, 2, 3]", JSON),)),
     "scripted": (strange_archives.scripted, (Case("numbers", "POST", "/predictions/{name}", b"[1, 2, 3]", JSON),)),
     "stream": (

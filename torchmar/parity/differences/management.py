@@ -165,6 +165,9 @@ DIFFERENCES = (
         torchserve="the workers, which do all of a request",
         builtin="the workers with the model; the additional key `stages` has those of the other stages",
         reason="`minWorkers` and scaling are about the workers with the model",
+        cases=".*/(describe.*|what came of.*|scaled.*|registered later)",
+        aspects="body",
+        second="'stages'",
     ),
     KnownDifference(
         id="describe-memory",
