@@ -110,7 +110,10 @@ def _reduced(value: Any) -> Any:
     plain = type(value) is torch.Tensor and value.layout == torch.strided and value.device.type == "cpu"
     if not plain or value.requires_grad or value.is_quantized or value.is_complex() or value.is_neg():
         return NotImplemented
-    content = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+    flat = value.contiguous().reshape(-1)
+    if flat.stride() != (1,):  # one element of a larger tensor is contiguous with any stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    content = flat.view(torch.uint8).numpy()
     return _tensor, (pickle.PickleBuffer(content), value.dtype, tuple(value.shape))
 
 
