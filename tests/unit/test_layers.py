@@ -28,6 +28,7 @@ LAYERS = (
     ("model_archiver",),
     ("checks",),
     ("archive",),
+    ("conversion",),
     ("comparison",),
     ("recipe", "exchange"),
     ("manifest", "properties", "strict_yaml"),

@@ -65,7 +65,7 @@ def build(
         return known
     file = _file(recipe_path)
 
-    from torchmar import recipe
+    from torchmar import conversion, recipe
     from torchmar.archive import copying, packing
     from torchmar.archive.collecting import collect_members
 
@@ -74,8 +74,12 @@ def build(
     read, folder = recipe.read(file)
     if isinstance(read.labels, str):
         before |= build_cache.stats([folder / read.labels])
-    members = collect_members(read, folder)
-    before = build_cache.stats(_inputs(read, folder, members)) | before
+    if read.weights:
+        before |= build_cache.stats([folder / read.weights])
+    converted = conversion.convert(read, folder)
+    members = collect_members(read, folder, converted)
+    sources = {path: source for path, source in members.items() if not converted or source != converted.file}
+    before = build_cache.stats(_inputs(read, folder, sources)) | before
     notes = inspect(members) if inspect else None
     total = sum(copying.size_of(source) for source in members.values())
     name = f"{read.name}-{read.version}"
@@ -84,7 +88,7 @@ def build(
         packed = packing.pack_folder(members, store / name, progress)
     else:
         packed = packing.pack(members, store / f"{name}.mar", progress)
-    packed = replace(packed, notes=notes)
+    packed = replace(packed, notes=notes, converted=converted.show() if converted else "")
     outputs = [packed.path, *packed.path.rglob("*")] if form == "folder" else [packed.path]
     facts: dict[str, object] = {
         "path": str(packed.path),
@@ -92,7 +96,7 @@ def build(
         "size": packed.size,
         "members": packed.members,
     }
-    facts["notes"] = notes
+    facts |= {"notes": notes, "converted": packed.converted}
     build_cache.store(file, store, form, before, outputs, facts)
     return packed
 

@@ -32,6 +32,8 @@ class BuiltArchive:
         members: the number of files in it.
         unchanged: whether the archive was up to date, so that nothing was written.
         notes: the findings of the checks about it; None if it was not checked.
+        converted: what was made of weights of another framework, and how far the answers of both differ; empty for
+            weights that are packed as they are.
     """
 
     path: Path
@@ -40,11 +42,13 @@ class BuiltArchive:
     members: int
     unchanged: bool = False
     notes: tuple[Note, ...] | None = None
+    converted: str = ""
 
     def show(self) -> str:
-        """Return a line that describes it."""
+        """Return a line that describes it, and one about converted weights."""
         facts = f"{show_size(self.size)}, {self.members} members, sha256:{self.digest[:16]}"
-        return f"{self.path}  {facts}{', up to date' if self.unchanged else ''}"
+        converted = f"\n  {self.converted}" if self.converted else ""
+        return f"{self.path}  {facts}{', up to date' if self.unchanged else ''}{converted}"
 
 
 def show_size(count: float) -> str:

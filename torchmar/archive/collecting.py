@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from torchmar import manifest
+from torchmar import conversion, manifest
 from torchmar.archive.copying import ArchiveSlice, MemberContent
+from torchmar.conversion import Conversion
 from torchmar.errors import ArchiveError
 from torchmar.recipe import CARRIED_PACKAGE, Recipe, carried_folder
 
@@ -21,16 +22,19 @@ SAMPLES_FILE = "MAR-INF/SAMPLES.json"
 _LEFT_OUT = ("__pycache__", ".DS_Store", ".ipynb_checkpoints", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
 
-def collect_members(recipe: Recipe, folder: Path) -> dict[str, MemberContent]:
+def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None = None) -> dict[str, MemberContent]:
     """Return the source of every member, by its path in the archive.
 
     Args:
         recipe: a recipe whose files exist.
         folder: what the file names of the recipe are relative to.
+        converted: the weights of the recipe, if they are a Keras model that is converted already; otherwise it is
+            converted here.
 
     Raises:
-        ArchiveError: two sources would land on one path, or a file cannot be used.
+        ArchiveError: two sources would land on one path, or a file cannot be used or converted.
     """
+    converted = converted or conversion.convert(recipe, folder)
     members: dict[str, MemberContent] = {}
     module, _, function = recipe.handler.partition(":")
     handler = PurePosixPath(module).name
@@ -38,7 +42,10 @@ def collect_members(recipe: Recipe, folder: Path) -> dict[str, MemberContent]:
         add(members, handler, folder / module)
         # The spelling that torch-model-archiver knows, so that manifests look alike.
         handler = f"{handler.removesuffix('.py')}:{function}" if function else handler
-    for name in (recipe.weights, recipe.model_file, recipe.requirements):
+    weights = converted.file if converted else folder / recipe.weights if recipe.weights else None
+    if weights:
+        add(members, weights.name, weights)
+    for name in (recipe.model_file, recipe.requirements):
         if name:
             add(members, PurePosixPath(name).name, folder / name)
     if recipe.labels is not None:
@@ -66,7 +73,7 @@ def collect_members(recipe: Recipe, folder: Path) -> dict[str, MemberContent]:
         model_version=recipe.version,
         description=recipe.description,
         handler=handler,
-        serialized_file=_base(recipe.weights),
+        serialized_file=weights.name if weights else None,
         model_file=_base(recipe.model_file),
         requirements_file=_base(recipe.requirements),
         config_file=config_file if config_file in members else None,

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torchmar import conversion
+
 _HANDLER = "or load it in a handler of your own, with its framework in the requirements"
-_TO_ONNX = f"convert it to ONNX and use one of torchmar's handlers, {_HANDLER}"
+_CONVERTED = (
+    "name it as weights: in a recipe with one of torchmar's handlers, and torchmar build will convert it "
+    f"(pip install keras h5py), {_HANDLER}"
+)
 SAVED_MODEL = "a TensorFlow SavedModel"
 SAVED_MODEL_REMEDY = (
     f"convert it to ONNX (python -m tf2onnx.convert --saved-model FOLDER --output model.onnx), {_HANDLER}, "
@@ -16,7 +21,7 @@ _SIGNATURES = (
     (4, b"TFL3", "a TensorFlow Lite model", f"convert it to ONNX (tf2onnx --tflite), {_HANDLER}"),
     (0, b"ftrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
     (0, b"ptrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras saves models and weights", _TO_ONNX),
+    (0, conversion.HDF5, "an HDF5 file, as Keras saves models and weights", _CONVERTED),
 )
 _SUFFIXES = {
     ".pb": ("a TensorFlow graph", SAVED_MODEL_REMEDY),
@@ -24,8 +29,7 @@ _SUFFIXES = {
     ".plan": ("a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
     ".trt": ("a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
 }
-KERAS = ("a Keras model", _TO_ONNX)
-KERAS_ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
+KERAS = ("a Keras model", _CONVERTED)
 
 
 def by_content(head: bytes) -> tuple[str, str] | None:

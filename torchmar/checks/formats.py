@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import IO
 
+from torchmar import conversion
 from torchmar.checks import foreign
 from torchmar.checks.pickled_files import ZIP, is_tar, open_entry, open_zip
 from torchmar.checks.pickles import BROKEN, Budget, scan, shown
@@ -188,7 +189,7 @@ def _zip_of(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> We
         return Weights(Format.TORCHSCRIPT, too_new=too_new)
     if "data.pkl" in entries:
         return Weights(Format.SAVED, too_new=too_new)
-    if {entry.filename for entry in archive.infolist()} >= foreign.KERAS_ENTRIES:
+    if {entry.filename for entry in archive.infolist()} >= conversion.KERAS_ENTRIES:
         return Weights(Format.OTHER, foreign.KERAS[0], remedy=foreign.KERAS[1])
     return Weights(Format.ZIP)
 

@@ -26,7 +26,7 @@ def new(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="The model: ONNX, a torch.export program or TorchScript. It is copied, and loaded to read its inputs.",
+            help="The model: ONNX, torch.export, TorchScript or Keras. It is copied, and loaded to read its inputs.",
             show_default=False,
         ),
     ] = None,

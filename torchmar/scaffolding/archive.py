@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from torchmar import conversion
 from torchmar.checks.formats import Format, identify
 from torchmar.errors import TorchmarError
 from torchmar.manifest import NAME_PATTERN
@@ -68,13 +69,14 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
         files = custom(name)
         write(folder, files)
         return Created(folder, tuple(sorted(files)), "custom")
-    external = _check(weights)
+    keras = conversion.is_keras(weights)
+    external = () if keras else _check(weights)
     signature = inputs.read(weights)
     found = signature.inputs
-    image = _image(signature)
+    image = _image(signature, channels_last=keras)
     chosen: Kind = kind or ("image-classifier" if image else "tensors")
     if chosen == "image-classifier":
-        files, notes = _image_classifier(name, weights, signature, image)
+        files, notes = _image_classifier(name, weights, signature, image, keras=keras)
     else:
         files, notes = _tensors(name, weights, found, custom=chosen == "custom")
     copied = {weights.name: weights, **{name: weights.parent / name for name in external}}
@@ -151,12 +153,18 @@ def _tensors(
 
 
 def _image_classifier(
-    name: str, weights: Path, signature: Signature, image: tuple[int, int, int] | None
+    name: str, weights: Path, signature: Signature, image: tuple[int, int, int] | None, *, keras: bool = False
 ) -> tuple[dict[str, bytes], list[str]]:
     channels, height, width = image or (3, _SIDE, _SIDE)
     mode = "L" if channels == 1 else "RGB"
     options = f"  handler:\n    mode: {mode}\n    resize: [{height}, {width}]\n    topk: 3\n"
-    if channels == 3:
+    if keras:
+        zeros, ones = ", ".join(["0.0"] * channels), ", ".join(["1.0"] * channels)
+        options += (
+            f"    mean: [{zeros}] # pixels are from 0 to 1; if the model takes 0 to 255, std is 0.00392156862745\n"
+        )
+        options += f"    std: [{ones}]\n"
+    elif channels == 3:
         options += (
             "    # mean: [0.485, 0.456, 0.406] # of ImageNet; the model's own, if it was trained with such\n"
             "    # std: [0.229, 0.224, 0.225]\n"
@@ -195,7 +203,7 @@ def _recipe(
     )
 
 
-def _image(signature: Signature) -> tuple[int, int, int] | None:
+def _image(signature: Signature, *, channels_last: bool = False) -> tuple[int, int, int] | None:
     """Return channels, height and width of a model that makes scores of one image; None of other models."""
     inputs = signature.inputs
     if signature.outputs and [len(output) for output in signature.outputs] != [1]:
@@ -203,6 +211,8 @@ def _image(signature: Signature) -> tuple[int, int, int] | None:
     if len(inputs) != 1 or inputs[0].dtype not in ("float32", "float16"):
         return None
     shape = inputs[0].shape
+    if shape is not None and channels_last:
+        shape = (*shape[-1:], *shape[:-1])
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
         return None
     return int(shape[0]), shape[1] or _SIDE, shape[2] or _SIDE

@@ -40,13 +40,15 @@ _ONNX_FIELDS = (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72)
 
 _DOWNLOAD = "download the weights again: what was saved is a login or an error page"
 
+_CONVERT = "build the archive by torchmar build from a recipe that names the file as weights, which converts it"
+
 _STRANGERS = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights: run `git lfs pull` and build the archive again"),
     (b"<!doctype html", f"a web page: {_DOWNLOAD}"),
     (b"<html", f"a web page: {_DOWNLOAD}"),
     (b"<?xml", f"an XML document: {_DOWNLOAD}"),
     (b"\x1f\x8b", "a gzip file: unpack it and name what is inside"),
-    (b"\x89hdf\r\n\x1a\n", "an HDF5 file: convert it to safetensors or a torch format"),
+    (b"\x89hdf\r\n\x1a\n", f"an HDF5 file, as Keras saves models: {_CONVERT}"),
     (b"gguf", "a GGUF file: convert it to safetensors or a torch format"),
 )
 
@@ -111,6 +113,8 @@ def _zip(path: Path) -> Format:
         return Format.TORCHSCRIPT
     if "data.pkl" in names:
         return Format.SAVED
+    if {"config.json", "model.weights.h5"} <= names:
+        raise LoadError(f"{path.name} is a Keras model: {_CONVERT}")
     raise LoadError(f"{path.name} is a zip file that torch did not write; weights are {KNOWN}")
 
 

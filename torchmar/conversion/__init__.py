@@ -1,0 +1,296 @@
+"""Models of Keras, converted to programs of torch.export when an archive is built.
+
+::
+
+    model.keras, model.h5 --a process with Keras on torch--> model.pt2, compared --cache--> a member of the archive
+
+The server and its workers need neither Keras nor TensorFlow. The process that builds imports neither them nor torch. An
+unchanged source is not converted again: results are in ``$XDG_CACHE_HOME/torchmar/converted`` by the digest of all that
+they depend on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import torchmar
+from torchmar.errors import ArchiveError
+from torchmar.recipe import CARRIED_PACKAGE, Recipe
+
+KERAS_ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
+HDF5 = b"\x89HDF\r\n\x1a\n"
+NEEDS = ("keras", "h5py", "torch")
+
+_OF_IMAGES = ("image_classifier", "image_segmenter", "object_detector")
+_OF_SCORES = ("image_classifier", "text_classifier")
+_IMPORT = re.compile(rb"^\s*(from|import)\s+" + CARRIED_PACKAGE.encode() + rb"\b", re.MULTILINE)
+_MAX_SAMPLE = 16 << 20  # bytes of a sample that answers are compared on
+_KEPT = 30 * 24 * 3600.0  # seconds that a conversion is kept after its last use
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted model.
+
+    Attributes:
+        source: the model's own file.
+        file: the converted one.
+        difference: the largest between the answers of both, relative to the largest output, or to 1.
+        random: the number of random inputs that they were compared on.
+        samples: the number of samples of the recipe that they were compared on.
+        notes: what else differs.
+    """
+
+    source: Path
+    file: Path
+    difference: float
+    random: int
+    samples: int
+    notes: tuple[str, ...] = ()
+
+    def show(self) -> str:
+        """Return a line that describes it."""
+        count = f"{self.random} random inputs" + (f" and {self.samples} samples" * bool(self.samples))
+        difference = f"largest difference {self.difference:.1e} on {count}"
+        return f"{self.file.name} of {self.source.name}: {'; '.join([difference, *self.notes])}"
+
+
+def is_keras(path: Path) -> bool:
+    """Return whether a file is a model of Keras, or weights of one, by its content."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(len(HDF5))
+        if head == HDF5:
+            return True
+        if not head.startswith(b"PK\3\4"):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) >= KERAS_ENTRIES
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return False
+
+
+def convert(recipe: Recipe, folder: Path) -> Conversion | None:
+    """Convert the weights of a recipe if they are a Keras model; return None if they are packed as they are.
+
+    A handler that has nothing of ``torchmar_handlers`` loads what it likes, and gets the file itself.
+
+    Args:
+        recipe: its weights, handler and samples.
+        folder: what the file names of the recipe are relative to.
+
+    Raises:
+        ArchiveError: the model cannot be converted, or what converts it is not installed.
+    """
+    if recipe.weights is None or recipe.model_file or not is_keras(folder / recipe.weights):
+        return None
+    if not _loads_programs(recipe, folder):
+        return None
+    source = folder / recipe.weights
+    versions = _versions(source)
+    job = {
+        "channels_first": _handler(recipe) in _OF_IMAGES,
+        "drop_activations": _dropped(recipe, folder),
+        "samples": list(_samples(recipe, folder)),
+    }
+    entry = _cache() / _key(source, job, versions)
+    target = entry / f"{source.stem}.pt2"
+    record = _cached(entry, target)
+    if record is None:
+        record = _run(source, target, job)
+    return Conversion(source, target, record["difference"], record["random"], record["samples"], tuple(record["notes"]))
+
+
+def _versions(source: Path) -> dict[str, str]:
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ArchiveError(
+            f"{source} is a Keras model, which is converted when the archive is built, and {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not installed",
+            hint=f"pip install {' '.join(missing)}; the server needs none of Keras",
+        )
+    return {name: importlib.metadata.version(name) for name in NEEDS}
+
+
+def _loads_programs(recipe: Recipe, folder: Path) -> bool:
+    """Return whether the handler is one of torchmar's, or imports them."""
+    module = recipe.handler.partition(":")[0]
+    if not module.endswith(".py"):
+        return bool(_handler(recipe))
+    try:
+        return re.search(_IMPORT, (folder / module).read_bytes()) is not None
+    except OSError:
+        return False
+
+
+def _handler(recipe: Recipe) -> str:
+    """Return the name of the handler if it is one of torchmar's; else an empty one."""
+    package, _, name = recipe.handler.partition(":")[0].partition(".")
+    return name if package == CARRIED_PACKAGE else ""
+
+
+def _dropped(recipe: Recipe, folder: Path) -> list[str]:
+    """Return the activations at the end of a model that the handler computes itself."""
+    handler = _handler(recipe)
+    if handler in _OF_SCORES:
+        return ["softmax"]
+    if handler != "tabular_classifier":
+        return []
+    section: Any = None
+    if not isinstance(recipe.config, str):
+        section = recipe.config.handler
+    else:
+        try:
+            document = yaml.safe_load((folder / recipe.config).read_bytes())
+            section = document.get("handler") if isinstance(document, dict) else None
+        except (OSError, ValueError, yaml.YAMLError):
+            section = None
+    activation = section.get("activation", "auto") if isinstance(section, Mapping) else "auto"
+    return {"auto": ["softmax", "sigmoid"], "softmax": ["softmax"], "sigmoid": ["sigmoid"]}.get(str(activation), [])
+
+
+def _samples(recipe: Recipe, folder: Path) -> Iterator[Any]:
+    """Yield the samples that may be tensors: JSON values, and arrays of NumPy in base64."""
+    for sample in recipe.samples:
+        if sample.explain or sample.status != 200:
+            continue
+        if sample.input is None:
+            yield sample.json_body
+            continue
+        file = folder / sample.input
+        try:
+            if file.suffix not in (".json", ".npy") or file.stat().st_size > _MAX_SAMPLE:
+                continue
+            content = file.read_bytes()
+            yield json.loads(content) if file.suffix == ".json" else {"npy": base64.b64encode(content).decode()}
+        except (OSError, ValueError):
+            continue
+
+
+def _cache() -> Path:
+    """Return the folder of conversions; a temporary one if it cannot be written."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        root = cache.absolute() / "torchmar" / "converted"
+        root.mkdir(parents=True, exist_ok=True)
+        if os.access(root, os.W_OK):
+            return root
+    except (OSError, RuntimeError):
+        pass
+    folder = tempfile.mkdtemp(prefix="torchmar-converted-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _key(source: Path, job: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    try:
+        with source.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise ArchiveError(f"{source} cannot be read: {error.strerror}") from None
+    code = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+    facts = [source.stem, torchmar.__version__, dict(job), dict(versions), sys.version_info[:2]]
+    digest.update(b"".join(hashlib.sha256(one).digest() for one in [json.dumps(facts).encode(), *code]))
+    return digest.hexdigest()[:32]
+
+
+def _cached(entry: Path, target: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((entry / "record.json").read_bytes())
+        if record["size"] != target.stat().st_size:
+            return None
+        os.utime(entry)
+        return dict(record)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _run(source: Path, target: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    entry = target.parent
+    _prune(entry.parent)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=entry.parent))
+    try:
+        work = part / "work"
+        work.mkdir()
+        record = _child(source, part / target.name, work, job)
+        shutil.rmtree(work)
+        record["size"] = (part / target.name).stat().st_size
+        (part / "record.json").write_text(json.dumps(record), encoding="utf-8")
+        if entry.exists():  # damaged, or another process was faster
+            shutil.rmtree(entry, ignore_errors=True)
+        try:
+            part.rename(entry)
+        except OSError:
+            if _cached(entry, target) is None:
+                raise
+        return record
+    except OSError as error:
+        raise ArchiveError(f"{source} cannot be converted in {entry.parent}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the conversion in a process of its own, in an empty folder, so that it imports no file of the user's."""
+    document = {**job, "source": str(source.absolute()), "target": str(target)}
+    paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "torch",
+        "KERAS_HOME": str(work),  # the same settings for every user
+        "CUDA_VISIBLE_DEVICES": "",  # a program made on the CPU runs on every device
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "torchmar.conversion.keras_program"],
+        input=json.dumps(document),
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    try:
+        answer = json.loads(ended.stdout)
+    except ValueError:
+        lines = ended.stderr.strip().splitlines()
+        raise ArchiveError(
+            f"{source} cannot be converted: the process of the conversion ended with {ended.returncode}: "
+            f"{lines[-1] if lines else 'no output'}",
+            hint="pip install --upgrade keras h5py, which have to fit the installed torch",
+        ) from None
+    if refused := answer.get("refused"):
+        raise ArchiveError(f"{source} cannot be converted: {refused['message']}", hint=refused["hint"])
+    return dict(answer["converted"])
+
+
+def _prune(root: Path) -> None:
+    """Remove conversions that were not used for a month, and what a killed process left."""
+    for entry in root.iterdir():
+        try:
+            if time.time() - entry.stat().st_mtime > _KEPT:
+                shutil.rmtree(entry, ignore_errors=True)
+        except OSError:
+            continue

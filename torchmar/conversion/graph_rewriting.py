@@ -1,0 +1,418 @@
+"""Rewrite the graph that torch.export makes of a Keras model, so that it is as fast as one of a model written in torch.
+
+Keras computes with the channels last, normalises batches in five operations, and adds biases in operations of their
+own. The rewritten graph has the weights as constants in torch's layout, batch normalisation folded into the layer
+before it, ``linear`` in place of ``matmul`` and ``add``, and no pair of permutations that cancel each other.
+
+It is used only if its answers are those of the source (`torchmar.conversion.keras_program`).
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+_aten = torch.ops.aten
+
+_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_guards_fn")
+_COPIES = ("lift_fresh_copy", "detach", "detach_", "alias", "contiguous", "clone")
+_CASTS = ("to", "_to_copy")
+_POINTWISE = {"relu", "relu6", "sigmoid", "silu", "gelu", "tanh", "elu", "leaky_relu", "hardswish", "hardsigmoid"} | {
+    "clamp", "clamp_min", "clamp_max", "softplus", "exp", "neg", "add", "sub", "subtract", "mul", "multiply", "div"
+}  # fmt: skip
+_ARITHMETIC = {"add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "rsqrt", "sqrt", "neg"} | {
+    "reciprocal"
+}
+_MERGED = {"add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"}
+_SHAPES = {"permute", "transpose", "t", "reshape", "view", "unsqueeze", "squeeze", "flatten"}
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
+
+
+class NotRewritable(Exception):
+    """The graph has an operation that cannot be rewritten safely; the message names it."""
+
+
+def rewrite(
+    module: fx.GraphModule, names: Sequence[str], *, channels_first: bool, drop_activations: Sequence[str]
+) -> Rewritten:
+    """Return the graph of an exported model as a module with the same answers.
+
+    Args:
+        module: ``ExportedProgram.module()``, traced without gradients.
+        names: of the inputs, valid as names in Python.
+        channels_first: whether the first input comes with its channels first, where the model takes them last.
+        drop_activations: ``softmax``, ``sigmoid`` or both: return what the model applies it to at its end. With both,
+            a sigmoid is meant that has one output.
+
+    Raises:
+        NotRewritable: an operation in it cannot be rewritten safely.
+    """
+    return _Rewriting(module, names, channels_first, drop_activations).run()
+
+
+class Rewritten(fx.GraphModule):
+    """The rewritten graph; ``dropped`` is the activation that was left out at its end, or empty."""
+
+    dropped = ""
+
+
+class _Constant:
+    """A tensor that is known, in float64 where the model has float32, so that folding does not lose precision."""
+
+    def __init__(self, value: torch.Tensor, dtype: torch.dtype) -> None:
+        self.value = value.detach()
+        self.dtype = dtype
+
+    def tensor(self) -> torch.Tensor:
+        return self.value.to(self.dtype).contiguous().clone()
+
+
+class _Layer:
+    """A convolution or a matrix product with constant weights, whose constants may still change."""
+
+    def __init__(self, node: fx.Node, weight: _Constant, bias: _Constant | None, channel: int) -> None:
+        self.node, self.weight, self.bias, self.channel = node, weight, bias, channel
+
+
+class _Scaling:
+    """``x * factor + shift`` with constants that may still change; a chain of sums and products becomes one pass."""
+
+    def __init__(self, node: fx.Node, dtype: torch.dtype) -> None:
+        self.node, self.dtype = node, dtype
+        self.factor = torch.ones((), dtype=torch.float64)
+        self.shift = torch.zeros((), dtype=torch.float64)
+
+    def apply(self, name: str, value: torch.Tensor) -> None:
+        """Add, subtract, multiply or divide."""
+        if name in ("add", "sub", "subtract"):
+            self.shift = self.shift + (value if name == "add" else -value)
+        else:
+            value = value if name.startswith("mul") else 1 / value
+            self.factor, self.shift = self.factor * value, self.shift * value
+
+
+class _Rewriting:
+    def __init__(self, module: fx.GraphModule, names: Sequence[str], channels_first: bool, drop: Sequence[str]) -> None:
+        self._module = module
+        self._names = list(names)
+        self._channels_first = channels_first
+        self._drop = drop
+        self._graph = fx.Graph()
+        self._root = torch.nn.Module()
+        self._values: dict[fx.Node, Any] = {}  # of the old graph to a node of the new one, or a _Constant
+        self._layers: dict[fx.Node, _Layer] = {}  # by the new node of their output
+        self._scalings: dict[fx.Node, _Scaling] = {}
+        self._nodes: dict[int, fx.Node] = {}  # of constants, by identity
+        self._kept: list[_Constant] = []
+
+    def run(self) -> Rewritten:
+        placeholders = [node for node in self._module.graph.nodes if node.op == "placeholder"]
+        for position, node in enumerate(placeholders):
+            new = self._graph.placeholder(self._names[position])
+            if position == 0 and self._channels_first:
+                rank = node.meta["val"].dim()
+                new = self._graph.call_function(_aten.permute.default, (new, [0, *range(2, rank), 1]))
+            self._values[node] = new
+        returned: list[Any] = []
+        for node in self._module.graph.nodes:
+            if node.op == "get_attr":
+                value = _attribute(self._module, node.target)
+                if not isinstance(value, torch.Tensor):
+                    raise NotRewritable(f"the constant {node.target}")
+                self._values[node] = _constant(value)
+            elif node.op in ("call_function", "call_module"):
+                self._call(node)
+            elif node.op == "output":
+                returned = list(node.args[0])
+        return self._finish(returned)
+
+    def _finish(self, returned: list[Any]) -> Rewritten:
+        outputs = [self._value(one) for one in returned]
+        dropped = ""
+        if len(outputs) == 1 and isinstance(outputs[0], fx.Node) and _name(outputs[0]) in self._drop:
+            shape = returned[0].meta["val"].shape
+            last, name = outputs[0], _name(outputs[0])
+            if last.args[1] in (-1, 1) if name == "softmax" else "softmax" not in self._drop or shape[-1] == 1:
+                outputs, dropped = [last.args[0]], name
+        for layer in self._layers.values():
+            bias: list[Any] = [] if layer.bias is None else [self._node(layer.bias)]
+            rest = layer.node.args[3:]
+            weight = self._node(layer.weight)
+            layer.node.args = (layer.node.args[0], weight, *(bias or ([None] if rest else [])), *rest)
+        for scaling in self._scalings.values():
+            shift, factor = (_Constant(one, scaling.dtype) for one in (scaling.shift, scaling.factor))
+            (value,) = scaling.node.args
+            if not bool(scaling.shift.any()):
+                scaling.node.target, scaling.node.args = _aten.mul.Tensor, (value, self._node(factor))
+            elif bool((scaling.factor == 1).all()):
+                scaling.node.target, scaling.node.args = _aten.add.Tensor, (value, self._node(shift))
+            else:
+                scaling.node.args = (self._node(shift), value, self._node(factor))
+        tree = self._module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+        self._graph.output(pytree.tree_unflatten([self._operand(one) for one in outputs], tree))
+        self._sort_constants()
+        self._graph.eliminate_dead_code()
+        module = Rewritten(self._root, self._graph)
+        module.dropped = dropped
+        return module
+
+    def _sort_constants(self) -> None:
+        """Put the constants that are used at the beginning, where each is defined before its first use."""
+        first = next(iter(self._graph.nodes))
+        for node in [one for one in self._graph.nodes if one.op == "get_attr"]:
+            first.prepend(node)
+
+    def _call(self, node: fx.Node) -> None:
+        name = _name(node)
+        if name in _CHECKS:
+            return
+        if node.op == "call_module" or any(isinstance(one, fx.Graph | fx.GraphModule) for one in node.args):
+            raise NotRewritable(str(node.target))
+        if name in _COPIES or (name in _CASTS and not _casts(node)) or (name == "dropout" and node.args[2] is False):
+            self._values[node] = self._value(node.args[0])
+            return
+        target = node.target
+        if name.endswith("_") and not name.startswith("_"):
+            target, name = _functional(node)
+        args = pytree.tree_map_only(fx.Node, self._value, list(node.args))
+        kwargs = pytree.tree_map_only(fx.Node, self._value, dict(node.kwargs))
+        leaves = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, fx.Node | _Constant)]
+        if leaves and all(isinstance(one, _Constant) for one in leaves) and name in _ARITHMETIC | _SHAPES:
+            self._values[node] = _folded(target, args, kwargs, node)
+            return
+        for shortcut in (self._layer, self._affine, self._scaled, self._permuted, self._pointwise):
+            new = shortcut(node, name, target, args, kwargs)
+            if new is not None:
+                self._values[node] = new
+                return
+        if name == "view":  # of what may have become a permuted tensor
+            target = _aten.reshape.default
+        self._values[node] = self._emit(target, args, kwargs)
+
+    def _layer(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Emit a convolution, or a product with a matrix, with constant weights."""
+        if kwargs or len(args) < 2 or not isinstance(args[0], fx.Node) or not isinstance(args[1], _Constant):
+            return None
+        weight, bias = args[1], None
+        if name in _CONVOLUTIONS:
+            if len(args) > 2 and args[2] is not None:
+                bias = args[2]
+                if not isinstance(bias, _Constant):
+                    return None
+            new = self._graph.call_function(target, (args[0], None, None, *args[3:]))
+            channel = 1
+        elif name in ("matmul", "mm") and weight.value.dim() == 2:
+            weight = _Constant(weight.value.t(), weight.dtype)
+            new = self._graph.call_function(_aten.linear.default, (args[0], None))
+            channel = node.meta["val"].dim() - 1
+        else:
+            return None
+        self._layers[new] = _Layer(new, weight, bias, channel)
+        return new
+
+    def _affine(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Fold the addition of a constant, or the product with one, into the layer before it."""
+        if name not in _ARITHMETIC or kwargs or len(args) != 2:
+            return None
+        first, second = args
+        old = node.args[0]
+        if isinstance(first, _Constant) and name in ("add", "mul", "multiply"):
+            first, second, old = second, first, node.args[1]
+        if not isinstance(first, fx.Node) or not isinstance(second, _Constant | float | int):
+            return None
+        if not isinstance(old, fx.Node) or not _one_user(old):
+            return None
+        permutation: Any = None
+        inner: Any = first
+        if _name(first) == "permute":
+            inner, permutation = first.args
+        layer = self._layers.get(inner)
+        if layer is None or (permutation is not None and len(inner.users) > 1):
+            return None
+        rank = node.meta["val"].dim()
+        axis = layer.channel if permutation is None else list(permutation).index(layer.channel)
+        vector = _vector(second, axis, rank, layer.weight.value.shape[0])
+        if vector is None:
+            return None
+        bias = torch.zeros_like(vector) if layer.bias is None else layer.bias.value
+        if name in ("mul", "multiply", "div", "divide", "true_divide"):
+            factor = vector if name.startswith("mul") else 1 / vector
+            shape = [-1] + [1] * (layer.weight.value.dim() - 1)
+            layer.weight = _Constant(layer.weight.value * factor.reshape(shape), layer.weight.dtype)
+            layer.bias = None if layer.bias is None else _Constant(bias * factor, layer.weight.dtype)
+        elif name in ("add", "sub", "subtract"):
+            layer.bias = _Constant(bias + (vector if name == "add" else -vector), layer.weight.dtype)
+        else:
+            return None
+        return first
+
+    def _scaled(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Merge sums and products with constants that the layer before them cannot have."""
+        dtype = node.meta["val"].dtype
+        if name not in _MERGED or kwargs or len(args) != 2 or dtype != torch.float32:
+            return None
+        first, second, old = args[0], args[1], node.args[0]
+        if isinstance(first, _Constant) and name in ("add", "mul", "multiply"):
+            first, second, old = second, first, node.args[1]
+        if not isinstance(first, fx.Node) or not isinstance(second, _Constant) or not isinstance(old, fx.Node):
+            return None
+        shape = node.meta["val"].shape
+        same = old.meta["val"].dtype == dtype == second.dtype and len(old.meta["val"].shape) == len(shape)
+        small = all(isinstance(size, int) for size in second.value.shape) and second.value.dim() <= len(shape)
+        sizes = list(shape[len(shape) - second.value.dim() :])
+        if (
+            not same
+            or not small
+            or any(size not in (1, have) for size, have in zip(second.value.shape, sizes, strict=True))
+        ):
+            return None
+        if first not in self._scalings or not _one_user(old):
+            first = self._graph.call_function(_aten.addcmul.default, (first,))
+            self._scalings[first] = _Scaling(first, dtype)
+        self._scalings[first].apply(name, second.value)
+        return first
+
+    def _permuted(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Merge a permutation with the one before it."""
+        if name != "permute" or not isinstance(args[0], fx.Node):
+            return None
+        base, order = args[0], [axis % len(args[1]) for axis in args[1]]
+        if _name(base) == "permute":
+            before: Any = base.args[1]
+            base, order = base.args[0], [before[axis] for axis in order]  # type: ignore[assignment]
+        return base if order == list(range(len(order))) else self._emit(_aten.permute.default, [base, order], {})
+
+    def _pointwise(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Put a permutation behind an operation on single elements, where the next one may cancel it."""
+        leaves = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, fx.Node | _Constant)]
+        if name not in _POINTWISE or not leaves or not all(isinstance(one, fx.Node) for one in leaves):
+            return None
+        orders: list[Any] = [one.args[1] for one in leaves if isinstance(one, fx.Node) and _name(one) == "permute"]
+        if len(orders) != len(leaves) or any(order != orders[0] for order in orders):
+            return None
+        olds = [one for one in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(one, fx.Node)]
+        if any(one.meta["val"].dim() != len(orders[0]) for one in olds):
+            return None
+        args, kwargs = pytree.tree_map_only(fx.Node, lambda one: one.args[0], (args, kwargs))
+        return self._emit(_aten.permute.default, [self._emit(target, args, kwargs), list(orders[0])], {})
+
+    def _emit(self, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        args, kwargs = pytree.tree_map_only(_Constant, self._node, (args, kwargs))
+        return self._graph.call_function(target, tuple(args), kwargs)
+
+    def _value(self, one: Any) -> Any:
+        if not isinstance(one, fx.Node):
+            return one
+        if one not in self._values:
+            raise NotRewritable(str(one.target))
+        return self._values[one]
+
+    def _operand(self, one: Any) -> Any:
+        return self._node(one) if isinstance(one, _Constant) else one
+
+    def _node(self, constant: _Constant) -> fx.Node:
+        """Return the node of a constant, which becomes a buffer of the module."""
+        if id(constant) not in self._nodes:
+            name = f"constant_{len(self._kept)}"
+            self._root.register_buffer(name, constant.tensor())
+            self._kept.append(constant)
+            self._nodes[id(constant)] = self._graph.get_attr(name)
+        return self._nodes[id(constant)]
+
+
+def _name(node: fx.Node) -> str:
+    """Return the name of an operation without namespace and overload: ``conv2d``."""
+    if node.op == "call_module":
+        return str(node.target)
+    if node.op != "call_function":
+        return ""
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.rpartition("::")[2] if schema is not None else ""
+
+
+def _attribute(module: torch.nn.Module, target: Any) -> Any:
+    return operator.attrgetter(str(target))(module)
+
+
+def _constant(value: torch.Tensor) -> _Constant:
+    return _Constant(value.double() if value.dtype == torch.float32 else value, value.dtype)
+
+
+def _casts(node: fx.Node) -> bool:
+    """Return whether an operation ``to`` changes the type of a tensor."""
+    source: Any = node.args[0]
+    return bool(source.meta["val"].dtype != node.meta["val"].dtype)
+
+
+def _functional(node: fx.Node) -> tuple[Any, str]:
+    """Return the operation that has the result of one in place, where nothing else reads what that overwrites."""
+    base: Any = node.args[0]
+    if not isinstance(base, fx.Node) or not _one_user(base) or _reaches_input(base):
+        raise NotRewritable(str(node.target))
+    schema: Any = node.target._schema  # type: ignore[union-attr]
+    name = schema.name.rpartition("::")[2].removesuffix("_")
+    packet = getattr(_aten, name, None)
+    if packet is None or schema.overload_name not in [*packet.overloads(), ""]:
+        raise NotRewritable(str(node.target))
+    return getattr(packet, schema.overload_name or "default"), name
+
+
+def _one_user(node: fx.Node) -> bool:
+    """Return whether a value, and what it may be a view of, has one reader that computes."""
+
+    def readers(one: fx.Node) -> int:
+        return sum(_name(user) not in _CHECKS for user in one.users)
+
+    while readers(node) == 1:
+        if node.op != "call_function" or _name(node) not in {*_SHAPES, *_COPIES, *_CASTS}:
+            return True
+        base: Any = node.args[0]
+        if base.op != "call_function":
+            return True
+        node = base
+    return False
+
+
+def _reaches_input(node: fx.Node) -> bool:
+    """Return whether a value may be a view of an input or a constant."""
+    while node.op == "call_function" and _name(node) in {*_SHAPES, *_COPIES, *_CASTS}:
+        node = node.args[0]  # type: ignore[assignment]
+    return node.op != "call_function"
+
+
+def _folded(target: Any, args: Any, kwargs: Any, node: fx.Node) -> _Constant:
+    args, kwargs = pytree.tree_map_only(_Constant, lambda one: one.value, (args, kwargs))
+    with torch.no_grad():
+        if target is _aten.view.default:
+            target = _aten.reshape.default
+        value = target(*args, **kwargs)
+    return _Constant(value, node.meta["val"].dtype)
+
+
+def _vector(value: _Constant | float, axis: int, rank: int, channels: int) -> torch.Tensor | None:
+    """Return a value for each channel, where a constant is broadcast along all other axes; else None."""
+    if isinstance(value, float | int):
+        return torch.full((channels,), float(value), dtype=torch.float64)
+    tensor = value.value
+    if not tensor.dtype.is_floating_point or tensor.dim() > rank:
+        return None
+    shape = [1] * (rank - tensor.dim()) + list(tensor.shape)
+    if any(size != 1 for place, size in enumerate(shape) if place != axis) or shape[axis] not in (1, channels):
+        return None
+    return tensor.reshape(-1).expand(channels).double()
+
+
+def identifiers(names: Sequence[str]) -> list[str]:
+    """Return names as they can be in Python, each once."""
+    found: list[str] = []
+    for position, name in enumerate(names):
+        name = re.sub(r"\W", "_", name) or f"input_{position}"
+        name = f"_{name}" if name[0].isdigit() else name
+        found.append(name if name not in found else f"{name}_{position}")
+    return found
