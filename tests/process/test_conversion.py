@@ -93,7 +93,7 @@ def test_an_image_gets_keras_probabilities_and_an_explanation_by_gradients(model
     Image.fromarray(pixels).save(stream, "PNG")
     with Worker(built.path) as worker:
         (answer,) = worker.predict_batch([Request(stream.getvalue())])
-        (explained,) = worker.predict_batch([Request(stream.getvalue(), headers={"explain": "True"})])
+        (explained,) = worker.predict_batch([Request(stream.getvalue(), explain=True)])
     code = (
         "import sys, keras, numpy, json\n"
         "model = keras.saving.load_model(sys.argv[1], compile=False)\n"
@@ -143,7 +143,7 @@ def test_the_same_model_gives_the_same_bytes(models: Path, tmp_path: Path, monke
     for number in (1, 2):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{number}"))
         monkeypatch.setenv("PYTHONHASHSEED", str(number))
-        folder = lay_down(tmp_path / "x" * number / "made", models / "pictures.keras")
+        folder = lay_down(tmp_path / f"project{number}" / "made", models / "pictures.keras")
         digests.append(archive.build(folder, tmp_path / f"store{number}").digest)
     assert digests[0] == digests[1]
 

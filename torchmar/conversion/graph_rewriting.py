@@ -254,9 +254,9 @@ class _Rewriting:
 
     def _scaled(self, node: fx.Node, name: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Merge sums and products with constants that the layer before them cannot have."""
-        dtype = node.meta["val"].dtype
-        if name not in _MERGED or kwargs or len(args) != 2 or dtype != torch.float32:
+        if name not in _MERGED or kwargs or len(args) != 2 or node.meta["val"].dtype != torch.float32:
             return None
+        dtype = torch.float32
         first, second, old = args[0], args[1], node.args[0]
         if isinstance(first, _Constant) and name in ("add", "mul", "multiply"):
             first, second, old = second, first, node.args[1]

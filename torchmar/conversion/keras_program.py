@@ -124,6 +124,7 @@ def _simplified(
                 "use torchmar_handlers.tensors, which takes the channels last, or a handler of your own",
             ) from error
         notes.append(f"as Keras computes it ({_first_line(error)})")
+        program.module_call_graph[0].signature.forward_arg_names = identifiers(source.names)
         return program, ""
     if channels_first:
         notes.append("channels first, as the handler has images")

@@ -1,0 +1,150 @@
+"""Time converted Keras models against the same nets written in torch, with the same weights.
+
+Keras' MobileNetV2 (with random weights and statistics of batches) and a dense net are converted as `torchmar build`
+does. The other side is the same net in torch: torchvision's MobileNetV2, with Keras' padding, gets the weights layer by
+layer, and answers are compared before a time counts. Both are called in turn, in one process with one thread; the ratio
+is that of the medians.
+
+    python benchmarks/conversion.py [--rounds 30] [--rows 1 8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness.machine import processor
+from torch import nn
+from torch.nn import functional
+
+from torchmar import conversion
+from torchmar.cli.terminal import show_table, table
+from torchmar.recipe import Recipe
+
+MODELS = """
+import sys, keras, numpy
+keras.utils.set_random_seed(1)
+layers, generator = keras.layers, numpy.random.default_rng(1)
+net = keras.applications.MobileNetV2(weights=None, classes=1000, classifier_activation=None)
+dense = keras.Sequential([keras.Input((64,)), *(layers.Dense(256, "relu") for _ in range(4)), layers.Dense(10)])
+for name, model in (("mobilenet", net), ("dense", dense)):
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.set_weights([one + generator.uniform(0, 0.3, one.shape) for one in layer.get_weights()])
+    model.save(f"{sys.argv[1]}/{name}.keras")
+    numpy.savez(f"{sys.argv[1]}/{name}.npz", *[one for layer in model.layers for one in layer.get_weights()])
+"""
+TOLERANCE = 1e-3  # of the largest output: two implementations in float32, 53 layers deep
+
+
+class Padded(nn.Module):
+    """Zeros at the right and the bottom, where Keras' MobileNetV2 has them before a stride of 2."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images that are larger by one pixel in each direction."""
+        return functional.pad(images, (0, 1, 0, 1))
+
+
+def mobilenet(weights: list[np.ndarray]) -> nn.Module:
+    """Return torchvision's MobileNetV2 with Keras' weights, in their order."""
+    from torchvision.models import mobilenet_v2
+
+    model: nn.Module = mobilenet_v2(weights=None)
+    values = iter(weights)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Conv2d):
+            kernel = next(values)
+            order = (2, 3, 0, 1) if layer.groups > 1 else (3, 2, 0, 1)
+            layer.weight.data = torch.from_numpy(kernel.transpose(order).copy())
+            if layer.stride[0] == 2:
+                layer.padding = (0, 0)
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, nn.Sequential(Padded(), layer))
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.weight.data, layer.bias.data = (torch.from_numpy(next(values)) for _ in range(2))
+            layer.running_mean, layer.running_var = (torch.from_numpy(next(values)) for _ in range(2))
+            layer.eps = 1e-3
+        elif isinstance(layer, nn.Linear):
+            layer.weight.data, layer.bias.data = torch.from_numpy(next(values).T.copy()), torch.from_numpy(next(values))
+    return model.eval()
+
+
+def dense(weights: list[np.ndarray]) -> nn.Module:
+    """Return the dense net in torch."""
+    layers: list[nn.Module] = []
+    for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+        layer = nn.Linear(*kernel.shape)
+        layer.weight.data, layer.bias.data = torch.from_numpy(kernel.T.copy()), torch.from_numpy(bias)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).eval()
+
+
+NETS: dict[str, tuple[Callable[[list[np.ndarray]], nn.Module], str, tuple[int, ...], int]] = {
+    "mobilenet": (mobilenet, "torchmar_handlers.image_classifier", (3, 224, 224), 1),
+    "dense": (dense, "torchmar_handlers.tensors", (64,), 200),
+}
+
+
+def main() -> int:
+    """Convert, compare, measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=30, help="counted calls of each side")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="rows of a batch")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines: list[tuple[str, ...]] = []
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        folder = Path(name)
+        environment = {**os.environ, "KERAS_BACKEND": "torch", "KERAS_HOME": name, "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run([sys.executable, "-c", MODELS, name], check=True, env=environment)
+        for net, (build, handler, shape, calls) in NETS.items():
+            values = np.load(folder / f"{net}.npz")
+            written = build([values[key] for key in values.files])
+            made = Recipe(name=net, version="1", handler=handler, weights=f"{net}.keras")
+            converted = conversion.convert(made, folder)
+            assert converted is not None
+            program = torch.export.load(converted.file).module().requires_grad_(False)
+            for rows in options.rows:
+                inputs = torch.rand(rows, *shape)
+                expected, actual = written(inputs), program(inputs)
+                difference = float((expected - actual).abs().max() / expected.abs().max())
+                assert difference < TOLERANCE, f"{net}: the answers differ by {difference}"
+                ours, theirs = in_turn(program, written, inputs, calls, options.rounds)
+                times = (f"{theirs:.3f}", f"{ours:.3f}", f"{ours / theirs:.3f}")
+                lines.append((net, str(rows), *times, f"{difference:.1e}"))
+    print(f"{processor()}, torch {torch.__version__}, 1 thread, medians of {options.rounds}")
+    headings = ("net", "rows", "torch ms", "converted ms", "ratio", "difference")
+    show_table(table(headings, lines, right=headings[1:]))
+    return 0
+
+
+def in_turn(
+    ours: Callable[[torch.Tensor], object],
+    theirs: Callable[[torch.Tensor], object],
+    inputs: torch.Tensor,
+    calls: int,
+    rounds: int,
+) -> tuple[float, float]:
+    """Return the median milliseconds of a call of each side."""
+    times: dict[int, list[float]] = {0: [], 1: []}
+    for turn in range(rounds + 5):
+        for side, model in enumerate((ours, theirs)):
+            begun = time.perf_counter()
+            for _ in range(calls):
+                model(inputs)
+            if turn >= 5:
+                times[side].append((time.perf_counter() - begun) * 1000 / calls)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
