@@ -188,15 +188,15 @@ def test_a_worker_without_keras_has_the_answer_and_a_build_without_it_says_what_
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    refused = subprocess.run(
+    built_without = subprocess.run(
         [python, "-m", "torchmar", "build", folder, "--store", tmp_path / "other"],
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert refused.returncode == 1
-    assert "keras, h5py are not installed" in refused.stderr
-    assert "pip install keras h5py" in refused.stderr
+    assert built_without.returncode == 1
+    assert "keras, h5py are not installed" in built_without.stderr
+    assert "pip install keras h5py" in built_without.stderr
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_worker_without_keras_has_the_answer_and_a_build_without_it_says_what_
         ("only.weights.h5", "it has weights and no model"),
     ],
 )
-def test_what_cannot_be_converted_is_refused_with_the_reason(
+def test_what_cannot_be_converted_is_rejected_with_the_reason(
     models: Path, tmp_path: Path, name: str, message: str
 ) -> None:
     folder = lay_down(tmp_path / "made", models / name)

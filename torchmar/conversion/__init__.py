@@ -281,8 +281,8 @@ def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any]) -> di
             f"{lines[-1] if lines else 'no output'}",
             hint="pip install --upgrade keras h5py, which have to fit the installed torch",
         ) from None
-    if refused := answer.get("refused"):
-        raise ArchiveError(f"{source} cannot be converted: {refused['message']}", hint=refused["hint"])
+    if rejected := answer.get("rejected"):
+        raise ArchiveError(f"{source} cannot be converted: {rejected['message']}", hint=rejected["hint"])
     return dict(answer["converted"])
 
 

@@ -1,8 +1,8 @@
 """A process that converts a Keras model to a program of torch.export: ``python -m torchmar.conversion.keras_program``.
 
 It has Keras on its torch backend, which reads ``.keras`` and ``.h5`` without TensorFlow, and in which a model is a
-``torch.nn.Module``. Input and output are JSON (`Job`, and `converted` or `refused` in the result). The model is loaded
-in Keras' safe mode: what would run code from the file is refused.
+``torch.nn.Module``. Input and output are JSON (`Job`, and `converted` or `rejected` in the result). The model is loaded
+in Keras' safe mode: what would run code from the file is rejected.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Compared = tuple[tuple[torch.Tensor, ...], list[torch.Tensor], str]
 """Inputs, the answers of the source, and ``random`` or ``samples``."""
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """The model cannot be converted; the message is for its owner, ``hint`` what to do next."""
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -81,13 +81,13 @@ def convert(job: dict[str, Any]) -> dict[str, Any]:
         ``difference`` (the largest), ``random`` and ``samples`` (numbers of comparisons) and ``notes``.
 
     Raises:
-        Refused: the model cannot be converted.
+        Rejected: the model cannot be converted.
     """
     source = Source(_load(Path(job["source"])))
     source.eval()
     specs = [(tuple(one.shape), str(one.dtype)) for one in source.model.inputs]
-    _refuse_types(source, specs)
-    _refuse_states(source)
+    _check_types(source, specs)
+    _check_states(source)
     images = len(specs) == 1 and len(specs[0][0]) == 4 and specs[0][0][3] in (1, 3)
     channels_first = bool(job["channels_first"]) and images
     worst: float | None = None
@@ -108,7 +108,7 @@ def convert(job: dict[str, Any]) -> dict[str, Any]:
                 return {"difference": difference, **counts, "notes": notes}
             worst = difference if difference is not None else worst
     by = "" if worst is None else f": by {worst:.1e}, more than {TOLERANCE}"
-    raise Refused(f"the converted model answers differently{by}", "keep the model in Keras, in a handler of your own")
+    raise Rejected(f"the converted model answers differently{by}", "keep the model in Keras, in a handler of your own")
 
 
 def _simplified(
@@ -119,7 +119,7 @@ def _simplified(
         exported, dropped = _rewritten(program, identifiers(source.names), specs, channels_first, drop)
     except Exception as error:  # whatever torch raises: the program as traced has the same answers
         if channels_first:
-            raise Refused(
+            raise Rejected(
                 f"it cannot be converted for images with the channels first: {_first_line(error)}",
                 "use torchmar_handlers.tensors, which takes the channels last, or a handler of your own",
             ) from error
@@ -137,17 +137,17 @@ def _load(path: Path) -> Any:
     except Exception as error:
         raise _not_loaded(path, error) from error
     if not getattr(model, "inputs", None):
-        raise Refused(
+        raise Rejected(
             "its inputs have no shapes: it is a subclassed model, or was saved before it was called",
             "begin it with keras.Input, call it once, and save it again",
         )
     return model
 
 
-def _not_loaded(path: Path, error: Exception) -> Refused:
+def _not_loaded(path: Path, error: Exception) -> Rejected:
     text = _chain(error)
     if "safe_mode" in text or "Lambda" in text:
-        return Refused(
+        return Rejected(
             "it has a Lambda layer, whose code would run when the file is loaded",
             "replace the Lambda by a layer of Keras, such as Rescaling, Permute or keras.ops in a functional model, "
             "and save it again",
@@ -155,17 +155,17 @@ def _not_loaded(path: Path, error: Exception) -> Refused:
     for mark in ("Unknown layer: ", "Could not locate class ", "Could not locate function ", "Unknown "):
         if mark in text:
             named = text.partition(mark)[2].split(".")[0].split("\n")[0].strip("'\" ")
-            return Refused(
+            return Rejected(
                 f"it has {named!r}, which is not Keras' own: its code is not in the file",
                 "replace it by layers of Keras and save it again, or write a handler that has its code",
             )
     if "No model config found" in text or "model_config" in text:
-        return Refused("it has weights and no model", "save the whole model: model.save('model.keras')")
+        return Rejected("it has weights and no model", "save the whole model: model.save('model.keras')")
     last = " ".join(text.split())[:300]
     hint = "open it with the Keras that wrote it, and save it as .keras"
     if "tensorflow" in text.lower():
         hint = "remove what needs TensorFlow, such as TextVectorization, from the model, and do it before the request"
-    return Refused(f"Keras {keras.__version__} cannot load it: {last}", hint)
+    return Rejected(f"Keras {keras.__version__} cannot load it: {last}", hint)
 
 
 def _chain(error: BaseException | None) -> str:
@@ -176,19 +176,19 @@ def _chain(error: BaseException | None) -> str:
     return "\n".join(texts)
 
 
-def _refuse_types(source: Source, specs: Sequence[Spec]) -> None:
+def _check_types(source: Source, specs: Sequence[Spec]) -> None:
     for name, (_, dtype) in zip(source.names, specs, strict=True):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise Refused(
+            raise Rejected(
                 f"its input {name!r} is of the type {dtype}, which torch does not have",
                 "begin the model with numbers, and do what needs texts before the request",
             )
 
 
-def _refuse_states(source: Source) -> None:
+def _check_states(source: Source) -> None:
     for layer in source.model._flatten_layers():
         if getattr(layer, "stateful", False) is True:
-            raise Refused(
+            raise Rejected(
                 f"the layer {layer.name!r} ({type(layer).__name__}) is stateful: a request would change the next one's "
                 "answer",
                 "save the model with stateful=False",
@@ -206,7 +206,7 @@ def _trace(source: Source, specs: Sequence[Spec], *, fixed: bool) -> tuple[Any, 
     for name, (shape, _), value in zip(source.names, specs, values, strict=True):
         for place, size in enumerate(shape):
             if place > 0 and size is None and isinstance(value.shape[place], int):
-                raise Refused(
+                raise Rejected(
                     f"dimension {place} of its input {name!r} has no size, and the model computes with a fixed one",
                     "give keras.Input the size, and save the model again",
                 )
@@ -225,7 +225,7 @@ def _export(source: Source, inputs: tuple[torch.Tensor, ...], dimensions: Any) -
         raise _stopped(error) from error
 
 
-def _stopped(error: Exception) -> Refused:
+def _stopped(error: Exception) -> Rejected:
     """Return the reason why a model cannot be traced, or run, with the innermost layer that the error passed."""
     stopped: Any = None
     link: BaseException | None = error
@@ -238,7 +238,7 @@ def _stopped(error: Exception) -> Refused:
             trace = trace.tb_next
         link = link.__cause__ or link.__context__
     where = f"the layer {stopped.name!r} ({type(stopped).__name__}) stops it: " if stopped is not None else ""
-    return Refused(f"{where}{_first_line(error)}", "replace the layer, or write a handler that runs Keras")
+    return Rejected(f"{where}{_first_line(error)}", "replace the layer, or write a handler that runs Keras")
 
 
 def _first_line(error: Exception) -> str:
@@ -384,15 +384,15 @@ def _output_names(model: Any, count: int) -> list[str]:
 
 
 def main() -> None:
-    """Read a job from standard input; write the result, or the reason of a refusal, as one line of JSON."""
+    """Read a job from standard input; write the result, or the reason of a rejection, as one line of JSON."""
     warnings.simplefilter("ignore")
     torch.use_deterministic_algorithms(True, warn_only=True)
     result = sys.stdout
     sys.stdout = sys.stderr  # what Keras prints is not the result
     try:
         document = {"converted": convert(json.load(sys.stdin))}
-    except Refused as error:
-        document = {"refused": {"message": str(error), "hint": error.hint}}
+    except Rejected as error:
+        document = {"rejected": {"message": str(error), "hint": error.hint}}
     result.write(json.dumps(document))
 
 
