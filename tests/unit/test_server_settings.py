@@ -20,6 +20,7 @@ from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import PropertiesError, ServerError
 from torchmar.properties import Properties
 from torchmar.server.config import credentials, keys, reader
+from torchmar.server.config.routes import Route
 from torchmar.server.config.settings import Settings
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Cors
@@ -415,3 +416,11 @@ def test_a_token_that_clients_could_not_send_keeps_the_server_from_starting(stor
     assert not text or text not in caught.value.message
     with pytest.raises(PropertiesError, match="No such file"):
         read(store, f"torchmar_inference_token_file={file}.not")
+
+
+def test_a_route_that_hides_a_path_of_the_api_is_refused_with_its_key(store: Path) -> None:
+    with pytest.raises(
+        PropertiesError, match=r"torchmar_routes.*the route /ping would hide paths of the server's APIs"
+    ):
+        read(store, 'torchmar_routes={"/ping": "clinic"}\n')
+    assert read(store, 'torchmar_routes={"/inference": "clinic"}\n').routes == {"/inference": Route("clinic")}

@@ -143,12 +143,14 @@ def capture(
     from torchmar.deployment.capture import capture as text_of
     from torchmar.deployment.context import local_model_store
 
-    live = actual.read(endpoint("management", address, run_folder, key_file, ca_file, allow_plain_http))
+    server = endpoint("management", address, run_folder, key_file, ca_file, allow_plain_http)
+    live = actual.read(server)
     if not live:
         raise TorchmarError("the server has no models", hint="torchmar register ARCHIVE adds one")
     index = store_index.read(model_store or local_model_store(run_folder), live)
     options = {"run_folder": run_folder, "management": address, "key_file": key_file, "model_store": model_store}
-    typer.echo(text_of(live, index, {key: str(value) for key, value in options.items() if value}), nl=False)
+    section = {key: str(value) for key, value in options.items() if value}
+    typer.echo(text_of(live, index, section, actual.read_routes(server)), nl=False)
 
 
 def startup(file: File = _DEFAULT, run_folder: RunFolder = None) -> None:

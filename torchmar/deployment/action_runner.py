@@ -53,6 +53,8 @@ class ActionRunner:
                 return self._check(action)
             case actions.Switch():
                 return self._switch(action)
+            case actions.SetRoute() | actions.RemoveRoute():
+                return self._route(action)
             case actions.Drain():
                 return self._drain(action)
             case actions.ScaleDown():
@@ -181,6 +183,29 @@ class ActionRunner:
             raise TorchmarError(f"{action.model} {action.version} has no worker that answers")
         self.undos.append(undo)
         self._client.set_default(action.model, action.version)
+        return ""
+
+    def _route(self, action: actions.SetRoute | actions.RemoveRoute) -> str:
+        before = self._client.routes().get(action.path)
+
+        def undo() -> str:
+            if before is None:
+                self._client.remove_route(action.path)
+                text = f"removed the route {action.path}"
+            else:
+                self._client.set_route(action.path, *before)
+                text = f"{action.path} leads to {before[0]} again"
+            if isinstance(action, actions.SetRoute) and action.version is not None:
+                # Another undo may remove the version: its requests are answered first.
+                seconds = self._describe(action.model, action.version).response_timeout
+                drain.wait(self._client, [actions.Drained(action.model, action.version, seconds)])
+            return text
+
+        self.undos.append(undo)
+        if isinstance(action, actions.RemoveRoute):
+            self._client.remove_route(action.path)
+        else:
+            self._client.set_route(action.path, action.model, action.version)
         return ""
 
     def _drain(self, action: actions.Drain) -> str:

@@ -168,7 +168,33 @@ class Remove:
         return f"{self.model} {self.version}"
 
 
-Action = Copy | Derive | Register | ScaleUp | Check | Switch | Drain | ScaleDown | Remove
+@dataclass(frozen=True)
+class SetRoute:
+    """Make a path lead to a model; ``version`` None: to its default version."""
+
+    path: str
+    model: str
+    version: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The objects of the action, for people."""
+        return f"{self.path} to {self.model}{f' {self.version}' if self.version is not None else ''}"
+
+
+@dataclass(frozen=True)
+class RemoveRoute:
+    """Remove a route."""
+
+    path: str
+
+    @property
+    def text(self) -> str:
+        """The objects of the action, for people."""
+        return self.path
+
+
+Action = Copy | Derive | Register | ScaleUp | Check | Switch | SetRoute | RemoveRoute | Drain | ScaleDown | Remove
 
 
 def verb(action: Action) -> str:

@@ -1,4 +1,4 @@
-"""The actual state of a server: all versions of all models, and their defaults."""
+"""The actual state of a server: all versions of all models, their defaults, and routes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torchmar.connection import Endpoint
-from torchmar.errors import NotFoundError
+from torchmar.errors import NotFoundError, ServerError
 from torchmar.management import ManagementClient, ModelVersion
 
 _THREADS = 4  # with more the server is not faster
+
+
+class LiveRoute(NamedTuple):
+    """The destination of a route; ``version`` None: the model's default one."""
+
+    model: str
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return self.model if self.version is None else f"{self.model} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,21 @@ def read(server: Endpoint) -> dict[str, LiveModel]:
         for name, versions in by_model.items()
         if versions
     }
+
+
+def read_routes(server: Endpoint) -> dict[str, LiveRoute] | None:
+    """Return the routes of a server by path; None: it is TorchServe, which has none.
+
+    Raises:
+        ConnectError, ServerError: as the management client does.
+    """
+    with ManagementClient(server) as client:
+        try:
+            return {path: LiveRoute(*route) for path, route in client.routes().items()}
+        except ServerError as error:
+            if error.status in (404, 405):
+                return None
+            raise
 
 
 def read_model(client: ManagementClient, name: str) -> LiveModel:

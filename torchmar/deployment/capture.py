@@ -8,13 +8,18 @@ from typing import Any
 import yaml
 
 from torchmar.deployment import versions
-from torchmar.deployment.actual import LiveModel
+from torchmar.deployment.actual import LiveModel, LiveRoute
 from torchmar.deployment.store_index import StoreIndex
 from torchmar.deployment.target import SETTINGS
 from torchmar.management import ModelVersion
 
 
-def capture(live: Mapping[str, LiveModel], index: StoreIndex, section: Mapping[str, str] | None = None) -> str:
+def capture(
+    live: Mapping[str, LiveModel],
+    index: StoreIndex,
+    section: Mapping[str, str] | None = None,
+    routes: Mapping[str, LiveRoute] | None = None,
+) -> str:
     """Return the text of a ``deployment.yaml`` whose plan is empty.
 
     Of several builds of one version, the default one is written, or else the newest.
@@ -23,8 +28,11 @@ def capture(live: Mapping[str, LiveModel], index: StoreIndex, section: Mapping[s
         live: the registered models.
         index: the server's model store. A build is written under the name of its version if that has an archive.
         section: the keys of ``server:``.
+        routes: those of the server; None: it has none.
     """
     document: dict[str, Any] = {"server": dict(section)} if section else {}
+    if written := {path: _route(route, live, index) for path, route in (routes or {}).items() if route.model in live}:
+        document["routes"] = written
     document["models"] = {name: _model(model, index) for name, model in sorted(live.items())}
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
@@ -43,6 +51,13 @@ def _model(model: LiveModel, index: StoreIndex) -> dict[str, Any]:
         "default": names[model.default],
         "versions": {names[version.version]: _version(names[version.version], version, index) for version in in_order},
     }
+
+
+def _route(route: LiveRoute, live: Mapping[str, LiveModel], index: StoreIndex) -> Any:
+    registered = live[route.model].versions.get(route.version or "")
+    if registered is None:
+        return route.model
+    return {"model": route.model, "version": _name(route.model, registered, index)}
 
 
 def _name(model: str, version: ModelVersion, index: StoreIndex) -> str:

@@ -18,6 +18,7 @@ from torchmar.deployment import gpu_sizes, versions
 from torchmar.errors import Problem, RecipeError, TorchmarError
 from torchmar.manifest import NAME_PATTERN
 from torchmar.recipe import VERSION_PATTERN, Count, Positive
+from torchmar.server.config import routes
 from torchmar.strict_yaml import Document, unknown
 
 FILE_NAME = "deployment.yaml"
@@ -174,12 +175,48 @@ class ModelState(_Strict):
         return self.versions[name] or VersionState()
 
 
+class RouteState(_Strict):
+    """The model that a route leads to."""
+
+    model: Name = Field(description="A model of this file.")
+    version: VersionName | None = Field(None, description="Its version. Default: the default one at each request.")
+
+
+def _route(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+def _route_path(value: object) -> object:
+    return routes.check_path(value) if isinstance(value, str) else value
+
+
+Route = Annotated[RouteState, BeforeValidator(_route, json_schema_input_type=str | RouteState)]
+RoutePath = Annotated[str, BeforeValidator(_route_path)]
+
+
 class Deployment(_Strict):
     """The desired state of a server."""
 
     server: ServerSection = ServerSection()
     prune: bool = Field(False, description="Remove models that are not listed.")
+    routes: dict[RoutePath, Route] | None = Field(
+        None,
+        description="All paths of your choice that lead to models, /inference: NAME. Default: the server's stay. "
+        "Only the built-in server has routes.",
+    )
     models: dict[Name, ModelState]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Deployment:
+        for path, route in (self.routes or {}).items():
+            if (model := self.models.get(route.model)) is None:
+                raise ValueError(f"the route {path} leads to {route.model}, which is none of the models")
+            if route.version is not None and route.version not in model.versions:
+                versions = ", ".join(model.versions)
+                raise ValueError(
+                    f"the route {path} leads to {route.model} {route.version}; its versions are {versions}"
+                )
+        return self
 
 
 def read(file: Path) -> Deployment:
@@ -235,7 +272,7 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
         message = unknown(key, _model(location))
     elif detail["type"] == "missing":
         message = "this key is required"
-    elif detail["type"] == "string_type" and (is_key or location[-1:] == ["default"]):
+    elif detail["type"] == "string_type" and (is_key or location[-1] in ("default", "version")):
         # YAML reads 1.10 as the number 1.1: a version without quotes would be a wrong version.
         message = f'write the version in quotes: "{location[-1] if is_key else written}"'
     elif detail["type"] == "string_pattern_mismatch":
@@ -252,5 +289,7 @@ def _model(location: list[Any]) -> type[BaseModel]:
     """Return the part of the schema at a location."""
     if location[:1] == ["server"]:
         return ServerSection
+    if location[:1] == ["routes"]:
+        return RouteState
     by_depth: dict[int, type[BaseModel]] = {0: Deployment, 2: ModelState, 3: Checks, 4: VersionState}
     return by_depth.get(len(location), Deployment)

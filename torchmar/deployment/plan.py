@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchmar.deployment import actions, desired_version, placement, registration, removal, versions
+from torchmar.deployment import actions, desired_version, placement, registration, removal, routes, versions
 from torchmar.deployment.actions import Action, workers
-from torchmar.deployment.actual import LiveModel
+from torchmar.deployment.actual import LiveModel, LiveRoute
 from torchmar.deployment.desired import Deployment, ModelState
 from torchmar.deployment.desired_version import DesiredVersion
 from torchmar.deployment.draft import Change, Draft
@@ -51,6 +51,7 @@ def plan(
     archives: Mapping[tuple[str, str], StoredArchive | None],
     gpu_sizes: Sequence[int] = (),
     folder: Path = Path(),
+    live_routes: Mapping[str, LiveRoute] | None = None,
 ) -> Plan:
     """Return the changes and actions that bring a server to its desired state.
 
@@ -61,6 +62,7 @@ def plan(
         archives: the archive of every listed model and version; None where there is none to read.
         gpu_sizes: bytes of memory of each GPU.
         folder: the folder that file names of the deployment are relative to.
+        live_routes: the actual routes; None: the server has none, as TorchServe.
 
     Raises:
         TorchmarError: the desired state cannot be reached; the message has the reason.
@@ -68,16 +70,23 @@ def plan(
     wanted = list(desired_version.match(deployment, live, archives))
     wanted, gpus = placement.place(wanted, live, index, gpu_sizes)
     draft = Draft(index, folder, taken=set(index.archives))
+    builds: dict[tuple[str, str], str] = {}
     for name, model in deployment.models.items():
-        _plan_model(model, [version for version in wanted if version.model == name], live.get(name), draft)
+        of_model = [version for version in wanted if version.model == name]
+        builds |= _plan_model(model, of_model, live.get(name), draft)
     for name in live.keys() - deployment.models.keys():
         removal.retire_model(live[name], deployment.prune, draft)
+    if deployment.routes is not None:
+        routes.plan_routes(deployment.routes, live_routes, builds, draft)
     order = {"+": 0, "~": 1, "-": 2, "!": 3}
     changes = sorted(draft.changes, key=lambda change: (change.what.split(" ")[0], order[change.sign]))
     return Plan(tuple(changes), draft.ordered_actions(), gpus)
 
 
-def _plan_model(model: ModelState, wanted: Sequence[DesiredVersion], live: LiveModel | None, draft: Draft) -> None:
+def _plan_model(
+    model: ModelState, wanted: Sequence[DesiredVersion], live: LiveModel | None, draft: Draft
+) -> dict[tuple[str, str], str]:
+    """Add what happens to one model; return the build of each of its versions that is registered afterwards."""
     resolved: dict[str, str] = {}
     # The first registered version of a model becomes its default.
     for version in sorted(wanted, key=lambda version: not version.is_default):
@@ -90,6 +99,7 @@ def _plan_model(model: ModelState, wanted: Sequence[DesiredVersion], live: LiveM
         default = next(version for version in wanted if version.is_default)
         _switch(default, resolved[default.version], live, draft)
         removal.retire_versions(model, resolved, live, draft)
+    return {(version.model, version.version): resolved[version.version] for version in wanted}
 
 
 def _update(wanted: DesiredVersion, registered: ModelVersion, live: LiveModel | None, draft: Draft) -> None:

@@ -61,4 +61,5 @@ def make(deployment: Deployment, context: DeploymentContext, gpu_sizes: Sequence
     if gpu_sizes is None and on_gpus:
         gpu_sizes = deployment.server.gpus or gpus.memory_sizes()
     live = actual.read(context.endpoint)
-    return plan.plan(deployment, live, index, by_version, gpu_sizes or (), context.folder)
+    live_routes = actual.read_routes(context.endpoint) if deployment.routes is not None else None
+    return plan.plan(deployment, live, index, by_version, gpu_sizes or (), context.folder, live_routes)

@@ -11,6 +11,7 @@ from torchmar.deployment.desired import Deployment
 from torchmar.deployment.store_index import StoredArchive, StoreIndex
 from torchmar.deployment.target import SETTINGS, Target
 from torchmar.errors import TorchmarError
+from torchmar.server.config.routes import Route, show
 
 
 def startup(
@@ -30,11 +31,13 @@ def startup(
     """
     models: dict[str, dict[str, Any]] = {}
     files: list[str] = []
+    builds: dict[tuple[str, str], str] = {}
     for name, model in deployment.models.items():
         models[name] = {}
         for version in sorted(model.versions, key=lambda name: name != model.default_version):
             is_default = version == model.default_version
             stored, target = _choose(name, version, deployment, archives, index)
+            builds[name, version] = stored.version
             file = stored.path.name
             files.append(file if stored.name == name else f"{name}={file}")
             models[name][stored.version] = {
@@ -56,6 +59,12 @@ def startup(
     else:
         snapshot = {"name": "deployment", "modelCount": len(versions), "models": models}
         keys["model_snapshot"] = _json(snapshot)
+    if deployment.routes is not None:
+        routes = {
+            path: Route(route.model, None if route.version is None else builds[route.model, route.version])
+            for path, route in deployment.routes.items()
+        }
+        keys["torchmar_routes"] = show(routes)
     return properties.show(keys)
 
 

@@ -234,6 +234,18 @@ class ManagementClient:
         """
         return self._status("DELETE", f"{_path(name)}/labels/{quote(label, safe='')}")
 
+    def routes(self) -> dict[str, tuple[str, str | None]]:
+        """Return the model and version (None: the default one) of each route; only torchmar's server has routes."""
+        return self._connection.read(_routes, "GET", "/routes")
+
+    def set_route(self, path: str, model: str, version: str | None = None) -> str:
+        """Make a path, ``/inference``, lead to a model's predictions; without ``version`` to its default one."""
+        return self._status("PUT", f"/routes{quote(path)}", {"model": model, "version": version})
+
+    def remove_route(self, path: str) -> str:
+        """Remove a route."""
+        return self._status("DELETE", f"/routes{quote(path)}")
+
     def unregister(self, name: str, version: str | None = None) -> str:
         """Remove a version, or a model's only one.
 
@@ -289,6 +301,10 @@ def check_name(name: str | None) -> None:
 
 def _versions(document: Any) -> list[ModelVersion]:
     return [ModelVersion.of(version) for version in document]
+
+
+def _routes(document: Any) -> dict[str, tuple[str, str | None]]:
+    return {path: (route["model"], route.get("version")) for path, route in document["routes"].items()}
 
 
 def _page(document: Any) -> tuple[list[RegisteredModel], str | None]:

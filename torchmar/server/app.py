@@ -168,7 +168,9 @@ def _by_path(apps: Mapping[str, http.App]) -> http.App:
 
     def app(request: http.Request) -> None:
         first, *rest = request.path.strip("/").split("/")
-        api = {"models": "management", "token": "management", "metrics": "metrics"}.get(first, "inference")
+        api = {"models": "management", "routes": "management", "token": "management", "metrics": "metrics"}.get(
+            first, "inference"
+        )
         if first == "models" and rest[-1:] == ["invoke"]:
             api = "inference"  # SageMaker's
         apps.get(api, next(iter(apps.values())))(request)

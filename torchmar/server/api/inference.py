@@ -6,9 +6,9 @@ import json
 from functools import partial
 from typing import Any
 
-from torchmar.server.api import bodies, inference_openapi, tensorflow_serving, tensors
+from torchmar.server.api import bodies, event_stream, inference_openapi, tensorflow_serving, tensors
 from torchmar.server.api.model_response import ModelResponse
-from torchmar.server.api.model_target import ModelTarget, model_target
+from torchmar.server.api.model_target import ModelTarget, model_target, route_target
 from torchmar.server.api.open_inference import OpenInference, not_found
 from torchmar.server.api_error import ApiError, not_allowed
 from torchmar.server.config.settings import Settings
@@ -44,6 +44,7 @@ class Inference:
         self._registry, self._tokens, self._metrics = registry, tokens, metrics
         self._max_response_size, self._health_token = settings.max_response_size, settings.health_token
         self._targets: dict[bytes, ModelTarget] = {}
+        registry.routes.on_change.append(self._targets.clear)
         self._ids = request_ids()
         self._open_inference = OpenInference(registry, metrics)
 
@@ -95,14 +96,18 @@ class Inference:
             raise not_allowed("GET", "HEAD", "OPTIONS")
         if not segments or segments == ["api-description"]:
             # A client that reads how to send requests may have no token yet.
-            document = inference_openapi.describe(tokens=self._tokens.enabled, health_token=self._health_token)
+            document = inference_openapi.describe(
+                tokens=self._tokens.enabled, health_token=self._health_token, routes=self._registry.routes.by_path
+            )
             self._respond(request, request_id, 200, document)
             return
         if segments in _HEALTH:
             self._check_health_token(request)
         else:
             self._check_token(request)
-        if (target := model_target(segments)) is not None:
+        # A route precedes /NAME/predict, the one path of the API that may have any first segment.
+        route = self._registry.routes.find("/" + "/".join(segments))
+        if (target := route_target(route) if route else model_target(segments)) is not None:
             self._submit(request, request_id, target)
             # Only models that exist are cached: a scan for others replaces nothing.
             if len(self._targets) >= _CACHED_TARGETS:
@@ -155,7 +160,9 @@ class Inference:
         else:
             version = self._registry.find(name, target.version)
         if request.method == "OPTIONS":
-            document = inference_openapi.describe_model(name, tokens=self._tokens.enabled)
+            document = inference_openapi.describe_model(
+                name, tokens=self._tokens.enabled, routes=self._registry.routes.by_path
+            )
             self._respond(request, request_id, 200, document)
             return
         if inputs is None:
@@ -165,6 +172,8 @@ class Inference:
             examples = tensorflow_serving.examples_of(request.body, version.pool.description.get("inputs", ()))
             inputs = [Part("body", _JSON, examples)]
             response.convert = partial(tensorflow_serving.results_document, target.verb)
+        if accept := request.header("accept"):
+            response.events, response.only_events = event_stream.accepted(accept)
         if target.tensors:
             response.encoding = compression.accepted(request.header("accept-encoding"))
         headers = self._headers(request, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torchmar.server.api.openapi_parts import (
@@ -21,6 +22,7 @@ from torchmar.server.api.openapi_parts import (
     response,
     whole_number,
 )
+from torchmar.server.config.routes import Route
 
 _TOKEN = "inference"
 _UNAUTHORIZED = {"400": "The token is wrong, or the request"}
@@ -37,6 +39,8 @@ _FORM: Schema = {"type": "object", "additionalProperties": True}
 _PLAIN: dict[str, Schema] = {JSON: ANYTHING, "application/octet-stream": BINARY, "multipart/form-data": _FORM}
 # Mostly JSON; a handler may choose another type.
 _RESULT = {"200": response("The result of the handler", ANYTHING, JSON, "*/*")}
+# A handler may choose any other status, with a body of its own.
+_OTHER_RESULT = {"default": response("Any other response of the handler")}
 
 
 class _Call(NamedTuple):
@@ -220,12 +224,15 @@ _SCHEMAS: Mapping[str, Schema] = {
 }
 
 
-def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
+def describe(
+    *, tokens: bool, health_token: bool = False, routes: Mapping[str, Route] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return the document of the whole API.
 
     Args:
         tokens: whether requests need a token.
         health_token: whether health checks need one, too.
+        routes: paths of the user's choice.
     """
     token = _TOKEN if tokens else ""
     probe = token if health_token else ""
@@ -318,15 +325,32 @@ def describe(*, tokens: bool, health_token: bool = False) -> dict[str, Any]:
             )
         },
         **dict(_of_models(token)),
+        **dict(_of_routes(token, routes)),
     }
     return document("TorchServe APIs", "Predictions and explanations of models", paths, _SCHEMAS, token=token)
 
 
-def describe_model(name: str, *, tokens: bool) -> dict[str, Any]:
+def describe_model(name: str, *, tokens: bool, routes: Mapping[str, Route] = MappingProxyType({})) -> dict[str, Any]:
     """Return the document of the calls that concern one model."""
     token = _TOKEN if tokens else ""
     paths = {path.replace("{model_name}", name): calls for path, calls in _of_models(token, named=True)}
+    paths |= _of_routes(token, {path: route for path, route in routes.items() if route.model == name})
     return document(f"RESTful API for: {name}", f"Predictions and explanations of {name}", paths, _SCHEMAS, token=token)
+
+
+def _of_routes(token: str, routes: Mapping[str, Route]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the operations of each path of the user's choice."""
+    for number, (path, route) in enumerate(routes.items(), 1):
+        version = f", version {route.version}" if route.version is not None else ""
+        described = operation(
+            f"route_{number}_predictions",
+            f"Predict with the model {route.model}{version}. The body is what its handler takes.",
+            {**_RESULT, **_OTHER_RESULT},
+            errors=_OF_MODEL,
+            body=_PLAIN,
+            token=token,
+        )
+        yield path, {"post": described}
 
 
 def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -347,8 +371,7 @@ def _of_models(token: str, *, named: bool = False) -> Iterator[tuple[str, dict[s
     for call in _CALLS:
         for path, prefix in call.paths.items():
             parameters = (_SAGEMAKER_NAME,) if path == "/invocations" else of(path)
-            # A handler may choose any other status, with a body of its own.
-            results = {**call.results, "default": response("Any other response of the handler")}
+            results = {**call.results, **_OTHER_RESULT}
             described = operation(
                 f"{prefix}{call.identity}",
                 call.description,

@@ -15,6 +15,8 @@ from torchmar.server.api import descriptions, management_openapi, parameters, st
 from torchmar.server.api.registration import registration
 from torchmar.server.api_error import ApiError, error_body, not_allowed
 from torchmar.server.background_tasks import BackgroundTasks
+from torchmar.server.config import routes as configured_routes
+from torchmar.server.config.routes import Route
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import Request
 from torchmar.server.models.registry import Registry, Version
@@ -74,6 +76,8 @@ class Management:
         self._tokens.check(authorization, "management")
         if segments[1] == "models" and len(segments) <= 5:
             self._models(request, segments[2:])
+        elif segments[1] == "routes":
+            self._routes(request, segments[2:])
         elif segments[1:3] == ["v1", "models"] and len(segments) == 4:
             _allow(request, "GET")
             name = segments[3].partition(":")[0]
@@ -132,6 +136,34 @@ class Management:
             raise ApiError(400, "BadRequestException", "Parameter version is required.")
         self._registry.set_label(name, label, version)
         self._respond_status(request, status_messages.labelled(name, label, version))
+
+    def _routes(self, request: Request, segments: list[str]) -> None:
+        """Respond with the routes; with the segments of a path respond with, set or remove its route."""
+        routes = self._registry.routes
+        if not segments:
+            _allow(request, "GET")
+            documents = {path: configured_routes.document(route) for path, route in routes.by_path.items()}
+            self._respond_document(request, {"routes": documents})
+            return
+        _allow(request, "GET", "PUT", "DELETE")
+        path = "/" + "/".join(segments)
+        if request.method == "GET":
+            self._respond_document(request, configured_routes.document(routes.get(path)))
+        elif request.method == "DELETE":
+            routes.remove(path)
+            self._respond_status(request, status_messages.route_removed(path))
+        else:
+            query = parameters.query(request)
+            if unknown := sorted(query.keys() - parameters.ROUTE):
+                # Ignored, it would make the route lead to another version.
+                message = f"Unknown parameter {unknown[0]}; there are {' and '.join(parameters.ROUTE)}."
+                raise ApiError(400, "BadRequestException", message)
+            if not query.get("model"):
+                raise ApiError(400, "BadRequestException", "Parameter model is required.")
+            route = Route(query["model"], query.get("version") or None)
+            self._registry.find(route.model, route.version)
+            routes.set(path, route)
+            self._respond_status(request, status_messages.routed(path, route))
 
     def _renew(self, request: Request, authorization: str) -> None:
         """Write a new token into the key file; the response does not contain it."""

@@ -24,7 +24,7 @@ _TOKEN = "management"
 _ERRORS = {
     "400": "The token is wrong, or a parameter",
     "403": "The default version can only be removed last",
-    "404": "No such model, version or archive",
+    "404": "No such model, version, archive or route",
     "405": "The configuration does not allow registrations at run time",
     "408": "It took too long",
     "409": "In conflict with what is registered",
@@ -103,6 +103,8 @@ _MODEL_VERSION = record(
 _SCHEMAS: Mapping[str, Schema] = {
     "Description": record({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}),
     "Status": record({"status": TEXT}),
+    "Route": record({"model": TEXT}, {"version": TEXT}),
+    "Routes": record({"routes": {"type": "object", "additionalProperties": reference("Route")}}),
     "Labels": record({"labels": {"type": "object", "additionalProperties": TEXT}}),
     "ModelReady": record({"name": TEXT, "ready": FLAG}),
     "ModelList": record({"models": array(record({"modelName": TEXT, "modelUrl": TEXT}))}, {"nextPageToken": TEXT}),
@@ -163,6 +165,7 @@ def management(tokens: bool) -> dict[str, Any]:
             ),
         },
         **_of_models(token),
+        **_of_routes(token),
         "/v1/models/{model_name}": {
             "get": operation(
                 "ready",
@@ -198,6 +201,51 @@ def of_model(name: str, tokens: bool) -> dict[str, Any]:
     token = _TOKEN if tokens else ""
     title = f"RESTful Management API for: {name}"
     return document(title, "Describes, scales and removes a model", _of_models(token), _SCHEMAS, token=token)
+
+
+def _of_routes(token: str) -> dict[str, Any]:
+    path = Parameter("path", "path", TEXT, "The path of the route without its first slash; it may have slashes.")
+    return {
+        "/routes": {
+            "get": operation(
+                "listRoutes",
+                "Return the paths of the user's choice, with the model that each leads to.",
+                {"200": response("The routes", reference("Routes"))},
+                errors=_errors("400"),
+                token=token,
+            )
+        },
+        "/routes/{path}": {
+            "get": operation(
+                "describeRoute",
+                "Return the model that a path leads to.",
+                {"200": response("The route", reference("Route"))},
+                errors=_errors("400", "404"),
+                parameters=(path,),
+                token=token,
+            ),
+            "put": operation(
+                "setRoute",
+                "Make a path lead to a model's predictions.",
+                _STATUS,
+                errors=_errors("400", "404"),
+                parameters=(
+                    path,
+                    Parameter("query", "model", TEXT, "Name of the model.", required=True),
+                    Parameter("query", "version", TEXT, "Its version; default: the default one at each request."),
+                ),
+                token=token,
+            ),
+            "delete": operation(
+                "removeRoute",
+                "Remove a route.",
+                _STATUS,
+                errors=_errors("400", "404"),
+                parameters=(path,),
+                token=token,
+            ),
+        },
+    }
 
 
 def _of_models(token: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The HTTP response to one request of a model: whole or streamed, compressed where the client accepts it."""
+"""The HTTP response to one request of a model: whole, in parts or as events, compressed where the client accepts it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from torchmar.server.api import event_stream
 from torchmar.server.api_error import ApiError
 from torchmar.server.http import Request, compression
+from torchmar.server.http.responses import BODILESS
 from torchmar.server.kserve_errors import is_kserve, with_error
 from torchmar.server.models.registry import Version
 from torchmar.server.request_ids import HEADER
@@ -32,9 +34,12 @@ class ModelResponse:
     Attributes:
         convert: returns the body to send for that of a successful reply, or raises ValueError; None: as it is.
         encoding: of the body, ``gzip`` or ``deflate``; empty: as it is.
+        events: whether the parts of a streamed reply are sent as events.
+        only_events: whether a whole reply is sent as one event, too.
     """
 
     __slots__ = (
+        "_as_events",
         "_failed",
         "_id",
         "_max_size",
@@ -45,14 +50,17 @@ class ModelResponse:
         "_version",
         "convert",
         "encoding",
+        "events",
+        "only_events",
     )
 
     def __init__(self, request: Request, request_id: str, version: Version, metrics: Metrics, max_size: int) -> None:
         self._request, self._id, self._version, self._metrics = request, request_id, version, metrics
         self._max_size = max_size
-        self._started = self._failed = False
+        self._started = self._failed = self._as_events = False
         self._since = time.monotonic()
         self.encoding = ""
+        self.events = self.only_events = False
         self.convert: Callable[[bytes], bytes] | None = None
 
     def on_reply(self, reply: Reply) -> None:
@@ -69,7 +77,7 @@ class ModelResponse:
             request.on_disconnect = None
             seconds = time.monotonic() - self._since
             self._metrics.request(self._version.name, self._version.version, reply.status, seconds)
-        if reply.more or self._started or self._failed:
+        if reply.more or self._started or self._failed or self._is_event(reply):
             self._send_part(reply)
         elif self.encoding and "content-encoding" not in map(str.lower, reply.headers):
             self._compress(reply)
@@ -108,7 +116,9 @@ class ModelResponse:
             return
         if reply.message:
             self._failed = True
-            if self._started:
+            if self._as_events:
+                self._send_error(reply)
+            elif self._started:
                 # The status was sent already, and is that of success: the client must not take the parts for the whole.
                 request.abort()
             else:
@@ -117,10 +127,52 @@ class ModelResponse:
         if not self._started:
             self._started = True
             content_type, headers = self._head(reply)
+            self._as_events = self.events and reply.status < 400 and not self._has_own_format(reply)
+            if self._as_events:
+                content_type, headers = event_stream.CONTENT_TYPE, [*headers, *event_stream.HEADERS]
             request.start(reply.status, content_type, headers)
-        request.send(reply.body)
+        if self._as_events:
+            if reply.status >= 400:
+                self._failed = True
+                self._send_error(reply)
+                return
+            if not self._send_event(reply):
+                return
+        else:
+            request.send(reply.body)
         if not reply.more:
             request.end()
+
+    def _is_event(self, reply: Reply) -> bool:
+        """Return whether a whole reply is sent as an event: its client accepts nothing else, and events can hold it."""
+        if not self.only_events or reply.status >= 300 or reply.status in BODILESS:
+            return False
+        return not self._has_own_format(reply) and _is_text(reply.body)
+
+    def _has_own_format(self, reply: Reply) -> bool:
+        """Return whether a handler writes events itself, or compresses its parts."""
+        content_type, headers = self._head(reply)
+        is_event_stream = content_type.partition(";")[0].strip().lower() == event_stream.CONTENT_TYPE
+        return is_event_stream or any(name.lower() == "content-encoding" for name, _ in headers)
+
+    def _send_event(self, reply: Reply) -> bool:
+        """Send a part as an event; return False if it is none, so that the stream has ended with an error."""
+        try:
+            text = reply.body.decode()
+        except UnicodeDecodeError:
+            self._failed = True
+            message = "A part of the answer is not UTF-8 text, which events cannot hold; send no Accept header for it."
+            self._send_error(Reply.of(ApiError(500, "InternalServerException", message)))
+            return False
+        if text:
+            self._request.send(event_stream.event(text))
+        return True
+
+    def _send_error(self, reply: Reply) -> None:
+        """Send an error as the last event: the status of the response was sent before it was known."""
+        request = self._request
+        request.send(event_stream.event(reply.body.decode("utf-8", "replace").rstrip(), "error"))
+        request.end()
 
     def _head(self, reply: Reply) -> tuple[str, list[tuple[str, str]]]:
         """Return the content type and the headers, without those that a handler cannot set."""
@@ -140,3 +192,11 @@ class ModelResponse:
         extra = {"model": name, "version": version, "request_id": self._id}
         logs.SERVER.warning("%s %s, request %s: %s", name, version, self._id, message, extra=extra)
         return Reply.of(ApiError(500, "InternalServerException", message), more=reply.more)
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,9 +1,14 @@
-"""Paths of the inference API to the model that they name: TorchServe's, KServe's, TensorFlow Serving's, SageMaker's."""
+"""Paths of the inference API to the model that they name: TorchServe's, KServe's, TensorFlow Serving's, SageMaker's.
+
+A route of the user leads to a model, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from torchmar.server.config.routes import Route
 
 _PREDICT, _EXPLAIN = {"explain": "False"}, {"explain": "True"}
 _V1_VERBS = {"predict": _PREDICT, "explain": _EXPLAIN}
@@ -60,6 +65,11 @@ def model_target(segments: list[str]) -> ModelTarget | None:
         case [name, version, "predict"]:
             return ModelTarget(name, version, {}, query=True)
     return None
+
+
+def route_target(route: Route) -> ModelTarget:
+    """Return the model of a route; its requests are read as those of ``/predictions``."""
+    return ModelTarget(route.model, route.version, {"url_path": "", **_PREDICT})
 
 
 def _v1_target(segments: list[str], verb: str) -> ModelTarget | None:

@@ -17,6 +17,7 @@ from torchmar.server.telemetry import logs
 LIST = ("limit", "next_page_token")
 DESCRIBE = ("customized",)
 LABEL = ("version",)
+ROUTE = ("model", "version")
 SCALE = ("min_worker", "max_worker", "synchronous", "model_version")
 # Names of the same parameter in other calls, configuration files and clients.
 _SYNONYMS = (

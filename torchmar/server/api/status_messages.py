@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchmar.server.config.routes import Route
 from torchmar.server.models.registry import Version
 
 STARTED = "Processing worker updates..."
@@ -35,6 +36,17 @@ def labelled(name: str, label: str, version: str) -> str:
 def label_removed(name: str, label: str) -> str:
     """Return the message of a removed label."""
     return f'Label {label} of model "{name}" removed'
+
+
+def routed(path: str, route: Route) -> str:
+    """Return the message of a route that leads to another model or version now."""
+    version = f", version {route.version}" if route.version is not None else ""
+    return f'Route {path} leads to model "{route.model}"{version}'
+
+
+def route_removed(path: str) -> str:
+    """Return the message of a removed route."""
+    return f"Route {path} removed"
 
 
 def unregistered(name: str) -> str:

@@ -177,6 +177,12 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         "appear.",
         "none",
     ),
+    "torchmar_routes": KeyDescription(
+        MODELS,
+        "Paths of your choice that lead to the predictions of models, as JSON: by path the name of a model, or an "
+        "object with `model` and `version`. See [Keep the URL of a service](../how-to/keep-a-url.md).",
+        "none",
+    ),
     "torchmar_snapshots": KeyDescription(
         MODELS, "Set by `torchmar-serve`: the folder for snapshots.", "none are written"
     ),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from torchmar import properties
-from torchmar.server.config import base_paths, startup_models
+from torchmar.server.config import base_paths, routes, startup_models
 from torchmar.server.config import values as values
 
 Kind = Literal["flag", "number", "text", "path"]
@@ -124,6 +124,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "torchmar_management_token_file": _path("", "/run/secrets/management_token"),
     "torchmar_max_download_size": _number("max_download_size", "21474836480", 1),
     "torchmar_model_base_paths": ConfigKey("model_base_paths", base_paths.parse, '{"digits": "/models/digits"}'),
+    "torchmar_routes": ConfigKey("routes", routes.parse, '{"/inference": "clinic"}'),
     "torchmar_snapshots": _path("snapshots", "logs/config"),
     "torchmar_watch": ConfigKey("watch", values.watch_policy, "latest"),
     "torchmar_watch_seconds": _number("watch_seconds", "10", 0),

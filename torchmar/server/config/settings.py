@@ -13,6 +13,7 @@ from torchmar.properties import Properties
 from torchmar.server.config import available_versions, startup_models
 from torchmar.server.config.available_versions import AvailableVersion
 from torchmar.server.config.base_paths import BasePath, VersionPolicy
+from torchmar.server.config.routes import Route
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Cors
 from torchmar.server.telemetry.logs import Layout
@@ -72,6 +73,7 @@ class Settings:
             it is not watched.
         watch_seconds: ``torchmar_watch_seconds``; between two looks at watched folders; 0: only at the start.
         model_base_paths: ``torchmar_model_base_paths``; folders with the versions of a model, which are watched.
+        routes: ``torchmar_routes``; paths of the user's choice that lead to models.
     """
 
     model_store: Path
@@ -126,6 +128,7 @@ class Settings:
     watch: VersionPolicy | None = None
     watch_seconds: int = 1
     model_base_paths: tuple[BasePath, ...] = ()
+    routes: Mapping[str, Route] = field(default_factory=dict)
 
     def startup_models(self) -> list[StartupModel]:
         """Return the models that the server loads at its start.

@@ -23,6 +23,8 @@ _UNCACHED = (
     b"Cache-Control: no-cache; no-store, must-revalidate, private\r\n"
     b"Expires: Thu, 01 Jan 1970 00:00:00 UTC\r\n"
 )
+# Clients of event streams and proxies read this header strictly; TorchServe's has a semicolon for a comma.
+_EVENTS_UNCACHED = b"Cache-Control: no-cache\r\n"
 # Set by the server; TorchServe too overwrites what a handler has set under these names.
 _SERVER_HEADERS = frozenset(
     {
@@ -66,12 +68,10 @@ class ResponseHeads(dict[tuple[int, str], bytes]):
     def __init__(self, cors: Cors | None = None) -> None:
         super().__init__()
         self._prefixes: dict[str, bytes] = {}
-        self._common = _UNCACHED
+        self._cors = b""
         if cors:
             allowed = {"origin": cors.origin, "methods": cors.methods, "headers": cors.headers}
-            self._common += self.lines(
-                (f"access-control-allow-{name}", value) for name, value in allowed.items() if value
-            )
+            self._cors = self.lines((f"access-control-allow-{name}", value) for name, value in allowed.items() if value)
 
     def __missing__(self, key: tuple[int, str]) -> bytes:
         status, content_type = key
@@ -84,7 +84,8 @@ class ResponseHeads(dict[tuple[int, str], bytes]):
         lines = self.lines([("content-type", content_type)]) if content_type else b""
         if len(self) >= _CACHE_SIZE:
             self.clear()
-        self[key] = head = b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason.encode(), lines, self._common)
+        lines += _EVENTS_UNCACHED if content_type.startswith("text/event-stream") else _UNCACHED
+        self[key] = head = b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason.encode(), lines, self._cors)
         return head
 
     def lines(self, headers: Iterable[tuple[str, str]]) -> bytes:

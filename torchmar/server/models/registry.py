@@ -15,6 +15,7 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.models import serving_config
 from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
+from torchmar.server.models.routes import Routes
 from torchmar.server.models.serving_config import Registration, ServingConfig
 from torchmar.server.models.startup import Startup
 from torchmar.server.telemetry import logs
@@ -87,7 +88,8 @@ class Registry:
     Attributes:
         models: by name.
         startup: the progress of loading the models of the configuration.
-        on_change: called when versions, their workers or the default have changed; not while `load` runs.
+        routes: paths of the user's choice that lead to models.
+        on_change: called when versions, their workers, the default or routes have changed; not while `load` runs.
     """
 
     def __init__(
@@ -95,6 +97,8 @@ class Registry:
     ) -> None:
         self.models: dict[str, Model] = {}
         self.startup = Startup()
+        self.routes = Routes(settings.routes)
+        self.routes.on_change.append(lambda: self.on_change())
         self.on_change: Callable[[], None] = lambda: None
         self._archives, self._fork_server, self._settings, self._observer = archives, fork_server, settings, observer
         self._tasks = BackgroundTasks(_log_error)

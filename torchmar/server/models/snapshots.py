@@ -1,7 +1,7 @@
 """TorchServe's snapshots: configuration and registered models in a file that a server can start from.
 
 The format is that of TorchServe 0.12.0: a properties file, whose ``model_snapshot`` is JSON. A version also has
-``handler`` if its registration names one, and ``labels`` if it has some.
+``handler`` if its registration names one, and ``labels`` if it has some. Routes are ``torchmar_routes``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from torchmar import properties
 from torchmar.atomic import temporary_path
+from torchmar.server.config import routes
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.telemetry import logs
@@ -48,6 +49,10 @@ class Snapshots:
             values = dict(properties.read(self._config).values)
             for key in _OMITTED_KEYS:
                 values.pop(key, None)
+            if by_path := self._registry.routes.by_path:
+                values["torchmar_routes"] = routes.show(by_path)
+            else:
+                values.pop("torchmar_routes", None)
             values["model_snapshot"] = json.dumps(document(self._registry, path.name), indent=2)
             part = temporary_path(path)
             part.write_text(properties.show(values), encoding="utf-8")

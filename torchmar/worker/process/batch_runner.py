@@ -3,6 +3,8 @@
 A handler sees what it sees under TorchServe: ``ts.service.Service``'s rows, context and codes, except
 that with ``isolate`` a batch that fails as a whole is repeated once, one request at a time. Then only the request
 that caused the failure fails, and handlers that support only batches of one request work, too.
+
+A handler may also be a generator, which TorchServe does not support: each list that it yields is sent at once.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from types import GeneratorType
 from typing import Any
 
 from .frames import loads, orjson
@@ -98,6 +101,10 @@ class BatchRunner:
         copies = [dict(row) for row in rows]
         try:
             document = self._handle(copies, context)
+            if isinstance(document, GeneratorType):
+                document = self._stream(document, processors)
+        except BatchError:
+            raise
         except MemoryError:
             log.error("System out of memory", exc_info=True)
             raise BatchError(507, "Out of resources") from None
@@ -124,6 +131,29 @@ class BatchRunner:
             raise BatchError(503, _MISMATCH)
         return list(self._encode(document, processors))
 
+    def _stream(self, generator: Generator[Any, None, Any], processors: list[Any]) -> list[Any]:
+        """Send each list that a handler yields as intermediate responses; return its last responses.
+
+        These are the list that the generator returns, or else empty: all was sent already.
+        """
+        while True:
+            try:
+                values = next(generator)
+            except StopIteration as end:
+                return [b""] * len(processors) if end.value is None else end.value  # type: ignore[no-any-return]
+            if not isinstance(values, list) or len(values) != len(processors):
+                generator.close()
+                log.warning("model: %s: yield a list with a response for each request.", self._context.model_name)
+                raise BatchError(503, _MISMATCH if isinstance(values, list) else "Invalid model predict output")
+            for index, (value, processor) in enumerate(zip(values, processors, strict=True)):
+                try:
+                    body = encode(value)
+                except TypeError:
+                    log.warning("Unable to serialize model output.", exc_info=True)
+                    raise BatchError(503, UNSUPPORTED) from None
+                processor.get_response_headers()["ts_stream_next"] = "true"
+                self._parts.send(index, _result(processor, body))
+
     def _encode(self, document: list[Any], processors: list[Any]) -> Iterator[Result]:
         criteria = self._context.stopping_criteria
         for index, (value, processor) in enumerate(zip(document, processors, strict=True)):
@@ -134,7 +164,6 @@ class BatchRunner:
                     headers["ts_stream_next"] = "false" if stop else "true"
             elif headers.get("ts_stream_next") == "true":
                 headers["ts_stream_next"] = "false"
-            status = processor.get_response_status_code()
             try:
                 body = encode(value)
             except TypeError:
@@ -143,14 +172,7 @@ class BatchRunner:
                     raise BatchError(503, UNSUPPORTED) from None
                 yield _error_result(BatchError(503, UNSUPPORTED))
                 continue
-            content_type = headers.get("content-type") or ""
-            yield (
-                200 if status is None else int(status),
-                str(content_type),
-                {str(name): str(text) for name, text in headers.items()},
-                body,
-                "",
-            )
+            yield _result(processor, body)
 
     def _read(self, batch: Batch, bodies: memoryview) -> tuple[list[dict[str, Any]], list[Any], list[str]]:
         rows, processors, ids = [], [], []
@@ -216,6 +238,18 @@ def encode(value: Any) -> Any:
     return json.dumps(value, indent=2).encode()
 
 
+def _result(processor: Any, body: Any) -> Result:
+    """Return the response to a request with the status and headers that the handler has set."""
+    status, headers = processor.get_response_status_code(), processor.get_response_headers()
+    return (
+        200 if status is None else int(status),
+        str(headers.get("content-type") or ""),
+        {str(name): str(text) for name, text in headers.items()},
+        body,
+        "",
+    )
+
+
 def _error_result(error: BatchError) -> Result:
     document = {"code": error.code, "type": "InternalServerException", "message": error.message}
     # The message beside the body is for clients that do not speak HTTP.
@@ -240,6 +274,12 @@ class Parts:
         self._send = send
         self.first = 0
         self.started = False
+
+    def send(self, index: int, part: Result) -> None:
+        """Forward a part of the response to a request, by its index among those that the handler has got."""
+        self.started = True
+        status, content_type, headers, body, error = part
+        self._send((self.first + index, status, content_type, headers, len(body), error), [body])
 
     def sendall(self, data: bytes | bytearray) -> None:
         """Forward what ``create_predict_response`` wrote for requests of the batch."""

@@ -1,0 +1,44 @@
+"""Plan the changes of routes: paths of the user's choice that lead to models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torchmar.deployment import actions
+from torchmar.deployment.actual import LiveRoute
+from torchmar.deployment.desired import RouteState
+from torchmar.deployment.draft import Draft
+
+
+def plan_routes(
+    wanted: Mapping[str, RouteState],
+    live: Mapping[str, LiveRoute] | None,
+    builds: Mapping[tuple[str, str], str],
+    draft: Draft,
+) -> None:
+    """Add the changes of routes, which take place with the switches of default versions.
+
+    Args:
+        wanted: all routes that the server should have.
+        live: those that it has; None: it has no routes, as TorchServe.
+        builds: the registered build of each listed model and version.
+        draft: the plan.
+    """
+    if live is None:
+        if wanted:
+            text = (
+                f"this server has no routes, as TorchServe, so that {', '.join(wanted)} cannot be set. Serve with the "
+                "built-in server, or map the paths in a proxy"
+            )
+            draft.add_change("!", "routes", text)
+        return
+    for path, state in wanted.items():
+        version = None if state.version is None else builds[state.model, state.version]
+        route, before = LiveRoute(state.model, version), live.get(path)
+        if route == before:
+            continue
+        draft.add_change("~" if before else "+", f"route {path}", f"{before} -> {route}" if before else f"to {route}")
+        draft.switches.append(actions.SetRoute(path, route.model, route.version))
+    for path in live.keys() - wanted.keys():
+        draft.add_change("-", f"route {path}", "not listed")
+        draft.switches.append(actions.RemoveRoute(path))
