@@ -16,7 +16,8 @@ class Event(NamedTuple):
 
 def parse(chunks: Iterable[bytes]) -> Iterator[Event]:
     """Yield each event of a stream as soon as its empty line was received; an incomplete one at the end is none."""
-    kind, data = "", []
+    kind = ""
+    data: list[str] = []
     for line in _lines(chunks):
         if not line:
             if data:

@@ -663,3 +663,9 @@ def test_nothing_is_imported_that_is_checked(tmp_path: Path) -> None:
         "assert not {'torch', 'ts', 'numpy', 'handler', 'lib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_a_generator_is_an_error_only_where_the_built_in_server_cannot_run_it() -> None:
+    (method,) = check({"handler.py": CLASS.replace("return", "yield")}, "handler.py")
+    (function,) = check({"handler.py": "def handle(data, context):\n    yield data\n"}, "handler:handle")
+    assert (method.severity, function.severity) == ("warning", "error")

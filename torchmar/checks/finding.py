@@ -46,7 +46,7 @@ class Code(Enum):
     MAR303 = ("error or warning", "the handler is not Python of the supported version")
     MAR304 = ("error or warning", "a module has the name of one of Python's or TorchServe's")
     MAR305 = ("error", "an import cannot be satisfied")
-    MAR306 = ("error", "a method is missing or does not take what TorchServe calls it with")
+    MAR306 = ("error or warning", "a method is missing or does not take what TorchServe calls it with")
     MAR307 = ("warning", "a module reaches for network or disk when it is imported")
     MAR308 = ("error or warning", "there is no such handler")
     MAR309 = ("warning", "an import is satisfied only if the server has the package")

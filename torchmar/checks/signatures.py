@@ -139,7 +139,11 @@ def _check(
             yield Finding(Code.MAR306, module.place(function), cause, remedy)
         elif function.name not in ("preprocess", "inference") and _yields(function):
             cause = f"{function.name} is a generator; TorchServe does not iterate over it"
-            yield Finding(Code.MAR306, module.place(function), cause, "return the whole in place of yielding its parts")
+            remedy = "return the whole in place of yielding its parts"
+            if bound:
+                remedy += ", or serve with torchmar's server alone, which sends each part"
+            # The first call of a function loads the model, and runs nothing of a generator.
+            yield Finding(Code.MAR306, module.place(function), cause, remedy, works=bound)
 
 
 def required_arguments(parameters: ast.arguments) -> list[str]:

@@ -161,6 +161,30 @@ DIFFERENCES = (
         reason="the request is wrong, not the server",
     ),
     KnownDifference(
+        id="event-stream",
+        what="`Accept: text/event-stream`",
+        torchserve="ignored",
+        builtin=(
+            "the parts of a streamed answer are server-sent events, an error in the middle is an event `error`; "
+            "every event stream has `Cache-Control: no-cache`"
+        ),
+        reason="browsers and clients of event streams read no other format",
+    ),
+    KnownDifference(
+        id="generators",
+        what="a method `handle` or `postprocess` that is a generator",
+        torchserve="503 `Invalid model predict output`",
+        builtin="each list that it yields is sent at once, as with `send_intermediate_predict_response`",
+        reason="it is how Python writes a stream",
+    ),
+    KnownDifference(
+        id="routes",
+        what="paths that `torchmar_routes` or `PUT /routes/PATH` lead to a model",
+        torchserve="404",
+        builtin="as `/predictions/NAME`",
+        reason="clients of other services keep their URL",
+    ),
+    KnownDifference(
         id="form-fields",
         what="forms with more than 1,000 fields",
         torchserve="accepted",

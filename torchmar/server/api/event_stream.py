@@ -19,8 +19,6 @@ def accepted(header: str) -> tuple[bool, bool]:
 
     Wildcards do not count: most clients send ``*/*`` and do not read events.
     """
-    if CONTENT_TYPE not in header.lower():
-        return False, False
     ranges = [part.partition(";") for part in header.lower().split(",") if part.strip()]
     names = {name.strip() for name, _, parameters in ranges if not re.fullmatch(r"\s*q=0(\.0*)?\s*", parameters)}
     return CONTENT_TYPE in names, names == {CONTENT_TYPE}

@@ -172,7 +172,7 @@ class Inference:
             examples = tensorflow_serving.examples_of(request.body, version.pool.description.get("inputs", ()))
             inputs = [Part("body", _JSON, examples)]
             response.convert = partial(tensorflow_serving.results_document, target.verb)
-        if accept := request.header("accept"):
+        if "event-stream" in (accept := request.header("accept").lower()):
             response.events, response.only_events = event_stream.accepted(accept)
         if target.tensors:
             response.encoding = compression.accepted(request.header("accept-encoding"))

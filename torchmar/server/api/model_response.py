@@ -77,7 +77,7 @@ class ModelResponse:
             request.on_disconnect = None
             seconds = time.monotonic() - self._since
             self._metrics.request(self._version.name, self._version.version, reply.status, seconds)
-        if reply.more or self._started or self._failed or self._is_event(reply):
+        if reply.more or self._started or self._failed or (self.only_events and self._is_event(reply)):
             self._send_part(reply)
         elif self.encoding and "content-encoding" not in map(str.lower, reply.headers):
             self._compress(reply)
@@ -144,8 +144,8 @@ class ModelResponse:
             request.end()
 
     def _is_event(self, reply: Reply) -> bool:
-        """Return whether a whole reply is sent as an event: its client accepts nothing else, and events can hold it."""
-        if not self.only_events or reply.status >= 300 or reply.status in BODILESS:
+        """Return whether a whole reply is sent as an event: events can hold it. Its client accepts nothing else."""
+        if reply.status >= 300 or reply.status in BODILESS:
             return False
         return not self._has_own_format(reply) and _is_text(reply.body)
 
@@ -161,7 +161,7 @@ class ModelResponse:
             text = reply.body.decode()
         except UnicodeDecodeError:
             self._failed = True
-            message = "A part of the answer is not UTF-8 text, which events cannot hold; send no Accept header for it."
+            message = "A part of the answer is not UTF-8 text, which events cannot hold. Accept other types to get it."
             self._send_error(Reply.of(ApiError(500, "InternalServerException", message)))
             return False
         if text:

@@ -140,7 +140,7 @@ class BatchRunner:
             try:
                 values = next(generator)
             except StopIteration as end:
-                return [b""] * len(processors) if end.value is None else end.value  # type: ignore[no-any-return]
+                return [b""] * len(processors) if end.value is None else end.value
             if not isinstance(values, list) or len(values) != len(processors):
                 generator.close()
                 log.warning("model: %s: yield a list with a response for each request.", self._context.model_name)
