@@ -12,7 +12,9 @@ import requests
 
 from tests.support.command import torchmar
 from tests.support.servers import write_config
+from tests.support.waiting import until
 from torchmar import archive, metrics, recipe
+from torchmar.engines.addresses import free_addresses
 from torchmar.engines.builtin import Builtin
 from torchmar.errors import BindError, NotFoundError, ServerError, TorchmarError
 from torchmar.server.models import snapshots
@@ -116,7 +118,8 @@ def test_tokens_limits_cors_ids_and_the_access_log_are_those_of_every_path(serve
     assert answer.headers["access-control-allow-origin"] == "https://clinic.example"
     preflight = requests.options(url, headers={**ORIGIN, "Access-Control-Request-Method": "POST"}, timeout=60)
     assert (preflight.status_code, preflight.headers["access-control-allow-methods"]) == (200, "POST")
-    assert answer.headers["x-request-id"] in (server.folder / "logs" / "access.log").read_text()
+    log = server.folder / "logs" / "access.log"
+    until(lambda: answer.headers["x-request-id"] in log.read_text())
 
 
 def test_a_route_without_a_model_names_the_model(server: Builtin) -> None:
@@ -213,13 +216,9 @@ def test_a_request_waits_for_the_model_of_its_route_while_the_server_loads_it(st
 
 
 def test_the_apis_may_share_an_address_with_routes(store: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    address = next(line for line in config.read_text().splitlines() if line.startswith("inference_address=")).partition(
-        "="
-    )[2]
-    config = write_config(
-        tmp_path, inference_address=address, management_address=address, torchmar_routes='{"/a": "clinic"}'
-    )
+    address = free_addresses()["inference_address"]
+    shared = {"inference_address": address, "management_address": address}
+    config = write_config(tmp_path, **shared, torchmar_routes='{"/a": "clinic"}')
     with Builtin(config, store, tmp_path / "run") as server:
         server.load(store / "clinic-1.0.mar")
         assert send(server, "/a", data=b"x").status_code == 200
