@@ -14,6 +14,8 @@ from tests.support.command import torchmar
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from torchmar import archive, metrics, recipe
+from torchmar.deployment import actions
+from torchmar.deployment.action_runner import ActionRunner
 from torchmar.engines.addresses import free_addresses
 from torchmar.engines.builtin import Builtin
 from torchmar.errors import BindError, NotFoundError, ServerError, TorchmarError
@@ -223,6 +225,21 @@ def test_the_apis_may_share_an_address_with_routes(store: Path, tmp_path: Path) 
         server.load(store / "clinic-1.0.mar")
         assert send(server, "/a", data=b"x").status_code == 200
         assert server.management.routes() == {"/a": ("clinic", None)}
+
+
+def test_changes_of_routes_can_be_undone(server: Builtin) -> None:
+    before = server.management.routes()
+    runner = ActionRunner(server.server, server.management, ())
+    for action in (
+        actions.SetRoute("/undone", "clinic", "2.0"),
+        actions.SetRoute("/inference", "clinic", "2.0"),
+        actions.RemoveRoute("/v2x/score"),
+    ):
+        runner.run(action)
+    assert server.management.routes() != before
+    done = [undo() for undo in reversed(runner.undos)]
+    assert done == ["/v2x/score leads to clinic again", "/inference leads to clinic again", "removed the route /undone"]
+    assert server.management.routes() == before
 
 
 def test_apply_sets_and_removes_routes_and_then_has_nothing_to_do(server: Builtin, store: Path, tmp_path: Path) -> None:
