@@ -84,6 +84,17 @@ def test_a_plan_is_shown_applied_and_then_empty(server: TorchServe, make: Make) 
     assert json.loads(torchmar(server, "apply", "--json").stdout)["steps"] == []
 
 
+def test_a_plan_for_torchserve_says_that_it_has_no_routes(server: TorchServe, make: Make) -> None:
+    make(code(), name="m", samples=SAMPLES, store=server.model_store)
+    write(server, "routes: {/inference: m}\n" + DESIRED.replace("V", "1.0"))
+    assert "\n! the routes\n    this server has no routes, as TorchServe" in torchmar(server, "plan", code=2).stdout
+    torchmar(server, "apply")
+    assert torchmar(server, "plan").stdout.endswith(
+        "nothing else to do: but for its routes, the server is as deployment.yaml says\n"
+    )
+    assert "routes" not in torchmar(server, "capture").stdout
+
+
 def test_a_failure_is_reported_with_the_workers_traceback_and_the_undone_steps(server: TorchServe, make: Make) -> None:
     make(code(fails=True), name="m", samples=SAMPLES, store=server.model_store)
     make(code(right=False), name="m", version="2.0", samples=SAMPLES, store=server.model_store)

@@ -95,7 +95,7 @@ def test_a_route_to_a_version_leads_to_the_build_that_is_registered() -> None:
 def test_the_plan_for_torchserve_says_that_it_has_no_routes() -> None:
     made = plan(f"{ROUTES}\n{MODELS}", None)
     (change,) = made.changes
-    assert (change.sign, change.what, made.actions) == ("!", "routes", ())
+    assert (change.sign, change.what, made.actions) == ("!", "the routes", ())
     assert change.lines[0].startswith("this server has no routes, as TorchServe, so that /inference, /v2x/score cannot")
     assert not plan(f"routes: {{}}\n{MODELS}", None).changes
 

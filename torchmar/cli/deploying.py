@@ -211,6 +211,8 @@ def _show(plan: Plan) -> None:
 
 def _summary(plan: Plan, file: Path) -> str:
     if not plan.actions:
+        if plan.without_routes:
+            return f"nothing else to do: but for its routes, the server is as {file} says"
         return (
             f"nothing that torchmar apply can do: workers of {', '.join(plan.failing)} do not answer"
             if plan.failing

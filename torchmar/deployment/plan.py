@@ -31,6 +31,11 @@ class Plan:
         """Model and version of all whose workers do not respond; no action mends that."""
         return [change.what for change in self.changes if change.failing]
 
+    @property
+    def without_routes(self) -> bool:
+        """Whether the server cannot have the routes that are wanted; no action mends that."""
+        return any(change.sign == "!" and change.what == routes.UNSUPPORTED for change in self.changes)
+
     def document(self) -> dict[str, Any]:
         """Return the plan as JSON."""
         names = {"+": "add", "~": "change", "-": "remove", "!": "drift"}

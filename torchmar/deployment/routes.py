@@ -9,6 +9,8 @@ from torchmar.deployment.actual import LiveRoute
 from torchmar.deployment.desired import RouteState
 from torchmar.deployment.draft import Draft
 
+UNSUPPORTED = "the routes"  # the subject of the drift of a server that cannot have any; no model has this name
+
 
 def plan_routes(
     wanted: Mapping[str, RouteState],
@@ -30,7 +32,7 @@ def plan_routes(
                 f"this server has no routes, as TorchServe, so that {', '.join(wanted)} cannot be set. Serve with the "
                 "built-in server, or map the paths in a proxy"
             )
-            draft.add_change("!", "routes", text)
+            draft.add_change("!", UNSUPPORTED, text)
         return
     for path, state in wanted.items():
         version = None if state.version is None else builds[state.model, state.version]
