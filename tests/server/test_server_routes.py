@@ -179,7 +179,7 @@ def test_the_default_version_of_a_route_is_that_of_the_moment(server: Builtin) -
         server.management.set_default("clinic", "1.0")
 
 
-def test_a_wrong_route_is_refused_while_the_server_runs(server: Builtin) -> None:
+def test_a_wrong_route_is_rejected_while_the_server_runs(server: Builtin) -> None:
     management = server.management
     with pytest.raises(ServerError, match="would hide paths of the server's APIs below /ping"):
         management.set_route("/ping", "clinic")

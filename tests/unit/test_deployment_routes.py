@@ -111,7 +111,7 @@ def test_the_plan_for_torchserve_says_that_it_has_no_routes() -> None:
         ("{/a: {model: m, verb: x}}", "verb"),
     ],
 )
-def test_a_wrong_route_is_refused(routes: str, message: str) -> None:
+def test_a_wrong_route_is_rejected(routes: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         desired.parse(f"routes: {routes}\n{MODELS}")
 

@@ -33,7 +33,7 @@ def test_a_route_hides_no_path_of_the_apis(path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["", "/", "inference", "/a/", "//a", "/a//b", "/a b", "/a?b", "/a#b", "/a%20b", "/{a}", "/a/../ping", "/."]
 )
-def test_what_is_not_a_path_is_refused(path: str) -> None:
+def test_what_is_not_a_path_is_rejected(path: str) -> None:
     with pytest.raises(ValueError, match="is not a path like /inference"):
         routes.parse(json.dumps({path: "m"}))
 

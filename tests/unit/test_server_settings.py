@@ -418,7 +418,7 @@ def test_a_token_that_clients_could_not_send_keeps_the_server_from_starting(stor
         read(store, f"torchmar_inference_token_file={file}.not")
 
 
-def test_a_route_that_hides_a_path_of_the_api_is_refused_with_its_key(store: Path) -> None:
+def test_a_route_that_hides_a_path_of_the_api_is_rejected_with_its_key(store: Path) -> None:
     with pytest.raises(
         PropertiesError, match=r"torchmar_routes.*the route /ping would hide paths of the server's APIs"
     ):
