@@ -19,6 +19,7 @@ from torchmar.server.api.openapi_parts import (
     response,
     whole_number,
 )
+from torchmar.server.models.registry import LABEL
 
 _TOKEN = "management"
 _ERRORS = {
@@ -309,7 +310,8 @@ def _of_models(token: str) -> dict[str, Any]:
             token=token,
         )
     }
-    label = Parameter("path", "label", TEXT, "The label.")
+    version = Parameter("query", "version", {**TEXT, "minLength": 1}, "The version.", required=True)
+    label = Parameter("path", "label", {"type": "string", "pattern": LABEL}, "The label.")
     paths["/models/{model_name}/labels"] = {
         "get": operation(
             "listLabels",
@@ -326,7 +328,7 @@ def _of_models(token: str) -> dict[str, Any]:
             "Make a label stand for a version.",
             _STATUS,
             errors=_errors("400", "404", "409"),
-            parameters=(_NAME, label, Parameter("query", "version", TEXT, "The version.", required=True)),
+            parameters=(_NAME, label, version),
             token=token,
         ),
         "delete": operation(

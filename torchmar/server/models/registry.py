@@ -24,6 +24,8 @@ from torchmar.server.workers.pool import Pool
 from torchmar.server.workers.pool_options import PoolObserver
 from torchmar.server.workers.staged_pool import StagedPool, create_pool
 
+LABEL = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # as ECMA 262, which OpenAPI has, and Python read it
+
 __all__ = ["Model", "Registration", "Registry", "Version"]
 
 
@@ -287,7 +289,7 @@ class Registry:
             ApiError: 404, there is no such version; 400, the label is not one; 409, it is the name of another version,
                 which it would hide.
         """
-        if not _LABEL.fullmatch(label):
+        if not re.fullmatch(LABEL, label):
             message = f"{label!r} is not a label: letters, digits, '.', '_' and '-', such as stable."
             raise ApiError(400, "BadRequestException", message)
         self.find(name, version)
@@ -448,9 +450,6 @@ class Registry:
     async def _undo(self, version: Version) -> None:
         if self._remove(version):
             await self._end(version)
-
-
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def _log_error(error: BaseException) -> None:
