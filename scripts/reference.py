@@ -330,6 +330,10 @@ def _linked(title: str, schema: Schema) -> str:
         return f"[{name}](#{title.lower()}-{name.lower()})"
     if schema.get("type") == "array":
         return f"list of {_linked(title, schema.get('items', {}))}"
+    if arms := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(_linked(title, arm) for arm in arms)
+    if isinstance(values := schema.get("additionalProperties"), dict) and values:
+        return f"mapping to {_linked(title, values)}"
     return type_of(schema)
 
 
