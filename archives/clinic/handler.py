@@ -67,10 +67,6 @@ class Clinic(BaseHandler):
         numbers = torch.from_numpy(self.table.encode(np.stack([one.measures for one in inputs])))
         return {"image_data": numbers.to(self.device), "text_data": words}
 
-    def predict_handle(self, batch: Mapping[str, torch.Tensor], requests: Sequence[Request]) -> list[dict[str, Any]]:
-        """Return one answer per request."""
-        return self.postprocess_handle(self.inference(batch), requests)
-
     def postprocess_handle(self, output: torch.Tensor, requests: Sequence[Request]) -> list[dict[str, Any]]:
         """Return one answer per request, from the scores of the model, ``(n, 2)``."""
         answers = []

@@ -36,14 +36,19 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
     slow_archives.pack(folder / "store", "slow", slow_archives.SLOW)
     token = folder / "token"
     token.write_text(TOKEN)
-    config = write_config(folder, torchmar_inference_token_file=str(token), max_request_size="100000")
+    config = write_config(
+        folder,
+        torchmar_inference_token_file=str(token),
+        max_request_size="100000",
+        torchmar_routes='{"/inference": "clinic"}',
+    )
     with Builtin(config, folder / "store", folder / "run") as running:
         running.load(built.path)
         running.load(folder / "store" / "slow-1.0.mar")
         yield running
 
 
-def post(server: Builtin, body: Any, path: str = "/predictions/clinic", token: str = TOKEN) -> requests.Response:
+def post(server: Builtin, body: Any, path: str = "/inference", token: str = TOKEN) -> requests.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
     return requests.post(f"{server.server.inference}{path}", data=content, headers=headers, timeout=30)
@@ -115,7 +120,7 @@ def site(server: Builtin, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
     monkeypatch.syspath_prepend(str(PROJECT))
     django.setup()
     setup_test_environment()
-    url = f"{server.server.inference}/predictions/clinic"
+    url = f"{server.server.inference}/inference"
     with override_settings(CLINIC_URL=url, CLINIC_TOKEN=TOKEN):
         yield settings
     teardown_test_environment()
@@ -205,3 +210,12 @@ def test_the_page_about_the_clinic_shows_the_client_of_the_django_project_and_th
     written = ran.stdout.replace(str(tmp_path), "/srv/clinic").replace(sys.executable, "/srv/clinic/.venv/bin/python")
     (unit,) = re.findall(r'title="clinic.service"\n(.*?)```', page, re.DOTALL)
     assert [line for line in unit.splitlines() if line != "..." and line not in written.splitlines()] == []
+
+
+def test_every_stage_has_a_process_of_its_own(server: Builtin) -> None:
+    (version,) = server.management.describe("clinic")
+    assert {stage: len(workers) for stage, workers in version.stages.items()} == {"preprocess": 1, "postprocess": 1}
+    assert len(version.workers) == 1
+    pids = [worker.pid for workers in (version.workers, *version.stages.values()) for worker in workers]
+    assert len(set(pids)) == 3
+    assert post(server, BODY, path="/predictions/clinic").json()["data"]["prediction"] == "malignant"

@@ -4,7 +4,7 @@ import os
 import secrets
 
 # The path of the model; with a route (torchmar_routes) it is the one of your choice.
-CLINIC_URL = os.environ.get("CLINIC_URL", "http://127.0.0.1:8080/predictions/clinic")
+CLINIC_URL = os.environ.get("CLINIC_URL", "http://127.0.0.1:5000/inference")
 CLINIC_TOKEN = os.environ.get("CLINIC_TOKEN", "")  # of the inference API
 CLINIC_CONNECT_TIMEOUT = float(os.environ.get("CLINIC_CONNECT_TIMEOUT", "1"))  # seconds
 CLINIC_TIMEOUT = float(os.environ.get("CLINIC_TIMEOUT", "5"))  # seconds without a byte of the answer
