@@ -30,9 +30,10 @@ _OTHERS = re.compile(
 _FLAGS_OF_OTHERS = {
     "--data-binary",
     "--inputs-as-nchw",
+    "--protocol",
     "--saved-model",
     "--tflite",
-}  # curl's and tf2onnx's, where these are not named beside
+}  # curl's, tf2onnx's and scripts/ask.py's, where these are not named beside
 _SCRIPTS = re.compile(r"\b(?:scripts|benchmarks)/|\bbench\b")
 
 
