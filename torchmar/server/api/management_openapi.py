@@ -232,7 +232,7 @@ def _of_routes(token: str) -> dict[str, Any]:
                 errors=_errors("400", "404"),
                 parameters=(
                     path,
-                    Parameter("query", "model", TEXT, "Name of the model.", required=True),
+                    Parameter("query", "model", {**TEXT, "minLength": 1}, "Name of the model.", required=True),
                     Parameter("query", "version", TEXT, "Its version; default: the default one at each request."),
                 ),
                 token=token,
