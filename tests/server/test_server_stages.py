@@ -396,7 +396,9 @@ def test_outputs_that_wait_for_the_last_stage_are_bounded_and_expire(
     async def crowd() -> list[Any]:
         waiting = asyncio.ensure_future(ask(staged, [25.0] * 30))
         await until(lambda: last.pending >= 4 and not any(worker.jobs for worker in staged._inference._workers))
-        assert last.pending <= 4 + 2
+        # While there is room for one output, a worker with the model may get a batch, and the next one before the
+        # outputs of the first are counted.
+        assert last.pending < 4 + 2 * 2 * len(staged.workers())
         assert staged.pending > 20
         late = asyncio.get_running_loop().create_future()
         part = Part("body", "application/json", b"1.0")
