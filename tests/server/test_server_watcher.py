@@ -117,6 +117,7 @@ def test_no_request_is_lost_while_versions_change(tmp_path: Path, start: Callabl
     for version in ("2", "3"):
         pack(tmp_path, base / f"{version}.mar", version, seconds=0.05)
         wait_for([version], lambda: versions(server))
+    wait_for(True, lambda: "3" in answers)  # the clients have sent a request since the last change
     stop.set()
     for running in clients:
         running.join()
