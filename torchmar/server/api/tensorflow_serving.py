@@ -115,7 +115,7 @@ def status_document(statuses: Iterable[Status]) -> dict[str, Any]:
     return {
         "model_version_status": [
             {
-                "version": status.version if number(status.version) is None else str(number(status.version)),
+                "version": _version_name(status.version),
                 "state": status.state,
                 "status": {"error_code": "UNKNOWN" if status.error else "OK", "error_message": status.error},
             }
@@ -212,9 +212,9 @@ def classes(prediction: Any) -> list[tuple[str, float]]:
             return [(_label(label), _score(score)) for label, score in zip(labels, scores, strict=True)]
         if "label" in prediction and (score := prediction.get("probability", prediction.get("score"))) is not None:
             return [(_label(prediction["label"]), _score(score))]
-        if prediction and all(map(_is_number, prediction.values())):
+        if prediction and all(map(is_number, prediction.values())):
             return [(str(label), _score(score)) for label, score in prediction.items()]
-    if isinstance(prediction, list) and prediction and all(map(_is_number, prediction)):
+    if isinstance(prediction, list) and prediction and all(map(is_number, prediction)):
         return [(str(position), _score(score)) for position, score in enumerate(prediction)]
     raise ValueError("the model's answer has no labels with scores; call predict for it")
 
@@ -226,12 +226,12 @@ def regression(prediction: Any) -> float:
         ValueError: it is none of these.
     """
     if isinstance(prediction, Mapping):
-        numbers = [value for value in prediction.values() if _is_number(value)]
+        numbers = [value for value in prediction.values() if is_number(value)]
         if len(numbers) == 1:
             return _score(numbers[0])
     if isinstance(prediction, list) and len(prediction) == 1:
         return regression(prediction[0])
-    if _is_number(prediction):
+    if is_number(prediction):
         return _score(prediction)
     raise ValueError("the model's answer is not a number; call predict for it")
 
@@ -283,12 +283,13 @@ def _label(value: Any) -> str:
 
 
 def _score(value: Any) -> float:
-    if not _is_number(value):
+    if not is_number(value):
         raise ValueError(f"the score {value!r} is not a number")
     return float(value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value of JSON is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -52,7 +52,7 @@ def of_json(document: Mapping[str, Any]) -> Tensor:
         ValueError, TypeError, KeyError: it is not a tensor.
     """
     name, datatype, shape = str(document["name"]), document["datatype"], [int(size) for size in document["shape"]]
-    elements = list(_leaves(document["data"]))
+    elements = list(leaves_of(document["data"]))
     if datatype == BYTES:
         elements = [item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in elements]
     return Tensor(name, datatype, shape, pack(datatype, elements))
@@ -113,9 +113,10 @@ def _text(element: bytes) -> str:
         raise ValueError(message) from None
 
 
-def _leaves(data: Iterable[Any]) -> Iterator[Any]:
+def leaves_of(data: Iterable[Any]) -> Iterator[Any]:
+    """Yield the elements of nested lists."""
     for item in data:
         if isinstance(item, list):
-            yield from _leaves(item)
+            yield from leaves_of(item)
         else:
             yield item

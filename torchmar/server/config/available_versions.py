@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +34,16 @@ class AvailableVersion(NamedTuple):
     stamp: tuple[int, ...]
 
 
-def in_store(store: Path) -> list[AvailableVersion]:
+#: The result of an earlier call by path: archives that have not changed since are not read again.
+Known = Mapping[Path, AvailableVersion]
+
+
+def in_store(store: Path, known: Known | None = None) -> list[AvailableVersion]:
     """Return the complete archives of a model store, under the names and versions of their manifests."""
-    return list(_complete((path, None) for path in _entries(store) if is_archive(path)))
+    return list(_complete(((path, None) for path in _entries(store) if is_archive(path)), known))
 
 
-def in_base_path(base_path: BasePath) -> list[AvailableVersion]:
+def in_base_path(base_path: BasePath, known: Known | None = None) -> list[AvailableVersion]:
     """Return the complete archives below a base path: ``1/``, ``2.mar`` ..., under the model's name and these numbers.
 
     Of a folder and a file with one number it is the folder.
@@ -47,7 +51,7 @@ def in_base_path(base_path: BasePath) -> list[AvailableVersion]:
     numbered = [(path, number) for path in _entries(base_path.path) if (number := _number(path)) is not None]
     numbered.sort(key=lambda entry: entry[0].is_dir())
     paths = {number: path for path, number in numbered}
-    return list(_complete(((path, (base_path.name, number)) for number, path in paths.items())))
+    return list(_complete(((path, (base_path.name, number)) for number, path in paths.items()), known))
 
 
 def select(versions: Iterable[AvailableVersion], policy: VersionPolicy) -> list[AvailableVersion]:
@@ -72,16 +76,22 @@ def _number(path: Path) -> str | None:
     return str(int(stem)) if stem.isascii() and stem.isdigit() and (suffix or path.is_dir()) else None
 
 
-def _complete(entries: Iterable[tuple[Path, tuple[str, str] | None]]) -> Iterator[AvailableVersion]:
+def _complete(
+    entries: Iterable[tuple[Path, tuple[str, str] | None]], known: Known | None
+) -> Iterator[AvailableVersion]:
     """Yield the archives that can be opened and lack no member: a file that is being copied has no end yet."""
     for path, identity in entries:
         with contextlib.suppress(TorchmarError, OSError):
+            stamp = _stamp(path)
+            if (before := known.get(path) if known else None) is not None and before.stamp == stamp:
+                yield before
+                continue
             with Archive(path) as archive:
                 manifest = archive.manifest
                 if path.is_dir() and any(name not in archive for name in _listed(archive)):
                     continue
             model, version = identity or (manifest.name, manifest.version)
-            yield AvailableVersion(model, version, path, _stamp(path))
+            yield AvailableVersion(model, version, path, stamp)
 
 
 def _listed(archive: Archive) -> list[str]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torchmar.server.api.tensors import Tensor
+from torchmar.server.api.tensorflow_serving import is_number
+from torchmar.server.api.tensors import Tensor, leaves_of
 from torchmar.tensor_elements import BYTES, pack, unpack
 
 
@@ -64,10 +65,10 @@ def outputs(document: Any) -> dict[str, Tensor]:
 def _tensor(name: str, column: Any) -> Tensor:
     values = column if isinstance(column, list) else [column]
     shape = _shape(values)
-    leaves = list(_leaves(values)) if shape is not None else []
+    leaves = list(leaves_of(values)) if shape is not None else []
     if shape is not None and all(isinstance(leaf, bool) for leaf in leaves):
         return Tensor(name, "BOOL", shape, pack("BOOL", leaves))
-    if shape is not None and all(_is_number(leaf) for leaf in leaves):
+    if shape is not None and all(is_number(leaf) for leaf in leaves):
         kind = "INT64" if all(isinstance(leaf, int) for leaf in leaves) else "FP32"
         return Tensor(name, kind, shape, pack(kind, leaves))
     if shape is not None and all(isinstance(leaf, str) for leaf in leaves):
@@ -100,15 +101,3 @@ def _string(value: bytes, *, always_encoded: bool) -> Any:
         except UnicodeDecodeError:
             pass
     return {"b64": base64.b64encode(value).decode()}
-
-
-def _leaves(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list):
-            yield from _leaves(value)
-        else:
-            yield value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

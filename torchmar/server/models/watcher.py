@@ -42,6 +42,7 @@ class Watcher:
         self._registry, self._base_paths, self._store = registry, tuple(base_paths), store
         self._store_policy = store_policy or VersionPolicy()
         self._poll_seconds = poll_seconds
+        self._known: dict[str, dict[Path, AvailableVersion]] = {}  # by model of a base path; of the store under ""
         self._stamps: dict[Path, tuple[int, ...]] = {}
         self._failed: dict[Path, tuple[int, ...]] = {}
         self._served: dict[tuple[str, str], AvailableVersion] = {}
@@ -72,10 +73,14 @@ class Watcher:
         """Return the versions and the policy of each model; base paths precede the store."""
         found: dict[str, tuple[list[AvailableVersion], VersionPolicy]] = {}
         if self._store is not None:
-            for version in available_versions.in_store(self._store):
+            in_store = available_versions.in_store(self._store, self._known.get(""))
+            self._known[""] = {version.path: version for version in in_store}
+            for version in in_store:
                 found.setdefault(version.model, ([], self._store_policy))[0].append(version)
         for base_path in self._base_paths:
-            found[base_path.name] = available_versions.in_base_path(base_path), base_path.policy
+            versions = available_versions.in_base_path(base_path, self._known.get(base_path.name))
+            self._known[base_path.name] = {version.path: version for version in versions}
+            found[base_path.name] = versions, base_path.policy
         for name, _ in self._served:
             found.setdefault(name, ([], self._store_policy))
         return found
