@@ -408,7 +408,8 @@ def test_a_request_is_not_run_after_its_deadline_or_its_clients_end(harness: Ser
         first = patience.ask(channel, harness, "first")
         wait_until(patience.worked_for)
         late = patience.ask(channel, harness, "late", timeout=0.2)
-        assert late.exception().code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # The server rejects it if it has measured a batch before, or it waits in vain.
+        assert late.exception().code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
         gone = patience.ask(channel, harness, "gone")
         wait_until(lambda: any(not job.cancelled for job in pool._queue))
         gone.cancel()
@@ -419,6 +420,24 @@ def test_a_request_is_not_run_after_its_deadline_or_its_clients_end(harness: Ser
         assert first.result().prediction.endswith(b".done")
         assert last.result().prediction == b"done"
     assert patience.worked_for() == ["first", "last"]
+
+
+def test_a_request_whose_deadline_cannot_be_met_is_rejected_at_once(harness: ServerHarness, tmp_path: Path) -> None:
+    measured, running = (Patience(tmp_path / f"notes-{name}", tmp_path / f"until-{name}") for name in ("m", "r"))
+    with grpc.insecure_channel(f"127.0.0.1:{harness.listener.inference}") as channel:
+        slow = measured.ask(channel, harness, "slow")
+        wait_until(measured.worked_for)
+        time.sleep(1)  # the shortest time that may be measured
+        measured.until.touch()
+        assert slow.result().prediction
+        first = running.ask(channel, harness, "first")
+        wait_until(running.worked_for)
+        late = running.ask(channel, harness, "late", timeout=0.9)
+        assert late.exception().code() is grpc.StatusCode.UNAVAILABLE
+        assert "cannot answer before the deadline of the request" in late.exception().details()
+        running.until.touch()
+        assert first.result().prediction
+    assert running.worked_for() == ["first"]
 
 
 def test_a_client_that_ends_a_stream_ends_its_request(harness: ServerHarness, patience: Patience) -> None:

@@ -576,6 +576,32 @@ def test_a_request_waits_at_most_its_models_response_timeout(make: Callable[...,
             assert received(first, b"}").startswith(b"HTTP/1.1 200")
 
 
+def test_a_request_waits_at_most_as_long_as_its_header_allows(make: Callable[..., Path], tmp_path: Path) -> None:
+    path = make(TELLING, name="patient", config={"minWorkers": 1, "maxWorkers": 1})
+    gate = tmp_path / "gate"
+    with Builtin(write_config(tmp_path), path.parent, tmp_path / "run") as running:
+        running.load(path)
+        side = Side(running)
+        assert side("POST", "/predictions/patient", b"x", {"x-request-timeout-ms": "60000"}).status == 200
+        with side.connect(f"POST /predictions/patient HTTP/1.1\r\ndo: wait {gate}") as first:
+            until((tmp_path / "gate.begun").exists)
+            for target in ("/predictions/patient", "/v1/models/patient:predict", "/v2/models/patient/infer"):
+                answer = side("POST", target, b"{}", {**JSON, "x-request-timeout-ms": "50"})
+                assert answer.status == 503, target
+                assert answer.headers["retry-after"] == "1"
+            gate.touch()
+            assert received(first, b"}").startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "soon", "nan", "inf", "1e300"])
+def test_a_timeout_that_is_no_number_of_milliseconds_is_an_error(ours: Side, value: str) -> None:
+    answer = ours("POST", "/predictions/echo", b"x", {"x-request-timeout-ms": value})
+    assert answer.status == 400
+    assert answer.document["message"] == (
+        f"Header x-request-timeout-ms is {value!r}; it must be a number of milliseconds above 0, such as 500."
+    )
+
+
 PATHS_OF_KSERVE = ("/v1/models/{}:predict", "/v2/models/{}/infer")
 
 

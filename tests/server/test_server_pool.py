@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import socket
 import sys
@@ -258,6 +259,47 @@ def test_expired_requests_are_answered_and_cancelled_ones_dropped_and_neither_is
     pool_harness.run(late())
     assert [reply.status for reply in replies] == [503]
     assert pool_harness.batches == [1]
+
+
+def test_a_request_whose_deadline_cannot_be_met_is_rejected_at_once_and_others_are_run(
+    pool_harness: PoolHarness, start_pool: Callable[..., Pool]
+) -> None:
+    pool = start_pool()
+    replies: list[Reply] = []
+
+    async def crowd() -> list[Any]:
+        pool.submit(job(1.0, replies.append, deadline=time.monotonic() + 60))  # measured
+        await until(lambda: replies)
+        busy = asyncio.ensure_future(ask(pool, [1.0, 1, 2]))
+        await until(lambda: pool.pending == 2)
+        with pytest.raises(
+            ApiError, match=r'Model "m" cannot answer before the deadline .* 2 requests waiting'
+        ) as error:
+            pool.submit(job("late", replies.append, deadline=time.monotonic() + 0.4))
+        assert error.value.status == 503
+        assert int(error.value.headers["Retry-After"]) >= 1
+        pool.submit(job("in time", replies.append, deadline=time.monotonic() + 60))
+        await until(lambda: len(replies) == 2)
+        return await busy
+
+    assert pool_harness.run(crowd()) == [1.0, 1, 2]
+    assert [json.loads(reply.body)["value"] for reply in replies] == [1.0, "in time"]
+
+
+def test_an_idle_worker_runs_a_request_whatever_earlier_batches_took(
+    pool_harness: PoolHarness, start_pool: Callable[..., Pool]
+) -> None:
+    pool = start_pool()
+    replies: list[Reply] = []
+
+    async def again() -> None:
+        pool.submit(job(2.0, replies.append, deadline=time.monotonic() + 60))
+        await until(lambda: replies and not pool.busy)
+        pool.submit(job(1, replies.append, deadline=time.monotonic() + 3.5))
+        await until(lambda: len(replies) == 2)
+
+    pool_harness.run(again())
+    assert [reply.status for reply in replies] == [200, 200]
 
 
 def test_forked_workers_share_the_loaded_model_and_start_at_once(

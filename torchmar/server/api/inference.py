@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,8 @@ from torchmar.server.workers.jobs import Job, Part, Reply
 
 _JSON = "application/json"
 _BINARY = "inference-header-content-length"  # bytes of JSON before tensors in binary, of the v2 protocol
+_TIMEOUT = "x-request-timeout-ms"
+_MAX_TIMEOUT_MS = 1e9  # eleven days
 # TorchServe runs a model for any; these its clients may use.
 _METHODS = ("POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 _CACHED_TARGETS = 1024  # they may differ without end, in their queries alone
@@ -179,7 +182,10 @@ class Inference:
         headers = self._headers(request, target)
         if target.tensors and version.pool.description.get("binary") is False:
             inputs, headers = _in_json(inputs, headers)
-        job = Job(request_id, headers, inputs, response.on_reply, version.deadline())
+        deadline = version.deadline()
+        if timeout := request.header(_TIMEOUT):
+            deadline = _earlier(deadline, request.received, timeout)
+        job = Job(request_id, headers, inputs, response.on_reply, deadline)
         request.on_disconnect = partial(setattr, job, "cancelled", True)
         try:
             version.pool.submit(job)
@@ -224,6 +230,23 @@ class Inference:
             headers["Content-Type"] = _JSON
         headers.update(target.headers)
         return headers
+
+
+def _earlier(deadline: float | None, received: float, timeout: str) -> float:
+    """Return the earlier one of ``deadline`` and that of a request that was received at ``received``.
+
+    Raises:
+        ApiError: 400, ``timeout`` is no number of milliseconds above 0.
+    """
+    try:
+        milliseconds = float(timeout)
+    except ValueError:
+        milliseconds = math.nan
+    if not 0 < milliseconds <= _MAX_TIMEOUT_MS:
+        message = f"Header {_TIMEOUT} is {timeout[:100]!r}; it must be a number of milliseconds above 0, such as 500."
+        raise ApiError(400, "BadRequestException", message)
+    own = received + milliseconds / 1000
+    return own if deadline is None else min(deadline, own)
 
 
 def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], dict[str, str]]:

@@ -14,6 +14,7 @@ from torchmar.server.grpc.calls import CallError, Code, Context, code, details
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.workers.batch_times import DeadlineError
 from torchmar.server.workers.jobs import Job, Part, Reply
 
 _MAX_DETAILS = 4096  # characters of a handler's response in the details of an error
@@ -73,6 +74,8 @@ class ModelCall:
                     if error := reply_error(reply):
                         raise error
                     yield reply.body
+        except DeadlineError as error:
+            raise CallError(Code.UNAVAILABLE, details(error)) from None
         except ApiError as error:
             # TorchServe's error if there is no worker, or the queue is full.
             raise CallError(Code.INTERNAL, f"{error}\nInternalServerException.()") from None

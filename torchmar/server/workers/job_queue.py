@@ -7,17 +7,40 @@ from collections import deque
 from collections.abc import Sequence
 
 from torchmar.server.api_error import ApiError
+from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.jobs import Job
 
 
 class JobQueue(deque[Job]):
     """Waiting jobs, the next one first."""
 
-    def take_batch(self, size: int) -> list[Job]:
+    def take_batch(self, size: int, times: BatchTimes | None = None) -> list[Job]:
         """Remove and return at most ``size`` jobs of one kind, in their order; others keep their places.
 
-        Expired jobs are removed, and their clients get an error.
+        Jobs that have expired, or will before such a batch ends by ``times``, are removed, and their clients get an
+        error. The latest of a batch of such jobs is run nevertheless: its time renews the measurement.
         """
+        batch = self._next_batch(size)
+        if times is None:
+            return batch
+        late: list[Job] = []
+        while batch:
+            end = time.monotonic() + times.mean(batch[0].batch_kind, len(batch))
+            doomed = [job for job in batch if job.deadline is not None and job.deadline < end]
+            if not doomed:
+                break
+            late += doomed
+            kept = [job for job in batch if job not in doomed]
+            if not kept and not self:
+                batch = [late.pop()]
+                break
+            self.extendleft(reversed(kept))
+            batch = self._next_batch(size)
+        for job in late:
+            job.expire()
+        return batch
+
+    def _next_batch(self, size: int) -> list[Job]:
         batch: list[Job] = []
         others: list[Job] = []
         kind = ""

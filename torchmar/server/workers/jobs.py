@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torchmar.server.api_error import ApiError
+from torchmar.server.workers.batch_times import DeadlineError
 
 
 class Part(NamedTuple):
@@ -91,10 +92,8 @@ class Job:
         return self.cancelled or (self.deadline is not None and self.deadline < now)
 
     def expire(self) -> None:
-        """Reply that the deadline has passed."""
-        self.reply_error(
-            ApiError(503, "ServiceUnavailableException", "the request has waited longer than its client does")
-        )
+        """Reply that the deadline has passed, or will before the job ends."""
+        self.reply_error(DeadlineError("the request has waited longer than its client does"))
 
     def reply_error(self, error: ApiError) -> None:
         """Reply with an error, unless the client has disconnected."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from torchmar.server.api_error import ApiError
 from torchmar.server.telemetry.system_metrics import cores
+from torchmar.server.workers.batch_times import BatchTimes, DeadlineError, seconds_until_free
 from torchmar.server.workers.busy_poll import BusyPoller
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.job_queue import JobQueue
@@ -37,6 +38,10 @@ _QUEUE_FULL = (
 _NO_TICKET = "has no idle worker, and useJobTicket admits no waiting requests. Try again later, or add workers."
 _DO_NOT_LOAD = "has no worker that loads. The management API describes the model with the reason (failure)."
 _RETRY_SECONDS, _RETRY_WITHOUT_WORKERS_SECONDS = 1, 10  # what clients get as Retry-After
+_TOO_LATE = (
+    "cannot answer before the deadline of the request: {:.0f} ms remain, and with {} requests waiting a response is "
+    "expected in {:.0f} ms. Try again later, send fewer requests, or add workers."
+)
 
 
 class Pool:
@@ -54,6 +59,7 @@ class Pool:
         min_workers: how many workers there should be.
         max_workers: how many there may be, as TorchServe reports it.
         failure: the traceback of the worker that did not load or exited last; empty since one has loaded.
+        batch_times: measured since a request had a deadline; None: none had.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Pool:
         self.options = options
         self.min_workers = self.max_workers = 0
         self.failure = ""
+        self.batch_times: BatchTimes | None = None
         self.loader = loader or ModelLoader(fork_server, options)
         self._releases = loader is None
         self._observer, self._has_room, self._on_batch = observer, has_room, on_batch
@@ -116,9 +123,11 @@ class Pool:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: 503; there is no worker, or the queue is full.
+            ApiError: 503; there is no worker, the queue is full, or the job's deadline cannot be met.
         """
         self.admit(len(self._queue))
+        if job.deadline is not None:
+            self.check_deadline(job, self.seconds_until_reply(job.batch_kind))
         self.enqueue(job)
 
     def admit(self, pending: int) -> None:
@@ -136,6 +145,42 @@ class Pool:
             raise self._unavailable(_QUEUE_FULL.format(pending, state, self.options.queue_size))
         if self.options.job_tickets and not self._idle:
             raise self._unavailable(_NO_TICKET)
+
+    def seconds_until_reply(self, kind: str) -> float:
+        """Return in how many seconds a request that arrives now will nearly always have its reply.
+
+        0 if it need not wait, whatever the measurements are: they are renewed by running requests, and a model that was
+        slow at first would answer none any more. 0, too, while there are no measurements.
+        """
+        times = self.batch_times
+        if times is None:
+            times = self.batch_times = BatchTimes()
+        busy: dict[object, float] = {}
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.state == "READY" and not worker.draining:
+                jobs = worker.jobs
+                busy[worker] = (
+                    max(0.0, times.mean(jobs[0].batch_kind, len(jobs)) - (now - worker.batch_started)) if jobs else 0.0
+                )
+        if not busy or (self._idle and not self._queue):
+            return 0.0
+        limit = self.options.batch_size
+        same_kind = sum(job.batch_kind == kind for job in self._queue)
+        batches, position = divmod(same_kind, limit)
+        batches += -(-(len(self._queue) - same_kind) // limit)
+        size = min(limit, max(position + 1, times.typical_size(kind)))
+        return seconds_until_free(busy, batches, times.mean(kind, limit)) + times.upper(kind, size)
+
+    def check_deadline(self, job: Job, seconds: float) -> None:
+        """Check whether a job's deadline can be met by a reply in ``seconds``.
+
+        Raises:
+            DeadlineError: 503; it cannot.
+        """
+        if job.deadline is not None and (remaining := job.deadline - time.monotonic()) < seconds:
+            text = _TOO_LATE.format(max(0.0, remaining) * 1e3, len(self._queue), seconds * 1e3)
+            raise DeadlineError(f'Model "{self.options.name}" {text}', seconds - remaining)
 
     def enqueue(self, job: Job) -> None:
         """Run a request that was admitted."""
@@ -174,7 +219,7 @@ class Pool:
     def _take_batch(self) -> list[Job]:
         if self._has_room and not self._has_room():
             return []
-        batch = self._queue.take_batch(self.options.batch_size)
+        batch = self._queue.take_batch(self.options.batch_size, self.batch_times)
         if self._on_batch:
             self._on_batch()
         return batch

@@ -125,7 +125,7 @@ class StagedPool:
         """Run a request; its ``on_reply`` is called with the reply.
 
         Raises:
-            ApiError: 503; a stage has no worker, or the queue is full.
+            ApiError: 503; a stage has no worker, the queue is full, or the job's deadline cannot be met.
         """
         # Only the server sets addresses.
         job.inputs = [part for part in job.inputs if part.name not in (SOURCE, TARGET)]
@@ -135,6 +135,8 @@ class StagedPool:
         pending = self.pending
         for pool in (self._inference, *self._others.values()):
             pool.admit(pending)
+        if job.deadline is not None:
+            self._inference.check_deadline(job, sum(pool.seconds_until_reply("") for pool in self._passage))
         self._run(job, self._passage, job.headers, job.inputs)
 
     def _run(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torchmar.errors import WorkerError
 from torchmar.server.api_error import ApiError
+from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.jobs import Job, Reply
 from torchmar.server.workers.model_loader import ModelLoader
 from torchmar.server.workers.model_process import ForkServerExitedError, ModelLoadError
@@ -32,7 +33,13 @@ _ids = itertools.count(9000)  # TorchServe calls its workers by their ports
 
 
 class WorkerOwner(Protocol):
-    """The pool of a worker."""
+    """The pool of a worker.
+
+    Attributes:
+        batch_times: of its batches, where they are measured.
+    """
+
+    batch_times: BatchTimes | None
 
     def on_idle(self, worker: Worker) -> None:
         """Send the next batch, or keep the worker for later; it has started, or has sent its responses."""
@@ -207,7 +214,10 @@ class Worker:
         jobs, self.jobs = self.jobs, []
         self._exits = 0
         options, started = self._options, self.batch_started
-        self.fast = time.monotonic() - started < self._poll_seconds
+        seconds = time.monotonic() - started
+        self.fast = seconds < self._poll_seconds
+        if (times := self._owner.batch_times) is not None:
+            times.record(jobs[0].batch_kind, len(jobs), seconds)
         self._owner.on_idle(self)  # the next batch first: the worker need not wait for these replies
         offset = 0
         for job, (status, content_type, headers, size, error) in zip(jobs, document["responses"], strict=True):
