@@ -401,6 +401,10 @@ PUBLIC_NAMES = {
         *("torchmar.grpc.GrpcInference", "torchmar.grpc.GrpcManagement", "torchmar.grpc.GrpcOpenInference"),
         *("torchmar.grpc.ModelMetadata", "torchmar.grpc.TensorMetadata"),
     ),
+    "Guard a web application": (
+        *("torchmar.guard.Guard", "torchmar.guard.Verdict", "torchmar.guard.as_text"),
+        *("torchmar.guard.AsgiGuard", "torchmar.guard.WsgiGuard", "torchmar.guard.django.GuardMiddleware"),
+    ),
     "Write a handler": ("torchmar_handlers.base.BaseHandler", "torchmar_handlers.request.Request"),
 }
 PYTHON_INTRODUCTION = """\

@@ -1,8 +1,9 @@
 """Build, test and serve TorchServe model archives (``.mar``).
 
 The names in ``__all__`` are the public Python API, together with the modules `torchmar.errors`, `torchmar.grpc`
-(``pip install 'torchmar[grpc]'``), `torchmar.model_archiver` and `torchmar.testing`. Everything else is internal and
-may change in any version. Each name is imported when it is first used, so that ``import torchmar`` takes milliseconds.
+(``pip install 'torchmar[grpc]'``), `torchmar.guard`, `torchmar.model_archiver` and `torchmar.testing`. Everything else
+is internal and may change in any version. Each name is imported when it is first used, so that ``import torchmar``
+takes milliseconds.
 
 >>> from pathlib import Path
 >>> import torchmar

