@@ -123,7 +123,7 @@ def test_wrong_options_are_rejected(options: dict[str, Any], message: str) -> No
 def test_after_the_time_limit_a_request_is_allowed_or_blocked(silent: str, on_failure: Any, status: str) -> None:
     guard = Guard(silent, time_limit_s=0.1, on_failure=on_failure)
     assert answer(WsgiGuard(application, guard), b"body")[0] == status
-    assert guard.check("GET", "/", {}).error == "no answer within 0.1 s"
+    assert "within 0.1 s" in (guard.check("GET", "/", {}).error or "")
     guard.close()
 
 
@@ -147,7 +147,8 @@ def test_the_event_loop_runs_while_a_request_waits(silent: str) -> None:
 
     verdicts, turns = asyncio.run(run())
     # Also those that wait for the only connection have the limit.
-    assert [(verdict.blocked, verdict.error) for verdict in verdicts] == [(False, "no answer within 0.5 s")] * 5
+    assert [verdict.blocked for verdict in verdicts] == [False] * 5
+    assert all("within 0.5 s" in (verdict.error or "") for verdict in verdicts)
     assert turns > 1
 
 
