@@ -18,6 +18,7 @@ LAYERS = (
     ("cli",),
     ("deployment", "parity"),
     ("diagnosis", "exporting", "guard", "scaffolding", "testing"),
+    ("load",),
     ("engines",),
     ("server",),
     ("sample_check",),

@@ -1,0 +1,1 @@
+"""Load on a running server: requests at given rates, measured latency with intervals, and reports."""
