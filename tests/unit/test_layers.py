@@ -16,7 +16,7 @@ from tests.support.paths import ROOT, TESTS
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("deployment", "parity"),
+    ("deployment", "parity", "tuning"),
     ("diagnosis", "exporting", "guard", "scaffolding", "testing"),
     ("load",),
     ("engines",),

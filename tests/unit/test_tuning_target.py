@@ -1,0 +1,47 @@
+"""Targets, times and sizes as users write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from torchmar.errors import TorchmarError
+from torchmar.tuning.target import Target, parse_bytes, parse_duration, parse_target
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "seconds", "percent"),
+    [
+        ("p99<50ms", "p99", 0.05, 99.0),
+        ("P999 <= 1.5s", "p999", 1.5, 99.9),
+        ("mean<800us", "mean", 0.0008, None),
+    ],
+)
+def test_a_target_is_a_statistic_and_a_time(text: str, name: str, seconds: float, percent: float | None) -> None:
+    target = parse_target(text)
+    assert (target.name, target.percent) == (name, percent)
+    assert target.seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "50ms", "p98<50ms", "p99<50", "p99>50ms", "p99<0ms", "p99<-1ms", "p99<50ms "[:-3]]
+)
+def test_anything_else_is_an_error_with_an_example(text: str) -> None:
+    with pytest.raises(TorchmarError, match="no latency target") as caught:
+        parse_target(text)
+    assert "p99<50ms" in caught.value.hint
+
+
+def test_a_target_is_shown_in_milliseconds() -> None:
+    assert str(Target(name="p99", seconds=0.05)) == "p99 < 50.0 ms"
+
+
+def test_durations_have_units() -> None:
+    assert [parse_duration(text) for text in ("90", "90s", "5m", "1.5h")] == [90, 90, 300, 5400]
+    with pytest.raises(TorchmarError, match="no time"):
+        parse_duration("soon")
+
+
+def test_sizes_have_units() -> None:
+    assert [parse_bytes(text) for text in ("512", "8GiB", "2GB", "1.5 mib")] == [512, 8 << 30, 2 * 10**9, 3 << 19]
+    with pytest.raises(TorchmarError, match="no size"):
+        parse_bytes("much")

@@ -1,0 +1,352 @@
+"""The queue, the workers and the cores of a server, simulated event by event.
+
+Requests arrive at random (Poisson), pass the server's event loop one after the other, wait in the queue of the version
+and are run in batches:
+
+* the built-in server sends all that waits, up to the batch size, to a worker when one is idle
+  (`torchmar.server.workers.pool`); a batch is never waited for;
+* TorchServe's idle worker takes the first request and waits for more until the batch is full, or for
+  ``maxBatchDelay`` from then. One worker at a time collects a batch.
+
+Batches, the event loop and the clients share the cores: when they need more than there are, all become slower in the
+same ratio (processor sharing). The same seed gives the same arrivals, so that settings are compared on the same load.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torchmar.tuning.service_model import ServiceModel
+
+_AHEAD = 2  # as in torchmar.server.workers.staged_pool: batches that wait for each worker with the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Workers that run one step of a request, one request at a time.
+
+    Attributes:
+        workers: how many there are.
+        service: the time of one request.
+    """
+
+    workers: int
+    service: ServiceModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A server with one model; times in seconds.
+
+    Attributes:
+        service: the time of a batch in a worker.
+        workers: workers with the model.
+        batch_size: requests of a batch at the most.
+        delay: how long a worker waits for a full batch, from its first request; None: not at all, as the built-in
+            server.
+        cores: of the machine.
+        loop: CPU time of a request in the server's event loop, which handles one at a time.
+        latency: time of a request on its way that needs no core of this machine.
+        client: CPU time of a request on the same machine, outside of server and workers.
+        queue_size: waiting requests; more are rejected.
+        preprocess: workers of a stage before the model.
+        postprocess: workers of a stage after it.
+    """
+
+    service: ServiceModel
+    workers: int
+    batch_size: int
+    delay: float | None = None
+    cores: int = 1
+    loop: float = 0.0
+    latency: float = 0.0
+    client: float = 0.0
+    queue_size: int = 100
+    preprocess: Stage | None = None
+    postprocess: Stage | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the simulated requests met.
+
+    Attributes:
+        latencies: seconds of each completed request after the warm-up, sorted.
+        rejected: requests that found the queue full.
+        batch_sizes: batches by their size.
+        cores: cores in use, in the mean.
+        seconds: simulated time.
+    """
+
+    latencies: tuple[float, ...]
+    rejected: int
+    batch_sizes: dict[int, int] = field(default_factory=dict)
+    cores: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Mean latency in seconds; infinite without a completed request."""
+        return sum(self.latencies) / len(self.latencies) if self.latencies else math.inf
+
+    @property
+    def mean_batch(self) -> float:
+        """Mean size of a batch."""
+        batches = sum(self.batch_sizes.values())
+        return sum(size * count for size, count in self.batch_sizes.items()) / batches if batches else 0.0
+
+    def percentile(self, percent: float) -> float:
+        """Return a percentile of the latencies in seconds (nearest rank); infinite without a completed request."""
+        if not self.latencies:
+            return math.inf
+        return self.latencies[max(0, math.ceil(percent / 100 * len(self.latencies)) - 1)]
+
+
+def capacity(system: System) -> float:
+    """Return the rate in requests per second beyond which the queue grows without end: that of full batches."""
+    size, service = system.batch_size, system.service
+    seconds = service.mean(size)
+    cpu = seconds * service.cores(size) / size + system.loop + system.client
+    rate = system.workers * size / seconds
+    for stage in (system.preprocess, system.postprocess):
+        if stage:
+            alone = stage.service.mean(1)
+            rate = min(rate, stage.workers / alone)
+            cpu += alone * stage.service.cores(1)
+    return min(rate, system.cores / cpu, 1 / system.loop if system.loop else math.inf)
+
+
+def simulate(system: System, rate: float, *, requests: int = 5_000, seed: int = 0) -> Outcome:
+    """Simulate Poisson arrivals at a rate.
+
+    Args:
+        system: the server.
+        rate: requests per second.
+        requests: how many arrive; the first tenth, at the most 200, is not counted among the latencies.
+        seed: of the arrivals and of the noise.
+
+    Returns:
+        The latencies and batches of the requests. All that were not rejected are completed.
+    """
+    return _Simulation(system, rate, requests, seed).run()
+
+
+_ARRIVAL, _TIMER = 0, 1  # events in real time; others are completions, which depend on the cores
+
+
+class _Simulation:
+    """One run; work is measured in virtual time, which advances more slowly while too few cores are shared."""
+
+    def __init__(self, system: System, rate: float, requests: int, seed: int) -> None:
+        self._system = system
+        self._noise = random.Random(seed + 1)
+        arrivals = random.Random(seed)
+        self._arrivals: list[float] = []
+        now = 0.0
+        for _ in range(requests):
+            now += arrivals.expovariate(rate)
+            self._arrivals.append(now)
+        self._now = self._virtual = 0.0
+        self._demand = self._base = rate * system.client
+        self._speed = self._rate_of_work()
+        self._running: list[tuple[float, int, float, str, Sequence[int]]] = []  # by the virtual time of their end
+        self._started = 0
+        self._used = 0.0  # core seconds
+        self._loop: deque[int] = deque()  # requests before or in the event loop
+        self._before: deque[int] = deque()
+        self._waiting: deque[int] = deque()
+        self._after: deque[int] = deque()
+        self._idle = system.workers
+        self._idle_before = system.preprocess.workers if system.preprocess else 0
+        self._idle_after = system.postprocess.workers if system.postprocess else 0
+        self._collected: list[int] = []  # by a worker of TorchServe that waits for a full batch
+        self._deadline = math.inf
+        self._latencies: list[float] = []
+        self._warm_up = min(200, requests // 10)
+        self._rejected = 0
+        self._sizes: dict[int, int] = {}
+
+    def run(self) -> Outcome:
+        arrivals, running = self._arrivals, self._running
+        arrived, total = 0, len(arrivals)
+        while arrived < total or running or self._collected:
+            next_arrival = arrivals[arrived] if arrived < total else math.inf
+            next_end = self._now + (running[0][0] - self._virtual) / self._speed if running else math.inf
+            if next_end <= next_arrival and next_end <= self._deadline:
+                self._advance(next_end)
+                self._virtual, _, demand, kind, members = heapq.heappop(running)
+                self._change_demand(-demand)
+                self._complete(kind, members)
+            elif next_arrival <= self._deadline:
+                self._advance(next_arrival)
+                self._arrive(arrived)
+                arrived += 1
+            else:
+                self._advance(self._deadline)
+                self._send_collected()
+        self._latencies.sort()
+        return Outcome(
+            latencies=tuple(self._latencies),
+            rejected=self._rejected,
+            batch_sizes=self._sizes,
+            cores=self._used / self._now if self._now else 0.0,
+            seconds=self._now,
+        )
+
+    # Time and cores.
+
+    def _advance(self, moment: float) -> None:
+        passed = moment - self._now
+        self._virtual += passed * self._speed
+        self._used += passed * self._speed * self._demand
+        self._now = moment
+
+    def _rate_of_work(self) -> float:
+        return self._system.cores / self._demand if self._demand > self._system.cores else 1.0
+
+    def _change_demand(self, change: float) -> None:
+        self._demand += change
+        self._speed = self._rate_of_work()
+
+    def _start(self, seconds: float, demand: float, kind: str, members: Sequence[int]) -> None:
+        self._started += 1
+        heapq.heappush(self._running, (self._virtual + seconds, self._started, demand, kind, members))
+        self._change_demand(demand)
+
+    # Requests.
+
+    def _arrive(self, index: int) -> None:
+        waiting = len(self._waiting) + len(self._before) + len(self._after) + len(self._loop)
+        if waiting >= self._system.queue_size:
+            self._rejected += 1
+            return
+        if not self._system.loop:
+            self._admit(index)
+            return
+        self._loop.append(index)
+        if len(self._loop) == 1:
+            self._start(self._system.loop, 1.0, "loop", (index,))
+
+    def _admit(self, index: int) -> None:
+        if self._system.preprocess:
+            self._before.append(index)
+        else:
+            self._waiting.append(index)
+        self._dispatch()
+
+    def _complete(self, kind: str, members: Sequence[int]) -> None:
+        if kind == "loop":
+            self._loop.popleft()
+            if self._loop:
+                self._start(self._system.loop, 1.0, "loop", (self._loop[0],))
+            self._admit(members[0])
+            return
+        if kind == "before":
+            self._idle_before += 1
+            self._waiting.extend(members)
+        elif kind == "after":
+            self._idle_after += 1
+            self._finish(members)
+        else:
+            self._idle += 1
+            if self._system.postprocess:
+                self._after.extend(members)
+            else:
+                self._finish(members)
+        self._dispatch()
+
+    def _finish(self, members: Sequence[int]) -> None:
+        for index in members:
+            if index >= self._warm_up:
+                self._latencies.append(self._now - self._arrivals[index] + self._system.latency)
+
+    def _dispatch(self) -> None:
+        system = self._system
+        if system.postprocess:
+            while self._idle_after and self._after:
+                self._idle_after -= 1
+                self._run_alone("after", system.postprocess, self._after.popleft())
+        if system.delay is None:
+            while self._idle and self._waiting and self._has_room_after():
+                self._send([self._waiting.popleft() for _ in range(min(system.batch_size, len(self._waiting)))])
+        else:
+            self._collect(system.delay)
+        if system.preprocess:
+            while self._idle_before and self._before and self._has_room_before():
+                self._idle_before -= 1
+                self._run_alone("before", system.preprocess, self._before.popleft())
+
+    def _has_room_before(self) -> bool:
+        return len(self._waiting) < _AHEAD * self._system.batch_size * self._system.workers
+
+    def _has_room_after(self) -> bool:
+        stage = self._system.postprocess
+        return not stage or len(self._after) < _AHEAD * max(self._system.batch_size, stage.workers)
+
+    def _run_alone(self, kind: str, stage: Stage, index: int) -> None:
+        self._start(stage.service.draw(1, self._noise), stage.service.cores(1), kind, (index,))
+
+    def _send(self, batch: Sequence[int]) -> None:
+        service, size = self._system.service, len(batch)
+        self._idle -= 1
+        self._sizes[size] = self._sizes.get(size, 0) + 1
+        self._start(service.draw(size, self._noise), service.cores(size), "batch", batch)
+
+    def _collect(self, delay: float) -> None:
+        """Let an idle worker of TorchServe take requests; a batch that is full is sent at once."""
+        while self._waiting and (self._collected or self._idle):
+            if not self._collected:
+                self._deadline = self._now + delay
+            while self._waiting and len(self._collected) < self._system.batch_size:
+                self._collected.append(self._waiting.popleft())
+            if len(self._collected) < self._system.batch_size and delay > 0:
+                return
+            self._send_collected()
+
+    def _send_collected(self) -> None:
+        batch, self._collected, self._deadline = self._collected, [], math.inf
+        self._send(batch)
+        if self._system.delay is not None:
+            self._collect(self._system.delay)
+
+
+def highest_rate(
+    system: System,
+    percent: float | None,
+    seconds: float,
+    *,
+    requests: int = 5_000,
+    seed: int = 0,
+    precision: float = 0.02,
+) -> float:
+    """Return the highest rate at which the latency stays below a bound, in requests per second; 0 if none does.
+
+    Args:
+        system: the server.
+        percent: the percentile that is bounded; None: the mean.
+        seconds: the bound.
+        requests: simulated at each rate.
+        seed: of the simulations.
+        precision: of the result, relative.
+    """
+
+    def holds(rate: float) -> bool:
+        outcome = simulate(system, rate, requests=requests, seed=seed)
+        value = outcome.mean if percent is None else outcome.percentile(percent)
+        return value < seconds and not outcome.rejected
+
+    high = capacity(system)
+    low = high / 256
+    if not holds(low):
+        return 0.0
+    if holds(high):
+        return high
+    while high / low > 1 + precision:
+        middle = math.sqrt(low * high) if high / low > 2 else (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -1,0 +1,94 @@
+"""The target of a tuning: a bound for the latency, and what is optimised among the settings that keep it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from torchmar.errors import TorchmarError
+
+_LATENCY = re.compile(r"\s*(mean|p50|p90|p95|p99|p999)\s*<=?\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s)\s*", re.IGNORECASE)
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB|)\s*", re.IGNORECASE)
+_PERCENT = {"mean": None, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_BYTES = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+
+
+class Objective(Enum):
+    """What is optimised among the settings that keep the target."""
+
+    THROUGHPUT = "throughput"  # the highest rate at which the target is kept
+    LATENCY = "latency"  # the lowest latency at a given rate
+    COST = "cost"  # the least memory with which the target is kept at a given rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A bound for the latency of requests.
+
+    Attributes:
+        name: of the statistic: mean, p50, p90, p95, p99 or p999.
+        seconds: the bound.
+    """
+
+    name: str
+    seconds: float
+
+    @property
+    def percent(self) -> float | None:
+        """The percentile; None: the mean."""
+        return _PERCENT[self.name]
+
+    def __str__(self) -> str:
+        return f"{self.name} < {milliseconds(self.seconds)}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time in milliseconds with three significant digits, as it is shown: ``12.3 ms``."""
+    value = seconds * 1000
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} ms"
+
+
+def parse_target(text: str) -> Target:
+    """Return the target that a text such as ``p99<50ms`` stands for.
+
+    Raises:
+        TorchmarError: it is none.
+    """
+    match = _LATENCY.fullmatch(text)
+    if not match or not float(match[2]):
+        raise TorchmarError(
+            f"{text!r} is no latency target", hint="p99<50ms; also mean, p50, p90, p95, p999, and us or s"
+        )
+    return Target(name=match[1].lower(), seconds=float(match[2]) * _SECONDS[match[3].lower()])
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of a text such as ``5m``, ``90s`` or ``300``.
+
+    Raises:
+        TorchmarError: it is no time.
+    """
+    match = _DURATION.fullmatch(text)
+    if not match or not float(match[1]):
+        raise TorchmarError(f"{text!r} is no time", hint="5m, 90s or 1h")
+    return float(match[1]) * _SECONDS[(match[2] or "").lower()]
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes of a text such as ``8GiB``.
+
+    Raises:
+        TorchmarError: it is no size.
+    """
+    match = _SIZE.fullmatch(text)
+    if not match or not float(match[1]):
+        raise TorchmarError(f"{text!r} is no size of memory", hint="8GiB, 512MiB or 2GB")
+    return int(float(match[1]) * _BYTES[match[2].lower()])
