@@ -1,8 +1,9 @@
-"""Train the models of archives/ whose weights are missing or older than the script that makes them."""
+"""Train the models of archives/ whose weights are missing, or were made by other code than the present."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import yaml
 
 ARCHIVES = Path(__file__).parent.parent / "archives"
+DIGEST = ".trained"  # in the folder of an archive: the digest of the code that made its weights
 
 
 def main(names: list[str]) -> int:
@@ -34,24 +36,44 @@ def _train(names: list[str], *, needed: bool) -> int:
         recipe = yaml.safe_load((ARCHIVES / name / "archive.yaml").read_text(encoding="utf-8"))
         if "generated_by" not in recipe:
             continue  # its weights are another archive's
-        if is_made(ARCHIVES / name, [recipe["weights"], *recipe.get("files", {}).values()]):
-            continue
-        print(f"training archives/{name}", flush=True)
-        code = subprocess.run([sys.executable, ARCHIVES / name / recipe["generated_by"]]).returncode
-        if code == os.EX_UNAVAILABLE and not needed:
-            print(f"archives/{name} is left out", file=sys.stderr, flush=True)
-        elif code:
-            return code
+        digest = code_digest(ARCHIVES / name)
+        if not is_made(ARCHIVES / name, [recipe["weights"], *recipe.get("files", {}).values()], digest):
+            print(f"training archives/{name}", flush=True)
+            code = subprocess.run([sys.executable, ARCHIVES / name / recipe["generated_by"]]).returncode
+            if code == os.EX_UNAVAILABLE and not needed:
+                print(f"archives/{name} is left out", file=sys.stderr, flush=True)
+                continue
+            if code:
+                return code
+        (ARCHIVES / name / DIGEST).write_text(digest, encoding="utf-8")
     return 0
 
 
-def is_made(folder: Path, files: list[str]) -> bool:
-    """Return whether all files exist, and the first of them (the weights) is newer than the code beside it."""
+def code_of(folder: Path) -> list[Path]:
+    """Return the Python files that the weights in ``folder`` may depend on."""
+    return sorted((*folder.glob("*.py"), *ARCHIVES.glob("*.py")))
+
+
+def code_digest(folder: Path) -> str:
+    """Return the SHA-256 of the code that makes the weights in ``folder``."""
+    digest = hashlib.sha256()
+    for file in code_of(folder):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(ARCHIVES).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def is_made(folder: Path, files: list[str], digest: str) -> bool:
+    """Return whether all files exist, and the code of ``digest`` made them.
+
+    Times do not show that: git sets them when it checks out a branch, and a copied folder may have any.
+    They decide only where there is no digest, for weights that were made before digests were written.
+    """
     if not all((folder / file).exists() for file in files):
         return False
-    return (folder / files[0]).stat().st_mtime >= max(
-        script.stat().st_mtime for script in (*folder.glob("*.py"), *ARCHIVES.glob("*.py"))
-    )
+    if (folder / DIGEST).exists():
+        return (folder / DIGEST).read_text(encoding="utf-8") == digest
+    return (folder / files[0]).stat().st_mtime >= max(script.stat().st_mtime for script in code_of(folder))
 
 
 if __name__ == "__main__":
