@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from torchmar_handlers import explanations, weights
@@ -30,6 +31,7 @@ class ImageClassifier(BaseHandler):
                null or ``[height, width]`` or null
     mean, std  ImageNet's; 0 and 1 for L   what values from 0 to 1 are normalised with
     topk       5                           labels in an answer at the most
+    output     labels                      ``labels``, or ``probabilities``: those of all classes, in their order
     max_pixels 89478485 (Pillow's limit)   larger images get 413
     exif       false                       turn photographs as their camera was held
     method     integrated_gradients        of explanations; see `torchmar_handlers.explanations`
@@ -45,10 +47,11 @@ class ImageClassifier(BaseHandler):
     or floats ``(channels, height, width)`` that go to the model as they are.
 
     A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol it
-    is the tensors ``label`` and ``probability``, of the most probable one. An explanation is JSON with
-    ``attributions`` of the shape of the model's input, channels first; or, where the request accepts
-    ``application/x-npy`` these alone, or ``image/png`` the picture of it. Requests may set ``method``,
-    ``n_steps``, ``baseline`` and ``target`` (class index or label; the class predicted unless set).
+    is the tensors ``label`` and ``probability``, of the most probable one. With ``output: probabilities`` it is
+    an array, ``(classes,)``, and the tensor ``probabilities``, as clients of TensorFlow models expect.
+    An explanation is JSON with ``attributions`` of the shape of the model's input, channels first; or, where the
+    request accepts ``application/x-npy`` these alone, or ``image/png`` the picture of it. Requests may set
+    ``method``, ``n_steps``, ``baseline`` and ``target`` (class index or label; the class predicted unless set).
     """
 
     parallel_decode = True
@@ -58,8 +61,9 @@ class ImageClassifier(BaseHandler):
         options = self.options
         self.inputs = Inputs(options, self.device)
         self.topk = options.integer("topk", 5, low=1)
+        self.output = options.text("output", "labels", choices=("labels", "probabilities"))
         self.default_options = {
-            "method": options.text("method", explanations.METHODS[0], choices=explanations.METHODS),
+            "method": options.text("method", explanations.METHODS[0], choices=explanations.IMAGE_METHODS),
             "n_steps": options.integer("n_steps", 50, low=1, high=1000),
             "baseline": options.text("baseline", BASELINES[0], choices=BASELINES),
         }
@@ -82,11 +86,13 @@ class ImageClassifier(BaseHandler):
         """Stack images to a normalised batch, ``(n, channels, height, width)``."""
         return self.inputs.normalise(super().preprocess([image.values for image in inputs]))
 
-    def postprocess(self, output: Any) -> list[dict[str, float]]:
-        """Return the most probable labels of each row of scores, ``(n, classes)``."""
+    def postprocess(self, output: Any) -> Sequence[Any]:
+        """Return the most probable labels of each row of scores, ``(n, classes)``, or its probabilities."""
         probabilities = only(output).softmax(1)
         if not bool(probabilities.isfinite().all()):
             raise NotFinite("the model's output for this image is not a number")
+        if self.output == "probabilities":
+            return list(probabilities.float().cpu().numpy())
         values, classes = probabilities.topk(min(self.topk, probabilities.shape[1]))
         answers: list[dict[str, float]] = []
         for row, numbers in zip(classes.tolist(), values.tolist(), strict=True):
@@ -99,8 +105,8 @@ class ImageClassifier(BaseHandler):
 
     def explain_handle(self, batch: torch.Tensor, requests: Sequence[Request]) -> list[Any]:
         """Return, for each request, its attributions as JSON or as a picture."""
-        defaults = self.default_options
-        requested = [explanations.read(request, defaults=defaults) for request in requests]
+        methods, defaults = explanations.IMAGE_METHODS, self.default_options
+        requested = [explanations.read(request, methods=methods, defaults=defaults) for request in requests]
         scores = only(self.inference(batch))
         probabilities = scores.softmax(1)
         targets = probabilities.argmax(1).clone()
@@ -136,6 +142,8 @@ class ImageClassifier(BaseHandler):
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return the most probable label of each image, with its probability; explanations by their keys."""
+        if isinstance(answers[0], np.ndarray) and answers[0].ndim == 1:
+            return {"probabilities": answers}
         if not isinstance(answers[0], Mapping) or "attributions" in answers[0]:
             return signatures.by_key(answers)
         best = [next(iter(answer.items())) for answer in answers]
@@ -143,7 +151,9 @@ class ImageClassifier(BaseHandler):
 
     def signature(self) -> signatures.Signature:
         """Return an image file in, the most probable label out; arrays are taken too."""
-        return signatures.of([signatures.tensor("image", "BYTES")], signatures.best_class())
+        probabilities = [signatures.tensor("probabilities", "FP32", len(self.mapping) if self.mapping else None)]
+        outputs = probabilities if self.output == "probabilities" else signatures.best_class()
+        return signatures.of([signatures.tensor("image", "BYTES")], outputs)
 
     def label(self, index: int) -> str:
         """Return the label of a class."""

@@ -76,6 +76,14 @@ short.float_val.append(1.5)
 full = predict("iris", measurements=np.full((2, 4), 1.5, np.float32))
 assert predict("iris", measurements=short).outputs == full.outputs
 
+# Images as arrays of pixels, channels last.
+names = {2: "two", 7: "seven", 9: "nine"}
+files = [ARCHIVES / "vit" / "samples" / f"{name}.png" for name in names.values()]
+images = np.stack([tf.io.decode_png(file.read_bytes(), channels=3).numpy() for file in files])
+for pixels in (images, images.astype(np.float32)):
+    answer = predict("vit", image=pixels)
+    assert tf.make_ndarray(answer.outputs["probabilities"]).argmax(1).tolist() == list(names), answer
+
 # Signatures.
 request = get_model_metadata_pb2.GetModelMetadataRequest()
 request.model_spec.name = "iris"

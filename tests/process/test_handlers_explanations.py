@@ -18,6 +18,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from torch import nn
 
 from torchmar_handlers.explanations import (
+    IMAGE_METHODS,
     METHODS,
     TOKEN_METHODS,
     ExplainOptions,
@@ -29,6 +30,7 @@ from torchmar_handlers.explanations import (
     explain_tokens,
     read,
 )
+from torchmar_handlers.explanations.attention_rollout import rollout
 from torchmar_handlers.explanations.explanation import rounded
 from torchmar_handlers.request import BadRequest, Request
 
@@ -449,6 +451,59 @@ def test_grad_cam_needs_an_eager_model(digits: nn.Module, images: torch.Tensor) 
         explain(scripted, images[:1], zero, [wish], model=scripted)
     (explanation,) = explain(scripted, images[:1], zero, [replace(wish, explicit=False)], model=scripted)
     assert (explanation.method, explanation.instead_of) == ("occlusion", "grad_cam")
+
+
+class Attends(nn.Module):
+    """One layer of attention whose tokens are the patches of an image, with or without a class token."""
+
+    def __init__(self, has_class: bool) -> None:
+        super().__init__()
+        self.has_class = has_class
+        self.softmax = nn.Softmax(-1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = nn.functional.avg_pool2d(images, 8).flatten(1)[:, :, None]
+        if self.has_class:
+            tokens = torch.cat([tokens.amax(1, keepdim=True), tokens], 1)
+        weights = self.softmax((4 * tokens @ tokens.transpose(1, 2))[:, None])
+        return torch.cat([(weights[:, 0] @ tokens)[:, 0], tokens.mean(1)], 1)
+
+
+@pytest.mark.parametrize("has_class", [True, False])
+def test_attention_rollout_shows_the_patches_that_are_attended_to(has_class: bool) -> None:
+    images = torch.zeros(2, 1, 32, 48)
+    images[0, 0, 8:16, 24:32] = 1
+    images[1, 0, 24:32, :8] = 1
+    wish = ExplainOptions("attention_rollout", explicit=True)
+    model = Attends(has_class)
+    for explanation, (row, column) in zip(
+        explain(model, images, torch.tensor([0, 1]), [wish] * 2, model=model), [(12, 28), (28, 4)], strict=True
+    ):
+        values = explanation.attributions[0]
+        assert values.shape == (32, 48)
+        assert values.min() >= 0
+        assert values[row, column] > 0.9 * values.max()  # a patch in a corner is extrapolated
+        assert (explanation.note, explanation.baseline) == ("attention rollout", None)
+
+
+def test_attention_rollout_is_the_product_of_the_layers() -> None:
+    first, second = torch.rand(2, 2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    halves = [(layer.mean(1) + torch.eye(5)) / 2 for layer in (first, second)]
+    expected = halves[1] @ halves[0]
+    assert torch.allclose(rollout([first, second]), expected, atol=1e-6)
+    assert torch.allclose(expected.sum(-1), torch.ones(2, 5), atol=1e-6)
+
+
+def test_attention_rollout_needs_an_eager_model_with_attention(digits: nn.Module, images: torch.Tensor) -> None:
+    assert "attention_rollout" in IMAGE_METHODS
+    wish, zero = ExplainOptions("attention_rollout", explicit=True), torch.tensor([0])
+    with pytest.raises(BadRequest, match=r"a torch\.nn\.Softmax for its attention; .*integrated_gradients"):
+        explain(digits, images[:1], zero, [wish], model=digits)
+    scripted = FORMS["scripted"](digits, images)
+    with pytest.raises(BadRequest, match="needs an eager model"):
+        explain(scripted, images[:1], zero, [wish], model=scripted)
+    (explanation,) = explain(digits, images[:1], zero, [replace(wish, explicit=False)], model=digits)
+    assert (explanation.method, explanation.instead_of) == ("occlusion", "attention_rollout")
 
 
 def test_a_model_that_fails_is_not_taken_for_one_without_gradients(images: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import requests
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from PIL import Image
 
 from tests import oracles
 from tests.support.paths import ROOT
@@ -29,6 +30,7 @@ ARCHIVES = ROOT / "archives"
 PNG = (ARCHIVES / "digits" / "samples" / "seven.png").read_bytes()
 ROWS = [[5.0, 3.4, 1.5, 0.2], [6.6, 3.0, 5.6, 2.1]]
 BENIGN = json.loads((ARCHIVES / "tumours" / "samples" / "benign.json").read_bytes())
+DIGITS = {digit: ARCHIVES / "vit" / "samples" / f"{name}.png" for digit, name in ((2, "two"), (7, "seven"))}
 LOW = json.loads((ARCHIVES / "diabetes" / "samples" / "low.json").read_bytes())
 # A handler that knows nothing of this project.
 CUSTOM = """
@@ -53,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
     folder = tmp_path_factory.mktemp("tensorflow-serving")
     store = folder / "store"
     store.mkdir()
-    built = [archive.build(ARCHIVES / name, store).path for name in ("digits", "iris", "tumours", "diabetes")]
+    built = [archive.build(ARCHIVES / name, store).path for name in ("digits", "iris", "tumours", "diabetes", "vit")]
     (folder / "handler.py").write_text(CUSTOM)
     for version in ("1.5", "2.0"):
         written = recipe.Recipe.model_validate({"name": "custom", "version": version, "handler": "handler.py"})
@@ -278,6 +280,35 @@ def test_services_are_listed_by_reflection_under_their_own_names(server: Builtin
         (predict,) = (method for method in file.service[0].method if method.name == "Predict")
         assert predict.input_type == ".tensorflow.serving.PredictRequest"
         assert database.FindFileContainingSymbol("tensorflow.TensorProto").package == "tensorflow"
+
+
+def pixels(digit: int) -> np.ndarray:
+    """Return an image of a digit as clients of TensorFlow models have it: bytes, ``(32, 32, 3)``."""
+    return np.array(Image.open(DIGITS[digit]).convert("RGB"))
+
+
+def test_images_as_lists_have_their_probabilities_in_the_order_of_classes(rest: Rest) -> None:
+    instances = [pixels(7).tolist(), pixels(2).tolist()]
+    status, answer = rest("vit:predict", {"signature_name": "serving_default", "instances": instances})
+    assert status == 200
+    assert np.array(answer["predictions"]).shape == (2, 10)
+    assert np.argmax(answer["predictions"], 1).tolist() == [7, 2]
+    assert np.sum(answer["predictions"], 1) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 2), (32, 32), (0, 32, 3)])
+def test_an_image_of_another_shape_is_400_with_the_expected_one(rest: Rest, shape: tuple[int, ...]) -> None:
+    status, answer = rest("vit:predict", {"instances": [np.zeros(shape, int).tolist()]})
+    assert status == 400
+    assert "(height, width, channels)" in answer["error"]
+
+
+def test_images_as_tensors_have_their_probabilities(call: Callable[..., Any]) -> None:
+    images = floats(np.stack([pixels(2), pixels(7)]))
+    answer = call("Predict", predict_request("vit", image=images), wire.PredictResponse)
+    probabilities = answer.outputs["probabilities"]
+    values = [*probabilities.float_val, *probabilities.double_val]
+    assert np.argmax(np.reshape(values, (2, 10)), 1).tolist() == [2, 7]
 
 
 @pytest.mark.oracle

@@ -176,8 +176,8 @@ HOW = "How to explain"
 Method = Annotated[
     str | None,
     typer.Option(
-        help="integrated_gradients, saliency, gradient_shap, occlusion, feature_ablation or grad_cam; "
-        "default: the handler's.",
+        help="integrated_gradients, saliency, gradient_shap, occlusion, feature_ablation, grad_cam or "
+        "attention_rollout; default: the handler's.",
         show_default=False,
         rich_help_panel=HOW,
     ),

@@ -6,7 +6,7 @@ From a request to its answer, in the order of the modules:
 * `baseline`: the input that stands for "nothing", made from these options;
 * `engine`: ``explain`` for images and tables, a batch of requests in few passes;
 * `tokens`: ``explain_tokens`` for text, by way of the embeddings;
-* `gradients`, `perturbation`, `grad_cam`: the methods themselves;
+* `gradients`, `perturbation`, `grad_cam`, `attention_rollout`: the methods themselves;
 * `explanation`: the result, with ``document`` to make JSON of it.
 
 The methods with gradients are computed here, equal to captum's and faster (the tests compare
@@ -17,11 +17,12 @@ the same request gives the same values each time.
 """
 
 from torchmar_handlers.explanations.engine import explain
-from torchmar_handlers.explanations.explain_options import METHODS, TOKEN_METHODS, ExplainOptions, read
+from torchmar_handlers.explanations.explain_options import IMAGE_METHODS, METHODS, TOKEN_METHODS, ExplainOptions, read
 from torchmar_handlers.explanations.explanation import Explanation, document
 from torchmar_handlers.explanations.tokens import bags, explain_tokens
 
 __all__ = [
+    "IMAGE_METHODS",
     "METHODS",
     "TOKEN_METHODS",
     "ExplainOptions",

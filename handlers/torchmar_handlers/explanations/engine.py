@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 
-from torchmar_handlers.explanations import baseline, grad_cam, gradients, perturbation
+from torchmar_handlers.explanations import attention_rollout, baseline, grad_cam, gradients, perturbation
 from torchmar_handlers.explanations.explain_options import (
     GRADIENT_METHODS,
     METHODS,
@@ -18,6 +18,8 @@ from torchmar_handlers.explanations.explain_options import (
 from torchmar_handlers.explanations.explanation import Explanation
 from torchmar_handlers.explanations.gradients import NoGradientError, pick, pieces, rows_in_a_pass
 from torchmar_handlers.request import BadRequest
+
+_OF_A_LAYER = ("grad_cam", "attention_rollout")  # methods that need layers of a certain kind
 
 # The attributions of each row and, where the method has one, the convergence delta of each.
 Computed = tuple[torch.Tensor | Sequence[torch.Tensor], Sequence[float] | None]
@@ -53,7 +55,7 @@ def explain(
         baselines: shaped like ``inputs``; by default made by the options, in the model's units.
         mean: what the baseline ``mean`` is, in the shape of a row; by default an image's own mean colour.
         groups: for tables, the number of each column's group, ``(features,)``, for feature ablation.
-        model: the module that ``score`` runs, for Grad-CAM.
+        model: the module that ``score`` runs, for Grad-CAM and attention rollout.
         layer: the name of the layer for Grad-CAM; by default the last ``Conv2d``.
         differentiable: False if the weights are known to have no gradients.
         max_forward_batch: the most rows of a forward pass.
@@ -76,6 +78,8 @@ def explain(
             rows, starts, chosen = inputs[indices], baselines[indices], targets[indices]
             if method == "grad_cam":
                 return grad_cam.attribute(score, rows, chosen, model, layer, max_forward_batch), None
+            if method == "attention_rollout":
+                return attention_rollout.attribute(score, rows, model, max_forward_batch), None
             if method in PERTURBATIONS:
                 return perturbation.attribute(score, rows, starts, chosen, method, groups, max_forward_batch), None
             values = gradients.attribute(
@@ -127,7 +131,7 @@ def settle(
             values, deltas = compute(method, options, rows)
         except NoGradientError as lack:
             if options.explicit:
-                others = METHODS if differentiable and method == "grad_cam" else PERTURBATIONS
+                others = METHODS if differentiable and method in _OF_A_LAYER else PERTURBATIONS
                 can = ", ".join(other for other in others if other != method)
                 raise BadRequest(f"method {method} cannot be had: {lack}; methods that can: {can}") from lack
             method, instead_of, reason = substitute, method, str(lack)
@@ -137,7 +141,7 @@ def settle(
                 method=method,
                 target=int(targets[index]),
                 attributions=values[place].float().cpu().numpy(),
-                baseline=None if method in ("saliency", "grad_cam") else requested[index].baseline_name,
+                baseline=None if method in ("saliency", *_OF_A_LAYER) else requested[index].baseline_name,
                 n_steps=options.n_steps if method in STEPPED else None,
                 delta=None if deltas is None else deltas[place],
                 instead_of=instead_of,

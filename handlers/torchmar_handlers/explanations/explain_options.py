@@ -15,6 +15,7 @@ from torchmar_handlers.request import BadRequest, Request
 GRADIENT_METHODS = ("integrated_gradients", "saliency", "gradient_shap", "grad_cam")
 PERTURBATIONS = ("occlusion", "feature_ablation")
 METHODS = (*GRADIENT_METHODS, *PERTURBATIONS)
+IMAGE_METHODS = (*METHODS, "attention_rollout")
 TOKEN_METHODS = tuple(method for method in METHODS if method != "grad_cam")
 STEPPED = ("integrated_gradients", "gradient_shap")  # the methods that n_steps means something to
 
@@ -27,7 +28,7 @@ class ExplainOptions:
     """The options of one explanation.
 
     Attributes:
-        method: one of ``METHODS``.
+        method: one of ``IMAGE_METHODS``.
         target: the output to explain, as the client sent it: class index or label; None for the one predicted.
         n_steps: points of the quadrature (integrated gradients) or samples (gradient SHAP).
         baseline: a word (``zeros``, ``mean``, ``blur``, or what the handler offers), a number, or a nested

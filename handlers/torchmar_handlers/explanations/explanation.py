@@ -19,7 +19,7 @@ class Explanation:
         method: what was computed.
         target: index of the output that is explained.
         attributions: floats; positive speaks for the target. Shaped like the input, but ``(1, height, width)``
-            for Grad-CAM and ``(tokens,)`` for text.
+            for Grad-CAM and attention rollout, and ``(tokens,)`` for text.
         baseline: word or number of what stood for "nothing there"; ``given`` for values of the client's own.
         n_steps: points or samples; None where the method has none.
         delta: the sum of the attributions less the difference of scores that it should equal; None where the
