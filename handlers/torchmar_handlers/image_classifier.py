@@ -43,8 +43,8 @@ class ImageClassifier(BaseHandler):
     By default this answers as TorchServe's own ``image_classifier`` does. The model takes floats,
     ``(n, channels, height, width)``, and gives scores, ``(n, classes)``.
 
-    A request is an image file, raw or in base64; pixels as an array, bytes ``(height, width, channels)``;
-    or floats ``(channels, height, width)`` that go to the model as they are.
+    A request is an image file, raw or in base64; pixels as an array, bytes ``(height, width, channels)``,
+    or floats from 0 to 1 in this shape; or floats ``(channels, height, width)`` that go to the model as they are.
 
     A prediction is ``{label: probability}``, the most probable first. In the Open Inference Protocol it
     is the tensors ``label`` and ``probability``, of the most probable one. With ``output: probabilities`` it is

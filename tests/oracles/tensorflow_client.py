@@ -80,7 +80,7 @@ assert predict("iris", measurements=short).outputs == full.outputs
 names = {2: "two", 7: "seven", 9: "nine"}
 files = [ARCHIVES / "vit" / "samples" / f"{name}.png" for name in names.values()]
 images = np.stack([tf.io.decode_png(file.read_bytes(), channels=3).numpy() for file in files])
-for pixels in (images, images.astype(np.float32)):
+for pixels in (images, images.astype(np.float32), images / np.float32(255)):
     answer = predict("vit", image=pixels)
     assert tf.make_ndarray(answer.outputs["probabilities"]).argmax(1).tolist() == list(names), answer
 

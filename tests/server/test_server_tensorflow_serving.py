@@ -287,8 +287,9 @@ def pixels(digit: int) -> np.ndarray:
     return np.array(Image.open(DIGITS[digit]).convert("RGB"))
 
 
-def test_images_as_lists_have_their_probabilities_in_the_order_of_classes(rest: Rest) -> None:
-    instances = [pixels(7).tolist(), pixels(2).tolist()]
+@pytest.mark.parametrize("scale", [1, 255])
+def test_images_as_lists_have_their_probabilities_in_the_order_of_classes(rest: Rest, scale: int) -> None:
+    instances = [(pixels(digit) / scale if scale > 1 else pixels(digit)).tolist() for digit in (7, 2)]
     status, answer = rest("vit:predict", {"signature_name": "serving_default", "instances": instances})
     assert status == 200
     assert np.array(answer["predictions"]).shape == (2, 10)

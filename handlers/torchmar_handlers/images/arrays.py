@@ -18,9 +18,10 @@ def is_array(payload: Any) -> bool:
 def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.ndarray | None]:
     """Return either pixels or the model's input, float32 ``(channels, height, width)``; the other is None.
 
-    Bytes (``uint8``) are pixels, channels last or first. So are whole numbers from 0 to 255 with the
-    channels last, which is what JSON makes of bytes. Any other numbers with the channels first are the
-    model's input, resized and normalised by the client, which is what TorchServe's own handlers take.
+    Bytes (``uint8``) are pixels, channels last or first. With the channels last, so are whole numbers from 0 to 255,
+    which is what JSON makes of bytes, and floats from 0 to 1, shares of 255, which clients of TensorFlow models send.
+    Any other numbers with the channels first are the model's input, resized and normalised by the client, which is
+    what TorchServe's own handlers take.
 
     Args:
         payload: an array, or nested lists.
@@ -53,10 +54,14 @@ def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.nd
         if not np.isfinite(values).all():
             raise BadRequest("the array has values that are not finite")
         return None, values
+    if array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1:
+        return _pixels(np.rint(array * 255).astype(np.uint8), mode), None
     with np.errstate(invalid="ignore"):
         whole = array.astype(np.uint8, casting="unsafe")
     if not (whole == array).all():
-        raise BadRequest("an array with the channels last has pixels, which are whole numbers from 0 to 255")
+        raise BadRequest(
+            "an array with the channels last has pixels, which are whole numbers from 0 to 255 or floats from 0 to 1"
+        )
     return _pixels(whole, mode), None
 
 
