@@ -1,8 +1,9 @@
 """Train the vit model, a small vision transformer, on scikit-learn's bundled handwritten digits; write vit.pt.
 
-1,797 scans of 8x8 grey values (Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998), enlarged to
-32x32 pixels in RGB, a quarter of them held out. Takes about half a minute on two cores; exits 1 if fewer than 95 % of
-the held-out digits are right.
+1,797 scans (Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998). They were bitmaps of 32x32
+pixels, of which the bundled files have the number of black ones in each block of 4x4; here these 8x8 numbers are
+enlarged to 32x32 pixels of RGB. A quarter of the scans is held out. Takes a minute on one core; exits 1 if fewer than
+96 % of the held-out digits are right.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ sys.path.insert(0, str(HERE))
 from model import VisionTransformer  # noqa: E402
 
 SIDE = 32
-WANTED = 0.95
+WANTED = 0.96
 
 
 def enlarge(scan: np.ndarray) -> Image.Image:
@@ -38,17 +39,27 @@ def tensor(images: list[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 255
 
 
+def distorted(images: torch.Tensor) -> torch.Tensor:
+    """Return images, each turned, enlarged and shifted a little: so few digits show too few ways to write."""
+    count = len(images)
+    angles, scales = (torch.rand(2, count) * 2 - 1) * torch.tensor([[0.2], [0.12]])
+    shifts = (torch.rand(count, 2, 1) * 2 - 1) * 0.15
+    turned = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], 1).reshape(count, 2, 2)
+    grid = nn.functional.affine_grid(
+        torch.cat([turned * (1 + scales)[:, None, None], shifts], 2), list(images.shape), align_corners=False
+    )
+    return nn.functional.grid_sample(images, grid, align_corners=False)
+
+
 def train(images: torch.Tensor, labels: torch.Tensor, epochs: int, seed: int) -> VisionTransformer:
-    """Return the model, trained with shifted copies of the images."""
+    """Return the model, trained with distorted copies of the images."""
     torch.manual_seed(seed)
     model = VisionTransformer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * -(-len(images) // 64))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * -(-len(images) // 64))
     for _ in range(epochs):
         for rows in torch.randperm(len(images)).split(64):
-            dx, dy = (int(shift) for shift in torch.randint(-2, 3, (2,)))
-            scores = model(images[rows].roll((dx, dy), (2, 3)))
-            loss = nn.functional.cross_entropy(scores, labels[rows], label_smoothing=0.02)
+            loss = nn.functional.cross_entropy(model(distorted(images[rows])), labels[rows], label_smoothing=0.02)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -60,9 +71,10 @@ def main() -> int:
     """Train, measure, export."""
     parser = argparse.ArgumentParser(description="Train the vit model and write its weights.")
     parser.add_argument("--output", type=Path, default=HERE / "vit.pt")
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # so that the weights do not depend on the number of cores
 
     data = load_digits()
     images = tensor([enlarge(scan) for scan in data.data])

@@ -134,7 +134,9 @@ class ImageClassifier(BaseHandler):
 
                 pixels = self.inputs.restore(image[None])[0]
                 title = f"{label}  {probability:.1%}"
-                picture = heatmap.draw(pixels, explanation.attributions, title=title, note=explanation.note)
+                picture = heatmap.draw(
+                    pixels, explanation.attributions, title=title, note=explanation.note, signed=explanation.signed
+                )
                 answers.append(Reply(picture, PNG))
             else:
                 answers.append(explanations.document(explanation, label=label, probability=round(probability, 6)))

@@ -257,15 +257,22 @@ def test_bytes_are_pixels_and_floats_are_the_models_input() -> None:
 
 
 WRONG_ARRAYS = {
-    "flat": ([1, 2, 3], "an array of 3"),
+    "flat": ([1, 2, 3], r"the shape \[3\] .*\(height, width, 3\)"),
     "ragged": ([[[1, 2, 3]], [[1, 2]]], "one length|each row"),
     "texts": ([[["a", "b", "c"]]], "nested lists of numbers"),
-    "five channels": (np.zeros((4, 4, 5), np.uint8).tolist(), "4x4x5"),
-    "empty": ([], "an array of 0"),
+    "five channels": (np.zeros((4, 4, 5), np.uint8).tolist(), r"\[4, 4, 5\]"),
+    "empty": ([], r"\[0\]"),
     "beyond a byte": (np.full((4, 4, 3), 256).tolist(), "0 to 255"),
-    "fractions, channels last": (np.full((4, 4, 3), 0.5).tolist(), "0 to 255"),
+    "fractions, channels last": (np.full((4, 4, 3), 1.5).tolist(), "floats from 0 to 1"),
     "not a number": (np.full((3, 4, 4), np.nan), "not finite"),
 }
+
+
+def test_floats_from_0_to_1_with_the_channels_last_are_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    image, values = arrays.read((pixels / 255).tolist(), "RGB", MANY)
+    assert values is None
+    assert (np.asarray(image) == pixels).all()
 
 
 @pytest.mark.parametrize(("payload", "message"), WRONG_ARRAYS.values(), ids=WRONG_ARRAYS)

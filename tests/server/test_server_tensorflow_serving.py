@@ -301,7 +301,8 @@ def test_images_as_lists_have_their_probabilities_in_the_order_of_classes(rest: 
 def test_an_image_of_another_shape_is_400_with_the_expected_one(rest: Rest, shape: tuple[int, ...]) -> None:
     status, answer = rest("vit:predict", {"instances": [np.zeros(shape, int).tolist()]})
     assert status == 400
-    assert "(height, width, channels)" in answer["error"]
+    assert "(height, width, 3)" in answer["error"]
+    assert "(3, 32, 32)" in answer["error"]
 
 
 def test_images_as_tensors_have_their_probabilities(call: Callable[..., Any]) -> None:

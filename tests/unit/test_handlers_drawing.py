@@ -142,6 +142,15 @@ def test_the_channels_of_attributions_are_summed() -> None:
     assert heatmap.draw(image, values, title="", note="") == summed
 
 
+def test_values_that_are_neither_for_nor_against_are_red_from_the_smallest_on() -> None:
+    values = np.full((1, 4, 4), 0.2)
+    values[0, :, 0] = 0.5
+    pixels = opened(heatmap.draw(np.zeros((1, 4, 4), np.uint8), values, title="", note="", signed=False))
+    columns = [pixels[200, 36 + 480 + 36 + 60 + 120 * place].tolist() for place in range(2)]
+    assert columns == [list(page.FOR), [235, 235, 235]]
+    assert share(pixels, page.AGAINST) == 0
+
+
 # ------------------------------------------------------------------------------------------ words
 
 TEXTS = {

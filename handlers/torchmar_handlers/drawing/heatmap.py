@@ -12,7 +12,7 @@ _LEAST = 24  # and of its shorter side, where that would be a line
 _LEGEND = 300  # least width of the legend
 
 
-def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str) -> bytes:
+def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str, signed: bool = True) -> bytes:
     """Return a PNG: the input, and over its grey shadow red for and blue against the target.
 
     Args:
@@ -22,11 +22,13 @@ def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str) 
             the rest. What is not finite counts as 0.
         title: what was explained.
         note: how.
+        signed: False for values that are neither for nor against: red is from the smallest to the largest.
     """
     pixels = np.moveaxis(np.asarray(image, np.uint8), 0, -1)
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]).convert("RGB")
     values = np.nan_to_num(np.asarray(attributions, np.float64), posinf=0, neginf=0).sum(0)
-    sizes = np.abs(values)
+    low = 0.0 if signed else float(values.min())
+    sizes = np.abs(values - low)
     limit = float(np.percentile(sizes, 99)) or float(sizes.max()) or 1.0
 
     is_wide = picture.width > 2 * picture.height
@@ -35,7 +37,9 @@ def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str) 
     # Small inputs keep their pixels visible: smoothing would show detail that is not there.
     smooth = Image.Resampling.NEAREST if scale >= 4 else Image.Resampling.BICUBIC
     shown = picture.resize((width, height), smooth)
-    strength = Image.fromarray(np.clip(values / limit, -1, 1).astype(np.float32)).resize((width, height), smooth)
+    strength = Image.fromarray(np.clip((values - low) / limit, -1, 1).astype(np.float32)).resize(
+        (width, height), smooth
+    )
     # On white, so that both colours stand out on any input.
     shadow = 235 - np.asarray(shown.convert("L"), np.float64)[:, :, None] * (110 / 255)
     coloured = Image.fromarray(page.tinted(shadow.repeat(3, 2), np.clip(np.asarray(strength), -1, 1)))
@@ -55,5 +59,9 @@ def draw(image: np.ndarray, attributions: np.ndarray, *, title: str, note: str) 
         sheet.pen.rectangle(edges, outline=page.LINE)
     legend = max(width, _LEGEND)
     left = max(page.MARGIN, page.MARGIN + across + width - legend)
-    sheet.legend(left, sheet.top + down + height + 16, legend, limit)
+    below = sheet.top + down + height + 16
+    if signed:
+        sheet.legend(left, below, legend, limit)
+    else:
+        sheet.scale(left, below, legend, low, low + limit)
     return sheet.png()

@@ -61,16 +61,31 @@ class Page:
 
     def legend(self, left: int, top: int, width: int, limit: float) -> None:
         """Draw the colours from against to for, which end at ``limit`` on either side; ``LEGEND`` pixels high."""
-        ramp = np.broadcast_to(np.linspace(-1, 1, width), (_RAMP, width))
+        base = self._ramp(left, top, width, -1, ("against", number(-limit)), (number(limit), "for"))
+        write(self.pen, (left + width / 2 - width_of("0", NOTE) / 2, base), "0", NOTE, FAINT)
+
+    def scale(self, left: int, top: int, width: int, low: float, high: float) -> None:
+        """Draw the colours from none to red, which stand for ``low`` to ``high``; ``LEGEND`` pixels high."""
+        low_text, high_text = (number(value).removeprefix("+") for value in (low, high))
+        self._ramp(left, top, width, 0, ("least", low_text), (high_text, "most"))
+
+    def _ramp(
+        self, left: int, top: int, width: int, start: float, low: tuple[str, str], high: tuple[str, str]
+    ) -> float:
+        """Draw colours of the strengths from ``start`` to 1, with words and numbers at both ends; return the base line.
+
+        The numbers, the second of ``low`` and the first of ``high``, are left out where there is no room for them.
+        """
+        ramp = np.broadcast_to(np.linspace(start, 1, width), (_RAMP, width))
         self.image.paste(Image.fromarray(tinted(np.full((_RAMP, width, 3), 255.0), ramp)), (left, top))
         self.pen.rectangle((left, top, left + width - 1, top + _RAMP - 1), outline=LINE)
         base = top + _RAMP + NOTE + 5
-        ends = f"against  {number(-limit)}", f"{number(limit)}  for"
+        ends = "  ".join(low), "  ".join(high)
         if width < width_of("".join(ends), NOTE) + 4 * NOTE:
-            ends = "against", "for"
+            ends = low[0], high[1]
         write(self.pen, (left, base), ends[0], NOTE, FAINT)
         write(self.pen, (left + width - width_of(ends[1], NOTE), base), ends[1], NOTE, FAINT)
-        write(self.pen, (left + width / 2 - width_of("0", NOTE) / 2, base), "0", NOTE, FAINT)
+        return base
 
     def png(self) -> bytes:
         """Return the page as a file."""

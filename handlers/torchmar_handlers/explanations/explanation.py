@@ -18,8 +18,8 @@ class Explanation:
     Attributes:
         method: what was computed.
         target: index of the output that is explained.
-        attributions: floats; positive speaks for the target. Shaped like the input, but ``(1, height, width)``
-            for Grad-CAM and attention rollout, and ``(tokens,)`` for text.
+        attributions: floats; positive speaks for the target if `signed`. Shaped like the input, but ``(1, height,
+            width)`` for Grad-CAM and attention rollout, and ``(tokens,)`` for text.
         baseline: word or number of what stood for "nothing there"; ``given`` for values of the client's own.
         n_steps: points or samples; None where the method has none.
         delta: the sum of the attributions less the difference of scores that it should equal; None where the
@@ -41,6 +41,11 @@ class Explanation:
         """Raise NotFinite where an attribution, or what they miss of the score, is NaN or infinite."""
         if not (np.isfinite(self.attributions).all() and math.isfinite(self.delta or 0)):
             raise NotFinite("the explanation of this input is not a number")
+
+    @property
+    def signed(self) -> bool:
+        """Whether attributions speak for or against the target; those of attention rollout do neither."""
+        return self.method != "attention_rollout"
 
     @property
     def note(self) -> str:

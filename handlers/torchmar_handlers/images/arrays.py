@@ -15,7 +15,9 @@ def is_array(payload: Any) -> bool:
     return isinstance(payload, list | np.ndarray)
 
 
-def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.ndarray | None]:
+def read(
+    payload: Any, mode: str, max_pixels: int, sides: tuple[int, int] | None = None
+) -> tuple[Pixels | None, np.ndarray | None]:
     """Return either pixels or the model's input, float32 ``(channels, height, width)``; the other is None.
 
     Bytes (``uint8``) are pixels, channels last or first. With the channels last, so are whole numbers from 0 to 255,
@@ -27,6 +29,7 @@ def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.nd
         payload: an array, or nested lists.
         mode: ``RGB`` or ``L``; for ``L`` the dimension of the channels may be missing.
         max_pixels: larger images are rejected.
+        sides: height and width of the model's input, for messages; None if they differ.
 
     Raises:
         BadRequest: it is none of these, or has too many pixels (413).
@@ -39,10 +42,10 @@ def read(payload: Any, mode: str, max_pixels: int) -> tuple[Pixels | None, np.nd
     first = array.ndim == 3 and array.shape[0] == channels
     last = array.ndim == 3 and array.shape[2] in (1, 3, 4) and not first
     if not (first or last) or not array.size:
-        shape = "x".join(map(str, array.shape))
+        height_width = "height, width" if sides is None else "{}, {}".format(*sides)
         raise BadRequest(
-            f"an array of {shape} is no image: pixels are (height, width, channels), "
-            f"an input of the model is ({channels}, height, width)"
+            f"an array of the shape {list(array.shape)} is no image: pixels are (height, width, {channels}), "
+            f"an input of the model is ({channels}, {height_width})"
         )
     height, width = array.shape[1:] if first else array.shape[:2]
     check_pixel_count(width, height, max_pixels)

@@ -26,6 +26,11 @@ class Geometry:
     resize: int | tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
 
+    @property
+    def fixed(self) -> tuple[int, int] | None:
+        """Height and width that the model sees of every image; None if they depend on the image."""
+        return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
+
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height before the crop, of an image with these sides."""
         if self.resize is None:

@@ -89,8 +89,8 @@ class Inputs:
 
     def typical(self) -> Input:
         """Return a black image of the size that the geometry makes of any, or of 224 pixels where it makes none."""
-        size = self.geometry.crop or self.geometry.resize
-        height, width = size if isinstance(size, tuple) else (size or _SIDE,) * 2
+        side = self.geometry.resize if isinstance(self.geometry.resize, int) else _SIDE
+        height, width = self.geometry.fixed or (side, side)
         return self.fit(np.zeros((height, width, len(self.mode)), np.uint8))
 
     def pixels(self, request: Request) -> Pixels:
@@ -101,7 +101,9 @@ class Inputs:
         """
         pixels, _ = self._opened(request)
         if pixels is None:
-            raise BadRequest("an image is taken as a file or as bytes (height, width, channels), not as floats")
+            raise BadRequest(
+                f"an image is taken as a file or as bytes (height, width, {len(self.mode)}), not as floats"
+            )
         return pixels
 
     def fit(self, pixels: Pixels) -> Input:
@@ -135,7 +137,7 @@ class Inputs:
         """Return either pixels or what the model takes; the other is None."""
         payload = request.value(FILE_KEYS)
         if arrays.is_array(payload):
-            return arrays.read(payload, self.mode, self.max_pixels)
+            return arrays.read(payload, self.mode, self.max_pixels, self.geometry.fixed)
         return self._reader.read(request.content()), None
 
 
