@@ -8,7 +8,7 @@ the image alone and not on the target, and has no negative values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -63,7 +63,7 @@ def rollout(attention: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _attention(
-    score: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, layers: list[torch.nn.Module]
+    score: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, layers: Sequence[torch.nn.Module]
 ) -> list[torch.Tensor]:
     """Return the attention weights of a pass, by layer."""
     found: list[torch.Tensor] = []
