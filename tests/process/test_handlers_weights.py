@@ -245,6 +245,76 @@ def test_an_exported_program_takes_inputs_by_position_or_by_name(load: Callable[
             model(*args, **kwargs)
 
 
+LISTED = """
+    import torch
+
+    class Listed(torch.nn.Module):
+        def forward(self, pair):
+            return pair[0] + 2 * pair[1]
+"""
+
+COUNTING = """
+    import torch
+
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, numbers):
+            self.calls += 1
+            return numbers + self.calls
+"""
+
+BRANCHING = """
+    import torch
+
+    class Branching(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+
+        def forward(self, numbers):
+            return torch.cond(numbers.sum() > 0, lambda x: self.layers[0](x), lambda x: x - 1, (numbers,))
+"""
+
+
+@pytest.mark.parametrize(("source", "arguments"), [(LISTED, [[1.0, 2.0]]), (COUNTING, [1.0]), (BRANCHING, [1.0])])
+def test_programs_of_all_kinds_give_the_same_answers_as_their_modules(
+    load: Callable[..., Any], tmp_path: Path, source: str, arguments: list[Any]
+) -> None:
+    example = [
+        [torch.full((2, 3), number) for number in value] if isinstance(value, list) else torch.full((2, 3), value)
+        for value in arguments
+    ]
+    module = make(tmp_path, source)
+    torch.export.save(torch.export.export(module, tuple(example)), tmp_path / "program.pt2")
+    model = load("program.pt2", folder=tmp_path)
+    for _ in range(3):
+        torch.testing.assert_close(model(*example), module(*example))
+    torch.testing.assert_close(
+        dict(model.named_buffers()).get("module.calls"), dict(module.named_buffers()).get("calls")
+    )
+
+
+def test_the_sizes_for_which_a_program_was_exported_are_enforced(load: Callable[..., Any], tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch", min=2, max=4)
+    given = [torch.rand(2, 3) for _ in range(3)]
+    program = torch.export.export(
+        make(tmp_path, SEVERAL),
+        (given[0], given[1]),
+        {"mask": given[2]},
+        dynamic_shapes={name: {0: batch} for name in ("one", "other", "mask")},
+    )
+    torch.export.save(program, tmp_path / "bounded.pt2")
+    model = load("bounded.pt2", folder=tmp_path)
+    assert model(*[torch.ones(4, 3)] * 3)["sum"].tolist() == [[2.0] * 3] * 4
+    with pytest.raises((AssertionError, RuntimeError), match=r"<= 4"):
+        model(*[torch.ones(5, 3)] * 3)
+    with pytest.raises((AssertionError, RuntimeError), match=r"one|other"):
+        model(torch.ones(3, 3), torch.ones(4, 3), torch.ones(4, 3))
+
+
 def test_a_program_exported_in_training_mode_is_reported(
     load: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from torchmar_handlers.weights.exported_model import ExportedModel, Input, signature
+from torchmar_handlers.weights.flat_graph import Run, flat_graph
 from torchmar_handlers.weights.load_error import LoadError, summary
 
 logger = logging.getLogger(__name__)
@@ -26,15 +27,26 @@ class Exported(ExportedModel):
     differentiable = True
 
     def __init__(
-        self, module: nn.Module, inputs: list[Input], keywords: list[str], output_names: tuple[str, ...]
+        self,
+        module: nn.Module,
+        inputs: list[Input],
+        keywords: list[str],
+        output_names: tuple[str, ...],
+        run: Run | None = None,
     ) -> None:
         super().__init__(inputs, output_names)
         self.module = module
-        self._keywords = keywords
+        self._keywords, self._run = keywords, run
+
+    def replace(self, module: nn.Module) -> None:
+        """Run ``module`` from now on, such as a compiled one."""
+        self.module, self._run = module, None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program on inputs given by position or by name."""
         values = self.arrange(args, kwargs)
+        if self._run is not None and all(isinstance(value, torch.Tensor) for value in values):
+            return self._run(values)
         split = len(values) - len(self._keywords)
         return self.module(*values[:split], **dict(zip(self._keywords, values[split:], strict=True)))
 
@@ -74,7 +86,11 @@ def load(path: Path, device: torch.device) -> Exported:
             "call model.eval() and export it again",
             path.name,
         )
-    return Exported(module.requires_grad_(False), inputs, keywords, output_names)
+    module = module.requires_grad_(False)
+    # Only tensors have a type here, and inputs that are lists or mappings of them have none.
+    all_tensors = len(inputs) == len(leaves) and all(known.dtype is not None for known in inputs)
+    run = flat_graph(module, program.call_spec.out_spec) if all_tensors else None
+    return Exported(module, inputs, keywords, output_names, run)
 
 
 def _input(value: Any) -> Input:

@@ -122,7 +122,7 @@ class Optimizations:
         arguments = dict(self.compilation or {})
         try:
             if isinstance(model, Exported):
-                model.module = CompiledModule(model.module, name, arguments)
+                model.replace(CompiledModule(model.module, name, arguments))
             else:
                 model = CompiledModule(model, name, arguments)
         except Exception as error:
