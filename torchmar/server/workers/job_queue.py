@@ -25,7 +25,7 @@ class JobQueue(deque[Job]):
             return batch
         late: list[Job] = []
         while batch:
-            end = time.monotonic() + times.mean(batch[0].batch_kind, len(batch))
+            end = time.monotonic() + times.upper(batch[0].batch_kind, len(batch))
             doomed = [job for job in batch if job.deadline is not None and job.deadline < end]
             if not doomed:
                 break
