@@ -1,0 +1,129 @@
+"""The expected answer to each request: a sample's, or that of the server itself before the load.
+
+Answers to a request without a sample are compared with the answer that the server gave when the request was alone:
+under load, an answer for another request, or one that depends on the others of its batch, is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torchmar import comparison
+from torchmar.connection import Connection
+from torchmar.errors import ServerError
+from torchmar.exchange import Response
+from torchmar.load.answers import Comparison, Expected
+from torchmar.load.target import Target, send_alone
+from torchmar.load.workload import Case, Workload
+from torchmar.recipe import Sample
+
+#: More requests than these are compared only if they have samples: each has to be sent twice before the load.
+REFERENCES = 100
+_REPETITIONS = 2  # of a request that fails with 5xx before the load
+Send = Callable[[Case], Response]
+_TOLERANCE = 1e-3  # absolute, as that of samples
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """The expected answers of a measurement.
+
+    Attributes:
+        expected: of each request.
+        compared: how many of them have an answer to compare with.
+        varying: the requests whose answers differ from time to time even without load, and are not compared.
+    """
+
+    expected: tuple[Expected, ...]
+    compared: int
+    varying: tuple[str, ...]
+
+
+def gather(target: Target, workload: Workload) -> Expectations:
+    """Send requests alone, and return the answers to expect under load.
+
+    Raises:
+        ConnectError: no server answers.
+        ServerError: the server rejects a request that has no sample which expects that.
+    """
+    expected, varying = [], []
+    with _sender(target) as send_once:
+        send = _patient(send_once)
+        for number, case in enumerate(workload.cases):
+            if case.sample is not None and case.sample.status >= 300:
+                expected.append(Expected(case.name, case.sample.status))
+            elif case.sample is not None and case.sample.expect is not None:
+                if not number:
+                    send(case)  # the server answers, and knows the model
+                expected.append(Expected(case.name, 200, _of_sample(target, case.sample)))
+            elif number < REFERENCES:
+                comparison_ = _of_reference(send(case), send(case))
+                if comparison_ is None:
+                    varying.append(case.name)
+                expected.append(Expected(case.name, 200, comparison_))
+            else:
+                expected.append(Expected(case.name))
+    return Expectations(tuple(expected), sum(each.difference is not None for each in expected), tuple(varying))
+
+
+@contextlib.contextmanager
+def _sender(target: Target) -> Iterator[Send]:
+    """Yield a function that sends a case and returns its response."""
+    connection = Connection(target.endpoint, "inference", 120.0)
+    try:
+        yield lambda case: send_alone(target, case, connection)
+    finally:
+        connection.close()
+
+
+def _patient(send: Send) -> Send:
+    """Return a function that repeats a request which the server could not answer."""
+
+    def repeated(case: Case) -> Response:
+        for _ in range(_REPETITIONS):
+            try:
+                return send(case)
+            except ServerError as error:
+                if error.status < 500:
+                    raise
+        return send(case)
+
+    return repeated
+
+
+def _of_sample(target: Target, sample: Sample) -> Comparison:
+    """Return the comparison with what a sample expects, in the form of the protocol."""
+
+    def difference(status: int, body: bytes) -> str:
+        if target.protocol == "kserve-v1":
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                document = json.loads(body)
+                body = json.dumps(document["explanations" if sample.explain else "predictions"][0]).encode()
+        return "; ".join(comparison.differences(sample, Response(status, body))[:3])
+
+    return difference
+
+
+def _of_reference(first: Response, second: Response) -> Comparison | None:
+    """Return the comparison with a response; None if another response to the same request differs from it."""
+    reference = _reference(first.body)
+    if reference is None:
+        same = first.body
+        return (lambda status, body: "" if body == same else "its bytes differ") if first.body == second.body else None
+
+    def difference(status: int, body: bytes) -> str:
+        return "; ".join(comparison.differences(reference, Response(status, body))[:3])
+
+    return None if difference(200, second.body) else difference
+
+
+def _reference(body: bytes) -> Sample | None:
+    """Return a sample that expects an answer; None if the answer is no JSON."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return None
+    return None if value is None else Sample(json=0, expect=value, tolerance=_TOLERANCE)

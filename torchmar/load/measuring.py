@@ -1,0 +1,314 @@
+"""Measure one step: a load on a server for some time, and everything that says how much it is worth."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torchmar.errors import TorchmarError
+from torchmar.load import machine_use, schedule, server_split, statistics
+from torchmar.load.event_loop import EventLoop, clock, precise_timers
+from torchmar.load.expectations import Expectations
+from torchmar.load.generator import Generator
+from torchmar.load.recorder import Recorder, counts
+from torchmar.load.results import Arrivals, Kind, SelfCheck, Step
+from torchmar.load.target import Target, Wire
+from torchmar.load.workload import Workload
+
+#: A client that computes for more of the time than this is itself the limit now and then.
+MAX_BUSY = 0.85
+#: The share of the machine's cores that others may use.
+MAX_OTHERS = 0.15
+#: How late the latest hundredth of the requests may leave: in milliseconds, or as a share of the 99th percentile of
+#: latency if that is more.
+MAX_DELAY_MS, MAX_DELAY_SHARE = 0.5, 0.1
+_PROGRESS_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """A step to measure.
+
+    Attributes:
+        kind: ``open``: requests at ``rate``; ``closed``: ``connections`` that each wait for the answer to the last
+            request; ``replay``: requests at ``times``.
+        rate: requests a second of an open loop.
+        arrivals: the times between requests of an open loop.
+        connections: of a closed loop.
+        times: of a replay, in seconds, in ascending order; a replay has no warm-up.
+        warmup_s: seconds of load before the measurement.
+        duration_s: measured seconds.
+        timeout_s: seconds after which an answer is not waited for any more.
+        max_connections: of an open loop and a replay.
+        seed: of the Poisson process.
+    """
+
+    kind: Kind = "open"
+    rate: float | None = None
+    arrivals: Arrivals = "poisson"
+    connections: int = 1
+    times: tuple[float, ...] = ()
+    warmup_s: float = 2.0
+    duration_s: float = 10.0
+    timeout_s: float = 30.0
+    max_connections: int = 1024
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The state of a step that is being measured.
+
+    Attributes:
+        spec: the step.
+        elapsed_s: seconds since the end of the warm-up; negative during it.
+        sent: the requests so far.
+        answered: the answers so far.
+        failed: the failed requests so far.
+        wrong: the wrong answers so far.
+        in_flight: the requests without an answer.
+        p50_ms: the median latency of the last window; None without answers.
+        p99_ms: the 99th percentile of the same.
+    """
+
+    spec: StepSpec
+    elapsed_s: float
+    sent: int
+    answered: int
+    failed: int
+    wrong: int
+    in_flight: int
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+OnProgress = Callable[[Progress], None]
+#: Called with the account of a step about every 50 ms; a reason ends the step.
+Stop = Callable[[Recorder, float], str]
+
+
+def measure(
+    target: Target,
+    workload: Workload,
+    expectations: Expectations,
+    spec: StepSpec,
+    *,
+    on_progress: OnProgress | None = None,
+    stop: Stop | None = None,
+) -> Step:
+    """Measure one step.
+
+    Ctrl-C ends it early; the step has then what was measured so far, with ``complete`` false.
+
+    Args:
+        target: the server and model.
+        workload: the requests, which are sent in turn.
+        expectations: their expected answers, from `torchmar.load.expectations.gather`.
+        spec: the load.
+        on_progress: called twice a second; it has to return within some microseconds.
+        stop: ends the step early if it returns a reason.
+
+    Returns:
+        The step.
+
+    Raises:
+        TorchmarError: the rate or another value of the step is not more than 0, or the address is invalid.
+    """
+    _check(spec)
+    wire = Wire(target, workload.cases)
+    multiplex = spec.kind != "closed"
+    pid = target.pid if target.local else None
+    with EventLoop() as loop, precise_timers(), _without_garbage_collection():
+        warmup_s = 0.0 if spec.kind == "replay" else spec.warmup_s
+        start = clock()
+        recorder = Recorder(start + warmup_s, spec.duration_s, from_due=spec.kind != "closed")
+        generator = Generator(
+            loop,
+            lambda owner: wire.connect(loop, owner, multiplex=multiplex),
+            list(expectations.expected),
+            recorder,
+            spec.timeout_s,
+            spec.connections if spec.kind == "closed" else spec.max_connections,
+        )
+        run = _Run(target, spec, recorder, generator, pid, on_progress, stop)
+        interrupted = False
+        try:
+            if spec.kind == "closed":
+                generator.run_closed(spec.connections, recorder.end, run.watch)
+            else:
+                times = (
+                    schedule.recorded(spec.times)
+                    if spec.kind == "replay"
+                    else schedule.at_rate(spec.arrivals, spec.rate or 1.0, spec.seed)
+                )
+                generator.run_open(start, times, recorder.end, run.watch)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            generator.close()
+        generator.check.finish()
+        return run.step(interrupted)
+
+
+class _Run:
+    """One measurement: its readings of metrics and CPU times, and the step that is made of them."""
+
+    def __init__(
+        self,
+        target: Target,
+        spec: StepSpec,
+        recorder: Recorder,
+        generator: Generator,
+        pid: int | None,
+        on_progress: OnProgress | None,
+        stop: Stop | None,
+    ) -> None:
+        self._target, self._spec, self._recorder, self._generator = target, spec, recorder, generator
+        self._pid, self._on_progress, self._stop = pid, on_progress, stop
+        self._next_progress = 0.0
+        self._metrics_before = server_split.read(target.metrics, target.endpoint)
+        self._processes = None if pid is None else machine_use.tree(pid)
+        self._before: machine_use.Reading | None = None
+        self._after: machine_use.Reading | None = None
+        self.reason = ""  # why the step has ended early
+        self._ended_at = math.inf
+
+    def watch(self, now: float) -> bool:
+        """Take the readings when they are due; return whether the step is to end."""
+        recorder = self._recorder
+        if self._before is None and now >= recorder.start:
+            self._before = machine_use.Reading(self._processes, self._target.local)
+        if self._after is None and now >= recorder.end:
+            self._after = self._reading()
+        if self._on_progress is not None and now >= self._next_progress:
+            self._next_progress = now + _PROGRESS_S
+            self._on_progress(self._progress(now))
+        if self._stop is not None and now >= recorder.start and (reason := self._stop(recorder, now)):
+            self.reason, self._ended_at = reason, now
+            return True
+        return False
+
+    def _progress(self, now: float) -> Progress:
+        recorder = self._recorder
+        p50, p99 = recorder.latest(now).percentiles((50, 99))
+        return Progress(
+            spec=self._spec,
+            elapsed_s=now - recorder.start,
+            sent=recorder.sent,
+            answered=recorder.answered,
+            failed=recorder.failed,
+            wrong=recorder.wrong,
+            in_flight=recorder.sent - recorder.ended,
+            p50_ms=None if math.isnan(p50) else p50 / 1000,
+            p99_ms=None if math.isnan(p99) else p99 / 1000,
+        )
+
+    def _reading(self) -> machine_use.Reading:
+        """Return the final reading, with the processes that the server has now."""
+        if self._pid is not None:
+            self._processes = machine_use.tree(self._pid)
+        return machine_use.Reading(self._processes, self._target.local)
+
+    def step(self, interrupted: bool) -> Step:
+        """Return the step as measured until now."""
+        recorder, spec, target = self._recorder, self._spec, self._target
+        now = clock()
+        after = self._after or self._reading()
+        use = (self._before or after).use_until(after)
+        complete = not interrupted and not self.reason
+        windows = recorder.windows(math.inf if complete else min(now, self._ended_at))
+        count = len(windows)
+        throughput, interval = recorder.throughput(count)
+        latency = recorder.latency(count)
+        stability = statistics.stability(
+            {
+                "p50 ms": [math.nan if window.p50_ms is None else window.p50_ms for window in windows],
+                "answers/s": recorder.rates(count),
+            },
+            recorder.window_s,
+        )
+        client = SelfCheck(
+            send_delay_p99_ms=recorder.send_delay_p99_ms,
+            busy_fraction=use.client_cores,
+            other_load_cores=use.other_cores,
+        )
+        reasons = invalid_reasons(client, latency.p99 if latency else 0.0, len(machine_use.cores()))
+        return Step(
+            kind=spec.kind,
+            arrivals=spec.arrivals if spec.kind == "open" else None,
+            rate=spec.rate if spec.kind == "open" else None,
+            connections=spec.connections if spec.kind == "closed" else self._generator.opened,
+            warmup_s=0.0 if spec.kind == "replay" else spec.warmup_s,
+            duration_s=recorder.window_s * count,
+            complete=complete,
+            sent=sum(window.sent for window in windows) if not complete else recorder.sent,
+            completed=sum(window.completed for window in windows) if not complete else recorder.answered,
+            throughput=throughput,
+            throughput_interval=interval,
+            latency_ms=latency,
+            histogram=counts(recorder.histogram(count)),
+            windows=windows,
+            errors=recorder.failures(),
+            wrong_answers=recorder.wrong,
+            wrong_answer=self._generator.check.example if recorder.wrong else "",
+            server=server_split.between(
+                self._metrics_before,
+                server_split.read(target.metrics, target.endpoint),
+                target.model,
+                target.version or "",
+            ),
+            processes=(
+                machine_use.describe_processes(self._processes, use.server_cores)
+                if self._processes is not None and use.server_cores is not None
+                else None
+            ),
+            client=client,
+            stable=stability.stable,
+            unstable_reason=stability.reason,
+            valid=not reasons,
+            invalid_reasons=tuple(reasons),
+        )
+
+
+def invalid_reasons(client: SelfCheck, p99_ms: float, cores: int) -> list[str]:
+    """Return why a measurement says nothing about the server; empty if it does.
+
+    Args:
+        client: the state of the client and of the machine.
+        p99_ms: the 99th percentile of latency.
+        cores: of the machine.
+    """
+    reasons = []
+    limit = max(MAX_DELAY_MS, MAX_DELAY_SHARE * p99_ms)
+    if client.send_delay_p99_ms > limit:
+        reasons.append(f"1 % of the requests left more than {client.send_delay_p99_ms:.3g} ms late")
+    if client.busy_fraction > MAX_BUSY:
+        reasons.append(f"the client used {client.busy_fraction:.0%} of its core")
+    if client.other_load_cores is not None and client.other_load_cores > MAX_OTHERS * cores:
+        reasons.append(f"other programs used {client.other_load_cores:.1f} of {cores} cores")
+    return reasons
+
+
+def _check(spec: StepSpec) -> None:
+    if spec.kind == "open" and not (spec.rate and spec.rate > 0 and math.isfinite(spec.rate)):
+        raise TorchmarError(f"a rate is more than 0 requests a second, not {spec.rate or 0:g}")
+    if spec.kind == "closed" and spec.connections < 1:
+        raise TorchmarError(f"a closed loop needs at least one connection, not {spec.connections}")
+    if spec.kind == "replay" and not spec.times:
+        raise TorchmarError("there are no requests to replay")
+    if spec.duration_s <= 0 or spec.warmup_s < 0 or spec.timeout_s <= 0:
+        raise TorchmarError("a duration and a timeout are more than 0 seconds, a warm-up is not negative")
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Keep the collector from stopping the client for milliseconds; nothing that it makes has cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
