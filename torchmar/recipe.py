@@ -204,8 +204,9 @@ class Recipe(_Strict):
     )
     weights: str | None = Field(
         None,
-        description="TorchScript, ONNX, a torch.export program or AOTInductor package; a Keras model, which the build "
-        "converts to a torch.export program; or, together with model_file, a state dict or safetensors. TorchServe's "
+        description="TorchScript, ONNX, OpenVINO (model.xml; model.bin beside it is packed, too), a torch.export "
+        "program or AOTInductor package; a Keras model, which the build converts to a torch.export program; or, "
+        "together with model_file, a state dict or safetensors. TorchServe's "
         "own handlers load TorchScript and state dicts only.",
     )
     model_file: str | None = Field(None, description="The file with the one class that a state dict fills.")

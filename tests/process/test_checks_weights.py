@@ -128,6 +128,10 @@ LEGACY = saved(model().state_dict(), _use_new_zipfile_serialization=False)
 WHOLE = saved(model())
 TENSOR = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 SAFETENSORS = safetensors(TENSOR, bytes(8))
+OPENVINO = (
+    b'<?xml version="1.0"?>\n<net name="m" version="11"><layers><layer id="0" name="w" type="Const" version="opset1">'
+    b'<data element_type="f32" shape="2" offset="0" size="8" /></layer></layers></net>\n'
+)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
 PICKLE = pickle.dumps({"a": [1, 2, 3]})
@@ -147,6 +151,9 @@ AOT = packed({"m/data/aotinductor/model/wrapper.so": b"\x7fELF", "m/archive_form
         (EXPORTED, Weights(Format.EXPORTED, torch_version=torch.__version__)),
         (PACKAGE, Weights(Format.PACKAGE)),
         (onnx(), Weights(Format.ONNX, torch_version="2.13.0")),
+        (OPENVINO, Weights(Format.OPENVINO, external=("weights.bin",))),
+        (OPENVINO.replace(b"offset", b"start"), Weights(Format.OPENVINO)),
+        (OPENVINO[:-5], Weights(Format.OPENVINO, damage="it does not end with </net>", external=("weights.bin",))),
         (onnx(elsewhere("a.bin"), elsewhere("b.bin")), Weights(Format.ONNX, "", "2.13.0", external=("a.bin", "b.bin"))),
         (SAFETENSORS, Weights(Format.SAFETENSORS)),
         (safetensors({"__metadata__": {"format": "pt"}}), Weights(Format.SAFETENSORS)),
@@ -257,6 +264,7 @@ def codes(findings: list[Finding]) -> str:
         ("model.pt2", EXPORTED, None, "MAR403"),
         ("model.pt2", AOT, None, "MAR403"),
         ("model.onnx", onnx(), None, "MAR403"),
+        ("model.xml", OPENVINO, None, "MAR403 MAR406"),
         ("model.safetensors", SAFETENSORS, None, "MAR403"),
         ("model.safetensors", SAFETENSORS, NET, "MAR403"),
         ("model.pt", PACKAGE, None, "MAR403"),
@@ -306,6 +314,11 @@ def test_stock_handlers_load_some_weights_and_not_others(
         ("model.pt2", EXPORTED, None, ""),
         ("model.pt2", AOT, None, ""),
         ("model.onnx", onnx(), None, ""),
+        ("model.xml", OPENVINO, None, "MAR406"),  # without model.bin
+        ("model.xml", OPENVINO, NET, "MAR402 MAR406"),
+        ("model.xml", OPENVINO[:-3], None, "MAR406 MAR406"),
+        ("model.xml", b"<?xml version='1.0'?><error/>", None, "MAR401"),
+        ("model.pt", OPENVINO, None, "MAR401 MAR406"),
         ("model.pt", STATE, NET, ""),
         ("model.pth", LEGACY, NET, ""),
         ("model.safetensors", SAFETENSORS, NET, ""),
@@ -455,7 +468,7 @@ def test_names_do_nothing_to_a_terminal() -> None:
     assert finding.cause.isprintable()
 
 
-SEEDS = [SCRIPT, STATE, LEGACY, EXPORTED, SAFETENSORS, onnx(elsewhere("a")), PICKLE, WHOLE, AOT, LFS]
+SEEDS = [SCRIPT, STATE, LEGACY, EXPORTED, SAFETENSORS, onnx(elsewhere("a")), OPENVINO, PICKLE, WHOLE, AOT, LFS]
 
 
 @st.composite

@@ -9,6 +9,7 @@ import json
 import logging
 import pickle
 import re
+import subprocess
 import sys
 import textwrap
 import warnings
@@ -22,8 +23,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
+from tests.support.paths import ROOT  # noqa: E402
 from torchmar_handlers import weights  # noqa: E402
-from torchmar_handlers.weights import LoadError, onnx_runtime  # noqa: E402
+from torchmar_handlers.weights import LoadError, onnx_runtime, openvino_ir  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -52,7 +54,7 @@ POOL = """
         def forward(self, image):
             return {"scores": self.head(image.mean((2, 3))), "first": image[:, 0, 0]}
 """
-PROGRAMS = ("net.pt", "frozen.ts", "net.pt2", "old.pt2", "net.onnx")  # have their code in them
+PROGRAMS = ("net.pt", "frozen.ts", "net.pt2", "old.pt2", "net.onnx", "net.xml")  # have their code in them
 TENSORS = ("net.safetensors", "model.safetensors.index.json", "state.pt", "legacy.pth")  # need a model file
 MODEL_FILE = "test_handlers_weights_net.py"  # of these tensors; Python caches it by this name
 _count = itertools.count()
@@ -126,6 +128,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 external_data=name == "fixed.onnx",
                 verbose=False,
             )
+    openvino = openvino_ir.imported()
+    for name in ("net", "fixed"):
+        model = openvino.Core().read_model(folder / f"{name}.onnx")
+        openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
     (folder / MODEL_FILE).write_text(textwrap.dedent(NET))
     return folder
 
@@ -168,12 +174,12 @@ def test_every_format_gives_the_same_answers(load: Callable[..., Any], net: Any,
     assert not model.training and not model.eval().training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert weights.input_names(model) == ("image",)
-    assert weights.output_names(model) == (("scores",) if name.endswith("onnx") else ())
+    assert weights.output_names(model) == (("scores",) if name.endswith((".onnx", ".xml")) else ())
     assert weights.fixed_rows(model) is None
     assert weights.dtype(model) == torch.float32
 
 
-@pytest.mark.parametrize("name", ["fixed.pt2", "fixed.onnx"])
+@pytest.mark.parametrize("name", ["fixed.pt2", "fixed.onnx", "fixed.xml"])
 def test_the_error_of_a_fixed_batch_size_names_it(load: Callable[..., Any], net: Any, name: str) -> None:
     model = load(name)
     assert weights.fixed_rows(model) == 2
@@ -186,8 +192,9 @@ def test_the_error_of_a_fixed_batch_size_names_it(load: Callable[..., Any], net:
 def test_the_content_counts_and_not_the_suffix(load: Callable[..., Any], saved: Path, tmp_path: Path, net: Any) -> None:
     model_file = module(tmp_path, NET)
     for name in (*PROGRAMS, "net.safetensors", "state.pt", "legacy.pth"):
-        (tmp_path / "weights.bin").write_bytes((saved / name).read_bytes())
-        model = load("weights.bin", folder=tmp_path, model_file=model_file if name in TENSORS else None)
+        (tmp_path / "weights.any").write_bytes((saved / name).read_bytes())
+        (tmp_path / "weights.bin").write_bytes((saved / "net.bin").read_bytes())  # of OpenVINO
+        model = load("weights.any", folder=tmp_path, model_file=model_file if name in TENSORS else None)
         torch.testing.assert_close(model(images(2)), net(images(2)), atol=1e-5, rtol=0)
 
 
@@ -425,6 +432,109 @@ def test_onnx_without_its_external_tensors_is_rejected(load: Callable[..., Any],
         load("fixed.onnx", folder=tmp_path)
 
 
+# OpenVINO
+
+
+@pytest.fixture
+def ir(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that saves a model of OpenVINO: of its outputs and parameters."""
+
+    def ir(outputs: Any, parameters: Any) -> str:
+        openvino = openvino_ir.imported()
+        openvino.save_model(openvino.Model(outputs, parameters, "made"), tmp_path / "model.xml", compress_to_fp16=False)
+        return "model.xml"
+
+    return ir
+
+
+def test_openvino_is_imported_without_the_package_that_sends_statistics() -> None:
+    code = (
+        "import sys\nfrom torchmar_handlers.weights import openvino_ir\nopenvino = openvino_ir.imported()\n"
+        "assert openvino.Core().available_devices\nfrom openvino import convert_model\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry') and sys.modules[name]])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout == "[]\n"
+
+
+def test_openvino_computes_in_float32_unless_the_option_dtype_says_otherwise(load: Callable[..., Any]) -> None:
+    precisions = {
+        dtype: str(load("net.xml", options)._request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT"))
+        for dtype, options in {"": {}, "float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}}.items()
+    }
+    assert "float32" in precisions[""] and "float32" in precisions["float32"]
+    assert "bfloat16" in precisions["bfloat16"]
+    compiled = load("net.xml")._request.get_compiled_model()
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert compiled.get_property("ENABLE_CPU_PINNING") is False
+
+
+def test_openvino_has_names_types_and_dimensions_of_any_size(
+    load: Callable[..., Any], ir: Callable[..., str], tmp_path: Path
+) -> None:
+    openvino = openvino_ir.imported()
+    ops = openvino.opset13
+    ids, scale = ops.parameter([-1, 3], openvino.Type.i64, "ids"), ops.parameter([-1, 1], openvino.Type.f32, "scale")
+    ids.output(0).set_names({"ids"})
+    scale.output(0).set_names({"scale"})
+    scaled = ops.multiply(ops.convert(ids, "f32"), scale)
+    scaled.output(0).set_names({"scaled", "scaled_with_a_longer_name"})
+    short = ops.convert(scale, "bf16")
+    short.output(0).set_names({"short"})
+    model = load(ir([scaled, ids, short], [ids, scale]), folder=tmp_path)
+    assert weights.inputs(model) == (
+        weights.Input("ids", torch.int64, (None, 3)),
+        weights.Input("scale", torch.float32, (None, 1)),
+    )
+    assert weights.output_names(model)[0] == "scaled"
+    assert weights.output_names(model)[2] == "short"
+    given, factor = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[0.5], [2.0]])
+    first, same, short = model(scale=factor, ids=given)
+    torch.testing.assert_close(first, given * factor)
+    assert torch.equal(same, given)
+    torch.testing.assert_close(short, factor)  # bfloat16, which NumPy does not have
+    kept = first.clone()
+    model(given * 2, factor)
+    assert torch.equal(first, kept), "an answer is not overwritten by the next"
+
+
+def test_openvino_does_not_get_numbers_that_it_would_cut(
+    load: Callable[..., Any], ir: Callable[..., str], tmp_path: Path
+) -> None:
+    openvino = openvino_ir.imported()
+    ops = openvino.opset13
+    wide = ops.parameter([-1], openvino.Type.i64, "wide")
+    model = load(ir([ops.add(wide, ops.constant([1], openvino.Type.i64))], [wide]), folder=tmp_path)
+    assert model(torch.tensor([2**31 - 2, -(2**31)])).tolist() == [2**31 - 1, -(2**31) + 1]
+    with pytest.raises(ValueError, match="a number beyond int32, which OpenVINO computes with"):
+        model(torch.tensor([2**40 + 5]))
+    assert model(torch.empty(0, dtype=torch.int64)).tolist() == []
+
+
+def test_a_model_of_openvino_with_a_state_begins_every_call_anew(
+    load: Callable[..., Any], ir: Callable[..., str], tmp_path: Path
+) -> None:
+    openvino = openvino_ir.imported()
+    ops = openvino.opset13
+    step = ops.parameter([1], openvino.Type.f32, "step")
+    before = ops.read_value(ops.constant([0.0], openvino.Type.f32), "total")
+    total = ops.add(before, step)
+    sink = ops.assign(total, "total")
+    model = openvino.Model([ops.result(total)], [sink], [step], "made")
+    openvino.save_model(model, tmp_path / "model.xml")
+    loaded = load("model.xml", folder=tmp_path)
+    assert [loaded(torch.ones(1)).item() for _ in range(3)] == [1.0, 1.0, 1.0]
+
+
+def test_inputs_that_are_no_numbers_are_rejected(
+    load: Callable[..., Any], ir: Callable[..., str], tmp_path: Path
+) -> None:
+    openvino = openvino_ir.imported()
+    text = openvino.opset13.parameter([-1], openvino.Type.string, "text")
+    with pytest.raises(LoadError, match=r"model.xml: the input '\w+' is string; a handler gives tensors of numbers"):
+        load(ir([text], [text]), folder=tmp_path)
+
+
 # AOTInductor, which takes seconds to compile
 
 
@@ -648,6 +758,9 @@ BAD_WEIGHTS = {
     "state dict alone": (_copy("state.pt"), None, "it has tensors and no code; name the Python file"),
     "safetensors alone": (_copy("net.safetensors"), None, "a safetensors file: it has tensors and no code"),
     "TorchScript and model": (_copy("net.pt"), NET, r"a TorchScript archive, .* leave the model file \w+.py out"),
+    "cut OpenVINO": (_cut("net.xml"), None, "is an OpenVINO model that OpenVINO .* cannot load: .* it is damaged"),
+    "OpenVINO without weights": (_copy("net.xml"), None, "the archive lacks weights.bin, its weights"),
+    "OpenVINO and model": (_copy("net.xml"), NET, "an OpenVINO model, which has its code in it: leave the model file"),
     "ONNX and model": (_copy("net.onnx"), NET, r"an ONNX model, which has its code in it: leave the model file"),
     "whole model": (
         _saved(lambda _: torch.nn.Linear(2, 2)),
@@ -717,7 +830,9 @@ def test_a_model_file_of_a_name_that_is_taken_is_rejected(load: Callable[..., An
         load(None, folder=tmp_path)
 
 
-@pytest.mark.parametrize(("package", "name"), [("onnxruntime", "net.onnx"), ("safetensors", "net.safetensors")])
+@pytest.mark.parametrize(
+    ("package", "name"), [("onnxruntime", "net.onnx"), ("openvino", "net.xml"), ("safetensors", "net.safetensors")]
+)
 def test_a_package_that_is_missing_is_named(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, package: str, name: str
 ) -> None:
@@ -758,6 +873,7 @@ def test_a_quantized_model_has_no_gradients(load: Callable[..., Any], tmp_path: 
 
 def test_formats_without_gradients_are_not_differentiable(load: Callable[..., Any]) -> None:
     assert not weights.differentiable(load("net.onnx"))
+    assert not weights.differentiable(load("net.xml"))
     model = load("net.pt", {"optimize_for_inference": True})
     batch = images(2).requires_grad_()
     # Of what the machine has, it depends whether torch puts operators without derivatives in.
@@ -889,6 +1005,8 @@ BAD_OPTIONS = {
     "freeze": ("net.safetensors", {"freeze": True}, None, "handler.freeze: net.safetensors .* for TorchScript only"),
     "optimize": ("net.pt2", {"optimize_for_inference": True}, None, "handler.optimize_for_inference: net.pt2"),
     "compiled TorchScript": ("net.pt", {"compile": True}, None, "handler.compile: net.pt .* for eager models"),
+    "compiled OpenVINO": ("net.xml", {"compile": True}, None, "handler.compile: net.xml .* for eager models"),
+    "OpenVINO providers": ("net.xml", {"providers": ["A"]}, None, "handler.providers: net.xml .* for ONNX models only"),
     "compiled ONNX": ("net.onnx", {"compile": True}, None, "handler.compile: net.onnx .* for eager models"),
 }
 
@@ -902,7 +1020,7 @@ def test_options_that_cannot_be_used_have_a_reason(load: Callable[..., Any], cas
 
 
 def test_options_of_other_parts_are_left_alone(load: Callable[..., Any], net: Any) -> None:
-    for name in ("net.pt", "net.onnx", "net.pt2"):
+    for name in ("net.pt", "net.onnx", "net.pt2", "net.xml"):
         model = load(name, {"topk": 3, "size": [32, 32], "dtype": "float32", "freeze": False})
         torch.testing.assert_close(model(images(2)), net(images(2)), atol=1e-5, rtol=0)
 

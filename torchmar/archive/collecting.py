@@ -45,6 +45,10 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
     weights = converted.file if converted else folder / recipe.weights if recipe.weights else None
     if weights:
         add(members, weights.name, weights)
+        # OpenVINO reads the tensors of model.xml in model.bin, whose name is not in the file.
+        beside = weights.with_suffix(".bin")
+        if weights.suffix == ".xml" and beside.is_file():
+            add(members, beside.name, beside)
     for name in (recipe.model_file, recipe.requirements):
         if name:
             add(members, PurePosixPath(name).name, folder / name)

@@ -73,7 +73,9 @@ def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
     if manifest.runtime != "LSP":  # a handler in C++ is no Python to read
         checks.append(lambda: handler.check(content, model.handler, wanted, model.config_file))
         if not model.serialized_file or model.serialized_file in sizes:
-            checks.append(lambda: weights.check(content, model.serialized_file, model.model_file, model.handler))
+            checks.append(
+                lambda: weights.check(content, model.serialized_file, model.model_file, model.handler, wanted)
+            )
     if model.config_file in sizes:
         checks.append(lambda: configuration.check(content, str(model.config_file), gpus))
     if wanted:

@@ -59,6 +59,7 @@ class Code(Enum):
     MAR405 = ("warning", "the weights were written by a newer torch than torchmar knows")
     MAR406 = ("error or warning", "the weights are empty or damaged")
     MAR407 = ("warning", "a model file has no weights to go with it")
+    MAR408 = ("warning", "the weights need a package that the archive does not list")
     # configuration
     MAR501 = ("error", "the configuration is not YAML")
     MAR502 = ("warning", "TorchServe ignores a key that is meant for it")

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import PurePosixPath
 from typing import IO
 
 from torchmar import conversion
@@ -56,6 +57,9 @@ _MAX_PARSED = 16 << 20  # of a header; parsing takes many times the memory
 
 _MAX_FIELDS = 200_000  # of an ONNX model
 
+# The representation of OpenVINO is an XML document, of which others are error pages in most cases.
+_OPENVINO = re.compile(rb"<\?xml[^>]*>\s*<net[\s>]")
+
 _CHUNK = 1 << 20
 
 
@@ -70,6 +74,7 @@ class Format(Enum):
     PACKAGE = "a torch.package archive"
     PICKLE = "a pickle that torch.save did not write"
     ONNX = "an ONNX model"
+    OPENVINO = "an OpenVINO model"
     SAFETENSORS = "a safetensors file"
     LIBRARY = "a compiled library"
     ZIP = "a zip file that torch did not write"
@@ -87,7 +92,7 @@ class Weights:
         torch_version: the torch that wrote it, if the file records it.
         too_new: what in it is newer than torchmar knows, such as ``file format version 12``; empty if nothing is.
         damage: why it cannot be read; empty if it seems whole.
-        external: the files that an ONNX model keeps its tensors in, relative to its own folder.
+        external: the files that an ONNX or OpenVINO model keeps its tensors in, relative to its own folder.
         remedy: what to do about a file of the format OTHER, where that is known.
     """
 
@@ -125,6 +130,8 @@ def identify(stream: IO[bytes], name: str) -> Weights:
     if other := foreign.by_content(head):
         return Weights(Format.OTHER, other[0], remedy=other[1])
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if _OPENVINO.match(text):
+        return _openvino(stream, name)
     for signature, description, remedy in _SIGNATURES:
         if head.startswith(signature) or text.startswith(signature):
             return Weights(Format.OTHER, description, remedy=remedy)
@@ -289,6 +296,19 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at + shift + 1
     raise ValueError("a number in it does not end")
+
+
+def _openvino(stream: IO[bytes], name: str) -> Weights:
+    """Read a model of OpenVINO: whether it is whole, and whether it has tensors, which are in a file beside it."""
+    rest, has_tensors = b"", False
+    while chunk := stream.read(_CHUNK):
+        text = rest + chunk
+        has_tensors = has_tensors or b' offset="' in text
+        rest = text[-64:]
+    stream.seek(0)
+    external = (f"{PurePosixPath(name).stem}.bin",) if has_tensors else ()
+    damage = "" if rest.rstrip().endswith(b"</net>") else "it does not end with </net>"
+    return Weights(Format.OPENVINO, damage=damage, external=external)
 
 
 def _onnx(stream: IO[bytes], size: int, name: str) -> Weights | None:

@@ -23,6 +23,7 @@ _WORK = {
     "numpy": {"fromfile", "genfromtxt", "load", "loadtxt", "save", "savez"},
     "onnx": {"load"},
     "onnxruntime": {"InferenceSession"},
+    "openvino": {"Core", "compile_model"},
     "os": {"listdir", "makedirs", "mkdir", "popen", "remove", "removedirs", "rename", "replace", "rmdir", "scandir"}
     | {"symlink", "system", "unlink", "walk"},
     "pandas": {"read_csv", "read_excel", "read_json", "read_parquet", "read_pickle"},

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from torchmar.checks import imports
 from torchmar.checks.finding import Code, Content, Finding, printable
 from torchmar.checks.formats import EMPTY, Format, Weights, identify
 from torchmar.checks.pickled_files import Inspector, may_hold_pickles
@@ -26,13 +27,14 @@ _SUFFIXES = {
     # Everybody's suffix; raw numbers are no surprise there.
     ".bin": {*_OF_TORCH, Format.PICKLE, Format.OTHER},
     ".onnx": {Format.ONNX},
+    ".xml": {Format.OPENVINO},
     ".safetensors": {Format.SAFETENSORS},
     ".pt2": {Format.EXPORTED, Format.AOTINDUCTOR},
     ".so": {Format.LIBRARY},
 }
 
 # What torchmar's own handlers load besides TorchScript: by itself, and into the class of a model file.
-_OURS_ALONE = {Format.TORCHSCRIPT, Format.ONNX, Format.EXPORTED, Format.AOTINDUCTOR}
+_OURS_ALONE = {Format.TORCHSCRIPT, Format.ONNX, Format.OPENVINO, Format.EXPORTED, Format.AOTINDUCTOR}
 _OURS_INTO_A_MODEL = {*_SAVED_BY_TORCH, Format.SAFETENSORS}
 
 _NAMES_ITS_OWN = (f"{CARRIED_PACKAGE}.cascade",)  # handlers whose options name their weights
@@ -53,7 +55,13 @@ _OUR_REMEDY = f"use one of torchmar's handlers ({CARRIED_PACKAGE}.image_classifi
 _OTHERS_REMEDY = "loading it runs what it names: trust whoever made it, or keep plain data, such as JSON or safetensors"
 
 
-def check(content: Content, serialized_file: str | None, model_file: str | None, handler: str) -> list[Finding]:
+def check(
+    content: Content,
+    serialized_file: str | None,
+    model_file: str | None,
+    handler: str,
+    requirements: str | None = None,
+) -> list[Finding]:
     """Return everything that is wrong with an archive's weights, and with what else in it may be a pickle.
 
     Args:
@@ -62,6 +70,7 @@ def check(content: Content, serialized_file: str | None, model_file: str | None,
         model_file: the file with the class that a state dict fills, as the manifest names it.
         handler: the handler, as the manifest names it; what torchmar's and TorchServe's own load
             is known, any other may load what it likes, or nothing: what is found then is a warning.
+        requirements: the member that lists the packages to install; None when there is none.
     """
     loads = None
     if is_known(handler, content):
@@ -70,8 +79,10 @@ def check(content: Content, serialized_file: str | None, model_file: str | None,
     budget = Budget()
     findings: list[Finding] = []
     if serialized_file in content.sizes:
-        weight_findings = _serialized(content, str(serialized_file), model_file, loads, budget)
+        weight_findings = list(_serialized(content, str(serialized_file), model_file, loads, budget))
         findings += weight_findings if stock else (replace(finding, works=True) for finding in weight_findings)
+        if _is_ours(handler) and str(serialized_file).endswith(".xml") and not weight_findings:
+            findings += _needs_openvino(content, str(serialized_file), requirements)
     elif stock and serialized_file is None and _module(handler) not in _NAMES_ITS_OWN:
         code, cause = Code.MAR404, "the archive has neither weights nor a model file: the worker dies"
         if model_file:
@@ -182,6 +193,13 @@ def _loads_with_ours(name: str, weights: Weights, model_file: str | None, beyond
     elif kind not in _OURS_ALONE | _OURS_INTO_A_MODEL:
         cause = f"{name} is {weights.description}, which torchmar's handlers do not load"
         yield Finding(Code.MAR403, name, cause, weights.remedy or _TORCHSCRIPT_REMEDY)
+
+
+def _needs_openvino(content: Content, name: str, requirements: str | None) -> Iterator[Finding]:
+    if not imports.installed("openvino", imports.distributions(content, requirements)):
+        cause = f"{name} is an OpenVINO model: the server needs the package openvino, which the archive does not list"
+        remedy = "install openvino on the server, or list it in a requirements file (requirements: of the recipe)"
+        yield Finding(Code.MAR408, name, cause, remedy)
 
 
 def _beyond(name: str, beyond: str) -> Finding:

@@ -197,7 +197,12 @@ def _extras(path: Path) -> list[str]:
 
     with Archive(path) as archive:
         names = [member.name for member in archive.members]
-    extras = {"onnx": any(name.endswith(".onnx") for name in names), "text": "tokenizer.json" in names}
+        weights = archive.manifest.model.serialized_file or ""
+    extras = {
+        "onnx": any(name.endswith(".onnx") for name in names),
+        "openvino": weights.endswith(".xml"),
+        "text": "tokenizer.json" in names,
+    }
     return [extra for extra, needed in extras.items() if needed]
 
 

@@ -21,7 +21,7 @@ from torchmar.scaffolding.templates import render
 Kind = Literal["custom", "tensors", "image-classifier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_SERVED = (Format.TORCHSCRIPT, Format.EXPORTED, Format.ONNX, Format.AOTINDUCTOR)
+_SERVED = (Format.TORCHSCRIPT, Format.EXPORTED, Format.ONNX, Format.OPENVINO, Format.AOTINDUCTOR)
 _NEEDS_CLASS = (Format.SAVED, Format.LEGACY, Format.SAFETENSORS)
 _SIDE = 224  # pixels of a sample image of a model whose size is not known
 _ANY = 4  # elements of a sample in a dimension of any size
@@ -86,7 +86,7 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
 
 
 def _check(weights: Path) -> tuple[str, ...]:
-    """Check that a file is one that handlers of torchmar load; return the files that an ONNX model has beside it.
+    """Check that a file is one that handlers of torchmar load; return the files that an ONNX or OpenVINO model needs.
 
     Raises:
         TorchmarError: it cannot be read, or is of another format.

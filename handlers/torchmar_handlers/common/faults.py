@@ -23,7 +23,7 @@ Step = Callable[[Any, Sequence[Request]], Sequence[Any]]
 _SAMPLES = 4
 _MODULE = "torch.nn.modules.module"  # calls every model, TorchScript and exported programs with them
 _RESOURCES = ("CUDA", "allocate memory", "out of memory")  # in the words of torch's allocators
-_LIBRARIES = ("torch", "onnxruntime")
+_LIBRARIES = ("torch", "onnxruntime", "openvino")
 _LONGEST = 300  # characters of an error that a client gets
 
 

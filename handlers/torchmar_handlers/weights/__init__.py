@@ -1,4 +1,4 @@
-"""Weights of any format that torch has, and ONNX, loaded to one kind of module on the worker's device.
+"""Weights of any format that torch has, ONNX and OpenVINO, loaded to one kind of module on the worker's device.
 
 `load` replaces TorchServe's own ``BaseHandler.initialize``. It returns a module that is called with tensors, by
 position or by name. The other functions return the names of a module's inputs, the batch size that it takes and
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchmar_handlers.weights import aotinductor, exported, onnx_runtime, state_dict, torchscript
+from torchmar_handlers.weights import aotinductor, exported, onnx_runtime, openvino_ir, state_dict, torchscript
 from torchmar_handlers.weights.exported_model import ExportedModel, Input
 from torchmar_handlers.weights.formats import Format, identify
 from torchmar_handlers.weights.load_error import LoadError
@@ -49,7 +49,8 @@ def load(
     ======================= ====================== ====================================================
     option                  default                meaning
     ======================= ====================== ====================================================
-    dtype                   as stored              float32, float16 or bfloat16: convert the weights
+    dtype                   as stored              float32, float16 or bfloat16: convert the weights; of
+                                                   OpenVINO: compute with it, default float32
     channels_last           false                  lay out the weights of convolutions so
     freeze                  false                  torch.jit.freeze, of TorchScript
     optimize_for_inference  false                  torch.jit.optimize_for_inference, of TorchScript
@@ -64,7 +65,7 @@ def load(
         model_file: the Python file with the class of the model, in ``folder``.
         device: of the worker.
         options: the ``handler`` section of the configuration; keys that are not in the table are left alone.
-        threads: of one operator in ONNX Runtime; other formats have those of torch.
+        threads: of one operator in ONNX Runtime and OpenVINO; other formats have those of torch.
         pt2: the section of that name, as TorchServe's base handler reads it; ``compile`` goes before it.
 
     Raises:
@@ -92,7 +93,7 @@ def load(
                 f"{path.name} is {kind}: set `pt2: {{export: {{aot_compile: true}}}}` in model-config.yaml if "
                 "torch._export.aot_compile made it; torch._inductor.aoti_compile_and_package makes .pt2 files of today"
             )
-        model = _loaded(form, path, folder, model_file or "", device, threads, tuning.providers)
+        model = _loaded(form, path, folder, model_file or "", device, threads, tuning)
     if not isinstance(model, ExportedModel):
         model = model.to(device).eval()
         for parameter in model.parameters():
@@ -101,7 +102,7 @@ def load(
 
 
 def differentiable(model: nn.Module) -> bool:
-    """Return whether gradients with respect to inputs can be had at all: not of ONNX and AOTInductor, for instance."""
+    """Return whether gradients with respect to inputs can be had: not of ONNX, OpenVINO or AOTInductor, for example."""
     model = _inner(model)
     if isinstance(model, ExportedModel):
         return model.differentiable
@@ -154,7 +155,7 @@ def _loaded(
     model_file: str,
     device: torch.device,
     threads: int,
-    providers: tuple[str, ...],
+    tuning: Optimizations,
 ) -> nn.Module:
     def model() -> nn.Module:
         return state_dict.instance(folder, model_file)
@@ -164,7 +165,8 @@ def _loaded(
         Format.EXPORTED: lambda: exported.load(path, device),
         Format.AOTINDUCTOR: lambda: aotinductor.load(path, device),
         Format.LIBRARY: lambda: aotinductor.load_library(path, device),
-        Format.ONNX: lambda: onnx_runtime.load(path, device, threads, providers),
+        Format.ONNX: lambda: onnx_runtime.load(path, device, threads, tuning.providers),
+        Format.OPENVINO: lambda: openvino_ir.load(path, device, threads, tuning.dtype),
         Format.SAFETENSORS: lambda: state_dict.load_safetensors(path, model()),
         Format.SHARDED: lambda: state_dict.load_sharded(path, model()),
         Format.SAVED: lambda: state_dict.load_saved(path, model(), mapped=True),

@@ -1,4 +1,4 @@
-"""The base class of programs that declare their inputs: exported, AOTInductor and ONNX."""
+"""The base class of programs that declare their inputs: exported, AOTInductor, ONNX and OpenVINO."""
 
 from __future__ import annotations
 

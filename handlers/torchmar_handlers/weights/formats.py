@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,7 @@ class Format(Enum):
     AOTINDUCTOR = "an AOTInductor package"
     LIBRARY = "a compiled library"
     ONNX = "an ONNX model"
+    OPENVINO = "an OpenVINO model"
     SAFETENSORS = "a safetensors file"
     SHARDED = "the index of a safetensors model in several files"
     SAVED = "a file of torch.save"
@@ -38,6 +40,9 @@ _LIBRARIES = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ\x90\0")
 # ModelProto begins with ir_version (field 1, a number); one of its other fields follows.
 _ONNX_FIELDS = (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72)
 
+# The representation of OpenVINO is an XML document, of which others are web pages in most cases.
+_OPENVINO = re.compile(rb"\s*<\?xml[^>]*>\s*<net[\s>]")
+
 _DOWNLOAD = "download the weights again: what was saved is a login or an error page"
 
 _CONVERT = "build the archive by torchmar build from a recipe that names the file as weights, which converts it"
@@ -53,7 +58,7 @@ _STRANGERS = (
 )
 
 KNOWN = (
-    "TorchScript, torch.export and AOTInductor (.pt2), ONNX, and with a model file "
+    "TorchScript, torch.export and AOTInductor (.pt2), ONNX, OpenVINO (.xml with .bin), and with a model file "
     "safetensors or the state dict that torch.save writes"
 )
 
@@ -71,6 +76,8 @@ def identify(path: Path) -> Format:
     if not head:
         raise LoadError(f"{path.name} is empty: build the archive again from a whole file")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if _OPENVINO.match(text):
+        return Format.OPENVINO
     for signature, description in _STRANGERS:
         if text.startswith(signature):
             raise LoadError(f"{path.name} is {description}")

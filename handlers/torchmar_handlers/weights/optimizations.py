@@ -16,6 +16,7 @@ from torchmar_handlers.weights.exported import Exported
 from torchmar_handlers.weights.exported_model import ExportedModel
 from torchmar_handlers.weights.load_error import LoadError, summary
 from torchmar_handlers.weights.onnx_runtime import Onnx
+from torchmar_handlers.weights.openvino_ir import OpenVino
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Optimizations:
     """What is to be done with a model once it is loaded.
 
     Args:
-        dtype: the type of its weights; None: as they are stored.
+        dtype: the type of its weights, or that OpenVINO computes with; None: as they are stored, float32 of OpenVINO.
         channels_last: lay out 4-D weights with the channels last.
         freeze: torch.jit.freeze.
         optimize_for_inference: torch.jit.optimize_for_inference.
@@ -88,7 +89,8 @@ class Optimizations:
         constant = isinstance(model, ExportedModel)
         if isinstance(model, torch.jit.ScriptModule) and torchscript.frozen(model):
             constant, kind = True, f"{kind} that is frozen"
-        if self.dtype is not None and constant and dtype(model) != self.dtype:
+        converts = not isinstance(model, OpenVino)  # which has computed with the type since it was loaded
+        if self.dtype is not None and constant and converts and dtype(model) != self.dtype:
             raise _not_for("dtype", name, kind, "convert the model before it is exported")
         if self.channels_last and constant:
             raise _not_for("channels_last", name, kind, "convert the model before it is exported")
