@@ -156,7 +156,8 @@ class Request:
         if isinstance(payload, str):
             return payload
         if not isinstance(payload, bytes | bytearray):
-            raise BadRequest(f"a text is expected, not {_json_type(payload)}")
+            of_tensor = ": a text for each instance, BYTES (DT_STRING of TensorFlow)" if _is_tensor(payload) else ""
+            raise BadRequest(f"a text is expected, not {_json_type(payload)}{of_tensor}")
         try:
             return bytes(payload).decode()
         except UnicodeDecodeError as error:
@@ -241,8 +242,14 @@ def from_base64(text: str) -> bytes:
         raise BadRequest("the text is not base64; send a file as it is, or in base64") from None
 
 
-def _json_type(value: object) -> str:
+def _is_tensor(value: object) -> bool:
+    return isinstance(getattr(value, "shape", None), tuple)
+
+
+def _json_type(value: Any) -> str:
     if isinstance(value, bool):
         return "a boolean"
+    if _is_tensor(value):
+        return f"an array of the shape {list(value.shape)}"
     names = {list: "an array", Mapping: "an object", int: "a number", float: "a number", str: "a text"}
     return next((name for kind, name in names.items() if isinstance(value, kind)), "null" if value is None else "data")

@@ -108,6 +108,9 @@ class Column:
             return self.default
         value = self._value(given, out_of_range)
         if value is None:
+            if isinstance(given, list):
+                shape = _shape(given)
+                raise Unusable(f"column {self.name!r} has the shape {shape} in one row; {self.allowed} is expected")
             close = difflib.get_close_matches(given, map(str, self.categories), 1) if isinstance(given, str) else []
             meant = f" (did you mean {close[0]!r}?)" if close and close[0] in self.categories else ""
             raise Unusable(f"column {self.name!r} is {_shown(given)}; {self.allowed} is allowed{meant}")
@@ -245,6 +248,15 @@ def _number(given: Mapping[str, Any], key: str, default: float = 0.0) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
         raise ValueError(f"{key} is {_shown(value)}, not a number")
     return float(value)
+
+
+def _shape(value: Any) -> list[int]:
+    """Return the shape of nested lists, by the first element of each."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        value = value[0] if value else None
+    return shape
 
 
 def _shown(value: Any) -> str:
