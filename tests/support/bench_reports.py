@@ -44,7 +44,7 @@ def step(rate: float = 100.0, p99: float = 25.0) -> Step:
         throughput_interval=None,
         latency_ms=latency,
         histogram=HistogramCounts(
-            unit="us", significant_digits=3, count=2, sum=40_000, max=20_000, buckets=((6346, 2),)
+            unit="us", significant_digits=3, count=2, sum=40_000, max=20_000, buckets=((5346, 2),)
         ),
         windows=(window,),
         errors=(),

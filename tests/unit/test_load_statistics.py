@@ -193,7 +193,7 @@ def test_a_stall_is_named_with_its_time() -> None:
     values = [20.0 + index % 3 for index in range(20)]
     values[7], values[8] = 1500.0, 600.0
     result = stability({"p50 ms": values}, 0.5)
-    assert result.reason == "p50 ms is 1500 at 3.5 s (1 more window like it), its median 21"
+    assert result.reason == "p50 ms is 1,500 at 3.5 s (1 more window like it), its median 21"
 
 
 def test_a_slow_rise_is_named_with_its_ends() -> None:

@@ -200,6 +200,39 @@ def _log(larger: float, smaller: float) -> float:
     return math.log(larger / smaller) if smaller > 0 else math.inf
 
 
+def share_interval(count: int, total: int, confidence: float = CONFIDENCE) -> Interval:
+    """Return the share of requests and its interval, which is right for small shares and for none.
+
+    Wilson's score interval (Probable Inference, JASA 22, 1927; Brown, Cai and DasGupta, Interval Estimation for a
+    Binomial Proportion, Statistical Science 16, 2001).
+
+    Args:
+        count: of the requests that failed.
+        total: of all requests, at least 1.
+        confidence: between 0 and 1.
+    """
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    share = count / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    # The ends are exactly 0 and 1 there; rounding would leave a little.
+    return Interval(share, middle - half if count else 0.0, middle + half if count < total else 1.0)
+
+
+def difference_interval(new: Interval, old: Interval) -> Interval:
+    """Return the difference of two independent estimates and its interval, from their own intervals alone.
+
+    Newcombe, Interval Estimation for the Difference between Independent Proportions, Statistics in Medicine 17, 1998,
+    method 10, which is the method of variance estimates recovery.
+    """
+    difference = new.value - old.value
+    return Interval(
+        difference,
+        difference - math.hypot(new.value - new.low, old.high - old.value),
+        difference + math.hypot(new.high - new.value, old.value - old.low),
+    )
+
+
 def stability(series: Mapping[str, Sequence[float]], window_s: float) -> Stability:
     """Return whether the windows of a measurement are of one steady state, and if not, why.
 
@@ -242,7 +275,7 @@ def _outliers(name: str, values: Sequence[float], window_s: float) -> str:
     worst = max(outside, key=distances.__getitem__)
     others = len(outside) - 1
     more = f" ({others} more {'window' if others == 1 else 'windows'} like it)" if others else ""
-    return f"{name} is {values[worst]:.4g} at {worst * window_s:.4g} s{more}, its median {median:.4g}"
+    return f"{name} is {_short(values[worst])} at {worst * window_s:.4g} s{more}, its median {_short(median)}"
 
 
 def _trend(name: str, values: Sequence[float], window_s: float) -> str:
@@ -254,4 +287,8 @@ def _trend(name: str, values: Sequence[float], window_s: float) -> str:
     if slope is None or slope.contains(0) or abs(slope.value) * length <= math.log1p(TREND_TOLERANCE):
         return ""
     start, end = (math.exp(statistics.fmean(y) + sign * slope.value * length / 2) for sign in (-1, 1))
-    return f"{name} {'rises' if end > start else 'falls'} from about {start:.3g} to {end:.3g} in {length:.4g} s"
+    return f"{name} {'rises' if end > start else 'falls'} from about {_short(start)} to {_short(end)} in {length:.4g} s"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,0 +1,493 @@
+"""Charts as SVG text: axes with round ticks, lines, bands, bars, points and labels; no script, light and dark.
+
+A chart is `WIDTH` units wide and its text is 12 units high: it is readable when shown at 360 to 600 pixels. Colours are
+the classes of `STYLE`, which follow the reader's ``prefers-color-scheme``; `standalone` includes them for a file of its
+own.
+
+Example:
+    >>> from torchmar.load import svg
+    >>> line = svg.Line("p99", [(50, 21.0), (100, 24.5), (200, 61.0)])
+    >>> text = svg.chart([line], svg.Axis("requests/s"), svg.Axis("latency, ms"), title="Latency against rate")
+    >>> text.startswith("<svg"), "latency, ms" in text
+    (True, True)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+WIDTH, HEIGHT = 440, 280
+#: The width of a character in units, on average: no font is measured.
+_CHARACTER = 6.4
+_LINE = 15
+_LIGHT = ("#2368b5", "#c2570c", "#2c7d4f", "#8a4fb0", "#bf2f38", "#0f7f8f", "#8a6d00", "#64697a")
+_DARK = ("#6db1ff", "#ff9f5a", "#6fcf97", "#cfa0f5", "#ff7b7b", "#5fd0df", "#e2c55c", "#a5abbc")
+COLOURS = len(_LIGHT)
+
+
+def _variables(colours: Sequence[str], text: str, muted: str, grid: str, span: str, paper: str) -> str:
+    listed = "".join(f"--c{index}:{colour};" for index, colour in enumerate(colours))
+    return f"{listed}--text:{text};--muted:{muted};--grid:{grid};--span:{span};--paper:{paper}"
+
+
+_LIGHT_VARIABLES = _variables(_LIGHT, "#1c2030", "#565d70", "#e1e4ec", "#e3e6ee", "#ffffff")
+_DARK_VARIABLES = _variables(_DARK, "#e8eaf2", "#a3aabd", "#343a4a", "#30364a", "#161922")
+STYLE = "\n".join(
+    [
+        f":root{{color-scheme:light dark;{_LIGHT_VARIABLES}}}",
+        f"@media(prefers-color-scheme:dark){{:root{{{_DARK_VARIABLES}}}}}",
+        ".chart{font:12px system-ui,sans-serif;fill:var(--text)}",
+        ".chart .title{font-weight:600;font-size:13px}",
+        ".chart .axis{fill:var(--muted)}",
+        ".chart .grid{stroke:var(--grid);stroke-width:1}",
+        ".chart .base{stroke:var(--muted);stroke-width:1}",
+        ".chart .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}",
+        ".chart .thin{stroke-width:1.25}",
+        ".chart .dashed{stroke-dasharray:5 4}",
+        ".chart .band{opacity:.18;stroke:none}",
+        ".chart .span{fill:var(--span)}",
+        ".chart .hollow{fill:var(--paper);stroke-width:2}",
+        ".chart .halo{stroke:var(--paper);stroke-width:3px;paint-order:stroke;stroke-linejoin:round}",
+        *(f".chart .f{index}{{fill:var(--c{index})}}" for index in range(COLOURS)),
+        *(f".chart .s{index}{{stroke:var(--c{index})}}" for index in range(COLOURS)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis.
+
+    Attributes:
+        label: the quantity with its unit.
+        log: whether equal distances are equal factors; values up to 0 are then not drawn.
+        low: its first value; default: from the marks (0 for the vertical one, if it is not logarithmic).
+        high: its last value; default: from the marks.
+        ticks: value and text of each tick; default: round numbers.
+    """
+
+    label: str
+    log: bool = False
+    low: float | None = None
+    high: float | None = None
+    ticks: Sequence[tuple[float, str]] | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through points; None instead of y interrupts it.
+
+    Attributes:
+        name: the label at its end, or in the legend; empty for none.
+        points: x and y.
+        colour: 0 to 7.
+        markers: whether each point has a dot.
+        dashed: whether the line is dashed.
+        thin: whether the line is thin.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float | None]]
+    colour: int = 0
+    markers: bool = False
+    dashed: bool = False
+    thin: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """The area between two values of y at each x."""
+
+    points: Sequence[tuple[float, float, float]]
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Whiskers:
+    """An interval of y at each x."""
+
+    points: Sequence[tuple[float, float, float]]
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point: its place, the text that a reader sees when pointing at it, and its label."""
+
+    x: float
+    y: float
+    text: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Single points of one kind."""
+
+    name: str
+    points: Sequence[Point]
+    colour: int = 0
+    shape: Literal["dot", "hollow", "cross"] = "dot"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Rectangles of one kind: x, y of the lower and of the upper end, and the text that a reader sees."""
+
+    name: str
+    points: Sequence[tuple[float, float, float, str]]
+    colour: int = 0
+    width: float = 0.7
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of the horizontal axis, with its name in the legend."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A dashed line at a value of x or of y, such as a limit."""
+
+    value: float
+    label: str
+    vertical: bool = False
+    colour: int = 4
+
+
+Mark = Line | Band | Whiskers | Points | Bars | Span | Rule
+
+
+def number(value: float, fixed: bool = False) -> str:
+    """Return a number with three significant digits, whole from 100, with separators from 1,000.
+
+    Args:
+        value: the number.
+        fixed: whether zeros at its end are kept, so that the numbers of a column have equal precision.
+    """
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "-∞" if value < 0 else "-"
+    if not value:
+        return "0"
+    magnitude = abs(value)
+    if magnitude >= 99.95:
+        return f"{value:,.0f}"
+    digits = 1 if magnitude >= 9.995 else 2 if magnitude >= 0.9995 else 3
+    text = f"{value:.{digits}f}" if magnitude >= 0.001 else f"{value:.1e}"
+    return text if fixed or "e" in text else text.rstrip("0").rstrip(".")
+
+
+def stacked(parts: Sequence[tuple[str, Sequence[float | None], int]], unit: str = "") -> list[Bars]:
+    """Return bars that stand upon each other: of each part its name, its values at x = 0, 1, ..., and its colour."""
+    tops: dict[int, float] = {}
+    result = []
+    for name, values, colour in parts:
+        bars = []
+        for x, value in enumerate(values):
+            if value:
+                low = tops.get(x, 0.0)
+                tops[x] = low + value
+                bars.append((float(x), low, low + value, f"{name}: {number(value)}{unit}"))
+        result.append(Bars(name, bars, colour))
+    return result
+
+
+def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten, from ``low`` to ``high``."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / max(1, count)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return powers of ten between two values above 0, with their doubles and quintuples if there are few."""
+    decades = math.log10(high / low)
+    factors = (1, 2, 5) if decades <= 2.5 else (1, 3) if decades <= 4 else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [round(factor * 10.0**exponent, 12) for exponent in exponents for factor in factors]
+    return [value for value in values if low * 0.999 <= value <= high * 1.001]
+
+
+def chart(
+    marks: Sequence[Mark],
+    x: Axis,
+    y: Axis,
+    *,
+    title: str,
+    description: str = "",
+    end_labels: bool = True,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+) -> str:
+    """Return a chart as an ``<svg>`` element.
+
+    Args:
+        marks: from the lowest layer to the highest.
+        x: the horizontal axis.
+        y: the vertical axis.
+        title: the text above it, and its name for screen readers.
+        description: what screen readers read besides.
+        end_labels: whether lines have their names at their ends; otherwise the names are in the legend.
+        width: in units.
+        height: in units.
+    """
+    lines = [mark for mark in marks if isinstance(mark, Line) and mark.name and _drawable(mark.points)]
+    labelled = lines if end_labels else []
+    legend = [
+        (mark.name, "span" if isinstance(mark, Span) else f"f{mark.colour}")
+        for mark in marks
+        if isinstance(mark, Span)
+        or (isinstance(mark, Line | Bars | Points) and mark.name and mark not in labelled and mark.points)
+    ]
+    xs, ys = _Scale(x, (value for mark in marks for value in _x_values(mark)), False), _y_scale(y, marks)
+    rows = _legend_rows(legend, width)
+    left = 14 + max(18.0, _CHARACTER * max((len(text) for _, text in ys.ticks), default=0)) + _LINE
+    right = 12 + max((_CHARACTER * len(line.name) + 4 for line in labelled), default=0)
+    frame = _Frame(left, 26 + _LINE * len(rows), width - right, height - 40, xs, ys)
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" xmlns="http://www.w3.org/2000/svg">',
+        f"<title>{escape(title)}</title>",
+        f"<desc>{escape(description)}</desc>" if description else "",
+        _text(0, 13, title, "title"),
+        *_legend(rows),
+        *_axes(frame, x, y, width, height),
+        *(part for mark in marks for part in _draw(mark, frame)),
+        *_line_labels(labelled, frame),
+        "</svg>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def standalone(chart: str) -> str:
+    """Return a chart as the text of an SVG file, with its style and background."""
+    head, _, rest = chart.partition(">")
+    background = '<rect width="100%" height="100%" style="fill:var(--paper)"/>'
+    return f"{head}>\n<style>{STYLE}</style>\n{background}{rest}\n"
+
+
+class _Scale:
+    """Values of an axis to shares of its length."""
+
+    def __init__(self, axis: Axis, values: Iterable[float], from_zero: bool) -> None:
+        usable = [value for value in values if math.isfinite(value) and (value > 0 or not axis.log)] or [1.0]
+        low = axis.low if axis.low is not None else 0.0 if from_zero and not axis.log else min(usable)
+        high = axis.high if axis.high is not None else max(usable)
+        if axis.log and low <= 0:
+            low = min(usable)
+        if not high > low:
+            low, high = (low / 2, low * 2) if axis.log else (low - 0.5 * (not from_zero), low + 1)
+        elif from_zero and axis.high is None:
+            high = high * (high / low) ** 0.06 if axis.log else high + 0.06 * (high - low)
+            low = low / (high / low) ** 0.04 if axis.log and axis.low is None else low
+        self._log = axis.log
+        self._low, self._high = (math.log(low), math.log(high)) if axis.log else (low, high)
+        self.start = low
+        values = log_ticks(low, high) if axis.log else linear_ticks(low, high)
+        self.ticks = list(axis.ticks) if axis.ticks is not None else [(value, number(value)) for value in values]
+
+    def share(self, value: float) -> float:
+        """Return 0 for the first and 1 for the last value of the axis; other values are moved to its ends."""
+        if self._log:
+            value = math.log(value) if value > 0 else -math.inf
+        return min(1.0, max(0.0, (value - self._low) / (self._high - self._low)))
+
+
+@dataclass(frozen=True)
+class _Frame:
+    left: float
+    top: float
+    right: float
+    bottom: float
+    x_scale: _Scale
+    y_scale: _Scale
+
+    def x(self, value: float) -> float:
+        return self.left + (self.right - self.left) * self.x_scale.share(value)
+
+    def y(self, value: float) -> float:
+        return self.bottom - (self.bottom - self.top) * self.y_scale.share(value)
+
+
+def _y_scale(axis: Axis, marks: Sequence[Mark]) -> _Scale:
+    return _Scale(axis, (value for mark in marks for value in _y_values(mark)), True)
+
+
+def _drawable(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+
+
+def _x_values(mark: Mark) -> Iterator[float]:
+    if isinstance(mark, Bars):
+        for x, *_ in mark.points:
+            yield from (x - mark.width / 2, x + mark.width / 2)
+    elif isinstance(mark, Points):
+        yield from (point.x for point in mark.points)
+    elif isinstance(mark, Line | Band | Whiskers):
+        yield from (point[0] for point in mark.points)
+    elif isinstance(mark, Span):
+        yield from (mark.low, mark.high)
+    elif mark.vertical:
+        yield mark.value
+
+
+def _y_values(mark: Mark) -> Iterator[float]:
+    if isinstance(mark, Line):
+        yield from (y for _, y in _drawable(mark.points))
+    elif isinstance(mark, Points):
+        yield from (point.y for point in mark.points)
+    elif isinstance(mark, Band | Whiskers):
+        yield from (value for point in mark.points for value in point[1:])
+    elif isinstance(mark, Bars):
+        yield from (value for point in mark.points for value in point[1:3])
+    elif isinstance(mark, Rule) and not mark.vertical:
+        yield mark.value
+
+
+def _text(x: float, y: float, text: str, classes: str = "", anchor: str = "start") -> str:
+    anchored = f' text-anchor="{anchor}"' if anchor != "start" else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{anchored} class="{classes}">{escape(text)}</text>'
+
+
+def _segment(x1: float, y1: float, x2: float, y2: float, classes: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{classes}"/>'
+
+
+def _axes(frame: _Frame, x: Axis, y: Axis, width: int, height: int) -> Iterator[str]:
+    for value, text in frame.y_scale.ticks:
+        yield _segment(frame.left, frame.y(value), frame.right, frame.y(value), "grid")
+        yield _text(frame.left - 6, frame.y(value) + 4, text, "axis", "end")
+    end = -math.inf
+    for value, text in frame.x_scale.ticks:
+        place, half = frame.x(value), _CHARACTER * len(text) / 2
+        yield _segment(place, frame.bottom, place, frame.bottom + 4, "base")
+        if place - half > end + 4:  # texts that would overlap are left out
+            yield _text(min(place, width - half), frame.bottom + 17, text, "axis", "middle")
+            end = place + half
+    yield _segment(frame.left, frame.bottom, frame.right, frame.bottom, "base")
+    yield _text((frame.left + frame.right) / 2, height - 5, x.label, "axis", "middle")
+    middle = (frame.top + frame.bottom) / 2
+    yield (
+        f'<text transform="translate(11 {middle:.1f}) rotate(-90)" text-anchor="middle" class="axis">'
+        f"{escape(y.label)}</text>"
+    )
+
+
+def _draw(mark: Mark, frame: _Frame) -> Iterator[str]:
+    if isinstance(mark, Line):
+        yield from _draw_line(mark, frame)
+    elif isinstance(mark, Band):
+        there = [f"{frame.x(x):.1f},{frame.y(high):.1f}" for x, _, high in mark.points]
+        back = [f"{frame.x(x):.1f},{frame.y(low):.1f}" for x, low, _ in reversed(mark.points)]
+        yield f'<polygon points="{" ".join(there + back)}" class="band f{mark.colour}"/>'
+    elif isinstance(mark, Whiskers):
+        for x, low, high in mark.points:
+            place, top, bottom = frame.x(x), frame.y(high), frame.y(low)
+            yield _segment(place, bottom, place, top, f"s{mark.colour}")
+            yield _segment(place - 3, top, place + 3, top, f"s{mark.colour}")
+            yield _segment(place - 3, bottom, place + 3, bottom, f"s{mark.colour}")
+    elif isinstance(mark, Points):
+        yield from _draw_points(mark, frame)
+    elif isinstance(mark, Bars):
+        for x, low, high, text in mark.points:
+            left, right = frame.x(x - mark.width / 2), frame.x(x + mark.width / 2)
+            top, bottom = frame.y(high), frame.y(low)
+            yield (
+                f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}" '
+                f'class="f{mark.colour}"><title>{escape(text)}</title></rect>'
+            )
+    elif isinstance(mark, Span):
+        left, right = frame.x(mark.low), frame.x(mark.high)
+        yield (
+            f'<rect x="{left:.1f}" y="{frame.top:.1f}" width="{right - left:.1f}" '
+            f'height="{frame.bottom - frame.top:.1f}" class="span"/>'
+        )
+    elif mark.vertical:
+        place = frame.x(mark.value)
+        yield _segment(place, frame.top, place, frame.bottom, f"dashed s{mark.colour}")
+        yield _text(place - 4, frame.top + 12, mark.label, f"halo f{mark.colour}", "end")
+    else:
+        place = frame.y(mark.value)
+        yield _segment(frame.left, place, frame.right, place, f"dashed s{mark.colour}")
+        yield _text(frame.left + 4, place - 4, mark.label, f"halo f{mark.colour}")
+
+
+def _draw_line(line: Line, frame: _Frame) -> Iterator[str]:
+    path, pen_down = [], False
+    for x, y in line.points:
+        if y is None or not math.isfinite(y):
+            pen_down = False
+            continue
+        path.append(f"{'L' if pen_down else 'M'}{frame.x(x):.1f} {frame.y(y):.1f}")
+        pen_down = True
+    style = " dashed" * line.dashed + " thin" * line.thin
+    yield f'<path d="{"".join(path)}" class="line s{line.colour}{style}"/>'
+    if line.markers:
+        for x, y in _drawable(line.points):
+            yield (
+                f'<circle cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3" class="f{line.colour}">'
+                f"<title>{escape(f'{line.name}: {number(y)} at {number(x)}')}</title></circle>"
+            )
+
+
+def _draw_points(mark: Points, frame: _Frame) -> Iterator[str]:
+    for point in mark.points:
+        x, y = frame.x(point.x), frame.y(point.y)
+        title = f"<title>{escape(point.text or point.label)}</title>"
+        if mark.shape == "cross":
+            yield (f'<path d="M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8" class="line s{mark.colour}">{title}</path>')
+        else:
+            style = f"hollow s{mark.colour}" if mark.shape == "hollow" else f"f{mark.colour}"
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="{style}">{title}</circle>'
+        if point.label:
+            right = x + 8 + _CHARACTER * len(point.label) <= frame.right
+            yield _text(x + 8 if right else x - 8, y - 6, point.label, "halo", "start" if right else "end")
+
+
+def _line_labels(lines: Sequence[Line], frame: _Frame) -> Iterator[str]:
+    """Yield the names of lines at their ends, moved apart where they would overlap."""
+    ends = sorted(
+        ((frame.y(_drawable(line.points)[-1][1]), frame.x(_drawable(line.points)[-1][0]), line) for line in lines),
+        key=lambda end: end[:2],
+    )
+    places = [end[0] for end in ends]
+    for index in range(1, len(places)):
+        places[index] = max(places[index], places[index - 1] + 13)
+    if places and places[-1] > frame.bottom:
+        places[-1] = frame.bottom
+        for index in range(len(places) - 2, -1, -1):
+            places[index] = min(places[index], places[index + 1] - 13)
+    for place, (_, x, line) in zip(places, ends, strict=True):
+        yield _text(x + 7, place + 4, line.name, f"f{line.colour}")
+
+
+def _legend_rows(entries: Sequence[tuple[str, str]], width: int) -> list[list[tuple[float, str, str]]]:
+    rows: list[list[tuple[float, str, str]]] = []
+    x = math.inf
+    for name, style in dict.fromkeys(entries):
+        length = 16 + _CHARACTER * len(name) + 12
+        if x + length > width:
+            rows.append([])
+            x = 0.0
+        rows[-1].append((x, name, style))
+        x += length
+    return rows
+
+
+def _legend(rows: Sequence[Sequence[tuple[float, str, str]]]) -> Iterator[str]:
+    for index, row in enumerate(rows):
+        y = 20 + _LINE * index
+        for x, name, style in row:
+            yield f'<rect x="{x:.1f}" y="{y}" width="11" height="11" rx="2" class="{style}"/>'
+            yield _text(x + 16, y + 10, name)
