@@ -9,6 +9,7 @@ import typer
 import torchmar
 from torchmar.cli import (
     archives,
+    bench_app,
     checking,
     creating,
     deploying,
@@ -72,6 +73,7 @@ for _panel, _commands in _COMMANDS.items():
         _name = _command.__name__.strip("_").replace("_", "-")
         app.command(_name, rich_help_panel=_panel)(_command)
 app.add_typer(exporting.app, name="export", rich_help_panel=serving.PANEL)
+app.add_typer(bench_app.app, name="bench", rich_help_panel=predicting.PANEL)
 
 
 def _version(wanted: bool) -> None:

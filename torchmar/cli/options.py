@@ -210,3 +210,18 @@ def explain_headers(
     """Return the ``Explain-*`` headers of a request for an explanation."""
     options = {"Method": method, "Target": target, "N-Steps": n_steps, "Baseline": baseline}
     return {f"Explain-{name}": str(value) for name, value in options.items() if value is not None}
+
+
+def share(text: str) -> float:
+    """Return a share that is written as ``5%`` or ``0.05``.
+
+    Raises:
+        typer.BadParameter: it is written otherwise, or negative.
+    """
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise typer.BadParameter(f"{text!r} is no share: 5%, or 0.05")
+    return value

@@ -21,6 +21,7 @@ from torchmar.cli.options import (
     PlainHttp,
     RunFolder,
     ServerModelStore,
+    share,
 )
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 
@@ -108,7 +109,7 @@ def promote(
         raise typer.BadParameter("requests are for a comparison: add --against-current", param_hint="--requests")
     server = endpoint("management", management, run_folder, key_file, ca_file, allow_plain_http)
     server = replace(server, inference=inference) if inference else server
-    bounds = promotion.Bounds(ab_comparison.agreement(answers), _share(max_regression), _share(max_differences), repeat)
+    bounds = promotion.Bounds(ab_comparison.agreement(answers), share(max_regression), share(max_differences), repeat)
     with err.status("") as status:
         result = promotion.promote(
             server,
@@ -183,13 +184,3 @@ def _document(name: str, version: str, result: Promotion) -> dict[str, object]:
             "milliseconds": dict(zip((comparison.old, comparison.new), comparison.milliseconds, strict=True)),
         }
     return document
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise typer.BadParameter(f"{text!r} is no share: 5%, or 0.05")
-    return value

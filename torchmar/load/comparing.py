@@ -25,6 +25,7 @@ class Change:
         new: the value in the new report.
         ratio: new to old, with an interval from 0 to infinity where one of them has none; of failed requests and wrong
             answers the difference of their shares.
+        of_shares: whether the values are shares of all requests.
         verdict: "regression" if the whole interval is beyond the limit; "better" or "worse" if the whole interval is on
             one side of no change; "same" if it is within the limit on both sides; otherwise "undecided".
     """
@@ -34,6 +35,7 @@ class Change:
     new: float
     ratio: Interval
     verdict: Verdict
+    of_shares: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,4 +241,6 @@ def _failures(old: Step, new: Step) -> Iterator[Change]:
         verdict: Verdict = "regression" if change.low > 0 else "better" if change.high < 0 else "undecided"
         if figure == "wrong answers" and after and not before:
             verdict = "regression"
-        yield Change(figure=figure, old=shares[0].value, new=shares[1].value, ratio=change, verdict=verdict)
+        yield Change(
+            figure=figure, old=shares[0].value, new=shares[1].value, ratio=change, verdict=verdict, of_shares=True
+        )
