@@ -22,6 +22,7 @@ from torchmar import recipe
 from torchmar.cli import archiver, tensorflow_serving_flags, torchserve_flags
 from torchmar.cli.app import app
 from torchmar.deployment import desired
+from torchmar.load import results
 from torchmar.server.api import inference_openapi, management_openapi, metrics_openapi
 from torchmar.server.config import key_descriptions, keys, settings
 
@@ -107,6 +108,20 @@ DEPLOYMENT_INTRODUCTION = """\
 is made from. [Deploy](../how-to/deploy.md) explains how `plan` and `apply` use it."""
 
 
+def bench_report_page() -> str:
+    """Return the page of the reports of ``torchmar bench``."""
+    sections = schema_sections(results.json_schema(), "The report")
+    return "\n".join(["# Reports of load", "", BENCH_REPORT_INTRODUCTION, "", *sections])
+
+
+BENCH_REPORT_INTRODUCTION = """\
+`torchmar bench` writes a report as JSON; `torchmar bench compare` reads two of them.
+[bench-report.schema.json](../bench-report.schema.json) is the JSON Schema that this page is made from. Later versions
+add keys, which readers have to ignore; any other change gets another `schema` than `torchmar-bench/1`.
+[Measure](../how-to/measure.md) explains how to read a report. Times are milliseconds and seconds as the names of keys
+end in `_ms` and `_s`; the histogram has microseconds."""
+
+
 def schema_sections(schema: Schema, title: str) -> list[str]:
     """Return a table of keys for an object's schema and for each object that it refers to."""
     lines: list[str] = []
@@ -150,6 +165,8 @@ def type_of(schema: Schema) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
     kind = schema.get("type")
+    if kind == "array" and "prefixItems" in schema:
+        return f"[{', '.join(type_of(item) for item in schema['prefixItems'])}]"
     if kind == "array":
         return f"list of {type_of(schema.get('items', {}))}"
     if kind == "object":
@@ -446,6 +463,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/commands.md": commands,
     "reference/recipe.md": recipe_page,
     "reference/deployment.md": deployment_page,
+    "reference/bench-report.md": bench_report_page,
     "reference/configuration.md": configuration,
     "reference/http.md": http,
     "reference/grpc.md": grpc,
