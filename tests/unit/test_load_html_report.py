@@ -143,11 +143,15 @@ def test_answers_that_were_not_compared_are_not_called_right() -> None:
     [
         (
             Limit(rate=240.0, interval=(240.0, 252.0), reason="requests in flight grow"),
-            "The highest rate that held is 240",
+            "The server holds 240 requests/s, and not 252: requests in flight grow.",
+        ),
+        (
+            Limit(rate=900.0, interval=None, reason="the client is busy"),
+            "The server holds more than 900 requests/s: the client is busy.",
         ),
         (
             Limit(rate=None, interval=None, reason="the lowest rate saturates"),
-            "No rate held: the lowest rate saturates.",
+            "No limit was found: the lowest rate saturates.",
         ),
     ],
 )

@@ -8,7 +8,7 @@ buckets of equal width. A bucket is thus narrower than a thousandth of its value
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 UNIT = "us"
@@ -129,16 +129,6 @@ class Histogram:
                 results[position] = float(min(bucket_range(index)[1], self.max))
                 position = next(order, None)
         return tuple(results)
-
-    def count_above(self, value: float) -> int:
-        """Return the number of values above a value in microseconds; those in its own bucket do not count."""
-        limit = bucket_index(max(0, math.floor(value)))
-        return sum(count for index, count in self._counts.items() if index > limit)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (highest value in microseconds, count) of the buckets that have values, in ascending order."""
-        for index, count in sorted(self._counts.items()):
-            yield min(bucket_range(index)[1], self.max), count
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Histogram):

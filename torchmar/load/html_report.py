@@ -10,7 +10,7 @@ from typing import Literal
 
 from torchmar.load import svg
 from torchmar.load.histogram import Histogram
-from torchmar.load.results import Bounds, Report, Step
+from torchmar.load.results import Bounds, Limit, Report, Step
 from torchmar.load.step_label import step_label
 from torchmar.load.svg import Axis, Band, Line, Mark, Point, Points, Span, Whiskers, number
 
@@ -170,7 +170,7 @@ def verdicts(report: Report) -> Iterator[tuple[Level, str]]:
     if not steps:
         yield "warn", "There is no step."
     if report.limit:
-        yield "note", _limit(report)
+        yield "note", _limit(report.limit)
     good = [step for step in steps if step.valid and step.stable]
     if good:
         all_of_them = "The step is" if len(steps) == 1 else f"All {len(steps)} steps are"
@@ -191,13 +191,13 @@ def verdicts(report: Report) -> Iterator[tuple[Level, str]]:
         )
 
 
-def _limit(report: Report) -> str:
-    limit = report.limit
-    assert limit
+def _limit(limit: Limit) -> str:
     if limit.rate is None:
-        return escape(f"No rate held: {limit.reason}.")
-    ends = f" ({number(limit.interval[0])} to {number(limit.interval[1])})" if limit.interval else ""
-    return escape(f"The highest rate that held is {number(limit.rate)} requests/s{ends}. Beyond it: {limit.reason}.")
+        return escape(f"No limit was found: {limit.reason}.")
+    if limit.interval is None:
+        return escape(f"The server holds more than {number(limit.rate)} requests/s: {limit.reason}.")
+    low, high = map(number, limit.interval)
+    return escape(f"The server holds {low} requests/s, and not {high}: {limit.reason}.")
 
 
 def _count(count: int, noun: str) -> str:
@@ -381,7 +381,7 @@ def _range(value: float, interval: Bounds | None) -> str:
 
 def _percentile_curves(steps: Sequence[Step]) -> str:
     valid = [step for step in steps if step.valid and step.histogram.count]
-    drawn = _spread(valid, _MAX_CURVES)
+    drawn = _spread(sorted(valid, key=lambda step: (step.kind, step.rate or step.connections)), _MAX_CURVES)
     if not drawn:
         return ""
     marks, values, rows = [], [], []
@@ -523,7 +523,8 @@ def _parts(step: Step) -> dict[str, float]:
 
 def _categories(label: str, steps: Sequence[Step]) -> Axis:
     ticks = [(float(index), step_label(step)) for index, step in enumerate(steps)]
-    return Axis(label, low=-0.6, high=len(steps) - 0.4, ticks=ticks)
+    margin = 0.6 + max(0.0, (4 - len(steps)) / 2)  # few bars are not wide bars
+    return Axis(label, low=-margin, high=len(steps) - 1 + margin, ticks=ticks)
 
 
 def _batches(steps: Sequence[Step]) -> str:
