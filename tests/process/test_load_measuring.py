@@ -93,7 +93,7 @@ def test_an_answer_that_takes_too_long_is_a_timeout() -> None:
 def test_a_replay_sends_at_recorded_times() -> None:
     times = tuple(1000 + number * 0.05 for number in range(20))
     step = _measure(Behaviour(delay_s=0), kind="replay", times=times, duration_s=1.0)
-    assert (step.sent, step.completed, step.rate, step.warmup_s) == (20, 20, None, 0)
+    assert (step.sent, step.completed, step.rate, step.warmup_s) == (20, 20, 20.0, 0)
 
 
 def test_few_connections_make_requests_wait_and_their_latency_includes_that() -> None:

@@ -79,6 +79,12 @@ def _sender(target: Target) -> Iterator[Send]:
         connection.close()
 
 
+def send_one(target: Target, case: Case) -> None:
+    """Send a request alone, and wait for its answer; errors of the server are ignored."""
+    with _sender(target) as send, contextlib.suppress(ServerError):
+        send(case)
+
+
 def _patient(send: Send) -> Send:
     """Return a function that repeats a request which the server could not answer."""
 

@@ -13,8 +13,9 @@ from torchmar.load import machine_use, schedule, server_split, statistics
 from torchmar.load.event_loop import EventLoop, clock, precise_timers
 from torchmar.load.expectations import Expectations
 from torchmar.load.generator import Generator
+from torchmar.load.kinds import Arrivals, Kind
 from torchmar.load.recorder import Recorder, counts
-from torchmar.load.results import Arrivals, Kind, SelfCheck, Step
+from torchmar.load.results import SelfCheck, Step
 from torchmar.load.target import Target, Wire
 from torchmar.load.workload import Workload
 
@@ -239,7 +240,7 @@ class _Run:
         return Step(
             kind=spec.kind,
             arrivals=spec.arrivals if spec.kind == "open" else None,
-            rate=spec.rate if spec.kind == "open" else None,
+            rate=spec.rate if spec.kind == "open" else len(spec.times) / spec.duration_s if spec.times else None,
             connections=spec.connections if spec.kind == "closed" else self._generator.opened,
             warmup_s=0.0 if spec.kind == "replay" else spec.warmup_s,
             duration_s=recorder.window_s * count,

@@ -12,11 +12,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from torchmar.atomic import temporary_path
 from torchmar.errors import TorchmarError
+from torchmar.load.kinds import Arrivals, Kind, Protocol
 
 SCHEMA: Literal["torchmar-bench/1"] = "torchmar-bench/1"
-Kind = Literal["open", "closed", "replay"]
-Arrivals = Literal["poisson", "constant"]
-Protocol = Literal["torchserve", "kserve-v1", "kserve-v2", "grpc", "grpc-v2"]
 #: The ends of an interval with 95 % confidence.
 Bounds = tuple[float, float]
 

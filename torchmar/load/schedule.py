@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from torchmar.load.results import Arrivals
+from torchmar.load.kinds import Arrivals
 
 
 def poisson(rate: float, seed: int = 0) -> Iterator[float]:

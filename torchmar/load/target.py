@@ -22,7 +22,7 @@ from torchmar.load.calls import Connection as LoadConnection
 from torchmar.load.calls import Owner
 from torchmar.load.event_loop import EventLoop
 from torchmar.load.http1 import Http1Connection
-from torchmar.load.results import Protocol
+from torchmar.load.kinds import Protocol
 from torchmar.load.stream import Peer
 from torchmar.load.workload import Case
 

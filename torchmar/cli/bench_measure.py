@@ -1,0 +1,256 @@
+"""``torchmar bench NAME``: measure a server under load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from torchmar.atomic import temporary_path
+from torchmar.cli.options import Address, AsJson, CaFile, Config, KeyFile, PlainHttp, RunFolder, Version
+from torchmar.cli.terminal import err
+from torchmar.engines import DEFAULT, TITLES, EngineName
+from torchmar.errors import TorchmarError
+from torchmar.load.kinds import Arrivals, Protocol
+
+if TYPE_CHECKING:
+    from torchmar.connection import Endpoint
+
+LOAD = "The load"
+SERVER = "A server to start"
+_LAST_S = 0.001  # after the last request of a replay
+
+
+def _numbers(text: str | None, option: str, kind: type) -> list[Any]:
+    """Return the numbers of a list with commas."""
+    if text is None:
+        return []
+    try:
+        values = [kind(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or any(not (math.isfinite(value) and value > 0) for value in values):
+        what = "whole numbers" if kind is int else "numbers"
+        raise typer.BadParameter(f"{text!r}: give {what} above 0, with commas between", param_hint=option)
+    return values
+
+
+def measure(
+    name: Annotated[
+        str | None, typer.Argument(help="The model's name; with --archive the archive's.", show_default=False)
+    ] = None,
+    requests: Annotated[
+        Path | None,
+        typer.Option(
+            help="The requests: an archive or the folder of a recipe, whose samples have expected answers; a folder of "
+            "inputs, or one input. Default: the samples of --archive.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Requests a second, sent however fast the answers are: an open loop. One step for each number.",
+            show_default=False,
+            rich_help_panel=LOAD,
+        ),
+    ] = None,
+    connections: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Connections that each wait for an answer before the next request: a closed loop, in which a slow "
+            "server gets fewer requests. One step for each number.",
+            show_default=False,
+            rich_help_panel=LOAD,
+        ),
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LOG",
+            help="Send requests at the times at which an access log has requests for the model.",
+            show_default=False,
+            rich_help_panel=LOAD,
+        ),
+    ] = None,
+    find_limit: Annotated[
+        bool,
+        typer.Option("--find-limit", help="Find the highest rate that the server holds.", rich_help_panel=LOAD),
+    ] = False,
+    arrivals: Annotated[
+        Arrivals,
+        typer.Option(help="The times between requests of an open loop.", rich_help_panel=LOAD),
+    ] = "poisson",
+    duration: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Measured seconds of a step.", rich_help_panel=LOAD)
+    ] = 10.0,
+    warmup: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="Load before each step that is not counted.", rich_help_panel=LOAD),
+    ] = 2.0,
+    timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0.001, help="How long to wait for an answer.", rich_help_panel=LOAD),
+    ] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of the times of Poisson arrivals.", rich_help_panel=LOAD)] = 0,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Request explanations instead of predictions.", rich_help_panel=LOAD),
+    ] = False,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="TorchServe's API over HTTP or gRPC, or KServe's protocols: v1 and v2 over HTTP, grpc-v2 over gRPC."
+        ),
+    ] = "torchserve",
+    version: Version = None,
+    as_json: AsJson = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the report as JSON, too.", show_default=False),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the report as a page with charts, which loads nothing.", show_default=False
+        ),
+    ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(help="Start this server for the measurement.", show_default=False, rich_help_panel=SERVER),
+    ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(metavar="MAR", help="The archive that it serves.", show_default=False, rich_help_panel=SERVER),
+    ] = None,
+    config: Config = None,
+    run_folder: RunFolder = None,
+    address: Address = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The metrics API's address; default: that of the run folder's server.",
+            show_default=False,
+            rich_help_panel="Which server",
+        ),
+    ] = None,
+    server_pid: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PID",
+            min=1,
+            help="The process of a local server, if it is not the one that listens, as with containers.",
+            show_default=False,
+            rich_help_panel="Which server",
+        ),
+    ] = None,
+    key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    allow_plain_http: PlainHttp = False,
+) -> None:
+    """Measure latency and throughput of a model under load.
+
+    In an open loop, latency counts from the moment when a request was to be
+    sent, so that a server that stalls cannot hide it. Answers are compared with
+    the expected ones. A measurement that this client or other programs have
+    spoiled is called invalid, and its figures are not printed.
+
+    Exit code 1: a step is invalid, has wrong answers or no right one.
+    """
+    from torchmar.cli.bench_output import Display, show
+    from torchmar.connection import RUN_FOLDER
+    from torchmar.load import access_log, html_report, results, servers, workload
+    from torchmar.load.measuring import StepSpec
+    from torchmar.load.session import Session
+    from torchmar.load.target import Target
+
+    rates, closed = _numbers(rate, "--rate", float), _numbers(connections, "--connections", int)
+    if sum(map(bool, (rates and not find_limit, closed, replay, find_limit))) != 1 or (len(rates) > 1 and find_limit):
+        raise typer.BadParameter(
+            "give one of --rate, --connections, --replay and --find-limit; with --find-limit, --rate is its first rate",
+            param_hint="--rate",
+        )
+    if engine and not archive:
+        raise typer.BadParameter(f"a server that is started needs an archive: --engine {engine} --archive FILE.mar")
+    if not archive and not name:
+        raise typer.BadParameter("give the name of a model, or --engine and --archive", param_hint="NAME")
+    common = StepSpec(warmup_s=warmup, duration_s=duration, timeout_s=timeout, seed=seed, arrivals=arrivals)
+    specs = [replace(common, rate=number) for number in rates]
+    specs += [replace(common, kind="closed", connections=number) for number in closed]
+    source = requests or archive
+    if source is None:
+        raise typer.BadParameter("name the requests: an archive, a folder of inputs or a file", param_hint="--requests")
+    load = workload.read(source, explain=explain)
+    with contextlib.ExitStack() as stack:
+        if archive:
+            with err.status(f"starting {TITLES[engine or DEFAULT]} with {archive.name}"):
+                target = stack.enter_context(servers.started(engine or DEFAULT, archive, config))
+            if name not in (None, target.model):
+                raise typer.BadParameter(f"{archive} is the model {target.model}, not {name}", param_hint="NAME")
+            target = replace(target, protocol=protocol)
+        else:
+            endpoint = _endpoint(protocol, address, run_folder, key_file, ca_file, allow_plain_http)
+            target = Target(
+                endpoint=endpoint, model=cast("str", name), version=version, protocol=protocol, pid=server_pid,
+                metrics=metrics,
+            )  # fmt: skip
+            target = servers.running(target, run_folder or RUN_FOLDER)
+        if replay:
+            times = access_log.times(replay, target.model)
+            specs = [replace(common, kind="replay", times=times, duration_s=times[-1] - times[0] + _LAST_S)]
+        with Display() as display:
+            session = Session(target, load, display.progress)
+            display.begin(session)
+            try:
+                if find_limit:
+                    session.find_limit(replace(common, rate=rates[0] if rates else None))
+                else:
+                    session.run(specs)
+            except KeyboardInterrupt:
+                if not session.steps:
+                    raise
+        report = session.report()
+    if output:
+        results.write(report, output)
+    if html:
+        _write(html_report.html(report), html)
+    if as_json:
+        typer.echo(json.dumps(results.document(report), indent=1, ensure_ascii=False))
+    else:
+        show(report)
+    if not report.complete:
+        raise typer.Exit(130)
+    bad = [step for step in report.steps if not step.valid or step.wrong_answers or not step.throughput]
+    raise typer.Exit(1 if bad else 0)
+
+
+def _write(text: str, file: Path) -> None:
+    part = temporary_path(file.resolve())
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file.resolve())
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise TorchmarError(f"{file} cannot be written: {error.strerror}") from None
+
+
+def _endpoint(
+    protocol: Protocol,
+    address: str | None,
+    run_folder: Path | None,
+    key_file: Path | None,
+    ca_file: Path | None,
+    allow_plain_http: bool,
+) -> Endpoint:
+    from torchmar.cli.endpoint import endpoint
+
+    field = "grpc_inference" if protocol.startswith("grpc") else "inference"
+    return endpoint(field, address, run_folder, key_file, ca_file, allow_plain_http)

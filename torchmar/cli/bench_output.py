@@ -1,0 +1,229 @@
+"""The terminal output of a load measurement: progress, the table of steps, what is to be known about them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from torchmar.cli.terminal import err, out, show_table, table, wrapped
+from torchmar.engines import TITLES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from torchmar.load.measuring import Progress, StepSpec
+    from torchmar.load.results import Bounds, Report, Step
+    from torchmar.load.session import Session
+
+_PROTOCOLS = {
+    "torchserve": "TorchServe's API",
+    "kserve-v1": "KServe v1",
+    "kserve-v2": "KServe v2",
+    "grpc": "TorchServe's API over gRPC",
+    "grpc-v2": "KServe v2 over gRPC",
+}
+
+
+class Display:
+    """One line of progress on a terminal; a context manager.
+
+    The line is written by itself, because a display that is drawn takes milliseconds, in which no request leaves.
+    """
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write("")
+
+    def begin(self, session: Session) -> None:
+        """Print what is known about the requests before the load."""
+        if names := session.expectations.varying:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            err.print(
+                f"[yellow]warning:[/] {len(names)} of {len(session.workload.cases)} requests get answers that differ "
+                f"without load, too, and are not compared: {escape(shown)}"
+            )
+
+    def progress(self, progress: Progress) -> None:
+        """Show the state of a step."""
+        name = _spec_name(progress.spec)
+        if progress.elapsed_s < 0:
+            self._write(f"{name}: warm-up")
+            return
+        parts = [
+            f"{progress.elapsed_s:.0f} of {progress.spec.duration_s:g} s",
+            f"{progress.answered} answers",
+            f"{progress.in_flight} in flight",
+        ]
+        if progress.failed:
+            parts.append(f"{progress.failed} errors")
+        if progress.wrong:
+            parts.append(f"{progress.wrong} wrong")
+        if progress.p50_ms is not None and progress.p99_ms is not None:
+            parts.append(f"p50 {_number(progress.p50_ms)} ms, p99 {_number(progress.p99_ms)} ms")
+        self._write(f"{name}: {', '.join(parts)}")
+
+    def _write(self, text: str) -> None:
+        if not err.is_terminal or not (text or self._shown):
+            return
+        sys.stderr.write(f"\r\x1b[K{text[: max(20, err.width - 1)]}")
+        sys.stderr.flush()
+        self._shown = bool(text)
+
+
+def show(report: Report) -> None:
+    """Print a report."""
+    out.print(_heading(report), markup=False)
+    if not report.steps:
+        out.print("nothing was measured")
+        return
+    show_table(_steps(report))
+    if rows := list(_server_rows(report)):
+        out.print()
+        headings = ("step", "in server", "queue", "pre", "model", "post", "batch", "cores", "MiB")
+        show_table(table(headings, rows, right=headings[1:]))
+        out.print("mean ms of a request by the server's own metrics, warm-up included; requests in a batch")
+    notes = [note for step in report.steps for note in _notes(step)]
+    if notes:
+        out.print()
+        for note in notes:
+            out.print(note)
+    if report.limit is not None:
+        out.print()
+        _show_limit(report)
+    if not report.complete:
+        out.print("[yellow]incomplete:[/] the measurement was interrupted")
+
+
+def _heading(report: Report) -> str:
+    target, requests = report.target, report.requests
+    model = f"{target.model} {target.model_version}".rstrip()
+    engine = next((title for name, title in TITLES.items() if name == target.engine), "")
+    lines = [f"{model} at {target.url}" + (f", {engine}" if engine else "") + f", {_PROTOCOLS[target.protocol]}"]
+    compared = "all" if requests.compared == requests.count else f"{requests.compared} of them"
+    lines.append(
+        f"{requests.count} request{'s' * (requests.count != 1)} of {requests.bytes} bytes from {requests.source}; "
+        f"the answers to {compared} are compared"
+    )
+    if report.steps:
+        first = report.steps[0]
+        kinds = {"open": "open loop", "closed": "closed loop", "replay": "replay of an access log"}
+        since = "sending" if first.kind == "closed" else "the time when a request was to be sent"
+        arrivals = (
+            f", {'Poisson' if first.arrivals == 'poisson' else first.arrivals} arrivals" if first.arrivals else ""
+        )
+        lines.append(f"{kinds[first.kind]}{arrivals}; latency in ms from {since}, ± with 95 % confidence")
+    return "\n".join(lines) + "\n"
+
+
+def _steps(report: Report) -> Table:
+    headings = ("step", "answers/s", "p50", "p95", "p99", "max", "errors", "wrong")
+    return table(headings, map(_row, report.steps), right=headings[1:])
+
+
+def _row(step: Step) -> tuple[str, ...]:
+    name = step_name(step)
+    if not step.valid:
+        return (name, "invalid", "", "", "", "", "", "")
+    latency = step.latency_ms
+    errors = (str(step.failed), str(step.wrong_answers))
+    if latency is None:
+        return (name, _number(step.throughput), "", "", "", "", *errors)
+    return (
+        name,
+        _with(step.throughput, step.throughput_interval),
+        _with(latency.p50, latency.p50_interval),
+        _with(latency.p95, latency.p95_interval),
+        _with(latency.p99, latency.p99_interval),
+        _number(latency.max),
+        *errors,
+    )
+
+
+def _server_rows(report: Report) -> Iterator[tuple[str, ...]]:
+    for step in report.steps:
+        split, processes = step.server, step.processes
+        if not step.valid or (split is None and processes is None):
+            continue
+        parts = ("total_ms", "queue_ms", "preprocess_ms", "inference_ms", "postprocess_ms")
+        values = [getattr(split, part, None) for part in parts]
+        sizes = (split.batch_sizes if split else None) or {}
+        usual = max(sizes, key=lambda size: sizes[size], default=None)
+        yield (
+            step_name(step),
+            *("" if value is None else _number(value) for value in values),
+            "" if usual is None else _batch(usual),
+            f"{processes.cpu_cores:.2f}" if processes else "",
+            str(processes.memory_bytes >> 20) if processes else "",
+        )
+
+
+def _notes(step: Step) -> Iterator[str]:
+    """Yield what is to be known about a step besides its figures."""
+    name = escape(step_name(step))
+    for reason in step.invalid_reasons:
+        yield f"[red]invalid:[/] {name}: {escape(reason)}"
+    if step.wrong_answers:
+        yield f"[red]wrong:[/] {name}: {step.wrong_answers} answers differ, such as {escape(_line(step.wrong_answer))}"
+    for failure in step.errors:
+        example = escape(_line(failure.example))
+        yield f"[yellow]errors:[/] {name}: {failure.count} {escape(failure.kind)}, such as {example}"
+    if step.complete and not step.stable:
+        yield f"[yellow]not stable:[/] {name}: {escape(step.unstable_reason)}"
+
+
+def _show_limit(report: Report) -> None:
+    limit = report.limit
+    assert limit is not None
+    if limit.rate is None:
+        out.print(f"no limit: {limit.reason}", markup=False)
+    elif limit.interval is None:
+        out.print(f"the limit is more than {_number(limit.rate)} requests a second: {limit.reason}", markup=False)
+    else:
+        low, high = limit.interval
+        text = f"the server holds {_number(low)} requests a second, and not {_number(high)}: {limit.reason}"
+        out.print(wrapped(text, "", ""), markup=False)
+
+
+def step_name(step: Step) -> str:
+    """Return the short name of a step."""
+    if step.kind == "closed":
+        return f"{step.connections} connection{'s' * (step.connections != 1)}"
+    return "replay" if step.kind == "replay" else f"{step.rate or 0:.4g}/s"
+
+
+def _spec_name(spec: StepSpec) -> str:
+    if spec.kind == "closed":
+        return f"{spec.connections} connection{'s' * (spec.connections != 1)}"
+    return "replay" if spec.kind == "replay" else f"{spec.rate or 0:.4g}/s"
+
+
+def _batch(size: int) -> str:
+    """Return the name of a bucket of batch sizes."""
+    return "> 256" if not size else str(size) if size <= 2 else f"{size // 2 + 1}-{size}"
+
+
+def _with(value: float, bounds: Bounds | None) -> str:
+    """Return a value with half of the width of its interval."""
+    if bounds is None:
+        return _number(value)
+    return f"{_number(value)} ±{_number((bounds[1] - bounds[0]) / 2)}"
+
+
+def _number(value: float) -> str:
+    """Return a number with three significant digits; whole above 100."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _line(text: str) -> str:
+    """Return a text as one line of limited length."""
+    return " ".join(text.split())[:160]

@@ -1,0 +1,11 @@
+"""The kinds of load, of arrivals and of protocols, by their names in options and reports."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+#: Requests at a rate, each after the answer to the last, or at the times of a log.
+Kind = Literal["open", "closed", "replay"]
+Arrivals = Literal["poisson", "constant"]
+#: TorchServe's inference API over HTTP and gRPC, and KServe's protocols.
+Protocol = Literal["torchserve", "kserve-v1", "kserve-v2", "grpc", "grpc-v2"]

@@ -1,0 +1,141 @@
+"""Find the highest rate that a server holds: raise it until the server saturates, then bisect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torchmar.load import statistics
+from torchmar.load.recorder import Recorder
+from torchmar.load.results import Limit, Step, Window
+
+#: The search ends when the lowest rate that saturates is within this share of the highest that holds.
+PRECISION = 0.05
+INTERRUPTED = "interrupted"
+_RAISE = 1.5
+_MIN_RATE = 0.1
+_MAX_STEPS = 24
+_CONFIDENCE = 0.99
+_MIN_WINDOWS = 6
+#: Requests in flight that grow by this share of the rate mean that so many of the requests are not answered in time.
+_GROWTH = 0.02
+_MIN_IN_FLIGHT = 8
+_MAX_FAILED = 0.01
+
+#: Measures a step at a rate.
+Run = Callable[[float], Step]
+
+
+def saturation(windows: Sequence[Window], rate: float) -> str:
+    """Return the sign that requests arrive faster than they are answered; empty if there is none.
+
+    Both the requests in flight and the latency have to rise: the line through the windows has a slope that is above 0
+    with 99 % confidence, and the requests in flight grow by at least 2 % of the rate. The idea is that of GuideLLM's
+    detector of over-saturation.
+
+    Args:
+        windows: of a step so far.
+        rate: the intended requests a second.
+    """
+    if len(windows) < _MIN_WINDOWS or windows[-1].in_flight < _MIN_IN_FLIGHT:
+        return ""
+    ends = [window.start_s + window.duration_s for window in windows]
+    in_flight = statistics.slope_interval(ends, [float(window.in_flight) for window in windows], _CONFIDENCE)
+    measured = [(end, window.p50_ms) for end, window in zip(ends, windows, strict=True) if window.p50_ms is not None]
+    # The requests of the last windows have no answer yet, if the latency is longer than a window.
+    latency = statistics.slope_interval([end for end, _ in measured], [value for _, value in measured], _CONFIDENCE)
+    if in_flight is None or in_flight.low < _GROWTH * rate:
+        return ""
+    if latency is not None and latency.low <= 0:
+        return ""
+    return (
+        f"requests in flight grow by {in_flight.value:.3g} a second "
+        f"({in_flight.low:.3g} to {in_flight.high:.3g} with 99 % confidence)"
+    )
+
+
+def stop_at(rate: float) -> Callable[[Recorder, float], str]:
+    """Return a function that ends a step as soon as the server is saturated."""
+    seen = 0
+
+    def stop(recorder: Recorder, now: float) -> str:
+        nonlocal seen
+        count = int((now - recorder.start) / recorder.window_s)
+        if count == seen or count < _MIN_WINDOWS:
+            return ""
+        seen = count
+        return saturation(recorder.windows(now), rate)
+
+    return stop
+
+
+def does_not_hold(step: Step) -> str:
+    """Return why a server does not hold the rate of a step; empty if it does."""
+    assert step.rate is not None
+    if reason := saturation(step.windows, step.rate):
+        return reason
+    if not step.complete:
+        return "the step ended early"
+    if step.sent and step.failed > _MAX_FAILED * step.sent:
+        return f"{step.failed / step.sent:.1%} of the requests failed, most with {step.errors[0].kind}"
+    # The intended requests of the windows, not the rate: those of a Poisson process vary.
+    wanted = sum(window.sent for window in step.windows) / max(step.duration_s, 1e-9)
+    high = step.throughput_interval[1] if step.throughput_interval else step.throughput
+    if high < (1 - _GROWTH) * wanted and step.throughput < (1 - _GROWTH) * wanted:
+        return f"{step.throughput:.4g} right answers a second to {wanted:.4g} requests"
+    return ""
+
+
+def find_limit(run: Run, start: float, steps: list[Step], precision: float = PRECISION) -> Limit:
+    """Find the highest rate that a server holds.
+
+    Args:
+        run: measures a step at a rate; it ends the step when the server is saturated (`stop_at`).
+        start: the first rate.
+        steps: gets each step when it has been measured, so that an interruption keeps them.
+        precision: the share by which the two rates at the end may differ.
+
+    Returns:
+        The rate; None if every rate saturated the server, or if a step that the result depends on is invalid.
+    """
+    held: Step | None = None
+    failed: Step | None = None
+    reason = ""
+    rate = start
+    for _ in range(_MAX_STEPS):
+        step = run(rate)
+        steps.append(step)
+        if not step.complete and not saturation(step.windows, rate):
+            return Limit(rate=None, interval=None, reason=INTERRUPTED)
+        if sign := does_not_hold(step):
+            failed, reason = step, sign
+        else:
+            held = step
+        if held is None:
+            rate /= 2
+            if rate < _MIN_RATE:
+                return Limit(rate=None, interval=None, reason=f"no rate holds: {reason}")
+        elif failed is None:
+            rate *= _RAISE
+        else:
+            low, high = held.rate or 0.0, failed.rate or math.inf
+            if high <= low * (1 + precision):
+                break
+            rate = math.sqrt(low * high)
+    if held is None:
+        return Limit(rate=None, interval=None, reason=f"no rate holds: {reason}")
+    spoiled = [step for step in (held, failed) if step is not None and not step.valid]
+    if spoiled:
+        return Limit(
+            rate=None,
+            interval=None,
+            reason=f"the step at {spoiled[0].rate:.4g}/s is invalid: {'; '.join(spoiled[0].invalid_reasons)}",
+        )
+    if failed is None:
+        return Limit(rate=held.rate, interval=None, reason=f"no rate saturated the server in {_MAX_STEPS} steps")
+    return Limit(rate=held.rate, interval=(held.rate or 0.0, failed.rate or 0.0), reason=reason)
+
+
+def first_rate(throughput: float) -> float:
+    """Return the rate to begin with, from the throughput of a short closed loop: half of it."""
+    return max(_MIN_RATE, float(f"{throughput / 2:.2g}"))

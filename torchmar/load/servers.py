@@ -1,0 +1,86 @@
+"""The server to measure: one that runs, with its process and metrics, or one that is started for the measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from torchmar import engines, properties
+from torchmar.archive import Archive
+from torchmar.connection import Endpoint
+from torchmar.engines import EngineName
+from torchmar.engines.addresses import free_addresses, listener_of
+from torchmar.engines.server_records import ServerRecord
+from torchmar.errors import NotFoundError, TorchmarError
+from torchmar.load.target import Target
+from torchmar.management import ManagementClient
+
+_SECONDS = 5.0
+
+
+def running(target: Target, run_folder: Path) -> Target:
+    """Return a target with the process, engine, metrics and version of its server, as far as they can be found.
+
+    Args:
+        target: the server and model.
+        run_folder: a server with this run folder is the target's if they have the same address.
+
+    Raises:
+        NotFoundError: the server's management API does not know the model.
+    """
+    record = ServerRecord.find(run_folder)
+    if record and Endpoint.from_run_folder(run_folder).inference == target.endpoint.inference:
+        config = properties.read(run_folder / "config.properties")
+        metrics = config.url("metrics_address") if config.get("metrics_mode") == "prometheus" else None
+        target = replace(target, pid=target.pid or record.pid, engine=record.engine, metrics=target.metrics or metrics)
+        return replace(target, version=target.version or _version(target))
+    if target.pid is None and target.local and target.port is not None:
+        listener = listener_of(target.port)
+        target = replace(target, pid=listener.pid if listener else None)
+    return target
+
+
+def _version(target: Target) -> str | None:
+    """Return the default version of a model; None if the server does not report it."""
+    try:
+        with ManagementClient(target.endpoint, timeout=_SECONDS, retries=0) as client:
+            return client.describe(target.model)[0].version
+    except NotFoundError:
+        raise
+    except TorchmarError:
+        return None
+
+
+@contextlib.contextmanager
+def started(engine: EngineName, archive: Path, config: Path | None = None) -> Iterator[Target]:
+    """Run a server with one archive on free ports while the context is open.
+
+    Args:
+        engine: the kind of server.
+        archive: the ``.mar``.
+        config: the server's ``config.properties``; default: the one of the working directory, if there is one.
+
+    Raises:
+        TorchmarError: the file is no archive, or the server or the model does not start.
+    """
+    with Archive(archive) as opened:
+        name, version, digest = opened.manifest.name, opened.manifest.version, opened.digest
+    overrides = {**free_addresses(), "load_models": "", "model_snapshot": ""}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-bench-")))
+        kind = engines.named(engine)
+        server = stack.enter_context(kind(config, archive.resolve().parent, folder / "run", overrides=overrides))
+        server.load(archive)
+        record = ServerRecord.find(server.folder)
+        yield Target(
+            endpoint=server.server,
+            model=name,
+            version=version,
+            pid=record.pid if record else None,
+            metrics=server.properties.url("metrics_address"),
+            engine=engine,
+            archive_digest=digest,
+        )
