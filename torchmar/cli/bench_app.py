@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from typer.core import TyperGroup
 
-from torchmar.cli import bench_compare
+from torchmar.cli import bench_compare, bench_measure
 
 _DEFAULT = "measure"
 
@@ -19,5 +19,10 @@ class _Group(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_Group, no_args_is_help=True, help="Compare reports of load.")
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    help="Measure a server under load; compare two measurements. torchmar bench NAME is torchmar bench measure NAME.",
+)
+app.command()(bench_measure.measure)
 app.command()(bench_compare.compare)

@@ -16,7 +16,7 @@ from torchmar.cli.options import Address, AsJson, CaFile, Config, KeyFile, Plain
 from torchmar.cli.terminal import err
 from torchmar.engines import DEFAULT, TITLES, EngineName
 from torchmar.errors import TorchmarError
-from torchmar.load.kinds import Arrivals, Protocol
+from torchmar.load.kinds import Arrivals, HttpProtocol, Protocol
 
 if TYPE_CHECKING:
     from torchmar.connection import Endpoint
@@ -105,10 +105,8 @@ def measure(
         typer.Option("--explain", help="Request explanations instead of predictions.", rich_help_panel=LOAD),
     ] = False,
     protocol: Annotated[
-        Protocol,
-        typer.Option(
-            help="TorchServe's API over HTTP or gRPC, or KServe's protocols: v1 and v2 over HTTP, grpc-v2 over gRPC."
-        ),
+        HttpProtocol,
+        typer.Option(metavar="PROTOCOL", help="torchserve: TorchServe's own API; or kserve-v1, kserve-v2."),
     ] = "torchserve",
     version: Version = None,
     as_json: AsJson = False,

@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import TITLES
+from torchmar.load.step_label import step_label
+from torchmar.load.svg import number
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +69,7 @@ class Display:
         if progress.wrong:
             parts.append(f"{progress.wrong} wrong")
         if progress.p50_ms is not None and progress.p99_ms is not None:
-            parts.append(f"p50 {_number(progress.p50_ms)} ms, p99 {_number(progress.p99_ms)} ms")
+            parts.append(f"p50 {number(progress.p50_ms)} ms, p99 {number(progress.p99_ms)} ms")
         self._write(f"{name}: {', '.join(parts)}")
 
     def _write(self, text: str) -> None:
@@ -93,8 +95,9 @@ def show(report: Report) -> None:
     notes = [note for step in report.steps for note in _notes(step)]
     if notes:
         out.print()
-        for note in notes:
-            out.print(note)
+    for colour, label, text in notes:
+        shown = escape(wrapped(f"{label}: {text}", "", "  "))
+        out.print(f"[{colour}]{label}:[/]{shown.removeprefix(f'{label}:')}")
     if report.limit is not None:
         out.print()
         _show_limit(report)
@@ -106,7 +109,7 @@ def _heading(report: Report) -> str:
     target, requests = report.target, report.requests
     model = f"{target.model} {target.model_version}".rstrip()
     engine = next((title for name, title in TITLES.items() if name == target.engine), "")
-    lines = [f"{model} at {target.url}" + (f", {engine}" if engine else "") + f", {_PROTOCOLS[target.protocol]}"]
+    lines = [f"{model} at {target.url}, " + (f"{engine}, " if engine else "") + _PROTOCOLS[target.protocol]]
     compared = "all" if requests.compared == requests.count else f"{requests.compared} of them"
     lines.append(
         f"{requests.count} request{'s' * (requests.count != 1)} of {requests.bytes} bytes from {requests.source}; "
@@ -120,7 +123,7 @@ def _heading(report: Report) -> str:
             f", {'Poisson' if first.arrivals == 'poisson' else first.arrivals} arrivals" if first.arrivals else ""
         )
         lines.append(f"{kinds[first.kind]}{arrivals}; latency in ms from {since}, ± with 95 % confidence")
-    return "\n".join(lines) + "\n"
+    return "\n".join(wrapped(line, "", "  ") for line in lines) + "\n"
 
 
 def _steps(report: Report) -> Table:
@@ -129,20 +132,20 @@ def _steps(report: Report) -> Table:
 
 
 def _row(step: Step) -> tuple[str, ...]:
-    name = step_name(step)
+    name = step_label(step)
     if not step.valid:
         return (name, "invalid", "", "", "", "", "", "")
     latency = step.latency_ms
     errors = (str(step.failed), str(step.wrong_answers))
     if latency is None:
-        return (name, _number(step.throughput), "", "", "", "", *errors)
+        return (name, number(step.throughput, fixed=True), "", "", "", "", *errors)
     return (
         name,
         _with(step.throughput, step.throughput_interval),
         _with(latency.p50, latency.p50_interval),
         _with(latency.p95, latency.p95_interval),
         _with(latency.p99, latency.p99_interval),
-        _number(latency.max),
+        number(latency.max, fixed=True),
         *errors,
     )
 
@@ -157,52 +160,45 @@ def _server_rows(report: Report) -> Iterator[tuple[str, ...]]:
         sizes = (split.batch_sizes if split else None) or {}
         usual = max(sizes, key=lambda size: sizes[size], default=None)
         yield (
-            step_name(step),
-            *("" if value is None else _number(value) for value in values),
+            step_label(step),
+            *("" if value is None else number(value, fixed=True) for value in values),
             "" if usual is None else _batch(usual),
             f"{processes.cpu_cores:.2f}" if processes else "",
             str(processes.memory_bytes >> 20) if processes else "",
         )
 
 
-def _notes(step: Step) -> Iterator[str]:
-    """Yield what is to be known about a step besides its figures."""
-    name = escape(step_name(step))
-    for reason in step.invalid_reasons:
-        yield f"[red]invalid:[/] {name}: {escape(reason)}"
+def _notes(step: Step) -> Iterator[tuple[str, str, str]]:
+    """Yield what is to be known about a step besides its figures: colour, label, text."""
+    name = step_label(step)
+    if step.invalid_reasons:
+        yield "red", "invalid", f"{name}: {'; '.join(step.invalid_reasons)}"
     if step.wrong_answers:
-        yield f"[red]wrong:[/] {name}: {step.wrong_answers} answers differ, such as {escape(_line(step.wrong_answer))}"
+        yield "red", "wrong", f"{name}: {step.wrong_answers} answers differ, such as {_line(step.wrong_answer)}"
     for failure in step.errors:
-        example = escape(_line(failure.example))
-        yield f"[yellow]errors:[/] {name}: {failure.count} {escape(failure.kind)}, such as {example}"
-    if step.complete and not step.stable:
-        yield f"[yellow]not stable:[/] {name}: {escape(step.unstable_reason)}"
+        yield "yellow", "errors", f"{name}: {failure.count} {failure.kind}, such as {_line(failure.example)}"
+    if step.complete and step.valid and not step.stable:
+        yield "yellow", "not stable", f"{name}: {step.unstable_reason}"
 
 
 def _show_limit(report: Report) -> None:
     limit = report.limit
     assert limit is not None
     if limit.rate is None:
-        out.print(f"no limit: {limit.reason}", markup=False)
+        out.print(wrapped(f"no limit: {limit.reason}", "", "  "), markup=False)
     elif limit.interval is None:
-        out.print(f"the limit is more than {_number(limit.rate)} requests a second: {limit.reason}", markup=False)
+        text = f"the limit is more than {number(limit.rate)} requests a second: {limit.reason}"
+        out.print(wrapped(text, "", "  "), markup=False)
     else:
         low, high = limit.interval
-        text = f"the server holds {_number(low)} requests a second, and not {_number(high)}: {limit.reason}"
-        out.print(wrapped(text, "", ""), markup=False)
-
-
-def step_name(step: Step) -> str:
-    """Return the short name of a step."""
-    if step.kind == "closed":
-        return f"{step.connections} connection{'s' * (step.connections != 1)}"
-    return "replay" if step.kind == "replay" else f"{step.rate or 0:.4g}/s"
+        text = f"the server holds {number(low)} requests a second, and not {number(high)}: {limit.reason}"
+        out.print(wrapped(text, "", "  "), markup=False)
 
 
 def _spec_name(spec: StepSpec) -> str:
     if spec.kind == "closed":
         return f"{spec.connections} connection{'s' * (spec.connections != 1)}"
-    return "replay" if spec.kind == "replay" else f"{spec.rate or 0:.4g}/s"
+    return "replay" if spec.kind == "replay" else f"{number(spec.rate or 0)}/s"
 
 
 def _batch(size: int) -> str:
@@ -213,15 +209,14 @@ def _batch(size: int) -> str:
 def _with(value: float, bounds: Bounds | None) -> str:
     """Return a value with half of the width of its interval."""
     if bounds is None:
-        return _number(value)
-    return f"{_number(value)} ±{_number((bounds[1] - bounds[0]) / 2)}"
+        return number(value, fixed=True)
+    return f"{number(value, fixed=True)} ±{_half(bounds)}"
 
 
-def _number(value: float) -> str:
-    """Return a number with three significant digits; whole above 100."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _half(bounds: Bounds) -> str:
+    """Return half of the width of an interval with two significant digits; whole from 10."""
+    half = (bounds[1] - bounds[0]) / 2
+    return f"{half:,.0f}" if half >= 10 else f"{half:.1f}" if half >= 1 else f"{half:.2f}"
 
 
 def _line(text: str) -> str:

@@ -14,6 +14,7 @@ PRECISION = 0.05
 INTERRUPTED = "interrupted"
 _RAISE = 1.5
 _MIN_RATE = 0.1
+_MIN_REQUESTS = 20  # of a step; fewer show nothing about a lower rate
 _MAX_STEPS = 24
 _CONFIDENCE = 0.99
 _MIN_WINDOWS = 6
@@ -113,8 +114,8 @@ def find_limit(run: Run, start: float, steps: list[Step], precision: float = PRE
             held = step
         if held is None:
             rate /= 2
-            if rate < _MIN_RATE:
-                return Limit(rate=None, interval=None, reason=f"no rate holds: {reason}")
+            if step.sent < _MIN_REQUESTS:
+                break
         elif failed is None:
             rate *= _RAISE
         else:
