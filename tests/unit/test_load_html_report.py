@@ -174,6 +174,8 @@ def test_a_step_that_is_not_valid_has_no_figures() -> None:
     row = re.search(r"<tr><td>200/s</td><td>not valid</td>.*?</tr>", text)
     assert row
     assert row.group().count("–") == 7
+    titles = re.findall(r"<title>(200/s: (?:latency|requests))</title>", text)
+    assert titles == ["200/s: requests"]
 
 
 def test_tables_have_the_figures_of_the_report() -> None:

@@ -326,7 +326,7 @@ def _latency_charts(steps: Sequence[Step]) -> Iterator[str]:
     )
     for kind, place, label, title in kinds:
         chosen = [(x, step) for step in steps if step.kind == kind and (x := place(step)) is not None]
-        if len(chosen) > 1:
+        if len(chosen) > 1 and any(step.valid for _, step in chosen):
             yield _latency_chart(sorted(chosen, key=lambda pair: pair[0]), label, title, closed=kind == "closed")
 
 
@@ -424,58 +424,52 @@ def _spread(steps: Sequence[Step], count: int) -> list[Step]:
 
 
 def _timeline(step: Step) -> str:
+    """Return the windows of a step: latency and requests; of a step that is not valid only the requests."""
     windows = step.windows
     if not windows:
         return ""
     middles = [window.start_s + window.duration_s / 2 for window in windows]
     warmup = [Span("warm-up, not counted", -step.warmup_s, 0.0)] if step.warmup_s else []
     x = Axis("seconds", low=-step.warmup_s, high=windows[-1].start_s + windows[-1].duration_s)
-    latencies = [value for window in windows for value in (window.p50_ms, window.p99_ms) if value]
+    marks: list[Mark] = [
+        *warmup,
+        Line("in flight", [(w.start_s + w.duration_s, float(w.in_flight)) for w in windows], 3, thin=True),
+        Line("sent/s", [(m, w.sent / w.duration_s) for m, w in zip(middles, windows, strict=True)], 7),
+        Line("answered/s", [(m, w.completed / w.duration_s) for m, w in zip(middles, windows, strict=True)], 2),
+    ]
+    charts = [svg.chart(marks, x, Axis("requests"), title=f"{step_label(step)}: requests", end_labels=False)]
+    headings = ["from s", "sent", "answered", "failed", "in flight"]
+    rows = [
+        [number(w.start_s), f"{w.sent:,}", f"{w.completed:,}", f"{w.errors:,}", f"{w.in_flight:,}"] for w in windows
+    ]
+    if step.valid:
+        charts.insert(0, _latency_in_time(step, warmup, x, middles))
+        headings += ["p50 ms", "p99 ms"]
+        for row, window in zip(rows, windows, strict=True):
+            row += ["–" if v is None else number(v, fixed=True) for v in (window.p50_ms, window.p99_ms)]
+        state = "The windows are stable." if step.stable else f"Not stable: {step.unstable_reason}."
+        caption = f"Latency by the time when requests were to be sent. {state}"
+    else:
+        caption = f"Not valid: {'; '.join(step.invalid_reasons)}."
+    return _figure(f'<div class="pair">{"".join(charts)}</div>', caption, headings, rows)
+
+
+def _latency_in_time(step: Step, warmup: Sequence[Span], x: Axis, middles: Sequence[float]) -> str:
+    latencies = [value for window in step.windows for value in (window.p50_ms, window.p99_ms) if value]
     axis = _latency_axis(latencies)
     bottom = min(latencies, default=1.0) if axis.log else 0.0
     failed = [
         Point(middle, bottom, f"{_count(window.errors, 'error')} at {number(window.start_s)} s")
-        for middle, window in zip(middles, windows, strict=True)
+        for middle, window in zip(middles, step.windows, strict=True)
         if window.errors
     ]
-    latency_marks: list[Mark] = [
+    marks: list[Mark] = [
         *warmup,
-        Line("p99", [(middle, window.p99_ms) for middle, window in zip(middles, windows, strict=True)], 4, thin=True),
-        Line("p50", [(middle, window.p50_ms) for middle, window in zip(middles, windows, strict=True)], 0),
+        Line("p99", [(middle, w.p99_ms) for middle, w in zip(middles, step.windows, strict=True)], 4, thin=True),
+        Line("p50", [(middle, w.p50_ms) for middle, w in zip(middles, step.windows, strict=True)], 0),
         Points("windows with errors", failed, 4, "cross"),
     ]
-    answered = [(m, w.completed / w.duration_s) for m, w in zip(middles, windows, strict=True)]
-    sent = [(m, w.sent / w.duration_s) for m, w in zip(middles, windows, strict=True)]
-    in_flight = [(w.start_s + w.duration_s, float(w.in_flight)) for w in windows]
-    request_marks: list[Mark] = [
-        *warmup,
-        Line("in flight", in_flight, 3, thin=True),
-        Line("sent/s", sent, 7),
-        Line("answered/s", answered, 2),
-    ]
-    label = step_label(step)
-    charts = [
-        svg.chart(latency_marks, x, axis, title=f"{label}: latency"),
-        svg.chart(request_marks, x, Axis("requests"), title=f"{label}: requests", end_labels=False),
-    ]
-    rows = [
-        [
-            number(window.start_s),
-            f"{window.sent:,}",
-            f"{window.completed:,}",
-            f"{window.errors:,}",
-            f"{window.in_flight:,}",
-            "–" if window.p50_ms is None else number(window.p50_ms, fixed=True),
-            "–" if window.p99_ms is None else number(window.p99_ms, fixed=True),
-        ]
-        for window in windows
-    ]
-    state = "The windows are stable." if step.stable else f"Not stable: {step.unstable_reason}."
-    if not step.valid:
-        state = f"Not valid: {'; '.join(step.invalid_reasons)}."
-    headings = ("from s", "sent", "answered", "failed", "in flight", "p50 ms", "p99 ms")
-    pair = f'<div class="pair">{"".join(charts)}</div>'
-    return _figure(pair, f"Latency by the time when requests were to be sent. {state}", headings, rows)
+    return svg.chart(marks, x, axis, title=f"{step_label(step)}: latency")
 
 
 def _split(steps: Sequence[Step]) -> str:
