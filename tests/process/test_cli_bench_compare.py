@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from tests.support import bench_reports
 from tests.support.command import torchmar
+from tests.support.paths import ROOT
 from torchmar.load import results
-from torchmar.load.results import Failure, Step
+from torchmar.load.results import Failure, Report, Step
 
 
 def step(rate: float, p99: float = 25.0) -> Step:
@@ -40,6 +42,29 @@ def reports(tmp_path: Path) -> Path:
     }.items():
         results.write(report, tmp_path / f"{name}.json")
     return tmp_path
+
+
+def figures(**values: tuple[float, float]) -> Report:
+    """Return a report of one step: of each figure its value, and half of the width of its interval."""
+    base = bench_reports.step(200)
+    bounds = {name: (value - half, value + half) for name, (value, half) in values.items()}
+    throughput = values.pop("throughput")[0]
+    assert base.latency_ms
+    latency = replace(base.latency_ms, **{name: value for name, (value, _) in values.items()})
+    latency = replace(latency, **{f"{name}_interval": bounds[name] for name in values})
+    return bench_reports.report(
+        replace(base, throughput=throughput, throughput_interval=bounds["throughput"], latency_ms=latency)
+    )
+
+
+def test_the_documentation_shows_what_is_printed(tmp_path: Path) -> None:
+    before = figures(throughput=(200, 1.3), p50=(8.12, 0.1), p95=(14.9, 0.3), p99=(21.5, 0.6))
+    after = figures(throughput=(200, 1.2), p50=(8.2, 0.1), p95=(15.6, 0.3), p99=(25.8, 0.8))
+    results.write(before, tmp_path / "before.json")
+    results.write(after, tmp_path / "after.json")
+    page = (ROOT / "docs" / "how-to" / "measure.md").read_text(encoding="utf-8")
+    command, shown = re.findall(r"\$ torchmar (bench compare .*)\n((?:.*\n)*?)\$ echo", page)[0]
+    assert torchmar(*command.split(), cwd=tmp_path, code=1).stdout == shown
 
 
 def test_equal_reports_pass(reports: Path) -> None:

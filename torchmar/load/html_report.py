@@ -33,7 +33,7 @@ body{margin:0 auto;max-width:1180px;padding:16px 12px 48px;font:15px/1.5 system-
 h1{font-size:1.45rem;line-height:1.25;margin:.2em 0}
 h2{font-size:1.1rem;margin:1.8em 0 .6em}
 p{margin:.4em 0;max-width:75ch}
-.about{color:var(--muted)}
+.about{color:var(--muted);max-width:none}
 .verdicts{list-style:none;margin:1em 0;padding:0;display:grid;gap:8px}
 .verdicts li{background:var(--paper);border-left:5px solid;border-radius:4px;padding:8px 12px;overflow-wrap:anywhere}
 .verdicts b{margin-right:.4em}
