@@ -16,7 +16,7 @@ from torchmar.cli.options import Address, AsJson, CaFile, Config, KeyFile, Plain
 from torchmar.cli.terminal import err
 from torchmar.engines import DEFAULT, TITLES, EngineName
 from torchmar.errors import TorchmarError
-from torchmar.load.kinds import Arrivals, HttpProtocol, Protocol
+from torchmar.load.kinds import Arrivals, Protocol
 
 if TYPE_CHECKING:
     from torchmar.connection import Endpoint
@@ -105,8 +105,10 @@ def measure(
         typer.Option("--explain", help="Request explanations instead of predictions.", rich_help_panel=LOAD),
     ] = False,
     protocol: Annotated[
-        HttpProtocol,
-        typer.Option(metavar="PROTOCOL", help="torchserve: TorchServe's own API; or kserve-v1, kserve-v2."),
+        Protocol,
+        typer.Option(
+            metavar="PROTOCOL", help="torchserve: TorchServe's own API; kserve-v1, kserve-v2; grpc; grpc-v2: KServe's."
+        ),
     ] = "torchserve",
     version: Version = None,
     as_json: AsJson = False,

@@ -99,7 +99,7 @@ class GrpcInference(Client):
         Only for handlers that send parts (``ts.handler_utils.utils.send_intermediate_predict_response``):
         with any other handler the worker of TorchServe 0.12.0 ends, and takes seconds to start again.
         """
-        request = _request(name, {_BODY: bodies.request(data).body}, version)
+        request = predictions_request(name, {_BODY: bodies.request(data).body}, version)
         for response in self._channel.stream("StreamPredictions", request, PredictionResponse, timeout):
             yield response.prediction
 
@@ -132,7 +132,7 @@ class GrpcInference(Client):
         responses = self._channel.stream("StreamPredictions2", iter(waiting.get, None), PredictionResponse, timeout)
         try:
             for data in inputs:
-                waiting.put(_request(name, {_BODY: bodies.request(data).body}, version, sequence_id))
+                waiting.put(predictions_request(name, {_BODY: bodies.request(data).body}, version, sequence_id))
                 response = next(responses)
                 if response.HasField("status"):
                     raise ServerError(response.status.message, status=500)
@@ -140,11 +140,19 @@ class GrpcInference(Client):
         finally:
             waiting.put(None)
 
-    def _predict(self, name: str, row: Mapping[str, bytes], version: str | None, timeout: float | None) -> bytes:
-        reply = self._channel.call("Predictions", _request(name, row, version), PredictionResponse, timeout).prediction
-        if error := _error(reply):
+    def send(self, request: PredictionsRequest, timeout: float | None = None) -> PredictionResponse:
+        """Send a message as it is, and return the response.
+
+        Raises:
+            ServerError: as `predict` does.
+        """
+        reply = self._channel.call("Predictions", request, PredictionResponse, timeout)
+        if error := _error(reply.prediction):
             raise error
         return reply
+
+    def _predict(self, name: str, row: Mapping[str, bytes], version: str | None, timeout: float | None) -> bytes:
+        return self.send(predictions_request(name, row, version), timeout).prediction
 
 
 def _error(body: bytes) -> ServerError | None:
@@ -158,7 +166,8 @@ def _error(body: bytes) -> ServerError | None:
     return None
 
 
-def _request(
+def predictions_request(
     name: str, row: Mapping[str, bytes], version: str | None, sequence_id: str | None = None
 ) -> PredictionsRequest:
+    """Return the message of a request for a prediction."""
     return PredictionsRequest(model_name=name, model_version=version or "", input=row, sequence_id=sequence_id)

@@ -130,15 +130,20 @@ class GrpcOpenInference(Client):
                 raw contents for these, and TorchServe drops them.
             TorchmarError: a datatype is not of the protocol, or cannot represent an element.
         """
-        request = wire.ModelInferRequest(model_name=name, model_version=version, id=id)
-        raw = any(tensor.datatype in _ONLY_RAW for tensor in inputs)
-        for tensor in inputs:
-            _add(request, tensor, raw=raw)
-        reply = self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
+        reply = self.send(infer_request(name, inputs, version, id=id), timeout)
         quoted = self._channel.service == _TORCHSERVES_SERVICE
         if reply.raw_output_contents:
             return [_raw_output(*output) for output in zip(reply.outputs, reply.raw_output_contents, strict=True)]
         return [_output(output, quoted=quoted) for output in reply.outputs]
+
+    def send(self, request: wire.ModelInferRequest, timeout: float | None = None) -> wire.ModelInferResponse:
+        """Send a message as it is, and return the response; it raises as `infer` does."""
+        return self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
+
+    @property
+    def service(self) -> str:
+        """The full name of the service, which is TorchServe's own after a call to TorchServe."""
+        return self._channel.service
 
     def _call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
         if self._channel.service == _TORCHSERVES_SERVICE and getattr(request, "raw_input_contents", None):
@@ -153,6 +158,17 @@ class GrpcOpenInference(Client):
                 raise
         self._channel.service = _TORCHSERVES_SERVICE
         return self._call(method, request, reply, timeout)
+
+
+def infer_request(
+    name: str, inputs: Sequence[Tensor], version: str | None = None, *, id: str | None = None
+) -> wire.ModelInferRequest:
+    """Return the message of a request for an inference; the arguments are those of `GrpcOpenInference.infer`."""
+    request = wire.ModelInferRequest(model_name=name, model_version=version, id=id)
+    raw = any(tensor.datatype in _ONLY_RAW for tensor in inputs)
+    for tensor in inputs:
+        _add(request, tensor, raw=raw)
+    return request
 
 
 def _described(tensors: Iterable[wire.ModelMetadataResponse.TensorMetadata]) -> tuple[TensorMetadata, ...]:

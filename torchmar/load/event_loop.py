@@ -33,6 +33,7 @@ class EventLoop:
     def __init__(self) -> None:
         # Before any connection, because select knows only the first 1,024 descriptors.
         self._selector = selectors.DefaultSelector()
+        self._before: list[Callable[[], None]] = []
         self.now = clock()
 
     def __enter__(self) -> EventLoop:
@@ -53,8 +54,16 @@ class EventLoop:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(watched)
 
+    def before_wait(self, callback: Callable[[], None]) -> None:
+        """Call a function once, before the next wait."""
+        self._before.append(callback)
+
     def poll(self, until: float) -> None:
         """Wait until a socket is ready or the time ``until``, and call the callbacks of all that are ready."""
+        if self._before:
+            callbacks, self._before = self._before, []
+            for callback in callbacks:
+                callback()
         seconds = until - clock()
         if seconds > 0:
             select.select([self._selector], (), (), seconds)

@@ -16,7 +16,7 @@ from torchmar.connection import Connection
 from torchmar.errors import ServerError
 from torchmar.exchange import Response
 from torchmar.load.answers import Comparison, Expected
-from torchmar.load.target import Target, send_alone
+from torchmar.load.target import GRPC, Target, send_alone
 from torchmar.load.workload import Case, Workload
 from torchmar.recipe import Sample
 
@@ -24,6 +24,7 @@ from torchmar.recipe import Sample
 REFERENCES = 100
 _REPETITIONS = 2  # of a request that fails with 5xx before the load
 Send = Callable[[Case], Response]
+Content = Callable[[bytes], bytes]
 _TOLERANCE = 1e-3  # absolute, as that of samples
 
 
@@ -60,7 +61,7 @@ def gather(target: Target, workload: Workload) -> Expectations:
                     send(case)  # the server answers, and knows the model
                 expected.append(Expected(case.name, 200, _of_sample(target, case.sample)))
             elif number < REFERENCES:
-                comparison_ = _of_reference(send(case), send(case))
+                comparison_ = _of_reference(_content(target), send(case), send(case))
                 if comparison_ is None:
                     varying.append(case.name)
                 expected.append(Expected(case.name, 200, comparison_))
@@ -72,6 +73,12 @@ def gather(target: Target, workload: Workload) -> Expectations:
 @contextlib.contextmanager
 def _sender(target: Target) -> Iterator[Send]:
     """Yield a function that sends a case and returns its response."""
+    if target.protocol in GRPC:
+        from torchmar.load import grpc_calls
+
+        with grpc_calls.sender(target) as send:
+            yield send
+        return
     connection = Connection(target.endpoint, "inference", 120.0)
     try:
         yield lambda case: send_alone(target, case, connection)
@@ -100,10 +107,21 @@ def _patient(send: Send) -> Send:
     return repeated
 
 
+def _content(target: Target) -> Content:
+    """Return a function that gives the answer in a body: over gRPC a body is a message."""
+    if target.protocol not in GRPC:
+        return lambda body: body
+    from torchmar.load import grpc_calls
+
+    return lambda body: grpc_calls.answer(target, body)
+
+
 def _of_sample(target: Target, sample: Sample) -> Comparison:
     """Return the comparison with what a sample expects, in the form of the protocol."""
+    content = _content(target)
 
     def difference(status: int, body: bytes) -> str:
+        body = content(body)
         if target.protocol == "kserve-v1":
             with contextlib.suppress(ValueError, LookupError, TypeError):
                 document = json.loads(body)
@@ -113,15 +131,17 @@ def _of_sample(target: Target, sample: Sample) -> Comparison:
     return difference
 
 
-def _of_reference(first: Response, second: Response) -> Comparison | None:
+def _of_reference(content: Content, first: Response, second: Response) -> Comparison | None:
     """Return the comparison with a response; None if another response to the same request differs from it."""
-    reference = _reference(first.body)
+    same = content(first.body)
+    reference = _reference(same)
     if reference is None:
-        same = first.body
-        return (lambda status, body: "" if body == same else "its bytes differ") if first.body == second.body else None
+        if content(second.body) != same:
+            return None
+        return lambda status, body: "" if content(body) == same else "its bytes differ"
 
     def difference(status: int, body: bytes) -> str:
-        return "; ".join(comparison.differences(reference, Response(status, body))[:3])
+        return "; ".join(comparison.differences(reference, Response(status, content(body)))[:3])
 
     return None if difference(200, second.body) else difference
 

@@ -7,6 +7,5 @@ from typing import Literal
 #: Requests at a rate, each after the answer to the last, or at the times of a log.
 Kind = Literal["open", "closed", "replay"]
 Arrivals = Literal["poisson", "constant"]
-HttpProtocol = Literal["torchserve", "kserve-v1", "kserve-v2"]
 #: TorchServe's inference API over HTTP and gRPC, and KServe's protocols.
 Protocol = Literal["torchserve", "kserve-v1", "kserve-v2", "grpc", "grpc-v2"]

@@ -32,7 +32,7 @@ def running(target: Target, run_folder: Path) -> Target:
         NotFoundError: the server's management API does not know the model.
     """
     record = ServerRecord.find(run_folder)
-    if record and Endpoint.from_run_folder(run_folder).inference == target.endpoint.inference:
+    if record and replace(target, endpoint=Endpoint.from_run_folder(run_folder)).url == target.url:
         config = properties.read(run_folder / "config.properties")
         metrics = config.url("metrics_address") if config.get("metrics_mode") == "prometheus" else None
         target = replace(target, pid=target.pid or record.pid, engine=record.engine, metrics=target.metrics or metrics)
@@ -68,7 +68,7 @@ def started(engine: EngineName, archive: Path, config: Path | None = None) -> It
     """
     with Archive(archive) as opened:
         name, version, digest = opened.manifest.name, opened.manifest.version, opened.digest
-    overrides = {**free_addresses(), "load_models": "", "model_snapshot": ""}
+    overrides = {**free_addresses(), "load_models": ""}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-bench-")))
         kind = engines.named(engine)

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import torchmar
@@ -25,6 +26,9 @@ from torchmar.load.http1 import Http1Connection
 from torchmar.load.kinds import Protocol
 from torchmar.load.stream import Peer
 from torchmar.load.workload import Case
+
+if TYPE_CHECKING:
+    from torchmar.load import grpc_calls
 
 _JSON = "application/json"
 GRPC: tuple[Protocol, ...] = ("grpc", "grpc-v2")
@@ -89,6 +93,12 @@ class Wire:
     def __init__(self, target: Target, cases: Sequence[Case]) -> None:
         self._peer = peer(target)
         token = authorization(target)
+        self._grpc: grpc_calls.Calls | None = None
+        if target.protocol in GRPC:
+            from torchmar.load import grpc_calls
+
+            self._grpc = grpc_calls.Calls(target, cases, token)
+            return
         parts = urlsplit(target.url)
         prefix = "" if parts.scheme == "unix" else parts.path.rstrip("/")
         host = "localhost" if parts.scheme == "unix" else parts.netloc
@@ -105,6 +115,8 @@ class Wire:
             owner: gets its events.
             multiplex: whether a connection over gRPC carries several calls at a time.
         """
+        if self._grpc is not None:
+            return self._grpc.connect(loop, self._peer, owner, multiplex=multiplex)
         return Http1Connection(loop, self._peer, self._requests, owner)
 
 
@@ -128,7 +140,7 @@ def http_request(target: Target, case: Case) -> tuple[str, Request]:
     return f"/{verb}/{name}" + (f"/{version}" if version else ""), request
 
 
-def tensors(case: Case) -> Mapping[str, object]:
+def tensors(case: Case) -> Mapping[str, Any]:
     """Return the document of a request for the Open Inference Protocol (KServe v2).
 
     Raises:
