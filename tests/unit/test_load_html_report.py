@@ -160,6 +160,22 @@ def test_the_limit_is_at_the_top(limit: Limit, text: str) -> None:
     assert any(text in content for level, content in verdicts(html(report)) if level == "note")
 
 
+def test_steps_beyond_the_limit_are_saturated_and_no_caution() -> None:
+    beyond = replace(
+        measured(400),
+        stable=False,
+        unstable_reason="p50 ms rises",
+        complete=False,
+        errors=(Failure(kind="status 503", count=9, example="full"),),
+    )
+    limit = Limit(rate=200.0, interval=(200.0, 210.0), reason="requests in flight grow")
+    report = replace(bench_reports.report(measured(100), measured(200), beyond), limit=limit)
+    assert [level for level, _ in verdicts(html(report))] == ["note", "good", "good"]
+    assert "All 2 steps up to the limit are valid and stable; of 2,000 requests none failed." in html(report)
+    assert "<td>400/s</td><td>saturated</td>" in html(report)
+    assert "<td>400/s</td><td>not stable</td>" in html(replace(report, limit=None))
+
+
 def test_an_interrupted_measurement_and_one_without_steps_are_named() -> None:
     report = replace(bench_reports.report(replace(measured(50), complete=False)), complete=False)
     text = " ".join(content for _, content in verdicts(html(report)))

@@ -83,7 +83,7 @@ def html(report: Report) -> str:
         *(f'<li class="{level}"><b>{_WORDS[level]}</b>{text}</li>' for level, text in verdicts(report)),
         "</ul>",
         "<h2>Steps</h2>",
-        f'<div class="scroll">{_summary(report.steps)}</div>',
+        f'<div class="scroll">{_summary(report)}</div>',
         _HOW_TO_READ,
         "<h2>Latency and load</h2>",
         *_figures(
@@ -145,8 +145,12 @@ be those of the client or of other programs. A step that is not stable has figur
 
 
 def verdicts(report: Report) -> Iterator[tuple[Level, str]]:
-    """Yield the statements at the top of a report, the worst first: level and HTML."""
+    """Yield the statements at the top of a report, the worst first: level and HTML.
+
+    Steps beyond a limit that was found have no cautions: that they fail and do not last is what was looked for.
+    """
     steps = report.steps
+    below = [step for step in steps if not _saturated(report, step)]
     for step in steps:
         if step.wrong_answers:
             text = f"{_count(step.wrong_answers, 'wrong answer')} at {step_label(step)}, with the status of success."
@@ -155,12 +159,12 @@ def verdicts(report: Report) -> Iterator[tuple[Level, str]]:
     for step in invalid:
         reasons = "; ".join(step.invalid_reasons)
         yield "bad", escape(f"{step_label(step)} is not valid and has no figures: {reasons}.")
-    for step in steps:
+    for step in below:
         for failure in step.errors:
             share = failure.count / step.sent if step.sent else 0.0
             subject = f"{_count(failure.count, 'request')} of {step.sent:,} ({share:.2%}) failed"
             yield "warn", escape(f"{subject} at {step_label(step)}: {failure.kind}.") + _small(failure.example)
-    for step in steps:
+    for step in below:
         if step.valid and not step.stable:
             yield "warn", escape(f"{step_label(step)} is not stable: {step.unstable_reason}.")
         if not step.complete:
@@ -171,13 +175,13 @@ def verdicts(report: Report) -> Iterator[tuple[Level, str]]:
         yield "warn", "There is no step."
     if report.limit:
         yield "note", _limit(report.limit)
-    good = [step for step in steps if step.valid and step.stable]
+    good = [step for step in below if step.valid and step.stable]
     if good:
-        all_of_them = "The step is" if len(steps) == 1 else f"All {len(steps)} steps are"
-        which = all_of_them if len(good) == len(steps) else f"{len(good)} of {len(steps)} steps are"
-        sent = sum(step.sent for step in steps)
-        failed = sum(step.failed for step in steps)
-        errors = "none failed" if not failed else f"{failed:,} failed"
+        to_limit = " up to the limit" if len(below) < len(steps) else ""
+        every = f"All {len(below)} steps{to_limit} are" if len(below) > 1 else f"The step{to_limit} is"
+        which = every if len(good) == len(below) else f"{len(good)} of {len(below)} steps{to_limit} are"
+        sent, failed = sum(step.sent for step in below), sum(step.failed for step in below)
+        errors = f"{failed:,} failed" if failed else "none failed"
         yield "good", escape(f"{which} valid and stable; of {_count(sent, 'request')} {errors}.")
     if not report.requests.compared:
         yield "note", "Answers were not compared: no request has an expected answer."
@@ -189,6 +193,12 @@ def verdicts(report: Report) -> Iterator[tuple[Level, str]]:
                 "compared with the expected ones."
             ),
         )
+
+
+def _saturated(report: Report, step: Step) -> bool:
+    """Whether a step was at a rate that the search for the limit found to be too high."""
+    bounds = report.limit.interval if report.limit else None
+    return bounds is not None and step.kind == "open" and step.rate is not None and step.rate >= bounds[1]
 
 
 def _limit(limit: Limit) -> str:
@@ -227,9 +237,9 @@ def _figures_of(interval: Bounds) -> str:
     return " – ".join(number(end, fixed=True) for end in interval)
 
 
-def _summary(steps: Sequence[Step]) -> str:
+def _summary(report: Report) -> str:
     rows = []
-    for step in steps:
+    for step in report.steps:
         latency = step.latency_ms
         if not step.valid or latency is None:
             figures = ["–"] * 7
@@ -243,7 +253,11 @@ def _summary(steps: Sequence[Step]) -> str:
                 number(latency.p999, fixed=True),
                 number(latency.max, fixed=True),
             ]
-        state = "not valid" if not step.valid else "stable" if step.stable else "not stable"
+        state = "stable" if step.stable else "not stable"
+        if _saturated(report, step):
+            state = "saturated"
+        if not step.valid:
+            state = "not valid"
         failed = [f"{step.failed:,}", f"{step.wrong_answers:,}"]
         rows.append([escape(step_label(step)), state, f"{step.sent:,}", *figures, *failed])
     headings = ("step", "state", "sent", "answers/s", "p50 ms", "p90", "p95", "p99", "p99.9", "max", "failed", "wrong")
