@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from tests.support.paths import ROOT
 from torchmar import archive, recipe, sample_check, scaffolding
 from torchmar.errors import TorchmarError
-from torchmar.scaffolding import Kind
+from torchmar.scaffolding import Kind, weights_recipe
 
 ARCHIVES = ROOT / "archives"
 
@@ -54,6 +55,9 @@ def test_a_new_project_passes_its_own_tests(tmp_path: Path) -> None:
         ("search/search.onnx", None, "tensors", "torchmar_handlers.tensors"),
         ("digits/digits.pt", None, "image-classifier", "torchmar_handlers.image_classifier"),
         ("iris/iris.pt2", "custom", "custom", "handler.py"),
+        ("iris/iris.pt2", "table", "table", "torchmar_handlers.tabular_classifier"),
+        ("tumours/tumours.pt", "table", "table", "torchmar_handlers.tabular_classifier"),
+        ("highlight/highlight.pt", "text", "text", "torchmar_handlers.token_classifier"),
     ],
 )
 def test_an_archive_of_weights_answers_its_sample(
@@ -88,6 +92,71 @@ def test_inputs_are_those_of_the_weights(tmp_path: Path, weights: None) -> None:
     sample = json.loads((created.folder / "samples" / "zeros.json").read_text())
     assert sample == {"ids": [0, 0, 0, 0], "mask": [0, 0, 0, 0]}
     assert created.notes  # the length is a guess
+
+
+def test_a_table_has_the_columns_and_the_labels_that_lie_beside_the_weights(tmp_path: Path, weights: None) -> None:
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    shutil.copy(ARCHIVES / "iris" / "iris.pt2", beside)
+    model = beside / "iris.pt2"
+    created = scaffolding.create("plain", tmp_path, weights=model, kind="table")
+    config = yaml.safe_load((created.folder / "archive.yaml").read_text())["config"]
+    assert [column["name"] for column in config["handler"]["columns"]] == [f"column_{place}" for place in range(1, 5)]
+    assert config["handler"]["activation"] == "none"  # its output is probabilities already
+    assert any("names" in note for note in created.notes)
+
+    columns = [{"name": name, "min": 0, "mean": 3.5} for name in ("sepal length", "sepal width", "petal length")]
+    columns.append({"name": "kind", "type": "integer", "default": 2})
+    (beside / "columns.json").write_text(json.dumps(columns))
+    (beside / "config.json").write_text('{"id2label": {"1": "versicolor", "0": "setosa", "2": "virginica"}}')
+    created = scaffolding.create("known", tmp_path, weights=model, kind="table")
+    read, _ = recipe.read(created.folder)
+    assert read.labels == ["setosa", "versicolor", "virginica"]
+    assert read.files["columns.json"] == "columns.json"
+    row = json.loads((created.folder / "samples" / "row.json").read_text())
+    assert row == {"sepal length": 3.5, "sepal width": 3.5, "petal length": 3.5, "kind": 2}
+    assert created.notes == ()
+
+    (beside / "columns.json").write_text(json.dumps(columns[:3]))
+    with pytest.raises(TorchmarError, match=r"describes 3 numbers of a row, and iris\.pt2 takes 4"):
+        scaffolding.create("less", tmp_path, weights=model, kind="table")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "message"),
+    [
+        ("digits/digits.pt", "table", "does not take one row of numbers"),
+        ("clinic/clinic.pt2", "table", r"does not take one row of numbers \(image_data \[12\], text_data"),
+        ("iris/iris.pt2", "text", r"takes no ids of tokens \(measurements: float32\)"),
+        ("", "text", "needs a model: name its file \\(with tokenizer.json beside it\\)"),
+        ("", "table", "needs a model"),
+    ],
+)
+def test_a_model_of_another_kind_is_rejected(
+    path: str, kind: Kind, message: str, tmp_path: Path, weights: None
+) -> None:
+    with pytest.raises(TorchmarError, match=message):
+        scaffolding.create("made", tmp_path / "archives", weights=ARCHIVES / path if path else None, kind=kind)
+    assert not (tmp_path / "archives").exists()
+
+
+def test_a_model_of_texts_needs_its_tokenizer(tmp_path: Path, weights: None) -> None:
+    shutil.copy(ARCHIVES / "search" / "search.onnx", tmp_path)
+    with pytest.raises(TorchmarError, match=r"there is no tokenizer\.json beside"):
+        scaffolding.create("made", tmp_path / "archives", weights=tmp_path / "search.onnx", kind="text")
+
+
+def test_labels_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    assert weights_recipe.labels(model, 2)[0].startswith("# labels: labels.json # a list of the 2 classes")
+    (tmp_path / "labels.json").write_text('["a", "no"]')
+    assert weights_recipe.labels(model, 2) == ('labels: ["a", "no"] # of labels.json beside the weights\n', [])
+    line, (note,) = weights_recipe.labels(model, 3)
+    assert line.startswith("# labels")
+    assert note == "labels.json beside the weights has 2 labels, and the model 3 classes: not used"
+    (tmp_path / "labels.json").write_text("[")
+    with pytest.raises(TorchmarError, match="is not JSON"):
+        weights_recipe.labels(model, 2)
 
 
 @pytest.mark.parametrize(

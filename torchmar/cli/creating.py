@@ -17,6 +17,8 @@ class KindName(str, Enum):
     custom = "custom"
     tensors = "tensors"
     image_classifier = "image-classifier"
+    text = "text"
+    table = "table"
 
 
 def new(

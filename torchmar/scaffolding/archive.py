@@ -13,12 +13,13 @@ from torchmar.checks.formats import Format, identify
 from torchmar.errors import TorchmarError
 from torchmar.manifest import NAME_PATTERN
 from torchmar.recipe import FILE_NAME
-from torchmar.scaffolding import inputs, png
+from torchmar.scaffolding import inputs, png, table, text, weights_recipe
 from torchmar.scaffolding.folder import write
 from torchmar.scaffolding.inputs import ModelInput, Signature
 from torchmar.scaffolding.templates import render
+from torchmar.scaffolding.weights_recipe import Laid
 
-Kind = Literal["custom", "tensors", "image-classifier"]
+Kind = Literal["custom", "tensors", "image-classifier", "text", "table"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SERVED = (Format.TORCHSCRIPT, Format.EXPORTED, Format.ONNX, Format.OPENVINO, Format.AOTINDUCTOR)
@@ -65,7 +66,11 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
         raise TorchmarError(f"{folder} exists already", hint="choose another name, or remove the folder")
     if weights is None:
         if kind not in (None, "custom"):
-            raise TorchmarError(f"{kind} needs a model", hint=f"torchmar new {name} --kind {kind} --from model.onnx")
+            beside = " (with tokenizer.json beside it)" if kind == "text" else ""
+            raise TorchmarError(
+                f"the kind {kind} needs a model: name its file{beside}",
+                hint=f"torchmar new {name} --kind {kind} --from model.onnx",
+            )
         files = custom(name)
         write(folder, files)
         return Created(folder, tuple(sorted(files)), "custom")
@@ -75,14 +80,30 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
     found = signature.inputs
     image = _image(signature, channels_last=keras)
     chosen: Kind = kind or ("image-classifier" if image else "tensors")
-    if chosen == "image-classifier":
-        files, notes = _image_classifier(name, weights, signature, image, keras=keras)
+    test = _test_name(name)
+    if chosen == "text":
+        laid = text.lay(name, weights, signature, test)
+    elif chosen == "table":
+        laid = table.lay(name, weights, signature, test, keras=keras)
+    elif chosen == "image-classifier":
+        laid = _image_classifier(name, weights, signature, image, keras=keras)
     else:
-        files, notes = _tensors(name, weights, found, custom=chosen == "custom")
-    copied = {weights.name: weights, **{name: weights.parent / name for name in external}}
-    write(folder, files, copied)
-    names = tuple(sorted({*files, *copied}))
+        laid = _tensors(name, weights, found, custom=chosen == "custom")
+    notes = [*laid.notes, *(_other_kind(weights, signature) if kind is None else ())]
+    copied = {weights.name: weights, **{name: weights.parent / name for name in external}, **laid.copied}
+    write(folder, laid.files, copied)
+    names = tuple(sorted({*laid.files, *copied}))
     return Created(folder, names, chosen, found, tuple(notes))
+
+
+def _other_kind(weights: Path, signature: Signature) -> list[str]:
+    """Return a note about a kind that suits the model better, if what lies beside its weights speaks for one."""
+    if (weights.parent / text.TOKENIZER).is_file() and any(given.dtype.startswith("int") for given in signature.inputs):
+        return [f"{text.TOKENIZER} lies beside the weights: --kind text makes an archive that takes texts"]
+    only = signature.inputs[0] if len(signature.inputs) == 1 else None
+    if only and only.dtype.startswith("float") and only.shape is not None and len(only.shape) == 1:
+        return ["the input is a row of numbers: --kind table makes an archive whose columns have names and limits"]
+    return []
 
 
 def _check(weights: Path) -> tuple[str, ...]:
@@ -129,9 +150,7 @@ def custom(name: str) -> dict[str, bytes]:
     }
 
 
-def _tensors(
-    name: str, weights: Path, inputs: tuple[ModelInput, ...], *, custom: bool
-) -> tuple[dict[str, bytes], list[str]]:
+def _tensors(name: str, weights: Path, inputs: tuple[ModelInput, ...], *, custom: bool) -> Laid:
     sample, notes = _sample(inputs)
     handler, options = "torchmar_handlers.tensors", ""
     files = {"samples/zeros.json": sample, _test_name(name): render("weights_test.py", name=name)}
@@ -148,13 +167,20 @@ def _tensors(
         options += "".join(
             f"  #     - {{name: {tensor.name or 'input'}, dtype: float32, shape: [4]}}\n" for tensor in inputs
         )
-    files[FILE_NAME] = _recipe(name, weights, handler, "samples/zeros.json", _description(inputs), options=options)
-    return files, notes
+    files[FILE_NAME] = weights_recipe.write(
+        name=name,
+        weights=weights,
+        handler=handler,
+        sample="samples/zeros.json",
+        description=_description(inputs),
+        options=options,
+    )
+    return Laid(files, notes=notes)
 
 
 def _image_classifier(
     name: str, weights: Path, signature: Signature, image: tuple[int, int, int] | None, *, keras: bool = False
-) -> tuple[dict[str, bytes], list[str]]:
+) -> Laid:
     channels, height, width = image or (3, _SIDE, _SIDE)
     mode = "L" if channels == 1 else "RGB"
     options = f"  handler:\n    mode: {mode}\n    resize: [{height}, {width}]\n    topk: 3\n"
@@ -169,44 +195,40 @@ def _image_classifier(
             "    # mean: [0.485, 0.456, 0.406] # of ImageNet; the model's own, if it was trained with such\n"
             "    # std: [0.229, 0.224, 0.225]\n"
         )
-    classes = signature.outputs[0][0] if signature.outputs else 0
-    count = f"{classes} classes" if classes else "classes"
-    more = f"# labels: labels.json # a list of the {count}, in the order of the model's outputs\n"
+    output = signature.outputs[0] if signature.outputs else None
+    more, notes = weights_recipe.labels(weights, output.shape[0] if output is not None and output.shape else 0)
     description = (
         f"An image, {width}x{height} {'grey' if channels == 1 else 'RGB'}, to the probabilities of its classes."
     )
-    notes = [f"{FILE_NAME}: give it the labels of the classes, and mean and std if the model was trained with such"]
+    notes.append(f"{FILE_NAME}: give it mean and std if the model was trained with such")
     if image is None or signature.inputs[0].guessed:
         notes.append(f"{FILE_NAME}: resize is {height}x{width} pixels, which the weights do not say; correct it")
+    if output is not None and output.probabilities and not keras:
+        notes.append(
+            f"the output {output.name!r} is probabilities already, and the handler computes them of scores: export the "
+            "model without its softmax"
+        )
+    recipe = weights_recipe.write(
+        name=name,
+        weights=weights,
+        handler="torchmar_handlers.image_classifier",
+        sample="samples/grey.png",
+        description=description,
+        more=more,
+        options=options,
+    )
     files = {
-        FILE_NAME: _recipe(
-            name, weights, "torchmar_handlers.image_classifier", "samples/grey.png", description, more, options
-        ),
+        FILE_NAME: recipe,
         "samples/grey.png": png.grey(width, height),
         _test_name(name): render("weights_test.py", name=name),
     }
-    return files, notes
-
-
-def _recipe(
-    name: str, weights: Path, handler: str, sample: str, description: str, more: str = "", options: str = ""
-) -> bytes:
-    return render(
-        "weights_archive.yaml",
-        name=name,
-        description=description,
-        handler=handler,
-        weights=weights.name,
-        more=more,
-        options=options,
-        sample=sample,
-    )
+    return Laid(files, notes=notes)
 
 
 def _image(signature: Signature, *, channels_last: bool = False) -> tuple[int, int, int] | None:
     """Return channels, height and width of a model that makes scores of one image; None of other models."""
     inputs = signature.inputs
-    if signature.outputs and [len(output) for output in signature.outputs] != [1]:
+    if signature.outputs and [len(output.shape) for output in signature.outputs] != [1]:
         return None  # one output, with a number for each class
     if len(inputs) != 1 or inputs[0].dtype not in ("float32", "float16"):
         return None
@@ -250,11 +272,6 @@ def _description(inputs: tuple[ModelInput, ...]) -> str:
         " ".join(filter(None, (tensor.name or "input", "x".join(map(_size, tensor.shape or ()))))) for tensor in inputs
     ]
     return f"Tensors in, tensors out ({', '.join(described)})."
-
-
-def _shape(given: ModelInput) -> str:
-    """Return the shape of an input in YAML; null is a dimension of any size."""
-    return json.dumps([_ANY] if given.shape is None else list(given.shape))
 
 
 def _test_name(name: str) -> str:

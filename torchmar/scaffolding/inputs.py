@@ -34,11 +34,28 @@ class ModelInput:
 
 
 @dataclass(frozen=True)
+class ModelOutput:
+    """One output of a model, as it was for two inputs.
+
+    Attributes:
+        name: of the weights, or ``output``.
+        shape: for one instance.
+        probabilities: whether they are of classes: not negative, with the sum 1.
+        unit: whether it is a vector of the length 1.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    probabilities: bool = False
+    unit: bool = False
+
+
+@dataclass(frozen=True)
 class Signature:
-    """The inputs of a model, and the shapes of its outputs for one instance if they are known."""
+    """The inputs of a model, and its outputs if it took an input of zeros."""
 
     inputs: tuple[ModelInput, ...]
-    outputs: tuple[tuple[int, ...], ...] = ()
+    outputs: tuple[ModelOutput, ...] = ()
 
 
 def read(weights: Path) -> Signature:
@@ -77,7 +94,8 @@ def _signature(document: Any) -> Signature:
         )
         for tensor in document["inputs"]
     ]
-    return Signature(tuple(inputs), tuple(map(tuple, document.get("output_shapes") or ())))
+    outputs = [ModelOutput(**{**output, "shape": tuple(output["shape"])}) for output in document["outputs"] or ()]
+    return Signature(tuple(inputs), tuple(outputs))
 
 
 def _last_line(error: LoadError) -> str:
