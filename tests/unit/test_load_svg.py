@@ -109,7 +109,7 @@ def test_a_line_goes_through_its_points_and_is_interrupted_where_there_is_none()
 
 def test_equal_factors_are_equal_distances_on_a_logarithmic_axis() -> None:
     points = [Point(0, 1.0), Point(1, 10.0), Point(2, 100.0)]
-    drawn = parse(chart([Points("p", points)], X, Axis("ms", log=True), title="t"))
+    drawn = parse(chart([Points("", points)], X, Axis("ms", log=True), title="t"))
     ys = [float(element.attrib["cy"]) for element in drawn.iter(f"{SVG}circle")]
     assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.3)
 
@@ -133,6 +133,25 @@ def test_marks_with_names_are_in_the_legend_unless_a_line_has_its_name_at_its_en
     assert {"warm-up", "errors", "p50"} <= set(texts(chart(marks, X, Y, title="t")))
     assert "none" not in texts(chart(marks, X, Y, title="t"))
     assert texts(chart(marks, X, Y, title="t", end_labels=False)).count("p50") == 1
+
+
+def test_the_legend_shows_each_mark_once_as_it_is_drawn() -> None:
+    marks = [
+        Points("hollow", [Point(1, 1)], shape="hollow"),
+        Points("cross", [Point(1, 1)], shape="cross"),
+        Line("dashed", [(0, 1.0), (2, 1.0)], dashed=True),
+        Bars("bars", [(1, 0, 1, "")]),
+        Bars("bars", [(2, 0, 1, "")]),
+    ]
+    text = chart(marks, X, Y, title="t", end_labels=False)
+    assert [name for name in texts(text) if name in ("hollow", "cross", "dashed", "bars")] == [
+        "hollow",
+        "cross",
+        "dashed",
+        "bars",
+    ]
+    legend = [element for element in parse(text) if element.attrib.get("class", "")][1:5]
+    assert [element.tag.removeprefix(SVG) for element in legend] == ["circle", "path", "line", "rect"]
 
 
 def test_stacked_bars_stand_upon_each_other() -> None:
@@ -159,6 +178,7 @@ def test_an_empty_chart_has_axes() -> None:
 def test_a_file_of_its_own_has_the_colours_of_both_themes() -> None:
     text = svg.standalone(chart([Points("p", [Point(1, 1)])], X, Y, title="t"))
     assert parse(text).tag == f"{SVG}svg"
+    assert parse(text).attrib["viewBox"] == "-12 -12 464 304"
     assert "prefers-color-scheme:dark" in text
 
 

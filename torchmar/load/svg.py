@@ -15,6 +15,7 @@ Example:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -24,6 +25,7 @@ WIDTH, HEIGHT = 440, 280
 #: The width of a character in units, on average: no font is measured.
 _CHARACTER = 6.4
 _LINE = 15
+_MARGIN = 12  # of a file of its own
 _LIGHT = ("#2368b5", "#c2570c", "#2c7d4f", "#8a4fb0", "#bf2f38", "#0f7f8f", "#8a6d00", "#64697a")
 _DARK = ("#6db1ff", "#ff9f5a", "#6fcf97", "#cfa0f5", "#ff7b7b", "#5fd0df", "#e2c55c", "#a5abbc")
 COLOURS = len(_LIGHT)
@@ -246,12 +248,14 @@ def chart(
     lines = [mark for mark in marks if isinstance(mark, Line) and mark.name and _drawable(mark.points)]
     labelled = lines if end_labels else []
     legend = [
-        (mark.name, "span" if isinstance(mark, Span) else f"f{mark.colour}")
+        mark
         for mark in marks
         if isinstance(mark, Span)
         or (isinstance(mark, Line | Bars | Points) and mark.name and mark not in labelled and mark.points)
     ]
-    xs, ys = _Scale(x, (value for mark in marks for value in _x_values(mark)), False), _y_scale(y, marks)
+    scattered = all(isinstance(mark, Points | Rule) for mark in marks)
+    xs = _Scale(x, (value for mark in marks for value in _x_values(mark)), margin=0.03 if scattered else 0.0)
+    ys = _Scale(y, (value for mark in marks for value in _y_values(mark)), margin=0.06, from_zero=True)
     rows = _legend_rows(legend, width)
     left = 14 + max(18.0, _CHARACTER * max((len(text) for _, text in ys.ticks), default=0)) + _LINE
     right = 12 + max((_CHARACTER * len(line.name) + 4 for line in labelled), default=0)
@@ -271,26 +275,34 @@ def chart(
 
 
 def standalone(chart: str) -> str:
-    """Return a chart as the text of an SVG file, with its style and background."""
+    """Return a chart as the text of an SVG file, with its style, a background and a margin."""
     head, _, rest = chart.partition(">")
-    background = '<rect width="100%" height="100%" style="fill:var(--paper)"/>'
+    width, height = (float(number) for number in re.findall(r'viewBox="0 0 (\S+) (\S+)"', head)[0])
+    box = f"-{_MARGIN} -{_MARGIN} {width + 2 * _MARGIN:g} {height + 2 * _MARGIN:g}"
+    head = re.sub(r'viewBox="[^"]*"', f'viewBox="{box}"', head)
+    background = f'<rect x="-{_MARGIN}" y="-{_MARGIN}" width="100%" height="100%" style="fill:var(--paper)"/>'
     return f"{head}>\n<style>{STYLE}</style>\n{background}{rest}\n"
 
 
 class _Scale:
     """Values of an axis to shares of its length."""
 
-    def __init__(self, axis: Axis, values: Iterable[float], from_zero: bool) -> None:
+    def __init__(self, axis: Axis, values: Iterable[float], margin: float, from_zero: bool = False) -> None:
         usable = [value for value in values if math.isfinite(value) and (value > 0 or not axis.log)] or [1.0]
-        low = axis.low if axis.low is not None else 0.0 if from_zero and not axis.log else min(usable)
-        high = axis.high if axis.high is not None else max(usable)
-        if axis.log and low <= 0:
-            low = min(usable)
+        low, high = axis.low, axis.high
+        if low is None or (axis.log and low <= 0):
+            low = 0.0 if from_zero and not axis.log else min(usable)
+        if high is None:
+            high = max(usable)
         if not high > low:
-            low, high = (low / 2, low * 2) if axis.log else (low - 0.5 * (not from_zero), low + 1)
-        elif from_zero and axis.high is None:
-            high = high * (high / low) ** 0.06 if axis.log else high + 0.06 * (high - low)
-            low = low / (high / low) ** 0.04 if axis.log and axis.low is None else low
+            low, high = (low / 2, low * 2) if axis.log else (low if from_zero else low - 0.5, low + 1)
+        elif axis.log:
+            factor = (high / low) ** margin
+            low, high = low / factor if axis.low is None else low, high * factor if axis.high is None else high
+        else:
+            length = (high - low) * margin
+            low = low - length if axis.low is None and not from_zero else low
+            high = high + length if axis.high is None else high
         self._log = axis.log
         self._low, self._high = (math.log(low), math.log(high)) if axis.log else (low, high)
         self.start = low
@@ -318,10 +330,6 @@ class _Frame:
 
     def y(self, value: float) -> float:
         return self.bottom - (self.bottom - self.top) * self.y_scale.share(value)
-
-
-def _y_scale(axis: Axis, marks: Sequence[Mark]) -> _Scale:
-    return _Scale(axis, (value for mark in marks for value in _y_values(mark)), True)
 
 
 def _drawable(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
@@ -431,8 +439,7 @@ def _draw_line(line: Line, frame: _Frame) -> Iterator[str]:
             continue
         path.append(f"{'L' if pen_down else 'M'}{frame.x(x):.1f} {frame.y(y):.1f}")
         pen_down = True
-    style = " dashed" * line.dashed + " thin" * line.thin
-    yield f'<path d="{"".join(path)}" class="line s{line.colour}{style}"/>'
+    yield f'<path d="{"".join(path)}" class="line s{line.colour}{_line_style(line)}"/>'
     if line.markers:
         for x, y in _drawable(line.points):
             yield (
@@ -441,18 +448,24 @@ def _draw_line(line: Line, frame: _Frame) -> Iterator[str]:
             )
 
 
+def _line_style(line: Line) -> str:
+    return " dashed" * line.dashed + " thin" * line.thin
+
+
 def _draw_points(mark: Points, frame: _Frame) -> Iterator[str]:
     for point in mark.points:
         x, y = frame.x(point.x), frame.y(point.y)
-        title = f"<title>{escape(point.text or point.label)}</title>"
-        if mark.shape == "cross":
-            yield (f'<path d="M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8" class="line s{mark.colour}">{title}</path>')
-        else:
-            style = f"hollow s{mark.colour}" if mark.shape == "hollow" else f"f{mark.colour}"
-            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="{style}">{title}</circle>'
+        yield _shape(mark, x, y, f"<title>{escape(point.text or point.label)}</title>")
         if point.label:
             right = x + 8 + _CHARACTER * len(point.label) <= frame.right
             yield _text(x + 8 if right else x - 8, y - 6, point.label, "halo", "start" if right else "end")
+
+
+def _shape(mark: Points, x: float, y: float, title: str = "") -> str:
+    if mark.shape == "cross":
+        return f'<path d="M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8" class="line s{mark.colour}">{title}</path>'
+    style = f"hollow s{mark.colour}" if mark.shape == "hollow" else f"f{mark.colour}"
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="{style}">{title}</circle>'
 
 
 def _line_labels(lines: Sequence[Line], frame: _Frame) -> Iterator[str]:
@@ -472,22 +485,31 @@ def _line_labels(lines: Sequence[Line], frame: _Frame) -> Iterator[str]:
         yield _text(x + 7, place + 4, line.name, f"f{line.colour}")
 
 
-def _legend_rows(entries: Sequence[tuple[str, str]], width: int) -> list[list[tuple[float, str, str]]]:
-    rows: list[list[tuple[float, str, str]]] = []
+_Named = Line | Points | Bars | Span
+
+
+def _legend_rows(marks: Sequence[_Named], width: int) -> list[list[tuple[float, _Named]]]:
+    rows: list[list[tuple[float, _Named]]] = []
     x = math.inf
-    for name, style in dict.fromkeys(entries):
-        length = 16 + _CHARACTER * len(name) + 12
+    for mark in {mark.name: mark for mark in marks}.values():
+        length = 16 + _CHARACTER * len(mark.name) + 12
         if x + length > width:
             rows.append([])
             x = 0.0
-        rows[-1].append((x, name, style))
+        rows[-1].append((x, mark))
         x += length
     return rows
 
 
-def _legend(rows: Sequence[Sequence[tuple[float, str, str]]]) -> Iterator[str]:
+def _legend(rows: Sequence[Sequence[tuple[float, _Named]]]) -> Iterator[str]:
     for index, row in enumerate(rows):
-        y = 20 + _LINE * index
-        for x, name, style in row:
-            yield f'<rect x="{x:.1f}" y="{y}" width="11" height="11" rx="2" class="{style}"/>'
-            yield _text(x + 16, y + 10, name)
+        y = 25.5 + _LINE * index
+        for x, mark in row:
+            if isinstance(mark, Points):
+                yield _shape(mark, x + 5.5, y)
+            elif isinstance(mark, Line):
+                yield _segment(x, y, x + 12, y, f"line s{mark.colour}{_line_style(mark)}")
+            else:
+                style = "span" if isinstance(mark, Span) else f"f{mark.colour}"
+                yield f'<rect x="{x:.1f}" y="{y - 5.5}" width="11" height="11" rx="2" class="{style}"/>'
+            yield _text(x + 16, y + 4.5, mark.name)
