@@ -205,9 +205,9 @@ class Recipe(_Strict):
     weights: str | None = Field(
         None,
         description="TorchScript, ONNX, OpenVINO (model.xml; model.bin beside it is packed, too), a torch.export "
-        "program or AOTInductor package; a Keras model, which the build converts to a torch.export program; or, "
-        "together with model_file, a state dict or safetensors. TorchServe's "
-        "own handlers load TorchScript and state dicts only.",
+        "program or AOTInductor package; a Keras model, which the build converts to a torch.export program, or one of "
+        "TensorFlow (SavedModel folder, .tflite), which it converts to OpenVINO; or, together with model_file, a state "
+        "dict or safetensors. TorchServe's own handlers load TorchScript and state dicts only.",
     )
     model_file: str | None = Field(None, description="The file with the one class that a state dict fills.")
     generated_by: str | None = Field(
@@ -226,6 +226,9 @@ class Recipe(_Strict):
         Field(description="The archive's model-config.yaml, or the file that is to be it, byte for byte."),
     ] = ServerConfig()
     samples: list[Sample] = Field(default_factory=list, description="The archive's contract.")
+
+
+_SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 
 
 def read(path: Path) -> tuple[Recipe, Path]:
@@ -299,6 +302,8 @@ def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ..
     ]
     for location, name in named:
         if name is not None and not (folder / name).is_file():
+            if location == ("weights",) and any((folder / name / graph).is_file() for graph in _SAVED_MODEL):
+                continue  # a model of TensorFlow, which is a folder
             hint = (
                 f"{folder / recipe.generated_by} makes it" if location == ("weights",) and recipe.generated_by else ""
             )

@@ -293,7 +293,7 @@ def test_a_saved_model_is_called_that(project: Path, tmp_path: Path) -> None:
     messages = " ".join(ran.stderr.split())
     assert ran.returncode == 1
     assert "is a TensorFlow SavedModel, a folder" in messages
-    assert "tf2onnx" in messages
+    assert "torchmar build will convert it" in messages
 
 
 TOOL = """

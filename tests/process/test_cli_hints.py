@@ -27,13 +27,7 @@ _OTHERS = re.compile(
     r"\b(pip|openssl|nvidia-smi|docker|torchserve|curl|git|apt\w*|dnf|journalctl|systemctl|keytool|pytest|pip-compile"
     r"|torch-model-archiver|python|poetry|pg|wrk)\b"
 )
-_FLAGS_OF_OTHERS = {
-    "--data-binary",
-    "--inputs-as-nchw",
-    "--protocol",
-    "--saved-model",
-    "--tflite",
-}  # curl's, tf2onnx's and scripts/ask.py's, where these are not named beside
+_FLAGS_OF_OTHERS = {"--data-binary", "--protocol"}  # curl's and scripts/ask.py's, where these are not named beside
 _SCRIPTS = re.compile(r"\b(?:scripts|benchmarks)/|\bbench\b")
 
 

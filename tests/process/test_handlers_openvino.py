@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.support import tensorflow_models
+from tests.support.paths import ROOT
 from torchmar import archive, checks, sample_check, scaffolding
 from torchmar.exchange import Request
 from torchmar.worker import Worker
@@ -129,3 +132,14 @@ def test_new_begins_with_a_model_of_openvino(saved: Path, tmp_path: Path) -> Non
         ("image", "float32", (8, 8, 1)),
         ("temperature", "float32", (1,)),
     ]
+
+
+def test_a_worker_imports_openvino_only_for_its_models() -> None:
+    code = (
+        "import sys\nfrom torchmar.worker.process import optional_imports\noptional_imports.leave_out()\n"
+        "import ts.torch_handler.base_handler\n"
+        "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'openvino'))\n"
+        "import openvino.torch\nprint(sys.modules['openvino_telemetry'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout.splitlines() == ["[]", "None"], ran.stderr

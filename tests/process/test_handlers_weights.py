@@ -744,6 +744,7 @@ BAD_WEIGHTS = {
     "git-lfs": (_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), None, "git lfs pull"),
     "web page": (_bytes(b"\n<!DOCTYPE html>\n<html>Sign in</html>"), None, "a web page: download the weights again"),
     "gzip": (_bytes(b"\x1f\x8b\x08" + bytes(50)), None, "a gzip file: unpack"),
+    "TensorFlow Lite": (_bytes(b"\x1c\0\0\0TFL3" + bytes(50)), None, "TensorFlow Lite model: build the archive by"),
     "noise": (_bytes(b"\x00\xff" * 500), None, "in no format that can be loaded; those are TorchScript"),
     "JSON": (_bytes(b'{"a": 1}'), None, "a JSON file, and no index"),
     "zip": (_plain_zip, None, "a zip file that torch did not write"),

@@ -56,7 +56,7 @@ def test_a_folder_that_is_a_saved_model_is_called_that(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")
     (finding,) = checks.check(tmp_path)
     assert "is a TensorFlow SavedModel" in finding.cause
-    assert "tf2onnx" in finding.remedy
+    assert "name its folder as weights: in a recipe" in finding.remedy
 
 
 CONFIG = b"_base_ = ['a.py']\nmodel = dict(type='FasterRCNN')\ndata = dict(samples_per_gpu=2)\n"

@@ -75,10 +75,11 @@ def build(
     if isinstance(read.labels, str):
         before |= build_cache.stats([folder / read.labels])
     if read.weights:
-        before |= build_cache.stats([folder / read.weights])
+        source = folder / read.weights
+        before |= build_cache.stats([source, *(source.rglob("*") if source.is_dir() else ())])
     converted = conversion.convert(read, folder)
     members = collect_members(read, folder, converted)
-    sources = {path: source for path, source in members.items() if not converted or source != converted.file}
+    sources = {path: source for path, source in members.items() if not converted or source not in converted.files}
     before = build_cache.stats(_inputs(read, folder, sources)) | before
     notes = inspect(members) if inspect else None
     total = sum(copying.size_of(source) for source in members.values())

@@ -28,8 +28,8 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
     Args:
         recipe: a recipe whose files exist.
         folder: what the file names of the recipe are relative to.
-        converted: the weights of the recipe, if they are a Keras model that is converted already; otherwise it is
-            converted here.
+        converted: the weights of the recipe, if they are a model of another framework that is converted already;
+            otherwise it is converted here.
 
     Raises:
         ArchiveError: two sources would land on one path, or a file cannot be used or converted.

@@ -7,24 +7,24 @@ from pathlib import Path
 from torchmar import conversion
 
 _HANDLER = "or load it in a handler of your own, with its framework in the requirements"
-_CONVERTED = (
-    "name it as weights: in a recipe with one of torchmar's handlers, and torchmar build will convert it "
-    f"(pip install keras h5py), {_HANDLER}"
-)
+_NAMED = "in a recipe with one of torchmar's handlers, and torchmar build will convert it"
+_CONVERTED = f"name it as weights: {_NAMED} (pip install keras h5py), {_HANDLER}"
 SAVED_MODEL = "a TensorFlow SavedModel"
 SAVED_MODEL_REMEDY = (
-    f"convert it to ONNX (python -m tf2onnx.convert --saved-model FOLDER --output model.onnx), {_HANDLER}, "
-    "and the folder packed by --extra-files or files:"
+    f"name its folder as weights: {_NAMED} (pip install openvino), {_HANDLER}, and the folder packed by --extra-files "
+    "or files:"
 )
+_LITE_REMEDY = f"name it as weights: {_NAMED} (pip install openvino), {_HANDLER}"
+_GRAPH_REMEDY = f"save it as a SavedModel (tf.saved_model.save) and {SAVED_MODEL_REMEDY}"
 _SIGNATURES = (
     # Where the signature begins, the signature, what the file is, what to do.
-    (4, b"TFL3", "a TensorFlow Lite model", f"convert it to ONNX (tf2onnx --tflite), {_HANDLER}"),
+    (4, b"TFL3", "a TensorFlow Lite model", _LITE_REMEDY),
     (0, b"ftrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
     (0, b"ptrt", "a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
     (0, conversion.HDF5, "an HDF5 file, as Keras saves models and weights", _CONVERTED),
 )
 _SUFFIXES = {
-    ".pb": ("a TensorFlow graph", SAVED_MODEL_REMEDY),
+    ".pb": ("a TensorFlow graph", _GRAPH_REMEDY),
     ".engine": ("a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
     ".plan": ("a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),
     ".trt": ("a TensorRT engine", f"serve the ONNX model that it was built from, {_HANDLER}"),

@@ -28,7 +28,8 @@ def new(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="The model: ONNX, torch.export, TorchScript or Keras. It is copied, and loaded to read its inputs.",
+            help="The model: ONNX, OpenVINO, torch.export, TorchScript, Keras or TensorFlow (SavedModel folder, "
+            ".tflite). It is copied, and loaded to read its inputs.",
             show_default=False,
         ),
     ] = None,

@@ -1,12 +1,13 @@
-"""Models of Keras, converted to programs of torch.export when an archive is built.
+"""Models of Keras and TensorFlow, converted when an archive is built.
 
 ::
 
-    model.keras, model.h5 --a process with Keras on torch--> model.pt2, compared --cache--> a member of the archive
+    model.keras, model.h5            --a process with Keras on torch-> model.pt2
+    SavedModel folder, model.tflite  --a process with OpenVINO-------> model.xml and model.bin
 
-The server and its workers need neither Keras nor TensorFlow. The process that builds imports neither them nor torch. An
-unchanged source is not converted again: results are in ``$XDG_CACHE_HOME/torchmar/converted`` by the digest of all that
-they depend on.
+The answers of both are compared. The server and its workers need neither Keras nor TensorFlow, and the process that
+builds imports none of them, nor torch. An unchanged source is not converted again: results are in
+``$XDG_CACHE_HOME/torchmar/converted`` by the digest of all that they depend on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,42 @@ from torchmar.recipe import CARRIED_PACKAGE, Recipe
 
 KERAS_ENTRIES = {"config.json", "metadata.json", "model.weights.h5"}
 HDF5 = b"\x89HDF\r\n\x1a\n"
-NEEDS = ("keras", "h5py", "torch")
+TFLITE = b"TFL3"  # after the first four bytes
+SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
+
+
+@dataclass(frozen=True)
+class _Converter:
+    """A way of conversion.
+
+    Args:
+        source: what is converted, in words that follow "is".
+        module: of this package, which a process of its own runs.
+        needs: the packages of this process.
+        compares_with: packages that it uses if they are there.
+        suffix: of the result.
+        note: what to know about packages on the server.
+    """
+
+    source: str
+    module: str
+    needs: tuple[str, ...]
+    compares_with: tuple[str, ...]
+    suffix: str
+    note: str
+
+
+_KERAS = _Converter(
+    "a Keras model", "keras_program", ("keras", "h5py", "torch"), (), ".pt2", "the server needs none of Keras"
+)
+_TENSORFLOW = _Converter(
+    "a TensorFlow model",
+    "tensorflow_model",
+    ("openvino",),
+    ("tensorflow", "ai_edge_litert"),
+    ".xml",
+    "the server needs OpenVINO, too, and no TensorFlow",
+)
 
 _OF_IMAGES = ("image_classifier", "image_segmenter", "object_detector")
 _OF_SCORES = ("image_classifier", "text_classifier")
@@ -54,7 +90,7 @@ class Conversion:
 
     Attributes:
         source: the model's own file.
-        file: the converted one.
+        file: the converted one; `files` are all.
         difference: the largest between the answers of both, relative to the largest output, or to 1.
         random: the number of random inputs that they were compared on.
         samples: the number of samples of the recipe that they were compared on.
@@ -67,6 +103,12 @@ class Conversion:
     random: int
     samples: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The converted file, and the file beside it that has the weights of a model of OpenVINO."""
+        beside = self.file.with_suffix(".bin")
+        return (self.file, beside) if self.file.suffix == _TENSORFLOW.suffix and beside.is_file() else (self.file,)
 
     def show(self) -> str:
         """Return a line that describes it."""
@@ -90,8 +132,19 @@ def is_keras(path: Path) -> bool:
         return False
 
 
+def is_tensorflow(path: Path) -> bool:
+    """Return whether a path is the folder of a SavedModel, or a TensorFlow Lite model by its content."""
+    try:
+        if path.is_dir():
+            return any((path / name).is_file() for name in SAVED_MODEL)
+        with path.open("rb") as stream:
+            return stream.read(8)[4:] == TFLITE
+    except OSError:
+        return False
+
+
 def convert(recipe: Recipe, folder: Path) -> Conversion | None:
-    """Convert the weights of a recipe if they are a Keras model; return None if they are packed as they are.
+    """Convert the weights of a recipe if they are a model of Keras or TensorFlow; return None for others.
 
     A handler that has nothing of ``torchmar_handlers`` loads what it likes, and gets the file itself.
 
@@ -102,34 +155,54 @@ def convert(recipe: Recipe, folder: Path) -> Conversion | None:
     Raises:
         ArchiveError: the model cannot be converted, or what converts it is not installed.
     """
-    if recipe.weights is None or recipe.model_file or not is_keras(folder / recipe.weights):
-        return None
-    if not _loads_programs(recipe, folder):
+    if recipe.weights is None or recipe.model_file:
         return None
     source = folder / recipe.weights
-    versions = _versions(source)
+    converter = _KERAS if is_keras(source) else _TENSORFLOW if is_tensorflow(source) else None
+    if converter is None:
+        return None
+    if not _loads_programs(recipe, folder):
+        if source.is_dir():
+            raise ArchiveError(
+                f"{source} is a folder, a SavedModel, and the handler {recipe.handler} has nothing of torchmar's",
+                hint="for a handler that loads TensorFlow itself, name the folder under files: and not as weights:, "
+                f"or use one of torchmar's ({CARRIED_PACKAGE}.tensors), for which it is converted",
+            )
+        return None
+    versions = _versions(source, converter)
     job = {
         "channels_first": _handler(recipe) in _OF_IMAGES,
         "drop_activations": _dropped(recipe, folder),
         "samples": list(_samples(recipe, folder)),
     }
     entry = _cache() / _key(source, job, versions)
-    target = entry / f"{source.stem}.pt2"
-    record = _cached(entry, target)
+    name = source.resolve().name if source.is_dir() else source.stem
+    target = entry / f"{name}{converter.suffix}"
+    record = _cached(entry)
     if record is None:
-        record = _run(source, target, job)
+        record = _run(source, target, job, converter)
     return Conversion(source, target, record["difference"], record["random"], record["samples"], tuple(record["notes"]))
 
 
-def _versions(source: Path) -> dict[str, str]:
-    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+def _versions(source: Path, converter: _Converter) -> dict[str, str]:
+    missing = [name for name in converter.needs if importlib.util.find_spec(name) is None]
     if missing:
         raise ArchiveError(
-            f"{source} is a Keras model, which is converted when the archive is built, and {', '.join(missing)} "
+            f"{source} is {converter.source}, which is converted when the archive is built, and {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not installed",
-            hint=f"pip install {' '.join(missing)}; the server needs none of Keras",
+            hint=f"pip install {' '.join(missing)}; {converter.note}",
         )
-    return {name: importlib.metadata.version(name) for name in NEEDS}
+    found = [*converter.needs, *(name for name in converter.compares_with if importlib.util.find_spec(name))]
+    return {name: _version(name) for name in found}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except (
+        importlib.metadata.PackageNotFoundError
+    ):  # tensorflow is in a package of another name, such as tensorflow-cpu
+        return ""
 
 
 def _loads_programs(recipe: Recipe, folder: Path) -> bool:
@@ -204,10 +277,13 @@ def _cache() -> Path:
 
 def _key(source: Path, job: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
+    files = [source] if not source.is_dir() else sorted(path for path in source.rglob("*") if path.is_file())
     try:
-        with source.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
+        for file in files:
+            digest.update(json.dumps([file.relative_to(source).as_posix(), file.stat().st_size]).encode())
+            with file.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
     except OSError as error:
         raise ArchiveError(f"{source} cannot be read: {error.strerror}") from None
     code = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
@@ -216,34 +292,34 @@ def _key(source: Path, job: Mapping[str, Any], versions: Mapping[str, str]) -> s
     return digest.hexdigest()[:32]
 
 
-def _cached(entry: Path, target: Path) -> dict[str, Any] | None:
+def _cached(entry: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((entry / "record.json").read_bytes())
-        if record["size"] != target.stat().st_size:
+        if any((entry / name).stat().st_size != size for name, size in record["files"].items()):
             return None
         os.utime(entry)
         return dict(record)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _run(source: Path, target: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+def _run(source: Path, target: Path, job: Mapping[str, Any], converter: _Converter) -> dict[str, Any]:
     entry = target.parent
     _prune(entry.parent)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=entry.parent))
     try:
         work = part / "work"
         work.mkdir()
-        record = _child(source, part / target.name, work, job)
+        record = _child(source, part / target.name, work, job, converter)
         shutil.rmtree(work)
-        record["size"] = (part / target.name).stat().st_size
+        record["files"] = {file.name: file.stat().st_size for file in part.iterdir()}
         (part / "record.json").write_text(json.dumps(record), encoding="utf-8")
         if entry.exists():  # damaged, or another process was faster
             shutil.rmtree(entry, ignore_errors=True)
         try:
             part.rename(entry)
         except OSError:
-            if _cached(entry, target) is None:
+            if _cached(entry) is None:
                 raise
         return record
     except OSError as error:
@@ -252,7 +328,7 @@ def _run(source: Path, target: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any], converter: _Converter) -> dict[str, Any]:
     """Run the conversion in a process of its own, in an empty folder, so that it imports no file of the user's."""
     document = {**job, "source": str(source.absolute()), "target": str(target)}
     paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -260,12 +336,13 @@ def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any]) -> di
         **os.environ,
         "KERAS_BACKEND": "torch",
         "KERAS_HOME": str(work),  # the same settings for every user
+        "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "",  # a program made on the CPU runs on every device
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
     ended = subprocess.run(
-        [sys.executable, "-m", "torchmar.conversion.keras_program"],
+        [sys.executable, "-m", f"{__name__}.{converter.module}"],
         input=json.dumps(document),
         cwd=work,
         env=environment,
@@ -279,7 +356,7 @@ def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any]) -> di
         raise ArchiveError(
             f"{source} cannot be converted: the process of the conversion ended with {ended.returncode}: "
             f"{lines[-1] if lines else 'no output'}",
-            hint="pip install --upgrade keras h5py, which have to fit the installed torch",
+            hint=f"pip install --upgrade {' '.join(converter.needs)}",
         ) from None
     if rejected := answer.get("rejected"):
         raise ArchiveError(f"{source} cannot be converted: {rejected['message']}", hint=rejected["hint"])

@@ -53,7 +53,8 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
     Args:
         name: of the model; the folder is ``archives / name``.
         archives: the folder of recipes; it is created if it does not exist.
-        weights: the file that the model is in; it is copied. It is loaded in a worker process to read its inputs.
+        weights: the file, or the folder of a SavedModel, that the model is in; it is copied. It is loaded in a worker
+            process to read its inputs.
         kind: of the handler; default: ``custom`` without weights; with weights ``image-classifier`` for a model whose
             one input has the shape of an image, else ``tensors``.
 
@@ -74,23 +75,29 @@ def create(name: str, archives: Path, *, weights: Path | None = None, kind: Kind
         files = custom(name)
         write(folder, files)
         return Created(folder, tuple(sorted(files)), "custom")
-    keras = conversion.is_keras(weights)
-    external = () if keras else _check(weights)
+    converted = conversion.is_keras(weights) or conversion.is_tensorflow(weights)
+    if weights.is_dir() and not converted:
+        raise TorchmarError(f"{weights} is a folder, and no SavedModel", hint="name the file that the model is in")
+    external = () if converted else _check(weights)
     signature = inputs.read(weights)
     found = signature.inputs
-    image = _image(signature, channels_last=keras)
+    image = _image(signature, channels_last=converted)
     chosen: Kind = kind or ("image-classifier" if image else "tensors")
     test = _test_name(name)
     if chosen == "text":
         laid = text.lay(name, weights, signature, test)
     elif chosen == "table":
-        laid = table.lay(name, weights, signature, test, keras=keras)
+        laid = table.lay(name, weights, signature, test, converted=converted)
     elif chosen == "image-classifier":
-        laid = _image_classifier(name, weights, signature, image, keras=keras)
+        laid = _image_classifier(name, weights, signature, image, converted=converted)
     else:
         laid = _tensors(name, weights, found, custom=chosen == "custom")
     notes = [*laid.notes, *(_other_kind(weights, signature) if kind is None else ())]
-    copied = {weights.name: weights, **{name: weights.parent / name for name in external}, **laid.copied}
+    own = {weights.name: weights, **{name: weights.parent / name for name in external}}
+    if weights.is_dir():
+        below = sorted(path for path in weights.rglob("*") if path.is_file())
+        own = {f"{weights.name}/{path.relative_to(weights).as_posix()}": path for path in below}
+    copied = {**own, **laid.copied}
     write(folder, laid.files, copied)
     names = tuple(sorted({*laid.files, *copied}))
     return Created(folder, names, chosen, found, tuple(notes))
@@ -179,12 +186,12 @@ def _tensors(name: str, weights: Path, inputs: tuple[ModelInput, ...], *, custom
 
 
 def _image_classifier(
-    name: str, weights: Path, signature: Signature, image: tuple[int, int, int] | None, *, keras: bool = False
+    name: str, weights: Path, signature: Signature, image: tuple[int, int, int] | None, *, converted: bool = False
 ) -> Laid:
     channels, height, width = image or (3, _SIDE, _SIDE)
     mode = "L" if channels == 1 else "RGB"
     options = f"  handler:\n    mode: {mode}\n    resize: [{height}, {width}]\n    topk: 3\n"
-    if keras:
+    if converted:
         zeros, ones = ", ".join(["0.0"] * channels), ", ".join(["1.0"] * channels)
         options += (
             f"    mean: [{zeros}] # pixels are from 0 to 1; if the model takes 0 to 255, std is 0.00392156862745\n"
@@ -203,7 +210,7 @@ def _image_classifier(
     notes.append(f"{FILE_NAME}: give it mean and std if the model was trained with such")
     if image is None or signature.inputs[0].guessed:
         notes.append(f"{FILE_NAME}: resize is {height}x{width} pixels, which the weights do not say; correct it")
-    if output is not None and output.probabilities and not keras:
+    if output is not None and output.probabilities and not converted:
         notes.append(
             f"the output {output.name!r} is probabilities already, and the handler computes them of scores: export the "
             "model without its softmax"

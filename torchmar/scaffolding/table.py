@@ -18,7 +18,7 @@ COLUMNS = "columns.json"
 _SAMPLE = "samples/row.json"
 
 
-def lay(name: str, weights: Path, signature: Signature, test: str, *, keras: bool) -> Laid:
+def lay(name: str, weights: Path, signature: Signature, test: str, *, converted: bool) -> Laid:
     """Return the files of the archive.
 
     The columns are those of ``columns.json`` beside the weights, else numbers called ``column_1`` and so on.
@@ -28,7 +28,7 @@ def lay(name: str, weights: Path, signature: Signature, test: str, *, keras: boo
         weights: the file that it is in.
         signature: of the model.
         test: the path of the test module.
-        keras: whether the model is one of Keras, whose last softmax is left out when it is converted.
+        converted: whether the model is one of Keras or TensorFlow, whose last softmax is left out by the conversion.
 
     Raises:
         TorchmarError: the model does not take one row of numbers, or how many is not known.
@@ -71,7 +71,7 @@ def lay(name: str, weights: Path, signature: Signature, test: str, *, keras: boo
         labelled, more_notes = weights_recipe.labels(weights, classes)
         more += labelled
         notes += more_notes
-        if output is not None and output.probabilities and not keras:
+        if output is not None and output.probabilities and not converted:
             options += "    activation: none # the model's output is probabilities already\n"
     else:
         handler, description = "tabular_regressor", "A row of a table to a number."

@@ -12,8 +12,6 @@ _NAME = "_torchmar_worker"  # no archive has a module of this name
 
 def main(message: str) -> None:
     """Run the process that a message describes; see ``process/main.py``."""
-    # TorchServe imports OpenVINO where it is installed, which would send statistics about its use through this package.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     # Modules must not be imported from the folder of this file.
     sys.path.pop(0)
     folder = Path(__file__).parent / "process"

@@ -75,6 +75,8 @@ def identify(path: Path) -> Format:
         head = stream.read(512)
     if not head:
         raise LoadError(f"{path.name} is empty: build the archive again from a whole file")
+    if head[4:8] == b"TFL3":
+        raise LoadError(f"{path.name} is a TensorFlow Lite model: {_CONVERT}")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if _OPENVINO.match(text):
         return Format.OPENVINO

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from . import fork_server, frames, loading, serving
+from . import fork_server, frames, loading, optional_imports, serving
 from .handler_metrics import MetricsBuffer
 from .messages import (
     LoadFailed,
@@ -34,6 +34,7 @@ def main(document: Mapping[str, Any]) -> None:
         document: the message, see `messages.to_wire`.
     """
     message = from_wire(document)
+    optional_imports.leave_out()
     fork_server.ignore_termination()
     if isinstance(message, RunCommand):
         supervise(message.lifeline)

@@ -1,0 +1,78 @@
+"""A process with TensorFlow, or LiteRT, that answers inputs: ``python tensorflow_answers.py MODEL INPUTS ANSWERS``.
+
+``INPUTS`` and ``ANSWERS`` are ``.npz`` files of arrays ``NUMBER/NAME``. The last line of the output is the version, or
+with exit code 1 the reason why there are no answers. It is run as a file, and imports nothing of torchmar.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+def main(model: Path, inputs: Path, answers: Path) -> int:
+    """Answer every input, and write the answers."""
+    batches: dict[str, Arrays] = defaultdict(dict)
+    with np.load(inputs) as file:
+        for key in file.files:
+            number, _, name = key.partition("/")
+            batches[number][name] = file[key]
+    try:
+        version, found = (_saved_model if model.is_dir() else _lite)(model, batches)
+    except ImportError as error:
+        print(f"{error.name} is not installed")
+        return 1
+    except Exception as error:  # whatever TensorFlow raises
+        print(f"TensorFlow cannot run it here: {' '.join(str(error).split())[:160]}")
+        return 1
+    arrays: Any = {f"{number}/{name}": value for number, one in found.items() for name, value in one.items()}
+    np.savez(answers, **arrays)
+    print(version)
+    return 0
+
+
+def _saved_model(model: Path, batches: dict[str, Arrays]) -> tuple[str, dict[str, Arrays]]:
+    tensorflow = importlib.import_module("tensorflow")
+    signatures = tensorflow.saved_model.load(str(model)).signatures
+    names = next(iter(batches.values())).keys()
+    fitting = [one for one in signatures.values() if one.structured_input_signature[1].keys() == names]
+    served = signatures.get("serving_default") or (fitting[0] if fitting else None)
+    if served is None:
+        raise ValueError(f"it has no signature with the inputs {', '.join(names)}")
+    return f"TensorFlow {tensorflow.__version__}", {
+        number: {
+            name: value.numpy()
+            for name, value in served(**{key: tensorflow.constant(array) for key, array in one.items()}).items()
+        }
+        for number, one in batches.items()
+    }
+
+
+def _lite(model: Path, batches: dict[str, Arrays]) -> tuple[str, dict[str, Arrays]]:
+    try:
+        package = importlib.import_module("ai_edge_litert.interpreter")
+        version = "LiteRT"
+    except ImportError:
+        tensorflow = importlib.import_module("tensorflow")
+        package, version = tensorflow.lite, f"TensorFlow Lite {tensorflow.__version__}"
+    found = {}
+    for number, one in batches.items():
+        interpreter: Any = package.Interpreter(str(model))
+        signatures = interpreter.get_signature_list()
+        key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+        if key is None:
+            raise ValueError("it has no signature")
+        runner = interpreter.get_signature_runner(key)
+        found[number] = dict(runner(**one))
+    return version, found
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))

@@ -1,0 +1,353 @@
+"""A process that converts a TensorFlow model to one of OpenVINO: ``python -m torchmar.conversion.tensorflow_model``.
+
+It has OpenVINO, which reads SavedModels and TensorFlow Lite models without TensorFlow. Input and output are JSON, as of
+`torchmar.conversion.keras_program`. Answers are compared with those of TensorFlow where it is installed, else with
+those of the model as OpenVINO reads it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchmar.conversion import tflite_signature
+
+# OpenVINO sends statistics about its use through this package. None is what Python has for one not to be imported.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino  # noqa: E402
+
+TOLERANCE = 1e-4  # of the largest output, or of 1
+QUANTISED_TOLERANCE = 3e-2  # the same, of models whose layers round
+_VERSION = openvino.__version__.partition("-")[0]
+_BATCHES = (1, 3)  # rows of the random inputs, where the model takes any number
+_SIZES = (12, 64, 224)  # elements in a dimension of any size other than the batch's, the first that the model takes
+_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+_REMEDY = "write a handler that runs TensorFlow, with the folder under files:, and tensorflow in the requirements"
+_STRINGS = (
+    "export a signature that takes numbers: decode images and parse tf.Example messages before the request, or in the "
+    "preprocess of a handler of your own"
+)
+
+Arrays = dict[str, np.ndarray]
+"""Inputs or outputs, by name."""
+
+
+class Rejected(Exception):
+    """The model cannot be converted; the message is for its owner, ``hint`` what to do next."""
+
+    def __init__(self, message: str, hint: str = _REMEDY) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the model; None in its shape is any size."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+
+def convert(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a model and compare the answers.
+
+    Args:
+        job: ``source`` and ``target`` (paths), ``channels_first``, ``drop_activations``, and ``samples``: JSON values,
+            or ``{"npy": base64}``.
+
+    Returns:
+        ``difference`` (the largest), ``random`` and ``samples`` (numbers of comparisons) and ``notes``.
+
+    Raises:
+        Rejected: the model cannot be converted.
+    """
+    source, target = Path(job["source"]), Path(job["target"])
+    core = openvino.Core()
+    model = _read(core, source)
+    _name_ports(model, source)
+    inputs = [_input(port) for port in model.inputs]
+    compared = _answered(core, model, [*_random(core, model, inputs), *_samples(job["samples"], inputs)])
+    if not compared:
+        raise Rejected("OpenVINO reads it, and cannot run it on random inputs", _REMEDY)
+    given = [(arrays, kind) for arrays, _, kind in compared]
+    theirs, by = _of_tensorflow(source, [arrays for arrays, _ in given])
+    expected = theirs or [answers for _, answers, _ in compared]
+    notes = [by if theirs else f"not compared with TensorFlow ({by})"]
+    quantised = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    channels_first = bool(job["channels_first"]) and _is_of_images(inputs)
+    dropped = _drop_activation(model, job["drop_activations"])
+    if channels_first:
+        model = _with_channels_first(model)
+        notes.append("channels first, as the handler has images")
+    if dropped:
+        notes.append(f"without its last {dropped}, which the handler computes")
+    if quantised:
+        notes.append("quantised: OpenVINO rounds in other places than TensorFlow Lite")
+    if inputs[0].shape[:1] not in ((), (None,)):
+        notes.append(f"for {inputs[0].shape[0]} rows at a time" if inputs[0].shape[0] != 1 else "for one row at a time")
+    openvino.save_model(model, target, compress_to_fp16=False)
+    difference = _difference(core, target, given, expected, channels_first, dropped)
+    tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE
+    if not difference <= tolerance:  # nor if it is no number
+        raise Rejected(f"the converted model answers differently: by {difference:.1e}, more than {tolerance}")
+    kinds = [kind for _, kind in given]
+    counts = {kind: kinds.count(kind) for kind in ("random", "samples")}
+    return {"difference": difference, **counts, "notes": notes}
+
+
+def _read(core: Any, source: Path) -> Any:
+    try:
+        model = core.read_model(source)
+    except Exception as error:  # RuntimeError, and what its readers raise
+        raise _not_read(error) from error
+    for port in model.inputs:
+        if port.element_type == openvino.Type.string:
+            raise Rejected(f"its input {_name(port)!r} is of strings, which OpenVINO does not compute with", _STRINGS)
+    return model
+
+
+def _not_read(error: Exception) -> Rejected:
+    """Return the reason why a model cannot be read, with the operations that stop it."""
+    text = str(error)
+    stopped = re.findall(r"No conversion rule found for operations?: *(.+)", text)
+    stopped += re.findall(r"Conversion is failed for: *(.+)", text)
+    if stopped:
+        operations = ", ".join(dict.fromkeys(name.strip() for part in stopped for name in part.split(",")))
+        strings = re.search(r"ParseExample|DecodeRaw|DecodeJpeg|DecodePng|DecodeImage|DecodeBase64|String", operations)
+        return Rejected(
+            f"OpenVINO {_VERSION} has no conversion for its operations {operations}",
+            _STRINGS if strings else f"export the model without them, or {_REMEDY}",
+        )
+    lines = [line.strip() for line in text.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return Rejected(f"OpenVINO {_VERSION} cannot read it: {' '.join(kept or lines)[:300]}")
+
+
+def _name_ports(model: Any, source: Path) -> None:
+    """Give inputs and outputs the names of the signature, which clients of TensorFlow Serving send."""
+    known = {} if source.is_dir() else tflite_signature.names(source)
+    for ports, kind in ((model.inputs, "input"), (model.outputs, "output")):
+        names = [known.get(_name(port)) or _plain(_name(port)) for port in ports]
+        if len(set(names)) < len(names) or not all(names):
+            names = [f"{kind}_{place}" for place in range(len(names))]
+        for port, name in zip(ports, names, strict=True):
+            port.get_tensor().set_names({name})
+
+
+def _name(port: Any) -> str:
+    return min(port.get_names(), key=lambda name: (len(name), name), default="")
+
+
+def _plain(name: str) -> str:
+    """Return the name of a tensor without what TensorFlow adds to that of the signature."""
+    return re.sub(r":\d+$", "", name).removeprefix("serving_default_")
+
+
+def _input(port: Any) -> Input:
+    shape = port.partial_shape
+    if shape.rank.is_dynamic:
+        raise Rejected(f"its input {_name(port)!r} has no shape", "give the input of the signature a tf.TensorSpec")
+    sizes = tuple(None if size.is_dynamic else size.get_length() for size in shape)
+    return Input(_name(port), sizes, np.dtype(port.element_type.to_dtype()))
+
+
+def _is_of_images(inputs: Sequence[Input]) -> bool:
+    """Return whether the channels of an image are to be moved; reject what a handler of images cannot serve."""
+    shape = inputs[0].shape
+    images = len(inputs) == 1 and len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)
+    if images and inputs[0].dtype.kind != "f":
+        raise Rejected(
+            f"its input {inputs[0].name!r} takes {inputs[0].dtype}, and handlers of images compute with floats",
+            "convert the model with an input of floats (inference_input_type = tf.float32), or use "
+            "torchmar_handlers.tensors, which takes the bytes",
+        )
+    return images
+
+
+def _with_channels_first(model: Any) -> Any:
+    processor = openvino.preprocess.PrePostProcessor(model)
+    processor.input(0).tensor().set_layout(openvino.Layout("NCHW"))
+    processor.input(0).model().set_layout(openvino.Layout("NHWC"))
+    return processor.build()
+
+
+def _drop_activation(model: Any, drop: Sequence[str]) -> str:
+    """Remove an activation at the end that the handler computes itself; return its name, or an empty one.
+
+    With ``softmax`` and ``sigmoid``, a sigmoid is meant that has one output.
+    """
+    if not drop or len(model.outputs) != 1:
+        return ""
+    result, name = model.get_results()[0], _name(model.outputs[0])
+    node = result.input_value(0).get_node()
+    while node.get_type_name() in ("FakeQuantize", "Convert"):  # around the activation of a quantised model
+        node = node.input_value(0).get_node()
+    found = {"SoftMax": "softmax", "Softmax": "softmax", "Sigmoid": "sigmoid"}.get(node.get_type_name(), "")
+    width = node.get_output_partial_shape(0)[-1] if found else None
+    if found not in drop or (found == "sigmoid" and len(drop) > 1 and str(width) != "1"):
+        return ""
+    result.input(0).replace_source_output(node.input_value(0))
+    model.validate_nodes_and_infer_types()
+    model.outputs[0].get_tensor().set_names({name})
+    return found
+
+
+def _random(core: Any, model: Any, inputs: Sequence[Input]) -> list[tuple[Arrays, str]]:
+    """Return random inputs that the model takes: floats from 0 to 1 and wider ones, integers of the smallest kind."""
+    request = core.compile_model(model, "CPU", _SETTINGS).create_infer_request()
+    for size in _SIZES:
+        made = [({one.name: _example(one, rows, size) for one in inputs}, "random") for rows in _BATCHES]
+        try:
+            for arrays, _ in made:
+                request.infer(arrays)
+        except RuntimeError:
+            continue
+        return made
+    return []
+
+
+def _example(given: Input, rows: int, size: int) -> np.ndarray:
+    generator = np.random.default_rng(rows)
+    shape = [known if known is not None else size if place else rows for place, known in enumerate(given.shape)]
+    if given.dtype.kind == "f":
+        wide = 6.0 if rows == _BATCHES[-1] else 1.0
+        return (generator.random(shape) * wide).astype(given.dtype)
+    most = 256 if given.dtype == np.uint8 else 2
+    return generator.integers(0, most, shape).astype(given.dtype)
+
+
+def _samples(samples: Sequence[Any], inputs: Sequence[Input]) -> Iterator[tuple[Arrays, str]]:
+    """Yield the samples that are tensors of the model's shapes; others are for the handler to decode."""
+    for sample in samples:
+        try:
+            if isinstance(sample, dict) and sample.keys() == {"npy"}:
+                sample = np.load(io.BytesIO(base64.b64decode(sample["npy"])), allow_pickle=False)
+            elif isinstance(sample, dict) and sample.keys() == {"instances"}:
+                sample = sample["instances"][0]
+            named = isinstance(sample, dict)
+            if not named and len(inputs) != 1:
+                continue
+            yield {one.name: _fitted(sample[one.name] if named else sample, one) for one in inputs}, "samples"
+        except (ValueError, TypeError, KeyError, IndexError):
+            continue
+
+
+def _fitted(value: Any, given: Input) -> np.ndarray:
+    array = np.asarray(value).astype(given.dtype)
+    if array.ndim == len(given.shape) - 1:
+        array = array[None]
+    if array.ndim != len(given.shape) or any(
+        size not in (None, have) for size, have in zip(given.shape, array.shape, strict=True)
+    ):
+        raise ValueError("it has another shape")
+    return array
+
+
+def _answered(core: Any, model: Any, given: Sequence[tuple[Arrays, str]]) -> list[tuple[Arrays, Arrays, str]]:
+    """Return inputs with the answers of the model as it was read; a sample that it does not take is left out."""
+    request = core.compile_model(model, "CPU", _SETTINGS).create_infer_request()
+    answered = []
+    for arrays, kind in given:
+        try:
+            answered.append((arrays, _outputs(request, arrays), kind))
+        except RuntimeError:
+            continue
+    return answered
+
+
+def _outputs(request: Any, arrays: Arrays) -> Arrays:
+    request.reset_state()
+    answer = request.infer(arrays)
+    return {_name(port): np.array(value) for port, value in answer.items()}
+
+
+def _of_tensorflow(source: Path, given: Sequence[Arrays]) -> tuple[list[Arrays], str]:
+    """Return TensorFlow's own answers, and its version; no answers and the reason where it cannot give them."""
+    with tempfile.TemporaryDirectory() as name:
+        file, answers = Path(name, "inputs.npz"), Path(name, "answers.npz")
+        arrays: Any = {f"{place}/{key}": value for place, one in enumerate(given) for key, value in one.items()}
+        np.savez(file, **arrays)
+        script = Path(__file__).with_name("tensorflow_answers.py")
+        environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+        command = [sys.executable, *map(str, (script, source, file, answers))]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+        lines = ran.stdout.strip().splitlines() or [f"its process ended with {ran.returncode}"]
+        if ran.returncode:
+            return [], lines[-1][:200]
+        with np.load(answers) as found:
+            named = [key.partition("/") for key in found.files]
+            return [
+                {key: found[f"{number}/{key}"] for number, _, key in named if number == str(place)}
+                for place in range(len(given))
+            ], f"compared with {lines[-1]}"
+
+
+def _difference(
+    core: Any,
+    target: Path,
+    given: Sequence[tuple[Arrays, str]],
+    expected: Sequence[Arrays],
+    channels_first: bool,
+    dropped: str,
+) -> float:
+    """Return the largest difference, relative to the largest output or 1; not a number if an output is missing."""
+    request = core.compile_model(core.read_model(target), "CPU", _SETTINGS).create_infer_request()
+    largest = 0.0
+    for (arrays, _), known in zip(given, expected, strict=True):
+        if channels_first:
+            arrays = {name: np.ascontiguousarray(np.moveaxis(value, -1, 1)) for name, value in arrays.items()}
+        actual = _outputs(request, arrays)
+        if dropped:
+            actual = {name: _activated(value, dropped) for name, value in actual.items()}
+        if len(known) == 1 == len(actual):  # a name may be TensorFlow's own, where the model has no signature
+            known = dict(zip(actual, known.values(), strict=True))
+        if actual.keys() != known.keys() or any(actual[name].shape != known[name].shape for name in known):
+            return float("nan")
+        largest = max([largest, *(_gap(value, actual[name]) for name, value in known.items())])
+    return largest
+
+
+def _gap(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Return the largest difference, relative to the largest expected number or 1; equal infinities do not differ."""
+    first, second = expected.astype(np.float64), actual.astype(np.float64)
+    other = ~((first == second) | (np.isnan(first) & np.isnan(second)))
+    if not other.any():
+        return 0.0
+    gap = float(np.abs(first - second)[other].max())
+    scale = max(1.0, float(np.abs(first[np.isfinite(first)]).max(initial=0)))
+    return gap / scale if gap == gap else float("inf")
+
+
+def _activated(value: np.ndarray, name: str) -> np.ndarray:
+    if name == "sigmoid":
+        return np.asarray(1 / (1 + np.exp(-value)))
+    powers = np.exp(value - value.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True))
+
+
+def main() -> None:
+    """Read a job from standard input; write the result, or the reason of a rejection, as one line of JSON."""
+    result = sys.stdout
+    sys.stdout = sys.stderr  # what OpenVINO prints is not the result
+    try:
+        document = {"converted": convert(json.load(sys.stdin))}
+    except Rejected as error:
+        document = {"rejected": {"message": str(error), "hint": error.hint}}
+    result.write(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
