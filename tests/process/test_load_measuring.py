@@ -14,6 +14,7 @@ from torchmar.connection import Endpoint
 from torchmar.errors import ConnectError, NotFoundError, TorchmarError
 from torchmar.exchange import Request
 from torchmar.load import expectations
+from torchmar.load.answers import Expected
 from torchmar.load.measuring import Progress, StepSpec, invalid_reasons, measure
 from torchmar.load.recorder import Recorder
 from torchmar.load.results import SelfCheck, Step
@@ -88,6 +89,19 @@ def test_an_answer_that_takes_too_long_is_a_timeout() -> None:
     assert failure.kind == "timeout"
     assert failure.example.endswith("no answer within 0.5 s")
     assert step.completed + failure.count == step.sent
+
+
+def test_a_server_that_reads_slowly_is_slow() -> None:
+    body = b"x" * 200_000  # takes two seconds to read
+    workload = Workload("inputs", (Case("large", Request(body)),))
+    with running(Behaviour(delay_s=0, read_bytes_per_s=100_000)) as server:
+        target = _target(server.address)
+        expected = expectations.Expectations((Expected("large"),), 0, ())
+        spec = StepSpec(rate=4, arrivals="constant", duration_s=1.0, warmup_s=0)
+        step = measure(target, workload, expected, spec)
+    assert step.sent == step.completed == 4
+    assert step.latency_ms is not None
+    assert step.latency_ms.p50 >= 1500
 
 
 def test_a_replay_sends_at_recorded_times() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ MAX_OTHERS = 0.15
 #: latency if that is more.
 MAX_DELAY_MS, MAX_DELAY_SHARE = 0.5, 0.1
 _PROGRESS_S = 0.5
+_OTHER_FILES = 64  # beside connections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,7 @@ def measure(
         TorchmarError: the rate or another value of the step is not more than 0, or the address is invalid.
     """
     _check(spec)
+    _allow_descriptors(spec.connections if spec.kind == "closed" else spec.max_connections)
     wire = Wire(target, workload.cases)
     multiplex = spec.kind != "closed"
     pid = target.pid if target.local else None
@@ -302,6 +305,24 @@ def _check(spec: StepSpec) -> None:
         raise TorchmarError("there are no requests to replay")
     if spec.duration_s <= 0 or spec.warmup_s < 0 or spec.timeout_s <= 0:
         raise TorchmarError("a duration and a timeout are more than 0 seconds, a warm-up is not negative")
+
+
+def _allow_descriptors(connections: int) -> None:
+    """Raise this process's limit of open files, as far as the system allows, so that it suffices for connections.
+
+    Raises:
+        TorchmarError: it does not suffice.
+    """
+    wanted = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise TorchmarError(
+            f"{connections} connections need {wanted} open files, and this process may have {hard}",
+            hint="fewer connections, or a higher limit: ulimit -n",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager
