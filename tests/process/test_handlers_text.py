@@ -610,6 +610,21 @@ def test_special_tokens_take_no_part_in_an_explanation(serving: Callable[..., Pa
     )
 
 
+def test_a_character_that_replaces_several_has_the_place_of_all_of_them(serving: Callable[..., Path]) -> None:
+    tokenizer = words("good", "bad", "'")
+    steps = [normalizers.Replace(old, new) for old, new in (("%67", "g"), ("%27", "'"), ("%20", " "))]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    with Worker(serving(CLASSIFIER, Likes(), tokenizer, ["bad", "good"])) as worker:
+        explanation = decoded(worker.predict_batch([text("bad %67ood%27%20bad'", explain=True)])[0])
+    assert sorted((token["start"], token["text"]) for token in explanation["tokens"]) == [
+        (0, "bad"),
+        (4, "%67ood"),
+        (10, "%27"),
+        (13, "%20bad"),  # white space in the decoded text is part of no token
+        (19, "'"),
+    ]
+
+
 @pytest.mark.parametrize("direction", ["left", "right"])
 def test_models_are_called_by_the_names_of_their_inputs(serving: Callable[..., Path], direction: str) -> None:
     tokenizer = words("a", "b", special=True, direction=direction, pad_id=9, pad_token="[PAD]")

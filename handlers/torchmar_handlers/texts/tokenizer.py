@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 _MASKS = ("[MASK]", "<mask>")
 _UNKNOWN = ("[UNK]", "<unk>")
 _TOKENS = 512  # unless the option, the tokenizer or the model specifies it
+_SPACE = re.compile(r"\s")
 _SHORT = 32  # tokens up to which padding costs less than a pass of its own
 
 
@@ -109,11 +111,17 @@ class Tokenizer:
         return [row[start : start + count] for row, start, count in zip(output, starts, counts, strict=True)]
 
     def credited(self, encoded: Encoded, values: Sequence[float]) -> list[tuple[int, int, float]]:
-        """Return the places of tokens with their values; tokens that share a character are one."""
+        """Return the places of tokens with their values; tokens that share a character are one.
+
+        A tokenizer that replaces characters by one of its own, such as ``%27`` by an apostrophe, gives it the place of
+        the last of them: those before, up to the previous token or white space, are added.
+        """
         spans: list[tuple[int, int, float]] = []
         for (start, end), apart, value in zip(encoded.places, encoded.special, values, strict=True):
             if apart:
                 continue
+            if spans and spans[-1][1] < start < end and not _SPACE.search(encoded.text, spans[-1][1], start):
+                start = spans[-1][1]
             if spans and start < spans[-1][1]:
                 before = spans[-1]
                 spans[-1] = (min(before[0], start), max(before[1], end), before[2] + value)
