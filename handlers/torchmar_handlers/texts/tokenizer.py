@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 _MASKS = ("[MASK]", "<mask>")
 _UNKNOWN = ("[UNK]", "<unk>")
 _TOKENS = 512  # unless the option, the tokenizer or the model specifies it
-_SPACE = re.compile(r"\s")
 _SHORT = 32  # tokens up to which padding costs less than a pass of its own
 
 
@@ -117,14 +115,16 @@ class Tokenizer:
         the last of them: those before, up to the previous token or white space, are added.
         """
         spans: list[tuple[int, int, float]] = []
+        first = encoded.kept[0] if encoded.kept else 0
         for (start, end), apart, value in zip(encoded.places, encoded.special, values, strict=True):
             if apart:
                 continue
-            if spans and spans[-1][1] < start < end and not _SPACE.search(encoded.text, spans[-1][1], start):
-                start = spans[-1][1]
+            before = encoded.text[spans[-1][1] if spans else first : start] if start < end else ""
+            if before and not before[-1].isspace():
+                start -= len(before.split()[-1])
             if spans and start < spans[-1][1]:
-                before = spans[-1]
-                spans[-1] = (min(before[0], start), max(before[1], end), before[2] + value)
+                last = spans[-1]
+                spans[-1] = (min(last[0], start), max(last[1], end), last[2] + value)
             else:
                 spans.append((start, end, value))
         return spans
