@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.machine import processor
@@ -33,7 +33,7 @@ from torchmar.engines.engine import Engine
 from torchmar.engines.server_records import ServerRecord
 from torchmar.engines.torchserve import TorchServe
 from torchmar.load import expectations, workload
-from torchmar.load.histogram import Histogram
+from torchmar.load.histogram import bucket_range
 from torchmar.load.measuring import StepSpec, measure
 from torchmar.load.results import Step
 from torchmar.load.target import Target
@@ -141,9 +141,9 @@ def _measure(
 
 def _goodput(step: Step, deadline_s: float) -> float:
     """Return the answers in time, per second."""
-    histogram = Histogram.from_json(asdict(step.histogram))
-    within = 1 - histogram.count_above(deadline_s * 1e6) / max(1, step.histogram.count)
-    return step.throughput * within
+    buckets = step.histogram.buckets
+    within = sum(count for index, count in buckets if bucket_range(index)[1] <= deadline_s * 1e6)
+    return step.throughput * within / max(1, step.histogram.count)
 
 
 def _report(steps: dict[str, list[Step]], times: Sequence[float], deadline_s: float) -> int:

@@ -22,23 +22,25 @@ from torchmar_handlers.request import BadRequest, NotFinite, Request
 class ImageClassifier(BaseHandler):
     """Classify images; options in the ``handler`` section of the configuration.
 
-    ========== =========================== ==============================================================
-    option     default                     meaning
-    ========== =========================== ==============================================================
-    mode       RGB                         what the model takes: ``RGB`` or ``L``
-    resize     256                         pixels of the short side, or ``[height, width]``, or null
-    crop       224; none if ``resize`` is  pixels of a square from the middle, or ``[height, width]``,
-               null or ``[height, width]`` or null
-    mean, std  ImageNet's; 0 and 1 for L   what values from 0 to 1 are normalised with
-    topk       5                           labels in an answer at the most
-    output     labels                      ``labels``, or ``probabilities``: those of all classes, in their order
-    max_pixels 89478485 (Pillow's limit)   larger images get 413
-    exif       false                       turn photographs as their camera was held
-    method     integrated_gradients        of explanations; see `torchmar_handlers.explanations`
-    n_steps    50                          steps of the integral of an explanation
-    baseline   zeros                       what explanations compare with: ``zeros``, ``mean`` or ``blur``
-    layer      the last convolution        the layer that Grad-CAM looks at, by its dotted name
-    ========== =========================== ==============================================================
+    =============== =========================== =============================================================
+    option          default                     meaning
+    =============== =========================== =============================================================
+    mode            RGB                         what the model takes: ``RGB`` or ``L``
+    resize          256                         pixels of the short side, or ``[height, width]``, or null
+    crop            224; none if ``resize`` is  pixels of a square from the middle, or ``[height, width]``,
+                    null or ``[height, width]`` or null
+    mean, std       ImageNet's; 0 and 1 for L   what values from 0 to 1 are normalised with
+    topk            5                           labels in an answer at the most
+    output          labels                      ``labels``, or ``probabilities``: those of all classes, in their order
+    max_pixels      89478485 (Pillow's limit)   larger images get 413
+    exif            false                       turn photographs as their camera was held
+    scaled_decoding false                       decode JPEG files whose sides are at least four times those after
+                                                ``resize`` at a half, a quarter or an eighth of their sides
+    method          integrated_gradients        of explanations; see `torchmar_handlers.explanations`
+    n_steps         50                          steps of the integral of an explanation
+    baseline        zeros                       what explanations compare with: ``zeros``, ``mean`` or ``blur``
+    layer           the last convolution        the layer that Grad-CAM looks at, by its dotted name
+    =============== =========================== =============================================================
 
     By default this answers as TorchServe's own ``image_classifier`` does. The model takes floats,
     ``(n, channels, height, width)``, and gives scores, ``(n, classes)``.

@@ -167,13 +167,13 @@ MODES = {
 @pytest.mark.parametrize("content", MODES.values(), ids=MODES)
 def test_a_file_of_any_mode_is_read_as_by_pillow(content: bytes, mode: str) -> None:
     expected = np.asarray(Image.open(io.BytesIO(content)).convert(mode))
-    assert (reading.as_array(Reader(mode, MANY).read(content)).squeeze() == expected).all()
+    assert (reading.as_array(Reader(mode, MANY).read(content)[0]).squeeze() == expected).all()
 
 
 def test_sixteen_bits_are_cut_to_the_upper_eight() -> None:
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     for kind in ("PNG", "TIFF"):
-        pixels = Reader("RGB", MANY).read(saved(Image.fromarray(values), kind))
+        pixels, _ = Reader("RGB", MANY).read(saved(Image.fromarray(values), kind))
         assert (reading.as_array(pixels) == (values >> 8)[:, :, None]).all()
 
 
@@ -181,8 +181,9 @@ def test_a_photograph_is_rotated_only_if_configured() -> None:
     image, exif = noise(40, 20), Image.Exif()
     exif[274] = 6  # held upright
     content = saved(image, "JPEG", exif=exif)
-    assert reading.size(Reader("RGB", MANY).read(content)) == (40, 20)
-    turned = Reader("RGB", MANY, exif=True).read(content)
+    assert reading.size(Reader("RGB", MANY).read(content)[0]) == (40, 20)
+    turned, original = Reader("RGB", MANY, exif=True).read(content)
+    assert original == (20, 40)
     assert (reading.as_array(turned) == np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))).all()
 
 
@@ -195,6 +196,46 @@ def test_jpeg_has_the_same_pixels_with_and_without_simplejpeg() -> None:
         pixels = jpeg.decode(content)
         assert pixels is not None
         assert (pixels == np.asarray(Image.open(io.BytesIO(content)))).all()
+
+
+# A gradient with a disc: as smooth as a photograph, where noise has no smaller copy.
+def scene(width: int, height: int) -> Image.Image:
+    across, down = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    disc = ((across - 0.4) ** 2 + (down - 0.5) ** 2 < 0.05) * 80
+    return Image.fromarray(np.stack([across * 175 + disc, down * 175 + disc, 120 - disc], 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize(
+    ("width", "height", "scale"), [(640, 480, 1), (1023, 1100, 1), (1024, 1100, 2), (2100, 2061, 4), (4096, 5001, 8)]
+)
+def test_a_large_jpeg_is_decoded_at_a_scale_if_configured(
+    width: int, height: int, scale: int, upright: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[274] = 6 if upright else 1
+    content = saved(scene(width, height), "JPEG", quality=90, exif=exif)
+    geometry = Geometry(256, (224, 224))
+    scaled = Reader("RGB", MANY, exif=True, resized=geometry.resized)
+    whole, original = Reader("RGB", MANY, exif=True).read(content)
+    pixels, its_original = scaled.read(content)
+    assert its_original == original == ((height, width) if upright else (width, height))
+    assert reading.size(pixels) == tuple(-(-side // scale) for side in original)
+    expected, seen = (geometry.apply(each, original).astype(int) for each in (whole, pixels))
+    # The edge of the disc differs most; an image that was shifted by a pixel would by 80.
+    assert np.abs(seen - expected).max() <= 40 and np.abs(seen - expected).mean() < 0.5
+    assert reading.size(scaled.read(content, whole=True)[0]) == original
+    if features.check_feature("libjpeg_turbo"):
+        monkeypatch.setattr(jpeg, "decode", lambda *_: None)  # as without simplejpeg
+        assert (reading.as_array(scaled.read(content)[0]) == reading.as_array(pixels)).all()
+
+
+def test_other_files_are_never_decoded_at_a_scale() -> None:
+    reader = Reader("RGB", MANY, resized=lambda width, height: (8, 8))
+    for name in ("RGBA PNG", "WebP", "GIF"):
+        assert reading.size(reader.read(MODES[name])[0]) == (61, 43)
+    with pytest.raises(BadRequest, match="damaged"):
+        reader.read(MODES["RGB JPEG"][:-200])
 
 
 def bomb(width: int, height: int) -> bytes:

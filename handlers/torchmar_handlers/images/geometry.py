@@ -40,9 +40,14 @@ class Geometry:
         short, long = self.resize, int(self.resize * max(width, height) / min(width, height))
         return (short, long) if width <= height else (long, short)
 
-    def apply(self, pixels: Pixels) -> np.ndarray:
-        """Return the pixels that the model sees: bytes, ``(height, width, channels)``."""
-        wide, high = self.resized(*size(pixels))
+    def apply(self, pixels: Pixels, original: tuple[int, int] | None = None) -> np.ndarray:
+        """Return the pixels that the model sees: bytes, ``(height, width, channels)``.
+
+        Args:
+            pixels: of an image.
+            original: its width and height, if ``pixels`` were decoded at a scale.
+        """
+        wide, high = self.resized(*(original or size(pixels)))
         if self.crop is None:
             return _part(pixels, (wide, high), (0, 0, wide, high))
         left, right, pad_left, pad_right = _centre(wide, self.crop[1])

@@ -35,17 +35,19 @@ class Input:
 class Inputs:
     """Make inputs of requests, and batches of inputs.
 
-    ========== =========================== ==============================================================
-    option     default                     meaning
-    ========== =========================== ==============================================================
-    mode       RGB                         what the model takes: ``RGB`` or ``L``
-    resize     256                         pixels of the short side, or ``[height, width]``, or null
-    crop       224; none if ``resize`` is  pixels of a square from the middle, or ``[height, width]``,
-               null or ``[height, width]`` or null
-    mean, std  ImageNet's; 0 and 1 for L   what values from 0 to 1 are normalised with
-    max_pixels 89478485 (Pillow's limit)   larger images get 413
-    exif       false                       turn photographs as their camera was held
-    ========== =========================== ==============================================================
+    =============== =========================== =============================================================
+    option          default                     meaning
+    =============== =========================== =============================================================
+    mode            RGB                         what the model takes: ``RGB`` or ``L``
+    resize          256                         pixels of the short side, or ``[height, width]``, or null
+    crop            224; none if ``resize`` is  pixels of a square from the middle, or ``[height, width]``,
+                    null or ``[height, width]`` or null
+    mean, std       ImageNet's; 0 and 1 for L   what values from 0 to 1 are normalised with
+    max_pixels      89478485 (Pillow's limit)   larger images get 413
+    exif            false                       turn photographs as their camera was held
+    scaled_decoding false                       decode JPEG files whose sides are at least four times those after
+                                                ``resize`` at a half, a quarter or an eighth of their sides
+    =============== =========================== =============================================================
 
     Args:
         options: those of the handler.
@@ -73,7 +75,9 @@ class Inputs:
             raise OptionError("std", "nothing can be divided by 0")
         self._plain = not bool(self._mean.any()) and bool((self._std == 1).all())
         self.max_pixels = options.integer("max_pixels", _MAX_PIXELS, low=1)
-        self._reader = Reader(self.mode, self.max_pixels, exif=options.flag("exif", False))
+        exif, scaled = options.flag("exif", False), options.flag("scaled_decoding", False)
+        resized = self.geometry.resized if scaled and self.geometry.resize is not None else None
+        self._reader = Reader(self.mode, self.max_pixels, exif=exif, resized=resized)
 
     def read(self, request: Request) -> Input:
         """Return the input that a request holds: a file, pixels in numbers, or what the model takes.
@@ -81,9 +85,9 @@ class Inputs:
         Raises:
             BadRequest: there is no image in it, or one with too many pixels (413).
         """
-        pixels, values = self._opened(request)
+        pixels, values, original = self._opened(request)
         if pixels is not None:
-            return self.fit(pixels)
+            return self.fit(pixels, original)
         assert values is not None
         return Input(torch.from_numpy(values), values.shape[2], values.shape[1])
 
@@ -99,23 +103,27 @@ class Inputs:
         Raises:
             BadRequest: there is no image in it, or one with too many pixels (413).
         """
-        pixels, _ = self._opened(request)
+        pixels, _, _ = self._opened(request, whole=True)
         if pixels is None:
             raise BadRequest(
                 f"an image is taken as a file or as bytes (height, width, {len(self.mode)}), not as floats"
             )
         return pixels
 
-    def fit(self, pixels: Pixels) -> Input:
+    def fit(self, pixels: Pixels, original: tuple[int, int] | None = None) -> Input:
         """Return the input that pixels of the right mode become.
+
+        Args:
+            pixels: of an image.
+            original: its width and height, if ``pixels`` were decoded at a scale.
 
         Raises:
             BadRequest: it would have too many pixels (413).
         """
-        width, height = size(pixels)
+        width, height = original or size(pixels)
         if self.geometry.crop is None:
             check_pixel_count(*self.geometry.resized(width, height), self.max_pixels)
-        array = self.geometry.apply(pixels)
+        array = self.geometry.apply(pixels, (width, height))
         return Input(torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C")), width, height)
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
@@ -133,12 +141,15 @@ class Inputs:
         values = batch.float() * self._std + self._mean
         return np.asarray((values * 255).round_().clamp_(0, 255).byte().cpu().numpy())
 
-    def _opened(self, request: Request) -> tuple[Pixels | None, np.ndarray | None]:
-        """Return either pixels or what the model takes; the other is None."""
+    def _opened(
+        self, request: Request, *, whole: bool = False
+    ) -> tuple[Pixels | None, np.ndarray | None, tuple[int, int] | None]:
+        """Return either pixels or what the model takes, the other is None; and width and height of a file."""
         payload = request.value(FILE_KEYS)
         if arrays.is_array(payload):
-            return arrays.read(payload, self.mode, self.max_pixels, self.geometry.fixed)
-        return self._reader.read(request.content()), None
+            return *arrays.read(payload, self.mode, self.max_pixels, self.geometry.fixed), None
+        pixels, original = self._reader.read(request.content(), whole=whole)
+        return pixels, None, original
 
 
 def _sides(name: str, value: Any) -> Any:

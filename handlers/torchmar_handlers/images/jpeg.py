@@ -13,13 +13,19 @@ from typing import Any
 import numpy as np
 
 
-def decode(content: bytes) -> np.ndarray | None:
-    """Return the pixels of a JPEG in colour, ``(height, width, 3)``; None where that is left to Pillow."""
+def decode(content: bytes, width: int = 0, height: int = 0) -> np.ndarray | None:
+    """Return the pixels of a JPEG in colour, ``(height, width, 3)``; None where that is left to Pillow.
+
+    Args:
+        content: the file.
+        width: of the result at least, which is scaled down by the library to the next larger size; 0: as it is.
+        height: likewise.
+    """
     decoder = _decoder()
     if decoder is None:
         return None
     try:
-        pixels: np.ndarray = decoder(content)
+        pixels: np.ndarray = decoder(content, min_width=width, min_height=height)
     except Exception:
         return None  # damaged, or strange: Pillow knows what to make of it
     return pixels

@@ -6,6 +6,7 @@ import functools
 import io
 import re
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -23,6 +24,9 @@ Pixels: TypeAlias = "Image.Image | np.ndarray"
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_=\s-]*")  # of either alphabet
 _ORIENTATION = 274  # the tag of EXIF
+_LYING = (5, 6, 7, 8)  # orientations whose rows are the columns of the file
+_SCALES = (8, 4, 2)  # at which libjpeg decodes fast, as shares of the sides
+_MARGIN = 2  # sides of a file that is decoded at a scale, at least, in sides after the resize
 
 
 class Reader:
@@ -32,23 +36,37 @@ class Reader:
         mode: ``RGB`` or ``L``.
         max_pixels: larger images are rejected before they are decoded.
         exif: turn photographs as their camera was held; torchvision and TorchServe do not.
+        resized: width and height after the resize, from those of the file. JPEG files that are at least four times as
+            large are decoded at a scale; None: never.
     """
 
-    def __init__(self, mode: str, max_pixels: int, *, exif: bool = False) -> None:
+    def __init__(
+        self,
+        mode: str,
+        max_pixels: int,
+        *,
+        exif: bool = False,
+        resized: Callable[[int, int], tuple[int, int]] | None = None,
+    ) -> None:
         from PIL import Image
 
         self.mode = mode
+        self._resized = resized
         self.max_pixels = max_pixels
         self.exif = exif
         # What Pillow looks at itself, images within images too; it raises from twice that on.
         Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-    def read(self, content: bytes) -> Pixels:
-        """Return the pixels of a file, of an animation those of the first frame.
+    def read(self, content: bytes, *, whole: bool = False) -> tuple[Pixels, tuple[int, int]]:
+        """Return the pixels of a file, of an animation those of the first frame, and width and height of the file.
 
         Transparency is dropped, 16 bits are cut to 8, CMYK and palettes become ``mode``. A file in base64 is decoded
         first: tensors of strings are bytes, and clients of models with ``tf.io.decode_base64`` send such.
+
+        Args:
+            content: the file.
+            whole: whether all pixels are needed, and none may be decoded at a scale.
 
         Raises:
             BadRequest: the file is no image of a known format, damaged, or has too many pixels (413).
@@ -57,18 +75,18 @@ class Reader:
 
         for file in (content, _from_base64(content)):
             try:
-                return self._read(file)
+                return self._read(file, whole=whole)
             except UnidentifiedImageError:
                 continue
         raise BadRequest("the body is not an image of a known format")
 
-    def _read(self, content: bytes) -> Pixels:
+    def _read(self, content: bytes, *, whole: bool) -> tuple[Pixels, tuple[int, int]]:
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 check_pixel_count(image.width, image.height, self.max_pixels)
-                return self._decoded(image, content)
+                return self._decoded(image, content, whole=whole)
         except (BadRequest, MemoryError, UnidentifiedImageError):
             raise
         except Image.DecompressionBombError as error:
@@ -76,19 +94,32 @@ class Reader:
         except Exception as error:  # what a damaged file makes Pillow's readers raise is any of a dozen kinds
             raise BadRequest(f"the image is damaged: {error}") from None
 
-    def _decoded(self, image: Image.Image, content: bytes) -> Pixels:
+    def _decoded(self, image: Image.Image, content: bytes, *, whole: bool) -> tuple[Pixels, tuple[int, int]]:
         from PIL import ImageOps
 
-        turned = self.exif and image.getexif().get(_ORIENTATION, 1) != 1
-        if image.format in ("JPEG", "MPO") and image.mode == self.mode == "RGB" and not turned:
-            pixels = jpeg.decode(content)
-            # Pillow has read the header: a decoder that sees another image is not to be believed.
-            if pixels is not None and pixels.shape[:2] == (image.height, image.width):
-                return pixels
+        orientation = image.getexif().get(_ORIENTATION, 1) if self.exif else 1
+        original = (image.height, image.width) if orientation in _LYING else (image.width, image.height)
+        if image.format in ("JPEG", "MPO") and image.mode == self.mode == "RGB":
+            scale = 1 if whole else self._scale(*original)
+            width, height = (-(-side // scale) for side in (image.width, image.height))
+            if orientation == 1:
+                pixels = jpeg.decode(content, width, height) if scale > 1 else jpeg.decode(content)
+                # Pillow has read the header: a decoder that sees another image is not to be believed.
+                if pixels is not None and pixels.shape[:2] == (height, width):
+                    return pixels, original
+            if scale > 1:
+                image.draft("RGB", (image.width // scale, image.height // scale))
         image.load()
-        if turned:
+        if orientation != 1:
             image = ImageOps.exif_transpose(image)
-        return converted(image, self.mode)
+        return converted(image, self.mode), original
+
+    def _scale(self, width: int, height: int) -> int:
+        """Return by how much the sides of a JPEG may be divided when it is decoded; 1: not at all."""
+        if self._resized is None:
+            return 1
+        wide, high = (_MARGIN * side for side in self._resized(width, height))
+        return next((scale for scale in _SCALES if width >= scale * wide and height >= scale * high), 1)
 
 
 def converted(image: Image.Image, mode: str) -> Image.Image:
