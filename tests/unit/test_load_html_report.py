@@ -59,7 +59,7 @@ def measured(rate: float, values: list[int] | None = None) -> Step:
 
 
 def verdicts(text: str) -> list[tuple[str, str]]:
-    items = re.findall(r'<li class="(\w+)">(.*?)</li>', text)
+    items = re.findall(r'<li class="(\w+)">(.*?)</li>', text, re.DOTALL)
     return [(level, re.sub("<[^>]*>", " ", content)) for level, content in items]
 
 
@@ -115,13 +115,31 @@ def test_faults_come_first_then_cautions() -> None:
     for part in (
         "3 wrong answers at 100/s, with the status of success.",
         "three.png: &quot;8&quot;, not &quot;3&quot;",
-        "200/s is not valid and has no figures: sends were late (p99 14 ms).",
-        "20 requests of 1,000 (2.00%) failed at 150/s: status 503.",
+        "200/s is not valid; there are no figures of it. sends were late (p99 14 ms)",
+        "Requests failed with status 503: 20 of 1,000 (2.00%) at 150/s.",
         "seven.png: no worker",
-        "300/s is not stable: p50 ms rises from about 8 to 80 in 10 s.",
+        "300/s is not stable. p50 ms rises from about 8 to 80 in 10 s",
         "6 of 8 steps are valid and stable",
     ):
         assert part in text
+
+
+def test_the_same_fault_of_several_steps_is_one_statement() -> None:
+    spoiled = {"valid": False, "invalid_reasons": ("sends were late",)}
+    failing = {"errors": (Failure(kind="timeout", count=5, example="a.png:\n  {}"),)}
+    report = bench_reports.report(*(replace(measured(rate), **spoiled, **failing) for rate in (50, 100)), measured(150))
+    assert verdicts(html(report))[:2] == [
+        (
+            "bad",
+            " Fault 2 of 3 steps are not valid; there are no figures of them. 50/s: sends were late\n"
+            "100/s: sends were late ",
+        ),
+        (
+            "warn",
+            " Caution Requests failed with timeout: 5 of 1,000 (0.50%) at 50/s, 5 of 1,000 (0.50%) at 100/s."
+            " a.png: {} ",
+        ),
+    ]
 
 
 def test_a_good_measurement_is_called_good() -> None:

@@ -154,19 +154,19 @@ def verdicts(report: Report) -> Iterator[tuple[Level, str]]:
     for step in steps:
         if step.wrong_answers:
             text = f"{_count(step.wrong_answers, 'wrong answer')} at {step_label(step)}, with the status of success."
-            yield "bad", escape(text) + _small(step.wrong_answer)
+            yield "bad", escape(text) + _small(_line(step.wrong_answer))
     invalid = [step for step in steps if not step.valid]
-    for step in invalid:
-        reasons = "; ".join(step.invalid_reasons)
-        yield "bad", escape(f"{step_label(step)} is not valid and has no figures: {reasons}.")
+    if invalid:
+        which = _some(invalid, steps, "valid")
+        reasons = [(step, "; ".join(step.invalid_reasons)) for step in invalid]
+        yield "bad", escape(f"{which}; there are no figures of {_them(invalid)}.") + _small(_each(reasons))
+    for kind in dict.fromkeys(failure.kind for step in below for failure in step.errors):
+        yield "warn", _failed(kind, below)
+    unstable = [step for step in below if step.valid and not step.stable]
+    if unstable:
+        reasons = [(step, step.unstable_reason) for step in unstable]
+        yield "warn", escape(f"{_some(unstable, steps, 'stable')}.") + _small(_each(reasons))
     for step in below:
-        for failure in step.errors:
-            share = failure.count / step.sent if step.sent else 0.0
-            subject = f"{_count(failure.count, 'request')} of {step.sent:,} ({share:.2%}) failed"
-            yield "warn", escape(f"{subject} at {step_label(step)}: {failure.kind}.") + _small(failure.example)
-    for step in below:
-        if step.valid and not step.stable:
-            yield "warn", escape(f"{step_label(step)} is not stable: {step.unstable_reason}.")
         if not step.complete:
             yield "warn", escape(f"{step_label(step)} ended early, after {number(step.duration_s)} s.")
     if not report.complete:
@@ -193,6 +193,38 @@ def verdicts(report: Report) -> Iterator[tuple[Level, str]]:
                 "compared with the expected ones."
             ),
         )
+
+
+def _some(chosen: Sequence[Step], steps: Sequence[Step], state: str) -> str:
+    """Return ``200/s is not STATE``, ``2 of 5 steps are not STATE`` or ``none of 5 steps is STATE``."""
+    if len(chosen) == 1:
+        return f"{step_label(chosen[0])} is not {state}"
+    if len(chosen) == len(steps):
+        return f"None of {len(steps)} steps is {state}"
+    return f"{len(chosen)} of {len(steps)} steps are not {state}"
+
+
+def _them(steps: Sequence[Step]) -> str:
+    return "it" if len(steps) == 1 else "them"
+
+
+def _each(texts: Sequence[tuple[Step, str]]) -> str:
+    """Return a line for each step, with its name if there are several."""
+    return "\n".join(f"{step_label(step)}: {text}" if len(texts) > 1 else text for step, text in texts)
+
+
+def _failed(kind: str, steps: Sequence[Step]) -> str:
+    """Return the statement about the requests that failed in one way: how many of each step, and an example."""
+    counts = [(step, failure) for step in steps for failure in step.errors if failure.kind == kind]
+    parts = [
+        f"{failure.count:,} of {step.sent:,} ({failure.count / max(1, step.sent):.2%}) at {step_label(step)}"
+        for step, failure in counts
+    ]
+    return escape(f"Requests failed with {kind}: {', '.join(parts)}.") + _small(_line(counts[0][1].example))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def _saturated(report: Report, step: Step) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from torchmar.load import statistics
 from torchmar.load.histogram import Histogram
@@ -145,7 +146,11 @@ class Recorder:
         if not merged.count:
             return None
         p50, p90, p95, p99, p999 = merged.percentiles((50, 90, 95, 99, 99.9))
-        batches = [window.latencies.percentiles((50, 95, 99)) for window in self._windows[:windows]]
+        # Of several windows at a time: the 99th percentile of few requests is their largest.
+        batches = [
+            Histogram.merged(window.latencies for window in group).percentiles((50, 95, 99))
+            for group in statistics.grouped(self._windows[:windows])
+        ]
         intervals = [
             bounds_ms(statistics.around(value, [batch[place] for batch in batches]))
             for place, value in enumerate((p50, p95, p99))
@@ -168,8 +173,9 @@ class Recorder:
         rates = self.rates(windows)
         if not rates:
             return 0.0, None
-        interval = statistics.mean_interval(rates)
-        return sum(rates) / len(rates), (interval.low, interval.high) if interval else None
+        mean = fmean(rates)
+        interval = statistics.around(mean, [fmean(group) for group in statistics.grouped(rates)])
+        return mean, (interval.low, interval.high) if interval else None
 
     def rates(self, windows: int) -> Sequence[float]:
         """Return the right answers a second of each of the first windows."""
