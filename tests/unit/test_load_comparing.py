@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support import bench_reports
 from torchmar.load.comparing import ReportComparison, compare
-from torchmar.load.results import Failure, Report, Step
+from torchmar.load.results import Failure, Limit, Report, Step
 from torchmar.load.statistics import difference_interval, share_interval
 
 
@@ -142,6 +142,43 @@ def test_equal_steps_are_matched_in_their_order() -> None:
         "same"
     ] * 2
     assert result.only_new == ("100/s",)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(200.0, 205.0, "same"), (150.0, 155.0, "regression"), (195.0, 199.0, "worse"), (300.0, 310.0, "better")],
+)
+def test_limits_are_compared_by_the_rates_that_held_and_those_that_did_not(
+    low: float, high: float, expected: str
+) -> None:
+    def found(low: float, high: float) -> Report:
+        limit = Limit(rate=low, interval=(low, high), reason="requests in flight grow")
+        return replace(bench_reports.report(step(low)), limit=limit)
+
+    result = compare(found(200.0, 201.0), found(low, high), 0.05)
+    (limit,) = [step for step in result.steps if step.label == "limit"]
+    assert [change.verdict for change in limit.changes] == [expected]
+    assert result.passed == (expected != "regression")
+
+
+def test_steps_beyond_the_limit_are_not_compared() -> None:
+    limit = Limit(rate=200.0, interval=(200.0, 210.0), reason="requests in flight grow")
+    report = replace(bench_reports.report(step(100), step(210), step(400)), limit=limit)
+    result = compare(report, report, 0.05)
+    assert [step.label for step in result.steps] == ["100/s", "limit"]
+    assert result.only_old == result.only_new == ()
+
+
+def test_a_limit_without_an_upper_end_is_undecided_and_one_that_was_not_found_is_refused() -> None:
+    held = Limit(rate=200.0, interval=None, reason="no rate saturated the server in 20 steps")
+    spoiled = Limit(rate=None, interval=None, reason="the step at 100/s is invalid")
+    old = replace(bench_reports.report(), limit=held)
+    (step,) = compare(old, old, 0.05).steps
+    assert step.changes[0].verdict == "undecided"
+    result = compare(old, replace(old, limit=spoiled), 0.05)
+    assert result.steps[0].refused == "the new one was not found: the step at 100/s is invalid"
+    assert not result.passed
+    assert compare(old, replace(old, limit=None), 0.05).steps == ()
 
 
 def test_reports_without_a_common_step_do_not_pass() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from torchmar.load.results import Bounds, Report, Step
+from torchmar.load.results import Bounds, Limit, Report, Step
 from torchmar.load.statistics import Interval, difference_interval, ratio_interval, share_interval
 from torchmar.load.step_label import step_label
 
@@ -62,7 +62,7 @@ class ReportComparison:
     Attributes:
         not_comparable: why figures of the two are not comparable; empty if they are.
         differences: what else differs, such as the version of the model: perhaps the reason of a change.
-        steps: the steps that both have.
+        steps: the steps that both have, and the limits, if both looked for them.
         only_old: the labels of steps that only the old report has.
         only_new: the same of the new report.
         max_regression: the share by which a figure may be worse.
@@ -105,8 +105,13 @@ def compare(old: Report, new: Report, max_regression: float) -> ReportComparison
     return ReportComparison(
         not_comparable=tuple(_obstacles(old, new)),
         differences=tuple(_differences(old, new)),
-        steps=tuple(
-            _compare_steps(old_steps[key], step, max_regression) for key, step in new_steps.items() if key in old_steps
+        steps=(
+            *(
+                _compare_steps(old_steps[key], step, max_regression)
+                for key, step in new_steps.items()
+                if key in old_steps
+            ),
+            *_compare_limits(old.limit, new.limit, max_regression),
         ),
         only_old=tuple(step_label(step) for key, step in old_steps.items() if key not in new_steps),
         only_new=tuple(step_label(step) for key, step in new_steps.items() if key not in old_steps),
@@ -118,10 +123,15 @@ Key = tuple[str, "str | None", "float | None", int, int]
 
 
 def _by_key(report: Report) -> dict[Key, Step]:
-    """Return the steps by kind, arrivals, rate, connections of a closed loop, and their number among equal ones."""
+    """Return the steps by kind, arrivals, rate, connections of a closed loop, and their number among equal ones.
+
+    Steps beyond the limit are left out: they ended early, with a queue that grew.
+    """
     seen: Counter[tuple[object, ...]] = Counter()
     result: dict[Key, Step] = {}
     for step in report.steps:
+        if report.saturated(step):
+            continue
         connections = step.connections if step.kind == "closed" else 0
         equal = (step.kind, step.arrivals, step.rate, connections)
         seen[equal] += 1
@@ -196,6 +206,31 @@ def _compare_steps(old: Step, new: Step, limit: float) -> StepComparison:
     return StepComparison(label=label, changes=tuple(changes), cautions=tuple(cautions))
 
 
+def _compare_limits(old: Limit | None, new: Limit | None, limit: float) -> Iterator[StepComparison]:
+    """Yield the comparison of the highest rates that held, from the rates that held and those that did not."""
+    if old is None or new is None:
+        return
+    intervals = []
+    for name, found in (("old", old), ("new", new)):
+        if found.rate is None:
+            yield StepComparison(label="limit", changes=(), refused=f"the {name} one was not found: {found.reason}")
+            return
+        low, high = found.interval or (found.rate, math.inf)
+        intervals.append(Interval(found.rate, low, high))
+    before, after = intervals
+    # These are bounds of the limit and no confidence intervals: the ratio is within the ratios of their ends.
+    ratio = Interval(after.value / before.value, after.low / before.high, after.high / before.low)
+    slowdown = Interval(before.value / after.value, before.low / after.high, before.high / after.low)
+    verdict = _verdict(slowdown, _slowdown(limit))
+    change = Change(figure="requests/s", old=before.value, new=after.value, ratio=ratio, verdict=verdict)
+    yield StepComparison(label="limit", changes=(change,))
+
+
+def _slowdown(limit: float) -> float:
+    """Return the ratio of the old to the new rate, if the new one is smaller by a share."""
+    return 1 / (1 - limit) if limit < 1 else math.inf
+
+
 def _interval(value: float, bounds: Bounds | None) -> Interval:
     """Return a value with its interval; one without an interval can be anything."""
     return Interval(value, *(bounds or (0.0, math.inf)))
@@ -210,7 +245,7 @@ def _throughput(old: Interval, new: Interval, limit: float) -> Change:
     """Return the change of the throughput, of which less is worse: a limit of 5 % is a ratio of 0.95."""
     ratio = ratio_interval(new, old)
     slowdown = ratio_interval(old, new) if new.value else Interval(math.inf, math.inf, math.inf)
-    verdict = _verdict(slowdown, 1 / (1 - limit) if limit < 1 else math.inf)
+    verdict = _verdict(slowdown, _slowdown(limit))
     return Change(figure="answers/s", old=old.value, new=new.value, ratio=ratio, verdict=verdict)
 
 

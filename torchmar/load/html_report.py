@@ -150,7 +150,7 @@ def verdicts(report: Report) -> Iterator[tuple[Level, str]]:
     Steps beyond a limit that was found have no cautions: that they fail and do not last is what was looked for.
     """
     steps = report.steps
-    below = [step for step in steps if not _saturated(report, step)]
+    below = [step for step in steps if not report.saturated(step)]
     for step in steps:
         if step.wrong_answers:
             text = f"{_count(step.wrong_answers, 'wrong answer')} at {step_label(step)}, with the status of success."
@@ -227,12 +227,6 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _saturated(report: Report, step: Step) -> bool:
-    """Whether a step was at a rate that the search for the limit found to be too high."""
-    bounds = report.limit.interval if report.limit else None
-    return bounds is not None and step.kind == "open" and step.rate is not None and step.rate >= bounds[1]
-
-
 def _limit(limit: Limit) -> str:
     if limit.rate is None:
         return escape(f"No limit was found: {limit.reason}.")
@@ -286,7 +280,7 @@ def _summary(report: Report) -> str:
                 number(latency.max, fixed=True),
             ]
         state = "stable" if step.stable else "not stable"
-        if _saturated(report, step):
+        if report.saturated(step):
             state = "saturated"
         if not step.valid:
             state = "not valid"

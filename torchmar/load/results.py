@@ -317,6 +317,11 @@ class Report:
     schema: Literal["torchmar-bench/1"] = SCHEMA
     """The version of this format."""
 
+    def saturated(self, step: Step) -> bool:
+        """Whether a step was at a rate that the search for the limit found to be too high."""
+        bounds = self.limit.interval if self.limit else None
+        return bounds is not None and step.kind == "open" and step.rate is not None and step.rate >= bounds[1]
+
 
 @functools.cache
 def _adapter() -> TypeAdapter[Report]:
