@@ -91,7 +91,8 @@ def _figures(change: Change) -> tuple[str, str, str, str]:
     if change.of_shares:
         ends = f"{ratio.low:+.2%} – {ratio.high:+.2%}"
         return f"{change.old:.2%}", f"{change.new:.2%}", f"{ratio.value:+.2%}", ends
-    ends = "no interval" if math.isinf(ratio.high) else f"{ratio.low:.3f} – {ratio.high:.3f}"
+    high = "∞" if math.isinf(ratio.high) else f"{ratio.high:.3f}"
+    ends = f"{ratio.low:.3f} – {high}" if ratio.low or math.isfinite(ratio.high) else "no interval"
     return number(change.old, fixed=True), number(change.new, fixed=True), f"{ratio.value:.3f}", ends
 
 

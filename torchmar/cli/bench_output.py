@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import TITLES
+from torchmar.load.kinds import PROTOCOL_TITLES
 from torchmar.load.step_label import step_label
 from torchmar.load.svg import number
 
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
     from torchmar.load.measuring import Progress, StepSpec
     from torchmar.load.results import Bounds, Report, Step
     from torchmar.load.session import Session
-
-_PROTOCOLS = {
-    "torchserve": "TorchServe's API",
-    "kserve-v1": "KServe v1",
-    "kserve-v2": "KServe v2",
-    "grpc": "TorchServe's API over gRPC",
-    "grpc-v2": "KServe v2 over gRPC",
-}
 
 
 class Display:
@@ -109,7 +102,7 @@ def _heading(report: Report) -> str:
     target, requests = report.target, report.requests
     model = f"{target.model} {target.model_version}".rstrip()
     engine = next((title for name, title in TITLES.items() if name == target.engine), "")
-    lines = [f"{model} at {target.url}, " + (f"{engine}, " if engine else "") + _PROTOCOLS[target.protocol]]
+    lines = [f"{model} at {target.url}, " + (f"{engine}, " if engine else "") + PROTOCOL_TITLES[target.protocol]]
     compared = "all" if requests.compared == requests.count else f"{requests.compared} of them"
     lines.append(
         f"{requests.count} request{'s' * (requests.count != 1)} of {requests.bytes} bytes from {requests.source}; "
