@@ -99,6 +99,17 @@ def test_the_limit_of_a_server_with_one_worker_is_found(inputs: Path) -> None:
     assert all(window.in_flight >= 0 for step in report.steps for window in step.windows)
 
 
+def test_a_path_of_a_server_with_another_api_is_measured(inputs: Path) -> None:
+    with running() as server:
+        ran = _bench(server.address, inputs, "--rate", "20", "--path", "/predictions/another", *_QUICK, "--json")
+        wrong = torchmar(
+            "bench", "m", "--requests", inputs, "--rate", "1", "--path", "predictions", cwd=inputs.parent, code=2
+        )
+    (step,) = results.parse(json.loads(ran.stdout)).steps
+    assert (step.completed, step.errors) == (40, ())
+    assert "begins with /" in wrong.stderr
+
+
 def test_an_access_log_is_replayed(inputs: Path) -> None:
     lines = [
         f'2026-11-29T12:00:00,{number * 90:03} - /127.0.0.1:4 "POST /predictions/known HTTP/1.1" 200 0'

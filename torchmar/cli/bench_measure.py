@@ -20,9 +20,14 @@ from torchmar.load.kinds import Arrivals, Protocol
 
 if TYPE_CHECKING:
     from torchmar.connection import Endpoint
+    from torchmar.load.measuring import StepSpec
+    from torchmar.load.results import Report
+    from torchmar.load.target import Target
+    from torchmar.load.workload import Workload
 
 LOAD = "The load"
 SERVER = "A server to start"
+_INTERRUPTED = 130
 _LAST_S = 0.001  # after the last request of a replay
 
 
@@ -110,6 +115,14 @@ def measure(
             metavar="PROTOCOL", help="torchserve: TorchServe's own API; kserve-v1, kserve-v2; grpc; grpc-v2: KServe's."
         ),
     ] = "torchserve",
+    path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="/PATH",
+            help="The path of requests: a route of the server, or a server with an API of its own.",
+            show_default=False,
+        ),
+    ] = None,
     version: Version = None,
     as_json: AsJson = False,
     output: Annotated[
@@ -165,11 +178,10 @@ def measure(
 
     Exit code 1: a step is invalid, has wrong answers or no right one.
     """
-    from torchmar.cli.bench_output import Display, show
+    from torchmar.cli.bench_output import show
     from torchmar.connection import RUN_FOLDER
     from torchmar.load import access_log, html_report, results, servers, workload
     from torchmar.load.measuring import StepSpec
-    from torchmar.load.session import Session
     from torchmar.load.target import Target
 
     rates, closed = _numbers(rate, "--rate", float), _numbers(connections, "--connections", int)
@@ -178,16 +190,18 @@ def measure(
             "give one of --rate, --connections, --replay and --find-limit; with --find-limit, --rate is its first rate",
             param_hint="--rate",
         )
+    if path is not None and (not path.startswith("/") or protocol != "torchserve"):
+        raise typer.BadParameter("begins with /, and is for requests over HTTP", param_hint="--path")
     if engine and not archive:
         raise typer.BadParameter(f"a server that is started needs an archive: --engine {engine} --archive FILE.mar")
     if not archive and not name:
         raise typer.BadParameter("give the name of a model, or --engine and --archive", param_hint="NAME")
-    common = StepSpec(warmup_s=warmup, duration_s=duration, timeout_s=timeout, seed=seed, arrivals=arrivals)
-    specs = [replace(common, rate=number) for number in rates]
-    specs += [replace(common, kind="closed", connections=number) for number in closed]
     source = requests or archive
     if source is None:
         raise typer.BadParameter("name the requests: an archive, a folder of inputs or a file", param_hint="--requests")
+    common = StepSpec(warmup_s=warmup, duration_s=duration, timeout_s=timeout, seed=seed, arrivals=arrivals)
+    specs = [replace(common, rate=number) for number in rates]
+    specs += [replace(common, kind="closed", connections=number) for number in closed]
     load = workload.read(source, explain=explain)
     with contextlib.ExitStack() as stack:
         if archive:
@@ -195,29 +209,16 @@ def measure(
                 target = stack.enter_context(servers.started(engine or DEFAULT, archive, config))
             if name not in (None, target.model):
                 raise typer.BadParameter(f"{archive} is the model {target.model}, not {name}", param_hint="NAME")
-            target = replace(target, protocol=protocol)
+            target = replace(target, protocol=protocol, path=path)
         else:
             endpoint = _endpoint(protocol, address, run_folder, key_file, ca_file, allow_plain_http)
-            target = Target(
-                endpoint=endpoint, model=cast("str", name), version=version, protocol=protocol, pid=server_pid,
-                metrics=metrics,
-            )  # fmt: skip
-            target = servers.running(target, run_folder or RUN_FOLDER)
+            model = cast("str", name)
+            target = Target(endpoint=endpoint, model=model, version=version, protocol=protocol, path=path)
+            target = servers.running(replace(target, pid=server_pid, metrics=metrics), run_folder or RUN_FOLDER)
         if replay:
             times = access_log.times(replay, target.model)
             specs = [replace(common, kind="replay", times=times, duration_s=times[-1] - times[0] + _LAST_S)]
-        with Display() as display:
-            session = Session(target, load, display.progress)
-            display.begin(session)
-            try:
-                if find_limit:
-                    session.find_limit(replace(common, rate=rates[0] if rates else None))
-                else:
-                    session.run(specs)
-            except KeyboardInterrupt:
-                if not session.steps:
-                    raise
-        report = session.report()
+        report = _run(target, load, common if find_limit else specs, rates[0] if rates else None)
     if output:
         results.write(report, output)
     if html:
@@ -227,9 +228,32 @@ def measure(
     else:
         show(report)
     if not report.complete:
-        raise typer.Exit(130)
+        raise typer.Exit(_INTERRUPTED)
     bad = [step for step in report.steps if not step.valid or step.wrong_answers or not step.throughput]
     raise typer.Exit(1 if bad else 0)
+
+
+def _run(target: Target, load: Workload, specs: StepSpec | list[StepSpec], first_rate: float | None) -> Report:
+    """Measure steps, or with one spec search the limit; Ctrl-C ends that with the steps so far.
+
+    Raises:
+        KeyboardInterrupt: nothing has been measured yet.
+    """
+    from torchmar.cli.bench_output import Display
+    from torchmar.load.session import Session
+
+    with Display() as display:
+        session = Session(target, load, display.progress)
+        display.begin(session)
+        try:
+            if isinstance(specs, list):
+                session.run(specs)
+            else:
+                session.find_limit(replace(specs, rate=first_rate))
+        except KeyboardInterrupt:
+            if not session.steps:
+                raise
+    return session.report()
 
 
 def _write(text: str, file: Path) -> None:

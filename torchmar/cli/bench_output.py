@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torchmar.load.results import Bounds, Report, Step
     from torchmar.load.session import Session
 
+_SERVER = ("step", "in server", "queue", "pre", "model", "post", "batch", "cores", "MiB")
+
 
 class Display:
     """One line of progress on a terminal; a context manager.
@@ -82,9 +84,11 @@ def show(report: Report) -> None:
     show_table(_steps(report))
     if rows := list(_server_rows(report)):
         out.print()
-        headings = ("step", "in server", "queue", "pre", "model", "post", "batch", "cores", "MiB")
-        show_table(table(headings, rows, right=headings[1:]))
-        out.print("mean ms of a request by the server's own metrics, warm-up included; requests in a batch")
+        used = [place for place in range(len(_SERVER)) if any(row[place] for row in rows)]
+        headings = [_SERVER[place] for place in used]
+        show_table(table(headings, [[row[place] for place in used] for row in rows], right=headings[1:]))
+        if any(step.server for step in report.steps):
+            out.print("mean ms of a request by the server's own metrics, warm-up included; requests in a batch")
     notes = [note for step in report.steps for note in _notes(step)]
     if notes:
         out.print()

@@ -43,6 +43,8 @@ class Target:
         model: the name.
         version: default: the default version.
         protocol: how the requests are sent.
+        path: of requests over HTTP, in place of the protocol's: a route of the server, or a server with an API of its
+            own.
         pid: the server's process, if it is local; None: it is looked for by the port.
         metrics: the address of the metrics API; None: the server's own split is not measured.
         engine: ``builtin``, ``torchserve``, or empty if it is not known.
@@ -53,6 +55,7 @@ class Target:
     model: str
     version: str | None = None
     protocol: Protocol = "torchserve"
+    path: str | None = None
     pid: int | None = None
     metrics: str | None = None
     engine: str = ""
@@ -128,6 +131,8 @@ def http_request(target: Target, case: Case) -> tuple[str, Request]:
     """
     name, version = quote(target.model, safe=""), quote(target.version or "", safe="")
     request = case.request
+    if target.path is not None:
+        return target.path, request
     if target.protocol == "kserve-v1":
         verb = "explain" if request.explain else "predict"
         return f"/v1/models/{name}:{verb}", replace(request, body=_instances(request), content_type=_JSON)
