@@ -10,6 +10,9 @@ rounds, and the spread is how far these lie apart: where it is large, or the loa
 is, others were using the machine, and the figures mean little. Memory is the proportional set size of all
 processes of a server.
 
+The part `latency` is measured with torchmar's own open-loop client at rates that no server slows down: latency counts
+from the time when a request was to be sent, and every answer is compared. wrk measures closed loops alone.
+
 TorchServe stands in two rows, and there are ratios to both. As shipped is what pip installs, with tokens
 off: its own script, logging and defaults (as many workers as cores, which take threads from each other,
 and batches of one), and the handler that its documentation has for the case. The other row is the same
@@ -48,7 +51,8 @@ from harness.sides import COMPETITORS, ROOT, TORCHSERVES, Side, environment_of_c
 from packing import size_of
 
 _BUSY = ("builtin", "builtin-stock", "mosec")  # the sides that are measured beside neighbours
-PARTS = ("tiny", "resnet", "explain", "memory", "times")
+_WITH_WRK = ("tiny", "resnet", "explain")
+PARTS = ("tiny", "resnet", "latency", "explain", "memory", "times")
 
 
 def main() -> int:
@@ -59,13 +63,14 @@ def main() -> int:
     parser.add_argument("--engines", nargs="+", choices=engines)
     parser.add_argument("--neighbours", nargs="+", type=int, help="measure beside so many busy processes, in turn")
     parser.add_argument("--connections", nargs="+", type=int, default=[1, 8, 16, 64])
+    parser.add_argument("--rates", nargs="+", type=float, default=[200, 800], help="of the part latency")
     parser.add_argument("--seconds", type=int, default=5, help="of load, for each figure")
     parser.add_argument("--rounds", type=int, default=3, help="in which every side is started and measured anew")
     parser.add_argument("--large", default="1GB", help="weights of the model that memory is measured with")
     parser.add_argument("--competitors", type=Path, help="the Python of an environment with the other frameworks")
     parser.add_argument("--picture", type=Path, help="write the figures as a PNG")
     options = parser.parse_args()
-    if not shutil.which("wrk"):
+    if set(_WITH_WRK) & set(options.only) and not shutil.which("wrk"):
         sys.exit("wrk is missing; apt install wrk (macOS: brew install wrk)")
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers, too
@@ -78,7 +83,7 @@ def main() -> int:
     measurement = Measurement(sides, options.seconds, options.rounds)
     with tempfile.TemporaryDirectory(prefix="serving-") as home:
         if options.neighbours is None:
-            _measure(measurement, Path(home), options.only, options.connections, size_of(options.large))
+            _measure(measurement, Path(home), options.only, options.connections, options.rates, size_of(options.large))
         else:
             for name, make in (("tiny", models.tiny), ("resnet", models.resnet)):
                 if name in options.only:
@@ -92,12 +97,19 @@ def main() -> int:
 
 
 def _measure(
-    measurement: Measurement, home: Path, parts: Sequence[str], connections: Sequence[int], large: int
+    measurement: Measurement,
+    home: Path,
+    parts: Sequence[str],
+    connections: Sequence[int],
+    rates: Sequence[float],
+    large: int,
 ) -> None:
     sides = measurement.sides
     tiny = models.tiny(home)
     if "tiny" in parts:
         measurement.load(tiny, connections, sides)
+    if "latency" in parts:
+        measurement.latency(tiny, rates, sides)
     resnet = models.resnet(home) if {"resnet", "memory"} & set(parts) else None
     if resnet and "resnet" in parts:
         measurement.floor(resnet)

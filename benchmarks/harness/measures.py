@@ -15,11 +15,13 @@ from pathlib import Path
 from statistics import median
 
 from harness import processes
+from harness.latency import at_rate
 from harness.load import Figures, check, fire
 from harness.models import BATCH, Model
 from harness.processes import memory
 from harness.sides import Failed, Running, Side, Unanswered
 from torchmar.archive import Archive
+from torchmar.load.results import Step
 from torchmar.worker.environment import worker_environment
 
 _FLOOR = Path(__file__).with_name("floor.py")
@@ -35,6 +37,7 @@ class Results:
         loads: figures by side, model and connections.
         memories: bytes by side, model and number of workers.
         times: seconds by side and what took them: ``start``, ``register``, ``scale``.
+        steps: latency at a rate, by side, model and rate.
         floor: requests a second of ResNet-18 without a server.
         busy: figures by number of busy neighbours, side, model and connections; those of a round belong together.
         failures: what went wrong, for the reader.
@@ -43,6 +46,7 @@ class Results:
     loads: dict[tuple[str, str, int], list[Figures]] = field(default_factory=dict)
     memories: dict[tuple[str, str, int], list[int]] = field(default_factory=dict)
     times: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    steps: dict[tuple[str, str, float], list[Step]] = field(default_factory=dict)
     floor: list[float] = field(default_factory=list)
     busy: dict[tuple[int, str, str, int], list[Figures]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -53,6 +57,12 @@ class Results:
         if not rounds:
             return None
         return Figures(*(median(getattr(run, name) for run in rounds) for name in ("rate", "p50", "p99", "cpu")))
+
+    def step(self, side: str, model: str, rate: float) -> Step | None:
+        """Return the step with the median of the 99th percentiles among the valid ones; None where there are none."""
+        valid = [step for step in self.steps.get((side, model, rate), ()) if step.valid and step.latency_ms]
+        valid.sort(key=lambda step: step.latency_ms.p99 if step.latency_ms else 0.0)
+        return valid[len(valid) // 2] if valid else None
 
     def spread(self, side: str, model: str, connections: int) -> float:
         """Return how far the rates of the rounds lie apart, relative to their median."""
@@ -96,6 +106,15 @@ class Measurement:
                     # Answered behind what wrk has left in the queue, which is not the next one's to wait for.
                     check(running, model, len(model.bodies))
                     self.results.loads.setdefault((side.key, model.name, count), []).append(figures)
+
+    def latency(self, model: Model, rates: Sequence[float], sides: Sequence[Side]) -> None:
+        """Measure latency at rates that do not depend on the server."""
+        for side in self._rounds(sides, f"latency of {model.name}"):
+            with self._noting(side, f"latency of {model.name}"), side.start(model) as running:
+                ready(running, model)
+                for rate in rates:
+                    step = at_rate(running, model, rate, self.seconds)
+                    self.results.steps.setdefault((side.key, model.name, rate), []).append(step)
 
     def busy(self, model: Model, connections: Sequence[int], neighbours: Sequence[int]) -> None:
         """Measure throughput, latency and CPU beside busy neighbours.

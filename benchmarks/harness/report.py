@@ -13,6 +13,8 @@ from harness.load import Figures
 from harness.measures import Results
 from harness.sides import Side
 from torchmar.cli.terminal import show_table, table
+from torchmar.load.results import Step
+from torchmar.load.statistics import Interval, ratio_interval
 
 _OURS, _SHIPPED, _BATCHES, _CEILING = "builtin", "torchserve", "torchserve-batches", "mosec"
 _BASES = ("of as shipped", "of batches")
@@ -35,6 +37,7 @@ def show(results: Results, sides: Sequence[Side], models: Sequence[str], connect
     for model in models:
         for count in connections:
             _show_load(results, sides, model, count)
+    _show_latency(results, sides)
     _show_busy(results, sides, models, connections)
     _show_memory(results, sides)
     _show_times(results, sides)
@@ -150,6 +153,40 @@ def _show_load(results: Results, sides: Sequence[Side], model: str, count: int) 
         rows.append(("torchmar's handler alone", _number(floor), "", *ratios, "", "", ""))
     head = ("", "requests/s", "spread", *_BASES, "p50 ms", "p99 ms", "CPU s / 1000")
     _print(f"{_title(model)}, {_connections(count)}", head, rows)
+
+
+def _show_latency(results: Results, sides: Sequence[Side]) -> None:
+    """Print latency at rates, with intervals of 95 % confidence, and the ratio of 99th percentiles to TorchServe's."""
+    for model, rate in dict.fromkeys((model, rate) for _, model, rate in results.steps):
+        base = _p99(results.step(_SHIPPED, model, rate))
+        rows = []
+        for side in sides:
+            if not results.steps.get((side.key, model, rate)):
+                continue
+            step = results.step(side.key, model, rate)
+            p99 = _p99(step)
+            if step is None or step.latency_ms is None or p99 is None:
+                rows.append((side.title, "invalid", "", "", ""))
+                continue
+            ratio = ratio_interval(p99, base) if base and side.key != _SHIPPED else None
+            rows.append(
+                (
+                    side.title,
+                    f"{step.latency_ms.p50:.2f}",
+                    f"{p99.value:.2f}",
+                    f"{p99.low:.2f} to {p99.high:.2f}",
+                    f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
+                )
+            )
+        title = f"{_title(model)}, latency in ms at {rate:g} requests a second"
+        _print(title, ("", "p50", "p99", "95 %", "p99 of as shipped"), rows)
+
+
+def _p99(step: Step | None) -> Interval | None:
+    latency = step.latency_ms if step else None
+    if latency is None or latency.p99_interval is None:
+        return None
+    return Interval(latency.p99, *latency.p99_interval)
 
 
 def _show_busy(results: Results, sides: Sequence[Side], models: Sequence[str], connections: Sequence[int]) -> None:
