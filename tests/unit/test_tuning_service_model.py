@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,9 +47,9 @@ def test_one_measured_size_gives_a_time_for_each_request() -> None:
 
 def test_noise_is_that_of_the_measured_batches() -> None:
     model = fit([BatchTimes(size=1, seconds=(0.01, 0.02, 0.03)), BatchTimes(size=8, seconds=(0.05, 0.05))])
-    source = random.Random(0)
-    assert {round(model.draw(1, source) / model.mean(1), 6) for _ in range(100)} == {0.5, 1.0, 1.5}
-    assert {round(model.draw(8, source) / model.mean(8), 6) for _ in range(100)} == {1.0}
+    assert model.times(1) == pytest.approx([ratio * model.mean(1) for ratio in (0.5, 1.0, 1.5)])
+    assert set(model.times(8)) == {model.mean(8)}
+    assert sum(model.times(3)) / 3 == pytest.approx(model.mean(3))
 
 
 def test_cores_are_cpu_time_over_time() -> None:

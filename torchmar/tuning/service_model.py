@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -72,13 +71,14 @@ class ServiceModel:
         """Return how many cores a batch uses, in the mean; one where this was not measured."""
         return self._nearest(size).cores if self.measured else 1.0
 
-    def draw(self, size: int, random_source: random.Random) -> float:
-        """Return the time of one batch: the mean, with noise of a measured batch of the nearest size."""
+    def times(self, size: int) -> tuple[float, ...]:
+        """Return times of a batch that are equally likely: the mean, with the noise of the nearest measured size."""
         mean = self.mean(size)
         if not self.measured:
-            return mean
+            return (mean,)
         nearest = self._nearest(size)
-        return mean * nearest.seconds[int(random_source.random() * len(nearest.seconds))] / nearest.mean
+        factor = mean / nearest.mean
+        return tuple(seconds * factor for seconds in nearest.seconds)
 
     def _nearest(self, size: int) -> BatchTimes:
         return min(self.measured, key=lambda times: (max(times.size, size) / min(times.size, size), times.size))

@@ -8,13 +8,16 @@ and are run in batches:
 * TorchServe's idle worker takes the first request and waits for more until the batch is full, or for
   ``maxBatchDelay`` from then. One worker at a time collects a batch.
 
-Batches, the event loop and the clients share the cores: when they need more than there are, all become slower in the
-same ratio (processor sharing). The same seed gives the same arrivals, so that settings are compared on the same load.
+Batches share the cores with the event loop and the clients, which use a constant part of them: when all need more than
+there are, batches become slower in the same ratio (processor sharing). The same seed gives the same arrivals, so that
+settings are compared on the same load.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
+import itertools
 import math
 import random
 from collections import deque
@@ -121,7 +124,9 @@ def capacity(system: System) -> float:
     return min(rate, system.cores / cpu, 1 / system.loop if system.loop else math.inf)
 
 
-def simulate(system: System, rate: float, *, requests: int = 5_000, seed: int = 0) -> Outcome:
+def simulate(
+    system: System, rate: float, *, requests: int = 5_000, seed: int = 0, late: tuple[float, int] | None = None
+) -> Outcome:
     """Simulate Poisson arrivals at a rate.
 
     Args:
@@ -129,35 +134,44 @@ def simulate(system: System, rate: float, *, requests: int = 5_000, seed: int = 
         rate: requests per second.
         requests: how many arrive; the first tenth, at the most 200, is not counted among the latencies.
         seed: of the arrivals and of the noise.
+        late: a latency in seconds, and a number of requests: the simulation ends early once more requests than that
+            took longer, since it is clear then that a percentile is not kept.
 
     Returns:
         The latencies and batches of the requests. All that were not rejected are completed.
     """
-    return _Simulation(system, rate, requests, seed).run()
+    return _Simulation(system, rate, requests, seed, late).run()
 
 
-_ARRIVAL, _TIMER = 0, 1  # events in real time; others are completions, which depend on the cores
+@functools.lru_cache(maxsize=16)
+def _unit_arrivals(requests: int, seed: int) -> tuple[float, ...]:
+    """Return the times of random arrivals at a rate of one per second."""
+    source = random.Random(seed)
+    return tuple(itertools.accumulate(source.expovariate(1.0) for _ in range(requests)))
 
 
 class _Simulation:
     """One run; work is measured in virtual time, which advances more slowly while too few cores are shared."""
 
-    def __init__(self, system: System, rate: float, requests: int, seed: int) -> None:
+    def __init__(self, system: System, rate: float, requests: int, seed: int, late: tuple[float, int] | None) -> None:
         self._system = system
-        self._noise = random.Random(seed + 1)
-        arrivals = random.Random(seed)
+        self._noise = random.Random(seed + 1).random
+        self._times: dict[tuple[str, int], tuple[tuple[float, ...], float]] = {}  # and cores, by step and size
         self._arrivals: list[float] = []
-        now = 0.0
-        for _ in range(requests):
-            now += arrivals.expovariate(rate)
-            self._arrivals.append(now)
+        self._admissions: list[float] = []  # when the event loop has handled them, one after the other
+        free = 0.0
+        for unit in _unit_arrivals(requests, seed):
+            moment = unit / rate
+            free = (moment if moment > free else free) + system.loop
+            self._arrivals.append(moment)
+            self._admissions.append(free)
+        self._late_after, self._late_left = late or (math.inf, 0)
         self._now = self._virtual = 0.0
-        self._demand = self._base = rate * system.client
+        self._demand = rate * (system.client + system.loop)
         self._speed = self._rate_of_work()
         self._running: list[tuple[float, int, float, str, Sequence[int]]] = []  # by the virtual time of their end
         self._started = 0
         self._used = 0.0  # core seconds
-        self._loop: deque[int] = deque()  # requests before or in the event loop
         self._before: deque[int] = deque()
         self._waiting: deque[int] = deque()
         self._after: deque[int] = deque()
@@ -172,9 +186,9 @@ class _Simulation:
         self._sizes: dict[int, int] = {}
 
     def run(self) -> Outcome:
-        arrivals, running = self._arrivals, self._running
+        arrivals, running = self._admissions, self._running
         arrived, total = 0, len(arrivals)
-        while arrived < total or running or self._collected:
+        while (arrived < total or running or self._collected) and self._late_left >= 0:
             next_arrival = arrivals[arrived] if arrived < total else math.inf
             next_end = self._now + (running[0][0] - self._virtual) / self._speed if running else math.inf
             if next_end <= next_arrival and next_end <= self._deadline:
@@ -221,16 +235,10 @@ class _Simulation:
     # Requests.
 
     def _arrive(self, index: int) -> None:
-        waiting = len(self._waiting) + len(self._before) + len(self._after) + len(self._loop)
-        if waiting >= self._system.queue_size:
+        if len(self._waiting) + len(self._before) + len(self._after) >= self._system.queue_size:
             self._rejected += 1
-            return
-        if not self._system.loop:
+        else:
             self._admit(index)
-            return
-        self._loop.append(index)
-        if len(self._loop) == 1:
-            self._start(self._system.loop, 1.0, "loop", (index,))
 
     def _admit(self, index: int) -> None:
         if self._system.preprocess:
@@ -240,12 +248,6 @@ class _Simulation:
         self._dispatch()
 
     def _complete(self, kind: str, members: Sequence[int]) -> None:
-        if kind == "loop":
-            self._loop.popleft()
-            if self._loop:
-                self._start(self._system.loop, 1.0, "loop", (self._loop[0],))
-            self._admit(members[0])
-            return
         if kind == "before":
             self._idle_before += 1
             self._waiting.extend(members)
@@ -263,7 +265,10 @@ class _Simulation:
     def _finish(self, members: Sequence[int]) -> None:
         for index in members:
             if index >= self._warm_up:
-                self._latencies.append(self._now - self._arrivals[index] + self._system.latency)
+                latency = self._now - self._arrivals[index] + self._system.latency
+                self._latencies.append(latency)
+                if latency > self._late_after:
+                    self._late_left -= 1
 
     def _dispatch(self) -> None:
         system = self._system
@@ -289,13 +294,20 @@ class _Simulation:
         return not stage or len(self._after) < _AHEAD * max(self._system.batch_size, stage.workers)
 
     def _run_alone(self, kind: str, stage: Stage, index: int) -> None:
-        self._start(stage.service.draw(1, self._noise), stage.service.cores(1), kind, (index,))
+        self._run_batch(kind, stage.service, (index,))
 
     def _send(self, batch: Sequence[int]) -> None:
-        service, size = self._system.service, len(batch)
+        size = len(batch)
         self._idle -= 1
         self._sizes[size] = self._sizes.get(size, 0) + 1
-        self._start(service.draw(size, self._noise), service.cores(size), "batch", batch)
+        self._run_batch("batch", self._system.service, batch)
+
+    def _run_batch(self, kind: str, service: ServiceModel, members: Sequence[int]) -> None:
+        key = kind, len(members)
+        if key not in self._times:
+            self._times[key] = service.times(len(members)), service.cores(len(members))
+        times, cores = self._times[key]
+        self._start(times[int(self._noise() * len(times))], cores, kind, members)
 
     def _collect(self, delay: float) -> None:
         """Let an idle worker of TorchServe take requests; a batch that is full is sent at once."""
@@ -313,6 +325,26 @@ class _Simulation:
         self._send(batch)
         if self._system.delay is not None:
             self._collect(self._system.delay)
+
+
+def keeps(system: System, rate: float, percent: float | None, seconds: float, *, requests: int, seed: int = 0) -> bool:
+    """Return whether a statistic of the latency is below a bound at a rate, and no request is rejected.
+
+    Args:
+        system: the server.
+        rate: requests per second.
+        percent: the percentile that is bounded; None: the mean.
+        seconds: the bound.
+        requests: simulated requests.
+        seed: of the simulation.
+    """
+    if percent is None:
+        outcome = simulate(system, rate, requests=requests, seed=seed)
+        return outcome.mean < seconds and not outcome.rejected
+    counted = requests - min(200, requests // 10)
+    allowed = counted - math.ceil(percent / 100 * counted)
+    outcome = simulate(system, rate, requests=requests, seed=seed, late=(seconds, allowed))
+    return len(outcome.latencies) == counted and outcome.percentile(percent) < seconds
 
 
 def highest_rate(
@@ -335,18 +367,16 @@ def highest_rate(
         precision: of the result, relative.
     """
 
-    def holds(rate: float) -> bool:
-        outcome = simulate(system, rate, requests=requests, seed=seed)
-        value = outcome.mean if percent is None else outcome.percentile(percent)
-        return value < seconds and not outcome.rejected
+    def kept(rate: float) -> bool:
+        return keeps(system, rate, percent, seconds, requests=requests, seed=seed)
 
-    high = capacity(system)
-    low = high / 256
-    if not holds(low):
-        return 0.0
-    if holds(high):
+    limit = capacity(system)
+    low, high = limit / 64, 0.99 * limit
+    if kept(high):
         return high
+    if not kept(low):
+        return 0.0
     while high / low > 1 + precision:
-        middle = math.sqrt(low * high) if high / low > 2 else (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        middle = math.sqrt(low * high) if high / low > 4 else (low + high) / 2
+        low, high = (middle, high) if kept(middle) else (low, middle)
     return low

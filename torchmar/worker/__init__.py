@@ -161,6 +161,17 @@ class Worker:
                 return list(_responses(document["responses"], parts, bodies))
             parts[document[0]].append(bytes(bodies))
 
+    def limit_threads(self, count: int) -> None:
+        """Limit the threads that torch uses, as a server does that shares its cores among workers.
+
+        Args:
+            count: the most; fewer are used where more do not help. Without a limit, it is what the handler has set.
+        """
+        try:
+            frames.send(self._socket, frames.encode(frames.THREADS, count, []))
+        except OSError:
+            raise self._died() from None
+
     @property
     def pid(self) -> int:
         """The worker's process, a child of its supervisor, which is the process that was started."""

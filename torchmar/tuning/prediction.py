@@ -1,0 +1,302 @@
+"""Predict what a setting would do: profiles and the simulation, corrected by the trials that were measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from statistics import median
+
+from torchmar.tuning.profile import Profile
+from torchmar.tuning.service_model import ServiceModel, fit
+from torchmar.tuning.simulation import Outcome, Stage, System, capacity, highest_rate, simulate
+from torchmar.tuning.space import Setting
+from torchmar.tuning.target import Target
+from torchmar.tuning.trials import Trial
+
+REFIT = 0.2  # relative error of a prediction beyond which the model is corrected
+_MOST_SCALE = 4.0
+_LOOP = {"builtin": 60e-6, "torchserve": 300e-6}  # CPU seconds of a request in the server, until one is measured
+_CLIENT = 40e-6  # the same in the client
+_COARSE, _FINE = 600, 2_500  # simulated requests
+
+
+class Bound(Enum):
+    """The bound that a setting hits first; the value is how it is called."""
+
+    NONE = "keeps the target"
+    LATENCY = "latency target"
+    WORKERS = "workers saturated"
+    CORES = "cores saturated"
+    LOOP = "event loop saturated"
+    QUEUE = "queue full"
+    MEMORY = "memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a setting is expected to do.
+
+    Attributes:
+        setting: the setting.
+        rate: the given rate; without one, the highest at which the target is kept.
+        latency: the statistic of the target at this rate, in seconds.
+        capacity: the rate beyond which the queue grows without end.
+        cores: in use at this rate.
+        memory: bytes of the server with its workers.
+        mean_batch: requests of a batch at this rate.
+        bound: that it hits: with a given rate, why the target is not kept; without one, why the rate is not higher.
+    """
+
+    setting: Setting
+    rate: float
+    latency: float
+    capacity: float
+    cores: float
+    memory: int
+    mean_batch: float
+    bound: Bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """What trials have shown about settings with the same workers and threads.
+
+    Attributes:
+        scale: factor of the times of batches.
+        tail: seconds to add to the statistic of the target.
+    """
+
+    scale: float = 1.0
+    tail: float = 0.0
+
+
+class Predictor:
+    """Predictions for the settings of one archive on one machine.
+
+    Args:
+        profiles: with different numbers of threads; at least one.
+        target: the target.
+        engine: ``builtin`` or ``torchserve``.
+        cores: of the machine.
+        memory: bytes that the server may use; None: no limit.
+        queue_size: requests that may wait on the server.
+        step_shares: the shares of the time of a request of the steps before and after the model.
+    """
+
+    def __init__(
+        self,
+        profiles: Sequence[Profile],
+        target: Target,
+        *,
+        engine: str = "builtin",
+        cores: int = 1,
+        memory: int | None = None,
+        queue_size: int = 100,
+        step_shares: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        self.target = target
+        self.memory_limit = memory
+        self.services: Mapping[tuple[int, bool], ServiceModel] = {
+            (profile.threads, profile.gpu): fit(profile.times) for profile in profiles
+        }
+        self.corrections: dict[tuple[int, int, int, int, bool], Correction] = {}
+        self.loop, self.client, self.latency_offset = _LOOP[engine], _CLIENT, 0.0
+        self._engine, self._cores, self._queue_size = engine, cores, queue_size
+        self._step_shares = step_shares
+        self._worker_memory = max(profile.memory for profile in profiles)
+        self._measured_memory: dict[int, int] = {}  # by the number of workers
+        self._cache: dict[tuple[object, ...], Prediction] = {}
+
+    def system(self, setting: Setting) -> System:
+        """Return the simulated server of a setting."""
+        correction = self._correction(setting)
+        before, after = self._step_shares
+        service = self.service(setting).scaled(correction.scale)
+        whole = service
+        stages: list[Stage | None] = [None, None]
+        moved = 0.0
+        for index, (share, workers) in enumerate(((before, setting.preprocess), (after, setting.postprocess))):
+            if workers:
+                moved += share
+                stages[index] = Stage(workers=workers, service=whole.scaled(share))
+        return System(
+            service=service.scaled(max(0.01, 1 - moved)),
+            workers=setting.workers,
+            batch_size=setting.batch_size,
+            delay=setting.delay_ms / 1000 if self._engine == "torchserve" else None,
+            cores=self._cores,
+            loop=self.loop,
+            latency=self.latency_offset,
+            client=self.client,
+            queue_size=self._queue_size,
+            preprocess=stages[0],
+            postprocess=stages[1],
+        )
+
+    def service(self, setting: Setting) -> ServiceModel:
+        """Return the profile of the setting's threads, or of the nearest number of threads."""
+        known = [threads for threads, gpu in self.services if gpu == setting.gpu]
+        threads = min(
+            known, key=lambda threads: (max(threads, setting.threads) / min(threads, setting.threads), threads)
+        )
+        return self.services[threads, setting.gpu]
+
+    def memory(self, setting: Setting) -> int:
+        """Return the memory of the server with its workers, in bytes."""
+        known, wanted = self._measured_memory, setting.processes
+        if not known:
+            return self._worker_memory * wanted
+        nearest = min(known, key=lambda processes: abs(processes - wanted))
+        others = [processes for processes in known if processes != nearest]
+        each = self._worker_memory  # too much where workers share memory, which only trials show
+        if others:
+            other = max(others, key=lambda processes: abs(processes - nearest))
+            each = max(0, (known[other] - known[nearest]) // (other - nearest))
+        return max(0, known[nearest] + each * (wanted - nearest))
+
+    def latency(self, setting: Setting, rate: float, *, requests: int = _FINE) -> float:
+        """Return the statistic of the target at a rate, in seconds; infinite beyond the capacity."""
+        return self._statistic(setting, simulate(self.system(setting), rate, requests=requests))
+
+    def at_rate(self, setting: Setting, rate: float, *, fine: bool = True) -> Prediction:
+        """Predict a setting at a given rate."""
+        return self._cached(setting, rate, fine) or self._store(setting, rate, fine, self._at_rate(setting, rate, fine))
+
+    def highest(self, setting: Setting, *, fine: bool = True) -> Prediction:
+        """Predict the highest rate at which a setting keeps the target; its rate is 0 if there is none."""
+        return self._cached(setting, None, fine) or self._store(setting, None, fine, self._highest(setting, fine))
+
+    def calibrate(self, trial: Trial) -> None:
+        """Take the server's and the client's own time of a request from a trial, then the rest from its latency."""
+        if trial.loop is not None:
+            self.loop = max(5e-6, trial.loop)
+        if trial.client:
+            self.client = trial.client
+        self.latency_offset = 0.0
+        if trial.median is not None:
+            simulated = simulate(self.system(trial.setting), trial.rate, requests=_FINE).percentile(50)
+            self.latency_offset = min(max(0.0, trial.median - simulated), 0.002)
+        self.refit(trial, always=True)
+
+    def refit(self, trial: Trial, *, always: bool = False) -> bool:
+        """Correct the predictions of settings with the same workers and threads, if the trial's was wrong.
+
+        Returns:
+            Whether they were corrected.
+        """
+        if trial.memory:
+            self._measured_memory[trial.setting.processes] = trial.memory
+        miss = trial.miss
+        if not always and miss is not None and abs(miss) <= REFIT and trial.failed == 0:
+            return False
+        requests = max(500, min(trial.requests, _FINE))
+        if trial.latency is None or trial.median is None:
+            self.corrections[trial.setting.layout] = Correction(scale=self._saturating_scale(trial))
+            return True
+        scale = self._scale_for(trial, trial.median, requests)
+        self.corrections[trial.setting.layout] = Correction(scale=scale)
+        simulated = self._statistic(trial.setting, simulate(self.system(trial.setting), trial.rate, requests=requests))
+        tail = trial.latency - simulated if math.isfinite(simulated) else 0.0
+        self.corrections[trial.setting.layout] = Correction(scale=scale, tail=tail)
+        return True
+
+    def _scale_for(self, trial: Trial, wanted: float, requests: int) -> float:
+        """Return the factor of the times of batches with which the simulated median is the measured one."""
+        layout = trial.setting.layout
+
+        def simulated(scale: float) -> float:
+            self.corrections[layout] = Correction(scale=scale)
+            return simulate(self.system(trial.setting), trial.rate, requests=requests).percentile(50)
+
+        low, high = 1 / _MOST_SCALE, _MOST_SCALE
+        for _ in range(10):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if simulated(middle) > wanted else (middle, high)
+        return math.sqrt(low * high)
+
+    def _saturating_scale(self, trial: Trial) -> float:
+        """Return the factor with which the capacity is less than the rate of the trial."""
+        self.corrections[trial.setting.layout] = Correction()
+        return max(
+            1.0,
+            1.05 * capacity(self.system(trial.setting)) / max(1e-9, min(trial.rate, trial.throughput or trial.rate)),
+        )
+
+    def _correction(self, setting: Setting) -> Correction:
+        if own := self.corrections.get(setting.layout):
+            return own
+        if not self.corrections:
+            return Correction()
+        return Correction(
+            scale=math.exp(median(math.log(known.scale) for known in self.corrections.values())),
+            tail=median(known.tail for known in self.corrections.values()),
+        )
+
+    def _statistic(self, setting: Setting, outcome: Outcome) -> float:
+        percent = self.target.percent
+        value = outcome.mean if percent is None else outcome.percentile(percent)
+        return max(outcome.percentile(50), value + self._correction(setting).tail)
+
+    def _at_rate(self, setting: Setting, rate: float, fine: bool) -> Prediction:
+        system = self.system(setting)
+        limit = capacity(system)
+        outcome = simulate(system, rate, requests=_FINE if fine else _COARSE)
+        latency = self._statistic(setting, outcome)
+        bound = Bound.NONE
+        if rate >= limit:
+            bound, latency = self._saturated(system), math.inf
+        elif outcome.rejected:
+            bound = Bound.QUEUE
+        elif latency >= self.target.seconds:
+            bound = Bound.LATENCY
+        return self._prediction(setting, rate, latency, limit, outcome, bound)
+
+    def _highest(self, setting: Setting, fine: bool) -> Prediction:
+        system = self.system(setting)
+        limit = capacity(system)
+        requests, precision = (_FINE, 0.01) if fine else (_COARSE, 0.06)
+        seconds, percent = self.target.seconds - self._correction(setting).tail, self.target.percent
+        rate = highest_rate(system, percent, seconds, requests=requests, precision=precision) if seconds > 0 else 0.0
+        outcome = simulate(system, rate or limit / 64, requests=requests)
+        bound = Bound.LATENCY
+        if rate > 0.95 * limit:
+            bound = self._saturated(system)
+        elif rate and simulate(system, rate * 1.02, requests=requests).rejected:
+            bound = Bound.QUEUE
+        return self._prediction(setting, rate, self._statistic(setting, outcome), limit, outcome, bound)
+
+    def _prediction(
+        self, setting: Setting, rate: float, latency: float, limit: float, outcome: Outcome, bound: Bound
+    ) -> Prediction:
+        memory = self.memory(setting)
+        if self.memory_limit is not None and memory > self.memory_limit:
+            bound = Bound.MEMORY
+        return Prediction(
+            setting=setting,
+            rate=rate,
+            latency=latency,
+            capacity=limit,
+            cores=min(outcome.cores, self._cores),
+            memory=memory,
+            mean_batch=outcome.mean_batch,
+            bound=bound,
+        )
+
+    def _saturated(self, system: System) -> Bound:
+        """Return what limits the capacity."""
+        limit = capacity(system)
+        if system.loop and 1 / system.loop <= 1.01 * limit:
+            return Bound.LOOP
+        more_cores = capacity(replace(system, cores=2 * system.cores))
+        return Bound.CORES if more_cores > 1.01 * limit else Bound.WORKERS
+
+    def _key(self, setting: Setting, rate: float | None, fine: bool) -> tuple[object, ...]:
+        return setting, rate, fine, self._correction(setting), self.loop, self.client, self.latency_offset
+
+    def _cached(self, setting: Setting, rate: float | None, fine: bool) -> Prediction | None:
+        return self._cache.get(self._key(setting, rate, fine))
+
+    def _store(self, setting: Setting, rate: float | None, fine: bool, prediction: Prediction) -> Prediction:
+        return self._cache.setdefault(self._key(setting, rate, fine), prediction)

@@ -1,0 +1,296 @@
+"""Choose which settings are measured, and end when no other setting can be much better.
+
+Every setting of the grid is predicted. The next trial is the setting that could be the best one if its prediction is
+wrong by as much as predictions usually are: by 20 % for workers and threads that no trial has measured, by a few
+percent for others. The search ends when even then nothing is better than the best measured setting, so that neighbours
+of the best one are measured as far as they could be better.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torchmar.tuning.prediction import Bound, Prediction, Predictor
+from torchmar.tuning.space import Setting, Space
+from torchmar.tuning.target import Objective, Target
+from torchmar.tuning.trials import Trial
+
+MOST_TRIALS = 10
+REPEATABLE = 0.05  # relative difference of two measurements of the same setting, above which it is called noisy
+_UNMEASURED, _MEASURED = 0.2, 0.03  # how much better than predicted a setting may be
+_PROBE = 0.5  # of the predicted highest rate: where the server's own time is measured
+_RATE_MARGIN = 0.97  # of the predicted highest rate, at which a setting is measured
+_AFTER_FAILURE = 0.93  # of a rate at which the target was not kept
+_MOST_OF_SETTING = 3  # trials
+_FINE = 8  # settings at the most that are predicted finely before a trial
+_SAME = 0.01  # relative difference of rates or latencies, below which the cheaper setting is the better one
+
+
+class Measure(Protocol):
+    """A function that measures a setting."""
+
+    def __call__(self, setting: Setting, rate: float, predicted: float, purpose: str) -> Trial: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be found.
+
+    Attributes:
+        target: the bound for the latency.
+        objective: what is optimised among the settings that keep it.
+        rate: requests per second; None for the highest rate.
+        memory: bytes that the server may use; None: no limit.
+    """
+
+    target: Target
+    objective: Objective
+    rate: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The end of a search.
+
+    Attributes:
+        best: the trial of the chosen setting; None: no measured setting keeps the target.
+        nearest: if none keeps it, the trial that was nearest to it; None: nothing was measured.
+        repeat: the same setting and rate again; None: there was no time for it.
+        predictions: of every setting, after all corrections.
+        reason: why the search ended.
+    """
+
+    best: Trial | None
+    nearest: Trial | None
+    repeat: Trial | None
+    predictions: tuple[Prediction, ...]
+    reason: str
+
+    @property
+    def noise(self) -> float | None:
+        """The relative difference of the two measurements of the chosen setting; None: it was measured once."""
+        if not self.best or not self.repeat or not self.best.latency or not self.repeat.latency:
+            return None
+        return abs(self.repeat.latency - self.best.latency) / self.best.latency
+
+
+class Search:
+    """A search for the best setting.
+
+    Args:
+        predictor: of one archive on one machine.
+        space: the settings.
+        question: what is to be found.
+        measure: measures a setting at a rate.
+        trials: those that an interrupted search has measured already.
+        most_trials: in all.
+        seconds: for measurements; the last may end later by as much as one takes.
+        clock: seconds since some moment.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        space: Space,
+        question: Question,
+        measure: Measure,
+        *,
+        trials: Sequence[Trial] = (),
+        most_trials: int = MOST_TRIALS,
+        seconds: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.predictor, self.question = predictor, question
+        self.trials: list[Trial] = []
+        self._settings = list(space.settings())
+        self._measure, self._most = measure, most_trials
+        self._clock, self._deadline = clock, clock() + seconds
+        for trial in trials:
+            self._learn(trial)
+
+    def run(self) -> Result:
+        """Measure until no other setting can be much better, or trials or time are used up."""
+        reason = "no other setting can be better by more than predictions are usually wrong"
+        while True:
+            if not self._time_left():
+                reason = "the time was used up"
+                break
+            if len(self.trials) >= self._most:
+                reason = f"{self._most} trials were measured"
+                break
+            if not (chosen := self._next() or self._repetition()):
+                break
+            setting, rate, predicted, purpose = chosen
+            self._learn(self._measure(setting, rate, predicted, purpose))
+        best = self.best()
+        repeats = [trial for trial in self.trials if best and trial.purpose == "repeat" and _same(trial, best)]
+        predictions = tuple(self.predict(setting, fine=False) for setting in self._settings)
+        return Result(
+            best=best, nearest=self._nearest(), repeat=next(iter(repeats), None), predictions=predictions, reason=reason
+        )
+
+    def predict(self, setting: Setting, *, fine: bool = True) -> Prediction:
+        """Predict a setting: at the given rate, or its highest one."""
+        if self.question.rate is None:
+            return self.predictor.highest(setting, fine=fine)
+        return self.predictor.at_rate(setting, self.question.rate, fine=fine)
+
+    def best(self) -> Trial | None:
+        """Return the trial with the best setting that kept the target whenever it was measured; None: none did."""
+        kept = [
+            trial for trial in self.trials if self._counts(trial) and not self._failed_at(trial.setting, trial.rate)
+        ]
+        return min(kept, key=self._cost, default=None)
+
+    def _counts(self, trial: Trial) -> bool:
+        """Return whether a trial shows that a setting keeps target and limits at the rate in question."""
+        if trial.purpose == "repeat" or not trial.keeps(self.question.target):
+            return False
+        if self.question.rate is not None and trial.rate < 0.99 * self.question.rate:
+            return False
+        memory = trial.memory if trial.memory is not None else self.predictor.memory(trial.setting)
+        return self.question.memory is None or memory <= self.question.memory
+
+    def _failed_at(self, setting: Setting, rate: float) -> bool:
+        """Return whether a setting did not keep the target at this rate, or at a lower one."""
+        target = self.question.target
+        return any(trial.setting == setting and trial.rate <= rate and not trial.keeps(target) for trial in self.trials)
+
+    def _cost(self, trial: Trial) -> tuple[float, ...]:
+        """Return a key by which trials are compared; the smallest is the best."""
+        setting = trial.setting
+        size = (setting.processes, setting.batch_size, setting.threads)
+        if self.question.objective is Objective.THROUGHPUT:
+            return -_rounded(trial.rate), *size
+        assert trial.latency is not None
+        if self.question.objective is Objective.LATENCY:
+            return _rounded(trial.latency), *size
+        memory = trial.memory if trial.memory is not None else self.predictor.memory(setting)
+        return memory, trial.latency, *size
+
+    def _time_left(self) -> bool:
+        return self._clock() < self._deadline
+
+    def _learn(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        if trial.purpose == "probe":
+            self.predictor.calibrate(trial)
+        else:
+            self.predictor.refit(trial)
+
+    def _next(self) -> tuple[Setting, float, float, str] | None:
+        """Return setting, rate, predicted latency and purpose of the next trial; None: there is none worth it."""
+        candidates = self._candidates()
+        if not self.trials:
+            return self._probe(candidates)
+        best = self.best()
+        chosen: tuple[Setting, float, float, str] | None = None
+        promise = math.inf
+        for prediction in candidates:
+            rate = self._rate_for(prediction)
+            if rate is None:
+                continue
+            optimistic = self._optimistic(prediction, rate)
+            if optimistic < promise and (best is None or self._better(optimistic, best)):
+                promise = optimistic
+                predicted = self.predictor.latency(prediction.setting, rate)
+                chosen = prediction.setting, rate, predicted, "search"
+        return chosen
+
+    def _repetition(self) -> tuple[Setting, float, float, str] | None:
+        """Return the best setting for a second measurement; None: it was measured twice."""
+        best = self.best()
+        if best is None or any(trial.purpose == "repeat" and _same(trial, best) for trial in self.trials):
+            return None
+        return best.setting, best.rate, self.predictor.latency(best.setting, best.rate), "repeat"
+
+    def _candidates(self) -> list[Prediction]:
+        """Return fine predictions of the settings that may be worth a trial."""
+        coarse = [self.predict(setting, fine=False) for setting in self._settings]
+        coarse = [prediction for prediction in coarse if prediction.bound is not Bound.MEMORY]
+        worth = [prediction for prediction in coarse if self._rate_for(prediction) is not None]
+        if self.question.rate is not None:
+            # If none keeps the target, what comes nearest shows what is possible.
+            bound = self.question.target.seconds * (1 + _UNMEASURED)
+            worth = [prediction for prediction in worth if prediction.latency <= bound] or worth
+        # Of those that are equally good, the one with the fewest workers and the smallest batches.
+        worth.sort(key=lambda prediction: (self._optimistic(prediction, prediction.rate), prediction.setting))
+        return [self.predict(prediction.setting) for prediction in worth[:_FINE]]
+
+    def _probe(self, candidates: Sequence[Prediction]) -> tuple[Setting, float, float, str] | None:
+        if not candidates:
+            return None
+        if self.question.objective is Objective.THROUGHPUT:
+            chosen = max(candidates, key=lambda prediction: prediction.rate)
+            rate = _PROBE * (chosen.rate or chosen.capacity)
+        else:
+            assert self.question.rate is not None
+            chosen = min(candidates, key=self._predicted_cost)
+            rate = min(self.question.rate, 0.9 * chosen.capacity)
+        return chosen.setting, rate, self.predictor.latency(chosen.setting, rate), "probe"
+
+    def _predicted_cost(self, prediction: Prediction) -> tuple[float, ...]:
+        if self.question.objective is Objective.COST:
+            return not self._fits(prediction), prediction.memory, prediction.latency
+        return _rounded(prediction.latency), prediction.setting.processes, prediction.setting.batch_size
+
+    def _fits(self, prediction: Prediction) -> bool:
+        return prediction.latency < self.question.target.seconds
+
+    def _rate_for(self, prediction: Prediction) -> float | None:
+        """Return the rate at which a setting should be measured next; None: what is known about it is enough."""
+        trials = [trial for trial in self.trials if trial.setting == prediction.setting]
+        if self.question.rate is not None:
+            measured = any(trial.rate >= 0.99 * self.question.rate for trial in trials)
+            return None if measured else self.question.rate
+        rate = prediction.rate * _RATE_MARGIN
+        target = self.question.target
+        failed = [trial.rate for trial in trials if not trial.keeps(target)]
+        kept = [trial.rate for trial in trials if trial.keeps(target)]
+        if failed:
+            rate = min(rate, _AFTER_FAILURE * min(failed))
+        if kept and not failed and rate < (1 + REPEATABLE) * max(kept):
+            return None
+        if rate <= 0 or len(trials) >= _MOST_OF_SETTING:
+            return None
+        return rate
+
+    def _optimistic(self, prediction: Prediction, rate: float) -> float:
+        """Return the value of a setting if it is better than predicted; the smallest is the best."""
+        known = any(trial.setting.layout == prediction.setting.layout for trial in self.trials)
+        doubt = _MEASURED if known else _UNMEASURED
+        if self.question.objective is Objective.THROUGHPUT:
+            failed = any(
+                trial.setting == prediction.setting and not trial.keeps(self.question.target) for trial in self.trials
+            )
+            return -rate * (1 if failed else 1 + doubt)
+        latency = prediction.latency * (1 - doubt)
+        if self.question.objective is Objective.LATENCY:
+            return latency
+        return prediction.memory if latency < self.question.target.seconds else math.inf
+
+    def _better(self, optimistic: float, best: Trial) -> bool:
+        """Return whether a value would be better than that of a trial."""
+        value = self._cost(best)[0]
+        if self.question.objective is Objective.THROUGHPUT:
+            return optimistic < -best.rate * (1 + _SAME)
+        return optimistic < value * (1 - _SAME)
+
+    def _nearest(self) -> Trial | None:
+        """Return the trial that came nearest to the target."""
+        answered = [trial for trial in self.trials if trial.latency is not None]
+        return min(answered, key=lambda trial: (trial.failed > 0.5, trial.latency or math.inf), default=None)
+
+
+def _same(first: Trial, second: Trial) -> bool:
+    return (first.setting, first.rate) == (second.setting, second.rate)
+
+
+def _rounded(value: float) -> float:
+    """Return a value rounded to steps of `_SAME`, so that nearly equal ones are equal."""
+    return round(math.log(value) / math.log1p(_SAME)) if value > 0 else -math.inf

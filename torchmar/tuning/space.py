@@ -1,0 +1,151 @@
+"""The settings that a server can have for one model, and the grid of them that is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+DELAYS_MS = (1, 2, 5, 10, 20, 50, 100)  # TorchServe ignores a delay of 0 in model-config.yaml
+_MOST_WORKERS = 64
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Setting:
+    """The configuration of a model on a server.
+
+    Attributes:
+        workers: workers with the model.
+        threads: threads of each of them.
+        batch_size: requests of a batch at the most.
+        delay_ms: how long TorchServe waits for a full batch, in milliseconds; 0 for the built-in server, which does
+            not wait.
+        preprocess: workers of a stage before the model; 0: there is none.
+        postprocess: workers of a stage after it; 0: there is none.
+        gpu: whether the workers with the model have a GPU.
+    """
+
+    workers: int
+    threads: int
+    batch_size: int
+    delay_ms: int = 0
+    preprocess: int = 0
+    postprocess: int = 0
+    gpu: bool = False
+
+    @property
+    def processes(self) -> int:
+        """All workers."""
+        return self.workers + self.preprocess + self.postprocess
+
+    @property
+    def layout(self) -> tuple[int, int, int, int, bool]:
+        """All but batching: what decides how workers share the machine."""
+        return self.workers, self.threads, self.preprocess, self.postprocess, self.gpu
+
+    def __str__(self) -> str:
+        parts = [
+            count(self.workers, "worker"),
+            f"{count(self.threads, 'thread')} each",
+            f"batch size {self.batch_size}",
+        ]
+        if self.delay_ms:
+            parts.append(f"delay {self.delay_ms} ms")
+        stages = [
+            f"{name} {workers}"
+            for name, workers in (("preprocess", self.preprocess), ("postprocess", self.postprocess))
+            if workers
+        ]
+        if stages:
+            parts.append(f"stages {', '.join(stages)}")
+        return ", ".join(parts) + (", on the GPU" if self.gpu else "")
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 worker``, ``2 workers``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The grid of settings.
+
+    Attributes:
+        cores: of the machine.
+        batch_sizes: in ascending order.
+        delays_ms: of TorchServe; (0,) for the built-in server.
+        choose_threads: whether the handler's number of threads can be configured; otherwise each worker has its share
+            of the cores.
+        stages: whether the handler can be split into stages, and the server has these.
+        gpus: GPUs of the machine.
+    """
+
+    cores: int
+    batch_sizes: Sequence[int] = BATCH_SIZES
+    delays_ms: Sequence[int] = (0,)
+    choose_threads: bool = True
+    stages: bool = False
+    gpus: int = 0
+
+    def settings(self) -> Iterator[Setting]:
+        """Yield all settings of the grid, without those that a batch size of 1 makes equal."""
+        for workers, threads, preprocess, postprocess, gpu in self.layouts():
+            for batch_size in self.batch_sizes:
+                for delay in self.delays_ms if batch_size > 1 else self.delays_ms[:1]:
+                    yield Setting(
+                        workers=workers,
+                        threads=threads,
+                        batch_size=batch_size,
+                        delay_ms=delay,
+                        preprocess=preprocess,
+                        postprocess=postprocess,
+                        gpu=gpu,
+                    )
+
+    def layouts(self) -> Iterator[tuple[int, int, int, int, bool]]:
+        """Yield workers, threads of each, workers of the two stages, and whether they have a GPU."""
+        for gpu in (False, True) if self.gpus else (False,):
+            for workers in self.worker_counts():
+                for threads in self.thread_counts(workers):
+                    yield workers, threads, 0, 0, gpu
+            if not self.stages:
+                continue
+            for workers in (1, 2) if gpu else (1,):
+                for preprocess in range(1, min(self.cores, 8) + 1):
+                    # One worker of a stage has one thread; the others' cores are for the model.
+                    yield workers, max(1, (self.cores - preprocess) // workers), preprocess, 0, gpu
+
+    def worker_counts(self) -> list[int]:
+        """Return the numbers of workers: each up to 4, then powers of two, up to twice the cores."""
+        most = min(2 * self.cores, _MOST_WORKERS)
+        powers = [2**power for power in range(3, 7)]
+        return sorted({number for number in (1, 2, 3, 4, self.cores, *powers) if number <= max(2, most)})
+
+    def thread_counts(self, workers: int) -> list[int]:
+        """Return the numbers of threads that a worker may have: its share of the cores, and fewer if it can choose."""
+        share = max(1, self.cores // workers)
+        if not self.choose_threads:
+            return [share]
+        return sorted({1, share, *(number for number in (2, 4, 8, 16) if number < share)})
+
+    def neighbours(self, setting: Setting) -> list[Setting]:
+        """Return the settings of the grid that differ by one step of one dimension."""
+        grid = set(self.settings())
+        near: list[Setting] = []
+        for name, values in (
+            ("workers", self.worker_counts()),
+            ("batch_size", list(self.batch_sizes)),
+            ("delay_ms", list(self.delays_ms)),
+            ("threads", self.thread_counts(setting.workers)),
+        ):
+            value = getattr(setting, name)
+            if value not in values:
+                continue
+            index = values.index(value)
+            for other in values[max(0, index - 1) : index] + values[index + 1 : index + 2]:
+                changed = replace(setting, **{name: other})
+                if changed not in grid:  # other workers have other shares of the cores
+                    changed = replace(changed, threads=max(1, self.cores // changed.workers))
+                if changed in grid and changed != setting and changed not in near:
+                    near.append(changed)
+        return near

@@ -1,0 +1,142 @@
+"""Measured trials, and the record of a tuning that is kept after each of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from torchmar.atomic import temporary_path
+from torchmar.errors import TorchmarError
+from torchmar.tuning.profile import Profile
+from torchmar.tuning.space import Setting
+from torchmar.tuning.target import Target
+
+SCHEMA: Literal["torchmar-tuning/1"] = "torchmar-tuning/1"
+MOST_FAILED = 0.001  # of the requests; with more, a setting does not keep the target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A setting, measured at a rate with random arrivals.
+
+    Attributes:
+        setting: the setting.
+        rate: requests per second that were sent.
+        seconds: measured, without the warm-up.
+        requests: that were sent in this time.
+        latency: the statistic of the target, in seconds; None: no request was answered.
+        median: median latency in seconds; None: no request was answered.
+        throughput: right answers per second.
+        failed: the share of the requests without a right answer.
+        predicted: the statistic of the target as it was predicted before, in seconds.
+        loop: CPU seconds of a request in the server's main process; None: not known.
+        client: CPU seconds of a request in the client.
+        cores: that the server's processes used; None: not known.
+        memory: bytes of the server's processes; None: not known.
+        stable: whether the load was steady while it was measured.
+        disturbances: why the figures may not be the server's: other programs used the cores, for example.
+        purpose: ``probe``, ``search`` or ``repeat``.
+    """
+
+    setting: Setting
+    rate: float
+    seconds: float
+    requests: int
+    latency: float | None
+    median: float | None
+    throughput: float
+    failed: float
+    predicted: float
+    loop: float | None = None
+    client: float = 0.0
+    cores: float | None = None
+    memory: int | None = None
+    stable: bool = True
+    disturbances: tuple[str, ...] = ()
+    purpose: str = "search"
+
+    def keeps(self, target: Target) -> bool:
+        """Return whether the setting kept the target at this rate."""
+        return self.latency is not None and self.latency < target.seconds and self.failed <= MOST_FAILED
+
+    @property
+    def miss(self) -> float | None:
+        """How wrong the prediction was, relative to the measurement; negative: it was too low."""
+        return None if not self.latency else (self.predicted - self.latency) / self.latency
+
+
+@dataclass(kw_only=True)
+class Record:
+    """All that a tuning has measured so far.
+
+    Attributes:
+        question: what was to be found, and where: archive, target, engine, machine; a record continues the same one.
+        profiles: of the workers.
+        trials: in the order of their measurement.
+        complete: whether the search has ended.
+    """
+
+    question: dict[str, Any]
+    profiles: list[Profile] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    complete: bool = False
+
+
+_profiles = TypeAdapter(list[Profile])
+_trials = TypeAdapter(list[Trial])
+
+
+class RecordFile:
+    """The file of a record, which is replaced whole after each change.
+
+    Args:
+        folder: of the files; it is created.
+        question: what is to be found, as values of JSON.
+    """
+
+    def __init__(self, folder: Path, question: Mapping[str, Any]) -> None:
+        self._question = json.loads(json.dumps(question))
+        digest = hashlib.sha256(json.dumps(self._question, sort_keys=True).encode()).hexdigest()[:12]
+        self.path = folder / f"{question['name']}-{question['version']}-{digest}.json"
+
+    def load(self) -> Record:
+        """Return the record of the same question; an empty one if there is none, or none that can be read."""
+        try:
+            values = json.loads(self.path.read_bytes())
+            if values["schema"] == SCHEMA and values["question"] == self._question:
+                return Record(
+                    question=self._question,
+                    profiles=_profiles.validate_python(values["profiles"]),
+                    trials=_trials.validate_python(values["trials"]),
+                    complete=bool(values["complete"]),
+                )
+        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            pass
+        return Record(question=self._question)
+
+    def save(self, record: Record) -> None:
+        """Write a record.
+
+        Raises:
+            TorchmarError: the file cannot be written.
+        """
+        values = {
+            "schema": SCHEMA,
+            "question": self._question,
+            "complete": record.complete,
+            "profiles": [asdict(profile) for profile in record.profiles],
+            "trials": [asdict(trial) for trial in record.trials],
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = temporary_path(self.path.resolve())
+            part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            part.replace(self.path)
+        except OSError as error:
+            raise TorchmarError(f"{self.path} cannot be written: {error.strerror}") from None
