@@ -68,7 +68,7 @@ class SimulatedServer:
             requests=requests,
             latency=outcome.mean if percent is None else outcome.percentile(percent),
             median=outcome.percentile(50),
-            throughput=len(outcome.latencies) / outcome.seconds,
+            throughput=(requests - outcome.rejected) / outcome.seconds,
             failed=outcome.rejected / requests,
             predicted=predicted,
             loop=self.truth.loop,

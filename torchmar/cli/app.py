@@ -21,6 +21,7 @@ from torchmar.cli import (
     predicting,
     promoting,
     serving,
+    tuning,
     watching,
 )
 
@@ -55,6 +56,7 @@ _COMMANDS = {
         serving.stop,
         diagnosing.doctor,
         parity.parity,
+        tuning.tune,
     ),
     models.PANEL: (models.models, models.register, models.scale, models.set_default, models.unregister),
     deploying.PANEL: (

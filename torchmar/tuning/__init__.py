@@ -3,6 +3,15 @@
 Few settings are measured: most are predicted.
 
 * `torchmar.tuning.target`: the target, ``p99<50ms``, and what is optimised within it;
-* `torchmar.tuning.service_model`: the time of a batch against its size, fitted to measured batches;
-* `torchmar.tuning.simulation`: the queues and workers of a server, simulated.
+* `torchmar.tuning.space`: the settings, and the grid of them;
+* `torchmar.tuning.profile`: batches that are timed in a worker process;
+* `torchmar.tuning.service_model`: the time of a batch against its size, fitted to these;
+* `torchmar.tuning.simulation`: the queues and workers of a server, simulated;
+* `torchmar.tuning.prediction`: what a setting would do, corrected by trials;
+* `torchmar.tuning.search`: which settings are measured, and when the search ends;
+* `torchmar.tuning.live_server`: a server whose settings are changed and measured;
+* `torchmar.tuning.trials`: measured trials, and their record;
+* `torchmar.tuning.tuner`: all of this for one archive;
+* `torchmar.tuning.explanation`, `front_picture`, `evidence`: why a setting was chosen, as text, picture and JSON;
+* `torchmar.tuning.recipe_writing`: the result in the recipe, by `torchmar.tuning.yaml_editing`.
 """

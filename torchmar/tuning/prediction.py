@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from statistics import median
 
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.service_model import ServiceModel, fit
@@ -82,7 +81,6 @@ class Predictor:
         cores: of the machine.
         memory: bytes that the server may use; None: no limit.
         queue_size: requests that may wait on the server.
-        step_shares: the shares of the time of a request of the steps before and after the model.
     """
 
     def __init__(
@@ -94,7 +92,6 @@ class Predictor:
         cores: int = 1,
         memory: int | None = None,
         queue_size: int = 100,
-        step_shares: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self.target = target
         self.memory_limit = memory
@@ -104,7 +101,7 @@ class Predictor:
         self.corrections: dict[tuple[int, int, int, int, bool], Correction] = {}
         self.loop, self.client, self.latency_offset = _LOOP[engine], _CLIENT, 0.0
         self._engine, self._cores, self._queue_size = engine, cores, queue_size
-        self._step_shares = step_shares
+        self.step_shares = (0.0, 0.0)  # of the time of a request, before and after the model; from the first trial
         self._worker_memory = max(profile.memory for profile in profiles)
         self._measured_memory: dict[int, int] = {}  # by the number of workers
         self._cache: dict[tuple[object, ...], Prediction] = {}
@@ -112,7 +109,7 @@ class Predictor:
     def system(self, setting: Setting) -> System:
         """Return the simulated server of a setting."""
         correction = self._correction(setting)
-        before, after = self._step_shares
+        before, after = self.step_shares
         service = self.service(setting).scaled(correction.scale)
         whole = service
         stages: list[Stage | None] = [None, None]
@@ -134,6 +131,11 @@ class Predictor:
             preprocess=stages[0],
             postprocess=stages[1],
         )
+
+    def knows(self, setting: Setting) -> bool:
+        """Return whether a setting can be predicted: the time of the steps in its stages is known."""
+        before, after = self.step_shares
+        return (before > 0 or not setting.preprocess) and (after > 0 or not setting.postprocess)
 
     def service(self, setting: Setting) -> ServiceModel:
         """Return the profile of the setting's threads, or of the nearest number of threads."""
@@ -174,8 +176,9 @@ class Predictor:
             self.loop = max(5e-6, trial.loop)
         if trial.client:
             self.client = trial.client
+        self.step_shares = trial.before_share, trial.after_share
         self.latency_offset = 0.0
-        if trial.median is not None:
+        if trial.median is not None and not trial.saturated:
             simulated = simulate(self.system(trial.setting), trial.rate, requests=_FINE).percentile(50)
             self.latency_offset = min(max(0.0, trial.median - simulated), 0.002)
         self.refit(trial, always=True)
@@ -192,7 +195,7 @@ class Predictor:
         if not always and miss is not None and abs(miss) <= REFIT and trial.failed == 0:
             return False
         requests = max(500, min(trial.requests, _FINE))
-        if trial.latency is None or trial.median is None:
+        if trial.latency is None or trial.median is None or trial.saturated:
             self.corrections[trial.setting.layout] = Correction(scale=self._saturating_scale(trial))
             return True
         scale = self._scale_for(trial, trial.median, requests)
@@ -217,21 +220,20 @@ class Predictor:
         return math.sqrt(low * high)
 
     def _saturating_scale(self, trial: Trial) -> float:
-        """Return the factor with which the capacity is less than the rate of the trial."""
+        """Return the factor with which the capacity is the throughput of the trial."""
         self.corrections[trial.setting.layout] = Correction()
-        return max(
-            1.0,
-            1.05 * capacity(self.system(trial.setting)) / max(1e-9, min(trial.rate, trial.throughput or trial.rate)),
-        )
+        shown = max(0.01 * trial.rate, min(trial.rate, trial.throughput))
+        return max(1.0, capacity(self.system(trial.setting)) / shown)
 
     def _correction(self, setting: Setting) -> Correction:
         if own := self.corrections.get(setting.layout):
             return own
         if not self.corrections:
             return Correction()
+        # The best that was seen: a setting that looks worse than it is would never be measured.
         return Correction(
-            scale=math.exp(median(math.log(known.scale) for known in self.corrections.values())),
-            tail=median(known.tail for known in self.corrections.values()),
+            scale=min(known.scale for known in self.corrections.values()),
+            tail=min(known.tail for known in self.corrections.values()),
         )
 
     def _statistic(self, setting: Setting, outcome: Outcome) -> float:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from torchmar.errors import TorchmarError
 from torchmar.exchange import Request
+from torchmar.load.machine_use import Reading, cores
+from torchmar.load.measuring import MAX_OTHERS
 from torchmar.tuning.service_model import BatchTimes
 from torchmar.worker import Worker
 
@@ -33,6 +35,7 @@ class Profile:
         times: batches by their size.
         memory: bytes of the worker that it shares with no other process.
         load_seconds: until it was ready.
+        others: cores that other programs used meanwhile.
     """
 
     threads: int
@@ -40,6 +43,7 @@ class Profile:
     times: tuple[BatchTimes, ...]
     memory: int
     load_seconds: float
+    others: float = 0.0
 
 
 def profile(
@@ -85,13 +89,20 @@ def profile(
                     hint="only requests with answers are measured; --requests names others",
                 )
         process = psutil.Process(worker.pid)
+        before = Reading([process], local=True)
         for size in (size for size in SIZES if size <= largest):
             on_size(size)
             times.append(_measure(worker, process, requests, size, source))
             if times[-1].mean > longest:
                 break
+        others = before.use_until(Reading([process], local=True)).other_cores or 0.0
         memory = _own_memory(process)
-    return Profile(threads=threads, gpu=gpu, times=tuple(times), memory=memory, load_seconds=load_seconds)
+    if others > MAX_OTHERS * len(cores()):
+        # It waited for cores, not for anything else: it would use them.
+        times = [replace(each, cpu_seconds=max(each.mean, each.cpu_seconds or 0.0)) for each in times]
+    return Profile(
+        threads=threads, gpu=gpu, times=tuple(times), memory=memory, load_seconds=load_seconds, others=others
+    )
 
 
 def _measure(

@@ -23,7 +23,9 @@ MOST_TRIALS = 10
 REPEATABLE = 0.05  # relative difference of two measurements of the same setting, above which it is called noisy
 _UNMEASURED, _MEASURED = 0.2, 0.03  # how much better than predicted a setting may be
 _PROBE = 0.5  # of the predicted highest rate: where the server's own time is measured
-_RATE_MARGIN = 0.97  # of the predicted highest rate, at which a setting is measured
+_FLOOR = 0.1  # of the predicted capacity: where latency is the time of a batch
+# Of the predicted highest rate, at which a setting is measured: a rate that is too high shows less.
+_FIRST_MARGIN, _RATE_MARGIN = 0.92, 0.97
 _AFTER_FAILURE = 0.93  # of a rate at which the target was not kept
 _MOST_OF_SETTING = 3  # trials
 _FINE = 8  # settings at the most that are predicted finely before a trial
@@ -123,13 +125,14 @@ class Search:
             if len(self.trials) >= self._most:
                 reason = f"{self._most} trials were measured"
                 break
-            if not (chosen := self._next() or self._repetition()):
+            if not (chosen := self._next() or self._floor() or self._repetition()):
                 break
             setting, rate, predicted, purpose = chosen
             self._learn(self._measure(setting, rate, predicted, purpose))
         best = self.best()
         repeats = [trial for trial in self.trials if best and trial.purpose == "repeat" and _same(trial, best)]
-        predictions = tuple(self.predict(setting, fine=False) for setting in self._settings)
+        settings = (setting for setting in self._settings if self.predictor.knows(setting))
+        predictions = tuple(self.predict(setting, fine=False) for setting in settings)
         return Result(
             best=best, nearest=self._nearest(), repeat=next(iter(repeats), None), predictions=predictions, reason=reason
         )
@@ -202,6 +205,19 @@ class Search:
                 chosen = prediction.setting, rate, predicted, "search"
         return chosen
 
+    def _floor(self) -> tuple[Setting, float, float, str] | None:
+        """Return a trial at a low rate, if no setting is predicted to keep the target: it shows what is possible."""
+        if self.question.rate is not None or self.best() or any(trial.purpose == "floor" for trial in self.trials):
+            return None
+        known = (setting for setting in self._settings if self.predictor.knows(setting))
+        predictions = [self.predict(setting, fine=False) for setting in known]
+        usable = [prediction for prediction in predictions if prediction.bound is not Bound.MEMORY]
+        if not usable:
+            return None
+        fastest = min(usable, key=lambda prediction: (prediction.latency, prediction.setting))
+        rate = max(1.0, _FLOOR * fastest.capacity)
+        return fastest.setting, rate, self.predictor.latency(fastest.setting, rate), "floor"
+
     def _repetition(self) -> tuple[Setting, float, float, str] | None:
         """Return the best setting for a second measurement; None: it was measured twice."""
         best = self.best()
@@ -211,7 +227,7 @@ class Search:
 
     def _candidates(self) -> list[Prediction]:
         """Return fine predictions of the settings that may be worth a trial."""
-        coarse = [self.predict(setting, fine=False) for setting in self._settings]
+        coarse = [self.predict(setting, fine=False) for setting in self._settings if self.predictor.knows(setting)]
         coarse = [prediction for prediction in coarse if prediction.bound is not Bound.MEMORY]
         worth = [prediction for prediction in coarse if self._rate_for(prediction) is not None]
         if self.question.rate is not None:
@@ -248,7 +264,7 @@ class Search:
         if self.question.rate is not None:
             measured = any(trial.rate >= 0.99 * self.question.rate for trial in trials)
             return None if measured else self.question.rate
-        rate = prediction.rate * _RATE_MARGIN
+        rate = prediction.rate * (_RATE_MARGIN if self._knows_layout(prediction.setting) else _FIRST_MARGIN)
         target = self.question.target
         failed = [trial.rate for trial in trials if not trial.keeps(target)]
         kept = [trial.rate for trial in trials if trial.keeps(target)]
@@ -260,10 +276,13 @@ class Search:
             return None
         return rate
 
+    def _knows_layout(self, setting: Setting) -> bool:
+        """Return whether a setting with the same workers and threads was measured."""
+        return any(trial.setting.layout == setting.layout for trial in self.trials)
+
     def _optimistic(self, prediction: Prediction, rate: float) -> float:
         """Return the value of a setting if it is better than predicted; the smallest is the best."""
-        known = any(trial.setting.layout == prediction.setting.layout for trial in self.trials)
-        doubt = _MEASURED if known else _UNMEASURED
+        doubt = _MEASURED if self._knows_layout(prediction.setting) else _UNMEASURED
         if self.question.objective is Objective.THROUGHPUT:
             failed = any(
                 trial.setting == prediction.setting and not trial.keeps(self.question.target) for trial in self.trials
@@ -276,10 +295,12 @@ class Search:
 
     def _better(self, optimistic: float, best: Trial) -> bool:
         """Return whether a value would be better than that of a trial."""
-        value = self._cost(best)[0]
         if self.question.objective is Objective.THROUGHPUT:
             return optimistic < -best.rate * (1 + _SAME)
-        return optimistic < value * (1 - _SAME)
+        if self.question.objective is Objective.LATENCY:
+            assert best.latency is not None
+            return optimistic < best.latency * (1 - _SAME)
+        return optimistic < self._cost(best)[0] * (1 - _SAME)
 
     def _nearest(self) -> Trial | None:
         """Return the trial that came nearest to the target."""

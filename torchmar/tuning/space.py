@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 DELAYS_MS = (1, 2, 5, 10, 20, 50, 100)  # TorchServe ignores a delay of 0 in model-config.yaml
@@ -127,25 +127,3 @@ class Space:
         if not self.choose_threads:
             return [share]
         return sorted({1, share, *(number for number in (2, 4, 8, 16) if number < share)})
-
-    def neighbours(self, setting: Setting) -> list[Setting]:
-        """Return the settings of the grid that differ by one step of one dimension."""
-        grid = set(self.settings())
-        near: list[Setting] = []
-        for name, values in (
-            ("workers", self.worker_counts()),
-            ("batch_size", list(self.batch_sizes)),
-            ("delay_ms", list(self.delays_ms)),
-            ("threads", self.thread_counts(setting.workers)),
-        ):
-            value = getattr(setting, name)
-            if value not in values:
-                continue
-            index = values.index(value)
-            for other in values[max(0, index - 1) : index] + values[index + 1 : index + 2]:
-                changed = replace(setting, **{name: other})
-                if changed not in grid:  # other workers have other shares of the cores
-                    changed = replace(changed, threads=max(1, self.cores // changed.workers))
-                if changed in grid and changed != setting and changed not in near:
-                    near.append(changed)
-        return near

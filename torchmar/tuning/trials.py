@@ -20,6 +20,8 @@ from torchmar.tuning.target import Target
 SCHEMA: Literal["torchmar-tuning/1"] = "torchmar-tuning/1"
 MOST_FAILED = 0.001  # of the requests; with more, a setting does not keep the target
 
+_SATURATED = 0.1  # of the requests
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -39,9 +41,11 @@ class Trial:
         client: CPU seconds of a request in the client.
         cores: that the server's processes used; None: not known.
         memory: bytes of the server's processes; None: not known.
+        before_share: the share of the handler's time of the steps before the model; 0: not known.
+        after_share: the same of the steps after it.
         stable: whether the load was steady while it was measured.
         disturbances: why the figures may not be the server's: other programs used the cores, for example.
-        purpose: ``probe``, ``search`` or ``repeat``.
+        purpose: ``probe``, ``search``, ``floor`` (what is possible at a low rate) or ``repeat``.
     """
 
     setting: Setting
@@ -57,6 +61,8 @@ class Trial:
     client: float = 0.0
     cores: float | None = None
     memory: int | None = None
+    before_share: float = 0.0
+    after_share: float = 0.0
     stable: bool = True
     disturbances: tuple[str, ...] = ()
     purpose: str = "search"
@@ -64,6 +70,11 @@ class Trial:
     def keeps(self, target: Target) -> bool:
         """Return whether the setting kept the target at this rate."""
         return self.latency is not None and self.latency < target.seconds and self.failed <= MOST_FAILED
+
+    @property
+    def saturated(self) -> bool:
+        """Whether more requests were sent than the server answers."""
+        return self.failed > _SATURATED or self.throughput * self.seconds < (1 - _SATURATED) * self.requests
 
     @property
     def miss(self) -> float | None:

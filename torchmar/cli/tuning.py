@@ -1,0 +1,300 @@
+"""The command that finds workers, threads and batch size for a latency target."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from torchmar.cli.options import AsJson, Engine
+from torchmar.cli.terminal import err, out, show_table, table, wrapped
+from torchmar.engines import DEFAULT, TITLES
+from torchmar.errors import TorchmarError
+
+if TYPE_CHECKING:
+    from torchmar.tuning.profile import Profile
+    from torchmar.tuning.search import Question
+    from torchmar.tuning.target import Target
+    from torchmar.tuning.trials import Trial
+    from torchmar.tuning.tuner import Tuning
+
+_RECORDS = "tune"  # in the run folder
+
+
+def tune(
+    archive: Annotated[
+        Path,
+        typer.Argument(metavar="ARCHIVE|RECIPE", help="A .mar file, or a recipe or its folder.", show_default=False),
+    ],
+    slo: Annotated[
+        str,
+        typer.Option(
+            metavar="TARGET",
+            help="The latency target: p99<50ms. Also mean, p50, p90, p95, p999, and us or s.",
+            show_default=False,
+        ),
+    ],
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            min=0.001,
+            help="Requests per second: find the lowest latency at this rate.",
+            show_default=False,
+        ),
+    ] = None,
+    max_throughput: Annotated[
+        bool, typer.Option("--max-throughput", help="Find the highest rate within the target; the default.")
+    ] = False,
+    cheapest: Annotated[
+        bool, typer.Option("--cheapest", help="With --rate: find the least memory that keeps the target.")
+    ] = False,
+    engine: Engine = DEFAULT,
+    requests: Annotated[
+        Path | None,
+        typer.Option(help="A folder or file of inputs; default: the archive's samples.", show_default=False),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The memory that the server may use: 8GiB.", show_default=False),
+    ] = None,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="How long it may take.")] = "5m",
+    write: Annotated[
+        bool, typer.Option("--write", help="Set the result in the recipe, with the evidence beside it.")
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw all settings, by rate and latency, as SVG.", show_default=False),
+    ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Measure again what an earlier run has recorded.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the number of workers, the threads and the batch size for a latency target.
+
+    Batches are timed in a worker, all settings are predicted by simulation, and
+    the few that could be the best are measured on a server of its own. A run
+    that was interrupted continues where it stopped. Exit code 1: no setting
+    keeps the target.
+    """
+    from torchmar import recipe
+    from torchmar.connection import RUN_FOLDER
+    from torchmar.load import workload
+    from torchmar.tuning import evidence, front_picture, recipe_writing
+    from torchmar.tuning.target import parse_duration
+    from torchmar.tuning.tuner import Tuner
+
+    question = _question(slo, rate, max_throughput, cheapest, memory)
+    seconds = parse_duration(budget)
+    is_recipe = recipe.is_recipe(archive)
+    if write and not is_recipe:
+        raise typer.BadParameter(f"{archive} is no recipe, which the result could be written to", param_hint="--write")
+    with _built(archive, is_recipe) as path, _Display(question.target) as display:
+        tuner = Tuner(
+            path,
+            workload.read(requests or path),
+            question,
+            engine=engine,
+            seconds=seconds,
+            folder=RUN_FOLDER / _RECORDS,
+            observer=display,
+            anew=anew,
+        )
+        if tuner.continued and not as_json:
+            measured = f"{len(tuner.record.trials)} trials of an earlier run are used ({tuner.path})"
+            err.print(f"{measured}; --anew measures them again", markup=False)
+        try:
+            tuning = tuner.run()
+        except KeyboardInterrupt:
+            err.print(f"interrupted; the same command continues ({tuner.path})", markup=False)
+            raise
+    if as_json:
+        typer.echo(evidence.text(tuning), nl=False)
+    else:
+        _show(tuning)
+    if picture:
+        _save(picture, front_picture.draw(tuning))
+        err.print(f"wrote {picture}", markup=False)
+    if write and tuning.result.best:
+        for file in recipe_writing.write(tuning, archive):
+            err.print(f"wrote {file}", markup=False)
+    raise typer.Exit(0 if tuning.result.best else 1)
+
+
+def _question(slo: str, rate: float | None, max_throughput: bool, cheapest: bool, memory: str | None) -> Question:
+    from torchmar.tuning.search import Question
+    from torchmar.tuning.target import Objective, parse_bytes, parse_target
+
+    if max_throughput and (rate or cheapest):
+        raise typer.BadParameter("does not go together with --rate or --cheapest", param_hint="--max-throughput")
+    if cheapest and not rate:
+        raise typer.BadParameter("needs --rate: the least memory for how many requests?", param_hint="--cheapest")
+    objective = Objective.COST if cheapest else Objective.LATENCY if rate else Objective.THROUGHPUT
+    return Question(
+        target=parse_target(slo), objective=objective, rate=rate, memory=parse_bytes(memory) if memory else None
+    )
+
+
+@contextlib.contextmanager
+def _built(archive: Path, is_recipe: bool) -> Iterator[Path]:
+    """Yield the archive, which is built if it is a recipe."""
+    if not is_recipe:
+        yield archive
+        return
+    from torchmar.archive import build
+
+    with tempfile.TemporaryDirectory(prefix="torchmar-tune-") as folder:
+        yield build(archive, Path(folder)).path
+
+
+class _Display:
+    """The progress of a tuning: a line that changes, on a terminal, and a line for each trial; a context manager.
+
+    The line is written once for each step: a display that is drawn again takes time, in which no request leaves.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.on_step("")
+
+    def on_step(self, text: str) -> None:
+        if err.is_terminal:
+            err.file.write(f"\r\x1b[K{text[: err.width - 1]}")
+            err.file.flush()
+
+    def on_profile(self, measured: Profile) -> None:
+        if measured.others > 0.3:
+            self.on_step("")
+            err.print(f"[yellow]warning:[/] other programs used {measured.others:.1f} cores meanwhile")
+
+    def on_trial(self, trial: Trial, number: int) -> None:
+        from torchmar.tuning.target import milliseconds
+
+        self.on_step("")
+        latency = "no answer" if trial.latency is None else f"{self._target.name} {milliseconds(trial.latency)}"
+        kept = "" if trial.keeps(self._target) else ", not within the target"
+        err.print(f"trial {number}: {trial.setting}: {latency} at {trial.rate:,.4g}/s{kept}", markup=False)
+
+
+def _show(tuning: Tuning) -> None:
+    from torchmar.tuning.explanation import explain
+    from torchmar.tuning.service_model import fit
+    from torchmar.tuning.target import Objective, milliseconds
+
+    question, machine = tuning.question, tuning.machine
+    out.print(
+        f"{tuning.name} {tuning.version} on {TITLES[tuning.engine]}; {machine.processor}, {machine.cores} cores, torch "
+        f"{tuning.torch}",
+        markup=False,
+    )
+    goals = {
+        Objective.THROUGHPUT: "the highest rate",
+        Objective.LATENCY: f"the lowest latency at {question.rate or 0:g} requests/s",
+        Objective.COST: f"the least memory at {question.rate or 0:g} requests/s",
+    }
+    out.print(f"target: {question.target}; {goals[question.objective]}\n", markup=False)
+    rows = []
+    for profile in tuning.record.profiles:
+        curve = fit(profile.times)
+        smallest, largest = profile.times[0], profile.times[-1]
+        rows.append(
+            (
+                f"{profile.threads}{' + GPU' if profile.gpu else ''}",
+                milliseconds(smallest.mean),
+                f"{milliseconds(largest.mean)} for {largest.size}",
+                f"{milliseconds(curve.fixed)} + {milliseconds(curve.per_request)} each" if curve.linear else "no line",
+                f"{profile.memory / 2**20:,.0f} MiB",
+            )
+        )
+    headings = ("threads", "one request", "largest batch", "fit", "memory")
+    show_table(table(headings, rows, right=headings))
+    out.print()
+    show_table(
+        table(
+            _headings(tuning),
+            [_row(tuning, number, trial) for number, trial in enumerate(tuning.record.trials, 1)],
+            right=_headings(tuning)[:-1],
+        )
+    )
+    out.print()
+    _show_result(tuning)
+    for reason in explain(tuning):
+        out.print(wrapped(reason, "- ", "  "), markup=False)
+
+
+def _headings(tuning: Tuning) -> tuple[str, ...]:
+    extra = (
+        ("delay",)
+        if tuning.engine == "torchserve"
+        else ("stages",)
+        if any(trial.setting.preprocess for trial in tuning.record.trials)
+        else ()
+    )
+    return ("trial", "workers", "threads", "batch", *extra, "requests/s", "predicted", "measured", "")
+
+
+def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
+    from torchmar.tuning.target import milliseconds
+
+    setting, target = trial.setting, tuning.question.target
+    extra: tuple[str, ...] = ()
+    if tuning.engine == "torchserve":
+        extra = (f"{setting.delay_ms} ms",)
+    elif "stages" in _headings(tuning):
+        extra = (str(setting.preprocess or ""),)
+    notes = [] if trial.keeps(target) else ["not within the target"]
+    if trial.purpose in ("probe", "repeat"):
+        notes.append({"probe": "the server itself", "repeat": "again"}[trial.purpose])
+    if trial.disturbances:
+        notes.append("disturbed")
+    predicted = "saturated" if trial.predicted == float("inf") else milliseconds(trial.predicted)
+    return (
+        str(number),
+        str(setting.workers),
+        str(setting.threads),
+        str(setting.batch_size),
+        *extra,
+        f"{trial.rate:,.0f}" if trial.rate >= 10 else f"{trial.rate:.2f}",
+        predicted,
+        "no answer" if trial.latency is None else milliseconds(trial.latency),
+        ", ".join(notes),
+    )
+
+
+def _show_result(tuning: Tuning) -> None:
+    from torchmar.tuning.target import milliseconds
+
+    best, nearest, target = tuning.result.best, tuning.result.nearest, tuning.question.target
+    if best:
+        assert best.latency
+        memory = f", {best.memory / 2**20:,.0f} MiB" if best.memory else ""
+        out.print(f"[bold]{escape(str(best.setting))}[/]")
+        out.print(
+            f"{best.rate:,.4g} requests/s with {target.name} {milliseconds(best.latency)}{memory}, found in "
+            f"{tuning.seconds:.0f} s\n",
+            markup=False,
+        )
+        return
+    err.print(f"[red]error:[/] no setting keeps {escape(str(target))}")
+    if nearest and nearest.latency:
+        err.print(
+            f"the best that was measured: {target.name} {milliseconds(nearest.latency)} at {nearest.rate:,.4g} "
+            f"requests/s, with {nearest.setting}",
+            markup=False,
+        )
+
+
+def _save(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TorchmarError(f"{file} cannot be written: {error.strerror}") from None

@@ -1,0 +1,162 @@
+"""Why a setting was chosen: what excludes the others, how much the choice matters, how wrong predictions were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from torchmar.tuning.prediction import Bound, Prediction
+from torchmar.tuning.search import REPEATABLE
+from torchmar.tuning.space import Setting
+from torchmar.tuning.target import Objective, milliseconds
+from torchmar.tuning.trials import Trial
+from torchmar.tuning.tuner import Tuning
+
+_NEAR = 0.05  # relative distance from the best one, within which a setting is as good
+_DIMENSIONS = (
+    ("workers", "workers"),
+    ("batch_size", "batch size"),
+    ("threads", "threads"),
+    ("delay_ms", "delay in ms"),
+)
+
+
+def explain(tuning: Tuning) -> list[str]:
+    """Return the reasons for the result, each a sentence."""
+    return [*_rejected(tuning), *_sensitivity(tuning), *_accuracy(tuning), *_noise(tuning), _end(tuning)]
+
+
+def best_prediction(tuning: Tuning) -> Prediction | None:
+    """Return the prediction of the chosen setting; None without one."""
+    best = tuning.result.best
+    return next((each for each in tuning.result.predictions if best and each.setting == best.setting), None)
+
+
+def pareto_front(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Return the predictions that no other exceeds in rate, latency and memory at once, by their rate."""
+    usable = [each for each in predictions if each.rate > 0 and math.isfinite(each.latency) and each.capacity > 0]
+    front: list[Prediction] = []
+    for each in sorted(usable, key=lambda each: (-each.capacity, each.latency, each.memory)):
+        if not any(other.latency <= each.latency and other.memory <= each.memory for other in front):
+            front.append(each)
+    return sorted(front, key=lambda each: each.capacity)
+
+
+def _rejected(tuning: Tuning) -> Iterator[str]:
+    best = tuning.result.best
+    if best is None:
+        return
+    throughput = tuning.question.objective is Objective.THROUGHPUT
+    groups: dict[Bound, list[Prediction]] = {}
+    for each in tuning.result.predictions:
+        if each.setting != best.setting and not _as_good(each, tuning):
+            groups.setdefault(each.bound, []).append(each)
+    for bound, members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        region = _region([each.setting for each in members])
+        if bound is Bound.MEMORY:
+            least = min(each.memory for each in members)
+            yield f"{region}: more memory than allowed ({least / 2**20:,.0f} MiB and more)."
+        elif throughput:
+            highest = max(each.rate for each in members)
+            yield f"{region}: {_LIMITS[bound]}, at {_rate(highest)} or less ({_share(highest, best.rate)})."
+        elif bound is Bound.NONE:
+            lowest = min(each.latency for each in members)
+            what = "cost more memory" if tuning.question.objective is Objective.COST else "are slower"
+            statistic = tuning.question.target.name
+            yield f"{region}: keep the target, but {what} ({statistic} {milliseconds(lowest)} or more)."
+        else:
+            yield f"{region}: {_LIMITS[bound]} at {_rate(best.rate)}."
+
+
+_LIMITS = {
+    Bound.NONE: "nothing is exceeded",
+    Bound.LATENCY: "the latency target is missed",
+    Bound.WORKERS: "the workers are saturated",
+    Bound.CORES: "the cores are saturated",
+    Bound.LOOP: "the server's event loop is saturated",
+    Bound.QUEUE: "the queue is full (jobQueueSize)",
+    Bound.MEMORY: "there is too little memory",
+}
+
+
+def _as_good(each: Prediction, tuning: Tuning) -> bool:
+    best = tuning.result.best
+    assert best
+    if each.bound is Bound.MEMORY:
+        return False
+    if tuning.question.objective is Objective.THROUGHPUT:
+        return each.rate >= (1 - _NEAR) * best.rate
+    if tuning.question.objective is Objective.COST:
+        return False
+    assert best.latency
+    return each.latency <= (1 + _NEAR) * best.latency
+
+
+def _sensitivity(tuning: Tuning) -> Iterator[str]:
+    best = tuning.result.best
+    if best is None or tuning.question.objective is Objective.COST:
+        return
+    good = [each.setting for each in tuning.result.predictions if _as_good(each, tuning)]
+    others = [setting for setting in good if setting != best.setting]
+    if others:
+        yield f"Within {_NEAR:.0%} of it, as predicted: {_region(others)}; the choice among them matters little."
+    else:
+        yield f"No other setting of the grid is predicted within {_NEAR:.0%} of it: the choice matters."
+
+
+def _region(settings: Sequence[Setting]) -> str:
+    """Return the values of each dimension that settings have: ``workers 3 to 4, batch size 1 to 128``."""
+    parts = []
+    for name, title in _DIMENSIONS:
+        values = sorted({getattr(setting, name) for setting in settings})
+        if name == "delay_ms" and values == [0]:
+            continue
+        parts.append(f"{title} {values[0]}" + (f" to {values[-1]}" if len(values) > 1 else ""))
+    stages = sorted({setting.preprocess for setting in settings if setting.preprocess})
+    if stages:
+        some = "" if all(setting.preprocess for setting in settings) else "some "
+        parts.append(f"{some}with a preprocess stage")
+    number = len(settings)
+    return f"{number} setting{'' if number == 1 else 's'} ({', '.join(parts)})"
+
+
+def _accuracy(tuning: Tuning) -> Iterator[str]:
+    misses = [abs(trial.miss) for trial in _compared(tuning.record.trials) if trial.miss is not None]
+    if misses:
+        yield (
+            f"Predictions of {tuning.question.target.name} missed the measurements by {median(misses):.0%} in the "
+            f"median, and by {max(misses):.0%} at the most; the first trial, which measures the server itself, is not "
+            "counted."
+        )
+
+
+def _compared(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.purpose != "probe"]
+
+
+def _noise(tuning: Tuning) -> Iterator[str]:
+    noise = tuning.result.noise
+    if noise is not None:
+        verdict = "repeatable" if noise <= REPEATABLE else "noisy: a difference of this size says nothing"
+        yield f"The chosen setting, measured twice, differed by {noise:.0%}: {verdict}."
+    elif tuning.result.best:
+        yield "The chosen setting was measured once only."
+    disturbed = [trial for trial in tuning.record.trials if trial.disturbances]
+    if disturbed:
+        yield (
+            f"{len(disturbed)} of {len(tuning.record.trials)} trials were disturbed, so that their figures are not "
+            f"only the server's ({disturbed[-1].disturbances[0]})."
+        )
+
+
+def _end(tuning: Tuning) -> str:
+    return f"The search ended because {tuning.result.reason}."
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f} requests/s" if value >= 10 else f"{value:.2g} requests/s"
+
+
+def _share(value: float, best: float) -> str:
+    return f"{value / best:.0%} of the best" if best else "none"

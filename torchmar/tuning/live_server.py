@@ -1,0 +1,238 @@
+"""A server whose settings are changed over its management API, and measured under load."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from torchmar import engines
+from torchmar.archive import Archive, derive
+from torchmar.engines import EngineName
+from torchmar.engines.addresses import free_addresses
+from torchmar.engines.server_records import ServerRecord
+from torchmar.errors import EngineError, ModelFailedError, NotFoundError, ServerError, TorchmarError
+from torchmar.load import expectations
+from torchmar.load.expectations import Expectations
+from torchmar.load.measuring import StepSpec, measure
+from torchmar.load.results import Step
+from torchmar.load.target import Target as LoadTarget
+from torchmar.load.workload import Workload
+from torchmar.tuning.space import Setting
+from torchmar.tuning.target import Target
+from torchmar.tuning.trials import Trial
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_WARM_UP_SECONDS = 1.5
+_LEAST_SECONDS, _MOST_SECONDS = 5.0, 12.0  # of a measurement
+_REQUESTS = 1_000  # of a measurement, unless that would take longer
+_LOAD_SECONDS = 180.0
+# Keys of model-config.yaml that a registration sets for each trial.
+_SET_BY_TRIALS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "stages")
+
+
+class LiveServer:
+    """A server with one model, on free ports; a context manager.
+
+    Args:
+        engine: the kind of server.
+        archive: the archive.
+        workload: the requests; all of them get a prediction.
+        target: whose statistic is measured.
+        choose_threads: whether the archive's handler has the option ``threads``.
+        seconds: of each measurement; None: as many as the rate needs.
+    """
+
+    def __init__(
+        self,
+        engine: EngineName,
+        archive: Path,
+        workload: Workload,
+        target: Target,
+        *,
+        choose_threads: bool,
+        seconds: float | None = None,
+    ) -> None:
+        self._engine, self._archive, self._workload, self._target = engine, archive, workload, target
+        self._choose_threads, self._seconds = choose_threads, seconds
+        with Archive(archive) as opened:
+            self._name, self._version = opened.manifest.name, opened.manifest.version
+            self._digest = opened.digest
+        self._cleanup = contextlib.ExitStack()
+        self._variants: dict[tuple[int, int, int, int, bool], Path] = {}
+        self._registered: Setting | None = None
+        self._expected: Expectations | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            folder = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-tune-")))
+            self._store = folder / "store"
+            self._store.mkdir()
+            overrides = {
+                **free_addresses(),
+                "enable_model_api": "true",
+                "load_models": "",
+                "model_snapshot": "",
+                "disable_system_metrics": "true",
+            }
+            kind = engines.named(self._engine)
+            self._server = self._cleanup.enter_context(kind(None, self._store, folder / "run", overrides=overrides))
+        except BaseException:
+            self._cleanup.close()
+            raise
+        record = ServerRecord.find(self._server.folder)
+        if record is None:
+            self._cleanup.close()
+            raise EngineError(f"{engines.TITLES[self._engine]} has ended")
+        self._pid = record.pid
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def measure(self, setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
+        """Change the server to a setting, and measure it at a rate.
+
+        Raises:
+            ModelFailedError: a worker does not load.
+            TorchmarError: answers are wrong.
+            KeyboardInterrupt: the measurement was interrupted.
+        """
+        self._apply(setting)
+        load = LoadTarget(
+            endpoint=self._server.server,
+            model=self._name,
+            pid=self._pid,
+            metrics=self._server.properties.url("metrics_address"),
+            engine=self._engine,
+            archive_digest=self._digest,
+        )
+        if self._expected is None:
+            self._expected = expectations.gather(load, self._workload)
+        seconds = self._seconds or min(max(_LEAST_SECONDS, _REQUESTS / rate), _MOST_SECONDS)
+        spec = StepSpec(rate=rate, warmup_s=_WARM_UP_SECONDS, duration_s=seconds)
+        before = _cpu_seconds(self._pid)
+        step = measure(load, self._workload, self._expected, spec)
+        used = _cpu_seconds(self._pid) - before
+        if not step.complete:
+            raise KeyboardInterrupt
+        if step.wrong_answers:
+            raise TorchmarError(
+                f"{step.wrong_answers} of {step.completed} answers are wrong, with {setting}: {step.wrong_answer}",
+                hint=f"torchmar check {self._archive} --run compares answers in batches with those to single requests",
+            )
+        return self._trial(setting, rate, predicted, purpose, step, used / (rate * (spec.warmup_s + spec.duration_s)))
+
+    def _trial(self, setting: Setting, rate: float, predicted: float, purpose: str, step: Step, loop: float) -> Trial:
+        latency = step.latency_ms
+        statistic = None if latency is None else float(getattr(latency, self._target.name)) / 1000
+        shares = (0.0, 0.0)
+        if split := step.server:
+            parts = (split.preprocess_ms or 0.0, split.inference_ms or 0.0, split.postprocess_ms or 0.0)
+            if sum(parts):
+                shares = parts[0] / sum(parts), parts[2] / sum(parts)
+        return Trial(
+            setting=setting,
+            rate=rate,
+            seconds=step.duration_s,
+            requests=step.sent,
+            latency=statistic,
+            median=None if latency is None else latency.p50 / 1000,
+            throughput=step.throughput,
+            failed=step.failed / max(1, step.sent),
+            predicted=predicted,
+            loop=loop,
+            client=step.client.busy_fraction * step.duration_s / max(1, step.sent),
+            cores=step.processes.cpu_cores if step.processes else None,
+            memory=step.processes.memory_bytes if step.processes else None,
+            before_share=shares[0],
+            after_share=shares[1],
+            stable=step.stable,
+            disturbances=step.invalid_reasons,
+            purpose=purpose,
+        )
+
+    def _apply(self, setting: Setting) -> None:
+        """Register the model with a setting, or scale its workers if only their number is another."""
+        management, last = self._server.management, self._registered
+        if setting == last:
+            return
+        key = variant_key(setting)
+        workers_only = last and variant_key(last) == key and _batching(last) == _batching(setting)
+        try:
+            if workers_only:
+                management.scale(self._name, self._version, min_worker=setting.workers, timeout=_LOAD_SECONDS)
+            else:
+                if key not in self._variants:
+                    self._variants[key] = self._derive(setting, len(self._variants))
+                if last:
+                    with contextlib.suppress(NotFoundError):
+                        management.unregister(self._name)
+                self._registered = None
+                archive = self._variants[key]
+                with Archive(archive) as opened:
+                    self._version = opened.manifest.version
+                management.register(
+                    archive.name,
+                    initial_workers=setting.workers,
+                    batch_size=setting.batch_size,
+                    max_batch_delay=setting.delay_ms or None,
+                    timeout=_LOAD_SECONDS,
+                )
+        except ServerError as error:
+            raise ModelFailedError(
+                f"{self._name} does not start with {setting}: {error.message}",
+                traceback=self._server.worker_traceback(self._name, self._version),
+            ) from None
+        self._registered = setting
+
+    def _derive(self, setting: Setting, number: int) -> Path:
+        config = trial_config(self._archive, setting, choose_threads=self._choose_threads)
+        with Archive(self._archive) as opened:
+            version = f"{opened.manifest.version}-tune{number}"
+        return derive(self._archive, self._store, version=version, config=config).path
+
+
+def variant_key(setting: Setting) -> tuple[int, int, int, int, bool]:
+    """Return what an archive of its own is needed for: threads, stages and device; with stages also the workers."""
+    staged = setting.preprocess or setting.postprocess
+    return setting.threads, setting.workers if staged else 0, setting.preprocess, setting.postprocess, setting.gpu
+
+
+def trial_config(archive: Path, setting: Setting, *, choose_threads: bool) -> dict[str, Any]:
+    """Return the changes of an archive's configuration for trials; batching and workers are not in it.
+
+    Args:
+        archive: the archive.
+        setting: whose threads, stages and device are set.
+        choose_threads: whether the handler has the option ``threads``.
+    """
+    with Archive(archive) as opened:
+        config = opened.config
+    changes: dict[str, Any] = {key: None for key in _SET_BY_TRIALS if key in config}
+    if choose_threads:
+        options = config.get("handler")
+        changes["handler"] = {**(options if isinstance(options, dict) else {}), "threads": setting.threads}
+    if setting.preprocess or setting.postprocess:
+        workers = {"preprocess": setting.preprocess, "inference": setting.workers, "postprocess": setting.postprocess}
+        changes["stages"] = {name: number for name, number in workers.items() if number}
+    if config.get("deviceType") != (device := "gpu" if setting.gpu else "cpu"):
+        changes["deviceType"] = device
+    return changes
+
+
+def _batching(setting: Setting) -> tuple[int, int]:
+    return setting.batch_size, setting.delay_ms
+
+
+def _cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)

@@ -1,0 +1,87 @@
+"""Write the result of a tuning into the recipe, and the evidence beside it, so that it travels in the archive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchmar import recipe
+from torchmar.atomic import temporary_path
+from torchmar.errors import TorchmarError
+from torchmar.tuning import evidence
+from torchmar.tuning.space import Setting
+from torchmar.tuning.tuner import Tuning
+from torchmar.tuning.yaml_editing import REMOVED, edit
+
+
+def write(tuning: Tuning, path: Path) -> list[Path]:
+    """Set the chosen setting in a recipe, and write the evidence beside it; return the written files.
+
+    Args:
+        tuning: with a chosen setting.
+        path: an ``archive.yaml``, or its folder.
+
+    Raises:
+        TorchmarError: the target was missed by every setting, or a file cannot be edited.
+        RecipeError: the recipe has problems.
+    """
+    best = tuning.result.best
+    if best is None:
+        raise TorchmarError("no setting keeps the target, so that there is nothing to write")
+    content, folder = recipe.read(path)
+    file = path / recipe.FILE_NAME if path.is_dir() else path
+    changes = settings_of(best.setting, tuning)
+    written: list[Path] = []
+    text = file.read_text(encoding="utf-8")
+    if isinstance(content.config, str):  # a file of its own, which the recipe names
+        config_file = folder / content.config
+        config = edit(config_file.read_text(encoding="utf-8"), changes, str(config_file))
+        written.append(_write(config_file, config))
+    else:
+        text = edit(text, {("config", *keys): value for keys, value in changes.items()}, str(file))
+    if content.files.get(evidence.FILE_NAME) != evidence.FILE_NAME:
+        text = edit(text, {("files", evidence.FILE_NAME): evidence.FILE_NAME}, str(file))
+    written.append(_write(folder / evidence.FILE_NAME, evidence.text(tuning)))
+    recipe.parse(text, str(file), folder)
+    written.append(_write(file, text))
+    return written
+
+
+def settings_of(setting: Setting, tuning: Tuning) -> dict[Sequence[str], Any]:
+    """Return the keys of ``model-config.yaml`` with which a server has a setting, by their paths."""
+    changes: dict[Sequence[str], Any] = {
+        ("minWorkers",): setting.workers,
+        ("maxWorkers",): setting.workers,
+        ("batchSize",): setting.batch_size,
+    }
+    if setting.delay_ms:
+        changes["maxBatchDelay",] = setting.delay_ms
+    if setting.preprocess or setting.postprocess:
+        stages = {
+            "preprocess": setting.preprocess,
+            "inference": setting.workers,
+            "postprocess": setting.postprocess,
+        }
+        changes["stages",] = {name: workers for name, workers in stages.items() if workers}
+    elif tuning.had_stages:
+        changes["stages",] = REMOVED
+    if tuning.space.choose_threads:
+        share = max(1, tuning.space.cores // setting.workers)
+        # The default of the handler needs no option, and follows the cores of another machine.
+        own = setting.threads != share or bool(setting.preprocess or setting.postprocess)
+        if own or tuning.had_threads:
+            changes["handler", "threads"] = setting.threads
+    if tuning.space.gpus:
+        changes["deviceType",] = "gpu" if setting.gpu else "cpu"
+    return changes
+
+
+def _write(file: Path, text: str) -> Path:
+    try:
+        part = temporary_path(file.resolve())
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        raise TorchmarError(f"{file} cannot be written: {error.strerror}") from None
+    return file

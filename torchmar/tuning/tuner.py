@@ -1,0 +1,314 @@
+"""Tune an archive: profile its handler, start a server, search the settings, keep a record."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+import torchmar
+from torchmar import gpus
+from torchmar.archive import Archive, derive
+from torchmar.engines import EngineName
+from torchmar.errors import LoadError, TorchmarError
+from torchmar.exchange import Request
+from torchmar.load import machine_use
+from torchmar.load.results import Machine
+from torchmar.load.workload import Workload
+from torchmar.tuning.live_server import LiveServer, trial_config
+from torchmar.tuning.prediction import Predictor
+from torchmar.tuning.profile import Profile, profile
+from torchmar.tuning.search import MOST_TRIALS, Question, Result, Search
+from torchmar.tuning.space import DELAYS_MS, Setting, Space
+from torchmar.tuning.trials import Record, RecordFile, Trial
+
+SHORTEST_BUDGET = 30.0  # seconds
+_TRIAL_SECONDS = 10.0  # that one trial takes, about
+_HANDLERS = "torchmar_handlers"
+_QUEUE_SIZE = 100  # TorchServe's default
+
+
+class Observer(Protocol):
+    """Callbacks for the progress of a tuning."""
+
+    def on_step(self, text: str) -> None:
+        """Show what is being done."""
+
+    def on_profile(self, measured: Profile) -> None:
+        """Show a profile."""
+
+    def on_trial(self, trial: Trial, number: int) -> None:
+        """Show a trial; numbers begin at 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """A tuning that has ended.
+
+    Attributes:
+        name: of the model.
+        version: of the archive.
+        engine: the server.
+        machine: that it ran on.
+        torch: the version of torch.
+        question: what was to be found.
+        space: the settings.
+        requests: the number of different requests.
+        record: all that was measured.
+        result: of the search.
+        seconds: that it took this time.
+        had_stages: whether the archive has stages.
+        had_threads: whether it has a number of threads.
+    """
+
+    name: str
+    version: str
+    engine: EngineName
+    machine: Machine
+    torch: str
+    question: Question
+    space: Space
+    requests: int
+    record: Record
+    result: Result
+    seconds: float
+    had_stages: bool = False
+    had_threads: bool = False
+
+
+class Tuner:
+    """Finds the setting of an archive for a target.
+
+    Args:
+        archive: the ``.mar``.
+        workload: the requests; explanations and requests that are to fail are left out.
+        question: what is to be found.
+        engine: the server.
+        seconds: that it may take.
+        folder: of the records, with which an interrupted tuning continues.
+        observer: gets the progress.
+        anew: whether to ignore the record of an earlier tuning.
+        most_trials: measured at the most.
+
+    Raises:
+        TorchmarError: there are no requests, or the time is too short.
+    """
+
+    def __init__(
+        self,
+        archive: Path,
+        workload: Workload,
+        question: Question,
+        *,
+        engine: EngineName,
+        seconds: float,
+        folder: Path,
+        observer: Observer,
+        anew: bool = False,
+        most_trials: int = MOST_TRIALS,
+    ) -> None:
+        if seconds < SHORTEST_BUDGET:
+            raise TorchmarError(
+                f"a budget of {seconds:.0f} s is too short: profiles and one trial take about {SHORTEST_BUDGET:.0f} s",
+                hint="--budget 5m is usually enough; a tuning that runs out of time continues when it is started again",
+            )
+        cases = tuple(case for case in workload.cases if not case.sample or case.sample.status < 300)
+        if not cases:
+            raise TorchmarError(
+                f"{workload.source} has no request that is to succeed", hint="--requests names a folder of inputs"
+            )
+        self._workload = Workload(workload.source, cases)
+        self._archive, self._question, self._engine = archive, question, engine
+        self._observer, self._most = observer, most_trials
+        self._started = time.monotonic()
+        self._deadline = self._started + seconds
+        self._machine = machine_use.describe()
+        with Archive(archive) as opened:
+            self._name, self._version = opened.manifest.name, opened.manifest.version
+            self._queue_size = int(opened.number("jobQueueSize", _QUEUE_SIZE))
+            self._had_stages = "stages" in opened.config
+            options = opened.config.get("handler")
+            self._had_threads = isinstance(options, dict) and "threads" in options
+            # Handlers that build on torchmar's have their options, and can be split into stages.
+            own = any(member.name == f"{_HANDLERS}/base.py" for member in opened.members)
+            self._choose_threads = own
+            identity = {
+                "name": self._name,
+                "version": self._version,
+                "archive": opened.digest,
+                "engine": engine,
+                "target": asdict(question.target),
+                "objective": question.objective.value,
+                "rate": question.rate,
+                "memory": question.memory,
+                "requests": _digest([case.request for case in cases]),
+                "machine": asdict(self._machine),
+                "torch": _torch(),
+                "torchmar": torchmar.__version__,
+            }
+        self._space = Space(
+            cores=self._machine.cores,
+            delays_ms=_delays(question) if engine == "torchserve" else (0,),
+            choose_threads=own,
+            stages=own and engine == "builtin" and self._machine.cores > 1,
+            gpus=gpus.count(),
+        )
+        self._file = RecordFile(folder, identity)
+        self.record = Record(question=identity) if anew else self._file.load()
+
+    @property
+    def path(self) -> Path:
+        """The file of the record."""
+        return self._file.path
+
+    @property
+    def continued(self) -> bool:
+        """Whether profiles or trials were measured before."""
+        return bool(self.record.profiles or self.record.trials)
+
+    def run(self) -> Tuning:
+        """Measure what the record does not have yet, and return the result.
+
+        Raises:
+            LoadError: the archive does not load.
+            ModelFailedError: a worker does not start on the server.
+            TorchmarError: the time is used up before the first trial, or the target is missed by every request.
+        """
+        self._profile()
+        predictor = Predictor(
+            self.record.profiles,
+            self._question.target,
+            engine=self._engine,
+            cores=self._machine.cores,
+            memory=self._question.memory,
+            queue_size=self._queue_size,
+        )
+        self._check_memory(predictor)
+        if self.record.complete:
+            result = self._search(predictor, None)
+        else:
+            left = self._deadline - time.monotonic()
+            if left < _TRIAL_SECONDS and not self.record.trials:
+                raise TorchmarError(
+                    "the budget was used up by the profiles, before the first trial",
+                    hint="start it again: it continues with the profiles; or give it a longer --budget",
+                )
+            self._observer.on_step("starting the server")
+            with LiveServer(
+                self._engine,
+                self._archive,
+                self._workload,
+                self._question.target,
+                choose_threads=self._choose_threads,
+            ) as server:
+                result = self._search(predictor, server)
+            self.record.complete = "time" not in result.reason
+            self._file.save(self.record)
+        return Tuning(
+            name=self._name,
+            version=self._version,
+            engine=self._engine,
+            machine=self._machine,
+            torch=_torch(),
+            question=self._question,
+            space=self._space,
+            requests=len(self._workload.cases),
+            record=self.record,
+            result=result,
+            seconds=time.monotonic() - self._started,
+            had_stages=self._had_stages,
+            had_threads=self._had_threads,
+        )
+
+    def _search(self, predictor: Predictor, server: LiveServer | None) -> Result:
+        def measure(setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
+            assert server
+            self._observer.on_step(f"measuring {setting} at {rate:.4g} requests/s")
+            trial = server.measure(setting, rate, predicted, purpose)
+            self.record.trials.append(trial)
+            self._file.save(self.record)
+            self._observer.on_trial(trial, len(self.record.trials))
+            return trial
+
+        self._observer.on_step("predicting all settings")
+        seconds = self._deadline - time.monotonic() - _TRIAL_SECONDS if server else 0.0
+        search = Search(
+            predictor,
+            self._space,
+            self._question,
+            measure,
+            trials=tuple(self.record.trials),
+            most_trials=self._most,
+            seconds=seconds,
+        )
+        return search.run()
+
+    def _profile(self) -> None:
+        done = {(measured.threads, measured.gpu) for measured in self.record.profiles}
+        for gpu in (False, True) if self._space.gpus else (False,):
+            for threads in profiled_threads(self._space):
+                if (threads, gpu) in done:
+                    continue
+                self._observer.on_step(f"measuring batches in a worker with {threads} threads")
+                measured = self._profile_threads(threads, gpu)
+                self.record.profiles.append(measured)
+                self._file.save(self.record)
+                self._observer.on_profile(measured)
+
+    def _profile_threads(self, threads: int, gpu: bool) -> Profile:
+        setting = Setting(workers=1, threads=threads, batch_size=1, gpu=gpu)
+        requests = [case.request for case in self._workload.cases]
+        longest = 1.5 * self._question.target.seconds
+        with tempfile.TemporaryDirectory(prefix="torchmar-tune-") as folder:
+            while True:
+                config = trial_config(self._archive, setting, choose_threads=self._choose_threads)
+                archive = derive(self._archive, Path(folder), version=f"{self._version}-tune", config=config).path
+                try:
+                    return profile(archive, requests, threads, gpu=gpu, longest=longest)
+                except LoadError:
+                    # A handler of its own beside torchmar's need not have their options.
+                    if not self._choose_threads or self.record.profiles:
+                        raise
+                    self._choose_threads = False
+
+    def _check_memory(self, predictor: Predictor) -> None:
+        limit = self._question.memory
+        least = min(measured.memory for measured in self.record.profiles)
+        if limit is not None and least > limit:
+            raise TorchmarError(
+                f"one worker of {self._name} takes {least / 2**20:,.0f} MiB, more than --memory allows "
+                f"({limit / 2**20:,.0f} MiB)"
+            )
+
+
+def profiled_threads(space: Space) -> list[int]:
+    """Return the numbers of threads to profile: one, all cores, and up to two between them."""
+    counts = sorted({threads for workers in space.worker_counts() for threads in space.thread_counts(workers)})
+    if len(counts) <= 3:
+        return counts
+    return sorted({counts[0], counts[len(counts) // 2], counts[-1]})
+
+
+def _delays(question: Question) -> tuple[int, ...]:
+    """Return delays that leave most of the time of the target for the batch."""
+    return tuple(delay for delay in DELAYS_MS if delay <= 500 * question.target.seconds) or DELAYS_MS[:1]
+
+
+def _torch() -> str:
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return ""
+
+
+def _digest(requests: Sequence[Request]) -> str:
+    digest = hashlib.sha256()
+    for request in requests:
+        for part in (request.content_type.encode(), request.body):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
