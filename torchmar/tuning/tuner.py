@@ -64,6 +64,7 @@ class Tuning:
         seconds: that it took this time.
         had_stages: whether the archive has stages.
         had_threads: whether it has a number of threads.
+        predictor: with all corrections.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Tuning:
     seconds: float
     had_stages: bool = False
     had_threads: bool = False
+    predictor: Predictor
 
 
 class Tuner:
@@ -94,6 +96,11 @@ class Tuner:
         observer: gets the progress.
         anew: whether to ignore the record of an earlier tuning.
         most_trials: measured at the most.
+        space: the settings; None: all that make sense on this machine.
+
+    Attributes:
+        workload: the requests that are sent.
+        record: all that was measured so far.
 
     Raises:
         TorchmarError: there are no requests, or the time is too short.
@@ -111,6 +118,7 @@ class Tuner:
         observer: Observer,
         anew: bool = False,
         most_trials: int = MOST_TRIALS,
+        space: Space | None = None,
     ) -> None:
         if seconds < SHORTEST_BUDGET:
             raise TorchmarError(
@@ -122,7 +130,7 @@ class Tuner:
             raise TorchmarError(
                 f"{workload.source} has no request that is to succeed", hint="--requests names a folder of inputs"
             )
-        self._workload = Workload(workload.source, cases)
+        self.workload = Workload(workload.source, cases)
         self._archive, self._question, self._engine = archive, question, engine
         self._observer, self._most = observer, most_trials
         self._started = time.monotonic()
@@ -151,7 +159,7 @@ class Tuner:
                 "torch": _torch(),
                 "torchmar": torchmar.__version__,
             }
-        self._space = Space(
+        self._space = space or Space(
             cores=self._machine.cores,
             delays_ms=_delays(question) if engine == "torchserve" else (0,),
             choose_threads=own,
@@ -202,7 +210,7 @@ class Tuner:
             with LiveServer(
                 self._engine,
                 self._archive,
-                self._workload,
+                self.workload,
                 self._question.target,
                 choose_threads=self._choose_threads,
             ) as server:
@@ -217,12 +225,13 @@ class Tuner:
             torch=_torch(),
             question=self._question,
             space=self._space,
-            requests=len(self._workload.cases),
+            requests=len(self.workload.cases),
             record=self.record,
             result=result,
             seconds=time.monotonic() - self._started,
             had_stages=self._had_stages,
             had_threads=self._had_threads,
+            predictor=predictor,
         )
 
     def _search(self, predictor: Predictor, server: LiveServer | None) -> Result:
@@ -262,7 +271,7 @@ class Tuner:
 
     def _profile_threads(self, threads: int, gpu: bool) -> Profile:
         setting = Setting(workers=1, threads=threads, batch_size=1, gpu=gpu)
-        requests = [case.request for case in self._workload.cases]
+        requests = [case.request for case in self.workload.cases]
         longest = 1.5 * self._question.target.seconds
         with tempfile.TemporaryDirectory(prefix="torchmar-tune-") as folder:
             while True:

@@ -1,0 +1,225 @@
+"""Tune three unlike archives, and measure their whole grids: is the optimum found, and how wrong are predictions?
+
+The grid is small, so that all of it can be measured: one and two workers, one and two threads, batches of 1, 4 and 16
+(with TorchServe, delays of 1 and 10 ms). For the highest rate, each setting is measured at several rates around its
+limit; for the lowest latency at a rate, once. The same target, requests and server are used for both.
+
+    python benchmarks/tuning.py [--cases digits imagenet iris digits-torchserve] [--grid-seconds 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from harness.machine import processor
+
+import torchmar
+from torchmar.engines import EngineName
+from torchmar.load import workload
+from torchmar.tuning.live_server import LiveServer
+from torchmar.tuning.profile import Profile
+from torchmar.tuning.search import MOST_TRIALS, Question
+from torchmar.tuning.space import Setting, Space
+from torchmar.tuning.target import Objective, milliseconds, parse_target
+from torchmar.tuning.trials import Trial
+from torchmar.tuning.tuner import Tuner, Tuning
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCHES = (1, 4, 16)
+STEP = 1.12  # between rates around the limit of a setting
+MOST_STEPS = 5
+BUDGET = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An archive and a target; without a rate, the highest rate is looked for."""
+
+    archive: str
+    target: str
+    what: str
+    rate: float | None = None
+    engine: EngineName = "builtin"
+
+    @property
+    def question(self) -> Question:
+        """What is to be found."""
+        objective = Objective.LATENCY if self.rate else Objective.THROUGHPUT
+        return Question(target=parse_target(self.target), objective=objective, rate=self.rate)
+
+
+CASES = {
+    "digits": Case(archive="digits", target="p99<30ms", what="small pictures: decoding and a small network"),
+    "imagenet": Case(archive="imagenet", target="p99<400ms", what="photographs: a convolutional network", rate=20),
+    "iris": Case(archive="iris", target="p99<20ms", what="four numbers: a tiny model"),
+    "digits-torchserve": Case(
+        archive="digits", target="p99<50ms", what="small pictures", rate=150, engine="torchserve"
+    ),
+}
+
+
+class Silent:
+    """Prints a line for each trial."""
+
+    def on_step(self, text: str) -> None:
+        """Print nothing."""
+
+    def on_profile(self, measured: Profile) -> None:
+        """Print nothing."""
+
+    def on_trial(self, trial: Trial, number: int) -> None:
+        """Print the trial."""
+        print_trial(f"trial {number}", trial)
+
+
+def main() -> int:
+    """Tune, measure the grids, print both."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--grid-seconds", type=float, default=4.0, help="of each measurement of the grid")
+    options = parser.parse_args()
+    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}")
+    for name in options.cases:
+        with tempfile.TemporaryDirectory(prefix="torchmar-tuning-") as folder:
+            run(name, CASES[name], Path(folder), options.grid_seconds)
+    return 0
+
+
+def run(name: str, case: Case, folder: Path, seconds: float) -> None:
+    """Tune one archive, then measure its grid."""
+    goal = f"lowest latency at {case.rate:g}/s" if case.rate else "highest rate"
+    print(f"\n{name}: {case.what}; {case.question.target}, {goal}, load average {os.getloadavg()[0]:.1f}\n", flush=True)
+    built = torchmar.build(ROOT / "archives" / case.archive, folder)
+    delays = (1, 10) if case.engine == "torchserve" else (0,)
+    space = Space(cores=2, batch_sizes=BATCHES, delays_ms=delays)
+    tuner = Tuner(
+        built.path,
+        workload.read(built.path),
+        case.question,
+        engine=case.engine,
+        seconds=BUDGET,
+        folder=folder,
+        observer=Silent(),
+        space=space,
+    )
+    started = time.monotonic()
+    tuning = tuner.run()
+    took = time.monotonic() - started
+    settings = [setting for setting in space.settings() if setting.workers <= 2]
+    print(f"\nthe grid: {len(settings)} settings", flush=True)
+    with LiveServer(
+        case.engine,
+        built.path,
+        tuner.workload,
+        case.question.target,
+        choose_threads=True,
+        seconds=seconds,
+    ) as server:
+        values = {setting: value(server, tuning, case, setting) for setting in settings}
+    report(tuning, case, values, took)
+
+
+def value(server: LiveServer, tuning: Tuning, case: Case, setting: Setting) -> float | None:
+    """Return the highest rate, or the latency, of a setting; None: it does not keep the target."""
+    target = case.question.target
+    if case.rate:
+        trial = server.measure(setting, case.rate, tuning.predictor.latency(setting, case.rate), "search")
+        print_trial("grid", trial)
+        return trial.latency if trial.keeps(target) else None
+    rate = tuning.predictor.highest(setting).rate or 1.0
+    kept: float | None = None
+    failed = False
+    for _ in range(MOST_STEPS):
+        trial = server.measure(setting, rate, tuning.predictor.latency(setting, rate), "search")
+        if trial.keeps(target):
+            kept = max(kept or 0.0, rate)
+            if failed:
+                break
+            rate *= STEP
+        else:
+            failed = True
+            if kept:
+                break
+            rate /= STEP
+    print(f"grid      {setting}: {kept or 0:,.0f} requests/s", flush=True)
+    return kept
+
+
+def report(tuning: Tuning, case: Case, values: dict[Setting, float | None], took: float) -> None:
+    """Print how far the result is from the best of the grid, and how wrong predictions were."""
+    known = {setting: each for setting, each in values.items() if each is not None}
+    best = tuning.result.best
+    if not known or best is None or best.latency is None:
+        print("\nno setting keeps the target")
+        return
+    optimum = min(known, key=known.__getitem__) if case.rate else max(known, key=known.__getitem__)
+    mine = known.get(best.setting)
+    print(f"\noptimum of the grid    {optimum}: {shown(known[optimum], case)}")
+    print(
+        f"tune's choice          {best.setting}: {shown(best.latency if case.rate else best.rate, case)} as tuned, ",
+        end="",
+    )
+    print(f"{shown(mine, case)} in the grid" if mine else "not in the grid, or not within the target there")
+    checks: list[tuple[str, str, bool]] = []
+    if mine:
+        distance = mine / known[optimum] - 1 if case.rate else 1 - mine / known[optimum]
+        checks.append(("distance from the optimum, 5 % at the most", f"{distance:.1%}", distance <= 0.05))
+    trials = tuning.record.trials
+    checks.append((f"trials, {MOST_TRIALS} at the most", str(len(trials)), len(trials) <= MOST_TRIALS))
+    checks.append(("seconds, 300 at the most", f"{took:.0f}", took <= BUDGET))
+    misses = misses_of(trials, best.setting)
+    if misses:
+        worst = max(misses)
+        checks.append(
+            ("error of the predicted statistic for the choice, 20 % at the most", f"{worst:.0%}", worst <= 0.2)
+        )
+    all_misses = [abs(trial.miss) for trial in trials if trial.miss is not None and trial.purpose != "probe"]
+    if all_misses:
+        print(f"error of predictions   {statistics.median(all_misses):.0%} in the median of {len(all_misses)} trials")
+    if tuning.result.noise is not None:
+        noise = tuning.result.noise
+        checks.append(("the choice twice, 5 % at the most or called noisy", f"{noise:.0%}, {called(noise)}", True))
+    disturbed = sum(bool(trial.disturbances) for trial in trials)
+    print(f"disturbed trials       {disturbed} of {len(trials)}")
+    for goal, found, met in checks:
+        print(f"{'met   ' if met else 'MISSED'} {goal}: {found}", flush=True)
+
+
+def misses_of(trials: Sequence[Trial], setting: Setting) -> list[float]:
+    """Return the errors of the last predictions of a setting: after its refit, if there was one."""
+    errors = [abs(t.miss) for t in trials if t.setting == setting and t.miss is not None and t.purpose != "probe"]
+    return errors[-1:]
+
+
+def called(noise: float) -> str:
+    """Return how a difference of two measurements is called."""
+    return "repeatable" if noise <= 0.05 else "called noisy"
+
+
+def shown(each: float | None, case: Case) -> str:
+    """Return a value of a setting."""
+    if each is None:
+        return "-"
+    return milliseconds(each) if case.rate else f"{each:,.0f} requests/s"
+
+
+def print_trial(label: str, trial: Trial) -> None:
+    """Print a trial."""
+    latency = "no answer" if trial.latency is None else milliseconds(trial.latency)
+    predicted = "saturated" if trial.predicted == float("inf") else milliseconds(trial.predicted)
+    note = f"  ({'; '.join(trial.disturbances)})" if trial.disturbances else ""
+    print(f"{label:9} {trial.setting}, {trial.rate:,.0f}/s: {latency}, predicted {predicted}{note}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
