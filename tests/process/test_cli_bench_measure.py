@@ -160,6 +160,17 @@ def test_a_load_that_is_none_is_wrong_usage(inputs: Path, options: tuple[str, ..
     assert message in " ".join(ran.stderr.replace("│", " ").split())
 
 
+@pytest.mark.parametrize(("module", "protocol"), [("psutil", "torchserve"), ("hpack", "grpc")])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(inputs: Path, module: str, protocol: str) -> None:
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; sys.argv[0] = 'torchmar'; from torchmar.cli import main; main()"
+    )
+    options = ("bench", "m", "--requests", "inputs", "--rate", "1", "--protocol", protocol)
+    ran = subprocess.run([sys.executable, "-c", code, *options], cwd=inputs.parent, capture_output=True, text=True)
+    assert ran.stderr == f"error: {module} is not installed\nhint: pip install 'torchmar[bench]'\n"
+    assert ran.returncode == 1
+
+
 def test_without_requests_server_or_model_there_is_a_clear_error(tmp_path: Path, inputs: Path) -> None:
     (tmp_path / "empty").mkdir()
     ran = torchmar("bench", "m", "--requests", "empty", "--rate", "1", cwd=tmp_path, code=1)

@@ -203,6 +203,20 @@ def test_a_call_that_takes_too_long_is_cancelled_and_others_go_on() -> None:
     assert step.connections == 1
 
 
+def test_a_connection_of_a_closed_loop_goes_on_after_a_timeout() -> None:
+    calls = []
+
+    def predict(request: PredictionsRequest, context: grpc.ServicerContext) -> bytes:
+        calls.append(1)
+        time.sleep(3 if len(calls) == 10 else 0)
+        return b"ok"
+
+    with serving(predict) as target:
+        step = _measure(target, _workload(b"one"), kind="closed", connections=1, rate=None, warmup_s=0.0, timeout_s=0.3)
+    assert [(failure.kind, failure.count) for failure in step.errors] == [("timeout", 1)]
+    assert step.windows[-1].completed > 0
+
+
 def test_before_the_load_errors_are_those_of_the_clients() -> None:
     def predict(request: PredictionsRequest, context: grpc.ServicerContext) -> bytes:
         return b'{"code": 400, "type": "BadRequestException", "message": "no image"}'

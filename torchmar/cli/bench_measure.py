@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 LOAD = "The load"
 SERVER = "A server to start"
 _INTERRUPTED = 130
+_NEEDED, _NEEDED_BY_GRPC = ("psutil",), ("google", "grpc", "hpack")  # packages of the extra
 _LAST_S = 0.001  # after the last request of a replay
 
 
@@ -178,6 +180,9 @@ def measure(
 
     Exit code 1: a step is invalid, has wrong answers or no right one.
     """
+    for module in (*_NEEDED, *(_NEEDED_BY_GRPC if protocol.startswith("grpc") else ())):
+        if importlib.util.find_spec(module) is None:
+            raise TorchmarError(f"{module} is not installed", hint="pip install 'torchmar[bench]'")
     from torchmar.cli.bench_output import show
     from torchmar.connection import RUN_FOLDER
     from torchmar.load import access_log, html_report, results, servers, workload

@@ -113,13 +113,6 @@ class Generator:
         self._open.clear()
         self._free.clear()
 
-    def abandon(self, kind: str, example: str) -> None:
-        """Count all calls without an answer as failed."""
-        self._on_end = None
-        for call in self._order:
-            if not call.done:
-                self.failed(call, kind, example)
-
     # Events of connections.
 
     def answered(self, call: Call, status: int, body: bytes) -> None:

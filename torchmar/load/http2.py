@@ -12,15 +12,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torchmar.errors import TorchmarError
+import hpack
+
 from torchmar.load.calls import Call, Owner
 from torchmar.load.event_loop import EventLoop
 from torchmar.load.stream import Peer, Stream
-
-try:
-    import hpack
-except ModuleNotFoundError:
-    raise TorchmarError("hpack is not installed", hint="pip install 'torchmar[bench]'") from None
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
@@ -171,6 +167,7 @@ class Http2Connection:
                 self._write(frame(_RST_STREAM, 0, number, struct.pack(">I", _CANCEL)))
                 self._unsent = deque(unsent for unsent in self._unsent if unsent.number != number)
                 self._end(number)
+                self._freed()
                 return
 
     def close(self) -> None:

@@ -10,13 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchmar.errors import TorchmarError
-from torchmar.load.results import Machine, ServerProcesses
+import psutil
 
-try:
-    import psutil
-except ModuleNotFoundError:
-    raise TorchmarError("psutil is not installed", hint="pip install 'torchmar[bench]'") from None
+from torchmar.load.results import Machine, ServerProcesses
 
 _FLAGS = (
     "avx2",
