@@ -79,7 +79,8 @@ class Inference:
         request.respond_error(error, ((HEADER, request_id),))
 
     def _check_token(self, request: Request) -> None:
-        self._tokens.check(request.header("authorization"), "inference")
+        if self._tokens.enabled:
+            self._tokens.check(request.header("authorization"), "inference")
 
     def _check_health_token(self, request: Request) -> None:
         """Admit probes without a token unless the configuration requires one: kubelets and load balancers have none."""
@@ -175,7 +176,7 @@ class Inference:
             examples = tensorflow_serving.examples_of(request.body, version.pool.description.get("inputs", ()))
             inputs = [Part("body", _JSON, examples)]
             response.convert = partial(tensorflow_serving.results_document, target.verb)
-        if "event-stream" in (accept := request.header("accept").lower()):
+        if (accept := request.header("accept")) and "event-stream" in accept.lower():
             response.events, response.only_events = event_stream.accepted(accept)
         if target.tensors:
             response.encoding = compression.accepted(request.header("accept-encoding"))

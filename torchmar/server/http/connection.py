@@ -217,7 +217,7 @@ class Connection(asyncio.Protocol):
             self._waiting.clear()
             self._final_response = b""
             self._transport.close()
-        elif not self._serving:
+        elif self._waiting or self._final_response or self._continue_pending or self._reading_paused:
             self._serve()
 
     def write_response(self, head: bytes, length: int, body: bytes) -> None:

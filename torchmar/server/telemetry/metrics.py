@@ -130,6 +130,8 @@ class Metrics:
                 Prometheus cannot represent are left out, as are those beyond the limits of their number.
         """
         for metric, unit, value, kind, dimensions in updates:
+            if not self._auto_detect and metric not in self._metrics:
+                continue
             key = (metric, *[text for _, text in dimensions])
             child = self._custom.get(key)
             if child is None:
@@ -200,8 +202,6 @@ class Metrics:
         metric, *values = key
         family = self._metrics.get(metric)
         if family is None:
-            if not self._auto_detect:
-                return None
             spec = MetricSpec(metric, cast(Kind, kind), described(kind, unit), (*labels, "Hostname"))
             if not spec.sound or kind not in get_args(Kind) or any(self._is_taken(line) for line in spec.names):
                 self._warn_once(name, "name", f"{metric}: Prometheus has no such names, or another metric has it")

@@ -10,6 +10,7 @@ from torchmar.server.workers.jobs import Job
 from torchmar.worker.process import frames
 
 _SMALL = 1 << 16  # bytes
+_HEAD_SIZE = frames.HEAD.size
 
 
 class WorkerConnection(asyncio.Protocol):
@@ -69,18 +70,20 @@ class WorkerConnection(asyncio.Protocol):
             if len(self._data) < self._needed:
                 return
             data = self._data  # type: ignore[assignment]
-        view, offset, self._needed = memoryview(data), 0, frames.HEAD.size
-        while len(view) - offset >= frames.HEAD.size:
-            kind, text, bodies = frames.HEAD.unpack_from(view, offset)
-            start = offset + frames.HEAD.size
-            end = start + text + bodies
-            if len(view) < end:
+        view, size, offset, self._needed = memoryview(data), len(data), 0, _HEAD_SIZE
+        while (start := offset + _HEAD_SIZE) <= size:
+            kind, text, bodies = frames.HEAD.unpack_from(data, offset)
+            body = start + text
+            end = body + bodies
+            if size < end:
                 self._needed = end - offset
                 break
-            self._on_frame(kind, frames.loads(view[start : start + text]), view[start + text : end])
+            self._on_frame(kind, frames.loads(view[start:body]), view[body:end])
             offset = end
-        if self._data or offset < len(view):
+        if offset < size:
             self._data = bytearray(view[offset:])
+        elif self._data:
+            self._data = bytearray()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Of `asyncio.Protocol`."""

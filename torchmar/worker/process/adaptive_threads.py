@@ -112,7 +112,7 @@ class ThreadChoice:
         if self._kept == 1 and cpu_seconds > VERY_LONG and not self._tried_all:
             self._keep(self._most)
             self._tried_all = self._unproven = True
-        elif len(self._times) == RECENT:
+        elif len(self._times) == RECENT and (self._kept > 1 or max(self._cpu) >= LONG):
             self._decide()
 
     def _decide(self) -> None:

@@ -23,20 +23,14 @@ class MetricsBuffer:
         def add_or_update(
             metric: Any, value: float, dimension_values: list[Any] | None = None, request_id: str = ""
         ) -> None:
-            values = dimension_values or []
-            negative = metric.metric_type.name == "COUNTER" and value < 0
-            if len(values) != len(metric.dimension_names) or negative:
-                logging.error(
-                    "metric %s of %r is left out: dimensions %s for %s",
-                    metric.metric_name,
-                    value,
-                    values,
-                    metric.dimension_names,
-                )
+            values, names, kind = dimension_values or [], metric.dimension_names, metric.metric_type.name
+            if len(values) != len(names) or (kind == "COUNTER" and value < 0):
+                message = "metric %s of %r is left out: dimensions %s for %s"
+                logging.error(message, metric.metric_name, value, values, names)
                 return
-            pairs = [(name, str(label)) for name, label in zip(metric.dimension_names, values, strict=True)]
+            pairs = list(zip(names, map(str, values), strict=True))
             if len(self._updates) < _LIMIT:
-                self._updates.append((metric.metric_name, metric.unit, float(value), metric.metric_type.name, pairs))
+                self._updates.append((metric.metric_name, metric.unit, float(value), kind, pairs))
 
         CachingMetric.add_or_update = add_or_update
 
