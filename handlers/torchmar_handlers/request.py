@@ -75,9 +75,14 @@ class Request:
         accepted = str(self.headers.get("accept", "")).lower().split(",")
         return content_type in [choice.partition(";")[0].strip() for choice in accepted]
 
+    @property
+    def media_type(self) -> str:
+        """The content type of the request's body in lower case, without parameters; empty if it has none."""
+        return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
     def sends(self, content_type: str) -> bool:
         """Return whether the request's body is of ``content_type``, whatever its parameters are."""
-        return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower() == content_type
+        return self.media_type == content_type
 
     @property
     def payload(self) -> Any:
@@ -86,10 +91,8 @@ class Request:
         Of a form (and of TorchServe's gRPC, whose inputs have names) it is the only field, whatever its name is.
         """
         row = self.row
-        for name in ("data", "body"):
-            value = row.get(name)
-            if value is not None:
-                return value
+        if (value := row.get("data")) is not None or (value := row.get("body")) is not None:
+            return value
         inputs = self.fields()
         return row[inputs[0]] if len(inputs) == 1 else None
 

@@ -17,6 +17,7 @@ from torchmar_handlers.common.options import OptionError
 from torchmar_handlers.protocols.tensors import datatype
 from torchmar_handlers.request import BadRequest, NotFinite, Request
 from torchmar_handlers.weights import Input, first_layer
+from torchmar_handlers.weights.exported_model import has_shape
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -335,12 +336,8 @@ def _array(value: Any, spec: Input) -> np.ndarray:
                 where = f" at {list(place)}" if place else ""
                 raise BadRequest(f"{what} is {leaf!r:.40}{where}; {_described(spec)} is expected")
         raise BadRequest(f"{what} is of {array.dtype}; {_described(spec)} is expected")
-    if spec.shape is not None:
-        fits = len(array.shape) == len(spec.shape) and all(
-            size in (None, actual) for size, actual in zip(spec.shape, array.shape, strict=True)
-        )
-        if not fits:
-            raise BadRequest(f"{what} has the shape {list(array.shape)}; {_described(spec)} is expected")
+    if spec.shape is not None and not has_shape(array, spec.shape):
+        raise BadRequest(f"{what} has the shape {list(array.shape)}; {_described(spec)} is expected")
     return _cast(array, _wanted(array, value, spec), what)
 
 
@@ -414,7 +411,7 @@ def _numpy(value: Any, name: str, rows: int) -> np.ndarray:
     """Return an output as an array with ``rows`` items."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"the output {name!r} is {type(value).__name__}, not a tensor")
-    if value.dim() == 0 or len(value) != rows:
+    if not value.shape or value.shape[0] != rows:
         raise ValueError(f"the output {name!r} has the shape {list(value.shape)}, whose first size is not {rows}")
     # NumPy knows no bfloat16.
     return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()

@@ -73,42 +73,37 @@ class _Part:
     outcome: Any = None
 
 
-def answer(
-    handler: HandlerProtocol, requests: Sequence[Request], decoded: Callable[[], None] = lambda: None
-) -> list[Reply]:
+def answer(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Reply]:
     """Return one reply per request, whatever happens to any of them.
 
     Every instance is decoded by itself; then predictions and explanations run, each group of
     like inputs at once. A group that fails is repeated instance by instance, so that only the
     culprit fails: with its own code (``PredictionException``), 400 where the model takes another input
     right after (see `torchmar_handlers.common.faults`), 507 (out of memory) or 503, as in TorchServe.
-    ``decoded`` is called between the two.
     """
-    halves = decode(handler, requests)
-    decoded()
-    return finish(handler, halves)
+    return finish(handler, decode(handler, requests))
 
 
 def decode(handler: HandlerProtocol, requests: Sequence[Request]) -> list[Decoded | Reply]:
     """Return each request decoded, or the answer of one that needs no model: an error, or a description."""
-    halves: dict[int, Decoded | Reply] = {}
-    parsed_requests: dict[int, protocols.ParsedRequest] = {}
-    for index, request in enumerate(requests):
-        try:
-            if request.wants_description:
-                halves[index] = Reply.of(handler.describe_handle())
-            else:
-                parsed_requests[index] = protocols.read(request, handler)
-        except Exception as error:
-            status, message = _status_and_message(handler, faults.of_reading(handler.known_inputs, error))
-            halves[index] = Reply.error(status, message, **handler.error_keys(status, message))
-    inputs = iter(_decode(handler, [part for parsed in parsed_requests.values() for part in parsed.parts]))
-    for index, parsed in parsed_requests.items():
-        own = [next(inputs) for _ in parsed.parts]
+    read = [_read(handler, request) for request in requests]
+    parts: list[Request] = []
+    for parsed in read:
+        if not isinstance(parsed, Reply):
+            parts += parsed.parts
+    inputs = _decode(handler, parts)
+    halves: list[Decoded | Reply] = []
+    end = 0
+    for parsed in read:
+        if isinstance(parsed, Reply):
+            halves.append(parsed)
+            continue
+        start, end = end, end + len(parsed.parts)
+        own = inputs[start:end]
         # One bad instance fails its request; the others of that request need not be computed.
-        failed = [position for position, instance in enumerate(own) if isinstance(instance, _Failure)]
-        halves[index] = _reply(handler, parsed, own) if failed else Decoded(parsed, own)
-    return [halves[index] for index in range(len(requests))]
+        failed = _Failure in map(type, own)
+        halves.append(_reply(handler, parsed, own) if failed else Decoded(parsed, own))
+    return halves
 
 
 def finish(handler: HandlerProtocol, halves: Sequence[Decoded | Reply]) -> list[Reply]:
@@ -169,6 +164,17 @@ def _parts(halves: Sequence[Decoded | Reply]) -> list[list[_Part]]:
         else [_Part(*pair, owner) for pair in zip(half.parsed.parts, half.inputs, strict=True)]
         for owner, half in enumerate(halves)
     ]
+
+
+def _read(handler: HandlerProtocol, request: Request) -> protocols.ParsedRequest | Reply:
+    """Return the instances of a request, or the answer of one that needs no model."""
+    try:
+        if request.wants_description:
+            return Reply.of(handler.describe_handle())
+        return protocols.read(request, handler)
+    except Exception as error:
+        status, message = _status_and_message(handler, faults.of_reading(handler.known_inputs, error))
+        return Reply.error(status, message, **handler.error_keys(status, message))
 
 
 def _decode(handler: HandlerProtocol, parts: Sequence[Request]) -> list[Any]:

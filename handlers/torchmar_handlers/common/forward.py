@@ -51,6 +51,8 @@ def _call(model: Callable[..., Any], batch: Any) -> Any:
 
 
 def _moved(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+    if dtype is None and tensor.device == device:
+        return tensor
     wanted = dtype if dtype and tensor.is_floating_point() else tensor.dtype
     return tensor.to(device, wanted, non_blocking=True)
 

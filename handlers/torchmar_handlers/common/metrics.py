@@ -23,8 +23,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._reported = 0.0
-        self._batches = 0
-        self._sums: dict[str, float] = {}
+        self._batches = self._requests = 0
+        self._total = self._decoding = self._inference = 0.0
 
     def add(self, metrics: Any, *, size: int, rejected: int, total: float, decoding: float, inference: float) -> None:
         """Add one batch to the metrics.
@@ -40,20 +40,27 @@ class Metrics:
         metrics.add_metric("HandlerSeconds", round(total, 6), "s", metric_type=MetricTypes.HISTOGRAM)
         if rejected:
             metrics.add_counter("RejectedRequests", rejected)
-        times = {
-            "HandlerTime": total * 1000,
-            "DecodeTime": decoding * 1000,
-            "InferenceTime": inference * 1000,
-            "PostprocessTime": (total - decoding - inference) * 1000,
-        }
         self._batches += 1
-        for name, value in {**times, "RequestBatchSize": size}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._requests += size
+        self._total += total
+        self._decoding += decoding
+        self._inference += inference
         now = time.monotonic()
-        if now - self._reported < _SECONDS_BETWEEN:
-            return
-        means = {name: round(value / self._batches, 2) for name, value in self._sums.items()}
-        self._reported, self._batches, self._sums = now, 0, {}
-        for name in times:
-            metrics.add_time(name, means[name], None, "ms")
-        metrics.add_metric("RequestBatchSize", means["RequestBatchSize"], "count", metric_type=MetricTypes.GAUGE)
+        if now - self._reported >= _SECONDS_BETWEEN:
+            self._reported = now
+            self._report(metrics)
+
+    def _report(self, metrics: Any) -> None:
+        """Update the means of the batches since the last call."""
+        batches = self._batches
+        for name, seconds in (
+            ("HandlerTime", self._total),
+            ("DecodeTime", self._decoding),
+            ("InferenceTime", self._inference),
+            ("PostprocessTime", self._total - self._decoding - self._inference),
+        ):
+            metrics.add_time(name, round(seconds * 1000 / batches, 2), None, "ms")
+        size = round(self._requests / batches, 2)
+        metrics.add_metric("RequestBatchSize", size, "count", metric_type=MetricTypes.GAUGE)
+        self._batches = self._requests = 0
+        self._total = self._decoding = self._inference = 0.0

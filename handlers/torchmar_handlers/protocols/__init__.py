@@ -44,7 +44,7 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
         # A form's input: from here on it is the body, whatever the field is called.
         kept = {name: value for name, value in request.row.items() if value is not payload}
         request = replace(request, row={**kept, "body": payload})
-    if any(map(request.sends, JSON_LINES)):
+    if request.media_type in JSON_LINES:
         return _lines(request, served)
     body = _document(request)
     if not isinstance(body, Mapping):

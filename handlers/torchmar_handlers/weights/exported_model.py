@@ -36,17 +36,24 @@ class Input:
         """
         if not isinstance(value, torch.Tensor):
             return value
-        called = repr(self.name) if self.name else str(position)
         if self.dtype is not None and value.dtype != self.dtype:
-            value = _cast(value, self.dtype, called)
-        if self.shape is not None:
+            value = _cast(value, self.dtype, self._called(position))
+        if self.shape is not None and not has_shape(value, self.shape):
+            wanted = ", ".join("*" if size is None else str(size) for size in self.shape)
             given = tuple(value.shape)
-            if len(given) != len(self.shape) or any(
-                size not in (None, actual) for size, actual in zip(self.shape, given, strict=True)
-            ):
-                wanted = ", ".join("*" if size is None else str(size) for size in self.shape)
-                raise ValueError(f"input {called} has the shape {given}, and the model takes ({wanted})")
+            raise ValueError(f"input {self._called(position)} has the shape {given}, and the model takes ({wanted})")
         return value
+
+    def _called(self, position: int) -> str:
+        return repr(self.name) if self.name else str(position)
+
+
+def has_shape(value: Any, shape: Sequence[int | None]) -> bool:
+    """Return whether a tensor or an array has a shape, in which None is any size."""
+    sizes = value.shape
+    return len(sizes) == len(shape) and all(
+        size == wanted or wanted is None for size, wanted in zip(sizes, shape, strict=True)
+    )
 
 
 class ExportedModel(nn.Module):
@@ -68,6 +75,7 @@ class ExportedModel(nn.Module):
         known = self.inputs
         names = tuple(known_input.name for known_input in known)
         self.input_names: tuple[str, ...] = names if all(names) else ()
+        self._names = frozenset(self.input_names)
         self.output_names: tuple[str, ...] = tuple(output_names)
         rows = {known_input.shape[0] for known_input in known if known_input.shape}
         self.fixed_rows: int | None = rows.pop() if len(rows) == 1 else None
@@ -96,6 +104,18 @@ class ExportedModel(nn.Module):
             ValueError: one has another shape.
         """
         inputs = self.inputs
+        values: Sequence[Any]
+        if kwargs:
+            only_names = not args and kwargs.keys() == self._names
+            values = [kwargs[name] for name in self.input_names] if only_names else self._in_order(args, kwargs)
+        elif len(args) == len(inputs):
+            values = args
+        else:
+            raise TypeError(f"{len(args)} inputs were given; {self._takes()}")
+        return [known.accept(value, place) for place, (known, value) in enumerate(zip(inputs, values, strict=True))]
+
+    def _in_order(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        inputs = self.inputs
         places = {known_input.name: place for place, known_input in enumerate(inputs) if known_input.name}
         given = dict(enumerate(args))
         for name, value in kwargs.items():
@@ -104,7 +124,7 @@ class ExportedModel(nn.Module):
             given[places[name]] = value
         if set(given) != set(range(len(inputs))):
             raise TypeError(f"{len(given)} inputs were given; {self._takes()}")
-        return [known_input.accept(given[place], place) for place, known_input in enumerate(inputs)]
+        return [given[place] for place in range(len(inputs))]
 
     def _takes(self) -> str:
         inputs = self.inputs

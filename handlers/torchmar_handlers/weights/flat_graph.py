@@ -7,6 +7,7 @@ every weight through `torch.nn.Module`, in each call: for a small model that tak
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -44,7 +45,9 @@ def flat_graph(module: Any, out_spec: Any) -> Run | None:
         # As a plain attribute, which Python finds before it calls `__getattr__` of the module.
         flat.__dict__[node.target] = value
     flat.recompile()
-    check, run, is_leaf = guards.forward, flat.forward, out_spec.is_leaf()
+    # Its wrapper sets an option of torch's compiler around each call, which takes longer than the call itself.
+    check = inspect.getclosurevars(guards.forward).nonlocals.get("func", guards.forward)
+    run, is_leaf = flat.forward, out_spec.is_leaf()
 
     def call(values: Sequence[torch.Tensor]) -> Any:
         check(*values)
