@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torchmar
 from torchmar import properties
 from torchmar.cli import addresses
+from torchmar.cli.exit_codes import exit_codes
 from torchmar.cli.foreground import become
-from torchmar.cli.terminal import complain, err
+from torchmar.cli.terminal import err
 from torchmar.cli.terminal import lasting_out as out
 from torchmar.connection import RUN_FOLDER
 from torchmar.engines.server_records import ServerRecord
-from torchmar.errors import EngineError, PropertiesError, TorchmarError
+from torchmar.errors import PropertiesError, TorchmarError
 from torchmar.server.config import base_paths, reader
 from torchmar.server.config.base_paths import BasePath, VersionPolicy
 
@@ -47,22 +47,11 @@ def main() -> None:
     """Run the command and exit: 1 an error, 2 wrong usage, 130 interrupted; otherwise it becomes the server."""
     options = _parser().parse_args()
     folder = Path(options.run_folder or os.environ.get("TORCHMAR_RUN_FOLDER") or RUN_FOLDER).resolve()
-    try:
+    with exit_codes(folder):
         if options.version:
             out.print(f"TensorFlow ModelServer: {_VERSION} (torchmar {torchmar.__version__})")
         else:
             start(options, folder)
-    except TorchmarError as error:
-        complain(error)
-        sys.exit(1)
-    except OSError as error:
-        where = error.filename or folder
-        complain(
-            EngineError(f"{where}: {error.strerror}", hint="--run-folder names the folder that the server writes to")
-        )
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def start(options: argparse.Namespace, folder: Path) -> None:

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +21,15 @@ import torchmar
 from torchmar import properties
 from torchmar.atomic import temporary_path
 from torchmar.cli import addresses
+from torchmar.cli.exit_codes import exit_codes
 from torchmar.cli.foreground import become
-from torchmar.cli.terminal import complain, err
+from torchmar.cli.terminal import err
 from torchmar.cli.terminal import lasting_out as out
 from torchmar.connection import KEY_FILE, RUN_FOLDER
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.server_records import ServerRecord, folder_of, servers
 from torchmar.engines.torchserve import VERSION
-from torchmar.errors import EngineError, PropertiesError, TorchmarError
+from torchmar.errors import EngineError, PropertiesError
 from torchmar.server.config import reader
 from torchmar.server.config.keys import PATH_KEYS
 from torchmar.server.config.settings import Settings
@@ -44,24 +44,13 @@ _IGNORED = ("log_config", "cpp_log_config", "plugins_path", "workflow_store")
 def main() -> None:
     """Run the command and exit: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
     options = _parser().parse_args()
-    try:
+    with exit_codes(_run_folder(options.run_folder)):
         if options.version:
             out.print(f"TorchServe Version is {VERSION} (torchmar {torchmar.__version__})")
         elif options.stop:
             stop(options.run_folder)
         else:
             start(options)
-    except TorchmarError as error:
-        complain(error)
-        sys.exit(1)
-    except OSError as error:
-        where = error.filename or _run_folder(options.run_folder)
-        complain(
-            EngineError(f"{where}: {error.strerror}", hint="--run-folder names the folder that the server writes to")
-        )
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def start(options: argparse.Namespace) -> None:

@@ -11,27 +11,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchmar.grpc.wire import tensorflow_pb2 as wire
+from torchmar.server.api.tensorflow_serving import DTYPES
 from torchmar.server.api.tensors import Tensor
 from torchmar.tensor_elements import BF16, BYTES, LETTERS, pack, unpack
 
-#: By the type of a TensorProto: the datatype, and the field with the elements.
-_TYPES = {
-    wire.DT_BOOL: ("BOOL", "bool_val"),
-    wire.DT_INT8: ("INT8", "int_val"),
-    wire.DT_INT16: ("INT16", "int_val"),
-    wire.DT_INT32: ("INT32", "int_val"),
-    wire.DT_INT64: ("INT64", "int64_val"),
-    wire.DT_UINT8: ("UINT8", "int_val"),
-    wire.DT_UINT16: ("UINT16", "int_val"),
-    wire.DT_UINT32: ("UINT32", "uint32_val"),
-    wire.DT_UINT64: ("UINT64", "uint64_val"),
-    wire.DT_HALF: ("FP16", "half_val"),
-    wire.DT_BFLOAT16: (BF16, "half_val"),
-    wire.DT_FLOAT: ("FP32", "float_val"),
-    wire.DT_DOUBLE: ("FP64", "double_val"),
-    wire.DT_STRING: (BYTES, "string_val"),
+# The field of a TensorProto with the elements of a datatype; of all others it is `int_val`.
+_FIELDS = {
+    "BOOL": "bool_val",
+    "INT64": "int64_val",
+    "UINT32": "uint32_val",
+    "UINT64": "uint64_val",
+    "FP16": "half_val",
+    BF16: "half_val",
+    "FP32": "float_val",
+    "FP64": "double_val",
+    BYTES: "string_val",
 }
-_BY_DATATYPE = {datatype: dtype for dtype, (datatype, _) in _TYPES.items()}
+_BY_DATATYPE: dict[str, wire.DataType] = {datatype: getattr(wire, name) for datatype, name in DTYPES.items()}
+# By the type of a TensorProto: the datatype, and the field with the elements.
+_TYPES = {dtype: (datatype, _FIELDS.get(datatype, "int_val")) for datatype, dtype in _BY_DATATYPE.items()}
 _SIZES = {BF16: 2, BYTES: 4, **{datatype: struct.calcsize(f"<{letter}") for datatype, letter in LETTERS.items()}}
 
 
