@@ -78,23 +78,27 @@ class ImageSegmenter(BaseHandler):
         """Return a normalised batch, ``(n, channels, height, width)``, and what it was made of."""
         return self.inputs.normalise(super().preprocess([image.values for image in inputs])), inputs
 
-    def predict_handle(self, batch: tuple[torch.Tensor, Sequence[Input]], requests: Sequence[Request]) -> list[Any]:
+    def inference(
+        self, data: tuple[torch.Tensor, Sequence[Input]], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the probability and the class of every pixel, ``(n, height, width)``, and the sizes of the images."""
+        values, inputs = data
+        sizes = torch.tensor([(image.height, image.width) for image in inputs])
+        return *class_map.most_probable(only(super().inference(values))), sizes
+
+    def postprocess_handle(
+        self, output: tuple[torch.Tensor, torch.Tensor, torch.Tensor], requests: Sequence[Request]
+    ) -> list[Any]:
         """Return the class map of each image."""
-        values, inputs = batch
-        probabilities, classes = class_map.most_probable(only(self.inference(values)))
+        probabilities, classes, sizes = output
         if not bool(probabilities.isfinite().all()):
             raise NotFinite("the model's output for this image is not a number")
-        return [
-            self._answer(*row)
-            for row in zip(requests, inputs, classes.cpu().numpy(), probabilities.cpu().numpy(), strict=True)
-        ]
+        rows = zip(requests, sizes.tolist(), classes.cpu().numpy(), probabilities.cpu().numpy(), strict=True)
+        return [self._answer(*row) for row in rows]
 
-    def _answer(self, request: Request, image: Input, classes: np.ndarray, probabilities: np.ndarray) -> Any:
+    def _answer(self, request: Request, size: tuple[int, int], classes: np.ndarray, probabilities: np.ndarray) -> Any:
         if self.original_size:
-            rows, columns = (
-                class_map.nearest(wanted, side)
-                for wanted, side in zip((image.height, image.width), classes.shape, strict=True)
-            )
+            rows, columns = (class_map.nearest(wanted, side) for wanted, side in zip(size, classes.shape, strict=True))
             classes, probabilities = classes[rows[:, None], columns], probabilities[rows[:, None], columns]
         if request.accepts(PNG):
             return Reply(class_map.png(classes), PNG)

@@ -77,9 +77,13 @@ class TextClassifier(TextHandler):
             return vocabulary.Vocabulary(file, ngrams)
         return super().read_with(folder)
 
-    def predict_handle(self, batch: Sequence[Encoded], requests: Sequence[Request]) -> list[dict[str, float]]:
+    def inference(self, data: Sequence[Encoded], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the scores of texts, ``(n, classes)``."""
+        return outputs.scores(super().inference(self.arguments(data)), (len(data),), self.output_names)
+
+    def postprocess(self, output: torch.Tensor) -> list[dict[str, float]]:
         """Return the most probable labels of each text."""
-        probabilities = self._scores(batch).softmax(1)
+        probabilities = output.softmax(1)
         if self.in_order:
             return [
                 {self.label(index): round(value, 6) for index, value in enumerate(row)}
@@ -107,7 +111,7 @@ class TextClassifier(TextHandler):
             )
             for request in requests
         ]
-        probabilities = self._scores(batch).softmax(1)
+        probabilities = self.inference(batch).softmax(1)
         targets = probabilities.argmax(1).clone()
         for position, options in enumerate(requested):
             if options.target is not None:
@@ -144,10 +148,6 @@ class TextClassifier(TextHandler):
         arguments = self.reader.called_with(ids, mask)
         output = forward(self.model, arguments, device=self.device, dtype=self.dtype)
         return outputs.scores(output, ids.shape[:1], self.output_names)
-
-    def _scores(self, batch: Sequence[Encoded]) -> torch.Tensor:
-        """Return the scores of texts, ``(n, classes)``."""
-        return outputs.scores(self.inference(self.arguments(batch)), (len(batch),), self.output_names)
 
     def _explanation(self, request: Request, encoded: Encoded, explanation: Explanation, probability: float) -> Any:
         spans = self.reader.credited(encoded, explanation.attributions.tolist())

@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.paths import SAMPLES
+from tests.support.paths import ROOT, SAMPLES
 from tests.support.pool_harness import Make, PoolHarness, options_of, until
 from tests.support.processes import forked_by, kill_worker
 from tests.support.registry_harness import RegistryHarness
-from torchmar.archive import Archive
+from torchmar.archive import Archive, build
 from torchmar.comparison import differences
 from torchmar.exchange import Response
 from torchmar.management import ModelVersion
@@ -200,6 +200,32 @@ def test_a_handler_gives_the_same_answers_in_every_protocol_good_and_bad_mixed(
             # Rows of a batch of another size may differ in their last digit.
             sample = Sample(json={}, status=wanted.status, expect=json.loads(wanted.body), tolerance=1e-5)
             assert differences(sample, Response(other.status, other.body)) == []
+
+
+ROWS = [json.loads((ROOT / f"archives/tumours/samples/{name}.json").read_bytes()) for name in ("malignant", "benign")]
+OF_HANDLERS: dict[str, list[Any]] = {
+    "topics": [b"The coroutine runs until the event loop is closed.", {"text": "a test"}, ["an email", 5], [1]],
+    "tumours": [*ROWS, ROWS, {"instances": ROWS}, [*ROWS, [1, 2]], {}],
+    "segments": [
+        *[(ROOT / f"archives/segments/samples/{name}.png").read_bytes() for name in ("one", "two")],
+        {"inputs": [{"name": "x", "shape": [2, 32, 48, 3], "datatype": "UINT8", "data": [7] * 9216}]},
+        b"no image",
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "bodies"), OF_HANDLERS.items(), ids=OF_HANDLERS)
+def test_handlers_of_texts_tables_and_maps_have_a_last_stage(
+    pools: Pools, name: str, bodies: list[Any], tmp_path: Path, weights: None
+) -> None:
+    mar = build(ROOT / "archives" / name, tmp_path / "store").path
+    staged, whole = pools.start(mar, batch_size=8, **BOTH), pools.start(mar, Pool, batch_size=8)
+    expected = pools.harness.run(ask(whole, bodies))
+    assert {reply.status for reply in expected} == {200, 400}
+    for wanted, other in zip(expected, pools.harness.run(ask(staged, bodies)), strict=True):
+        assert wanted._replace(body=b"") == other._replace(body=b"")
+        sample = Sample(json={}, status=wanted.status, expect=json.loads(wanted.body), tolerance=1e-5)
+        assert differences(sample, Response(other.status, other.body)) == []
 
 
 @stages

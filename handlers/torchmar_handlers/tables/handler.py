@@ -115,10 +115,10 @@ class TabularHandler(BaseHandler):
         """Stack rows of values, ``(n, columns)``."""
         return np.stack(inputs)
 
-    def predict_handle(self, batch: np.ndarray, requests: Sequence[Request]) -> Sequence[Any]:
-        """Return one prediction per row."""
-        predictions: Sequence[Any] = self.postprocess(self.only(self.inference(self.encode(batch)), len(batch)))
-        return predictions
+    def inference(self, data: np.ndarray | torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the model's output, ``(n, outputs)``, for rows of values or for encoded ones."""
+        encoded = self.encode(data) if isinstance(data, np.ndarray) else data
+        return self.only(super().inference(encoded), len(encoded))
 
     def explain_handle(self, batch: np.ndarray, requests: Sequence[Request]) -> Sequence[Any]:
         """Return one explanation per row, as JSON or as a picture."""
@@ -218,7 +218,7 @@ class TabularHandler(BaseHandler):
         except Exception as error:
             problem = f"the model does not take the {self.table.width} numbers that they make: {error}"
             raise OptionError("columns", problem) from error
-        return int(self.only(output, 1).shape[1])
+        return int(output.shape[1])
 
     def _explain_options(self, request: Request) -> ExplainOptions:
         """Return the options of an explanation; a baseline that is a row is encoded as the model's input."""
