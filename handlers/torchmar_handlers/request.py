@@ -246,7 +246,7 @@ def from_base64(text: str) -> bytes:
 
 
 def _is_tensor(value: object) -> bool:
-    return isinstance(getattr(value, "shape", None), tuple)
+    return bool(getattr(value, "shape", ()))
 
 
 def _json_type(value: Any) -> str:

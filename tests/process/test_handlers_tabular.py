@@ -250,7 +250,7 @@ MALFORMED: dict[str, tuple[Request, str]] = {
         "column 'age' is \"44\"; a number from 18 to 100 years is allowed",
     ),
     "a boolean for a number": (request_of(but(age=True)), "column 'age' is true; a number"),
-    "an array for a number": (request_of(but(age=[4, 4])), "column 'age' is [4, 4]; a number"),
+    "an array for a number": (request_of(but(age=[4, 4])), "column 'age' has the shape [2] in one row; a number"),
     "an object for a number": (request_of(but(age={"years": 44})), "column 'age' is {\"years\": 44}; a number"),
     "too low": (request_of(but(age=17.9)), "column 'age' is 17.9; a number from 18 to 100 years is allowed"),
     "too high": (request_of(but(bmi=310)), "column 'bmi' is 310; a number from 12 to 60 kg/m2 is allowed"),
