@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.paths import DIGITS, ROOT, TESTS
+from tests.support.preloaded import VARIABLE as PRELOADED
+from tests.support.preloaded import fork_worker_processes
 from tests.support.servers import ECHO, ENGINES, write_config
 from torchmar import archive, recipe
 from torchmar.engines import EngineName, addresses
@@ -56,6 +58,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("torchserve" if parameters.get("engine", TorchServe.name) == TorchServe.name else "server")
         if "weights" in fixtures:
             item.add_marker("train")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_worker_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have worker processes forked by a process that has loaded torch, if there are tests that start any."""
+    if sys.platform != "linux" or not any(_starts_workers(item) for item in request.session.items):
+        yield
+        return
+    with fork_worker_processes():
+        yield
+
+
+def _starts_workers(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("process", "server", "torchserve"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _start_worker_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have worker processes of modules with the mark ``unforked`` started as users start them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("unforked"):
+            patch.delenv(PRELOADED, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

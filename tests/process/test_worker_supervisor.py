@@ -26,7 +26,10 @@ from torchmar.worker import Worker
 
 Make = Callable[..., Path]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="daemons are found on Linux only")
+pytestmark = [
+    pytest.mark.unforked,
+    pytest.mark.skipif(sys.platform != "linux", reason="daemons are found on Linux only"),
+]
 
 
 @pytest.fixture

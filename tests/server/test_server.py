@@ -32,6 +32,8 @@ ROUNDS = int(os.environ.get("TORCHMAR_SOAK", "8"))
 OBEDIENT = """
 import os, time
 
+pytestmark = pytest.mark.unforked
+
 def handle(rows, context):
     if rows is None:
         return None

@@ -32,6 +32,8 @@ from torchmar.exchange import Request, Response
 from torchmar.inference import InferenceClient
 from torchmar.worker import Worker
 
+pytestmark = pytest.mark.unforked
+
 Make = Callable[..., Path]
 PNG = (SAMPLES / "seven.png").read_bytes()
 

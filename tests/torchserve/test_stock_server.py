@@ -16,6 +16,8 @@ from torchmar import exchange
 from torchmar.engines.torchserve import TorchServe
 from torchmar.inference import InferenceClient
 
+pytestmark = pytest.mark.unforked
+
 
 @pytest.fixture(scope="module")
 def stock_python(tmp_path_factory: pytest.TempPathFactory) -> Path:

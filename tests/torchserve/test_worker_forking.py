@@ -33,6 +33,8 @@ _workers = pytest.mark.parametrize(
 )
 _on_builtin = pytest.mark.parametrize("engine", ["builtin"], scope="module")
 
+pytestmark = pytest.mark.unforked
+
 Make = Callable[..., Path]
 #: Requests of each test by engine and workers: 10,000 in all for the built-in server.
 _CLIENTS = 8

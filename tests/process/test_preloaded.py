@@ -1,0 +1,145 @@
+"""tests.support.preloaded: a forked process has all that a started one has, and ends as it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.families import all_end
+from tests.support.preloaded import VARIABLE
+from torchmar.worker.environment import worker_environment
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+
+# By its name, it is a worker of TorchServe.
+DESCRIBE = """
+import json, os, resource, signal, sys
+
+with os.scandir("/proc/self/fd") as entries:
+    files = sorted(int(entry.name) for entry in entries)
+described = {
+    "arguments": sys.argv,
+    "environment": dict(os.environ),
+    "folder": os.getcwd(),
+    "path": sys.path,
+    "files": [(number, os.fstat(number).st_ino) for number in files if os.path.exists(f"/proc/self/fd/{number}")],
+    "group": os.getpgrp(),
+    "limits": [resource.getrlimit(number) for number in range(16)],
+    "cores": sorted(os.sched_getaffinity(0)),
+    "name": __name__,
+    "file": __file__,
+    "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
+    "input": sys.stdin.read(),
+}
+print(json.dumps([os.getpid(), "torch" in sys.modules, described]))
+"""
+OBEY = """
+import os, signal, sys, time
+
+def leave(number, frame):
+    print("left", flush=True)
+    sys.exit(4)
+
+signal.signal(signal.SIGTERM, leave)
+print(os.getpid(), flush=True)
+command = sys.argv[1]
+if command == "wait":
+    time.sleep(120)
+elif command == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+elif command == "raise":
+    raise ValueError("as commanded")
+sys.exit(int(command))
+"""
+
+
+def script(folder: Path, code: str) -> Path:
+    path = folder / "ts" / "model_service_worker.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(code)
+    return path
+
+
+def started(path: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, str(path), *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=worker_environment(os.environ), text=True, **pipes, **options)
+
+
+def test_a_forked_process_has_what_a_started_one_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = script(tmp_path, DESCRIBE)
+    (tmp_path / "file").write_text("content")
+    described = []
+    for forked in (True, False):
+        if not forked:
+            monkeypatch.setenv(VARIABLE, str(tmp_path / "nothing listens here"))
+        with (tmp_path / "file").open() as file:
+            os.dup2(file.fileno(), 37)
+            try:
+                process = started(path, "--an", "argument", cwd=tmp_path, pass_fds=[file.fileno(), 37])
+            finally:
+                os.close(37)
+            output, errors = process.communicate("input")
+        assert (process.returncode, errors) == (0, "")
+        pid, has_torch, description = json.loads(output)
+        assert (pid != process.pid, has_torch) == (forked, forked)
+        assert description["environment"].pop(VARIABLE) == os.environ[VARIABLE]
+        # Pipes are others in each process.
+        assert {0, 1, 2, 37} <= dict(description["files"]).keys()
+        description["files"] = [file for file in description["files"] if file[0] > 2]
+        described.append(description)
+    assert described[0] == described[1]
+    assert described[0]["arguments"] == [str(path), "--an", "argument"]
+    assert described[0]["input"] == "input"
+
+
+@pytest.mark.parametrize(("command", "code"), [("0", 0), ("7", 7), ("raise", 1), ("kill", -signal.SIGKILL)])
+def test_a_process_ends_as_the_forked_one_does(tmp_path: Path, command: str, code: int) -> None:
+    process = started(script(tmp_path, OBEY), command)
+    output, errors = process.communicate()
+    assert int(output) != process.pid
+    assert process.returncode == code
+    assert errors.endswith("ValueError: as commanded\n" if command == "raise" else "")
+
+
+def test_a_signal_reaches_the_forked_process(tmp_path: Path) -> None:
+    with started(script(tmp_path, OBEY), "wait") as process:
+        assert process.stdout
+        assert int(process.stdout.readline()) != process.pid
+        process.terminate()
+        assert process.stdout.readline() == "left\n"
+        assert process.wait() == 4
+
+
+def test_a_forked_process_is_killed_with_the_one_that_was_started(tmp_path: Path) -> None:
+    with started(script(tmp_path, OBEY), "wait") as process:
+        assert process.stdout
+        forked = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert all_end([forked])
+
+
+@pytest.mark.parametrize("difference", ["a module", "a variable", "a limit"])
+def test_a_process_for_which_loaded_code_may_be_wrong_is_not_forked(tmp_path: Path, difference: str) -> None:
+    environment = worker_environment(os.environ)
+    command = [sys.executable, str(script(tmp_path / "code", OBEY)), "0"]
+    if difference == "a module":
+        (tmp_path / "numpy.py").write_text("")
+        environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"
+    elif difference == "a variable":
+        environment["OMP_NUM_THREADS"] = "7"
+    else:
+        command = ["prlimit", "--nofile=512", *command]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    output, _ = process.communicate()
+    assert int(output) == process.pid
+    assert process.returncode == 0

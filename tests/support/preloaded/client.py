@@ -1,0 +1,102 @@
+"""In a process that was started to be a worker: have it forked, pass signals and the exit status on."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import Any
+
+_FORKED = ("RunWorker", "RunForkServer")  # messages of ours; others start a process that is to have loaded nothing
+
+
+def run(path: str) -> None:
+    """Exit as the forked process does; return if this process is to run the code itself.
+
+    Args:
+        path: of the socket of the process that forks.
+    """
+    if sys.orig_argv[1].endswith("start.py") and json.loads(sys.orig_argv[2])["kind"] not in _FORKED:
+        return
+    files = _open_files()
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(path)
+        message = json.dumps(_process(files)).encode()
+        connection.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))])
+        reply = json.loads(connection.recv(4096) or b"{}")
+    except OSError:
+        reply = {}
+    if not reply.get("pid"):
+        connection.close()
+        return
+    _wait(connection, reply["pid"])
+
+
+def _open_files() -> list[int]:
+    """Return the descriptors that this process was started with."""
+    with os.scandir("/proc/self/fd") as entries:
+        numbers = [int(entry.name) for entry in entries]
+    return sorted(number for number in numbers if _is_inherited(number))
+
+
+def _is_inherited(number: int) -> bool:
+    # What Python opens itself is not inheritable; the folder that was read is closed by now.
+    try:
+        return os.get_inheritable(number)
+    except OSError:
+        return False
+
+
+def _process(files: list[int]) -> dict[str, Any]:
+    return {
+        "arguments": sys.orig_argv[1:],
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),  # noqa: PTH109 - importing pathlib takes time
+        "path": sys.path,
+        "files": files,
+        "python": [sys.prefix, sys.version],
+        "limits": [resource.getrlimit(number) for number in _limits()],
+        "group": os.getpgrp(),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "umask": _umask(),
+    }
+
+
+def _limits() -> list[int]:
+    return sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _wait(connection: socket.socket, pid: int) -> None:
+    """Pass signals to the forked process, and exit as it does."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: _kill(pid, number))
+    # The files are the other process's alone, so that their other ends see it close them.
+    for file in _open_files():
+        os.close(file)
+    reply = json.loads(connection.recv(4096) or b"{}")
+    code = os.waitstatus_to_exitcode(reply.get("status", 1 << 8))
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
