@@ -63,7 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _fork_worker_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Have worker processes forked by a process that has loaded torch, if there are tests that start any."""
-    if sys.platform != "linux" or not any(_starts_workers(item) for item in request.session.items):
+    wanted = sys.platform == "linux" and "TORCHMAR_TESTS_UNFORKED" not in os.environ
+    if not wanted or not any(_starts_workers(item) for item in request.session.items):
         yield
         return
     with fork_worker_processes():

@@ -41,6 +41,12 @@ described = {
 }
 print(json.dumps([os.getpid(), "torch" in sys.modules, described]))
 """
+DRAW = """
+import random, uuid
+import numpy, torch
+
+print(random.random(), numpy.random.random(), torch.rand(1).item(), uuid.uuid4())
+"""
 OBEY = """
 import os, signal, sys, time
 
@@ -99,6 +105,12 @@ def test_a_forked_process_has_what_a_started_one_has(tmp_path: Path, monkeypatch
     assert described[0] == described[1]
     assert described[0]["arguments"] == [str(path), "--an", "argument"]
     assert described[0]["input"] == "input"
+
+
+def test_random_numbers_of_forked_processes_differ(tmp_path: Path) -> None:
+    path = script(tmp_path, DRAW)
+    drawn = [started(path).communicate()[0].split() for _ in range(3)]
+    assert [len(set(column)) for column in zip(*drawn, strict=True)] == [3] * 4
 
 
 @pytest.mark.parametrize(("command", "code"), [("0", 0), ("7", 7), ("raise", 1), ("kill", -signal.SIGKILL)])

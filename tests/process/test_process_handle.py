@@ -18,6 +18,8 @@ from tests.support.paths import ROOT
 from tests.support.servers import write_config
 from torchmar.process_handle import ProcessHandle, identify
 
+pytestmark = pytest.mark.unforked
+
 _LAST = Path("/proc/sys/kernel/ns_last_pid")
 
 

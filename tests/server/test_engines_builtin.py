@@ -28,6 +28,8 @@ from torchmar.errors import BindError, ConnectError, EngineError, ModelFailedErr
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 
+pytestmark = pytest.mark.unforked
+
 SEVEN = SAMPLES / "seven.png"
 
 

@@ -29,6 +29,8 @@ from torchmar.worker.environment import worker_environment
 from torchmar.worker.process import forking
 from torchmar.worker.process.messages import ModelSpec
 
+pytestmark = pytest.mark.unforked
+
 
 @pytest.fixture
 def start_pool(pool_harness: PoolHarness, make: Make, tmp_path: Path) -> Iterator[Callable[..., Pool]]:

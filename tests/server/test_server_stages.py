@@ -34,7 +34,7 @@ from torchmar.server.workers.pool import Pool
 from torchmar.server.workers.staged_pool import StagedPool
 from torchmar.worker.process import forking
 
-pytestmark = pytest.mark.skipif(not staged_pool.available(), reason="stages are Linux's")
+pytestmark = [pytest.mark.unforked, pytest.mark.skipif(not staged_pool.available(), reason="stages are Linux's")]
 
 # Like TorchServe's examples: three steps and a tensor between them. Answers have the processes of the steps.
 STEPS = """

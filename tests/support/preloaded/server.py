@@ -26,20 +26,7 @@ from typing import Any
 # TorchServe's base_handler imports onnxruntime, which starts threads that a fork would wait for at its end.
 _IMPORTS = ("numpy", "torch", "ts.model_service_worker", "PIL.Image", "captum.attr")
 # Variables that libraries and Python read when they are loaded.
-_READ_WHEN_LOADED = (
-    "CUDA",
-    "GOMP_",
-    "KMP_",
-    "LANG",
-    "LC_",
-    "LD_",
-    "MALLOC_",
-    "MKL_",
-    "OMP_",
-    "PYTHON",
-    "PYTORCH",
-    "TORCH_",
-)
+_READ_WHEN_LOADED = ("GOMP_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "PYTHON", "PYTORCH", "TORCH_")
 _MAX_MESSAGE = 1 << 20
 _MAX_FILES = 253  # of one message, on Linux
 
@@ -188,6 +175,8 @@ def _move_files(received: list[int], numbers: list[int]) -> None:
 
 def load() -> None:
     """Import what workers import, and keep it from garbage collections of forks."""
+    # TorchServe's base_handler would import it for torch.compile, which takes two seconds where OpenVINO is installed.
+    sys.modules["openvino.torch"] = None  # type: ignore[assignment]
     for name in _IMPORTS:
         importlib.import_module(name)
         if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
