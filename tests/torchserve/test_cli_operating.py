@@ -35,6 +35,8 @@ from torchmar.errors import ArchiveError, ConflictError, EngineError
 from torchmar.exchange import Request
 from torchmar.inference import InferenceClient
 
+pytestmark = pytest.mark.unforked
+
 SEVEN = SAMPLES / "seven.png"
 
 

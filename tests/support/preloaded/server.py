@@ -22,9 +22,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# What TorchServe's worker and ours import before they load a handler, and what most handlers import. No more than that:
-# TorchServe's base_handler imports onnxruntime, which starts threads that a fork would wait for at its end.
-_IMPORTS = ("numpy", "torch", "ts.model_service_worker", "PIL.Image", "captum.attr")
+# What TorchServe's worker and ours import before they load a handler, and what many handlers import: the last is what
+# torch imports to load an exported program. No more than that: TorchServe's base_handler imports onnxruntime, which
+# starts threads that a fork would wait for at its end.
+_IMPORTS = ("numpy", "torch", "ts.model_service_worker", "PIL.Image", "captum.attr", "torch._export.serde.serialize")
 # Variables that libraries and Python read when they are loaded.
 _READ_WHEN_LOADED = ("GOMP_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "PYTHON", "PYTORCH", "TORCH_")
 _MAX_MESSAGE = 1 << 20
@@ -178,7 +179,8 @@ def load() -> None:
     # TorchServe's base_handler would import it for torch.compile, which takes two seconds where OpenVINO is installed.
     sys.modules["openvino.torch"] = None  # type: ignore[assignment]
     for name in _IMPORTS:
-        importlib.import_module(name)
+        with contextlib.suppress(ModuleNotFoundError):  # other versions of torch may have other modules
+            importlib.import_module(name)
         if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
             raise RuntimeError(f"{name} has started a thread, which forks would not have")
     gc.collect()
