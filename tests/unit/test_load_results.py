@@ -32,6 +32,14 @@ def test_a_report_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> N
     assert json.loads(file.read_text())["schema"] == "torchmar-bench/1"
 
 
+def test_pairs_of_numbers_are_on_one_line_and_texts_are_unchanged() -> None:
+    step = replace(bench_reports.step(), wrong_answer="three.png: [\n 1,\n 2\n] is not [1, 2]")
+    text = results.text(bench_reports.report(step))
+    assert json.loads(text) == json.loads(json.dumps(results.document(bench_reports.report(step))))
+    assert '"p50_interval": [19.5, 20.5],' in text
+    assert "[5346, 2]" in text
+
+
 def test_keys_of_later_versions_are_ignored() -> None:
     document = results.document(bench_reports.report(bench_reports.step()))
     document["later"] = 1

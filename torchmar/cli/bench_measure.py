@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -229,7 +228,7 @@ def measure(
     if html:
         _write(html_report.html(report), html)
     if as_json:
-        typer.echo(json.dumps(results.document(report), indent=1, ensure_ascii=False))
+        typer.echo(results.text(report), nl=False)
     else:
         show(report)
     if not report.complete:

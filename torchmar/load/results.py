@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -339,6 +340,13 @@ def document(report: Report) -> dict[str, Any]:
     return {"schema": values.pop("schema"), **values}
 
 
+def text(report: Report) -> str:
+    """Return a report as JSON text, with each pair of numbers (an interval, a bucket) on one line."""
+    indented = json.dumps(document(report), indent=1, ensure_ascii=False)
+    # Texts have no line breaks in JSON, so that only arrays match.
+    return re.sub(r"\[\n\s+([-+.\deE]+),\n\s+([-+.\deE]+)\n\s+\]", r"[\1, \2]", indented) + "\n"
+
+
 def parse(values: Any) -> Report:
     """Return the report that `document` returned the values of; keys that are not known are ignored.
 
@@ -359,10 +367,9 @@ def write(report: Report, path: Path) -> None:
     Raises:
         TorchmarError: the file cannot be written.
     """
-    text = json.dumps(document(report), indent=1, ensure_ascii=False) + "\n"
     part = temporary_path(path.resolve())
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text(report), encoding="utf-8")
         part.replace(path.resolve())
     except OSError as error:
         part.unlink(missing_ok=True)
