@@ -1,9 +1,10 @@
 """Time converted Keras models against the same nets written in torch, with the same weights.
 
 Keras' MobileNetV2 (with random weights and statistics of batches) and a dense net are converted as `torchmar build`
-does. The other side is the same net in torch: torchvision's MobileNetV2, with Keras' padding, gets the weights layer by
-layer, and answers are compared before a time counts. Both are called in turn, in one process with one thread; the ratio
-is that of the medians.
+does, and loaded as a worker does. The other side is the same net in torch: torchvision's MobileNetV2, with Keras'
+padding, gets the weights layer by layer, and answers are compared before a time counts. Both are called in turn, in one
+process with one thread. Times are CPU time, medians of the rounds; the ratio is the median of those of each round, with
+the interval that contains it with a confidence of at least 95 % (by the ranks of the rounds' ratios).
 
     python benchmarks/conversion.py [--rounds 30] [--rows 1 8]
 """
@@ -11,13 +12,15 @@ is that of the medians.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ from torch.nn import functional
 from torchmar import conversion
 from torchmar.cli.terminal import show_table, table
 from torchmar.recipe import Recipe
+from torchmar_handlers.weights import exported
 
 MODELS = """
 import sys, keras, numpy
@@ -43,6 +47,7 @@ for name, model in (("mobilenet", net), ("dense", dense)):
     model.save(f"{sys.argv[1]}/{name}.keras")
     numpy.savez(f"{sys.argv[1]}/{name}.npz", *[one for layer in model.layers for one in layer.get_weights()])
 """
+WARM_UP = 5  # rounds that do not count
 TOLERANCE = 1e-3  # of the largest output: two implementations in float32, 53 layers deep
 
 
@@ -112,17 +117,20 @@ def main() -> int:
             made = Recipe(name=net, version="1", handler=handler, weights=f"{net}.keras")
             converted = conversion.convert(made, folder)
             assert converted is not None
-            program = torch.export.load(converted.file).module().requires_grad_(False)
+            program = exported.load(converted.file, torch.device("cpu"))
             for rows in options.rows:
                 inputs = torch.rand(rows, *shape)
                 expected, actual = written(inputs), program(inputs)
                 difference = float((expected - actual).abs().max() / expected.abs().max())
                 assert difference < TOLERANCE, f"{net}: the answers differ by {difference}"
                 ours, theirs = in_turn(program, written, inputs, calls, options.rounds)
-                times = (f"{theirs:.3f}", f"{ours:.3f}", f"{ours / theirs:.3f}")
-                lines.append((net, str(rows), *times, f"{difference:.1e}"))
-    print(f"{processor()}, torch {torch.__version__}, 1 thread, medians of {options.rounds}")
-    headings = ("net", "rows", "torch ms", "converted ms", "ratio", "difference")
+                ratio, least, most = interval([one / other for one, other in zip(ours, theirs, strict=True)])
+                times = (f"{statistics.median(theirs):.3f}", f"{statistics.median(ours):.3f}")
+                lines.append(
+                    (net, str(rows), *times, f"{ratio:.3f}", f"{least:.3f} to {most:.3f}", f"{difference:.0e}")
+                )
+    print(f"{processor()}, torch {torch.__version__}, keras {version('keras')}, 1 thread, {options.rounds} rounds")
+    headings = ("net", "rows", "torch ms", "converted ms", "ratio", "95 % interval", "difference")
     show_table(table(headings, lines, right=headings[1:]))
     return 0
 
@@ -133,17 +141,33 @@ def in_turn(
     inputs: torch.Tensor,
     calls: int,
     rounds: int,
-) -> tuple[float, float]:
-    """Return the median milliseconds of a call of each side."""
-    times: dict[int, list[float]] = {0: [], 1: []}
-    for turn in range(rounds + 5):
-        for side, model in enumerate((ours, theirs)):
-            begun = time.perf_counter()
+) -> tuple[list[float], list[float]]:
+    """Return the milliseconds of a call of each side, in each round; the sides begin in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    sides = ((times[0], ours), (times[1], theirs))
+    for turn in range(rounds + WARM_UP):
+        for taken, model in sides if turn % 2 else reversed(sides):
+            begun = time.process_time()
             for _ in range(calls):
                 model(inputs)
-            if turn >= 5:
-                times[side].append((time.perf_counter() - begun) * 1000 / calls)
-    return statistics.median(times[0]), statistics.median(times[1])
+            if turn >= WARM_UP:
+                taken.append((time.process_time() - begun) * 1000 / calls)
+    return times
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, and an interval that contains that of the population with at least 95 % confidence.
+
+    Its ends are values whose ranks follow from the binomial distribution (Conover, Practical Nonparametric Statistics,
+    section 3.2); of fewer than six values, they are the smallest and the largest.
+    """
+    ordered, count = sorted(values), len(values)
+    below, rank = 0.0, 0
+    while rank < count // 2 and below + math.comb(count, rank) / 2**count <= 0.025:
+        below += math.comb(count, rank) / 2**count
+        rank += 1
+    rank = max(rank, 1)
+    return statistics.median(ordered), ordered[rank - 1], ordered[count - rank]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from torchmar.conversion.graph_rewriting import identifiers, rewrite
 
@@ -300,7 +301,11 @@ def _save(program: Any, target: Path) -> None:
     """Write a program without what differs between machines: paths and lines of sources."""
     for node in program.graph.nodes:
         node.meta = {key: value for key, value in node.meta.items() if key == "val"}
-    program._example_inputs = None
+    # Without examples, torch loads a program whose checks of sizes take longer than a small model. Of these, which are
+    # one zero each, only the tree counts.
+    positional, named = program.example_inputs
+    examples = pytree.tree_map(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape), positional)
+    program._example_inputs = (examples, named)
     torch.export.save(program, target)
 
 
