@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,20 @@ def test_a_forked_process_is_killed_with_the_one_that_was_started(tmp_path: Path
         process.kill()
         assert process.wait() == -signal.SIGKILL
         assert all_end([forked])
+
+
+def test_a_client_that_is_killed_at_any_time_disturbs_no_other(tmp_path: Path) -> None:
+    path = script(tmp_path, OBEY)
+    for count in range(12):
+        with started(path, "wait") as process:
+            time.sleep(count * 0.005)
+            process.kill()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as hasty:
+        hasty.connect(os.environ[VARIABLE])
+        hasty.send(b'{"arguments": ["')
+    process = started(path, "0")
+    output, _ = process.communicate()
+    assert int(output) != process.pid
 
 
 @pytest.mark.parametrize("difference", ["a module", "a variable", "a limit"])

@@ -33,14 +33,16 @@ def fork_worker_processes() -> Iterator[None]:
     """Have the worker processes that are started meanwhile forked by one that has loaded torch."""
     folder = Path(__file__).parent
     with tempfile.TemporaryDirectory(prefix="torchmar-tests-") as home, pytest.MonkeyPatch.context() as patch:
-        path = str(Path(home) / "preloaded")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        path, log = str(Path(home) / "preloaded"), Path(home) / "log"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, log.open("wb") as output:
             listener.bind(path)
             listener.listen(64)
             # Its standard input is its lifeline; numpy would start a thread for every core, as in our fork server.
             process = subprocess.Popen(
                 [sys.executable, str(folder / "server.py"), str(listener.fileno())],
                 stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
                 pass_fds=[listener.fileno()],
                 env={**worker_environment(os.environ), "OPENBLAS_NUM_THREADS": "1"},
             )
@@ -49,6 +51,6 @@ def fork_worker_processes() -> Iterator[None]:
         patch.setenv(VARIABLE, path)
         try:
             yield
-            assert process.poll() is None, "the process that has loaded torch has ended"
+            assert process.poll() is None, f"the process that has loaded torch has ended:\n{log.read_text()}"
         finally:
             process.communicate()  # closes its standard input

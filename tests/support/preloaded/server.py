@@ -60,7 +60,7 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
                 connection, _ = listener.accept()
                 request, files = _receive(connection)
                 if not request or (reason := objection(request)):
-                    connection.send(json.dumps({"objection": reason if request else "no request"}).encode())
+                    _send(connection, {"objection": reason if request else "no request"})
                     connection.close()
                 elif not (pid := os.fork()):
                     signal.set_wakeup_fd(-1)
@@ -74,7 +74,7 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
                 else:
                     with contextlib.suppress(OSError):
                         os.setpgid(pid, request["group"])
-                    connection.send(json.dumps({"pid": pid}).encode())
+                    _send(connection, {"pid": pid})
                     connections[connection.fileno()] = connection, pid
                     events.register(connection, select.POLLIN)
                 for file in files:
@@ -126,10 +126,21 @@ def _limits() -> list[int]:
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     files = array.array("i")
-    data, ancillary, _, _ = connection.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FILES * files.itemsize))
+    try:
+        data, ancillary, _, _ = connection.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FILES * files.itemsize))
+    except OSError:  # the client was killed
+        return {}, []
     for _, _, content in ancillary:
         files.frombytes(content[: len(content) - len(content) % files.itemsize])
-    return json.loads(data or b"{}"), list(files)
+    try:
+        return json.loads(data), list(files)
+    except ValueError:
+        return {}, list(files)
+
+
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the client may have been killed, which the next event of its connection shows
+        connection.send(json.dumps(message).encode())
 
 
 def _send_statuses(events: select.poll, connections: dict[int, tuple[socket.socket, int]]) -> None:
@@ -137,8 +148,7 @@ def _send_statuses(events: select.poll, connections: dict[int, tuple[socket.sock
         reaped, status = os.waitpid(pid, os.WNOHANG)
         if reaped:
             events.unregister(descriptor)
-            with contextlib.suppress(OSError):  # the client has ended, too
-                connection.send(json.dumps({"status": status}).encode())
+            _send(connection, {"status": status})
             connection.close()
             del connections[descriptor]
 
