@@ -266,6 +266,7 @@ def test_a_baked_image_has_the_newest_archives_of_its_models_alone(tmp_path: Pat
         make(store=store, name="photos", version=version, weights="m.onnx", disk={"m.onnx": b"x"})
     make(store=store, name="texts", files={"tokenizer.json": "t.json"}, disk={"t.json": "{}"})
     make(store=store, name="other")
+    make(store=store, name="irs", weights="m.xml", disk={"m.xml": b"<?xml?><net></net>"})
     baking = ("--package", "t.whl", "--bake", "photos", "--bake", "texts", "--extras", "text,images", "-o", ".")
     torchmar("export", "docker", *baking, cwd=tmp_path)
     text = (tmp_path / "Dockerfile").read_text()
@@ -276,6 +277,9 @@ def test_a_baked_image_has_the_newest_archives_of_its_models_alone(tmp_path: Pat
     ignore = (tmp_path / ".dockerignore").read_text()
     assert all(let_in(archive, ignore) for archive in archives)
     assert not let_in("model_store/photos-1.9.mar", ignore) and not let_in("model_store/other-1.0.mar", ignore)
+    (tmp_path / "other").mkdir()
+    torchmar("export", "docker", "--package", "t.whl", "--bake", "irs", "-o", "other", cwd=tmp_path)
+    assert "t.whl[server,openvino]'" in (tmp_path / "other" / "Dockerfile").read_text()
     unknown = torchmar("export", "docker", "--package", "t.whl", "--bake", "none", cwd=tmp_path, code=1)
     assert "no archive of a model 'none'" in unknown.stderr and "other, photos, texts" in unknown.stderr
     assert "--bake" in torchmar("export", "docker", "--bake", "texts", "--mount", cwd=tmp_path, code=2).stderr

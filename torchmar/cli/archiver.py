@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_argument = parser.add_argument
     add_argument("--model-name", required=True, help="the model's name, and the archive's file name")
-    add_argument("--serialized-file", help="the weights: TorchScript, a state dict (with --model-file) or ONNX")
+    add_argument(
+        "--serialized-file", help="the weights: TorchScript, a state dict (with --model-file), ONNX or OpenVINO"
+    )
     add_argument("--model-file", help="the Python file with the class of the model, for a state dict")
     add_argument("--handler", required=True, help="the name of a handler of TorchServe, or a file: h.py, h:function")
     add_argument(
