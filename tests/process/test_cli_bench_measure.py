@@ -145,6 +145,27 @@ def test_ctrl_c_reports_what_was_measured_and_marks_it_incomplete(inputs: Path) 
     assert 0 < step.duration_s < 20
 
 
+def test_a_server_that_ends_leaves_the_steps_before(inputs: Path) -> None:
+    command = [sys.executable, "-m", "torchmar", "bench", "known", "--requests", str(inputs), "--json", *_QUICK]
+    with running() as server:
+        process = subprocess.Popen(
+            [*command, "--address", server.address, "--rate", "20,21,22,23"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while server.counts()["right"] < 60:  # of the second step
+            assert process.poll() is None
+            time.sleep(0.05)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 1, errors
+    assert errors.startswith(f"error: no inference API at {server.address}: connection refused")
+    report = results.parse(json.loads(output))
+    assert not report.complete
+    assert [step.rate for step in report.steps] == [20.0, 21.0]
+    assert report.steps[0].errors == ()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

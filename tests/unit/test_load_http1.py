@@ -105,8 +105,11 @@ def test_an_answer_is_read_whatever_its_form(
     assert (events.answers, events.failures, events.losses, events.freed) == ([answer], [], [], 1)
 
 
-def test_a_connection_that_the_server_closes_after_the_answer_is_not_used_again(listener: socket.socket) -> None:
-    events = exchange(listener, b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\n1", close=True)
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nConnection: close\r\n", b"HTTP/1.0 200 OK\r\n"])
+def test_a_connection_that_the_server_closes_after_the_answer_is_not_used_again(
+    listener: socket.socket, head: bytes
+) -> None:
+    events = exchange(listener, head + b"Content-Length: 1\r\n\r\n1")
     assert (events.answers, events.freed) == ([(200, b"1")], 0)
     assert events.losses == ["connection closed"]
 

@@ -13,9 +13,9 @@ import typer
 
 from torchmar.atomic import temporary_path
 from torchmar.cli.options import Address, AsJson, CaFile, Config, KeyFile, PlainHttp, RunFolder, Version
-from torchmar.cli.terminal import err
+from torchmar.cli.terminal import complain, err
 from torchmar.engines import DEFAULT, TITLES, EngineName
-from torchmar.errors import TorchmarError
+from torchmar.errors import ConnectError, TorchmarError
 from torchmar.load.kinds import Arrivals, Protocol
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def measure(
         if replay:
             times = access_log.times(replay, target.model)
             specs = [replace(common, kind="replay", times=times, duration_s=times[-1] - times[0] + _LAST_S)]
-        report = _run(target, load, common if find_limit else specs, rates[0] if rates else None)
+        report, code = _run(target, load, common if find_limit else specs, rates[0] if rates else None)
     if output:
         results.write(report, output)
     if html:
@@ -231,17 +231,20 @@ def measure(
         typer.echo(results.text(report), nl=False)
     else:
         show(report)
-    if not report.complete:
-        raise typer.Exit(_INTERRUPTED)
+    if code:
+        raise typer.Exit(code)
     bad = [step for step in report.steps if not step.valid or step.wrong_answers or not step.throughput]
     raise typer.Exit(1 if bad else 0)
 
 
-def _run(target: Target, load: Workload, specs: StepSpec | list[StepSpec], first_rate: float | None) -> Report:
-    """Measure steps, or with one spec search the limit; Ctrl-C ends that with the steps so far.
+def _run(
+    target: Target, load: Workload, specs: StepSpec | list[StepSpec], first_rate: float | None
+) -> tuple[Report, int]:
+    """Measure steps, or with one spec search the limit; return the report, and the exit code if that ended early.
 
     Raises:
         KeyboardInterrupt: nothing has been measured yet.
+        ConnectError: the same, and the server does not answer.
     """
     from torchmar.cli.bench_output import Display
     from torchmar.load.session import Session
@@ -254,10 +257,13 @@ def _run(target: Target, load: Workload, specs: StepSpec | list[StepSpec], first
                 session.run(specs)
             else:
                 session.find_limit(replace(specs, rate=first_rate))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ConnectError) as error:
             if not session.steps:
                 raise
-    return session.report()
+            if isinstance(error, ConnectError):
+                complain(error)
+                return session.report(), 1
+    return session.report(), 0 if session.complete else _INTERRUPTED
 
 
 def _write(text: str, file: Path) -> None:

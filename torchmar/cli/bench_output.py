@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torchmar.load.results import Bounds, Report, Step
     from torchmar.load.session import Session
 
+_OPTIONAL = ("p95", "max")
+_GAP = 3
 _SERVER = ("step", "in server", "queue", "pre", "model", "post", "batch", "cores", "MiB")
 
 
@@ -99,7 +101,7 @@ def show(report: Report) -> None:
         out.print()
         _show_limit(report)
     if not report.complete:
-        out.print("[yellow]incomplete:[/] the measurement was interrupted")
+        out.print("[yellow]incomplete:[/] the measurement ended early")
 
 
 def _heading(report: Report) -> str:
@@ -124,8 +126,18 @@ def _heading(report: Report) -> str:
 
 
 def _steps(report: Report) -> Table:
+    """Return the table of steps; on a terminal that is too narrow, without the columns of `_OPTIONAL`."""
     headings = ("step", "answers/s", "p50", "p95", "p99", "max", "errors", "wrong")
-    return table(headings, map(_row, report.steps), right=headings[1:])
+    rows = [headings, *map(_row, report.steps)]
+    used = list(range(len(headings)))
+    for name in _OPTIONAL:
+        if (
+            sys.stdout.isatty()
+            and sum(max(len(row[place]) for row in rows) + _GAP for place in used) - _GAP > out.width
+        ):
+            used.remove(headings.index(name))
+    titles, *shown = [[row[place] for place in used] for row in rows]
+    return table(titles, shown, right=titles[1:])
 
 
 def _row(step: Step) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ class Http1Connection:
         elif len(data) > total:
             self._break("malformed answer", data)
         else:
-            self._finish(call, status, data[end + 4 :], b"\r\nconnection: close" in head)
+            self._finish(call, status, data[end + 4 :], _closes(head))
 
     def _finish(self, call: Call, status: int, body: bytes, closing: bool) -> None:
         self._call, self._buffer, self._wanted, self.in_flight = None, b"", 0, 0
@@ -116,9 +116,9 @@ class Http1Connection:
                 self._break("malformed answer", data)
                 return
             if body is not None:
-                self._finish(call, status, body, b"\r\nconnection: close" in head)
+                self._finish(call, status, body, _closes(head))
         elif status in (204, 304):
-            self._finish(call, status, b"", b"\r\nconnection: close" in head)
+            self._finish(call, status, b"", _closes(head))
         # Without a length, the body ends with the connection.
 
     def _on_close(self, reason: str) -> None:
@@ -139,6 +139,13 @@ class Http1Connection:
         if call is not None:
             self._owner.failed(call, reason, _shown(data))
         self._owner.lost(self, reason)
+
+
+def _closes(head: bytes) -> bool:
+    """Return whether the server closes the connection after an answer with this head, in lower case."""
+    if b"\r\nconnection: close" in head:
+        return True
+    return head[:8] == b"http/1.0" and b"\r\nconnection: keep-alive" not in head
 
 
 def _unchunked(data: bytes, start: int) -> bytes | None:
