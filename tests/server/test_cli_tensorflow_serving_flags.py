@@ -82,7 +82,7 @@ def test_a_containers_variables_name_the_model(tmp_path: Path, make: Make, start
     shutil.copy(newer, base / "2.mar")
     until(lambda: answer(f"{url}/clinic") == {"predictions": [2]})
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert "without effect here: --enable_batching, --tensorflow_session_parallelism" in output
 

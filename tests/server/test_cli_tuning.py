@@ -64,7 +64,7 @@ def test_an_interrupted_tuning_continues_and_writes_its_result(slept: Path, tmp_
     )
     until(lambda: bool(record(tmp_path)["trials"]), 100)
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "the same command continues" in messages
     first = record(tmp_path)["trials"]

@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
 def post(server: Builtin, body: Any, path: str = "/inference", token: str = TOKEN) -> requests.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-    return requests.post(f"{server.server.inference}{path}", data=content, headers=headers, timeout=30)
+    return requests.post(f"{server.server.inference}{path}", data=content, headers=headers, timeout=120)
 
 
 def test_an_answer_has_the_keys_of_the_contract(server: Builtin) -> None:

@@ -258,7 +258,7 @@ def test_it_is_rejected_with_its_code_and_leaves_no_files(
         cwd=inside,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         env={**os.environ, "TMPDIR": str(inside / "tmp")},
     )
     output = ran.stdout + ran.stderr
@@ -285,7 +285,7 @@ def test_a_folder_with_a_broken_link_is_rejected(tmp_path: Path, link: str, code
         (folder / name).write_bytes(content)
     (folder / "link").symlink_to(link)
     ran = subprocess.run(
-        [sys.executable, "-m", "torchmar", "check", folder], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "torchmar", "check", folder], capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == code, ran.stdout
     assert ("MAR104" in ran.stdout) is (code == 1)
@@ -293,6 +293,6 @@ def test_a_folder_with_a_broken_link_is_rejected(tmp_path: Path, link: str, code
 
 def test_a_good_archive_passes_through_all_of_it(tmp_path: Path) -> None:
     pack(GOOD, tmp_path / "x.mar")
-    ran = subprocess.run([sys.executable, "-c", DRIVER], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", DRIVER], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert ran.stdout.count("<<<") == 4
     assert [line.split()[-1] for line in ran.stdout.splitlines() if line.startswith("<<<")] == ["0"] * 4, ran.stderr

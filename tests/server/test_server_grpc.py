@@ -196,7 +196,7 @@ def ask(harness: ServerHarness) -> Iterator[Callable[..., str]]:
             f"/{service}/{method}", type(request).SerializeToString, reply.FromString
         )
         try:
-            response = unary_method(request, metadata=[("authorization", shown)] if shown else [], timeout=20)
+            response = unary_method(request, metadata=[("authorization", shown)] if shown else [], timeout=120)
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
             return f"{error.code().name} {error.details()}"
@@ -362,7 +362,7 @@ def test_an_error_in_a_sequence_does_not_end_it(harness: ServerHarness) -> None:
             inference_pb2.PredictionResponse.FromString,
         )
         metadata = [("authorization", f"Bearer {harness.token('inference')}")]
-        wrong, right = stream_method(iter([request(), request(sequence_id="s")]), metadata=metadata, timeout=20)
+        wrong, right = stream_method(iter([request(), request(sequence_id="s")]), metadata=metadata, timeout=120)
     assert (wrong.status.code, wrong.status.message) == (13, "Parameter sequenceId is required.")
     # As TorchServe sends it, byte by byte.
     (info,) = wrong.status.details
