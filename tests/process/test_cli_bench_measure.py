@@ -145,6 +145,24 @@ def test_ctrl_c_reports_what_was_measured_and_marks_it_incomplete(inputs: Path) 
     assert 0 < step.duration_s < 20
 
 
+def test_ctrl_c_before_anything_was_measured_reports_no_step(inputs: Path) -> None:
+    command = [sys.executable, "-m", "torchmar", "bench", "known", "--requests", str(inputs)]
+    with running() as server:
+        process = subprocess.Popen(
+            [*command, "--address", server.address, "--rate", "20", "--warmup", "30"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while server.counts()["right"] < 20:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert output.endswith("nothing was measured\n")
+
+
 def test_a_server_that_ends_leaves_the_steps_before(inputs: Path) -> None:
     command = [sys.executable, "-m", "torchmar", "bench", "known", "--requests", str(inputs), "--json", *_QUICK]
     with running() as server:

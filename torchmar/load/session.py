@@ -51,10 +51,10 @@ class Session:
         """Measure steps; Ctrl-C ends the measurement with the step that it interrupts."""
         for spec in specs:
             self._settle()
-            self.steps.append(
-                measure(self.target, self.workload, self.expectations, spec, on_progress=self._on_progress)
-            )
-            if not self.steps[-1].complete:
+            step = measure(self.target, self.workload, self.expectations, spec, on_progress=self._on_progress)
+            if step.windows:  # not interrupted before the first has ended
+                self.steps.append(step)
+            if not step.complete:
                 return
         self.complete = True
 
@@ -79,6 +79,7 @@ class Session:
 
         first = spec.rate or limit.first_rate(self._probe(spec))
         self.limit = limit.find_limit(step, first, self.steps)
+        self.steps = [step for step in self.steps if step.windows]
         self.complete = self.limit.reason != limit.INTERRUPTED
 
     def report(self) -> Report:
