@@ -4,7 +4,7 @@ The grid is small, so that all of it can be measured: one and two workers, one a
 (with TorchServe, delays of 1 and 10 ms). For the highest rate, each setting is measured at several rates around its
 limit; for the lowest latency at a rate, once. The same target, requests and server are used for both.
 
-    python benchmarks/tuning.py [--cases digits imagenet iris digits-torchserve] [--grid-seconds 4]
+    python benchmarks/tuning.py [--cases digits imagenet iris digits-torchserve] [--grid-seconds 3]
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from torchmar.tuning.tuner import Tuner, Tuning
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 4, 16)
 STEP = 1.12  # between rates around the limit of a setting
-MOST_STEPS = 5
+MOST_STEPS = 4
 BUDGET = 300.0
 
 
@@ -86,7 +86,7 @@ def main() -> int:
     """Tune, measure the grids, print both."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--grid-seconds", type=float, default=4.0, help="of each measurement of the grid")
+    parser.add_argument("--grid-seconds", type=float, default=3.0, help="of each measurement of the grid")
     options = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}")
     for name in options.cases:

@@ -70,7 +70,7 @@ def test_an_interrupted_tuning_continues_and_writes_its_result(slept: Path, tmp_
     first = record(tmp_path)["trials"]
 
     ran = torchmar(*options, "--write", "--picture", "front.svg", cwd=tmp_path)
-    assert f"{len(first)} trials of an earlier run are used" in ran.stderr
+    assert f"profiles and {len(first)} trials of an earlier run are used" in ran.stderr
     assert "1 worker, " in ran.stdout
     assert "requests/s with p99" in ran.stdout
     trials = record(tmp_path)["trials"]

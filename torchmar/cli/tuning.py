@@ -105,8 +105,9 @@ def tune(
             anew=anew,
         )
         if tuner.continued and not as_json:
-            measured = f"{len(tuner.record.trials)} trials of an earlier run are used ({tuner.path})"
-            err.print(f"{measured}; --anew measures them again", markup=False)
+            number = len(tuner.record.trials)
+            known = f"profiles and {number} trials" if number else "profiles"
+            err.print(f"{known} of an earlier run are used ({tuner.path}); --anew measures again", markup=False)
         try:
             tuning = tuner.run()
         except KeyboardInterrupt:
@@ -239,7 +240,7 @@ def _headings(tuning: Tuning) -> tuple[str, ...]:
         if any(trial.setting.preprocess for trial in tuning.record.trials)
         else ()
     )
-    return ("trial", "workers", "threads", "batch", *extra, "requests/s", "predicted", "measured", "")
+    return ("", "workers", "threads", "batch", *extra, "rate", "predicted", "measured", "target")
 
 
 def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
@@ -251,9 +252,9 @@ def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
         extra = (f"{setting.delay_ms} ms",)
     elif "stages" in _headings(tuning):
         extra = (str(setting.preprocess or ""),)
-    notes = [] if trial.keeps(target) else ["not within the target"]
+    notes = ["kept"] if trial.keeps(target) else ["missed"]
     if trial.purpose in ("probe", "repeat"):
-        notes.append({"probe": "the server itself", "repeat": "again"}[trial.purpose])
+        notes.append({"probe": "first", "repeat": "again"}[trial.purpose])
     if trial.disturbances:
         notes.append("disturbed")
     predicted = "saturated" if trial.predicted == float("inf") else milliseconds(trial.predicted)

@@ -65,7 +65,9 @@ def document(tuning: Tuning) -> dict[str, Any]:
         ],
         "trials": [asdict(trial) for trial in tuning.record.trials],
         "predictions": [{**asdict(each), "bound": each.bound.value} for each in result.predictions],
-        "pareto_front": [str(each.setting) for each in pareto_front(result.predictions)],
+        "pareto_front": [
+            str(each.setting) for each in pareto_front(result.predictions, throughput=question.rate is None)
+        ],
     }
 
 

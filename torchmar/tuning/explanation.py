@@ -27,20 +27,24 @@ def explain(tuning: Tuning) -> list[str]:
     return [*_rejected(tuning), *_sensitivity(tuning), *_accuracy(tuning), *_noise(tuning), _end(tuning)]
 
 
-def best_prediction(tuning: Tuning) -> Prediction | None:
-    """Return the prediction of the chosen setting; None without one."""
-    best = tuning.result.best
-    return next((each for each in tuning.result.predictions if best and each.setting == best.setting), None)
+def pareto_front(predictions: Sequence[Prediction], *, throughput: bool) -> list[Prediction]:
+    """Return the predictions that no other exceeds in rate, latency and memory at once, by their rate.
 
+    Args:
+        predictions: of the settings.
+        throughput: whether their rates are the highest ones within the target, and not all the same; otherwise their
+            capacity is compared.
+    """
 
-def pareto_front(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Return the predictions that no other exceeds in rate, latency and memory at once, by their rate."""
-    usable = [each for each in predictions if each.rate > 0 and math.isfinite(each.latency) and each.capacity > 0]
+    def rate(each: Prediction) -> float:
+        return each.rate if throughput else each.capacity
+
+    usable = [each for each in predictions if each.rate > 0 and math.isfinite(each.latency)]
     front: list[Prediction] = []
-    for each in sorted(usable, key=lambda each: (-each.capacity, each.latency, each.memory)):
-        if not any(other.latency <= each.latency and other.memory <= each.memory for other in front):
+    for each in sorted(usable, key=lambda each: (-rate(each), each.latency, each.memory, each.setting)):
+        if not any((throughput or other.latency <= each.latency) and other.memory <= each.memory for other in front):
             front.append(each)
-    return sorted(front, key=lambda each: each.capacity)
+    return sorted(front, key=rate)
 
 
 def _rejected(tuning: Tuning) -> Iterator[str]:

@@ -7,64 +7,75 @@ import math
 from torchmar.load import svg
 from torchmar.tuning.explanation import pareto_front
 from torchmar.tuning.prediction import Prediction
+from torchmar.tuning.space import Setting
 from torchmar.tuning.target import milliseconds
 from torchmar.tuning.tuner import Tuning
 
+_LINES = 5  # settings at the most
+_SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98)  # of the capacity, at which latency is predicted
+_TOO_LATE = 8  # times the target; higher points are not drawn
+
 
 def draw(tuning: Tuning) -> str:
-    """Return the picture as SVG: all settings, the front, the measured trials and the target."""
-    target = tuning.question.target
-    throughput = tuning.question.rate is None
-    x_label = "highest rate within the target, requests/s" if throughput else "capacity, requests/s"
-    front = pareto_front(tuning.result.predictions)
-    rest = [each for each in tuning.result.predictions if each not in front and _drawable(each)]
-
-    def points(members: list[Prediction]) -> list[svg.Point]:
-        return [
-            svg.Point(_x(each, throughput), each.latency * 1000, _text(each)) for each in members if _drawable(each)
-        ]
-
-    marks: list[svg.Mark] = [
-        svg.Points("predicted", points(rest), colour=7, shape="hollow"),
-        svg.Points("no other is better in all of rate, latency and memory", points(front), colour=0),
-        svg.Points(
-            "measured",
-            [
-                svg.Point(trial.rate, trial.latency * 1000, f"{trial.setting}: {milliseconds(trial.latency)}")
-                for trial in tuning.record.trials
-                if trial.latency is not None and not trial.saturated
-            ],
-            colour=1,
-            shape="cross",
-        ),
-        svg.Rule(target.seconds * 1000, str(target)),
+    """Return the picture as SVG: latency against rate of the settings of the front, the trials and the target."""
+    target, best = tuning.question.target, tuning.result.best
+    lines = [
+        svg.Line(_label(each), _points(tuning, each), colour=0 if best and each.setting == best.setting else 2 + index)
+        for index, each in enumerate(_chosen(tuning))
     ]
-    if best := tuning.result.best:
-        assert best.latency
-        label = f"{best.setting.workers} x {best.setting.threads}, batch {best.setting.batch_size}"
-        marks.append(svg.Points("", [svg.Point(best.rate, best.latency * 1000, str(best.setting), label)], colour=2))
-    title = f"{tuning.name} {tuning.version}: settings by rate and {target.name}"
+    measured = [
+        svg.Point(trial.rate, trial.latency * 1000, f"{trial.setting}: {milliseconds(trial.latency)}")
+        for trial in tuning.record.trials
+        if trial.latency is not None and trial.latency < _TOO_LATE * target.seconds
+    ]
+    marks: list[svg.Mark] = [*lines]
+    if measured:
+        marks.append(svg.Points("measured", measured, colour=1, shape="cross"))
+    if best and best.latency:
+        point = svg.Point(best.rate, best.latency * 1000, str(best.setting))
+        marks.append(svg.Points("chosen", [point], colour=1))
+    marks.append(svg.Rule(target.seconds * 1000, str(target)))
     chart = svg.chart(
-        [mark for mark in marks if not isinstance(mark, svg.Points) or mark.points],
-        svg.Axis(x_label),
+        marks,
+        svg.Axis("requests/s", low=0),
         svg.Axis(f"{target.name}, ms", log=True),
-        title=title,
+        title=f"{tuning.name} {tuning.version}: workers x threads, batch size, memory",
+        description="Predicted latency against rate of the settings that no other exceeds in rate, latency and memory.",
+        end_labels=False,
         width=640,
-        height=360,
+        height=380,
     )
     return svg.standalone(chart)
 
 
-def _drawable(each: Prediction) -> bool:
-    return each.rate > 0 and math.isfinite(each.latency)
+def _chosen(tuning: Tuning) -> list[Prediction]:
+    """Return the chosen setting, and the best one of the front, then of all, with each other workers and threads."""
+    best = tuning.result.best
+    layouts: dict[object, Prediction] = {}
+    throughput = tuning.question.rate is None
+
+    def by_rate(each: Prediction) -> tuple[float, Setting]:
+        return -(each.rate if throughput else each.capacity), each.setting
+
+    front = pareto_front(tuning.result.predictions, throughput=throughput)
+    own = [each for each in tuning.result.predictions if best and each.setting == best.setting]
+    for each in [*own, *sorted(front, key=by_rate), *sorted(tuning.result.predictions, key=by_rate)]:
+        layouts.setdefault(each.setting.layout, each)
+    return list(layouts.values())[:_LINES]
 
 
-def _x(each: Prediction, throughput: bool) -> float:
-    return each.rate if throughput else each.capacity
+def _points(tuning: Tuning, prediction: Prediction) -> list[tuple[float, float | None]]:
+    points: list[tuple[float, float | None]] = []
+    for share in _SHARES:
+        rate = share * prediction.capacity
+        latency = tuning.predictor.latency(prediction.setting, rate)
+        if math.isfinite(latency) and latency < _TOO_LATE * tuning.question.target.seconds:
+            points.append((rate, latency * 1000))
+    return points
 
 
-def _text(each: Prediction) -> str:
-    return (
-        f"{each.setting}: {each.rate:,.0f} requests/s, {milliseconds(each.latency)}, {each.memory / 2**20:,.0f} MiB; "
-        f"{each.bound.value}"
-    )
+def _label(prediction: Prediction) -> str:
+    setting: Setting = prediction.setting
+    stages = f", stage {setting.preprocess}" if setting.preprocess else ""
+    memory = prediction.memory / 2**20
+    return f"{setting.workers} x {setting.threads}, {setting.batch_size}{stages}, {memory:,.0f} MiB"

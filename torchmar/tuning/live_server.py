@@ -78,9 +78,10 @@ class LiveServer:
                 **free_addresses(),
                 "enable_model_api": "true",
                 "load_models": "",
-                "model_snapshot": "",
                 "disable_system_metrics": "true",
             }
+            if self._engine == "builtin":
+                overrides["model_snapshot"] = ""  # TorchServe is started without snapshots, and cannot read this
             kind = engines.named(self._engine)
             self._server = self._cleanup.enter_context(kind(None, self._store, folder / "run", overrides=overrides))
         except BaseException:

@@ -65,6 +65,7 @@ class Result:
         repeat: the same setting and rate again; None: there was no time for it.
         predictions: of every setting, after all corrections.
         reason: why the search ended.
+        out_of_time: whether it would go on with more time.
     """
 
     best: Trial | None
@@ -72,6 +73,7 @@ class Result:
     repeat: Trial | None
     predictions: tuple[Prediction, ...]
     reason: str
+    out_of_time: bool = False
 
     @property
     def noise(self) -> float | None:
@@ -118,9 +120,10 @@ class Search:
     def run(self) -> Result:
         """Measure until no other setting can be much better, or trials or time are used up."""
         reason = "no other setting can be better by more than predictions are usually wrong"
+        out_of_time = False
         while True:
             if not self._time_left():
-                reason = "the time was used up"
+                reason, out_of_time = "the time was used up", True
                 break
             if len(self.trials) >= self._most:
                 reason = f"{self._most} trials were measured"
@@ -134,7 +137,12 @@ class Search:
         settings = (setting for setting in self._settings if self.predictor.knows(setting))
         predictions = tuple(self.predict(setting, fine=False) for setting in settings)
         return Result(
-            best=best, nearest=self._nearest(), repeat=next(iter(repeats), None), predictions=predictions, reason=reason
+            best=best,
+            nearest=self._nearest(),
+            repeat=next(iter(repeats), None),
+            predictions=predictions,
+            reason=reason,
+            out_of_time=out_of_time,
         )
 
     def predict(self, setting: Setting, *, fine: bool = True) -> Prediction:

@@ -91,12 +91,16 @@ class Record:
         profiles: of the workers.
         trials: in the order of their measurement.
         complete: whether the search has ended.
+        reason: why it has ended.
+        seconds: that it took, without interruptions.
     """
 
     question: dict[str, Any]
     profiles: list[Profile] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     complete: bool = False
+    reason: str = ""
+    seconds: float = 0.0
 
 
 _profiles = TypeAdapter(list[Profile])
@@ -126,6 +130,8 @@ class RecordFile:
                     profiles=_profiles.validate_python(values["profiles"]),
                     trials=_trials.validate_python(values["trials"]),
                     complete=bool(values["complete"]),
+                    reason=str(values["reason"]),
+                    seconds=float(values["seconds"]),
                 )
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             pass
@@ -141,6 +147,8 @@ class RecordFile:
             "schema": SCHEMA,
             "question": self._question,
             "complete": record.complete,
+            "reason": record.reason,
+            "seconds": round(record.seconds, 1),
             "profiles": [asdict(profile) for profile in record.profiles],
             "trials": [asdict(trial) for trial in record.trials],
         }

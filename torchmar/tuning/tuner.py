@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
@@ -61,7 +61,7 @@ class Tuning:
         requests: the number of different requests.
         record: all that was measured.
         result: of the search.
-        seconds: that it took this time.
+        seconds: that it took, without interruptions.
         had_stages: whether the archive has stages.
         had_threads: whether it has a number of threads.
         predictor: with all corrections.
@@ -168,6 +168,7 @@ class Tuner:
         )
         self._file = RecordFile(folder, identity)
         self.record = Record(question=identity) if anew else self._file.load()
+        self._seconds_before = self.record.seconds
 
     @property
     def path(self) -> Path:
@@ -198,7 +199,7 @@ class Tuner:
         )
         self._check_memory(predictor)
         if self.record.complete:
-            result = self._search(predictor, None)
+            result = replace(self._search(predictor, None), reason=self.record.reason)
         else:
             left = self._deadline - time.monotonic()
             if left < _TRIAL_SECONDS and not self.record.trials:
@@ -215,8 +216,8 @@ class Tuner:
                 choose_threads=self._choose_threads,
             ) as server:
                 result = self._search(predictor, server)
-            self.record.complete = "time" not in result.reason
-            self._file.save(self.record)
+            self.record.complete, self.record.reason = not result.out_of_time, result.reason
+            self._save()
         return Tuning(
             name=self._name,
             version=self._version,
@@ -228,7 +229,7 @@ class Tuner:
             requests=len(self.workload.cases),
             record=self.record,
             result=result,
-            seconds=time.monotonic() - self._started,
+            seconds=self.record.seconds,
             had_stages=self._had_stages,
             had_threads=self._had_threads,
             predictor=predictor,
@@ -240,7 +241,7 @@ class Tuner:
             self._observer.on_step(f"measuring {setting} at {rate:.4g} requests/s")
             trial = server.measure(setting, rate, predicted, purpose)
             self.record.trials.append(trial)
-            self._file.save(self.record)
+            self._save()
             self._observer.on_trial(trial, len(self.record.trials))
             return trial
 
@@ -257,6 +258,10 @@ class Tuner:
         )
         return search.run()
 
+    def _save(self) -> None:
+        self.record.seconds = self._seconds_before + time.monotonic() - self._started
+        self._file.save(self.record)
+
     def _profile(self) -> None:
         done = {(measured.threads, measured.gpu) for measured in self.record.profiles}
         for gpu in (False, True) if self._space.gpus else (False,):
@@ -266,7 +271,7 @@ class Tuner:
                 self._observer.on_step(f"measuring batches in a worker with {threads} threads")
                 measured = self._profile_threads(threads, gpu)
                 self.record.profiles.append(measured)
-                self._file.save(self.record)
+                self._save()
                 self._observer.on_profile(measured)
 
     def _profile_threads(self, threads: int, gpu: bool) -> Profile:
