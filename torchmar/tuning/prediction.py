@@ -16,6 +16,7 @@ from torchmar.tuning.trials import Trial
 
 REFIT = 0.2  # relative error of a prediction beyond which the model is corrected
 _MOST_SCALE = 4.0
+_NEAR_CAPACITY = 0.75  # of the capacity
 _LOOP = {"builtin": 60e-6, "torchserve": 300e-6}  # CPU seconds of a request in the server, until one is measured
 _CLIENT = 40e-6  # the same in the client
 _COARSE, _FINE = 600, 2_500  # simulated requests
@@ -198,26 +199,43 @@ class Predictor:
         if trial.latency is None or trial.median is None or trial.saturated:
             self.corrections[trial.setting.layout] = Correction(scale=self._saturating_scale(trial))
             return True
-        scale = self._scale_for(trial, trial.median, requests)
-        self.corrections[trial.setting.layout] = Correction(scale=scale)
-        simulated = self._statistic(trial.setting, simulate(self.system(trial.setting), trial.rate, requests=requests))
-        tail = trial.latency - simulated if math.isfinite(simulated) else 0.0
-        self.corrections[trial.setting.layout] = Correction(scale=scale, tail=tail)
+        before = self._correction(trial.setting)
+        correction = self._fitted(trial, trial.median, 50.0, 0.0, requests)
+        if trial.rate > _NEAR_CAPACITY * capacity(self.system(trial.setting)):
+            # There, a little more time of a batch is much more latency: the scale explains the whole of it.
+            tail = min(max(0.0, before.tail), 0.5 * trial.latency)
+            correction = self._fitted(trial, trial.latency - tail, self.target.percent, tail, requests)
+        else:
+            outcome = simulate(self.system(trial.setting), trial.rate, requests=requests)
+            percent = self.target.percent
+            simulated = outcome.mean if percent is None else outcome.percentile(percent)
+            correction = replace(correction, tail=trial.latency - simulated)
+        self.corrections[trial.setting.layout] = correction
         return True
 
-    def _scale_for(self, trial: Trial, wanted: float, requests: int) -> float:
-        """Return the factor of the times of batches with which the simulated median is the measured one."""
+    def _fitted(self, trial: Trial, wanted: float, percent: float | None, tail: float, requests: int) -> Correction:
+        """Return the correction with which a simulated statistic is the wanted one, and use it from now on.
+
+        Args:
+            trial: the trial.
+            wanted: seconds.
+            percent: the percentile; None: the mean.
+            tail: of the correction.
+            requests: that are simulated.
+        """
         layout = trial.setting.layout
 
         def simulated(scale: float) -> float:
-            self.corrections[layout] = Correction(scale=scale)
-            return simulate(self.system(trial.setting), trial.rate, requests=requests).percentile(50)
+            self.corrections[layout] = Correction(scale=scale, tail=tail)
+            outcome = simulate(self.system(trial.setting), trial.rate, requests=requests)
+            return outcome.mean if percent is None else outcome.percentile(percent)
 
         low, high = 1 / _MOST_SCALE, _MOST_SCALE
         for _ in range(10):
             middle = math.sqrt(low * high)
             low, high = (low, middle) if simulated(middle) > wanted else (middle, high)
-        return math.sqrt(low * high)
+        self.corrections[layout] = Correction(scale=math.sqrt(low * high), tail=tail)
+        return self.corrections[layout]
 
     def _saturating_scale(self, trial: Trial) -> float:
         """Return the factor with which the capacity is the throughput of the trial."""
@@ -233,7 +251,7 @@ class Predictor:
         # The best that was seen: a setting that looks worse than it is would never be measured.
         return Correction(
             scale=min(known.scale for known in self.corrections.values()),
-            tail=min(known.tail for known in self.corrections.values()),
+            tail=max(0.0, min(known.tail for known in self.corrections.values())),
         )
 
     def _statistic(self, setting: Setting, outcome: Outcome) -> float:

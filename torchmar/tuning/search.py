@@ -25,9 +25,10 @@ _UNMEASURED, _MEASURED = 0.2, 0.03  # how much better than predicted a setting m
 _PROBE = 0.5  # of the predicted highest rate: where the server's own time is measured
 _FLOOR = 0.1  # of the predicted capacity: where latency is the time of a batch
 # Of the predicted highest rate, at which a setting is measured: a rate that is too high shows less.
-_FIRST_MARGIN, _RATE_MARGIN = 0.92, 0.97
+_FIRST_MARGIN, _RATE_MARGIN = 0.9, 0.95
+_ROOM, _CLIMB = 0.85, 0.06  # of the target: with a lower latency, the rate is raised by so much
 _AFTER_FAILURE = 0.93  # of a rate at which the target was not kept
-_MOST_OF_SETTING = 3  # trials
+_MOST_OF_SETTING = 4  # trials
 _FINE = 8  # settings at the most that are predicted finely before a trial
 _SAME = 0.01  # relative difference of rates or latencies, below which the cheaper setting is the better one
 
@@ -128,7 +129,7 @@ class Search:
             if len(self.trials) >= self._most:
                 reason = f"{self._most} trials were measured"
                 break
-            if not (chosen := self._next() or self._floor() or self._repetition()):
+            if not (chosen := self._next() or self._floor() or self._climb() or self._repetition()):
                 break
             setting, rate, predicted, purpose = chosen
             self._learn(self._measure(setting, rate, predicted, purpose))
@@ -225,6 +226,18 @@ class Search:
         fastest = min(usable, key=lambda prediction: (prediction.latency, prediction.setting))
         rate = max(1.0, _FLOOR * fastest.capacity)
         return fastest.setting, rate, self.predictor.latency(fastest.setting, rate), "floor"
+
+    def _climb(self) -> tuple[Setting, float, float, str] | None:
+        """Return the best setting at a higher rate, if its latency leaves room; None: it does not."""
+        best = self.best()
+        if self.question.rate is not None or best is None or best.latency is None:
+            return None
+        rate = best.rate * (1 + _CLIMB)
+        if best.latency > _ROOM * self.question.target.seconds or self._failed_at(best.setting, rate):
+            return None
+        predicted = self.predictor.latency(best.setting, rate)
+        hopeful = predicted < (1 + _UNMEASURED) * self.question.target.seconds
+        return (best.setting, rate, predicted, "search") if hopeful else None
 
     def _repetition(self) -> tuple[Setting, float, float, str] | None:
         """Return the best setting for a second measurement; None: it was measured twice."""
