@@ -189,6 +189,11 @@ def test_a_run_that_the_client_or_a_neighbour_spoiled_is_invalid(check: SelfChec
     assert "; ".join(invalid_reasons(check, p99_ms=20, cores=2)) == reason
 
 
+def test_a_closed_loop_has_no_times_that_its_requests_can_miss() -> None:
+    assert not invalid_reasons(_check(delay=4), p99_ms=20, cores=2, scheduled=False)
+    assert invalid_reasons(_check(delay=4, busy=0.9), p99_ms=20, cores=2, scheduled=False)
+
+
 def test_lateness_that_is_small_beside_the_latency_spoils_nothing() -> None:
     assert not invalid_reasons(_check(delay=4), p99_ms=100, cores=2)
 
