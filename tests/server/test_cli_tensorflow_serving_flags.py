@@ -103,6 +103,27 @@ def test_a_file_names_several_models(tmp_path: Path, make: Make, start: Callable
     assert [state["version"] for state in states] == ["2"]
 
 
+def test_a_server_beside_another_needs_its_two_ports_only(tmp_path: Path, make: Make) -> None:
+    base = tmp_path / "models"
+    base.mkdir()
+    shutil.copy(make(HANDLER.replace("VERSION", "1"), config={"minWorkers": 1, "maxWorkers": 1}), base / "1.mar")
+    (tmp_path / "empty").mkdir()
+    servers = []
+    try:
+        for name, path in (("first", "models"), ("second", "empty")):
+            grpc, rest = free_ports(2)
+            flags = [f"--port={grpc}", f"--rest_api_port={rest}", f"--run-folder={name}", f"--model_base_path={path}"]
+            with (tmp_path / f"{name}.log").open("w") as log:
+                servers.append(subprocess.Popen([*COMMAND, *flags], cwd=tmp_path, stdout=log, stderr=log))
+        until(lambda: all("ready" in (tmp_path / f"{name}.log").read_text() for name in ("first", "second")))
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait(60)
+    assert "warning" not in (tmp_path / "first.log").read_text()
+    assert "has no archive with a number as its name, such as 1.mar or 1/" in (tmp_path / "second.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [

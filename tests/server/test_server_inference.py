@@ -598,7 +598,8 @@ def test_a_timeout_that_is_no_number_of_milliseconds_is_an_error(ours: Side, val
     answer = ours("POST", "/predictions/echo", b"x", {"x-request-timeout-ms": value})
     assert answer.status == 400
     assert answer.document["message"] == (
-        f"Header x-request-timeout-ms is {value!r}; it must be a number of milliseconds above 0, such as 500."
+        f"Header x-request-timeout-ms is {value!r}; it must be a number of milliseconds above 0, such as 500, and at "
+        "most 1000000000."
     )
 
 

@@ -154,6 +154,21 @@ def test_an_error_of_a_handler_has_the_status_in_its_answer() -> None:
     assert step.wrong_answers == 0
 
 
+def test_an_error_that_a_sample_expects_is_a_right_answer() -> None:
+    def predict(request: PredictionsRequest, context: grpc.ServicerContext) -> bytes:
+        if request.input["body"] != b"good":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no number")
+        return b"1"
+
+    cases = [Case("good", Request(b"good")), Case("bad", Request(b"bad"), Sample(json=0, status=400))]
+    with serving(predict) as target:
+        step = _measure(target, Workload("inputs", tuple(cases)), warmup_s=0.0)
+        other = Case("gone", Request(b"bad"), Sample(json=0, status=404))
+        wrong = _measure(target, Workload("inputs", (other,)), warmup_s=0.0)
+    assert (step.errors, step.completed, step.wrong_answers) == ((), 100, 0)
+    assert [(failure.kind, failure.count) for failure in wrong.errors] == [("status INVALID_ARGUMENT", 100)]
+
+
 def test_wrong_answers_are_found() -> None:
     calls = []
 

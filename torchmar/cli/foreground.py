@@ -27,7 +27,7 @@ def become(values: Mapping[str, str], folder: Path, announce: Callable[[ServerRe
         OSError: the folder cannot be written.
     """
     if running := ServerRecord.find(folder):
-        hint = f"torchmar stop{option(folder)} ends it"
+        hint = f"torchmar stop{option(folder)} ends it; --run-folder and other ports run another beside it"
         raise EngineError(f"a server runs in {folder} already (process {running.pid})", hint=hint)
     if killed := ServerRecord.killed(folder):
         killed.stop()  # its workers may still run

@@ -24,7 +24,7 @@ from torchmar.cli.terminal import lasting_out as out
 from torchmar.connection import RUN_FOLDER
 from torchmar.engines.server_records import ServerRecord
 from torchmar.errors import PropertiesError, TorchmarError
-from torchmar.server.config import base_paths, reader
+from torchmar.server.config import available_versions, base_paths, reader
 from torchmar.server.config.base_paths import BasePath, VersionPolicy
 
 _VERSION = "2.19.1"  # of TensorFlow Serving, whose flags these are
@@ -75,13 +75,18 @@ def start(options: argparse.Namespace, folder: Path) -> None:
     }
     if options.rest_api_enable_cors_support:
         values["cors_allowed_origin"] = "*"
-    values = {**_config(options.config), **values}
+    values = {**_other_ports(max(options.port, options.rest_api_port)), **_config(options.config), **values}
     _, warnings = reader.read(None, {}, **values)
     if ignored := [f"--{name}" for name in _IGNORED if getattr(options, name) is not None]:
         warnings = [f"without effect here: {', '.join(ignored)}", *warnings]
     for base_path in paths:
         if not base_path.path.is_dir():
             warnings.append(f"{base_path.path} does not exist; {base_path.name} is served when it has a version")
+        elif not available_versions.in_base_path(base_path):
+            warnings.append(
+                f"{base_path.path} has no archive with a number as its name, such as 1.mar or 1/; {base_path.name} is "
+                "served when it has one"
+            )
     for warning in warnings:
         err.print(f"warning: {warning}", markup=False)
 
@@ -93,6 +98,18 @@ def start(options: argparse.Namespace, folder: Path) -> None:
             out.print(f"  {base_path.name}  {base_path.path}", markup=False)
 
     become(values, folder, announce)
+
+
+def _other_ports(last: int) -> dict[str, str]:
+    """Return addresses of the APIs that TensorFlow Serving does not have: the three ports after its own.
+
+    So a second server needs no other flags than a second one of TensorFlow Serving, and a run folder of its own.
+    """
+    return {
+        "management_address": f"http://127.0.0.1:{last + 1}",
+        "metrics_address": f"http://127.0.0.1:{last + 2}",
+        "grpc_management_port": str(last + 3),
+    }
 
 
 def _model(options: argparse.Namespace) -> BasePath:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -51,8 +52,11 @@ class Owner(Protocol):
     def answered(self, call: Call, status: int, body: bytes) -> None:
         """A call has an answer; status is that of HTTP, 200 for a successful call over gRPC."""
 
-    def failed(self, call: Call, kind: str, example: str) -> None:
-        """A call has failed without an answer that could be compared."""
+    def failed(self, call: Call, kind: str, example: str, statuses: Sequence[int] = ()) -> None:
+        """A call has failed without an answer that could be compared.
+
+        ``statuses`` are those of HTTP that the error of a server stands for; it is right if one of them is expected.
+        """
 
     def free(self, connection: Connection) -> None:
         """A connection carries fewer calls than before; called after `answered`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torchmar.load.answers import AnswerCheck, Expected
 from torchmar.load.calls import Call, Connection, Owner
@@ -130,13 +130,16 @@ class Generator:
             text = body[:_MAX_EXAMPLE].decode("utf-8", "replace").strip()
             self._recorder.on_failure(call.due, now, f"status {status}", f"{expected.name}: {text}")
 
-    def failed(self, call: Call, kind: str, example: str) -> None:
-        """A call has failed."""
+    def failed(self, call: Call, kind: str, example: str, statuses: Sequence[int] = ()) -> None:
+        """A call has failed, unless its request is to get one of ``statuses``."""
         if not call.done:
             call.done = True
             self._in_flight -= 1
-            name = self._expected[call.index].name
-            self._recorder.on_failure(call.due, self._loop.now, kind, f"{name}: {example}")
+            expected = self._expected[call.index]
+            if expected.status in statuses:
+                self._recorder.on_answer(call.due, call.sent, self._loop.now)
+            else:
+                self._recorder.on_failure(call.due, self._loop.now, kind, f"{expected.name}: {example}")
 
     def free(self, connection: Connection) -> None:
         """A connection carries fewer calls than before."""

@@ -27,6 +27,15 @@ from torchmar.load.target import Target, tensors
 from torchmar.load.workload import Case
 
 _CODES = {str(code.value[0]): code.name for code in StatusCode}
+#: The statuses over HTTP of errors in a request, by the code that a sample with such a status gets over gRPC.
+_STATUSES = {
+    "INVALID_ARGUMENT": (400,),
+    "UNAUTHENTICATED": (401,),
+    "PERMISSION_DENIED": (403,),
+    "NOT_FOUND": (404,),
+    "RESOURCE_EXHAUSTED": (413, 429),
+    "FAILED_PRECONDITION": (415, 422),
+}
 _ERROR = b'{"code":'  # the beginning of an error of torchmar_handlers, whose status gRPC does not carry
 _BODY = "body"  # the key in the row of the handler, as for the body of a request over HTTP
 _ERROR_AT_MOST = 16  # bytes of the message before it
@@ -120,7 +129,8 @@ def _finish(owner: Owner, call: Call, headers: Mapping[str, str], message: bytes
         owner.failed(call, f"status {headers.get('http-status', '')} of HTTP", "no gRPC server answers there")
     else:
         details = unquote(headers.get("grpc-message", ""))
-        owner.failed(call, f"status {_CODES.get(status, status)}", details.partition("\n")[0])
+        code = _CODES.get(status, status)
+        owner.failed(call, f"status {code}", details.partition("\n")[0], _STATUSES.get(code, ()))
 
 
 def _status(error: bytes) -> int:

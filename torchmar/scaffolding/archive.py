@@ -15,7 +15,7 @@ from torchmar.manifest import NAME_PATTERN
 from torchmar.recipe import FILE_NAME
 from torchmar.scaffolding import inputs, png, table, text, weights_recipe
 from torchmar.scaffolding.folder import write
-from torchmar.scaffolding.inputs import ModelInput, Signature
+from torchmar.scaffolding.inputs import ModelInput, Signature, describe
 from torchmar.scaffolding.templates import render
 from torchmar.scaffolding.weights_recipe import Laid
 
@@ -24,6 +24,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SERVED = (Format.TORCHSCRIPT, Format.EXPORTED, Format.ONNX, Format.OPENVINO, Format.AOTINDUCTOR)
 _NEEDS_CLASS = (Format.SAVED, Format.LEGACY, Format.SAFETENSORS)
+_KNOWN = "torchmar new -h lists the formats; a handler of your own (--kind custom, without --from) can load any file"
 _SIDE = 224  # pixels of a sample image of a model whose size is not known
 _ANY = 4  # elements of a sample in a dimension of any size
 
@@ -124,6 +125,8 @@ def _check(weights: Path) -> tuple[str, ...]:
             found = identify(stream, weights.name)
     except OSError as error:
         raise TorchmarError(f"{weights} cannot be read: {error.strerror}") from None
+    if found.format is Format.EMPTY:
+        raise TorchmarError(f"{weights} is empty")
     if found.damage:
         raise TorchmarError(f"{weights} is {found.description}: {found.damage}")
     if found.format in _NEEDS_CLASS:
@@ -133,7 +136,9 @@ def _check(weights: Path) -> tuple[str, ...]:
             "model_file: by hand, as docs/handlers.md shows",
         )
     if found.format not in _SERVED:
-        raise TorchmarError(f"{weights} is {found.description}, which cannot be served as it is", hint=found.remedy)
+        raise TorchmarError(
+            f"{weights} is {found.description}, and cannot be served as it is", hint=found.remedy or _KNOWN
+        )
     return found.external
 
 
@@ -188,6 +193,11 @@ def _tensors(name: str, weights: Path, inputs: tuple[ModelInput, ...], *, custom
 def _image_classifier(
     name: str, weights: Path, signature: Signature, image: tuple[int, int, int] | None, *, converted: bool = False
 ) -> Laid:
+    if not _may_take_an_image(signature.inputs):
+        raise TorchmarError(
+            f"{weights} does not take one image ({describe(signature.inputs)}, without the dimension of the batch)",
+            hint=f"torchmar new {name} --kind tensors --from {weights}",
+        )
     channels, height, width = image or (3, _SIDE, _SIDE)
     mode = "L" if channels == 1 else "RGB"
     options = f"  handler:\n    mode: {mode}\n    resize: [{height}, {width}]\n    topk: 3\n"
@@ -230,6 +240,14 @@ def _image_classifier(
         _test_name(name): render("weights_test.py", name=name),
     }
     return Laid(files, notes=notes)
+
+
+def _may_take_an_image(inputs: tuple[ModelInput, ...]) -> bool:
+    """Return whether a model has one input, of three dimensions as far as the weights say it."""
+    if len(inputs) != 1:
+        return not inputs
+    shape = inputs[0].shape
+    return inputs[0].guessed or shape is None or len(shape) == 3
 
 
 def _image(signature: Signature, *, channels_last: bool = False) -> tuple[int, int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,14 @@ class Signature:
 
     inputs: tuple[ModelInput, ...]
     outputs: tuple[ModelOutput, ...] = ()
+
+
+def describe(inputs: Sequence[ModelInput]) -> str:
+    """Return names and shapes of inputs, for a message."""
+    return ", ".join(
+        f"{given.name or 'input'} {'of any shape' if given.shape is None else [size or 'any' for size in given.shape]}"
+        for given in inputs
+    )
 
 
 def read(weights: Path) -> Signature:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torchmar
+from torchmar.errors import TorchmarError
 from torchmar.scaffolding import archive
 from torchmar.scaffolding.folder import write
 from torchmar.scaffolding.templates import render
@@ -21,6 +22,11 @@ def create_project(folder: Path, name: str) -> tuple[str, ...]:
         TorchmarError: the name is not one, or the folder exists or cannot be written.
     """
     archive.check_name(name)
+    if folder.exists():
+        raise TorchmarError(
+            f"{folder} exists already",
+            hint=f"name a new folder for the project; torchmar new {name} alone adds an archive to this one",
+        )
     files = {
         **{f"archives/{name}/{path}": content for path, content in archive.custom(name).items()},
         "model_store/.gitkeep": b"",

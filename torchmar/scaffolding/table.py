@@ -10,7 +10,7 @@ from typing import Any
 from torchmar.errors import TorchmarError
 from torchmar.recipe import FILE_NAME
 from torchmar.scaffolding import weights_recipe
-from torchmar.scaffolding.inputs import ModelOutput, Signature
+from torchmar.scaffolding.inputs import ModelOutput, Signature, describe
 from torchmar.scaffolding.templates import render
 from torchmar.scaffolding.weights_recipe import Laid
 
@@ -106,12 +106,9 @@ def _width(name: str, weights: Path, signature: Signature) -> int | None:
     shapes = [given.shape for given in signature.inputs]
     if len(shapes) == 1 and (shapes[0] is None or len(shapes[0]) == 1):
         return shapes[0][0] if shapes[0] is not None else None
-    described = ", ".join(
-        f"{given.name or 'input'} {'of any shape' if given.shape is None else list(given.shape)}"
-        for given in signature.inputs
-    )
     raise TorchmarError(
-        f"{weights} does not take one row of numbers ({described}, without the dimension of the batch)",
+        f"{weights} does not take one row of numbers ({describe(signature.inputs)}, without the dimension of the "
+        "batch)",
         hint=f"torchmar new {name} --kind tensors --from {weights}",
     )
 

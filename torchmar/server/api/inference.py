@@ -237,14 +237,17 @@ def _earlier(deadline: float | None, received: float, timeout: str) -> float:
     """Return the earlier one of ``deadline`` and that of a request that was received at ``received``.
 
     Raises:
-        ApiError: 400, ``timeout`` is no number of milliseconds above 0.
+        ApiError: 400, ``timeout`` is no number of milliseconds above 0 or too large.
     """
     try:
         milliseconds = float(timeout)
     except ValueError:
         milliseconds = math.nan
     if not 0 < milliseconds <= _MAX_TIMEOUT_MS:
-        message = f"Header {_TIMEOUT} is {timeout[:100]!r}; it must be a number of milliseconds above 0, such as 500."
+        message = (
+            f"Header {_TIMEOUT} is {timeout[:100]!r}; it must be a number of milliseconds above 0, such as 500, and at "
+            f"most {_MAX_TIMEOUT_MS:.0f}."
+        )
         raise ApiError(400, "BadRequestException", message)
     own = received + milliseconds / 1000
     return own if deadline is None else min(deadline, own)
