@@ -7,98 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from torchmar.tuning.prediction import Bound, Correction, Predictor
-from torchmar.tuning.profile import Profile
-from torchmar.tuning.search import MOST_TRIALS, Question, Result, Search
-from torchmar.tuning.service_model import BatchTimes
-from torchmar.tuning.simulation import simulate
-from torchmar.tuning.space import Setting, Space
-from torchmar.tuning.target import Objective, Target, parse_target
-from torchmar.tuning.trials import Trial
-
-MIB = 1 << 20
-# Seconds of a batch: fixed, for each request; and how many of two cores two threads use.
-DECODING = (0.0005, 0.009, 1.1)
-CONVOLUTIONS = (0.004, 0.003, 1.8)
-TINY = (0.0003, 0.00005, 1.0)
-
-
-def profiles(kind: tuple[float, float, float]) -> list[Profile]:
-    fixed, each, gain = kind
-    return [
-        Profile(
-            threads=threads,
-            gpu=False,
-            times=tuple(
-                BatchTimes(
-                    size=size,
-                    seconds=tuple((fixed + each * size) / speed * noise for noise in (0.9, 1.0, 1.0, 1.1)),
-                    cpu_seconds=fixed + each * size,
-                )
-                for size in (1, 4, 16, 64)
-            ),
-            memory=100 * MIB,
-            load_seconds=1.0,
-        )
-        for threads, speed in ((1, 1.0), (2, gain))
-    ]
-
-
-class SimulatedServer:
-    """A server whose batches take longer than those of the profile, the more workers there are."""
-
-    def __init__(self, kind: tuple[float, float, float], target: Target, *, engine: str = "builtin") -> None:
-        self.truth = Predictor(profiles(kind), target, engine=engine, cores=2)
-        self.truth.loop, self.truth.client, self.truth.latency_offset = 0.00012, 0.00005, 0.0003
-        self.target = target
-        self.measured: list[Trial] = []
-
-    def correct(self, setting: Setting) -> None:
-        self.truth.corrections[setting.layout] = Correction(scale=1.0 + 0.12 * setting.workers)
-
-    def measure(self, setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
-        self.correct(setting)
-        requests = max(300, min(10_000, int(rate * 8)))
-        outcome = simulate(self.truth.system(setting), rate, requests=requests, seed=len(self.measured) + 1)
-        percent = self.target.percent
-        trial = Trial(
-            setting=setting,
-            rate=rate,
-            seconds=outcome.seconds,
-            requests=requests,
-            latency=outcome.mean if percent is None else outcome.percentile(percent),
-            median=outcome.percentile(50),
-            throughput=(requests - outcome.rejected) / outcome.seconds,
-            failed=outcome.rejected / requests,
-            predicted=predicted,
-            loop=self.truth.loop,
-            client=self.truth.client,
-            memory=(50 + 80 * setting.processes) * MIB,
-            purpose=purpose,
-        )
-        self.measured.append(trial)
-        return trial
-
-    def best_rate(self, space: Space) -> float:
-        rates = []
-        for setting in space.settings():
-            self.correct(setting)
-            rates.append(self.truth.highest(setting).rate)
-        return max(rates)
-
-    def best_latency(self, space: Space, rate: float) -> float:
-        latencies = []
-        for setting in space.settings():
-            self.correct(setting)
-            latencies.append(self.truth.at_rate(setting, rate).latency)
-        return min(latencies)
-
-
-def search(server: SimulatedServer, space: Space, question: Question, kind: tuple[float, float, float]) -> Result:
-    engine = "torchserve" if space.delays_ms != (0,) else "builtin"
-    predictor = Predictor(profiles(kind), question.target, engine=engine, cores=2, memory=question.memory)
-    return Search(predictor, space, question, server.measure).run()
-
+from tests.support.simulated_server import CONVOLUTIONS, DECODING, MIB, TINY, SimulatedServer, profiles, search
+from torchmar.tuning.prediction import Bound, Predictor
+from torchmar.tuning.search import MOST_TRIALS, Question, Search
+from torchmar.tuning.space import Space
+from torchmar.tuning.target import Objective, parse_target
 
 SPACE = Space(cores=2, batch_sizes=(1, 4, 16, 64))
 

@@ -13,13 +13,8 @@ from torchmar.tuning.target import Objective, milliseconds
 from torchmar.tuning.trials import Trial
 from torchmar.tuning.tuner import Tuning
 
+_REGIONS = 6  # that are named
 _NEAR = 0.05  # relative distance from the best one, within which a setting is as good
-_DIMENSIONS = (
-    ("workers", "workers"),
-    ("batch_size", "batch size"),
-    ("threads", "threads"),
-    ("delay_ms", "delay in ms"),
-)
 
 
 def explain(tuning: Tuning) -> list[str]:
@@ -48,29 +43,48 @@ def pareto_front(predictions: Sequence[Prediction], *, throughput: bool) -> list
 
 
 def _rejected(tuning: Tuning) -> Iterator[str]:
+    """Yield a sentence for each region: the settings with the same workers and threads that hit the same bound."""
     best = tuning.result.best
     if best is None:
         return
-    throughput = tuning.question.objective is Objective.THROUGHPUT
-    groups: dict[Bound, list[Prediction]] = {}
+    groups: dict[tuple[object, Bound], list[Prediction]] = {}
     for each in tuning.result.predictions:
         if each.setting != best.setting and not _as_good(each, tuning):
-            groups.setdefault(each.bound, []).append(each)
-    for bound, members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        region = _region([each.setting for each in members])
-        if bound is Bound.MEMORY:
-            least = min(each.memory for each in members)
-            yield f"{region}: more memory than allowed ({least / 2**20:,.0f} MiB and more)."
-        elif throughput:
-            highest = max(each.rate for each in members)
-            yield f"{region}: {_LIMITS[bound]}, at {_rate(highest)} or less ({_share(highest, best.rate)})."
-        elif bound is Bound.NONE:
-            lowest = min(each.latency for each in members)
-            what = "cost more memory" if tuning.question.objective is Objective.COST else "are slower"
-            statistic = tuning.question.target.name
-            yield f"{region}: keep the target, but {what} ({statistic} {milliseconds(lowest)} or more)."
-        else:
-            yield f"{region}: {_LIMITS[bound]} at {_rate(best.rate)}."
+            groups.setdefault((each.setting.layout, each.bound), []).append(each)
+    regions = sorted(groups.values(), key=lambda members: min(_rank(each, tuning) for each in members))
+    for members in regions[:_REGIONS]:
+        yield _sentence(members, tuning)
+    if further := [each for members in regions[_REGIONS:] for each in members]:
+        yield f"{len(further)} further settings are predicted to be worse than these."
+
+
+def _sentence(members: Sequence[Prediction], tuning: Tuning) -> str:
+    """Return why the settings of a region were rejected."""
+    best, question, bound = tuning.result.best, tuning.question, members[0].bound
+    assert best
+    region = _region([each.setting for each in members])
+    if bound is Bound.MEMORY:
+        least = min(each.memory for each in members)
+        return f"{region}: more memory than allowed ({least / 2**20:,.0f} MiB or more)."
+    if question.objective is Objective.THROUGHPUT:
+        highest = max(each.rate for each in members)
+        if not highest:
+            return f"{region}: {_LIMITS[bound]} at every rate."
+        return f"{region}: {_LIMITS[bound]} above {_rate(highest)} ({_share(highest, best.rate)})."
+    if bound is Bound.NONE:
+        lowest = min(each.latency for each in members)
+        least = min(each.memory for each in members)
+        if question.objective is Objective.COST:
+            return f"{region}: the target is kept, with more memory ({least / 2**20:,.0f} MiB or more)."
+        return f"{region}: the target is kept, but {question.target.name} is {milliseconds(lowest)} or more."
+    return f"{region}: {_LIMITS[bound]} at {_rate(best.rate)}."
+
+
+def _rank(each: Prediction, tuning: Tuning) -> float:
+    """Return a key that is the smallest for the best of the rejected settings."""
+    if tuning.question.objective is Objective.THROUGHPUT:
+        return -each.rate
+    return float(each.memory) if tuning.question.objective is Objective.COST else each.latency
 
 
 _LIMITS = {
@@ -110,19 +124,21 @@ def _sensitivity(tuning: Tuning) -> Iterator[str]:
 
 
 def _region(settings: Sequence[Setting]) -> str:
-    """Return the values of each dimension that settings have: ``workers 3 to 4, batch size 1 to 128``."""
-    parts = []
-    for name, title in _DIMENSIONS:
+    """Return the values of each dimension: ``3 to 4 workers with 1 thread, batch size 1 to 128``."""
+
+    def span(name: str) -> str:
         values = sorted({getattr(setting, name) for setting in settings})
-        if name == "delay_ms" and values == [0]:
-            continue
-        parts.append(f"{title} {values[0]}" + (f" to {values[-1]}" if len(values) > 1 else ""))
-    stages = sorted({setting.preprocess for setting in settings if setting.preprocess})
-    if stages:
-        some = "" if all(setting.preprocess for setting in settings) else "some "
-        parts.append(f"{some}with a preprocess stage")
-    number = len(settings)
-    return f"{number} setting{'' if number == 1 else 's'} ({', '.join(parts)})"
+        return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+    workers, threads = span("workers"), span("threads")
+    text = f"{workers} worker{'' if workers == '1' else 's'} with {threads} thread{'' if threads == '1' else 's'}"
+    if any(setting.preprocess for setting in settings):
+        some = "" if all(setting.preprocess for setting in settings) else ", some"
+        text += f"{some} and {span('preprocess')} that preprocess"
+    text += f", batch size {span('batch_size')}"
+    if any(setting.delay_ms for setting in settings):
+        text += f", delay {span('delay_ms')} ms"
+    return text + (", on the GPU" if all(setting.gpu for setting in settings) else "")
 
 
 def _accuracy(tuning: Tuning) -> Iterator[str]:

@@ -1,0 +1,128 @@
+"""What is made of a tuning: reasons, picture, evidence, and the recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.support.simulated_server import CONVOLUTIONS, DECODING, MIB, tuned
+from torchmar import recipe
+from torchmar.errors import TorchmarError
+from torchmar.tuning import evidence, front_picture
+from torchmar.tuning.explanation import explain, pareto_front
+from torchmar.tuning.recipe_writing import settings_of, write
+from torchmar.tuning.search import Question
+from torchmar.tuning.space import Setting, Space
+from torchmar.tuning.target import Objective, parse_target
+from torchmar.tuning.tuner import Tuning
+
+SPACE = Space(cores=2, batch_sizes=(1, 16))
+RECIPE = """\
+name: made # a name
+version: "1.0"
+handler: image_classifier
+config:
+  minWorkers: 4 # too many
+  maxWorkers: 4
+"""
+
+
+@pytest.fixture(scope="module")
+def tuning() -> Tuning:
+    question = Question(target=parse_target("p99<200ms"), objective=Objective.LATENCY, rate=60, memory=320 * MIB)
+    return tuned(DECODING, question, SPACE)
+
+
+def test_reasons_name_regions_memory_choice_errors_and_noise(tuning: Tuning) -> None:
+    reasons = explain(tuning)
+    text = " ".join(reasons)
+    assert "4 workers with 1 thread, batch size 1 to 16: more memory than allowed" in text
+    assert "the target is kept, but p99 is" in text
+    assert "Predictions of p99 missed the measurements by" in text
+    assert "measured twice, differed by" in text
+    assert reasons[-1].startswith("The search ended because")
+
+
+def test_the_front_has_what_no_other_exceeds(tuning: Tuning) -> None:
+    predictions = tuning.result.predictions
+    front = pareto_front(predictions, throughput=False)
+    assert front
+    for each in front:
+        better = [
+            other
+            for other in predictions
+            if other.capacity > each.capacity and other.latency < each.latency and other.memory < each.memory
+        ]
+        assert not better
+    assert [each.capacity for each in front] == sorted(each.capacity for each in front)
+
+
+@pytest.mark.parametrize("objective", [Objective.THROUGHPUT, Objective.LATENCY])
+def test_the_picture_has_target_trials_and_the_chosen_setting(objective: Objective, tuning: Tuning) -> None:
+    if objective is Objective.THROUGHPUT:
+        question = Question(target=parse_target("p99<100ms"), objective=objective)
+        tuning = tuned(CONVOLUTIONS, question, Space(cores=2, batch_sizes=(16,)))
+    text = front_picture.draw(tuning)
+    ElementTree.fromstring(text)
+    assert "measured" in text
+    assert "chosen" in text
+    assert str(tuning.question.target).replace("<", "&lt;") in text
+
+
+def test_evidence_is_json_with_curves_trials_and_reasons(tuning: Tuning) -> None:
+    document = json.loads(evidence.text(tuning))
+    assert document["schema"] == "torchmar-tuning/1"
+    assert [curve["threads"] for curve in document["curves"]] == [1, 2]
+    assert document["curves"][0]["per_request"] == pytest.approx(0.009)
+    assert len(document["trials"]) == len(tuning.record.trials)
+    assert document["chosen"]["setting"]["workers"] >= 1
+    assert document["target"] == {"statistic": "p99", "seconds": 0.2}
+    assert len(document["predictions"]) == len(tuning.result.predictions)
+
+
+def test_the_recipe_gets_the_setting_and_the_evidence(tuning: Tuning, tmp_path: Path) -> None:
+    (tmp_path / "archive.yaml").write_text(RECIPE)
+    assert tuning.result.best
+    setting = tuning.result.best.setting
+    written = write(tuning, tmp_path)
+    assert sorted(file.name for file in written) == ["archive.yaml", "tuning.json"]
+    content, _ = recipe.read(tmp_path)
+    assert isinstance(content.config, recipe.ServerConfig)
+    assert (content.config.minWorkers, content.config.maxWorkers) == (setting.workers, setting.workers)
+    assert content.config.batchSize == setting.batch_size
+    assert content.files == {"tuning.json": "tuning.json"}
+    assert "# too many" in (tmp_path / "archive.yaml").read_text()
+    before = (tmp_path / "archive.yaml").read_text()
+    write(tuning, tmp_path)
+    assert (tmp_path / "archive.yaml").read_text() == before
+
+
+def test_a_configuration_in_a_file_of_its_own_is_edited_there(tuning: Tuning, tmp_path: Path) -> None:
+    (tmp_path / "archive.yaml").write_text('name: made\nversion: "1.0"\nhandler: image_classifier\nconfig: own.yaml\n')
+    (tmp_path / "own.yaml").write_text("# mine\nbatchSize: 99 # requests\n")
+    assert tuning.result.best
+    write(tuning, tmp_path)
+    text = (tmp_path / "own.yaml").read_text()
+    assert text.startswith(f"# mine\nbatchSize: {tuning.result.best.setting.batch_size} # requests\n")
+    assert f"minWorkers: {tuning.result.best.setting.workers}\n" in text
+
+
+def test_threads_stages_and_delay_are_written_where_they_are_part_of_the_result(tuning: Tuning) -> None:
+    share = settings_of(Setting(workers=1, threads=2, batch_size=4), tuning)
+    assert ("handler", "threads") not in share
+    fewer = settings_of(Setting(workers=1, threads=1, batch_size=4, delay_ms=5), tuning)
+    assert fewer["handler", "threads"] == 1
+    assert fewer["maxBatchDelay",] == 5
+    staged = settings_of(Setting(workers=1, threads=1, batch_size=4, preprocess=1), tuning)
+    assert staged["stages",] == {"preprocess": 1, "inference": 1}
+
+
+def test_nothing_is_written_without_a_setting(tuning: Tuning, tmp_path: Path) -> None:
+    (tmp_path / "archive.yaml").write_text(RECIPE)
+    with pytest.raises(TorchmarError, match="no setting keeps the target"):
+        write(replace(tuning, result=replace(tuning.result, best=None)), tmp_path)
+    assert (tmp_path / "archive.yaml").read_text() == RECIPE
