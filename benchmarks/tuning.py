@@ -1,8 +1,8 @@
 """Tune three unlike archives, and measure their whole grids: is the optimum found, and how wrong are predictions?
 
-The grid is small, so that all of it can be measured: all workers and threads that make sense on two cores, batches of 1
-and 16 (with TorchServe, delays of 1 and 10 ms). For the highest rate, each setting is measured at several rates around its
-limit; for the lowest latency at a rate, once. The same target, requests and server are used for both.
+The grid is small, so that all of it can be measured: all workers and threads that make sense on the machine, batches
+of 1 and 16 (with TorchServe, delays of 1 and 10 ms). For the highest rate, each setting is measured at several rates
+around its limit; for the lowest latency at a rate, once. The same target, requests and server are used for both.
 
     python benchmarks/tuning.py [--cases digits imagenet iris digits-torchserve] [--grid-seconds 3]
 """
@@ -25,7 +25,7 @@ from harness.machine import processor
 
 import torchmar
 from torchmar.engines import EngineName
-from torchmar.load import workload
+from torchmar.load import machine_use, workload
 from torchmar.tuning.live_server import LiveServer
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.search import MOST_TRIALS, Question
@@ -101,7 +101,7 @@ def run(name: str, case: Case, folder: Path, seconds: float) -> None:
     print(f"\n{name}: {case.what}; {case.question.target}, {goal}, load average {os.getloadavg()[0]:.1f}\n", flush=True)
     built = torchmar.build(ROOT / "archives" / case.archive, folder)
     delays = (1, 10) if case.engine == "torchserve" else (0,)
-    space = Space(cores=2, batch_sizes=BATCHES, delays_ms=delays)
+    space = Space(cores=len(machine_use.cores()), batch_sizes=BATCHES, delays_ms=delays)
     tuner = Tuner(
         built.path,
         workload.read(built.path),
