@@ -134,7 +134,8 @@ class Clinic(BaseHandler):
     def _scores(self, encoded: torch.Tensor) -> torch.Tensor:
         """Return the scores of both inputs side by side, with gradients if they are enabled."""
         split = len(self.table.names)
-        return self.model(image_data=encoded[:, :split], text_data=encoded[:, split:])
+        scores: torch.Tensor = self.model(image_data=encoded[:, :split], text_data=encoded[:, split:])
+        return scores
 
     def _options(self, request: Request) -> ExplainOptions:
         defaults = {"method": _METHODS[0], "baseline": _BASELINE}

@@ -103,7 +103,8 @@ def train(image_data: torch.Tensor, text_data: torch.Tensor, labels: torch.Tenso
 def predicted(model: Clinic, image_data: torch.Tensor, text_data: torch.Tensor) -> torch.Tensor:
     """Return the probabilities of the classes, ``(n, 2)``."""
     with torch.inference_mode():
-        return model(image_data, text_data).softmax(1)
+        probabilities: torch.Tensor = model(image_data, text_data).softmax(1)
+        return probabilities
 
 
 def compare(names: list[str], data: np.ndarray, labels: torch.Tensor, options: argparse.Namespace) -> dict[str, float]:
@@ -123,8 +124,9 @@ def compare(names: list[str], data: np.ndarray, labels: torch.Tensor, options: a
                 torch.zeros_like(image_data) if name == "text alone" else image_data,
                 torch.zeros_like(text_data) if name == "numbers alone" else text_data,
             )
-            model = train(*(tensor[learned] for tensor in both), labels[learned], options.epochs, options.seed)
-            found = predicted(model, *(tensor[held_out] for tensor in both)).argmax(1)
+            image, text = both
+            model = train(image[learned], text[learned], labels[learned], options.epochs, options.seed)
+            found = predicted(model, image[held_out], text[held_out]).argmax(1)
             right[name] += int((found == labels[held_out]).sum())
     return {name: count / len(labels) for name, count in right.items()}
 
@@ -190,9 +192,9 @@ def main() -> int:
         rows = {}
         for index, kind in enumerate(kinds):
             # The median of the held-out samples of a kind by confidence: neither the easiest nor the hardest.
-            of_kind = [int(row) for row in np.flatnonzero((labels[held_out] == index).numpy())]
-            of_kind.sort(key=lambda row: float(probabilities[row, index]))
-            rows[kind] = int(held_out[of_kind[len(of_kind) // 2]])
+            by_confidence = [int(row) for row in np.flatnonzero((labels[held_out] == index).numpy())]
+            by_confidence.sort(key=lambda row: float(probabilities[row, index]))
+            rows[kind] = int(held_out[by_confidence[len(by_confidence) // 2]])
         write_samples(own, data[:, chosen], texts, rows)
     # Two rows, not one: torch.export takes a size of one for a constant.
     batch = torch.export.Dim("batch")

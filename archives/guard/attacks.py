@@ -91,9 +91,9 @@ def _sqlmap(chance: random.Random) -> Iterator[tuple[str, str]]:
             request = test.find("request")
             payload = (request.findtext("payload") or "") if request is not None else ""
             comment = (request.findtext("comment") or "") if request is not None else ""
-            columns = chance.randint(1, 6)
+            count = chance.randint(1, 6)
             if test.findtext("stype") == "6":  # UNION: sqlmap writes these itself
-                payload = "UNION ALL SELECT " + ",".join(["NULL"] * columns)
+                payload = "UNION ALL SELECT " + ",".join(["NULL"] * count)
             for prefix, suffix in chance.sample(boundaries, 8):
                 value = str(chance.choice([1, -1, 5, 42, "test", "admin", ""]))
                 yield "sqli", _filled(f"{value}{prefix} {payload}{comment or suffix}", chance)

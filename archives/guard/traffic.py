@@ -96,8 +96,8 @@ def rendered(template: Template, agent: str, chance: random.Random, value: str |
         and chance.random() < 0.15
     ):
         # Some applications have JSON in the query, encoded once or twice.
-        query = (*template.query, ("query", quote(text) if chance.random() < 0.3 else text))
-        template = replace(template, method="GET", query=query, content_type=None, body=None)
+        parameters = (*template.query, ("query", quote(text) if chance.random() < 0.3 else text))
+        template = replace(template, method="GET", query=parameters, content_type=None, body=None)
     query = "&".join(f"{quote_plus(name)}={_encoded(text, chance)}" for name, text in template.query)
     target = template.path + (f"?{query}" if query else "")
     body = b""
@@ -210,7 +210,7 @@ def _aws_request(service: dict[str, Any], operation: str, given: dict[str, Any])
         member = members.get(key, {})
         location, wire_name = member.get("location"), member.get("locationName", key)
         if location == "uri":
-            path = re.sub(rf"\{{{re.escape(wire_name)}\+?\}}", lambda _, text=str(value): quote(text), path)
+            path = re.sub(rf"\{{{re.escape(wire_name)}\+?\}}", quote(str(value)), path)
         elif location == "querystring":
             query += [(wire_name, str(one)) for one in (value if isinstance(value, list) else [value])]
         elif location is None:

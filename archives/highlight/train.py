@@ -62,7 +62,8 @@ class Highlight(nn.Module):
 def corpus(folder: Path | None = None) -> tuple[list[str], list[str]]:
     """Return sources to learn from, and others that are held out."""
     every = sorted(set(sources(*modules(LEFT_OUT, folder), folder=folder)), key=share)
-    learned, held_out = [], []
+    learned: list[str] = []
+    held_out: list[str] = []
     for source in every:
         chosen, most = (held_out, HELD_OUT) if share(source, "held out") < 0.15 else (learned, LEARNED)
         if 200 < len(source) < 60_000 and sum(map(len, chosen)) < most:

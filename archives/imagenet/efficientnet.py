@@ -38,7 +38,7 @@ class Convolution(nn.Module):
         self.pad = nn.ZeroPad2d((total // 2, total - total // 2) * 2) if total % 2 else nn.Identity()
         padding = 0 if total % 2 else total // 2
         self.convolution = nn.Conv2d(channels, out, kernel, stride, padding, groups=groups, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(out, eps=1e-3)
+        self.norm: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(out, eps=1e-3)
         self.activation = nn.ReLU6() if activation else nn.Identity()
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -47,8 +47,9 @@ class Convolution(nn.Module):
 
     def fuse(self) -> None:
         """Multiply the batch norm into the weights of the convolution."""
-        self.convolution = fuse_conv_bn_eval(self.convolution, self.norm)
-        self.norm = nn.Identity()
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.convolution = fuse_conv_bn_eval(self.convolution, self.norm)
+            self.norm = nn.Identity()
 
 
 class Block(nn.Module):

@@ -86,7 +86,8 @@ def probabilities(file: Path, photograph: Path, side: int) -> np.ndarray:
     (logarithms,) = onnxruntime.InferenceSession(file).run(
         None, {"pixels": (pixels.transpose(2, 0, 1)[None] - 127) / 128}
     )
-    return np.exp(np.asarray(logarithms[0]))
+    probabilities: np.ndarray = np.exp(np.asarray(logarithms[0]))
+    return probabilities
 
 
 def main() -> int:

@@ -143,8 +143,8 @@ def _rectangle(runs: np.ndarray) -> np.ndarray:
         along, across = hull @ right, hull @ down
         area = np.ptp(along) * np.ptp(across)
         if area < best[0] - 1e-6:
-            edges = ((along.min(), across.min()), (along.max(), across.min()))
-            edges += ((along.max(), across.max()), (along.min(), across.max()))
+            start, end, top, bottom = along.min(), along.max(), across.min(), across.max()
+            edges = ((start, top), (end, top), (end, bottom), (start, bottom))
             best = area, np.array([x * right + y * down for x, y in edges])
     return best[1]
 

@@ -66,7 +66,7 @@ def draw(
     """
     chance = np.random.default_rng(seed)
     width, height = size or (int(side) for side in chance.integers(96, 225, 2))
-    wanted: Sequence[int] | int = chance.integers(1, 9) if digits is None else digits
+    wanted: Sequence[int] | int = int(chance.integers(1, 9)) if digits is None else digits
     rows = (
         chance.integers(0, len(scans.values), wanted)
         if isinstance(wanted, int | np.integer)

@@ -58,6 +58,7 @@ class Detector(nn.Module):
         self.down4, self.level16 = Layer(64, 96, 2), Layer(96, 96)
         self.up8, self.up4 = Layer(96 + 64, 64), Layer(64 + 32, 48)
         self.heat, self.shape = nn.Conv2d(48, classes, 1), nn.Conv2d(48, 4, 1)
+        assert self.heat.bias is not None
         nn.init.constant_(self.heat.bias, -4.0)  # centres are rare
 
     def maps(self, images: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,7 +62,8 @@ class MiniLM(nn.Module):
         states = self.norm(self.words(input_ids) + self.places(places) + self.kind)
         for layer in self.layers:
             states = layer(states, bias)
-        return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        means: torch.Tensor = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return means
 
 
 def load(weights: Mapping[str, torch.Tensor]) -> MiniLM:

