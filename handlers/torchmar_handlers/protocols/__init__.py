@@ -52,7 +52,8 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
             _check_json_depth(body, served.max_json_depth)
         return plain.read(request, served)
     _check_json_depth(body, served.max_json_depth)
-    request = replace(request, row={**request.row, "body": body})
+    if body is not request.row.get("body"):
+        request = replace(request, row={**request.row, "body": body})
     if open_inference.speaks(body):
         return open_inference.read(request, body, served)
     if tensorflow.speaks_rows(body):

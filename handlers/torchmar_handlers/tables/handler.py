@@ -113,7 +113,7 @@ class TabularHandler(BaseHandler):
 
     def preprocess(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         """Stack rows of values, ``(n, columns)``."""
-        return np.stack(inputs)
+        return np.array(inputs)
 
     def inference(self, data: np.ndarray | torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the model's output, ``(n, outputs)``, for rows of values or for encoded ones."""

@@ -45,6 +45,9 @@ class Table:
         self._scale = np.array([column.std or 1.0 for column in columns])
         #: The first of the numbers that the model sees of each column.
         self.starts = np.cumsum([0, *(column.width for column in columns)])[:-1]
+        one_hot = [column.type == CATEGORY and column.encoding == ONE_HOT for column in columns]
+        self._one_hot, self._single = np.flatnonzero(one_hot), np.flatnonzero(np.logical_not(one_hot))
+        self._one_hot_starts, self._single_starts = self.starts[self._one_hot], self.starts[self._single]
 
     def values(self, row: Any, beside: Collection[str] = ()) -> np.ndarray:
         """Return the values of one row, ``(columns,)`` float64.
@@ -71,12 +74,9 @@ class Table:
         if self.width == len(self.columns):
             return scaled.astype(np.float32)
         encoded = np.zeros((len(values), self.width), np.float32)
-        rows = np.arange(len(values))
-        for position, (column, start) in enumerate(zip(self.columns, self.starts, strict=True)):
-            if column.type == CATEGORY and column.encoding == ONE_HOT:
-                encoded[rows, start + values[:, position].astype(np.int64)] = 1
-            else:
-                encoded[:, start] = scaled[:, position]
+        encoded[:, self._single_starts] = scaled[:, self._single]
+        categories = values[:, self._one_hot].astype(np.int64)
+        encoded[np.arange(len(values))[:, None], self._one_hot_starts + categories] = 1
         return encoded
 
     def typical(self) -> np.ndarray:

@@ -198,7 +198,7 @@ class Inference:
             response.on_reply(Reply.of(error))
 
     def _inputs(self, request: Request, target: ModelTarget) -> list[Part]:
-        if _is_mislabelled_json(request, target):
+        if target.kserve and _is_mislabelled_json(request):
             return [Part("body", _JSON, request.body)]
         inputs = bodies.inputs(request.body, request.header("content-type"))
         if target.query:
@@ -225,7 +225,7 @@ class Inference:
             # As TorchServe, whose handlers see a body that came in chunks as if it had come as a whole.
             headers = {name: value for name, value in headers.items() if name.lower() != "transfer-encoding"}
             headers["content-length"] = str(len(request.body))
-        if _is_mislabelled_json(request, target):
+        if target.kserve and _is_mislabelled_json(request):
             # A handler that reads this header must not take JSON for a form.
             headers = {name: value for name, value in headers.items() if name.lower() != "content-type"}
             headers["Content-Type"] = _JSON
@@ -273,12 +273,12 @@ def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], d
     return [Part("body", _JSON, json.dumps(document, ensure_ascii=False).encode())], kept
 
 
-def _is_mislabelled_json(request: Request, target: ModelTarget) -> bool:
+def _is_mislabelled_json(request: Request) -> bool:
     """Return whether a request of KServe's protocols has JSON under another content type, which does not matter there.
 
     ``curl -d`` sends JSON with the content type of a form by default, and other clients send no type at all.
     """
-    if not target.kserve or request.header(_BINARY) or bodies.is_json_type(request.header("content-type")):
+    if request.header(_BINARY) or bodies.is_json_type(request.header("content-type")):
         return False
     return bodies.begins_as_json(request.body)
 

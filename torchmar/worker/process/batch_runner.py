@@ -244,7 +244,7 @@ def _result(processor: Any, body: Any) -> Result:
     return (
         200 if status is None else int(status),
         str(headers.get("content-type") or ""),
-        {str(name): str(text) for name, text in headers.items()},
+        {str(name): str(text) for name, text in headers.items() if name != "content-type"},
         body,
         "",
     )
