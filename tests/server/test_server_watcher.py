@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.support.tensorflow_models import FOLDER
 from torchmar import archive, recipe
 from torchmar.engines.builtin import Builtin
 
@@ -152,6 +153,39 @@ def test_a_version_that_does_not_load_leaves_the_old_one(tmp_path: Path, start: 
     assert (answer(server), versions(server)) == ("1", ["1"])
     pack(tmp_path, base / "3.mar", "3")
     wait_for("3", lambda: answer(server))
+
+
+def test_the_log_says_once_why_an_entry_is_not_served(tmp_path: Path, start: Callable[..., Builtin]) -> None:
+    base = tmp_path / "models" / "m"
+    whole = pack(tmp_path, base / "1.mar", "1")
+    server = start(torchmar_model_base_paths={"m": str(base)}, torchmar_watch="latest")
+    shutil.copy(whole, base / "m-1.0.mar")
+    (base / "2.mar").write_bytes(whole.read_bytes()[:1000])
+    shutil.copytree(FOLDER / "digits", base / "3")
+    with archive.Archive(whole) as opened:
+        opened.extract(base / "4")
+    (base / "4" / "handler.py").unlink()
+    (base / "README.md").write_text("not a version")
+    (tmp_path / "store" / "broken.mar").write_bytes(b"")
+    expected = {
+        f"the name of {base}/m-1.0.mar is no number of a version, such as 1.mar",
+        f"{base}/2.mar is not an archive: it has no zip directory; it may be truncated",
+        f"{base}/3 is a SavedModel of TensorFlow: torchmar new m --from {base}/3 writes a recipe, of which "
+        "torchmar build makes an archive",
+        f"{base}/4 is incomplete: handler.py is missing",
+        f"{tmp_path}/store/broken.mar is not an archive: it is empty",
+    }
+
+    def reasons() -> list[str]:
+        lines = [line for file in (tmp_path / "run" / "logs").glob("*.log") for line in file.read_text().splitlines()]
+        return [line.partition("not served: ")[2] for line in lines if "not served: " in line]
+
+    wait_for(expected, lambda: set(reasons()))
+    time.sleep(3)  # several polls
+    assert sorted(reasons()) == sorted(expected)
+    assert answer(server) == "1"
+    pack(tmp_path, base / "2.mar", "2")
+    wait_for("2", lambda: answer(server))
 
 
 def test_policies_and_labels_choose_versions(tmp_path: Path, start: Callable[..., Builtin]) -> None:

@@ -40,7 +40,7 @@ Known = Mapping[Path, AvailableVersion]
 
 def in_store(store: Path, known: Known | None = None) -> list[AvailableVersion]:
     """Return the complete archives of a model store, under the names and versions of their manifests."""
-    return list(_complete(((path, None) for path in _entries(store) if is_archive(path)), known))
+    return list(_complete(((path, None) for path in entries(store) if is_archive(path)), known))
 
 
 def in_base_path(base_path: BasePath, known: Known | None = None) -> list[AvailableVersion]:
@@ -48,10 +48,10 @@ def in_base_path(base_path: BasePath, known: Known | None = None) -> list[Availa
 
     Of a folder and a file with one number it is the folder.
     """
-    numbered = [(path, number) for path in _entries(base_path.path) if (number := _number(path)) is not None]
+    numbered = [(path, version) for path in entries(base_path.path) if (version := number(path)) is not None]
     numbered.sort(key=lambda entry: entry[0].is_dir())
-    paths = {number: path for path, number in numbered}
-    return list(_complete(((path, (base_path.name, number)) for number, path in paths.items()), known))
+    paths = {version: path for path, version in numbered}
+    return list(_complete(((path, (base_path.name, version)) for version, path in paths.items()), known))
 
 
 def select(versions: Iterable[AvailableVersion], policy: VersionPolicy) -> list[AvailableVersion]:
@@ -62,14 +62,15 @@ def select(versions: Iterable[AvailableVersion], policy: VersionPolicy) -> list[
     return ordered[-policy.latest :] if policy.latest else ordered
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
+    """Return the entries of a folder that are not hidden; of one that does not exist none."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
         return []  # it may be created later
 
 
-def _number(path: Path) -> str | None:
+def number(path: Path) -> str | None:
     """Return the version that the name of an entry of a base path stands for; None for other entries."""
     suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), "")
     stem = path.name.removesuffix(suffix)
@@ -77,33 +78,33 @@ def _number(path: Path) -> str | None:
 
 
 def _complete(
-    entries: Iterable[tuple[Path, tuple[str, str] | None]], known: Known | None
+    candidates: Iterable[tuple[Path, tuple[str, str] | None]], known: Known | None
 ) -> Iterator[AvailableVersion]:
     """Yield the archives that can be opened and lack no member: a file that is being copied has no end yet."""
-    for path, identity in entries:
+    for path, identity in candidates:
         with contextlib.suppress(TorchmarError, OSError):
-            stamp = _stamp(path)
-            if (before := known.get(path) if known else None) is not None and before.stamp == stamp:
+            current = stamp(path)
+            if (before := known.get(path) if known else None) is not None and before.stamp == current:
                 yield before
                 continue
             with Archive(path) as archive:
                 manifest = archive.manifest
-                if path.is_dir() and any(name not in archive for name in _listed(archive)):
+                if missing(archive):
                     continue
             model, version = identity or (manifest.name, manifest.version)
-            yield AvailableVersion(model, version, path, stamp)
+            yield AvailableVersion(model, version, path, current)
 
 
-def _listed(archive: Archive) -> list[str]:
-    """Return the members that an archive of torchmar lists; empty for others."""
-    if _SUMS not in archive:
+def missing(archive: Archive) -> list[str]:
+    """Return the members that the folder of an archive of torchmar lists and does not have; of others none."""
+    if not archive.path.is_dir() or _SUMS not in archive:
         return []
     lines = archive.read(_SUMS).decode("utf-8", "replace").splitlines()
-    return [line.partition("  ")[2] for line in lines if line]
+    return [name for line in lines if (name := line.partition("  ")[2]) and name not in archive]
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Return sizes and times of a file, or of all files of a folder."""
+def stamp(path: Path) -> tuple[int, ...]:
+    """Return sizes and times of a file, or of all files of a folder: equal if nothing was written to it."""
     if not path.is_dir():
         status = path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns

@@ -15,6 +15,7 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.config import available_versions
 from torchmar.server.config.available_versions import AvailableVersion
 from torchmar.server.config.base_paths import BasePath, VersionPolicy
+from torchmar.server.models.left_out import LeftOut
 from torchmar.server.models.registry import Registry
 from torchmar.server.models.serving_config import Registration
 from torchmar.server.telemetry import logs
@@ -45,6 +46,7 @@ class Watcher:
         self._known: dict[str, dict[Path, AvailableVersion]] = {}  # by model of a base path; of the store under ""
         self._stamps: dict[Path, tuple[int, ...]] = {}
         self._failed: dict[Path, tuple[int, ...]] = {}
+        self._left_out = LeftOut()
         self._served: dict[tuple[str, str], AvailableVersion] = {}
 
     async def run(self) -> None:
@@ -58,7 +60,9 @@ class Watcher:
 
     async def poll(self) -> None:
         """Look at the folders once, and register and unregister versions."""
-        available = await asyncio.to_thread(self._available)
+        available, left_out = await asyncio.to_thread(self._look)
+        for message in left_out:
+            logs.SERVER.warning("%s", message)
         stable = {
             name: [version for version in versions if self._stamps.get(version.path) == version.stamp]
             for name, (versions, _) in available.items()
@@ -69,21 +73,24 @@ class Watcher:
         for base_path in self._base_paths:
             self._label(base_path)
 
-    def _available(self) -> dict[str, tuple[list[AvailableVersion], VersionPolicy]]:
-        """Return the versions and the policy of each model; base paths precede the store."""
+    def _look(self) -> tuple[dict[str, tuple[list[AvailableVersion], VersionPolicy]], list[str]]:
+        """Return the versions and the policy of each model, and messages; base paths precede the store."""
+        messages: list[str] = []
         found: dict[str, tuple[list[AvailableVersion], VersionPolicy]] = {}
         if self._store is not None:
             in_store = available_versions.in_store(self._store, self._known.get(""))
             self._known[""] = {version.path: version for version in in_store}
             for version in in_store:
                 found.setdefault(version.model, ([], self._store_policy))[0].append(version)
+            messages += self._left_out.report(self._store, in_store)
         for base_path in self._base_paths:
             versions = available_versions.in_base_path(base_path, self._known.get(base_path.name))
             self._known[base_path.name] = {version.path: version for version in versions}
             found[base_path.name] = versions, base_path.policy
+            messages += self._left_out.report(base_path.path, versions, base_path.name)
         for name, _ in self._served:
             found.setdefault(name, ([], self._store_policy))
-        return found
+        return found, messages
 
     async def _apply(self, name: str, versions: Sequence[AvailableVersion], policy: VersionPolicy) -> None:
         """Make the versions of a model those that its policy selects."""
