@@ -33,7 +33,7 @@ class Model:
         return [{"score": row["body"]["x"] + self.config["more"]} for row in rows]
 """
 PROBES = [smoke_test.Probe(str(x), Request(b'{"x": %d}' % x, "application/json")) for x in range(8)]
-VERSIONS = {"1.0": (0.004, 0.0), "1.1": (0.004, 0.0), "1.2": (0.004, 0.004), "1.3": (0.04, 0.0)}
+VERSIONS = {"1.0": (0.004, 0.0), "1.1": (0.004, 0.0), "1.2": (0.004, 0.004), "1.3": (0.3, 0.0)}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
 
 @pytest.fixture
 def registered(server: TorchServe, make: Make) -> TorchServe:
-    """Register versions that are alike, answer a little otherwise, or take ten times as long."""
+    """Register versions that are alike, answer a little otherwise, or take so long that it shows on a busy machine."""
     if "m" not in list(server.management.names()):
         for version, (seconds, more) in VERSIONS.items():
             config = {"minWorkers": 1, "maxWorkers": 1, "handler": {"seconds": seconds, "more": more}}
@@ -56,9 +56,16 @@ def registered(server: TorchServe, make: Make) -> TorchServe:
     return server
 
 
-def compare(server: TorchServe, new: str, answers: str = "exact", bound: float = 1.0, **more: float) -> Comparison:
+def compare(
+    server: TorchServe,
+    new: str,
+    answers: str = "exact",
+    bound: float = 1.0,
+    probes: list[smoke_test.Probe] = PROBES,
+    **more: float,
+) -> Comparison:
     agree = ab_comparison.agreement(answers)
-    return ab_comparison.compare(server.server, "m", "1.0", new, PROBES, agree, repeat=6, max_regression=bound, **more)  # type: ignore[arg-type]
+    return ab_comparison.compare(server.server, "m", "1.0", new, probes, agree, repeat=6, max_regression=bound, **more)  # type: ignore[arg-type]
 
 
 def test_a_version_with_the_same_answers_passes(registered: TorchServe) -> None:
@@ -69,8 +76,8 @@ def test_a_version_with_the_same_answers_passes(registered: TorchServe) -> None:
     assert comparison.ratio.low <= comparison.ratio.value <= comparison.ratio.high
 
 
-def test_a_version_that_takes_ten_times_as_long_is_slower(registered: TorchServe) -> None:
-    comparison = compare(registered, "1.3")
+def test_a_version_that_takes_much_longer_is_slower(registered: TorchServe) -> None:
+    comparison = compare(registered, "1.3", probes=PROBES[:4])
     assert comparison.verdict == "slower"
     assert comparison.ratio.low > 2
 
