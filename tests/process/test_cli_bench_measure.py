@@ -190,13 +190,19 @@ def test_a_server_that_ends_leaves_the_steps_before(inputs: Path) -> None:
         (("--rate", "0"), "give numbers above 0"),
         (("--rate", "ten"), "give numbers above 0"),
         (("--connections", "1.5"), "give whole numbers above 0"),
-        ((), "give one of --rate, --connections, --replay and --find-limit"),
-        (("--rate", "1", "--connections", "1"), "give one of"),
+        (("--rate", "1", "--connections", "1"), "give only one of --rate, --connections, --replay and --find-limit"),
     ],
 )
 def test_a_load_that_is_none_is_wrong_usage(inputs: Path, options: tuple[str, ...], message: str) -> None:
     ran = torchmar("bench", "known", "--requests", inputs, *options, cwd=inputs.parent, code=2)
     assert message in " ".join(ran.stderr.replace("│", " ").split())
+
+
+def test_without_a_load_three_closed_loops_are_measured(inputs: Path) -> None:
+    with running() as server:
+        ran = _bench(server.address, inputs, "--duration", "0.5", "--warmup", "0", "--json")
+    report = results.parse(json.loads(ran.stdout))
+    assert [(step.kind, step.connections) for step in report.steps] == [("closed", 1), ("closed", 8), ("closed", 32)]
 
 
 @pytest.mark.parametrize(("module", "protocol"), [("psutil", "torchserve"), ("hpack", "grpc")])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LOAD = "The load"
 SERVER = "A server to start"
+_DEFAULT_CONNECTIONS = (1, 8, 32)
 _INTERRUPTED = 130
 _NEEDED, _NEEDED_BY_GRPC = ("psutil",), ("google", "grpc", "hpack")  # packages of the extra
 _LAST_S = 0.001  # after the last request of a replay
@@ -72,7 +73,7 @@ def measure(
         typer.Option(
             metavar="N,...",
             help="Connections that each wait for an answer before the next request: a closed loop, in which a slow "
-            "server gets fewer requests. One step for each number.",
+            "server gets fewer requests. One step for each number; 1,8,32 if no load is named.",
             show_default=False,
             rich_help_panel=LOAD,
         ),
@@ -189,9 +190,12 @@ def measure(
     from torchmar.load.target import Target
 
     rates, closed = _numbers(rate, "--rate", float), _numbers(connections, "--connections", int)
+    if not (rates or closed or replay or find_limit):
+        closed = list(_DEFAULT_CONNECTIONS)
     if sum(map(bool, (rates and not find_limit, closed, replay, find_limit))) != 1 or (len(rates) > 1 and find_limit):
         raise typer.BadParameter(
-            "give one of --rate, --connections, --replay and --find-limit; with --find-limit, --rate is its first rate",
+            "give only one of --rate, --connections, --replay and --find-limit; with --find-limit, --rate is its first "
+            "rate",
             param_hint="--rate",
         )
     if path is not None and (not path.startswith("/") or protocol != "torchserve"):
