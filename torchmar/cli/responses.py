@@ -22,10 +22,17 @@ _BY_SUFFIX = {".png": "image/png", ".npy": "application/x-npy"}
 def request(
     source: Path, explain: bool, output: Path | None, headers: Mapping[str, str] | None = None
 ) -> exchange.Request:
-    """Return a request with the content of a file; an ``output`` of ``.png`` requests a picture, ``.npy`` an array."""
+    """Return a request with the content of a file; an ``output`` of ``.png`` requests a picture, ``.npy`` an array.
+
+    Raises:
+        TorchmarError: the file cannot be read.
+    """
     accept = _BY_SUFFIX.get(output.suffix.lower(), exchange.ANY) if output else exchange.ANY
     file = Path("/dev/stdin") if source == STDIN else source
-    return exchange.read(file, explain=explain, accept=accept, headers=headers)
+    try:
+        return exchange.read(file, explain=explain, accept=accept, headers=headers)
+    except TorchmarError as error:
+        raise TorchmarError(error.message, hint="an input is a file, or - for standard input") from None
 
 
 def show(response: exchange.Response, output: Path | None) -> None:
