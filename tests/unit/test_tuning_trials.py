@@ -40,7 +40,9 @@ PROFILE = Profile(
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "new", QUESTION)
     assert file.load() == Record(question=QUESTION)
-    record = Record(question=QUESTION, profiles=[PROFILE], trials=[TRIAL, replace(TRIAL, latency=None)])
+    record = Record(
+        question=QUESTION, profiles=[PROFILE], trials=[TRIAL, replace(TRIAL, latency=None)], choose_threads=False
+    )
     file.save(record)
     assert RecordFile(tmp_path / "new", QUESTION).load() == record
     assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]

@@ -46,6 +46,7 @@ class LiveServer:
         workload: the requests; all of them get a prediction.
         target: whose statistic is measured.
         choose_threads: whether the archive's handler has the option ``threads``.
+        choose_device: whether settings differ by their device.
         seconds: of each measurement; None: as many as the rate needs.
     """
 
@@ -57,10 +58,11 @@ class LiveServer:
         target: Target,
         *,
         choose_threads: bool,
+        choose_device: bool = False,
         seconds: float | None = None,
     ) -> None:
         self._engine, self._archive, self._workload, self._target = engine, archive, workload, target
-        self._choose_threads, self._seconds = choose_threads, seconds
+        self._choose_threads, self._choose_device, self._seconds = choose_threads, choose_device, seconds
         with Archive(archive) as opened:
             self._name, self._version = opened.manifest.name, opened.manifest.version
             self._digest = opened.digest
@@ -196,7 +198,9 @@ class LiveServer:
         self._registered = setting
 
     def _derive(self, setting: Setting, number: int) -> Path:
-        config = trial_config(self._archive, setting, choose_threads=self._choose_threads)
+        config = trial_config(
+            self._archive, setting, choose_threads=self._choose_threads, choose_device=self._choose_device
+        )
         with Archive(self._archive) as opened:
             version = f"{opened.manifest.version}-tune{number}"
         return derive(self._archive, self._store, version=version, config=config).path
@@ -208,13 +212,16 @@ def variant_key(setting: Setting) -> tuple[int, int, int, int, bool]:
     return setting.threads, setting.workers if staged else 0, setting.preprocess, setting.postprocess, setting.gpu
 
 
-def trial_config(archive: Path, setting: Setting, *, choose_threads: bool) -> dict[str, Any]:
+def trial_config(
+    archive: Path, setting: Setting, *, choose_threads: bool, choose_device: bool = False
+) -> dict[str, Any]:
     """Return the changes of an archive's configuration for trials; batching and workers are not in it.
 
     Args:
         archive: the archive.
         setting: whose threads, stages and device are set.
         choose_threads: whether the handler has the option ``threads``.
+        choose_device: whether the device is set.
     """
     with Archive(archive) as opened:
         config = opened.config
@@ -225,8 +232,8 @@ def trial_config(archive: Path, setting: Setting, *, choose_threads: bool) -> di
     if setting.preprocess or setting.postprocess:
         workers = {"preprocess": setting.preprocess, "inference": setting.workers, "postprocess": setting.postprocess}
         changes["stages"] = {name: number for name, number in workers.items() if number}
-    if config.get("deviceType") != (device := "gpu" if setting.gpu else "cpu"):
-        changes["deviceType"] = device
+    if choose_device:
+        changes["deviceType"] = "gpu" if setting.gpu else "cpu"
     return changes
 
 

@@ -93,6 +93,7 @@ class Record:
         complete: whether the search has ended.
         reason: why it has ended.
         seconds: that it took, without interruptions.
+        choose_threads: whether the handler takes the option ``threads``.
     """
 
     question: dict[str, Any]
@@ -101,6 +102,7 @@ class Record:
     complete: bool = False
     reason: str = ""
     seconds: float = 0.0
+    choose_threads: bool = True
 
 
 _profiles = TypeAdapter(list[Profile])
@@ -132,6 +134,7 @@ class RecordFile:
                     complete=bool(values["complete"]),
                     reason=str(values["reason"]),
                     seconds=float(values["seconds"]),
+                    choose_threads=bool(values["choose_threads"]),
                 )
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             pass
@@ -149,6 +152,7 @@ class RecordFile:
             "complete": record.complete,
             "reason": record.reason,
             "seconds": round(record.seconds, 1),
+            "choose_threads": record.choose_threads,
             "profiles": [asdict(profile) for profile in record.profiles],
             "trials": [asdict(trial) for trial in record.trials],
         }

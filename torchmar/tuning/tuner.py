@@ -169,6 +169,8 @@ class Tuner:
         self._file = RecordFile(folder, identity)
         self.record = Record(question=identity) if anew else self._file.load()
         self._seconds_before = self.record.seconds
+        if not self.record.choose_threads:
+            self._leave_threads()
 
     @property
     def path(self) -> Path:
@@ -214,6 +216,7 @@ class Tuner:
                 self.workload,
                 self._question.target,
                 choose_threads=self._choose_threads,
+                choose_device=self._space.gpus > 0,
             ) as server:
                 result = self._search(predictor, server)
             self.record.complete, self.record.reason = not result.out_of_time, result.reason
@@ -280,7 +283,9 @@ class Tuner:
         longest = 1.5 * self._question.target.seconds
         with tempfile.TemporaryDirectory(prefix="torchmar-tune-") as folder:
             while True:
-                config = trial_config(self._archive, setting, choose_threads=self._choose_threads)
+                config = trial_config(
+                    self._archive, setting, choose_threads=self._choose_threads, choose_device=self._space.gpus > 0
+                )
                 archive = derive(self._archive, Path(folder), version=f"{self._version}-tune", config=config).path
                 try:
                     return profile(archive, requests, threads, gpu=gpu, longest=longest)
@@ -288,7 +293,12 @@ class Tuner:
                     # A handler of its own beside torchmar's need not have their options.
                     if not self._choose_threads or self.record.profiles:
                         raise
-                    self._choose_threads = False
+                    self._leave_threads()
+
+    def _leave_threads(self) -> None:
+        """Leave the handler's threads and stages as they are, because it does not take torchmar's options."""
+        self.record.choose_threads = self._choose_threads = False
+        self._space = replace(self._space, choose_threads=False, stages=False)
 
     def _check_memory(self, predictor: Predictor) -> None:
         limit = self._question.memory
