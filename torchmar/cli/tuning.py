@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +95,8 @@ def tune(
     is_recipe = recipe.is_recipe(archive)
     if write and not is_recipe:
         raise typer.BadParameter(f"{archive} is no recipe, which the result could be written to", param_hint="--write")
+    # The server that is measured ends with this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with _built(archive, is_recipe) as path, _Display(question.target) as display:
         tuner = Tuner(
             path,
@@ -255,8 +259,6 @@ def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
     notes = ["kept"] if trial.keeps(target) else ["missed"]
     if trial.purpose in ("probe", "repeat"):
         notes.append({"probe": "first", "repeat": "again"}[trial.purpose])
-    if trial.disturbances:
-        notes.append("disturbed")
     predicted = "saturated" if trial.predicted == float("inf") else milliseconds(trial.predicted)
     return (
         str(number),
@@ -267,7 +269,7 @@ def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
         f"{trial.rate:,.0f}" if trial.rate >= 10 else f"{trial.rate:.2f}",
         predicted,
         "no answer" if trial.latency is None else milliseconds(trial.latency),
-        ", ".join(notes),
+        ", ".join(notes) + (" *" if trial.disturbances else ""),
     )
 
 

@@ -133,8 +133,7 @@ def _region(settings: Sequence[Setting]) -> str:
     workers, threads = span("workers"), span("threads")
     text = f"{workers} worker{'' if workers == '1' else 's'} with {threads} thread{'' if threads == '1' else 's'}"
     if any(setting.preprocess for setting in settings):
-        some = "" if all(setting.preprocess for setting in settings) else ", some"
-        text += f"{some} and {span('preprocess')} that preprocess"
+        text += f" and {span('preprocess')} that preprocess"
     text += f", batch size {span('batch_size')}"
     if any(setting.delay_ms for setting in settings):
         text += f", delay {span('delay_ms')} ms"
@@ -165,7 +164,7 @@ def _noise(tuning: Tuning) -> Iterator[str]:
     disturbed = [trial for trial in tuning.record.trials if trial.disturbances]
     if disturbed:
         yield (
-            f"{len(disturbed)} of {len(tuning.record.trials)} trials were disturbed, so that their figures are not "
+            f"{len(disturbed)} of {len(tuning.record.trials)} trials were disturbed (*), so that their figures are not "
             f"only the server's ({disturbed[-1].disturbances[0]})."
         )
 

@@ -165,11 +165,13 @@ class Predictor:
 
     def at_rate(self, setting: Setting, rate: float, *, fine: bool = True) -> Prediction:
         """Predict a setting at a given rate."""
-        return self._cached(setting, rate, fine) or self._store(setting, rate, fine, self._at_rate(setting, rate, fine))
+        known = self._cached(setting, rate, fine)
+        return self._with_memory(known or self._store(setting, rate, fine, self._at_rate(setting, rate, fine)))
 
     def highest(self, setting: Setting, *, fine: bool = True) -> Prediction:
         """Predict the highest rate at which a setting keeps the target; its rate is 0 if there is none."""
-        return self._cached(setting, None, fine) or self._store(setting, None, fine, self._highest(setting, fine))
+        known = self._cached(setting, None, fine)
+        return self._with_memory(known or self._store(setting, None, fine, self._highest(setting, fine)))
 
     def calibrate(self, trial: Trial) -> None:
         """Take the server's and the client's own time of a request from a trial, then the rest from its latency."""
@@ -290,19 +292,22 @@ class Predictor:
     def _prediction(
         self, setting: Setting, rate: float, latency: float, limit: float, outcome: Outcome, bound: Bound
     ) -> Prediction:
-        memory = self.memory(setting)
-        if self.memory_limit is not None and memory > self.memory_limit:
-            bound = Bound.MEMORY
         return Prediction(
             setting=setting,
             rate=rate,
             latency=latency,
             capacity=limit,
             cores=min(outcome.cores, self._cores),
-            memory=memory,
+            memory=0,
             mean_batch=outcome.mean_batch,
             bound=bound,
         )
+
+    def _with_memory(self, prediction: Prediction) -> Prediction:
+        """Return a prediction with the memory that is known by now."""
+        memory = self.memory(prediction.setting)
+        exceeded = self.memory_limit is not None and memory > self.memory_limit
+        return replace(prediction, memory=memory, bound=Bound.MEMORY if exceeded else prediction.bound)
 
     def _saturated(self, system: System) -> Bound:
         """Return what limits the capacity."""
