@@ -12,7 +12,7 @@ from torchmar import archive, exchange
 from torchmar.archive import Archive
 from torchmar.cli.terminal import complain, out, show_table, table
 from torchmar.engines import DEFAULT, EngineName, named
-from torchmar.errors import TorchmarError
+from torchmar.errors import BindError, TorchmarError
 from torchmar.inference import InferenceClient
 
 RECIPE = Path("archives/digits")
@@ -33,23 +33,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/run", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the server up and print curl lines to try")
     parser.add_argument("--engine", choices=("builtin", "torchserve"), default=DEFAULT, help="default: %(default)s")
+    parser.add_argument("--port", type=int, help="of the inference API; the other ports change with it; default: 8080")
     chosen = parser.parse_args()
     try:
-        return run(chosen.engine, chosen.keep)
+        return run(chosen.engine, chosen.keep, chosen.port)
     except TorchmarError as error:
-        complain(error)
+        hint = "scripts/run --port 9080 takes other ports" if isinstance(error, BindError) else error.hint
+        complain(TorchmarError(error.message, hint=hint))
         return 1
     except KeyboardInterrupt:
         return 130
 
 
-def run(engine: EngineName, keep: bool) -> int:
+def run(engine: EngineName, keep: bool, port: int | None = None) -> int:
     """Build, serve, register, predict and explain; return 1 if a prediction is wrong."""
     packed = archive.build(RECIPE, STORE)
     out.print(f"built {packed.path}, sha256:{packed.digest[:16]}")
     with Archive(packed.path) as opened:
         samples = [sample for sample in opened.samples if not sample.explain and sample.input]
-    with named(engine)(Path("config.properties"), STORE) as server:
+    with named(engine)(Path("config.properties"), STORE, port=port) as server:
         out.print(f"started {server.described}: {server.server.inference}", markup=False)
         # Workers and batching are those of the archive's model-config.yaml.
         out.print(server.management.register(packed.path.name, initial_workers=1).strip(), markup=False)

@@ -15,6 +15,7 @@ import requests
 
 from tests.support.tensorflow_models import FOLDER
 from torchmar import archive, recipe
+from torchmar.engines.addresses import free_addresses
 from torchmar.engines.builtin import Builtin
 
 HANDLER = """
@@ -40,7 +41,8 @@ def pack(folder: Path, target: Path, version: str, *, name: str = "m", seconds: 
 
 
 def config(folder: Path, **keys: Any) -> Path:
-    lines = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
+    values = {**free_addresses(), **keys}
+    lines = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
     file = folder / "config.properties"
     file.write_text("\n".join(["disable_token_authorization=true", "enable_model_api=true", *lines]) + "\n")
     return file

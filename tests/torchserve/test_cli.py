@@ -341,6 +341,16 @@ def test_the_pipeline_of_scripts_run_does_its_job(tmp_path: Path, weights: None,
     assert ServerRecord.find(tmp_path / ".torchmar") is None
 
 
+def test_scripts_run_names_its_flag_where_a_port_is_in_use(tmp_path: Path, weights: None) -> None:
+    shutil.copytree(DIGITS, tmp_path / "archives" / "digits")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        write_config(tmp_path, inference_address=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        command = [sys.executable, ROOT / "scripts" / "pipeline.py"]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 1
+    assert "scripts/run --port 9080 takes other ports" in ran.stderr
+
+
 def test_ctrl_c_while_the_server_starts_leaves_no_process(tmp_path: Path, digits: Path) -> None:
     write_config(tmp_path)
     process = subprocess.Popen(
