@@ -39,7 +39,9 @@ def _train(names: list[str], *, needed: bool) -> int:
         digest = code_digest(ARCHIVES / name)
         if not is_made(ARCHIVES / name, [recipe["weights"], *recipe.get("files", {}).values()], digest):
             print(f"training archives/{name}", flush=True)
-            code = subprocess.run([sys.executable, ARCHIVES / name / recipe["generated_by"]]).returncode
+            command = [sys.executable, ARCHIVES / name / recipe["generated_by"]]
+            # Some of them run what they have made with ONNX Runtime, which sends statistics unless this is set.
+            code = subprocess.run(command, env={"ORT_DISABLE_TELEMETRY": "1", **os.environ}).returncode
             if code == os.EX_UNAVAILABLE and not needed:
                 print(f"archives/{name} is left out", file=sys.stderr, flush=True)
                 continue

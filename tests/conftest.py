@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # TorchServe's base handler, which handlers in tests have, imports OpenVINO, which would send statistics through this.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests of weights load ONNX Runtime in their own process
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

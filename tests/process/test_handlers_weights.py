@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import pickle
 import re
 import subprocess
@@ -433,6 +434,19 @@ def test_onnx_without_its_external_tensors_is_rejected(load: Callable[..., Any],
 
 
 # OpenVINO
+
+
+def test_onnx_runtime_sends_no_statistics(saved: Path, tmp_path: Path) -> None:
+    # With its statistics on, it makes a device id and a queue of events below the cache when it is loaded.
+    code = (
+        "import pathlib, torch; from torchmar_handlers.weights import onnx_runtime;"
+        f"onnx_runtime.load(pathlib.Path({str(saved / 'net.onnx')!r}), torch.device('cpu'), 1)"
+    )
+    hidden = ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME")  # in CI it sends nothing anyway
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.rglob("*onnxruntime*"))
 
 
 @pytest.fixture

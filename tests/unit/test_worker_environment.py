@@ -22,7 +22,12 @@ def test_threads_that_wait_give_their_core_away_soon() -> None:
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY"])
 def test_the_users_wait_policy_is_kept(name: str) -> None:
     environment = worker_environment({name: "7"})
-    assert {name: "7", "PYTHONUNBUFFERED": "1"} == environment
+    assert {name: "7", "PYTHONUNBUFFERED": "1", "ORT_DISABLE_TELEMETRY": "1"} == environment
+
+
+def test_onnx_runtime_sends_nothing_unless_the_user_wants_it() -> None:
+    assert worker_environment({})["ORT_DISABLE_TELEMETRY"] == "1"
+    assert worker_environment({"ORT_DISABLE_TELEMETRY": "0"})["ORT_DISABLE_TELEMETRY"] == "0"
 
 
 @pytest.mark.process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ def load(path: Path, device: torch.device, threads: int, providers: Sequence[str
     Raises:
         LoadError: it is damaged, takes what is no tensor, or ONNX Runtime or a provider is missing.
     """
+    # Since 1.29 it sends statistics about models and the machine to Microsoft, unless this is set before it is loaded.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
