@@ -134,3 +134,16 @@ def test_a_worker_that_dies_or_hangs_is_reported_and_leaves_no_process(make: Mak
 def test_a_missing_python_is_reported(digits: Path) -> None:
     with pytest.raises(WorkerError, match="cannot be started"):
         Worker(digits, python="/no/python")
+
+
+def test_threads_can_be_limited_while_it_runs(make: Make) -> None:
+    code = """\
+import torch
+class H:
+    def initialize(self, context): torch.set_num_threads(4)
+    def handle(self, rows, context): return [torch.get_num_threads()] * len(rows or [])
+"""
+    with Worker(make(code)) as worker:
+        assert worker.predict_batch([Request(b"")])[0].body == b"4"
+        worker.limit_threads(1)
+        assert worker.predict_batch([Request(b"")])[0].body == b"1"

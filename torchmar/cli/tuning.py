@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,8 +93,6 @@ def tune(
     is_recipe = recipe.is_recipe(archive)
     if write and not is_recipe:
         raise typer.BadParameter(f"{archive} is no recipe, which the result could be written to", param_hint="--write")
-    # The server that is measured ends with this process.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with _built(archive, is_recipe) as path, _Display(question.target) as display:
         tuner = Tuner(
             path,
