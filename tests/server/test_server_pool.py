@@ -275,7 +275,7 @@ def test_a_request_whose_deadline_cannot_be_met_is_rejected_at_once_and_others_a
         busy = asyncio.ensure_future(ask(pool, [1.0, 1, 2]))
         await until(lambda: pool.pending == 2)
         with pytest.raises(
-            ApiError, match=r'Model "m" cannot answer before the deadline .* 2 requests waiting'
+            ApiError, match=r'Model "m" cannot answer before the deadline .* 2 waiting before it'
         ) as error:
             pool.submit(job("late", replies.append, deadline=time.monotonic() + 0.4))
         assert error.value.status == 503

@@ -39,8 +39,8 @@ _NO_TICKET = "has no idle worker, and useJobTicket admits no waiting requests. T
 _DO_NOT_LOAD = "has no worker that loads. The management API describes the model with the reason (failure)."
 _RETRY_SECONDS, _RETRY_WITHOUT_WORKERS_SECONDS = 1, 10  # what clients get as Retry-After
 _TOO_LATE = (
-    "cannot answer before the deadline of the request: {:.0f} ms remain, and with {} requests waiting a response is "
-    "expected in {:.0f} ms. Try again later, send fewer requests, or add workers."
+    "cannot answer before the deadline of the request: in {:.3g} ms, while a response is expected in {:.0f} ms, with "
+    "{} waiting before it. Try again later, send fewer requests, or add workers."
 )
 
 
@@ -179,7 +179,7 @@ class Pool:
             DeadlineError: 503; it cannot.
         """
         if job.deadline is not None and (remaining := job.deadline - time.monotonic()) < seconds:
-            text = _TOO_LATE.format(max(0.0, remaining) * 1e3, len(self._queue), seconds * 1e3)
+            text = _TOO_LATE.format(max(0.0, remaining) * 1e3, seconds * 1e3, len(self._queue))
             raise DeadlineError(f'Model "{self.options.name}" {text}', seconds - remaining)
 
     def enqueue(self, job: Job) -> None:
