@@ -283,6 +283,11 @@ def _show_result(tuning: Tuning) -> None:
             markup=False,
         )
         return
+    wanted_rate = tuning.question.rate or 0.0
+    if any(trial.keeps(target) and trial.rate >= 0.99 * wanted_rate for trial in tuning.record.trials):
+        err.print(f"[red]error:[/] no setting kept {escape(str(target))} each time that it was measured")
+        err.print("[cyan]hint:[/] measure on a quieter machine, with --anew, or give a lower rate with --rate")
+        return
     err.print(f"[red]error:[/] no setting keeps {escape(str(target))}")
     if nearest and nearest.latency:
         err.print(
