@@ -29,10 +29,10 @@ from torchmar.inference import InferenceClient
 Make = Callable[..., Path]
 ROUNDS = int(os.environ.get("TORCHMAR_SOAK", "8"))
 
+pytestmark = pytest.mark.unforked
+
 OBEDIENT = """
 import os, time
-
-pytestmark = pytest.mark.unforked
 
 def handle(rows, context):
     if rows is None:
