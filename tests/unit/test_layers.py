@@ -33,7 +33,8 @@ LAYERS = (
     ("comparison",),
     ("recipe", "exchange"),
     ("manifest", "properties", "strict_yaml"),
-    ("errors", "atomic", "tensor_elements", "process_handle", "gpus", "address"),
+    ("atomic",),
+    ("errors", "tensor_elements", "process_handle", "gpus", "address"),
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names}
 # The same for the packages and modules of torchmar/server/.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from torchmar.atomic import temporary_path
+from torchmar.atomic import write_text
 from torchmar.cli.options import Address, AsJson, CaFile, Config, KeyFile, PlainHttp, RunFolder, Version
 from torchmar.cli.terminal import complain, err
 from torchmar.engines import DEFAULT, TITLES, EngineName
@@ -230,7 +230,7 @@ def measure(
     if output:
         results.write(report, output)
     if html:
-        _write(html_report.html(report), html)
+        write_text(html_report.html(report), html)
     if as_json:
         typer.echo(results.text(report), nl=False)
     else:
@@ -268,16 +268,6 @@ def _run(
                 complain(error)
                 return session.report(), 1
     return session.report(), 0 if session.complete else _INTERRUPTED
-
-
-def _write(text: str, file: Path) -> None:
-    part = temporary_path(file.resolve())
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(file.resolve())
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise TorchmarError(f"{file} cannot be written: {error.strerror}") from None
 
 
 def _endpoint(

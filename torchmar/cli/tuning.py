@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from torchmar.atomic import write_text
 from torchmar.cli.options import AsJson, Engine
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import DEFAULT, TITLES
-from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
     from torchmar.tuning.profile import Profile
@@ -118,7 +118,7 @@ def tune(
     else:
         _show(tuning)
     if picture:
-        _save(picture, front_picture.draw(tuning))
+        write_text(front_picture.draw(tuning), picture)
         err.print(f"wrote {picture}", markup=False)
     if write and tuning.result.best:
         for file in recipe_writing.write(tuning, archive):
@@ -295,10 +295,3 @@ def _show_result(tuning: Tuning) -> None:
             f"requests/s, with {nearest.setting}",
             markup=False,
         )
-
-
-def _save(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TorchmarError(f"{file} cannot be written: {error.strerror}") from None

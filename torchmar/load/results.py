@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from torchmar.atomic import temporary_path
+from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
 from torchmar.load.kinds import Arrivals, Kind, Protocol
 
@@ -367,13 +367,7 @@ def write(report: Report, path: Path) -> None:
     Raises:
         TorchmarError: the file cannot be written.
     """
-    part = temporary_path(path.resolve())
-    try:
-        part.write_text(text(report), encoding="utf-8")
-        part.replace(path.resolve())
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise TorchmarError(f"{path} cannot be written: {error.strerror}") from None
+    write_text(text(report), path)
 
 
 def read(path: Path) -> Report:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchmar import recipe
-from torchmar.atomic import temporary_path
+from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
 from torchmar.tuning import evidence
 from torchmar.tuning.space import Setting
@@ -78,10 +78,5 @@ def settings_of(setting: Setting, tuning: Tuning) -> dict[Sequence[str], Any]:
 
 
 def _write(file: Path, text: str) -> Path:
-    try:
-        part = temporary_path(file.resolve())
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        raise TorchmarError(f"{file} cannot be written: {error.strerror}") from None
+    write_text(text, file)
     return file

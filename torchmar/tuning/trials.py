@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from torchmar.atomic import temporary_path
+from torchmar.atomic import write_text
 from torchmar.errors import TorchmarError
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.space import Setting
@@ -158,8 +158,6 @@ class RecordFile:
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = temporary_path(self.path.resolve())
-            part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-            part.replace(self.path)
         except OSError as error:
             raise TorchmarError(f"{self.path} cannot be written: {error.strerror}") from None
+        write_text(json.dumps(values, indent=1) + "\n", self.path)
