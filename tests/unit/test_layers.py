@@ -16,7 +16,7 @@ from tests.support.paths import ROOT, TESTS
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("deployment", "parity", "tuning"),
+    ("deployment", "optimizing", "parity", "tuning"),
     ("diagnosis", "exporting", "guard", "scaffolding", "testing"),
     ("load",),
     ("engines",),
@@ -32,7 +32,7 @@ LAYERS = (
     ("conversion",),
     ("comparison",),
     ("recipe", "exchange"),
-    ("manifest", "properties", "strict_yaml"),
+    ("manifest", "properties", "strict_yaml", "yaml_editing"),
     ("atomic",),
     ("errors", "tensor_elements", "process_handle", "gpus", "address"),
 )

@@ -13,5 +13,5 @@ Few settings are measured: most are predicted.
 * `torchmar.tuning.trials`: measured trials, and their record;
 * `torchmar.tuning.tuner`: all of this for one archive;
 * `torchmar.tuning.explanation`, `front_picture`, `evidence`: why a setting was chosen, as text, picture and JSON;
-* `torchmar.tuning.recipe_writing`: the result in the recipe, by `torchmar.tuning.yaml_editing`.
+* `torchmar.tuning.recipe_writing`: the result in the recipe, by `torchmar.yaml_editing`.
 """

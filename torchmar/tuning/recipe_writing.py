@@ -12,7 +12,7 @@ from torchmar.errors import TorchmarError
 from torchmar.tuning import evidence
 from torchmar.tuning.space import Setting
 from torchmar.tuning.tuner import Tuning
-from torchmar.tuning.yaml_editing import REMOVED, edit
+from torchmar.yaml_editing import REMOVED, edit
 
 
 def write(tuning: Tuning, path: Path) -> list[Path]:

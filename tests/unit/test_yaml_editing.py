@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from torchmar.errors import TorchmarError
-from torchmar.tuning.yaml_editing import REMOVED, edit
+from torchmar.yaml_editing import REMOVED, edit
 
 RECIPE = """\
 # The recipe.

@@ -1,0 +1,198 @@
+"""The results of an optimisation: one row for each variant of the weights, and their JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from torchmar.atomic import write_text
+from torchmar.errors import TorchmarError
+from torchmar.load.results import Machine
+
+SCHEMA: Literal["torchmar-optimization/1"] = "torchmar-optimization/1"
+
+
+class Verdict(str, Enum):
+    """What became of a variant; the value is how it is called."""
+
+    BASELINE = "baseline"
+    CHOSEN = "chosen"
+    SLOWER = "slower"
+    REJECTED = "rejected"
+    """Its answers do not agree with the baseline's as far as they must."""
+    UNDECIDED = "too few inputs"
+    """There are too few inputs to judge its answers."""
+    FAILED = "failed"
+    """It could not be made, loaded or run."""
+    SKIPPED = "skipped"
+    """This machine, or what is installed on it, does not allow it; or there was no time left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How the answers of a variant agree with those of the baseline, on inputs that it was not calibrated with.
+
+    Attributes:
+        inputs: that were compared.
+        labels: the share of inputs with the same most probable class; None: the output has no classes.
+        cosine: the smallest cosine of both outputs of an input.
+        relative_error: the largest difference of two numbers, relative to the largest absolute number of the
+            baseline's output of the same input.
+        worst_input: the name of the input with the largest relative error.
+        explanations: the smallest rank correlation (Spearman) of the attributions of an input; None: the variant has
+            no gradients, so that its explanations are those of the original.
+        metric: what the user's own check returned; None: there is none.
+    """
+
+    inputs: int
+    labels: float | None
+    cosine: float
+    relative_error: float
+    worst_input: str
+    explanations: float | None = None
+    metric: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """The time of one batch in a worker's process, with the threads of the report.
+
+    Attributes:
+        batch_size: inputs of the batch.
+        seconds: the median.
+        interval: with a confidence of 95 %, in seconds.
+        runs: that were measured.
+    """
+
+    batch_size: int
+    seconds: float
+    interval: tuple[float, float]
+    runs: int
+
+    @property
+    def throughput(self) -> float:
+        """Inputs per second."""
+        return self.batch_size / self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One variant.
+
+    Attributes:
+        variant: its identifier, such as ``openvino-int8``.
+        title: how people call it, such as ``OpenVINO int8``.
+        verdict: what became of it.
+        reason: why it was not chosen, or was, in one sentence.
+        timings: by batch size, in ascending order.
+        agreement: None: it gave no answers.
+        size: bytes of its files.
+        load_seconds: from the start of loading to the first answer.
+        memory: bytes that the process with the model had more than one without it.
+        options: of the section ``handler``, with which torchmar's handlers load it.
+        needs: what a processor or GPU must have for it, such as ``avx512_bf16``; alternatives are separated by ``|``.
+        packages: of Python that it needs, with their versions here.
+    """
+
+    variant: str
+    title: str
+    verdict: Verdict
+    reason: str
+    timings: tuple[Timing, ...] = ()
+    agreement: Agreement | None = None
+    size: int | None = None
+    load_seconds: float | None = None
+    memory: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+    def timing(self, batch_size: int) -> Timing | None:
+        """Return the measurement with a batch size; None: there is none."""
+        return next((timing for timing in self.timings if timing.batch_size == batch_size), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that an optimisation found.
+
+    Attributes:
+        name: of the archive.
+        version: of the archive.
+        archive: its digest.
+        created: when, in ISO 8601 with the zone UTC.
+        machine: where it was measured; what it found holds for machines like it.
+        threads: of the model in each measurement.
+        batch_sizes: that were measured; the first decides.
+        requirements: that a variant had to meet, as the user gave them: ``labels>=0.99``.
+        inputs: that answers were compared on.
+        calibration_inputs: that int8 variants were calibrated with; none of them is among ``inputs``.
+        rows: of all variants, the baseline first.
+        packages: of Python and their versions.
+        seconds: that it took.
+        disturbances: why the times may be wrong, such as other programs that used the cores.
+    """
+
+    name: str
+    version: str
+    archive: str
+    created: str
+    machine: Machine
+    threads: int
+    batch_sizes: tuple[int, ...]
+    requirements: tuple[str, ...]
+    inputs: int
+    calibration_inputs: int
+    rows: tuple[Row, ...]
+    packages: Mapping[str, str]
+    seconds: float
+    disturbances: tuple[str, ...] = ()
+    schema: Literal["torchmar-optimization/1"] = SCHEMA
+
+    @property
+    def baseline(self) -> Row:
+        """The row that all others are compared with."""
+        return next(row for row in self.rows if row.variant == "baseline")
+
+    @property
+    def chosen(self) -> Row | None:
+        """The variant that is to be served; None: the baseline stays."""
+        return next((row for row in self.rows if row.verdict is Verdict.CHOSEN), None)
+
+    def to_json(self) -> str:
+        """Return the text of a report file."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the report file.
+
+        Raises:
+            TorchmarError: it cannot be written.
+        """
+        write_text(self.to_json(), path)
+
+
+_reports = TypeAdapter(Report)
+
+
+def read(path: Path) -> Report:
+    """Return the report in a file.
+
+    Raises:
+        TorchmarError: it cannot be read, or is none.
+    """
+    try:
+        return _reports.validate_json(path.read_bytes())
+    except OSError as error:
+        raise TorchmarError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise TorchmarError(
+            f"{path} is not a report of torchmar optimize: {error.errors()[0]['msg']}",
+            hint="torchmar optimize ARCHIVE --json FILE writes one",
+        ) from None
