@@ -95,7 +95,9 @@ class Row:
         size: bytes of its files.
         load_seconds: from the start of loading to the first answer.
         memory: bytes that the process with the model had more than one without it.
-        options: of the section ``handler``, with which torchmar's handlers load it.
+        options: of the section ``optimized`` in the options of the handler, with which torchmar's handlers load it:
+            ``weights``, the path of its file in the archive (``optimized/model.xml``), unless it is the original with
+            other options; ``dtype`` and the like.
         needs: what a processor or GPU must have for it, such as ``avx512_bf16``; alternatives are separated by ``|``.
         packages: of Python that it needs, with their versions here.
     """
@@ -126,6 +128,8 @@ class Report:
         name: of the archive.
         version: of the archive.
         archive: its digest.
+        original: SHA-256 of the files of the original weights, by name, from
+            `torchmar.checks.optimized.original_digests`; variants of other originals would answer wrongly.
         created: when, in ISO 8601 with the zone UTC.
         machine: where it was measured; what it found holds for machines like it.
         threads: of the model in each measurement.
@@ -142,6 +146,7 @@ class Report:
     name: str
     version: str
     archive: str
+    original: Mapping[str, str]
     created: str
     machine: Machine
     threads: int
