@@ -60,9 +60,9 @@ class Case:
 
 
 CASES = {
-    "digits": Case(archive="digits", target="p99<200ms", what="small pictures: decoding and a small network"),
+    "digits": Case(archive="digits", target="p99<25ms", what="small pictures: decoding and a small network"),
     "imagenet": Case(archive="imagenet", target="p99<2s", what="photographs: a convolutional network", rate=6),
-    "iris": Case(archive="iris", target="p99<150ms", what="four numbers: a tiny model"),
+    "iris": Case(archive="iris", target="p99<15ms", what="four numbers: a tiny model"),
     "digits-torchserve": Case(
         archive="digits", target="p99<200ms", what="small pictures", rate=40, engine="torchserve"
     ),

@@ -53,7 +53,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def test_an_interrupted_tuning_continues_and_writes_its_result(slept: Path, tmp_path: Path) -> None:
-    options = ["tune", "slept", "--slo", "p99<2s", "--rate", "20", "--cheapest"]
+    options = ["tune", "slept", "--slo", "p99<2s", "--rate", "20", "--cheapest", "--trial", "3s"]
     process = subprocess.Popen(
         [sys.executable, "-m", "torchmar", *options],
         cwd=tmp_path,
@@ -93,7 +93,7 @@ def test_an_interrupted_tuning_continues_and_writes_its_result(slept: Path, tmp_
 
 
 def test_an_unreachable_target_shows_what_is_possible(slept: Path, tmp_path: Path) -> None:
-    ran = torchmar("tune", "slept", "--slo", "p99<8ms", cwd=tmp_path, code=1)
+    ran = torchmar("tune", "slept", "--slo", "p99<8ms", "--trial", "3s", cwd=tmp_path, code=1)
     assert "no setting keeps p99 < 8.00 ms" in ran.stderr
     assert "the best that was measured: p99" in ran.stderr
     assert len(record(tmp_path)["trials"]) <= 3
@@ -104,6 +104,7 @@ def test_an_unreachable_target_shows_what_is_possible(slept: Path, tmp_path: Pat
     [
         (["--slo", "fast"], 1, "'fast' is no latency target"),
         (["--slo", "p99<50ms", "--budget", "5s"], 1, "a budget of 5 s is too short"),
+        (["--slo", "p99<50ms", "--trial", "0.1s"], 1, "a measurement of 0.1 s is too short"),
         (["--slo", "p99<50ms", "--memory", "much"], 1, "'much' is no size of memory"),
         (["--slo", "p99<50ms", "--cheapest"], 2, "needs --rate"),
         (["--slo", "p99<50ms", "--rate", "0"], 2, "--rate"),

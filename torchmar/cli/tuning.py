@@ -64,6 +64,12 @@ def tune(
         typer.Option(metavar="SIZE", help="The memory that the server may use: 8GiB.", show_default=False),
     ] = None,
     budget: Annotated[str, typer.Option(metavar="TIME", help="How long it may take.")] = "5m",
+    trial: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="How long each setting is measured; default: 10s to 20s.", show_default=False
+        ),
+    ] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Set the result in the recipe, with the evidence beside it.")
     ] = False,
@@ -103,6 +109,7 @@ def tune(
             folder=RUN_FOLDER / _RECORDS,
             observer=display,
             anew=anew,
+            trial_seconds=parse_duration(trial) if trial else None,
         )
         if tuner.continued and not as_json:
             number = len(tuner.record.trials)

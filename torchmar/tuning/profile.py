@@ -22,6 +22,8 @@ _WARM_UP = 12  # batches before the measured ones: TorchScript compiles, the wor
 _WARM_UP_SECONDS = 1.0
 _LEAST, _MOST = 5, 400  # measured batches of a size
 _SECONDS = 0.8  # of measured batches of a size
+# A percentile of few batches is that of the slowest one, so that single requests are measured for longer.
+_LEAST_ALONE, _SECONDS_ALONE = 200, 4.0
 _SEED = 0
 
 
@@ -120,10 +122,18 @@ def _measure(
         if time.perf_counter() > deadline:
             break
     before, seconds = _cpu_seconds(process), [run()]
-    while len(seconds) < _LEAST or (sum(seconds) < _SECONDS and len(seconds) < _MOST):
+    while _more(size, seconds):
         seconds.append(run())
     cpu_seconds = (_cpu_seconds(process) - before) / len(seconds)
     return BatchTimes(size=size, seconds=tuple(seconds), cpu_seconds=cpu_seconds)
+
+
+def _more(size: int, seconds: Sequence[float]) -> bool:
+    """Return whether more batches are to be measured."""
+    measured, spent = len(seconds), sum(seconds)
+    if size == 1 and measured < _LEAST_ALONE and spent < _SECONDS_ALONE:
+        return True
+    return measured < _LEAST or (spent < _SECONDS and measured < _MOST)
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

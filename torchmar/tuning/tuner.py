@@ -28,6 +28,7 @@ from torchmar.tuning.space import DELAYS_MS, Setting, Space
 from torchmar.tuning.trials import Record, RecordFile, Trial
 
 SHORTEST_BUDGET = 30.0  # seconds
+SHORTEST_TRIAL = 1.0  # seconds
 _TRIAL_SECONDS = 10.0  # that one trial takes, about
 _HANDLERS = "torchmar_handlers"
 _QUEUE_SIZE = 100  # TorchServe's default
@@ -97,6 +98,7 @@ class Tuner:
         anew: whether to ignore the record of an earlier tuning.
         most_trials: measured at the most.
         space: the settings; None: all that make sense on this machine.
+        trial_seconds: of each measurement; None: as many as the rate needs.
 
     Attributes:
         workload: the requests that are sent.
@@ -119,11 +121,16 @@ class Tuner:
         anew: bool = False,
         most_trials: int = MOST_TRIALS,
         space: Space | None = None,
+        trial_seconds: float | None = None,
     ) -> None:
         if seconds < SHORTEST_BUDGET:
             raise TorchmarError(
                 f"a budget of {seconds:.0f} s is too short: profiles and one trial take about {SHORTEST_BUDGET:.0f} s",
                 hint="--budget 5m is usually enough; a tuning that runs out of time continues when it is started again",
+            )
+        if trial_seconds is not None and trial_seconds < SHORTEST_TRIAL:
+            raise TorchmarError(
+                f"a measurement of {trial_seconds:g} s is too short to show a percentile", hint="--trial 10s"
             )
         cases = tuple(case for case in workload.cases if not case.sample or case.sample.status < 300)
         if not cases:
@@ -132,7 +139,7 @@ class Tuner:
             )
         self.workload = Workload(workload.source, cases)
         self._archive, self._question, self._engine = archive, question, engine
-        self._observer, self._most = observer, most_trials
+        self._observer, self._most, self._trial_seconds = observer, most_trials, trial_seconds
         self._started = time.monotonic()
         self._deadline = self._started + seconds
         self._machine = machine_use.describe()
@@ -217,6 +224,7 @@ class Tuner:
                 self._question.target,
                 choose_threads=self._choose_threads,
                 choose_device=self._space.gpus > 0,
+                seconds=self._trial_seconds,
             ) as server:
                 result = self._search(predictor, server)
             self.record.complete, self.record.reason = not result.out_of_time, result.reason
