@@ -42,7 +42,7 @@ def test_the_archive_is_its_last_argument_and_in_the_environment(tmp_path: Path)
         (command("raise SystemExit('no such data set')"), "ended with 1: no such data set"),
         (command("print('good')"), "is no metric: 'good'"),
         (command("print('NaN')"), "is no metric: 'NaN'"),
-        (command("print('{\"a\": 1, \"b\": 2}')"), "is no metric"),
+        (command('print(\'{"a": 1, "b": 2}\')'), "is no metric"),
         (command("pass"), "is no metric: ''"),
         ("no-such-program eval.py", "cannot be started: No such file"),
         ("python 'eval.py", "is no command: No closing quotation"),

@@ -6,7 +6,8 @@ A requirement is a bound for a measure of agreement, over inputs that the varian
 measure       bound    meaning
 ============= ======== ==============================================================================================
 labels, top1  at least the share of inputs with the same most probable class; of pixels or tokens the mean share
-cos           at least the smallest cosine of both outputs of an input
+cos           at least the smallest cosine of both outputs of an input; of the scores of classes less their mean,
+                       on which no softmax depends
 relative      at most  the largest difference of two numbers, relative to the largest number of the original's output
 explanations  at least the smallest rank correlation of both explanations of an input
 check         at most  by how much the user's own metric is worse than the original's, relative to it
@@ -210,7 +211,9 @@ def requirements(texts: Sequence[str], kind: Kind, *, check: bool = False) -> tu
     for text in (part for each in texts for part in each.split(",") if part.strip()):
         requirement = parse(text)
         if requirement.measure in found:
-            raise TorchmarError(f"{requirement.measure.value} is required twice: {found[requirement.measure]} and {text}")
+            raise TorchmarError(
+                f"{requirement.measure.value} is required twice: {found[requirement.measure]} and {text}"
+            )
         found[requirement.measure] = requirement
     if Measure.LABELS in found and kind.classes is None and kind is not TENSORS:
         raise TorchmarError(
@@ -237,6 +240,30 @@ def needed(requirement: Requirement, kind: Kind) -> int:
     return max(1, math.ceil(math.log(1 - CONFIDENCE) / math.log(share) - 1e-9))
 
 
+def by_instance(
+    outputs: Sequence[Outputs], names: Sequence[str], rows: Sequence[int | None]
+) -> tuple[list[Outputs], list[str]]:
+    """Return the outputs of calls as those of their instances, without the dimension of the batch, and their names.
+
+    Args:
+        outputs: one mapping for each call of the model.
+        names: of the inputs of the calls.
+        rows: the instances of each call; None: it has no batch, and stays as it is, as do calls whose outputs have
+            other numbers of rows.
+    """
+    separate: list[Outputs] = []
+    separate_names: list[str] = []
+    for each, name, count in zip(outputs, names, rows, strict=True):
+        if count is None or any(values.ndim == 0 or len(values) != count for values in each.values()):
+            separate.append(each)
+            separate_names.append(name)
+            continue
+        for row in range(count):
+            separate.append({output: values[row] for output, values in each.items()})
+            separate_names.append(name if count == 1 else f"{name} (row {row + 1})")
+    return separate, separate_names
+
+
 def judge(
     baseline: Sequence[Outputs],
     outputs: Sequence[Outputs],
@@ -250,7 +277,7 @@ def judge(
     """Compare the outputs of a variant with those of the original, input by input.
 
     Args:
-        baseline: the outputs of the original, one mapping for each held-out input.
+        baseline: the outputs of the original, one mapping for each held-out input, see `by_instance`.
         outputs: those of the variant, in the same order.
         names: of the inputs, as they are shown.
         required: what must hold.
@@ -271,7 +298,8 @@ def judge(
     if not compared:
         return Judgement(verdict=Verdict.UNDECIDED, reason=_too_few(0, required, kind), agreement=None)
     agreement = _agreement(compared, explanations, metrics)
-    rejections, doubts = [], []
+    rejections: list[str] = []
+    doubts: list[str] = []
     for requirement in required:
         failure, certain = _failure(requirement, compared, explanations, metrics, kind)
         if failure:
@@ -383,7 +411,8 @@ def _compare(ours: Outputs, theirs: Outputs, name: str, kind: Kind, scales: Mapp
         if not values.size:
             continue
         left, right = values.astype(np.float64).ravel(), theirs[output].astype(np.float64).ravel()
-        cosine = min(cosine, _cosine(left, right))
+        scores = _scores(output, ours, kind)
+        cosine = min(cosine, _cosine(_centred(values, scores), _centred(theirs[output], scores)))
         difference = float(np.abs(left - right).max())
         scale = max(float(np.abs(left).max()), FLOOR * scales[output])
         error = difference / scale if scale else (math.inf if difference else 0.0)
@@ -393,6 +422,26 @@ def _compare(ours: Outputs, theirs: Outputs, name: str, kind: Kind, scales: Mapp
     if labels is not None and changed:
         labels = 0.0
     return _Compared(name, cosine, relative, where, labels, label, changed)
+
+
+def _scores(output: str, ours: Outputs, kind: Kind) -> Classes | None:
+    """Return where the classes of an output are if it has the scores of several."""
+    if kind.classes is None or output != _main(ours, kind) or ours[output].ndim == 0:
+        return None
+    # The scores of two classes less their mean are one number and its negative, whose cosine is 1 or -1.
+    return kind.classes if ours[output].shape[kind.classes.axis] > 2 else None
+
+
+def _main(outputs: Outputs, kind: Kind) -> str | None:
+    return next((name for name in kind.main if name in outputs), next(iter(outputs), None))
+
+
+def _centred(values: np.ndarray[Any, Any], scores: Classes | None) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    values = values.astype(np.float64)
+    centred: np.ndarray[Any, Any] = values if scores is None else values - values.mean(scores.axis, keepdims=True)
+    return centred.ravel()
 
 
 def _cosine(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
@@ -406,7 +455,7 @@ def _cosine(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
 def _labels(ours: Outputs, theirs: Outputs, kind: Kind) -> tuple[float | None, tuple[int, int] | None]:
     """Return the share of equal labels, and the two of the first place where they differ."""
     classes = kind.classes or (Classes(axis=-1, per_input=False) if kind is TENSORS else None)
-    output = next((name for name in kind.main if name in ours), next(iter(ours), None))
+    output = _main(ours, kind)
     if classes is None or output is None or ours[output].dtype.kind != "f" or not ours[output].size:
         return None, None
     left, right = (_most_probable(values, classes).ravel() for values in (ours[output], theirs[output]))
@@ -487,9 +536,20 @@ def _labels_failure(requirement: Requirement, compared: Sequence[_Compared], kin
         ends = f"{_percent(interval.low)} to {_percent(interval.high)} with 95 % confidence"
         text = f"the labels of {count} of {len(compared)} inputs agree, {_percent(share)} ({ends})"
         # Chance makes one of few inputs another, also where the share is kept.
-        certain = len(compared) >= needed(requirement, kind) or interval.high < requirement.bound
+        few = len(compared) < needed(requirement, kind)
+        certain = not few or _chance(len(compared) - count, len(compared), requirement.bound) < 1 - CONFIDENCE
     example = f"; {worst.name} has class {worst.label[1]} in place of {worst.label[0]}" if worst.label else ""
     return f"{text}{example}; {requirement} is required", certain
+
+
+def _chance(different: int, total: int, share: float) -> float:
+    """Return the probability of at least so many different labels if a share of all labels is equal: binomial."""
+    term = share**total
+    smaller = 0.0
+    for count in range(different):
+        smaller += term
+        term *= (total - count) / (count + 1) * (1 - share) / share
+    return 1 - smaller
 
 
 def _too_few(count: int, required: Sequence[Requirement], kind: Kind) -> str:
