@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from torchmar import strict_yaml
+from torchmar import optimized_section, strict_yaml
 from torchmar.errors import Problem, RecipeError
 from torchmar.manifest import NAME_PATTERN
 from torchmar.strict_yaml import Document, unknown
@@ -149,7 +149,11 @@ class ServerConfig(BaseModel):
         None, description="Processes for the steps before and after the model; TorchServe ignores it."
     )
     torchmar: TorchmarConfig | None = Field(None, description="Options of the built-in server; TorchServe ignores it.")
-    handler: dict[str, Any] | None = Field(None, description="Options of the handler.")
+    handler: dict[str, Any] | None = Field(
+        None,
+        description="Options of the handler.",
+        json_schema_extra=lambda schema: schema.update(properties={optimized_section.KEY: optimized_section.schema()}),
+    )
 
     @model_validator(mode="after")
     def _workers_together(self) -> ServerConfig:

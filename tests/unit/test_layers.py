@@ -32,6 +32,7 @@ LAYERS = (
     ("conversion",),
     ("comparison",),
     ("recipe", "exchange"),
+    ("optimized_section",),
     ("manifest", "properties", "strict_yaml", "yaml_editing"),
     ("atomic",),
     ("errors", "tensor_elements", "process_handle", "gpus", "address"),

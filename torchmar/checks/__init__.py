@@ -15,7 +15,7 @@ from typing import IO
 from torchmar import recipe
 from torchmar.archive import Archive, collect_members
 from torchmar.archive.copying import ArchiveSlice, MemberContent, size_of
-from torchmar.checks import configuration, foreign, handler, layout, requirements, weights
+from torchmar.checks import configuration, foreign, handler, layout, optimized, requirements, weights
 from torchmar.checks import manifest as manifests
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.errors import ArchiveError, RecipeError
@@ -74,8 +74,16 @@ def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
         checks.append(lambda: handler.check(content, model.handler, wanted, model.config_file))
         if not model.serialized_file or model.serialized_file in sizes:
             checks.append(
-                lambda: weights.check(content, model.serialized_file, model.model_file, model.handler, wanted)
+                lambda: weights.check(
+                    content,
+                    model.serialized_file,
+                    model.model_file,
+                    model.handler,
+                    wanted,
+                    optimized.files(content, model),
+                )
             )
+        checks.append(lambda: optimized.check(content, model))
     if model.config_file in sizes:
         checks.append(lambda: configuration.check(content, str(model.config_file), gpus))
     if wanted:

@@ -60,6 +60,8 @@ class Code(Enum):
     MAR406 = ("error or warning", "the weights are empty or damaged")
     MAR407 = ("warning", "a model file has no weights to go with it")
     MAR408 = ("warning", "the weights need a package that the archive does not list")
+    MAR409 = ("error or warning", "the optimised weights are not there")
+    MAR410 = ("error or warning", "the optimised weights are not of these original weights")
     # configuration
     MAR501 = ("error", "the configuration is not YAML")
     MAR502 = ("warning", "TorchServe ignores a key that is meant for it")
@@ -73,6 +75,7 @@ class Code(Enum):
     MAR510 = ("warning", "only the handler can know the key")
     MAR511 = ("warning", "TorchServe's frontend does not read the configuration")
     MAR512 = ("warning", "a key is given twice")
+    MAR513 = ("error or warning", "an option of the optimised weights is wrong")
     # safety
     MAR601 = ("error or warning", "a pickle would run code when it is loaded")
     MAR602 = ("error or warning", "a pickle cannot be read to its end")

@@ -3,13 +3,76 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
+import yaml
+
+from torchmar import optimized_section
 from torchmar.checks import formats
-from torchmar.checks.finding import Content
+from torchmar.checks.finding import Code, Content, Finding, printable
 from torchmar.manifest import Model
+from torchmar.optimized_section import KEY, PROOF
 from torchmar.recipe import CARRIED_PACKAGE
+
+_MAX = 16 << 20  # bytes of a configuration or a proof
+_AGAIN = "run torchmar optimize again, or remove the section optimized"
+
+
+def sections(content: Content, model: Model) -> list[tuple[str, Any]]:
+    """Return the place and the content of each section ``optimized``: in the options of the handler and its stages.
+
+    A handler that is not built on torchmar's has none, for its options are its own.
+    """
+    carried = any(member.startswith(f"{CARRIED_PACKAGE}/") for member in content.sizes)
+    if not carried and not model.handler.startswith(f"{CARRIED_PACKAGE}."):
+        return []
+    config = _config(content, str(model.config_file))
+    options = config.get("handler") if isinstance(config, Mapping) else None
+    places = [("handler", options)]
+    places += [
+        (f"handler.stages[{index}].options", stage.get("options")) for index, stage in enumerate(_stages(config))
+    ]
+    return [
+        (f"{place}.{KEY}", options[KEY])
+        for place, options in places
+        if isinstance(options, Mapping) and options.get(KEY) is not None
+    ]
+
+
+def check(content: Content, model: Model) -> list[Finding]:
+    """Return what is wrong with the optimised weights of an archive.
+
+    Args:
+        content: the members of the archive.
+        model: what the manifest says of it.
+    """
+    found = sections(content, model)
+    findings: list[Finding] = []
+    for place, section in found:
+        works = not model.handler.startswith(f"{CARRIED_PACKAGE}.")
+        findings += _section(content, str(model.config_file), place, section, works=works)
+    if found:
+        findings += _proof(content, model, any(_weights(section) for _, section in found))
+    return [printable(finding) for finding in findings]
+
+
+def files(content: Content, model: Model) -> list[str]:
+    """Return the members that the sections of an archive name as optimised weights, if they are there."""
+    named = (_weights(section) for _, section in sections(content, model))
+    return [name for name in named if name in content.sizes]
+
+
+def describe(content: Content, model: Model) -> list[str]:
+    """Return a line about each of the optimised weights of an archive; an empty list if it has none.
+
+    Args:
+        content: the members of the archive.
+        model: what the manifest says of it.
+    """
+    return [_described(content, section) for _, section in sections(content, model)]
 
 
 def original_digests(content: Content, model: Model) -> dict[str, str]:
@@ -23,6 +86,50 @@ def original_digests(content: Content, model: Model) -> dict[str, str]:
         model: what the manifest says of it.
     """
     return {name: _sha256(content, name) for name in sorted(set(_original(content, model))) if name in content.sizes}
+
+
+def _section(content: Content, name: str, place: str, section: Any, *, works: bool) -> Iterator[Finding]:
+    for problem in optimized_section.problems(section):
+        remedy = "correct the option: the worker does not load the model with it"
+        yield Finding(Code.MAR513, name, f"{place}: {problem}", remedy, works)
+    file = _weights(section)
+    if file and file not in content.sizes:
+        remedy = f"name it under `files:` in the recipe, or {_AGAIN}"
+        yield Finding(Code.MAR409, name, f"{place}.weights: there is no file {file} in the archive", remedy, works)
+
+
+def _proof(content: Content, model: Model, has_weights: bool) -> Iterator[Finding]:
+    """Yield that the optimised weights were made of other original weights, or that nobody can know."""
+    expected = _document(content, PROOF).get("original")
+    if not isinstance(expected, Mapping) or not expected:
+        if has_weights:
+            cause = f"the archive has no {PROOF} with the digests of the original weights that they were made of"
+            yield Finding(Code.MAR410, PROOF, cause, "run torchmar optimize with --write, which keeps it", works=True)
+        return
+    now = original_digests(content, model)
+    if now != expected:
+        changed = sorted(member for member in {*now, *expected} if now.get(member) != expected.get(member))
+        cause = f"the optimised weights were made of another {', '.join(changed)} than that in the archive"
+        # With options alone, the weights are those that are there; only what was measured may no longer hold.
+        yield Finding(Code.MAR410, PROOF, cause, _AGAIN, works=not has_weights)
+
+
+def _described(content: Content, section: Any) -> str:
+    file, options = _weights(section), dict(section) if isinstance(section, Mapping) else {}
+    parts = [file or "the original weights"]
+    if file in content.sizes:
+        with content.open(file) as stream:
+            parts.append(formats.identify(stream, file).description)
+    needs = options.pop("needs", None)
+    parts += [f"{key} {value}" for key, value in options.items() if key != "weights"]
+    if isinstance(needs, list) and needs:
+        parts.append(f"needs {' and '.join(map(str, needs))}")
+    return ", ".join(parts)
+
+
+def _weights(section: Any) -> str:
+    file = section.get("weights") if isinstance(section, Mapping) else None
+    return str(PurePosixPath(file)) if isinstance(file, str) and file else ""
 
 
 def _original(content: Content, model: Model) -> Iterator[str]:
@@ -40,6 +147,37 @@ def _original(content: Content, model: Model) -> Iterator[str]:
         for name in content.sizes:
             if name.endswith(".py") and name != handler and not name.startswith(f"{CARRIED_PACKAGE}/"):
                 yield name
+    for stage in _stages(_config(content, str(model.config_file))):
+        yield from (str(stage[key]) for key in ("weights", "model_file") if stage.get(key))
+
+
+def _stages(config: Any) -> list[Mapping[str, Any]]:
+    """Return the stages of the handler ``cascade``, which name their own weights."""
+    options = config.get("handler") if isinstance(config, Mapping) else None
+    stages = options.get("stages") if isinstance(options, Mapping) else None
+    return [stage if isinstance(stage, Mapping) else {} for stage in stages] if isinstance(stages, list) else []
+
+
+def _config(content: Content, name: str) -> Any:
+    try:
+        return yaml.safe_load(_read(content, name))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None  # which is a finding about the configuration
+
+
+def _document(content: Content, name: str) -> Mapping[str, Any]:
+    try:
+        document = json.loads(_read(content, name))
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, Mapping) else {}
+
+
+def _read(content: Content, name: str) -> bytes:
+    if name not in content.sizes or content.sizes[name] > _MAX:
+        return b""
+    with content.open(name) as stream:
+        return stream.read(_MAX)
 
 
 def _sha256(content: Content, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -61,6 +61,7 @@ def check(
     model_file: str | None,
     handler: str,
     requirements: str | None = None,
+    optimized: Sequence[str] = (),
 ) -> list[Finding]:
     """Return everything that is wrong with an archive's weights, and with what else in it may be a pickle.
 
@@ -71,6 +72,8 @@ def check(
         handler: the handler, as the manifest names it; what torchmar's and TorchServe's own load
             is known, any other may load what it likes, or nothing: what is found then is a warning.
         requirements: the member that lists the packages to install; None when there is none.
+        optimized: members that are served in place of the weights where they can be loaded: what is found there is a
+            warning.
     """
     loads = None
     if is_known(handler, content):
@@ -94,9 +97,14 @@ def check(
         findings.append(Finding(code, "MAR-INF/MANIFEST.json", cause, remedy))
     if stock and model_file in content.sizes:
         findings += _model_file(content, str(model_file))
+    for name in optimized:
+        weight_findings = list(_serialized(content, name, model_file, _loads_optimized, budget))
+        findings += (replace(finding, works=True) for finding in weight_findings)
+        if name.endswith(".xml") and not weight_findings:
+            findings += _needs_openvino(content, name, requirements)
     others = Inspector(Code.MAR603, Code.MAR603, _OTHERS_REMEDY, budget)
     for name in sorted(content.sizes):
-        if name != serialized_file and may_hold_pickles(name):
+        if name not in (serialized_file, *optimized) and may_hold_pickles(name):
             try:
                 with content.open(name) as stream:
                     scripted = identify(stream, name).format is Format.TORCHSCRIPT
@@ -193,6 +201,12 @@ def _loads_with_ours(name: str, weights: Weights, model_file: str | None, beyond
     elif kind not in _OURS_ALONE | _OURS_INTO_A_MODEL:
         cause = f"{name} is {weights.description}, which torchmar's handlers do not load"
         yield Finding(Code.MAR403, name, cause, weights.remedy or _TORCHSCRIPT_REMEDY)
+
+
+def _loads_optimized(name: str, weights: Weights, model_file: str | None, beyond: str) -> Iterator[Finding]:
+    """Yield why torchmar's handlers do not load optimised weights; the model file is for those that have no code."""
+    own = None if weights.format in _OURS_ALONE else model_file
+    yield from _loads_with_ours(name, weights, own, beyond)
 
 
 def _needs_openvino(content: Content, name: str, requirements: str | None) -> Iterator[Finding]:

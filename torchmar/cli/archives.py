@@ -90,6 +90,7 @@ def build(
 def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
     """Show the content of an archive, without running any of it."""
     from torchmar.archive import Archive
+    from torchmar.checks import optimized
     from torchmar.checks.formats import identify
 
     with Archive(path) as archive:
@@ -99,12 +100,14 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
         if name and name in archive:
             with archive.open(name) as stream:
                 weights = identify(stream, name)
+        faster = optimized.describe(archive, manifest.model)
     if as_json:
         document = {
             "archive": str(path),
             "digest": f"sha256:{digest}",
             "manifest": manifest.model_dump(by_alias=True, exclude_none=True),
             "config": config,
+            "optimized": faster,
             "samples": len(samples),
             "members": [{"name": member.name, "size": member.size} for member in members],
         }
@@ -116,6 +119,7 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
         "": model.description,
         "handler": model.handler,
         "weights": f"{name}, {weights.description}" if weights else name,
+        "optimized": "\n             ".join(faster),
         "model file": model.model_file,
         "requirements": model.requirements_file,
         "samples": str(len(samples)) if samples else None,

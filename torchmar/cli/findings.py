@@ -30,7 +30,7 @@ def inspect(members: Mapping[str, MemberContent], ignore: Sequence[str] = ()) ->
     show(notes, ignore)
     if has_errors(notes, ignore):
         raise ArchiveError(
-            "no server could load the archive; nothing is written",
+            "the archive has an error; nothing is written",
             hint="--ignore CODE ignores an error, --no-check writes the archive all the same",
         )
     return notes
