@@ -61,7 +61,7 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
     elif config := recipe.config.to_yaml():
         add(members, config_file, config)
     for path, name in recipe.files.items():
-        for inside, file in _files(folder / name):
+        for inside, file in files_below(folder / name):
             add(members, str(PurePosixPath(path, inside)), file)
     for sample in recipe.samples:
         if sample.input and sample.input not in members:
@@ -119,10 +119,10 @@ def carries(handler: str, members: Mapping[str, MemberContent]) -> bool:
 
 def carried() -> dict[str, MemberContent]:
     """Return the members that the package of our handlers makes."""
-    return {f"{CARRIED_PACKAGE}/{inside}": file for inside, file in _files(carried_folder())}
+    return {f"{CARRIED_PACKAGE}/{inside}": file for inside, file in files_below(carried_folder())}
 
 
-def _files(path: Path) -> Iterator[tuple[str, Path]]:
+def files_below(path: Path) -> Iterator[tuple[str, Path]]:
     """Yield every file below ``path`` with its relative path; a file yields itself with an empty one."""
     if path.is_file():
         yield "", path

@@ -31,6 +31,7 @@ def derive(
     config: Mapping[str, Any] | None = None,
     config_file: Path | None = None,
     handler: str | Path | None = None,
+    folders: Mapping[str, Path] | None = None,
     begin: Begin = lambda name, total: lambda count: None,
 ) -> BuiltArchive:
     """Write a new version of an archive with another configuration or handler.
@@ -46,6 +47,7 @@ def derive(
         config_file: a file that replaces the whole ``model-config.yaml``; ``config`` is applied to it.
         handler: a handler that replaces that of the source, as in a recipe: a Python file, a handler of torchmar or
             one of TorchServe.
+        folders: folders whose files replace those below a path in the archive, by this path.
         begin: as for `build`.
 
     Returns:
@@ -84,6 +86,9 @@ def derive(
                 own = f"{recipe.CARRIED_PACKAGE}/"
                 members = {path: kept for path, kept in members.items() if not path.startswith(own)}
                 members |= collecting.carried()
+        for path, folder in (folders or {}).items():
+            members = {name: kept for name, kept in members.items() if not name.startswith(f"{path}/")}
+            members |= {f"{path}/{inside}": file for inside, file in collecting.files_below(folder)}
         changed = source.manifest.model_copy(update={"model": model.model_copy(update=changes)})
         members[manifest.PATH] = changed.to_json()
         name = f"{changed.name}-{version}"

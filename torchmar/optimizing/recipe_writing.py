@@ -1,0 +1,199 @@
+"""Write the chosen variant into a recipe, or into a new version of an archive, with the report that proves it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from torchmar import archive as archives
+from torchmar import recipe
+from torchmar.archive.built_archive import BuiltArchive
+from torchmar.archive.collecting import carries
+from torchmar.atomic import temporary_path, write_text
+from torchmar.errors import TorchmarError
+from torchmar.optimized_section import FOLDER, KEY, PROOF
+from torchmar.optimizing.results import Report
+from torchmar.recipe import CARRIED_PACKAGE, Recipe
+from torchmar.yaml_editing import REMOVED, edit
+
+if TYPE_CHECKING:
+    from torchmar.archive.building import Begin
+
+_PICTURE = "proof.svg"
+
+
+def write(report: Report, files: Mapping[str, Path], path: Path, *, picture: str | None = None) -> list[Path]:
+    """Put the chosen variant into a recipe; its files and the report go into the folder ``optimized`` beside it.
+
+    The folder is replaced as a whole, and the recipe only when the folder is complete.
+
+    Args:
+        report: with a chosen variant.
+        files: of the variant, by their paths in the archive, such as ``optimized/model.xml``.
+        path: an ``archive.yaml``, or its folder.
+        picture: the report as SVG; None: there is none.
+
+    Returns:
+        What was written: the folder, the recipe, and the file of its configuration if it has one.
+
+    Raises:
+        TorchmarError: nothing was chosen, the handler does not read the section, or a file cannot be edited or written;
+            everything is as before.
+        RecipeError: the recipe has problems.
+    """
+    section = section_of(report)
+    content, folder = recipe.read(path)
+    file = path / recipe.FILE_NAME if path.is_dir() else path
+    _check_handler(content.handler, str(file), {content.handler: folder / content.handler.partition(":")[0]})
+    texts = _edited(content, file, folder, section)
+    with _Replacement(folder / FOLDER) as replacement:
+        _fill(replacement.part, report, files, picture)
+        replacement.replace()
+        recipe.parse(texts[file], str(file), folder)
+        for edited, text in texts.items():
+            write_text(text, edited)
+    return [folder / FOLDER, *texts]
+
+
+def derive(
+    report: Report,
+    files: Mapping[str, Path],
+    archive: Path,
+    store: Path,
+    *,
+    version: str,
+    picture: str | None = None,
+    begin: Begin = lambda name, total: lambda count: None,
+) -> BuiltArchive:
+    """Write a new version of an archive with the chosen variant beside the original weights.
+
+    Args:
+        report: with a chosen variant.
+        files: of the variant, by their paths in the archive, such as ``optimized/model.xml``.
+        archive: the source.
+        store: the folder for the new archive, ``NAME-VERSION.mar``.
+        version: of the new archive.
+        picture: the report as SVG; None: there is none.
+        begin: as for `torchmar.build`.
+
+    Raises:
+        TorchmarError: nothing was chosen, or the handler does not read the section.
+        ArchiveError: the archive has flaws, or the version is that of the source or not a valid one.
+    """
+    section = section_of(report)
+    with archives.Archive(archive) as source:
+        handler = source.manifest.model.handler
+        carried = any(member.name.startswith(f"{CARRIED_PACKAGE}/") for member in source.members)
+        config: Any = yaml.safe_load(source.config_text) or {}
+    if not carried:
+        _check_handler(handler, str(archive), {})
+    options = config.get("handler") if isinstance(config, dict) else None
+    with tempfile.TemporaryDirectory(prefix="torchmar-optimized-") as scratch:
+        _fill(Path(scratch), report, files, picture)
+        return archives.derive(
+            archive,
+            store,
+            version=version,
+            config={"handler": {**(options if isinstance(options, dict) else {}), KEY: section}},
+            # Handlers that were packed by an older torchmar do not know the section.
+            folders={FOLDER: Path(scratch), CARRIED_PACKAGE: recipe.carried_folder()},
+            begin=begin,
+        )
+
+
+def section_of(report: Report) -> dict[str, Any]:
+    """Return the section ``optimized`` of the chosen variant.
+
+    Raises:
+        TorchmarError: nothing was chosen.
+    """
+    chosen = report.chosen
+    if chosen is None:
+        raise TorchmarError("the original weights stay: no variant is chosen, so that there is nothing to write")
+    return {**chosen.options, **({"needs": list(chosen.needs)} if chosen.needs else {})}
+
+
+def _check_handler(handler: str, where: str, modules: Mapping[str, Path]) -> None:
+    """Raise TorchmarError if a handler is not torchmar's, and not built on it."""
+    sources = {name: file for name, file in modules.items() if file.suffix == ".py"}
+    if not carries(handler, sources):
+        raise TorchmarError(
+            f"{where}: the handler {handler} does not read the section {KEY}",
+            hint=f"use one of torchmar's handlers ({CARRIED_PACKAGE}.image_classifier, ...), or extend one",
+        )
+
+
+def _edited(content: Recipe, file: Path, folder: Path, section: Mapping[str, Any]) -> dict[Path, str]:
+    """Return the new texts of the recipe and of what it names as its configuration."""
+    text = file.read_text(encoding="utf-8")
+    texts = {}
+    if isinstance(content.config, str):  # a file of its own, which the recipe names
+        config_file = folder / content.config
+        config = config_file.read_text(encoding="utf-8")
+        texts[config_file] = edit(config, {("handler", KEY): dict(section)}, str(config_file))
+    else:
+        text = edit(text, {("config", "handler", KEY): dict(section)}, str(file))
+    named = content.files.get(FOLDER, FOLDER)
+    if named != FOLDER:
+        raise TorchmarError(
+            f"{file} has {named} as {FOLDER}/ in the archive, where the optimised weights have their place",
+            hint="give it another path under files:",
+        )
+    if FOLDER not in content.files:
+        text = edit(text, {("files", FOLDER): FOLDER}, str(file))
+    for path in content.files:
+        if path.startswith(f"{FOLDER}/"):  # a single file of an earlier variant, which may be gone
+            text = edit(text, {("files", path): REMOVED}, str(file))
+    return {**texts, file: text}
+
+
+def _fill(folder: Path, report: Report, files: Mapping[str, Path], picture: str | None) -> None:
+    """Write the files of a variant and the report into a folder, which is that of ``optimized/`` in the archive."""
+    for path, file in files.items():
+        target = folder / PurePosixPath(path).relative_to(FOLDER)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    (folder / PurePosixPath(PROOF).name).write_text(report.to_json(), encoding="utf-8")
+    if picture is not None:
+        (folder / _PICTURE).write_text(picture, encoding="utf-8")
+
+
+class _Replacement:
+    """A folder that replaces another when it is complete; the other is back if an error follows.
+
+    Args:
+        destination: the folder; it may not exist.
+    """
+
+    def __init__(self, destination: Path) -> None:
+        if destination.exists() and not (destination / PurePosixPath(PROOF).name).is_file():
+            raise TorchmarError(
+                f"{destination} exists, and torchmar optimize has not made it", hint="rename it, or remove it"
+            )
+        self.part, self._kept = temporary_path(destination), temporary_path(destination)
+        self._destination = destination
+
+    def __enter__(self) -> _Replacement:
+        self.part.mkdir()
+        return self
+
+    def replace(self) -> None:
+        """Put the new folder in place."""
+        if self._destination.exists():
+            self._destination.rename(self._kept)
+        self.part.rename(self._destination)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None and not self.part.exists():
+            shutil.rmtree(self._destination)
+            if self._kept.exists():
+                self._kept.rename(self._destination)
+        for folder in (self.part, self._kept):
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise TorchmarError(f"{self._destination} cannot be written: {error.strerror}") from None
