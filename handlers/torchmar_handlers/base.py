@@ -16,7 +16,6 @@ import torch
 from ts.torch_handler import base_handler as stock
 from ts.utils.util import PredictionException, load_label_mapping
 
-from torchmar_handlers import weights
 from torchmar_handlers.common import batch as batches
 from torchmar_handlers.common import faults, samples, signatures
 from torchmar_handlers.common.forward import forward
@@ -25,10 +24,11 @@ from torchmar_handlers.common.options import Options
 from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.protocols import open_inference
 from torchmar_handlers.request import Request
-from torchmar_handlers.weights import first_layer
+from torchmar_handlers.weights import first_layer, optimized
 
 _WARM_CALLS = 3  # TorchScript's profiling executor records one call of a shape and compiles in the next
 _LABELS = "index_to_name.json"
+_SAMPLES_FAIL = "a sample of the archive fails with them, with the error above"
 
 
 class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
@@ -51,6 +51,8 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     option            default                     meaning
     ================= =========================== ===================================================
     threads           cores divided by maxWorkers threads of torch, and of decoding, in this worker
+    optimized         none                        faster weights, served where the machine has what they
+                                                  need; see `torchmar_handlers.weights.optimized`
     warm_up           true                        answer the archive's samples before clients come
     max_instances     1024                        instances in a request; more get 413
     max_json_depth    32                          levels of JSON in a request; more get 400
@@ -66,6 +68,9 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     takes_binary_tensors: ClassVar[bool] = True
     #: Whether an instance of named columns or tensors stays a mapping when there is only one of them.
     named: bool = False
+    #: The weights that ``model`` has; None where ``load_model`` is overridden and sets a model of its own.
+    served_weights: optimized.ServedWeights | None = None
+    _fault_of_optimized = ""
 
     def initialize(self, context: Any) -> None:
         """Load the model; ``options`` is the ``handler`` section of the configuration.
@@ -102,12 +107,44 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
     def load_model(self, folder: Path, serialized_file: str | None, model_file: str | None, threads: int) -> None:
         """Set ``model`` from files of the archive, which lies in ``folder``."""
         self.model_pt_path = str(folder / serialized_file) if serialized_file else None
-        pt2 = self.model_yaml_config.get("pt2")
-        self.model = weights.load(
-            folder, serialized_file, model_file, self.device, self.options, threads=threads, pt2=pt2
+        self.served_weights = optimized.load(
+            folder,
+            serialized_file,
+            model_file,
+            self.device,
+            self.options,
+            threads=threads,
+            pt2=self.model_yaml_config.get("pt2"),
+            fault=self._fault_of_optimized,
         )
-        dtype = weights.dtype(self.model)
-        self.dtype = dtype if dtype in (torch.float16, torch.bfloat16) else None
+        self.model, self.dtype = self.served_weights.model, self.served_weights.dtype
+
+    def reject_optimized(self, fault: str) -> bool:
+        """Keep optimised weights from being loaded again; ``initialize`` then loads the original ones.
+
+        Args:
+            fault: what is wrong with them, for the log.
+
+        Returns:
+            Whether optimised weights are served now.
+        """
+        if self.served_weights is None or not self.served_weights.optimized:
+            return False
+        self._fault_of_optimized = fault
+        return True
+
+    def explaining(self, requests: Sequence[Request]) -> optimized.Explaining:
+        """Return the model that explains: ``model`` unless it has optimised weights without gradients.
+
+        If it is another one, the header ``Explain-Weights`` of the responses names its weights.
+        """
+        if self.served_weights is None:
+            return optimized.Explaining(self.model, self.dtype)
+        explaining = self.served_weights.explaining()
+        if explaining.weights is not None:
+            for request in requests:
+                self.context.set_response_header(request.index, "Explain-Weights", explaining.weights)
+        return explaining
 
     def warm_up(self, context: Any) -> None:
         """Answer the archive's samples, alone and in a full batch; the last thing to do in ``initialize``.
@@ -128,7 +165,11 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         for size in sorted({1, int(properties.get("batch_size") or 1)}) if predicted else ():
             batch = [predicted[index % len(predicted)] for index in range(size)]
             for _ in range(_WARM_CALLS):
-                batches.answer(self, batch)
+                replies = batches.answer(self, batch)
+                if any(reply.status >= 500 for reply in replies) and self.reject_optimized(_SAMPLES_FAIL):
+                    # What a handler has read of the model, such as names of inputs, was that of the optimised weights.
+                    self.initialize(context)
+                    return
 
     def sample_requests(self) -> list[Request]:
         """Return those of the archive's samples that are predictions."""
@@ -230,6 +271,11 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         """Return the model's name and version."""
         model = self.manifest["model"]
         return str(model.get("modelName", "")), str(model.get("modelVersion", ""))
+
+    def described_weights(self) -> dict[str, Any]:
+        """Return which weights are served, for descriptions; empty if the archive has no optimised ones."""
+        served = self.served_weights
+        return {"weights": served.description()} if served and (served.optimized or served.reason) else {}
 
     def handle(self, data: Sequence[Any], context: Any) -> list[Any]:
         """Answer a batch; the list that returns is as long as ``data``, whatever happened."""

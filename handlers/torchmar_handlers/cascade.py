@@ -138,6 +138,11 @@ class Cascade(BaseHandler):
         columns: Mapping[str, Any] | None = self.first.columns(answers)
         return columns
 
+    def described_weights(self) -> dict[str, Any]:
+        """Return which weights each stage serves; empty if none has optimised ones."""
+        stages = [stage.described_weights().get("weights") for stage in (self.first, self.second)]
+        return {"weights": stages} if any(stages) else {}
+
     def signature(self) -> signatures.Signature:
         """Return what the first stage takes and gives, which is what the second gives in its place."""
         signature: signatures.Signature = self.first.signature()

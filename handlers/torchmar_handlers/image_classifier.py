@@ -115,15 +115,17 @@ class ImageClassifier(BaseHandler):
         for position, options in enumerate(requested):
             if options.target is not None:
                 targets[position] = self._class(options.target, probabilities.shape[1])
+        explaining = self.explaining(requests)
         explained = explanations.explain(
-            lambda rows: only(forward(self.model, rows, device=self.device, dtype=self.dtype)),
+            lambda rows: only(forward(explaining.model, rows, device=self.device, dtype=explaining.dtype)),
             batch,
             targets,
             requested,
-            scores=scores,
-            model=self.model,
+            scores=scores if explaining.weights is None else None,
+            model=explaining.model,
             layer=self.layer,
-            differentiable=weights.differentiable(self.model),
+            differentiable=weights.differentiable(explaining.model),
+            weights=explaining.weights,
         )
         chosen = probabilities.gather(1, targets[:, None])[:, 0].tolist()
         answers: list[Any] = []

@@ -20,6 +20,7 @@ from torchmar_handlers.request import BadRequest, Request
 from torchmar_handlers.texts import outputs, tokenizer, vocabulary
 from torchmar_handlers.texts.encoded import Encoded, Reader
 from torchmar_handlers.texts.handler import TextHandler
+from torchmar_handlers.weights.optimized import Explaining
 
 
 class TextClassifier(TextHandler):
@@ -63,9 +64,6 @@ class TextClassifier(TextHandler):
             "n_steps": options.integer("n_steps", 50, low=1, high=1000),
             "baseline": options.text("baseline", "zeros", choices=("zeros", *self.reader.replacements)),
         }
-        for part in self.model.modules():
-            if isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag):
-                part.sparse = False  # a way to train; the gradients of explanations are dense
         self.warm_up(context)
 
     def read_with(self, folder: Path) -> Reader:
@@ -116,18 +114,24 @@ class TextClassifier(TextHandler):
         for position, options in enumerate(requested):
             if options.target is not None:
                 targets[position] = self._class(options.target, probabilities.shape[1])
-        ids, mask, special = (tensor.to(self.device) for tensor in self.reader.tensors(batch))
+        explaining = self.explaining(requests)
+        for part in explaining.model.modules():
+            if isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag):
+                part.sparse = False  # a way to train; the gradients of explanations are dense
+        reader = self.reader.of(explaining.model)
+        ids, mask, special = (tensor.to(self.device) for tensor in reader.tensors(batch))
         explained = explain_tokens(
-            self._scored,
+            lambda ids, mask: self._scored(reader.called_with(ids, mask), len(ids), explaining),
             ids,
             mask,
             targets,
             requested,
             replacements=replacements,
-            module=self.model,
+            module=explaining.model,
             special=special,
-            one_length=self.reader.length is not None,
-            differentiable=weights.differentiable(self.model),
+            one_length=reader.length is not None,
+            differentiable=weights.differentiable(explaining.model),
+            weights=explaining.weights,
         )
         chosen = probabilities.gather(1, targets[:, None])[:, 0].tolist()
         return [self._explanation(*row) for row in zip(requests, batch, explained, chosen, strict=True)]
@@ -144,10 +148,9 @@ class TextClassifier(TextHandler):
         """Return a text in, the most probable label out."""
         return signatures.of([signatures.tensor("text", "BYTES")], signatures.best_class())
 
-    def _scored(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        arguments = self.reader.called_with(ids, mask)
-        output = forward(self.model, arguments, device=self.device, dtype=self.dtype)
-        return outputs.scores(output, ids.shape[:1], self.output_names)
+    def _scored(self, arguments: tuple[torch.Tensor, ...], rows: int, explaining: Explaining) -> torch.Tensor:
+        output = forward(explaining.model, arguments, device=self.device, dtype=explaining.dtype)
+        return outputs.scores(output, (rows,), weights.output_names(explaining.model))
 
     def _explanation(self, request: Request, encoded: Encoded, explanation: Explanation, probability: float) -> Any:
         spans = self.reader.credited(encoded, explanation.attributions.tolist())

@@ -33,6 +33,7 @@ class HandlerProtocol(faults.Handler, Protocol):
     def predict_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
     def explain_handle(self, batch: Any, requests: Sequence[Request]) -> Sequence[Any]: ...
     def describe_handle(self) -> Any: ...
+    def described_weights(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(slots=True)
@@ -170,11 +171,19 @@ def _read(handler: HandlerProtocol, request: Request) -> protocols.ParsedRequest
     """Return the instances of a request, or the answer of one that needs no model."""
     try:
         if request.wants_description:
-            return Reply.of(handler.describe_handle())
+            return Reply.of(_description(handler))
         return protocols.read(request, handler)
     except Exception as error:
         status, message = _status_and_message(handler, faults.of_reading(handler.known_inputs, error))
         return Reply.error(status, message, **handler.error_keys(status, message))
+
+
+def _description(handler: HandlerProtocol) -> Any:
+    """Return a handler's description, with which weights are served where there are several."""
+    description, of_weights = handler.describe_handle(), handler.described_weights()
+    if of_weights and (description is None or isinstance(description, Mapping)):
+        return {**(description or {}), **of_weights}
+    return description
 
 
 def _decode(handler: HandlerProtocol, parts: Sequence[Request]) -> list[Any]:

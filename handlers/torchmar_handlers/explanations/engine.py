@@ -38,6 +38,7 @@ def explain(
     model: torch.nn.Module | None = None,
     layer: str | None = None,
     differentiable: bool = True,
+    weights: str | None = None,
     max_forward_batch: int = 256,
 ) -> list[Explanation]:
     """Explain one output for each row; rows that ask for the same method and steps are computed together.
@@ -58,6 +59,7 @@ def explain(
         model: the module that ``score`` runs, for Grad-CAM and attention rollout.
         layer: the name of the layer for Grad-CAM; by default the last ``Conv2d``.
         differentiable: False if the weights are known to have no gradients.
+        weights: what the weights are called where they are not those of predictions, as `Explanation` has it.
         max_forward_batch: the most rows of a forward pass.
 
     Raises:
@@ -91,7 +93,7 @@ def explain(
             return values, differences(values, reached[indices] - begun)
 
         substitute = "occlusion" if inputs.dim() > 2 else "feature_ablation"
-        return settle(requested, targets, compute, substitute, differentiable=differentiable)
+        return settle(requested, targets, compute, substitute, differentiable=differentiable, weights=weights)
 
 
 def settle(
@@ -101,6 +103,7 @@ def settle(
     substitute: str,
     *,
     differentiable: bool,
+    weights: str | None = None,
     alike: Callable[[int], Hashable] = lambda index: None,
 ) -> list[Explanation]:
     """Return the explanations of all rows, computed group by group with ``compute(method, options, indices)``.
@@ -111,6 +114,7 @@ def settle(
         compute: raises NoGradientError when a method cannot be had.
         substitute: the method that takes the place of a usual one then.
         differentiable: False if the weights are known to have no gradients.
+        weights: what the weights are called where they are not those of predictions.
         alike: rows share a group only if this is the same for both.
 
     Raises:
@@ -146,6 +150,7 @@ def settle(
                 delta=None if deltas is None else deltas[place],
                 instead_of=instead_of,
                 reason=reason,
+                weights=weights,
             )
     return [results[index] for index in range(len(requested))]
 

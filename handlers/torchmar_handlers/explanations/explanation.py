@@ -26,6 +26,8 @@ class Explanation:
             method promises no such sum.
         instead_of: the usual method, if that could not be had.
         reason: why it could not.
+        weights: ``original`` where predictions are those of optimised weights, which have no gradients, and the
+            attributions are those of the original ones; None: both are of the same weights.
     """
 
     method: str
@@ -36,6 +38,7 @@ class Explanation:
     delta: float | None = None
     instead_of: str | None = None
     reason: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         """Raise NotFinite where an attribution, or what they miss of the score, is NaN or infinite."""
@@ -57,6 +60,8 @@ class Explanation:
             parts.append(f"baseline {self.baseline}")
         if self.instead_of is not None:
             parts.append(f"in place of {self.instead_of.replace('_', ' ')}")
+        if self.weights is not None:
+            parts.append(f"{self.weights} weights")
         return ", ".join(parts)
 
 
@@ -75,6 +80,7 @@ def document(explanation: Explanation, **more: Any) -> dict[str, Any]:
         "method": explanation.method,
         "instead_of": explanation.instead_of,
         "reason": explanation.reason,
+        "weights": explanation.weights,
         "n_steps": explanation.n_steps,
         "baseline": explanation.baseline,
         "target": explanation.target,

@@ -43,6 +43,7 @@ def explain_tokens(
     special: torch.Tensor | None = None,
     one_length: bool = False,
     differentiable: bool = True,
+    weights: str | None = None,
     max_forward_batch: int = 256,
 ) -> list[Explanation]:
     """Explain one output for each text; texts of one length that ask for the same are computed together.
@@ -67,6 +68,7 @@ def explain_tokens(
         special: 1 for tokens that are no part of the text (``[CLS]``), ``(n, tokens)``; they get zeros.
         one_length: whether the model takes texts of just this length; then they stay padded.
         differentiable: False if the weights are known to have no gradients.
+        weights: what the weights are called where they are not those of predictions, as `Explanation` has it.
         max_forward_batch: the most rows of a forward pass.
 
     Raises:
@@ -109,7 +111,13 @@ def explain_tokens(
             return [value[positions] for value, positions in zip(values, real_tokens, strict=True)], deltas
 
         return settle(
-            requested, targets, compute, "feature_ablation", differentiable=differentiable, alike=lengths.__getitem__
+            requested,
+            targets,
+            compute,
+            "feature_ablation",
+            differentiable=differentiable,
+            weights=weights,
+            alike=lengths.__getitem__,
         )
 
 

@@ -24,6 +24,7 @@ from torchmar_handlers.tables import bodies
 from torchmar_handlers.tables.columns import NUMBER, OUT_OF_RANGE, Column
 from torchmar_handlers.tables.columns import read as read_columns
 from torchmar_handlers.tables.table import Table, shown
+from torchmar_handlers.weights.load_error import summary
 
 METHODS = ("integrated_gradients", "gradient_shap", "saliency", "feature_ablation")
 BASELINES = ("mean", "zeros")
@@ -97,7 +98,10 @@ class TabularHandler(BaseHandler):
         self.typical = torch.from_numpy(self.table.typical()).to(self.device)
         widths = [column.width for column in columns]
         self.groups = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths)).to(self.device)
-        self.outputs = self._count_outputs()
+        if (outputs := self._count_outputs()) is None:
+            TabularHandler.initialize(self, context)  # with the original weights
+            return
+        self.outputs = outputs
 
     def rows(self, request: Request) -> list[Any] | None:
         """Return the rows of a body with several."""
@@ -118,23 +122,25 @@ class TabularHandler(BaseHandler):
     def inference(self, data: np.ndarray | torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the model's output, ``(n, outputs)``, for rows of values or for encoded ones."""
         encoded = self.encode(data) if isinstance(data, np.ndarray) else data
-        return self.only(super().inference(encoded), len(encoded))
+        return self.only(super().inference(encoded), len(encoded), self.model)
 
     def explain_handle(self, batch: np.ndarray, requests: Sequence[Request]) -> Sequence[Any]:
         """Return one explanation per row, as JSON or as a picture."""
         requested = [self._explain_options(request) for request in requests]
         encoded = self.encode(batch)
-        scores = self._scores(encoded)
+        scores = self._scores(encoded, self.model, self.dtype)
         targets = self.targets(scores.detach(), [options.target for options in requested])
+        explaining = self.explaining(requests)
         explanations = explain(
-            self._scores,
+            lambda rows: self._scores(rows, explaining.model, explaining.dtype),
             encoded,
             targets,
             requested,
-            scores=scores.detach(),
+            scores=scores.detach() if explaining.weights is None else None,
             baselines=torch.stack([self._baseline(options) for options in requested]),
             groups=self.groups,
-            differentiable=weights.differentiable(self.model),
+            differentiable=weights.differentiable(explaining.model),
+            weights=explaining.weights,
         )
         predictions = self.predictions(scores.detach(), targets)
         return [self._explained(*row) for row in zip(requests, explanations, predictions, batch, strict=True)]
@@ -168,10 +174,10 @@ class TabularHandler(BaseHandler):
         """Return rows of values as the model sees them, ``(n, width)`` float32, on its device."""
         return torch.from_numpy(self.table.encode(values)).to(self.device)
 
-    def only(self, output: Any, rows: int) -> torch.Tensor:
-        """Return the model's scores, ``(n, outputs)``, out of what it put out for ``rows`` rows."""
+    def only(self, output: Any, rows: int, model: torch.nn.Module) -> torch.Tensor:
+        """Return the scores of a model, ``(n, outputs)``, out of what it put out for ``rows`` rows."""
         if isinstance(output, tuple | list):
-            names = weights.output_names(self.model) or [str(position) for position in range(len(output))]
+            names = weights.output_names(model) or [str(position) for position in range(len(output))]
             output = dict(zip(names, output, strict=True))
         if isinstance(output, Mapping):
             name = self.scores_name or (next(iter(output)) if len(output) == 1 else "")
@@ -207,15 +213,17 @@ class TabularHandler(BaseHandler):
     def predicted_signature(self) -> list[signatures.Tensor]:
         """Return the descriptions of the columns of predictions."""
 
-    def _scores(self, encoded: torch.Tensor) -> torch.Tensor:
-        output = forward(self.model, encoded, device=self.device, dtype=self.dtype)
-        return self.scores(self.only(output, len(encoded)))
+    def _scores(self, encoded: torch.Tensor, model: torch.nn.Module, dtype: torch.dtype | None) -> torch.Tensor:
+        output = forward(model, encoded, device=self.device, dtype=dtype)
+        return self.scores(self.only(output, len(encoded), model))
 
-    def _count_outputs(self) -> int:
-        """Return how many numbers the model puts out for a row."""
+    def _count_outputs(self) -> int | None:
+        """Return how many numbers the model puts out for a row; None: optimised weights do not take one."""
         try:
             output = self.inference(self.typical[None])
         except Exception as error:
+            if self.reject_optimized(f"they do not take the {self.table.width} numbers of a row: {summary(error)}"):
+                return None
             problem = f"the model does not take the {self.table.width} numbers that they make: {error}"
             raise OptionError("columns", problem) from error
         return int(output.shape[1])

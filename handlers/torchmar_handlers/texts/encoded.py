@@ -50,6 +50,9 @@ class Reader(Protocol):
     def replacements(self) -> Mapping[str, int]:
         """Ids of neutral tokens, by name, for explanations; at least one."""
 
+    def of(self, model: torch.nn.Module) -> Reader:
+        """Return this reader for another model of the same texts, which may take its arguments in another order."""
+
     def encode(self, text: str) -> Encoded:
         """Return the ids of a text. Raises BadRequest (413) when it has more than the model takes."""
 

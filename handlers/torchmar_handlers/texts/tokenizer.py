@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,13 @@ class Tokenizer:
         """Ids of neutral tokens, by name, for explanations."""
         known = {"mask": _id(self.tokenizer, _MASKS), "unk": _id(self.tokenizer, _UNKNOWN), "pad": self.pad}
         return {name: number for name, number in known.items() if number is not None}
+
+    def of(self, model: torch.nn.Module) -> Tokenizer:
+        """Return this tokenizer for another model of the same texts."""
+        other = copy.copy(self)
+        other.wants = _wanted(model)
+        other.length = _length(model, other.wants)
+        return other
 
     def encode(self, text: str) -> Encoded:
         """Return the ids of a text, cut after ``max_tokens``; reject it instead where ``truncate`` is false."""

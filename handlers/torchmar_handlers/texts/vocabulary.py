@@ -56,6 +56,10 @@ class Vocabulary:
         """Ids of neutral words, by name, for explanations; 0 is one in most vocabularies without a name."""
         return {"unk": self.unknown or 0}
 
+    def of(self, model: torch.nn.Module) -> Vocabulary:
+        """Return this vocabulary: every model is called in the same way."""
+        return self
+
     def encode(self, text: str) -> Encoded:
         """Return the ids of the words of a text, and then of its pairs of words."""
         words: list[str] = self.tokenizer(cleaned(text))

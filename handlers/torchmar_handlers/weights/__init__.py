@@ -59,6 +59,9 @@ def load(
     providers               those of the device    execution providers of ONNX Runtime
     ======================= ====================== ====================================================
 
+    Faster weights beside these, where the machine has what they need, are the subject of
+    `torchmar_handlers.weights.optimized`.
+
     Args:
         folder: where the archive is extracted, first on ``sys.path``.
         serialized_file: the weights, in ``folder``; identified by their content.

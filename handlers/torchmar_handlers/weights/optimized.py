@@ -1,0 +1,251 @@
+"""Optimised weights beside the original ones: which are served, and which explain.
+
+The section ``optimized`` in the options of a handler names weights that are faster on some machines. They are served
+where the machine has what they need and they load; elsewhere the original weights are, with one warning in the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchmar_handlers import weights
+from torchmar_handlers.weights import machine
+from torchmar_handlers.weights.formats import identify
+from torchmar_handlers.weights.load_error import LoadError, summary
+from torchmar_handlers.weights.optimizations import Optimizations
+
+logger = logging.getLogger(__name__)
+
+SECTION = "optimized"
+
+_OWN = ("weights", "needs")
+_OPTIONS = ("dtype", "channels_last", "freeze", "optimize_for_inference", "compile", "providers")
+_DIGESTS = Path("MAR-INF", "SHA256SUMS")
+
+
+@dataclass(frozen=True)
+class Explaining:
+    """The model that explanations are computed with.
+
+    Attributes:
+        model: the module.
+        dtype: what floats are converted to for it; None: they stay as they are.
+        weights: ``original`` where it is not the model that is served; else None.
+    """
+
+    model: nn.Module
+    dtype: torch.dtype | None
+    weights: str | None = None
+
+
+class ServedWeights:
+    """The weights of an archive.
+
+    Attributes:
+        model: what answers predictions.
+        dtype: what floats are converted to for it, float16 or bfloat16; None: they stay as they are.
+        optimized: whether it has the optimised weights.
+        file: its weights, in the archive; None: it has none.
+        reason: why the optimised weights are not served; empty if they are, or if there are none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        file: str | None,
+        load_original: Callable[[], nn.Module] | None = None,
+        reason: str = "",
+    ) -> None:
+        self.model, self.file, self.reason = model, file, reason
+        self.dtype = _half(model)
+        self.optimized = load_original is not None
+        self._load_original = load_original
+        self._explaining: Explaining | None = None
+        self._lock = threading.Lock()
+
+    def explaining(self) -> Explaining:
+        """Return the model for explanations: the one that is served if it has gradients, else the original.
+
+        The original is loaded when this is called for the first time. If it has no gradients either, the model that is
+        served explains.
+
+        Raises:
+            LoadError: the original cannot be loaded.
+        """
+        with self._lock:
+            if self._explaining is None:
+                self._explaining = self._explained_by()
+            return self._explaining
+
+    def description(self) -> dict[str, Any]:
+        """Return which weights are served, for people."""
+        return {"file": self.file, "optimized": self.optimized, **({"reason": self.reason} if self.reason else {})}
+
+    def _explained_by(self) -> Explaining:
+        if self._load_original is not None and not weights.differentiable(self.model):
+            logger.info("the original weights are loaded for explanations: %s has no gradients", self.file)
+            with torch.inference_mode(False):
+                original = self._load_original()
+            if weights.differentiable(original):
+                return Explaining(original, _half(original), "original")
+        return Explaining(self.model, self.dtype)
+
+
+@dataclass(frozen=True)
+class Section:
+    """The section ``optimized``.
+
+    Attributes:
+        weights: the file in the archive; None: the original weights, with other options.
+        needs: what the machine must have, as `machine.missing` takes it.
+        options: of the weights.
+    """
+
+    weights: str | None
+    needs: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, given: Any) -> Section:
+        """Read the section.
+
+        Raises:
+            LoadError: it is no mapping, has an unknown key or a value that cannot be used.
+        """
+        if not isinstance(given, Mapping):
+            raise _invalid("", f"{given!r} is not a mapping such as {{weights: optimized/model.xml}}")
+        for key in given:
+            if key not in (*_OWN, *_OPTIONS):
+                raise _invalid(f".{key}", f"no option is called so; there are {', '.join((*_OWN, *_OPTIONS))}")
+        name, needs = given.get("weights"), given.get("needs") or []
+        if name is not None and not (isinstance(name, str) and name):
+            raise _invalid(".weights", f"{name!r} is not the path of a file in the archive")
+        if not isinstance(needs, list | tuple) or not all(isinstance(need, str) for need in needs):
+            raise _invalid(".needs", f"{needs!r} is not a list of flags such as [avx512_bf16]")
+        options = {key: value for key, value in given.items() if key in _OPTIONS}
+        try:
+            Optimizations.of(options)
+        except LoadError as error:
+            raise LoadError(_in_section(str(error))) from None
+        return cls(name, tuple(needs), options)
+
+
+def load(
+    folder: Path,
+    serialized_file: str | None,
+    model_file: str | None,
+    device: torch.device,
+    options: Mapping[str, Any],
+    *,
+    threads: int,
+    pt2: Any = None,
+    fault: str = "",
+) -> ServedWeights:
+    """Return the weights that are to be served.
+
+    Args:
+        folder: and the next arguments: as `torchmar_handlers.weights.load` takes them, for the original weights.
+        serialized_file: the original weights.
+        model_file: the Python file with the class of the model.
+        device: of the worker.
+        options: the ``handler`` section of the configuration.
+        threads: of one operator.
+        pt2: the section of that name, for the original weights.
+        fault: why the optimised weights must not be served; empty: nothing is known against them.
+
+    Raises:
+        LoadError: the original weights cannot be loaded, or an option cannot be used.
+        ImportError: and whatever else the model file itself raises.
+    """
+
+    def original() -> nn.Module:
+        return weights.load(folder, serialized_file, model_file, device, options, threads=threads, pt2=pt2)
+
+    original_file = serialized_file or model_file
+    if (given := options.get(SECTION)) is None:
+        return ServedWeights(original(), original_file)
+    section = Section.of(given)
+    Optimizations.of(options, pt2)  # an option that is wrong for the original is found when it is not loaded, too
+    file = section.weights or original_file
+    try:
+        fault = fault or machine.missing(section.needs, device) or (_damage(folder, file) if section.weights else "")
+        if not fault:
+            model = _load(folder, section, serialized_file, model_file, device, options, threads, pt2)
+            return ServedWeights(model, file, original)
+    except Exception as error:
+        logger.debug("the optimised weights cannot be loaded", exc_info=True)
+        fault = _in_section(summary(error))
+    called = section.weights or ", ".join(f"{key}: {value}" for key, value in section.options.items())
+    logger.warning("the optimised weights (%s) are not served, but the original %s: %s", called, original_file, fault)
+    return ServedWeights(original(), original_file, reason=fault)
+
+
+def _load(
+    folder: Path,
+    section: Section,
+    serialized_file: str | None,
+    model_file: str | None,
+    device: torch.device,
+    options: Mapping[str, Any],
+    threads: int,
+    pt2: Any,
+) -> nn.Module:
+    if section.weights is None:
+        merged = {**options, **section.options}
+        return weights.load(folder, serialized_file, model_file, device, merged, threads=threads, pt2=pt2)
+    needed = model_file if identify(folder / section.weights).needs_model_file else None
+    return weights.load(folder, section.weights, needed, device, section.options, threads=threads)
+
+
+def _damage(folder: Path, file: str | None) -> str:
+    """Return which of the files of optimised weights is not as it was packed; empty if all are, or no digest is known.
+
+    Not every damage keeps weights from loading: numbers that have changed give other answers.
+    """
+    sums = folder / _DIGESTS
+    if file is None or not sums.is_file():
+        return ""
+    own = PurePosixPath(file)
+    for line in sums.read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        listed = PurePosixPath(name)
+        # Weights at the top of the archive have files of other things beside them.
+        beside = own.parent.name or listed.stem == own.stem
+        if listed.parent != own.parent or not beside:
+            continue
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != digest:
+            return f"{name} is damaged: it has another digest than SHA256SUMS lists"
+    return ""
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _half(model: nn.Module) -> torch.dtype | None:
+    dtype = weights.dtype(model)
+    return dtype if dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _in_section(message: str) -> str:
+    """Return a message about an option with the place where the option is."""
+    return message.replace("model-config.yaml: handler.", f"model-config.yaml: handler.{SECTION}.", 1)
+
+
+def _invalid(place: str, problem: str) -> LoadError:
+    return LoadError(f"model-config.yaml: handler.{SECTION}{place}: {problem}")
