@@ -1,7 +1,7 @@
 """Handlers for TorchServe that handle each request of a batch by itself.
 
 This package travels inside archives, whole, and imports nothing of torchmar: only the
-standard library, torch, NumPy, Pillow, captum and TorchServe's own ``ts``. One file, one
+standard library, torch, NumPy, Pillow and TorchServe's own ``ts``. One file, one
 handler; each extends `torchmar_handlers.base.BaseHandler`:
 
 * images: `image_classifier`, `image_segmenter`, `object_detector`;

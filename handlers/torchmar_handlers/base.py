@@ -151,7 +151,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
 
         What is slow at first (TorchScript compiles in the first calls of every shape) is paid here
         and not by the first clients. Explanations are left out: most workers never compute
-        one, and captum costs seconds and memory. Option ``warm_up: false`` skips it all.
+        one. Option ``warm_up: false`` skips it all.
 
         Raises:
             OptionError: the configuration has an option that a handler of this package does not know.

@@ -303,6 +303,21 @@ def test_columns_of_a_group_are_left_out_together(cancer: nn.Module, table: torc
     assert explanation.attributions[:3] == pytest.approx([lost] * 3, rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["occlusion", "feature_ablation"])
+def test_a_part_that_equals_the_baseline_takes_no_forward_pass(digits: nn.Module, method: str) -> None:
+    image = torch.zeros(1, 1, 8, 8)
+    image[0, 0, 3:5, 3:5] = 1
+    rows: list[int] = []
+
+    def score(batch: torch.Tensor) -> torch.Tensor:
+        rows.append(len(batch))
+        return digits(batch)
+
+    (explanation,) = explain(score, image, torch.tensor([3]), [ExplainOptions(method)])
+    assert close(explanation.attributions[None], captum_alone(method, digits, image[0], torch.zeros(1, 8, 8), 3))
+    assert sum(rows) == 1 + (9 if method == "occlusion" else 4)  # and the image itself
+
+
 def test_grad_cam_is_captums_enlarged(digits: Digits, images: torch.Tensor) -> None:
     rows, targets = images[:3], torch.tensor([0, 1, 2])
     convolution = digits.features[3]

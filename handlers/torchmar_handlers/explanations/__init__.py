@@ -9,8 +9,7 @@ From a request to its answer, in the order of the modules:
 * `gradients`, `perturbation`, `grad_cam`, `attention_rollout`: the methods themselves;
 * `explanation`: the result, with ``document`` to make JSON of it.
 
-The methods with gradients are computed here, equal to captum's and faster (the tests compare
-them); captum is imported by the first explanation with one of its own, since most workers never need it.
+They are computed here, equal to captum's and faster (the tests compare them).
 
 Two rules hold for all methods: a row's values never depend on the other rows of its batch, and
 the same request gives the same values each time.

@@ -83,7 +83,10 @@ def explain(
             if method == "attention_rollout":
                 return attention_rollout.attribute(score, rows, model, max_forward_batch), None
             if method in PERTURBATIONS:
-                return perturbation.attribute(score, rows, starts, chosen, method, groups, max_forward_batch), None
+                losses = perturbation.attribute(
+                    score, rows, starts, chosen, reached[indices], method, groups, max_forward_batch
+                )
+                return losses, None
             values = gradients.attribute(
                 lambda points, _: score(points), rows, starts, chosen, options, max_forward_batch
             )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from torchmar_handlers.explanations.gradients import NoGradientError, pieces, rows_in_a_pass
+from torchmar_handlers.explanations.gradients import NoGradientError, pick, pieces, rows_in_a_pass
 
 
 def attribute(
@@ -27,7 +27,7 @@ def attribute(
         score: maps ``(k, channels, height, width)`` to ``(k, outputs)`` by way of ``model``.
         inputs: ``(n, channels, height, width)``.
         targets: ``(n,)``.
-        model: an eager model; captum's hooks do not reach into TorchScript.
+        model: an eager model; hooks do not reach into TorchScript.
         layer: the name of the convolution in the model; by default its last ``Conv2d``.
         max_forward_batch: rows of a pass at the most.
 
@@ -40,11 +40,33 @@ def attribute(
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     if inputs.dim() != 4 or not (layer or convolutions):
         raise NoGradientError("grad_cam needs images and a Conv2d")
-    from captum.attr import LayerAttribution, LayerGradCam
-
-    method = LayerGradCam(score, model.get_submodule(layer) if layer else convolutions[-1])
+    module = model.get_submodule(layer) if layer else convolutions[-1]
     maps = []
     for rows in pieces(len(inputs), rows_in_a_pass(inputs[0].numel(), inputs.device, max_forward_batch)):
-        small = method.attribute(inputs[rows].clone().requires_grad_(), target=targets[rows])
-        maps.append(LayerAttribution.interpolate(small, tuple(inputs.shape[2:]), "bilinear").detach())
+        activations, slopes = _of_layer(score, inputs[rows], targets[rows], module)
+        small = (slopes.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True)
+        maps.append(torch.nn.functional.interpolate(small, tuple(inputs.shape[2:]), mode="bilinear"))
     return torch.cat(maps)
+
+
+def _of_layer(
+    score: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, targets: torch.Tensor, module: torch.nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the output of a layer and the gradients of the targets' scores with respect to it."""
+    outputs: list[torch.Tensor] = []
+
+    def on_output(module: torch.nn.Module, given: object, output: torch.Tensor) -> torch.Tensor:
+        # Gradients begin here, so that the layers before it record none.
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1].clone()  # the next layer may work in place
+
+    hook = module.register_forward_hook(on_output)
+    try:
+        with torch.enable_grad():
+            chosen = pick(score(inputs), targets).sum()
+    finally:
+        hook.remove()
+    if not outputs or outputs[-1].dim() != 4:
+        raise NoGradientError("grad_cam needs a layer with maps, (n, channels, height, width)")
+    (slopes,) = torch.autograd.grad(chosen, outputs[-1])
+    return outputs[-1].detach(), slopes

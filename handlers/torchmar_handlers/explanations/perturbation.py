@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from torchmar_handlers.explanations.gradients import pieces, rows_in_a_pass
+from torchmar_handlers.explanations.gradients import pick, pieces, rows_in_a_pass
 
 _WINDOW = 7  # a window's side is a seventh of the image's, and moves by half of that
 _GRID = 8  # patches along a side
@@ -21,6 +21,7 @@ def attribute(
     inputs: torch.Tensor,
     baselines: torch.Tensor,
     targets: torch.Tensor,
+    reached: torch.Tensor,
     method: str,
     groups: torch.Tensor | None,
     max_forward_batch: int,
@@ -32,52 +33,69 @@ def attribute(
     * ``feature_ablation``: patches of a grid or, in tables, columns. Every value of a patch or of a group of
       columns has the loss of the whole.
 
+    The parts of all rows share forward passes. A part that equals its baseline already loses nothing, and takes none.
+
     Args:
         score: maps ``(k, ...)`` to ``(k, outputs)``.
         inputs: ``(n, channels, ...)`` or, for tables, ``(n, features)``.
         baselines: shaped like ``inputs``.
         targets: ``(n,)``.
+        reached: the target's score of each row, ``(n,)``.
         method: ``occlusion`` or ``feature_ablation``.
         groups: for tables, the number of each column's group, ``(features,)``; columns of one group (a one-hot
             encoding) are left out together.
         max_forward_batch: rows of a forward pass at the most.
     """
-    from captum.attr import FeatureAblation, Occlusion
+    sides = inputs.shape[2:] if inputs.dim() > 2 else inputs.shape[1:]
+    if method == "occlusion":
+        axes = [_windows(side, images=inputs.dim() > 2) for side in sides]
+    elif inputs.dim() > 2 or groups is None:
+        axes = [_intervals(side, images=inputs.dim() > 2) for side in sides]
+    else:
+        axes = [groups.cpu() == groups.unique().cpu()[:, None]]
+    axes = [axis.to(inputs.device) for axis in axes]
+    differs = inputs != baselines
+    if inputs.dim() > 2:
+        differs = differs.any(1)
+    counts = differs.float()
+    for axis in reversed(axes):  # the last dimension is replaced, and moves to the front of the parts
+        counts = torch.movedim(counts @ axis.float().T, -1, 1)
+    places = counts.nonzero().unbind(1)
+    lost = torch.zeros_like(counts)
+    channels = [1] * (inputs.dim() - 1 - len(axes))
+    for piece in pieces(len(places[0]), rows_in_a_pass(inputs[0].numel(), inputs.device, max_forward_batch)):
+        row, *parts = (indices[piece] for indices in places)
+        mask = _outer([axis[part] for axis, part in zip(axes, parts, strict=True)])
+        mask = mask.view((len(row), *channels, *mask.shape[1:]))
+        with torch.no_grad():
+            without = score(torch.where(mask, baselines[row], inputs[row]))
+        place = (row, *parts)
+        lost[place] = reached[row].float() - pick(without, targets[row]).float()
+    total, covered = lost, torch.ones_like(lost[:1])
+    for axis in reversed(axes):
+        total, covered = (torch.movedim(values @ axis.float(), -1, 1) for values in (total, covered))
+    means = (total / covered).view((len(inputs), *channels, *sides))
+    return means.expand_as(inputs).to(inputs.dtype)
 
-    most = rows_in_a_pass(inputs[0].numel(), inputs.device, max_forward_batch)
-    results = []
-    for rows in pieces(len(inputs), most):
-        part = inputs[rows]
-        shared = {
-            "baselines": baselines[rows],
-            "target": targets[rows],
-            "perturbations_per_eval": max(1, most // len(part)),
-        }
-        if method == "occlusion":
-            window, stride = _window(part)
-            result = Occlusion(score).attribute(part, sliding_window_shapes=window, strides=stride, **shared)
-        else:
-            mask = _patches(part) if part.dim() > 2 or groups is None else groups.to(part.device)[None]
-            result = FeatureAblation(score).attribute(part, feature_mask=mask, **shared)
-        results.append(result.detach())
-    return torch.cat(results)
+
+def _outer(masks: list[torch.Tensor]) -> torch.Tensor:
+    """Return the values that lie in the part along every axis, ``(k, ...sides)``, of masks ``(k, side)``."""
+    result = masks[0]
+    for mask in masks[1:]:
+        result = result[..., None] & mask.view(len(mask), *[1] * (result.dim() - 1), -1)
+    return result
 
 
-def _window(inputs: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if inputs.dim() == 2:
-        return (1,), (1,)
-    channels, *sides = inputs.shape[1:]
-    window = [math.ceil(side / _WINDOW) for side in sides]
-    return (channels, *window), (channels, *(max(1, side // 2) for side in window))
+def _windows(side: int, *, images: bool) -> torch.Tensor:
+    """Return which values each of the overlapping windows along a side covers, ``(windows, side)``."""
+    width = math.ceil(side / _WINDOW) if images else 1
+    stride = max(1, width // 2)
+    starts = torch.arange(1 + math.ceil((side - width) / stride))[:, None] * stride
+    values = torch.arange(side)
+    return (values >= starts) & (values < starts + width)
 
 
-def _patches(inputs: torch.Tensor) -> torch.Tensor:
-    """Return the number of each value's patch, ``(1, 1, ...)``; in tables each column is one, ``(1, features)``."""
-    if inputs.dim() == 2:
-        return torch.arange(inputs.shape[1], device=inputs.device)[None]
-    numbers = torch.zeros(1, dtype=torch.long, device=inputs.device)
-    for side in inputs.shape[2:]:
-        count = min(side, _GRID)
-        along = torch.arange(side, device=inputs.device) * count // side
-        numbers = numbers[..., None] * count + along
-    return numbers[None]
+def _intervals(side: int, *, images: bool) -> torch.Tensor:
+    """Return which values each of the intervals that a side is cut into covers, ``(intervals, side)``."""
+    count = min(side, _GRID) if images else side
+    return torch.arange(side) * count // side == torch.arange(count)[:, None]
