@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import requests
 
 from tests.support.servers import write_config
+from tests.support.waiting import until
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.torchserve import TorchServe
 from torchmar.server.api_error import ApiError
@@ -94,7 +96,7 @@ def test_the_scheme_may_have_any_case(tokens: Tokens) -> None:
 
 
 def test_a_fixed_token_passes_at_once_and_for_good_and_stands_in_the_key_file(tmp_path: Path) -> None:
-    tokens = Tokens(tmp_path / "k", minutes=-1, fixed={"inference": "the-one-that-all-replicas-have"})
+    tokens = Tokens(tmp_path / "k", minutes=-1, fixed={"inference": ["the-one-that-all-replicas-have"]})
     assert passes(tokens, "Bearer the-one-that-all-replicas-have")
     assert not passes(tokens, "Bearer the-one-that-all-replicas-have", "management")
     assert keys(tokens.file)["inference"] == "the-one-that-all-replicas-have"
@@ -105,6 +107,35 @@ def test_a_fixed_token_passes_at_once_and_for_good_and_stands_in_the_key_file(tm
     assert "the-one" not in caught.value.message + repr(tokens)
     tokens.renew("management")
     assert passes(tokens, "Bearer the-one-that-all-replicas-have")
+
+
+OLD, NEW, READER = "the-token-until-today", "the-token-from-today", "a-token-of-a-dashboard"
+
+
+def test_each_of_several_fixed_tokens_passes_and_the_first_is_in_the_key_file(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "k", fixed={"management": [NEW, OLD]})
+    assert passes(tokens, f"Bearer {OLD}", "management") and passes(tokens, f"bearer  {NEW}", "management")
+    assert keys(tokens.file)["management"] == NEW
+    assert not passes(tokens, f"Bearer {NEW}\n{OLD}", "management")
+    random = keys(tokens.file)["inference"]
+    tokens.replace_fixed({"management": [NEW]})
+    assert not passes(tokens, f"Bearer {OLD}", "management")
+    assert passes(tokens, f"Bearer {random}")
+    tokens.replace_fixed({})
+    assert not passes(tokens, f"Bearer {NEW}", "management")
+    assert passes(tokens, f"Bearer {keys(tokens.file)['management']}", "management")
+
+
+def test_a_reader_may_look_and_not_change(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path / "k", fixed={"read": [READER]})
+    assert passes(tokens, f"Bearer {READER}", "read")
+    assert passes(tokens, f"Bearer {keys(tokens.file)['management']}", "read")
+    assert not passes(tokens, f"Bearer {keys(tokens.file)['inference']}", "read")
+    assert not passes(tokens, f"Bearer {READER}") and not passes(tokens, f"Bearer {READER}", "key")
+    with pytest.raises(ApiError, match="may read and change nothing") as caught:
+        tokens.check(f"Bearer {READER}", "management")
+    assert caught.value.status == 403
+    assert READER not in tokens.file.read_text()
 
 
 def test_an_error_has_torchserves_words(tokens: Tokens, real: TorchServe) -> None:
@@ -213,3 +244,59 @@ def test_a_token_of_the_environment_outlives_restarts_and_stands_in_no_log_and_n
             for name in ("console.log", "config.properties"):
                 written += (running.folder / name).read_text()
             assert secret not in written
+
+
+def test_tokens_are_changed_under_load_without_a_lost_request(tmp_path: Path, make: Callable[..., Path]) -> None:
+    archive = make("def handle(rows, context):\n    return None if rows is None else ['done'] * len(rows)\n")
+    file, reader = tmp_path / "inference", tmp_path / "read"
+    file.write_text(f"{OLD}\n")
+    reader.write_text(f"{READER}\n")
+    config = write_config(tmp_path, torchmar_inference_token_file="inference", torchmar_read_token_file="read")
+    with Builtin(config, archive.parent, tmp_path / "run") as server:
+        name = server.load(archive).name
+        ends = threading.Event()
+        statuses: list[int] = []
+        token = OLD
+
+        def send() -> None:
+            with requests.Session() as session:
+                while not ends.is_set():
+                    answer = session.post(
+                        f"{server.server.inference}/predictions/{name}",
+                        data=b"x",
+                        headers={"Authorization": f"Bearer {token}"},
+                    )
+                    statuses.append(answer.status_code)
+
+        def status(of: str) -> int:
+            headers = {"Authorization": f"Bearer {of}"}
+            return requests.get(f"{server.server.inference}/predictions/{name}", headers=headers).status_code
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            file.write_text(f"{NEW}\n{OLD}\n")
+            server.reload()
+            until(lambda: status(NEW) == 200)
+            assert keys(server.folder / "key_file.json")["inference"] == NEW
+            token = NEW
+            sent = len(statuses)
+            until(lambda: len(statuses) > sent + 2)
+            file.write_text(f"{NEW}\n")
+            server.reload()
+            until(lambda: status(OLD) == 400)
+            file.write_text("short\n")  # an error: nothing changes
+            server.reload()
+            until(lambda: "nothing is reloaded" in (server.folder / "logs/server.log").read_text())
+            assert status(NEW) == 200
+        finally:
+            ends.set()
+            sender.join()
+        assert set(statuses) == {200}
+
+        models = f"{server.server.management}/models/{name}"
+        headers = {"Authorization": f"Bearer {READER}"}
+        assert requests.get(models, headers=headers).json()[0]["modelName"] == name
+        refused = [requests.put(models, headers=headers), requests.delete(models, headers=headers)]
+        assert [answer.status_code for answer in refused] == [403, 403]
+        assert requests.get(models, headers=headers).status_code == 200

@@ -398,14 +398,17 @@ def test_tokens_are_read_from_files_and_variables_and_never_shown(store: Path) -
     text = f"torchmar_inference_token_file={file}\ntorchmar_management_token_file={file}"
     other = {"TORCHMAR_SERVER_MANAGEMENT_TOKEN": SECRET[::-1], "TORCHMAR_INFERENCE_TOKEN": "a-token-for-clients"}
     settings = read(store, text, other)
-    assert settings.fixed_tokens == {"inference": SECRET, "management": SECRET[::-1]}
+    assert settings.fixed_tokens == {"inference": (SECRET,), "management": (SECRET[::-1],)}
     assert SECRET not in repr(settings)
+    file.write_text(f"{SECRET}\n\n  {SECRET[::-1]}\n")
+    readers = read(store, f"torchmar_read_token_file={file}").fixed_tokens
+    assert readers == {"read": (SECRET, SECRET[::-1])}
     assert read(store, "", {"TORCHMAR_INFERENCE_TOKEN": "a-token-for-clients"}).fixed_tokens == {}
     _, warnings = read_with_warnings(store, f"{text}\ndisable_token_authorization=true")
     assert any("without effect, since disable_token_authorization=true" in warning for warning in warnings)
 
 
-@pytest.mark.parametrize("text", ["short", "", "with a blank in the middle", "a-line-0123456789\nand-another-012345"])
+@pytest.mark.parametrize("text", ["short", "", "with a blank in the middle", "a-line-0123456789\nand a blank-012345"])
 def test_a_token_that_clients_could_not_send_keeps_the_server_from_starting(store: Path, text: str) -> None:
     file = store.parent / "secret"
     file.write_text(text)

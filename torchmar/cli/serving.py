@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,6 +105,7 @@ def serve(
                 config, folder, run_folder, port=port, host=host, metrics_host=metrics_host, overrides=overrides
             )
             server = stack.enter_context(starting)
+        _pass_reloads(server)
         out.print(server.described, markup=False)
         for line in addresses.lines(server.properties, engine):
             out.print(line, markup=False)
@@ -142,6 +145,14 @@ def serve(
             err.print("stopping; Ctrl-C again does not wait for open requests")
             raise
         err.print("the server was stopped")
+
+
+def _pass_reloads(server: Server) -> None:
+    """Pass SIGHUP to the built-in server; of a terminal that has gone, it ends this command."""
+    from torchmar.engines.builtin import Builtin
+
+    if isinstance(server, Builtin) and not (sys.stdin and sys.stdin.isatty()):
+        signal.signal(signal.SIGHUP, lambda number, frame: server.reload())
 
 
 def stop(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -46,6 +47,10 @@ class Builtin(Engine):
             if self._ended(_POLL_SECONDS) is not None:
                 raise self._death("while it loaded its models")
         return report
+
+    def reload(self) -> None:
+        """Make the server read fixed tokens, key and certificate again."""
+        self._process.send_signal(signal.SIGHUP)
 
     def _launch(self) -> None:
         startup_report.remove(self.folder)  # an earlier server's

@@ -27,7 +27,7 @@ StartLimitBurst=5
 Type=notify
 NotifyAccess=main
 ExecStart={command}
-WorkingDirectory={folder}
+{reload}WorkingDirectory={folder}
 {environment}Restart=on-failure
 RestartSec=5
 TimeoutStartSec=900
@@ -145,6 +145,9 @@ def unit(service: Service, config: Properties) -> str:
         store=_text(str(service.model_store)),
         # In arguments, but not in the name of the program, a $ would start a variable.
         command=" ".join([_program(service.python), *(_word(word).replace("$", "$$") for word in words)]),
+        reload="# systemctl reload: tokens and certificates are read again.\nExecReload=/bin/kill -HUP $MAINPID\n"
+        if builtin
+        else "",
         folder=_text(str(service.folder)),
         environment=f"Environment=PYTHONUNBUFFERED=1\n{java}",
         user=_OWN_USER if own else f"User={_text(service.user)}\n",

@@ -1,4 +1,7 @@
-"""``python -m torchmar.server -f CONFIG``: run the server in this folder until SIGTERM or Ctrl-C."""
+"""``python -m torchmar.server -f CONFIG``: run the server in this folder until SIGTERM or Ctrl-C.
+
+SIGHUP makes it read tokens and certificates again.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from torchmar.server.telemetry import logs
 
 def main() -> None:
     """Run the server that the command line describes."""
-    parser = argparse.ArgumentParser(prog="python -m torchmar.server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m torchmar.server", description=__doc__.partition("\n")[0])
     parser.add_argument("-f", metavar="CONFIG", type=Path, required=True, help="a config.properties")
     parser.add_argument("--foreground", action="store_true", help="write log messages to stderr, too")
     chosen = parser.parse_args()
@@ -55,6 +58,8 @@ async def _serve(configured: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
     server = app.ServerApp(configured, Path.cwd())
+    if not (sys.stdin and sys.stdin.isatty()):  # of a terminal, it means that the terminal has gone
+        loop.add_signal_handler(signal.SIGHUP, server.reload)
     opening = asyncio.ensure_future(server.open())
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)

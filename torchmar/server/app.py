@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchmar.address import Address
+from torchmar.errors import TorchmarError
 from torchmar.server import grpc, http
 from torchmar.server.api.inference import Inference
 from torchmar.server.api.management import Management
 from torchmar.server.api.metrics import MetricsApi
 from torchmar.server.bind_errors import bind_error
+from torchmar.server.config import reader
 from torchmar.server.config.credentials import tls_context
 from torchmar.server.config.settings import Settings
 from torchmar.server.models import snapshots, startup_report
@@ -25,6 +28,9 @@ from torchmar.server.telemetry import logs, metrics_config
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.fork_server import ForkServer
+
+if TYPE_CHECKING:
+    from torchmar.server.grpc.listener import GrpcListener
 
 GRACE = 30.0  # seconds for the last requests when the server stops
 
@@ -61,6 +67,8 @@ class ServerApp:
         self._reporting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._listeners: list[Any] = []
+        self._tls: ssl.SSLContext | None = None
+        self._grpc: GrpcListener | None = None
 
     async def open(self) -> None:
         """Listen, load the models that the configuration names, and start the parent of their workers.
@@ -79,11 +87,13 @@ class ServerApp:
             apps["metrics"] = (settings.metrics, MetricsApi(metrics))
         limits = http.Limits(body=settings.max_request_size)
         registry.startup.begin(settings.startup_models())
+        self._tls = tls_context(settings)
         try:
             for address, app in _by_address(apps):
                 self._listeners.append(await self._listen(app, address, limits))
             if (listener := await grpc.listen(registry, tokens, settings, metrics)) is not None:
                 self._listeners.append(listener)
+                self._grpc = listener
             await fork_server
         except BaseException:
             fork_server.cancel()
@@ -98,6 +108,27 @@ class ServerApp:
             watcher = Watcher(registry, settings.model_base_paths, store, settings.watch, settings.watch_seconds)
             self._watching = asyncio.ensure_future(watcher.run())
         self._reporting = asyncio.ensure_future(self._report())
+
+    def reload(self) -> None:
+        """Read fixed tokens, key and certificate again; what cannot be read is logged, and the previous stays valid.
+
+        Requests that were received, and connections that are open, go on. All else of the configuration needs a
+        restart.
+        """
+        try:
+            settings, _ = reader.read(self._settings.file)
+            renewed = tls_context(settings)  # a pair that does not fit must not get into the context that is used
+            self._tokens.replace_fixed(settings.fixed_tokens)
+            if self._tls and renewed:
+                self._tls.load_cert_chain(
+                    str(settings.certificate_file), str(settings.private_key_file), password=lambda: b""
+                )
+            if self._grpc:
+                self._grpc.reload_certificate()
+        except (TorchmarError, OSError, ssl.SSLError) as error:
+            logs.SERVER.error("nothing is reloaded: %s", error)
+        else:
+            logs.SERVER.info("tokens and certificates are reloaded")
 
     async def close(self, grace: float = GRACE) -> None:
         """Stop listening, answer the requests that were received, within ``grace`` seconds, and end all processes."""
@@ -143,7 +174,7 @@ class ServerApp:
                 address.host,
                 address.port,
                 limits,
-                tls=tls_context(settings) if address.tls else None,
+                tls=self._tls if address.tls else None,
                 unix=address.unix or None,
                 cors=settings.cors,
                 access=self._access.put if self._access else None,

@@ -2,7 +2,8 @@
 
 The file is ``key_file.json`` as TorchServe 0.12.0 writes it: a key for each API, which expires, and one that renews
 these and does not expire. It also contains tokens that are fixed by the configuration, so that torchmar's clients read
-them there; they never expire and are never renewed.
+them there; they never expire and are never renewed. Of several fixed tokens of an API each is accepted, and the first
+is in the file. The fixed token of a reader is in no file but its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +23,7 @@ from typing import Literal, NamedTuple
 from torchmar.atomic import temporary_path
 from torchmar.server.api_error import ApiError
 
-Kind = Literal["inference", "management", "key"]
+Kind = Literal["inference", "management", "read", "key"]
 
 FILE = "key_file.json"
 _INVALID = "Token {} failed. Token either incorrect, expired, or not provided correctly"
@@ -47,7 +48,8 @@ class Tokens:
         file: path of the key file.
         enabled: whether requests need tokens; if not, there is no file, and every check passes.
         minutes: until the tokens of the APIs expire.
-        fixed: tokens by API, in place of random ones that expire.
+        fixed: tokens by API, in place of random ones that expire; ``read`` has those with which the management API
+            answers, and changes nothing.
     """
 
     def __init__(
@@ -56,16 +58,16 @@ class Tokens:
         *,
         enabled: bool = True,
         minutes: float = 60.0,
-        fixed: Mapping[str, str] = MappingProxyType({}),
+        fixed: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         self.file, self.enabled = file, enabled
         self._life = minutes * 60
         self._fixed = frozenset(fixed)
-        self._tokens: dict[str, _Token] = {}
+        self._tokens: dict[str, tuple[_Token, ...]] = {}
         if enabled:
             ends = {"management": self._end(), "inference": self._end(), "key": float("inf")}
-            tokens = {kind: _new(end) for kind, end in ends.items()}
-            self._replace({**tokens, **{api: _token(key, _NEVER) for api, key in fixed.items()}})
+            tokens = {kind: (_new(end),) for kind, end in ends.items()}
+            self._replace({"read": (), **tokens, **_of(fixed)})
 
     def __repr__(self) -> str:
         return f"<Tokens of {self.file}>"
@@ -75,20 +77,46 @@ class Tokens:
 
         Args:
             authorization: the request's header, ``Bearer KEY``, with the scheme in any case; empty without one.
-            kind: the API, or ``key`` for the token that renews the others.
+            kind: the API, ``read`` for the parts of management that change nothing, or ``key`` for the token that
+                renews the others.
 
         Raises:
-            ApiError: 400, the token is missing, wrong or expired.
+            ApiError: 400, the token is missing, wrong or expired; 403, it is a reader's.
         """
         if not self.enabled:
             return
-        _, expected, end = self._tokens[kind]
-        if not hmac.compare_digest(authorization.encode("utf-8", "replace"), expected):
-            match = _BEARER.fullmatch(authorization)  # more than one space is allowed
-            if not match or not hmac.compare_digest(f"Bearer {match[1]}".encode("utf-8", "replace"), expected):
-                raise _invalid(kind)
-        if time.time() >= end:
-            raise _invalid(kind)
+        if self._accepts("management" if kind == "read" else kind, authorization):
+            return
+        if self._tokens["read"] and kind in ("read", "management") and self._accepts("read", authorization):
+            if kind == "read":
+                return
+            raise ApiError(403, "InvalidKeyException", "Authorization failed. This token may read and change nothing.")
+        raise _invalid(kind)
+
+    def _accepts(self, kind: str, authorization: str) -> bool:
+        given = authorization.encode("utf-8", "replace")
+        for _, expected, end in self._tokens[kind]:
+            if hmac.compare_digest(given, expected):
+                return time.time() < end
+        match = _BEARER.fullmatch(authorization)  # more than one space is allowed
+        if not match or authorization == f"Bearer {match[1]}":
+            return False
+        return self._accepts(kind, f"Bearer {match[1]}")
+
+    def replace_fixed(self, fixed: Mapping[str, Sequence[str]]) -> None:
+        """Accept other fixed tokens from now on, and no longer those before.
+
+        Args:
+            fixed: tokens by API. An API that had fixed tokens and has none any more gets a random one, which expires.
+
+        Raises:
+            OSError: the key file cannot be written; the previous tokens stay valid.
+        """
+        if not self.enabled:
+            return
+        random = {kind: (_new(self._end()),) for kind in self._fixed - fixed.keys() - {"read"}}
+        self._replace({**self._tokens, "read": (), **random, **_of(fixed)})
+        self._fixed = frozenset(fixed)
 
     def renew(self, kind: str) -> None:
         """Write a new token of an API into the file; the previous one becomes invalid.
@@ -101,20 +129,21 @@ class Tokens:
             raise _invalid("key")
         if kind in self._fixed:
             message = (
-                f"The {kind} token is fixed by the server's configuration; change it there, and restart the server."
+                f"The {kind} token is fixed by the server's configuration; change it there, and send SIGHUP to the "
+                "server."
             )
             raise ApiError(409, "ConflictStatusException", message)
-        self._replace({**self._tokens, kind: _new(self._end())})
+        self._replace({**self._tokens, kind: (_new(self._end()),)})
 
     def _end(self) -> float:
         return time.time() + self._life
 
-    def _replace(self, tokens: dict[str, _Token]) -> None:
+    def _replace(self, tokens: dict[str, tuple[_Token, ...]]) -> None:
         document = {
-            kind: {"key": tokens[kind].key, "expiration time": _instant(tokens[kind].end)}
+            kind: {"key": tokens[kind][0].key, "expiration time": _instant(tokens[kind][0].end)}
             for kind in ("management", "inference")
         }
-        text = json.dumps({**document, "API": {"key": tokens["key"].key}}, indent=2)
+        text = json.dumps({**document, "API": {"key": tokens["key"][0].key}}, indent=2)
         part = temporary_path(self.file)
         try:
             # Created with mode 0600: no other user can read it at any time.
@@ -124,6 +153,10 @@ class Tokens:
         finally:
             part.unlink(missing_ok=True)
         self._tokens = tokens  # only now: until a client can read the new token, the previous one is valid
+
+
+def _of(fixed: Mapping[str, Sequence[str]]) -> dict[str, tuple[_Token, ...]]:
+    return {kind: tuple(_token(key, _NEVER) for key in keys) for kind, keys in fixed.items()}
 
 
 def _new(end: float) -> _Token:

@@ -73,7 +73,7 @@ class Management:
         if segments[1] == "token" and self._settings.tokens:
             self._renew(request, authorization)
             return
-        self._tokens.check(authorization, "management")
+        self._tokens.check(authorization, "read" if request.method in ("GET", "HEAD", "OPTIONS") else "management")
         if segments[1] == "models" and len(segments) <= 5:
             self._models(request, segments[2:])
         elif segments[1] == "routes":

@@ -17,8 +17,12 @@ _MAKE_TOKEN = "openssl rand -hex 24"
 _MAKE_KEY = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -keyout key.pem -out cert.pem makes both"
 
 
-def fixed_tokens(config: ConfigText, values: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the configured tokens by API; a variable precedes a file.
+def fixed_tokens(
+    config: ConfigText, values: Mapping[str, Any], environment: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the configured tokens by API, of readers under ``read``; a variable precedes a file.
+
+    Each line is a token, so that clients can change from one to the next one by one.
 
     Messages name the source and never the text, which is a secret.
 
@@ -43,7 +47,7 @@ def fixed_tokens(config: ConfigText, values: Mapping[str, Any], environment: Map
         else:
             continue
         try:
-            tokens[api] = token(text)
+            tokens[api] = tuple(token(line.strip()) for line in text.splitlines() if line.strip()) or (token(""),)
         except ValueError as error:
             config.problem(f"{source}: {error}", f"make one: {_MAKE_TOKEN}")
         if config.flag("disable_token_authorization"):

@@ -157,7 +157,9 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     ),
     "torchmar_health_token": KeyDescription(ACCESS, "Whether health checks need a token."),
     "torchmar_inference_token_file": KeyDescription(
-        ACCESS, "A file with a fixed inference token of at least 16 characters.", "none: tokens are random and expire"
+        ACCESS,
+        "A file with a fixed inference token of at least 16 characters, or with several, one on each line.",
+        "none: tokens are random and expire",
     ),
     "torchmar_ignore_checks": KeyDescription(
         ACCESS,
@@ -167,7 +169,9 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     ),
     "torchmar_log_format": KeyDescription(METRICS, "`text` as TorchServe's logs, or `json`: one object on each line."),
     "torchmar_management_token_file": KeyDescription(
-        ACCESS, "A file with a fixed management token of at least 16 characters.", "none: tokens are random and expire"
+        ACCESS,
+        "A file with a fixed management token of at least 16 characters, or with several, one on each line.",
+        "none: tokens are random and expire",
     ),
     "torchmar_max_download_size": KeyDescription(MODELS, "Bytes of an archive that is downloaded.", "20 GiB"),
     "torchmar_model_base_paths": KeyDescription(
@@ -175,6 +179,11 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         "Folders with the versions of a model, `1/` or `2.mar`, by model: a path, or an object with `base_path`, "
         '`versions` (`{"latest": 1}`, `"all"` or a list of numbers) and `labels`. New versions are served when they '
         "appear.",
+        "none",
+    ),
+    "torchmar_read_token_file": KeyDescription(
+        ACCESS,
+        "A file with the token, or the tokens, of those who may read the management API and change nothing.",
         "none",
     ),
     "torchmar_routes": KeyDescription(

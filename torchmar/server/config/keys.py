@@ -21,7 +21,7 @@ Kind = Literal["flag", "number", "text", "path"]
 OWN_PREFIX = "torchmar_"
 #: The variables with tokens for a server, by API. Clients read others (`torchmar.connection.endpoint.token_variable`):
 #: what a user exports for a server elsewhere must not become the token of one that is started here.
-TOKEN_VARIABLES = {api: f"TORCHMAR_SERVER_{api.upper()}_TOKEN" for api in ("inference", "management")}
+TOKEN_VARIABLES = {api: f"TORCHMAR_SERVER_{api.upper()}_TOKEN" for api in ("inference", "management", "read")}
 
 
 class ConfigKey(NamedTuple):
@@ -124,6 +124,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "torchmar_management_token_file": _path("", "/run/secrets/management_token"),
     "torchmar_max_download_size": _number("max_download_size", "21474836480", 1),
     "torchmar_model_base_paths": ConfigKey("model_base_paths", base_paths.parse, '{"digits": "/models/digits"}'),
+    "torchmar_read_token_file": _path("", "/run/secrets/read_token"),
     "torchmar_routes": ConfigKey("routes", routes.parse, '{"/inference": "clinic"}'),
     "torchmar_snapshots": _path("snapshots", "logs/config"),
     "torchmar_watch": ConfigKey("watch", values.watch_policy, "latest"),

@@ -49,7 +49,8 @@ class Settings:
         tokens: whether requests need a token.
         token_expiration_min: minutes until a token expires.
         fixed_tokens: tokens by API that do not change, of ``torchmar_inference_token_file``,
-            ``torchmar_management_token_file`` or the variables of `TOKEN_VARIABLES`; the others are random, and expire.
+            ``torchmar_management_token_file``, ``torchmar_read_token_file`` or the variables of `TOKEN_VARIABLES`; the
+            others are random, and expire, and there is none for readers.
         health_token: ``torchmar_health_token``; whether health checks need a token, too.
         model_api: whether models may be registered and unregistered.
         allowed_urls: one of these matches the URL of an archive; default: those of the model store.
@@ -104,7 +105,7 @@ class Settings:
     number_of_gpu: int = 0
     tokens: bool = True
     token_expiration_min: float = 60.0
-    fixed_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
+    fixed_tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     health_token: bool = False
     model_api: bool = False
     allowed_urls: tuple[re.Pattern[str], ...] = ()

@@ -148,6 +148,8 @@ def call_error(error: Exception) -> CallError:
 # Probes have no token; the responses contain the server's health and nothing else.
 _HEALTH = ("InferenceAPIsService/Ping", "/ServerLive", "/ServerReady", "grpc.health.v1.Health/Check", "Health/Watch")
 
+_READS = ("/DescribeModel", "/ListModels")  # calls of the management API that change nothing
+
 
 class TokenCheck(grpc.aio.ServerInterceptor):
     """Ends calls without a valid token before their requests are read.
@@ -169,8 +171,9 @@ class TokenCheck(grpc.aio.ServerInterceptor):
         if not self._health and handler_call_details.method.endswith(_HEALTH):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
+        reads = self._kind == "management" and handler_call_details.method.endswith(_READS)
         try:
-            self._tokens.check(str(metadata.get("authorization", "")), self._kind)
+            self._tokens.check(str(metadata.get("authorization", "")), "read" if reads else self._kind)
         except ApiError:
             if handler.request_streaming:
                 return grpc.stream_stream_rpc_method_handler(_deny)

@@ -58,10 +58,11 @@ class GrpcListener:
         self._inference = _server(tokens, "inference", inference, settings)
         self._management = _server(tokens, "management", management, settings)
         self.inference = self.management = 0
+        self._certificate: Any = None
 
     async def open(self) -> None:
         """Begin to listen."""
-        credentials = _credentials(self._settings)
+        credentials = self._credentials()
         try:
             self.inference = _bind(self._inference, self._settings.grpc_inference, credentials)
             self.management = _bind(self._management, self._settings.grpc_management, credentials)
@@ -70,6 +71,21 @@ class GrpcListener:
         except BaseException:
             await self.close(0)
             raise
+
+    def reload_certificate(self) -> None:
+        """Read key and certificate again, for connections that are opened from now on.
+
+        Raises:
+            PropertiesError: they cannot be read.
+        """
+        if self._settings.grpc_tls:
+            self._certificate = _certificate(self._settings)
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        if not self._settings.grpc_tls:
+            return None
+        self.reload_certificate()
+        return grpc.dynamic_ssl_server_credentials(self._certificate, lambda: self._certificate)
 
     async def close(self, grace: float) -> None:
         """Accept no more calls; those that run may end within ``grace`` seconds."""
@@ -135,9 +151,7 @@ def _check_bindable(address: Address) -> None:
         probe.bind(where)
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    if not settings.grpc_tls:
-        return None
+def _certificate(settings: Settings) -> Any:
     try:
         assert settings.private_key_file
         assert settings.certificate_file
@@ -147,4 +161,4 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
         raise PropertiesError(
             f"{message}: gRPC needs both ({error})", hint="set both, or enable_grpc_ssl=false"
         ) from None
-    return grpc.ssl_server_credentials([pair])
+    return grpc.ssl_server_certificate_configuration([pair])
