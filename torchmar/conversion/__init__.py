@@ -21,7 +21,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from typing import Any
 import yaml
 
 import torchmar
+from torchmar.conversion.starting import ConversionError, run
 from torchmar.errors import ArchiveError
 from torchmar.recipe import CARRIED_PACKAGE, Recipe
 
@@ -169,12 +169,32 @@ def convert(recipe: Recipe, folder: Path) -> Conversion | None:
                 f"or use one of torchmar's ({CARRIED_PACKAGE}.tensors), for which it is converted",
             )
         return None
+    return _converted(
+        source,
+        converter,
+        {
+            "channels_first": _handler(recipe) in _OF_IMAGES,
+            "drop_activations": _dropped(recipe, folder),
+            "samples": list(_samples(recipe, folder)),
+        },
+    )
+
+
+def convert_file(source: Path) -> Conversion:
+    """Convert a model of Keras or TensorFlow as it is, for no handler.
+
+    Args:
+        source: for which `is_keras` or `is_tensorflow` is true.
+
+    Raises:
+        ArchiveError: as `convert` does.
+    """
+    converter = _KERAS if is_keras(source) else _TENSORFLOW
+    return _converted(source, converter, {"channels_first": False, "drop_activations": [], "samples": []})
+
+
+def _converted(source: Path, converter: _Converter, job: Mapping[str, Any]) -> Conversion:
     versions = _versions(source, converter)
-    job = {
-        "channels_first": _handler(recipe) in _OF_IMAGES,
-        "drop_activations": _dropped(recipe, folder),
-        "samples": list(_samples(recipe, folder)),
-    }
     entry = _cache() / _key(source, job, versions)
     name = source.resolve().name if source.is_dir() else source.stem
     target = entry / f"{name}{converter.suffix}"
@@ -286,7 +306,7 @@ def _key(source: Path, job: Mapping[str, Any], versions: Mapping[str, str]) -> s
                     digest.update(chunk)
     except OSError as error:
         raise ArchiveError(f"{source} cannot be read: {error.strerror}") from None
-    code = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+    code = [file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))]
     facts = [source.stem, torchmar.__version__, dict(job), dict(versions), sys.version_info[:2]]
     digest.update(b"".join(hashlib.sha256(one).digest() for one in [json.dumps(facts).encode(), *code]))
     return digest.hexdigest()[:32]
@@ -331,36 +351,19 @@ def _run(source: Path, target: Path, job: Mapping[str, Any], converter: _Convert
 def _child(source: Path, target: Path, work: Path, job: Mapping[str, Any], converter: _Converter) -> dict[str, Any]:
     """Run the conversion in a process of its own, in an empty folder, so that it imports no file of the user's."""
     document = {**job, "source": str(source.absolute()), "target": str(target)}
-    paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {
-        **os.environ,
         "KERAS_BACKEND": "torch",
         "KERAS_HOME": str(work),  # the same settings for every user
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "",  # a program made on the CPU runs on every device
         "PYTHONHASHSEED": "0",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
-    ended = subprocess.run(
-        [sys.executable, "-m", f"{__name__}.{converter.module}"],
-        input=json.dumps(document),
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
     try:
-        answer = json.loads(ended.stdout)
-    except ValueError:
-        lines = ended.stderr.strip().splitlines()
-        raise ArchiveError(
-            f"{source} cannot be converted: the process of the conversion ended with {ended.returncode}: "
-            f"{lines[-1] if lines else 'no output'}",
-            hint=f"pip install --upgrade {' '.join(converter.needs)}",
-        ) from None
-    if rejected := answer.get("rejected"):
-        raise ArchiveError(f"{source} cannot be converted: {rejected['message']}", hint=rejected["hint"])
-    return dict(answer["converted"])
+        return run(converter.module, document, work, environment)
+    except ConversionError as error:
+        upgrade = f"pip install --upgrade {' '.join(converter.needs)}"
+        message = f"{source} cannot be converted: {error.message}"
+        raise ArchiveError(message, hint=upgrade if error.crashed else error.hint) from None
 
 
 def _prune(root: Path) -> None:

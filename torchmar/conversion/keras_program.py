@@ -1,29 +1,24 @@
 """A process that converts a Keras model to a program of torch.export: ``python -m torchmar.conversion.keras_program``.
 
 It has Keras on its torch backend, which reads ``.keras`` and ``.h5`` without TensorFlow, and in which a model is a
-``torch.nn.Module``. Input and output are JSON (`Job`, and `converted` or `rejected` in the result). The model is loaded
-in Keras' safe mode: what would run code from the file is rejected.
+``torch.nn.Module``. The model is loaded in Keras' safe mode: what would run code from the file is rejected.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from torchmar.conversion.exporters.exported import save
 from torchmar.conversion.graph_rewriting import identifiers, rewrite
+from torchmar.conversion.process import Rejected, fitted, gap, main, sample_arrays
 
 TOLERANCE = 1e-4  # of the largest output, or of 1
 _BATCHES = (1, 3)  # rows of the random inputs
@@ -37,14 +32,6 @@ Spec = tuple[tuple[Any, ...], str]
 
 Compared = tuple[tuple[torch.Tensor, ...], list[torch.Tensor], str]
 """Inputs, the answers of the source, and ``random`` or ``samples``."""
-
-
-class Rejected(Exception):
-    """The model cannot be converted; the message is for its owner, ``hint`` what to do next."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class Source(nn.Module):
@@ -99,7 +86,7 @@ def convert(job: dict[str, Any]) -> dict[str, Any]:
         for drop in ([*job["drop_activations"]], []):
             notes = ["for one row at a time"] if rows == 1 else []
             exported, dropped = _simplified(program, source, specs, channels_first, drop, notes)
-            _save(exported, Path(job["target"]))
+            save(exported, Path(job["target"]))
             difference = _compare(Path(job["target"]), compared, channels_first, dropped)
             if difference is not None and difference <= TOLERANCE:
                 if dropped:
@@ -297,18 +284,6 @@ def _rewritten(
     return exported, module.dropped
 
 
-def _save(program: Any, target: Path) -> None:
-    """Write a program without what differs between machines: paths and lines of sources."""
-    for node in program.graph.nodes:
-        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
-    # Without examples, torch loads a program whose checks of sizes take longer than a small model. Of these, which are
-    # one zero each, only the tree counts.
-    positional, named = program.example_inputs
-    examples = pytree.tree_map(lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape), positional)
-    program._example_inputs = (examples, named)
-    torch.export.save(program, target)
-
-
 def _random(source: Source, specs: Sequence[Spec], rows: int | None) -> Iterator[tuple[tuple[torch.Tensor, ...], str]]:
     for count, wide in zip((rows,) * 2 if rows else _BATCHES, (False, True), strict=True):
         yield _example(source, specs, count, wide=wide), "random"
@@ -320,27 +295,15 @@ def _samples(
     """Yield the samples that are tensors of the model's shapes; others are for the handler to decode."""
     for sample in samples:
         try:
-            if isinstance(sample, dict) and sample.keys() == {"npy"}:
-                sample = np.load(io.BytesIO(base64.b64decode(sample["npy"])), allow_pickle=False)
-            elif isinstance(sample, dict) and sample.keys() == {"instances"}:
-                sample = sample["instances"][0]
-            given = [sample[name] for name in names] if isinstance(sample, dict) else [sample]
-            inputs = tuple(_fitted(value, *spec) for value, spec in zip(given, specs, strict=True))
+            arrays = sample_arrays(sample, names)
+            inputs = tuple(
+                torch.from_numpy(fitted(array, shape)).to(getattr(torch, dtype))
+                for array, (shape, dtype) in zip(arrays, specs, strict=True)
+            )
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError):
             continue
         if len({len(one) for one in inputs}) == 1 and (rows is None or len(inputs[0]) == rows):
             yield inputs, "samples"
-
-
-def _fitted(value: Any, shape: tuple[Any, ...], dtype: str) -> torch.Tensor:
-    tensor = torch.from_numpy(np.asarray(value)).to(getattr(torch, dtype))
-    if tensor.dim() == len(shape) - 1:
-        tensor = tensor[None]
-    if tensor.dim() != len(shape) or any(
-        size not in (None, have) for size, have in zip(shape, tensor.shape, strict=True)
-    ):
-        raise ValueError("it has another shape")
-    return tensor
 
 
 def _answered(source: Source, inputs: Sequence[tuple[tuple[torch.Tensor, ...], str]]) -> Iterator[Compared]:
@@ -371,11 +334,7 @@ def _compare(target: Path, compared: Sequence[Compared], channels_first: bool, d
             actual = [one.softmax(-1) if dropped == "softmax" else one.sigmoid() for one in actual]
         if [(one.shape, one.dtype) for one in expected] != [(one.shape, one.dtype) for one in actual]:
             return None
-        for one, other in zip(expected, actual, strict=True):
-            if one.numel():
-                scale = max(1.0, float(one.double().abs().max()))
-                gap = float((one.double() - other.double()).abs().max())
-                largest = max(largest, gap / scale) if gap == gap else float("inf")
+        largest = max([largest, *(gap(one.numpy(), two.numpy()) for one, two in zip(expected, actual, strict=True))])
     return largest
 
 
@@ -388,18 +347,7 @@ def _output_names(model: Any, count: int) -> list[str]:
     return identifiers(names)
 
 
-def main() -> None:
-    """Read a job from standard input; write the result, or the reason of a rejection, as one line of JSON."""
+if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    result = sys.stdout
-    sys.stdout = sys.stderr  # what Keras prints is not the result
-    try:
-        document = {"converted": convert(json.load(sys.stdin))}
-    except Rejected as error:
-        document = {"rejected": {"message": str(error), "hint": error.hint}}
-    result.write(json.dumps(document))
-
-
-if __name__ == "__main__":
-    main()
+    main(convert)

@@ -1,15 +1,11 @@
 """A process that converts a TensorFlow model to one of OpenVINO: ``python -m torchmar.conversion.tensorflow_model``.
 
-It has OpenVINO, which reads SavedModels and TensorFlow Lite models without TensorFlow. Input and output are JSON, as of
-`torchmar.conversion.keras_program`. Answers are compared with those of TensorFlow where it is installed, else with
-those of the model as OpenVINO reads it.
+It has OpenVINO, which reads SavedModels and TensorFlow Lite models without TensorFlow. Answers are compared with those
+of TensorFlow where it is installed, else with those of the model as OpenVINO reads it.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import os
 import re
 import subprocess
@@ -23,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from torchmar.conversion import tflite_signature
+from torchmar.conversion.process import Rejected, fitted, gap, main, sample_arrays
 
 # OpenVINO sends statistics about its use through this package. None is what Python has for one not to be imported.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -42,14 +39,6 @@ _STRINGS = (
 
 Arrays = dict[str, np.ndarray]
 """Inputs or outputs, by name."""
-
-
-class Rejected(Exception):
-    """The model cannot be converted; the message is for its owner, ``hint`` what to do next."""
-
-    def __init__(self, message: str, hint: str = _REMEDY) -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def convert(job: Mapping[str, Any]) -> dict[str, Any]:
     difference = _difference(core, target, given, expected, channels_first, dropped)
     tolerance = QUANTISED_TOLERANCE if quantised else TOLERANCE
     if not difference <= tolerance:  # nor if it is no number
-        raise Rejected(f"the converted model answers differently: by {difference:.1e}, more than {tolerance}")
+        raise Rejected(f"the converted model answers differently: by {difference:.1e}, more than {tolerance}", _REMEDY)
     kinds = [kind for _, kind in given]
     counts = {kind: kinds.count(kind) for kind in ("random", "samples")}
     return {"difference": difference, **counts, "notes": notes}
@@ -133,7 +122,7 @@ def _not_read(error: Exception) -> Rejected:
         )
     lines = [line.strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    return Rejected(f"OpenVINO {_VERSION} cannot read it: {' '.join(kept or lines)[:300]}")
+    return Rejected(f"OpenVINO {_VERSION} cannot read it: {' '.join(kept or lines)[:300]}", _REMEDY)
 
 
 def _name_ports(model: Any, source: Path) -> None:
@@ -233,27 +222,11 @@ def _samples(samples: Sequence[Any], inputs: Sequence[Input]) -> Iterator[tuple[
     """Yield the samples that are tensors of the model's shapes; others are for the handler to decode."""
     for sample in samples:
         try:
-            if isinstance(sample, dict) and sample.keys() == {"npy"}:
-                sample = np.load(io.BytesIO(base64.b64decode(sample["npy"])), allow_pickle=False)
-            elif isinstance(sample, dict) and sample.keys() == {"instances"}:
-                sample = sample["instances"][0]
-            named = isinstance(sample, dict)
-            if not named and len(inputs) != 1:
-                continue
-            yield {one.name: _fitted(sample[one.name] if named else sample, one) for one in inputs}, "samples"
+            arrays = sample_arrays(sample, [given.name for given in inputs])
+            pairs = zip(inputs, arrays, strict=True)
+            yield {given.name: fitted(array, given.shape).astype(given.dtype) for given, array in pairs}, "samples"
         except (ValueError, TypeError, KeyError, IndexError):
             continue
-
-
-def _fitted(value: Any, given: Input) -> np.ndarray:
-    array = np.asarray(value).astype(given.dtype)
-    if array.ndim == len(given.shape) - 1:
-        array = array[None]
-    if array.ndim != len(given.shape) or any(
-        size not in (None, have) for size, have in zip(given.shape, array.shape, strict=True)
-    ):
-        raise ValueError("it has another shape")
-    return array
 
 
 def _answered(core: Any, model: Any, given: Sequence[tuple[Arrays, str]]) -> list[tuple[Arrays, Arrays, str]]:
@@ -316,19 +289,8 @@ def _difference(
             known = dict(zip(actual, known.values(), strict=True))
         if actual.keys() != known.keys() or any(actual[name].shape != known[name].shape for name in known):
             return float("nan")
-        largest = max([largest, *(_gap(value, actual[name]) for name, value in known.items())])
+        largest = max([largest, *(gap(value, actual[name]) for name, value in known.items())])
     return largest
-
-
-def _gap(expected: np.ndarray, actual: np.ndarray) -> float:
-    """Return the largest difference, relative to the largest expected number or 1; equal infinities do not differ."""
-    first, second = expected.astype(np.float64), actual.astype(np.float64)
-    other = ~((first == second) | (np.isnan(first) & np.isnan(second)))
-    if not other.any():
-        return 0.0
-    gap = float(np.abs(first - second)[other].max())
-    scale = max(1.0, float(np.abs(first[np.isfinite(first)]).max(initial=0)))
-    return gap / scale if gap == gap else float("inf")
 
 
 def _activated(value: np.ndarray, name: str) -> np.ndarray:
@@ -338,16 +300,5 @@ def _activated(value: np.ndarray, name: str) -> np.ndarray:
     return np.asarray(powers / powers.sum(-1, keepdims=True))
 
 
-def main() -> None:
-    """Read a job from standard input; write the result, or the reason of a rejection, as one line of JSON."""
-    result = sys.stdout
-    sys.stdout = sys.stderr  # what OpenVINO prints is not the result
-    try:
-        document = {"converted": convert(json.load(sys.stdin))}
-    except Rejected as error:
-        document = {"rejected": {"message": str(error), "hint": error.hint}}
-    result.write(json.dumps(document))
-
-
 if __name__ == "__main__":
-    main()
+    main(convert)

@@ -1,0 +1,54 @@
+"""Export to a package of AOTInductor: machine code for this kind of processor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from torchmar.conversion.exporters import failure
+from torchmar.conversion.exporters.model import Axes, Example, Model
+from torchmar.conversion.exporters.program import export_program
+from torchmar.conversion.process import Inapplicable
+
+_COMPILERS = ("g++", "clang++", "c++")
+
+
+def to_aoti(model: Model, example: Example, dynamic: Axes, path: Path) -> list[str]:
+    """Compile a model.
+
+    Args:
+        model: eager, TorchScript or a program.
+        example: its inputs.
+        dynamic: the names of the dimensions of any size.
+        path: of the ``.pt2`` file.
+
+    Returns:
+        What to know about it.
+
+    Raises:
+        Rejected: it cannot be compiled, or there is no compiler.
+    """
+    if not any(map(shutil.which, (os.environ.get("CXX") or "", *_COMPILERS))):
+        raise Inapplicable("there is no C++ compiler here, which AOTInductor needs", "apt-get install g++, or set CXX")
+    program = export_program(model, example, dynamic)
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    # In a folder of its own: the default one, in /tmp, is another user's on some machines.
+    with tempfile.TemporaryDirectory(prefix="torchmar-inductor-") as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        try:
+            with torch.no_grad():
+                torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        except Exception as error:  # of the compilers of torch and of C++
+            raise failure.rejection(error, "AOTInductor", program) from error
+        finally:
+            if before is None:
+                del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+            else:
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+    return [
+        f"machine code for processors with {torch.backends.cpu.get_cpu_capability()}, for torch {torch.__version__}"
+    ]

@@ -1,0 +1,127 @@
+"""Export to ONNX, in the newest opset that torch writes and ONNX Runtime reads."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchmar.conversion.exporters import failure
+from torchmar.conversion.exporters.model import Axes, Example, Model, call, in_float32, input_names, output_names
+from torchmar.conversion.exporters.program import export_program
+from torchmar.conversion.process import Inapplicable
+
+_OLDEST = 18  # of the operators that torch's exporter is written in
+_EXTRA = "pip install onnx onnxscript onnxruntime"
+
+
+def to_onnx(
+    model: Model,
+    example: Example,
+    dynamic: Axes,
+    path: Path,
+    *,
+    opset: int | None = None,
+    names: Sequence[str] = (),
+) -> list[str]:
+    """Write an ONNX model, in one file up to 2 GB; the weights of a larger one are beside it, with ``.data`` appended.
+
+    Args:
+        model: eager, TorchScript or a program; the file of an ONNX model gets another opset.
+        example: its inputs.
+        dynamic: the names of the dimensions of any size, which the result has.
+        path: of the ``.onnx`` file.
+        opset: the version of the operators; None: the newest that ONNX Runtime reads and torch writes.
+        names: of the inputs; those of the model unless given.
+
+    Returns:
+        What to know about it.
+
+    Raises:
+        Rejected: it cannot be exported, or a package is missing.
+    """
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise Inapplicable(f"ONNX needs {', '.join(missing)}, not installed here", _EXTRA)
+    readable = newest_opset()
+    if opset is not None and opset > readable:
+        raise Inapplicable(f"opset {opset} is newer than {readable}, the newest that is written and read here")
+    if isinstance(model, Path):
+        return _with_opset(model, path, opset or readable)
+    if opset is not None and opset < _OLDEST:
+        raise Inapplicable(f"opset {opset} is older than {_OLDEST}, the oldest that torch's exporter writes")
+    model, example, converted = in_float32(model, example)
+    program = export_program(model, example, dynamic)
+    exported = _exported(program, opset or readable, names or input_names(model, len(example)), model, example, dynamic)
+    for node in exported.model.graph.all_nodes():
+        node.metadata_props.clear()  # paths and lines of the sources
+    exported.save(path)
+    notes = [f"opset {exported.model.opset_imports.get('')}"]
+    if converted:
+        notes.append("float32, in place of bfloat16, which ONNX Runtime does not compute with on CPUs")
+    return notes
+
+
+def newest_opset() -> int:
+    """Return the newest opset that torch writes and ONNX Runtime reads."""
+    # Since 1.29 it sends statistics about models and the machine to Microsoft, unless this is set before it is loaded.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+    constants = importlib.import_module("torch.onnx._constants")
+    largest = min(int(constants.ONNX_MAX_OPSET), int(onnx.defs.onnx_opset_version()))
+    for opset in range(largest, _OLDEST, -1):
+        try:
+            runtime.InferenceSession(_smallest(onnx, opset), providers=["CPUExecutionProvider"])
+        except Exception:  # its exceptions share no other base
+            continue
+        return opset
+    return _OLDEST
+
+
+def _smallest(onnx: Any, opset: int) -> bytes:
+    """Return a model of an opset that returns its input."""
+    helper = onnx.helper
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = min(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
+    return bytes(model.SerializeToString())
+
+
+def _exported(program: Any, opset: int, names: Sequence[str], model: Model, example: Example, dynamic: Axes) -> Any:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    outputs = output_names(call(model, example))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            exported: Any = torch.onnx.export(
+                program,
+                (),
+                input_names=list(names),
+                output_names=outputs,
+                dynamic_shapes=tuple(dict(axes) for axes in dynamic) if any(dynamic) else None,
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # of its dispatching, of its functions, and of what optimises
+            raise failure.rejection(error, "ONNX", program) from error
+    return exported
+
+
+def _with_opset(source: Path, path: Path, opset: int) -> list[str]:
+    onnx, converter = importlib.import_module("onnx"), importlib.import_module("onnx.version_converter")
+    try:
+        model = onnx.load(source)
+        given = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        model = converter.convert_version(model, opset) if given != opset else model
+        onnx.save(model, path)
+    except Exception as error:
+        raise failure.rejection(error, "ONNX") from error
+    return [f"opset {opset}, in place of {given}"]

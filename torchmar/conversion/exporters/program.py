@@ -1,0 +1,134 @@
+"""A model as a program of torch.export, with named dimensions of any size."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+
+from torchmar.conversion.exporters import failure
+from torchmar.conversion.exporters.model import Axes, Example, Model, input_names, traceable
+from torchmar.conversion.process import Rejected
+
+_ROUNDS = 4  # of torch's suggestions about sizes that are followed
+_LARGEST = 2**31  # sizes from here on are no bound
+_DATA = "GuardOnDataDependent"
+
+
+def export_program(model: Model, example: Example, dynamic: Axes) -> ExportedProgram:
+    """Return the program of a model.
+
+    Args:
+        model: eager or TorchScript; a program is returned as it is.
+        example: its inputs.
+        dynamic: the names of dimensions of any size. Bounds that the model has are found; see `bounds`.
+
+    Raises:
+        Rejected: torch cannot trace it, or a dimension of ``dynamic`` has one size only.
+    """
+    if isinstance(model, ExportedProgram):
+        return model
+    if not isinstance(model, nn.Module):
+        raise Rejected("it is an ONNX model, which torch does not run", "export the model that it was made of")
+    example = traceable(example, dynamic)
+    if isinstance(model, torch.jit.ScriptModule):
+        names = input_names(model, len(example))
+        program = _traced(_of_torchscript(model, example).module(check_guards=False), example, dynamic)
+        if signature := program.module_call_graph[0].signature:
+            signature.forward_arg_names = names
+        return program
+    return _traced(model, example, dynamic)
+
+
+def bounds(program: ExportedProgram, dynamic: Axes) -> dict[str, tuple[int, int | None, int]]:
+    """Return of each named dimension the smallest and the largest size, and the number that it is a multiple of."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    found: dict[str, tuple[int, int | None, int]] = {}
+    for leaf, axes in zip(program.graph_signature.user_inputs, dynamic, strict=False):
+        value = values.get(str(leaf))
+        for dimension, name in axes.items() if isinstance(value, torch.Tensor) else ():
+            size: Any = value.shape[dimension]
+            if isinstance(size, int):
+                found[name] = (size, size, 1)
+                continue
+            expression = size.node.expr
+            factor = int(expression.as_coeff_Mul()[0]) if expression.is_Mul else 1
+            symbol = next(iter(expression.free_symbols))
+            known = program.range_constraints.get(symbol)
+            low = int(known.lower) if known is not None else 0
+            high = int(known.upper) if known is not None and known.upper < _LARGEST else None
+            found[name] = (max(1, low * factor), None if high is None else high * factor, factor)
+    return found
+
+
+def _traced(model: nn.Module, example: Example, dynamic: Axes) -> ExportedProgram:
+    dimensions = {name: Dim(name) for axes in dynamic for name in axes.values()}
+    shapes: Any = tuple({place: dimensions[name] for place, name in axes.items()} or None for axes in dynamic)
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        shapes = {parameters[0].name: shapes}
+    if not dimensions:
+        shapes = None
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for _ in range(_ROUNDS):
+            try:
+                return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
+            except Exception as error:  # whatever the model, or torch, raises
+                if "Suggested fixes:" not in str(error):
+                    raise _untraceable(error) from error
+                shapes = _followed(error, shapes)
+    raise Rejected("its dimensions of any size depend on each other in a way that torch.export cannot express")
+
+
+def _followed(error: Exception, shapes: Any) -> Any:
+    """Return dimensions as torch suggests them.
+
+    Raises:
+        Rejected: one of them is a constant in the model.
+    """
+    text = str(error)
+    place = failure.place_of(error)
+    at = f" at {place}" if place else ""
+    # Torch's function takes no text behind the suggestions, which torch itself adds.
+    fixes = "\n".join(line for line in text.partition("Suggested fixes:")[2].splitlines() if " = " in line)
+    for name, size in re.findall(r"^\s*(\w+) = (\d+)\s*$", fixes, re.MULTILINE):
+        raise Rejected(
+            f"the dimension {name} cannot be of any size: the model computes with the number {size} in its place{at}",
+            f"take it from the shape of a tensor in the model, or leave {name} out of --dynamic",
+        )
+    try:
+        return refine_dynamic_shapes_from_suggested_fixes(f"Suggested fixes:{fixes}", shapes)
+    except Exception as unknown:  # assertions, and errors of what torch parses
+        raise _untraceable(error) from unknown
+
+
+def _untraceable(error: Exception) -> Rejected:
+    text = " ".join(f"{type(link).__name__} {link}" for link in failure._chain(error))
+    if _DATA in text or "data-dependent" in text:
+        place = failure.place_of(error)
+        return Rejected(
+            f"what it computes depends on the values of its input{f', at {place}' if place else ''}: torch.export "
+            "keeps one program for all values",
+            "write the branch with torch.where or torch.cond; TorchScript keeps branches (--to torchscript-script)",
+        )
+    return failure.rejection(error, "torch.export")
+
+
+def _of_torchscript(model: torch.jit.ScriptModule, example: Example) -> ExportedProgram:
+    from torch._export.converter import TS2EPConverter
+
+    logging.getLogger("torch._export.converter").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            return TS2EPConverter(model, example).convert()
+        except Exception as error:
+            raise failure.rejection(error, "torch.export") from error

@@ -1,0 +1,60 @@
+"""Start the process of a conversion, and return its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torchmar
+from torchmar.errors import TorchmarError
+
+
+class ConversionError(TorchmarError):
+    """A process of a conversion rejected the model, or ended without a result (``crashed``)."""
+
+    def __init__(self, message: str, *, hint: str = "", crashed: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.crashed = crashed
+
+
+def run(module: str, job: Mapping[str, Any], work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Run a job in a process of its own.
+
+    Args:
+        module: of `torchmar.conversion`, which calls `torchmar.conversion.process.main`.
+        job: what it reads.
+        work: an empty folder that it runs in, so that it imports no file of the user's.
+        environment: variables beside those of this process.
+
+    Returns:
+        The result.
+
+    Raises:
+        ConversionError: it rejects the model, or ends without a result.
+    """
+    paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    ended = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.{module}"],
+        input=json.dumps(job),
+        cwd=work,
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    try:
+        answer = json.loads(ended.stdout)
+    except ValueError:
+        lines = ended.stderr.strip().splitlines()
+        raise ConversionError(
+            f"the process of the conversion ended with {ended.returncode}: {lines[-1] if lines else 'no output'}",
+            crashed=True,
+        ) from None
+    if rejected := answer.get("rejected"):
+        raise ConversionError(rejected["message"], hint=rejected["hint"])
+    return dict(answer["converted"])
