@@ -17,7 +17,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("deployment", "optimizing", "parity", "tuning"),
-    ("diagnosis", "exporting", "guard", "scaffolding", "testing"),
+    ("diagnosis", "exporting", "guard", "scaffolding", "testing", "weight_export"),
     ("load",),
     ("engines",),
     ("server",),

@@ -23,6 +23,7 @@ from torchmar.cli import (
     serving,
     tuning,
     watching,
+    weights,
 )
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ _COMMANDS = {
         archives.run,
         archives.extract,
         archives.derive,
+        weights.export_weights,
         archives.import_,
         archives.schema,
     ),

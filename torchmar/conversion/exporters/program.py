@@ -52,7 +52,7 @@ def bounds(program: ExportedProgram, dynamic: Axes) -> dict[str, tuple[int, int 
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     found: dict[str, tuple[int, int | None, int]] = {}
     for leaf, axes in zip(program.graph_signature.user_inputs, dynamic, strict=False):
-        value = values.get(str(leaf))
+        value: Any = values.get(str(leaf))
         for dimension, name in axes.items() if isinstance(value, torch.Tensor) else ():
             size: Any = value.shape[dimension]
             if isinstance(size, int):

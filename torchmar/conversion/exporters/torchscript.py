@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.jit._trace import TracerWarning
 
 from torchmar.conversion.exporters import failure
 from torchmar.conversion.exporters.model import Axes, Example, Model, traceable
@@ -86,7 +87,7 @@ def _save(module: Any, path: Path) -> None:
 def _places(caught: list[warnings.WarningMessage]) -> Iterator[str]:
     """Yield what a tracer warned of, and where."""
     for warning in caught:
-        if issubclass(warning.category, torch.jit.TracerWarning):
+        if issubclass(warning.category, TracerWarning):
             what = re.split(r"[.:] ", str(warning.message))[0]
             yield f"{what} at {failure._shown(warning.filename, warning.lineno)}"
 

@@ -1,0 +1,366 @@
+"""A process that writes a model in other formats: ``python -m torchmar.conversion.export_process``.
+
+It loads the model as a worker does, and answers the cases that `torchmar.conversion.export_check` compares.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from torchmar.conversion.exporters import EXPORTERS, cases, dimensions, examples, failure
+from torchmar.conversion.exporters.model import Axes, Example, Model, input_names, tensors
+from torchmar.conversion.exporters.program import bounds, export_program
+from torchmar.conversion.process import Inapplicable, Rejected, main
+
+_TRACED = ("onnx", "export", "aoti", "openvino")  # the targets that are made of a program of torch.export
+_ROWS = 2  # of an example that is guessed
+
+
+def export(job: dict[str, Any]) -> dict[str, Any]:
+    """Write a model in one or several formats, and the cases with its answers.
+
+    Args:
+        job: ``folder`` and ``weights`` (the file, in the folder or with its whole path), ``model_file`` or None,
+            ``options`` of the section ``handler``, ``examples`` (files), ``calls`` (None, or a file with the name, the
+            arguments and the keywords of calls of the model), ``dynamic`` (names of dimensions), ``opset`` or None,
+            ``rewrite`` (whether the format of the model may be that of the target), ``targets`` (``to`` and ``path`` of
+            each) and ``cases``, the file that is written.
+
+    Returns:
+        ``inputs``: ``name``, ``dtype`` and ``shape`` of each, with names of the dimensions of any size; ``outputs``:
+        the same, without names; ``guessed``: whether there was no example; ``targets``: of each ``notes`` and
+        ``bounds`` of its dimensions, or the ``message`` and ``hint`` of its rejection, and whether the model is not to
+        blame (``inapplicable``).
+
+    Raises:
+        Rejected: nothing can be exported.
+    """
+    torch.manual_seed(0)
+    source = _Source(job)
+    given, guessed = source.examples([Path(file) for file in job["examples"]], job["calls"])
+    axes = source.axes(job["dynamic"], given[0], guessed)
+    answered = source.answer(given, axes)
+    cases.save(answered, Path(job["cases"]))
+    results: dict[str, Any] = {}
+    for target in job["targets"]:
+        try:
+            results[target["to"]] = source.write(target["to"], Path(target["path"]), given[0], axes, job["opset"])
+        except Rejected as rejected:
+            inapplicable = isinstance(rejected, Inapplicable)
+            results[target["to"]] = {"message": str(rejected), "hint": rejected.hint, "inapplicable": inapplicable}
+    return {
+        "inputs": [
+            {
+                "name": name,
+                "dtype": _dtype(tensor),
+                "shape": [known.get(n, size) for n, size in enumerate(tensor.shape)],
+            }
+            for name, tensor, known in zip(source.names, given[0], axes, strict=False)
+        ],
+        "outputs": [{"dtype": _dtype(tensor), "shape": list(tensor.shape)} for tensor in answered[0].expected],
+        "guessed": guessed,
+        "cases": len(answered),
+        "targets": results,
+    }
+
+
+class _Source:
+    """The model to export."""
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        weights = importlib.import_module("torchmar_handlers.weights")
+        formats = importlib.import_module("torchmar_handlers.weights.formats")
+        self._first_layer = importlib.import_module("torchmar_handlers.weights.first_layer")
+        path = Path(job["folder"], job["weights"])
+        self.name, self._folder = path.name, Path(job["folder"])
+        # First while the model file is imported, as a worker has it; then last, lest a file be taken for a package.
+        sys.path.insert(0, job["folder"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                self.form = formats.identify(path).name
+                # What a worker runs; and of a program, what is exported.
+                self.loaded: nn.Module = weights.load(
+                    self._folder, job["weights"], job["model_file"], torch.device("cpu"), job["options"], threads=1
+                )
+                self.model: Model = self.loaded
+                if self.form == "EXPORTED":
+                    self.model = torch.export.load(path)
+                elif self.form == "ONNX":
+                    self.model = path
+            except weights.LoadError as error:
+                raise Rejected(str(error)) from None
+            except Exception as error:  # whatever the model file raises
+                place = f" at {place}" if (place := failure.place_of(error)) else ""
+                raise Rejected(
+                    f"{job['model_file']} raises {type(error).__name__}: {failure.reason(error)}{place}"
+                ) from None
+        sys.path.append(sys.path.pop(0))
+        self.floats: torch.dtype = weights.dtype(self.loaded)
+        self.known: Sequence[Any] = weights.inputs(self.loaded)
+        self._weights = weights
+        self._rewrite = bool(job["rewrite"])
+        required, names = self._parameters()
+        self.required = required
+        self.names = names
+
+    def _parameters(self) -> tuple[int, list[str]]:
+        """Return the number of inputs that the model does not do without, and the names of all."""
+        if isinstance(self.loaded, torch.jit.ScriptModule):
+            schema: Any = self.loaded.forward.schema  # type: ignore[attr-defined]
+            arguments = schema.arguments[1:]
+            return sum(not known.has_default_value() for known in arguments), [known.name for known in arguments]
+        if self.form in ("EXPORTED", "ONNX"):
+            names = self._weights.input_names(self.loaded)
+            return len(self.known), list(names) or input_names(self.model, len(self.known))
+        parameters = [
+            parameter
+            for parameter in inspect.signature(self.loaded.forward).parameters.values()
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        return sum(one.default is one.empty for one in parameters), [one.name for one in parameters]
+
+    def examples(self, files: Sequence[Path], calls: str | None) -> tuple[list[Example], bool]:
+        """Return the examples, and whether they are guessed.
+
+        Raises:
+            Rejected: a file cannot be used, or there is none and the shapes are not known.
+        """
+        given = [one for file in files for one in examples.read(file, self.names, self.floats, self.required)]
+        if calls and not given:
+            recorded: Any = torch.load(calls, weights_only=True)
+            return [examples.of_call(name, args, kwargs, self.names) for name, args, kwargs in recorded], False
+        if given:
+            for number, example in enumerate(given, 1):
+                self._check_taken(example, f"example {number}" if len(given) > 1 else "the example")
+            return given, False
+        made = self._of_signature()
+        if made is None:
+            shapes = self._first_layer.typical_inputs(self.loaded) if self.required <= 1 else ()
+            made = next(((_filled(tensor),) for tensor in shapes if self._takes((_filled(tensor),))), None)
+        if made is None:
+            raise Rejected(
+                f"the shapes of the inputs ({', '.join(self.names) or 'unnamed'}) are not known from the weights",
+                "give an example: --example x.npy, or --example inputs.npz with an array for each name",
+            )
+        return [made], True
+
+    def axes(self, texts: Sequence[str], example: Example, guessed: bool) -> Axes:
+        """Return the names of the dimensions of any size.
+
+        Raises:
+            Rejected: they are not those of the model, or an example is needed to know the others.
+        """
+        fixed = self._fixed()
+        if fixed is not None:
+            named = dimensions.parse(texts, self.names, example) if texts and texts != [dimensions.NONE] else None
+            return _of_program(self.names, fixed, named)
+        axes = dimensions.parse(texts, self.names, example)
+        if guessed and (unknown := [size for size in self._unknown(example) if size not in axes[0]]):
+            raise Rejected(
+                f"the size of dimension {unknown[0]} of its input {self.names[0]!r} is not known from the weights",
+                "give an example: --example x.npy; or a name to each dimension of any size, with _ for others: "
+                f"--dynamic {','.join(_example_names(example, self._unknown(example)))}",
+            )
+        return axes
+
+    def answer(self, given: Sequence[Example], axes: Axes) -> list[cases.Case]:
+        """Return the cases that the model takes, with its answers.
+
+        Raises:
+            Rejected: its answers are random.
+        """
+        answered = []
+        for case in cases.vary(given, axes):
+            try:
+                expected = self._run(case.inputs)
+            except Exception:  # whatever the model raises: it does not take this size, or these values
+                continue
+            answered.append(cases.Case(case.name, case.inputs, case.sizes, expected))
+        again = self._run(given[0])
+        first = answered[0].expected
+        if any(not torch.equal(one, two) for one, two in zip(first, again, strict=True)) and not _both_nan(
+            first, again
+        ):
+            raise Rejected(
+                "its answers to the same input differ from call to call: it computes with random numbers, or keeps a "
+                "state",
+                "remove the random numbers; a dropout is off after model.eval()",
+            )
+        for name in {name for known in axes for name in known.values()}:
+            if len({case.sizes[name] for case in answered}) < 2:
+                raise Rejected(
+                    f"the model takes only {answered[0].sizes[name]} as the size of the dimension {name}",
+                    f"leave it out of --dynamic: {dimensions.NONE}, or _ in its place",
+                )
+        return answered
+
+    def write(self, to: str, path: Path, example: Example, axes: Axes, opset: int | None) -> dict[str, Any]:
+        """Write the model in one format; return the notes, and the bounds of its dimensions.
+
+        Raises:
+            Rejected: it cannot be.
+        """
+        if self.form in ("AOTINDUCTOR", "LIBRARY", "OPENVINO"):
+            raise Inapplicable("it is a compiled program, of which nothing else can be made", "export its source")
+        same = {"EXPORTED": ("export",), "ONNX": ("onnx",), "TORCHSCRIPT": ("torchscript-trace", "torchscript-script")}
+        if to in same.get(self.form, ()) and opset is None and not self._rewrite:
+            raise Inapplicable("it is in this format already")
+        model, limits = self.model, {}
+        if to in _TRACED and not isinstance(model, Path):
+            program = export_program(model, example, axes)
+            limits = bounds(program, axes)
+            if self.floats != torch.bfloat16 or to in ("export", "aoti"):
+                model = program
+        options: dict[str, Any] = {"names": self.names[: len(example)]} if to in ("onnx", "openvino") else {}
+        if to == "onnx":
+            options["opset"] = opset
+        notes = EXPORTERS[to](model, example, axes, path, **options)
+        return {"notes": notes, "bounds": limits}
+
+    def _run(self, inputs: Example) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [tensor.detach().clone() for tensor in tensors(self.loaded(*inputs))]
+
+    def _takes(self, inputs: Example) -> bool:
+        try:
+            self._run(inputs)
+        except Exception:  # whatever the model raises
+            return False
+        return True
+
+    def _check_taken(self, example: Example, called: str) -> None:
+        try:
+            self._run(example)
+        except Exception as error:  # whatever the model raises
+            shown = ", ".join(
+                f"{name} {_dtype(tensor)} {list(tensor.shape)}"
+                for name, tensor in zip(self.names, example, strict=False)
+            )
+            place = f", at {place}" if (place := failure.place_of(error)) else ""
+            raise Rejected(
+                f"the model does not take {called} ({shown}): {failure.reason(error)}{place}",
+                self._hint(example),
+            ) from None
+
+    def _hint(self, example: Example) -> str:
+        """Return what to change of an example, if a change is found that the model takes."""
+        changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+            "the model takes it with a first dimension for the batch: x[None]": lambda tensor: tensor[None],
+            "the model takes it as float32: x.astype('float32'); in JSON write 1.0, not 1": lambda tensor: tensor.to(
+                self.floats
+            ),
+            "the model takes it as whole numbers: x.astype('int64')": lambda tensor: tensor.long(),
+            "the model takes it with the channels first: x.transpose(0, 3, 1, 2)": lambda tensor: (
+                tensor.movedim(-1, 1) if tensor.dim() == 4 else tensor
+            ),
+        }
+        for hint, change in changes.items():
+            if self._takes(tuple(map(change, example))):
+                return hint
+        return ""
+
+    def _of_signature(self) -> Example | None:
+        """Return an example of the shapes that the weights declare; None where they declare none."""
+        if not self.known or any(known.shape is None or known.dtype is None for known in self.known):
+            return None
+        made = []
+        for known in self.known:
+            shape = [size or _ROWS for size in known.shape]
+            if known.dtype.is_floating_point:
+                made.append(torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(known.dtype))
+            else:
+                made.append(torch.ones(shape, dtype=known.dtype))
+        example = tuple(made)
+        return example if self._takes(example) else None
+
+    def _fixed(self) -> Axes | None:
+        """Return the dimensions of any size of a program, with the names that it has; None for other models."""
+        if self.form == "ONNX":
+            onnx = importlib.import_module("onnx")
+            ports = onnx.load(str(self.model), load_external_data=False).graph.input
+            known = {port.name: port.type.tensor_type.shape.dim for port in ports}
+            return tuple(
+                {
+                    place: dimension.dim_param or f"{name}_{place}"
+                    for place, dimension in enumerate(known[name])
+                    if not dimension.HasField("dim_value")
+                }
+                for name in self.names
+            )
+        if not isinstance(self.model, ExportedProgram):
+            return None
+        values = {node.name: node.meta.get("val") for node in self.model.graph.nodes if node.op == "placeholder"}
+        leaves = [values.get(str(leaf)) for leaf in self.model.graph_signature.user_inputs]
+        symbols: dict[str, str] = {}
+        axes = []
+        for name, value in zip(self.names, leaves, strict=False):
+            found: dict[int, str] = {}
+            for place, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+                if not isinstance(size, int):
+                    usual = "batch" if place == 0 and "batch" not in symbols.values() else f"{name}_{place}"
+                    found[place] = symbols.setdefault(str(size.node.expr), usual)
+            axes.append(found)
+        return tuple(axes)
+
+    def _unknown(self, example: Example) -> list[int]:
+        """Return the dimensions of a guessed example that the first layer does not determine."""
+        if self.known and all(known.shape is not None for known in self.known):
+            return []
+        (tensor,) = example
+        return list(range(2, tensor.dim())) if tensor.dim() > 2 else [1] if tensor.dtype == torch.int64 else []
+
+
+def _filled(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a guessed example of several rows, with numbers in it."""
+    shape = (_ROWS, *tensor.shape[1:])
+    if tensor.is_floating_point():
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
+    return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
+
+
+def _of_program(names: Sequence[str], known: Axes, named: Axes | None) -> Axes:
+    """Return the dimensions of any size of a program, with the names that are wanted for them.
+
+    Raises:
+        Rejected: one of them is fixed.
+    """
+    if named is None:
+        return known
+    renamed: dict[str, str] = {}
+    for name, has, wants in zip(names, known, named, strict=False):
+        for place, wanted in wants.items():
+            if place not in has:
+                raise Rejected(
+                    f"dimension {place} of its input {name!r} is fixed, and cannot become {wanted}",
+                    "export the model that it was made of, with this dimension in --dynamic",
+                )
+            renamed[has[place]] = wanted
+    return tuple({place: renamed.get(name, name) for place, name in has.items()} for has in known)
+
+
+def _example_names(example: Example, unknown: Sequence[int]) -> list[str]:
+    usual = {1: "seq"} if unknown == [1] else {2: "height", 3: "width", 4: "depth"}
+    return ["batch", *(usual[place] if place in unknown else "_" for place in range(1, example[0].dim()))]
+
+
+def _both_nan(first: Sequence[torch.Tensor], again: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in zip(first, again, strict=True))
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    main(export)

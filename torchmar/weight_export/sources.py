@@ -1,0 +1,112 @@
+"""The model to export: the weights and the model file of a path, an archive or a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchmar import conversion, manifest, recipe
+from torchmar.archive import Archive, collect_members, pack_folder
+from torchmar.errors import TorchmarError
+
+_OPTIONS = ("dtype", "channels_last")  # of the handler, which change the weights that are exported
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model.
+
+    Attributes:
+        shown: how messages call it.
+        folder: of its model file, or of the extracted archive.
+        weights: the file, whole or relative to the folder; None: of an archive without weights.
+        model_file: the Python file with its class, in the folder.
+        options: of the handler, which change the weights.
+        archive: the archive that it is from; None for weights of their own.
+        converted: of a Keras or TensorFlow model, what it has become.
+    """
+
+    shown: str
+    folder: Path
+    weights: str
+    model_file: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    archive: Path | None = None
+    converted: conversion.Conversion | None = None
+
+
+@contextlib.contextmanager
+def opened(model: Path, model_file: Path | None, scratch: Path) -> Iterator[Source]:
+    """Yield the model of a path.
+
+    Args:
+        model: weights, an archive, a recipe or its folder, or the folder of a SavedModel.
+        model_file: the Python file with the model's class, for weights without code.
+        scratch: an empty folder for what an archive has.
+
+    Raises:
+        TorchmarError: there is no model, or no model file.
+    """
+    if not model.exists():
+        raise TorchmarError(f"there is no {model}", hint="name weights, an archive (.mar) or a recipe")
+    archive = None
+    if recipe.is_recipe(model):
+        read, folder = recipe.read(model)
+        archive = pack_folder(collect_members(read, folder, conversion.convert(read, folder)), scratch / "packed").path
+    elif _is_archive(model):
+        archive = model
+    if archive is not None:
+        if model_file is not None:
+            raise TorchmarError(f"{model} has its own model file", hint="leave --model-file out")
+        yield _of_archive(model, archive, scratch)
+        return
+    if conversion.is_keras(model) or conversion.is_tensorflow(model):
+        if model_file is not None:
+            raise TorchmarError(f"{model} has its code in it", hint="leave --model-file out")
+        converted = conversion.convert_file(model)
+        yield Source(str(model), converted.file.parent, converted.file.name, converted=converted)
+        return
+    if model.is_dir():
+        raise TorchmarError(
+            f"{model} is a folder with neither a recipe nor a SavedModel",
+            hint="name the file of the weights in it, an archive (.mar) or a recipe",
+        )
+    if model_file is None:
+        yield Source(str(model), model.absolute().parent, model.name)
+        return
+    if not model_file.is_file():
+        raise TorchmarError(
+            f"there is no model file {model_file}", hint="--model-file names a Python file with a class"
+        )
+    if model_file.suffix != ".py":
+        raise TorchmarError(f"{model_file} is no Python file", hint="--model-file names a Python file with a class")
+    yield Source(str(model), model_file.absolute().parent, str(model.absolute()), model_file.name)
+
+
+def _of_archive(shown: Path, path: Path, scratch: Path) -> Source:
+    folder = scratch / "model"
+    with Archive(path) as archive:
+        described, config = archive.manifest.model, archive.config
+        if not described.serialized_file:
+            raise TorchmarError(f"{shown} has no weights to export")
+        archive.extract(folder)
+    section = config.get("handler")
+    options = {name: section[name] for name in _OPTIONS if name in section} if isinstance(section, Mapping) else {}
+    return Source(str(shown), folder, described.serialized_file, described.model_file, options, path)
+
+
+def _is_archive(path: Path) -> bool:
+    """Return whether a path is a model archive by its content."""
+    if path.is_dir():
+        return (path / manifest.PATH).is_file()
+    if path.suffix == ".mar" or path.name.endswith((".tar.gz", ".tgz")):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return manifest.PATH in archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
