@@ -143,7 +143,7 @@ class ServerConfig(BaseModel):
     )
     asyncCommunication: bool | None = Field(None, description="Call the handler as a coroutine. TorchServe only.")
     useVenv: bool | None = Field(
-        None, description="Give the model's requirements a virtual environment. TorchServe only."
+        None, description="Install the requirements into a virtual environment, in front of the server's packages."
     )
     stages: Stages | None = Field(
         None, description="Processes for the steps before and after the model; TorchServe ignores it."
@@ -167,6 +167,39 @@ class ServerConfig(BaseModel):
         """Return the text of ``model-config.yaml``, with the keys that were given, in their order."""
         values = self.model_dump(exclude_none=True)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode() if values else b""
+
+
+class Runtime(_Strict):
+    """The virtual environment that an archive's workers run in; the built-in server and ``torchmar run`` make it.
+
+    TorchServe does not: there, the lock file is the archive's requirements file.
+    """
+
+    python: Annotated[str, Field(pattern=r"^3\.[0-9]+(\.[0-9]+)?$")] = Field(
+        description='The version of Python, in quotes: "3.11". The machine must have it.'
+    )
+    requirements: str = Field(
+        description="The lock file: each package with its version and hashes. torchmar lock writes it."
+    )
+    requires: list[str] = Field(
+        default_factory=list,
+        description='What torchmar lock makes the lock file of: "tokenizers>=0.20". It adds what workers need.',
+    )
+    wheels: str | None = Field(
+        None, description="A folder with the wheels of the lock file, to install without a network."
+    )
+    server_packages: bool = Field(
+        False,
+        description="Whether workers see the server's packages, too, behind those of the lock file: torch need not be "
+        "in it, but Python must be the server's version.",
+    )
+
+    def document(self) -> dict[str, Any]:
+        """Return what an archive carries of it: file names are those in the archive."""
+        files = {"requirements": PurePosixPath(self.requirements).name}
+        if self.wheels:
+            files["wheels"] = PurePosixPath(self.wheels).name
+        return {**self.model_dump(mode="json", exclude_defaults=True, exclude={"requires"}), **files}
 
 
 class Sample(_Strict):
@@ -224,12 +257,19 @@ class Recipe(_Strict):
         default_factory=dict, description="More content: path in the archive -> file or folder on disk."
     )
     requirements: str | None = Field(None, description="A requirements.txt for the server to install.")
+    runtime: Runtime | None = Field(None, description="An environment of its own, with its own Python and packages.")
     config: Annotated[
         Annotated[ServerConfig, Tag("keys")] | Annotated[str, Tag("file")],
         Discriminator(lambda value: "file" if isinstance(value, str) else "keys"),
         Field(description="The archive's model-config.yaml, or the file that is to be it, byte for byte."),
     ] = ServerConfig()
     samples: list[Sample] = Field(default_factory=list, description="The archive's contract.")
+
+    @model_validator(mode="after")
+    def _packages_once(self) -> Recipe:
+        if self.runtime and self.requirements:
+            raise ValueError("the packages are those of requirements or of runtime: give one of the two")
+        return self
 
 
 _SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
@@ -301,6 +341,7 @@ def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ..
         (("model_file",), recipe.model_file),
         (("labels",), recipe.labels if isinstance(recipe.labels, str) else None),
         (("requirements",), recipe.requirements),
+        (("runtime", "requirements"), recipe.runtime.requirements if recipe.runtime else None),
         (("config",), recipe.config if isinstance(recipe.config, str) else None),
         *((("samples", index, "input"), sample.input) for index, sample in enumerate(recipe.samples)),
     ]
@@ -311,7 +352,11 @@ def _missing(recipe: Recipe, folder: Path) -> Iterator[tuple[tuple[str | int, ..
             hint = (
                 f"{folder / recipe.generated_by} makes it" if location == ("weights",) and recipe.generated_by else ""
             )
+            hint = f"torchmar lock {folder} writes it" if location[0] == "runtime" else hint
             yield location, f"there is no file {folder / name}", hint
+    if recipe.runtime and recipe.runtime.wheels and not (folder / recipe.runtime.wheels).is_dir():
+        missing = f"there is no folder {folder / recipe.runtime.wheels}"
+        yield ("runtime", "wheels"), missing, f"torchmar lock {folder} fills it"
     for name in recipe.files.values():
         if not (folder / name).exists():
             place = next(key for key, value in recipe.files.items() if value == name)

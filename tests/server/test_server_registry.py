@@ -331,7 +331,6 @@ def test_workers_are_distributed_over_the_gpus_that_the_archive_names(
         {"parallelType": "tp"},
         {"torchrun": {"nproc-per-node": 2}},
         {"asyncCommunication": True},
-        {"useVenv": True},
     ],
     ids=lambda config: next(iter(config)),
 )

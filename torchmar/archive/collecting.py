@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torchmar import conversion, manifest
+from torchmar.archive import runtime as runtimes
 from torchmar.archive.copying import ArchiveSlice, MemberContent
 from torchmar.conversion import Conversion
 from torchmar.errors import ArchiveError
-from torchmar.recipe import CARRIED_PACKAGE, Recipe, carried_folder
+from torchmar.recipe import CARRIED_PACKAGE, Recipe, Runtime, carried_folder
 
 CONFIG_FILE = "model-config.yaml"
 LABELS_FILE = "index_to_name.json"  # the name that TorchServe's handlers look for
@@ -49,7 +50,9 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
         beside = weights.with_suffix(".bin")
         if weights.suffix == ".xml" and beside.is_file():
             add(members, beside.name, beside)
-    for name in (recipe.model_file, recipe.requirements):
+    # TorchServe installs the lock file of a runtime as it does other requirements.
+    requirements = recipe.runtime.requirements if recipe.runtime else recipe.requirements
+    for name in (recipe.model_file, requirements):
         if name:
             add(members, PurePosixPath(name).name, folder / name)
     if recipe.labels is not None:
@@ -66,6 +69,8 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
     for sample in recipe.samples:
         if sample.input and sample.input not in members:
             add(members, sample.input, folder / sample.input)
+    if recipe.runtime:
+        _add_runtime(members, recipe.runtime, folder)
     if recipe.samples:
         add(members, SAMPLES_FILE, _json([sample.document() for sample in recipe.samples]))
     # A recipe may bring a version of its own of the handlers, as one does that was made of an archive.
@@ -79,7 +84,7 @@ def collect_members(recipe: Recipe, folder: Path, converted: Conversion | None =
         handler=handler,
         serialized_file=weights.name if weights else None,
         model_file=_base(recipe.model_file),
-        requirements_file=_base(recipe.requirements),
+        requirements_file=_base(requirements),
         config_file=config_file if config_file in members else None,
     )
     add(members, manifest.PATH, manifest.Manifest(model=model).to_json())
@@ -101,6 +106,14 @@ def add(members: dict[str, MemberContent], path: str, source: MemberContent) -> 
             hint="give one of them another name, or under files: another path",
         )
     members[path] = source
+
+
+def _add_runtime(members: dict[str, MemberContent], runtime: Runtime, folder: Path) -> None:
+    """Add the description of the archive's environment, and the wheels to make it of."""
+    document = runtime.document()
+    add(members, runtimes.FILE, _json(document))
+    for inside, file in files_below(folder / runtime.wheels) if runtime.wheels else ():
+        add(members, str(PurePosixPath(document["wheels"], inside)), file)
 
 
 def _same(first: MemberContent, second: MemberContent) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from torchmar import manifest, recipe
-from torchmar.archive import collecting, digests
+from torchmar.archive import collecting, digests, runtime
 from torchmar.archive.collecting import LABELS_FILE, SAMPLES_FILE
 from torchmar.archive.read import Archive
 from torchmar.atomic import temporary_path
@@ -73,10 +73,17 @@ def _recipe(source: Archive, folder: Path) -> dict[str, Any]:
     document: dict[str, Any] = {"name": source.manifest.name, "version": source.manifest.version}
     document |= {"description": model.description, "handler": handler}
     document |= {"weights": model.serialized_file, "model_file": model.model_file}
-    document |= {"labels": LABELS_FILE if _labels(source) else None, "requirements": model.requirements_file}
+    declared = source.runtime
+    requirements = None if declared and declared.requirements == model.requirements_file else model.requirements_file
+    document |= {"labels": LABELS_FILE if _labels(source) else None, "requirements": requirements}
     document |= {"config": model.config_file}
     samples = [sample.document() for sample in source.samples]
     named = {manifest.PATH, digests.PATH, SAMPLES_FILE, *filter(None, document.values())}
+    if declared:
+        document["runtime"] = declared.document()
+        wheels = f"{declared.wheels}/" if declared.wheels else None
+        named |= {runtime.FILE, declared.requirements}
+        named |= {member.name for member in source.members if wheels and member.name.startswith(wheels)}
     named |= {f"{stem}.py", *(sample.get("input") for sample in samples)}
     named |= _same_handlers(source, folder)
     document["files"] = {member.name: member.name for member in source.members if member.name not in named}

@@ -18,14 +18,14 @@ from typing import IO, Any, BinaryIO, cast
 import yaml
 
 from torchmar import manifest
-from torchmar.archive import digests, layout
+from torchmar.archive import digests, layout, runtime
 from torchmar.archive.collecting import SAMPLES_FILE
 from torchmar.archive.copying import ArchiveSlice, MemberContent
 from torchmar.archive.forms import open_form
 from torchmar.archive.member_streams import READ_ERRORS, Window
 from torchmar.atomic import temporary_path
 from torchmar.errors import ArchiveError
-from torchmar.recipe import Sample
+from torchmar.recipe import Runtime, Sample
 
 _CHUNK = 1 << 20
 _SMALL = 16 << 20  # what is read whole into memory: manifests, configurations, handlers
@@ -177,6 +177,14 @@ class Archive:
             return [Sample.model_validate(sample) for sample in json.loads(self.read(SAMPLES_FILE))]
         except (ValueError, TypeError, RecursionError) as error:
             raise ArchiveError(f"{self.path}: {SAMPLES_FILE}: {error}") from None
+
+    @property
+    def runtime(self) -> Runtime | None:
+        """The environment that the archive asks for; None: it has none of its own."""
+        try:
+            return runtime.parse(self.read(runtime.FILE), self.sizes) if runtime.FILE in self else None
+        except ArchiveError as error:
+            raise ArchiveError(f"{self.path}: {error.message}") from None
 
     def open(self, name: str) -> BinaryIO:
         """Open a member as a seekable stream; a compressed member is copied first.

@@ -15,7 +15,7 @@ from typing import IO
 from torchmar import recipe
 from torchmar.archive import Archive, collect_members
 from torchmar.archive.copying import ArchiveSlice, MemberContent, size_of
-from torchmar.checks import configuration, foreign, handler, layout, optimized, requirements, weights
+from torchmar.checks import configuration, foreign, handler, layout, optimized, requirements, runtime, weights
 from torchmar.checks import manifest as manifests
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.errors import ArchiveError, RecipeError
@@ -88,6 +88,7 @@ def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
         checks.append(lambda: configuration.check(content, str(model.config_file), gpus))
     if wanted:
         checks.append(lambda: requirements.check(content, wanted))
+    checks.append(lambda: runtime.check(content))
     for run in checks:
         # A member that cannot be read is a finding about the layout already.
         with contextlib.suppress(ArchiveError):

@@ -76,6 +76,7 @@ class Code(Enum):
     MAR511 = ("warning", "TorchServe's frontend does not read the configuration")
     MAR512 = ("warning", "a key is given twice")
     MAR513 = ("error or warning", "an option of the optimised weights is wrong")
+    MAR514 = ("error", "the environment of the archive cannot be made")
     # safety
     MAR601 = ("error or warning", "a pickle would run code when it is loaded")
     MAR602 = ("error or warning", "a pickle cannot be read to its end")

@@ -22,6 +22,7 @@ from torchmar.cli import (
     promoting,
     serving,
     tuning,
+    venvs,
     watching,
     weights,
 )
@@ -48,6 +49,7 @@ _COMMANDS = {
         archives.derive,
         weights.export_weights,
         archives.import_,
+        venvs.lock,
         archives.schema,
     ),
     serving.PANEL: (
@@ -76,6 +78,7 @@ for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         _name = _command.__name__.strip("_").replace("_", "-")
         app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(venvs.app, name="venv", rich_help_panel=archives.PANEL)
 app.add_typer(exporting.app, name="export", rich_help_panel=serving.PANEL)
 app.add_typer(bench_app.app, name="bench", rich_help_panel=predicting.PANEL)
 

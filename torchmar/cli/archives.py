@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from torchmar.archive.built_archive import show_size
 from torchmar.cli.options import AsJson, Baseline, Ignore, Method, Steps, Target, explain_headers
@@ -19,6 +20,7 @@ from torchmar.errors import TorchmarError
 if TYPE_CHECKING:
     from torchmar.archive.built_archive import Note
     from torchmar.archive.copying import MemberContent
+    from torchmar.recipe import Runtime
 
 PANEL = "Archives"
 
@@ -95,7 +97,7 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
 
     with Archive(path) as archive:
         manifest, members, digest = archive.manifest, archive.members, archive.digest
-        config, samples = archive.config_text, archive.samples
+        config, samples, runtime = archive.config_text, archive.samples, archive.runtime
         name, weights = manifest.model.serialized_file, None
         if name and name in archive:
             with archive.open(name) as stream:
@@ -108,6 +110,7 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
             "manifest": manifest.model_dump(by_alias=True, exclude_none=True),
             "config": config,
             "optimized": faster,
+            "runtime": runtime.document() if runtime else None,
             "samples": len(samples),
             "members": [{"name": member.name, "size": member.size} for member in members],
         }
@@ -121,7 +124,8 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
         "weights": f"{name}, {weights.description}" if weights else name,
         "optimized": "\n             ".join(faster),
         "model file": model.model_file,
-        "requirements": model.requirements_file,
+        "requirements": None if runtime else model.requirements_file,
+        "runtime": _show_runtime(runtime) if runtime else None,
         "samples": str(len(samples)) if samples else None,
         "digest": f"sha256:{digest}",
     }
@@ -135,6 +139,13 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
     total = sum(member.size for member in members)
     rows = [(show_size(member.size), member.name) for member in members]
     show_table(table(("size", "member"), [*rows, (show_size(total), f"{len(members)} members")], right=("size",)))
+
+
+def _show_runtime(runtime: Runtime) -> str:
+    facts = [f"Python {runtime.python}", f"the packages of {runtime.requirements}"]
+    facts += ["the server's packages behind them"] if runtime.server_packages else []
+    facts += [f"wheels in {runtime.wheels}/"] if runtime.wheels else []
+    return ", ".join(facts)
 
 
 def extract(
@@ -187,7 +198,10 @@ def run(
     if headers and not explain:
         raise typer.BadParameter("needs --explain FILE", param_hint="--method, --target, --n-steps, --baseline")
     request = responses.request(source, explain is not None, explain or output, headers)
-    with err.status("loading the archive"), Worker(path) as worker:
+    with (
+        err.status("loading the archive") as status,
+        Worker(path, on_build=lambda line: status.update(f"building the environment: {escape(line[:50])}")) as worker,
+    ):
         response = worker.predict_batch([request])[0]
         log = worker.log()
     if verbose or response.status >= 500:

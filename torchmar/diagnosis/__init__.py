@@ -20,6 +20,7 @@ from torchmar.diagnosis import (
     ports,
     server,
     store,
+    venvs,
 )
 from torchmar.diagnosis.finding import Finding, Severity, error
 from torchmar.engines import DEFAULT, EngineName
@@ -60,6 +61,7 @@ def examine(
         "exposure": lambda: exposure.check(effective, engine),
         "machine": lambda: machine.check(folder, run_folder, running),
         "store": lambda: store.check(folder, engine),
+        "venv": lambda: venvs.check(folder, effective, engine),
         "log": lambda: log.check(run_folder),
         "server": lambda: server.check(run_folder, running),
     }

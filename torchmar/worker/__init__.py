@@ -17,10 +17,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchmar.archive import Archive
 from torchmar.errors import LoadError, WorkerError
@@ -38,6 +38,10 @@ from torchmar.worker.process.messages import (
     to_wire,
 )
 
+if TYPE_CHECKING:
+    from torchmar.recipe import Runtime
+    from torchmar.worker.venvs.folder import Venv
+
 __all__ = ["START", "Worker"]
 
 START = Path(__file__).with_name("start.py")  # what a worker process runs
@@ -54,15 +58,20 @@ class Worker:
     Processes that the handler starts end with the worker, also when this process is killed: on Linux all of them, on
     other systems those in the worker's process group.
 
+    An archive with a ``runtime`` runs in its own environment, which is built first if this machine does not have it.
+
     Args:
         archive: the archive; it is extracted to a temporary folder that is removed with the worker.
         python: the interpreter for the handler; it needs the packages of the extra ``worker``, but not torchmar.
+            Default: that of the archive's environment, or this process's own.
         gpu: the index of the GPU that the handler gets; None is the CPU.
+        on_build: called with each line of output while the environment is built.
 
     Raises:
         ArchiveError: the archive cannot be opened or extracted.
         LoadError: the handler failed to import or load; ``traceback`` has the reason.
-        WorkerError: the process did not start, or did not load within ``startupTimeout`` (default: 120 seconds).
+        WorkerError: the process did not start, or did not load within ``startupTimeout`` (default: 120 seconds), or
+            its environment cannot be built.
 
     Examples:
         >>> import json
@@ -75,15 +84,22 @@ class Worker:
         (200, {'characters': 5})
     """
 
-    def __init__(self, archive: Path, *, python: str = sys.executable, gpu: int | None = None) -> None:
+    def __init__(
+        self,
+        archive: Path,
+        *,
+        python: str | None = None,
+        gpu: int | None = None,
+        on_build: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self._cleanup = contextlib.ExitStack()
         try:
-            self._start(archive, python, gpu)
+            self._start(archive, python, gpu, on_build)
         except BaseException:
             self._cleanup.close()
             raise
 
-    def _start(self, path: Path, python: str, gpu: int | None) -> None:
+    def _start(self, path: Path, python: str | None, gpu: int | None, on_build: Callable[[str], None]) -> None:
         home = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-worker-")))
         model_dir = home / "model"
         with Archive(path) as archive:
@@ -91,7 +107,14 @@ class Worker:
             batch_size = int(archive.number("batchSize", 1))
             startup = archive.number("startupTimeout", _STARTUP_TIMEOUT)
             response = archive.number("responseTimeout", _RESPONSE_TIMEOUT)
+            runtime = archive.runtime
             archive.extract(model_dir)
+        variables: Mapping[str, str] = os.environ
+        if runtime and not python:
+            venv = _venv(runtime, model_dir, on_build)
+            self._cleanup.callback(venv.close)
+            python, variables = str(venv.python), venv.variables(variables)
+        python = python or sys.executable
         self._log = home / "worker.log"
         ours, theirs = socket.socketpair()
         self._cleanup.callback(ours.close)
@@ -113,7 +136,7 @@ class Worker:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     pass_fds=[theirs.fileno()],
-                    env=worker_environment(os.environ),
+                    env=worker_environment(variables),
                 )
         except OSError as error:
             raise WorkerError(f"{python} cannot be started: {error.strerror}") from None
@@ -218,6 +241,15 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _venv(runtime: Runtime, folder: Path, on_build: Callable[[str], None]) -> Venv:
+    """Return the environment of an extracted archive, which is built if this machine does not have it."""
+    # Imported here: most archives have none, and this is imported by processes that start often.
+    from torchmar.worker.venvs import building, specification
+    from torchmar.worker.venvs import folder as folders
+
+    return building.build(specification.read(runtime, folder), folders.root(), on_build)
 
 
 def request_headers(request: Request) -> dict[str, str]:

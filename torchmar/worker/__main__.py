@@ -65,6 +65,8 @@ def _load(archive: Archive, folder: Path, options: argparse.Namespace) -> BatchR
     """Return the loaded model; None if the handler fails, whose traceback is printed."""
     archive.extract(folder)
     manifest = archive.manifest
+    if archive.runtime:
+        print("note: the archive's own environment is not used: this process has its own packages", file=sys.stderr)
     model = ModelSpec(
         name=manifest.name,
         model_dir=str(folder),

@@ -111,6 +111,13 @@ DIFFERENCES = (
         reason="an error should contain its cause",
     ),
     KnownDifference(
+        id="runtime",
+        what="an archive with a `runtime` (`MAR-INF/RUNTIME.json`)",
+        torchserve="served with the server's Python; its lock file is installed like other requirements",
+        builtin="served in an environment of its own, with the Python and the packages that it names",
+        reason="models that need different versions of a package can be in one server",
+    ),
+    KnownDifference(
         id="config-timeouts",
         what="`model-config.yaml` without `responseTimeout` or `startupTimeout`",
         torchserve="120 s, regardless of the registration and the defaults of the server",
@@ -120,8 +127,8 @@ DIFFERENCES = (
     KnownDifference(
         id="config-modes",
         what=(
-            "`sequenceBatching`, `continuousBatching`, `parallelType`, `torchrun`, `asyncCommunication`, "
-            "`useVenv` in `model-config.yaml`"
+            "`sequenceBatching`, `continuousBatching`, `parallelType`, `torchrun`, `asyncCommunication` in "
+            "`model-config.yaml`"
         ),
         torchserve="supported",
         builtin="400 InvalidModelException that names the key",

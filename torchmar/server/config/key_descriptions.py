@@ -97,7 +97,9 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         "`http://127.0.0.1:8080`",
     ),
     "install_py_dep_per_model": KeyDescription(
-        MODELS, "Whether the requirements in an archive are installed with pip when it is registered."
+        MODELS,
+        "Whether the requirements in an archive are installed with pip when it is registered, and the environment of "
+        "an archive with a `runtime` is built with uv.",
     ),
     "ipex_enable": KeyDescription(WORKERS, "Passed to the workers as TorchServe does, for Intel's extension."),
     "job_queue_size": KeyDescription(
@@ -194,6 +196,11 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     ),
     "torchmar_snapshots": KeyDescription(
         MODELS, "Set by `torchmar-serve`: the folder for snapshots.", "none are written"
+    ),
+    "torchmar_venv_folder": KeyDescription(
+        MODELS,
+        "The folder of the environments of archives with a `runtime`, which servers and commands share.",
+        "`~/.cache/torchmar/venvs`",
     ),
     "torchmar_watch": KeyDescription(
         MODELS,

@@ -54,7 +54,7 @@ class Settings:
         health_token: ``torchmar_health_token``; whether health checks need a token, too.
         model_api: whether models may be registered and unregistered.
         allowed_urls: one of these matches the URL of an archive; default: those of the model store.
-        install_py_dep_per_model: whether the requirements in archives are installed.
+        install_py_dep_per_model: whether the requirements in archives are installed, and their environments built.
         private_key_file, certificate_file: PEM, for TLS.
         grpc_tls: whether gRPC uses TLS.
         cors: None without ``cors_allowed_origin``.
@@ -66,6 +66,7 @@ class Settings:
         check_archives: ``torchmar_check_archives``; whether archives are checked before their code runs.
         ignored_checks: ``torchmar_ignore_checks``; codes of checks, or beginnings of codes, to ignore.
         max_download_size: ``torchmar_max_download_size``; the most bytes of a download.
+        venv_folder: ``torchmar_venv_folder``; the folder of archives' environments; None: that of the user.
         worker_memory: ``torchmar_worker_memory``; the most bytes of a worker on a CPU; 0: no limit.
         worker_poll_us: ``torchmar_worker_poll_us``; microseconds that worker and server poll for each other.
         log_format: ``torchmar_log_format``; the format of log lines.
@@ -122,6 +123,7 @@ class Settings:
     check_archives: bool = True
     ignored_checks: tuple[str, ...] = ()
     max_download_size: int = 20 << 30
+    venv_folder: Path | None = None
     worker_memory: int = 0
     worker_poll_us: int = 300
     log_format: Layout = "text"

@@ -25,11 +25,14 @@ from torchmar.manifest import Manifest
 from torchmar.server.api_error import ApiError
 from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
-from torchmar.server.models import archive_metadata, archive_urls, requirements
+from torchmar.server.models import archive_metadata, archive_urls, requirements, venvs
 from torchmar.server.models.archive_errors import not_saved
 from torchmar.server.models.archive_metadata import ArchiveMetadata
 from torchmar.server.models.download import download
 from torchmar.server.models.requirements import InstallError
+from torchmar.server.models.venvs import VenvError
+from torchmar.worker.venvs import folder as venv_folders
+from torchmar.worker.venvs.folder import Venv
 
 # The names that the cache writes in its folder.
 _OWN_NAME = re.compile(r"\.fetch-[0-9a-f]+|\.?[0-9a-f]{64}(\..+)?")
@@ -46,6 +49,7 @@ class CachedArchive:
         folder: with the content. Handlers write into it, so that each registration has its own; an archive that is
             a folder itself is used in its place.
         requirements: a folder with the packages that the archive requires; None where none were installed.
+        venv: the environment that its workers run in; None: the server's own.
         key: identifies the content: the archive's digest, or that of the path of an archive that is a folder.
     """
 
@@ -54,6 +58,7 @@ class CachedArchive:
     config: Mapping[str, Any]
     folder: Path
     requirements: Path | None
+    venv: Venv | None
     key: str
 
     @property
@@ -67,6 +72,19 @@ class CachedArchive:
         return self.manifest.version
 
 
+@dataclass(frozen=True)
+class _Installation:
+    """Packages that are installed for the registrations of one content, or will be.
+
+    Attributes:
+        target: the folder that is removed with the last registration; None: its environment is shared with others.
+        task: returns the environment, if it is one.
+    """
+
+    target: Path | None
+    task: asyncio.Task[Venv | None]
+
+
 class ArchiveCache:
     """The archives that registrations use. All methods but `name_of` are called in the server's loop.
 
@@ -78,7 +96,7 @@ class ArchiveCache:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder.resolve()
         self._uses: Counter[str] = Counter()  # by key
-        self._installations: dict[str, tuple[Path, asyncio.Task[None]]] = {}  # by key
+        self._installations: dict[str, _Installation] = {}  # by key
         self._metadata: dict[Path, ArchiveMetadata] = {}
         self._tasks = BackgroundTasks()
         self._stopping = threading.Event()
@@ -102,7 +120,7 @@ class ArchiveCache:
 
         Raises:
             ApiError: 404, there is nothing, or the URL is not allowed; 400, it cannot be fetched, is no archive, has an
-                error that the checks find, or its requirements cannot be installed; 500, it cannot be written here.
+                error that the checks find, or its packages cannot be installed; 500, it cannot be written here.
         """
         metadata, scratch = await asyncio.to_thread(self._read, url, self._ignored(ignored_checks), by_operator)
         self._uses[metadata.key] += 1
@@ -110,11 +128,14 @@ class ArchiveCache:
         try:
             # Shielded: when its task is cancelled, the thread goes on writing.
             folder = await asyncio.shield(extracting)
-            packages = await self._packages(metadata, folder)
+            packages, venv = await self._packages(metadata, folder)
         except BaseException as error:
             self._tasks.start(self._release_unfinished(metadata, extracting))
+            name = model_name or metadata.manifest.name
+            if isinstance(error, VenvError):
+                message = f"The environment of model {name} cannot be used: {error}"
+                raise ApiError(400, "ModelException", message) from None
             if isinstance(error, InstallError):
-                name = model_name or metadata.manifest.name
                 message = "\n".join([f"Custom pip package installation failed for model {name}", *error.lines])
                 raise ApiError(400, "ModelException", message) from None
             raise
@@ -126,6 +147,7 @@ class ArchiveCache:
             config=metadata.config,
             folder=folder,
             requirements=packages,
+            venv=venv,
             key=metadata.key,
         )
 
@@ -222,28 +244,52 @@ class ArchiveCache:
             if scratch:
                 self._remove(scratch)
 
-    async def _packages(self, metadata: ArchiveMetadata, folder: Path) -> Path | None:
-        """Return the folder with the required packages, installed once per content; None: it requires none.
+    async def _packages(self, metadata: ArchiveMetadata, folder: Path) -> tuple[Path | None, Venv | None]:
+        """Return the folder with the required packages, or the environment with them, made once per content.
 
         Raises:
             InstallError: pip failed.
+            VenvError: the environment cannot be built.
         """
-        requirements_file = metadata.manifest.model.requirements_file
-        if not requirements_file or not self._settings.install_py_dep_per_model:
-            return None
         if metadata.key not in self._installations:
-            target = self._folder / f"{metadata.key}.requirements.{secrets.token_hex(4)}"
-            installing = requirements.install(
-                requirements_file,
-                target,
-                model_name=metadata.manifest.name,
-                archive_folder=folder,
-                environment=self._settings.worker_environment(os.environ),
+            installation = self._install(metadata, folder)
+            if installation is None:
+                return None, None
+            self._installations[metadata.key] = installation
+        installation = self._installations[metadata.key]
+        # Shielded: the first registration may be cancelled while others wait.
+        venv = await asyncio.shield(installation.task)
+        return (None if venv else installation.target), venv
+
+    def _install(self, metadata: ArchiveMetadata, folder: Path) -> _Installation | None:
+        """Start to install what an archive requires; None: it requires nothing, or nothing may be installed."""
+        may_install, environment = (
+            self._settings.install_py_dep_per_model,
+            self._settings.worker_environment(os.environ),
+        )
+        name = metadata.manifest.name
+        if metadata.runtime:
+            preparing = venvs.prepare(
+                metadata.runtime,
+                content=folder,
+                place=self._settings.venv_folder or venv_folders.root(),
+                may_build=may_install,
+                model_name=name,
+                environment=environment,
             )
-            self._installations[metadata.key] = target, self._tasks.start(installing)
-        target, task = self._installations[metadata.key]
-        await asyncio.shield(task)  # the first registration may be cancelled while others wait
-        return target
+            return _Installation(None, self._tasks.start(preparing))
+        requirements_file = metadata.manifest.model.requirements_file
+        if not requirements_file or not may_install:
+            return None
+        target = self._folder / f"{metadata.key}.requirements.{secrets.token_hex(4)}"
+        venv = Venv(target) if metadata.config.get("useVenv") is True else None
+
+        async def install() -> Venv | None:
+            installing = requirements.install_in_venv if venv else requirements.install
+            await installing(requirements_file, target, model_name=name, archive_folder=folder, environment=environment)
+            return venv
+
+        return _Installation(target, self._tasks.start(install()))
 
     async def _release_unfinished(self, metadata: ArchiveMetadata, extracting: asyncio.Task[Path]) -> None:
         """Drop the reference of a `fetch` that failed or was cancelled."""
@@ -251,7 +297,7 @@ class ArchiveCache:
         installation = self._installations.get(metadata.key)
         self._drop_reference(metadata.key)
         if installation:
-            await asyncio.wait([installation[1]])  # other registrations may wait for it, and pip uses this folder
+            await asyncio.wait([installation.task])  # other registrations may wait for it, and pip uses this folder
         if metadata.stamp and not extracting.cancelled() and not extracting.exception():
             self._remove(extracting.result())
 
@@ -262,13 +308,20 @@ class ArchiveCache:
             return
         del self._uses[key]
         self._metadata = {path: metadata for path, metadata in self._metadata.items() if metadata.key != key}
-        if key in self._installations:
-            target, installing = self._installations.pop(key)
-            installing.cancel()
-            if installing.done():
-                self._remove(target)
+        if installation := self._installations.pop(key, None):
+            installation.task.cancel()
+            if installation.task.done():
+                self._uninstall(installation)
             else:
-                installing.add_done_callback(lambda _: self._remove(target))
+                installation.task.add_done_callback(lambda _: self._uninstall(installation))
+
+    def _uninstall(self, installation: _Installation) -> None:
+        """Remove the packages of an installation that has ended, or drop the reference to its environment."""
+        task = installation.task
+        if installation.target:
+            self._remove(installation.target)
+        elif not task.cancelled() and not task.exception() and (venv := task.result()):
+            venv.close()
 
     def _remove(self, folder: Path) -> None:
         """Remove a folder in the background; its name is free at once."""

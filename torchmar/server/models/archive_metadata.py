@@ -19,6 +19,7 @@ from torchmar.checks.admission import admit
 from torchmar.checks.finding import Code, matches
 from torchmar.errors import ArchiveError, ManifestError
 from torchmar.manifest import Manifest, Model
+from torchmar.recipe import Runtime
 from torchmar.server.telemetry import logs
 
 _CHUNK = 1 << 20
@@ -47,6 +48,7 @@ class ArchiveMetadata:
         stamp: of the file when it was read; None for a folder.
         manifest: the archive's; with an empty name and handler where it has none.
         config: the content of its configuration file.
+        runtime: the environment that it asks for; None: it asks for none.
         key: identifies the content: the archive's digest, or that of the path of a folder.
         ignored_checks: codes of the checks that were ignored.
     """
@@ -55,6 +57,7 @@ class ArchiveMetadata:
     stamp: Stamp | None
     manifest: Manifest
     config: Mapping[str, Any]
+    runtime: Runtime | None
     key: str
     ignored_checks: tuple[str, ...]
 
@@ -85,6 +88,7 @@ def read(path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
             stamp=None,
             manifest=_unchecked_manifest({}),
             config={},
+            runtime=None,
             key=_folder_key(path),
             ignored_checks=ignored_checks,
         )
@@ -106,6 +110,7 @@ def read(path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
                 raise
             logs.SERVER.warning("%s is served without its configuration: %s", path.name, error.message)
             config = {}
+        runtime = archive.runtime
         if stamp_before is None:
             key = _folder_key(path)
         elif check_digests and digests.PATH in archive:
@@ -118,6 +123,7 @@ def read(path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
         stamp=stamp_before,
         manifest=archive_manifest,
         config=config,
+        runtime=runtime,
         key=key,
         ignored_checks=ignored_checks,
     )

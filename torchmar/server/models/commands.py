@@ -8,11 +8,54 @@ import json
 import os
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torchmar.worker import START
 from torchmar.worker.process.messages import RunCommand, to_wire
+
+_CHUNK = 1 << 20
+_LAST_LINES = 15
+
+
+async def run(
+    command: Sequence[str], on_line: Callable[[str], None], *, folder: Path, environment: Mapping[str, str]
+) -> tuple[int, list[str]]:
+    """Run a command; return its exit status and the last lines of its output. Cancelling ends it.
+
+    Its output is read as fast as it comes, so that it never waits for the server.
+
+    Args:
+        command: the program and its arguments.
+        on_line: called with each line of its output that is not blank.
+        folder: to run it in.
+        environment: its variables.
+    """
+    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+
+    def add(line: bytes) -> None:
+        if text := line.decode("utf-8", "replace").strip():
+            on_line(text)
+            last_lines.append(text)
+
+    async with supervised(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    ) as process:
+        assert process.stdout
+        remainder = b""
+        while data := await process.stdout.read(_CHUNK):
+            *lines, remainder = (remainder + data).split(b"\n")
+            for line in lines:
+                add(line)
+        add(remainder)
+        return await process.wait(), list(last_lines)
 
 
 @contextlib.asynccontextmanager

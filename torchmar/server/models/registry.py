@@ -20,6 +20,7 @@ from torchmar.server.models.serving_config import Registration, ServingConfig
 from torchmar.server.models.startup import Startup
 from torchmar.server.telemetry import logs
 from torchmar.server.workers.fork_server import ForkServer
+from torchmar.server.workers.fork_servers import ForkServers
 from torchmar.server.workers.pool import Pool
 from torchmar.server.workers.pool_options import PoolObserver
 from torchmar.server.workers.staged_pool import StagedPool, create_pool
@@ -42,7 +43,7 @@ class Version:
         serving: its configuration.
         loaded_at_startup: whether the server's configuration loads it.
         removed: set when it is no longer registered.
-        fork_server: the parent of its workers, if it has one of its own; None: that of all models.
+        fork_server: the parent of its workers.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class Version:
         archive: CachedArchive,
         pool: Pool | StagedPool,
         serving: ServingConfig,
+        fork_server: ForkServer,
         *,
         handler: str = "",
         loaded_at_startup: bool = False,
-        fork_server: ForkServer | None = None,
     ) -> None:
         self.name, self.version = serving.pool.name, serving.pool.version
         self.url, self.archive, self.pool, self.serving = url, archive, pool, serving
@@ -102,7 +103,8 @@ class Registry:
         self.routes = Routes(settings.routes)
         self.routes.on_change.append(lambda: self.on_change())
         self.on_change: Callable[[], None] = lambda: None
-        self._archives, self._fork_server, self._settings, self._observer = archives, fork_server, settings, observer
+        self._archives, self._settings, self._observer = archives, settings, observer
+        self._fork_servers = ForkServers(fork_server)
         self._tasks = BackgroundTasks(_log_error)
 
     def find(self, name: str, version: str | None = None) -> Version:
@@ -374,16 +376,15 @@ class Registry:
         if self._has(name, version):
             message = f"Model version {version} is already registered for model {name}"
             raise ApiError(409, "ConflictStatusException", message)
-        packages = serving.pool.requirements
-        own_fork_server = self._fork_server.with_packages(packages) if packages else None
+        fork_server = self._fork_servers.acquire(archive.requirements, archive.venv)
         added = Version(
             registration.url,
             archive,
-            create_pool(own_fork_server or self._fork_server, serving.pool, self._observer),
+            create_pool(fork_server, serving.pool, self._observer),
             serving,
+            fork_server,
             handler=registration.handler,
             loaded_at_startup=at_start,
-            fork_server=own_fork_server,
         )
         self._put(added)
         return added
@@ -441,8 +442,7 @@ class Registry:
                 await version.pool.drain(drain_s)
         finally:
             await version.pool.close()
-            if version.fork_server:
-                await version.fork_server.end()
+            await self._fork_servers.release(version.fork_server)
             self._archives.release(version.archive)
             if not self._has(version.name, version.version):
                 self._observer.on_unregister(version.name, version.version)

@@ -1,18 +1,19 @@
-"""Install the requirements of an archive with pip."""
+"""Install the requirements of an archive with pip: into a folder, or into a virtual environment (``useVenv``)."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from torchmar.server.models.commands import supervised
+from torchmar.server.models import commands
 from torchmar.server.telemetry import logs
+from torchmar.worker.venvs import building, specification
+from torchmar.worker.venvs.folder import Venv
 
-_CHUNK = 1 << 20
-_ERROR_LINES, _LINE_LENGTH = 15, 500  # of pip's last output, in the error; characters of each
+_LINE_LENGTH = 500  # characters of a line of pip's output, in the log and in the error
+_PIP = [sys.executable, "-m", "pip"]
+_OPTIONS = ["--no-input", "--no-color", "--progress-bar", "off", "--disable-pip-version-check"]
 
 
 class InstallError(Exception):
@@ -42,30 +43,41 @@ async def install(
     Raises:
         InstallError: pip failed.
     """
-    command = [sys.executable, "-m", "pip", "install", "--target", str(target), "-r", requirements_file]
-    command += ["--no-input", "--no-color", "--progress-bar", "off", "--disable-pip-version-check"]
-    last_lines: deque[str] = deque(maxlen=_ERROR_LINES)
+    command = [*_PIP, "install", "--target", str(target), "-r", requirements_file, *_OPTIONS]
+    await _run(command, model_name, archive_folder, environment)
 
-    def log(line: bytes) -> None:
-        if text := line.decode("utf-8", "replace").strip()[:_LINE_LENGTH]:
-            logs.SERVER.info("pip for %s: %s", model_name, text)
-            last_lines.append(text)
 
-    async with supervised(
-        command,
-        cwd=archive_folder,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    ) as process:
-        assert process.stdout
-        remainder = b""
-        while data := await process.stdout.read(_CHUNK):
-            *lines, remainder = (remainder + data).split(b"\n")
-            for line in lines:
-                log(line)
-        log(remainder)
-        code = await process.wait()
+async def install_in_venv(
+    requirements_file: str, folder: Path, *, model_name: str, archive_folder: Path, environment: Mapping[str, str]
+) -> None:
+    """Make a virtual environment that sees the server's packages, and install requirements there, as TorchServe does.
+
+    What the server has in a version that fits is not installed again. Cancelling ends pip.
+
+    Args:
+        requirements_file: its path in the archive.
+        folder: of the environment.
+        model_name: for the log, which gets pip's output.
+        archive_folder: with the archive's content; requirements may be files of the archive.
+        environment: variables of pip.
+
+    Raises:
+        InstallError: pip failed.
+    """
+    venv = Venv(folder)
+    create = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+    await _run(create, model_name, Path("/"), environment)
+    building.show_server_packages(folder, specification.server_packages())
+    # The options are TorchServe's.
+    install = ["install", "-U", "--upgrade-strategy", "only-if-needed", "-r", requirements_file]
+    command = [*_PIP, "--python", str(venv.python), *install, *_OPTIONS]
+    await _run(command, model_name, archive_folder, environment)
+
+
+async def _run(command: list[str], model_name: str, folder: Path, environment: Mapping[str, str]) -> None:
+    def log(line: str) -> None:
+        logs.SERVER.info("pip for %s: %s", model_name, line[:_LINE_LENGTH])
+
+    code, lines = await commands.run(command, log, folder=folder, environment=environment)
     if code:
-        raise InstallError(last_lines)
+        raise InstallError(line[:_LINE_LENGTH] for line in lines)

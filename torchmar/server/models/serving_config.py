@@ -35,7 +35,6 @@ _UNSUPPORTED_KEYS = (
     "sequenceBatching",
     "sequenceMaxIdleMSec",
     "torchrun",
-    "useVenv",
 )
 
 

@@ -32,6 +32,7 @@ from torchmar.worker.process.messages import (
     to_wire,
 )
 from torchmar.worker.process.shared_weights import WeightsFile
+from torchmar.worker.venvs.folder import Venv
 
 _READY_SECONDS = 120.0
 _TRIES = 3  # to start the fork server
@@ -53,15 +54,20 @@ class ForkServer:
     Args:
         environment: of the workers; default: the server's own without its secrets.
         packages: a folder whose modules precede installed ones; empty: none.
+        venv: the environment whose interpreter runs workers; None: the server's own.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None, packages: str = "") -> None:
+    def __init__(
+        self, environment: Mapping[str, str] | None = None, packages: str = "", venv: Venv | None = None
+    ) -> None:
         variables = dict(os.environ if environment is None else environment)
         for name in _SECRETS:
             variables.pop(name, None)
         # numpy starts a thread for every core when it is imported, in every worker; torch does the work here.
         self._environment = {"OPENBLAS_NUM_THREADS": "1", **worker_environment(variables)}
-        self._packages = packages
+        self._packages, self._python = packages, sys.executable
+        if venv:
+            self._environment, self._python = venv.variables(self._environment), str(venv.python)
         if packages:
             before = self._environment.get("PYTHONPATH")
             self._environment["PYTHONPATH"] = os.pathsep.join([packages, *([before] if before else [])])
@@ -138,12 +144,12 @@ class ForkServer:
         if self._control:
             self._control.send(ImportModules(modules))
 
-    def with_packages(self, folder: str) -> ForkServer:
-        """Return another fork server for models whose requirements are installed in a folder.
+    def with_packages(self, folder: str, venv: Venv | None = None) -> ForkServer:
+        """Return another fork server for models whose requirements are installed in a folder or an environment.
 
         This one has loaded torch and numpy with what they import, which a model would get in place of its own packages.
         """
-        return ForkServer(self._environment, folder)
+        return ForkServer(self._environment, folder, venv)
 
     async def end(self) -> None:
         """End it as `close` does, without blocking the loop."""
@@ -175,7 +181,7 @@ class ForkServer:
             message = json.dumps(to_wire(RunForkServer(theirs.fileno())))
             try:
                 supervisor = subprocess.Popen(
-                    [sys.executable, str(START), message],
+                    [self._python, str(START), message],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -189,7 +195,7 @@ class ForkServer:
                 )
             except OSError as error:
                 ours.close()
-                raise WorkerError(f"{sys.executable} cannot be started: {error.strerror}") from None
+                raise WorkerError(f"{self._python} cannot be started: {error.strerror}") from None
             finally:
                 os.close(output)
         self._supervisor = supervisor
@@ -210,7 +216,7 @@ class ForkServer:
         assert self._ready
         self._pid = message.pid
         missing = [name for name in message.missing if name != "numpy"]
-        if missing and self._packages:
+        if missing and (self._packages or self._python != sys.executable):
             reason = f"workers cannot import {missing[0]} beside the requirements that are installed for the model"
             fail(self._ready, WorkerError(reason, hint="see which versions its requirements ask for"))
         elif missing:

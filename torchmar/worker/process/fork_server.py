@@ -17,14 +17,14 @@ from .messages import Exited, Forked, ImportModules, Kill, ModelSpec, Ready, Run
 from .model_process import run_model_process
 from .supervisor import Children
 
-# What every worker needs, and takes seconds to import.
-_IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts.torch_handler.base_handler")
+#: What every worker needs, and takes seconds to import.
+IMPORTS = ("numpy", "torch", "ts.model_loader", "ts.service", "ts.context", "ts.torch_handler.base_handler")
 
 
 def run(control: socket.socket) -> None:
     """Send `Ready`, then act on `Spawn`, `ImportModules` and `Kill` until the server closes the connection."""
     writer = ControlWriter(control)
-    missing = [name for name in _IMPORTS if not _imported(name)]
+    missing = [name for name in IMPORTS if not _imported(name)]
     _freeze()
     writer.send(Ready(os.getpid(), missing))
     children = Children(adopting=True)

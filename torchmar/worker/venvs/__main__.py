@@ -1,0 +1,40 @@
+"""``python -m torchmar.worker.venvs``: build an environment for a server, which ends this process if it must.
+
+Arguments: the archive's folder, its runtime as JSON, and the folder of environments; the third is followed by ``use``
+if the environment must be complete already. The last line of output is the result: the environment's folder, or an
+error, as JSON. The lines before it are for the log.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchmar.errors import TorchmarError
+from torchmar.recipe import Runtime
+from torchmar.worker.venvs import MISSING, building, folder, specification
+
+
+def main(arguments: Sequence[str]) -> dict[str, str]:
+    """Build the environment, or look for it; return the result."""
+    content, document, place, *only_use = arguments
+    try:
+        wanted = specification.read(Runtime.model_validate_json(document), Path(content))
+        venv = folder.use(Path(place) / wanted.key) if only_use else building.build(wanted, Path(place), _log)
+    except TorchmarError as error:
+        return {"error": error.message, "hint": error.hint}
+    if venv is None:
+        return {"error": MISSING, "hint": ""}
+    venv.close()
+    return {"folder": str(venv.folder)}
+
+
+def _log(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _log(json.dumps(main(sys.argv[1:])))

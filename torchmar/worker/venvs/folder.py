@@ -1,0 +1,236 @@
+"""The folder of environments: which are complete, which are in use, and the removal of the others.
+
+An environment is built in its place, because its programs contain their paths, and is complete once its mark is there.
+Each has a lock file beside it: users hold it shared, a builder or remover exclusively. The kernel releases the locks of
+processes that have ended, whatever ended them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchmar.errors import WorkerError
+
+VARIABLE = "TORCHMAR_VENV_FOLDER"
+_MARK = "torchmar.json"
+_LOCK = ".lock"
+# What would bring other packages, or another interpreter, into a process of an environment.
+_UNSET = ("PYTHONPATH", "PYTHONHOME", "CONDA_PREFIX")
+
+
+@dataclass(frozen=True)
+class Venv:
+    """A complete environment, in use until it is closed.
+
+    Attributes:
+        folder: its own.
+    """
+
+    folder: Path
+    _lock: int = field(default=-1, repr=False, compare=False)
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+    def variables(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment variables of a process in it."""
+        kept = {name: value for name, value in environment.items() if name not in _UNSET}
+        path = os.pathsep.join([str(self.folder / "bin"), kept.get("PATH", os.defpath)])
+        return {**kept, "VIRTUAL_ENV": str(self.folder), "PATH": path}
+
+    def close(self) -> None:
+        """Let it be removed, unless others use it."""
+        with contextlib.suppress(OSError):
+            if self._lock >= 0:
+                os.close(self._lock)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An environment in the folder.
+
+    Attributes:
+        folder: its own.
+        python: the version of its Python; empty if it is not complete.
+        packages: its packages, as NAME==VERSION.
+        size: bytes on the disk; files that it shares with uv's cache count.
+        used: when it was last used, in seconds since 1970.
+        in_use: whether a process uses or builds it now.
+    """
+
+    folder: Path
+    python: str
+    packages: tuple[str, ...]
+    size: int
+    used: float
+    in_use: bool
+
+
+def root() -> Path:
+    """Return the folder of environments: that of the variable ``TORCHMAR_VENV_FOLDER``, or one in the user's cache."""
+    if configured := os.environ.get(VARIABLE):
+        return Path(configured).expanduser().absolute()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache.absolute() / "torchmar" / "venvs"
+
+
+def use(folder: Path) -> Venv | None:
+    """Return an environment that is complete; None if it is not. Blocks while another process builds it."""
+    lock = folder.with_name(folder.name + _LOCK)
+    if not folder.is_dir():
+        return None
+    descriptor = _acquire(lock, fcntl.LOCK_SH)
+    if is_complete(folder):
+        with contextlib.suppress(OSError):  # one of another user, which may be read only
+            os.utime(folder / _MARK)
+        return Venv(folder, descriptor)
+    os.close(descriptor)
+    return None
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[int]:
+    """Hold an environment for a build; yield the lock's descriptor, which processes of the build inherit.
+
+    Raises:
+        WorkerError: the folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder.parent, error) from None
+    lock = folder.with_name(folder.name + _LOCK)
+    descriptor = _acquire(lock, fcntl.LOCK_EX)
+    try:
+        yield descriptor
+    finally:
+        if not folder.exists():
+            lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def complete(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Mark an environment as complete."""
+    part = folder / f"{_MARK}.part"
+    part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / _MARK)
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether an environment can be used."""
+    # The interpreter is a link: the system's may have been removed since.
+    return (folder / _MARK).is_file() and (folder / "bin" / "python").exists()
+
+
+def entries(place: Path) -> list[Entry]:
+    """Return the environments in a folder, the one that was used last first."""
+    found = []
+    for folder in sorted(place.glob("*")) if place.is_dir() else ():
+        if not folder.is_dir() or not folder.with_name(folder.name + _LOCK).exists():
+            continue  # not made here
+        mark = _read_mark(folder)
+        python = str(mark.get("python", "")) if is_complete(folder) else ""
+        with contextlib.suppress(OSError):
+            used = ((folder / _MARK) if python else folder).stat().st_mtime
+            packages = tuple(map(str, mark.get("packages", ())))
+            found.append(Entry(folder, python, packages, _size(folder), used, _is_held(folder)))
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def clean(place: Path, unused_seconds: float = 0.0) -> list[Entry]:
+    """Remove the environments that no process uses; return them.
+
+    Args:
+        place: the folder of environments.
+        unused_seconds: time since the last use; environments that were used later are kept.
+    """
+    removed = []
+    for entry in entries(place):
+        if entry.in_use or time.time() - entry.used < unused_seconds:
+            continue
+        lock = entry.folder.with_name(entry.folder.name + _LOCK)
+        try:
+            descriptor = os.open(lock, os.O_RDWR)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(entry.folder)
+            lock.unlink()
+            removed.append(entry)
+        except BlockingIOError:  # somebody has begun to use it
+            continue
+        except OSError as error:
+            raise _unwritable(entry.folder, error) from None
+        finally:
+            os.close(descriptor)
+    return removed
+
+
+def _acquire(lock: Path, kind: int) -> int:
+    """Return the descriptor of a lock file, which is locked."""
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except PermissionError:  # another user's environment, which can be used all the same
+            descriptor = os.open(lock, os.O_RDONLY)
+        except OSError as error:
+            raise _unwritable(lock.parent, error) from None
+        try:
+            fcntl.flock(descriptor, kind)
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was removed with its environment, and does not lock the next one
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder.with_name(folder.name + _LOCK), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _read_mark(folder: Path) -> dict[str, Any]:
+    try:
+        document = json.loads((folder / _MARK).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_blocks * 512
+    return total
+
+
+def _unwritable(folder: Path, error: OSError) -> WorkerError:
+    return WorkerError(
+        f"{folder}, the folder of environments, cannot be written: {error.strerror}",
+        hint=f"set {VARIABLE} to another folder",
+    )
