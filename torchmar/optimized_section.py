@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -87,6 +88,23 @@ def problems(value: Any) -> list[str]:
     except ValidationError as error:
         return list(dict.fromkeys(_problem(dict(detail), value) for detail in error.errors()))
     return []
+
+
+def without(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration that serves the original weights: without the section of the handler and of its stages."""
+    options = config.get("handler")
+    if not isinstance(options, Mapping):
+        return dict(config)
+    kept = {key: value for key, value in options.items() if key != KEY}
+    if isinstance(stages := kept.get("stages"), list):
+        kept["stages"] = [_stage_without(stage) if isinstance(stage, Mapping) else stage for stage in stages]
+    return {**config, "handler": kept}
+
+
+def _stage_without(stage: Mapping[str, Any]) -> dict[str, Any]:
+    options = stage.get("options")
+    kept = {key: value for key, value in options.items() if key != KEY} if isinstance(options, Mapping) else options
+    return {**stage, **({"options": kept} if "options" in stage else {})}
 
 
 def schema() -> dict[str, Any]:

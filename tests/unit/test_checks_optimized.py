@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from torchmar import checks, recipe
+from torchmar import checks, optimized_section, recipe
 from torchmar.checks import Composed, optimized
 from torchmar.manifest import Model
 
@@ -138,6 +138,16 @@ def test_damaged_weights_are_a_warning_since_the_original_is_served() -> None:
     findings = {finding.place: finding for finding in checks.check_content(Composed(members))}
     assert findings["optimized/model.xml"].code.name == "MAR406"
     assert findings["optimized/model.xml"].severity == "warning"
+
+
+def test_a_configuration_without_the_sections_serves_the_original() -> None:
+    stages = [{"weights": "a.pt", "options": {"optimized": {}, "mode": "L"}}, {"weights": "b.pt"}]
+    config = {"responseTimeout": 60, "handler": {"optimized": {}, "topk": 2, "stages": stages}}
+    assert optimized_section.without(config) == {
+        "responseTimeout": 60,
+        "handler": {"topk": 2, "stages": [{"weights": "a.pt", "options": {"mode": "L"}}, {"weights": "b.pt"}]},
+    }
+    assert optimized_section.without({"batchSize": 2}) == {"batchSize": 2}
 
 
 def test_the_schema_of_recipes_has_the_section() -> None:

@@ -90,7 +90,7 @@ def original_digests(content: Content, model: Model) -> dict[str, str]:
 
 def _section(content: Content, name: str, place: str, section: Any, *, works: bool) -> Iterator[Finding]:
     for problem in optimized_section.problems(section):
-        remedy = "correct the option: the worker does not load the model with it"
+        remedy = "correct it: `torchmar schema` has the options of the section"
         yield Finding(Code.MAR513, name, f"{place}: {problem}", remedy, works)
     file = _weights(section)
     if file and file not in content.sizes:
@@ -103,8 +103,9 @@ def _proof(content: Content, model: Model, has_weights: bool) -> Iterator[Findin
     expected = _document(content, PROOF).get("original")
     if not isinstance(expected, Mapping) or not expected:
         if has_weights:
-            cause = f"the archive has no {PROOF} with the digests of the original weights that they were made of"
-            yield Finding(Code.MAR410, PROOF, cause, "run torchmar optimize with --write, which keeps it", works=True)
+            cause = f"what the optimised weights were made of is not known: the archive has no {PROOF}"
+            remedy = "run torchmar optimize with --write, which adds it"
+            yield Finding(Code.MAR410, str(model.config_file), cause, remedy, works=True)
         return
     now = original_digests(content, model)
     if now != expected:
