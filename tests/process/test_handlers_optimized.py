@@ -273,6 +273,17 @@ def test_a_damaged_file_is_not_served(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
+def test_weights_of_another_original_are_not_served(made: Path, tmp_path: Path) -> None:
+    project, folder = tmp_path / "project", tmp_path / "extracted"
+    shutil.copytree(made, project)
+    (project / "optimized" / "proof.json").write_text(json.dumps({"original": {"net.pt": "0" * 64}}))
+    built = archive.build(models.image_project(project, SECTION), tmp_path / "store")
+    with archive.Archive(built.path) as packed:
+        packed.extract(folder)
+    served = optimized.load(folder, "net.pt", None, CPU, {"optimized": SECTION}, threads=1)
+    assert served.reason == "they were made of another net.pt than that in the archive: run torchmar optimize again"
+
+
 def test_the_original_weights_with_options_explain_themselves(
     load: Callable[..., optimized.ServedWeights],
 ) -> None:

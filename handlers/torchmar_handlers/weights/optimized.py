@@ -7,6 +7,7 @@ where the machine has what they need and they load; elsewhere the original weigh
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ SECTION = "optimized"
 _OWN = ("weights", "needs")
 _OPTIONS = ("dtype", "channels_last", "freeze", "optimize_for_inference", "compile", "providers")
 _DIGESTS = Path("MAR-INF", "SHA256SUMS")
+_PROOF = Path(SECTION, "proof.json")  # the report of torchmar optimize
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,9 @@ def load(
     Optimizations.of(options, pt2)  # an option that is wrong for the original is found when it is not loaded, too
     file = section.weights or original_file
     try:
-        fault = fault or machine.missing(section.needs, device) or (_damage(folder, file) if section.weights else "")
+        fault = fault or machine.missing(section.needs, device)
+        if not fault and section.weights:
+            fault = _unfit(folder, section.weights)
         if not fault:
             model = _load(folder, section, serialized_file, model_file, device, options, threads, pt2)
             return ServedWeights(model, file, original)
@@ -206,17 +210,19 @@ def _load(
     return weights.load(folder, section.weights, needed, device, section.options, threads=threads)
 
 
-def _damage(folder: Path, file: str | None) -> str:
-    """Return which of the files of optimised weights is not as it was packed; empty if all are, or no digest is known.
+def _unfit(folder: Path, file: str) -> str:
+    """Return why files of an archive must not be served as optimised weights; empty if nothing is known against them.
 
-    Not every damage keeps weights from loading: numbers that have changed give other answers.
+    Not every damage keeps weights from loading: numbers that have changed give other answers. So do weights that were
+    made of another original.
     """
     sums = folder / _DIGESTS
-    if file is None or not sums.is_file():
+    if not sums.is_file():
         return ""
+    lines = sums.read_text(encoding="utf-8").splitlines()
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     own = PurePosixPath(file)
-    for line in sums.read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
+    for name, digest in digests.items():
         listed = PurePosixPath(name)
         # Weights at the top of the archive have files of other things beside them.
         beside = own.parent.name or listed.stem == own.stem
@@ -226,7 +232,18 @@ def _damage(folder: Path, file: str | None) -> str:
             return f"{name} is missing"
         if _sha256(folder / name) != digest:
             return f"{name} is damaged: it has another digest than SHA256SUMS lists"
+    for name, digest in _original(folder).items():
+        if digests.get(name) != digest:
+            return f"they were made of another {name} than that in the archive: run torchmar optimize again"
     return ""
+
+
+def _original(folder: Path) -> Mapping[str, Any]:
+    """Return the digests of the files of the original weights that the optimised ones were made of, if known."""
+    proof = folder / _PROOF
+    document = json.loads(proof.read_bytes()) if proof.is_file() else {}
+    original = document.get("original") if isinstance(document, Mapping) else None
+    return original if isinstance(original, Mapping) else {}
 
 
 def _sha256(file: Path) -> str:
