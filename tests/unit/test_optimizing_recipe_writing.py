@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from torchmar import archive, checks, recipe
 from torchmar.checks import manifest as manifests
 from torchmar.checks import optimized
+from torchmar.cli.app import app
 from torchmar.errors import TorchmarError
 from torchmar.load.results import Machine
 from torchmar.optimizing import recipe_writing, results
@@ -27,13 +29,14 @@ weights: net.onnx
 """
 MACHINE = Machine(processor="a processor", cores=2, flags=(), system="Linux", python="3.11")
 OPTIONS = {"weights": "optimized/model.xml", "dtype": "bfloat16"}
+FASTER = "5 times as fast as the original"
 NEEDS = ("amx_bf16|avx512_bf16",)
 
 
 def report(options: dict[str, Any] | None = OPTIONS, needs: tuple[str, ...] = NEEDS, **original: str) -> Report:
     rows = [Row(variant="baseline", title="original", verdict=Verdict.BASELINE, reason="")]
     if options is not None:
-        chosen = Row(variant="x", title="X", verdict=Verdict.CHOSEN, reason="", options=options, needs=needs)
+        chosen = Row(variant="x", title="X", verdict=Verdict.CHOSEN, reason=FASTER, options=options, needs=needs)
         rows.append(chosen)
     return Report(
         name="net",
@@ -164,3 +167,6 @@ def test_a_version_of_an_archive_has_the_variant_and_the_handlers_that_know_it(
         names = {member.name for member in packed.members}
         assert {"net.onnx", "optimized/model.xml", "optimized/proof.json", "optimized/proof.svg"} <= names
         assert names - {member.name for member in second.members} == {"optimized/model.xml", "optimized/proof.svg"}
+    shown = CliRunner().invoke(app, ["inspect", str(derived)]).output
+    assert "optimized    optimized/model.xml, an OpenVINO model, dtype bfloat16, needs amx_bf16|avx512_bf16" in shown
+    assert "proof        X, 5 times as fast as the original; a processor, 2026-11-29" in shown

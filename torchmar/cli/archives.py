@@ -18,6 +18,7 @@ from torchmar.cli.terminal import complain, err, out, show_table, table
 from torchmar.errors import TorchmarError
 
 if TYPE_CHECKING:
+    from torchmar.archive import Archive
     from torchmar.archive.built_archive import Note
     from torchmar.archive.copying import MemberContent
     from torchmar.recipe import Runtime
@@ -103,6 +104,7 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
             with archive.open(name) as stream:
                 weights = identify(stream, name)
         faster = optimized.describe(archive, manifest.model)
+        proof = _proof(archive)
     if as_json:
         document = {
             "archive": str(path),
@@ -123,6 +125,7 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
         "handler": model.handler,
         "weights": f"{name}, {weights.description}" if weights else name,
         "optimized": "\n             ".join(faster),
+        "proof": proof,
         "model file": model.model_file,
         "requirements": None if runtime else model.requirements_file,
         "runtime": _show_runtime(runtime) if runtime else None,
@@ -146,6 +149,27 @@ def _show_runtime(runtime: Runtime) -> str:
     facts += ["the server's packages behind them"] if runtime.server_packages else []
     facts += [f"wheels in {runtime.wheels}/"] if runtime.wheels else []
     return ", ".join(facts)
+
+
+def _proof(archive: Archive) -> str | None:
+    """Return what the report of an optimisation in an archive says of its choice; None: there is no report."""
+    from torchmar.optimized_section import PROOF
+    from torchmar.optimizing import results
+
+    if PROOF not in archive:
+        return None
+    try:
+        with archive.open(PROOF) as stream:
+            report = results.parse(stream.read(), PROOF)
+    except TorchmarError as error:
+        return error.message
+    if (chosen := report.chosen) is None:
+        return "the original weights were as good as any other"
+    facts = [f"{chosen.title}, {chosen.reason}"]
+    if (agreement := chosen.agreement) is not None:
+        labels = "" if agreement.labels is None else f", labels equal for {agreement.labels:.1%}"
+        facts.append(f"least cosine {agreement.cosine:.4f}{labels} of {agreement.inputs} inputs")
+    return "; ".join([*facts, f"{report.machine.processor}, {report.created[:10]}"])
 
 
 def extract(

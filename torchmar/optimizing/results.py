@@ -193,11 +193,25 @@ def read(path: Path) -> Report:
         TorchmarError: it cannot be read, or is none.
     """
     try:
-        return _reports.validate_json(path.read_bytes())
+        return parse(path.read_bytes(), str(path))
     except OSError as error:
         raise TorchmarError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def parse(text: bytes, name: str) -> Report:
+    """Return the report in the text of a file.
+
+    Args:
+        text: JSON.
+        name: of the file, for errors.
+
+    Raises:
+        TorchmarError: it is none.
+    """
+    try:
+        return _reports.validate_json(text)
     except ValidationError as error:
         raise TorchmarError(
-            f"{path} is not a report of torchmar optimize: {error.errors()[0]['msg']}",
+            f"{name} is not a report of torchmar optimize: {error.errors()[0]['msg']}",
             hint="torchmar optimize ARCHIVE --json FILE writes one",
         ) from None
