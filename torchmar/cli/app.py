@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from torchmar.cli import (
     exporting,
     models,
     operating,
+    optimizing,
     parity,
     predicting,
     promoting,
@@ -38,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_COMMANDS = {
+_COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
     archives.PANEL: (
         creating.new,
         archives.build,
@@ -61,6 +63,7 @@ _COMMANDS = {
         diagnosing.doctor,
         parity.parity,
         tuning.tune,
+        optimizing.optimize,
     ),
     models.PANEL: (models.models, models.register, models.scale, models.set_default, models.unregister),
     deploying.PANEL: (

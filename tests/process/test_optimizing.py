@@ -1,0 +1,155 @@
+"""Variants of an archive's weights are made, held to the original's answers, timed, and one is chosen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from torchmar import archive
+from torchmar.errors import TorchmarError
+from torchmar.optimizing.results import Row, Verdict
+from torchmar.optimizing.session import Optimization, Optimizer, Settings
+
+pytest.importorskip("torch")
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.head = nn.Linear(128, 4)
+
+    def forward(self, pixels, factor):
+        return {"scores": self.head(self.layers(pixels)) * factor, "factor": factor}
+"""
+INPUTS = [{"name": "pixels", "shape": [1, None, 8]}, {"name": "factor", "shape": [1]}]
+
+
+def recipe(folder: Path, **keys: object) -> Path:
+    """Write the recipe of a model with two inputs by name, one of them of any height, and a mapping as output."""
+    folder.mkdir()
+    document = {
+        "name": "made",
+        "version": "1.0",
+        "handler": "torchmar_handlers.tensors",
+        "model_file": "model.py",
+        "config": {"handler": {"inputs": INPUTS, "threads": 1, "warm_up": False}},
+        **keys,
+    }
+    (folder / "archive.yaml").write_text(json.dumps(document))
+    (folder / "model.py").write_text(NET)
+    return folder
+
+
+class Silent:
+    """An observer that keeps the rows and the warnings."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.warnings: list[str] = []
+
+    def on_step(self, text: str) -> None:
+        pass
+
+    def on_warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def on_row(self, row: Row, baseline: Row, number: int, total: int) -> None:
+        self.rows.append(row)
+
+
+def optimize(path: Path, folder: Path, data: Path | None, *variants: str) -> tuple[Optimization, Silent]:
+    observer = Silent()
+    folder.mkdir()
+    settings = Settings(data=data, batch_sizes=(1, 4), variants=variants)
+    return Optimizer(path, settings, folder, observer).run(), observer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of requests of two heights, one of which the model rejects."""
+    import random
+
+    source, folder = random.Random(0), tmp_path_factory.mktemp("data")
+    for number in range(90):
+        height = 6 if number % 2 else 9
+        pixels = [[[source.gauss(0, 1) for _ in range(8)] for _ in range(height)]]
+        (folder / f"{number:02}.json").write_text(json.dumps({"pixels": pixels, "factor": [source.random() + 1]}))
+    (folder / "bad.json").write_text('{"pixels": 3}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def optimization(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Optimization, Silent]:
+    folder = tmp_path_factory.mktemp("optimizing")
+    path = archive.build(recipe(folder / "recipe"), folder).path
+    return optimize(path, folder / "work", data, "bfloat16", "torchscript-frozen", "openvino", "cuda-graphs")
+
+
+def test_variants_with_the_originals_answers_pass(optimization: tuple[Optimization, Silent]) -> None:
+    rows = {row.variant: row for row in optimization[0].report.rows}
+    for name in ("torchscript-frozen", "openvino"):
+        assert rows[name].verdict in (Verdict.CHOSEN, Verdict.SLOWER), rows[name]
+        assert rows[name].agreement is not None
+        assert rows[name].agreement.relative_error < 1e-3
+        assert [timing.batch_size for timing in rows[name].timings] == [1, 4]
+
+
+def test_a_variant_with_other_answers_is_rejected(optimization: tuple[Optimization, Silent]) -> None:
+    """The gate of this kind of model takes no errors of bfloat16 in a factor that is an output, too."""
+    row = next(row for row in optimization[0].report.rows if row.variant == "bfloat16")
+    assert row.agreement is not None
+    assert row.agreement.relative_error > 1e-4
+    assert row.options == {"dtype": "bfloat16", "channels_last": True}
+
+
+def test_what_this_machine_has_not_is_skipped_with_the_reason(optimization: tuple[Optimization, Silent]) -> None:
+    row = optimization[0].report.rows[-1]
+    assert (row.variant, row.verdict) == ("cuda-graphs", Verdict.SKIPPED)
+    assert "GPU" in row.reason
+
+
+def test_files_are_there_to_be_written_into_the_recipe(optimization: tuple[Optimization, Silent]) -> None:
+    files = optimization[0].files
+    assert [file.name for file in files["openvino"]] == ["model.xml", "model.bin"]
+    assert all(file.is_file() for names in files.values() for file in names)
+    assert files["bfloat16"] == ()
+
+
+def test_calibration_inputs_judge_nothing(optimization: tuple[Optimization, Silent]) -> None:
+    report = optimization[0].report
+    assert report.calibration_inputs == 22
+    assert report.inputs == 68
+
+
+def test_a_request_without_an_answer_is_left_out_with_a_warning(optimization: tuple[Optimization, Silent]) -> None:
+    (warning,) = optimization[1].warnings
+    assert warning.startswith("bad.json is left out: the original answers bad.json with status 400")
+
+
+def test_a_handler_whose_model_cannot_be_replaced_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "recipe"
+    recipe(folder, handler="handler.py", samples=[{"json": 1}], config={})
+    (folder / "handler.py").write_text("def handle(rows, context):\n    return [1 for row in rows or []]")
+    path = archive.build(folder, tmp_path).path
+    with pytest.raises(TorchmarError, match="the handler is a function"):
+        optimize(path, tmp_path / "work", None, "openvino")
+
+
+def test_too_few_inputs_are_not_enough_to_choose(tmp_path: Path, data: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for file in sorted(data.glob("0*.json")):
+        (few / file.name).write_bytes(file.read_bytes())
+    path = archive.build(recipe(tmp_path / "recipe"), tmp_path).path
+    result, _ = optimize(path, tmp_path / "work", few, "torchscript-frozen")
+    row = result.report.rows[1]
+    assert row.verdict is Verdict.UNDECIDED
+    assert "--data" in row.reason
+    assert result.report.chosen is None

@@ -1,0 +1,67 @@
+"""The choice among variants: the fastest of those that passed the gate, if it is certainly faster."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from torchmar.optimizing.choice import choose, speedup, timing
+from torchmar.optimizing.results import Row, Verdict
+
+
+def row(name: str, milliseconds: float, verdict: Verdict = Verdict.SLOWER, *, spread: float = 0.01, **keys: Any) -> Row:
+    source = random.Random(0)
+    seconds = [milliseconds / 1000 * (1 + spread * source.uniform(-1, 1)) for _ in range(30)]
+    return Row(variant=name, title=name, verdict=verdict, reason="", timings=(timing(1, seconds),), **keys)
+
+
+BASELINE = row("baseline", 30, Verdict.BASELINE)
+
+
+def verdicts(*rows: Row) -> dict[str, Verdict]:
+    return {each.variant: each.verdict for each in choose((BASELINE, *rows), (1,))}
+
+
+def test_the_fastest_that_passed_is_chosen() -> None:
+    assert verdicts(row("a", 10), row("b", 5), row("c", 60)) == {
+        "baseline": Verdict.BASELINE,
+        "a": Verdict.SLOWER,
+        "b": Verdict.CHOSEN,
+        "c": Verdict.SLOWER,
+    }
+
+
+@pytest.mark.parametrize("verdict", [Verdict.REJECTED, Verdict.UNDECIDED])
+def test_what_did_not_pass_is_never_chosen_whatever_its_speed(verdict: Verdict) -> None:
+    assert verdicts(row("wrong", 1, verdict), row("right", 20)) == {
+        "baseline": Verdict.BASELINE,
+        "wrong": verdict,
+        "right": Verdict.CHOSEN,
+    }
+
+
+def test_a_gain_that_may_be_chance_is_none() -> None:
+    assert verdicts(row("noisy", 28, spread=0.5)) == {"baseline": Verdict.BASELINE, "noisy": Verdict.SLOWER}
+    assert verdicts(row("small", 29)) == {"baseline": Verdict.BASELINE, "small": Verdict.SLOWER}
+
+
+def test_a_variant_without_times_is_not_chosen() -> None:
+    untimed = Row(variant="a", title="a", verdict=Verdict.SLOWER, reason="")
+    assert verdicts(untimed)["a"] is Verdict.SLOWER
+
+
+def test_reasons_say_by_how_much() -> None:
+    reasons = {each.variant: each.reason for each in choose((BASELINE, row("a", 10), row("b", 5), row("c", 60)), (1,))}
+    assert reasons["a"] == "3.0 times as fast as the original; b is faster"
+    assert reasons["b"] == "6.0 times as fast as the original"
+    assert reasons["c"] == "0.50 times as fast as the original"
+
+
+def test_the_interval_of_a_speedup_contains_it() -> None:
+    gain = speedup(row("a", 10), BASELINE, 1)
+    assert gain is not None
+    assert gain.value == pytest.approx(3)
+    assert gain.low < 3 < gain.high
+    assert speedup(row("a", 10), BASELINE, 8) is None

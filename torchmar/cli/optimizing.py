@@ -1,0 +1,259 @@
+"""The command that finds the fastest weights of an archive that give the original's answers."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from torchmar.cli.terminal import err, out, show_table, table, wrapped
+
+if TYPE_CHECKING:
+    from torchmar.optimizing.results import Report, Row
+
+_WIDE = 100  # columns of a terminal that has room for the time of loading and the memory, too
+
+
+def optimize(
+    archive: Annotated[
+        Path,
+        typer.Argument(metavar="ARCHIVE|RECIPE", help="A .mar file, or a recipe or its folder.", show_default=False),
+    ],
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BOUND",
+            help="What must hold: labels>=0.99, cos>=0.999, relative<=0.05, explanations>=0.9 or check<=0.01. May be "
+            "repeated; default: by the kind of handler.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Your own check: it gets the path of an archive, and its last line is a metric.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Inputs to calibrate and to compare answers with, beside the archive's samples.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[
+        str, typer.Option(metavar="SIZES", help="Batch sizes to measure; the first decides: 1,8.")
+    ] = "1,8",
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Threads of the model; default: the handler's.", show_default=False),
+    ] = None,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="How long it may take.")] = "10m",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this variant. May be repeated; default: all.", show_default=False),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.", show_default=False)
+    ] = None,
+) -> None:
+    """Find the fastest weights that give the original's answers.
+
+    Variants of the weights (bfloat16, TorchScript, ONNX Runtime, OpenVINO, int8
+    and more) are made, each in a process of its own. Those whose answers differ
+    from the original's by more than --keep allows are rejected, whatever their
+    speed; of the others the fastest is chosen. Exit code 1: the original stays.
+    """
+    from torchmar import recipe
+    from torchmar.optimizing.session import Optimizer, Settings
+    from torchmar.tuning.target import parse_duration
+
+    settings = Settings(
+        keep=tuple(keep or ()),
+        check=check,
+        data=data,
+        batch_sizes=_sizes(batch),
+        threads=threads,
+        seconds=parse_duration(budget),
+        variants=tuple(variant or ()),
+    )
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-optimize-")))
+        display = stack.enter_context(_Display())
+        if recipe.is_recipe(archive):
+            from torchmar.archive import build
+
+            display.on_step("building the archive")
+            path = build(archive, folder).path
+        else:
+            path = archive
+        optimization = Optimizer(path, settings, folder, display).run()
+        report = optimization.report
+        display.on_step("")
+        _show(report)
+        if json_file:
+            report.write(json_file)
+            err.print(f"wrote {json_file}", markup=False)
+    if optimization.interrupted:
+        raise KeyboardInterrupt
+    raise typer.Exit(0 if report.chosen else 1)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(f"{text!r} is no list of batch sizes: 1,8", param_hint="--batch")
+    return sizes
+
+
+class _Display:
+    """The progress: a line that changes, on a terminal, and a line for each variant; a context manager."""
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.on_step("")
+
+    def on_step(self, text: str) -> None:
+        if err.is_terminal:
+            err.file.write(f"\r\x1b[K{text[: err.width - 1]}")
+            err.file.flush()
+
+    def on_warning(self, text: str) -> None:
+        self.on_step("")
+        err.print(f"[yellow]warning:[/] {escape(text)}")
+
+    def on_row(self, row: Row, baseline: Row, number: int, total: int) -> None:
+        from torchmar.optimizing.results import Verdict
+
+        self.on_step("")
+        count = f"{number}/{total}".rjust(2 * len(str(total)) + 1)
+        if row.verdict is Verdict.SKIPPED:
+            text = "skipped"
+        elif row.verdict is Verdict.FAILED:
+            text = f"failed: {row.reason}"
+        else:
+            text = _latency(row, row.timings[0].batch_size) if row.timings else "not timed"
+            if row.timings and row is not baseline:
+                text += f", {_gain(row, baseline, row.timings[0].batch_size)}"
+            if row.verdict in (Verdict.REJECTED, Verdict.UNDECIDED):
+                text += f", {row.verdict.value}"
+        err.print(f"{count} {row.variant}: {text}"[: err.width if err.is_terminal else None], markup=False)
+
+
+def _show(report: Report) -> None:
+    from torchmar.optimizing.results import Verdict
+
+    machine = report.machine
+    flags = [
+        flag for flag in machine.flags if flag in ("avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    ]
+    out.print(
+        wrapped(
+            f"{report.name} {report.version}, {report.threads} thread{'s' * (report.threads != 1)} on "
+            + machine.processor
+            + (f" ({', '.join(flags)})" if flags else ""),
+            "",
+            "",
+        ),
+        markup=False,
+    )
+    calibration = f", {report.calibration_inputs} more for calibration" if report.calibration_inputs else ""
+    out.print(
+        wrapped(
+            f"answers compared on {report.inputs} input{'s' * (report.inputs != 1)}{calibration}; required: "
+            f"{' and '.join(report.requirements)}",
+            "",
+            "",
+        )
+        + "\n",
+        markup=False,
+    )
+    baseline, first = report.baseline, report.batch_sizes[0]
+    measured = [row for row in report.rows if row.timings]
+    labels = any(requirement.startswith("labels") for requirement in report.requirements)
+    wide = not out.is_terminal or out.width >= _WIDE
+    headings = ["variant", *_batch_headings(report), "size", *(("load", "memory") if wide else ())]
+    headings += ["labels" if labels else "cosine", "verdict"]
+    rows = []
+    for row in measured:
+        cells = [row.variant]
+        for size in report.batch_sizes:
+            cells.append(_latency(row, size))
+            if size == first:
+                cells.append("" if row is baseline else _gain(row, baseline, size))
+        cells.append(_bytes(row.size))
+        if wide:
+            cells += ["" if row.load_seconds is None else f"{row.load_seconds:.1f} s", _bytes(row.memory)]
+        cells.append(_agreement(row, labels))
+        cells.append("" if row is baseline else row.verdict.value)
+        rows.append(cells)
+    show_table(table(headings, rows, right=headings[1:-1]))
+    out.print()
+    for row in report.rows:
+        if row.verdict in (Verdict.REJECTED, Verdict.UNDECIDED, Verdict.FAILED, Verdict.SKIPPED):
+            out.print(wrapped(f"{row.variant}: {row.verdict.value}: {row.reason}", "- ", "  "), markup=False)
+    for disturbance in report.disturbances:
+        out.print(wrapped(f"the times may be wrong: {disturbance}", "- ", "  "), markup=False)
+    out.print()
+    if chosen := report.chosen:
+        needs = f"; it needs {' and '.join(chosen.needs)}" if chosen.needs else ""
+        out.print(f"[bold]{escape(chosen.title)}[/]: {escape(chosen.reason + needs)}")
+    else:
+        out.print("[bold]The original stays:[/] nothing that agrees with it is faster")
+
+
+def _batch_headings(report: Report) -> list[str]:
+    headings: list[str] = []
+    for size in report.batch_sizes:
+        headings.append(f"batch {size}")
+        if size == report.batch_sizes[0]:
+            headings.append("faster")
+    return headings
+
+
+def _latency(row: Row, size: int) -> str:
+    from torchmar.tuning.target import milliseconds
+
+    timing = row.timing(size)
+    return "" if timing is None else milliseconds(timing.seconds)
+
+
+def _gain(row: Row, baseline: Row, size: int) -> str:
+    own, other = row.timing(size), baseline.timing(size)
+    if own is None or other is None:
+        return ""
+    value = other.seconds / own.seconds
+    return f"{value:.0f}x" if value >= 100 else f"{value:.1f}x" if value >= 10 else f"{value:.2f}x"
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return ""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if value >= 10 or units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _agreement(row: Row, labels: bool) -> str:
+    if row.agreement is None:
+        return ""
+    if not labels:
+        return f"{row.agreement.cosine:.5f}"
+    share = row.agreement.labels
+    if share is None:
+        return ""
+    # A share just below 1 must not read as 100 %.
+    return "100 %" if share == 1 else f"{min(share, 0.999):.1%}".replace("%", " %")

@@ -1,0 +1,85 @@
+"""The choice among the variants that passed the gate, by their measured times; pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torchmar.load.statistics import Interval, around, grouped, ratio_interval
+from torchmar.optimizing.results import Row, Timing, Verdict
+
+LEAST_GAIN = 1.05
+"""A variant that is not so many times faster is not worth files and needs of its own."""
+
+
+def timing(batch_size: int, seconds: Sequence[float]) -> Timing:
+    """Return the median of measured calls, with the interval that their batches of time give.
+
+    Args:
+        batch_size: of the calls.
+        seconds: of each, in the order of the measurement.
+    """
+    median = statistics.median(seconds)
+    interval = around(median, [statistics.median(group) for group in grouped(seconds)])
+    ends = (median, median) if interval is None else (interval.low, interval.high)
+    return Timing(batch_size=batch_size, seconds=median, interval=ends, runs=len(seconds))
+
+
+def speedup(row: Row, baseline: Row, batch_size: int) -> Interval | None:
+    """Return how many times faster a variant is than the baseline; None: one of them was not measured."""
+    own, other = row.timing(batch_size), baseline.timing(batch_size)
+    if own is None or other is None:
+        return None
+    return ratio_interval(Interval(other.seconds, *other.interval), Interval(own.seconds, *own.interval))
+
+
+def choose(rows: Sequence[Row], batch_sizes: Sequence[int]) -> tuple[Row, ...]:
+    """Return the rows with the fastest variant chosen, and with the reason of each that was not.
+
+    Rows whose verdict is `Verdict.SLOWER` passed the gate. The one with the least median time of the first batch size
+    is chosen, if even the low end of its interval is `LEAST_GAIN` times faster than the baseline.
+
+    Args:
+        rows: the baseline first.
+        batch_sizes: that were measured; the first decides.
+    """
+    baseline, size = rows[0], batch_sizes[0]
+    gains = {row.variant: speedup(row, baseline, size) for row in rows if row.verdict is Verdict.SLOWER}
+    best: str | None = max(
+        (name for name, gain in gains.items() if gain is not None and gain.low >= LEAST_GAIN),
+        key=lambda name: gains[name].value,  # type: ignore[union-attr]
+        default=None,
+    )
+    return tuple(_decided(row, gains, best, rows) for row in rows)
+
+
+def _decided(row: Row, gains: dict[str, Interval | None], best: str | None, rows: Sequence[Row]) -> Row:
+    if row.variant == "baseline":
+        reason = (
+            "it stays: nothing that agrees with it is faster" if best is None else "what the others are compared with"
+        )
+        return replace(row, reason=reason)
+    if row.variant not in gains:
+        return row
+    gain = gains[row.variant]
+    if gain is None:
+        return replace(row, reason="it was not timed")
+    if row.variant == best:
+        return replace(row, verdict=Verdict.CHOSEN, reason=f"{times(gain.value)} as fast as the original")
+    winner = next((other for other in rows if other.variant == best), None)
+    if gain.low < LEAST_GAIN:
+        slower = gain.value < 1
+        text = (
+            f"{times(gain.value)} as fast as the original"
+            if slower or gain.value >= 1.005
+            else "as fast as the original"
+        )
+        return replace(row, reason=text)
+    assert winner is not None
+    return replace(row, reason=f"{times(gain.value)} as fast as the original; {winner.title} is faster")
+
+
+def times(value: float) -> str:
+    """Return a ratio as text: ``3.4 times``."""
+    return f"{value:.0f} times" if value >= 100 else f"{value:.1f} times" if value >= 2 else f"{value:.2f} times"

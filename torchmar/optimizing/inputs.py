@@ -1,0 +1,68 @@
+"""The requests that are answered by every variant: the archive's samples, and a folder of the user's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchmar import exchange
+from torchmar.archive import Archive
+from torchmar.errors import TorchmarError
+from torchmar.exchange import Request
+from torchmar.sample_check import sample_requests
+
+MOST = 2000
+"""Requests that are taken of a folder: more make no difference to the verdict, and take longer."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A request and its name, as reports show it."""
+
+    name: str
+    request: Request
+
+
+def read(archive: Archive, data: Path | None) -> tuple[Input, ...]:
+    """Return the requests of predictions: those samples that are to be answered, then the files of a folder.
+
+    Args:
+        archive: with the samples.
+        data: a folder, which is read with its subfolders, or a file; they are sent as samples are, with the content
+            type that the suffix stands for. Of more files than `MOST`, that many are taken, evenly from all.
+
+    Raises:
+        TorchmarError: there are none, or a file cannot be read.
+    """
+    inputs = [
+        Input(f"sample {number}" if sample.input is None else Path(sample.input).name, request)
+        for number, (sample, request) in enumerate(zip(archive.samples, sample_requests(archive), strict=True), 1)
+        if not sample.explain and sample.status < 300
+    ]
+    if data is not None:
+        files = _files(data)
+        count = min(len(files), MOST)
+        chosen = [files[len(files) * place // count] for place in range(count)]
+        root = data if data.is_dir() else data.parent
+        inputs += [Input(file.relative_to(root).as_posix(), exchange.read(file)) for file in chosen]
+    if not inputs:
+        raise TorchmarError(
+            f"{archive.path} has no samples, so that there is nothing to compare answers on",
+            hint="give --data FOLDER with inputs, or the recipe some: samples: [{input: FILE}]",
+        )
+    return tuple(inputs)
+
+
+def _files(data: Path) -> list[Path]:
+    if data.is_file():
+        return [data]
+    if not data.is_dir():
+        raise TorchmarError(f"{data} does not exist", hint="--data names a folder of inputs, such as images")
+    files = [
+        file
+        for file in sorted(data.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(data).parts)
+    ]
+    if not files:
+        raise TorchmarError(f"{data} has no files", hint="--data names a folder of inputs, such as images")
+    return files

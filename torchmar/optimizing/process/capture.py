@@ -1,0 +1,102 @@
+"""Record what an archive's handler gives its model for each request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchmar.optimizing.process.captured import Captured, save
+from torchmar.worker.process import loading
+from torchmar.worker.process.batch_runner import BatchRunner, Parts
+from torchmar.worker.process.messages import ModelSpec
+
+_HANDLERS = "torchmar_handlers.base"
+
+
+def capture(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Load an archive as a worker does, send it requests, and save the calls of its model.
+
+    Args:
+        job: ``model``, the arguments of `ModelSpec`; ``requests``, a list of mappings with ``name``, ``body`` (a file)
+            and ``headers``; ``target``, the file of the calls.
+
+    Returns:
+        ``inputs``: of each instance that the model got its name and digest; ``rejected``: of each request without an
+        answer its name and why; ``explains``: whether the handler explains; ``threads``: that it has set.
+
+    Raises:
+        ValueError: the handler has no model that can be replaced; the text says why.
+    """
+    import torch
+
+    spec = ModelSpec(**job["model"])
+    loading.activate_archive(spec.model_dir)
+    service = loading.load(spec)
+    handler = getattr(service._entry_point, "__self__", None)
+    model = replaceable_model(handler)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((_copied(args), _copied(kwargs)))
+
+    hook = model.register_forward_pre_hook(record, with_kwargs=True)
+    runner = BatchRunner(service, Parts(lambda head, bodies: None), isolate=False)
+    inputs: list[Captured] = []
+    rejected: list[tuple[str, str]] = []
+    for number, request in enumerate(job["requests"]):
+        calls.clear()
+        body = memoryview(Path(request["body"]).read_bytes())
+        content_type = request["headers"]["content-type"]
+        (result,), _ = runner.run([(str(number), request["headers"], [("body", content_type, len(body))])], body)
+        if result[0] >= 400:
+            rejected.append((request["name"], f"status {result[0]}: {bytes(result[3])[:200].decode(errors='replace')}"))
+            continue
+        for place, (args, kwargs) in enumerate(calls, 1):
+            name = request["name"] if place == 1 else f"{request['name']}#{place}"
+            inputs += Captured(name, args, kwargs).instances()
+    hook.remove()
+    save(inputs, Path(job["target"]))
+    return {
+        "inputs": [(each.name, each.digest) for each in inputs],
+        "rejected": rejected,
+        "threads": torch.get_num_threads(),
+        "explains": _explains(handler),
+    }
+
+
+def replaceable_model(handler: Any) -> Any:
+    """Return the module that a handler of torchmar's runs.
+
+    Raises:
+        ValueError: there is none; the text says why.
+    """
+    import torch
+
+    if handler is None:
+        raise ValueError("the handler is a function, and only a class has a model that can be replaced")
+    name = type(handler).__name__
+    if not any(kind.__module__ == _HANDLERS for kind in type(handler).__mro__):
+        raise ValueError(f"{name} is not built on torchmar_handlers.base.BaseHandler, which loads optimised weights")
+    model = getattr(handler, "model", None)
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"{name} has no single module as self.model: there is nothing that could be replaced")
+    return model
+
+
+def _explains(handler: Any) -> bool:
+    """Return whether a handler has explanations, which the base handler has not."""
+    return bool(type(handler).explain_handle.__module__ != _HANDLERS)
+
+
+def _copied(value: Any) -> Any:
+    """Return a value with copies of its tensors, which the handler may change after the call."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_copied, value))
+    return value

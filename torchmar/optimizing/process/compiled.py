@@ -1,0 +1,27 @@
+"""torch.compile, which compiles a model in the first calls of each worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torchmar.optimizing.process.aoti import require_compiler
+from torchmar.optimizing.process.captured import Captured
+from torchmar.optimizing.process.exporting import torch_module
+from torchmar.optimizing.process.jobs import Made, NotApplicable
+from torchmar.optimizing.process.source import Source
+
+
+def make_compiled(source: Source, inputs: Sequence[Captured], folder: Path, mode: str | None = None) -> Made:
+    """Return the option of the original weights.
+
+    Raises:
+        NotApplicable: they have no code that torch.compile reads, or there is no C++ compiler.
+    """
+    torch_module(source)
+    if source.format not in ("EAGER", "EXPORTED"):
+        raise NotApplicable(f"the original is {source.kind}, which torch.compile does not take")
+    require_compiler()
+    compile_options: Any = True if mode is None else {"mode": mode}
+    return Made(options={"compile": compile_options}, note="compiled anew by each worker when it loads")

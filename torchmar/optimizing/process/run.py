@@ -1,0 +1,117 @@
+"""A variant's answers and times, loaded as a worker loads it."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchmar.optimizing.process.jobs import Weights
+
+_WARM_UP, _WARM_UP_SECONDS = 5, 1.0  # calls before those that are measured: TorchScript compiles in the first ones
+_LEAST, _MOST = 12, 400  # measured calls of a batch size
+_SECONDS = 1.5  # of measured calls of a batch size
+_ROUNDS = 6  # in which the batch sizes take turns, so that a disturbance is not that of one size alone
+
+
+def run(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Load weights, answer inputs, and time batches.
+
+    Args:
+        job: ``weights``, the arguments of `Weights`; ``inputs``, a file of `captured.save`; ``names``, those of it that
+            are answered and timed; ``batch_sizes``; ``answers``, the file of the outputs, which is
+            written unless it is empty.
+
+    Returns:
+        ``load_seconds`` to the first answer; ``memory`` in bytes; ``times``: of each batch size the seconds of its
+        calls, in their order; ``others``: the cores that other programs used; ``outputs``: their names;
+        ``differentiable``.
+
+        The file of the outputs has an array ``I.J`` for output J of input I, by their places.
+    """
+    import psutil
+    import torch
+
+    from torchmar.load import machine_use
+    from torchmar.optimizing.process import captured, source
+    from torchmar.worker.process import loading
+
+    weights = Weights(**job["weights"])
+    loading.activate_archive(weights.folder)
+    from torchmar_handlers import weights as handlers_weights
+    from torchmar_handlers.common.forward import forward
+
+    torch.set_num_threads(weights.threads)
+    names = frozenset(job["names"])
+    inputs = [each for each in captured.load(Path(job["inputs"])) if each.name in names]
+    device = source.device_of(weights)
+    gc.collect()
+    process, use = psutil.Process(), machine_use.Reading(None, local=False)
+    before = process.memory_full_info().uss
+    started = time.perf_counter()
+    model = source.model_of(weights)
+    stored = handlers_weights.dtype(model)
+    dtype = stored if stored in (torch.float16, torch.bfloat16) else None  # as the base handler does
+
+    def answer(each: captured.Captured) -> Any:
+        batch = source.batch_of(each, device)
+        with torch.inference_mode():
+            output = forward(model, batch, device=device, dtype=dtype)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return output
+
+    first = answer(inputs[0])
+    load_seconds = time.perf_counter() - started
+    if job["answers"]:
+        _save_answers([answer(each) for each in inputs], Path(job["answers"]))
+    if all(each.rows for each in inputs):
+        batches = {size: list(captured.batches(inputs, size)) for size in job["batch_sizes"]}
+    else:  # nobody knows how to make a batch of them
+        batches = {1: inputs}
+    times = _timed(answer, batches)
+    return {
+        "load_seconds": load_seconds,
+        "memory": max(0, process.memory_full_info().uss - before),
+        "times": times,
+        "others": use.use_until(machine_use.Reading(None, local=False)).other_cores or 0.0,
+        "outputs": [name for name, _ in source.flat(first)],
+        "differentiable": handlers_weights.differentiable(model),
+    }
+
+
+def _timed(answer: Callable[[Any], Any], batches: Mapping[int, Sequence[Any]]) -> dict[int, list[float]]:
+    """Return by batch size the seconds of calls with each of its batches in turn, after some that are not measured."""
+    for members in batches.values():
+        deadline = time.perf_counter() + _WARM_UP_SECONDS
+        for place in range(max(_WARM_UP, 2 * len(members))):
+            answer(members[place % len(members)])
+            if time.perf_counter() > deadline and place >= len(members):
+                break
+    seconds: dict[int, list[float]] = {size: [] for size in batches}
+    for turn in range(1, _ROUNDS + 1):
+        for size, members in batches.items():
+            own = seconds[size]
+            while len(own) < _LEAST * turn / _ROUNDS or (
+                sum(own) < _SECONDS * turn / _ROUNDS and len(own) < _MOST * turn / _ROUNDS
+            ):
+                started = time.perf_counter()
+                answer(members[len(own) % len(members)])
+                own.append(time.perf_counter() - started)
+    return seconds
+
+
+def _save_answers(outputs: Sequence[Any], path: Path) -> None:
+    import numpy as np
+
+    from torchmar.optimizing.process.source import flat
+
+    arrays: dict[str, Any] = {}
+    for place, output in enumerate(outputs):
+        for number, (_, tensor) in enumerate(flat(output)):
+            value = tensor.detach().cpu()
+            # NumPy has no bfloat16.
+            arrays[f"{place}.{number}"] = (value.float() if value.is_floating_point() else value).numpy()
+    np.savez(path, **arrays)

@@ -1,0 +1,213 @@
+"""The original weights of an archive, loaded for conversion, and which sizes of its inputs vary."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchmar.optimizing.process.captured import Captured
+from torchmar.optimizing.process.jobs import NotApplicable, Weights
+from torchmar.worker.process import loading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A loaded model.
+
+    Attributes:
+        weights: that it was loaded from.
+        module: as `torchmar_handlers.weights.load` returned it.
+        path: of the file; None: a model file alone.
+        kind: the format, in words that follow "is": "a TorchScript archive".
+        input_names: by which it takes tensors; empty where it has none.
+        output_names: of what it returns; empty where it has none.
+    """
+
+    weights: Weights
+    module: nn.Module
+    path: Path | None
+    kind: str
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return device_of(self.weights)
+
+    @property
+    def format(self) -> str:
+        """The name of the format: that of `torchmar_handlers.weights.formats.Format`; ``EAGER`` for a model file."""
+        if self.path is None:
+            return "EAGER"
+        from torchmar_handlers.weights.formats import identify
+
+        form = identify(self.path)
+        return "EAGER" if form.needs_model_file else form.name
+
+    def names_of(self, example: Captured) -> tuple[str, ...]:
+        """Return a name for each tensor of an input, as the handler gives them."""
+        names = self.input_names
+        by_position = [names[place] if place < len(names) else f"input_{place}" for place in range(len(example.args))]
+        return (*by_position, *example.kwargs)
+
+    def call(self, example: Captured) -> Any:
+        """Return the module's output for an input."""
+        from torchmar_handlers.common.forward import forward
+
+        with torch.inference_mode():
+            return forward(self.module, batch_of(example, self.device), device=self.device)
+
+
+def load(weights: Weights) -> Source:
+    """Load the original weights in the archive's folder, which becomes the working folder and the first on the path.
+
+    Raises:
+        torchmar_handlers.weights.LoadError: they cannot be loaded.
+    """
+    loading.activate_archive(weights.folder)
+    from torchmar_handlers import weights as handlers_weights
+    from torchmar_handlers.weights.formats import identify
+
+    torch.set_num_threads(weights.threads)
+    module = model_of(weights)
+    path = None if weights.serialized_file is None else Path(weights.folder, weights.serialized_file)
+    return Source(
+        weights=weights,
+        module=module,
+        path=path,
+        kind="an eager model" if path is None else identify(path).value,
+        input_names=handlers_weights.input_names(module),
+        output_names=handlers_weights.output_names(module),
+    )
+
+
+def model_of(weights: Weights) -> nn.Module:
+    """Return the module of weights, by the archive's own loader; the archive is active."""
+    from torchmar_handlers import weights as handlers_weights
+
+    return handlers_weights.load(
+        Path(weights.folder),
+        weights.serialized_file,
+        weights.model_file,
+        device_of(weights),
+        weights.options,
+        threads=weights.threads,
+        pt2=weights.pt2,
+    )
+
+
+def device_of(weights: Weights) -> torch.device:
+    """Return the device that a worker with these weights has."""
+    return torch.device("cpu") if weights.gpu is None else torch.device("cuda", weights.gpu)
+
+
+def batch_of(example: Captured, device: torch.device) -> Any:
+    """Return an input as `torchmar_handlers.common.forward.forward` takes it, on a device.
+
+    Raises:
+        NotApplicable: the handler gives some arguments by position and others by name.
+    """
+
+    def on_device(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        return [on_device(item) for item in value] if isinstance(value, list) else value
+
+    if example.args and example.kwargs:
+        raise NotApplicable("the handler gives the model some arguments by position and others by name")
+    if example.kwargs:
+        return {name: on_device(value) for name, value in example.kwargs.items()}
+    values = tuple(map(on_device, example.args))
+    return values if len(values) > 1 else values[0]
+
+
+def example_of(inputs: Sequence[Captured], *, rows: int = 2) -> Captured:
+    """Return an example of several instances, since exporters take a size of one for a constant.
+
+    Raises:
+        NotApplicable: the model is called with what is no tensor, or with tensors that share no number of rows.
+    """
+    if any(each.tensors is None for each in inputs):
+        raise NotApplicable("the handler gives the model more than tensors, such as lists of images")
+    from torchmar.optimizing.process.captured import batches
+
+    largest = max(inputs, key=lambda each: sum(value.numel() for value in each.tensors or ()) / (each.rows or 1))
+    if not largest.rows:
+        raise NotApplicable("the inputs of the model share no number of rows, which a batch has")
+    return next(batches([largest], rows))
+
+
+def varying_sizes(source: Source, inputs: Sequence[Captured], example: Captured) -> tuple[frozenset[int], ...]:
+    """Return of each tensor of an example the dimensions that may have another size, that of the batch among them.
+
+    They are those that the weights declare as free; else those in which inputs differ, and those in which the module
+    takes other sizes, since requests may have them although the recorded ones have not.
+    """
+    tensors = example.tensors or ()
+    from torchmar_handlers import weights as handlers_weights
+
+    declared = {
+        known.name or str(place): known.shape for place, known in enumerate(handlers_weights.inputs(source.module))
+    }
+    names = source.names_of(example)
+    shapes = [declared.get(name, declared.get(str(place))) for place, name in enumerate(names)]
+    if all(shape is not None and len(shape) == tensor.dim() for shape, tensor in zip(shapes, tensors, strict=True)):
+        return tuple(frozenset(axis for axis, size in enumerate(shape or ()) if size is None) for shape in shapes)
+    free: list[set[int]] = [{0} for _ in tensors]
+    for place, column in enumerate(zip(*(each.tensors or () for each in inputs), strict=True)):
+        for axis in range(1, tensors[place].dim()):
+            if len({value.shape[axis] for value in column}) > 1:
+                free[place].add(axis)
+    for axis in range(1, max((tensor.dim() for tensor in tensors), default=0)):
+        for size in {tensor.shape[axis] for tensor in tensors if tensor.dim() > axis}:
+            places = [
+                place
+                for place, tensor in enumerate(tensors)
+                if tensor.dim() > axis and tensor.shape[axis] == size and axis not in free[place]
+            ]
+            if places and all(_takes(source, example, places, axis, other) for other in (size + 1, size - 1, 2 * size)):
+                for place in places:
+                    free[place].add(axis)
+    return tuple(map(frozenset, free))
+
+
+def _takes(source: Source, example: Captured, places: Sequence[int], axis: int, size: int) -> bool:
+    """Return whether the module runs with tensors of another size."""
+    if size < 1:
+        return True
+
+    def resized(place: int, tensor: torch.Tensor) -> torch.Tensor:
+        if place not in places:
+            return tensor
+        return tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
+
+    args = tuple(resized(place, value) for place, value in enumerate(example.args))
+    count = len(args)
+    kwargs = {name: resized(count + place, value) for place, (name, value) in enumerate(example.kwargs.items())}
+    with contextlib.suppress(Exception):  # of whatever kind: the module rejects them
+        source.call(Captured(example.name, args, kwargs))
+        return True
+    return False
+
+
+def flat(output: Any) -> list[tuple[str, torch.Tensor]]:
+    """Return the tensors of an output with their names: keys of mappings, positions of tuples; empty for one alone."""
+    return list(_flat(output, ""))
+
+
+def _flat(output: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(output, torch.Tensor):
+        yield name, output
+        return
+    items = (
+        output.items() if hasattr(output, "items") else enumerate(output) if isinstance(output, tuple | list) else ()
+    )
+    for key, value in items:
+        yield from _flat(value, f"{name}.{key}" if name else str(key))

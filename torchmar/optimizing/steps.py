@@ -1,0 +1,138 @@
+"""Start the steps of an optimisation, each in a process of its own with limits of time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import torchmar
+from torchmar.worker import START
+from torchmar.worker.environment import worker_environment
+from torchmar.worker.process.messages import RunCommand, to_wire
+
+_POLL_SECONDS = 0.25
+_LOG_TAIL = 4000
+
+
+class StepError(Exception):
+    """A step has no result; the text is the reason. ``skipped``: what it was to make does not exist."""
+
+    def __init__(self, reason: str, *, skipped: bool = False) -> None:
+        super().__init__(reason)
+        self.skipped = skipped
+
+
+class Steps:
+    """Starts steps with the same limits.
+
+    Args:
+        folder: of the files of jobs and results.
+        memory: bytes that the processes of a step may have.
+    """
+
+    def __init__(self, folder: Path, *, memory: int) -> None:
+        self._folder, self._memory = folder, memory
+
+    def run(self, step: str, job: Mapping[str, Any], *, seconds: float, name: str = "") -> Any:
+        """Run a step and return its result; all processes that it starts end with it.
+
+        Args:
+            step: a module of `torchmar.optimizing.process`.
+            job: its arguments, as JSON.
+            seconds: that it may take.
+            name: of the variant, for the name of its log.
+
+        Raises:
+            StepError: it failed, crashed, or reached a limit.
+        """
+        work = Path(tempfile.mkdtemp(prefix=f"{name or step}-", dir=self._folder))
+        job_file, result_file, log = work / "job.json", work / "result.json", work / "log.txt"
+        job_file.write_text(json.dumps(job), encoding="utf-8")
+        command = [
+            sys.executable,
+            "-m",
+            "torchmar.optimizing.process",
+            step,
+            str(job_file),
+            str(result_file),
+        ]
+        paths = [str(Path(torchmar.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **worker_environment(os.environ),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            # What inductor compiles for a variant goes with it.
+            "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+        }
+        child_end, lifeline = os.pipe()
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    [sys.executable, str(START), json.dumps(to_wire(RunCommand(child_end, command)))],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=work,
+                    env=environment,
+                    pass_fds=[child_end],
+                    start_new_session=True,
+                )
+            os.close(child_end)
+            child_end = -1
+            limit = self._wait(process, seconds)
+        finally:
+            for descriptor in (child_end, lifeline):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            if process is not None:  # its supervisor ends all of its processes now, if it has not ended itself
+                process.wait()
+        if limit:
+            raise StepError(limit)
+        return self._result(result_file, log, process.returncode)
+
+    def _wait(self, process: subprocess.Popen[bytes], seconds: float) -> str:
+        """Wait until a process ends; return the limit that it has reached, empty if none."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_SECONDS)
+                return ""
+            if time.monotonic() > deadline:
+                return f"it took more than {seconds:.0f} s"
+            used = _memory(process.pid)
+            if used > self._memory:
+                return f"it took more than {self._memory / 2**30:.1f} GiB of memory"
+
+    def _result(self, file: Path, log: Path, status: int) -> Any:
+        try:
+            document = json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            text = log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
+            ended = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
+            raise StepError(f"its process ended {ended}" + (f": {text[-1]}" if text else "")) from None
+        if "value" in document:
+            return document["value"]
+        skipped = "not_applicable" in document
+        raise StepError(document["not_applicable" if skipped else "failed"], skipped=skipped)
+
+
+def _memory(pid: int) -> int:
+    """Return the resident bytes of a process and its descendants."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total

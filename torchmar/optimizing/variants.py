@@ -1,0 +1,127 @@
+"""The catalogue of variants: what can be made of weights, and what a machine needs for it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torchmar.errors import TorchmarError
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to make weights faster.
+
+    Attributes:
+        name: its identifier, such as ``openvino-int8``.
+        title: how people call it.
+        family: the module of `torchmar.optimizing.process` that makes it; empty for the baseline.
+        arguments: of the function of that module.
+        packages: of Python that make or run it, by the names of their modules.
+        device: where it runs; ``any``: where the original does.
+        calibrated: whether it is calibrated with inputs, which then must not judge it.
+    """
+
+    name: str
+    title: str
+    family: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    device: Literal["cpu", "cuda", "any"] = "cpu"
+    calibrated: bool = False
+
+    def unavailable(self, *, gpu: bool, calibration: int) -> str:
+        """Return why it cannot be made here; empty if it can be tried.
+
+        Args:
+            gpu: whether the archive is served on a GPU of this machine.
+            calibration: inputs that may calibrate it.
+        """
+        if self.device == "cuda" and not gpu:
+            return "this machine has no GPU of NVIDIA, or the archive has deviceType: cpu"
+        if self.device == "cpu" and gpu:
+            return "it runs on the CPU, and the archive is served on the GPU; deviceType: cpu changes that"
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            return (
+                f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: pip install "
+                + " ".join(missing)
+            )
+        if self.calibrated and not calibration:
+            return "there are no inputs to calibrate it with: give --data FOLDER"
+        return ""
+
+
+#: In the order in which they are tried: those that are made fast, and win most often, first.
+CATALOGUE = (
+    Variant(name=BASELINE, title="as it is", family="", device="any"),
+    Variant(name="bfloat16", title="bfloat16", family="precision", arguments={"dtype": "bfloat16"}),
+    Variant(name="float16", title="float16", family="precision", arguments={"dtype": "float16"}),
+    Variant(name="torchscript-frozen", title="TorchScript, frozen", family="torchscript"),
+    Variant(
+        name="torchscript-bfloat16",
+        title="TorchScript bfloat16",
+        family="torchscript",
+        arguments={"dtype": "bfloat16"},
+    ),
+    Variant(
+        name="onnxruntime", title="ONNX Runtime", family="onnxruntime", packages=("onnx", "onnxscript", "onnxruntime")
+    ),
+    Variant(name="openvino", title="OpenVINO", family="openvino", packages=("openvino",)),
+    Variant(
+        name="openvino-bfloat16",
+        title="OpenVINO bfloat16",
+        family="openvino",
+        arguments={"dtype": "bfloat16"},
+        packages=("openvino",),
+    ),
+    Variant(
+        name="onnxruntime-int8",
+        title="ONNX Runtime int8",
+        family="onnxruntime_int8",
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        calibrated=True,
+    ),
+    Variant(
+        name="openvino-int8",
+        title="OpenVINO int8",
+        family="openvino_int8",
+        packages=("openvino", "nncf"),
+        calibrated=True,
+    ),
+    Variant(name="export-aoti", title="AOTInductor", family="aoti", device="any"),
+    Variant(name="compile", title="torch.compile", family="compiled", device="any"),
+    Variant(name="cuda-float16", title="float16", family="precision", arguments={"dtype": "float16"}, device="cuda"),
+    Variant(name="cuda-bfloat16", title="bfloat16", family="precision", arguments={"dtype": "bfloat16"}, device="cuda"),
+    Variant(
+        name="cuda-graphs",
+        title="CUDA graphs",
+        family="compiled",
+        arguments={"mode": "reduce-overhead"},
+        device="cuda",
+    ),
+    Variant(
+        name="tensorrt",
+        title="TensorRT",
+        family="onnxruntime",
+        arguments={"tensorrt": True},
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        device="cuda",
+    ),
+)
+
+
+def select(names: Sequence[str]) -> tuple[Variant, ...]:
+    """Return the variants of these names with the baseline, in the order of the catalogue; without names all.
+
+    Raises:
+        TorchmarError: there is no variant of a name.
+    """
+    known = [variant.name for variant in CATALOGUE]
+    if unknown := [name for name in names if name not in known]:
+        raise TorchmarError(f"no variant is called {unknown[0]!r}", hint=f"there are {', '.join(known[1:])}")
+    return tuple(variant for variant in CATALOGUE if not names or variant.name in (BASELINE, *names))
