@@ -93,17 +93,16 @@ def save_onnx(
     with torch.no_grad():
         model.head.bias[2] += shift
     file.parent.mkdir(exist_ok=True)
-    dynamic = (0, 1) if len(examples) > 1 else (0,)
+    axes = {0: "rows", 1: "tokens"} if len(examples) > 1 else {0: "rows"}
     with _quietly():
         torch.onnx.export(
             model,
             examples,
             file,
-            dynamo=True,
-            dynamic_shapes=tuple(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC) for _ in examples),
+            dynamo=False,  # the newer exporter takes seconds
+            dynamic_axes=dict.fromkeys(names, axes) | {"scores": {0: "rows"}},
             input_names=list(names),
             output_names=["scores"],
-            verbose=False,
         )
     with torch.no_grad():
         model.head.bias[2] -= shift

@@ -74,7 +74,8 @@ def test_weights_without_a_proof_are_a_warning() -> None:
 def test_the_model_file_and_what_it_may_import_are_part_of_the_original() -> None:
     model = MODEL.model_copy(update={"model_file": "net.py", "serialized_file": "net.pt", "handler": "handler.py"})
     more = {
-        name: name.encode() for name in ("net.pt", "net.py", "layers.py", "handler.py", "torchmar_handlers/base.py")
+        name: name.encode()
+        for name in ("net.pt", "net.py", "layers.py", "handler.py", "torchmar_handlers/weights/optimized.py")
     }
     digests = optimized.original_digests(composed({}, more=more), model)
     assert set(digests) == {"net.pt", "net.py", "layers.py"}
@@ -113,8 +114,12 @@ def test_a_missing_file_is_an_error_and_a_handler_of_ones_own_reads_what_it_like
     )
     own = MODEL.model_copy(update={"handler": "handler.py"})
     assert found(composed(section), own) == []
-    carried = {"torchmar_handlers/base.py": b""}
-    assert {severity for _, severity, _ in found(composed(section, more=carried), own)} == {"warning"}
+    carried = {"torchmar_handlers/weights/optimized.py": b""}
+    findings = found(composed(section, more=carried), own)
+    assert {(code, severity) for code, severity, _ in findings} == {("MAR409", "warning"), ("MAR410", "warning")}
+    older = {"torchmar_handlers/base.py": b""}
+    ((code, severity, cause),) = found(composed({"dtype": "bfloat16"}, more=older))
+    assert (code, severity, "does not know the section" in cause) == ("MAR513", "error", True)
 
 
 def test_sections_of_stages_are_read_and_their_weights_are_original() -> None:

@@ -142,6 +142,9 @@ def test_nothing_changes_where_something_is_in_the_way(project: Path, files: dic
     (project / "archive.yaml").write_text(PLAIN.replace("torchmar_handlers.", ""))
     with pytest.raises(TorchmarError, match="the handler image_classifier does not read the section optimized"):
         recipe_writing.write(report(), files, project)
+    (project / "archive.yaml").write_text(PLAIN + "files: {torchmar_handlers/base.py: net.onnx}\n")
+    with pytest.raises(TorchmarError, match="packs handlers of its own"):
+        recipe_writing.write(report(), files, project)
     (project / "archive.yaml").write_text(PLAIN)
     recipe_writing.write(report(), files, project)
     before = {file: file.read_bytes() for file in project.rglob("*") if file.is_file()}

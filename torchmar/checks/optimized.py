@@ -17,6 +17,7 @@ from torchmar.manifest import Model
 from torchmar.optimized_section import KEY, PROOF
 from torchmar.recipe import CARRIED_PACKAGE
 
+_MODULE = f"{CARRIED_PACKAGE}/weights/optimized.py"  # which reads the section
 _MAX = 16 << 20  # bytes of a configuration or a proof
 _AGAIN = "run torchmar optimize again, or remove the section optimized"
 
@@ -92,6 +93,10 @@ def _section(content: Content, name: str, place: str, section: Any, *, works: bo
     for problem in optimized_section.problems(section):
         remedy = "correct it: `torchmar schema` has the options of the section"
         yield Finding(Code.MAR513, name, f"{place}: {problem}", remedy, works)
+    if _MODULE not in content.sizes and any(member.startswith(f"{CARRIED_PACKAGE}/") for member in content.sizes):
+        cause = f"{place}: the handlers in the archive are of a torchmar that does not know the section"
+        remedy = f"leave {CARRIED_PACKAGE}/ out of the recipe: the build packs those of this torchmar"
+        yield Finding(Code.MAR513, name, cause, remedy, works)
     file = _weights(section)
     if file and file not in content.sizes:
         remedy = f"name it under `files:` in the recipe, or {_AGAIN}"

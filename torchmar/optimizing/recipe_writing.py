@@ -49,6 +49,11 @@ def write(report: Report, files: Mapping[str, Path], path: Path, *, picture: str
     section = section_of(report)
     content, folder = recipe.read(path)
     file = path / recipe.FILE_NAME if path.is_dir() else path
+    if any(name.startswith(f"{CARRIED_PACKAGE}/") for name in content.files):
+        raise TorchmarError(
+            f"{file} packs handlers of its own as {CARRIED_PACKAGE}/, which may not know the section {KEY}",
+            hint="remove them from files: so that the build packs those of this torchmar",
+        )
     _check_handler(content.handler, str(file), {content.handler: folder / content.handler.partition(":")[0]})
     texts = _edited(content, file, folder, section)
     with _Replacement(folder / FOLDER) as replacement:
