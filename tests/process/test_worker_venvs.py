@@ -20,7 +20,7 @@ from torchmar.errors import ArchiveError, TorchmarError, WorkerError
 from torchmar.exchange import Request
 from torchmar.recipe import Recipe, Runtime
 from torchmar.worker import Worker
-from torchmar.worker.venvs import building, folder, locking, specification
+from torchmar.worker.venvs import building, folder, interpreters, locking, specification
 
 pytest.importorskip("uv")
 
@@ -186,3 +186,12 @@ runtime:
         locking.lock(made)
     assert locked.path.read_text() == lock
     assert [wheel.name for wheel in (made / "wheels").iterdir()] == ["tiny-1.1-py3-none-any.whl"]
+
+
+def test_interpretersof_pyenv_are_found_whichever_is_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("3.10.2", "3.10.13", "3.10-dev", "3.9.1"):
+        (tmp_path / "versions" / version / "bin").mkdir(parents=True)
+        (tmp_path / "versions" / version / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    assert interpreters.of_pyenv("3.10") == str(tmp_path / "versions" / "3.10.13" / "bin" / "python")
+    assert interpreters.of_pyenv("3.1") is None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.servers import write_config
+from tests.support.waiting import until
 from tests.support.wheels import lock_of, write_wheel
 from torchmar import archive
 from torchmar.engines.builtin import Builtin
@@ -73,6 +74,10 @@ def test_models_with_two_versions_of_a_package_are_in_one_server(builtin: Builti
     assert answers["first"] == answers["third"]  # one environment for one lock file
     assert len(folder.entries(store / "venvs")) == 2
     assert {Path(answer["prefix"]).parent for answer in answers.values()} == {store / "venvs"}
+
+    # It stays when no model uses it any more, and may be removed then.
+    builtin.management.unregister("second")
+    until(lambda: [entry.packages for entry in folder.entries(store / "venvs") if not entry.in_use] == [("tiny==2.0",)])
 
     # Another server that must not install anything uses what is there.
     async def prepare(runtime: Runtime, lock: str) -> None:

@@ -87,7 +87,6 @@ def build(
     """
     from torchmar.archive import Archive
     from torchmar.worker.venvs import building, specification
-    from torchmar.worker.venvs import folder as folders
 
     with tempfile.TemporaryDirectory(prefix="torchmar-venv-") as scratch, Archive(archive) as opened:
         runtime = opened.runtime
@@ -96,9 +95,7 @@ def build(
         specification.extract(opened, runtime, Path(scratch))
         wanted = specification.read(runtime, Path(scratch))
         with err.status("building the environment") as status:
-            venv = building.build(
-                wanted, folder or folders.root(), lambda line: status.update(escape(line[:_STATUS_WIDTH]))
-            )
+            venv = building.build(wanted, _place(folder), lambda line: status.update(escape(line[:_STATUS_WIDTH])))
         venv.close()
     out.print(f"{venv.folder}  {wanted.show()}", markup=False)
 
@@ -108,7 +105,7 @@ def list_(folder: Folder = None, as_json: AsJson = False) -> None:
     """List the environments on this machine."""
     from torchmar.worker.venvs import folder as folders
 
-    place = folder or folders.root()
+    place = _place(folder)
     entries = folders.entries(place)
     if as_json:
         documents = [
@@ -149,9 +146,15 @@ def clean(
     """
     from torchmar.worker.venvs import folder as folders
 
-    removed = folders.clean(folder or folders.root(), unused_days * _DAY)
+    removed = folders.clean(_place(folder), unused_days * _DAY)
     total = show_size(sum(entry.size for entry in removed))
     out.print(f"removed {len(removed)} environment{'' if len(removed) == 1 else 's'}, {total}", markup=False)
+
+
+def _place(folder: Path | None) -> Path:
+    from torchmar.worker.venvs import folder as folders
+
+    return folder.absolute() if folder else folders.root()
 
 
 def _ago(seconds: float) -> str:

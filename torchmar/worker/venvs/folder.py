@@ -232,5 +232,5 @@ def _size(folder: Path) -> int:
 def _unwritable(folder: Path, error: OSError) -> WorkerError:
     return WorkerError(
         f"{folder}, the folder of environments, cannot be written: {error.strerror}",
-        hint=f"set {VARIABLE} to another folder",
+        hint=f"set {VARIABLE}, or torchmar_venv_folder of a server, to another folder",
     )

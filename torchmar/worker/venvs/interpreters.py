@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torchmar.errors import WorkerError
 from torchmar.worker.venvs import uv
@@ -59,14 +61,7 @@ def find(version: str) -> Interpreter:
     if is_own(version):
         tag = str(sys.implementation.cache_tag)
         return _interpreter(sys.executable, sys.version_info[:3], tag, sysconfig.get_platform(), platform.libc_ver())
-    command = ["python", "find", "--no-project", "--system", *uv.PYTHON_DOWNLOADS, version]
-    try:
-        path = uv.output(command)
-    except uv.UvError as error:
-        raise WorkerError(
-            f"this machine has no Python {version}: {error}",
-            hint="install it, or set UV_PYTHON_DOWNLOADS=automatic for uv to download it",
-        ) from None
+    path = of_pyenv(version) or _of_uv(version)
     try:
         ran = subprocess.run(
             [path, "-I", "-c", _QUERY], capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True
@@ -74,6 +69,30 @@ def find(version: str) -> Interpreter:
         return _interpreter(os.path.realpath(path), *json.loads(ran.stdout))  # a link may get another target
     except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
         raise WorkerError(f"{path}, which uv has found as Python {version}, cannot be run: {error}") from None
+
+
+def _of_uv(version: str) -> str:
+    command = ["python", "find", "--no-project", "--system", *uv.PYTHON_DOWNLOADS, version]
+    try:
+        return uv.output(command)
+    except uv.UvError as error:
+        reason = str(error).partition("\n")[0]
+        raise WorkerError(
+            f"this machine has no Python {version}: {reason}",
+            hint="install it, or set UV_PYTHON_DOWNLOADS=automatic for uv to download it",
+        ) from None
+
+
+def of_pyenv(version: str) -> str | None:
+    """Return the newest interpreter of a version that pyenv has; uv sees those alone that are active."""
+    folder = Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"
+    numbers = "".join(f"{number}." for number in parts(version))
+    found = []
+    for program in folder.glob(f"{parts(version)[0]}.*/bin/python"):
+        name = program.parents[1].name
+        if re.fullmatch(r"\d+\.\d+\.\d+", name) and f"{name}.".startswith(numbers):
+            found.append((parts(name), str(program)))
+    return max(found)[1] if found else None
 
 
 def is_own(version: str) -> bool:
