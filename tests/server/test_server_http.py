@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
@@ -309,6 +310,27 @@ def test_bodies_of_any_size_are_received_and_sent(serve: Serve, size: int) -> No
     served = serve(lambda request: request.respond(200, request.body))
     answer = served.ask(POST + b"Content-Length: %d\r\n\r\n" % size + content[:size])
     assert answer.body == content[:size]
+
+
+def test_a_request_behind_a_large_body_is_received(serve: Serve) -> None:
+    client = serve().connect()
+    body = b"x" * 1_000_000
+    large = POST + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    client.send(large + large + GET + b"\r\n")
+    assert [len(client.answer().json["body"]) for _ in range(3)] == [len(body), len(body), 0]
+    for _ in range(3):
+        assert len(client.send(large).answer().json["body"]) == len(body)
+
+
+def test_the_length_of_a_body_that_is_not_sent_occupies_no_memory(serve: Serve) -> None:
+    served = serve(limits=Limits(body=1 << 31))
+    before = psutil.Process().memory_info().rss
+    clients = [served.connect().send(POST + b"Content-Length: 1000000000\r\n\r\n" + b"x" * 100) for _ in range(4)]
+    served.works()
+    assert psutil.Process().memory_info().rss - before < 100_000_000
+    for client in clients:
+        client.close()
+    served.works()
 
 
 def test_chunked_bodies_are_joined_and_their_trailers_left_out(serve: Serve) -> None:
@@ -905,9 +927,12 @@ def test_headers_that_trickle_are_not_waited_for_either(serve: Serve) -> None:
 
 
 def test_a_body_that_stops_arriving_is_not_waited_for(serve: Serve) -> None:
-    client = serve(limits=Limits(body_seconds=0.2)).connect().send(POST + b"Content-Length: 5\r\n\r\nhel")
-    assert client.answer().status == 408
-    assert client.closed()
+    served = serve(limits=Limits(body_seconds=0.2))
+    for length in (5, 5_000_000):
+        client = served.connect().send(POST + b"Content-Length: %d\r\n\r\nhel" % length)
+        assert client.answer().status == 408
+        client.send(b"more")
+        assert client.closed()
 
 
 def test_an_idle_connection_is_closed_without_a_word(serve: Serve) -> None:

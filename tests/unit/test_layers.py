@@ -51,7 +51,7 @@ SERVER_LAYERS = (
     ("http",),
     ("tokens",),
     ("api_error",),
-    ("background_tasks", "bind_errors", "kserve_errors", "request_ids", "run_folder"),
+    ("background_tasks", "bind_errors", "buffer_receiver", "kserve_errors", "request_ids", "run_folder"),
 )
 SERVER_LEVEL = {name: -depth for depth, names in enumerate(SERVER_LAYERS) for name in names}
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,23 +22,28 @@ def pair() -> Iterator[Pair]:
         yield ours, theirs
 
 
+def document_of(bodies: list[bytes]) -> list[Any]:
+    """Return the document of a batch whose requests have a body each."""
+    return [[str(index), {}, [["body", "", len(body)]]] for index, body in enumerate(bodies)]
+
+
 @pytest.mark.parametrize("poll", [0.0, 0.01])
 def test_frames_are_received_as_sent(pair: Pair, poll: float) -> None:
     ours, theirs = pair
     large = bytes(range(256)) * 4096
-    sent = [([1, "two"], [b"three", b""]), ([], [large]), ({}, []), (list(range(1000)), [b"x"] * 1000)]
+    sent = [[b"three", b""], [large], [], [b"x"] * 1000, [b"", b"y", large, b"", b"z" * 70_000], [b"\0" * 100] * 1000]
 
     def send() -> None:
-        for number, (document, bodies) in enumerate(sent):
+        for number, bodies in enumerate(sent):
             time.sleep(0.001 * number)
-            frames.send(theirs, frames.encode(frames.BATCH, document, bodies))
+            frames.send(theirs, frames.encode(frames.BATCH, document_of(bodies), bodies))
 
     sender = threading.Thread(target=send)
     sender.start()
     receiver = frames.Receiver(ours, poll)
-    for document, bodies in sent:
-        kind, message, content = receiver.receive()
-        assert (kind, message, bytes(content)) == (frames.BATCH, document, b"".join(bodies))
+    for bodies in sent:
+        kind, message, contents = receiver.receive()
+        assert (kind, message, list(map(bytes, contents))) == (frames.BATCH, document_of(bodies), bodies)
     sender.join()
 
 

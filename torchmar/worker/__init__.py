@@ -182,7 +182,7 @@ class Worker:
             kind, document, bodies = self._receive()
             if kind == frames.RESPONSES:
                 return list(_responses(document["responses"], parts, bodies))
-            parts[document[0]].append(bytes(bodies))
+            parts[document[0]].append(bytes(bodies[0]))
 
     def limit_threads(self, count: int) -> None:
         """Limit the threads that torch uses, as a server does that shares its cores among workers.
@@ -218,7 +218,7 @@ class Worker:
     ) -> None:
         self.close()
 
-    def _receive(self) -> tuple[int, Any, memoryview]:
+    def _receive(self) -> tuple[int, Any, Sequence[bytearray | memoryview]]:
         try:
             return self._receiver.receive()
         except TimeoutError:
@@ -258,11 +258,11 @@ def request_headers(request: Request) -> dict[str, str]:
     return {**request.headers, **added}
 
 
-def _responses(heads: list[ResponseHead], parts: list[list[bytes]], bodies: memoryview) -> Iterator[Response]:
-    offset = 0
-    for streamed, (status, content_type, headers, size, _) in zip(parts, heads, strict=True):
+def _responses(
+    heads: list[ResponseHead], parts: list[list[bytes]], bodies: Sequence[bytearray | memoryview]
+) -> Iterator[Response]:
+    for streamed, body, (status, content_type, headers, _, _) in zip(parts, bodies, heads, strict=True):
         lower = {name.lower(): value for name, value in headers.items()}
         if content_type:
             lower["content-type"] = content_type
-        yield Response(status, b"".join([*streamed, bodies[offset : offset + size]]), lower)
-        offset += size
+        yield Response(status, b"".join([*streamed, body]), lower)

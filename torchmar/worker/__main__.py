@@ -96,7 +96,7 @@ def _print_part(_: Any, bodies: Sequence[bytes]) -> None:
 def _run(runner: BatchRunner, file: Path, request: Request) -> bool:
     """Print the response to one request; return whether it is an error."""
     batch: Batch = [("1", request_headers(request), [("body", request.content_type, len(request.body))])]
-    ((status, content_type, _, body, _),), seconds = runner.run(batch, memoryview(request.body))
+    ((status, content_type, _, body, _),), seconds = runner.run(batch, [memoryview(request.body)])
     data = bytes(body)
     try:
         text = data.decode()

@@ -13,15 +13,18 @@ MAGIC = b"\x93NUMPY"
 CONTENT_TYPE = "application/x-npy"
 
 
-def read(content: bytes) -> np.ndarray:
-    """Return the array of a ``.npy`` body; it shares the memory of ``content``.
+_HEADER = 1 << 17  # bytes: more than a header of NumPy's has
+
+
+def read(content: bytes | bytearray) -> np.ndarray:
+    """Return the array of a ``.npy`` body; it shares the memory of ``content``, and can be written to if this can be.
 
     NumPy's own reader allocates the size in the header before it compares it with the size of the file.
 
     Raises:
         BadRequest: the file is damaged, or has anything but numbers, booleans and texts of fixed length.
     """
-    stream = io.BytesIO(content)
+    stream = io.BytesIO(memoryview(content)[:_HEADER])
     try:
         version = np.lib.format.read_magic(stream)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -43,5 +46,9 @@ def read(content: bytes) -> np.ndarray:
 def write(array: np.ndarray) -> bytes:
     """Return the ``.npy`` file of an array."""
     stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
+    if array.dtype.hasobject or not (array.flags.c_contiguous or array.flags.f_contiguous):
+        np.save(stream, array, allow_pickle=False)
+        return stream.getvalue()
+    # As np.save does it, but for the content, which that copies twice.
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+    return b"".join([stream.getvalue(), array.ravel(order="K").view(np.uint8).data])

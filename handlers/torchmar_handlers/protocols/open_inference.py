@@ -278,7 +278,12 @@ def _stack(values: Any) -> np.ndarray:
     """Return one array of a value per instance: of numbers or texts where they are such, of JSON where not."""
     with np.errstate(all="ignore"):
         try:
-            array = np.asarray(values if isinstance(values, np.ndarray) else list(values))
+            if isinstance(values, np.ndarray):
+                array = values
+            elif len(values) == 1 and isinstance(values[0], np.ndarray):
+                array = values[0][None]
+            else:
+                array = np.asarray(list(values))
             if array.dtype.kind in "biuf":
                 return array
             if array.dtype.kind == "U":

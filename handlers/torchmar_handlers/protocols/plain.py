@@ -20,7 +20,7 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     payload = request.payload
     sent = isinstance(payload, bytes | bytearray) and payload[: len(npy.MAGIC)] == npy.MAGIC
     if sent:
-        request = replace(request, row={"body": npy.read(bytes(payload))})
+        request = replace(request, row={"body": npy.read(payload)})
     as_npy = sent or request.accepts(npy.CONTENT_TYPE)
     rows = served.rows(request)
     if rows is None:

@@ -89,10 +89,10 @@ def from_bytes(data: memoryview, datatype: str, where: str) -> np.ndarray:
     return objects(items)
 
 
-def to_bytes(array: np.ndarray) -> bytes:
-    """Return the elements of an array as bytes; objects are texts or bytes."""
+def to_bytes(array: np.ndarray) -> bytes | memoryview:
+    """Return the elements of an array as bytes, which may be those in its memory; objects are texts or bytes."""
     if array.dtype != object:
-        return np.ascontiguousarray(array).tobytes()
+        return np.ascontiguousarray(array).ravel().view(np.uint8).data
     items = (item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel())
     return b"".join(struct.pack("<I", len(item)) + item for item in items)
 

@@ -48,7 +48,7 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
         calls.clear()
         body = memoryview(Path(request["body"]).read_bytes())
         content_type = request["headers"]["content-type"]
-        (result,), _ = runner.run([(str(number), request["headers"], [("body", content_type, len(body))])], body)
+        (result,), _ = runner.run([(str(number), request["headers"], [("body", content_type, len(body))])], [body])
         if result[0] >= 400:
             rejected.append((request["name"], f"status {result[0]}: {bytes(result[3])[:200].decode(errors='replace')}"))
             continue

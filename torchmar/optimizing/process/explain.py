@@ -52,7 +52,7 @@ def explain(job: Mapping[str, Any]) -> dict[str, Any]:
         body = memoryview(Path(request["body"]).read_bytes())
         headers = {**request["headers"], "explain": "True"}
         batch = [(str(number), headers, [("body", headers["content-type"], len(body))])]
-        (result,), _ = runner.run(batch, body)
+        (result,), _ = runner.run(batch, [body])
         if result[0] >= 400:
             raise ValueError(f"{request['name']} is not explained: status {result[0]}")
         arrays[str(number)] = np.array(list(_attributions(json.loads(bytes(result[3])))))

@@ -21,7 +21,7 @@ _LENGTHS = frozenset(map(len, (_URLENCODED, _MULTIPART)))  # a type of another l
 _MAX_FIELDS = 1000
 
 
-def inputs(body: bytes, content_type: str) -> list[Part]:
+def inputs(body: bytes | memoryview, content_type: str) -> list[Part]:
     """Return the parts of a request's body, in their order.
 
     A form (``multipart/form-data`` or ``application/x-www-form-urlencoded``) has a part for each field, any other body
@@ -38,11 +38,11 @@ def inputs(body: bytes, content_type: str) -> list[Part]:
     media_type = media_type.rstrip()
     if len(media_type) in _LENGTHS:
         if media_type.lower() == _URLENCODED:
-            return _distinct(_urlencoded(body))
+            return _distinct(_urlencoded(bytes(body)))
         if parameters and media_type.lower() == _MULTIPART:
             boundary = parse_options_header(content_type)[1].get(b"boundary")
             if boundary is not None:
-                return _distinct(_multipart(body, boundary))
+                return _distinct(_multipart(bytes(body), boundary))
     return [Part("body", media_type, body)]
 
 
@@ -51,9 +51,9 @@ def is_json_type(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == _JSON
 
 
-def begins_as_json(body: bytes) -> bool:
+def begins_as_json(body: bytes | memoryview) -> bool:
     """Return whether a body begins as an object or an array of JSON does."""
-    return body[:_PREFIX].lstrip(b" \t\r\n")[:1] in (b"{", b"[")
+    return bytes(body[:_PREFIX]).lstrip(b" \t\r\n")[:1] in (b"{", b"[")
 
 
 def _distinct(parts: list[Part]) -> list[Part]:

@@ -199,8 +199,8 @@ class Inference:
 
     def _inputs(self, request: Request, target: ModelTarget) -> list[Part]:
         if target.kserve and _is_mislabelled_json(request):
-            return [Part("body", _JSON, request.body)]
-        inputs = bodies.inputs(request.body, request.header("content-type"))
+            return [Part("body", _JSON, request.content)]
+        inputs = bodies.inputs(request.content, request.header("content-type"))
         if target.query:
             return [Part(name, "", value.encode("utf-8", "replace")) for name, value in request.query] + inputs
         return inputs
@@ -209,7 +209,7 @@ class Inference:
         """Return the model of a path without one: that of the parameter or field, or the only one there is."""
         for name, _, content in inputs:
             if name == "model_name" and content:
-                return content.decode("utf-8", "replace")
+                return bytes(content).decode("utf-8", "replace")
         if len(self._registry.models) == 1:
             return next(iter(self._registry.models))
         raise ApiError(400, "BadRequestException", "Parameter model_name is required.")
@@ -265,7 +265,7 @@ def _in_json(inputs: list[Part], headers: dict[str, str]) -> tuple[list[Part], d
     if not lengths or len(inputs) != 1:
         return inputs, headers
     try:
-        document, binary = tensors.split(inputs[0].content, int(lengths[0]), "inputs")
+        document, binary = tensors.split(bytes(inputs[0].content), int(lengths[0]), "inputs")
         document["inputs"] = [tensors.in_json(tensor) for tensor in binary]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ApiError(400, "BadRequestException", f"The tensors cannot be read: {error}.") from None
@@ -280,7 +280,7 @@ def _is_mislabelled_json(request: Request) -> bool:
     """
     if request.header(_BINARY) or bodies.is_json_type(request.header("content-type")):
         return False
-    return bodies.begins_as_json(request.body)
+    return bodies.begins_as_json(request.content)
 
 
 def _allow_reading(request: Request) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import cast
 
 from torchmar.server.api_error import ApiError
+from torchmar.server.buffer_receiver import LARGE, BufferReceiver
 from torchmar.server.http.access import Access, access
 from torchmar.server.http.context import Context
 from torchmar.server.http.request import Request
@@ -109,8 +110,17 @@ class Connection(asyncio.Protocol):
             parser.feed(data)
         except ApiError as error:
             self._reject(error)
+        if parser.state == BODY and parser.missing >= LARGE:
+            BufferReceiver(self._transport, self, [parser.receive_body()], self._on_body_data, self._on_body)
         if self._waiting or self._final_response:
             self._serve()
+
+    def _on_body_data(self) -> None:
+        self._parser.active = True
+
+    def _on_body(self) -> None:
+        self._parser.body_received()
+        self._serve()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Cancel the work for the client."""

@@ -63,7 +63,7 @@ class Request:
         http_1_0: whether the client uses HTTP/1.0.
 
     Attributes:
-        body: without its transfer encoding.
+        content: the body without its transfer encoding; of a large one a view of the memory that it was received into.
         disconnected: whether the client has disconnected, or the connection was aborted.
         on_disconnect: called once if that happens before the response is complete; set by the code that answers.
         received: when its headers were complete, by `time.monotonic`.
@@ -79,8 +79,8 @@ class Request:
         "_raw",
         "_state",
         "_writer",
-        "body",
         "client",
+        "content",
         "disconnected",
         "method",
         "on_disconnect",
@@ -106,7 +106,7 @@ class Request:
         self.client, self.method, self.target = client, method, target
         self._raw, self._fields, self._http_1_0 = raw, fields, http_1_0
         self._state = _PENDING
-        self.body = b""
+        self.content: bytes | memoryview = b""
         self.disconnected = False
         self.on_disconnect: Callable[[], None] | None = None
         self.received = monotonic()
@@ -125,9 +125,16 @@ class Request:
         """All headers in their order, names in the client's case."""
         return [(name.decode("latin-1"), value.strip().decode("latin-1")) for name, value in self._raw]
 
+    @property
+    def body(self) -> bytes:
+        """The body as one object; of a large one this is a copy, which ``content`` is not."""
+        if not isinstance(self.content, bytes):
+            self.content = bytes(self.content)
+        return self.content
+
     def set_decoded_body(self, body: bytes) -> None:
         """Set a body whose Content-Encoding was removed, and the headers that describe it."""
-        self.body = body
+        self.content = body
         size = str(len(body)).encode()
         self._fields.pop(b"content-encoding", None)
         if b"content-length" in self._fields:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import mmap
 from collections.abc import Callable
 from typing import Protocol
 
@@ -55,6 +57,7 @@ class RequestParser:
         "_feed_size",
         "_header_bytes",
         "_keep_alive",
+        "_length",
         "_limits",
         "_make_request",
         "_new_request",
@@ -76,7 +79,8 @@ class RequestParser:
         self._target, self._raw = b"", list[tuple[bytes, bytes]]()
         self._request: Request | None = None
         self._keep_alive = True
-        self._pieces, self._pieces_joined, self._body_size = list[bytes](), 0, 0
+        self._pieces, self._pieces_joined, self._body_size = list[bytes | memoryview](), 0, 0
+        self._length = 0  # of the body, if the client has sent it and the body is not decoded
         self._decoder: content_coding.Decoder | None = None
         self._feed_size = self._header_bytes = 0
         self._new_request = False
@@ -108,6 +112,35 @@ class RequestParser:
         if self.state == HEAD:
             return self._parser.get_method().decode(), self._target
         return (self._request.method, self._request.target) if self._request else ("", b"")
+
+    @property
+    def missing(self) -> int:
+        """How many bytes of the body are still to be received; not above 0 if its length is not known."""
+        return self._length - self._body_size
+
+    def receive_body(self) -> memoryview:
+        """Return the memory for the missing bytes of the body; the caller puts them there, and calls `body_received`.
+
+        The system provides the memory only as it is written to: a client does not occupy it by sending a length.
+        """
+        memory = mmap.mmap(-1, self._length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # of systems without such pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        view = memoryview(memory)
+        received = self._body_size
+        view[:received] = b"".join(self._pieces)
+        self._pieces, self._pieces_joined = [view], 1
+        return view[received:]
+
+    def body_received(self) -> None:
+        """Hand over the request whose body is complete."""
+        if self.state == CLOSED:
+            return
+        self._body_size = self._length
+        # The old one still waits for the body.
+        self._parser = HttpRequestParser(self)
+        self.on_message_complete()
 
     # What httptools calls. An exception in here ends the parser, and is raised by `_parse`.
 
@@ -145,8 +178,8 @@ class RequestParser:
         fields = {name.lower(): value for name, value in reversed(raw)}
         version = parser.get_http_version()
         method = parser.get_method()
-        length = fields.get(b"content-length")
-        if length is not None and int(length) > limits.body:
+        self._length = int(fields.get(b"content-length", 0))
+        if self._length > limits.body:
             raise self._too_large()
         if b"transfer-encoding" in fields:
             # httptools rejects what is ambiguous; what is left has `chunked` as its last coding.
@@ -162,6 +195,8 @@ class RequestParser:
         if b"content-encoding" in fields:
             coding = fields[b"content-encoding"].decode("latin-1")
             self._decoder = content_coding.decoder(coding, limits.body)
+            if self._decoder is not None:
+                self._length = 0
         if b"expect" in fields and version == "1.1":
             if fields[b"expect"].strip().lower() != b"100-continue":
                 raise ApiError(417, "BadRequestException", "The only expectation supported is 100-continue.")
@@ -197,8 +232,7 @@ class RequestParser:
             return  # httptools takes the body for another protocol: `_ignore_upgrade` has it parsed
         self._request = None
         if self._pieces:
-            # Joining one piece copies nothing.
-            request.body = b"".join(self._pieces)
+            request.content = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self._pieces = []
         if self._decoder is not None:
             self._decoder.finish()

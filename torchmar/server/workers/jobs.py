@@ -15,7 +15,7 @@ class Part(NamedTuple):
 
     name: str
     content_type: str
-    content: bytes
+    content: bytes | memoryview
 
 
 class Reply(NamedTuple):

@@ -204,12 +204,12 @@ class Worker:
         self._started_at = time.time()
         self._owner.on_idle(self)
 
-    def _on_frame(self, kind: int, document: Any, bodies: memoryview) -> None:
+    def _on_frame(self, kind: int, document: Any, bodies: Sequence[bytes]) -> None:
         if kind == frames.PART:
             index, status, content_type, headers, _, error = document
             job = self.jobs[index]
             if not job.cancelled:
-                job.on_reply(Reply(status, bytes(bodies), content_type, headers, more=True, message=error))
+                job.on_reply(Reply(status, bodies[0], content_type, headers, more=True, message=error))
             return
         jobs, self.jobs = self.jobs, []
         self._exits = 0
@@ -219,12 +219,11 @@ class Worker:
         if (times := self._owner.batch_times) is not None:
             times.record(jobs[0].batch_kind, len(jobs), seconds)
         self._owner.on_idle(self)  # the next batch first: the worker need not wait for these replies
-        offset = 0
-        for job, (status, content_type, headers, size, error) in zip(jobs, document["responses"], strict=True):
+        for job, body, (status, content_type, headers, _, error) in zip(
+            jobs, bodies, document["responses"], strict=True
+        ):
             if not job.cancelled:
-                body = bytes(bodies[offset : offset + size])
                 job.on_reply(Reply(status, body, content_type, headers, False, error))
-            offset += size
         self._observer.on_batch(
             options.name, options.version, len(jobs), [started - job.since for job in jobs], document["seconds"]
         )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from torchmar.server.buffer_receiver import LARGE, BufferReceiver
 from torchmar.server.workers.jobs import Job
 from torchmar.worker.process import frames
 
@@ -25,7 +26,7 @@ class WorkerConnection(asyncio.Protocol):
     def __init__(
         self,
         on_open: Callable[[], None],
-        on_frame: Callable[[int, Any, memoryview], None],
+        on_frame: Callable[[int, Any, Sequence[bytes]], None],
         on_close: Callable[[], None],
     ) -> None:
         self._on_open, self._on_frame, self._on_close = on_open, on_frame, on_close
@@ -77,13 +78,27 @@ class WorkerConnection(asyncio.Protocol):
             end = body + bodies
             if size < end:
                 self._needed = end - offset
+                if end - size >= LARGE:
+                    self._needed = body - offset
+                    if body <= size:
+                        self._receive_bodies(kind, frames.loads(view[start:body]), view[body:])
+                        offset = size
                 break
-            self._on_frame(kind, frames.loads(view[start:body]), view[body:end])
+            document = frames.loads(view[start:body])
+            sizes = frames.body_sizes(kind, document)
+            self._on_frame(kind, document, list(map(bytes, frames.split(view[body:end], sizes))))
             offset = end
         if offset < size:
             self._data = bytearray(view[offset:])
         elif self._data:
             self._data = bytearray()
+
+    def _receive_bodies(self, kind: int, document: Any, first: memoryview) -> None:
+        """Receive the bodies of a large frame, of which ``first`` has been received already, into their own memory."""
+        bodies = [bytearray(size) for size in frames.body_sizes(kind, document)]
+        received = cast("list[bytes]", bodies)  # nothing changes them from then on
+        views = frames.copy_into([memoryview(body) for body in bodies if body], first)
+        BufferReceiver(self._transport, self, views, lambda: None, lambda: self._on_frame(kind, document, received))
 
     def connection_lost(self, error: Exception | None) -> None:
         """Of `asyncio.Protocol`."""

@@ -15,7 +15,7 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from types import GeneratorType
 from typing import Any
 
@@ -57,7 +57,7 @@ class BatchRunner:
         self._one_at_a_time = False
         self._decodes = os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
 
-    def run(self, batch: Batch, bodies: memoryview) -> tuple[list[Result], float]:
+    def run(self, batch: Batch, bodies: Sequence[bytearray | memoryview]) -> tuple[list[Result], float]:
         """Return a response for each request of a BATCH frame, and the handler's seconds."""
         started = time.perf_counter()
         rows, processors, ids = self._read(batch, bodies)
@@ -174,23 +174,24 @@ class BatchRunner:
                 continue
             yield _result(processor, body)
 
-    def _read(self, batch: Batch, bodies: memoryview) -> tuple[list[dict[str, Any]], list[Any], list[str]]:
+    def _read(
+        self, batch: Batch, bodies: Sequence[bytearray | memoryview]
+    ) -> tuple[list[dict[str, Any]], list[Any], list[str]]:
         rows, processors, ids = [], [], []
-        offset = 0
+        contents = iter(bodies)
         for request_id, headers, parts in batch:
             row: dict[str, Any] = {}
             properties: dict[str, Any] = {}
-            for name, content_type, size in parts:
-                row[name] = self._value(content_type, bodies[offset : offset + size])
+            for name, content_type, _ in parts:
+                row[name] = self._value(content_type, next(contents))
                 properties[name] = {"content-type": content_type}
-                offset += size
             properties.update(headers)
             rows.append(row)
             processors.append(self._processor(properties))
             ids.append(request_id)
         return rows, processors, ids
 
-    def _value(self, content_type: str, content: memoryview) -> Any:
+    def _value(self, content_type: str, content: bytearray | memoryview) -> Any:
         if self._decodes:
             if content_type == "application/json":
                 try:
@@ -207,7 +208,7 @@ class BatchRunner:
                     return str(content, "utf-8")
                 except UnicodeDecodeError:
                     log.warning("Failed utf-8 decoding of input data. Forwarding encoded payload", exc_info=True)
-        return bytearray(content)
+        return content if isinstance(content, bytearray) else bytearray(content)
 
 
 def encode(value: Any) -> Any:

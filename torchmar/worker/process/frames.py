@@ -2,7 +2,7 @@
 
 The head is the kind of frame (1 byte) and the sizes of document and bodies (32 bits each, big-endian). The document
 has the size of each body, and the bodies follow it; they are neither joined nor escaped. `messages` has the types of
-the documents.
+the documents. Large bodies are received into memory of their own, from where no one needs to copy them.
 """
 
 from __future__ import annotations
@@ -51,6 +51,34 @@ def encode(kind: int, document: Any, bodies: Sequence[bytes | bytearray | memory
     return [HEAD.pack(kind, len(text), sum(map(len, bodies))) + text, *bodies]
 
 
+def body_sizes(kind: int, document: Any) -> list[int]:
+    """Return the size of each body of a frame, as its document has them."""
+    if kind == BATCH:
+        return [size for _, _, parts in document for _, _, size in parts]
+    if kind == RESPONSES:
+        return [head[3] for head in document["responses"]]
+    return [document[4]] if kind == PART else []
+
+
+def split(content: memoryview, sizes: Sequence[int]) -> list[memoryview]:
+    """Return the bodies that follow each other in ``content``."""
+    bodies, end = [], 0
+    for size in sizes:
+        start, end = end, end + size
+        bodies.append(content[start:end])
+    return bodies
+
+
+def copy_into(views: list[memoryview], content: memoryview) -> list[memoryview]:
+    """Copy content into buffers that have room for it, none of them empty; return what is left of the buffers."""
+    while content:
+        count = min(len(content), len(views[0]))
+        views[0][:count] = content[:count]
+        content = content[count:]
+        _advance(views, count)
+    return views
+
+
 class DisconnectedError(Exception):
     """The other side has closed the connection."""
 
@@ -73,34 +101,47 @@ class Receiver:
         self._readable.register(connection, select.POLLIN)
         self._polls = False
         self._gate = PollGate()
-        self._rest = b""
+        self._rest = b""  # received beyond the last frame
 
-    def receive(self) -> tuple[int, Any, memoryview]:
-        """Return kind, document and bodies of the next frame.
+    def receive(self) -> tuple[int, Any, Sequence[bytearray | memoryview]]:
+        """Return kind, document and bodies of the next frame; bodies that are a ``bytearray`` are the caller's own.
 
         Raises:
             DisconnectedError: the connection is closed.
             OSError: it failed, or took longer than its timeout.
         """
-        data: bytes | bytearray = self._rest
+        data = self._rest
         while len(data) < HEAD.size:
-            data += self._receive_bytes(65536)
-        kind, text, bodies = HEAD.unpack_from(data)
-        size = HEAD.size + text + bodies
-        if len(data) < size:
-            whole = bytearray(size)
-            whole[: len(data)] = data
-            view, filled = memoryview(whole), len(data)
-            while filled < size:
-                count = self._connection.recv_into(view[filled:])
-                if not count:
-                    raise DisconnectedError
-                filled += count
-            data = whole
-        frame = memoryview(data)
-        self._rest = bytes(frame[size:])
+            data += self._receive_bytes(_AT_LEAST)
+        kind, text, size = HEAD.unpack_from(data)
         start = HEAD.size + text
-        return kind, loads(frame[HEAD.size : start]) if text else None, frame[start:size]
+        if len(data) < start:
+            rest = bytearray(start - len(data))
+            self._fill([memoryview(rest)])
+            data += rest
+        view = memoryview(data)
+        document = loads(view[HEAD.size : start]) if text else None
+        end = start + size
+        sizes = body_sizes(kind, document)
+        if len(data) < end:
+            self._rest = b""
+            return kind, document, self._receive_bodies(view[start:], sizes)
+        self._rest = data[end:]
+        return kind, document, split(view[start:end], sizes)
+
+    def _receive_bodies(self, first: memoryview, sizes: Sequence[int]) -> list[bytearray]:
+        """Return bodies of which ``first`` has been received already."""
+        bodies = [bytearray(size) for size in sizes]
+        self._fill(copy_into([memoryview(body) for body in bodies if body], first))
+        return bodies
+
+    def _fill(self, views: list[memoryview]) -> None:
+        """Receive until all views are full."""
+        while views:
+            count = self._connection.recvmsg_into(views[:_AT_ONCE])[0]
+            if not count:
+                raise DisconnectedError
+            _advance(views, count)
 
     def _receive_bytes(self, size: int) -> bytes:
         started = time.monotonic()
@@ -135,14 +176,21 @@ def send(connection: socket.socket, buffers: list[Any]) -> None:
         return
     views = [memoryview(buffer) for buffer in buffers if len(buffer)]
     while views:
-        sent = connection.sendmsg(views[:_AT_ONCE])
-        while views and sent >= len(views[0]):
-            sent -= len(views[0])
-            views.pop(0)
-        if sent:
-            views[0] = views[0][sent:]
+        _advance(views, connection.sendmsg(views[:_AT_ONCE]))
+
+
+def _advance(views: list[memoryview], count: int) -> None:
+    """Remove the first ``count`` bytes of buffers, which have been sent or received."""
+    full = 0
+    while full < len(views) and count >= len(views[full]):
+        count -= len(views[full])
+        full += 1
+    del views[:full]
+    if count:
+        views[0] = views[0][count:]
 
 
 _IDLE_MS = 1000
+_AT_LEAST = 1 << 16  # bytes that are received at once: all of most frames
 _SMALL = 1 << 16  # bytes that are copied in less time than a list of buffers is made for the system
 _AT_ONCE = 512  # buffers; systems take 1024 in one call

@@ -58,6 +58,7 @@ def serve(
         cpu_started = time.process_time()
         results, seconds = runner.run(document, bodies)
         adaptive.after(len(document), seconds, time.process_time() - cpu_started)
+        del bodies  # large ones are not kept beside those of the next batch
         responses: Responses = {
             "seconds": seconds,
             "responses": [(status, kind, headers, len(body), error) for status, kind, headers, body, error in results],
@@ -67,6 +68,7 @@ def serve(
             frames.send(connection, frames.encode(frames.RESPONSES, responses, [result[3] for result in results]))
         except ConnectionError:
             return
+        del results
 
 
 def _memory_trimmer() -> Callable[[], object] | None:

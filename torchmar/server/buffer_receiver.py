@@ -1,0 +1,68 @@
+"""A known number of bytes of a connection, received straight into their buffers.
+
+The event loop receives into a buffer of its own, hands its content over as a new object, and the parts of a large
+message have to be joined: three copies, which a protocol that gives its buffers to the loop need not make.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+#: Bytes from which on this is faster than the usual way; the event loop receives as many at once.
+LARGE = 1 << 18
+
+
+class BufferReceiver(asyncio.BufferedProtocol):
+    """The protocol of a connection until its buffers are full.
+
+    Args:
+        transport: of the connection.
+        owner: the protocol of the connection before and after that; it gets all events but those of reading.
+        views: the buffers, none of them empty.
+        on_data: called whenever a part has been received.
+        on_complete: called when the buffers are full, and the connection has its own protocol again.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        owner: asyncio.Protocol,
+        views: list[memoryview],
+        on_data: Callable[[], object],
+        on_complete: Callable[[], object],
+    ) -> None:
+        self._transport, self._owner, self._views = transport, owner, views
+        self._on_data, self._on_complete = on_data, on_complete
+        transport.set_protocol(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Of `asyncio.BufferedProtocol`."""
+        return self._views[0]
+
+    def buffer_updated(self, count: int) -> None:
+        """Of `asyncio.BufferedProtocol`."""
+        self._on_data()
+        self._views[0] = self._views[0][count:]
+        if self._views[0]:
+            return
+        del self._views[0]
+        if not self._views:
+            self._transport.set_protocol(self._owner)
+            self._on_complete()
+
+    def eof_received(self) -> bool | None:
+        """Of `asyncio.BufferedProtocol`."""
+        return self._owner.eof_received()
+
+    def pause_writing(self) -> None:
+        """Of `asyncio.BaseProtocol`."""
+        self._owner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Of `asyncio.BaseProtocol`."""
+        self._owner.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Of `asyncio.BaseProtocol`."""
+        self._owner.connection_lost(error)
