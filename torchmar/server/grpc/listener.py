@@ -123,7 +123,9 @@ def _server(tokens: Tokens, kind: str, services: list[Any], settings: Settings) 
         ("grpc.so_reuseport", 0),
         *((f"grpc.{key.removeprefix(f'grpc_{kind}_')}", age) for key, age in settings.grpc_ages.items() if kind in key),
     ]
-    server = grpc.aio.server(interceptors=[TokenCheck(tokens, kind, health=settings.health_token)], options=options)
+    # Each interceptor costs every call, small ones a good part of their time.
+    checks = [TokenCheck(tokens, kind, health=settings.health_token)] if tokens.enabled else []
+    server = grpc.aio.server(interceptors=checks, options=options)
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler(service.name, service.methods()) for service in services]
     )

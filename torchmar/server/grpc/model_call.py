@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import json
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from torchmar.server.api_error import ApiError
 from torchmar.server.grpc.calls import CallError, Code, Context, code, details
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
+from torchmar.server.request_ids import request_ids
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.workers.batch_times import DeadlineError
 from torchmar.server.workers.jobs import Job, Part, Reply
@@ -30,6 +30,7 @@ class ModelCall:
 
     def __init__(self, registry: Registry, metrics: Metrics) -> None:
         self._registry, self._metrics = registry, metrics
+        self._ids = request_ids()
 
     def find(self, name: str, version: str) -> Version:
         """Return a version of a model, the default one if ``version`` is empty.
@@ -73,7 +74,7 @@ class ModelCall:
                 async for reply in replies:
                     if error := reply_error(reply):
                         raise error
-                    yield reply.body
+                    yield bytes(reply.body)
         except DeadlineError as error:
             raise CallError(Code.UNAVAILABLE, details(error)) from None
         except ApiError as error:
@@ -91,7 +92,7 @@ class ModelCall:
             ApiError: the model accepts no requests now.
         """
         replies: asyncio.Queue[Reply] = asyncio.Queue()
-        job = Job(str(uuid.uuid4()), headers, inputs, replies.put_nowait, _deadline(version, context))
+        job = Job(next(self._ids), headers, inputs, replies.put_nowait, _deadline(version, context))
         try:
             version.pool.submit(job)
         except ApiError as error:
@@ -112,6 +113,8 @@ class ModelCall:
 
 async def described(version: Version, context: Context) -> None:
     """Wait for the handler's tensor signature while the call lasts and the model may still load."""
+    if version.pool.description:
+        return
     remaining = context.time_remaining()
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(version.pool.described(), remaining)
