@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torchmar.management import ModelVersion
     from torchmar.properties import Properties
     from torchmar.server.models.startup_report import StartupReport
+    from torchmar.server.models.state_file import State
 
 PANEL = "Servers"
 _LOAD_SECONDS = 300.0  # to wait for the models that the server loads at its start
@@ -60,11 +61,18 @@ def serve(
             "--watch", help="Serve the newest version of each model; new archives are served when they appear."
         ),
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start from the model store, and not with the models of the last run.")
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Run in the background; torchmar stop ends the server.")
     ] = False,
 ) -> None:
     """Start a server for the archives of a model store; Ctrl-C stops it.
+
+    The built-in server restores the models, versions, defaults and workers of
+    the last run with this run folder, also after a crash, and loads archives that
+    are new in the model store. Names of models or --fresh start without them.
 
     If a model does not start, or its workers die later, its worker's traceback
     is printed; the other models are served. A second server needs its own run
@@ -75,6 +83,8 @@ def serve(
     from torchmar.checks.admission import EVERYTHING, admit
     from torchmar.cli import findings
     from torchmar.engines.notify import notify
+    from torchmar.server.models.state_file import FILE_NAME
+    from torchmar.server.models.state_file import read as last_state
 
     given = properties.read_or_default(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
@@ -84,17 +94,33 @@ def serve(
     if watching and names:
         raise typer.BadParameter("all models of a watched model store are served; name none", param_hint="MODEL")
     at_startup = [] if watching else _startup_archives(given, folder)
+    state_file = (run_folder / FILE_NAME).resolve()
+    restores = (
+        engine == "builtin"
+        and not watching
+        and given.flag("enable_model_api")
+        and not given.get("model_snapshot").strip()
+    )
+    state = None if names or fresh or not restores else last_state(state_file, folder.resolve(), given)
     configured = not names and any(given.get(key).strip() for key in ("load_models", "model_snapshot"))
     archives = at_startup if configured or watching else store.find(folder, names or None)
+    if state:
+        archives = [archive for archive in archives if archive.name not in state.archives]
     if not (given.flag("enable_model_api") or given.flag("enable_envvars_config") or set(archives) <= set(at_startup)):
         raise TorchmarError(
             f"{given.file}: without enable_model_api no model can be registered",
             hint="enable_model_api=true, or load_models=all in place of it",
         )
     ignored = (ignore or []) if check else list(EVERYTHING)
-    for archive in at_startup:
+    for archive in at_startup if not state else []:
         findings.warn(admit(archive, ignored))  # before the start, since the server loads it at once
     overrides = {} if check else {"torchmar_check_archives": "false"}
+    if restores:
+        overrides["torchmar_state_file"] = str(state_file)
+    if state:
+        overrides.update(state.overrides)
+        for note in state.notes:
+            err.print(note, markup=False)
     if watch:
         overrides["torchmar_watch"] = "latest"
     if ignore:
@@ -119,18 +145,20 @@ def serve(
                 err.print(f"[yellow]warning:[/] {address.key}: other machines can reach {listening}{danger}")
         # Before any registration, which would conflict with the server's own one of the same archive.
         report = _wait_for_startup(server)
+        if state:
+            _show_restored(server, state)
         loaded = [_load(server, archive, ignored) for archive in archives]
-        if archives and not any(loaded):
+        if archives and not any(loaded) and not state:
             raise TorchmarError("no model could be loaded; the server is stopped")
         _show_startup(server, report, archives, given.get("load_models"))
         if watching:
             for name in server.management.names():
                 _show_model(server.management.describe(name)[0])
             err.print(f"watching {folder} for new versions", markup=False)
-        elif configured and not archives:
+        elif configured and not archives and not state:
             named = "model_snapshot" if given.get("model_snapshot") else f"load_models={given.get('load_models')}"
             err.print(f"{named}: no further archive is loaded; torchmar register loads one", markup=False)
-        elif not archives:
+        elif not archives and not state:
             err.print(f"no archive in {folder} yet: torchmar build, then torchmar register")
         if not detach:
             stack.callback(notify, "STOPPING=1")
@@ -221,6 +249,17 @@ def _show_startup(server: Server, report: StartupReport | None, archives: list[P
     for failure in report.failures:
         if failure.url not in printed:
             complain(TorchmarError(failure.message))
+
+
+def _show_restored(server: Server, state: State) -> None:
+    """Print the models that the server has restored."""
+    if not state.models:
+        err.print("the last run ended without models; --fresh loads the archives of the model store", markup=False)
+        return
+    for name in server.management.names():
+        for version in server.management.describe(name, "all"):
+            _show_model(version)
+    err.print(f"these are the models of the last run ({show_path(state.path)}); --fresh starts without them")
 
 
 def _load(server: Server, archive: Path, ignored: list[str]) -> bool:

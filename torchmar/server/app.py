@@ -23,6 +23,7 @@ from torchmar.server.models import snapshots, startup_report
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
 from torchmar.server.models.snapshots import Snapshots
+from torchmar.server.models.state_file import StateFile
 from torchmar.server.models.watcher import Watcher
 from torchmar.server.telemetry import logs, metrics_config
 from torchmar.server.telemetry.metrics import Metrics
@@ -63,6 +64,9 @@ class ServerApp:
         self._snapshots = None
         if settings.snapshots and settings.file:
             self._snapshots = Snapshots(settings.snapshots, settings.file, self.registry)
+        self._state = None
+        if settings.state_file and settings.file:
+            self._state = StateFile(settings.state_file, settings.file, settings.model_store, self.registry)
         self._loaded = False
         self._reporting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -165,6 +169,8 @@ class ServerApp:
     def _save_snapshot(self, kind: snapshots.Kind) -> None:
         if self._snapshots:
             self._snapshots.save(kind)
+        if self._state:
+            self._state.save()
 
     async def _listen(self, app: http.App, address: Address, limits: http.Limits) -> http.Listener:
         settings = self._settings

@@ -44,7 +44,7 @@ DIFFERENCES = (
         builtin=(
             "the last 100 of each run; they contain handlers and URLs; a missing archive is reported, and "
             "the others are served; `--models` is ignored with a warning if there is a snapshot; `torchmar "
-            "serve` neither writes nor restores snapshots"
+            "serve` restores the models of its last run from `state.json` in the run folder"
         ),
         reason="a restart should serve what was served, or report what it cannot serve",
     ),

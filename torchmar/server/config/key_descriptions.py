@@ -197,6 +197,11 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     "torchmar_snapshots": KeyDescription(
         MODELS, "Set by `torchmar-serve`: the folder for snapshots.", "none are written"
     ),
+    "torchmar_state_file": KeyDescription(
+        MODELS,
+        "Set by `torchmar serve`: the file with the registered models, from which the next start restores them.",
+        "none is written",
+    ),
     "torchmar_venv_folder": KeyDescription(
         MODELS,
         "The folder of the environments of archives with a `runtime`, which servers and commands share.",

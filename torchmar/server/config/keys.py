@@ -127,6 +127,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "torchmar_read_token_file": _path("", "/run/secrets/read_token"),
     "torchmar_routes": ConfigKey("routes", routes.parse, '{"/inference": "clinic"}'),
     "torchmar_snapshots": _path("snapshots", "logs/config"),
+    "torchmar_state_file": _path("state_file", "state.json"),
     "torchmar_venv_folder": _path("venv_folder", "/var/lib/torchmar/venvs"),
     "torchmar_watch": ConfigKey("watch", values.watch_policy, "latest"),
     "torchmar_watch_seconds": _number("watch_seconds", "10", 0),

@@ -63,6 +63,7 @@ class Settings:
         model_metrics_auto_detect: whether metrics of handlers need not be named there.
         disable_system_metrics: whether the machine's are left out.
         snapshots: ``torchmar_snapshots``; the folder for snapshots; None: none are written.
+        state_file: ``torchmar_state_file``; the file for the registered models; None: none is written.
         check_archives: ``torchmar_check_archives``; whether archives are checked before their code runs.
         ignored_checks: ``torchmar_ignore_checks``; codes of checks, or beginnings of codes, to ignore.
         max_download_size: ``torchmar_max_download_size``; the most bytes of a download.
@@ -120,6 +121,7 @@ class Settings:
     model_metrics_auto_detect: bool = False
     disable_system_metrics: bool = False
     snapshots: Path | None = None
+    state_file: Path | None = None
     check_archives: bool = True
     ignored_checks: tuple[str, ...] = ()
     max_download_size: int = 20 << 30

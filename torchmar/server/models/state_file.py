@@ -1,0 +1,158 @@
+"""The state file: the models of a running server, which the next start restores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchmar import properties
+from torchmar.archive.store import is_archive
+from torchmar.atomic import write_text
+from torchmar.errors import TorchmarError
+from torchmar.server.config import routes
+from torchmar.server.config.startup_models import parse_snapshot
+from torchmar.server.models import snapshots
+from torchmar.server.telemetry import logs
+
+if TYPE_CHECKING:
+    from torchmar.properties import Properties
+    from torchmar.server.models.registry import Registry
+
+FILE_NAME = "state.json"
+_SCHEMA = "torchmar-state/1"
+# Keys of an entry whose values do not come from the archive's configuration.
+_OF_REGISTRATION = ("defaultVersion", "marName", "labels", "handler")
+
+
+class StateFile:
+    """Replaces the state file after every change of the registered models.
+
+    Args:
+        path: of the file.
+        config: the ``config.properties`` that the server was started from.
+        store: the model store.
+        registry: the models.
+    """
+
+    def __init__(self, path: Path, config: Path, store: Path, registry: Registry) -> None:
+        self._path, self._store, self._registry = path, store, registry
+        given = properties.read(config)
+        self._load_models, self._routes = given.get("load_models"), given.get("torchmar_routes")
+
+    def save(self) -> None:
+        """Write the file; if that is not possible, log a warning."""
+        try:
+            write_text(json.dumps(self._document(), indent=1) + "\n", self._path)
+        except (OSError, TorchmarError) as error:
+            logs.SERVER.warning("the state is not saved: %s", error)
+
+    def _document(self) -> dict[str, Any]:
+        models = snapshots.document(self._registry, self._path.name)["models"]
+        for versions in models.values():
+            for version, entry in versions.items():
+                versions[version] = {**entry, "file": _stamp(self._store / entry["marName"])}
+        return {
+            "schema": _SCHEMA,
+            "model_store": str(self._store),
+            "load_models": self._load_models,
+            "torchmar_routes": self._routes,
+            "archives": sorted(path.name for path in self._store.iterdir() if is_archive(path)),
+            "models": models,
+            "routes": json.loads(routes.show(self._registry.routes.by_path)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a state file says about a model store as it is now.
+
+    Attributes:
+        path: of the file.
+        models: the number of versions.
+        overrides: keys of the configuration with which a server restores them.
+        archives: of the model store at that time; others are new.
+        notes: what is not restored, and why.
+    """
+
+    path: Path
+    models: int
+    overrides: Mapping[str, str]
+    archives: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def read(path: Path, store: Path, config: Properties) -> State | None:
+    """Return the state that an earlier server has left.
+
+    Args:
+        path: of the state file.
+        store: the model store; the state of another one is ignored.
+        config: the configuration; if its ``load_models`` or ``torchmar_routes`` have changed since, they precede the
+            state.
+
+    Returns:
+        The state; None if there is none, or none for this store and configuration.
+
+    Raises:
+        TorchmarError: the file cannot be read.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        if document["schema"] != _SCHEMA:
+            raise ValueError(f"schema {document['schema']}")
+        if document["model_store"] != str(store) or document["load_models"] != config.get("load_models"):
+            return None
+        notes: list[str] = []
+        models = _current(document["models"], store, notes)
+        snapshot = json.dumps({"models": models})
+        overrides = {"model_snapshot": snapshot}
+        if document["torchmar_routes"] == config.get("torchmar_routes"):
+            overrides["torchmar_routes"] = json.dumps(document["routes"])
+        return State(
+            path=path,
+            models=len(parse_snapshot(snapshot)),
+            overrides=overrides,
+            archives=frozenset(document["archives"]),
+            notes=tuple(notes),
+        )
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(path, f"it is damaged ({error})") from None
+
+
+def _unreadable(path: Path, reason: str) -> TorchmarError:
+    return TorchmarError(
+        f"{path}: the models of the last run cannot be read: {reason}", hint="--fresh starts without them"
+    )
+
+
+def _current(models: Mapping[str, Mapping[str, Any]], store: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the models whose archives are there; of an archive that has changed, its own options are used."""
+    current: dict[str, dict[str, Any]] = {}
+    for name, versions in models.items():
+        for version, saved in versions.items():
+            stamp, entry = saved["file"], {key: value for key, value in saved.items() if key != "file"}
+            now = _stamp(store / entry["marName"])
+            if stamp and not now:
+                notes.append(f"{name} {version} is not restored: {entry['marName']} is no longer in {store}")
+                continue
+            if stamp != now:
+                notes.append(f"{name} {version}: {entry['marName']} has changed; the options in it are used")
+                entry = {key: value for key, value in entry.items() if key in _OF_REGISTRATION}
+            current.setdefault(name, {})[version] = entry
+    return current
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return what tells that a file is the same; empty for what is not in the model store, such as a URL."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return []
+    return [status.st_size, status.st_mtime_ns]
