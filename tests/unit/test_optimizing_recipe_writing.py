@@ -135,6 +135,8 @@ def test_the_file_of_the_configuration_is_edited_and_named(project: Path, files:
 def test_nothing_changes_where_something_is_in_the_way(project: Path, files: dict[str, Path]) -> None:
     with pytest.raises(TorchmarError, match="the original weights stay"):
         recipe_writing.write(report(None), {}, project)
+    with pytest.raises(ValueError, match="as its weights, and has no file"):
+        recipe_writing.write(report(), {}, project)
     (project / "optimized").mkdir()
     with pytest.raises(TorchmarError, match="optimized exists, and torchmar optimize has not made it"):
         recipe_writing.write(report(), files, project)

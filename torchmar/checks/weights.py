@@ -101,7 +101,7 @@ def check(
         weight_findings = list(_serialized(content, name, model_file, _loads_optimized, budget))
         findings += (replace(finding, works=True) for finding in weight_findings)
         if name.endswith(".xml") and not weight_findings:
-            findings += _needs_openvino(content, name, requirements)
+            findings += _needs_openvino(content, name, requirements, optimized=True)
     others = Inspector(Code.MAR603, Code.MAR603, _OTHERS_REMEDY, budget)
     for name in sorted(content.sizes):
         if name not in (serialized_file, *optimized) and may_hold_pickles(name):
@@ -209,9 +209,16 @@ def _loads_optimized(name: str, weights: Weights, model_file: str | None, beyond
     yield from _loads_with_ours(name, weights, own, beyond)
 
 
-def _needs_openvino(content: Content, name: str, requirements: str | None) -> Iterator[Finding]:
+def _needs_openvino(
+    content: Content, name: str, requirements: str | None, *, optimized: bool = False
+) -> Iterator[Finding]:
     if not imports.installed("openvino", imports.distributions(content, requirements)):
-        cause = f"{name} is an OpenVINO model: the server needs the package openvino, which the archive does not list"
+        needed = (
+            "the original is served without the package openvino"
+            if optimized
+            else "the server needs the package openvino"
+        )
+        cause = f"{name} is an OpenVINO model: {needed}, which the archive does not list"
         remedy = "install openvino on the server, or list it in a requirements file (requirements: of the recipe)"
         yield Finding(Code.MAR408, name, cause, remedy)
 

@@ -46,7 +46,7 @@ def write(report: Report, files: Mapping[str, Path], path: Path, *, picture: str
             everything is as before.
         RecipeError: the recipe has problems.
     """
-    section = section_of(report)
+    section = section_of(report, files)
     content, folder = recipe.read(path)
     file = path / recipe.FILE_NAME if path.is_dir() else path
     if any(name.startswith(f"{CARRIED_PACKAGE}/") for name in content.files):
@@ -90,7 +90,7 @@ def derive(
         TorchmarError: nothing was chosen, or the handler does not read the section.
         ArchiveError: the archive has flaws, or the version is that of the source or not a valid one.
     """
-    section = section_of(report)
+    section = section_of(report, files)
     with archives.Archive(archive) as source:
         handler = source.manifest.model.handler
         carried = any(member.name.startswith(f"{CARRIED_PACKAGE}/") for member in source.members)
@@ -111,15 +111,18 @@ def derive(
         )
 
 
-def section_of(report: Report) -> dict[str, Any]:
-    """Return the section ``optimized`` of the chosen variant.
+def section_of(report: Report, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the section ``optimized`` of the chosen variant, which has these files.
 
     Raises:
         TorchmarError: nothing was chosen.
+        ValueError: the weights that it names are not among the files.
     """
     chosen = report.chosen
     if chosen is None:
         raise TorchmarError("the original weights stay: no variant is chosen, so that there is nothing to write")
+    if (weights := chosen.options.get("weights", "")) and weights not in files:
+        raise ValueError(f"{chosen.variant} names {weights} as its weights, and has {', '.join(files) or 'no file'}")
     return {**chosen.options, **({"needs": list(chosen.needs)} if chosen.needs else {})}
 
 
