@@ -60,6 +60,16 @@ def optimize(
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this variant. May be repeated; default: all.", show_default=False),
     ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put the choice into the recipe, with its files and the report.")
+    ] = False,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            help="With --write, of an archive: the version of the new one, which is written beside it.",
+            show_default=False,
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.", show_default=False)
     ] = None,
@@ -72,9 +82,15 @@ def optimize(
     speed; of the others the fastest is chosen. Exit code 1: the original stays.
     """
     from torchmar import recipe
+    from torchmar.optimizing import recipe_writing
     from torchmar.optimizing.session import Optimizer, Settings
     from torchmar.tuning.target import parse_duration
 
+    is_recipe = recipe.is_recipe(archive)
+    if write and not is_recipe and version is None:
+        raise typer.BadParameter(f"{archive} is an archive: give the new one a --version", param_hint="--write")
+    if version is not None and (is_recipe or not write):
+        raise typer.BadParameter("it is for --write with an archive; a recipe has its own", param_hint="--version")
     settings = Settings(
         keep=tuple(keep or ()),
         check=check,
@@ -87,7 +103,7 @@ def optimize(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-optimize-")))
         display = stack.enter_context(_Display())
-        if recipe.is_recipe(archive):
+        if is_recipe:
             from torchmar.archive import build
 
             display.on_step("building the archive")
@@ -101,6 +117,14 @@ def optimize(
         if json_file:
             report.write(json_file)
             err.print(f"wrote {json_file}", markup=False)
+        if write and report.chosen and not optimization.interrupted:
+            files = optimization.chosen_files
+            if version is None:
+                written = recipe_writing.write(report, files, archive)
+            else:
+                written = [recipe_writing.derive(report, files, archive, archive.parent, version=version).path]
+            for file in written:
+                err.print(f"wrote {file}", markup=False)
     if optimization.interrupted:
         raise KeyboardInterrupt
     raise typer.Exit(0 if report.chosen else 1)
@@ -137,11 +161,11 @@ class _Display:
     def on_row(self, row: Row, baseline: Row, number: int, total: int) -> None:
         from torchmar.optimizing.results import Verdict
 
+        if row.verdict is Verdict.SKIPPED:  # for reasons that many have in common, which the table is followed by
+            return
         self.on_step("")
         count = f"{number}/{total}".rjust(2 * len(str(total)) + 1)
-        if row.verdict is Verdict.SKIPPED:
-            text = "skipped"
-        elif row.verdict is Verdict.FAILED:
+        if row.verdict is Verdict.FAILED:
             text = f"failed: {row.reason}"
         else:
             text = _latency(row, row.timings[0].batch_size) if row.timings else "not timed"
@@ -201,11 +225,14 @@ def _show(report: Report) -> None:
         rows.append(cells)
     show_table(table(headings, rows, right=headings[1:-1]))
     out.print()
+    reasons: dict[str, list[str]] = {}
     for row in report.rows:
         if row.verdict in (Verdict.REJECTED, Verdict.UNDECIDED, Verdict.FAILED, Verdict.SKIPPED):
-            out.print(wrapped(f"{row.variant}: {row.verdict.value}: {row.reason}", "- ", "  "), markup=False)
+            reasons.setdefault(f"{row.verdict.value}: {row.reason}", []).append(row.variant)
+    for reason, names in reasons.items():
+        out.print(wrapped(f"{', '.join(names)}: {reason}", "- ", "  "), markup=False)
     for disturbance in report.disturbances:
-        out.print(wrapped(f"the times may be wrong: {disturbance}", "- ", "  "), markup=False)
+        out.print(wrapped(f"disturbed: {disturbance}", "- ", "  "), markup=False)
     out.print()
     if chosen := report.chosen:
         needs = f"; it needs {' and '.join(chosen.needs)}" if chosen.needs else ""

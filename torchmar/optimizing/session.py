@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
+import yaml
 
 from torchmar import gpus
 from torchmar.archive import Archive
@@ -18,9 +19,10 @@ from torchmar.checks.optimized import original_digests
 from torchmar.errors import TorchmarError
 from torchmar.load import machine_use
 from torchmar.load.measuring import MAX_OTHERS
+from torchmar.optimized_section import FOLDER, KEY
 from torchmar.optimizing import choice, gate, inputs, trial_archive, user_check
 from torchmar.optimizing.process.jobs import Made, Weights
-from torchmar.optimizing.results import Agreement, Report, Row, Verdict
+from torchmar.optimizing.results import Agreement, Report, Row, Timing, Verdict
 from torchmar.optimizing.split import Split, split
 from torchmar.optimizing.steps import StepError, Steps
 from torchmar.optimizing.variants import BASELINE, Variant, select
@@ -90,6 +92,16 @@ class Optimization:
     files: Mapping[str, tuple[Path, ...]]
     interrupted: bool = False
 
+    @property
+    def chosen_files(self) -> dict[str, Path]:
+        """The files of the chosen variant, by their paths in the archive; empty if the original stays."""
+        chosen = self.report.chosen
+        return {f"{FOLDER}/{file.name}": file for file in self.files[chosen.variant]} if chosen else {}
+
+
+_Times = tuple[list[float], list[float]]
+"""The seconds of calls, and the seconds that all threads computed in each."""
+
 
 @dataclass
 class _Measured:
@@ -118,8 +130,9 @@ class _Session:
     baseline: _Measured | None = None
     metric: gate.Metric | None = None
     explanations: dict[str, np.ndarray[Any, Any]] | None = None
-    times: dict[str, list[float]] = field(default_factory=dict)
+    times: dict[str, dict[int, _Times]] = field(default_factory=dict)
     files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    others: float = 0.0
     disturbances: list[str] = field(default_factory=list)
 
     @property
@@ -192,10 +205,11 @@ class Optimizer:
             self._observer.on_step("measuring the original again")
             try:
                 self._measure_again(session, first)
-                rows[0] = replace(rows[0], timings=_timings(session.times))
             except KeyboardInterrupt:
                 interrupted = "interrupted"
         self._observer.on_step("")
+        cpu = self._takes_cpu_time(session)
+        rows = [replace(row, timings=_timings(session.times.get(row.variant, {}), cpu=cpu)) for row in rows]
         decided = choice.choose(rows, self._settings.batch_sizes)
         report = Report(
             name=name,
@@ -212,7 +226,7 @@ class Optimizer:
             rows=decided,
             packages=_versions(_PACKAGES),
             seconds=time.monotonic() - started,
-            disturbances=tuple(dict.fromkeys(session.disturbances)),
+            disturbances=(*_others(session.others, cpu=cpu), *session.disturbances),
         )
         return Optimization(report=report, files=session.files, interrupted=bool(interrupted))
 
@@ -222,10 +236,14 @@ class Optimizer:
         requests = inputs.read(archive, self._settings.data)
         options = config.get("handler")
         options = dict(options) if isinstance(options, Mapping) else {}
+        earlier = options.pop(KEY, None)
         kind = gate.kind_of(manifest.model.handler, options)
         required = gate.requirements(self._settings.keep, kind, check=self._settings.check is not None)
         model_dir = self._folder / "archive"
         archive.extract(model_dir)
+        if earlier is not None and manifest.model.config_file:  # its weights are not the original ones
+            text = yaml.safe_dump({**config, "handler": options}, sort_keys=False)
+            (model_dir / manifest.model.config_file).write_text(text, encoding="utf-8")
         gpu = 0 if gpus.count() and config.get("deviceType") != "cpu" else None
         model: dict[str, Any] = {
             "name": manifest.name,
@@ -327,7 +345,7 @@ class Optimizer:
             return replace(row, reason=str(error))
         row = replace(
             row,
-            timings=_timings(measured.result["times"]),
+            timings=_timings(session.times[variant.name]),
             load_seconds=measured.result["load_seconds"],
             memory=measured.result["memory"],
         )
@@ -433,10 +451,12 @@ class Optimizer:
                 raise
             raise TorchmarError(f"{self._archive}: the original gives no answers: {error}") from None
         if result["others"] > MAX_OTHERS * len(machine_use.cores()):
-            session.disturbances.append(f"other programs used {result['others']:.1f} cores while {name} was measured")
-        if name == BASELINE:
-            for size, seconds in result["times"].items():
-                session.times.setdefault(size, []).extend(seconds)
+            session.others = max(session.others, result["others"])
+        for size, times in result["times"].items():
+            for kept, new in zip(
+                session.times.setdefault(name, {}).setdefault(int(size), ([], [])), times, strict=True
+            ):
+                kept.extend(new)
         return _Measured(result, _outputs(file, result["outputs"], session) if answers else [])
 
     def _measure_again(self, session: _Session, first: _Measured) -> None:
@@ -445,12 +465,20 @@ class Optimizer:
             return
         again = self._measure(session, BASELINE, session.original, answers=False)
         before, after = (
-            choice.timing(1, next(iter(measured.result["times"].values()))).seconds for measured in (first, again)
+            choice.timing(1, next(iter(measured.result["times"].values()))[self._takes_cpu_time(session)]).seconds
+            for measured in (first, again)
         )
         if abs(after / before - 1) > _DRIFT:
             session.disturbances.append(
                 f"the original took {1000 * before:.3g} ms at the beginning and {1000 * after:.3g} ms at the end"
             )
+
+    def _takes_cpu_time(self, session: _Session) -> bool:
+        """Return whether CPU time is taken in the place of elapsed time, which other programs have made longer.
+
+        With one thread, the two are the same on a quiet machine.
+        """
+        return bool(session.others) and session.original.threads == 1 and session.original.gpu is None
 
     def _baseline_row(self, session: _Session) -> Row:
         assert session.baseline is not None
@@ -460,7 +488,7 @@ class Optimizer:
             title=self._variants[0].title,
             verdict=Verdict.BASELINE,
             reason="",
-            timings=_timings(result["times"]),
+            timings=_timings(session.times[BASELINE]),
             agreement=Agreement(
                 inputs=len(session.held_out),
                 labels=None if session.kind.classes is None else 1.0,
@@ -487,7 +515,7 @@ def _row(variant: Variant, verdict: Verdict, reason: str, **values: Any) -> Row:
 def _section(made: Made) -> dict[str, Any]:
     """Return the section ``optimized`` of a variant, without what it needs."""
     options = dict(made.options)
-    return {"weights": f"{trial_archive.FOLDER}/{made.files[0]}", **options} if made.files else options
+    return {"weights": f"{FOLDER}/{made.files[0]}", **options} if made.files else options
 
 
 def _weights_of(original: Weights, made: Made, files: Sequence[Path]) -> Weights:
@@ -497,11 +525,17 @@ def _weights_of(original: Weights, made: Made, files: Sequence[Path]) -> Weights
     return replace(original, options={**original.options, **made.options})
 
 
-def _timings(times: Mapping[str, Sequence[float]]) -> tuple[Any, ...]:
-    """Return the timings of measured calls, by their batch size, which is text in JSON."""
-    return tuple(
-        choice.timing(int(size), seconds) for size, seconds in sorted(times.items(), key=lambda item: int(item[0]))
-    )
+def _others(cores: float, *, cpu: bool) -> tuple[str, ...]:
+    """Return that other programs disturbed the measurements, if they did."""
+    if not cores:
+        return ()
+    taken = "; the times are CPU times, which a quiet machine would need, too" if cpu else ""
+    return (f"other programs used up to {cores:.1f} cores{taken}",)
+
+
+def _timings(times: Mapping[int, _Times], *, cpu: bool = False) -> tuple[Timing, ...]:
+    """Return the timings of measured calls by their batch size."""
+    return tuple(choice.timing(size, both[cpu]) for size, both in sorted(times.items()))
 
 
 def _outputs(file: Path, names: Sequence[str], session: _Session) -> list[gate.Outputs]:

@@ -13,9 +13,8 @@ from torchmar import manifest
 from torchmar.archive import Archive, digests
 from torchmar.archive.collecting import CONFIG_FILE
 from torchmar.archive.packing import pack
+from torchmar.optimized_section import FOLDER, KEY
 from torchmar.optimizing.process.jobs import Made
-
-FOLDER = "optimized"
 
 
 def write(archive: Path, folder: Path, made: Made, files: Sequence[Path], *, name: str) -> Path:
@@ -36,7 +35,7 @@ def write(archive: Path, folder: Path, made: Made, files: Sequence[Path], *, nam
         members = {member.name: source.source(member.name, Path(scratch)) for member in source.members}
         members.pop(digests.PATH, None)
         config = dict(source.config)
-        options = dict(config.get("handler") or {})
+        options = {key: value for key, value in (config.get("handler") or {}).items() if key != KEY}
         changes: dict[str, Any] = {"config_file": model.config_file or CONFIG_FILE}
         if files:
             members |= {f"{FOLDER}/{file.name}": file for file in files}

@@ -100,8 +100,8 @@ def batches(inputs: Sequence[Captured], size: int) -> Iterator[Captured]:
         if each.rows:
             kinds.setdefault(each.kind, []).append(each)
     for members in kinds.values():
-        count = sum(each.rows or 0 for each in members)
-        repeated = list(members) * -(-size // count)
+        members = members[:size]
+        repeated = members * -(-size // sum(each.rows or 0 for each in members))
 
         def joined(values: Sequence[torch.Tensor]) -> torch.Tensor:
             return torch.cat(list(values))[:size].contiguous()

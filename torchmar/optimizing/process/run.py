@@ -26,8 +26,8 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``load_seconds`` to the first answer; ``memory`` in bytes; ``times``: of each batch size the seconds of its
-        calls, in their order; ``others``: the cores that other programs used; ``outputs``: their names;
-        ``differentiable``.
+        calls, in their order, and the seconds that all threads computed in each; ``others``: the cores that other
+        programs used; ``outputs``: their names; ``differentiable``.
 
         The file of the outputs has an array ``I.J`` for output J of input I, by their places.
     """
@@ -82,25 +82,31 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _timed(answer: Callable[[Any], Any], batches: Mapping[int, Sequence[Any]]) -> dict[int, list[float]]:
-    """Return by batch size the seconds of calls with each of its batches in turn, after some that are not measured."""
+def _timed(
+    answer: Callable[[Any], Any], batches: Mapping[int, Sequence[Any]]
+) -> dict[int, tuple[list[float], list[float]]]:
+    """Return by batch size the seconds of calls with each of its batches in turn, and the seconds of CPU time.
+
+    Some calls before them are not measured.
+    """
     for members in batches.values():
         deadline = time.perf_counter() + _WARM_UP_SECONDS
         for place in range(max(_WARM_UP, 2 * len(members))):
             answer(members[place % len(members)])
             if time.perf_counter() > deadline and place >= len(members):
                 break
-    seconds: dict[int, list[float]] = {size: [] for size in batches}
+    times: dict[int, tuple[list[float], list[float]]] = {size: ([], []) for size in batches}
     for turn in range(1, _ROUNDS + 1):
         for size, members in batches.items():
-            own = seconds[size]
-            while len(own) < _LEAST * turn / _ROUNDS or (
-                sum(own) < _SECONDS * turn / _ROUNDS and len(own) < _MOST * turn / _ROUNDS
+            elapsed, computed = times[size]
+            while len(elapsed) < _LEAST * turn / _ROUNDS or (
+                sum(elapsed) < _SECONDS * turn / _ROUNDS and len(elapsed) < _MOST * turn / _ROUNDS
             ):
-                started = time.perf_counter()
-                answer(members[len(own) % len(members)])
-                own.append(time.perf_counter() - started)
-    return seconds
+                started, cpu_started = time.perf_counter(), time.process_time()
+                answer(members[len(elapsed) % len(members)])
+                computed.append(time.process_time() - cpu_started)
+                elapsed.append(time.perf_counter() - started)
+    return times
 
 
 def _save_answers(outputs: Sequence[Any], path: Path) -> None:
