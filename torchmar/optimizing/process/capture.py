@@ -37,10 +37,15 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
     model = replaceable_model(handler)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def record(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((_copied(args), _copied(kwargs)))
+    call = type(model).__call__
 
-    hook = model.register_forward_pre_hook(record, with_kwargs=True)
+    def recording(module: Any, *args: Any, **kwargs: Any) -> Any:
+        if module is model:
+            calls.append((_copied(args), _copied(kwargs)))
+        return call(module, *args, **kwargs)
+
+    # In the place of a hook, which TorchScript has not.
+    type(model).__call__ = recording
     runner = BatchRunner(service, Parts(lambda head, bodies: None), isolate=False)
     inputs: list[Captured] = []
     rejected: list[tuple[str, str]] = []
@@ -55,7 +60,7 @@ def capture(job: Mapping[str, Any]) -> dict[str, Any]:
         for place, (args, kwargs) in enumerate(calls, 1):
             name = request["name"] if place == 1 else f"{request['name']}#{place}"
             inputs += Captured(name, args, kwargs).instances()
-    hook.remove()
+    type(model).__call__ = call
     save(inputs, Path(job["target"]))
     return {
         "inputs": [(each.name, each.digest) for each in inputs],
