@@ -30,6 +30,7 @@ def to_onnx(
     *,
     opset: int | None = None,
     names: Sequence[str] = (),
+    outputs: Sequence[str] = (),
 ) -> list[str]:
     """Write an ONNX model, in one file up to 2 GB; the weights of a larger one are beside it, with ``.data`` appended.
 
@@ -40,6 +41,7 @@ def to_onnx(
         path: of the ``.onnx`` file.
         opset: the version of the operators; None: the newest that ONNX Runtime reads and torch writes.
         names: of the inputs; those of the model unless given.
+        outputs: their names; those of the model unless given.
 
     Returns:
         What to know about it.
@@ -58,7 +60,9 @@ def to_onnx(
         raise Inapplicable(f"opset {opset} is older than {_OLDEST}, the oldest that torch's exporter writes")
     model, example, converted = in_float32(model, example)
     program = export_program(model, example, dynamic)
-    exported = _exported(program, opset or readable, names or input_names(model, len(example)), model, example, dynamic)
+    inputs = list(names) or input_names(model, len(example))
+    results = list(outputs) or output_names(call(model, example))
+    exported = _exported(program, opset or readable, inputs, results, dynamic)
     for node in exported.model.graph.all_nodes():
         node.metadata_props.clear()  # paths and lines of the sources
     exported.save(path)
@@ -94,16 +98,15 @@ def _smallest(onnx: Any, opset: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _exported(program: Any, opset: int, names: Sequence[str], model: Model, example: Example, dynamic: Axes) -> Any:
+def _exported(program: Any, opset: int, inputs: list[str], outputs: list[str], dynamic: Axes) -> Any:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    outputs = output_names(call(model, example))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             exported: Any = torch.onnx.export(
                 program,
                 (),
-                input_names=list(names),
+                input_names=inputs,
                 output_names=outputs,
                 dynamic_shapes=tuple(dict(axes) for axes in dynamic) if any(dynamic) else None,
                 opset_version=opset,

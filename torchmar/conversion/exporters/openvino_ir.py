@@ -18,7 +18,15 @@ from torchmar.conversion.exporters.program import export_program
 from torchmar.conversion.process import Inapplicable
 
 
-def to_openvino(model: Model, example: Example, dynamic: Axes, path: Path, *, names: Sequence[str] = ()) -> list[str]:
+def to_openvino(
+    model: Model,
+    example: Example,
+    dynamic: Axes,
+    path: Path,
+    *,
+    names: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+) -> list[str]:
     """Write a model of OpenVINO, with float32 weights.
 
     Args:
@@ -27,6 +35,7 @@ def to_openvino(model: Model, example: Example, dynamic: Axes, path: Path, *, na
         dynamic: the names of the dimensions of any size; OpenVINO keeps no names.
         path: of the ``.xml`` file.
         names: of the inputs; those of the model unless given.
+        outputs: their names; those of the model unless given.
 
     Returns:
         What to know about it.
@@ -48,7 +57,7 @@ def to_openvino(model: Model, example: Example, dynamic: Axes, path: Path, *, na
         program = export_program(model, example, dynamic)
         converted = _converted(openvino, program)
         _name(converted.inputs, list(names) or input_names(model, len(example)))
-        _name(converted.outputs, output_names(call(model, example)))
+        _name(converted.outputs, list(outputs) or output_names(call(model, example)))
     openvino.save_model(converted, path, compress_to_fp16=False)
     return [*notes, f"OpenVINO {openvino.__version__.partition('-')[0]}"]
 

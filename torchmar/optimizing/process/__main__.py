@@ -8,6 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from torchmar.conversion.process import Inapplicable
 from torchmar.optimizing.process.jobs import NotApplicable
 from torchmar.optimizing.process.offline import forbid_statistics, leave_network
 from torchmar.worker.process import optional_imports, serving
@@ -37,7 +38,7 @@ def main(step: str, job: str, result: str) -> None:
         # Here, and not above: only one of them, and no torch before the environment of the process is complete.
         function = getattr(importlib.import_module(f"torchmar.optimizing.process.{step}"), step)
         document = {"value": function(arguments)}
-    except NotApplicable as error:
+    except (NotApplicable, Inapplicable) as error:
         document = {"not_applicable": str(error)}
     except Exception as error:
         traceback.print_exc()
@@ -53,7 +54,7 @@ def one_line(error: BaseException) -> str:
         return kind
     if lines[0].startswith("The following operation failed in the TorchScript interpreter"):
         return lines[-1].partition("Error: ")[2] or lines[-1]
-    return lines[0] if kind in ("LoadError", "RuntimeError") else f"{kind}: {lines[0]}"
+    return lines[0] if kind in ("LoadError", "Rejected", "RuntimeError") else f"{kind}: {lines[0]}"
 
 
 if __name__ == "__main__":

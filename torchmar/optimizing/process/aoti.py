@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from torchmar.conversion import exporters
 from torchmar.optimizing.process import exporting, processor
 from torchmar.optimizing.process.captured import Captured
-from torchmar.optimizing.process.jobs import Made, NotApplicable
+from torchmar.optimizing.process.jobs import Made
 from torchmar.optimizing.process.source import Source
 
 FILE = "model.pt2"
@@ -29,21 +29,12 @@ def make_aoti(source: Source, inputs: Sequence[Captured], folder: Path) -> Made:
     """Compile the weights for this kind of processor, or for the GPU.
 
     Raises:
-        NotApplicable: they are not torch's, or there is no C++ compiler.
+        NotApplicable: they are not torch's.
+        Rejected: they cannot be compiled, or there is no C++ compiler.
     """
-    require_compiler()
     program = exporting.program(source, inputs)
-    # Weights become constants, which are laid out for oneDNN's convolutions and products.
-    torch._inductor.aoti_compile_and_package(
-        program, package_path=str(folder / FILE), inductor_configs={"freezing": True}
-    )
+    exporters.to_aoti(program, (), (), folder / FILE)
     return Made(files=(FILE,), needs=_needs() if source.device.type == "cpu" else _capability(source.device))
-
-
-def require_compiler() -> None:
-    """Raise NotApplicable if there is no C++ compiler, which inductor starts."""
-    if not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        raise NotApplicable("there is no C++ compiler, which torch's inductor needs: apt-get install g++")
 
 
 def _needs() -> tuple[str, ...]:

@@ -1,16 +1,19 @@
-"""The original weights in other formats: TorchScript, torch.export, ONNX and OpenVINO."""
+"""The original weights in other formats, by the exporters of `torchmar.conversion`, as the handler calls them."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
+from torchmar.conversion import exporters
+from torchmar.conversion.exporters.program import export_program
 from torchmar.optimizing.process.captured import Captured
 from torchmar.optimizing.process.jobs import NotApplicable
 from torchmar.optimizing.process.source import Source, example_of, flat, varying_sizes
@@ -21,6 +24,25 @@ _NO_CODE = {
     "AOTINDUCTOR": "an AOTInductor package is machine code, which nothing else can be made of",
     "LIBRARY": "a compiled library is machine code, which nothing else can be made of",
 }
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A model and how it is called.
+
+    Attributes:
+        model: of torch.
+        example: its inputs by position.
+        dynamic: the names of the dimensions of any size.
+        names: of the inputs, as the handler gives them.
+        by_name: whether the handler gives them by name.
+    """
+
+    model: nn.Module | ExportedProgram
+    example: tuple[torch.Tensor, ...]
+    dynamic: tuple[dict[int, str], ...]
+    names: tuple[str, ...]
+    by_name: bool
 
 
 def torch_module(source: Source) -> nn.Module:
@@ -36,17 +58,7 @@ def torch_module(source: Source) -> nn.Module:
     return inner if source.format == "EXPORTED" and isinstance(inner, nn.Module) else module
 
 
-def output_names(source: Source, example: Captured) -> tuple[str, ...]:
-    """Return a name for each output, as handlers call those of a model that has no names."""
-    names = [name for name, _ in flat(source.call(example))]
-    if source.output_names and len(source.output_names) == len(names):
-        return source.output_names
-    if all(name and not name.isdigit() for name in names):
-        return tuple(names)
-    return ("output",) if len(names) == 1 else tuple(f"output_{place}" for place in range(len(names)))
-
-
-def program(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | None = None) -> Any:
+def program(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | None = None) -> ExportedProgram:
     """Return the weights as a program of torch.export, which takes what the handler gives.
 
     Args:
@@ -56,74 +68,59 @@ def program(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | Non
 
     Raises:
         NotApplicable: the weights are in a format without code of torch.
+        Rejected: torch cannot export them.
     """
-    module = torch_module(source)
-    example = example_of(inputs)
-    free = varying_sizes(source, inputs, example)
-    if dtype is not None:
-        module = module.to(dtype)
-        example = converted(example, dtype)
-    if isinstance(module, torch.jit.ScriptModule):
-        module = _of_torchscript(module, example)
-    # Sizes may turn out to be tied to each other, such as the lengths of a text and of its mask.
-    dims = [dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in free]
-    count = len(example.args)
-    by_name = dict(zip(example.kwargs, dims[count:], strict=True))
-    shapes: Any = {**_by_parameter(module, dims[:count]), **by_name} if by_name else tuple(dims)
+    call = _call(source, inputs, dtype)
+    exported = export_program(call.model, call.example, call.dynamic)
+    if not call.by_name:
+        return exported
+    # A package of AOTInductor has names of those inputs only that it was exported with by name.
+    named = _Named(exported.module(check_guards=False), call.names)
+    sizes = [dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in call.dynamic]
     with torch.no_grad():
-        exported = torch.export.export(module, example.args, dict(example.kwargs), dynamic_shapes=shapes, strict=False)
-    _check_sizes(exported, free)
-    return exported
+        return torch.export.export(
+            named,
+            (),
+            dict(zip(call.names, call.example, strict=True)),
+            dynamic_shapes={"inputs": dict(zip(call.names, sizes, strict=True))},
+            strict=False,
+        )
 
 
 def torchscript(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | None = None) -> torch.jit.ScriptModule:
-    """Return the weights as TorchScript: as they are, scripted, or traced where scripting is not possible.
+    """Return the weights as TorchScript: as they are, or traced.
 
     Raises:
-        NotApplicable: the weights are in a format without code of torch.
+        NotApplicable: the weights are in a format without code of torch, or frozen and of another type.
+        Rejected: they cannot be traced, or a trace would depend on its example.
     """
     from torchmar_handlers.weights import torchscript as handlers_torchscript
 
     module = torch_module(source)
-    example = example_of(inputs)
     if isinstance(module, torch.jit.ScriptModule):
         if dtype is not None and handlers_torchscript.frozen(module):
             raise NotApplicable("the TorchScript archive is frozen: its weights are constants, which are not converted")
         return module if dtype is None else module.to(dtype)
-    if dtype is not None:
-        module, example = module.to(dtype), converted(example, dtype)
-    with handlers_torchscript.quietly(), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of branches and sizes, which the gate judges
-        named = {
-            "example_kwarg_inputs": {**dict(zip(source.input_names, example.args, strict=False)), **example.kwargs}
-        }
-        arguments: Any = named if example.kwargs else {"example_inputs": example.args}
-        traced: torch.jit.ScriptModule = torch.jit.trace(module, **arguments, check_trace=False, strict=False)
-    return traced
+    call = _call(source, inputs, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.pt")
+        exporters.to_torchscript_trace(call.model, call.example, call.dynamic, file)
+        return handlers_torchscript.load(file, source.device)
 
 
 def onnx(source: Source, inputs: Sequence[Captured], file: Path) -> None:
-    """Write the weights as an ONNX model.
+    """Write the weights as an ONNX model, with the names of the original.
 
     Raises:
         NotApplicable: they are one already, or in a format without code of torch.
+        Rejected: they cannot be exported.
     """
     if source.format == "ONNX":
         raise NotApplicable("the original is an ONNX model: this is the baseline")
-    example = example_of(inputs)
-    names, results = source.names_of(example), output_names(source, example)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            program(source, inputs),
-            f=str(file),
-            input_names=list(names),
-            output_names=list(results),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+    call = _call(source, inputs)
+    exporters.to_onnx(
+        call.model, call.example, call.dynamic, file, names=call.names, outputs=_output_names(source, inputs)
+    )
 
 
 def openvino(source: Source, inputs: Sequence[Captured]) -> Any:
@@ -131,59 +128,78 @@ def openvino(source: Source, inputs: Sequence[Captured]) -> Any:
 
     Raises:
         NotApplicable: they are in a format that OpenVINO does not read.
+        Rejected: they cannot be converted.
     """
     from torchmar_handlers.weights import openvino_ir
 
-    ov = openvino_ir.imported()
-    if source.format in ("ONNX", "OPENVINO"):
-        model = ov.Core().read_model(source.path)
-        names: Mapping[int, str] = dict(enumerate(source.input_names))
-    elif source.format in _NO_CODE:
-        raise NotApplicable(_NO_CODE[source.format])
-    else:
-        example = example_of(inputs)
-        names = dict(enumerate(source.names_of(example)))
-        model = ov.convert_model(program(source, inputs))
-        for port, name in zip(model.outputs, output_names(source, example), strict=True):
-            port.get_tensor().set_names({name})
-    for place, port in enumerate(model.inputs):
-        if names.get(place):
-            port.get_tensor().set_names({names[place]})
-    return model
+    core = openvino_ir.imported().Core()
+    if source.format == "OPENVINO":
+        return core.read_model(source.path)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.xml")
+        if source.format == "ONNX":
+            assert source.path is not None
+            exporters.to_openvino(source.path, (), (), file)
+        else:
+            call = _call(source, inputs)
+            outputs = _output_names(source, inputs)
+            exporters.to_openvino(call.model, call.example, call.dynamic, file, names=call.names, outputs=outputs)
+        return core.read_model(file)  # which maps the weights, so that the file need not stay
 
 
-def converted(example: Captured, dtype: torch.dtype) -> Captured:
-    """Return an input with its floating tensors in another type."""
-
-    def cast(value: torch.Tensor) -> torch.Tensor:
-        return value.to(dtype) if value.is_floating_point() else value
-
-    return Captured(
-        example.name, tuple(map(cast, example.args)), {name: cast(value) for name, value in example.kwargs.items()}
-    )
-
-
-def _by_parameter(module: nn.Module, dims: Sequence[Any]) -> dict[str, Any]:
-    import inspect
-
-    return dict(zip(inspect.signature(module.forward).parameters, dims, strict=False))
-
-
-def _of_torchscript(module: torch.jit.ScriptModule, example: Captured) -> nn.Module:
-    from torch._export.converter import TS2EPConverter
-
-    converter = TS2EPConverter(module, example.args, dict(example.kwargs) or None)
-    return converter.convert().module()
+def _call(source: Source, inputs: Sequence[Captured], dtype: torch.dtype | None = None) -> _Call:
+    model: nn.Module | ExportedProgram = torch_module(source)
+    example = example_of(source, inputs)
+    free = varying_sizes(source, inputs, example)
+    names = source.names_of(example)
+    tensors = example.tensors or ()
+    if example.kwargs:
+        order = [name for name in source.input_names if name in example.kwargs]
+        if tuple(order) != source.input_names[: len(example.kwargs)]:
+            raise NotApplicable(f"the handler gives the model {', '.join(names)}, which are not its first inputs")
+        places = [names.index(name) for name in order]
+        names, tensors, free = tuple(order), tuple(tensors[at] for at in places), tuple(free[at] for at in places)
+    if dtype is not None:
+        model = torch_module(source).to(dtype)
+        tensors = tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
+    elif source.format == "EXPORTED":
+        assert source.path is not None
+        model = torch.export.load(source.path)
+    return _Call(model, tensors, _axes(tensors, free), names, bool(example.kwargs))
 
 
-def _check_sizes(exported: Any, free: Sequence[frozenset[int]]) -> None:
-    """Raise NotApplicable if the program has fixed a size that the model takes in any length."""
-    names = exported.graph_signature.user_inputs
-    values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
-    for name, axes in zip(names, free, strict=True):
-        for axis in sorted(axes):
-            if isinstance(values[name].shape[axis], int):
-                raise NotApplicable(
-                    f"torch.export has fixed size {axis} of the input {name} at {values[name].shape[axis]}, and the "
-                    "model takes others"
-                )
+def _axes(tensors: Sequence[torch.Tensor], free: Sequence[frozenset[int]]) -> tuple[dict[int, str], ...]:
+    """Return names for dimensions of any size: one for those that are equal in all inputs, such as a text's length."""
+    sizes: dict[int, set[int]] = {}
+    for tensor, axes in zip(tensors, free, strict=True):
+        for axis in axes:
+            sizes.setdefault(axis, set()).add(tensor.shape[axis])
+
+    def name(place: int, axis: int) -> str:
+        if axis == 0:
+            return "batch"
+        return f"size_{axis}" if len(sizes[axis]) == 1 else f"size_{axis}_of_{place}"
+
+    return tuple({axis: name(place, axis) for axis in sorted(axes)} for place, axes in enumerate(free))
+
+
+def _output_names(source: Source, inputs: Sequence[Captured]) -> list[str]:
+    """Return a name for each output, as handlers call those of a model that has no names."""
+    names = [name for name, _ in flat(source.call(example_of(source, inputs)))]
+    if source.output_names and len(source.output_names) == len(names):
+        return list(source.output_names)
+    if all(name and not name.isdigit() for name in names):
+        return names
+    return ["output"] if len(names) == 1 else [f"output_{place}" for place in range(len(names))]
+
+
+class _Named(nn.Module):
+    """A module that takes by name what another takes by position."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self.names = module, tuple(names)
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        """Call the module."""
+        return self.module(*[inputs[name] for name in self.names])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from torchmar.conversion.exporters import exported
 from torchmar.optimizing.process import exporting, processor
 from torchmar.optimizing.process.captured import Captured
 from torchmar.optimizing.process.jobs import Made, NotApplicable
@@ -26,7 +27,7 @@ def make_precision(source: Source, inputs: Sequence[Captured], folder: Path, dty
     module = exporting.torch_module(source)
     needs = processor.needs(dtype) if source.device.type == "cpu" else ()
     if source.format == "EXPORTED":
-        torch.export.save(exporting.program(source, inputs, getattr(torch, dtype)), folder / FILE)
+        exported.save(exporting.program(source, inputs, getattr(torch, dtype)), folder / FILE)
         return Made(files=(FILE,), needs=needs)
     if isinstance(module, torch.jit.ScriptModule) and torchscript.frozen(module):
         raise NotApplicable("the TorchScript archive is frozen: its weights are constants, which are not converted")

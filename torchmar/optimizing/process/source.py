@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchmar.optimizing.process.captured import Captured
+from torchmar.optimizing.process.captured import Captured, batches
 from torchmar.optimizing.process.jobs import NotApplicable, Weights
 from torchmar.worker.process import loading
 
@@ -128,20 +128,20 @@ def batch_of(example: Captured, device: torch.device) -> Any:
     return values if len(values) > 1 else values[0]
 
 
-def example_of(inputs: Sequence[Captured], *, rows: int = 2) -> Captured:
-    """Return an example of several instances, since exporters take a size of one for a constant.
+def example_of(source: Source, inputs: Sequence[Captured]) -> Captured:
+    """Return an example: two instances, since exporters take a size of one for a constant, or as many as it must have.
 
     Raises:
         NotApplicable: the model is called with what is no tensor, or with tensors that share no number of rows.
     """
+    from torchmar_handlers import weights as handlers_weights
+
     if any(each.tensors is None for each in inputs):
         raise NotApplicable("the handler gives the model more than tensors, such as lists of images")
-    from torchmar.optimizing.process.captured import batches
-
     largest = max(inputs, key=lambda each: sum(value.numel() for value in each.tensors or ()) / (each.rows or 1))
     if not largest.rows:
         raise NotApplicable("the inputs of the model share no number of rows, which a batch has")
-    return next(batches([largest], rows))
+    return next(batches([largest], handlers_weights.fixed_rows(source.module) or 2))
 
 
 def varying_sizes(source: Source, inputs: Sequence[Captured], example: Captured) -> tuple[frozenset[int], ...]:
