@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,22 +71,45 @@ def bounds(program: ExportedProgram, dynamic: Axes) -> dict[str, tuple[int, int 
 
 def _traced(model: nn.Module, example: Example, dynamic: Axes) -> ExportedProgram:
     dimensions = {name: Dim(name) for axes in dynamic for name in axes.values()}
-    shapes: Any = tuple({place: dimensions[name] for place, name in axes.items()} or None for axes in dynamic)
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        shapes = {parameters[0].name: shapes}
-    if not dimensions:
-        shapes = None
+    shapes = _shapes(model, dynamic, dimensions) if dimensions else None
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         for _ in range(_ROUNDS):
             try:
                 return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
             except Exception as error:  # whatever the model, or torch, raises
-                if "Suggested fixes:" not in str(error):
+                if "Suggested fixes:" in str(error):
+                    shapes = _followed(error, shapes)
+                elif "Constraints violated" in str(error):
+                    return _with_guards(model, example, dynamic, error)
+                else:
                     raise _untraceable(error) from error
-                shapes = _followed(error, shapes)
     raise Rejected("its dimensions of any size depend on each other in a way that torch.export cannot express")
+
+
+def _with_guards(model: nn.Module, example: Example, dynamic: Axes, error: Exception) -> ExportedProgram:
+    """Trace with dimensions whose bounds torch cannot put into words, such as "not 3", and checks when it runs.
+
+    Raises:
+        Rejected: torch has fixed one of them.
+    """
+    automatic = dict.fromkeys({name for axes in dynamic for name in axes.values()}, Dim.AUTO)
+    try:
+        program = torch.export.export(model, example, dynamic_shapes=_shapes(model, dynamic, automatic), strict=False)
+    except Exception as unknown:  # whatever the model, or torch, raises
+        raise _untraceable(unknown) from unknown
+    if any(low == high for low, high, _ in bounds(program, dynamic).values()):
+        raise _untraceable(error) from error
+    return program
+
+
+def _shapes(model: nn.Module, dynamic: Axes, dimensions: Mapping[str, Any]) -> Any:
+    """Return what torch.export takes as ``dynamic_shapes``."""
+    shapes = tuple({place: dimensions[name] for place, name in axes.items()} or None for axes in dynamic)
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        return {parameters[0].name: shapes}
+    return shapes
 
 
 def _followed(error: Exception, shapes: Any) -> Any:
