@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -464,8 +465,9 @@ class Optimizer:
         if len(self._variants) == 1 or time.monotonic() > session.deadline:
             return
         again = self._measure(session, BASELINE, session.original, answers=False)
+        cpu = self._takes_cpu_time(session)
         before, after = (
-            choice.timing(1, next(iter(measured.result["times"].values()))[self._takes_cpu_time(session)]).seconds
+            statistics.median(_seconds(next(iter(measured.result["times"].values())), cpu=cpu))
             for measured in (first, again)
         )
         if abs(after / before - 1) > _DRIFT:
@@ -535,7 +537,15 @@ def _others(cores: float, *, cpu: bool) -> tuple[str, ...]:
 
 def _timings(times: Mapping[int, _Times], *, cpu: bool = False) -> tuple[Timing, ...]:
     """Return the timings of measured calls by their batch size."""
-    return tuple(choice.timing(size, both[cpu]) for size, both in sorted(times.items()))
+    return tuple(choice.timing(size, _seconds(both, cpu=cpu)) for size, both in sorted(times.items()))
+
+
+def _seconds(times: _Times, *, cpu: bool) -> list[float]:
+    """Return the seconds of calls; with ``cpu`` those that a quiet machine would need.
+
+    CPU time is longer than elapsed time where an engine's own threads wait actively for each other.
+    """
+    return [min(both) for both in zip(*times, strict=True)] if cpu else times[0]
 
 
 def _outputs(file: Path, names: Sequence[str], session: _Session) -> list[gate.Outputs]:
