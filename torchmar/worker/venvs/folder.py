@@ -162,8 +162,10 @@ def clean(place: Path, unused_seconds: float = 0.0) -> list[Entry]:
         lock = entry.folder.with_name(entry.folder.name + _LOCK)
         try:
             descriptor = os.open(lock, os.O_RDWR)
-        except OSError:
+        except FileNotFoundError:  # another command removes it
             continue
+        except OSError as error:
+            raise _unwritable(place, error) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(entry.folder)
@@ -183,10 +185,12 @@ def _acquire(lock: Path, kind: int) -> int:
     while True:
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        except PermissionError:  # another user's environment, which can be used all the same
-            descriptor = os.open(lock, os.O_RDONLY)
         except OSError as error:
-            raise _unwritable(lock.parent, error) from None
+            # Of another user, or on a file system that is read-only; it can be used all the same.
+            try:
+                descriptor = os.open(lock, os.O_RDONLY)
+            except OSError:
+                raise _unwritable(lock.parent, error) from None
         try:
             fcntl.flock(descriptor, kind)
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
