@@ -39,7 +39,15 @@ def export_weights(
             show_default=False,
         ),
     ],
-    to: Annotated[FormatName, typer.Option("--to", help="The format to write.", show_default=False)],
+    to: Annotated[
+        FormatName,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="torchscript-trace, torchscript-script, onnx, export (torch.export), aoti (AOTInductor) or openvino.",
+            show_default=False,
+        ),
+    ],
     model_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The Python file with the model's class.", show_default=False),
