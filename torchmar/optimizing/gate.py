@@ -354,14 +354,14 @@ def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class _Compared:
-    """The agreement on one input; ``label`` is ``(the original's, the variant's)`` where the two differ."""
+    """The agreement on one input; ``label`` is where it differs: of the original, of the variant, the former's lead."""
 
     name: str
     cosine: float
     relative: float
     relative_output: str
     labels: float | None
-    label: tuple[int, int] | None
+    label: tuple[int, int, float] | None
     changed: str
 
 
@@ -452,8 +452,11 @@ def _cosine(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
     return min(1.0, float(left @ right) / math.sqrt(float(left @ left) * float(right @ right)))
 
 
-def _labels(ours: Outputs, theirs: Outputs, kind: Kind) -> tuple[float | None, tuple[int, int] | None]:
-    """Return the share of equal labels, and the two of the first place where they differ."""
+def _labels(ours: Outputs, theirs: Outputs, kind: Kind) -> tuple[float | None, tuple[int, int, float] | None]:
+    """Return the share of equal labels, and the two of the first place where they differ.
+
+    With them by how much the original's score of its own label was above that of the other one.
+    """
     classes = kind.classes or (Classes(axis=-1, per_input=False) if kind is TENSORS else None)
     output = _main(ours, kind)
     if classes is None or output is None or ours[output].dtype.kind != "f" or not ours[output].size:
@@ -463,7 +466,8 @@ def _labels(ours: Outputs, theirs: Outputs, kind: Kind) -> tuple[float | None, t
     if equal.all():
         return 1.0, None
     place = int(equal.argmin())
-    return float(equal.mean()), (int(left[place]), int(right[place]))
+    labels = int(left[place]), int(right[place])
+    return float(equal.mean()), (*labels, _lead(ours[output], classes, place, *labels))
 
 
 def _most_probable(values: np.ndarray[Any, Any], classes: Classes) -> np.ndarray[Any, Any]:
@@ -472,6 +476,15 @@ def _most_probable(values: np.ndarray[Any, Any], classes: Classes) -> np.ndarray
     if values.ndim == 0 or values.shape[classes.axis] == 1:
         return np.asarray(values > classes.threshold)
     return np.asarray(values.argmax(classes.axis))
+
+
+def _lead(values: np.ndarray[Any, Any], classes: Classes, place: int, own: int, other: int) -> float:
+    import numpy as np
+
+    if values.ndim == 0 or values.shape[classes.axis] == 1:
+        return abs(float(values.ravel()[place]) - classes.threshold)
+    scores = np.moveaxis(values, classes.axis, -1).reshape(-1, values.shape[classes.axis])[place]
+    return float(scores[own]) - float(scores[other])
 
 
 def _agreement(
@@ -527,7 +540,7 @@ def _labels_failure(requirement: Requirement, compared: Sequence[_Compared], kin
         return f"its outputs have no labels; {requirement} is required", True
     if share >= requirement.bound:
         return "", True
-    worst = min(compared, key=lambda each: 1.0 if each.labels is None else each.labels)
+    worst = max(compared, key=lambda each: each.label[2] if each.label else -math.inf)
     single = kind.classes is not None and kind.classes.per_input
     text, certain = f"{_percent(share)} of the labels agree", True
     if single:
@@ -538,7 +551,10 @@ def _labels_failure(requirement: Requirement, compared: Sequence[_Compared], kin
         # Chance makes one of few inputs another, also where the share is kept.
         few = len(compared) < needed(requirement, kind)
         certain = not few or _chance(len(compared) - count, len(compared), requirement.bound) < 1 - CONFIDENCE
-    example = f"; {worst.name} has class {worst.label[1]} in place of {worst.label[0]}" if worst.label else ""
+    example = ""
+    if worst.label:
+        own, other, lead = worst.label
+        example = f"; {worst.name} has class {other} in place of {own}, whose score was higher by {lead:.2g}"
     return f"{text}{example}; {requirement} is required", certain
 
 

@@ -1,0 +1,127 @@
+"""Attempts to quantise weights, from the fastest to the most accurate, until one agrees on the calibration inputs.
+
+The choice among attempts sees only the inputs that calibrate. Those that judge the variant remain unseen, or the best
+of several attempts would pass by chance more often than the gate allows.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchmar.optimizing import gate
+from torchmar.optimizing.process.captured import Captured
+from torchmar.optimizing.process.source import Source
+from torchmar.optimizing.results import Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NO_INPUTS = "there are no inputs for the calibration: give --data FOLDER"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way to quantise.
+
+    Attributes:
+        title: as it is shown, such as ``mixed preset``.
+        make: writes the weights, to a path in an empty folder, and what is beside them.
+        dtype: that the layers without int8 compute with, as an option of the handler; None: float32.
+    """
+
+    title: str
+    make: Callable[[Path], None]
+    dtype: str | None = None
+
+
+_ATTENTION = frozenset({"Softmax", "SoftMax", "Attention", "MultiHeadAttention", "ScaledDotProductAttention"})
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
+_CONVOLUTIONS = frozenset({"Conv", "Convolution", "GroupConvolution"})
+
+
+def is_transformer(kinds: Sequence[str]) -> bool:
+    """Return whether a model is a transformer: products of matrices follow a softmax, and outnumber convolutions.
+
+    Args:
+        kinds: of its operations in ONNX or OpenVINO, in an order of computation.
+    """
+    attention = [place for place, kind in enumerate(kinds) if kind in _ATTENTION]
+    products = [place for place, kind in enumerate(kinds) if kind in _PRODUCTS]
+    convolutions = sum(kind in _CONVOLUTIONS for kind in kinds)
+    return bool(attention and products) and attention[0] < products[-1] and len(products) > convolutions
+
+
+def arrays(source: Source, each: Captured) -> dict[str, np.ndarray]:
+    """Return the tensors of an input as arrays, by the names that the converted model has for them."""
+    return {
+        name: tensor.detach().cpu().numpy()
+        for name, tensor in zip(source.names_of(each), each.tensors or (), strict=True)
+    }
+
+
+def first_that_agrees(
+    attempts: Sequence[Attempt],
+    target: Path,
+    answers: Callable[[Path, str | None], list[gate.Outputs]],
+    baseline: Sequence[gate.Outputs],
+    required: Sequence[gate.Requirement],
+    kind: gate.Kind,
+    *,
+    seconds: float,
+) -> tuple[Attempt, str]:
+    """Write the weights of the first attempt that agrees; if none does, of the one with the largest cosine.
+
+    Args:
+        attempts: at least one; the first is the fastest to run.
+        target: of the weights.
+        answers: returns the outputs of weights, computed with a `dtype`, for the calibration inputs.
+        baseline: the outputs of the original for them, with the dimension of the batch.
+        required: what must hold.
+        kind: of the model.
+        seconds: after which no other attempt is started.
+
+    Returns:
+        The attempt, and what it is in words.
+    """
+    started = time.monotonic()
+    best: tuple[float, Attempt] | None = None
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".attempts-") as folder:
+        for number, attempt in enumerate(attempts, 1):
+            if best and time.monotonic() - started > seconds:
+                break
+            work = Path(folder, str(number))
+            work.mkdir()
+            attempt.make(work / target.name)
+            judgement = _judged(baseline, answers(work / target.name, attempt.dtype), required, kind)
+            cosine = judgement.agreement.cosine if judgement.agreement else -1.0
+            agrees = judgement.verdict is not Verdict.REJECTED
+            if agrees or best is None or cosine > best[0]:
+                best = (cosine, attempt)
+                for file in work.iterdir():
+                    shutil.move(file, target.with_name(file.name))
+            if agrees:
+                return attempt, attempt.title
+        assert best is not None
+        count = "the only attempt in time" if number == 1 else f"the best of {number} attempts"
+        return best[1], f"{best[1].title}: {count}, and its answers differ even for the inputs that calibrated it"
+
+
+def _judged(
+    baseline: Sequence[gate.Outputs],
+    outputs: Sequence[gate.Outputs],
+    required: Sequence[gate.Requirement],
+    kind: gate.Kind,
+) -> gate.Judgement:
+    names = [f"calibration input {place}" for place in range(1, len(baseline) + 1)]
+    rows = [next((len(values) for values in each.values() if values.ndim), None) for each in baseline]
+    ours, separate = gate.by_instance(baseline, names, rows)
+    theirs, _ = gate.by_instance(outputs, names, rows)
+    if len(ours) != len(theirs):  # outputs of other shapes, which have other numbers of rows
+        return gate.judge(baseline, outputs, names, required, kind)
+    return gate.judge(ours, theirs, separate, required, kind)

@@ -1,0 +1,231 @@
+"""ONNX models with int8 weights, made by ONNX Runtime's quantisation.
+
+Convolutional models are quantised statically: weights and activations, whose ranges are those of the calibration
+inputs. Transformers are quantised dynamically: weights alone, and the range of each activation is found at run time,
+because a few large activations would leave no resolution for all others.
+
+Activations are uint8 and weights int8, which ONNX Runtime computes fastest. Without VNNI or AMX, AVX2 and AVX-512 add
+pairs of products in 16 bits, which saturate; there weights have 7 bits. Weights of 8 bits need one of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchmar.optimizing import gate
+from torchmar.optimizing.process import exporting, processor
+from torchmar.optimizing.process.attempts import NO_INPUTS, Attempt, arrays, first_that_agrees, is_transformer
+from torchmar.optimizing.process.captured import Captured
+from torchmar.optimizing.process.jobs import Made, NotApplicable
+from torchmar.optimizing.process.source import Source
+
+FILE = "model.onnx"
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+Arrays = Mapping[str, np.ndarray]
+"""The inputs of one call by their names, with the dimension of the batch."""
+
+
+def make_onnxruntime_int8(
+    source: Source,
+    inputs: Sequence[Captured],
+    folder: Path,
+    required: Sequence[str] = (),
+    handler: str = "",
+    seconds: float = 120.0,
+) -> Made:
+    """Write the weights as an ONNX model with int8 weights.
+
+    Args:
+        source: the original.
+        inputs: recorded ones that calibrate; none of them judges the variant.
+        folder: of the file.
+        required: what must hold, as the user gave it; the first attempt that meets it on the calibration inputs is
+            taken.
+        handler: of the archive, as its manifest names it.
+        seconds: after which no other attempt is started.
+
+    Raises:
+        NotApplicable: there are no inputs, or there is nothing in the model that int8 makes faster.
+    """
+    if not inputs:
+        raise NotApplicable(NO_INPUTS)
+    kind = gate.kind_of(handler, source.weights.options)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".float-") as work:
+        model = source.path
+        if model is None or source.format != "ONNX":
+            model = Path(work, FILE)
+            exporting.onnx(source, inputs, model)
+        _, note = quantise(
+            model,
+            [arrays(source, each) for each in inputs],
+            folder / FILE,
+            gate.requirements(required, kind),
+            kind,
+            threads=source.weights.threads,
+            seconds=seconds,
+        )
+    return Made(files=(FILE,), needs=processor.needs("int8"), packages=("onnxruntime",), note=note)
+
+
+def quantise(
+    model: Path,
+    calibration: Sequence[Arrays],
+    target: Path,
+    required: Sequence[gate.Requirement],
+    kind: gate.Kind,
+    *,
+    threads: int,
+    seconds: float,
+) -> tuple[Attempt, str]:
+    """Write an ONNX model with int8 weights, and return how it was made, and that in words.
+
+    Args:
+        model: an ONNX file in float32.
+        calibration: inputs, at least one.
+        target: the file that is written.
+        required: what must hold on these inputs.
+        kind: of the model.
+        threads: of ONNX Runtime.
+        seconds: after which no other attempt is started.
+
+    Raises:
+        NotApplicable: there is nothing in the model that int8 makes faster.
+    """
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(model, load_external_data=False).graph.node]
+    if not set(kinds) & set(_WEIGHTED):
+        raise NotApplicable("the model has no convolution and no product of matrices")
+    if "QuantizeLinear" in kinds or "DynamicQuantizeLinear" in kinds:
+        raise NotApplicable("the original is quantised already")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".prepared-") as folder:
+        prepared = _prepared(model, Path(folder))
+        return first_that_agrees(
+            _dynamic(prepared) if is_transformer(kinds) else _static(prepared, calibration, kinds),
+            target,
+            lambda path, _: outputs(path, calibration, threads),
+            outputs(model, calibration, threads),
+            required,
+            kind,
+            seconds=seconds,
+        )
+
+
+def outputs(model: Path, inputs: Sequence[Arrays], threads: int) -> list[gate.Outputs]:
+    """Return the outputs of an ONNX model for inputs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return [dict(zip(names, map(np.asarray, session.run(None, dict(each))), strict=True)) for each in inputs]
+
+
+def _prepared(model: Path, folder: Path) -> Path:
+    """Return the model with shapes, and with normalisations folded into convolutions."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    target = folder / "prepared.onnx"
+    with _quiet():
+        try:
+            quant_pre_process(model, target)
+        except Exception:  # of whatever kind: symbolic shapes of an operation that it does not know
+            quant_pre_process(model, target, skip_symbolic_shape=True)
+    return target
+
+
+def _static(prepared: Path, calibration: Sequence[Arrays], kinds: Sequence[str]) -> list[Attempt]:
+    weighted = [kind for kind in _WEIGHTED if kind in kinds]
+    edges = sensitive(prepared)
+
+    def attempt(title: str, kinds: Sequence[str], floats: Sequence[str] = ()) -> Attempt:
+        return Attempt(title, lambda path: _quantise_statically(prepared, path, calibration, kinds, floats))
+
+    return [
+        attempt("static, all operations", []),
+        attempt("static, operations with weights", weighted),
+        attempt(f"static, operations with weights, {len(edges)} of them in float32", weighted, edges),
+    ]
+
+
+def sensitive(model: Path) -> list[str]:
+    """Return the nodes that int8 harms most and speeds up least: the first, the last, and depthwise convolutions."""
+    import onnx
+
+    weighted = [node for node in onnx.load(model, load_external_data=False).graph.node if node.op_type in _WEIGHTED]
+    depthwise = (
+        node.name
+        for node in weighted
+        if any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    )
+    return sorted({weighted[0].name, weighted[-1].name, *depthwise})
+
+
+def _dynamic(prepared: Path) -> list[Attempt]:
+    return [
+        Attempt("dynamic, a scale per tensor", lambda path: _quantise_dynamically(prepared, path, per_channel=False)),
+        Attempt("dynamic, a scale per channel", lambda path: _quantise_dynamically(prepared, path, per_channel=True)),
+    ]
+
+
+def _quantise_statically(
+    prepared: Path, target: Path, calibration: Sequence[Arrays], kinds: Sequence[str], floats: Sequence[str]
+) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        """The calibration inputs, once."""
+
+        def __init__(self) -> None:
+            self._inputs = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return None if (arrays := next(self._inputs, None)) is None else dict(arrays)
+
+    with _quiet():
+        quantize_static(
+            prepared,
+            target,
+            Reader(),
+            op_types_to_quantize=list(kinds),
+            nodes_to_exclude=list(floats),
+            per_channel=True,
+            reduce_range=not processor.needs("int8"),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def _quantise_dynamically(prepared: Path, target: Path, *, per_channel: bool) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            prepared,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=per_channel,
+            reduce_range=not processor.needs("int8"),
+            weight_type=QuantType.QInt8,
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Log no warnings of the quantisation, which advises what is done already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,187 @@
+"""OpenVINO models with int8 weights and activations, made by NNCF's post-training quantisation."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchmar.optimizing import gate
+from torchmar.optimizing.process import exporting, processor
+from torchmar.optimizing.process.attempts import NO_INPUTS, Attempt, arrays, first_that_agrees, is_transformer
+from torchmar.optimizing.process.captured import Captured
+from torchmar.optimizing.process.jobs import Made, NotApplicable
+from torchmar.optimizing.process.source import Source
+
+_WEIGHTED = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"})
+FILES = ("model.xml", "model.bin")
+
+Arrays = Mapping[str, np.ndarray]
+"""The inputs of one call by their names, with the dimension of the batch."""
+
+
+def make_openvino_int8(
+    source: Source,
+    inputs: Sequence[Captured],
+    folder: Path,
+    required: Sequence[str] = (),
+    handler: str = "",
+    seconds: float = 120.0,
+) -> Made:
+    """Write the weights as a model of OpenVINO with int8 weights.
+
+    Args:
+        source: the original.
+        inputs: recorded ones that calibrate; none of them judges the variant.
+        folder: of the files.
+        required: what must hold, as the user gave it; the first attempt that meets it on the calibration inputs is
+            taken.
+        handler: of the archive, as its manifest names it.
+        seconds: after which no other attempt is started.
+
+    Raises:
+        NotApplicable: there are no inputs, NNCF is not installed, or there is nothing in the model that int8 makes
+            faster.
+    """
+    if not inputs:
+        raise NotApplicable(NO_INPUTS)
+    kind = gate.kind_of(handler, source.weights.options)
+    attempt, note = quantise(
+        exporting.openvino(source, inputs),
+        [arrays(source, each) for each in inputs],
+        folder / FILES[0],
+        gate.requirements(required, kind),
+        kind,
+        threads=source.weights.threads,
+        seconds=seconds,
+    )
+    options = {} if attempt.dtype is None else {"dtype": attempt.dtype}
+    needs = (*processor.needs("int8"), *(() if attempt.dtype is None else processor.needs(attempt.dtype)))
+    return Made(options=options, files=FILES, needs=needs, packages=("openvino",), note=note)
+
+
+def quantise(
+    model: Any,
+    calibration: Sequence[Arrays],
+    target: Path,
+    required: Sequence[gate.Requirement],
+    kind: gate.Kind,
+    *,
+    threads: int,
+    seconds: float,
+) -> tuple[Attempt, str]:
+    """Write a model with int8 weights, and return how it was made, and that in words.
+
+    Args:
+        model: of OpenVINO, in float32.
+        calibration: inputs, at least one.
+        target: the ``.xml`` file that is written, with a ``.bin`` beside it.
+        required: what must hold on these inputs.
+        kind: of the model.
+        threads: of OpenVINO.
+        seconds: after which no other attempt is started.
+
+    Raises:
+        NotApplicable: NNCF is not installed, or there is nothing in the model that int8 makes faster.
+    """
+    kinds = [node.get_type_name() for node in model.get_ordered_ops()]
+    if not set(kinds) & _WEIGHTED:
+        raise NotApplicable("the model has no convolution and no product of matrices")
+    if "FakeQuantize" in kinds:
+        raise NotApplicable("the original is quantised already")
+    openvino, nncf = imported()
+    return first_that_agrees(
+        _attempts(openvino, nncf, model, calibration, transformer=is_transformer(kinds)),
+        target,
+        lambda path, dtype: outputs(openvino.Core().read_model(path), calibration, threads, dtype),
+        outputs(model, calibration, threads),
+        required,
+        kind,
+        seconds=seconds,
+    )
+
+
+def imported() -> tuple[Any, Any]:
+    """Import OpenVINO and NNCF without the package through which both send statistics.
+
+    Raises:
+        NotApplicable: NNCF is not installed.
+    """
+    from torchmar_handlers.weights import openvino_ir
+
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    openvino = openvino_ir.imported()
+    try:
+        import nncf
+    except ImportError as error:
+        raise NotApplicable(f"NNCF cannot be imported ({error}): pip install 'torchmar[optimize]'") from error
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    return openvino, nncf
+
+
+def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | None = None) -> list[gate.Outputs]:
+    """Return the outputs of a model of OpenVINO for inputs, computed as the handlers do with the option ``dtype``."""
+    from torchmar_handlers.weights import openvino_ir
+
+    openvino = openvino_ir.imported()
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32" if dtype is None else "bf16",
+        "EXECUTION_MODE_HINT": "ACCURACY" if dtype is None else "PERFORMANCE",
+    }
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    names = openvino_ir.names(model.outputs, "output")
+    return [
+        dict(zip(names, (np.array(value) for value in compiled(dict(each)).to_tuple()), strict=True)) for each in inputs
+    ]
+
+
+def _attempts(
+    openvino: Any, nncf: Any, model: Any, calibration: Sequence[Arrays], *, transformer: bool
+) -> list[Attempt]:
+    made: dict[str, Any] = {}
+
+    def attempt(title: str, preset: Any, *, floats: Sequence[str] = (), dtype: str | None = None) -> Attempt:
+        key = f"{preset} {floats}"
+
+        def make(path: Path) -> None:
+            if key not in made:
+                made[key] = nncf.quantize(
+                    model.clone(),
+                    nncf.Dataset(list(calibration), dict),
+                    preset=preset,
+                    target_device=nncf.TargetDevice.CPU,
+                    subset_size=len(calibration),
+                    model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+                    ignored_scope=nncf.IgnoredScope(names=list(floats)),
+                    advanced_parameters=nncf.AdvancedQuantizationParameters(
+                        # Sums of 16 bits on AVX2 and AVX-512 without VNNI or AMX saturate with weights of 8 bits.
+                        overflow_fix=nncf.OverflowFix.DISABLE if processor.needs("int8") else nncf.OverflowFix.ENABLE,
+                    ),
+                )
+            openvino.save_model(made[key], path, compress_to_fp16=False)
+
+        return Attempt(title, make, dtype)
+
+    presets = nncf.QuantizationPreset
+    edges = sensitive(model)
+    attempts = [
+        attempt("performance preset", presets.PERFORMANCE),
+        attempt("mixed preset", presets.MIXED),
+        attempt(f"mixed preset, {len(edges)} layers in float32", presets.MIXED, floats=edges),
+    ]
+    if processor.needs("bfloat16"):
+        attempts.insert(0, attempt("performance preset, the rest in bfloat16", presets.PERFORMANCE, dtype="bfloat16"))
+    return attempts
+
+
+def sensitive(model: Any) -> list[str]:
+    """Return the layers that int8 harms most and speeds up least: the first, the last, and depthwise convolutions."""
+    weighted = [node for node in model.get_ordered_ops() if node.get_type_name() in _WEIGHTED]
+    edges = {weighted[0].get_friendly_name(), weighted[-1].get_friendly_name()}
+    depthwise = (node.get_friendly_name() for node in weighted if node.get_type_name() == "GroupConvolution")
+    return sorted({*edges, *depthwise})
