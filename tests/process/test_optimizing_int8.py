@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-import torch
-from torch import nn
+from onnx import TensorProto, helper, numpy_helper
 
 from torchmar.optimizing import gate
 from torchmar.optimizing.process import attempts, onnxruntime_int8, openvino_int8
@@ -32,33 +32,43 @@ def images(count: int, seed: int) -> Inputs:
     return pictures
 
 
-class Network(nn.Module):
-    """A small network whose scores are far apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU(), nn.Flatten(),
-            nn.Linear(288, 8),
-        )  # fmt: skip
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.layers(pixels) * 10
-        return scores
+def written(file: Path, *nodes: Any, weights: Any = None) -> Path:
+    """Write an ONNX model from ``pixels`` to ``logits``."""
+    graph = helper.make_graph(
+        list(nodes),
+        "network",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["rows", 1, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file)
+    return file
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(Network(), tmp_path_factory.mktemp("float") / "model.onnx")
+    """A small network whose scores are far apart."""
+    generator = np.random.default_rng(3)
 
+    def weight(*shape: int) -> np.ndarray:
+        return generator.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape).astype(np.float32)
 
-def exported(network: nn.Module, file: Path) -> Path:
-    torch.onnx.export(
-        network.eval(), (torch.zeros(2, 1, 16, 16),), str(file), input_names=["pixels"], output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("rows")},), dynamo=True, external_data=False, verbose=False,
-    )  # fmt: skip
-    return file
+    node = helper.make_node
+    return written(
+        tmp_path_factory.mktemp("float") / "model.onnx",
+        node("Conv", ["pixels", "first"], ["a"], name="first_layer", strides=[2, 2]),
+        node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "second"], ["c"], name="second_layer", strides=[2, 2]),
+        node("Relu", ["c"], ["d"]),
+        node("Flatten", ["d"], ["e"]),
+        node("Gemm", ["e", "last", "bias"], ["logits"], name="last_layer", transB=1, alpha=10.0),
+        weights={
+            "first": weight(16, 1, 3, 3),
+            "second": weight(32, 16, 3, 3),
+            "last": weight(8, 288),
+            "bias": weight(8, 8)[0],
+        },
+    )
 
 
 def by_onnxruntime(model: Path, calibration: Sequence[Any], folder: Path) -> Callable[[Inputs], list[gate.Outputs]]:
@@ -108,7 +118,7 @@ def test_a_bad_calibration_set_is_rejected(quantise: Callable[..., Any], model: 
 
 
 def test_what_has_no_weights_to_quantise_is_said(tmp_path: Path) -> None:
-    file = exported(nn.Softmax(1), tmp_path / "softmax.onnx")
+    file = written(tmp_path / "softmax.onnx", helper.make_node("Softmax", ["pixels"], ["logits"]))
     with pytest.raises(NotApplicable, match="no convolution and no product of matrices"):
         onnxruntime_int8.quantise(
             file, images(2, 0), tmp_path / "model.onnx", REQUIRED, gate.CLASSIFIER, threads=1, seconds=9
