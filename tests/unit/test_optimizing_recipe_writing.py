@@ -15,7 +15,7 @@ from torchmar.checks import optimized
 from torchmar.cli.app import app
 from torchmar.errors import TorchmarError
 from torchmar.load.results import Machine
-from torchmar.optimizing import recipe_writing, results
+from torchmar.optimizing import recipe_writing, results, trial_archive
 from torchmar.optimizing.results import Report, Row, Verdict
 
 XML = b'<?xml version="1.0"?>\n<net name="m"></net>\n'
@@ -172,6 +172,11 @@ def test_a_version_of_an_archive_has_the_variant_and_the_handlers_that_know_it(
         names = {member.name for member in packed.members}
         assert {"net.onnx", "optimized/model.xml", "optimized/proof.json", "optimized/proof.svg"} <= names
         assert names - {member.name for member in second.members} == {"optimized/model.xml", "optimized/proof.svg"}
+    plain = trial_archive.original(derived, tmp_path)
+    with archive.Archive(plain) as packed:
+        assert "optimized" not in packed.config_text
+        assert "optimized/model.xml" not in packed
+    assert trial_archive.original(plain, tmp_path) == plain
     shown = CliRunner().invoke(app, ["inspect", str(derived)]).output
     assert "optimized    optimized/model.xml, an OpenVINO model, dtype bfloat16, needs amx_bf16|avx512_bf16" in shown
     assert "proof        X, 5 times as fast as the original; a processor, 2026-11-29" in shown

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
-import yaml
 
 from torchmar import gpus
 from torchmar.archive import Archive
@@ -20,7 +19,7 @@ from torchmar.checks.optimized import original_digests
 from torchmar.errors import TorchmarError
 from torchmar.load import machine_use
 from torchmar.load.measuring import MAX_OTHERS
-from torchmar.optimized_section import FOLDER, KEY
+from torchmar.optimized_section import FOLDER
 from torchmar.optimizing import choice, gate, inputs, trial_archive, user_check
 from torchmar.optimizing.process.jobs import Made, Weights
 from torchmar.optimizing.results import Agreement, Report, Row, Timing, Verdict
@@ -176,6 +175,8 @@ class Optimizer:
             TorchmarError: its handler has no model that can be replaced, or the original itself gives no answers.
         """
         started = time.monotonic()
+        # Weights that were optimised before are not what others are compared with.
+        self._archive = trial_archive.original(self._archive, self._folder)
         with Archive(self._archive) as archive:
             session = self._prepare(archive, started + self._settings.seconds)
             name, version, digest = archive.manifest.name, archive.manifest.version, archive.digest
@@ -237,14 +238,10 @@ class Optimizer:
         requests = inputs.read(archive, self._settings.data)
         options = config.get("handler")
         options = dict(options) if isinstance(options, Mapping) else {}
-        earlier = options.pop(KEY, None)
         kind = gate.kind_of(manifest.model.handler, options)
         required = gate.requirements(self._settings.keep, kind, check=self._settings.check is not None)
         model_dir = self._folder / "archive"
         archive.extract(model_dir)
-        if earlier is not None and manifest.model.config_file:  # its weights are not the original ones
-            text = yaml.safe_dump({**config, "handler": options}, sort_keys=False)
-            (model_dir / manifest.model.config_file).write_text(text, encoding="utf-8")
         gpu = 0 if gpus.count() and config.get("deviceType") != "cpu" else None
         model: dict[str, Any] = {
             "name": manifest.name,

@@ -1,4 +1,4 @@
-"""An archive with the weights of a variant, for the user's own check."""
+"""Archives that serve the weights of a variant, for the user's own check, or the original ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,36 @@ from typing import Any
 
 import yaml
 
-from torchmar import manifest
+from torchmar import manifest, optimized_section
 from torchmar.archive import Archive, digests
 from torchmar.archive.collecting import CONFIG_FILE
 from torchmar.archive.packing import pack
-from torchmar.optimized_section import FOLDER, KEY
+from torchmar.optimized_section import FOLDER
 from torchmar.optimizing.process.jobs import Made
+
+
+def original(archive: Path, folder: Path) -> Path:
+    """Return an archive that serves the original weights: the archive, or a copy without its optimised weights.
+
+    Args:
+        archive: which may have optimised weights.
+        folder: of the copy.
+
+    Raises:
+        ArchiveError: the archive has flaws.
+    """
+    with Archive(archive) as source:
+        model, config = source.manifest.model, optimized_section.without(source.config)
+        if config == source.config:
+            return archive
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            members = {member.name: source.source(member.name, Path(scratch)) for member in source.members}
+            members.pop(digests.PATH, None)
+            members = {name: kept for name, kept in members.items() if not name.startswith(f"{FOLDER}/")}
+            members[str(model.config_file)] = yaml.safe_dump(config, sort_keys=False).encode()
+            target = folder / "original.mar"
+            pack(members, target)
+            return target
 
 
 def write(archive: Path, folder: Path, made: Made, files: Sequence[Path], *, name: str) -> Path:
@@ -35,7 +59,7 @@ def write(archive: Path, folder: Path, made: Made, files: Sequence[Path], *, nam
         members = {member.name: source.source(member.name, Path(scratch)) for member in source.members}
         members.pop(digests.PATH, None)
         config = dict(source.config)
-        options = {key: value for key, value in (config.get("handler") or {}).items() if key != KEY}
+        options = dict(config.get("handler") or {})
         changes: dict[str, Any] = {"config_file": model.config_file or CONFIG_FILE}
         if files:
             members |= {f"{FOLDER}/{file.name}": file for file in files}
