@@ -13,7 +13,7 @@ from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.common import npy, signatures
 from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.reply import PNG, Reply
-from torchmar_handlers.explanations.explain_options import BASELINES
+from torchmar_handlers.explanations.explain_options import BASELINES, usual_steps
 from torchmar_handlers.images.inputs import Input, Inputs
 from torchmar_handlers.images.outputs import only
 from torchmar_handlers.request import BadRequest, NotFinite, Request
@@ -37,7 +37,7 @@ class ImageClassifier(BaseHandler):
     scaled_decoding false                       decode JPEG files whose sides are at least four times those after
                                                 ``resize`` at a half, a quarter or an eighth of their sides
     method          integrated_gradients        of explanations; see `torchmar_handlers.explanations`
-    n_steps         50                          steps of the integral of an explanation
+    n_steps         50                          steps of the integral of an explanation, or ``auto``
     baseline        zeros                       what explanations compare with: ``zeros``, ``mean`` or ``blur``
     layer           the last convolution        the layer that Grad-CAM looks at, by its dotted name
     =============== =========================== =============================================================
@@ -66,7 +66,7 @@ class ImageClassifier(BaseHandler):
         self.output = options.text("output", "labels", choices=("labels", "probabilities"))
         self.default_options = {
             "method": options.text("method", explanations.METHODS[0], choices=explanations.IMAGE_METHODS),
-            "n_steps": options.integer("n_steps", 50, low=1, high=1000),
+            "n_steps": usual_steps(options),
             "baseline": options.text("baseline", BASELINES[0], choices=BASELINES),
         }
         self.layer = options.text("layer", "") or None

@@ -15,6 +15,7 @@ from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.reply import PNG, Reply
 from torchmar_handlers.explanations import TOKEN_METHODS, Explanation, document, explain_tokens
 from torchmar_handlers.explanations import read as read_options
+from torchmar_handlers.explanations.explain_options import usual_steps
 from torchmar_handlers.explanations.explanation import rounded
 from torchmar_handlers.request import BadRequest, Request
 from torchmar_handlers.texts import outputs, tokenizer, vocabulary
@@ -33,7 +34,7 @@ class TextClassifier(TextHandler):
                    vocabulary
     ngrams         2                        with a vocabulary: words in a row that are looked up together
     method         integrated_gradients     of explanations; see `torchmar_handlers.explanations`
-    n_steps        50                       steps of the integral of an explanation
+    n_steps        50                       steps of the integral of an explanation, or ``auto``
     baseline       zeros                    what explanations compare with: ``zeros`` (no embedding), ``mask``,
                                             ``unk`` or ``pad`` (that token)
     ============== ======================== ===============================================================
@@ -61,7 +62,7 @@ class TextClassifier(TextHandler):
         self.topk = options.integer("topk", 5, low=1)
         self.default_options = {
             "method": options.text("method", TOKEN_METHODS[0], choices=TOKEN_METHODS),
-            "n_steps": options.integer("n_steps", 50, low=1, high=1000),
+            "n_steps": usual_steps(options),
             "baseline": options.text("baseline", "zeros", choices=("zeros", *self.reader.replacements)),
         }
         self.warm_up(context)

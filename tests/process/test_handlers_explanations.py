@@ -28,6 +28,7 @@ from torchmar_handlers.explanations import (
     document,
     explain,
     explain_tokens,
+    quadrature,
     read,
 )
 from torchmar_handlers.explanations.attention_rollout import rollout
@@ -97,6 +98,7 @@ def test_a_request_without_options_gets_the_defaults() -> None:
         ({"target": 0}, "target", 0),
         ({"n_steps": "20"}, "n_steps", 20),
         ({"n_steps": 1000.0}, "n_steps", 1000),
+        ({"n_steps": "auto"}, "n_steps", None),
         ({"baseline": "Mean"}, "baseline", "mean"),
         ({"baseline": "0.5"}, "baseline", 0.5),
         ({"baseline": 0}, "baseline", 0),
@@ -271,6 +273,63 @@ def test_tables_have_the_attributions_that_captum_gives_each_alone(
         for row, target, explanation in zip(rows, targets.tolist(), explanations, strict=True):
             expected = captum_alone(method, cancer, row, baseline.of(choice, row, mean), target)[0]
             assert close(explanation.attributions, expected.detach())
+
+
+@pytest.mark.parametrize(("smooth", "expected"), [(True, 16), (False, 48)])
+def test_an_integral_of_several_passes_takes_as_many_points_as_its_gradients_need(smooth: bool, expected: int) -> None:
+    torch.manual_seed(0)
+    activation = nn.Softplus() if smooth else nn.ReLU()
+    model = nn.Sequential(nn.Linear(20, 256), activation, nn.Linear(256, 256), activation, nn.Linear(256, 3))
+    model.eval().requires_grad_(False)
+    rows, targets = torch.randn(3, 20), torch.tensor([0, 1, 2])
+    exact = explain(model, rows, targets, [ExplainOptions(n_steps=500)] * 3)
+    usual = explain(model, rows, targets, [ExplainOptions(n_steps=50)] * 3)
+    found = explain(model, rows, targets, [ExplainOptions(n_steps=None)] * 3, max_forward_batch=16)
+
+    def error(explanations: Sequence[Explanation]) -> float:
+        pairs = zip(explanations, exact, strict=True)
+        return float(np.mean([np.linalg.norm(one.attributions - other.attributions) for one, other in pairs]))
+
+    assert [explanation.n_steps for explanation in found] == [expected] * 3
+    largest = max(np.abs(explanation.attributions).max() for explanation in exact)
+    assert error(found) <= (5e-4 * largest if smooth else error(usual))
+    (alone,) = explain(model, rows[:1], targets[:1], [ExplainOptions(n_steps=None)], max_forward_batch=16)
+    assert np.array_equal(alone.attributions, found[0].attributions)
+    (in_one_pass,) = explain(model, rows[:1], targets[:1], [ExplainOptions(n_steps=None)])
+    assert in_one_pass.n_steps == 50
+    assert close(in_one_pass.attributions, usual[0].attributions, 1e-5)
+
+
+def test_points_of_the_integral_are_nested_and_weighted_for_polynomials() -> None:
+    assert np.allclose(quadrature.spaced(16), quadrature.spaced(48)[1::3])
+    for count, degree in ((16, 1), (16, 5), (48, 5)):
+        points = quadrature.spaced(count)
+        weights = quadrature.weights(points, degree)
+        assert weights.min() > 0
+        for power in range(degree + 1):
+            assert weights @ points**power == pytest.approx(1 / (power + 1), rel=1e-9)
+
+
+@pytest.mark.parametrize("flat", ["flatten", "view", "strides"])
+def test_code_that_depends_on_the_layout_gets_the_usual_one(flat: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 4, 3)
+            self.head = nn.Linear(4 * 36, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = self.convolution(images).relu()
+            if flat == "view":
+                return self.head(maps.view(len(maps), -1))
+            if flat == "strides":  # what lies in memory, in whatever order
+                return self.head(maps.as_strided((len(maps), 144), (144, 1)))
+            return self.head(maps.flatten(1))
+
+    torch.manual_seed(0)
+    model, row = Net().eval().requires_grad_(False), torch.rand(1, 3, 8, 8)
+    (explanation,) = explain(model, row, torch.tensor([1]), [ExplainOptions(n_steps=20)])
+    assert close(explanation.attributions, captum_alone("integrated_gradients", model, row[0], row[0] * 0, 1)[0])
 
 
 def test_occlusion_slides_windows_of_a_seventh_of_the_image(images: torch.Tensor, digits: nn.Module) -> None:

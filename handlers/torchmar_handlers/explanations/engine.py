@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -19,10 +20,16 @@ from torchmar_handlers.explanations.explanation import Explanation
 from torchmar_handlers.explanations.gradients import NoGradientError, pick, pieces, rows_in_a_pass
 from torchmar_handlers.request import BadRequest
 
+_SAME = 1e-3  # of a score: what the order of additions changes
 _OF_A_LAYER = ("grad_cam", "attention_rollout")  # methods that need layers of a certain kind
 
-# The attributions of each row and, where the method has one, the convergence delta of each.
-Computed = tuple[torch.Tensor | Sequence[torch.Tensor], Sequence[float] | None]
+
+class Computed(NamedTuple):
+    """The attributions of each row and, where the method has them, their convergence deltas and steps."""
+
+    values: torch.Tensor | Sequence[torch.Tensor]
+    deltas: Sequence[float] | None = None
+    steps: Sequence[int] | None = None
 
 
 def explain(
@@ -79,21 +86,28 @@ def explain(
         def compute(method: str, options: ExplainOptions, indices: torch.Tensor) -> Computed:
             rows, starts, chosen = inputs[indices], baselines[indices], targets[indices]
             if method == "grad_cam":
-                return grad_cam.attribute(score, rows, chosen, model, layer, max_forward_batch), None
+                return Computed(grad_cam.attribute(score, rows, chosen, model, layer, max_forward_batch))
             if method == "attention_rollout":
-                return attention_rollout.attribute(score, rows, model, max_forward_batch), None
+                return Computed(attention_rollout.attribute(score, rows, model, max_forward_batch))
             if method in PERTURBATIONS:
                 losses = perturbation.attribute(
                     score, rows, starts, chosen, reached[indices], method, groups, max_forward_batch
                 )
-                return losses, None
-            values = gradients.attribute(
-                lambda points, _: score(points), rows, starts, chosen, options, max_forward_batch
+                return Computed(losses)
+            layout = _layout(score, rows[:1], chosen[:1], reached[indices[:1]])
+            gaps = None
+            if method in STEPPED:
+                gaps = reached[indices] - pick(_forward(score, starts, max_forward_batch), chosen)
+            values, steps = gradients.attribute(
+                lambda points, _: score(points),
+                rows.contiguous(memory_format=layout),
+                starts,
+                chosen,
+                gaps,
+                options,
+                max_forward_batch,
             )
-            if method not in STEPPED:
-                return values, None
-            begun = pick(_forward(score, starts, max_forward_batch), chosen)
-            return values, differences(values, reached[indices] - begun)
+            return Computed(values, None if gaps is None else differences(values, gaps), steps)
 
         substitute = "occlusion" if inputs.dim() > 2 else "feature_ablation"
         return settle(requested, targets, compute, substitute, differentiable=differentiable, weights=weights)
@@ -135,22 +149,22 @@ def settle(
         try:
             if method in GRADIENT_METHODS and not differentiable:
                 raise NoGradientError("these weights give no gradients")
-            values, deltas = compute(method, options, rows)
+            computed = compute(method, options, rows)
         except NoGradientError as lack:
             if options.explicit:
                 others = METHODS if differentiable and method in _OF_A_LAYER else PERTURBATIONS
                 can = ", ".join(other for other in others if other != method)
                 raise BadRequest(f"method {method} cannot be had: {lack}; methods that can: {can}") from lack
             method, instead_of, reason = substitute, method, str(lack)
-            values, deltas = compute(method, options, rows)
+            computed = compute(method, options, rows)
         for place, index in enumerate(indices):
             results[index] = Explanation(
                 method=method,
                 target=int(targets[index]),
-                attributions=values[place].float().cpu().numpy(),
+                attributions=computed.values[place].float().cpu().numpy(),
                 baseline=None if method in ("saliency", *_OF_A_LAYER) else requested[index].baseline_name,
-                n_steps=options.n_steps if method in STEPPED else None,
-                delta=None if deltas is None else deltas[place],
+                n_steps=None if computed.steps is None else computed.steps[place],
+                delta=None if computed.deltas is None else computed.deltas[place],
                 instead_of=instead_of,
                 reason=reason,
                 weights=weights,
@@ -172,6 +186,22 @@ def differences(values: torch.Tensor, expected: torch.Tensor) -> list[float]:
     """Return what the sum of each row's attributions is off what it should be."""
     deltas: list[float] = (values.double().flatten(1).sum(1) - expected.double()).tolist()
     return deltas
+
+
+def _layout(
+    score: Callable[[torch.Tensor], torch.Tensor], row: torch.Tensor, target: torch.Tensor, reached: torch.Tensor
+) -> torch.memory_format:
+    """Return the layout in which gradients are computed: on a CPU, that of images has the channels last if it can.
+
+    Convolutions, and what is between them, take 15 to 35 % less time so. Code that depends on the layout, such as
+    ``view``, fails or computes something else: the score of a row is compared.
+    """
+    if row.dim() == 4 and row.device.type == "cpu" and row.shape[1] > 1:
+        with contextlib.suppress(RuntimeError), torch.no_grad():
+            found = pick(score(row.contiguous(memory_format=torch.channels_last)), target)
+            if bool((found - reached).abs() <= _SAME * reached.abs()):
+                return torch.channels_last
+    return torch.contiguous_format
 
 
 def _forward(score: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, max_forward_batch: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from torchmar_handlers.common.options import Options
 from torchmar_handlers.request import BadRequest, Request
 
 GRADIENT_METHODS = ("integrated_gradients", "saliency", "gradient_shap", "grad_cam")
@@ -20,7 +21,7 @@ TOKEN_METHODS = tuple(method for method in METHODS if method != "grad_cam")
 STEPPED = ("integrated_gradients", "gradient_shap")  # the methods that n_steps means something to
 
 BASELINES = ("zeros", "mean", "blur")
-MOST_STEPS = 1000
+USUAL_STEPS, MOST_STEPS = 50, 1000
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class ExplainOptions:
     Attributes:
         method: one of ``IMAGE_METHODS``.
         target: the output to explain, as the client sent it: class index or label; None for the one predicted.
-        n_steps: points of the quadrature (integrated gradients) or samples (gradient SHAP).
+        n_steps: points of the Gauss-Legendre quadrature (integrated gradients) or samples (gradient SHAP); None
+            (``auto``): as many points as the gradients need, or ``USUAL_STEPS`` samples.
         baseline: a word (``zeros``, ``mean``, ``blur``, or what the handler offers), a number, or a nested
             list of the input's shape.
         explicit: whether the client named the method; what it named is never replaced by another.
@@ -38,7 +40,7 @@ class ExplainOptions:
 
     method: str = "integrated_gradients"
     target: Any = None
-    n_steps: int = 50
+    n_steps: int | None = USUAL_STEPS
     baseline: Any = "zeros"
     explicit: bool = False
 
@@ -76,13 +78,25 @@ def read(
     } | dict(defaults or {})
     sent = {name: _sent(request, name) for name in ("method", "target", "n_steps", "baseline")}
     explicit = sent["method"] is not None
+    steps = usual["n_steps"] if sent["n_steps"] is None else sent["n_steps"]
     return ExplainOptions(
         method=_method(sent["method"], methods) if explicit else str(usual["method"]),
         target=sent["target"],
-        n_steps=_steps(usual["n_steps"] if sent["n_steps"] is None else sent["n_steps"]),
+        n_steps=None if steps is None else _steps(steps),
         baseline=_baseline(usual["baseline"] if sent["baseline"] is None else sent["baseline"], baselines),
         explicit=explicit,
     )
+
+
+def usual_steps(options: Options) -> int | None:
+    """Read the option ``n_steps`` of a handler; None is ``auto``.
+
+    Raises:
+        OptionError: it is neither ``auto`` nor a whole number from 1 to 1000.
+    """
+    if options.get("n_steps") == "auto":
+        return None
+    return options.integer("n_steps", USUAL_STEPS, low=1, high=MOST_STEPS)
 
 
 def _sent(request: Request, name: str) -> Any:
@@ -99,10 +113,12 @@ def _method(value: Any, methods: Sequence[str]) -> str:
     return name
 
 
-def _steps(value: Any) -> int:
+def _steps(value: Any) -> int | None:
+    if value == "auto":
+        return None
     number = _number(value)
     if number is None or number != int(number) or not 1 <= number <= MOST_STEPS:
-        raise BadRequest(f"n_steps {value!r} is not a whole number from 1 to {MOST_STEPS}")
+        raise BadRequest(f"n_steps {value!r} is not a whole number from 1 to {MOST_STEPS}, or auto")
     return int(number)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from torchmar_handlers.explanations.explain_options import ExplainOptions
+from torchmar_handlers.explanations import quadrature
+from torchmar_handlers.explanations.explain_options import USUAL_STEPS, ExplainOptions
 from torchmar_handlers.explanations.first_convolution import FirstConvolution, find
 
 # Maps points (k, ...), and the index of the row (k,) that each belongs to, to scores (k, outputs).
@@ -19,6 +20,11 @@ Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 _VALUES_AT_ONCE = 2**20  # of a pass on a CPU; seven images of 224x224, which was the fastest on a ResNet-18
 _SEED = 0
+# Points of an integral whose number is ``auto``. The first are enough where gradients are smooth, so that weights for a
+# curve and for straight lines between the points give the same.
+_FIRST_POINTS, _ALL_POINTS = 16, 48
+_CURVE, _LINES = 5, 1  # degrees
+_SETTLED = 1e-3  # of the attributions' norm, and of the difference of scores that they sum up to
 
 
 class NoGradientError(Exception):
@@ -30,31 +36,100 @@ def attribute(
     inputs: torch.Tensor,
     baselines: torch.Tensor,
     targets: torch.Tensor,
+    gaps: torch.Tensor | None,
     options: ExplainOptions,
     max_forward_batch: int,
-) -> torch.Tensor:
-    """Return the attributions of a batch by ``options.method``, shaped like ``inputs``.
+) -> tuple[torch.Tensor, list[int] | None]:
+    """Return the attributions of a batch by ``options.method``, shaped like ``inputs``, and the steps of each row.
 
     * ``integrated_gradients``: Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks",
-      ICML 2017; ``n_steps`` points of the Gauss-Legendre quadrature, as in captum.
+      ICML 2017; ``n_steps`` points of the Gauss-Legendre quadrature, as in captum; if ``n_steps`` is None, 50 of them
+      where these share a pass, and otherwise 16 or 48 points of `torchmar_handlers.explanations.quadrature`.
     * ``gradient_shap``: Lundberg and Lee, "A Unified Approach to Interpreting Model Predictions", NIPS 2017;
       gradients at ``n_steps`` random points between baseline and input. The points are those that captum
       draws for one row after ``numpy.random.seed(0)``, and the same for all rows.
     * ``saliency``: Simonyan, Vedaldi and Zisserman, "Deep Inside Convolutional Networks", 2013; the gradient
       with its sign, which tells for from against (captum's default drops it).
 
+    Args:
+        score: of points.
+        inputs: ``(n, ...)``; the points have their layout in memory.
+        baselines: shaped like ``inputs``.
+        targets: ``(n,)``.
+        gaps: of methods with steps, the difference of the target's scores of input and baseline, ``(n,)``.
+        options: of all rows.
+        max_forward_batch: rows of a pass at the most.
+
     Raises:
         NoGradientError: the scores have no gradient.
     """
     if options.method == "saliency":
-        return path(score, inputs, inputs, targets, np.ones(1), np.ones(1), max_forward_batch)
+        return path(score, inputs, inputs, targets, np.ones(1), np.ones(1), max_forward_batch), None
+    steps = options.n_steps or USUAL_STEPS
     if options.method == "gradient_shap":
-        alphas = np.random.RandomState(_SEED).uniform(0.0, 1.0, options.n_steps)
-        weights = np.full(options.n_steps, 1 / options.n_steps)
+        alphas = np.random.RandomState(_SEED).uniform(0.0, 1.0, steps)
+        weights = np.full(steps, 1 / steps)
+    elif options.n_steps is None and rows_in_a_pass(inputs[0].numel(), inputs.device, max_forward_batch) < steps:
+        assert gaps is not None
+        rows = [
+            _integrated(score, row, inputs, baselines, targets, float(gap), max_forward_batch)
+            for row, gap in enumerate(gaps)
+        ]
+        return torch.stack([values for values, _ in rows]), [count for _, count in rows]
     else:
-        points, lengths = np.polynomial.legendre.leggauss(options.n_steps)  # on [-1, 1]
-        alphas, weights = (1 + points) / 2, lengths / 2
-    return path(score, baselines, inputs, targets, alphas, weights, max_forward_batch) * (inputs - baselines)
+        alphas, weights = quadrature.gauss_legendre(steps)
+    sums = path(score, baselines, inputs, targets, alphas, weights, max_forward_batch)
+    return sums * (inputs - baselines), [steps] * len(inputs)
+
+
+def _integrated(
+    score: Score,
+    row: int,
+    inputs: torch.Tensor,
+    baselines: torch.Tensor,
+    targets: torch.Tensor,
+    gap: float,
+    max_forward_batch: int,
+) -> tuple[torch.Tensor, int]:
+    """Return the integrated gradients of a row and the number of points: a third of them where that is enough.
+
+    The convergence delta alone does not show that: it is a sum of errors of either sign, and often small by chance.
+    Rows are computed one by one, so that rounding cannot make the choice another one than among other rows.
+    """
+    start, span = baselines[row], inputs[row] - baselines[row]
+    most = rows_in_a_pass(span.numel(), span.device, max_forward_batch)
+    totals: list[torch.Tensor] = []
+    first: FirstConvolution | None = None
+
+    def add(alphas: np.ndarray, weights: np.ndarray) -> None:
+        """Add the gradients at some points to the totals, each with weights of its own, ``(totals, points)``."""
+        nonlocal first
+        for piece in pieces(len(alphas), most):
+            shares = torch.as_tensor(alphas[piece], dtype=span.dtype, device=span.device)
+            points = start + shares.view(-1, *[1] * span.dim()) * span
+            index = torch.full((len(points),), row, device=span.device)
+            slopes, first = _gradient(score, points.contiguous(memory_format=_layout(inputs)), index, targets[index])
+            if not totals:
+                totals.extend(torch.zeros_like(slopes[0]) for _ in weights)
+            for slope, column in zip(slopes, weights.T[piece].tolist(), strict=True):
+                for total, weight in zip(totals, column, strict=True):
+                    total.add_(slope, alpha=weight)
+
+    def integral(total: torch.Tensor) -> torch.Tensor:
+        return span * (total if first is None else first.back(total[None], inputs[row : row + 1])[0])
+
+    few, all_points = quadrature.spaced(_FIRST_POINTS), quadrature.spaced(_ALL_POINTS)
+    weights = quadrature.weights(all_points, _CURVE)
+    early = np.arange(1, _ALL_POINTS, 3)  # the same as `few`
+    add(few, np.stack([quadrature.weights(few, _CURVE), quadrature.weights(few, _LINES), weights[early]]))
+    values, other = integral(totals[0]), integral(totals[1])
+    delta, change = float(values.double().sum()) - gap, float((values - other).norm())
+    if abs(delta) <= _SETTLED * abs(gap) and change <= _SETTLED * float(values.norm()):
+        return values, _FIRST_POINTS
+    del totals[:2]
+    late = np.setdiff1d(np.arange(_ALL_POINTS), early)
+    add(all_points[late], weights[None, late])
+    return integral(totals[0]), _ALL_POINTS
 
 
 def path(
@@ -67,7 +142,7 @@ def path(
     max_forward_batch: int,
 ) -> torch.Tensor:
     """Return for each row the weighted sum of its score's gradients at points between two ends, shaped like them."""
-    steps = len(alphas)
+    steps, layout = len(alphas), _layout(ends)
     shape = (-1, *[1] * (ends.dim() - 1))
     share = torch.as_tensor(alphas, dtype=ends.dtype, device=ends.device)
     spans = ends - starts
@@ -79,7 +154,8 @@ def path(
     for places in pieces(len(ends) * steps, most):
         place = torch.arange(places.start, places.stop, device=ends.device)
         row, step = place // steps, place % steps
-        points = (starts[row] + share[step].view(shape) * spans[row]).requires_grad_()
+        points = starts[row] + share[step].view(shape) * spans[row]
+        points = points.contiguous(memory_format=layout)
         slopes, convolution = _gradient(score, points, row, targets[row])
         first, sums = (first, direct) if convolution is None else (convolution, behind)
         # One by one: in whatever order a convolution's output lies in memory, that is fast.
@@ -97,10 +173,16 @@ def path(
     return total
 
 
+def _layout(tensor: torch.Tensor) -> torch.memory_format:
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not tensor.is_contiguous() else torch.contiguous_format
+
+
 def _gradient(
     score: Score, points: torch.Tensor, row: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, FirstConvolution | None]:
     """Return the gradients of points, or those of the output of the convolution that they go into."""
+    points = points.requires_grad_()
     try:
         with torch.enable_grad():
             chosen = pick(score(points, row), targets).sum()

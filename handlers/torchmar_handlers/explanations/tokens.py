@@ -97,18 +97,18 @@ def explain_tokens(
             )
             named = [_replacement(requested[row].baseline, replacements) for row in rows.tolist()]
             if not shape[1]:
-                return texts.ids.float(), None
+                return Computed(texts.ids.float())
             if method not in TOKEN_METHODS:
                 raise NoGradientError(f"{method} is for images")
             if method in PERTURBATIONS:
                 first = next(iter(replacements.values()))
                 others = [first if choice is None else choice for choice in named]
-                computed: Computed = _left_out(texts, targets[rows], others, _REACH[method]), None
+                computed = Computed(_left_out(texts, targets[rows], others, _REACH[method]))
             else:
                 computed = _by_embeddings(texts, targets[rows], named, module, options)
-            values, deltas = computed
             real_tokens = real[rows][kept].view(shape)
-            return [value[positions] for value, positions in zip(values, real_tokens, strict=True)], deltas
+            values = [value[positions] for value, positions in zip(computed.values, real_tokens, strict=True)]
+            return computed._replace(values=values)
 
         return settle(
             requested,
@@ -195,14 +195,15 @@ def _by_embeddings(
     nothing = score.table.new_zeros(score.table.shape[1])
     starts = torch.stack([nothing if choice is None else score.table[choice] for choice in baselines])
     starts = torch.where(texts.free[..., None], starts[:, None], score.ends)
+    gaps = None
+    if options.method in STEPPED:
+        begun = torch.cat([score.without_gradient(starts, rows) for rows in score.passes()])
+        gaps = pick(reached, targets) - pick(begun, targets)
     # In evaluation mode, cuDNN's recurrent networks have no gradients, and torch's own have.
     with torch.backends.cudnn.flags(enabled=False):
-        values = gradients.attribute(score, score.ends, starts, targets, options, texts.max_forward_batch)
+        values, steps = gradients.attribute(score, score.ends, starts, targets, gaps, options, texts.max_forward_batch)
     values = values.sum(2) * texts.free
-    if options.method not in STEPPED:
-        return values, None
-    begun = torch.cat([score.without_gradient(starts, rows) for rows in score.passes()])
-    return values, differences(values, pick(reached, targets) - pick(begun, targets))
+    return Computed(values, None if gaps is None else differences(values, gaps), steps)
 
 
 def _score_of_positions(texts: _Texts, module: torch.nn.Module | None, reached: torch.Tensor) -> _Positions:

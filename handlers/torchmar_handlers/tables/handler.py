@@ -19,6 +19,7 @@ from torchmar_handlers.common.options import OptionError
 from torchmar_handlers.common.reply import PNG, Reply
 from torchmar_handlers.explanations import ExplainOptions, Explanation, document, explain
 from torchmar_handlers.explanations import read as read_options
+from torchmar_handlers.explanations.explain_options import usual_steps
 from torchmar_handlers.request import BadRequest, Request
 from torchmar_handlers.tables import bodies
 from torchmar_handlers.tables.columns import NUMBER, OUT_OF_RANGE, Column
@@ -47,7 +48,7 @@ class TabularHandler(BaseHandler):
     scores            the only one             the output to take of a model that has several
     method            integrated_gradients     of explanations: that, ``gradient_shap``, ``saliency`` or
                                                ``feature_ablation``
-    n_steps           50                       steps of the integral of an explanation
+    n_steps           50                       steps of the integral of an explanation, or ``auto``
     baseline          mean                     what explanations compare with: ``mean`` or ``zeros``
     max_forward_batch 4096                     rows in one forward pass at the most
     ================= ======================== ==========================================================
@@ -92,7 +93,7 @@ class TabularHandler(BaseHandler):
         self.max_forward_batch = options.integer("max_forward_batch", _ROWS_AT_ONCE, low=1)
         self.default_options = {
             "method": options.text("method", METHODS[0], choices=METHODS),
-            "n_steps": options.integer("n_steps", 50, low=1, high=1000),
+            "n_steps": usual_steps(options),
             "baseline": options.text("baseline", BASELINES[0], choices=BASELINES),
         }
         self.typical = torch.from_numpy(self.table.typical()).to(self.device)
