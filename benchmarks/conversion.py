@@ -12,20 +12,20 @@ the interval that contains it with a confidence of at least 95 % (by the ranks o
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from harness.machine import processor
+from harness.rounds import in_turn, interval
 from torch import nn
 from torch.nn import functional
 
@@ -123,7 +123,12 @@ def main() -> int:
                 expected, actual = written(inputs), program(inputs)
                 difference = float((expected - actual).abs().max() / expected.abs().max())
                 assert difference < TOLERANCE, f"{net}: the answers differ by {difference}"
-                ours, theirs = in_turn(program, written, inputs, calls, options.rounds)
+                sides = {
+                    "ours": partial(repeat, program, inputs, calls),
+                    "theirs": partial(repeat, written, inputs, calls),
+                }
+                took = in_turn(sides, options.rounds, warm_up=WARM_UP)
+                ours, theirs = ([seconds * 1000 / calls for seconds in took[side]] for side in sides)
                 ratio, least, most = interval([one / other for one, other in zip(ours, theirs, strict=True)])
                 times = (f"{statistics.median(theirs):.3f}", f"{statistics.median(ours):.3f}")
                 lines.append(
@@ -135,39 +140,10 @@ def main() -> int:
     return 0
 
 
-def in_turn(
-    ours: Callable[[torch.Tensor], object],
-    theirs: Callable[[torch.Tensor], object],
-    inputs: torch.Tensor,
-    calls: int,
-    rounds: int,
-) -> tuple[list[float], list[float]]:
-    """Return the milliseconds of a call of each side, in each round; the sides begin in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
-    sides = ((times[0], ours), (times[1], theirs))
-    for turn in range(rounds + WARM_UP):
-        for taken, model in sides if turn % 2 else reversed(sides):
-            begun = time.process_time()
-            for _ in range(calls):
-                model(inputs)
-            if turn >= WARM_UP:
-                taken.append((time.process_time() - begun) * 1000 / calls)
-    return times
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median, and an interval that contains that of the population with at least 95 % confidence.
-
-    Its ends are values whose ranks follow from the binomial distribution (Conover, Practical Nonparametric Statistics,
-    section 3.2); of fewer than six values, they are the smallest and the largest.
-    """
-    ordered, count = sorted(values), len(values)
-    below, rank = 0.0, 0
-    while rank < count // 2 and below + math.comb(count, rank) / 2**count <= 0.025:
-        below += math.comb(count, rank) / 2**count
-        rank += 1
-    rank = max(rank, 1)
-    return statistics.median(ordered), ordered[rank - 1], ordered[count - rank]
+def repeat(model: Callable[[torch.Tensor], object], inputs: torch.Tensor, calls: int) -> None:
+    """Call a model several times."""
+    for _ in range(calls):
+        model(inputs)
 
 
 if __name__ == "__main__":
