@@ -33,9 +33,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 import torch
-from conversion import interval
 from harness.machine import processor
 from harness.processes import cpu_seconds
+from harness.rounds import interval
 from harness.sides import ROOT
 from torch import Tensor, nn
 
