@@ -147,6 +147,7 @@ IMAGES = {
     "torchserve": replace(IMAGE, engine="torchserve"),
     "mounted": replace(IMAGE, mount=True),
     "baked": replace(IMAGE, baked=(PurePosixPath("model_store/a-1.0.mar"), PurePosixPath("my store/b 2.mar"))),
+    "runtime": replace(IMAGE, baked=(PurePosixPath("s/b 2.mar"),), with_runtime=(PurePosixPath("s/b 2.mar"),)),
     "gpus": replace(IMAGE, gpus=True, extras=("onnx", "text")),
     "wheel": replace(
         IMAGE,
@@ -280,8 +281,14 @@ def test_a_baked_image_has_the_newest_archives_of_its_models_alone(tmp_path: Pat
     (tmp_path / "other").mkdir()
     torchmar("export", "docker", "--package", "t.whl", "--bake", "irs", "-o", "other", cwd=tmp_path)
     assert "t.whl[server,openvino]'" in (tmp_path / "other" / "Dockerfile").read_text()
+    disk = {"lock.txt": "", "t.json": "{}"}
+    runtime = {"python": "3.11", "requirements": "lock.txt"}
+    make(store=store, name="own", files={"tokenizer.json": "t.json"}, disk=disk, runtime=runtime)
+    torchmar("export", "docker", "--package", "t.whl", "--bake", "own", "-o", "other", cwd=tmp_path)
+    text = (tmp_path / "other" / "Dockerfile").read_text()
+    assert "t.whl[server,venv]'" in text and "torchmar venv build ./model_store/own-1.0.mar" in text
     unknown = torchmar("export", "docker", "--package", "t.whl", "--bake", "none", cwd=tmp_path, code=1)
-    assert "no archive of a model 'none'" in unknown.stderr and "other, photos, texts" in unknown.stderr
+    assert "no archive of a model 'none'" in unknown.stderr and "other, own, photos, texts" in unknown.stderr
     assert "--bake" in torchmar("export", "docker", "--bake", "texts", "--mount", cwd=tmp_path, code=2).stderr
 
 

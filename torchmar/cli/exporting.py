@@ -12,7 +12,7 @@ import typer
 from torchmar.atomic import temporary_path
 from torchmar.cli.options import Engine, ModelStore, Port, ServerFolder
 from torchmar.cli.terminal import err
-from torchmar.engines import DEFAULT
+from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import EngineError, TorchmarError
 
 if TYPE_CHECKING:
@@ -148,8 +148,9 @@ def docker(
         model_store=_inside(folder),
         mount=mount,
         baked=tuple(map(_inside, baked)),
+        with_runtime=tuple(_inside(path) for path in baked if "venv" in _extras(path, engine)),
         package=str(_inside(package)) if package else "",
-        extras=tuple(dict.fromkeys([*named, *(extra for archive in baked for extra in _extras(archive))])),
+        extras=tuple(dict.fromkeys([*named, *(extra for archive in baked for extra in _extras(archive, engine))])),
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         torch=torch,
         gpus=gpus,
@@ -191,17 +192,21 @@ def _newest(store: Path, names: list[str]) -> list[Path]:
     return [archives.find(store, [name])[-1] for name in dict.fromkeys(names)]
 
 
-def _extras(path: Path) -> list[str]:
-    """Return the extras of torchmar that the handlers of an archive need for its weights and texts."""
+def _extras(path: Path, engine: EngineName) -> list[str]:
+    """Return the extras of torchmar that an archive needs: for its weights and texts, and for its environment."""
     from torchmar.archive import Archive
 
     with Archive(path) as archive:
         names = [member.name for member in archive.members]
         weights = archive.manifest.model.serialized_file or ""
+        runtime = archive.runtime if engine == "builtin" else None
+    if runtime and not runtime.server_packages:
+        return ["venv"]  # the rest is in its lock file
     extras = {
         "onnx": any(name.endswith(".onnx") for name in names),
         "openvino": weights.endswith(".xml"),
         "text": "tokenizer.json" in names,
+        "venv": runtime is not None,
     }
     return [extra for extra, needed in extras.items() if needed]
 

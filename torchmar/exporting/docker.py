@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
+from torchmar.worker.venvs.folder import VARIABLE
 
 UID = 10001
 _DOCKERFILE = """\
@@ -69,6 +70,7 @@ class Image:
         model_store: the folder with the archives.
         mount: leave the archives out; they are mounted when a container starts.
         baked: the archives to put in, each in a layer of its own; empty: all of the model store.
+        with_runtime: those of ``baked`` that ask for an environment of their own, which is built in the image.
         package: a wheel of torchmar; empty if the folder is the source of torchmar.
         extras: extras of torchmar besides those that the engine needs.
         python: the version of Python.
@@ -81,6 +83,7 @@ class Image:
     model_store: PurePosixPath
     mount: bool = False
     baked: Sequence[PurePosixPath] = ()
+    with_runtime: Sequence[PurePosixPath] = ()
     package: str = ""
     extras: Sequence[str] = ()
     python: str = "3.11"
@@ -166,7 +169,13 @@ def _copy_archives(image: Image) -> str:
     if image.mount:
         return "# The archives are mounted."
     if image.baked:
-        return "\n".join(_copy(path, f"./model_store/{path.name}") for path in image.baked)
+        copies = [_copy(path, f"./model_store/{path.name}") for path in image.baked]
+        builds = [
+            # Compiled, because nothing can be written later; without a cache, which would stay in the layer.
+            f"RUN UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 torchmar venv build {shlex.quote(path)}"
+            for path in (f"./model_store/{each.name}" for each in image.with_runtime)
+        ]
+        return "\n".join([*copies, *([f"ENV {VARIABLE}=/opt/venvs"] if builds else []), *builds])
     return _copy(image.model_store, "./model_store/")
 
 
