@@ -22,6 +22,7 @@ from torchmar.archive import Archive
 from torchmar.checks.admission import EVERYTHING
 from torchmar.errors import ArchiveError, ManifestError
 from torchmar.manifest import Manifest
+from torchmar.recipe import Runtime
 from torchmar.server.api_error import ApiError
 from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
@@ -77,11 +78,11 @@ class _Installation:
     """Packages that are installed for the registrations of one content, or will be.
 
     Attributes:
-        target: the folder that is removed with the last registration; None: its environment is shared with others.
-        task: returns the environment, if it is one.
+        target: their folder, which is removed with the last registration.
+        task: returns the environment, if the folder is one.
     """
 
-    target: Path | None
+    target: Path
     task: asyncio.Task[Venv | None]
 
 
@@ -155,6 +156,8 @@ class ArchiveCache:
         """Drop a reference that `fetch` returned; the files that were written for it are removed."""
         if archive.folder.parent == self._folder and _OWN_NAME.fullmatch(archive.folder.name):
             self._remove(archive.folder)
+        if archive.venv:
+            archive.venv.close()
         self._drop_reference(archive.key)
 
     async def close(self) -> None:
@@ -244,13 +247,31 @@ class ArchiveCache:
             if scratch:
                 self._remove(scratch)
 
+    async def _own_venv(self, metadata: ArchiveMetadata, runtime: Runtime, folder: Path) -> Venv:
+        """Return the environment of an archive with a runtime, which is built if it is not there.
+
+        Raises:
+            VenvError: it cannot be built.
+        """
+        return await venvs.prepare(
+            runtime,
+            content=folder,
+            place=self._settings.venv_folder or venv_folders.root(),
+            may_build=self._settings.install_py_dep_per_model,
+            model_name=metadata.manifest.name,
+            environment=self._settings.worker_environment(os.environ),
+        )
+
     async def _packages(self, metadata: ArchiveMetadata, folder: Path) -> tuple[Path | None, Venv | None]:
         """Return the folder with the required packages, or the environment with them, made once per content.
 
         Raises:
             InstallError: pip failed.
-            VenvError: the environment cannot be built.
+            VenvError: an environment of its own cannot be built.
         """
+        if metadata.runtime:
+            # Not once per content: an archive that is a folder may have another lock file now.
+            return None, await self._tasks.start(self._own_venv(metadata, metadata.runtime, folder))
         if metadata.key not in self._installations:
             installation = self._install(metadata, folder)
             if installation is None:
@@ -263,30 +284,21 @@ class ArchiveCache:
 
     def _install(self, metadata: ArchiveMetadata, folder: Path) -> _Installation | None:
         """Start to install what an archive requires; None: it requires nothing, or nothing may be installed."""
-        may_install, environment = (
-            self._settings.install_py_dep_per_model,
-            self._settings.worker_environment(os.environ),
-        )
-        name = metadata.manifest.name
-        if metadata.runtime:
-            preparing = venvs.prepare(
-                metadata.runtime,
-                content=folder,
-                place=self._settings.venv_folder or venv_folders.root(),
-                may_build=may_install,
-                model_name=name,
-                environment=environment,
-            )
-            return _Installation(None, self._tasks.start(preparing))
         requirements_file = metadata.manifest.model.requirements_file
-        if not requirements_file or not may_install:
+        if not requirements_file or not self._settings.install_py_dep_per_model:
             return None
         target = self._folder / f"{metadata.key}.requirements.{secrets.token_hex(4)}"
         venv = Venv(target) if metadata.config.get("useVenv") is True else None
 
         async def install() -> Venv | None:
             installing = requirements.install_in_venv if venv else requirements.install
-            await installing(requirements_file, target, model_name=name, archive_folder=folder, environment=environment)
+            await installing(
+                requirements_file,
+                target,
+                model_name=metadata.manifest.name,
+                archive_folder=folder,
+                environment=self._settings.worker_environment(os.environ),
+            )
             return venv
 
         return _Installation(target, self._tasks.start(install()))
@@ -309,19 +321,12 @@ class ArchiveCache:
         del self._uses[key]
         self._metadata = {path: metadata for path, metadata in self._metadata.items() if metadata.key != key}
         if installation := self._installations.pop(key, None):
+            target = installation.target
             installation.task.cancel()
             if installation.task.done():
-                self._uninstall(installation)
+                self._remove(target)
             else:
-                installation.task.add_done_callback(lambda _: self._uninstall(installation))
-
-    def _uninstall(self, installation: _Installation) -> None:
-        """Remove the packages of an installation that has ended, or drop the reference to its environment."""
-        task = installation.task
-        if installation.target:
-            self._remove(installation.target)
-        elif not task.cancelled() and not task.exception() and (venv := task.result()):
-            venv.close()
+                installation.task.add_done_callback(lambda _: self._remove(target))
 
     def _remove(self, folder: Path) -> None:
         """Remove a folder in the background; its name is free at once."""
