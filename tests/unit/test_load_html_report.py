@@ -4,44 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.support import bench_reports
+from tests.support.html_document import Document
 from torchmar.load.histogram import Histogram
 from torchmar.load.html_report import html
 from torchmar.load.results import Failure, HistogramCounts, Limit, Report, ServerSplit, Step, Window
-
-BARE = {"meta", "br", "hr", "img", "link", "input"}
-
-
-class Document(HTMLParser):
-    """The elements of a document, which fails if they are not closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text: list[tuple[str, str]] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in BARE:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append((self._open[-1] if self._open else "", data))
 
 
 def measured(rate: float, values: list[int] | None = None) -> Step:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from torchmar.atomic import write_text
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ def optimize(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.", show_default=False)
     ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the report as a page with charts.", show_default=False),
+    ] = None,
 ) -> None:
     """Find the fastest weights that give the original's answers.
 
@@ -82,7 +87,7 @@ def optimize(
     speed; of the others the fastest is chosen. Exit code 1: the original stays.
     """
     from torchmar import recipe
-    from torchmar.optimizing import recipe_writing
+    from torchmar.optimizing import html_report, recipe_writing
     from torchmar.optimizing.session import Optimizer, Settings
     from torchmar.tuning.target import parse_duration
 
@@ -117,6 +122,9 @@ def optimize(
         if json_file:
             report.write(json_file)
             err.print(f"wrote {json_file}", markup=False)
+        if html_file:
+            write_text(html_report.html(report), html_file)
+            err.print(f"wrote {html_file}", markup=False)
         if write and report.chosen and not optimization.interrupted:
             files = optimization.chosen_files
             if version is None:

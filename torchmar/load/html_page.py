@@ -42,6 +42,7 @@ figure{margin:0;background:var(--paper);border-radius:6px;padding:12px;min-width
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:12px 24px}
 body>figure{margin-bottom:12px}
 figcaption{color:var(--muted);font-size:.88rem;margin-top:4px}
+body>ul:not(.verdicts) li{overflow-wrap:anywhere;margin-bottom:4px}
 details{margin-top:6px;font-size:.92rem}
 summary{cursor:pointer;color:var(--muted)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;background:var(--paper);border-radius:6px;

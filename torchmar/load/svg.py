@@ -264,7 +264,7 @@ def chart(
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" xmlns="http://www.w3.org/2000/svg">',
         f"<title>{escape(title)}</title>",
         f"<desc>{escape(description)}</desc>" if description else "",
-        _text(0, 13, title, "title"),
+        text_element(0, 13, title, "title"),
         *_legend(rows),
         *_axes(frame, x, y, width, height),
         *(part for mark in marks for part in _draw(mark, frame)),
@@ -363,28 +363,30 @@ def _y_values(mark: Mark) -> Iterator[float]:
         yield mark.value
 
 
-def _text(x: float, y: float, text: str, classes: str = "", anchor: str = "start") -> str:
+def text_element(x: float, y: float, text: str, classes: str = "", anchor: str = "start") -> str:
+    """Return a text; ``anchor`` is the part of it that is at x."""
     anchored = f' text-anchor="{anchor}"' if anchor != "start" else ""
     return f'<text x="{x:.1f}" y="{y:.1f}"{anchored} class="{classes}">{escape(text)}</text>'
 
 
-def _segment(x1: float, y1: float, x2: float, y2: float, classes: str) -> str:
+def line_element(x1: float, y1: float, x2: float, y2: float, classes: str) -> str:
+    """Return a straight line."""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{classes}"/>'
 
 
 def _axes(frame: _Frame, x: Axis, y: Axis, width: int, height: int) -> Iterator[str]:
     for value, text in frame.y_scale.ticks:
-        yield _segment(frame.left, frame.y(value), frame.right, frame.y(value), "grid")
-        yield _text(frame.left - 6, frame.y(value) + 4, text, "axis", "end")
+        yield line_element(frame.left, frame.y(value), frame.right, frame.y(value), "grid")
+        yield text_element(frame.left - 6, frame.y(value) + 4, text, "axis", "end")
     end = -math.inf
     for value, text in frame.x_scale.ticks:
         place, half = frame.x(value), _CHARACTER * len(text) / 2
-        yield _segment(place, frame.bottom, place, frame.bottom + 4, "base")
+        yield line_element(place, frame.bottom, place, frame.bottom + 4, "base")
         if place - half > end + 4:  # texts that would overlap are left out
-            yield _text(min(place, width - half), frame.bottom + 17, text, "axis", "middle")
+            yield text_element(min(place, width - half), frame.bottom + 17, text, "axis", "middle")
             end = place + half
-    yield _segment(frame.left, frame.bottom, frame.right, frame.bottom, "base")
-    yield _text((frame.left + frame.right) / 2, height - 5, x.label, "axis", "middle")
+    yield line_element(frame.left, frame.bottom, frame.right, frame.bottom, "base")
+    yield text_element((frame.left + frame.right) / 2, height - 5, x.label, "axis", "middle")
     middle = (frame.top + frame.bottom) / 2
     yield (
         f'<text transform="translate(11 {middle:.1f}) rotate(-90)" text-anchor="middle" class="axis">'
@@ -402,9 +404,9 @@ def _draw(mark: Mark, frame: _Frame) -> Iterator[str]:
     elif isinstance(mark, Whiskers):
         for x, low, high in mark.points:
             place, top, bottom = frame.x(x), frame.y(high), frame.y(low)
-            yield _segment(place, bottom, place, top, f"s{mark.colour}")
-            yield _segment(place - 3, top, place + 3, top, f"s{mark.colour}")
-            yield _segment(place - 3, bottom, place + 3, bottom, f"s{mark.colour}")
+            yield line_element(place, bottom, place, top, f"s{mark.colour}")
+            yield line_element(place - 3, top, place + 3, top, f"s{mark.colour}")
+            yield line_element(place - 3, bottom, place + 3, bottom, f"s{mark.colour}")
     elif isinstance(mark, Points):
         yield from _draw_points(mark, frame)
     elif isinstance(mark, Bars):
@@ -423,12 +425,12 @@ def _draw(mark: Mark, frame: _Frame) -> Iterator[str]:
         )
     elif mark.vertical:
         place = frame.x(mark.value)
-        yield _segment(place, frame.top, place, frame.bottom, f"dashed s{mark.colour}")
-        yield _text(place - 4, frame.top + 12, mark.label, f"halo f{mark.colour}", "end")
+        yield line_element(place, frame.top, place, frame.bottom, f"dashed s{mark.colour}")
+        yield text_element(place - 4, frame.top + 12, mark.label, f"halo f{mark.colour}", "end")
     else:
         place = frame.y(mark.value)
-        yield _segment(frame.left, place, frame.right, place, f"dashed s{mark.colour}")
-        yield _text(frame.left + 4, place - 4, mark.label, f"halo f{mark.colour}")
+        yield line_element(frame.left, place, frame.right, place, f"dashed s{mark.colour}")
+        yield text_element(frame.left + 4, place - 4, mark.label, f"halo f{mark.colour}")
 
 
 def _draw_line(line: Line, frame: _Frame) -> Iterator[str]:
@@ -458,7 +460,7 @@ def _draw_points(mark: Points, frame: _Frame) -> Iterator[str]:
         yield _shape(mark, x, y, f"<title>{escape(point.text or point.label)}</title>")
         if point.label:
             right = x + 8 + _CHARACTER * len(point.label) <= frame.right
-            yield _text(x + 8 if right else x - 8, y - 6, point.label, "halo", "start" if right else "end")
+            yield text_element(x + 8 if right else x - 8, y - 6, point.label, "halo", "start" if right else "end")
 
 
 def _shape(mark: Points, x: float, y: float, title: str = "") -> str:
@@ -482,7 +484,7 @@ def _line_labels(lines: Sequence[Line], frame: _Frame) -> Iterator[str]:
         for index in range(len(places) - 2, -1, -1):
             places[index] = min(places[index], places[index + 1] - 13)
     for place, (_, x, line) in zip(places, ends, strict=True):
-        yield _text(x + 7, place + 4, line.name, f"f{line.colour}")
+        yield text_element(x + 7, place + 4, line.name, f"f{line.colour}")
 
 
 _Named = Line | Points | Bars | Span
@@ -508,8 +510,8 @@ def _legend(rows: Sequence[Sequence[tuple[float, _Named]]]) -> Iterator[str]:
             if isinstance(mark, Points):
                 yield _shape(mark, x + 5.5, y)
             elif isinstance(mark, Line):
-                yield _segment(x, y, x + 12, y, f"line s{mark.colour}{_line_style(mark)}")
+                yield line_element(x, y, x + 12, y, f"line s{mark.colour}{_line_style(mark)}")
             else:
                 style = "span" if isinstance(mark, Span) else f"f{mark.colour}"
                 yield f'<rect x="{x:.1f}" y="{y - 5.5}" width="11" height="11" rx="2" class="{style}"/>'
-            yield _text(x + 16, y + 4.5, mark.name)
+            yield text_element(x + 16, y + 4.5, mark.name)

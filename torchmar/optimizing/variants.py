@@ -58,7 +58,7 @@ class Variant:
 
 #: In the order in which they are tried: those that are made fast, and win most often, first.
 CATALOGUE = (
-    Variant(name=BASELINE, title="as it is", family="", device="any"),
+    Variant(name=BASELINE, title="original", family="", device="any"),
     Variant(name="bfloat16", title="bfloat16", family="precision", arguments={"dtype": "bfloat16"}),
     Variant(name="float16", title="float16", family="precision", arguments={"dtype": "float16"}),
     Variant(name="torchscript-frozen", title="TorchScript, frozen", family="torchscript"),
