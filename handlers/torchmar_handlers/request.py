@@ -72,8 +72,10 @@ class Request:
 
     def accepts(self, content_type: str) -> bool:
         """Return whether the request's ``Accept`` names ``content_type`` itself (a wildcard does not count)."""
-        accepted = str(self.headers.get("accept", "")).lower().split(",")
-        return content_type in [choice.partition(";")[0].strip() for choice in accepted]
+        accepted = str(self.headers.get("accept", "")).lower()
+        if content_type not in accepted:
+            return False
+        return content_type in [choice.partition(";")[0].strip() for choice in accepted.split(",")]
 
     @property
     def media_type(self) -> str:

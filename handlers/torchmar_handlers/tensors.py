@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ _DTYPES = {
     )
 }
 _TAKEN = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}  # the kinds of numbers that can stand for another's
+_FLOAT32 = np.dtype(np.float32)
 _LARGEST_SQUARE = float(np.finfo(np.float32).max) ** 2
 _SIZES = (1, 8, 32)  # of dimensions that may have any, to try a model with
 _BESIDE = "parameters"  # what a JSON object may hold that is no input
@@ -82,7 +84,10 @@ class TensorHandler(BaseHandler):
     def rows(self, request: Request) -> list[Any] | None:
         """Return the instances of a body with one dimension more than an instance has."""
         payload = _payload(request)
-        if isinstance(payload, Mapping):
+        if isinstance(payload, list):
+            if payload and isinstance(payload[0], Mapping) and all(isinstance(item, Mapping) for item in payload):
+                return payload
+        elif isinstance(payload, Mapping):
             named = {name: value for name, value in payload.items() if name != _BESIDE}
             if not named or not all(_many(value, self._input(name)) for name, value in named.items()):
                 return None
@@ -91,8 +96,6 @@ class TensorHandler(BaseHandler):
                 message = ", ".join(f"{name}: {count}" for name, count in counts.items())
                 raise BadRequest(f"the inputs have different numbers of instances: {message}")
             return [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)]
-        if isinstance(payload, list) and payload and all(isinstance(item, Mapping) for item in payload):
-            return payload
         return list(payload) if len(self.inputs) == 1 and _many(payload, self.inputs[0]) else None
 
     def typical_inputs(self) -> Iterator[dict[str, np.ndarray]]:
@@ -116,7 +119,7 @@ class TensorHandler(BaseHandler):
         payload = _payload(request)
         if payload is None:
             raise BadRequest(f"the body is empty; {self._expected()}")
-        if not isinstance(payload, Mapping):
+        if isinstance(payload, list) or not isinstance(payload, Mapping):
             if len(self.inputs) > 1:
                 raise BadRequest(f"the model has {len(self.inputs)} inputs; {self._expected()}")
             return {self.inputs[0].name: _array(payload, self.inputs[0])}
@@ -136,7 +139,7 @@ class TensorHandler(BaseHandler):
 
     def group(self, decoded: dict[str, np.ndarray]) -> Hashable:
         """Return the shapes and types that instances must share to be one batch."""
-        return tuple((array.shape, array.dtype) for array in decoded.values())
+        return tuple([(array.shape, array.dtype.char) for array in decoded.values()])
 
     def preprocess(self, inputs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         """Stack each input, ``(n, ...)``."""
@@ -153,7 +156,7 @@ class TensorHandler(BaseHandler):
         if self._observes:
             self._taken.see({name: tensor.cpu().numpy() for name, tensor in batch.items()})
             self._given.see(outputs)
-        finite = all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in outputs.values())
+        finite = all(map(_finite, outputs.values()))
         return [
             self._answer({name: array[index, ...] for name, array in outputs.items()}, request, finite)
             for index, request in enumerate(requests)
@@ -191,7 +194,7 @@ class TensorHandler(BaseHandler):
 
     def _named(self, output: Any) -> dict[str, Any]:
         """Return the model's outputs by name."""
-        if isinstance(output, Mapping):
+        if not isinstance(output, torch.Tensor) and isinstance(output, Mapping):
             missing = [name for name in self.output_names if name not in output]
             if missing:
                 raise ValueError(f"the model returns no {missing[0]!r}; it returns {', '.join(output)}")
@@ -342,19 +345,18 @@ def _array(value: Any, spec: Input) -> np.ndarray:
 
 
 def _wanted(array: np.ndarray, value: Any, spec: Input) -> np.dtype:
-    wanted = array.dtype.newbyteorder("=")
     if spec.dtype is not None:
-        wanted = _numpy_dtype(spec.dtype)
-    elif wanted.kind == "f" and not isinstance(value, np.ndarray):
-        wanted = np.dtype(np.float32)
-    dtype: np.dtype = wanted
+        return _numpy_dtype(spec.dtype)
+    if array.dtype.kind == "f" and not isinstance(value, np.ndarray):
+        return _FLOAT32
+    dtype: np.dtype = array.dtype.newbyteorder("=")
     return dtype
 
 
 def _cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
     if array.dtype.kind not in _TAKEN[dtype.kind] and array.size:
         raise BadRequest(f"{what} is of {_kind(array.dtype)}; {dtype} is expected")
-    if dtype.kind in "iu" and array.size:
+    if dtype.kind in "iu" and array.dtype != dtype and array.size:
         limits = np.iinfo(dtype)
         low, high = int(array.min()), int(array.max())
         if low < limits.min or high > limits.max:
@@ -368,7 +370,8 @@ def _cast(array: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
     else:
         cast = np.ascontiguousarray(array, dtype)
     # A view of a request's bytes is read-only, which torch does not know.
-    return (cast if cast.flags.writeable else cast.copy()).reshape(array.shape)
+    cast = cast if cast.flags.writeable else cast.copy()
+    return cast if cast.shape == array.shape else cast.reshape(array.shape)
 
 
 @functools.cache
@@ -384,6 +387,15 @@ def _fits_float32(array: np.ndarray, dtype: np.dtype) -> bool:
         return False
     flat = array.ravel()
     return bool(flat.dot(flat) <= _LARGEST_SQUARE)
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Return whether no number of an array is NaN or infinite."""
+    if array.dtype.kind != "f":
+        return True
+    # The sum of squares is computed in a fraction of the time; it is finite only if all numbers are.
+    flat = array.ravel()
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(array).all())
 
 
 def _kind(dtype: np.dtype) -> str:

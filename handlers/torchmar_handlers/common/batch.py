@@ -200,6 +200,10 @@ def _decode(handler: HandlerProtocol, parts: Sequence[Request]) -> list[Any]:
 
 def _groups(handler: HandlerProtocol, parts: Iterable[_Part]) -> Iterator[tuple[bool, Sequence[_Part]]]:
     """Yield the parts that can share a forward pass, no more at once than the handler takes."""
+    parts = list(parts)
+    if len(parts) == 1:
+        yield parts[0].request.wants_explanation, parts
+        return
     groups: dict[tuple[bool, Hashable], list[_Part]] = {}
     for part in parts:
         try:

@@ -66,11 +66,11 @@ def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Return ``value`` with its tensors changed, through tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         return change(value)
-    if isinstance(value, Mapping):
-        return {key: _each(element, change) for key, element in value.items()}
     if isinstance(value, tuple | list):
         changed = [_each(item, change) for item in value]
         return tuple(changed) if isinstance(value, tuple) else changed
+    if isinstance(value, Mapping):
+        return {key: _each(element, change) for key, element in value.items()}
     return value
 
 

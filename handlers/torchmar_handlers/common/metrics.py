@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 
 # A metric is a line of log that the server parses, 30 to 60 microseconds each: for a small model
@@ -22,6 +23,8 @@ class Metrics:
     """
 
     def __init__(self) -> None:
+        self._metrics: Any = None
+        self._seconds: Any = None
         self._reported = 0.0
         self._batches = self._requests = 0
         self._total = self._decoding = self._inference = 0.0
@@ -37,7 +40,11 @@ class Metrics:
             decoding: seconds of these for decoding.
             inference: seconds of these for the model.
         """
-        metrics.add_metric("HandlerSeconds", round(total, 6), "s", metric_type=MetricTypes.HISTOGRAM)
+        if metrics is not self._metrics:
+            self._metrics, self._seconds = metrics, _histogram(metrics, "HandlerSeconds", "s")
+        # As metrics.add_metric does, which looks up metric and dimensions each time.
+        request_ids = ",".join(metrics.request_ids.values()) if metrics.request_ids else ""
+        self._seconds.add_or_update(round(total, 6), [metrics.model_name, "Model"], request_ids)
         if rejected:
             metrics.add_counter("RejectedRequests", rejected)
         self._batches += 1
@@ -64,3 +71,11 @@ class Metrics:
         metrics.add_metric("RequestBatchSize", size, "count", metric_type=MetricTypes.GAUGE)
         self._batches = self._requests = 0
         self._total = self._decoding = self._inference = 0.0
+
+
+def _histogram(metrics: Any, name: str, unit: str) -> Any:
+    """Return a histogram with the dimensions that TorchServe gives metrics of models."""
+    try:
+        return metrics.get_metric(name, MetricTypes.HISTOGRAM)
+    except MetricsCacheKeyError:
+        return metrics.add_metric_to_cache(name, unit, ["ModelName", "Level"], MetricTypes.HISTOGRAM)

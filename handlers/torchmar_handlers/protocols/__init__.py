@@ -47,9 +47,10 @@ def read(request: Request, served: HandlerInfo) -> ParsedRequest:
     if request.media_type in JSON_LINES:
         return _lines(request, served)
     body = _document(request)
+    if isinstance(body, list):
+        _check_json_depth(body, served.max_json_depth)
+        return plain.read(request, served)
     if not isinstance(body, Mapping):
-        if isinstance(body, list):
-            _check_json_depth(body, served.max_json_depth)
         return plain.read(request, served)
     _check_json_depth(body, served.max_json_depth)
     if body is not request.row.get("body"):
