@@ -9,12 +9,18 @@ workers do (`torchmar.worker.environment`): with OpenMP's default, threads of th
 the next one starts, and figures differ by a factor of ten from run to run. Weights are random: time does
 not depend on their content.
 
-    python benchmarks/handlers.py [--rounds 5] [--seconds 5] [--only worker server explain text start]
+The parts `small` and `photographs` count CPU time of one thread, and give ratios of the median round with an interval
+that contains it with a confidence of at least 95 %: a worker's code for requests of 64 numbers, and the way from a JPEG
+file to the model's input. Large photographs are mosaics of small ones, so that they have detail in every pixel; the
+archive `imagenet`, where it is trained, says what decoding at a scale changes.
+
+    scripts/bench handlers [--rounds 5] [--seconds 5] [--only small photographs worker server explain text start]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import io
 import itertools
@@ -38,6 +44,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness.machine import processor
+from harness.rounds import interval
 
 from torchmar import archive, properties, recipe
 from torchmar.cli.terminal import show_table, table
@@ -50,7 +57,7 @@ ROOT = Path(__file__).parent.parent
 BATCHES = (1, 4, 8, 16, 32)
 STEPS = 15  # what TorchServe's handler has
 STOCK, OURS = "TorchServe's handler", "torchmar's handler"
-PARTS = ("start", "worker", "server", "explain", "text")
+PARTS = ("small", "photographs", "start", "worker", "server", "explain", "text")
 WORDS = ["the", "a", "model", "server", "worker", "batch", "request", "answer", "queue", "weight", "layer", "image"]
 
 
@@ -107,6 +114,77 @@ class Bench:
         bare = statistics.median(import_seconds("torch") for _ in range(3))
         rows.append(("import torch alone", f"{bare:.2f} s", "", ""))
         show("A worker's start (ResNet-18)", ("", "import", "loaded after", "memory"), rows)
+
+    def small(self) -> None:
+        """Microseconds of CPU of a worker's code for small requests, by batch size."""
+        from harness import models
+
+        model = models.tiny(self.folder)
+        bodies = []
+        for index, body in enumerate(model.bodies):
+            bodies.append(self.folder / f"body-{index}")
+            bodies[-1].write_bytes(body)
+        rows = []
+        with contextlib.ExitStack() as stack:
+            sides = {}
+            for side, store in ((STOCK, "stock"), (OURS, "ours")):
+                with archive.Archive(model.stores[store] / model.file) as opened:
+                    opened.extract(self.folder / store)
+                sides[side] = stack.enter_context(calls(self.folder / store, bodies))
+            for size in (1, 4, 16):
+                took: dict[str, list[float]] = {side: [] for side in sides}
+                for number in range(8 * self.rounds + 2):
+                    for side, call in list(sides.items())[:: -1 if number % 2 else 1]:
+                        seconds, answer = call(size, 320 // size)
+                        assert any(model.same(answer, expected) for expected in model.expected), answer
+                        if number >= 2:
+                            took[side].append(seconds / size)
+                each = (f"{statistics.median(seconds) * 1e6:.1f}" for seconds in took.values())
+                rows.append((str(size), *each, with_interval(took[OURS], took[STOCK])))
+        head = ("batch", "stock us", "ours us", "ours of stock")
+        show("A perceptron of 64 features: CPU microseconds a request in a worker", head, rows)
+
+    def photographs(self) -> None:
+        """Milliseconds of CPU from one JPEG to the model's input, and what decoding at a scale changes."""
+        from PIL import Image
+        from torchvision import transforms
+
+        from torchmar_handlers.common.options import Options
+        from torchmar_handlers.images.inputs import Inputs
+
+        imagenet = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        stock = transforms.Compose(
+            [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), imagenet]
+        )
+
+        def theirs(file: bytes) -> torch.Tensor:
+            tensor: torch.Tensor = stock(Image.open(io.BytesIO(file)))
+            return tensor
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        exact, scaled = (Inputs(Options({"scaled_decoding": flag}), torch.device("cpu")) for flag in (False, True))
+        rows = []
+        for title, files in {"640x480": photographs(8), "2560x1920": mosaics(4, 8), "5120x3840": mosaics(8, 2)}.items():
+            took: dict[str, list[float]] = {STOCK: [], "ours": [], "scaled": []}
+            for file in files * self.rounds * (4 if len(files) == 8 else 2):
+                sides: dict[str, Callable[[], object]] = {
+                    STOCK: partial(theirs, file),
+                    "ours": partial(model_input, exact, file),
+                    "scaled": partial(model_input, scaled, file),
+                }
+                for side, call in sides.items():
+                    started = time.thread_time()
+                    call()
+                    took[side].append(time.thread_time() - started)
+            each = (f"{statistics.median(seconds) * 1000:.2f}" for seconds in took.values())
+            ratios = (with_interval(took[STOCK], took[side]) for side in ("ours", "scaled"))
+            worst = max(float((model_input(exact, file) - theirs(file)).abs().max()) for file in files)
+            assert worst < 0.03, f"preprocessed images differ by {worst}"
+            rows.append((title, *each, *ratios, *differences(files)))
+        torch.set_num_threads(before)
+        head = ("", "stock ms", "ours", "scaled", "stock : ours", "stock : scaled", "labels", "probabilities")
+        show("From one JPEG to the model's input, CPU milliseconds", head, rows)
 
     def worker(self) -> None:
         """Images per second in one worker process, by batch size, against the floor."""
@@ -322,6 +400,80 @@ def ours_request(image: bytes) -> Any:
     from torchmar_handlers.request import Request as Row
 
     return Row(0, {"body": image}, {})
+
+
+@contextlib.contextmanager
+def calls(folder: Path, bodies: Sequence[Path]) -> Iterator[Callable[[int, int], tuple[float, Any]]]:
+    """Run `harness/calls.py`; yield a function that returns CPU seconds of a batch, from its size and their number."""
+    script = Path(__file__).parent / "harness" / "calls.py"
+    command = [sys.executable, str(script), str(folder), *map(str, bodies)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin and process.stdout
+        given, answers = process.stdin, process.stdout
+
+        def call(size: int, count: int) -> tuple[float, Any]:
+            given.write(f"{size} {count}\n")
+            given.flush()
+            seconds, answer = json.loads(answers.readline())
+            return seconds, answer
+
+        yield call
+        given.close()
+
+
+def with_interval(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Return the median of the ratios of each round, and its interval."""
+    middle, low, high = interval([one / other for one, other in zip(ours, theirs, strict=True)])
+    return f"{middle:.2f} x ({low:.2f} to {high:.2f})"
+
+
+def model_input(inputs: Any, file: bytes) -> torch.Tensor:
+    """Return a JPEG as the model takes it."""
+    from torchmar_handlers.request import Request as Row
+
+    tensor: torch.Tensor = inputs.normalise(inputs.read(Row(0, {"body": bytearray(file)}, {})).values[None])[0]
+    return tensor
+
+
+def differences(files: Sequence[bytes]) -> tuple[str, str]:
+    """Return how many labels decoding at a scale keeps, and its largest difference of a probability, by `imagenet`."""
+    weights = ROOT / "archives" / "imagenet" / "imagenet.onnx"
+    if not weights.is_file():
+        return "", ""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    from torchmar_handlers.common.options import Options
+    from torchmar_handlers.images.inputs import Inputs
+
+    session = onnxruntime.InferenceSession(weights)
+    answers = []
+    for scaled in (False, True):
+        options = Options({"scaled_decoding": scaled, "mean": [0.49804] * 3, "std": [0.50196] * 3})
+        inputs = Inputs(options, torch.device("cpu"))
+        batch = np.stack([model_input(inputs, file).numpy() for file in files])
+        answers.append(torch.from_numpy(session.run(None, {session.get_inputs()[0].name: batch})[0]).softmax(1))
+    same = int((answers[0].argmax(1) == answers[1].argmax(1)).sum())
+    return f"{same} of {len(files)}", f"{float((answers[0] - answers[1]).abs().max()):.4f}"
+
+
+def mosaics(side: int, count: int) -> list[bytes]:
+    """Return JPEGs that consist of ``side`` times ``side`` photographs of 640x480 each."""
+    from PIL import Image
+
+    tiles = [Image.open(io.BytesIO(file)) for file in photographs(count + side)]
+    files = []
+    for number in range(count):
+        picture = Image.new("RGB", (640 * side, 480 * side))
+        for place in range(side * side):
+            picture.paste(tiles[(number + place) % len(tiles)], (place % side * 640, place // side * 480))
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=90)
+        files.append(stream.getvalue())
+    return files
 
 
 def resnet(path: Path) -> Any:
