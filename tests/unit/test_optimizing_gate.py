@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.paths import ROOT
 from torchmar.errors import TorchmarError
 from torchmar.optimizing import gate
 from torchmar.optimizing.gate import Judgement, Metric, judge, parse, rank_agreement, requirements
@@ -85,6 +86,13 @@ def test_requirements_replace_the_defaults_of_the_kind_of_model() -> None:
         "labels>=0.9", "cos>=0.9", "explanations>=0.8",
     ]  # fmt: skip
     assert shown(gate.EMBEDDING, check=True) == ["cos>=0.999", "check<=0.01"]
+
+
+def test_help_and_documentation_have_the_defaults() -> None:
+    texts = [(ROOT / name).read_text() for name in ("docs/how-to/optimize.md", "torchmar/cli/optimizing.py")]
+    for kind in gate.KINDS:
+        defaults = " and ".join(map(str, kind.defaults))
+        assert all(defaults in " ".join(text.replace('"', " ").split()) for text in texts), defaults
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def optimize(
         typer.Option(
             metavar="BOUND",
             help="What must hold: labels>=0.99, cos>=0.999, relative<=0.05, explanations>=0.9 or check<=0.01. May be "
-            "repeated; default: by the kind of handler.",
+            "repeated. Default of a classifier: labels>=0.99 and cos>=0.98; an embedding: cos>=0.999; a regression: "
+            "relative<=0.02; others: cos>=0.999 and relative<=0.05.",
             show_default=False,
         ),
     ] = None,

@@ -40,10 +40,11 @@ class Agreement:
 
     Attributes:
         inputs: that were compared.
-        labels: the share of inputs with the same most probable class; None: the output has no classes.
-        cosine: the smallest cosine of both outputs of an input.
+        labels: the share of inputs with the same most probable class, of pixels or tokens the mean share; None: the
+            output has no classes.
+        cosine: the smallest cosine of both outputs of an input, of the scores of classes less their mean.
         relative_error: the largest difference of two numbers, relative to the largest absolute number of the
-            baseline's output of the same input.
+            baseline's output of the same input, or to a hundredth of that of all inputs if this is more.
         worst_input: the name of the input with the largest relative error.
         explanations: the smallest rank correlation (Spearman) of the attributions of an input; None: the variant has
             no gradients, so that its explanations are those of the original.
