@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.servers import ECHO, write_config
+from tests.support.wheels import write_wheel
 from torchmar.archive import Archive
 from torchmar.engines.torchserve import TorchServe
 from torchmar.errors import ServerError
@@ -449,25 +450,14 @@ def test_only_leftovers_of_a_former_run_are_removed(bench: Bench, make: Make) ->
     assert (users_folder / "file").exists()
 
 
-def wheel(path: Path) -> bytes:
-    """Return a wheel with one module, ``tiny``."""
-    write(
-        path / "tiny-1.0-py3-none-any.whl",
-        {
-            "tiny.py": "VALUE = 42\n",
-            "tiny-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
-            "tiny-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            "tiny-1.0.dist-info/RECORD": "",
-        },
-    )
-    return (path / "tiny-1.0-py3-none-any.whl").read_bytes()
-
-
 def test_requirements_are_installed_beside_the_archive_if_that_is_configured(
     bench: Bench, make: Make, tmp_path: Path
 ) -> None:
     name = "tiny-1.0-py3-none-any.whl"
-    disk: dict[str, str | bytes] = {name: wheel(tmp_path), "wanted.txt": f"--no-index\n./{name}\n"}
+    disk: dict[str, str | bytes] = {
+        name: write_wheel(tmp_path, "tiny", "1.0", "VALUE = 42\n").read_bytes(),
+        "wanted.txt": f"--no-index\n./{name}\n",
+    }
     path = make(store=bench.store, disk=disk, requirements="wanted.txt", files={name: name})
 
     async def work(sources: ArchiveCache) -> None:
