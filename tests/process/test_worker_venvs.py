@@ -149,8 +149,7 @@ def test_a_lock_file_has_hashes_and_wheels_and_is_kept_if_it_cannot_be_made(
 ) -> None:
     index = tmp_path / "index"
     wheels = [write_wheel(index, "tiny", version, "") for version in ("1.0", "1.1")]
-    for name in ("UV_FIND_LINKS", "PIP_FIND_LINKS"):
-        monkeypatch.setenv(name, str(index))
+    monkeypatch.setenv("UV_FIND_LINKS", str(index))
     monkeypatch.setenv("UV_NO_INDEX", "1")
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("PIP_NO_INDEX", "1")

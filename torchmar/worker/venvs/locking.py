@@ -27,7 +27,6 @@ _YAML = "pyyaml"  # TorchServe imports it, and does not require it
 # With the server's packages, these are the server's: another torch beside its own would be the first reason for an
 # environment without them.
 _SERVER = ("torch", "torchvision", "torchaudio")
-_TORCH_BACKEND = "UV_TORCH_BACKEND"
 _NEVER = "python_version < '0'"
 
 
@@ -169,8 +168,8 @@ def _download(runtime: Runtime, compiled: Path, target: Path, log: Callable[[str
     command = [sys.executable, "-m", "pip", "--python", python, "download", "--dest", str(target), "--no-deps"]
     command += ["--only-binary", ":all:", "--require-hashes", "--no-input", "--no-color", "--progress-bar", "off"]
     command += ["--disable-pip-version-check", "-r", str(compiled)]
-    if (backend := os.environ.get(_TORCH_BACKEND, "auto")) != "auto":  # uv's, which pip does not have
-        command += ["--extra-index-url", f"https://download.pytorch.org/whl/{backend}"]
+    for links in filter(None, os.environ.get("UV_FIND_LINKS", "").split(",")):
+        command += ["--find-links", links]
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
