@@ -68,11 +68,16 @@ def blocks(file: Path) -> Iterator[Block]:
 
 def write_project(folder: Path) -> None:
     """Write the files of the example that the how-to pages share, as docs/how-to/package-a-model.md shows them."""
-    for block in blocks(ROOT / "docs" / "how-to" / "package-a-model.md"):
-        if block.title.startswith("archives/"):
-            file = folder / block.title
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(block.code, encoding="utf-8")
+    write_titled(ROOT / "docs" / "how-to" / "package-a-model.md", folder, "archives/")
+
+
+def write_titled(file: Path, folder: Path, prefix: str) -> None:
+    """Write the files of a document whose titles begin with a folder."""
+    for block in blocks(file):
+        if block.title.startswith(prefix):
+            target = folder / block.title
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(block.code, encoding="utf-8")
 
 
 def run(block: Block, folder: Path, replacements: Mapping[str, str] | None = None) -> None:

@@ -16,8 +16,9 @@ from tests.support.paths import ROOT, TESTS
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("weight_export",),
     ("deployment", "optimizing", "parity", "tuning"),
-    ("diagnosis", "exporting", "guard", "scaffolding", "testing", "weight_export"),
+    ("diagnosis", "exporting", "guard", "scaffolding", "testing"),
     ("load",),
     ("engines",),
     ("server",),

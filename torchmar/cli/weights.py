@@ -44,7 +44,8 @@ def export_weights(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="torchscript-trace, torchscript-script, onnx, export (torch.export), aoti (AOTInductor) or openvino.",
+            help="torchscript-trace (the operations of one call), torchscript-script (the code), onnx, export "
+            "(torch.export), aoti (AOTInductor: machine code) or openvino.",
             show_default=False,
         ),
     ],
@@ -66,7 +67,7 @@ def export_weights(
         typer.Option(
             metavar="NAMES",
             help="The dimensions of any size, in their order, _ for a fixed one: batch,seq for all inputs, "
-            "image:batch,_,height,width for one. May be repeated. none: all are fixed. Default: batch.",
+            "x:batch,_,height,width for one. May be repeated. none: all are fixed. Default: batch.",
             show_default=False,
         ),
     ] = None,

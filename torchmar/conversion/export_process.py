@@ -23,6 +23,7 @@ from torchmar.conversion.exporters.program import bounds, export_program
 from torchmar.conversion.process import Inapplicable, Rejected, main
 
 _TRACED = ("onnx", "export", "aoti", "openvino")  # the targets that are made of a program of torch.export
+_OLDEST_TORCH = (2, 9)  # the first whose programs can be run without their own checks
 _ROWS = 2  # of an example that is guessed
 
 
@@ -38,18 +39,21 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``inputs``: ``name``, ``dtype`` and ``shape`` of each, with names of the dimensions of any size; ``outputs``:
-        the same, without names; ``guessed``: whether there was no example; ``targets``: of each ``notes`` and
+        the same, without names; ``guessed``: whether there was no example; ``skipped``: the cases that the model itself
+        does not take; ``targets``: of each ``notes`` and
         ``bounds`` of its dimensions, or the ``message`` and ``hint`` of its rejection, and whether the model is not to
         blame (``inapplicable``).
 
     Raises:
         Rejected: nothing can be exported.
     """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
+        raise Rejected(f"torch {torch.__version__} is too old to export models", "pip install 'torchmar[export]'")
     torch.manual_seed(0)
     source = _Source(job)
     given, guessed = source.examples([Path(file) for file in job["examples"]], job["calls"])
     axes = source.axes(job["dynamic"], given[0], guessed)
-    answered = source.answer(given, axes)
+    answered, skipped = source.answer(given, axes)
     cases.save(answered, Path(job["cases"]))
     results: dict[str, Any] = {}
     for target in job["targets"]:
@@ -69,7 +73,7 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
         ],
         "outputs": [{"dtype": _dtype(tensor), "shape": list(tensor.shape)} for tensor in answered[0].expected],
         "guessed": guessed,
-        "cases": len(answered),
+        "skipped": skipped,
         "targets": results,
     }
 
@@ -174,17 +178,18 @@ class _Source:
             )
         return axes
 
-    def answer(self, given: Sequence[Example], axes: Axes) -> list[cases.Case]:
-        """Return the cases that the model takes, with its answers.
+    def answer(self, given: Sequence[Example], axes: Axes) -> tuple[list[cases.Case], list[str]]:
+        """Return the cases that the model takes, with its answers, and the names of the others.
 
         Raises:
             Rejected: its answers are random.
         """
-        answered = []
+        answered, skipped = [], []
         for case in cases.vary(given, axes):
             try:
                 expected = self._run(case.inputs)
             except Exception:  # whatever the model raises: it does not take this size, or these values
+                skipped.append(case.name)
                 continue
             answered.append(cases.Case(case.name, case.inputs, case.sizes, expected))
         again = self._run(given[0])
@@ -203,7 +208,7 @@ class _Source:
                     f"the model takes only {answered[0].sizes[name]} as the size of the dimension {name}",
                     f"leave it out of --dynamic: {dimensions.NONE}, or _ in its place",
                 )
-        return answered
+        return answered, skipped
 
     def write(self, to: str, path: Path, example: Example, axes: Axes, opset: int | None) -> dict[str, Any]:
         """Write the model in one format; return the notes, and the bounds of its dimensions.

@@ -126,7 +126,7 @@ def export_weights(
     if opset is not None and to != "onnx":
         raise TorchmarError("--opset is for ONNX only")
     if importlib.util.find_spec("torch") is None:
-        raise TorchmarError("torch is not installed, which exports models", hint="pip install 'torchmar[worker]'")
+        raise TorchmarError("torch is not installed, which exports models", hint="pip install 'torchmar[export]'")
     for file in examples:
         if not file.is_file():
             raise TorchmarError(f"there is no example {file}", hint="--example x.npy, .npz, .json, .jsonl or .pt")
@@ -183,72 +183,103 @@ def _exported(
         "opset": opset,
         "rewrite": source.converted is not None,
         "calls": None,
-        "cases": str(scratch / "cases.pt"),
     }
-    on_step(f"exporting {source.shown} to {TITLES[to]}")
+    if source.archive and not examples:
+        from torchmar.weight_export.recording import record  # needs psutil, of the extra worker
+
+        on_step(f"recording what the handler of {source.shown} gives its model")
+        job["calls"] = str(record(source.archive, source.folder, source.shown, scratch))
     file = part.absolute() / target.name
-    written = _run("export_process", {**job, "targets": [{"to": to, "path": str(file)}]}, scratch, source)
-    made = written["targets"][to]
-    if "message" not in made:
-        on_step(f"comparing {target.name} with {source.shown} in a fresh process")
-        compared = _compared([(to, file, made["bounds"])], job["cases"], scratch)[to]
-        if "message" not in compared:
-            files = _moved(part, target)
-            return _result(source, to, files, written, made, compared)
-        made = {**compared, "message": "; ".join([compared["message"], *_causes(made)])}
+    on_step(f"exporting {source.shown} to {TITLES[to]}")
+    attempts = attempt(source.shown, job, {to: file}, scratch)
+    made = attempts.made[to]
+    if not made.get("message"):
+        return _result(source, to, _moved(part, target), attempts)
     hint = made["hint"]
     if not made.get("inapplicable"):
         on_step("trying the other formats")
-        hint = "; ".join(filter(None, (hint, _alternatives(job, to, scratch, source))))
+        hint = "; ".join(filter(None, (hint, _alternatives(source.shown, job, to, scratch))))
     raise TorchmarError(f"{source.shown} cannot be exported to {TITLES[to]}: {made['message']}", hint=hint)
 
 
-def _causes(made: Mapping[str, Any]) -> list[str]:
-    """Return the notes of an export that tell why it may answer differently."""
-    return [note for note in made["notes"] if "tracer" in note]
+@dataclass(frozen=True)
+class Attempts:
+    """Formats that a model was written in, whose answers were compared.
+
+    Attributes:
+        described: ``inputs``, ``outputs`` and ``guessed`` of `torchmar.conversion.export_process.export`.
+        made: of each format what that function and `torchmar.conversion.export_check.check` return; the ``message`` and
+            ``hint`` of one that was rejected.
+    """
+
+    described: Mapping[str, Any]
+    made: Mapping[str, Mapping[str, Any]]
 
 
-def _alternatives(job: Mapping[str, Any], to: str, scratch: Path, source: Source) -> str:
+def attempt(shown: str, job: Mapping[str, Any], files: Mapping[str, Path], scratch: Path) -> Attempts:
+    """Write a model in several formats by one process, and compare the answers in another.
+
+    Args:
+        shown: how messages call the model.
+        job: of `torchmar.conversion.export_process.export`, without targets and cases.
+        files: by format.
+        scratch: a folder for what the processes need.
+
+    Raises:
+        TorchmarError: the model cannot be loaded.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="attempt-", dir=scratch))
+    cases = str(folder / "cases.pt")
+    targets = [{"to": to, "path": str(file)} for to, file in files.items()]
+    try:
+        written = _run("export_process", {**job, "targets": targets, "cases": cases}, scratch)
+    except starting.ConversionError as error:
+        if not error.crashed:
+            raise TorchmarError(f"{shown} cannot be exported: {error.message}", hint=error.hint) from None
+        if len(files) > 1:
+            each = [attempt(shown, job, {to: file}, scratch) for to, file in files.items()]
+            return Attempts({}, {to: result for one in each for to, result in one.made.items()})
+        return Attempts({}, {to: {"message": error.message, "hint": error.hint} for to in files})
+    made: dict[str, Any] = written.pop("targets")
+    good = {to: file for to, file in files.items() if "message" not in made[to]}
+    compared = _compared(good, {to: made[to]["bounds"] for to in good}, cases, scratch) if good else {}
+    for to, result in compared.items():
+        if "message" in result:  # the tracer may have warned of the reason
+            result["message"] = "; ".join(
+                [result["message"], *(note for note in made[to]["notes"] if "tracer" in note)]
+            )
+        made[to] = {**made[to], **result}
+    return Attempts(written, made)
+
+
+def _alternatives(shown: str, job: Mapping[str, Any], to: str, scratch: Path) -> str:
     """Return the formats that work, for a hint, which are tried."""
     folder = Path(tempfile.mkdtemp(prefix="others-", dir=scratch))
-    others = [(name, folder / f"{name}{TARGETS[name]}") for name in _TRIED if name != to]
-    targets = [{"to": name, "path": str(file)} for name, file in others]
-    try:
-        made = _run("export_process", {**job, "opset": None, "targets": targets}, scratch, source)["targets"]
-        written = [(name, file, made[name]["bounds"]) for name, file in others if "message" not in made[name]]
-        compared = _compared(written, job["cases"], scratch) if written else {}
-    except TorchmarError:  # a crash, of which no format is the cause
-        return ""
-    good = [f"--to {name}" for name, result in compared.items() if "message" not in result]
+    files = {name: folder / f"{name}{TARGETS[name]}" for name in _TRIED if name != to}
+    made = attempt(shown, {**job, "opset": None}, files, scratch).made
+    good = [f"--to {name}" for name, result in made.items() if "message" not in result]
     if not good:
         return "none of the other formats works for it"
     return f"tried, and the answers are the same: {', '.join(good)}"
 
 
 def _compared(
-    written: Sequence[tuple[str, Path, Mapping[str, Any]]], cases: str, scratch: Path
+    files: Mapping[str, Path], bounds: Mapping[str, Any], cases: str, scratch: Path
 ) -> dict[str, dict[str, Any]]:
-    targets = [{"to": to, "path": str(file), "bounds": dict(bounds)} for to, file, bounds in written]
+    targets = [{"to": to, "path": str(file), "bounds": bounds[to]} for to, file in files.items()]
     try:
-        return starting.run("export_check", {"cases": cases, "targets": targets}, _work(scratch), _ENVIRONMENT)
+        return _run("export_check", {"cases": cases, "targets": targets}, scratch)
     except starting.ConversionError as error:
-        if len(written) == 1:
-            return {written[0][0]: {"message": f"it crashes when it is run: {error.message}", "hint": error.hint}}
+        if len(files) == 1:
+            return {to: {"message": f"it crashes when it is run: {error.message}", "hint": error.hint} for to in files}
         results: dict[str, dict[str, Any]] = {}
-        for one in written:
-            results |= _compared([one], cases, scratch)
+        for to, file in files.items():
+            results |= _compared({to: file}, bounds, cases, scratch)
         return results
 
 
-def _run(module: str, job: Mapping[str, Any], scratch: Path, source: Source) -> dict[str, Any]:
-    try:
-        return starting.run(module, job, _work(scratch), _ENVIRONMENT)
-    except starting.ConversionError as error:
-        raise TorchmarError(f"{source.shown} cannot be exported: {error.message}", hint=error.hint) from None
-
-
-def _work(scratch: Path) -> Path:
-    return Path(tempfile.mkdtemp(prefix="work-", dir=scratch))
+def _run(module: str, job: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
+    return starting.run(module, job, Path(tempfile.mkdtemp(prefix="work-", dir=scratch)), _ENVIRONMENT)
 
 
 def _moved(part: Path, target: Path) -> tuple[Path, ...]:
@@ -259,28 +290,24 @@ def _moved(part: Path, target: Path) -> tuple[Path, ...]:
     return tuple(target.with_name(name) for name in reversed(names))
 
 
-def _result(
-    source: Source,
-    to: str,
-    files: tuple[Path, ...],
-    written: Mapping[str, Any],
-    made: Mapping[str, Any],
-    compared: Mapping[str, Any],
-) -> Export:
+def _result(source: Source, to: str, files: tuple[Path, ...], attempts: Attempts) -> Export:
+    described, made = attempts.described, attempts.made[to]
     notes = list(made["notes"])
+    if skipped := described["skipped"]:
+        notes.append(f"not compared, for the model itself does not take it: {', '.join(skipped)}")
     if source.converted:
         notes.append(f"converted from Keras: {source.converted.show()}")
     return Export(
         source=source.shown,
         to=to,
         files=files,
-        inputs=tuple(Tensor(each["name"], each["dtype"], tuple(each["shape"])) for each in written["inputs"]),
-        outputs=tuple(Tensor("", each["dtype"], tuple(each["shape"])) for each in written["outputs"]),
-        sizes=compared["sizes"],
+        inputs=tuple(Tensor(each["name"], each["dtype"], tuple(each["shape"])) for each in described["inputs"]),
+        outputs=tuple(Tensor("", each["dtype"], tuple(each["shape"])) for each in described["outputs"]),
+        sizes=made["sizes"],
         bounds={name: (limits[0], limits[1], limits[2]) for name, limits in made["bounds"].items()},
-        difference=compared["difference"],
-        compared=compared["compared"],
-        guessed=written["guessed"],
+        difference=made["difference"],
+        compared=made["compared"],
+        guessed=described["guessed"],
         notes=tuple(notes),
     )
 

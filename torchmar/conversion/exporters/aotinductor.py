@@ -14,6 +14,8 @@ from torchmar.conversion.exporters.model import Axes, Example, Model
 from torchmar.conversion.exporters.program import export_program
 from torchmar.conversion.process import Inapplicable
 
+# Headers that are compiled before pay off from the second program on, and would stay in /tmp.
+_SETTINGS = {"aot_inductor.precompile_headers": False, "cpp_cache_precompile_headers": False}
 _COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -41,7 +43,9 @@ def to_aoti(model: Model, example: Example, dynamic: Axes, path: Path) -> list[s
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         try:
             with torch.no_grad():
-                torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(path), inductor_configs=dict(_SETTINGS)
+                )
         except Exception as error:  # of the compilers of torch and of C++
             raise failure.rejection(error, "AOTInductor", program) from error
         finally:

@@ -60,9 +60,11 @@ def tensors(output: Any) -> list[torch.Tensor]:
 
 def call(model: Model, example: Example) -> Any:
     """Return the output of a model for one example, without gradients."""
-    run = model.module(check_guards=False) if isinstance(model, ExportedProgram) else model
     with torch.no_grad():
-        return run(*example)  # type: ignore[operator]
+        if isinstance(model, ExportedProgram):  # which takes by name what it was exported with by name
+            args, kwargs = pytree.tree_unflatten(list(example), model.call_spec.in_spec)
+            return model.module(check_guards=False)(*args, **kwargs)
+        return model(*example)  # type: ignore[operator]
 
 
 def sized(example: Example, dynamic: Axes, sizes: Mapping[str, int]) -> Example:

@@ -19,7 +19,7 @@ from torchmar.conversion.exporters.program import export_program
 from torchmar.conversion.process import Inapplicable
 
 _OLDEST = 18  # of the operators that torch's exporter is written in
-_EXTRA = "pip install onnx onnxscript onnxruntime"
+_EXTRA = "pip install 'torchmar[export]'"
 
 
 def to_onnx(

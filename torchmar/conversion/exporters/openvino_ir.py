@@ -44,7 +44,7 @@ def to_openvino(
         Rejected: it cannot be converted, or OpenVINO is missing.
     """
     if importlib.util.find_spec("openvino") is None:
-        raise Inapplicable("OpenVINO is not installed here", "pip install 'torchmar[openvino]'")
+        raise Inapplicable("OpenVINO is not installed here", "pip install 'torchmar[export]'")
     # The handlers' function imports it without the package that sends statistics.
     openvino = importlib.import_module("torchmar_handlers.weights.openvino_ir").imported()
     notes = []

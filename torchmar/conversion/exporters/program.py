@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ from torchmar.conversion.process import Rejected
 _ROUNDS = 4  # of torch's suggestions about sizes that are followed
 _LARGEST = 2**31  # sizes from here on are no bound
 _DATA = "GuardOnDataDependent"
+
+
+class DependsOnValuesError(Rejected):
+    """What the model computes depends on the values of its input."""
 
 
 def export_program(model: Model, example: Example, dynamic: Axes) -> ExportedProgram:
@@ -41,10 +45,7 @@ def export_program(model: Model, example: Example, dynamic: Axes) -> ExportedPro
     example = traceable(example, dynamic)
     if isinstance(model, torch.jit.ScriptModule):
         names = input_names(model, len(example))
-        program = _traced(_of_torchscript(model, example).module(check_guards=False), example, dynamic)
-        if signature := program.module_call_graph[0].signature:
-            signature.forward_arg_names = names
-        return program
+        return _traced(_named(_of_torchscript(model, example).module(check_guards=False), names), example, dynamic)
     return _traced(model, example, dynamic)
 
 
@@ -112,6 +113,16 @@ def _shapes(model: nn.Module, dynamic: Axes, dimensions: Mapping[str, Any]) -> A
     return shapes
 
 
+def _named(model: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Return a module whose inputs have names, which a program keeps, and its checks of sizes use."""
+    listed = ", ".join(names)
+    scope: dict[str, Any] = {}
+    exec(f"def forward(self, {listed}):\n    return self.model({listed})\n", scope)
+    module: nn.Module = type("Named", (nn.Module,), {"forward": scope["forward"]})()
+    module.model = model
+    return module
+
+
 def _followed(error: Exception, shapes: Any) -> Any:
     """Return dimensions as torch suggests them.
 
@@ -138,7 +149,7 @@ def _untraceable(error: Exception) -> Rejected:
     text = " ".join(f"{type(link).__name__} {link}" for link in failure._chain(error))
     if _DATA in text or "data-dependent" in text:
         place = failure.place_of(error)
-        return Rejected(
+        return DependsOnValuesError(
             f"what it computes depends on the values of its input{f', at {place}' if place else ''}: torch.export "
             "keeps one program for all values",
             "write the branch with torch.where or torch.cond; TorchScript keeps branches (--to torchscript-script)",

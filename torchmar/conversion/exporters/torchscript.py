@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.jit._trace import TracerWarning
+from torch.utils import _pytree as pytree
 
 from torchmar.conversion.exporters import failure
-from torchmar.conversion.exporters.model import Axes, Example, Model, traceable
-from torchmar.conversion.exporters.program import export_program
+from torchmar.conversion.exporters.model import Axes, Example, Model, input_names, traceable
+from torchmar.conversion.exporters.program import DependsOnValuesError, export_program
 from torchmar.conversion.process import Inapplicable, Rejected
 
 _DEPRECATED = r"`torch\.jit\.\w+` is (deprecated|not supported)"
@@ -25,7 +26,8 @@ def to_torchscript_trace(model: Model, example: Example, dynamic: Axes, path: Pa
     """Write the operations of one call.
 
     A trace has no branches: of an ``if`` it keeps what the example has chosen. Where torch warns of one, the model is
-    also exported by torch.export, which fails if a branch depends on values, or on a size that ``dynamic`` names.
+    also exported by torch.export, which fails if a branch depends on values, or on a size that ``dynamic`` names. A
+    program has no branches: its trace is its code.
 
     Args:
         model: eager, or a program.
@@ -39,9 +41,9 @@ def to_torchscript_trace(model: Model, example: Example, dynamic: Axes, path: Pa
     Raises:
         Rejected: it cannot be traced, or a trace would depend on the example.
     """
+    if isinstance(model, ExportedProgram):
+        return to_torchscript_script(model, example, dynamic, path)
     module = _module(model)
-    if isinstance(module, torch.jit.ScriptModule):
-        raise Inapplicable("it is TorchScript already")
     with warnings.catch_warnings(record=True) as caught, torch.no_grad():
         warnings.simplefilter("always")
         try:
@@ -55,11 +57,9 @@ def to_torchscript_trace(model: Model, example: Example, dynamic: Axes, path: Pa
 
 def to_torchscript_script(model: Model, example: Example, dynamic: Axes, path: Path) -> list[str]:
     """Write the code of a model, with its branches and loops; arguments as those of `to_torchscript_trace`."""
-    module = _module(model)
-    if isinstance(module, torch.jit.ScriptModule):
-        raise Inapplicable("it is TorchScript already")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        module = _graph(model) if isinstance(model, ExportedProgram) else _module(model)
         try:
             scripted: Any = torch.jit.script(module)
         except Exception as error:
@@ -70,12 +70,36 @@ def to_torchscript_script(model: Model, example: Example, dynamic: Axes, path: P
     return []
 
 
-def _module(model: Model) -> nn.Module:
-    if isinstance(model, ExportedProgram):
-        return model.module(check_guards=False)
+def _module(model: nn.Module | Path) -> nn.Module:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise Inapplicable("it is TorchScript already")
     if isinstance(model, Path):
         raise Rejected("it is an ONNX model, which torch does not run", "export the model that it was made of")
     return model
+
+
+def _graph(program: ExportedProgram) -> nn.Module:
+    """Return the graph of a program as TorchScript compiles it: operators without overloads, sizes as methods."""
+    module: Any = program.module(check_guards=False)
+    graph = module.graph
+    graph.set_codegen(torch.fx.graph.CodeGen())
+    names = input_names(program, len(graph.find_nodes(op="placeholder")))
+    for node, name in zip(graph.find_nodes(op="placeholder"), names, strict=True):
+        node.target = name
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if str(node.target).startswith("aten._assert_"):
+            graph.erase_node(node)
+        elif str(node.target) == "aten.sym_size.int":
+            node.op, node.target = "call_method", "size"
+        else:
+            node.target = node.target.overloadpacket
+    output = graph.output_node()
+    returned = pytree.tree_unflatten(list(output.args[0]), program.call_spec.out_spec)
+    output.args = (dict(returned) if isinstance(returned, Mapping) else returned,)
+    graph.eliminate_dead_code()
+    return torch.fx.GraphModule(module, graph)
 
 
 def _save(module: Any, path: Path) -> None:
@@ -88,7 +112,7 @@ def _places(caught: list[warnings.WarningMessage]) -> Iterator[str]:
     """Yield what a tracer warned of, and where."""
     for warning in caught:
         if issubclass(warning.category, TracerWarning):
-            what = re.split(r"[.:] ", str(warning.message))[0]
+            what = re.split(r"[.:] | might ", str(warning.message))[0]
             yield f"{what} at {failure._shown(warning.filename, warning.lineno)}"
 
 
@@ -103,6 +127,8 @@ def _checked(model: Model, example: Example, dynamic: Axes, places: list[str]) -
     hint = "torchscript-script keeps the code; torch.where and torch.cond keep both branches of an if"
     try:
         export_program(model, example, dynamic)
+    except DependsOnValuesError:
+        raise Rejected(f"a trace would depend on its example: {places[0]}", hint) from None
     except Rejected as rejected:
-        raise Rejected(f"a trace would depend on its example ({places[0]}): {rejected}", hint) from None
+        raise Rejected(f"a trace would depend on its example: {places[0]}; {rejected}", hint) from None
     yield f"the tracer warned ({places[0]}); torch.export found no branch that depends on values or on these dimensions"
