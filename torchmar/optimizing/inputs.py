@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torchmar import exchange
 from torchmar.archive import Archive
 from torchmar.errors import TorchmarError
 from torchmar.exchange import Request
 from torchmar.sample_check import sample_requests
+from torchmar.worker import request_headers
 
 MOST = 2000
 """Requests that are taken of a folder: more make no difference to the verdict, and take longer."""
@@ -51,6 +54,16 @@ def read(archive: Archive, data: Path | None) -> tuple[Input, ...]:
             hint="give --data FOLDER with inputs, or the recipe some: samples: [{input: FILE}]",
         )
     return tuple(inputs)
+
+
+def write(inputs: Sequence[Input], folder: Path) -> Iterator[dict[str, Any]]:
+    """Write the bodies of requests to a folder, and yield what the step ``capture`` reads of each."""
+    bodies = folder / "requests"
+    bodies.mkdir()
+    for number, each in enumerate(inputs):
+        file = bodies / str(number)
+        file.write_bytes(each.request.body)
+        yield {"name": each.name, "body": str(file), "headers": request_headers(each.request)}
 
 
 def _files(data: Path) -> list[Path]:

@@ -26,7 +26,6 @@ from torchmar.optimizing.results import Agreement, Report, Row, Timing, Verdict
 from torchmar.optimizing.split import Split, split
 from torchmar.optimizing.steps import StepError, Steps
 from torchmar.optimizing.variants import BASELINE, Variant, select
-from torchmar.worker import request_headers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -255,7 +254,7 @@ class Optimizer:
         work.mkdir()
         steps = Steps(work, memory=int(psutil.virtual_memory().available * _MEMORY_PART))
         self._observer.on_step(f"recording the model's inputs for {len(requests)} requests")
-        captured, written = work / "inputs.pt", list(_written(requests, work))
+        captured, written = work / "inputs.pt", list(inputs.write(requests, work))
         try:
             result = steps.run(
                 "capture",
@@ -561,16 +560,6 @@ def _outputs(file: Path, names: Sequence[str], session: _Session) -> list[gate.O
             {name: row(arrays[f"{place}.{number}"]) for number, name in enumerate(called)}
             for place in range(len(session.held_out))
         ]
-
-
-def _written(requests: Sequence[inputs.Input], folder: Path) -> Any:
-    """Write the bodies of requests, and yield what the step ``capture`` reads."""
-    bodies = folder / "requests"
-    bodies.mkdir()
-    for number, each in enumerate(requests):
-        file = bodies / str(number)
-        file.write_bytes(each.request.body)
-        yield {"name": each.name, "body": str(file), "headers": request_headers(each.request)}
 
 
 def _size(folder: Path, serialized_file: str | None) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 from torchmar.archive import Archive
 from torchmar.errors import TorchmarError
 from torchmar.optimizing import inputs
-from torchmar.optimizing.session import written_requests
 from torchmar.optimizing.steps import StepError, Steps
 
 _MOST = 8  # samples: more make no difference
@@ -43,7 +42,7 @@ def record(archive: Path, folder: Path, shown: str, scratch: Path) -> Path:
             "envelope": described.model.envelope or "",
         }
     target = work / "calls.pt"
-    job = {"model": model, "requests": list(written_requests(requests, work)), "target": str(target)}
+    job = {"model": model, "requests": list(inputs.write(requests, work)), "target": str(target)}
     try:
         recorded = Steps(work, memory=_MEMORY).run("capture", job, seconds=_SECONDS)
     except StepError as error:
