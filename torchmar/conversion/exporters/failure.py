@@ -46,7 +46,7 @@ def rejection(error: BaseException, target: str, program: ExportedProgram | None
 
 def operation_of(error: BaseException) -> str:
     """Return the operation that an error is about, such as ``aten.nonzero``; empty if it names none."""
-    texts = [str(link) for link in _chain(error)]
+    texts = [str(link) for link in chain(error)]
     for pattern in _NAMED:
         for text in texts:
             if match := pattern.search(text):
@@ -56,11 +56,11 @@ def operation_of(error: BaseException) -> str:
 
 def place_of(error: BaseException) -> str:
     """Return the line of the model's source that an error passed: ``model.py:12: return x[mask]``; empty: none."""
-    for link in _chain(error):
+    for link in chain(error):
         frames = [frame for frame in traceback.extract_tb(link.__traceback__) if _is_source(frame.filename)]
         if frames:
-            return _shown(frames[-1].filename, frames[-1].lineno or 0)
-    for link in _chain(error):
+            return shown(frames[-1].filename, frames[-1].lineno or 0)
+    for link in chain(error):
         if place := place_in_text(str(link)):
             return place
     return ""
@@ -69,7 +69,7 @@ def place_of(error: BaseException) -> str:
 def place_in_text(text: str) -> str:
     """Return the last line of a model's source that a text with a traceback names; empty if it names none."""
     lines = [(file, int(line)) for file, line in _LINE.findall(text) if _is_source(file)]
-    return _shown(*lines[-1]) if lines else ""
+    return shown(*lines[-1]) if lines else ""
 
 
 def place_in(program: ExportedProgram, operation: str) -> str:
@@ -87,16 +87,17 @@ def place_in(program: ExportedProgram, operation: str) -> str:
 
 def reason(error: BaseException) -> str:
     """Return the first line of an error that says something; of errors with causes that of the first cause."""
-    for link in reversed(list(_chain(error))):
+    for link in reversed(list(chain(error))):
         text = re.sub(r"\x1b\[[\d;]*m", "", str(link))
         for line in text.splitlines():
-            line = line.strip().partition(" Failure message:")[0]
+            line = line.strip().partition(" Failure message:")[0].rstrip(":")
             if line and not line.startswith(("Exception from ", "Check '", "Traceback", "File ")):
                 return line if len(line) <= 300 else f"{line[:300]} ..."
     return type(error).__name__
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it came from."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -114,7 +115,8 @@ def _is_source(file: str) -> bool:
     return not (path.is_relative_to(sysconfig.get_path("stdlib")) or any(part in _TOOLS for part in parts[-6:-1]))
 
 
-def _shown(file: str, line: int) -> str:
+def shown(file: str, line: int) -> str:
+    """Return a line of a source: ``model.py:12 (return x[mask])``."""
     code = linecache.getline(file, line).strip()
     folders = [folder for folder in sys.path if folder and Path(file).is_relative_to(folder)]
     name = min((str(Path(file).relative_to(folder)) for folder in folders), key=len, default=file)

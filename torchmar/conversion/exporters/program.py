@@ -16,6 +16,7 @@ from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fix
 
 from torchmar.conversion.exporters import failure
 from torchmar.conversion.exporters.model import Axes, Example, Model, input_names, traceable
+from torchmar.conversion.exporters.tracing import trace
 from torchmar.conversion.process import Rejected
 
 _ROUNDS = 4  # of torch's suggestions about sizes that are followed
@@ -80,8 +81,8 @@ def _traced(model: nn.Module, example: Example, dynamic: Axes) -> ExportedProgra
                 return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
             except Exception as error:  # whatever the model, or torch, raises
                 if "Suggested fixes:" in str(error):
-                    shapes = _followed(error, shapes)
-                elif "Constraints violated" in str(error):
+                    shapes = _followed(error, shapes, model, example)
+                elif "Constraints violated" in str(error) or "Cannot create Dim" in str(error):
                     return _with_guards(model, example, dynamic, error)
                 else:
                     raise _untraceable(error) from error
@@ -123,20 +124,19 @@ def _named(model: nn.Module, names: Sequence[str]) -> nn.Module:
     return module
 
 
-def _followed(error: Exception, shapes: Any) -> Any:
+def _followed(error: Exception, shapes: Any, model: nn.Module, example: Example) -> Any:
     """Return dimensions as torch suggests them.
 
     Raises:
         Rejected: one of them is a constant in the model.
     """
     text = str(error)
-    place = failure.place_of(error)
-    at = f" at {place}" if place else ""
     # Torch's function takes no text behind the suggestions, which torch itself adds.
     fixes = "\n".join(line for line in text.partition("Suggested fixes:")[2].splitlines() if " = " in line)
     for name, size in re.findall(r"^\s*(\w+) = (\d+)\s*$", fixes, re.MULTILINE):
         raise Rejected(
-            f"the dimension {name} cannot be of any size: the model computes with the number {size} in its place{at}",
+            f"the dimension {name} cannot be of any size: the model computes with the number {size} in its place"
+            f"{_place_of_number(model, example)}",
             f"take it from the shape of a tensor in the model, or leave {name} out of --dynamic",
         )
     try:
@@ -145,8 +145,17 @@ def _followed(error: Exception, shapes: Any) -> Any:
         raise _untraceable(error) from unknown
 
 
+def _place_of_number(model: nn.Module, example: Example) -> str:
+    """Return where a model turns a size into a number, as the tracer of torch.jit knows; empty if it knows none."""
+    try:
+        _, places = trace(model, example)
+    except Exception:  # whatever the model, or torch, raises
+        return ""
+    return f" ({places[0]})" if places else ""
+
+
 def _untraceable(error: Exception) -> Rejected:
-    text = " ".join(f"{type(link).__name__} {link}" for link in failure._chain(error))
+    text = " ".join(f"{type(link).__name__} {link}" for link in failure.chain(error))
     if _DATA in text or "data-dependent" in text:
         place = failure.place_of(error)
         return DependsOnValuesError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.jit._trace import TracerWarning
 from torch.utils import _pytree as pytree
 
 from torchmar.conversion.exporters import failure
 from torchmar.conversion.exporters.model import Axes, Example, Model, input_names, traceable
 from torchmar.conversion.exporters.program import DependsOnValuesError, export_program
+from torchmar.conversion.exporters.tracing import trace
 from torchmar.conversion.process import Inapplicable, Rejected
 
 _DEPRECATED = r"`torch\.jit\.\w+` is (deprecated|not supported)"
@@ -44,13 +43,11 @@ def to_torchscript_trace(model: Model, example: Example, dynamic: Axes, path: Pa
     if isinstance(model, ExportedProgram):
         return to_torchscript_script(model, example, dynamic, path)
     module = _module(model)
-    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
-        warnings.simplefilter("always")
-        try:
-            traced: Any = torch.jit.trace(module, traceable(example, dynamic), check_trace=False, strict=False)
-        except Exception as error:
-            raise failure.rejection(error, "TorchScript") from error
-    notes = list(_checked(model, example, dynamic, list(_places(caught))))
+    try:
+        traced, places = trace(module, traceable(example, dynamic))
+    except Exception as error:
+        raise failure.rejection(error, "TorchScript") from error
+    notes = list(_checked(model, example, dynamic, places))
     _save(traced, path)
     return notes
 
@@ -108,14 +105,6 @@ def _save(module: Any, path: Path) -> None:
         torch.jit.save(module, path)
 
 
-def _places(caught: list[warnings.WarningMessage]) -> Iterator[str]:
-    """Yield what a tracer warned of, and where."""
-    for warning in caught:
-        if issubclass(warning.category, TracerWarning):
-            what = re.split(r"[.:] | might ", str(warning.message))[0]
-            yield f"{what} at {failure._shown(warning.filename, warning.lineno)}"
-
-
 def _checked(model: Model, example: Example, dynamic: Axes, places: list[str]) -> Iterator[str]:
     """Yield a note if torch.export shows that no warning of the tracer counts.
 
@@ -130,5 +119,6 @@ def _checked(model: Model, example: Example, dynamic: Axes, places: list[str]) -
     except DependsOnValuesError:
         raise Rejected(f"a trace would depend on its example: {places[0]}", hint) from None
     except Rejected as rejected:
-        raise Rejected(f"a trace would depend on its example: {places[0]}; {rejected}", hint) from None
+        more = "" if places[0] in str(rejected) else f"; {rejected}"
+        raise Rejected(f"a trace would depend on its example: {places[0]}{more}", hint) from None
     yield f"the tracer warned ({places[0]}); torch.export found no branch that depends on values or on these dimensions"
