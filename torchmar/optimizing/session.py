@@ -177,6 +177,11 @@ class Optimizer:
         # Weights that were optimised before are not what others are compared with.
         self._archive = trial_archive.original(self._archive, self._folder)
         with Archive(self._archive) as archive:
+            if archive.runtime:
+                raise TorchmarError(
+                    f"{self._archive} runs in an environment of its own, whose packages an optimisation does not use",
+                    hint="optimise the archive without runtime, with its packages installed here",
+                )
             session = self._prepare(archive, started + self._settings.seconds)
             name, version, digest = archive.manifest.name, archive.manifest.version, archive.digest
             original = original_digests(archive, archive.manifest.model)
