@@ -1,10 +1,12 @@
 """Time integrated gradients of one request: torchmar's against captum's, as TorchServe's handlers call it.
 
-Both have the same weights, input, target and baseline, and are called in turn in one process. Captum takes 50 steps in
-one batch; torchmar has its defaults. Times are CPU time; the ratio is the median of those of the rounds, with the
-interval that contains it with a confidence of at least 95 %. In the same run, both are compared with an integral of
-many more steps: the relative error (the norm of the difference against that of the integral), the rank correlation
-(Spearman's), and the convergence delta as a share of the difference of scores that the attributions should sum up to.
+All have the same weights, input, target and baseline, and are called in turn in one process. Captum takes 50 steps in
+one batch; torchmar takes 50, or those of ``n_steps: auto``, or 50 with ``gradient_dtype: bfloat16`` (which a worker
+refuses where it changes explanations by more than 5 %). Times are CPU time; the ratio is the median of those of the
+rounds, with the interval that contains it with a confidence of at least 95 %. In the same run, all are compared with an
+integral of 500 steps: the relative error (the norm of the difference against that of the integral), the rank
+correlation (Spearman's), and the convergence delta as a share of the difference of scores that the attributions should
+sum up to.
 
 Nets: ResNet-18 with random weights and the batch statistics of photographs; EfficientNet-Lite0 with its published
 weights, as in archives/imagenet; those of the archives digits, vit and topics, as they are trained here.
@@ -48,13 +50,13 @@ class Case:
 
     Attributes:
         captum: its attributions with so many steps.
-        torchmar: its attributions with so many steps, or by default, and the number of steps.
+        torchmar: its attributions with so many steps or as many as needed, in a type of floats, and their number.
         gap: the difference of scores that attributions should sum up to.
         calls: in a round; small nets need several for a time that is more than noise.
     """
 
     captum: Callable[[int], Attributions]
-    torchmar: Callable[[int | None], tuple[Attributions, int]]
+    torchmar: Callable[[int | None, torch.dtype | None], tuple[Attributions, int]]
     gap: float
     calls: int = 1
 
@@ -79,19 +81,22 @@ def main() -> int:
 
 
 def measured(name: str, case: Case, threads: int, rounds: int) -> list[tuple[str, ...]]:
-    """Return the lines of a net: those of captum, and of torchmar."""
-    reference, _ = case.torchmar(REFERENCE)
-    sides: dict[str, Callable[[], object]] = {
-        "captum": functools.partial(case.captum, STEPS),
-        "torchmar": functools.partial(case.torchmar, None),
+    """Return the lines of a net: that of captum, and those of torchmar."""
+    reference, _ = case.torchmar(REFERENCE, None)
+    sides: dict[str, Callable[[], tuple[Attributions, int]]] = {
+        "captum": lambda: (case.captum(STEPS), STEPS),
+        "torchmar": lambda: case.torchmar(STEPS, None),
+        "auto": lambda: case.torchmar(None, None),
     }
-    found = {"captum": (case.captum(STEPS), STEPS), "torchmar": case.torchmar(None)}
+    if name != "topics":  # of images only
+        sides["bfloat16"] = lambda: case.torchmar(STEPS, torch.bfloat16)
+    found = {side: call() for side, call in sides.items()}
     took = in_turn({side: functools.partial(repeat, call, case.calls) for side, call in sides.items()}, rounds)
-    ratio, low, high = interval([a / b for a, b in zip(took["captum"], took["torchmar"], strict=True)])
     lines: list[tuple[str, ...]] = []
     for side, (values, steps) in found.items():
         error = float(np.linalg.norm(values - reference) / np.linalg.norm(reference))
-        speed = (f"{ratio:.2f}", f"{low:.2f} to {high:.2f}") if side == "torchmar" else ("", "")
+        ratio, low, high = interval([a / b for a, b in zip(took["captum"], took[side], strict=True)])
+        speed = ("", "") if side == "captum" else (f"{ratio:.2f}", f"{low:.2f} to {high:.2f}")
         milliseconds = statistics.median(took[side]) / case.calls * 1000
         delta = (float(values.sum()) - case.gap) / abs(case.gap)
         near = (f"{error:.1e}", f"{rank_correlation(values, reference):.4f}", f"{delta:+.1e}")
@@ -132,8 +137,9 @@ def image_case(net: nn.Module, image: torch.Tensor, calls: int = 1) -> Case:
         array: np.ndarray = values[0].numpy()
         return array
 
-    def torchmar(steps: int | None) -> tuple[Attributions, int]:
-        (explanation,) = explain(net, inputs, target, [ExplainOptions(n_steps=steps)], scores=scores, model=net)
+    def torchmar(steps: int | None, dtype: torch.dtype | None) -> tuple[Attributions, int]:
+        asked = [ExplainOptions(n_steps=steps)]
+        (explanation,) = explain(net, inputs, target, asked, scores=scores, model=net, dtype=dtype)
         assert explanation.n_steps is not None
         return explanation.attributions, explanation.n_steps
 
@@ -208,7 +214,7 @@ def topics() -> Case:
         summed: np.ndarray = values.sum(2)[0].detach().numpy()
         return summed
 
-    def torchmar(steps: int | None) -> tuple[Attributions, int]:
+    def torchmar(steps: int | None, dtype: torch.dtype | None) -> tuple[Attributions, int]:
         asked = [ExplainOptions(n_steps=steps, baseline="pad")]
         (explanation,) = explain_tokens(net, ids, mask, target, asked, replacements={"pad": 0})
         assert explanation.n_steps is not None

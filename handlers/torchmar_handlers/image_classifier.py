@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from ts.utils.util import PredictionException
 
 from torchmar_handlers import explanations, weights
 from torchmar_handlers.base import BaseHandler
 from torchmar_handlers.common import npy, signatures
 from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.reply import PNG, Reply
+from torchmar_handlers.explanations import precision
 from torchmar_handlers.explanations.explain_options import BASELINES, usual_steps
 from torchmar_handlers.images.inputs import Input, Inputs
 from torchmar_handlers.images.outputs import only
 from torchmar_handlers.request import BadRequest, NotFinite, Request
+
+logger = logging.getLogger(__name__)
+
+_COMPARED = 4  # samples of an archive, by the gradients of one type and of another
 
 
 class ImageClassifier(BaseHandler):
@@ -39,6 +47,8 @@ class ImageClassifier(BaseHandler):
     method          integrated_gradients        of explanations; see `torchmar_handlers.explanations`
     n_steps         50                          steps of the integral of an explanation, or ``auto``
     baseline        zeros                       what explanations compare with: ``zeros``, ``mean`` or ``blur``
+    gradient_dtype  float32                     ``bfloat16``: compute gradients with it if that gives the same
+                                                explanations of the archive's samples, within 5 %
     layer           the last convolution        the layer that Grad-CAM looks at, by its dotted name
     =============== =========================== =============================================================
 
@@ -70,7 +80,9 @@ class ImageClassifier(BaseHandler):
             "baseline": options.text("baseline", BASELINES[0], choices=BASELINES),
         }
         self.layer = options.text("layer", "") or None
+        bfloat16 = options.text("gradient_dtype", "float32", choices=("float32", "bfloat16")) == "bfloat16"
         self.warm_up(context)
+        self.gradient_dtype = torch.bfloat16 if bfloat16 and self._explains_alike(torch.bfloat16) else None
 
     def typical_inputs(self) -> Iterator[Input]:
         """Yield a black image."""
@@ -126,6 +138,8 @@ class ImageClassifier(BaseHandler):
             layer=self.layer,
             differentiable=weights.differentiable(explaining.model),
             weights=explaining.weights,
+            # The original of optimised weights was not compared.
+            dtype=self.gradient_dtype if explaining.weights is None else None,
         )
         chosen = probabilities.gather(1, targets[:, None])[:, 0].tolist()
         answers: list[Any] = []
@@ -145,6 +159,31 @@ class ImageClassifier(BaseHandler):
             else:
                 answers.append(explanations.document(explanation, label=label, probability=round(probability, 6)))
         return answers
+
+    def _explains_alike(self, dtype: torch.dtype) -> bool:
+        """Return whether gradients in another type give the same explanations of the archive's samples; log why not."""
+        batches = []
+        for request in self.sample_requests():
+            with contextlib.suppress(PredictionException):  # a sample that is to be rejected
+                batches.append(self.preprocess([self.decode(request)]))
+        if not batches:
+            logger.warning("gradient_dtype: gradients are computed in float32: the archive has no samples to compare")
+            return False
+        if not weights.differentiable(self.model):
+            logger.warning("gradient_dtype has no effect: these weights give no gradients")
+            return False
+        error = precision.largest_error(self._scores, batches[:_COMPARED], dtype)
+        if error > precision.MOST_ERROR:
+            logger.warning(
+                "gradient_dtype: gradients are computed in float32: bfloat16 changes explanations of the archive's "
+                "samples by up to %.0f %%, and %.0f %% are allowed",
+                100 * error,
+                100 * precision.MOST_ERROR,
+            )
+        return error <= precision.MOST_ERROR
+
+    def _scores(self, rows: torch.Tensor) -> torch.Tensor:
+        return only(forward(self.model, rows, device=self.device, dtype=self.dtype))
 
     def columns(self, answers: Sequence[Any]) -> Mapping[str, Any] | None:
         """Return the most probable label of each image, with its probability; explanations by their keys."""

@@ -28,6 +28,7 @@ from torchmar_handlers.explanations import (
     document,
     explain,
     explain_tokens,
+    precision,
     quadrature,
     read,
 )
@@ -330,6 +331,34 @@ def test_code_that_depends_on_the_layout_gets_the_usual_one(flat: str) -> None:
     model, row = Net().eval().requires_grad_(False), torch.rand(1, 3, 8, 8)
     (explanation,) = explain(model, row, torch.tensor([1]), [ExplainOptions(n_steps=20)])
     assert close(explanation.attributions, captum_alone("integrated_gradients", model, row[0], row[0] * 0, 1)[0])
+
+
+def test_gradients_in_bfloat16_are_near_and_the_answer_says_so(cancer: nn.Module, table: torch.Tensor) -> None:
+    rows, targets = table[:4], torch.tensor([0, 1, 1, 0])
+    asked = [ExplainOptions(method) for method in ("integrated_gradients", "saliency", "occlusion", "gradient_shap")]
+    exact = explain(cancer, rows, targets, asked)
+    for form in ("eager", "traced"):
+        found = explain(FORMS[form](cancer, rows), rows, targets, asked, dtype=torch.bfloat16)
+        for one, other in zip(found, exact, strict=True):
+            assert close(one.attributions, other.attributions, 0.05)
+            gradients = one.method != "occlusion"
+            assert document(one).get("dtype") == ("bfloat16" if gradients else None)
+            assert np.array_equal(one.attributions, other.attributions) != gradients
+            assert not other.dtype
+    assert found[0].note == "integrated gradients, 50 steps, baseline zeros, bfloat16"
+
+
+def test_the_error_of_another_type_is_that_of_the_worst_input(cancer: nn.Module, table: torch.Tensor) -> None:
+    each = [precision.largest_error(cancer, [row[None]], torch.bfloat16) for row in table[:3]]
+    assert 0 < max(each) < precision.MOST_ERROR
+    together = precision.largest_error(cancer, [table[:2], table[2:3]], torch.bfloat16)
+    assert together == pytest.approx(max(each), rel=0.2)
+    weights = torch.stack([1000.5 + torch.arange(64) / 50, torch.zeros(64)], 1)  # 1000 in bfloat16
+
+    def differences(rows: torch.Tensor) -> torch.Tensor:
+        return rows @ weights - rows.sum(1, keepdim=True) * 1001
+
+    assert precision.largest_error(differences, [torch.rand(1, 64)], torch.bfloat16) > precision.MOST_ERROR
 
 
 def test_occlusion_slides_windows_of_a_seventh_of_the_image(images: torch.Tensor, digits: nn.Module) -> None:

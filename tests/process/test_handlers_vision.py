@@ -509,6 +509,28 @@ def test_predictions_explanations_and_pictures_share_a_batch(digits_of_ours: Wor
     )
 
 
+class Differences(nn.Module):
+    """Scores that are small differences of large numbers, which are all 1000 in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.stack([1000.5 + torch.arange(64) / 50, torch.zeros(64)], 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        values = images.flatten(1)
+        return values @ self.table - values.sum(1, keepdim=True) * 1001
+
+
+def test_gradients_are_computed_in_bfloat16_only_if_samples_have_the_same_explanations(build: Build) -> None:
+    disk = {"digits.pt": (DIGITS / "digits.pt").read_bytes(), "coarse.pt": scripted(Differences()), "seven.png": SEVEN}
+    for name, side, dtype in (("digits.pt", 32, "bfloat16"), ("coarse.pt", 8, None)):
+        options = {"mode": "L", "resize": [side, side], "gradient_dtype": "bfloat16"}
+        with Worker(build(CLASSIFIER, disk, options, weights=name, samples=[{"input": "seven.png"}])) as worker:
+            (answer,) = worker.predict_batch([Request(SEVEN, explain=True)])
+            assert decoded(answer).get("dtype") == dtype
+            assert ("computed in float32: bfloat16 changes explanations" in worker.log()) == (dtype is None)
+
+
 WRONG_OPTIONS = {
     "resize": ({"resize": "256"}, "handler.resize: '256' is neither"),
     "crop": ({"crop": [1, 2, 3]}, "handler.crop"),
@@ -517,6 +539,8 @@ WRONG_OPTIONS = {
     "std": ({"std": [0.5, 0, 0.5]}, "divided by 0"),
     "method": ({"method": "guesswork"}, "handler.method: 'guesswork' is none of"),
     "baseline": ({"baseline": "void"}, "handler.baseline"),
+    "gradient_dtype": ({"gradient_dtype": "int8"}, "'int8' is none of float32, bfloat16"),
+    "n_steps": ({"n_steps": "all"}, "handler.n_steps: 'all' is neither auto nor a whole number"),
     "size": ({"size": [32, 32]}, "handler.size: no option is called so"),
 }
 

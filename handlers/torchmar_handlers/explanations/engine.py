@@ -30,6 +30,7 @@ class Computed(NamedTuple):
     values: torch.Tensor | Sequence[torch.Tensor]
     deltas: Sequence[float] | None = None
     steps: Sequence[int] | None = None
+    dtype: torch.dtype | None = None
 
 
 def explain(
@@ -47,6 +48,7 @@ def explain(
     differentiable: bool = True,
     weights: str | None = None,
     max_forward_batch: int = 256,
+    dtype: torch.dtype | None = None,
 ) -> list[Explanation]:
     """Explain one output for each row; rows that ask for the same method and steps are computed together.
 
@@ -68,6 +70,7 @@ def explain(
         differentiable: False if the weights are known to have no gradients.
         weights: what the weights are called where they are not those of predictions, as `Explanation` has it.
         max_forward_batch: the most rows of a forward pass.
+        dtype: of convolutions and matrix products where gradients are computed, such as bfloat16; None: the model's.
 
     Raises:
         BadRequest: a client named a method that these weights cannot answer, or gave a baseline that does not fit.
@@ -99,7 +102,7 @@ def explain(
             if method in STEPPED:
                 gaps = reached[indices] - pick(_forward(score, starts, max_forward_batch), chosen)
             values, steps = gradients.attribute(
-                lambda points, _: score(points),
+                lambda points, _: _scored(score, points, dtype),
                 rows.contiguous(memory_format=layout),
                 starts,
                 chosen,
@@ -107,7 +110,7 @@ def explain(
                 options,
                 max_forward_batch,
             )
-            return Computed(values, None if gaps is None else differences(values, gaps), steps)
+            return Computed(values, None if gaps is None else differences(values, gaps), steps, dtype)
 
         substitute = "occlusion" if inputs.dim() > 2 else "feature_ablation"
         return settle(requested, targets, compute, substitute, differentiable=differentiable, weights=weights)
@@ -164,6 +167,7 @@ def settle(
                 attributions=computed.values[place].float().cpu().numpy(),
                 baseline=None if method in ("saliency", *_OF_A_LAYER) else requested[index].baseline_name,
                 n_steps=None if computed.steps is None else computed.steps[place],
+                dtype=None if computed.dtype is None else str(computed.dtype).removeprefix("torch."),
                 delta=None if computed.deltas is None else computed.deltas[place],
                 instead_of=instead_of,
                 reason=reason,
@@ -186,6 +190,15 @@ def differences(values: torch.Tensor, expected: torch.Tensor) -> list[float]:
     """Return what the sum of each row's attributions is off what it should be."""
     deltas: list[float] = (values.double().flatten(1).sum(1) - expected.double()).tolist()
     return deltas
+
+
+def _scored(
+    score: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor, dtype: torch.dtype | None
+) -> torch.Tensor:
+    if dtype is None:
+        return score(points)
+    with torch.autocast(points.device.type, dtype):
+        return score(points).float()
 
 
 def _layout(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from torchmar_handlers.common.options import Options
+from torchmar_handlers.common.options import OptionError, Options
 from torchmar_handlers.request import BadRequest, Request
 
 GRADIENT_METHODS = ("integrated_gradients", "saliency", "gradient_shap", "grad_cam")
@@ -94,8 +94,11 @@ def usual_steps(options: Options) -> int | None:
     Raises:
         OptionError: it is neither ``auto`` nor a whole number from 1 to 1000.
     """
-    if options.get("n_steps") == "auto":
+    value = options.get("n_steps")
+    if value == "auto":
         return None
+    if isinstance(value, str):
+        raise OptionError("n_steps", f"{value!r} is neither auto nor a whole number")
     return options.integer("n_steps", USUAL_STEPS, low=1, high=MOST_STEPS)
 
 

@@ -28,6 +28,7 @@ class Explanation:
         reason: why it could not.
         weights: ``original`` where predictions are those of optimised weights, which have no gradients, and the
             attributions are those of the original ones; None: both are of the same weights.
+        dtype: the type that gradients were computed in, if that is another one than the model's.
     """
 
     method: str
@@ -39,6 +40,7 @@ class Explanation:
     instead_of: str | None = None
     reason: str | None = None
     weights: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Raise NotFinite where an attribution, or what they miss of the score, is NaN or infinite."""
@@ -58,6 +60,8 @@ class Explanation:
             parts.append(f"{self.n_steps} {'samples' if self.method == 'gradient_shap' else 'steps'}")
         if self.baseline is not None:
             parts.append(f"baseline {self.baseline}")
+        if self.dtype is not None:
+            parts.append(self.dtype)
         if self.instead_of is not None:
             parts.append(f"in place of {self.instead_of.replace('_', ' ')}")
         if self.weights is not None:
@@ -82,6 +86,7 @@ def document(explanation: Explanation, **more: Any) -> dict[str, Any]:
         "reason": explanation.reason,
         "weights": explanation.weights,
         "n_steps": explanation.n_steps,
+        "dtype": explanation.dtype,
         "baseline": explanation.baseline,
         "target": explanation.target,
         **more,

@@ -151,25 +151,37 @@ def path(
     behind: dict[int, torch.Tensor] = {}
     first: FirstConvolution | None = None
     most = rows_in_a_pass(ends[0].numel(), ends.device, max_forward_batch)
-    for places in pieces(len(ends) * steps, most):
-        place = torch.arange(places.start, places.stop, device=ends.device)
-        row, step = place // steps, place % steps
+    for piece in pieces(len(ends) * steps, most):
+        number = torch.arange(piece.start, piece.stop, device=ends.device)
+        row, step = number // steps, number % steps
         points = starts[row] + share[step].view(shape) * spans[row]
         points = points.contiguous(memory_format=layout)
         slopes, convolution = _gradient(score, points, row, targets[row])
         first, sums = (first, direct) if convolution is None else (convolution, behind)
-        # One by one: in whatever order a convolution's output lies in memory, that is fast.
-        for index, weight, slope in zip(row.tolist(), weights[step.tolist()].tolist(), slopes, strict=True):
-            if index in sums:
-                sums[index].add_(slope, alpha=weight)
-            else:
-                sums[index] = slope * weight
+        for index in range(piece.start // steps, (piece.stop - 1) // steps + 1):
+            begun, ended = max(piece.start, index * steps), min(piece.stop, (index + 1) * steps)
+            part = slopes[begun - piece.start : ended - piece.start]
+            value = _weighted(part, weights[begun - index * steps : ended - index * steps])
+            sums[index] = sums[index] + value if index in sums else value
     total = torch.zeros_like(ends)
     for index, value in direct.items():
         total[index] += value
     if first is not None:
         rows = torch.as_tensor(list(behind), device=ends.device)
         total[rows] += first.back(torch.stack(list(behind.values())), ends[rows])
+    return total
+
+
+def _weighted(slopes: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
+    """Return the weighted sum of gradients ``(k, ...)``."""
+    total: torch.Tensor
+    if slopes.is_contiguous():
+        total = torch.tensordot(torch.as_tensor(weights, dtype=slopes.dtype, device=slopes.device), slopes, 1)
+        return total
+    # One by one: the channels are last, and a product would copy all of them.
+    total = slopes[0] * float(weights[0])
+    for slope, weight in zip(slopes[1:], weights[1:].tolist(), strict=True):
+        total.add_(slope, alpha=weight)
     return total
 
 

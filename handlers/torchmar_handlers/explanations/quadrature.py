@@ -8,9 +8,12 @@ Gauss and Legendre are near the input.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 
+@functools.lru_cache(maxsize=16)
 def gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return points from 0 to 1 and their weights, as captum has them."""
     points, lengths = np.polynomial.legendre.leggauss(count)  # on [-1, 1]

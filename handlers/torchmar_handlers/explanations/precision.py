@@ -1,0 +1,38 @@
+"""The type of floats that gradients are computed in: bfloat16 where it gives the attributions of float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from torchmar_handlers.explanations.engine import explain
+from torchmar_handlers.explanations.explain_options import ExplainOptions
+
+MOST_ERROR = 0.05
+_STEPS = 8
+
+
+def largest_error(
+    score: Callable[[torch.Tensor], torch.Tensor], inputs: Sequence[torch.Tensor], dtype: torch.dtype
+) -> float:
+    """Return how far integrated gradients in another type are from those in float32, where they are farthest.
+
+    Args:
+        score: as `torchmar_handlers.explanations.explain` has it.
+        inputs: batches of any rows, ``(n, ...)``; of each row, the highest score is explained.
+        dtype: the other type.
+
+    Returns:
+        The norm of the difference, as a share of that of the attributions.
+    """
+    worst = 0.0
+    for rows in inputs:
+        with torch.no_grad():
+            scores = score(rows)
+        targets, asked = scores.argmax(1), [ExplainOptions(n_steps=_STEPS)] * len(rows)
+        exact, other = (explain(score, rows, targets, asked, scores=scores, dtype=kind) for kind in (None, dtype))
+        for one, two in zip(exact, other, strict=True):
+            expected, found = torch.from_numpy(one.attributions), torch.from_numpy(two.attributions)
+            worst = max(worst, float((found - expected).norm() / expected.norm().clamp(min=1e-30)))
+    return worst
