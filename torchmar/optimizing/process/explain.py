@@ -42,6 +42,7 @@ def explain(job: Mapping[str, Any]) -> dict[str, Any]:
         handler.model = source.model_of(Weights(**job["weights"]))
         stored = handlers_weights.dtype(handler.model)
         handler.dtype = stored if stored in (torch.float16, torch.bfloat16) else None
+        handler.served_weights = None  # it would explain with the archive's own
     runner = BatchRunner(service, Parts(lambda head, bodies: None), isolate=False)
     arrays: dict[str, Any] = {}
     names: list[str] = []
