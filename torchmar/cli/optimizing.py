@@ -236,7 +236,8 @@ def _show(report: Report) -> None:
     out.print()
     reasons: dict[str, list[str]] = {}
     for row in report.rows:
-        if row.verdict in (Verdict.REJECTED, Verdict.UNDECIDED, Verdict.FAILED, Verdict.SKIPPED):
+        # How much slower one is, the table shows.
+        if row.verdict not in (Verdict.BASELINE, Verdict.CHOSEN, Verdict.SLOWER) or "chance" in row.reason:
             reasons.setdefault(f"{row.verdict.value}: {row.reason}", []).append(row.variant)
     for reason, names in reasons.items():
         out.print(wrapped(f"{', '.join(names)}: {reason}", "- ", "  "), markup=False)

@@ -69,12 +69,9 @@ def _decided(row: Row, gains: dict[str, Interval | None], best: str | None, rows
         return replace(row, verdict=Verdict.CHOSEN, reason=f"{times(gain.value)} as fast as the original")
     winner = next((other for other in rows if other.variant == best), None)
     if gain.low < LEAST_GAIN:
-        slower = gain.value < 1
-        text = (
-            f"{times(gain.value)} as fast as the original"
-            if slower or gain.value >= 1.005
-            else "as fast as the original"
-        )
+        text = f"{times(gain.value)} as fast as the original"
+        if gain.value >= LEAST_GAIN:
+            text += f", which may be chance ({times(gain.low)} to {times(gain.high)} with 95 % confidence)"
         return replace(row, reason=text)
     assert winner is not None
     return replace(row, reason=f"{times(gain.value)} as fast as the original; {winner.title} is faster")

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from torchmar.conversion import exporters
 from torchmar.conversion.exporters.program import export_program
+from torchmar.conversion.process import Rejected
 from torchmar.optimizing.process.captured import Captured
 from torchmar.optimizing.process.jobs import NotApplicable
 from torchmar.optimizing.process.source import Source, example_of, flat, varying_sizes
@@ -104,7 +105,13 @@ def torchscript(source: Source, inputs: Sequence[Captured], dtype: torch.dtype |
     call = _call(source, inputs, dtype)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.pt")
-        exporters.to_torchscript_trace(call.model, call.example, call.dynamic, file)
+        try:
+            exporters.to_torchscript_trace(call.model, call.example, call.dynamic, file)
+        except Rejected as rejected:
+            if "SymInts" in str(rejected):
+                reason = "TorchScript does not trace a torch.export program that takes sizes of any length"
+                raise NotApplicable(reason) from rejected
+            raise
         return handlers_torchscript.load(file, source.device)
 
 
