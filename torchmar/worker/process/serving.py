@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import socket
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from . import frames
 from .adaptive_threads import AdaptiveThreads
 from .batch_runner import BatchRunner, Parts
 from .handler_metrics import MetricsBuffer
+from .malloc import keep_freed_memory
 from .messages import PartHead, Responses
 
 
@@ -42,7 +39,7 @@ def serve(
     def send_part(head: PartHead, bodies: list[Any]) -> None:
         frames.send(connection, frames.encode(frames.PART, head, bodies))
 
-    receiver = frames.Receiver(connection, poll_seconds, _memory_trimmer())
+    receiver = frames.Receiver(connection, poll_seconds, keep_freed_memory())
     adaptive = AdaptiveThreads(threads)
     runner = BatchRunner(service, Parts(send_part), isolate=isolate)
     while True:
@@ -69,13 +66,6 @@ def serve(
         except ConnectionError:
             return
         del results
-
-
-def _memory_trimmer() -> Callable[[], object] | None:
-    """Return a function that returns free memory to the system; None where malloc is not glibc's."""
-    with contextlib.suppress(AttributeError, OSError):
-        return partial(ctypes.CDLL(None).malloc_trim, 0)
-    return None
 
 
 def quiet_logging() -> None:
