@@ -29,10 +29,12 @@ def test_of_many_files_some_are_taken_evenly(
     make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "MOST", 3)
+    data = tmp_path / "data"
+    data.mkdir()
     for number in range(9):
-        (tmp_path / f"{number}.json").write_text(str(number))
-    with Archive(make(store=tmp_path / "store" / "of")) as archive:
-        assert [each.name for each in inputs.read(archive, tmp_path)] == ["0.json", "3.json", "6.json"]
+        (data / f"{number}.json").write_text(str(number))
+    with Archive(make()) as archive:
+        assert [each.name for each in inputs.read(archive, data)] == ["0.json", "3.json", "6.json"]
 
 
 @pytest.mark.parametrize("data", [None, "missing", "empty"])
