@@ -88,7 +88,7 @@ def optimize(
     speed; of the others the fastest is chosen. Exit code 1: the original stays.
     """
     from torchmar import recipe
-    from torchmar.optimizing import html_report, recipe_writing
+    from torchmar.optimizing import html_report, picture, recipe_writing
     from torchmar.optimizing.session import Optimizer, Settings
     from torchmar.tuning.target import parse_duration
 
@@ -127,14 +127,17 @@ def optimize(
             write_text(html_report.html(report), html_file)
             err.print(f"wrote {html_file}", markup=False)
         if write and report.chosen and not optimization.interrupted:
-            files = optimization.chosen_files
+            files, drawing = optimization.chosen_files, picture.draw(report)
             if version is None:
-                written = recipe_writing.write(report, files, archive)
+                written = recipe_writing.write(report, files, archive, picture=drawing)
             else:
-                written = [recipe_writing.derive(report, files, archive, archive.parent, version=version).path]
+                store = archive.parent
+                built = recipe_writing.derive(report, files, archive, store, version=version, picture=drawing)
+                written = [built.path]
             for file in written:
                 err.print(f"wrote {file}", markup=False)
     if optimization.interrupted:
+        err.print("interrupted: only what is in the table was measured", markup=False)
         raise KeyboardInterrupt
     raise typer.Exit(0 if report.chosen else 1)
 
