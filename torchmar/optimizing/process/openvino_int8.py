@@ -95,7 +95,7 @@ def quantise(
         raise NotApplicable("the original is quantised already")
     openvino, nncf = imported()
     return first_that_agrees(
-        _attempts(openvino, nncf, model, calibration, transformer=is_transformer(kinds)),
+        _attempts(openvino, nncf, _folded(model), calibration, transformer=is_transformer(kinds)),
         target,
         lambda path, dtype: outputs(openvino.Core().read_model(path), calibration, threads, dtype),
         outputs(model, calibration, threads),
@@ -138,6 +138,20 @@ def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | Non
     return [
         dict(zip(names, (np.array(value) for value in compiled(dict(each)).to_tuple()), strict=True)) for each in inputs
     ]
+
+
+def _folded(model: Any) -> Any:
+    """Return a model whose weights are constants, not reshaped ones: those would stay floats in the layers they are of.
+
+    The depthwise convolutions of ONNX models are of this kind.
+    """
+    from openvino.passes import ConstantFolding, Manager
+
+    folded = model.clone()
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(folded)
+    return folded
 
 
 def _attempts(
