@@ -36,7 +36,7 @@ def test_a_target_is_shown_in_milliseconds() -> None:
 
 
 def test_durations_have_units() -> None:
-    assert [parse_duration(text) for text in ("90", "90s", "5m", "1.5h")] == [90, 90, 300, 5400]
+    assert [parse_duration(text) for text in ("90", "90s", "5m", "1.5h", "500ms")] == [90, 90, 300, 5400, 0.5]
     with pytest.raises(TorchmarError, match="no time"):
         parse_duration("soon")
 

@@ -1,8 +1,9 @@
-"""The commands that write a systemd unit or a Dockerfile for a server."""
+"""The commands that write a systemd unit, a Dockerfile, or alerts and a dashboard for a server."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,7 @@ from torchmar.errors import EngineError, TorchmarError
 if TYPE_CHECKING:
     from torchmar.properties import Properties
 
-app = typer.Typer(no_args_is_help=True, help="Write a systemd unit or a Dockerfile that runs torchmar serve.")
+app = typer.Typer(no_args_is_help=True, help="Write what runs torchmar serve, or what watches it.")
 
 Config = Annotated[Path, typer.Option(help="The server's configuration.")]
 _PATH = (
@@ -169,6 +170,36 @@ def docker(
     if given.flag("disable_token_authorization"):
         err.print(f"{config} turns tokens off: every client that reaches the port can use the models", markup=False)
     _write({output / "Dockerfile": text, output / ".dockerignore": dockerignore(image)})
+
+
+@app.command()
+def monitoring(
+    job: Annotated[str, typer.Option(help="The name of Prometheus' job that scrapes the servers.")] = "torchmar",
+    latency: Annotated[
+        str, typer.Option(metavar="TIME", help="An alert is raised if 1 % of a model's requests take longer.")
+    ] = "1s",
+    queue: Annotated[
+        str, typer.Option(metavar="TIME", help="An alert is raised if 5 % wait longer for a worker.")
+    ] = "500ms",
+    errors: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="The share of server errors above which an alert is raised.")
+    ] = 0.01,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder for alerts.yaml and dashboard.json.")
+    ] = Path(),
+) -> None:
+    """Write Prometheus' alert rules and a dashboard for Grafana."""
+    from torchmar.exporting.monitoring import Limits, alerts, dashboard
+    from torchmar.tuning.target import parse_duration
+
+    if not re.fullmatch(r"[\w.:/-]+", job):
+        raise typer.BadParameter(f"{job!r} is no name of a job", param_hint="--job")
+    limits = Limits(
+        job=job, request_seconds=parse_duration(latency), queue_seconds=parse_duration(queue), errors=errors
+    )
+    if not output.is_dir():
+        raise TorchmarError(f"{output} is not a folder", hint="alerts.yaml and dashboard.json are written to it")
+    _write({output / "alerts.yaml": alerts(limits), output / "dashboard.json": dashboard(limits)})
 
 
 def _create(run_folder: Path, account: str) -> None:

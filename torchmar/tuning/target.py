@@ -9,7 +9,7 @@ from enum import Enum
 from torchmar.errors import TorchmarError
 
 _LATENCY = re.compile(r"\s*(mean|p50|p90|p95|p99|p999)\s*<=?\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s)\s*", re.IGNORECASE)
-_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)?\s*", re.IGNORECASE)
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?\s*", re.IGNORECASE)
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(B|KB|MB|GB|TB|KiB|MiB|GiB|TiB|)\s*", re.IGNORECASE)
 _PERCENT = {"mean": None, "p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
