@@ -131,27 +131,16 @@ def test_a_trace_that_depends_on_its_example_is_not_written(tmp_path: Path) -> N
     torch.save({"layer.weight": torch.eye(3), "layer.bias": torch.zeros(3)}, tmp_path / "branch.pt")
     np.save(tmp_path / "x.npy", np.ones((2, 3), "float32"))
     before = sorted(tmp_path.iterdir())
-    ran = torchmar(
-        *(
-            "export-weights",
-            "branch.pt",
-            "--model-file",
-            "branch.py",
-            "--example",
-            "x.npy",
-            "--to",
+    with pytest.raises(TorchmarError) as raised:
+        export_weights(
+            tmp_path / "branch.pt",
             "torchscript-trace",
-        ),
-        *("--output", "traced.pt"),
-        cwd=tmp_path,
-        code=1,
-    )
-    text = " ".join(ran.stderr.split())
-    assert (
-        "a trace would depend on its example: Converting a tensor to a Python boolean at branch.py:10 (if x.sum() > 0:)"
-        in text
-    )
-    assert "tried, and the answers are the same: --to torchscript-script" in text
+            model_file=tmp_path / "branch.py",
+            examples=[tmp_path / "x.npy"],
+            output=tmp_path / "traced.pt",
+        )
+    assert "Converting a tensor to a Python boolean at branch.py:10 (if x.sum() > 0:)" in raised.value.message
+    assert "tried, and the answers are the same: --to torchscript-script" in raised.value.hint
     assert sorted(tmp_path.iterdir()) == before
 
 

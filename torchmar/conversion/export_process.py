@@ -25,6 +25,7 @@ from torchmar.conversion.process import Inapplicable, Rejected, main
 _TRACED = ("onnx", "export", "aoti", "openvino")  # the targets that are made of a program of torch.export
 _OLDEST_TORCH = (2, 9)  # the first whose programs can be run without their own checks
 _ROWS = 2  # of an example that is guessed
+_SIZES = (12, 64, 224)  # of its other dimensions of any size, the first that the model takes
 
 
 def export(job: dict[str, Any]) -> dict[str, Any]:
@@ -239,10 +240,9 @@ class _Source:
 
     def _takes(self, inputs: Example) -> bool:
         try:
-            self._run(inputs)
+            return all(tensor.numel() for tensor in self._run(inputs))
         except Exception:  # whatever the model raises
             return False
-        return True
 
     def _check_taken(self, example: Example, called: str) -> None:
         try:
@@ -279,15 +279,18 @@ class _Source:
         """Return an example of the shapes that the weights declare; None where they declare none."""
         if not self.known or any(known.shape is None or known.dtype is None for known in self.known):
             return None
-        made = []
-        for known in self.known:
-            shape = [size or _ROWS for size in known.shape]
-            if known.dtype.is_floating_point:
-                made.append(torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(known.dtype))
-            else:
-                made.append(torch.ones(shape, dtype=known.dtype))
-        example = tuple(made)
-        return example if self._takes(example) else None
+        generator = torch.Generator().manual_seed(0)
+        for free in _SIZES:
+            made = []
+            for known in self.known:
+                shape = [size or (free if place else _ROWS) for place, size in enumerate(known.shape)]
+                if known.dtype.is_floating_point:
+                    made.append(torch.rand(shape, generator=generator).to(known.dtype))
+                else:
+                    made.append(torch.ones(shape, dtype=known.dtype))
+            if self._takes(tuple(made)):
+                return tuple(made)
+        return None
 
     def _fixed(self) -> Axes | None:
         """Return the dimensions of any size of a program, with the names that it has; None for other models."""

@@ -34,10 +34,12 @@ TITLES: Mapping[str, str] = {
     "openvino": "OpenVINO",
 }
 _TRIED = ("export", "onnx", "openvino", "torchscript-script", "torchscript-trace")  # after a failure, the best first
+_SHOWN = 5  # cases that the model does not take
 _ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
     "CUDA_VISIBLE_DEVICES": "",  # what is exported on the CPU runs on every device
     "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",  # beside the user's model file
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
@@ -294,7 +296,8 @@ def _result(source: Source, to: str, files: tuple[Path, ...], attempts: Attempts
     described, made = attempts.described, attempts.made[to]
     notes = list(made["notes"])
     if skipped := described["skipped"]:
-        notes.append(f"not compared, for the model itself does not take it: {', '.join(skipped)}")
+        more = f" and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+        notes.append(f"not compared, for the model itself does not take it: {', '.join(skipped[:_SHOWN])}{more}")
     if source.converted:
         notes.append(f"converted from Keras: {source.converted.show()}")
     return Export(
