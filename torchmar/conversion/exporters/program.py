@@ -65,9 +65,10 @@ def bounds(program: ExportedProgram, dynamic: Axes) -> dict[str, tuple[int, int 
             factor = int(expression.as_coeff_Mul()[0]) if expression.is_Mul else 1
             symbol = next(iter(expression.free_symbols))
             known = program.range_constraints.get(symbol)
-            low = int(known.lower) if known is not None else 0
+            # Torch has 2 for dimensions of any size, which also take 1: a trace with 0 or 1 would make it a constant.
+            low = int(known.lower) if known is not None and known.lower > 2 else 1
             high = int(known.upper) if known is not None and known.upper < _LARGEST else None
-            found[name] = (max(1, low * factor), None if high is None else high * factor, factor)
+            found[name] = (low * factor, None if high is None else high * factor, factor)
     return found
 
 
