@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.paths import DIGITS, ROOT, TESTS
-from tests.support.preloaded import VARIABLE as PRELOADED
-from tests.support.preloaded import fork_worker_processes
+from tests.support.preloaded import VARIABLES, fork_processes
 from tests.support.servers import ECHO, ENGINES, write_config
 from torchmar import archive, recipe
 from torchmar.engines import EngineName, addresses
@@ -62,13 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _fork_worker_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have worker processes forked by a process that has loaded torch, if there are tests that start any."""
-    wanted = sys.platform == "linux" and "TORCHMAR_TESTS_UNFORKED" not in os.environ
-    if not wanted or not any(_starts_workers(item) for item in request.session.items):
-        yield
-        return
-    with fork_worker_processes():
+def _fork_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have workers, servers and commands forked by processes that have loaded what they import."""
+    starts_workers = any(_starts_workers(item) for item in request.session.items)
+    with fork_processes("commands", *(("workers",) if starts_workers else ())):
         yield
 
 
@@ -77,11 +73,11 @@ def _starts_workers(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _start_worker_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have worker processes of modules with the mark ``unforked`` started as users start them."""
+def _start_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have workers and servers of modules with the mark ``unforked`` started as users start them."""
     with pytest.MonkeyPatch.context() as patch:
         if request.node.get_closest_marker("unforked"):
-            patch.delenv(PRELOADED, raising=False)
+            patch.delenv(VARIABLES["workers"], raising=False)
         yield
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from tests.support import keras_models
 from tests.support.environments import environment_without
 from tests.support.paths import ROOT
+from tests.support.preloaded import fork_processes
 from torchmar import archive, checks, conversion, recipe, sample_check, scaffolding
 from torchmar.errors import ArchiveError
 from torchmar.exchange import Request
@@ -37,7 +39,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _fork_conversions() -> Iterator[None]:
+    with fork_processes("conversions"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,13 +16,15 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.command import torchmar
 from tests.support.families import all_end
-from tests.support.preloaded import VARIABLE
+from tests.support.preloaded import VARIABLES, Kind
 from torchmar.worker.environment import worker_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 
-# By its name, it is a worker of TorchServe.
+# By these names, a script is a worker of TorchServe, or a command.
+SCRIPTS: dict[Kind, str] = {"workers": "ts/model_service_worker.py", "commands": "bin/torchmar"}
 DESCRIBE = """
 import json, os, resource, signal, sys
 
@@ -40,8 +43,9 @@ described = {
     "file": __file__,
     "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
     "input": sys.stdin.read(),
+    "streams": [(file.encoding, file.errors, file.line_buffering) for file in (sys.stdin, sys.stdout, sys.stderr)],
 }
-print(json.dumps([os.getpid(), "torch" in sys.modules, described]))
+print(json.dumps([os.getpid(), [name for name in ("torch", "typer") if name in sys.modules], described]))
 """
 DRAW = """
 import random, uuid
@@ -69,8 +73,8 @@ sys.exit(int(command))
 """
 
 
-def script(folder: Path, code: str) -> Path:
-    path = folder / "ts" / "model_service_worker.py"
+def script(folder: Path, code: str, kind: Kind = "workers") -> Path:
+    path = folder / SCRIPTS[kind]
     path.parent.mkdir(parents=True)
     path.write_text(code)
     return path
@@ -79,16 +83,20 @@ def script(folder: Path, code: str) -> Path:
 def started(path: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, str(path), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=worker_environment(os.environ), text=True, **pipes, **options)
+    environment = worker_environment(os.environ) if path.name == "model_service_worker.py" else None
+    return subprocess.Popen(command, env=environment, text=True, **pipes, **options)
 
 
-def test_a_forked_process_has_what_a_started_one_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = script(tmp_path, DESCRIBE)
+@pytest.mark.parametrize(("kind", "loaded"), [("workers", "torch"), ("commands", "typer")])
+def test_a_forked_process_has_what_a_started_one_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, loaded: str
+) -> None:
+    path = script(tmp_path, DESCRIBE, kind)
     (tmp_path / "file").write_text("content")
     described = []
     for forked in (True, False):
         if not forked:
-            monkeypatch.setenv(VARIABLE, str(tmp_path / "nothing listens here"))
+            monkeypatch.setenv(VARIABLES[kind], str(tmp_path / "nothing listens here"))
         with (tmp_path / "file").open() as file:
             os.dup2(file.fileno(), 37)
             try:
@@ -97,9 +105,9 @@ def test_a_forked_process_has_what_a_started_one_has(tmp_path: Path, monkeypatch
                 os.close(37)
             output, errors = process.communicate("input")
         assert (process.returncode, errors) == (0, "")
-        pid, has_torch, description = json.loads(output)
-        assert (pid != process.pid, has_torch) == (forked, forked)
-        assert description["environment"].pop(VARIABLE) == os.environ[VARIABLE]
+        pid, modules, description = json.loads(output)
+        assert (pid != process.pid, modules) == (forked, [loaded] if forked else [])
+        assert description["environment"].pop(VARIABLES[kind]) == os.environ[VARIABLES[kind]]
         # Pipes are others in each process.
         assert {0, 1, 2, 37} <= dict(description["files"]).keys()
         description["files"] = [file for file in description["files"] if file[0] > 2]
@@ -107,6 +115,28 @@ def test_a_forked_process_has_what_a_started_one_has(tmp_path: Path, monkeypatch
     assert described[0] == described[1]
     assert described[0]["arguments"] == [str(path), "--an", "argument"]
     assert described[0]["input"] == "input"
+
+
+def test_a_command_is_the_same_in_a_terminal_and_with_other_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = []
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for variable in ("", VARIABLES["commands"]):
+        with pytest.MonkeyPatch.context() as patch:
+            if variable:
+                patch.delenv(variable)
+            help_text = torchmar("inspect", "--help", cwd=tmp_path).stdout
+            error = torchmar("inspect", "none.mar", cwd=tmp_path, code=1).stderr
+            command = shlex.join([sys.executable, "-m", "torchmar", "inspect", "--help"])
+            ran = subprocess.run(
+                ["script", "-qec", command, "/dev/null"], stdin=subprocess.DEVNULL, capture_output=True
+            )
+            patch.setenv("FORCE_COLOR", "1")
+            printed.append((help_text, error, ran.stdout, torchmar("inspect", "none.mar", cwd=tmp_path, code=1).stderr))
+    assert printed[0] == printed[1]
+    assert b"\x1b[" in printed[0][2]
+    assert "\x1b[" in printed[0][3]
 
 
 def test_random_numbers_of_forked_processes_differ(tmp_path: Path) -> None:
@@ -149,7 +179,7 @@ def test_a_client_that_is_killed_at_any_time_disturbs_no_other(tmp_path: Path) -
             time.sleep(count * 0.005)
             process.kill()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as hasty:
-        hasty.connect(os.environ[VARIABLE])
+        hasty.connect(os.environ[VARIABLES["workers"]])
         hasty.send(b'{"arguments": ["')
     process = started(path, "0")
     output, _ = process.communicate()

@@ -208,7 +208,7 @@ def test_a_call_that_takes_too_long_is_cancelled_and_others_go_on() -> None:
 
     def predict(request: PredictionsRequest, context: grpc.ServicerContext) -> bytes:
         calls.append(1)
-        time.sleep(3 if len(calls) == 10 else 0)
+        time.sleep(1 if len(calls) == 10 else 0)
         return b"ok"
 
     with serving(predict) as target:
@@ -223,7 +223,7 @@ def test_a_connection_of_a_closed_loop_goes_on_after_a_timeout() -> None:
 
     def predict(request: PredictionsRequest, context: grpc.ServicerContext) -> bytes:
         calls.append(1)
-        time.sleep(3 if len(calls) == 10 else 0)
+        time.sleep(1 if len(calls) == 10 else 0)
         return b"ok"
 
     with serving(predict) as target:

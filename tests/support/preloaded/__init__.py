@@ -1,13 +1,15 @@
-"""A process that has loaded torch, and forks the worker processes of the tests.
+"""Processes that have loaded what others import, and fork these in the tests: workers, servers and commands.
 
-The import of torch and of TorchServe takes a worker one to four seconds of CPU time, and the tests start more than a
-thousand workers. `fork_worker_processes` starts one process for each process of pytest. Python runs
-`startup/sitecustomize.py` when it starts; in TorchServe's workers, in ours and in our fork server that has the process
-forked which would run, and only passes signals and the exit status on. The code that runs is the same. Its arguments,
-environment, working folder, open files, limits, process group and folders of modules are those of the process
-that was started; where they cannot be, this process runs the code itself (`server.objection` has the reasons).
+The import of torch and of TorchServe takes a worker one to four seconds of CPU time, that of its packages a command
+half a second, and the tests start more than a thousand of both. For each process of pytest, `fork_processes` starts
+one process that has loaded torch, and one that has loaded the packages of the command line; tests of conversions have
+one with Keras. Python runs `startup/sitecustomize.py` when it starts; in TorchServe's workers, in ours, in our fork
+server, in the built-in server and in `torchmar` that has the process forked which would run, and only passes signals
+and the exit status on. The code that runs is the same. Its arguments, environment, working folder, open files, limits,
+process group and folders of modules are those of the process that was started; where they cannot be, this process runs
+the code itself (`server.objection` has the reasons).
 
-Modules of tests with the mark ``unforked`` are about these processes themselves; there they are started.
+Modules of tests with the mark ``unforked`` are about workers and servers as processes; there they are started.
 """
 
 from __future__ import annotations
@@ -20,37 +22,65 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 
+from tests.support.paths import ROOT
 from torchmar.worker.environment import worker_environment
 
-VARIABLE = "TORCHMAR_TESTS_PRELOADED"  # the path of the socket
+Kind = Literal["workers", "commands", "conversions"]
+VARIABLES = {kind: f"TORCHMAR_TESTS_{kind.upper()}" for kind in get_args(Kind)}  # have the paths of the sockets
 
 
 @contextlib.contextmanager
-def fork_worker_processes() -> Iterator[None]:
-    """Have the worker processes that are started meanwhile forked by one that has loaded torch."""
-    folder = Path(__file__).parent
-    with tempfile.TemporaryDirectory(prefix="torchmar-tests-") as home, pytest.MonkeyPatch.context() as patch:
+def fork_processes(*kinds: Kind) -> Iterator[None]:
+    """Have processes of these kinds that are started meanwhile forked by one that has loaded what they import.
+
+    Only on Linux, and not with the variable ``TORCHMAR_TESTS_UNFORKED``.
+    """
+    if sys.platform != "linux" or "TORCHMAR_TESTS_UNFORKED" in os.environ:
+        yield
+        return
+    startup = str(Path(__file__).with_name("startup"))
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        for kind in kinds:
+            patch.setenv(VARIABLES[kind], stack.enter_context(_preloaded(kind)))
+        patch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys([startup, *filter(None, folders)])))
+        yield
+
+
+@contextlib.contextmanager
+def _preloaded(kind: Kind) -> Iterator[str]:
+    """Run a process that forks others; return the path of its socket."""
+    with tempfile.TemporaryDirectory(prefix="torchmar-tests-") as home:
         path, log = str(Path(home) / "preloaded"), Path(home) / "log"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, log.open("wb") as output:
             listener.bind(path)
             listener.listen(64)
-            # Its standard input is its lifeline; numpy would start a thread for every core, as in our fork server.
+            # Its standard input is its lifeline.
             process = subprocess.Popen(
-                [sys.executable, str(folder / "server.py"), str(listener.fileno())],
+                [sys.executable, str(Path(__file__).with_name("server.py")), kind, str(listener.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 pass_fds=[listener.fileno()],
-                env={**worker_environment(os.environ), "OPENBLAS_NUM_THREADS": "1"},
+                env=_environment(kind, home),
             )
-        before = os.environ.get("PYTHONPATH")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "startup"), *([before] if before else [])]))
-        patch.setenv(VARIABLE, path)
         try:
-            yield
-            assert process.poll() is None, f"the process that has loaded torch has ended:\n{log.read_text()}"
+            yield path
+            assert process.poll() is None, f"the process that forks {kind} has ended:\n{log.read_text()}"
         finally:
             process.communicate()  # closes its standard input
+
+
+def _environment(kind: Kind, home: str) -> dict[str, str]:
+    """Return what processes of a kind are started with, as far as what they load reads it."""
+    if kind == "workers":
+        # numpy would start a thread for every core, as in our fork server.
+        return {**worker_environment(os.environ), "OPENBLAS_NUM_THREADS": "1"}
+    if kind == "conversions":
+        fixed = {"KERAS_BACKEND": "torch", "KERAS_HOME": home, "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
+        return {**os.environ, **fixed, "PYTHONPATH": str(ROOT)}
+    return dict(os.environ)

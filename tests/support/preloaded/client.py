@@ -1,4 +1,4 @@
-"""In a process that was started to be a worker: have it forked, pass signals and the exit status on."""
+"""In a process that was started to be a worker or a command: have it forked, pass signals and the exit status on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 _FORKED = ("RunWorker", "RunForkServer")  # messages of ours; others start a process that is to have loaded nothing
+_PASSED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run(path: str) -> None:
@@ -66,6 +67,7 @@ def _process(files: list[int]) -> dict[str, Any]:
         "cores": sorted(os.sched_getaffinity(0)),
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "umask": _umask(),
+        "ignored": [number for number in _PASSED if signal.getsignal(number) is signal.SIG_IGN],
     }
 
 
@@ -81,7 +83,7 @@ def _umask() -> int:
 
 def _wait(connection: socket.socket, pid: int) -> None:
     """Pass signals to the forked process, and exit as it does."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _PASSED:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: _kill(pid, number))
     # The files are the other process's alone, so that their other ends see it close them.

@@ -1,11 +1,12 @@
-"""Load torch and TorchServe, and fork the processes that clients ask for; run as a file.
+"""Load the packages of processes of one kind, and fork the processes that clients ask for; run as a file.
 
-Arguments: the descriptor of the listening socket. It ends when its standard input is closed.
+Arguments: the kind, and the descriptor of the listening socket. It ends when its standard input is closed.
 """
 
 from __future__ import annotations
 
 import array
+import atexit
 import builtins
 import contextlib
 import fcntl
@@ -14,20 +15,49 @@ import importlib
 import json
 import os
 import resource
+import runpy
 import select
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
-# What TorchServe's worker and ours import before they load a handler, and what many handlers import: the last is what
-# torch imports to load an exported program. No more than that: TorchServe's base_handler imports onnxruntime, which
-# starts threads that a fork would wait for at its end.
-_IMPORTS = ("numpy", "torch", "ts.model_service_worker", "PIL.Image", "captum.attr", "torch._export.serde.serialize")
+_IMPORTS = {
+    # What TorchServe's worker and ours import before they load a handler, and what many handlers import: the last is
+    # what torch imports to load an exported program. No more than that: TorchServe's base_handler imports onnxruntime,
+    # which starts threads that a fork would wait for at its end.
+    "workers": (
+        "numpy",
+        "torch",
+        "ts.model_service_worker",
+        "PIL.Image",
+        "captum.attr",
+        "torch._export.serde.serialize",
+    ),
+    # What the commands and the built-in server import, which have neither torch nor numpy.
+    "commands": (
+        *(
+            "torchmar.cli.app",
+            "torchmar.cli.endpoint",
+            "torchmar.cli.many",
+            "torchmar.cli.progress",
+            "typer.rich_utils",
+        ),
+        *("rich.live", "rich.progress", "rich.table", "uvloop", "torchmar.server.app"),
+        *("torchmar.checks", "torchmar.deployment.planning", "torchmar.deployment.executor", "torchmar.diagnosis"),
+        *("torchmar.engines.builtin", "torchmar.engines.torchserve", "torchmar.grpc", "torchmar.load.session"),
+    ),
+    "conversions": ("keras", "h5py", "torchmar.conversion.graph_rewriting", "torch._export.serde.serialize"),
+}
 # Variables that libraries and Python read when they are loaded.
-_READ_WHEN_LOADED = ("GOMP_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "PYTHON", "PYTORCH", "TORCH_")
+_READ_WHEN_LOADED = (
+    *("GOMP_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "PYTHON", "PYTORCH", "TORCH_"),
+    *("GRPC_", "PYDANTIC_", "TYPER_", "_TYPER_", "TERMINAL_WIDTH", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"),
+    *("KERAS_BACKEND", "CUDA_"),
+)
 _MAX_MESSAGE = 1 << 20
 _MAX_FILES = 253  # of one message, on Linux
 
@@ -66,9 +96,10 @@ def serve(listener: socket.socket) -> dict[str, Any] | None:
                     signal.set_wakeup_fd(-1)
                     for other in (listener, connection, *(connection for connection, _ in connections.values())):
                         other.detach()  # its number is closed below, and then is that of another file
-                    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
-                        signal.signal(number, signal.SIG_DFL)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     signal.signal(signal.SIGINT, signal.default_int_handler)
+                    for number in request["ignored"]:
+                        signal.signal(number, signal.SIG_IGN)
                     request["received"] = files
                     return request
                 else:
@@ -96,10 +127,10 @@ def objection(request: dict[str, Any]) -> str:
     limits = [list(resource.getrlimit(number)) for number in _limits()]
     if request["limits"] != limits or request["nice"] != os.getpriority(os.PRIO_PROCESS, 0):
         return "it has other limits"
-    theirs, ours = _loading_variables(request["environment"]), _loading_variables(os.environ)
+    theirs, ours = (_loading_variables(variables) for variables in (request["environment"], os.environ))
     if theirs != ours:
         return f"these variables differ: {set(theirs.items()) ^ set(ours.items())}"
-    folders = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    folders = [*request["environment"].get("PYTHONPATH", "").split(os.pathsep), _first_of_path(request)]
     if request["arguments"][0].endswith("start.py"):
         message = json.loads(request["arguments"][1])
         folders.append(message.get("model", {}).get("model_dir", ""))
@@ -107,7 +138,10 @@ def objection(request: dict[str, Any]) -> str:
     for folder in set(folders) - {"", *sys.path}:
         with contextlib.suppress(OSError):
             for entry in os.scandir(folder):
-                if entry.name.partition(".")[0] in known and entry.name != "sitecustomize.py":
+                name, _, suffix = entry.name.partition(".")
+                loaded = getattr(sys.modules.get(name), "__file__", None) or ""
+                # A script without a suffix is no module.
+                if name in known and (suffix or entry.is_dir()) and not loaded.startswith(entry.path):
                     return f"{entry.path} may be imported in place of what is loaded"
     return ""
 
@@ -118,6 +152,12 @@ def _loading_variables(environment: Any) -> dict[str, str]:
         for name, value in environment.items()
         if name.startswith(_READ_WHEN_LOADED) and name != "PYTHONPATH"
     }
+
+
+def _first_of_path(request: dict[str, Any]) -> str:
+    """Return the folder from which Python imports before all others: of the script, or the working folder."""
+    script = request["arguments"][0]
+    return str(request["folder"] if script == "-m" else Path(script).parent)
 
 
 def _limits() -> list[int]:
@@ -158,6 +198,7 @@ def become(request: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         os.setpgid(0, request["group"])  # not if it is of another session
     _move_files(request["received"], request["files"])
+    _open_streams()
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -165,11 +206,33 @@ def become(request: dict[str, Any]) -> None:
     os.sched_setaffinity(0, request["cores"])
     sys.orig_argv = [sys.executable, *request["arguments"]]
     sys.argv = list(request["arguments"])
-    sys.path[:] = [str(Path(sys.argv[0]).parent), *request["path"]]
+    sys.path[:] = [_first_of_path(request), *request["path"]]
     importlib.invalidate_caches()
+    if terminal := sys.modules.get("torchmar.cli.terminal"):
+        # Its consoles look at the environment and at the terminal when they are made; other modules have them, too.
+        before = dict(vars(terminal))
+        for name, value in vars(importlib.reload(terminal)).items():
+            if name in ("out", "lasting_out", "err"):
+                before[name].__dict__ = value.__dict__
     # Python's own generator has another seed in each fork.
-    sys.modules["numpy"].random.seed()
-    sys.modules["torch"].default_generator.seed()
+    if "torch" in sys.modules:
+        sys.modules["numpy"].random.seed()
+        sys.modules["torch"].default_generator.seed()
+
+
+def _open_streams() -> None:
+    """Open standard input, output and error anew, as Python does when it starts: a terminal is flushed by lines."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        stream = getattr(sys, name)
+        if stream.write_through:  # PYTHONUNBUFFERED
+            continue
+        opened = None
+        with contextlib.suppress(OSError):  # it may be closed
+            lines = stream.line_buffering or os.isatty(number)
+            options = {"encoding": stream.encoding, "errors": stream.errors, "closefd": False}
+            opened = open(number, mode, buffering=1 if lines else -1, **options)
+        setattr(sys, name, opened)
+        setattr(sys, f"__{name}__", opened)
 
 
 def _move_files(received: list[int], numbers: list[int]) -> None:
@@ -184,11 +247,12 @@ def _move_files(received: list[int], numbers: list[int]) -> None:
                 os.close(int(name))
 
 
-def load() -> None:
-    """Import what workers import, and keep it from garbage collections of forks."""
-    # TorchServe's base_handler would import it for torch.compile, which takes two seconds where OpenVINO is installed.
-    sys.modules["openvino.torch"] = None  # type: ignore[assignment]
-    for name in _IMPORTS:
+def load(kind: str) -> None:
+    """Import what processes of a kind import, and keep it from garbage collections of forks."""
+    if kind == "workers":
+        # TorchServe's base_handler would import it for torch.compile, which takes two seconds with OpenVINO.
+        sys.modules["openvino.torch"] = None  # type: ignore[assignment]
+    for name in _IMPORTS[kind]:
         with contextlib.suppress(ModuleNotFoundError):  # other versions of torch may have other modules
             importlib.import_module(name)
         if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
@@ -197,14 +261,44 @@ def load() -> None:
     gc.freeze()
 
 
+def run(arguments: list[str]) -> NoReturn:
+    """Run the script or the module that a process was started with, and exit as it does.
+
+    All that Python does at the end is done, but for the destruction of every object that was loaded.
+    """
+    sys.modules["__main__"] = module = ModuleType("__main__")
+    try:
+        if arguments[0] == "-m":
+            del sys.argv[1]
+            runpy._run_module_as_main(arguments[1])  # type: ignore[attr-defined] # what Python itself calls for -m
+        else:
+            module.__dict__.update(__file__=arguments[0], __builtins__=builtins)
+            exec(compile(Path(arguments[0]).read_bytes(), arguments[0], "exec"), module.__dict__)
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    if not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined] # waits for threads
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it may be closed
+            stream.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 0xFF)
+
+
 if __name__ == "__main__":
     sys.path.pop(0)  # no module is imported from the folder of this file
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the process that has started it
-    load()
-    request = serve(socket.socket(fileno=int(sys.argv[1])))
+    load(sys.argv[1])
+    request = serve(socket.socket(fileno=int(sys.argv[2])))
     if request:
         become(request)
-        script = request["arguments"][0]
-        module = sys.modules["__main__"] = ModuleType("__main__")
-        module.__dict__.update(__file__=script, __builtins__=builtins)
-        exec(compile(Path(script).read_bytes(), script, "exec"), module.__dict__)
+        run(request["arguments"])

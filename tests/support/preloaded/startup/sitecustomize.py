@@ -1,4 +1,4 @@
-"""Python imports this module when it starts: have a worker process forked by a process that has loaded torch.
+"""Python imports this module when it starts: have the process forked by one that has loaded what it imports.
 
 See the package ``tests.support.preloaded``.
 """
@@ -6,12 +6,21 @@ See the package ``tests.support.preloaded``.
 import os
 import sys
 
-if (
-    "TORCHMAR_TESTS_PRELOADED" in os.environ
-    and len(sys.orig_argv) > 2
-    and sys.orig_argv[1].endswith(("/ts/model_service_worker.py", "/torchmar/worker/start.py"))
-):
-    # Not by the name of its package, of which a worker is to see nothing, and without pathlib, which takes time.
+
+def _kind() -> str:
+    """Return the kind of this process; empty if none is forked."""
+    first, second, *_ = (*sys.orig_argv[1:], "", "")
+    if first.endswith(("/ts/model_service_worker.py", "/torchmar/worker/start.py")):
+        return "WORKERS"
+    if first == "-m" and second == "torchmar.server":  # it is a process of its own where its workers are
+        return "COMMANDS" if "TORCHMAR_TESTS_WORKERS" in os.environ else ""
+    if (first == "-m" and second == "torchmar") or first.endswith("/bin/torchmar"):
+        return "COMMANDS"
+    return "CONVERSIONS" if second == "torchmar.conversion.keras_program" else ""
+
+
+if (_kind_of_this := _kind()) and (_path := os.environ.get(f"TORCHMAR_TESTS_{_kind_of_this}")):
+    # Not by the name of its package, of which the process is to see nothing, and without pathlib, which takes time.
     from importlib.util import module_from_spec, spec_from_file_location
 
     _spec = spec_from_file_location("_torchmar_tests_client", f"{__file__.rpartition('/startup/')[0]}/client.py")
@@ -19,4 +28,4 @@ if (
     assert _spec.loader
     _client = module_from_spec(_spec)
     _spec.loader.exec_module(_client)
-    _client.run(os.environ["TORCHMAR_TESTS_PRELOADED"])
+    _client.run(_path)
