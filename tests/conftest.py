@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import java_options
 from tests.support.paths import DIGITS, ROOT, TESTS
 from tests.support.preloaded import VARIABLES, fork_processes
 from tests.support.servers import ECHO, ENGINES, write_config
@@ -65,6 +66,15 @@ def _fork_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Have workers, servers and commands forked by processes that have loaded what they import."""
     starts_workers = any(_starts_workers(item) for item in request.session.items)
     with fork_processes("commands", *(("workers",) if starts_workers else ())):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _start_java_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have Java start quickly, if there are tests that may start TorchServe."""
+    with pytest.MonkeyPatch.context() as patch:
+        if any(_starts_workers(item) for item in request.session.items):
+            patch.setenv(java_options.VARIABLE, java_options.java_options())
         yield
 
 

@@ -227,6 +227,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
 # are forked by one that has loaded the command line, for each line of its input: a folder, and a file for the output.
 DRIVER = """
 import os, resource, signal, sys
+import torchmar.archive.importing, torchmar.checks, torchmar.cli.findings
 from torchmar.cli import app, main
 
 def run():

@@ -257,26 +257,26 @@ def test_the_schema_is_printed(server: TorchServe) -> None:
     assert json.loads(torchmar(server, "deployment-schema").stdout)["title"] == "Deployment"
 
 
-def test_a_plan_over_two_hundred_versions(server: TorchServe, make: Make) -> None:
+def test_a_plan_over_many_versions(server: TorchServe, make: Make) -> None:
     text = "models:\n"
-    for number in range(100):
+    for number in range(30):
         for version in ("1.0", "2.0"):
             make(name=f"n{number}", version=version, store=server.model_store)
         versions = '{"1.0": {min_workers: 0}, "2.0": {min_workers: 1}}'
         text += f'  n{number}: {{default: "1.0", versions: {versions}}}\n'
     write(server, text)
     # A default version without workers would refuse every request, which is a mistake in a file.
-    assert torchmar(server, "plan", code=1).stderr.count("would be refused") == 100
-    for number in range(100):
+    assert torchmar(server, "plan", code=1).stderr.count("would be refused") == 30
+    for number in range(30):
         for version in ("1.0", "2.0"):
             server.management.register(f"n{number}-{version}.mar", initial_workers=0)
     write(server, "models: {}\n")
-    assert torchmar(server, "plan").stdout.count("not listed; it stays") == 100
+    assert torchmar(server, "plan").stdout.count("not listed; it stays") == 30
     captured = torchmar(server, "capture").stdout
-    assert captured.count("min_workers: 0") == 200
+    assert captured.count("min_workers: 0") == 60
     write(server, captured)
     assert "nothing to do" in torchmar(server, "plan").stdout
     write(server, "prune: true\nmodels: {}\n")
-    assert "remove 200" in torchmar(server, "plan", code=2).stdout
+    assert "remove 60" in torchmar(server, "plan", code=2).stdout
     torchmar(server, "apply")
     assert actual.read(server.server) == {}

@@ -1,0 +1,47 @@
+"""Options of Java with which TorchServe starts in a third of the CPU time."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import tempfile
+from pathlib import Path
+
+from tests.support.paths import ROOT
+from tests.support.servers import write_config
+from torchmar.engines import java
+from torchmar.engines.torchserve import TorchServe
+from torchmar.errors import TorchmarError
+
+VARIABLE = "JDK_JAVA_OPTIONS"  # of the program java
+# Its servers run for seconds: what the second compiler and threads of a garbage collector would gain, they never do.
+_SHORT_RUN = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
+
+def java_options() -> str:
+    """Return the options: the classes of a started TorchServe are in a file, which the first call of a machine makes."""
+    try:
+        found = java.find()
+    except TorchmarError:
+        return ""
+    digest = hashlib.sha256(f"{found.executable.resolve()} {found.version}".encode()).hexdigest()[:12]
+    classes = ROOT / ".cache" / "tests" / f"torchserve-{digest}.jsa"
+    classes.parent.mkdir(parents=True, exist_ok=True)
+    with classes.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes of pytest may begin at once
+        if not classes.exists():
+            _write(classes)
+    return f"{_SHORT_RUN} -XX:SharedArchiveFile={classes}" if classes.stat().st_size else _SHORT_RUN
+
+
+def _write(classes: Path) -> None:
+    """Start and stop a server that writes its classes when it ends; an empty file, if this Java cannot do that."""
+    with tempfile.TemporaryDirectory(prefix="torchmar-tests-") as name:
+        folder, written = Path(name), classes.with_suffix(".new")
+        store = folder / "store"
+        store.mkdir()
+        config = write_config(folder, vmargs=f"{_SHORT_RUN} -XX:ArchiveClassesAtExit={written}")
+        with TorchServe(config, store, folder / "run") as server:
+            list(server.management.names())
+        written.touch()
+        written.replace(classes)
