@@ -19,7 +19,7 @@ _SHORT_RUN = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 def java_options() -> str:
-    """Return the options: the classes of a started TorchServe are in a file, which the first call of a machine makes."""
+    """Return the options: the classes of TorchServe are in a file, which the first call of a machine makes."""
     try:
         found = java.find()
     except TorchmarError:
