@@ -30,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with ``named.xml`` and ``named.bin``, as users have them: of a model that TensorFlow saved."""
     folder = tmp_path_factory.mktemp("openvino")
     openvino = openvino_ir.imported()
-    model = openvino.Core().read_model(tensorflow_models.FOLDER / "named")
+    model = openvino_ir.shared_core().read_model(tensorflow_models.FOLDER / "named")
     openvino.save_model(model, folder / "named.xml", compress_to_fp16=False)
     return folder
 

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -131,7 +132,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
     openvino = openvino_ir.imported()
     for name in ("net", "fixed"):
-        model = openvino.Core().read_model(folder / f"{name}.onnx")
+        model = openvino_ir.shared_core().read_model(folder / f"{name}.onnx")
         openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
     (folder / MODEL_FILE).write_text(textwrap.dedent(NET))
     return folder
@@ -469,6 +470,20 @@ def test_openvino_is_imported_without_the_package_that_sends_statistics() -> Non
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ran.stdout == "[]\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals are those of POSIX")
+def test_a_process_outlives_a_signal_after_its_models_of_openvino(saved: Path) -> None:
+    code = (
+        "import pathlib, signal, sys, torch; from torchmar_handlers.weights import openvino_ir\n"
+        "path, device = pathlib.Path(sys.argv[1]), torch.device('cpu')\n"
+        "models = [openvino_ir.load(path, device, 1) for _ in range(2)]\n"
+        "del models[0], models[0]  # in the order in which they were loaded\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('interrupted')"
+    )
+    command = [sys.executable, "-c", code, saved / "net.xml"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (ran.returncode, ran.stdout) == (0, "interrupted\n"), ran.stderr
 
 
 def test_openvino_computes_in_float32_unless_the_option_dtype_says_otherwise(load: Callable[..., Any]) -> None:

@@ -46,7 +46,7 @@ def project(folder: Path, flag: str) -> Path:
     models.save_script(NET, folder / "net.pt")
     models.save_onnx(NET, folder / "optimized" / "net.onnx", torch.zeros(1, 1, 8, 8), shift=0)
     openvino = openvino_ir.imported()
-    model = openvino.Core().read_model(folder / "optimized" / "net.onnx")
+    model = openvino_ir.shared_core().read_model(folder / "optimized" / "net.onnx")
     openvino.save_model(model, folder / "optimized" / "net.xml", compress_to_fp16=False)
     if folder.name == "damaged":
         (folder / "optimized" / "net.bin").write_bytes(b"short")

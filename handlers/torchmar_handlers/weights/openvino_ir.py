@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def load(path: Path, device: torch.device, threads: int, dtype: torch.dtype | No
             f"{path.name} is an OpenVINO model, and OpenVINO is not installed: `pip install openvino`, or name it in "
             "the archive's requirements"
         ) from error
-    core = openvino.Core()
+    core = shared_core()
     model = _read(openvino, core, path)
     inputs = [_input(path, port, name) for port, name in zip(model.inputs, names(model.inputs, "input"), strict=True)]
     output_names = names(model.outputs, "output")
@@ -127,6 +128,20 @@ def imported() -> Any:
     import openvino
 
     return openvino
+
+
+@functools.cache
+def shared_core() -> Any:
+    """Return the Core of this process, which loads and runs all of its models.
+
+    A Core that runs a model on the CPU sets the thread's stack for signal handlers, and restores the one before when
+    it ends. If several end in the order of their creation, the last one restores the stack of one that is gone, and
+    the next signal with a handler, such as Ctrl-C, kills the process.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    return imported().Core()
 
 
 def names(ports: Sequence[Any], kind: str) -> list[str]:

@@ -139,7 +139,7 @@ def openvino(source: Source, inputs: Sequence[Captured]) -> Any:
     """
     from torchmar_handlers.weights import openvino_ir
 
-    core = openvino_ir.imported().Core()
+    core = openvino_ir.shared_core()
     if source.format == "OPENVINO":
         return core.read_model(source.path)
     with tempfile.TemporaryDirectory() as folder:

@@ -88,6 +88,8 @@ def quantise(
     Raises:
         NotApplicable: NNCF is not installed, or there is nothing in the model that int8 makes faster.
     """
+    from torchmar_handlers.weights import openvino_ir
+
     kinds = [node.get_type_name() for node in model.get_ordered_ops()]
     if not set(kinds) & _WEIGHTED:
         raise NotApplicable("the model has no convolution and no product of matrices")
@@ -97,7 +99,7 @@ def quantise(
     return first_that_agrees(
         _attempts(openvino, nncf, _folded(model), calibration, transformer=is_transformer(kinds)),
         target,
-        lambda path, dtype: outputs(openvino.Core().read_model(path), calibration, threads, dtype),
+        lambda path, dtype: outputs(openvino_ir.shared_core().read_model(path), calibration, threads, dtype),
         outputs(model, calibration, threads),
         required,
         kind,
@@ -127,13 +129,12 @@ def outputs(model: Any, inputs: Sequence[Arrays], threads: int, dtype: str | Non
     """Return the outputs of a model of OpenVINO for inputs, computed as the handlers do with the option ``dtype``."""
     from torchmar_handlers.weights import openvino_ir
 
-    openvino = openvino_ir.imported()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "f32" if dtype is None else "bf16",
         "EXECUTION_MODE_HINT": "ACCURACY" if dtype is None else "PERFORMANCE",
     }
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    compiled = openvino_ir.shared_core().compile_model(model, "CPU", settings)
     names = openvino_ir.names(model.outputs, "output")
     return [
         dict(zip(names, (np.array(value) for value in compiled(dict(each)).to_tuple()), strict=True)) for each in inputs
