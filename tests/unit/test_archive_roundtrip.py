@@ -102,6 +102,7 @@ def test_content_of_any_size_is_whole_and_large_content_starts_on_a_page(tmp_pat
     assert sum(seen) == size + len(b"firstlast") + len(digests.show(opened.listed))
 
 
+@pytest.mark.process  # it needs none, and takes a tenth of the time of the fast tests
 def test_an_archive_of_more_than_4_gb_is_read_by_everybody(tmp_path: Path) -> None:
     size = (4 << 30) + 12345
     with open(tmp_path / "w", "wb") as sparse:

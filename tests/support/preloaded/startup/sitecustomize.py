@@ -15,7 +15,7 @@ def _kind() -> str:
     if first == "-m" and second == "torchmar.server":  # it is a process of its own where its workers are
         return "COMMANDS" if "TORCHMAR_TESTS_WORKERS" in os.environ else ""
     if (first == "-m" and second == "torchmar") or first.endswith("/bin/torchmar"):
-        return "COMMANDS"
+        return "" if "serve" in sys.orig_argv[2:4] else "COMMANDS"  # tests look for the processes that it starts
     return "CONVERSIONS" if second == "torchmar.conversion.keras_program" else ""
 
 
