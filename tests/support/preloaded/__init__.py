@@ -77,10 +77,11 @@ def _preloaded(kind: Kind) -> Iterator[str]:
 
 def _environment(kind: Kind, home: str) -> dict[str, str]:
     """Return what processes of a kind are started with, as far as what they load reads it."""
+    environment = dict(os.environ)
     if kind == "workers":
-        # numpy would start a thread for every core, as in our fork server.
-        return {**worker_environment(os.environ), "OPENBLAS_NUM_THREADS": "1"}
-    if kind == "conversions":
-        fixed = {"KERAS_BACKEND": "torch", "KERAS_HOME": home, "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
-        return {**os.environ, **fixed, "PYTHONPATH": str(ROOT)}
-    return dict(os.environ)
+        environment = worker_environment(environment)
+    elif kind == "conversions":
+        environment |= {"KERAS_BACKEND": "torch", "KERAS_HOME": home, "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
+        environment["PYTHONPATH"] = str(ROOT)
+    # numpy would start a thread for every core, as in our fork server.
+    return {**environment, "OPENBLAS_NUM_THREADS": "1"}

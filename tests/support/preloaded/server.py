@@ -50,7 +50,7 @@ _IMPORTS = {
         *("torchmar.checks", "torchmar.deployment.planning", "torchmar.deployment.executor", "torchmar.diagnosis"),
         *("torchmar.engines.builtin", "torchmar.engines.torchserve", "torchmar.grpc", "torchmar.load.session"),
     ),
-    "conversions": ("keras", "h5py", "torchmar.conversion.graph_rewriting", "torch._export.serde.serialize"),
+    "conversions": ("keras", "h5py", "torch.export._trace", "torch._export.serde.serialize"),
 }
 # Variables that libraries and Python read when they are loaded.
 _READ_WHEN_LOADED = (
