@@ -58,6 +58,7 @@ _READ_WHEN_LOADED = (
     *("GRPC_", "PYDANTIC_", "TYPER_", "_TYPER_", "TERMINAL_WIDTH", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"),
     *("KERAS_BACKEND", "CUDA_"),
 )
+_ENVIRONMENT = dict(os.environ)  # packages set variables when they are loaded
 _MAX_MESSAGE = 1 << 20
 _MAX_FILES = 253  # of one message, on Linux
 
@@ -127,7 +128,7 @@ def objection(request: dict[str, Any]) -> str:
     limits = [list(resource.getrlimit(number)) for number in _limits()]
     if request["limits"] != limits or request["nice"] != os.getpriority(os.PRIO_PROCESS, 0):
         return "it has other limits"
-    theirs, ours = (_loading_variables(variables) for variables in (request["environment"], os.environ))
+    theirs, ours = (_loading_variables(variables) for variables in (request["environment"], _ENVIRONMENT))
     if theirs != ours:
         return f"these variables differ: {set(theirs.items()) ^ set(ours.items())}"
     folders = [*request["environment"].get("PYTHONPATH", "").split(os.pathsep), _first_of_path(request)]
