@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torchmar.optimizing.process import captured, source
 from torchmar.optimizing.process.jobs import Made, Weights
+
+_TOLERANCE = 0.01  # a relative difference that other sizes may have
+_FACTOR = 10.0  # or so many times that of a recorded input, since int8 and bfloat16 round
 
 
 def make(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,5 +37,53 @@ def make(job: Mapping[str, Any]) -> dict[str, Any]:
     inputs = [each for each in captured.load(Path(job["inputs"])) if each.name in names]
     family = job["family"]
     function = getattr(importlib.import_module(f"torchmar.optimizing.process.{family}"), f"make_{family}")
-    made: Made = function(original, inputs, Path(job["folder"]), **job["arguments"])
+    folder = Path(job["folder"])
+    made: Made = function(original, inputs, folder, **job["arguments"])
+    if made.files:
+        _check_sizes(original, inputs, made, folder)
     return asdict(made)
+
+
+def _check_sizes(original: source.Source, inputs: Sequence[captured.Captured], made: Made, folder: Path) -> None:
+    """Compare answers for sizes that inputs may have, although the recorded ones have not.
+
+    Some compilers fix a size without an error, and then compute with memory that belongs to nothing.
+
+    Raises:
+        ValueError: the files answer wrongly, or not at all, for a size that the original takes.
+    """
+    weights = replace(
+        original.weights,
+        serialized_file=str(folder / made.files[0]),
+        model_file=None,
+        options=made.options,
+        pt2=None,
+    )
+    variant = replace(original, module=source.model_of(weights), weights=weights)
+    allowed: float | None = None
+    for example in source.other_sizes(original, inputs):
+        try:
+            expected = source.flat(original.call(example))
+        except Exception:  # of whatever kind: the original does not take it
+            continue
+        try:
+            difference = _difference(expected, source.flat(variant.call(example)))
+        except Exception as error:
+            raise ValueError(f"it does not take {example.name}, as the original does: {error}") from error
+        if allowed is None:  # the first one is a recorded input, which the gate judges
+            allowed = max(_TOLERANCE, _FACTOR * difference)
+        elif not difference <= allowed:
+            raise ValueError(f"its answers are wrong for {example.name}: they differ by {100 * difference:.3g} %")
+
+
+def _difference(expected: Sequence[tuple[str, Any]], actual: Sequence[tuple[str, Any]]) -> float:
+    """Return the largest difference of two outputs, relative to the largest number of the original's; NaN is none."""
+    largest = 0.0
+    for (_, ours), (_, theirs) in zip(expected, actual, strict=True):
+        if ours.shape != theirs.shape:
+            return math.inf
+        if ours.numel() and bool(ours.isfinite().all()):
+            scale = max(float(ours.abs().max()), 1e-6)
+            difference = float((ours.double() - theirs.double()).abs().max()) / scale
+            largest = max(largest, math.inf if math.isnan(difference) else difference)
+    return largest

@@ -15,6 +15,8 @@ from torchmar.optimizing.process.captured import Captured, batches
 from torchmar.optimizing.process.jobs import NotApplicable, Weights
 from torchmar.worker.process import loading
 
+_OTHER_SIZES = 8  # of one dimension, at the most
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -178,10 +180,41 @@ def varying_sizes(source: Source, inputs: Sequence[Captured], example: Captured)
     return tuple(map(frozenset, free))
 
 
+def other_sizes(source: Source, inputs: Sequence[Captured]) -> Iterator[Captured]:
+    """Yield an example, and then the example with other sizes wherever they vary, one at a time.
+
+    Their names say which; the module itself may reject some of them.
+
+    Raises:
+        NotApplicable: as `example_of` does.
+    """
+    example = example_of(source, inputs)
+    yield example
+    free = varying_sizes(source, inputs, example)
+    tensors = example.tensors or ()
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, (tensor, axes) in enumerate(zip(tensors, free, strict=True)):
+        for axis in axes:
+            groups.setdefault((axis, tensor.shape[axis]), []).append(place)
+    observed = [each.tensors or () for each in inputs]
+    for (axis, size), places in groups.items():
+        seen = {values[places[0]].shape[axis] for values in observed} if axis else {1, 3}
+        for other in sorted({*seen, size + 1, size - 1, 2 * size} - {size, 0})[:_OTHER_SIZES]:
+            yield _resized(example, places, axis, other)
+
+
 def _takes(source: Source, example: Captured, places: Sequence[int], axis: int, size: int) -> bool:
     """Return whether the module runs with tensors of another size."""
     if size < 1:
         return True
+    with contextlib.suppress(Exception):  # of whatever kind: the module rejects them
+        source.call(_resized(example, places, axis, size))
+        return True
+    return False
+
+
+def _resized(example: Captured, places: Sequence[int], axis: int, size: int) -> Captured:
+    """Return an example whose tensors at some places have another size: cut off, or repeated from the start."""
 
     def resized(place: int, tensor: torch.Tensor) -> torch.Tensor:
         if place not in places:
@@ -191,10 +224,7 @@ def _takes(source: Source, example: Captured, places: Sequence[int], axis: int, 
     args = tuple(resized(place, value) for place, value in enumerate(example.args))
     count = len(args)
     kwargs = {name: resized(count + place, value) for place, (name, value) in enumerate(example.kwargs.items())}
-    with contextlib.suppress(Exception):  # of whatever kind: the module rejects them
-        source.call(Captured(example.name, args, kwargs))
-        return True
-    return False
+    return Captured(f"size {size} of dimension {axis}", args, kwargs)
 
 
 def flat(output: Any) -> list[tuple[str, torch.Tensor]]:
