@@ -36,6 +36,7 @@ _LIMIT_PART = 3  # of the budget: no step may take more than one of so many part
 _MEMORY_PART = 0.8  # of the memory that is free at the beginning
 _RESERVE = 5.0  # seconds for the second measurement of the baseline
 _DRIFT = 0.1  # of the baseline's time between its two measurements, above which the report says so
+_NO_TIME = "the time was used up"
 _EXPLAINED = 4  # requests whose explanations are compared, which are slow
 _EXPLAIN_SECONDS = 20.0
 _PACKAGES = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "onnxscript", "numpy")
@@ -310,7 +311,7 @@ class Optimizer:
         if reason := variant.unavailable(gpu=gpu, calibration=len(session.calibration)):
             return _row(variant, Verdict.SKIPPED, reason)
         if time.monotonic() > session.deadline - _RESERVE:
-            return _row(variant, Verdict.SKIPPED, "no time was left; --budget gives more")
+            return _row(variant, Verdict.SKIPPED, f"{_NO_TIME}; --budget gives more")
         self._observer.on_step(f"making {variant.name}")
         folder = self._folder / variant.name
         folder.mkdir()
@@ -327,6 +328,8 @@ class Optimizer:
         try:
             made = Made(**session.steps.run("make", job, seconds=self._limit(session), name=variant.name))
         except StepError as error:
+            if _is_over(session):
+                return _row(variant, Verdict.SKIPPED, f"{_NO_TIME} while it was made; --budget gives more")
             return _row(variant, Verdict.SKIPPED if error.skipped else Verdict.FAILED, str(error))
         files = tuple(folder / name for name in made.files)
         session.files[variant.name] = files
@@ -344,6 +347,9 @@ class Optimizer:
         try:
             measured = self._measure(session, variant.name, weights, answers=True)
         except StepError as error:
+            if _is_over(session):
+                reason = f"{_NO_TIME} while it was measured; --budget gives more"
+                return replace(row, verdict=Verdict.SKIPPED, reason=reason)
             return replace(row, reason=str(error))
         row = replace(
             row,
@@ -513,6 +519,11 @@ class Optimizer:
 
 def _row(variant: Variant, verdict: Verdict, reason: str, **values: Any) -> Row:
     return Row(variant=variant.name, title=variant.title, verdict=verdict, reason=reason, **values)
+
+
+def _is_over(session: _Session) -> bool:
+    """Return whether a step has ended because the time was used up, not for a reason of its own."""
+    return time.monotonic() >= session.deadline
 
 
 def _section(made: Made) -> dict[str, Any]:
