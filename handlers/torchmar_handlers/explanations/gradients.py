@@ -21,9 +21,9 @@ Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _VALUES_AT_ONCE = 2**20  # of a pass on a CPU; seven images of 224x224, which was the fastest on a ResNet-18
 _SEED = 0
 # Points of an integral whose number is ``auto``. The first are enough where gradients are smooth, so that weights for a
-# curve and for straight lines between the points give the same.
+# curve and for straight lines give the same.
 _FIRST_POINTS, _ALL_POINTS = 16, 48
-_CURVE, _LINES = 5, 1  # degrees
+_CURVE = 5  # degree of the polynomials that the weights of the first points integrate exactly
 _SETTLED = 1e-3  # of the attributions' norm, and of the difference of scores that they sum up to
 
 
@@ -43,8 +43,8 @@ def attribute(
     """Return the attributions of a batch by ``options.method``, shaped like ``inputs``, and the steps of each row.
 
     * ``integrated_gradients``: Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks",
-      ICML 2017; ``n_steps`` points of the Gauss-Legendre quadrature, as in captum; if ``n_steps`` is None, 50 of them
-      where these share a pass, and otherwise 16 or 48 points of `torchmar_handlers.explanations.quadrature`.
+      ICML 2017; ``n_steps`` points of the Gauss-Legendre quadrature, as in captum; if ``n_steps`` is None, 16 or
+      48 points of `torchmar_handlers.explanations.quadrature`.
     * ``gradient_shap``: Lundberg and Lee, "A Unified Approach to Interpreting Model Predictions", NIPS 2017;
       gradients at ``n_steps`` random points between baseline and input. The points are those that captum
       draws for one row after ``numpy.random.seed(0)``, and the same for all rows.
@@ -69,7 +69,7 @@ def attribute(
     if options.method == "gradient_shap":
         alphas = np.random.RandomState(_SEED).uniform(0.0, 1.0, steps)
         weights = np.full(steps, 1 / steps)
-    elif options.n_steps is None and rows_in_a_pass(inputs[0].numel(), inputs.device, max_forward_batch) < steps:
+    elif options.n_steps is None:
         assert gaps is not None
         rows = [
             _integrated(score, row, inputs, baselines, targets, float(gap), max_forward_batch)
@@ -118,17 +118,17 @@ def _integrated(
     def integral(total: torch.Tensor) -> torch.Tensor:
         return span * (total if first is None else first.back(total[None], inputs[row : row + 1])[0])
 
-    few, all_points = quadrature.spaced(_FIRST_POINTS), quadrature.spaced(_ALL_POINTS)
-    weights = quadrature.weights(all_points, _CURVE)
-    early = np.arange(1, _ALL_POINTS, 3)  # the same as `few`
-    add(few, np.stack([quadrature.weights(few, _CURVE), quadrature.weights(few, _LINES), weights[early]]))
+    early = np.arange(1, _ALL_POINTS, 3)
+    points, weights = quadrature.spaced(_ALL_POINTS), quadrature.weights(_ALL_POINTS, 0)
+    few = [quadrature.weights(_FIRST_POINTS, degree) for degree in (_CURVE, 1)]
+    add(points[early], np.stack([*few, weights[early]]))
     values, other = integral(totals[0]), integral(totals[1])
     delta, change = float(values.double().sum()) - gap, float((values - other).norm())
     if abs(delta) <= _SETTLED * abs(gap) and change <= _SETTLED * float(values.norm()):
         return values, _FIRST_POINTS
     del totals[:2]
     late = np.setdiff1d(np.arange(_ALL_POINTS), early)
-    add(all_points[late], weights[None, late])
+    add(points[late], weights[None, late])
     return integral(totals[0]), _ALL_POINTS
 
 
