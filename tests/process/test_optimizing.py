@@ -134,7 +134,7 @@ def test_calibration_inputs_judge_nothing(optimization: tuple[Optimization, Sile
 
 def test_a_request_without_an_answer_is_left_out_with_a_warning(optimization: tuple[Optimization, Silent]) -> None:
     (warning,) = optimization[1].warnings
-    assert warning.startswith("bad.json is left out: the original answers bad.json with status 400")
+    assert warning.startswith("bad.json is left out: the original answers it with status 400")
 
 
 def test_a_handler_whose_model_cannot_be_replaced_is_named(tmp_path: Path) -> None:

@@ -61,6 +61,23 @@ def test_reasons_say_by_how_much() -> None:
     assert reasons["c"] == "0.50 times as fast as the original"
 
 
+def stays_since(*rows: Row) -> str:
+    return choose((BASELINE, *rows), (1,))[0].reason.removeprefix("it stays: ")
+
+
+def test_what_may_be_faster_is_named_with_its_interval() -> None:
+    assert stays_since(row("slow", 60)) == "nothing that agrees with it is faster"
+    text = stays_since(row("slow", 60), row("noisy", 25, spread=0.5))
+    assert text.startswith("nothing that agrees with it is certainly faster; the most promising is noisy, 1."), text
+    assert text.endswith("with 95 % confidence)")
+
+
+def test_why_the_original_stays_where_nothing_passed() -> None:
+    assert stays_since(row("a", 1, Verdict.REJECTED)) == "nothing agrees with it"
+    assert "too few inputs" in stays_since(row("a", 1, Verdict.REJECTED), row("b", 1, Verdict.UNDECIDED))
+    assert stays_since() == "nothing else was measured"
+
+
 def test_the_interval_of_a_speedup_contains_it() -> None:
     gain = speedup(row("a", 10), BASELINE, 1)
     assert gain is not None

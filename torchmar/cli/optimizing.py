@@ -88,6 +88,7 @@ def optimize(
     speed; of the others the fastest is chosen. Exit code 1: the original stays.
     """
     from torchmar import recipe
+    from torchmar.archive import Archive, build
     from torchmar.optimizing import html_report, picture, recipe_writing
     from torchmar.optimizing.session import Optimizer, Settings
     from torchmar.tuning.target import parse_duration
@@ -97,6 +98,9 @@ def optimize(
         raise typer.BadParameter(f"{archive} is an archive: give the new one a --version", param_hint="--write")
     if version is not None and (is_recipe or not write):
         raise typer.BadParameter("it is for --write with an archive; a recipe has its own", param_hint="--version")
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        if file is not None and not file.parent.is_dir():  # now rather than after all measurements
+            raise typer.BadParameter(f"there is no folder {file.parent}", param_hint=option)
     settings = Settings(
         keep=tuple(keep or ()),
         check=check,
@@ -110,12 +114,14 @@ def optimize(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torchmar-optimize-")))
         display = stack.enter_context(_Display())
         if is_recipe:
-            from torchmar.archive import build
-
             display.on_step("building the archive")
             path = build(archive, folder).path
         else:
             path = archive
+            if version is not None:
+                with Archive(path) as opened:
+                    if opened.manifest.version == version:
+                        raise typer.BadParameter(f"{archive} is version {version} already", param_hint="--version")
         optimization = Optimizer(path, settings, folder, display).run()
         report = optimization.report
         display.on_step("")
@@ -251,7 +257,8 @@ def _show(report: Report) -> None:
         needs = f"; it needs {' and '.join(chosen.needs)}" if chosen.needs else ""
         out.print(f"[bold]{escape(chosen.title)}[/]: {escape(chosen.reason + needs)}")
     else:
-        out.print("[bold]The original stays:[/] nothing that agrees with it is faster")
+        reason = wrapped(f"The original stays: {baseline.reason.removeprefix('it stays: ')}", "", "")
+        out.print(escape(reason).replace("The original stays:", "[bold]The original stays:[/]", 1))
 
 
 def _batch_headings(report: Report) -> list[str]:

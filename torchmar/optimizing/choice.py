@@ -56,9 +56,7 @@ def choose(rows: Sequence[Row], batch_sizes: Sequence[int]) -> tuple[Row, ...]:
 
 def _decided(row: Row, gains: dict[str, Interval | None], best: str | None, rows: Sequence[Row]) -> Row:
     if row.variant == "baseline":
-        reason = (
-            "it stays: nothing that agrees with it is faster" if best is None else "what the others are compared with"
-        )
+        reason = "what the others are compared with" if best else f"it stays: {_why_original(gains, rows)}"
         return replace(row, reason=reason)
     if row.variant not in gains:
         return row
@@ -75,6 +73,24 @@ def _decided(row: Row, gains: dict[str, Interval | None], best: str | None, rows
         return replace(row, reason=text)
     assert winner is not None
     return replace(row, reason=f"{times(gain.value)} as fast as the original; {winner.title} is faster")
+
+
+def _why_original(gains: dict[str, Interval | None], rows: Sequence[Row]) -> str:
+    """Return why nothing was chosen, with the most promising variant if one may be faster."""
+    timed = {name: gain for name, gain in gains.items() if gain is not None}
+    if timed:
+        name, gain = max(timed.items(), key=lambda item: item[1].value)
+        if gain.value <= 1 or gain.high < LEAST_GAIN:
+            return "nothing that agrees with it is faster"
+        title = next(row.title for row in rows if row.variant == name)
+        return (
+            f"nothing that agrees with it is certainly faster; the most promising is {title}, {times(gain.value)} as "
+            f"fast ({times(gain.low).removesuffix(' times')} to {times(gain.high)} with 95 % confidence)"
+        )
+    verdicts = {row.verdict for row in rows}
+    if Verdict.UNDECIDED in verdicts:
+        return "there are too few inputs to show that another agrees with it"
+    return "nothing agrees with it" if Verdict.REJECTED in verdicts else "nothing else was measured"
 
 
 def times(value: float) -> str:

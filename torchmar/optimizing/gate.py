@@ -182,7 +182,9 @@ def parse(text: str) -> Requirement:
     """
     match = _REQUIREMENT.fullmatch(text)
     if not match:
-        raise TorchmarError(f"{text!r} is no requirement of agreement", hint=EXAMPLE)
+        bare = re.fullmatch(_NAMES, text.strip(), re.IGNORECASE)
+        hint = "quotes keep > and < from the shell: --keep 'labels>=0.99'" if bare else EXAMPLE
+        raise TorchmarError(f"{text!r} is no requirement of agreement", hint=hint)
     name = match[1].lower()
     measure = _SYNONYMS.get(name) or Measure(name)
     wanted = "<=" if measure in _AT_MOST else ">="

@@ -58,7 +58,7 @@ def _verdicts(report: Report) -> Iterator[str]:
         needs = f"; it needs {' and '.join(chosen.needs)}, without which the original is served" if chosen.needs else ""
         yield html_page.verdict("good", f"{chosen.title} is chosen: {chosen.reason}{needs}")
     else:
-        yield html_page.verdict("note", "The original stays: nothing that agrees with it is faster")
+        yield html_page.verdict("note", f"The original stays: {report.baseline.reason.removeprefix('it stays: ')}")
     rejected = [row.title for row in report.rows if row.verdict is Verdict.REJECTED]
     if rejected:
         yield html_page.verdict("warn", f"Rejected, since the answers differ too much: {', '.join(rejected)}")

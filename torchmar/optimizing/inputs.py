@@ -50,7 +50,7 @@ def read(archive: Archive, data: Path | None) -> tuple[Input, ...]:
         inputs += [Input(file.relative_to(root).as_posix(), exchange.read(file)) for file in chosen]
     if not inputs:
         raise TorchmarError(
-            f"{archive.path} has no samples, so that there is nothing to compare answers on",
+            f"{archive.path.name} has no samples, so that there is nothing to compare answers on",
             hint="give --data FOLDER with inputs, or the recipe some: samples: [{input: FILE}]",
         )
     return tuple(inputs)

@@ -187,7 +187,11 @@ class Optimizer:
             name, version, digest = archive.manifest.name, archive.manifest.version, archive.digest
             original = original_digests(archive, archive.manifest.model)
         self._observer.on_step(f"measuring the original with {_threads(session.original.threads)}")
-        first = self._measure(session, BASELINE, session.original, answers=True)
+        try:
+            first = self._measure(session, BASELINE, session.original, answers=True)
+        except StepError as error:
+            hint = "--budget gives more time" if _is_over(session) else ""
+            raise TorchmarError(f"{self._archive.name}: the original gives no answers: {error}", hint=hint) from None
         session.baseline = first
         if self._settings.check:
             self._observer.on_step("checking the original")
@@ -269,18 +273,20 @@ class Optimizer:
             )
         except StepError as error:
             raise TorchmarError(
-                f"{self._archive}: the inputs of its model cannot be recorded: {error}",
+                f"{self._archive.name}: the inputs of its model cannot be recorded: {error}",
                 hint="torchmar check --run shows whether the archive answers its samples",
             ) from None
         if rejected := result["rejected"]:
             first, reason = rejected[0]
-            count = f"{len(rejected)} of {len(requests)} requests are" if len(rejected) > 1 else f"{first} is"
-            text = f"{count} left out: the original answers {first} with {reason}"
+            text = f"{first} is left out: the original answers it with {reason}"
+            if len(rejected) > 1:
+                count = f"{len(rejected)} of {len(requests)} requests"
+                text = f"{count} are left out: the original answers {first} with {reason}"
             if len(rejected) == len(requests):
-                raise TorchmarError(f"{self._archive}: no request is answered; {first}: {reason}")
+                raise TorchmarError(f"{self._archive.name}: no request is answered; {first}: {reason}")
             self._observer.on_warning(text)
         if not result["inputs"]:
-            raise TorchmarError(f"{self._archive}: its handler answers without calling self.model")
+            raise TorchmarError(f"{self._archive.name}: its handler answers without calling self.model")
         threads = self._settings.threads or int(result["threads"])
         original = Weights(
             folder=str(model_dir),
@@ -364,6 +370,9 @@ class Optimizer:
                 explanations = self._explanations(session, weights, measured, variant.name)
                 metrics = self._metrics(session, made, files, variant.name)
             except (StepError, TorchmarError) as error:
+                if _is_over(session):
+                    reason = f"{_NO_TIME} while it was checked; --budget gives more"
+                    return replace(row, verdict=Verdict.SKIPPED, reason=reason)
                 return replace(row, reason=str(error))
             judgement = self._judge(session, measured, explanations, metrics)
         verdict = judgement.verdict or Verdict.SLOWER
@@ -452,12 +461,7 @@ class Optimizer:
             "batch_sizes": self._settings.batch_sizes,
             "answers": str(file) if answers else "",
         }
-        try:
-            result = session.steps.run("run", job, seconds=self._limit(session), name=name)
-        except StepError as error:
-            if name != BASELINE:
-                raise
-            raise TorchmarError(f"{self._archive}: the original gives no answers: {error}") from None
+        result = session.steps.run("run", job, seconds=self._limit(session), name=name)
         if result["others"] > MAX_OTHERS * len(machine_use.cores()):
             session.others = max(session.others, result["others"])
         for size, times in result["times"].items():
@@ -469,9 +473,19 @@ class Optimizer:
 
     def _measure_again(self, session: _Session, first: _Measured) -> None:
         """Measure the original at the end, too, so that a drift of the machine's speed is seen."""
-        if len(self._variants) == 1 or time.monotonic() > session.deadline:
+        if len(self._variants) == 1:
             return
-        again = self._measure(session, BASELINE, session.original, answers=False)
+        try:
+            if time.monotonic() > session.deadline:
+                raise StepError(_NO_TIME)
+            again = self._measure(session, BASELINE, session.original, answers=False)
+        except StepError as error:  # what was measured before is worth a report
+            reason = _NO_TIME if _is_over(session) else str(error)
+            session.disturbances.append(
+                "the original was not measured again at the end, which shows whether the machine's speed has changed: "
+                + reason
+            )
+            return
         cpu = self._takes_cpu_time(session)
         before, after = (
             statistics.median(_seconds(next(iter(measured.result["times"].values())), cpu=cpu))

@@ -95,8 +95,20 @@ CATALOGUE = (
     ),
     Variant(name="export-aoti", title="AOTInductor", family="aoti", device="any"),
     Variant(name="compile", title="torch.compile", family="compiled", device="any"),
-    Variant(name="cuda-float16", title="float16", family="precision", arguments={"dtype": "float16"}, device="cuda"),
-    Variant(name="cuda-bfloat16", title="bfloat16", family="precision", arguments={"dtype": "bfloat16"}, device="cuda"),
+    Variant(
+        name="cuda-float16",
+        title="float16 on the GPU",
+        family="precision",
+        arguments={"dtype": "float16"},
+        device="cuda",
+    ),
+    Variant(
+        name="cuda-bfloat16",
+        title="bfloat16 on the GPU",
+        family="precision",
+        arguments={"dtype": "bfloat16"},
+        device="cuda",
+    ),
     Variant(
         name="cuda-graphs",
         title="CUDA graphs",
