@@ -405,6 +405,10 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
         hint = "options of the handler go into a section, such as handler:"
     elif detail["type"] == "missing":
         message = "this key is required"
+    elif location == ["runtime", "python"] and detail["type"].startswith("string_"):
+        message = f'{detail["input"]!r} is no version of Python in quotes, such as "3.11"'
+    elif detail["type"] in ("model_type", "model_attributes_type", "dataclass_type"):
+        message = f"{detail['input']!r} is no mapping of keys to values"
     elif detail["type"] == "string_pattern_mismatch":
         message = f"{detail['input']!r} cannot stand in a URL"
         hint = "letters, digits, '.', '_' and '-', a letter or digit first"
