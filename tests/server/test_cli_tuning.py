@@ -16,6 +16,9 @@ from tests.support.command import torchmar
 from tests.support.waiting import until
 from torchmar import archive, recipe
 
+# The processes of a server are measured: a forked one has another parent.
+pytestmark = pytest.mark.unforked
+
 HANDLER = """\
 import time
 def handle(rows, context):

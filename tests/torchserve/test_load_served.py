@@ -17,6 +17,9 @@ from torchmar.load.kinds import Protocol
 from torchmar.load.measuring import StepSpec, measure
 from torchmar.load.target import Target
 
+# The processes of a server are measured: a forked one has another parent.
+pytestmark = pytest.mark.unforked
+
 _SPEC = StepSpec(rate=20, arrivals="constant", duration_s=1.5, warmup_s=1.0, timeout_s=60)
 
 
