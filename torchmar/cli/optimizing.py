@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from torchmar.atomic import write_text
+from torchmar.cli.progress import StepLine
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 
 if TYPE_CHECKING:
@@ -158,19 +159,8 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-class _Display:
-    """The progress: a line that changes, on a terminal, and a line for each variant; a context manager."""
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.on_step("")
-
-    def on_step(self, text: str) -> None:
-        if err.is_terminal:
-            err.file.write(f"\r\x1b[K{text[: err.width - 1]}")
-            err.file.flush()
+class _Display(StepLine):
+    """The progress: the current step, and a line for each variant."""
 
     def on_warning(self, text: str) -> None:
         self.on_step("")

@@ -1,4 +1,4 @@
-"""A progress bar with rate and remaining time, on a terminal, for work that takes longer than a second."""
+"""Progress on a terminal: a bar with rate and remaining time, and a line that changes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,30 @@ from torchmar.cli.terminal import err
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from typing_extensions import Self
 
 _DELAY = 1.0  # seconds before a bar is shown
+
+
+class StepLine:
+    """A line that names the step that is being done, on a terminal only; a context manager that removes it.
+
+    The line is written once for each step: a display that is drawn again takes time from what is measured.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.on_step("")
+
+    def on_step(self, text: str) -> None:
+        """Replace the line; an empty text removes it."""
+        if err.is_terminal:
+            err.file.write(f"\r\x1b[K{text[: err.width - 1]}")
+            err.file.flush()
 
 
 class Bar:

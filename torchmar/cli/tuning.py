@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from torchmar.atomic import write_text
 from torchmar.cli.options import AsJson, Engine
+from torchmar.cli.progress import StepLine
 from torchmar.cli.terminal import err, out, show_table, table, wrapped
 from torchmar.engines import DEFAULT, TITLES
 
@@ -159,25 +160,11 @@ def _built(archive: Path, is_recipe: bool) -> Iterator[Path]:
         yield build(archive, Path(folder)).path
 
 
-class _Display:
-    """The progress of a tuning: a line that changes, on a terminal, and a line for each trial; a context manager.
-
-    The line is written once for each step: a display that is drawn again takes time, in which no request leaves.
-    """
+class _Display(StepLine):
+    """The progress of a tuning: the current step, and a line for each trial."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.on_step("")
-
-    def on_step(self, text: str) -> None:
-        if err.is_terminal:
-            err.file.write(f"\r\x1b[K{text[: err.width - 1]}")
-            err.file.flush()
 
     def on_profile(self, measured: Profile) -> None:
         if measured.others > 0.3:
