@@ -16,9 +16,9 @@ from tests.support.paths import ROOT, TESTS
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("weight_export",),
+    ("exporting", "importing", "weight_export"),
     ("deployment", "optimizing", "parity", "tuning"),
-    ("diagnosis", "exporting", "guard", "scaffolding", "testing"),
+    ("diagnosis", "guard", "platforms", "scaffolding", "testing"),
     ("load",),
     ("engines",),
     ("server",),

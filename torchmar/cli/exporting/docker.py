@@ -1,0 +1,129 @@
+"""torchmar export docker: a Dockerfile for a server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import typer
+
+from torchmar.cli.exporting.files import Config, require_folder, store, write
+from torchmar.cli.options import Engine, ModelStore
+from torchmar.cli.terminal import err
+from torchmar.engines import DEFAULT, EngineName
+from torchmar.errors import TorchmarError
+
+
+def docker(
+    config: Config = Path("config.properties"),
+    model_store: ModelStore = None,
+    mount: Annotated[bool, typer.Option("--mount", help="Leave the archives out of the image; mount them.")] = False,
+    bake: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Put only the newest archive of this model into the image, with the extras that it needs. "
+            "May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    package: Annotated[
+        Path | None,
+        typer.Option(help="A wheel of torchmar; default: its source, if this is its folder.", show_default=False),
+    ] = None,
+    extras: Annotated[
+        str, typer.Option(help="Extras of torchmar that the archives need: onnx,text.", show_default=False)
+    ] = "",
+    gpus: Annotated[bool, typer.Option("--gpus", help="Include CUDA; the image is 5 GB larger.")] = False,
+    engine: Engine = DEFAULT,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The folder for Dockerfile and .dockerignore; default: stdout.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write a Dockerfile, and with --output also its .dockerignore."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from torchmar import properties
+    from torchmar.exporting.docker import Image, dockerfile, dockerignore
+
+    if bake and mount:
+        raise typer.BadParameter("archives are put into the image or mounted, not both", param_hint="--bake")
+    given = properties.read(config)
+    if package is None and not _is_our_source():
+        raise TorchmarError(
+            "this folder is not the source of torchmar, which the image needs",
+            hint="pip wheel --no-deps -w . SOURCE makes a wheel; name it with --package torchmar-....whl",
+        )
+    try:
+        torch = version("torch").partition("+")[0]
+    except PackageNotFoundError:
+        torch = ""
+    folder = store(given, model_store)
+    baked = _newest(folder, bake) if bake else []
+    named = [name.strip() for name in extras.split(",") if name.strip()]
+    image = Image(
+        config=_inside(config),
+        model_store=_inside(folder),
+        mount=mount,
+        baked=tuple(map(_inside, baked)),
+        with_runtime=tuple(_inside(path) for path in baked if "venv" in _extras(path, engine)),
+        package=str(_inside(package)) if package else "",
+        extras=tuple(dict.fromkeys([*named, *(extra for archive in baked for extra in _extras(archive, engine))])),
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        torch=torch,
+        gpus=gpus,
+        engine=engine,
+    )
+    text = dockerfile(image, given)
+    if output is None:
+        write({None: text})
+        err.print("--output . writes it to a file, with a .dockerignore that keeps tokens out of the image")
+        return
+    require_folder(output, "Dockerfile and .dockerignore")
+    for path in (image.package, *(() if mount else (str(image.model_store),))):
+        if path and not Path(path).exists():
+            err.print(f"{path} does not exist yet; docker build needs it", markup=False)
+    if given.flag("disable_token_authorization"):
+        err.print(f"{config} turns tokens off: every client that reaches the port can use the models", markup=False)
+    write({output / "Dockerfile": text, output / ".dockerignore": dockerignore(image)})
+
+
+def _newest(store: Path, names: list[str]) -> list[Path]:
+    """Return the newest archive of each model, by name."""
+    from torchmar.archive import store as archives
+
+    return [archives.find(store, [name])[-1] for name in dict.fromkeys(names)]
+
+
+def _extras(path: Path, engine: EngineName) -> list[str]:
+    """Return the extras of torchmar that an archive needs: for its weights and texts, and for its environment."""
+    from torchmar.archive import Archive
+
+    with Archive(path) as archive:
+        names = [member.name for member in archive.members]
+        weights = archive.manifest.model.serialized_file or ""
+        runtime = archive.runtime if engine == "builtin" else None
+    if runtime and not runtime.server_packages:
+        return ["venv"]  # the rest is in its lock file
+    extras = {
+        "onnx": any(name.endswith(".onnx") for name in names),
+        "openvino": weights.endswith(".xml"),
+        "text": "tokenizer.json" in names,
+        "venv": runtime is not None,
+    }
+    return [extra for extra, needed in extras.items() if needed]
+
+
+def _inside(path: Path) -> PurePosixPath:
+    """Return a path relative to this folder, if it is below it."""
+    absolute, here = path.absolute(), Path.cwd()
+    return PurePosixPath(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+
+
+def _is_our_source() -> bool:
+    project = Path("pyproject.toml")
+    return project.is_file() and 'name = "torchmar"\n' in project.read_text(encoding="utf-8")
