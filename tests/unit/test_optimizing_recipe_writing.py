@@ -117,6 +117,25 @@ def test_a_second_variant_replaces_the_first(project: Path, files: dict[str, Pat
     assert errors(project) == []
 
 
+@pytest.mark.parametrize("configuration", ["", "config: config.yaml\n", "config:\n  handler:\n    mode: L\n"])
+def test_an_earlier_variant_is_removed_without_a_trace(
+    project: Path, files: dict[str, Path], configuration: str
+) -> None:
+    (project / "config.yaml").write_text("responseTimeout: 60\n")
+    (project / "archive.yaml").write_text(PLAIN + configuration)
+    before, _ = recipe.read(project)
+    assert recipe_writing.variant_of(project) is None
+    recipe_writing.write(report(**digests(project)), files, project)
+    assert recipe_writing.variant_of(project) == "x"
+    removed = recipe_writing.remove(project)
+    assert {path.name for path in removed} >= {"archive.yaml", "optimized"}
+    assert recipe_writing.variant_of(project) is None
+    assert not (project / "optimized").exists()
+    after, _ = recipe.read(project)
+    assert (after.files, after.weights) == (before.files, before.weights)
+    assert errors(project) == []
+
+
 def test_the_file_of_the_configuration_is_edited_and_named(project: Path, files: dict[str, Path]) -> None:
     (project / "config.yaml").write_text("responseTimeout: 60\nhandler: {mode: L}\n")
     (project / "archive.yaml").write_text(

@@ -143,10 +143,29 @@ def optimize(
                 written = [built.path]
             for file in written:
                 err.print(f"wrote {file}", markup=False)
+        elif write and is_recipe and not optimization.interrupted:
+            _withdraw(report, archive)
     if optimization.interrupted:
         err.print("interrupted: only what is in the table was measured", markup=False)
         raise KeyboardInterrupt
     raise typer.Exit(0 if report.chosen else 1)
+
+
+def _withdraw(report: Report, path: Path) -> None:
+    """Remove what an earlier optimisation chose from a recipe, if it was judged again and the original stays."""
+    from torchmar.optimizing import recipe_writing
+    from torchmar.optimizing.results import Verdict
+
+    name = recipe_writing.variant_of(path)
+    if name is None:
+        return
+    verdict = next((row.verdict for row in report.rows if row.variant == name), Verdict.SKIPPED)
+    if verdict in (Verdict.SKIPPED, Verdict.UNDECIDED):
+        text = f"{path} keeps the weights of an earlier optimisation ({name}), which was not judged this time"
+        err.print(f"[yellow]warning:[/] {escape(text)}")
+        return
+    for file in recipe_writing.remove(path):
+        err.print(f"{'wrote' if file.exists() else 'removed'} {file}", markup=False)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

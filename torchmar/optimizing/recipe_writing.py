@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torchmar.archive.collecting import carries
 from torchmar.atomic import temporary_path, write_text
 from torchmar.errors import TorchmarError
 from torchmar.optimized_section import FOLDER, KEY, PROOF
+from torchmar.optimizing import results
 from torchmar.optimizing.results import Report
 from torchmar.recipe import CARRIED_PACKAGE, Recipe
 from torchmar.yaml_editing import REMOVED, edit
@@ -63,6 +64,51 @@ def write(report: Report, files: Mapping[str, Path], path: Path, *, picture: str
         for edited, text in texts.items():
             write_text(text, edited)
     return [folder / FOLDER, *texts]
+
+
+def variant_of(path: Path) -> str | None:
+    """Return the variant that a recipe has from an earlier optimisation; None: it has none.
+
+    Args:
+        path: an ``archive.yaml``, or its folder.
+
+    Raises:
+        TorchmarError: the report of that optimisation cannot be read.
+        RecipeError: the recipe has problems.
+    """
+    content, folder = recipe.read(path)
+    named = content.config
+    text = (folder / named).read_bytes() if isinstance(named, str) else named.to_yaml()
+    config: Any = yaml.safe_load(text)
+    options = config.get("handler") if isinstance(config, Mapping) else None
+    if not isinstance(options, Mapping) or KEY not in options:
+        return None
+    chosen = results.read(folder / PROOF).chosen
+    return chosen.variant if chosen else None
+
+
+def remove(path: Path) -> list[Path]:
+    """Remove the variant of an earlier optimisation from a recipe, and the folder ``optimized`` beside it.
+
+    Args:
+        path: an ``archive.yaml``, or its folder.
+
+    Returns:
+        What was written or removed: the recipe, the file of its configuration if it has one, and the folder.
+
+    Raises:
+        TorchmarError: a file cannot be edited or written, or torchmar has not made the folder; all is as before.
+        RecipeError: the recipe has problems.
+    """
+    content, folder = recipe.read(path)
+    file = path / recipe.FILE_NAME if path.is_dir() else path
+    texts = _without(content, file, folder)
+    _check_made(folder / FOLDER)
+    recipe.parse(texts[file], str(file), folder)
+    for edited, text in texts.items():
+        write_text(text, edited)
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    return [*texts, folder / FOLDER]
 
 
 def derive(
@@ -160,6 +206,32 @@ def _edited(content: Recipe, file: Path, folder: Path, section: Mapping[str, Any
     return {**texts, file: text}
 
 
+def _without(content: Recipe, file: Path, folder: Path) -> dict[Path, str]:
+    """Return the texts of the recipe and of its configuration without the section and its files."""
+    texts = {}
+    text = file.read_text(encoding="utf-8")
+    if isinstance(content.config, str):
+        config_file = folder / content.config
+        texts[config_file] = _removed(config_file.read_text(encoding="utf-8"), ("handler", KEY), config_file)
+    else:
+        text = _removed(text, ("config", "handler", KEY), file)
+    for name in content.files:
+        if name == FOLDER or name.startswith(f"{FOLDER}/"):
+            text = _removed(text, ("files", name), file)
+    return {**texts, file: text}
+
+
+def _removed(text: str, path: Sequence[str], file: Path) -> str:
+    """Return YAML without a key, and without the mappings that had nothing else."""
+    mappings = [yaml.safe_load(text)]
+    for key in path[:-1]:
+        mappings.append(mappings[-1][key])
+    depth = len(path)
+    while depth > 1 and len(mappings[depth - 1]) == 1:
+        depth -= 1
+    return edit(text, {tuple(path[:depth]): REMOVED}, str(file))
+
+
 def _fill(folder: Path, report: Report, files: Mapping[str, Path], picture: str | None) -> None:
     """Write the files of a variant and the report into a folder, which is that of ``optimized/`` in the archive."""
     for path, file in files.items():
@@ -171,6 +243,12 @@ def _fill(folder: Path, report: Report, files: Mapping[str, Path], picture: str 
         (folder / _PICTURE).write_text(picture, encoding="utf-8")
 
 
+def _check_made(folder: Path) -> None:
+    """Raise TorchmarError if a folder exists and was not made by ``torchmar optimize``."""
+    if folder.exists() and not (folder / PurePosixPath(PROOF).name).is_file():
+        raise TorchmarError(f"{folder} exists, and torchmar optimize has not made it", hint="rename it, or remove it")
+
+
 class _Replacement:
     """A folder that replaces another when it is complete; the other is back if an error follows.
 
@@ -179,10 +257,7 @@ class _Replacement:
     """
 
     def __init__(self, destination: Path) -> None:
-        if destination.exists() and not (destination / PurePosixPath(PROOF).name).is_file():
-            raise TorchmarError(
-                f"{destination} exists, and torchmar optimize has not made it", hint="rename it, or remove it"
-            )
+        _check_made(destination)
         self.part, self._kept = temporary_path(destination), temporary_path(destination)
         self._destination = destination
 
