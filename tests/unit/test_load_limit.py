@@ -107,12 +107,29 @@ def test_steps_of_few_requests_end_the_search() -> None:
     assert len(steps) == 1
 
 
-def test_an_invalid_step_is_not_the_basis_of_a_limit() -> None:
-    found = limit.find_limit(
-        lambda rate: _step(rate, 100, valid=False, invalid_reasons=("other programs used 1.9 of 2 cores",)), 50, []
-    )
+_SPOILED = {"valid": False, "invalid_reasons": ("other programs used 1.9 of 2 cores",)}
+
+
+def test_invalid_steps_at_one_rate_end_the_search() -> None:
+    steps: list[Step] = []
+    found = limit.find_limit(lambda rate: _step(rate, 100, **(_SPOILED if rate > 60 else {})), 50, steps)
     assert found.rate is None
-    assert "is invalid: other programs used 1.9 of 2 cores" in found.reason
+    assert found.reason == (
+        "the step at 75/s is invalid, 3 times in turn: other programs used 1.9 of 2 cores; the server holds 50/s"
+    )
+    assert len(steps) == 4
+
+
+def test_a_step_that_was_spoiled_once_is_measured_again() -> None:
+    steps: list[Step] = []
+
+    def run(rate: float) -> Step:
+        return _step(rate, 100, **(_SPOILED if len(steps) % 3 == 0 else {}))
+
+    found = limit.find_limit(run, 50, steps)
+    assert found.rate is not None
+    assert found.rate == pytest.approx(100, rel=limit.PRECISION)
+    assert len({step.rate for step in steps}) < len(steps)
 
 
 def test_an_interruption_keeps_the_steps_before() -> None:

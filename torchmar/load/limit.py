@@ -16,6 +16,7 @@ _RAISE = 1.5
 _MIN_RATE = 0.1
 _MIN_REQUESTS = 20  # of a step; fewer show nothing about a lower rate
 _MAX_STEPS = 24
+_TRIES = 3  # of a rate, if other programs or the client spoil its steps
 _CONFIDENCE = 0.99
 _MIN_WINDOWS = 6
 #: Requests in flight that grow by this share of the rate mean that so many of the requests are not answered in time.
@@ -97,17 +98,22 @@ def find_limit(run: Run, start: float, steps: list[Step], precision: float = PRE
         precision: the share by which the two rates at the end may differ.
 
     Returns:
-        The rate; None if every rate saturated the server, or if a step that the result depends on is invalid.
+        The rate; None if every rate saturated the server, or if all tries of one rate were invalid.
     """
     held: Step | None = None
     failed: Step | None = None
     reason = ""
     rate = start
     for _ in range(_MAX_STEPS):
-        step = run(rate)
-        steps.append(step)
-        if not step.complete and not saturation(step.windows, rate):
-            return Limit(rate=None, interval=None, reason=INTERRUPTED)
+        for _try in range(_TRIES):
+            step = run(rate)
+            steps.append(step)
+            if not step.complete and not saturation(step.windows, rate):
+                return Limit(rate=None, interval=None, reason=INTERRUPTED)
+            if step.valid:
+                break
+        else:
+            return Limit(rate=None, interval=None, reason=_spoiled(step, held))
         if sign := does_not_hold(step):
             failed, reason = step, sign
         else:
@@ -125,16 +131,14 @@ def find_limit(run: Run, start: float, steps: list[Step], precision: float = PRE
             rate = math.sqrt(low * high)
     if held is None:
         return Limit(rate=None, interval=None, reason=f"no rate holds: {reason}")
-    spoiled = [step for step in (held, failed) if step is not None and not step.valid]
-    if spoiled:
-        return Limit(
-            rate=None,
-            interval=None,
-            reason=f"the step at {spoiled[0].rate:.4g}/s is invalid: {'; '.join(spoiled[0].invalid_reasons)}",
-        )
     if failed is None:
         return Limit(rate=held.rate, interval=None, reason=f"no rate saturated the server in {_MAX_STEPS} steps")
     return Limit(rate=held.rate, interval=(held.rate or 0.0, failed.rate or 0.0), reason=reason)
+
+
+def _spoiled(step: Step, held: Step | None) -> str:
+    reason = f"the step at {step.rate:.4g}/s is invalid, {_TRIES} times in turn: {'; '.join(step.invalid_reasons)}"
+    return reason if held is None else f"{reason}; the server holds {held.rate:.4g}/s"
 
 
 def first_rate(throughput: float) -> float:
