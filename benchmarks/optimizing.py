@@ -294,6 +294,7 @@ def served(home: Path, photographs: Path, options: argparse.Namespace) -> None:
                 for connections in CONNECTIONS:
                     figures = fire(server, one, connections, options.seconds)
                     rates.setdefault((side.key, connections), []).append(figures.rate)
+                    print(f"{side.title}, {connections} connections: {figures.rate:.1f} requests a second", flush=True)
     measurement = Measurement([], options.seconds, options.rounds)
     measurement.floor(model)
     floor = max(measurement.results.floor, default=0.0)
