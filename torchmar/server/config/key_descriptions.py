@@ -147,7 +147,10 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     "number_of_gpu": KeyDescription(WORKERS, "GPUs to use; never more than the machine has.", "all"),
     "private_key_file": KeyDescription(TLS, "The private key of the certificate, in PEM format, without a password."),
     "service_envelope": KeyDescription(
-        REQUESTS, "TorchServe's envelope around every handler: `kserve`, `kservev2`, `json` or `body`.", "none"
+        REQUESTS,
+        "TorchServe's envelope around every handler: `kserve`, `kservev2`, `json` or `body`. Handlers of torchmar get "
+        "requests without `kserve` and `kservev2`: they read these protocols themselves.",
+        "none",
     ),
     "token_expiration_min": KeyDescription(ACCESS, "Minutes after which a token of `key_file.json` expires."),
     "torchmar_access_log": KeyDescription(METRICS, "Whether `logs/access.log` gets a line for each HTTP request."),
