@@ -432,7 +432,7 @@ These names are the public Python API. Everything else in `torchmar` is internal
 - Every failure is a `torchmar.errors.TorchmarError` with a `message` and a `hint`.
 - `torchmar.model_archiver` has torch-model-archiver's Python calls
   ([Move from TorchServe](../how-to/move-from-torchserve.md)).
-- In a handler, `torchmar_handlers.base`, `torchmar_handlers.request` and the ten [handlers](../handlers.md) are
+- In a handler, `torchmar_handlers.base`, `torchmar_handlers.request` and the [handlers](../handlers.md) are
   public."""
 
 

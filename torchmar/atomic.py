@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from torchmar.errors import TorchmarError
@@ -29,3 +32,23 @@ def write_text(text: str, path: Path) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise TorchmarError(f"{path} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes ``destination`` if the block ends without an error.
+
+    Raises:
+        TorchmarError: the destination exists, or cannot be written.
+    """
+    if destination.exists() or destination.is_symlink():
+        raise TorchmarError(f"{destination} exists already", hint="remove it, or choose another place")
+    part = temporary_path(destination)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.rename(destination)
+    except OSError as error:
+        raise TorchmarError(f"{error.filename or destination}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

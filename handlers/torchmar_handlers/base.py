@@ -17,7 +17,7 @@ from ts.torch_handler import base_handler as stock
 from ts.utils.util import PredictionException, load_label_mapping
 
 from torchmar_handlers.common import batch as batches
-from torchmar_handlers.common import envelopes, faults, samples, signatures
+from torchmar_handlers.common import faults, samples, signatures
 from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.metrics import Metrics
 from torchmar_handlers.common.options import Options
@@ -101,7 +101,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.measures = Metrics()
         self.known_inputs = faults.KnownInputs(self)
         self.load_model(folder, model.get("serializedFile"), model.get("modelFile"), threads)
-        self.mapping = load_label_mapping(str(folder / _LABELS)) if (folder / _LABELS).is_file() else None
+        self.mapping = self.load_labels(folder)
         self.initialized = True
 
     def load_model(self, folder: Path, serialized_file: str | None, model_file: str | None, threads: int) -> None:
@@ -118,6 +118,10 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
             fault=self._fault_of_optimized,
         )
         self.model, self.dtype = self.served_weights.model, self.served_weights.dtype
+
+    def load_labels(self, folder: Path) -> Any:
+        """Return the names of the classes, from ``index_to_name.json`` of the archive; None if it has none."""
+        return load_label_mapping(str(folder / _LABELS)) if (folder / _LABELS).is_file() else None
 
     def reject_optimized(self, fault: str) -> bool:
         """Keep optimised weights from being loaded again; ``initialize`` then loads the original ones.
@@ -283,22 +287,10 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         started = time.perf_counter()
         self.context = context
         self._inference_seconds = 0.0
-        if enveloped := envelopes.has_instances():
-            requests = [envelopes.request(data, context)]
-        else:
-            requests = [Request.of(index, row, context) for index, row in enumerate(data)]
+        requests = [Request.of(index, row, context) for index, row in enumerate(data)]
         halves = batches.decode(self, requests)
         decoding = time.perf_counter() - started
         replies = batches.finish(self, halves)
-        if enveloped:
-            self._measure(
-                context,
-                replies,
-                total=time.perf_counter() - started,
-                decoding=decoding,
-                inference=self._inference_seconds,
-            )
-            return envelopes.answers(replies[0])
         if max([reply.status for reply in replies], default=200) >= 400:
             replies = self._readable_by_torchserve(requests, replies)
         bodies = [reply.send(context, index) for index, reply in enumerate(replies)]

@@ -107,5 +107,6 @@ def test_metrics_of_a_handler_are_in_the_servers_metrics(server: TorchServe) -> 
 def test_every_handler_has_a_recipe() -> None:
     handlers = [recipe.read(ROOT / "archives" / name)[0].handler.rpartition(".") for name in NAMES]
     used = {name for package, _, name in handlers if package == recipe.CARRIED_PACKAGE}
-    assert used == set(recipe.carried_handlers())
+    # `torchmar import` writes the recipes of the others.
+    assert used == set(recipe.carried_handlers()) - {"mlflow", "sagemaker"}
     assert DIGITS.name in NAMES

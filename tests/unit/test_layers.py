@@ -16,9 +16,9 @@ from tests.support.paths import ROOT, TESTS
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("exporting", "weight_export"),
+    ("exporting", "importing", "weight_export"),
     ("deployment", "optimizing", "parity", "tuning"),
-    ("diagnosis", "guard", "platforms", "scaffolding", "testing"),
+    ("diagnosis", "guard", "scaffolding", "testing"),
     ("load",),
     ("engines",),
     ("server",),

@@ -10,12 +10,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from torchmar.archive import copying, digests
 from torchmar.archive.built_archive import BuiltArchive
 from torchmar.archive.copying import MemberContent, Progress
-from torchmar.archive.member_streams import Window
 from torchmar.archive.zip import ZipWriter
 from torchmar.atomic import temporary_path
 from torchmar.errors import ArchiveError
@@ -96,7 +95,7 @@ def pack_folder(
 def pack_tgz(
     members: Mapping[str, MemberContent], destination: Path, folder: str, progress: Progress = lambda count: None
 ) -> BuiltArchive:
-    """Write ``members`` to a ``.tar.gz``, with one time, owner and mode for all, below ``folder`` unless it is empty.
+    """Write ``members`` below ``folder`` to a ``.tar.gz``, with one time, owner and mode for all.
 
     Raises ArchiveError as `pack` does. Slower and larger in memory than a ``.mar``: gzip is one stream.
     """
@@ -129,7 +128,7 @@ def pack_tgz(
         ):
 
             def write(name: str, source: MemberContent) -> None:
-                info = tarfile.TarInfo(f"{folder}/{name}" if folder else name)
+                info = tarfile.TarInfo(f"{folder}/{name}")
                 info.size, info.mtime, info.mode = copying.size_of(source), moment, 0o644
                 with _stream(source) as content:
                     reading = Reading(content)
@@ -196,13 +195,10 @@ def _stream(source: MemberContent) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
-    if isinstance(source, copying.ArchiveSlice):
-        # A reader that reads ahead must not get what follows the slice.
-        with io.BufferedReader(Window(source.file, source.offset, source.size)) as stream:
-            yield cast(BinaryIO, stream)
-        return
-    with source.open("rb") as file:
-        yield file
+    with (source.file if isinstance(source, copying.ArchiveSlice) else source).open("rb") as stream:
+        if isinstance(source, copying.ArchiveSlice):
+            stream.seek(source.offset)
+        yield stream
 
 
 def _epoch() -> int:

@@ -15,7 +15,17 @@ from typing import IO
 from torchmar import recipe
 from torchmar.archive import Archive, collect_members
 from torchmar.archive.copying import ArchiveSlice, MemberContent, size_of
-from torchmar.checks import configuration, foreign, handler, layout, optimized, requirements, runtime, weights
+from torchmar.checks import (
+    configuration,
+    foreign,
+    handler,
+    layout,
+    optimized,
+    requirements,
+    runtime,
+    sagemaker,
+    weights,
+)
 from torchmar.checks import manifest as manifests
 from torchmar.checks.finding import Code, Content, Finding
 from torchmar.errors import ArchiveError, RecipeError
@@ -72,6 +82,8 @@ def check_content(content: Content, gpus: int | None = None) -> list[Finding]:
     checks: list[Callable[[], Iterable[Finding]]] = []
     if manifest.runtime != "LSP":  # a handler in C++ is no Python to read
         checks.append(lambda: handler.check(content, model.handler, wanted, model.config_file))
+        if model.handler == sagemaker.HANDLER:
+            checks.append(lambda: sagemaker.check(content, model.config_file, wanted))
         if not model.serialized_file or model.serialized_file in sizes:
             checks.append(
                 lambda: weights.check(

@@ -37,7 +37,8 @@ _SUFFIXES = {
 _OURS_ALONE = {Format.TORCHSCRIPT, Format.ONNX, Format.OPENVINO, Format.EXPORTED, Format.AOTINDUCTOR}
 _OURS_INTO_A_MODEL = {*_SAVED_BY_TORCH, Format.SAFETENSORS}
 
-_NAMES_ITS_OWN = (f"{CARRIED_PACKAGE}.cascade",)  # handlers whose options name their weights
+# Handlers whose options, or the package that they run, name their weights.
+_NAMES_ITS_OWN = tuple(f"{CARRIED_PACKAGE}.{name}" for name in ("cascade", "mlflow", "sagemaker"))
 
 _IMPOSTORS = ("a git-lfs pointer file", "a web page")  # weights in no suffix and for no handler
 

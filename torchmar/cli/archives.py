@@ -270,19 +270,6 @@ def derive(
     out.print(packed.show(), markup=False)
 
 
-def import_(
-    path: ArchivePath,
-    to: Annotated[Path, typer.Option(help="The folder in which the folder NAME is created.")] = Path("archives"),
-) -> None:
-    """Turn an archive into a folder with a recipe, from which it can be built again."""
-    from torchmar.archive import import_archive
-
-    folder, lost = import_archive(path, to)
-    for what in lost:
-        err.print(f"[yellow]left out:[/] {what}: a recipe has no key for it")
-    out.print(f"{folder}/archive.yaml  torchmar build {folder} builds it again", markup=False)
-
-
 def _setting(text: str) -> tuple[str, object]:
     import yaml
 

@@ -34,7 +34,12 @@ def capture(
     if written := {path: _route(route, live, index) for path, route in (routes or {}).items() if route.model in live}:
         document["routes"] = written
     document["models"] = {name: _model(model, index) for name, model in sorted(live.items())}
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+    return dump(document)
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """Return the text of a ``deployment.yaml`` with these keys."""
+    return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
 def _model(model: LiveModel, index: StoreIndex) -> dict[str, Any]:

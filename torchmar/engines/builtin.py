@@ -56,8 +56,7 @@ class Builtin(Engine):
         startup_report.remove(self.folder)  # an earlier server's
         super()._launch()
 
-    def find(self) -> None:
-        """Find the packages of the server."""
+    def _find(self) -> None:
         for module in _NEEDED:
             if importlib.util.find_spec(module) is None:
                 raise EngineError(

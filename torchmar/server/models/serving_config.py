@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from torchmar import manifest, recipe
+from torchmar import manifest
 from torchmar.recipe import NO_STAGE, Stages, TorchmarConfig, are_stages
 from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
@@ -26,9 +26,8 @@ RUNTIMES = ("python", "python3", "lsp")
 MAX_WORKERS = 1024  # of one version; a larger number is a typing error, and no machine has the memory
 _BATCH_SIZE, _MAX_BATCH_DELAY = 1, 100
 _RETRY_SECONDS = 300
-_READ_BY_OUR_HANDLERS = ("json", "kserve", "kservev2")
 # Keys that change the requests of a handler. To ignore one would give wrong responses, not slow ones.
-_UNSUPPORTED_KEYS = (
+UNSUPPORTED_KEYS = (
     "asyncCommunication",
     "continuousBatching",
     "parallelLevel",
@@ -175,7 +174,7 @@ def resolve(
             version=version,
             handler=handler,
             folder=str(archive.folder),
-            envelope=_envelope(settings.service_envelope or model.envelope or "", handler),
+            envelope=settings.service_envelope or model.envelope or "",
             batch_size=_first(
                 _positive(state, "batchSize"),
                 _at_least(1, registration.batch_size),
@@ -283,12 +282,6 @@ def _workers(
     return low, high
 
 
-def _envelope(envelope: str, handler: str) -> str:
-    """Return the envelope around a handler; torchmar's own need none for protocols that they read with all parts."""
-    own = handler.partition(".")[0] == recipe.CARRIED_PACKAGE
-    return "" if own and envelope in _READ_BY_OUR_HANDLERS else envelope
-
-
 def _devices(config: _ModelConfig, count: int) -> tuple[bool, tuple[int, ...]]:
     """Return whether workers run on GPUs, and which of these the archive names."""
     device_type, ids = config.get("deviceType"), config.get("deviceIds")
@@ -349,7 +342,7 @@ def _fork(config: _ModelConfig) -> bool | None:
 
 
 def _check_supported(config: Mapping[str, Any], runtime: str, url: str) -> None:
-    unsupported = [key for key in _UNSUPPORTED_KEYS if config.get(key)]
+    unsupported = [key for key in UNSUPPORTED_KEYS if config.get(key)]
     if unsupported:
         message = f"{url}: its model-config.yaml sets {', '.join(unsupported)}, which this server does not do"
     elif runtime == "lsp":

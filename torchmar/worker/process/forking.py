@@ -16,7 +16,6 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from .loading import envelope_of
 from .supervisor import children
 
 #: Each worker loads the model itself; workers are forks, as the handler's code is known, or as its author allows it.
@@ -25,6 +24,8 @@ NEVER, KNOWN, ALLOWED = "never", "known", "allowed"
 # TorchServe's handlers that keep nothing but the model and what is computed from files, by their code in 0.12.0.
 _STOCK = frozenset({"image_classifier", "image_segmenter", "object_detector", "text_classifier"})
 _OURS = "torchmar_handlers"
+# Ours that run the code of a package, or unpickle it.
+_FOREIGN = frozenset({f"{_OURS}.mlflow", f"{_OURS}.sagemaker"})
 # Generators would draw the same numbers in all workers, connections would mix their bytes, and the first worker that
 # exits would remove temporary folders.
 _UNSHAREABLE = frozenset(
@@ -39,6 +40,7 @@ _UNSHAREABLE = frozenset(
     }
 )
 _NOT_SEARCHED = (type, ModuleType, FunctionType, CodeType)  # they refer to all that was ever imported
+_ENVELOPES = "ts.torch_handler.request_envelope."
 
 
 def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, str]:
@@ -55,6 +57,8 @@ def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, 
     if allowed is not None:
         reason = f"model-config.yaml sets torchmar: {{fork: {str(allowed).lower()}}}"
         return (ALLOWED if allowed else NEVER), reason
+    if handler in _FOREIGN:
+        return NEVER, f"what the code that {handler} runs keeps between requests is not known"
     if handler not in _STOCK and not handler.startswith(f"{_OURS}."):
         return NEVER, f"what {handler} keeps between requests is not known"
     if model_file:
@@ -125,7 +129,7 @@ def _unknown_code(service: Any, folder: Path) -> str:
     """Return a description of code that has run and is not that of known handlers; empty: there is none."""
     handler = getattr(service._entry_point, "__self__", None)
     kind = type(handler).__module__
-    if envelope_of(service):
+    if kind.startswith(_ENVELOPES):
         handler = getattr(getattr(handler, "_handle_fn", None), "__self__", None)
         kind = type(handler).__module__
     if not kind.startswith(f"{_OURS}.") and kind.removeprefix("ts.torch_handler.") not in _STOCK:

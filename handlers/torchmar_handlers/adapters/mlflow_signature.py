@@ -1,0 +1,190 @@
+"""The signature of an MLflow model: the columns or the tensor that it takes, and its parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from torchmar_handlers.request import BadRequest
+
+_WHOLE = ("integer", "long")
+_NUMBERS = (*_WHOLE, "float", "double", "boolean")
+_CASTS: Mapping[str, type] = {
+    "boolean": bool,
+    "integer": int,
+    "long": int,
+    "float": float,
+    "double": float,
+    "string": str,
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table; ``name`` is empty where columns have positions only."""
+
+    name: str
+    type: str
+    required: bool = True
+
+    def number(self, value: Any, where: str) -> float:
+        """Return a cell as a number; a missing one, which only columns of other than whole numbers may have, is NaN.
+
+        Raises:
+            BadRequest: it has another type.
+        """
+        if value is None and self.type not in _WHOLE:
+            return float("nan")
+        fits = isinstance(value, int | float)
+        if self.type == "boolean":
+            fits = isinstance(value, bool)
+        elif self.type in _WHOLE:
+            fits = fits and not isinstance(value, bool) and value == int(value) if fits else False
+        elif self.type == "string":
+            return number(value, where)
+        if not fits:
+            raise BadRequest(f"{where}: {_shown(value)} is no {self.type}")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor; -1 in ``shape`` is any size."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def array(self, value: Any) -> np.ndarray:
+        """Return JSON as an array of this type and shape.
+
+        Raises:
+            BadRequest: it is none.
+        """
+        found = array(value)
+        if self.dtype.kind in "iu" and found.dtype.kind == "f" and not bool(np.all(found == np.trunc(found))):
+            raise BadRequest(f"the input has fractions, and the model takes {self.dtype}")
+        fits = len(found.shape) == len(self.shape) and all(
+            wanted in (-1, size) for wanted, size in zip(self.shape, found.shape, strict=True)
+        )
+        if not fits:
+            raise BadRequest(f"the input has the shape {list(found.shape)}; {list(self.shape)} is expected")
+        return found.astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a request; ``default`` is passed to the model where a request has none."""
+
+    name: str
+    type: str
+    default: Any
+
+    def cast(self, value: Any) -> Any:
+        """Return a value as this parameter's type. Raises BadRequest if it is of another."""
+        kind = _CASTS.get(self.type)
+        values = value if isinstance(value, list) else [value]
+        whole = kind is not float or not any(isinstance(item, bool) for item in values)
+        if kind is None or (all(type(item) is kind for item in values) and whole):
+            return value
+        if kind is float and whole and all(isinstance(item, int | float) for item in values):
+            return [float(item) for item in value] if isinstance(value, list) else float(value)
+        raise BadRequest(f"the parameter {self.name} is {_shown(value)}, which is no {self.type}")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes; without columns and tensors, a table or a tensor of any kind."""
+
+    columns: tuple[Column, ...] = ()
+    tensors: tuple[TensorSpec, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+
+    def arguments(self, given: Any) -> dict[str, Any]:
+        """Return the parameters of a request, with defaults; those that the signature does not name are left out.
+
+        Raises:
+            BadRequest: they are no object, or one has another type.
+        """
+        if given is not None and not isinstance(given, Mapping):
+            raise BadRequest("params is no object")
+        values = given or {}
+        return {
+            parameter.name: parameter.cast(values[parameter.name]) if parameter.name in values else parameter.default
+            for parameter in self.parameters
+        }
+
+
+def parse(document: Any) -> Signature:
+    """Return the signature in an ``MLmodel`` file's ``signature``.
+
+    Raises:
+        ValueError: it is of a kind that the model cannot be served with.
+    """
+    if not document:
+        return Signature()
+    inputs = _listed(document.get("inputs"))
+    parameters = tuple(
+        Parameter(str(entry["name"]), str(entry.get("type") or entry.get("dtype")), entry.get("default"))
+        for entry in _listed(document.get("params"))
+    )
+    if any(entry.get("type") == "tensor" for entry in inputs):
+        tensors = [
+            TensorSpec(
+                str(entry.get("name") or ""),
+                np.dtype(entry["tensor-spec"]["dtype"]),
+                tuple(entry["tensor-spec"]["shape"]),
+            )
+            for entry in inputs
+        ]
+        if len(tensors) > 1:
+            names = ", ".join(tensor.name for tensor in tensors)
+            raise ValueError(f"the model takes the tensors {names}; MLflow's pytorch flavour passes one")
+        return Signature(tensors=tuple(tensors), parameters=parameters)
+    columns = tuple(
+        Column(str(entry.get("name") or ""), str(entry.get("type")), bool(entry.get("required", True)))
+        for entry in inputs
+    )
+    if other := [column for column in columns if column.type not in (*_NUMBERS, "string")]:
+        raise ValueError(f"the column {other[0].name} is {other[0].type}, of which no number is made")
+    return Signature(columns=columns, parameters=parameters)
+
+
+def array(value: Any) -> np.ndarray:
+    """Return JSON as an array of numbers.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    try:
+        found = np.array(value)
+    except ValueError as error:
+        raise BadRequest(f"the input is no array of one shape: {error}") from None
+    if found.dtype.kind not in "biuf":
+        raise BadRequest("the input is no array of numbers")
+    return found
+
+
+def number(value: Any, where: str) -> float:
+    """Return a cell of a column without a type as a number; a missing one is NaN. Raises BadRequest if it is none."""
+    if value is None:
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise BadRequest(f"{where}: {_shown(value)} is no number") from None
+
+
+def _listed(value: Any) -> Sequence[Mapping[str, Any]]:
+    # A text of JSON inside of the YAML.
+    entries = json.loads(value) if isinstance(value, str) else value
+    return [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,88 @@
+"""The functions of a package for SageMaker's PyTorch toolkit: model_fn, input_fn, predict_fn, output_fn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torchmar_handlers.adapters import sagemaker_defaults as defaults
+from torchmar_handlers.adapters import sagemaker_functions
+from torchmar_handlers.adapters.handler import Adapter, body_of, text_of
+from torchmar_handlers.common.reply import Reply
+from torchmar_handlers.request import JSON, Request
+
+
+class SageMaker(Adapter):
+    """Run a SageMaker package; options in the ``handler`` section of the configuration.
+
+    ============== ===================== ================================================================
+    option         default               meaning
+    ============== ===================== ================================================================
+    program        inference.py          the script with the functions, in ``code/`` or at the top, as
+                                         SAGEMAKER_PROGRAM; the default need not exist
+    accept         application/json      the content type of answers for which a request names none, as
+                                         SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT
+    ============== ===================== ================================================================
+
+    The archive is what ``model.tar.gz`` holds, and its folder is the ``model_dir`` of ``model_fn``. Functions that
+    the script does not define are the toolkit's: see `torchmar_handlers.adapters.sagemaker_defaults`. Each gets
+    ``context`` as its last argument if it takes one more argument than the toolkit's. ``transform_fn``,
+    ``pre_model_fn`` and ``model_warmup_fn`` are run as the toolkit runs them.
+
+    An exception of these functions is answered with its ``status_code`` and ``message``, if it has both, as those of
+    ``sagemaker_inference.errors`` have, or else with 500 and its text, as by the toolkit, but without the traceback,
+    which is in the log.
+    """
+
+    def load_package(self, folder: Path) -> None:
+        """Import the script, and run ``model_fn``."""
+        self.accept = self.options.text("accept", JSON)
+        program = self.options.text("program", "") or None
+        self.functions = sagemaker_functions.load(folder, program)
+        self._call("pre_model_fn", str(folder), default=None)
+        self.model: Any = self._call("model_fn", str(folder), default=lambda: defaults.model_fn(folder, self.device))
+        self._call("model_warmup_fn", str(folder), self.model, default=None)
+
+    def answer(self, request: Request) -> Reply:
+        """Return what ``transform_fn`` answers, or the other three."""
+        body: Any = body_of(request)
+        content_type = str(request.headers["content-type"]) if request.headers.get("content-type") else None
+        accept = str(request.headers.get("accept") or defaults.ANY)
+        if accept.strip() == defaults.ANY:
+            accept = self.accept
+        if request.media_type in defaults.TEXTS:
+            body = text_of(body)
+        if "transform_fn" in self.functions:
+            answer = self._call("transform_fn", self.model, body, content_type, accept, default=None)
+        else:
+            answer = self._transform(body, content_type, accept)
+        if isinstance(answer, tuple):
+            return Reply(answer[0], str(answer[1]))
+        # The toolkit repeats the header, which may be a list or have wildcards.
+        first = accept.partition(",")[0].partition(";")[0].strip()
+        return Reply(answer, self.accept if "*" in first else first)
+
+    def status_and_message(self, error: Exception) -> tuple[int, str]:
+        """Return those of the toolkit."""
+        status, message = getattr(error, "status_code", None), getattr(error, "message", None)
+        if isinstance(status, int) and 400 <= status < 600 and isinstance(message, str):
+            return status, message
+        status, message = super().status_and_message(error)
+        return (status, message) if status == 507 else (500, f"{type(error).__name__}: {error}".removesuffix(": "))
+
+    def _transform(self, body: Any, content_type: str | None, accept: str) -> Any:
+        device = self.device
+        data = self._call("input_fn", body, content_type, default=lambda: defaults.input_fn(body, content_type, device))
+        prediction = self._call(
+            "predict_fn", data, self.model, default=lambda: defaults.predict_fn(data, self.model, device)
+        )
+        return self._call(
+            "output_fn", prediction, accept, default=lambda: defaults.output_fn(prediction, accept, self.accept)
+        )
+
+    def _call(self, name: str, *arguments: Any, default: Any) -> Any:
+        """Return the result of a function of the script, or of ``default`` if the script does not define it."""
+        function = self.functions.get(name)
+        if function is not None:
+            return function(self.context, *arguments)
+        return default() if default is not None else None

@@ -1,0 +1,1 @@
+"""What other tools have packed or written, as recipes and as a deployment."""

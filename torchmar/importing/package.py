@@ -1,0 +1,79 @@
+"""A package of another tool as the folder of a recipe."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchmar import recipe
+from torchmar.errors import TorchmarError
+from torchmar.manifest import NAME_PATTERN
+
+#: Folders and files that tools and operating systems leave beside what is meant.
+_LEFT_OUT = ("__pycache__", "__MACOSX", ".DS_Store", ".ipynb_checkpoints", ".git")
+_TAKEN = (recipe.FILE_NAME, recipe.CARRIED_PACKAGE, "MAR-INF", "model-config.yaml")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import has written.
+
+    Attributes:
+        folder: with the recipe.
+        notes: what is different now, and what is left to the user; a sentence each.
+    """
+
+    folder: Path
+    notes: tuple[str, ...] = ()
+
+
+def model_name(given: str | None, default: str) -> str:
+    """Return the name of a model: the given one, or what of ``default`` can stand in a URL.
+
+    Raises:
+        TorchmarError: it cannot be a model's name.
+    """
+    name = given if given is not None else re.sub(r"[^A-Za-z0-9_\-.]+", "-", default).lstrip("_-.")
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise TorchmarError(
+            f"{name!r} cannot be a model's name" if name else f"no name can be made of {default!r}",
+            hint="--name NAME: letters, digits, '.', '_' and '-', a letter or digit first",
+        )
+    return name
+
+
+def clean(folder: Path) -> None:
+    """Remove what tools and operating systems have left in a folder, such as ``__pycache__`` and ``._model.pth``."""
+    for path in sorted(folder.rglob("*")):
+        if path.name in _LEFT_OUT or path.name.startswith("._"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def entries(folder: Path, source: Path) -> dict[str, str]:
+    """Return ``files`` of a recipe: all files and folders at the top of ``folder``.
+
+    Raises:
+        TorchmarError: ``source``, which was extracted there, has a name that an archive needs itself.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() or any(path.iterdir()))
+    if taken := next((name for name in names if name in _TAKEN or name.upper() == "MAR-INF"), None):
+        raise TorchmarError(f"{source} has {taken} at its top, a name that archives use themselves", hint="rename it")
+    return {name: name for name in names}
+
+
+def write_recipe(document: Mapping[str, Any], folder: Path, source: Path) -> None:
+    """Write ``archive.yaml`` to ``folder``, which has the files that it names; keys without a value are left out.
+
+    Raises:
+        RecipeError: no recipe can describe this.
+    """
+    given = {key: value for key, value in document.items() if value}
+    text = f"# Made of {source.name} by torchmar import.\n" + yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    recipe.parse(text, f"the recipe of {source}", folder)
+    (folder / recipe.FILE_NAME).write_text(text, encoding="utf-8")

@@ -1,0 +1,328 @@
+"""An installation of TorchServe as a ``deployment.yaml`` and a ``config.properties``, with what will differ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchmar import atomic, checks, properties
+from torchmar.archive import Archive
+from torchmar.deployment import capture, desired
+from torchmar.deployment.store_index import StoredArchive, read_archive
+from torchmar.deployment.target import SETTINGS
+from torchmar.errors import PropertiesError, TorchmarError
+from torchmar.parity.differences import DIFFERENCES
+from torchmar.parity.known_difference import KnownDifference
+from torchmar.server.config import startup_models
+from torchmar.server.config import values as config_values
+from torchmar.server.config.keys import IGNORED_KEYS, PATH_KEYS, SUPPORTED_KEYS, suggest
+from torchmar.server.config.startup_models import StartupModel
+from torchmar.server.models import snapshots
+from torchmar.server.models.serving_config import UNSUPPORTED_KEYS
+
+_NUMBERS = {"minWorkers": "min_workers", "maxWorkers": "max_workers"} | {
+    key: name for name, (key, _) in SETTINGS.items()
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that will not be as under TorchServe, or is left to the user.
+
+    Attributes:
+        place: a key of the configuration, or a model and its version.
+        what: a sentence.
+        id: of a documented difference; empty for others.
+        blocks: whether a model is not served until it is resolved.
+    """
+
+    place: str
+    what: str
+    id: str = ""
+    blocks: bool = False
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The configuration of a TorchServe, and the models that it would serve when it is started again.
+
+    Attributes:
+        source: the file that they were read from; a snapshot, if there is one.
+        folder: relative paths in it begin here.
+        values: of the configuration.
+        model_store: the folder with the archives.
+        models: in the order of their loading.
+    """
+
+    source: Path
+    folder: Path
+    values: Mapping[str, str]
+    model_store: Path
+    models: tuple[StartupModel, ...]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What the import of an installation has written."""
+
+    installation: Installation
+    deployment: Path
+    config: Path
+    models: Mapping[str, tuple[str, ...]]
+    differences: tuple[Difference, ...] = field(default_factory=tuple)
+
+
+def read(path: Path, model_store: Path | None = None, *, use_snapshots: bool = True) -> Installation:
+    """Read the configuration of an installation, as TorchServe does when it is started again.
+
+    The last snapshot in ``logs/config`` precedes ``config.properties``.
+
+    Args:
+        path: a ``config.properties``, a snapshot (``logs/config/*.cfg``), or the folder that TorchServe was started in.
+        model_store: in place of the configuration's.
+        use_snapshots: whether to look for snapshots.
+
+    Raises:
+        TorchmarError: there is no configuration, no model store, or a value is wrong.
+    """
+    if not path.exists():
+        raise TorchmarError(f"{path} does not exist", hint="name a config.properties, or TorchServe's folder")
+    folder = path if path.is_dir() else path.parent
+    file = path / properties.FILE_NAME if path.is_dir() else path
+    if file.suffix == ".cfg" and folder.name == "config" and folder.parent.name == "logs":
+        folder = folder.parent.parent  # where TorchServe was started
+    source = file
+    if use_snapshots and file.suffix != ".cfg" and (last := snapshots.latest(folder / "logs" / "config")):
+        own = properties.read(file).values if file.is_file() else {}
+        source = file if own.get("model_snapshot", "").strip() else last
+    if not source.is_file():
+        raise TorchmarError(
+            f"{path} has neither {properties.FILE_NAME} nor logs/config/*.cfg",
+            hint="name the file that torchserve --ts-config was started with",
+        )
+    values = dict(properties.read(source).values)
+    store = _model_store(source, folder, values, model_store)
+    return Installation(source, folder, values, store, _models(source, values, store))
+
+
+def import_installation(installation: Installation, to: Path) -> Imported:
+    """Write ``deployment.yaml`` and ``config.properties`` of an installation; nothing of it is changed or copied.
+
+    A server that starts with the configuration serves the same models with the same workers and settings.
+
+    Raises:
+        TorchmarError: an archive is missing or cannot be read, or one of the two files exists.
+    """
+    targets = to / desired.FILE_NAME, to / properties.FILE_NAME
+    if existing := next((target for target in targets if target.exists()), None):
+        raise TorchmarError(f"{existing} exists already", hint="remove it, or name another folder with --to")
+    stored = _archives(installation)
+    document = _document(installation, stored)
+    header = f"# Made of {installation.source.name} by torchmar import.\n"
+    text = header + capture.dump(document)
+    deployment = desired.parse(text, str(targets[0]))
+    config, differences = _configuration(installation)
+    differences += _of_archives(installation, stored)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TorchmarError(f"{to} cannot be made: {error.strerror}") from None
+    atomic.write_text(text, targets[0])
+    try:
+        atomic.write_text(f"{header}{properties.show(config)}", targets[1])
+    except TorchmarError:
+        targets[0].unlink(missing_ok=True)
+        raise
+    models = {name: tuple(model.versions) for name, model in deployment.models.items()}
+    return Imported(installation, *targets, models, tuple(differences))
+
+
+def _model_store(source: Path, folder: Path, values: Mapping[str, str], given: Path | None) -> Path:
+    named = values.get("model_store", "").strip()
+    if given is None and not named:
+        raise TorchmarError(
+            f"{source} names no model_store", hint="--model-store FOLDER, as torchserve was started with"
+        )
+    for store in [given] if given else [folder / named, Path(named)]:
+        if store and store.is_dir():
+            return store.resolve()
+    raise TorchmarError(
+        f"the model store {given or named} is not a folder",
+        hint=f"it is looked for in {folder.resolve()} and in the current folder; --model-store FOLDER names it",
+    )
+
+
+def _models(source: Path, values: Mapping[str, str], store: Path) -> tuple[StartupModel, ...]:
+    try:
+        if snapshot := values.get("model_snapshot", "").strip():
+            return startup_models.parse_snapshot(snapshot)
+        listed = startup_models.parse_load_models(values.get("load_models", "").strip() or "none")
+    except ValueError as error:
+        raise PropertiesError(f"{source}: {error}") from None
+    if listed == "all":
+        return tuple(startup_models.in_store(store))
+    return tuple(StartupModel(url, name=name, fallback=startup_models.fallback_name(url)) for name, url in listed)
+
+
+def _archives(installation: Installation) -> dict[StartupModel, StoredArchive]:
+    """Return the archive of each model. Raises TorchmarError that names all that are missing."""
+    stored, missing = {}, []
+    for model in installation.models:
+        paths = [installation.model_store / Path(model.url).name, installation.model_store / model.url, Path(model.url)]
+        found = next((archive for path in paths if path.exists() and (archive := read_archive(path))), None)
+        if found is None:
+            missing.append(f"{model.url} ({_why_unreadable(next((path for path in paths if path.exists()), None))})")
+        else:
+            stored[model] = found
+    if missing:
+        raise TorchmarError(
+            f"{installation.source} names archives that {installation.model_store} does not have: {', '.join(missing)}",
+            hint="copy them there (those of URLs, too), or name the right folder with --model-store",
+        )
+    return stored
+
+
+def _why_unreadable(path: Path | None) -> str:
+    if path is None:
+        return "there is no such file"
+    if path.is_dir() and not (path / "MAR-INF").is_dir():
+        return f"{path} is a folder without MAR-INF; torchmar import {path} makes an archive of a SageMaker package"
+    return f"{path} is no archive that can be read"
+
+
+def _document(installation: Installation, stored: Mapping[StartupModel, StoredArchive]) -> dict[str, Any]:
+    server = {"config": properties.FILE_NAME, "model_store": str(installation.model_store)}
+    models: dict[str, dict[str, Any]] = {}
+    try:
+        options = config_values.models(installation.values.get("models", "").strip() or "{}")
+    except ValueError as error:
+        raise PropertiesError(f"{installation.source}: models: {error}") from None
+    for model, archive in stored.items():
+        name, version = model.name or archive.name, model.version or archive.version
+        state = model.state or options.get(name, {}).get(version, {})
+        # Of several that load_models names, the first becomes the default.
+        entry = models.setdefault(name, {"default": version, "versions": {}})
+        if model.default:
+            entry["default"] = version
+        entry["versions"][version] = _version(installation, name, version, archive, state)
+    return {"server": server, "models": models}
+
+
+def _version(
+    installation: Installation, name: str, version: str, archive: StoredArchive, state: Mapping[str, Any]
+) -> dict[str, Any]:
+    written: dict[str, Any] = {}
+    if archive.path.parent.resolve() != installation.model_store:
+        written["archive"] = str(archive.path.resolve())
+    elif archive.path.name != f"{name}-{version}.mar":
+        written["archive"] = archive.path.name
+    own = {key: value for key in _NUMBERS if (value := archive.number(key)) is not None}
+    if not (own.get("minWorkers") and own.get("maxWorkers")):
+        own.pop("minWorkers", None)
+        own.pop("maxWorkers", None)
+    # In models= an archive's own configuration precedes; in a snapshot the snapshot does.
+    is_snapshot = bool(installation.values.get("model_snapshot", "").strip())
+    values = {**own, **state} if is_snapshot else {**state, **own}
+    low = values.get("minWorkers", _default_workers(installation))
+    written["min_workers"] = low
+    if values.get("maxWorkers", low) > low:
+        written["max_workers"] = values["maxWorkers"]
+    return written | {
+        key: values[name] for name, key in _NUMBERS.items() if key in SETTINGS and values.get(name) is not None
+    }
+
+
+def _default_workers(installation: Installation) -> int:
+    configured = installation.values.get("default_workers_per_model", "").strip()
+    return int(configured) if configured.isdigit() and int(configured) else os.cpu_count() or 1
+
+
+def _configuration(installation: Installation) -> tuple[dict[str, str], list[Difference]]:
+    """Return the keys of the new configuration, and what differs by the old one's keys.
+
+    Those of models stay as they are, since both servers read them alike.
+    """
+    base: dict[str, str] = {}
+    differences: list[Difference] = []
+    for key, value in installation.values.items():
+        if key in IGNORED_KEYS:
+            differences.append(Difference(key, "left out: it is for Java, or has no meaning here"))
+        elif key not in SUPPORTED_KEYS:
+            near = suggest(key)
+            hint = f"; did you mean {near}?" if near else ""
+            differences.append(Difference(key, f"left out: neither server has such a key{hint}"))
+        else:
+            path = key in PATH_KEYS and value.strip() and "://" not in value
+            base[key] = str((installation.folder / value.strip()).absolute()) if path else value
+    base["model_store"] = str(installation.model_store)
+    differences += _of_values(installation, base)
+    return base, differences
+
+
+def _of_values(installation: Installation, base: Mapping[str, str]) -> Iterator[Difference]:
+    def is_true(key: str) -> bool:
+        return base.get(key, "").strip().lower() == "true"
+
+    def of(id: str, place: str) -> Difference:
+        return _documented(id, place)
+
+    if not base.get("allowed_urls", "").strip():
+        yield of("allowed-urls", "allowed_urls")
+    if installation.values.get("keystore", "").strip():
+        yield of("keystore", "keystore")
+    if is_true("enable_envvars_config"):
+        what = "variables TS_... of the environment precede the file: set the same ones, or write them into it"
+        yield Difference("enable_envvars_config", what)
+    if not is_true("enable_model_api"):
+        what = "without enable_model_api=true the models of the start are served, and torchmar apply can change none"
+        yield Difference("enable_model_api", what)
+    numbered = any("minWorkers" in model.state for model in installation.models)
+    if installation.models and not numbered and not base.get("default_workers_per_model", "").strip():
+        what = (
+            f"TorchServe starts a worker for each processor: deployment.yaml has {os.cpu_count() or 1}, those of this "
+            "machine, for archives that set no number"
+        )
+        yield Difference("default_workers_per_model", what)
+    if installation.source.suffix == ".cfg":
+        yield of("snapshots", installation.source.name)
+    if installation.models:
+        yield of("startup-failure", "load_models")
+    if workflows := sorted(_workflows(installation)):
+        yield Difference("workflow_store", f"workflows are not supported: {', '.join(workflows)}", blocks=True)
+
+
+def _workflows(installation: Installation) -> set[str]:
+    named = installation.values.get("workflow_store", "").strip()
+    folders = {installation.model_store, *([installation.folder / named] if named else [])}
+    return {path.name for folder in folders if folder.is_dir() for path in folder.glob("*.war")}
+
+
+def _of_archives(installation: Installation, stored: Mapping[StartupModel, StoredArchive]) -> Iterator[Difference]:
+    for model, archive in stored.items():
+        place = f"{model.name or archive.name} {model.version or archive.version}"
+        with Archive(archive.path) as opened:
+            manifest = opened.manifest
+        if keys := [key for key in UNSUPPORTED_KEYS if archive.config.get(key)]:
+            difference = _documented("config-modes", place)
+            yield Difference(place, f"{', '.join(keys)}: {difference.what}", difference.id, blocks=True)
+        if manifest.runtime == "LSP":
+            yield _documented("runtime-cpp", place, blocks=True)
+        if archive.configured and not archive.number("responseTimeout") and not model.state:
+            yield _documented("config-timeouts", place)
+        if manifest.model.requirements_file and installation.values.get("install_py_dep_per_model") == "true":
+            yield _documented("requirements", place)
+        findings = checks.check(archive.path)
+        for finding in findings:
+            if finding.severity == "error":
+                what = f"{finding.code.name} {finding.place}: {finding.cause}".replace("  ", " ")
+                yield Difference(place, f"{what}; torchmar check {archive.path} has more", "archive-check", blocks=True)
+        if warnings := sorted({finding.code.name for finding in findings if finding.severity != "error"}):
+            yield Difference(place, f"warnings {', '.join(warnings)}: torchmar check {archive.path} explains them")
+
+
+def _documented(id: str, place: str, *, blocks: bool = False) -> Difference:
+    known: KnownDifference = next(difference for difference in DIFFERENCES if difference.id == id)
+    return Difference(place, f"{known.what}: under TorchServe {known.torchserve}; here {known.builtin}", id, blocks)
