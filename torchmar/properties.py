@@ -5,6 +5,7 @@ Keys are not interpreted here, except addresses; `torchmar.server.config.keys` h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ DEFAULTS = {
 _WITHOUT_FILE = {"enable_model_api": "true"}
 # TorchServe's ports where an address has none: of http, and of https.
 PORTS = {"inference_address": (80, 443), "management_address": (8081, 8444), "metrics_address": (8082, 8445)}
+
+
+_VALUE = re.compile(r"^((?:\\.|[^=\\\n])*=)(.*)$", re.MULTILINE)  # and the key before it
+_ESCAPE = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,14 @@ def read(file: Path) -> Properties:
 
 
 def show(values: Mapping[str, str]) -> str:
-    """Return ``values`` as the text of a properties file, sorted by key."""
+    """Return ``values`` as the text of a properties file, sorted by key.
+
+    In values, colons and equals signs are written without a backslash, which Java does not need there: people read
+    addresses, and KServe's wrapper of TorchServe reads the lines as they are.
+    """
     text = javaproperties.dumps(dict(values), sort_keys=True, timestamp=False, ensure_ascii=True)
-    return str(text)
+    return _VALUE.sub(lambda line: line[1] + _ESCAPE.sub(_plain, line[2]), str(text))
+
+
+def _plain(escape: re.Match[str]) -> str:
+    return escape[1] if escape[1] in ":=" else escape[0]

@@ -17,7 +17,7 @@ from ts.torch_handler import base_handler as stock
 from ts.utils.util import PredictionException, load_label_mapping
 
 from torchmar_handlers.common import batch as batches
-from torchmar_handlers.common import faults, samples, signatures
+from torchmar_handlers.common import envelopes, faults, samples, signatures
 from torchmar_handlers.common.forward import forward
 from torchmar_handlers.common.metrics import Metrics
 from torchmar_handlers.common.options import Options
@@ -287,10 +287,22 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         started = time.perf_counter()
         self.context = context
         self._inference_seconds = 0.0
-        requests = [Request.of(index, row, context) for index, row in enumerate(data)]
+        if enveloped := envelopes.has_instances():
+            requests = [envelopes.request(data, context)]
+        else:
+            requests = [Request.of(index, row, context) for index, row in enumerate(data)]
         halves = batches.decode(self, requests)
         decoding = time.perf_counter() - started
         replies = batches.finish(self, halves)
+        if enveloped:
+            self._measure(
+                context,
+                replies,
+                total=time.perf_counter() - started,
+                decoding=decoding,
+                inference=self._inference_seconds,
+            )
+            return envelopes.answers(replies[0])
         if max([reply.status for reply in replies], default=200) >= 400:
             replies = self._readable_by_torchserve(requests, replies)
         bodies = [reply.send(context, index) for index, reply in enumerate(replies)]

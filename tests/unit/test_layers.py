@@ -18,7 +18,7 @@ LAYERS = (
     ("cli",),
     ("exporting", "importing", "weight_export"),
     ("deployment", "optimizing", "parity", "tuning"),
-    ("diagnosis", "guard", "scaffolding", "testing"),
+    ("diagnosis", "guard", "platforms", "scaffolding", "testing"),
     ("load",),
     ("engines",),
     ("server",),

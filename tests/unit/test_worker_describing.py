@@ -29,8 +29,8 @@ class Handler:
         return rows
 
 
-def of(handler: Any, envelope: str = "") -> ModelDescription:
-    return description(SimpleNamespace(_entry_point=handler.handle), envelope)
+def of(handler: Any) -> ModelDescription:
+    return description(SimpleNamespace(_entry_point=handler.handle))
 
 
 def test_a_signature_is_taken_as_it_is() -> None:
@@ -47,12 +47,11 @@ def test_an_unusable_description_is_ignored(signature: Any) -> None:
     assert of(Handler(signature)) == NOTHING
 
 
-def test_handlers_without_a_description_and_envelopes_have_none() -> None:
+def test_a_handler_without_a_description_has_none() -> None:
     def handle(rows: Any, context: Any) -> Any:
         return rows
 
     assert description(SimpleNamespace(_entry_point=handle)) == NOTHING
-    assert of(Handler({"inputs": [TENSOR], "outputs": []}), "kservev2") == NOTHING
 
 
 @pytest.mark.process

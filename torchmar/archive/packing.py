@@ -10,11 +10,12 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from torchmar.archive import copying, digests
 from torchmar.archive.built_archive import BuiltArchive
 from torchmar.archive.copying import MemberContent, Progress
+from torchmar.archive.member_streams import Window
 from torchmar.archive.zip import ZipWriter
 from torchmar.atomic import temporary_path
 from torchmar.errors import ArchiveError
@@ -95,7 +96,7 @@ def pack_folder(
 def pack_tgz(
     members: Mapping[str, MemberContent], destination: Path, folder: str, progress: Progress = lambda count: None
 ) -> BuiltArchive:
-    """Write ``members`` below ``folder`` to a ``.tar.gz``, with one time, owner and mode for all.
+    """Write ``members`` to a ``.tar.gz``, with one time, owner and mode for all, below ``folder`` unless it is empty.
 
     Raises ArchiveError as `pack` does. Slower and larger in memory than a ``.mar``: gzip is one stream.
     """
@@ -128,7 +129,7 @@ def pack_tgz(
         ):
 
             def write(name: str, source: MemberContent) -> None:
-                info = tarfile.TarInfo(f"{folder}/{name}")
+                info = tarfile.TarInfo(f"{folder}/{name}" if folder else name)
                 info.size, info.mtime, info.mode = copying.size_of(source), moment, 0o644
                 with _stream(source) as content:
                     reading = Reading(content)
@@ -195,10 +196,13 @@ def _stream(source: MemberContent) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
-    with (source.file if isinstance(source, copying.ArchiveSlice) else source).open("rb") as stream:
-        if isinstance(source, copying.ArchiveSlice):
-            stream.seek(source.offset)
-        yield stream
+    if isinstance(source, copying.ArchiveSlice):
+        # A reader that reads ahead must not get what follows the slice.
+        with io.BufferedReader(Window(source.file, source.offset, source.size)) as stream:
+            yield cast(BinaryIO, stream)
+        return
+    with source.open("rb") as file:
+        yield file
 
 
 def _epoch() -> int:

@@ -51,6 +51,7 @@ class Code(Enum):
     MAR308 = ("error or warning", "there is no such handler")
     MAR309 = ("warning", "an import is satisfied only if the server has the package")
     MAR310 = ("warning", "the function that is named is not there; TorchServe takes the only class")
+    MAR311 = ("error", "the handler is TorchServe's for vLLM")
     # weights
     MAR401 = ("error or warning", "the weights are not what their suffix says")
     MAR402 = ("error", "a state dict has no model file, or a model file no single class")

@@ -17,6 +17,8 @@ from torchmar.recipe import STOCK_HANDLERS
 _STOCK = {*STOCK_HANDLERS, "base_handler", "dali_image_classifier", "densenet_handler", "trt_llm_handler"}
 _STOCK |= {"text_handler", "vision_handler", "vllm_handler"}
 
+_VLLM = ("vllm_handler", "ts.torch_handler.vllm_handler")
+
 # Calls that make a class of the module that they are in.
 _MAKE_CLASSES = {"collections.namedtuple", "typing.NamedTuple", "typing.TypedDict", "enum.Enum", "enum.IntEnum"}
 _MAKE_CLASSES |= {"enum.Flag", "enum.IntFlag", "enum.StrEnum"}
@@ -42,18 +44,28 @@ def check(
     file, _, function = handler.partition(":")
     name = file.removesuffix(".py").rpartition("/")[2]
     provided = imports.distributions(content, requirements)
+    if name in _VLLM and name not in modules:
+        return [_of_vllm(file, f"the handler is {name}")]
     if problem := _not_there(modules, content, file, name, provided):
         return [problem]
     shadow = imports.shadowing(modules, name)
     reached, findings = imports.reach(modules, name, provided)
     for module in reached:
         findings += import_time.check(module)
+        if any(f"{imported}.".startswith(f"{_VLLM[-1]}.") for imported in module.imports.values()):
+            findings.append(_of_vllm(module.file, f"imports {_VLLM[-1]}"))
     entry = modules.read(name)
     if isinstance(entry, Module):
         findings += _entry_point(modules, entry, function or "handle", _asynchronous(content, config_file))
     # A file at the top gets into the worker's way even if nothing of the archive imports it.
     others = (imports.shadowing(modules, root, reached=False) for root in modules if "." not in root and root != name)
     return list(dict.fromkeys([*filter(None, [shadow, *others]), *findings]))
+
+
+def _of_vllm(place: str, what: str) -> Finding:
+    cause = f"{what}, which imports names that vLLM had until 0.6, and no longer has"
+    remedy = "torchmar export vllm ARCHIVE prints the command with which vLLM itself serves the model"
+    return Finding(Code.MAR311, place, cause, remedy)
 
 
 def _not_there(modules: Modules, content: Content, file: str, name: str, provided: set[str]) -> Finding | None:

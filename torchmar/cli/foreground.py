@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from torchmar import properties
 from torchmar.connection import KEY_FILE
@@ -14,7 +15,7 @@ from torchmar.engines.server_records import MARK, MODULE, ServerRecord, new_mark
 from torchmar.errors import EngineError
 
 
-def become(values: Mapping[str, str], folder: Path, announce: Callable[[ServerRecord], None]) -> None:
+def become(values: Mapping[str, str], folder: Path, announce: Callable[[ServerRecord], None]) -> NoReturn:
     """Replace this process with the built-in server; never returns.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from torchmar.engines import EngineName
+from torchmar.platforms import VARIABLE, PlatformName
 
 # Output.
 
@@ -97,6 +98,14 @@ Engine = Annotated[
         help="builtin is torchmar's own server, without Java; torchserve is TorchServe itself.",
         envvar="TORCHMAR_ENGINE",
         show_envvar=False,
+    ),
+]
+Platform = Annotated[
+    PlatformName | None,
+    typer.Option(
+        help="Follow the contract of a platform for containers: its variables, addresses and paths.",
+        envvar=VARIABLE,
+        show_default=False,
     ),
 ]
 Config = Annotated[

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from torchmar.cli import addresses
 from torchmar.cli.operating import show_path
-from torchmar.cli.options import Check, Config, Engine, Ignore, ModelStore, Port, ServerFolder
+from torchmar.cli.options import Check, Config, Engine, Ignore, ModelStore, Platform, Port, ServerFolder
 from torchmar.cli.terminal import complain, err
 from torchmar.cli.terminal import lasting_out as out
 from torchmar.engines import DEFAULT, TITLES
@@ -55,6 +55,7 @@ def serve(
     check: Check = True,
     ignore: Ignore = None,
     engine: Engine = DEFAULT,
+    platform: Platform = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -86,6 +87,16 @@ def serve(
     from torchmar.server.models.state_file import FILE_NAME
     from torchmar.server.models.state_file import read as last_state
 
+    if platform:
+        from torchmar.cli.hosting import serve_on
+
+        if names or port or host or metrics_host or watch or fresh or detach or engine != "builtin":
+            raise typer.BadParameter(
+                "the platform decides on models and addresses, and the built-in server runs in the foreground: only "
+                "--config, --model-store, --run-folder and the checks can be given besides",
+                param_hint="--platform",
+            )
+        serve_on(platform, config, model_store, run_folder, check=check, ignore=ignore or ())
     given = properties.read_or_default(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
     watching = watch or given.get("torchmar_watch").strip() in ("latest", "all")

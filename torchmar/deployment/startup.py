@@ -20,7 +20,21 @@ def startup(
     index: StoreIndex,
     base: Mapping[str, str],
 ) -> str:
-    """Return the text of a ``config.properties``: the keys of ``base``, and the models.
+    """Return the text of a ``config.properties`` with the keys of `startup_values`.
+
+    Raises:
+        TorchmarError: as `startup_values`.
+    """
+    return properties.show(startup_values(deployment, archives, index, base))
+
+
+def startup_values(
+    deployment: Deployment,
+    archives: Mapping[tuple[str, str], StoredArchive | None],
+    index: StoreIndex,
+    base: Mapping[str, str],
+) -> dict[str, str]:
+    """Return the keys of a ``config.properties``: those of ``base``, and the models.
 
     The first of a model's archives in ``load_models`` becomes its default version. An archive's own
     configuration overrides ``models``, as it does at registration. In ``models``, 0 workers means one per
@@ -65,7 +79,22 @@ def startup(
             for path, route in deployment.routes.items()
         }
         keys["torchmar_routes"] = show(routes)
-    return properties.show(keys)
+    return keys
+
+
+def chosen_archives(
+    deployment: Deployment, archives: Mapping[tuple[str, str], StoredArchive | None], index: StoreIndex
+) -> list[StoredArchive]:
+    """Return the archives that a server with `startup_values` loads.
+
+    Raises:
+        TorchmarError: no archive in the store gives a version as the deployment describes it.
+    """
+    return [
+        _choose(name, version, deployment, archives, index)[0]
+        for name, model in deployment.models.items()
+        for version in model.versions
+    ]
 
 
 def _choose(

@@ -56,7 +56,8 @@ class Builtin(Engine):
         startup_report.remove(self.folder)  # an earlier server's
         super()._launch()
 
-    def _find(self) -> None:
+    def find(self) -> None:
+        """Find the packages of the server."""
         for module in _NEEDED:
             if importlib.util.find_spec(module) is None:
                 raise EngineError(

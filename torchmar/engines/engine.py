@@ -120,7 +120,7 @@ class Engine(ABC):
         """Name and version of the server, after its start."""
 
     @abstractmethod
-    def _find(self) -> None:
+    def find(self) -> None:
         """Find the programs and packages that the server needs.
 
         Raises:
@@ -228,7 +228,7 @@ class Engine(ABC):
         return worker_log.last_traceback(self._worker_log(since), name, version)
 
     def _start(self) -> None:
-        self._find()
+        self.find()
         if not self.model_store.is_dir():
             raise EngineError(f"the model store {self.model_store} is not a folder", hint="torchmar build creates one")
         self._check_not_running()
@@ -270,7 +270,7 @@ class Engine(ABC):
         temporary = Path(tempfile.mkdtemp(prefix="torchmar-"))
         self._cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)
         config = self.folder / "config.properties"
-        config.write_text(properties.show(self._effective()), encoding="utf-8")
+        config.write_text(properties.show(self.configuration()), encoding="utf-8")
         mark = new_mark()
         with (self.folder / "console.log").open("wb") as console, signals_deferred():
             self._process = subprocess.Popen(
@@ -288,7 +288,7 @@ class Engine(ABC):
             self._cleanup.callback(running.stop)
             running.save()
 
-    def _effective(self) -> dict[str, str]:
+    def configuration(self) -> dict[str, str]:
         """Return the configuration of the server: the user's, with defaults and absolute paths."""
         values = dict(self.properties.values)
         base = (self.properties.file or Path()).resolve().parent

@@ -27,16 +27,18 @@ class TorchServe(Engine):
         """The versions of TorchServe and Java."""
         return f"TorchServe {VERSION} on Java {self.java.version} ({self.java.executable})"
 
-    def _find(self) -> None:
+    def find(self) -> None:
+        """Find TorchServe and Java."""
         package = importlib.util.find_spec("ts")
         if package is None or not package.submodule_search_locations:
             raise EngineError("TorchServe is not installed", hint="pip install 'torchmar[torchserve]'")
         self._home = Path(package.submodule_search_locations[0]).parent
         self.java = java.find()
 
-    def _effective(self) -> dict[str, str]:
+    def configuration(self) -> dict[str, str]:
+        """Return the configuration of the server, with a folder for workflows."""
         # TorchServe needs a folder for workflows; it may be the model store.
-        return {**super()._effective(), "workflow_store": str(self.model_store)}
+        return {**super().configuration(), "workflow_store": str(self.model_store)}
 
     def _command(self, config: Path, temporary: Path) -> list[str]:
         arguments = shlex.split(self.properties.get("vmargs"))

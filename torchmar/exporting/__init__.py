@@ -1,1 +1,1 @@
-"""Texts of files that run a server: a systemd unit, and a Dockerfile with its .dockerignore."""
+"""Texts of files that run or watch a server: units, Dockerfiles, objects of Kubernetes, alerts and a dashboard."""

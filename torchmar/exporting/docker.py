@@ -30,13 +30,7 @@ _DOCKERFILE = """\
 # Tokens: docker exec torchmar cat /run/torchmar/key_file.json{fixed_token}
 # Management stays inside: docker exec torchmar torchmar models
 
-FROM python:{python}-slim AS build
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH
-{torch}{copy_package}
-RUN pip install {package}
-
+{build}
 FROM python:{python}-slim
 RUN useradd --system --uid {uid} --no-create-home --home-dir /tmp --shell /usr/sbin/nologin torchmar \\
     && install --directory --owner={uid} --mode=700 /run/torchmar
@@ -53,6 +47,14 @@ EXPOSE {exposed}
 # It reads the token from the run folder, and also fails if workers of a model die.
 HEALTHCHECK --interval=30s --timeout=20s --start-period=300s --retries=3 CMD ["torchmar", "status"]
 ENTRYPOINT {entrypoint}
+"""
+_BUILD = """\
+FROM python:{python}-slim AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+{torch}{copy_package}
+RUN pip install {package}
 """
 _FIXED_TOKEN = (
     "\n# A fixed token: export TORCHMAR_SERVER_INFERENCE_TOKEN, and docker run -e TORCHMAR_SERVER_INFERENCE_TOKEN ..."
@@ -112,11 +114,6 @@ def dockerfile(image: Image, config: Properties) -> str:
         del wanted["metrics"]
     published = {what: ports[key] for what, key in wanted.items() if key in ports}
     numbers = list(dict.fromkeys(published.values()))
-    torch = f"torch=={image.torch}" if image.torch else "torch"
-    target = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
-    extras = ",".join(dict.fromkeys(("server" if builtin else "torchserve", *image.extras)))
-    if wrong := [extra for extra in image.extras if not re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", extra)]:
-        raise TorchmarError(f"{wrong[0]!r} is no extra of a package", hint="write them like onnx,text")
     return _DOCKERFILE.format(
         uid=UID,
         python=image.python,
@@ -126,17 +123,34 @@ def dockerfile(image: Image, config: Properties) -> str:
         entrypoint=json.dumps(_entrypoint(image.engine, metrics="metrics" in published)),
         gpus=" --gpus all" if image.gpus else "",
         mount=' -v "$PWD/model_store:/srv/torchmar/model_store:ro"' if image.mount else "",
-        torch=f"RUN pip install {torch}\n" if image.gpus else _CPU_ONLY.format(torch=torch),
-        copy_package=_copy(image.package, target) if image.package else _copy_source(),
-        package=shlex.quote(f"{target}[{extras}]"),
+        build=build_stage(image),
         # Packages in archives may have libraries, which are loaded from the folder of extracted archives.
         exec="exec," if builtin else "",
         extracted="/run/torchmar" if builtin else "/tmp",
         fixed_token=_FIXED_TOKEN if builtin else "",
         # Both engines count GPUs with nvidia-smi, one of the driver's utilities.
         environment=" \\\n    NVIDIA_DRIVER_CAPABILITIES=compute,utility" if image.gpus else "",
-        config=_copy(image.config, "./config.properties"),
-        archives=_copy_archives(image),
+        config=copy(image.config, "./config.properties"),
+        archives=copy_archives(image),
+    )
+
+
+def build_stage(image: Image) -> str:
+    """Return the first stage of a Dockerfile, called ``build``, which installs torchmar to ``/opt/venv``.
+
+    Raises:
+        TorchmarError: an extra has a wrong name, or the package is outside the folder.
+    """
+    torch = f"torch=={image.torch}" if image.torch else "torch"
+    target = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
+    extras = ",".join(dict.fromkeys(("server" if image.engine == "builtin" else "torchserve", *image.extras)))
+    if wrong := [extra for extra in image.extras if not re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", extra)]:
+        raise TorchmarError(f"{wrong[0]!r} is no extra of a package", hint="write them like onnx,text")
+    return _BUILD.format(
+        python=image.python,
+        torch=f"RUN pip install {torch}\n" if image.gpus else _CPU_ONLY.format(torch=torch),
+        copy_package=copy(image.package, target) if image.package else _copy_source(),
+        package=shlex.quote(f"{target}[{extras}]"),
     )
 
 
@@ -165,21 +179,27 @@ def _copy_source() -> str:
     return "\n".join([f"COPY {files} /src/", *folders])
 
 
-def _copy_archives(image: Image) -> str:
+def copy_archives(image: Image) -> str:
+    """Return the instructions that put the archives into the model store, and build their environments."""
     if image.mount:
         return "# The archives are mounted."
     if image.baked:
-        copies = [_copy(path, f"./model_store/{path.name}") for path in image.baked]
+        copies = [copy(path, f"./model_store/{path.name}") for path in image.baked]
         builds = [
             # Compiled, because nothing can be written later; without a cache, which would stay in the layer.
             f"RUN UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 torchmar venv build {shlex.quote(path)}"
             for path in (f"./model_store/{each.name}" for each in image.with_runtime)
         ]
         return "\n".join([*copies, *([f"ENV {VARIABLE}=/opt/venvs"] if builds else []), *builds])
-    return _copy(image.model_store, "./model_store/")
+    return copy(image.model_store, "./model_store/")
 
 
-def _copy(path: str | PurePosixPath, target: str) -> str:
+def copy(path: str | PurePosixPath, target: str) -> str:
+    """Return an instruction that copies a path of the build's folder.
+
+    Raises:
+        TorchmarError: the path is outside the folder, or has a line break.
+    """
     return f"COPY {json.dumps([_checked(path), target])}"
 
 

@@ -15,6 +15,7 @@ from torchmar.server import grpc, http
 from torchmar.server.api.inference import Inference
 from torchmar.server.api.management import Management
 from torchmar.server.api.metrics import MetricsApi
+from torchmar.server.api.sagemaker import SageMaker
 from torchmar.server.bind_errors import bind_error
 from torchmar.server.config import reader
 from torchmar.server.config.credentials import tls_context
@@ -83,8 +84,11 @@ class ServerApp:
         """
         settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics
         fork_server = asyncio.ensure_future(self._fork_server.start())  # imports torch, beside the rest
+        inference: http.App = Inference(registry, tokens, settings, metrics)
+        if settings.platform.startswith("sagemaker"):
+            inference = SageMaker(inference, registry, settings, metrics)
         apps: dict[str, tuple[Address, http.App]] = {
-            "inference": (settings.inference, Inference(registry, tokens, settings, metrics)),
+            "inference": (settings.inference, inference),
             "management": (settings.management, Management(registry, tokens, settings, metrics)),
         }
         if settings.metrics_api:

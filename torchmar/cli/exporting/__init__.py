@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from torchmar.cli.exporting import docker, monitoring, systemd
+from torchmar.cli.exporting import docker, kubernetes, monitoring, sagemaker, systemd, vertex, vllm
 
 app = typer.Typer(no_args_is_help=True, help="Write what runs torchmar serve, or what watches it.")
-for _command in (systemd.systemd, docker.docker, monitoring.monitoring):
+for _command in (
+    systemd.systemd,
+    docker.docker,
+    kubernetes.kubernetes,
+    vertex.vertex,
+    sagemaker.sagemaker,
+    vllm.vllm,
+    monitoring.monitoring,
+):
     app.command()(_command)

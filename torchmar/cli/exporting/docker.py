@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
 
-from torchmar.cli.exporting.files import Config, require_folder, store, write
+from torchmar.cli.exporting.files import Config, extras_of, require_folder, store, versions_here, write
 from torchmar.cli.options import Engine, ModelStore
 from torchmar.cli.terminal import err
-from torchmar.engines import DEFAULT, EngineName
+from torchmar.engines import DEFAULT
 from torchmar.errors import TorchmarError
 
 
@@ -45,8 +44,6 @@ def docker(
     ] = None,
 ) -> None:
     """Write a Dockerfile, and with --output also its .dockerignore."""
-    from importlib.metadata import PackageNotFoundError, version
-
     from torchmar import properties
     from torchmar.exporting.docker import Image, dockerfile, dockerignore
 
@@ -58,25 +55,22 @@ def docker(
             "this folder is not the source of torchmar, which the image needs",
             hint="pip wheel --no-deps -w . SOURCE makes a wheel; name it with --package torchmar-....whl",
         )
-    try:
-        torch = version("torch").partition("+")[0]
-    except PackageNotFoundError:
-        torch = ""
     folder = store(given, model_store)
     baked = _newest(folder, bake) if bake else []
     named = [name.strip() for name in extras.split(",") if name.strip()]
+    python, torch = versions_here()
     image = Image(
         config=_inside(config),
         model_store=_inside(folder),
         mount=mount,
         baked=tuple(map(_inside, baked)),
-        with_runtime=tuple(_inside(path) for path in baked if "venv" in _extras(path, engine)),
+        with_runtime=tuple(_inside(path) for path in baked if "venv" in extras_of(path, engine)),
         package=str(_inside(package)) if package else "",
-        extras=tuple(dict.fromkeys([*named, *(extra for archive in baked for extra in _extras(archive, engine))])),
-        python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        torch=torch,
+        extras=tuple(dict.fromkeys([*named, *(extra for archive in baked for extra in extras_of(archive, engine))])),
         gpus=gpus,
         engine=engine,
+        python=python,
+        torch=torch,
     )
     text = dockerfile(image, given)
     if output is None:
@@ -97,25 +91,6 @@ def _newest(store: Path, names: list[str]) -> list[Path]:
     from torchmar.archive import store as archives
 
     return [archives.find(store, [name])[-1] for name in dict.fromkeys(names)]
-
-
-def _extras(path: Path, engine: EngineName) -> list[str]:
-    """Return the extras of torchmar that an archive needs: for its weights and texts, and for its environment."""
-    from torchmar.archive import Archive
-
-    with Archive(path) as archive:
-        names = [member.name for member in archive.members]
-        weights = archive.manifest.model.serialized_file or ""
-        runtime = archive.runtime if engine == "builtin" else None
-    if runtime and not runtime.server_packages:
-        return ["venv"]  # the rest is in its lock file
-    extras = {
-        "onnx": any(name.endswith(".onnx") for name in names),
-        "openvino": weights.endswith(".xml"),
-        "text": "tokenizer.json" in names,
-        "venv": runtime is not None,
-    }
-    return [extra for extra, needed in extras.items() if needed]
 
 
 def _inside(path: Path) -> PurePosixPath:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +15,14 @@ from torchmar.cli.terminal import err
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
 
+if TYPE_CHECKING:
+    from torchmar.engines import EngineName
+
 Config = Annotated[Path, typer.Option(help="The server's configuration.")]
+Package = Annotated[
+    Path | None,
+    typer.Option(metavar="WHEEL", help="A wheel of torchmar, for an image of its server.", show_default=False),
+]
 
 
 def store(config: Properties, given: Path | None) -> Path:
@@ -35,7 +44,64 @@ def write(texts: Mapping[Path | None, str]) -> None:
         err.print(f"wrote {file}", markup=False)
 
 
-def require_folder(folder: Path, content: str) -> None:
-    """Raise TorchmarError if ``folder`` is not a folder; ``content`` names what would be written to it."""
+def require_folder(folder: Path, content: str, *, make: bool = False) -> None:
+    """Raise TorchmarError if ``folder`` is not a folder; ``content`` names what would be written to it.
+
+    Args:
+        folder: the folder.
+        content: names of files.
+        make: whether the folder is made if it does not exist.
+    """
+    if make and not folder.exists():
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise TorchmarError(f"{folder} cannot be made: {error.strerror}") from None
     if not folder.is_dir():
         raise TorchmarError(f"{folder} is not a folder", hint=f"{content} are written to it")
+
+
+def extras_of(path: Path, engine: EngineName) -> tuple[str, ...]:
+    """Return the extras of torchmar that an archive needs: for its weights and texts, and for its environment."""
+    from torchmar.archive import Archive
+
+    with Archive(path) as archive:
+        names = [member.name for member in archive.members]
+        weights = archive.manifest.model.serialized_file or ""
+        runtime = archive.runtime if engine == "builtin" else None
+    if runtime and not runtime.server_packages:
+        return ("venv",)  # the rest is in its lock file
+    extras = {
+        "onnx": any(name.endswith(".onnx") for name in names),
+        "openvino": weights.endswith(".xml"),
+        "text": "tokenizer.json" in names,
+        "venv": runtime is not None,
+    }
+    return tuple(extra for extra, needed in extras.items() if needed)
+
+
+def versions_here() -> tuple[str, str]:
+    """Return the versions of Python and of torch here, which an image has, too; empty for a torch that is missing."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        torch = version("torch").partition("+")[0]
+    except PackageNotFoundError:
+        torch = ""
+    return f"{sys.version_info.major}.{sys.version_info.minor}", torch
+
+
+def copy_package(wheel: Path, folder: Path) -> str:
+    """Copy a wheel to the folder of a build; return its name there.
+
+    Raises:
+        TorchmarError: it is no wheel, or cannot be copied.
+    """
+    if wheel.suffix != ".whl" or not wheel.is_file():
+        raise TorchmarError(f"{wheel} is no wheel", hint="pip wheel --no-deps -w . SOURCE makes one")
+    try:
+        if wheel.resolve() != (folder / wheel.name).resolve():
+            shutil.copyfile(wheel, folder / wheel.name)
+    except OSError as error:
+        raise TorchmarError(f"{wheel} cannot be copied to {folder}: {error.strerror}") from None
+    return wheel.name

@@ -111,8 +111,8 @@ DIFFERENCES = (
         torchserve="handlers get base64; outputs are the JSON texts, with quotes",
         builtin=(
             "handlers of torchmar get the bytes that were sent, and their outputs have no quotes; other "
-            "handlers get texts as over REST, except over TorchServe's own service, where they get what "
-            "TorchServe passes"
+            "handlers get texts as over REST, except over TorchServe's own service, and with "
+            "`service_envelope=kservev2`, where they get what TorchServe and KServe's wrapper pass"
         ),
         reason="a text is not its base64",
     ),

@@ -181,6 +181,13 @@ DIFFERENCES = (
         reason="it is how Python writes a stream",
     ),
     KnownDifference(
+        id="envelopes",
+        what="`service_envelope=kserve` and `kservev2` with several requests in a batch; with a handler of torchmar",
+        torchserve="503 for all of the batch; the handler gets the `instances` or `inputs` alone",
+        builtin="each request is sent to the handler alone; the handler gets the requests as they are, in batches",
+        reason="a request should not affect others; handlers of torchmar read both protocols themselves",
+    ),
+    KnownDifference(
         id="routes",
         what="paths that `torchmar_routes` or `PUT /routes/PATH` lead to a model",
         torchserve="404",

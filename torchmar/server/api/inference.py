@@ -14,7 +14,7 @@ from torchmar.server.api.open_inference import OpenInference, not_found
 from torchmar.server.api_error import ApiError, not_allowed
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import Request, compression
-from torchmar.server.models.health import health
+from torchmar.server.models.health import health, ready
 from torchmar.server.models.registry import Registry
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.request_ids import HEADER, request_ids
@@ -46,6 +46,7 @@ class Inference:
     def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
         self._registry, self._tokens, self._metrics = registry, tokens, metrics
         self._max_response_size, self._health_token = settings.max_response_size, settings.health_token
+        self._health_path = settings.health_path
         self._targets: dict[bytes, ModelTarget] = {}
         registry.routes.on_change.append(self._targets.clear)
         self._ids = request_ids()
@@ -91,6 +92,10 @@ class Inference:
 
     def _route(self, request: Request, request_id: str) -> None:
         """Answer a request whose target is not cached."""
+        if request.path == self._health_path and request.method in ("GET", "HEAD"):
+            is_ready = ready(self._registry)
+            self._respond(request, request_id, 200 if is_ready else 503, {"ready": is_ready})
+            return
         segments = request.path.rstrip("/").split("/")[1:]
         if request.path == "/" and request.method in ("GET", "HEAD"):
             self._check_health_token(request)

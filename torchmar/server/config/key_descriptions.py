@@ -147,7 +147,10 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     "number_of_gpu": KeyDescription(WORKERS, "GPUs to use; never more than the machine has.", "all"),
     "private_key_file": KeyDescription(TLS, "The private key of the certificate, in PEM format, without a password."),
     "service_envelope": KeyDescription(
-        REQUESTS, "TorchServe's envelope around every handler: `kserve`, `kservev2`, `json` or `body`.", "none"
+        REQUESTS,
+        "TorchServe's envelope around every handler: `kserve`, `kservev2`, `json` or `body`. Handlers of torchmar get "
+        "requests without `kserve` and `kservev2`: they read these protocols themselves.",
+        "none",
     ),
     "token_expiration_min": KeyDescription(ACCESS, "Minutes after which a token of `key_file.json` expires."),
     "torchmar_access_log": KeyDescription(METRICS, "Whether `logs/access.log` gets a line for each HTTP request."),
@@ -156,6 +159,12 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     ),
     "torchmar_envvars_read": KeyDescription(
         MODELS, "Set by `torchmar-serve`: the `TS_*` variables are already applied.", "`false`"
+    ),
+    "torchmar_health_path": KeyDescription(
+        ACCESS,
+        "A further path of the inference API for health checks, which need no token there: 200 when the workers of all "
+        "models are ready, and otherwise 503.",
+        "none",
     ),
     "torchmar_health_token": KeyDescription(ACCESS, "Whether health checks need a token."),
     "torchmar_inference_token_file": KeyDescription(
@@ -181,6 +190,12 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         "Folders with the versions of a model, `1/` or `2.mar`, by model: a path, or an object with `base_path`, "
         '`versions` (`{"latest": 1}`, `"all"` or a list of numbers) and `labels`. New versions are served when they '
         "appear.",
+        "none",
+    ),
+    "torchmar_platform": KeyDescription(
+        MODELS,
+        "Set by `torchmar serve --platform`: the inference API also has the paths that SageMaker demands of containers "
+        "(`sagemaker`), or of those with several models (`sagemaker-multi-model`).",
         "none",
     ),
     "torchmar_read_token_file": KeyDescription(

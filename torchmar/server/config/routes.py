@@ -15,9 +15,11 @@ _PATH = re.compile(r"(/[^/\s?#%{}\\\x00-\x1f\x7f]+)+")
 _RESERVED = frozenset(
     {
         *("api-description", "explanations", "invocations", "metrics", "models", "ping", "predictions", "routes"),
-        *("token", "v1", "v2"),
+        *("token", "v2"),
     }
 )
+# Other paths below /v1 are free: Vertex AI sends requests to /v1/endpoints/... by default.
+_RESERVED_V1 = ("", "models")
 
 
 class Route(NamedTuple):
@@ -67,8 +69,8 @@ def check_path(path: str) -> str:
         raise ValueError(
             f"{path!r} is not a path like /inference, without an empty part, a slash at its end, spaces and ?#%{{}}"
         )
-    first = path.split("/")[1]
-    if first in _RESERVED:
+    first, second = (*path.split("/")[1:], "")[:2]
+    if first in _RESERVED or (first == "v1" and second in _RESERVED_V1):
         raise ValueError(f"the route {path} would hide paths of the server's APIs below /{first}; choose another path")
     return path
 

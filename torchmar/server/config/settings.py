@@ -52,6 +52,8 @@ class Settings:
             ``torchmar_management_token_file``, ``torchmar_read_token_file`` or the variables of `TOKEN_VARIABLES`; the
             others are random, and expire, and there is none for readers.
         health_token: ``torchmar_health_token``; whether health checks need a token, too.
+        health_path: ``torchmar_health_path``; a further path for health checks; empty: none.
+        platform: ``torchmar_platform``; the platform whose paths the inference API also has; empty: none.
         model_api: whether models may be registered and unregistered.
         allowed_urls: one of these matches the URL of an archive; default: those of the model store.
         install_py_dep_per_model: whether the requirements in archives are installed, and their environments built.
@@ -109,6 +111,8 @@ class Settings:
     token_expiration_min: float = 60.0
     fixed_tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     health_token: bool = False
+    health_path: str = ""
+    platform: str = ""
     model_api: bool = False
     allowed_urls: tuple[re.Pattern[str], ...] = ()
     install_py_dep_per_model: bool = False

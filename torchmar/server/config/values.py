@@ -17,6 +17,9 @@ from torchmar.address import Address
 from torchmar.checks.finding import unknown
 from torchmar.server.config.base_paths import VersionPolicy
 
+#: Platforms whose containers serve further paths.
+PLATFORMS = ("sagemaker", "sagemaker-multi-model")
+
 _MAX_MINUTES = 100 * 365 * 24 * 60.0
 _MODEL_NUMBERS = (
     *("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "parallelLevel"),
@@ -64,6 +67,20 @@ def watch_policy(text: str) -> VersionPolicy | None:
     if text not in ("latest", "all"):
         raise ValueError("not latest, all or false")
     return VersionPolicy(latest=1 if text == "latest" else 0)
+
+
+def platform(text: str) -> str:
+    """Return the platform whose paths the inference API has besides its own."""
+    if text not in PLATFORMS:
+        raise ValueError(f"not {' or '.join(PLATFORMS)}")
+    return text
+
+
+def url_path(text: str) -> str:
+    """Return the path of a URL."""
+    if not re.fullmatch(r"/[^\s?#%\\\x00-\x1f\x7f]*", text):
+        raise ValueError("not a path like /healthz, without spaces and ?#%")
+    return text
 
 
 def log_layout(text: str) -> str:

@@ -43,7 +43,10 @@ class GrpcListener:
         model_call = ModelCall(registry, metrics)
         inference: list[Any] = [Inference(registry, model_call)]
         if settings.ts_open_inference_protocol:
-            inference += [OpenInference(name, registry, metrics, model_call) for name in (NAME, TORCHSERVES_NAME)]
+            encoded = settings.service_envelope == "kservev2"
+            inference += [
+                OpenInference(name, registry, metrics, model_call, encoded=encoded) for name in (NAME, TORCHSERVES_NAME)
+            ]
         inference += [
             PredictionService(registry, model_call, settings.max_request_size),
             ModelService(registry),

@@ -67,11 +67,16 @@ class OpenInference:
         registry: the models.
         metrics: source of the statistics.
         model_call: calls the models.
+        encoded: whether handlers that read JSON get bytes in base64, as from KServe's wrapper of TorchServe, whose
+            handlers are written for that.
     """
 
-    def __init__(self, name: str, registry: Registry, metrics: Metrics, model_call: ModelCall) -> None:
+    def __init__(
+        self, name: str, registry: Registry, metrics: Metrics, model_call: ModelCall, *, encoded: bool = False
+    ) -> None:
         self.name = name
         self._torchserves = name == TORCHSERVES_NAME
+        self._encoded = encoded or self._torchserves
         self._registry, self._metrics, self._call = registry, metrics, model_call
 
     def methods(self) -> Mapping[str, Method]:
@@ -233,8 +238,9 @@ class OpenInference:
         if binary:
             body, length = tensors.joined(document, inputs, "inputs")
             return {tensors.HEADER_LENGTH: str(length)}, Part("body", "application/octet-stream", body)
-        if self._torchserves:
+        if self._encoded:
             inputs = [_encoded(tensor) for tensor in inputs]
+        if self._torchserves:
             document = {"id": request.id, "model_name": request.model_name, **document}
         document["inputs"] = [tensors.in_json(tensor) for tensor in inputs]
         body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()

@@ -457,8 +457,11 @@ def _log_error(error: BaseException) -> None:
         logs.SERVER.error("a change of workers in the background failed: %s", error)
 
 
-# Of the last line of a worker's traceback: Python's, CUDA's, and torch's on a CPU.
-_OUT_OF_MEMORY = re.compile(r"([\w.]*MemoryError\b|.*CUDA out of memory|.*can't allocate memory)")
+# Of the last line of a worker's traceback: Python's, CUDA's, and torch's on a CPU; of a process that the kernel has
+# killed, which it does where memory is short, there is none.
+_OUT_OF_MEMORY = re.compile(
+    r"([\w.]*MemoryError\b|.*CUDA out of memory|.*can't allocate memory|the process ended by signal 9 )"
+)
 
 
 def _workers_failed(name: str, version: str | None, failure: str) -> ApiError:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from torchmar import manifest
+from torchmar import manifest, recipe
 from torchmar.recipe import NO_STAGE, Stages, TorchmarConfig, are_stages
 from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
@@ -26,6 +26,7 @@ RUNTIMES = ("python", "python3", "lsp")
 MAX_WORKERS = 1024  # of one version; a larger number is a typing error, and no machine has the memory
 _BATCH_SIZE, _MAX_BATCH_DELAY = 1, 100
 _RETRY_SECONDS = 300
+_READ_BY_OUR_HANDLERS = ("json", "kserve", "kservev2")
 # Keys that change the requests of a handler. To ignore one would give wrong responses, not slow ones.
 UNSUPPORTED_KEYS = (
     "asyncCommunication",
@@ -174,7 +175,7 @@ def resolve(
             version=version,
             handler=handler,
             folder=str(archive.folder),
-            envelope=settings.service_envelope or model.envelope or "",
+            envelope=_envelope(settings.service_envelope or model.envelope or "", handler),
             batch_size=_first(
                 _positive(state, "batchSize"),
                 _at_least(1, registration.batch_size),
@@ -280,6 +281,12 @@ def _workers(
         low = high = max(0, count)
     check_workers("minWorkers", low)
     return low, high
+
+
+def _envelope(envelope: str, handler: str) -> str:
+    """Return the envelope around a handler; torchmar's own need none for protocols that they read with all parts."""
+    own = handler.partition(".")[0] == recipe.CARRIED_PACKAGE
+    return "" if own and envelope in _READ_BY_OUR_HANDLERS else envelope
 
 
 def _devices(config: _ModelConfig, count: int) -> tuple[bool, tuple[int, ...]]:

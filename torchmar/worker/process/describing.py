@@ -6,22 +6,24 @@ import json
 import logging
 from typing import Any
 
+from .loading import is_ours
 from .messages import ModelDescription, TensorInfo
 
 log = logging.getLogger(__name__)
 
 
-def description(service: Any, envelope: str = "") -> ModelDescription:
+def description(service: Any) -> ModelDescription:
     """Return the tensors of a handler's ``signature()``; none if it has no such method, or the method fails.
+
+    A handler in an envelope has none: it sees no tensors.
 
     Args:
         service: the loaded service.
-        envelope: the request envelope of the handler, which sees no tensors if there is one; empty: none.
     """
     handler = getattr(service._entry_point, "__self__", None)
     method = getattr(handler, "signature", None)
     empty: ModelDescription = {"inputs": [], "outputs": [], "binary": False, "max_instances": 0}
-    if not callable(method) or envelope:
+    if not callable(method):
         return empty
     try:
         signature = method()
@@ -34,14 +36,9 @@ def description(service: Any, envelope: str = "") -> ModelDescription:
     return {
         "inputs": inputs,
         "outputs": outputs,
-        "binary": getattr(handler, "takes_binary_tensors", False) is True and _is_ours(service._entry_point),
+        "binary": getattr(handler, "takes_binary_tensors", False) is True and is_ours(service._entry_point),
         "max_instances": limit if isinstance(limit, int) else 0,
     }
-
-
-def _is_ours(entry_point: Any) -> bool:
-    """Return whether requests reach the handler by torchmar's base handler, not by a method of the handler's own."""
-    return str(getattr(entry_point, "__module__", "")).partition(".")[0] == "torchmar_handlers"
 
 
 def _tensor(entry: Any) -> TensorInfo:

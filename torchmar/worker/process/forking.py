@@ -16,6 +16,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from .loading import envelope_of
 from .supervisor import children
 
 #: Each worker loads the model itself; workers are forks, as the handler's code is known, or as its author allows it.
@@ -40,7 +41,6 @@ _UNSHAREABLE = frozenset(
     }
 )
 _NOT_SEARCHED = (type, ModuleType, FunctionType, CodeType)  # they refer to all that was ever imported
-_ENVELOPES = "ts.torch_handler.request_envelope."
 
 
 def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, str]:
@@ -129,7 +129,7 @@ def _unknown_code(service: Any, folder: Path) -> str:
     """Return a description of code that has run and is not that of known handlers; empty: there is none."""
     handler = getattr(service._entry_point, "__self__", None)
     kind = type(handler).__module__
-    if kind.startswith(_ENVELOPES):
+    if envelope_of(service):
         handler = getattr(getattr(handler, "_handle_fn", None), "__self__", None)
         kind = type(handler).__module__
     if not kind.startswith(f"{_OURS}.") and kind.removeprefix("ts.torch_handler.") not in _STOCK:

@@ -11,6 +11,9 @@ from typing import Any
 
 from .messages import ModelSpec
 
+_ENVELOPES = "ts.torch_handler.request_envelope."
+_KSERVE = ("kserve", "kservev2")
+
 
 def activate_archive(folder: str, extra: str = "") -> None:
     """Make an archive's folder the working folder and the first place of modules, as TorchServe does.
@@ -29,7 +32,11 @@ def activate_archive(folder: str, extra: str = "") -> None:
 
 
 def load(model: ModelSpec) -> Any:
-    """Return TorchServe's service for a model."""
+    """Return TorchServe's service for a model.
+
+    Handlers of torchmar read KServe's protocols themselves, so that they get requests without KServe's envelopes, whose
+    handlers answer one request at a time.
+    """
     import ts
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
     from ts.model_loader import ModelLoaderFactory
@@ -37,7 +44,7 @@ def load(model: ModelSpec) -> Any:
     metrics = MetricsCacheYamlImpl(model.metrics_config or str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
     metrics.initialize_cache()
     metrics.model_name = model.name
-    return ModelLoaderFactory.get_model_loader().load(
+    service = ModelLoaderFactory.get_model_loader().load(
         model.name,
         model.model_dir,
         model.handler,
@@ -47,6 +54,21 @@ def load(model: ModelSpec) -> Any:
         model.limit_max_image_pixels,
         metrics,
     )
+    inner = getattr(getattr(service._entry_point, "__self__", None), "_handle_fn", None)
+    if envelope_of(service) in _KSERVE and is_ours(inner):
+        service._entry_point = inner
+    return service
+
+
+def envelope_of(service: Any) -> str:
+    """Return the name of the envelope around a service's handler; empty if there is none."""
+    module = type(getattr(service._entry_point, "__self__", None)).__module__
+    return module.removeprefix(_ENVELOPES) if module.startswith(_ENVELOPES) else ""
+
+
+def is_ours(entry_point: Any) -> bool:
+    """Return whether requests reach the handler by torchmar's base handler, not by a method of the handler's own."""
+    return str(getattr(entry_point, "__module__", "")).partition(".")[0] == "torchmar_handlers"
 
 
 def own_traceback(error: BaseException) -> str:

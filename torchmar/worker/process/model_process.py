@@ -44,7 +44,8 @@ def run_model_process(model: ModelSpec, control: socket.socket, weights: int | N
         seed = randomness.reseed()
         with threads.recording(hold=fork):
             service = loading.load(model)
-            handler_stages = stages.split_handler(service, model.stages, model.envelope) if model.stages else None
+            envelope = loading.envelope_of(service)
+            handler_stages = stages.split_handler(service, model.stages, envelope) if model.stages else None
     except BaseException as error:
         trace = loading.own_traceback(error)
         sys.stdout.write(trace)
@@ -57,7 +58,7 @@ def run_model_process(model: ModelSpec, control: socket.socket, weights: int | N
         shared_bytes = shared_weights.share(weights)
     elif weights is not None:
         shared_weights.leave(weights)
-    writer.send(Loaded(objection, shared_bytes, describing.description(service, model.envelope)))
+    writer.send(Loaded(objection, shared_bytes, describing.description(service)))
     _ModelProcess(
         writer,
         service,

@@ -1,0 +1,290 @@
+"""torchmar serve --platform follows the contracts of Vertex AI and SageMaker for containers."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.command import torchmar
+from tests.support.waiting import until
+from torchmar.engines.addresses import free_ports
+from torchmar.engines.server_records import ServerRecord
+
+Make = Callable[..., Path]
+Start = Callable[..., tuple[subprocess.Popen[str], str]]
+ONE_WORKER = {"minWorkers": 1, "maxWorkers": 1}
+# As handlers of TorchServe's own are: a row has the input as data or body.
+STOCK = """
+class Handler:
+    def initialize(self, context):
+        import os, pathlib, time
+        gate = os.environ.get("GATE")
+        while gate and not pathlib.Path(gate).exists():
+            time.sleep(0.05)
+
+    def handle(self, rows, context):
+        return [self.answer(row) for row in rows]
+
+    def answer(self, row):
+        value = (row.get("data") or row.get("body")) if isinstance(row, dict) else row
+        return {"bytes": len(value)} if isinstance(value, (bytes, bytearray)) else {"value": value}
+"""
+# The model's name, and what SageMaker passes on.
+SEES = """
+import time
+
+def handle(rows, context):
+    if rows is None:
+        return None
+    answers = []
+    for index, row in enumerate(rows):
+        body = row.get("body")
+        if body == {"sleep": True}:
+            time.sleep(1)
+        seen = context.get_request_header(index, "X-Amzn-SageMaker-Custom-Attributes")
+        context.set_response_header(index, "X-Amzn-SageMaker-Custom-Attributes", f"seen={seen}")
+        answers.append({"model": context.model_name, "size": len(body) if isinstance(body, (bytes, bytearray)) else -1})
+    return answers
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts a container's command; it returns the process and the URL of its port."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(platform: str, variable: str, *flags: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
+        (port,) = free_ports(1)
+        log = (tmp_path / "log").open("w")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torchmar", "serve", *flags],
+            cwd=tmp_path,
+            env={**os.environ, "TORCHMAR_PLATFORM": platform, variable: str(port), **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        running.append(process)
+        return process, f"http://127.0.0.1:{port}"
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+    if record := ServerRecord.killed(tmp_path / ".torchmar"):
+        record.stop()
+
+
+def status(url: str) -> int:
+    try:
+        return requests.get(url, timeout=60).status_code
+    except requests.ConnectionError:
+        return 0
+
+
+def test_vertex_gets_its_routes_and_the_envelope_of_googles_container(tmp_path: Path, make: Make, start: Start) -> None:
+    torchmar("export", "vertex", make(STOCK, config=ONE_WORKER), "-o", "artifacts", cwd=tmp_path)
+    health, predict = "/v1/endpoints/1/deployedModels/2", "/v1/endpoints/1/deployedModels/2:predict"
+    process, url = start(
+        "vertex",
+        "AIP_HTTP_PORT",
+        AIP_HEALTH_ROUTE=health,
+        AIP_PREDICT_ROUTE=predict,
+        AIP_STORAGE_URI=str(tmp_path / "artifacts"),
+        GATE=str(tmp_path / "open"),
+    )
+    until(lambda: status(url + health) == 503)
+    assert status(f"{url}/ping") == 500
+    (tmp_path / "open").touch()
+    until(lambda: status(url + health) == 200)
+    encoded = {"b64": base64.b64encode(b"1234").decode()}
+    instances = [{"data": encoded}, encoded, {"data": "text"}, {"body": [1, 2]}]
+    answer = requests.post(url + predict, json={"instances": instances, "parameters": {"k": 1}}, timeout=60)
+    values = [{"bytes": 4}, {"bytes": 4}, {"value": "text"}, {"value": [1, 2]}]
+    assert (answer.status_code, answer.json()) == (200, {"predictions": values})
+    # It listens on all interfaces, of which loopback has more than one address.
+    assert status(url.replace("127.0.0.1", "127.0.0.2") + health) == 200
+    described = requests.get(f"{url}/v1/models/model", timeout=60).json()
+    assert described["ready"] is True
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    log = (tmp_path / "log").read_text()
+    assert f"health checks at {health}, predictions at {predict}" in log
+    assert "its requests have no tokens: every client that reaches port" in log
+
+
+def test_a_model_that_does_not_load_is_never_healthy_and_its_traceback_is_in_the_log(
+    tmp_path: Path, make: Make, start: Start
+) -> None:
+    broken = "def handle(rows, context):\n    raise ValueError('no weights here')\n"
+    store = tmp_path / "model_store"
+    make(broken, store=store, config=ONE_WORKER)
+    _, url = start("vertex", "AIP_HTTP_PORT")
+    until(lambda: "no weights here" in (tmp_path / "log").read_text())
+    assert status(f"{url}/ping") == 503
+
+
+def test_sagemaker_gets_its_paths_and_serves_the_content_of_model_tar_gz(
+    tmp_path: Path, make: Make, start: Start
+) -> None:
+    archive = make(SEES, name="seer", config=ONE_WORKER)
+    torchmar("export", "sagemaker", archive, "-o", "out", cwd=tmp_path)
+    with tarfile.open(tmp_path / "out" / "model.tar.gz") as packed:
+        packed.extractall(tmp_path / "ml" / "model", filter="data")
+    first = free_ports(1)[0]
+    process, url = start(
+        "sagemaker",
+        "SAGEMAKER_BIND_TO_PORT",
+        SAGEMAKER_BASE_DIR=str(tmp_path / "ml"),
+        SAGEMAKER_SAFE_PORT_RANGE=f"{first}-{first + 100}",
+        SAGEMAKER_TS_BATCH_SIZE="4",
+    )
+    until(lambda: status(f"{url}/ping") == 200)
+    answer = requests.post(
+        f"{url}/invocations",
+        data=b"x" * (10 << 20),
+        headers={
+            "Content-Type": "application/octet-stream",
+            "Accept": "application/json",
+            "X-Amzn-SageMaker-Custom-Attributes": "trace=1",
+        },
+        timeout=60,
+    )
+    assert (answer.status_code, answer.json()) == (200, {"model": "seer", "size": 10 << 20})
+    assert answer.headers["X-Amzn-SageMaker-Custom-Attributes"] == "seen=trace=1"
+    parameters = requests.get(f"{url}/execution-parameters", timeout=60).json()
+    assert parameters == {"MaxConcurrentTransforms": 4, "BatchStrategy": "SINGLE_RECORD", "MaxPayloadInMB": 6}
+    assert requests.post(f"{url}/execution-parameters", timeout=60).status_code == 405
+    assert requests.post(f"{url}/models", json={"model_name": "m", "url": "/m"}, timeout=60).status_code == 404
+    ports = {
+        record for record in (tmp_path / ".torchmar" / "config.properties").read_text().split() if "27.0.0.1" in record
+    }
+    assert all(first <= int(line.rpartition(":")[2]) <= first + 100 for line in ports if "_address=http" in line)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path, make: Make, start: Start) -> str:
+    """Start a multi-model endpoint beside the folders of three models; return its URL."""
+    for name in ("a", "b", "broken"):
+        code = SEES if name != "broken" else "def handle(rows, context):\n    raise ValueError('broken')\n"
+        content = tmp_path / "ml" / "models" / name / "model"
+        content.mkdir(parents=True)
+        archive = make(code, name=f"archive-{name}", config=ONE_WORKER)
+        if name == "b":  # as the archive itself
+            shutil.copy(archive, content)
+        else:
+            shutil.unpack_archive(archive, content, "zip")
+    variables = {"SAGEMAKER_BASE_DIR": str(tmp_path / "ml"), "SAGEMAKER_MULTI_MODEL": "true"}
+    _, url = start("sagemaker", "SAGEMAKER_BIND_TO_PORT", **variables)
+    until(lambda: status(f"{url}/ping") == 200)
+    return url
+
+
+def test_sagemaker_loads_lists_invokes_and_unloads_models(tmp_path: Path, endpoint: str) -> None:
+    models = f"{endpoint}/models"
+
+    def load(name: str, folder: str | Path | None = None) -> int:
+        document = {"model_name": name, "url": str(folder or tmp_path / "ml" / "models" / name / "model")}
+        headers = {"X-Amzn-SageMaker-Target-Model": f"{name}.tar.gz"}
+        return requests.post(models, json=document, headers=headers, timeout=120).status_code
+
+    assert requests.get(models, timeout=60).json() == {"models": []}
+    assert requests.get(f"{models}/a", timeout=60).status_code == 404
+    assert requests.post(f"{models}/a/invoke", json={}, timeout=60).status_code == 404
+    assert requests.delete(f"{models}/a", timeout=60).status_code == 404
+    assert [load("a"), load("b")] == [200, 200]
+    assert load("a") == 409
+    invoked = requests.post(f"{models}/b/invoke", data=b"12345", headers={"Content-Type": "a/b"}, timeout=60)
+    assert (invoked.status_code, invoked.json()) == (200, {"model": "b", "size": 5})
+    one = {"modelName": "a", "modelUrl": str(tmp_path / "ml" / "models" / "a" / "model")}
+    assert requests.get(f"{models}/a", timeout=60).json() == one
+    page = requests.get(models, params={"limit": 1}, timeout=60).json()
+    assert page == {"nextPageToken": "1", "models": [one]}
+    rest = requests.get(models, params={"limit": 1, "next_page_token": page["nextPageToken"]}, timeout=60).json()
+    assert [model["modelName"] for model in rest["models"]] == ["b"] and "nextPageToken" not in rest
+    # What cannot be loaded, and leaves nothing behind.
+    assert load("broken") == 500
+    assert load("nowhere") == 404
+    assert load("elsewhere", tmp_path) == 404
+    assert load("elsewhere", tmp_path / "ml" / "models" / ".." / "..") == 404
+    huge = tmp_path / "ml" / "models" / "huge" / "model"
+    shutil.copytree(tmp_path / "ml" / "models" / "a" / "model", huge)
+    with (huge / "weights.bin").open("wb") as sparse:
+        sparse.truncate(1 << 42)
+    response = requests.post(models, json={"model_name": "huge", "url": str(huge)}, timeout=60)
+    assert response.status_code == 507 and "Insufficient memory: the model needs" in response.text
+    for body in (b"{", b"[]", b'{"model_name": "x"}', b'{"model_name": 1, "url": "/x"}'):
+        assert requests.post(models, data=body, timeout=60).status_code == 400
+    assert requests.put(models, timeout=60).status_code == 405
+    assert [model["modelName"] for model in requests.get(models, timeout=60).json()["models"]] == ["a", "b"]
+    assert "model a is a.tar.gz" in (tmp_path / "log").read_text()
+
+
+def test_a_model_is_unloaded_when_its_requests_are_answered(tmp_path: Path, endpoint: str) -> None:
+    models, url = f"{endpoint}/models", str(tmp_path / "ml" / "models" / "a" / "model")
+    for _ in range(2):  # it can be loaded again
+        assert requests.post(models, json={"model_name": "a", "url": url}, timeout=120).status_code == 200
+        codes: list[int] = []
+
+        def invoke(codes: list[int] = codes) -> None:
+            codes.append(requests.post(f"{models}/a/invoke", json={"sleep": True}, timeout=60).status_code)
+
+        threads = [threading.Thread(target=invoke) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)  # some of them are at the worker
+        unloaded = requests.delete(f"{models}/a", timeout=60)
+        for thread in threads:
+            thread.join()
+        # A request that came after the model was removed gets 404, and none is lost.
+        assert unloaded.status_code == 200 and set(codes) <= {200, 404} and 200 in codes
+        assert requests.post(f"{models}/a/invoke", json={}, timeout=60).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"TORCHMAR_PLATFORM": "vertex"}, "model_store has none"),
+        ({"TORCHMAR_PLATFORM": "vertex", "AIP_HTTP_PORT": "http"}, "AIP_HTTP_PORT=http: not a port"),
+        ({"TORCHMAR_PLATFORM": "vertex", "AIP_STORAGE_URI": "."}, "AIP_STORAGE_URI=.: it has no model.mar"),
+        ({"TORCHMAR_PLATFORM": "vertex", "AIP_PREDICT_ROUTE": "/ping"}, "would hide paths of the server's APIs"),
+        ({"TORCHMAR_PLATFORM": "vertex", "AIP_HEALTH_ROUTE": "ok"}, "AIP_HEALTH_ROUTE=ok: not a path"),
+        ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_BASE_DIR": "opt"}, "opt/model has no archive, but model.pt"),
+        ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_SAFE_PORT_RANGE": "1-2"}, "no range of four ports"),
+        ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_MODEL_SERVER_WORKERS": "0"}, "not a whole number of at least 1"),
+    ],
+)
+def test_a_wrong_environment_is_one_error(tmp_path: Path, environment: dict[str, str], message: str) -> None:
+    (tmp_path / "opt" / "model").mkdir(parents=True)
+    (tmp_path / "opt" / "model" / "model.pt").touch()
+    (tmp_path / "model_store").mkdir()
+    ran = subprocess.run(
+        [sys.executable, "-m", "torchmar", "serve"],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 1 and message in " ".join(ran.stderr.split()), ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / ".torchmar" / "config.properties").exists()
+
+
+def test_a_platform_takes_no_options_for_what_it_decides(tmp_path: Path) -> None:
+    ran = torchmar("serve", "--platform", "vertex", "--port", "9000", cwd=tmp_path, code=2)
+    assert "the platform decides on models and addresses" in " ".join(ran.stderr.replace("│", " ").split())

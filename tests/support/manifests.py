@@ -1,0 +1,82 @@
+"""Strict validators of objects of Kubernetes and KServe: an unknown key is an error. Nothing is fetched."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+_SCHEMAS = Path(__file__).with_name("kserve_schemas")
+_KUBERNETES = "1.37"
+# What is used of a ServiceMonitor, by hand: its schema is in no package.
+# https://github.com/prometheus-operator/prometheus-operator/blob/main/Documentation/api-reference/api.md
+_SERVICE_MONITOR = {
+    "properties": {
+        "apiVersion": {"const": "monitoring.coreos.com/v1"},
+        "kind": {"const": "ServiceMonitor"},
+        "metadata": {"type": "object"},
+        "spec": {
+            "properties": {
+                "selector": {"properties": {"matchLabels": {"type": "object"}}, "additionalProperties": False},
+                "endpoints": {
+                    "items": {
+                        "properties": {name: {"type": "string"} for name in ("port", "interval", "path")},
+                        "additionalProperties": False,
+                    },
+                    "minItems": 1,
+                },
+            },
+            "required": ["selector", "endpoints"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "additionalProperties": False,
+}
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    """Return the objects of a file, after a check of each.
+
+    Raises:
+        Exception: one is not valid.
+    """
+    documents = list(yaml.safe_load_all(text))
+    for document in documents:
+        check(document)
+    return documents
+
+
+def check(document: dict[str, Any]) -> None:
+    """Raise an error if an object is not valid, or has a key that its kind does not have."""
+    if document["apiVersion"].startswith("serving.kserve.io/"):
+        kind = document["kind"].replace("ClusterServing", "Serving").replace("Serving", "ClusterServing")
+        jsonschema.validate(document, _schema(f"{kind}-{document['apiVersion'].rpartition('/')[2]}"))
+    elif document["kind"] == "ServiceMonitor":
+        jsonschema.validate(document, _SERVICE_MONITOR)
+    else:
+        kubernetes_validate.validate(document, _KUBERNETES, strict=True)
+
+
+@cache
+def _schema(name: str) -> Any:
+    with gzip.open(_SCHEMAS / f"{name}.json.gz", "rt", encoding="utf-8") as stream:
+        return _closed(json.load(stream))
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema whose objects have no other keys than those that it lists."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        closed.setdefault("additionalProperties", False)
+    return closed

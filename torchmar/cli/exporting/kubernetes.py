@@ -1,0 +1,112 @@
+"""torchmar export kubernetes: objects for replicas of a server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchmar.cli.exporting.files import write
+from torchmar.cli.exporting.replicas import (
+    Cpu,
+    DeploymentFile,
+    GpuCount,
+    MaxReplicas,
+    Memory,
+    Models,
+    Namespace,
+    Queue,
+    ServiceAccount,
+    check_replicas,
+    resources,
+)
+from torchmar.cli.options import Config
+from torchmar.cli.terminal import err
+
+
+def kubernetes(
+    image: Annotated[str, typer.Option(help="The image, made by torchmar export docker.", show_default=False)],
+    config: Config = None,
+    deployment: DeploymentFile = None,
+    name: Annotated[str, typer.Option(help="The name of the objects.")] = "torchmar",
+    namespace: Namespace = None,
+    replicas: Annotated[int, typer.Option(min=1, help="The least number of replicas.")] = 2,
+    max_replicas: MaxReplicas = 4,
+    queue: Queue = None,
+    cpu: Cpu = None,
+    memory: Memory = None,
+    gpus: GpuCount = None,
+    claim: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The PersistentVolumeClaim with the archives; default: the image has them.",
+            show_default=False,
+        ),
+    ] = None,
+    service_account: ServiceAccount = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMESPACE",
+            help="Let pods of another namespace send requests, such as the Ingress controller's. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    prometheus: Annotated[
+        str, typer.Option("--prometheus-namespace", metavar="NAMESPACE", help="The namespace that reads the metrics.")
+    ] = "monitoring",
+    service_monitor: Annotated[
+        bool, typer.Option("--service-monitor", help="Add a ServiceMonitor of the Prometheus Operator.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the objects of Kubernetes for replicas of a server.
+
+    Deployment, Service, ConfigMap, NetworkPolicy, PodDisruptionBudget and
+    HorizontalPodAutoscaler. The head of the file has the command that makes
+    the tokens, which the file does not contain.
+    """
+    from torchmar import properties
+    from torchmar.exporting import manifests
+    from torchmar.exporting.kubernetes import Cluster, comment, has_tokens, objects
+    from torchmar.server.config.keys import PATH_KEYS
+    from torchmar.tuning.target import parse_duration
+
+    check_replicas(replicas, max_replicas)
+    names = {"--name": name, "--namespace": namespace, "--claim": claim, "--service-account": service_account}
+    for option, given in [
+        *names.items(),
+        ("--prometheus-namespace", prometheus),
+        *(("--allow", each) for each in allow or ()),
+    ]:
+        if given:
+            manifests.check_name(given, option, longest=50 if option == "--name" else 63)
+    configured = properties.read_or_default(config)
+    models = Models(deployment) if deployment else None
+    if models:
+        configured = replace(configured, values=models.configuration(configured.values))
+    cluster = Cluster(
+        image=manifests.check_image(image),
+        name=name,
+        namespace=namespace or "",
+        resources=resources(models, cpu, memory, gpus),
+        min_replicas=replicas,
+        max_replicas=max_replicas,
+        queue_wait=parse_duration(queue) if queue else 0.0,
+        claim=claim or "",
+        service_account=service_account or "",
+        clients=tuple(dict.fromkeys(allow or ())),
+        prometheus=prometheus,
+        service_monitor=service_monitor,
+    )
+    write({output: manifests.show(objects(cluster, configured), comment(cluster, configured))})
+    for key in PATH_KEYS:
+        if configured.values.get(key) and not (key.endswith("_token_file") and has_tokens(configured)):
+            err.print(f"{key}={configured.values[key]}: the image must have this file", markup=False)
+    if not has_tokens(configured):
+        err.print("tokens are off: every pod that reaches the port can use the models", markup=False)

@@ -1,0 +1,129 @@
+"""Options of the exports for clusters: replicas, resources, and the deployment.yaml whose models they serve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from torchmar.errors import TorchmarError
+
+if TYPE_CHECKING:
+    from torchmar.deployment.desired import Deployment
+    from torchmar.deployment.store_index import StoredArchive, StoreIndex
+    from torchmar.exporting.pods import Resources
+
+Namespace = Annotated[
+    str | None, typer.Option(help="The namespace of the objects; default: kubectl's.", show_default=False)
+]
+DeploymentFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--deployment",
+        metavar="FILE",
+        help="Serve the models of a deployment.yaml, with its workers.",
+        show_default=False,
+    ),
+]
+MaxReplicas = Annotated[int, typer.Option(min=1, help="The largest number of replicas.")]
+Queue = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Add replicas, too, when requests wait longer for a worker, on average: 100ms.",
+        show_default=False,
+    ),
+]
+ServiceAccount = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The service account whose credentials fetch archives.", show_default=False),
+]
+Cpu = Annotated[
+    str | None,
+    typer.Option(metavar="CORES", help="Of each replica; default: one for each worker.", show_default=False),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Of each replica; default: an estimate by the sizes of the archives.", show_default=False
+    ),
+]
+GpuCount = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus", min=0, metavar="N", help="Of each replica; default: those that the workers need.", show_default=False
+    ),
+]
+
+
+class Models:
+    """The models of a deployment.yaml.
+
+    Attributes:
+        deployment: the desired state.
+        archives: by model and version.
+        index: the model store.
+    """
+
+    def __init__(self, file: Path) -> None:
+        from torchmar.deployment import context, desired, planning
+
+        self.file = file
+        self.deployment: Deployment = desired.read(file)
+        server = context.resolve(self.deployment.server, file.parent)
+        archives = planning.archives(self.deployment, server.folder, server.model_store)
+        self.index: StoreIndex = archives[0]
+        self.archives: dict[tuple[str, str], StoredArchive | None] = archives[1]
+
+    def configuration(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return the keys of a configuration with these models.
+
+        Raises:
+            TorchmarError: no archive in the store gives a version as the deployment describes it.
+        """
+        from torchmar.deployment.startup import startup_values
+
+        return startup_values(self.deployment, self.archives, self.index, base)
+
+    def chosen_archives(self) -> list[Path]:
+        """Return the archives of `configuration`."""
+        from torchmar.deployment.startup import chosen_archives
+
+        return [stored.path for stored in chosen_archives(self.deployment, self.archives, self.index)]
+
+    def resources(self) -> Resources:
+        """Return the resources of one server with all workers.
+
+        Raises:
+            TorchmarError: an archive is missing, or the workers do not fit on the GPUs.
+        """
+        from torchmar.exporting.deployed_resources import resources
+
+        return resources(self.deployment, self.archives, self.index, self.deployment.server.gpus or ())
+
+
+def resources(models: Models | None, cpu: str | None, memory: str | None, gpus: int | None) -> Resources:
+    """Return the resources of a replica: those of the options, or else those of its models, or else the usual ones.
+
+    Raises:
+        TorchmarError: an option is no quantity, or the workers do not fit on the GPUs.
+    """
+    from torchmar.exporting.manifests import check_quantity
+    from torchmar.exporting.pods import Resources
+
+    needed = models.resources() if models else Resources()
+    return Resources(
+        cpu=check_quantity(cpu, "--cpu") if cpu else needed.cpu,
+        memory=check_quantity(memory, "--memory") if memory else needed.memory,
+        gpus=needed.gpus if gpus is None else gpus,
+    )
+
+
+def check_replicas(least: int, most: int) -> None:
+    """Raise TorchmarError if there would be more replicas at least than at most."""
+    if least > most:
+        raise TorchmarError(
+            f"--replicas {least} is more than --max-replicas {most}", hint=f"--max-replicas {least} scales nothing"
+        )

@@ -1,0 +1,77 @@
+"""torchmar export sagemaker: what deploys archives on SageMaker."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import typer
+
+from torchmar.cli.exporting.files import Package, copy_package, extras_of, require_folder, versions_here, write
+from torchmar.cli.progress import Bar
+from torchmar.cli.terminal import err
+
+
+def sagemaker(
+    archives: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="ARCHIVE...", help="The archive, or those of a multi-model endpoint.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The folder for model.tar.gz and the rest; made if missing.", show_default=False
+        ),
+    ],
+    package: Package = None,
+    gpus: Annotated[bool, typer.Option("--gpus", help="For machines with a GPU.")] = False,
+) -> None:
+    """Write what deploys an archive, or several behind one endpoint, on SageMaker.
+
+    model.tar.gz has the content of the archive; of several archives each is
+    NAME.tar.gz. deploy.sh has the aws commands, which use the image of IMAGE, or
+    with --package one of torchmar's server.
+    """
+    from torchmar.archive import Archive
+    from torchmar.archive.renaming import copy_archive
+    from torchmar.errors import TorchmarError
+    from torchmar.exporting import containers
+    from torchmar.exporting.docker import Image
+    from torchmar.exporting.sagemaker import FILE_NAME, commands, file_name, identifier
+
+    names = []
+    for path in archives:
+        with Archive(path) as opened:
+            names.append(opened.manifest.name)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise TorchmarError(
+            f"two archives are of the model {twice}", hint="an endpoint has one version of a model; name one archive"
+        )
+    require_folder(output, f"{FILE_NAME} and deploy.sh", make=True)
+    for path, name in zip(archives, names, strict=True):
+        file = output / (file_name(name) if len(names) > 1 else FILE_NAME)
+        with Bar() as bar:
+            copied = copy_archive(path, file, begin=bar.begin)
+        err.print(f"wrote {copied.path}", markup=False)
+    texts: dict[Path | None, str] = {output / "deploy.sh": commands(names, own_image=package is not None, gpus=gpus)}
+    if package:
+        wheel = copy_package(package, output)
+        python, torch = versions_here()
+        image = Image(
+            config=PurePosixPath(),
+            model_store=PurePosixPath(),
+            package=wheel,
+            extras=tuple(dict.fromkeys(extra for path in archives for extra in extras_of(path, "builtin"))),
+            gpus=gpus,
+            python=python,
+            torch=torch,
+        )
+        title = identifier("models" if len(names) > 1 else names[0]).lower()
+        texts[output / "Dockerfile"] = containers.sagemaker_dockerfile(image, title)
+        texts[output / ".dockerignore"] = containers.dockerignore([wheel])
+    write(texts)
+    if not package:
+        err.print("--package WHEEL writes a Dockerfile for torchmar's server, too, and deploy.sh builds its image")
+    err.print(f"deploy {'them' if len(names) > 1 else 'it'}: sh {output / 'deploy.sh'}", markup=False)

@@ -1,0 +1,57 @@
+"""The resources that a server needs for the models of a deployment: cores and GPUs by its workers, memory by archives.
+
+Memory is an estimate, from the sizes of the archives: how much a model needs for a batch is known by measuring alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torchmar.deployment import desired_version, placement
+from torchmar.deployment.desired import Deployment
+from torchmar.deployment.store_index import StoredArchive, StoreIndex
+from torchmar.errors import TorchmarError
+from torchmar.exporting.pods import Resources
+
+MIB = 1 << 20
+
+_SERVER, _WORKER = 1024 * MIB, 256 * MIB  # with torch, and a fork of a process that has imported it
+_STEP = 256 * MIB  # estimates are whole multiples of it
+
+
+def resources(
+    deployment: Deployment,
+    archives: Mapping[tuple[str, str], StoredArchive | None],
+    index: StoreIndex,
+    gpu_sizes: Sequence[int],
+) -> Resources:
+    """Return the resources of one server with all workers of a deployment.
+
+    Args:
+        deployment: the models.
+        archives: the archive of each listed model and version.
+        index: the model store.
+        gpu_sizes: bytes of memory of each GPU of the machines that pods run on.
+
+    Raises:
+        TorchmarError: the workers do not fit on the GPUs, or an archive is missing.
+    """
+    if missing := [" ".join(key) for key, stored in archives.items() if stored is None]:
+        folder = index.folder or "a model store on this machine"
+        raise TorchmarError(f"there is no archive of {', '.join(missing)} in {folder}", hint="torchmar build makes it")
+    placed, gpus = placement.place(list(desired_version.match(deployment, {}, archives)), {}, index, gpu_sizes)
+    memory, workers = _SERVER, 0
+    for version in placed:
+        count = version.target.min_workers
+        size = version.stored.path.stat().st_size if version.stored and version.stored.path.is_file() else 0
+        # The weights of a worker on the CPU, and those in the archive that they were read from.
+        memory += count * (_WORKER + size) + size
+        workers += count
+    used = [number for number, gpu in enumerate(gpus) if gpu.workers]
+    rounded = -(-memory // _STEP) * _STEP // MIB
+    return Resources(
+        cpu=str(max(1, workers)),
+        memory=f"{rounded // 1024}Gi" if rounded % 1024 == 0 else f"{rounded}Mi",
+        # Workers count GPUs from 0, so that those before the last one that is used are needed, too.
+        gpus=max(used, default=-1) + 1,
+    )

@@ -1,0 +1,341 @@
+"""Objects of Kubernetes for replicas of a server: Deployment, Service, autoscaler, and what protects them.
+
+Kubernetes 1.30 and later. The reference: https://kubernetes.io/docs/reference/kubernetes-api/
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchmar import properties
+from torchmar.address import Address
+from torchmar.errors import TorchmarError
+from torchmar.exporting import pods, queue_scaling
+from torchmar.exporting.manifests import Manifest
+from torchmar.exporting.pods import Resources
+from torchmar.properties import Properties
+
+#: The model store of images of ``torchmar export docker``.
+MODEL_STORE = "/srv/torchmar/model_store"
+CONFIG = "/etc/torchmar/config.properties"
+SECRETS = "/run/secrets/torchmar"
+#: The APIs with tokens, and the keys of the Secret.
+TOKENS = {"inference": "inference_token", "management": "management_token"}
+
+_CLIENTS = ("http", "grpc")
+_REMOTE = "://"  # of archives that are fetched when a server starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Replicas of a server.
+
+    Attributes:
+        image: of ``torchmar export docker``.
+        name: of the objects.
+        namespace: empty: that of kubectl.
+        resources: of each replica.
+        min_replicas: the least number of replicas.
+        max_replicas: the largest; the same: there is no autoscaler.
+        queue_wait: seconds; the mean wait for a worker above which replicas are added; 0: by the use of CPUs alone.
+        claim: the PersistentVolumeClaim with the archives; empty: the image has them.
+        service_account: whose credentials fetch archives; empty: none.
+        clients: namespaces whose pods may send requests, besides the own one.
+        prometheus: the namespace whose pods may read metrics.
+        service_monitor: whether to make a ServiceMonitor of the Prometheus Operator, in place of annotations.
+    """
+
+    image: str
+    name: str = "torchmar"
+    namespace: str = ""
+    resources: Resources = field(default_factory=Resources)
+    min_replicas: int = 2
+    max_replicas: int = 4
+    queue_wait: float = 0.0
+    claim: str = ""
+    service_account: str = ""
+    clients: tuple[str, ...] = ()
+    prometheus: str = "monitoring"
+    service_monitor: bool = False
+
+
+def objects(cluster: Cluster, config: Properties) -> list[Manifest]:
+    """Return the objects, in an order in which they can be made.
+
+    Args:
+        cluster: the replicas.
+        config: the user's configuration.
+
+    Raises:
+        TorchmarError: an address is a Unix socket or encrypted, which needs files that no object has.
+        PropertiesError: an address is invalid.
+    """
+    values = configuration(config)
+    ports = _ports(Properties(config.file, values))
+    text = properties.show(values)
+    made = [
+        _config_map(cluster, text),
+        _deployment(cluster, values, ports, hashlib.sha256(text.encode()).hexdigest()),
+        _service(cluster, ports),
+        _network_policy(cluster, values, ports),
+    ]
+    if cluster.max_replicas > 1:
+        made.append(_disruption_budget(cluster))
+    if cluster.max_replicas > cluster.min_replicas:
+        made.append(_autoscaler(cluster))
+    if cluster.service_monitor and "metrics" in ports:
+        made.append(_service_monitor(cluster))
+    return made
+
+
+def configuration(config: Properties) -> dict[str, str]:
+    """Return the configuration of the server in a pod.
+
+    Clients and Prometheus reach it from other pods, and management only from its own. It loads its models itself, so
+    that it is not ready before they are.
+
+    Raises:
+        TorchmarError: an address is a Unix socket or encrypted.
+        PropertiesError: an address is invalid.
+    """
+    addresses = {address.key: address for address in config.addresses()}
+    for address in addresses.values():
+        _check_plain(address)
+    values = dict(config.values)
+    for api, host in (("inference", "0.0.0.0"), ("management", "127.0.0.1"), ("metrics", "0.0.0.0")):
+        values[f"{api}_address"] = f"http://{host}:{addresses[f'{api}_address'].port}"
+    values |= {"grpc_inference_address": "0.0.0.0", "grpc_management_address": "127.0.0.1"}
+    values["model_store"] = MODEL_STORE
+    if not any(values.get(key, "").strip() for key in ("load_models", "model_snapshot")):
+        values["load_models"] = "all"
+    if has_tokens(config):
+        values |= {f"torchmar_{api}_token_file": f"{SECRETS}/{key}" for api, key in TOKENS.items()}
+    return values
+
+
+def has_tokens(config: Properties) -> bool:
+    """Return whether requests need tokens, which are in a Secret then."""
+    return not config.flag("disable_token_authorization")
+
+
+def comment(cluster: Cluster, config: Properties) -> str:
+    """Return the text at the head of the file: what has to be done besides, and how to reach the server."""
+    kubectl = f"kubectl -n {cluster.namespace}" if cluster.namespace else "kubectl"
+    lines = [f"Replicas of a torchmar server: {kubectl} apply -f FILE"]
+    if has_tokens(config):
+        literals = " \\\n".join(f'    --from-literal={key}="$(openssl rand -hex 24)"' for key in TOKENS.values())
+        lines += [
+            "",
+            "Before, make its tokens, which all replicas share; they are in no file:",
+            f"  {kubectl} create secret generic {_secret(cluster)} \\",
+            *literals.splitlines(),
+        ]
+    if cluster.claim:
+        lines += ["", f"The archives are in the PersistentVolumeClaim {cluster.claim}."]
+    if cluster.queue_wait:
+        rule = [f"  {line}" for line in queue_scaling.adapter_rule().splitlines()]
+        lines += [
+            "",
+            f"The autoscaler reads {queue_scaling.METRIC}, which needs this rule of Prometheus Adapter:",
+            *rule,
+        ]
+    lines += ["", f"Management stays in the pod: {kubectl} exec deploy/{cluster.name} -- torchmar models"]
+    return "\n".join(lines)
+
+
+def _check_plain(address: Address) -> None:
+    if address.unix:
+        raise TorchmarError(
+            f"{address.key} is a Unix socket, which other pods cannot reach", hint="write it like http://127.0.0.1:8080"
+        )
+    if address.tls:
+        raise TorchmarError(
+            f"{address.key} is encrypted, and the exported objects have no certificate",
+            hint="write it with http://, and let the Ingress or the mesh encrypt; for gRPC, enable_grpc_ssl=false",
+        )
+
+
+def _ports(config: Properties) -> dict[str, int]:
+    """Return the ports that other pods reach, by name."""
+    ports = {address.key: address.port for address in config.addresses()}
+    named = {"http": ports["inference_address"], "grpc": ports["grpc_inference_port"]}
+    if config.get("enable_metrics_api").strip().lower() != "false" and ports["metrics_address"] not in named.values():
+        named["metrics"] = ports["metrics_address"]
+    return named
+
+
+def _metadata(cluster: Cluster, name: str = "") -> dict[str, Any]:
+    return {
+        "name": name or cluster.name,
+        "namespace": cluster.namespace or None,
+        "labels": dict(pods.labels(cluster.name)),
+    }
+
+
+def _secret(cluster: Cluster) -> str:
+    return f"{cluster.name}-tokens"
+
+
+def _config_map(cluster: Cluster, text: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(cluster),
+        "data": {"config.properties": text},
+    }
+
+
+def _deployment(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str, int], digest: str) -> Manifest:
+    scaled = cluster.max_replicas > cluster.min_replicas
+    annotations = {"torchmar/config": digest}  # another configuration is another pod
+    if "metrics" in ports and not cluster.service_monitor:
+        annotations |= {"prometheus.io/scrape": "true", "prometheus.io/port": str(ports["metrics"])}
+    volumes = [
+        {"name": "config", "configMap": {"name": cluster.name}},
+        *pods.writable_volumes(),
+    ]
+    mounts = [
+        {"name": "config", "mountPath": CONFIG.rpartition("/")[0], "readOnly": True},
+        *pods.writable_mounts(),
+    ]
+    if values.get(f"torchmar_{next(iter(TOKENS))}_token_file", "").startswith(SECRETS):
+        volumes.append({"name": "tokens", "secret": {"secretName": _secret(cluster), "defaultMode": 0o440}})
+        mounts.append({"name": "tokens", "mountPath": SECRETS, "readOnly": True})
+    if cluster.claim:
+        claim = {"claimName": cluster.claim, "readOnly": True}
+        volumes.append({"name": "archives", "persistentVolumeClaim": claim})
+        mounts.append({"name": "archives", "mountPath": MODEL_STORE, "readOnly": True})
+    selected = dict(pods.labels(cluster.name))
+    container = {
+        "name": "torchmar",
+        "image": cluster.image,
+        # It becomes the server, which gets the signals of the container.
+        "command": ["torchmar-serve", "--foreground", "--ncs", "--ts-config", CONFIG],
+        "env": pods.environment(cluster.resources.gpus),
+        "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
+        # It listens before it loads its models: until then it is alive and not ready.
+        "startupProbe": pods.probe(pods.LIVE, "http", periodSeconds=2, timeoutSeconds=2, failureThreshold=60),
+        "livenessProbe": pods.probe(pods.LIVE, "http", periodSeconds=10, timeoutSeconds=5, failureThreshold=6),
+        "readinessProbe": pods.probe(pods.READY, "http", periodSeconds=5, timeoutSeconds=3, failureThreshold=2),
+        # Endpoints and load balancers learn of the end of a pod only after a while.
+        "lifecycle": {"preStop": {"sleep": {"seconds": pods.PRE_STOP_SECONDS}}},
+        "resources": cluster.resources.manifest(),
+        "securityContext": pods.container_security(),
+        "volumeMounts": mounts,
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _metadata(cluster),
+        "spec": {
+            # With an autoscaler, the number of replicas is its own.
+            "replicas": None if scaled else cluster.min_replicas,
+            "selector": {"matchLabels": selected},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {"labels": selected, "annotations": annotations},
+                "spec": {
+                    "serviceAccountName": cluster.service_account or None,
+                    "automountServiceAccountToken": False,
+                    # Kubernetes would set TORCHMAR_PORT and others for a Service of this name.
+                    "enableServiceLinks": False,
+                    "securityContext": pods.pod_security(),
+                    "terminationGracePeriodSeconds": pods.GRACE_SECONDS,
+                    "topologySpreadConstraints": [
+                        {
+                            "maxSkew": 1,
+                            "topologyKey": "kubernetes.io/hostname",
+                            "whenUnsatisfiable": "ScheduleAnyway",
+                            "labelSelector": {"matchLabels": selected},
+                        }
+                    ],
+                    "containers": [container],
+                    "volumes": volumes,
+                },
+            },
+        },
+    }
+
+
+def _service(cluster: Cluster, ports: Mapping[str, int]) -> Manifest:
+    protocols = {"http": "http", "grpc": "kubernetes.io/h2c", "metrics": "http"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(cluster),
+        "spec": {
+            "selector": dict(pods.labels(cluster.name)),
+            "ports": [
+                {"name": name, "port": port, "targetPort": name, "appProtocol": protocols[name]}
+                for name, port in ports.items()
+            ],
+        },
+    }
+
+
+def _network_policy(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str, int]) -> Manifest:
+    def namespace(name: str) -> dict[str, Any]:
+        return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+    clients = [{"podSelector": {}}, *map(namespace, cluster.clients)]
+    allowed = [{"from": clients, "ports": [{"port": name} for name in _CLIENTS]}]
+    if "metrics" in ports:
+        allowed.append({"from": [{"podSelector": {}}, namespace(cluster.prometheus)], "ports": [{"port": "metrics"}]})
+    # Archives elsewhere are fetched when a server starts, and requirements when one is registered.
+    fetched = any(_REMOTE in values.get(key, "") for key in ("load_models", "model_snapshot", "allowed_urls"))
+    installs = values.get("install_py_dep_per_model", "").strip().lower() == "true"
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(cluster),
+        "spec": {
+            "podSelector": {"matchLabels": dict(pods.labels(cluster.name))},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": allowed,
+            "egress": [{}] if fetched or installs else [],
+        },
+    }
+
+
+def _disruption_budget(cluster: Cluster) -> Manifest:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(cluster),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": dict(pods.labels(cluster.name))}},
+    }
+
+
+def _autoscaler(cluster: Cluster) -> Manifest:
+    cpu = {"type": "Utilization", "averageUtilization": queue_scaling.CPU_PERCENT}
+    metrics: list[Manifest] = [{"type": "Resource", "resource": {"name": "cpu", "target": cpu}}]
+    if cluster.queue_wait:
+        target = {"type": "AverageValue", "averageValue": f"{round(cluster.queue_wait * 1000)}m"}
+        metrics.append({"type": "Pods", "pods": {"metric": {"name": queue_scaling.METRIC}, "target": target}})
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": _metadata(cluster),
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": cluster.name},
+            "minReplicas": cluster.min_replicas,
+            "maxReplicas": cluster.max_replicas,
+            "metrics": metrics,
+            "behavior": queue_scaling.behavior(),
+        },
+    }
+
+
+def _service_monitor(cluster: Cluster) -> Manifest:
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "ServiceMonitor",
+        "metadata": _metadata(cluster),
+        "spec": {
+            "selector": {"matchLabels": dict(pods.labels(cluster.name))},
+            "endpoints": [{"port": "metrics", "interval": "15s"}],
+        },
+    }

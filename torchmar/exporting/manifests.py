@@ -1,0 +1,91 @@
+"""Objects of Kubernetes as YAML: a document each, texts of several lines as blocks, a comment on top."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from torchmar.errors import TorchmarError
+
+Manifest = Mapping[str, Any]
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|[KMGTPE]i?)?")
+_IMAGE = re.compile(r"[a-z0-9][\w./:@-]*", re.ASCII)
+
+
+def show(objects: Sequence[Manifest], comment: str = "") -> str:
+    """Return the text of a file for ``kubectl apply -f``.
+
+    Args:
+        objects: in their order.
+        comment: lines of text for the head of the file.
+    """
+    head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
+    documents = [
+        yaml.dump(_plain(each), Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True) for each in objects
+    ]
+    return head + "---\n".join(documents)
+
+
+def check_name(text: str, option: str, longest: int = 63) -> str:
+    """Return a name of an object, which is a label of DNS names, too (RFC 1035).
+
+    Raises:
+        TorchmarError: it is not; the message has ``option``.
+    """
+    if not _NAME.fullmatch(text) or len(text) > longest:
+        raise TorchmarError(
+            f"{option} {text}: no name of an object of Kubernetes",
+            hint=f"at most {longest} small letters, digits and -, a letter first and no - last",
+        )
+    return text
+
+
+def check_quantity(text: str, option: str) -> str:
+    """Return a quantity such as ``2``, ``500m`` or ``4Gi``.
+
+    Raises:
+        TorchmarError: it is not one; the message has ``option``.
+    """
+    if not _QUANTITY.fullmatch(text) or not re.search("[1-9]", text):
+        raise TorchmarError(f"{option} {text}: no quantity of Kubernetes", hint="write it like 2, 500m or 4Gi")
+    return text
+
+
+def check_image(text: str) -> str:
+    """Return the reference of an image.
+
+    Raises:
+        TorchmarError: it is not one.
+    """
+    if not _IMAGE.fullmatch(text):
+        raise TorchmarError(f"--image {text}: no image", hint="write it like registry.example.com/torchmar:1.0")
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists below their key indented, as Kubernetes' own examples."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> Any:
+        return super().increase_indent(flow, False)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # kubectl reads anchors, and people do not
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of dicts and lists, without the keys whose value is None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

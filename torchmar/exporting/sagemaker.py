@@ -1,0 +1,87 @@
+"""The commands that deploy archives on SageMaker: a model each, or several behind one endpoint.
+
+https://docs.aws.amazon.com/cli/latest/reference/sagemaker/create-model.html
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+#: The file with the one model of an endpoint, whose content SageMaker extracts to ``/opt/ml/model``.
+FILE_NAME = "model.tar.gz"
+
+_HEAD = """\
+#!/bin/sh
+# Deploys {what} on SageMaker, from this folder. Before: aws configure, and
+#   export ROLE=arn:aws:iam::...:role/... BUCKET=...{image_example}
+set -eu
+: "${{ROLE:?export ROLE=the ARN of a role that SageMaker assumes}}"
+: "${{BUCKET:?export BUCKET=a bucket, without s3://}}"
+region=$(aws configure get region)
+"""
+_OWN = """\
+registry="$(aws sts get-caller-identity --query Account --output text).dkr.ecr.$region.amazonaws.com"
+IMAGE="$registry/torchmar:{id}"
+aws ecr describe-repositories --repository-names torchmar >/dev/null 2>&1 ||
+  aws ecr create-repository --repository-name torchmar
+aws ecr get-login-password | docker login --username AWS --password-stdin "$registry"
+docker build -t "$IMAGE" .
+docker push "$IMAGE"
+"""
+_OTHER = """\
+: "${{IMAGE:?export IMAGE=the URI of an image, such as one of the PyTorch containers of AWS with TorchServe}}"
+"""
+_ENDPOINT = """\
+aws sagemaker create-model --model-name {id} --execution-role-arn "$ROLE" \\
+  --primary-container "{{\\"Image\\": \\"$IMAGE\\", {data}}}"
+aws sagemaker create-endpoint-config --endpoint-config-name {id} \\
+  --production-variants '{variants}'
+aws sagemaker create-endpoint --endpoint-name {id} --endpoint-config-name {id}
+aws sagemaker wait endpoint-in-service --endpoint-name {id}
+echo "aws sagemaker-runtime invoke-endpoint --endpoint-name {id}{target} --body fileb://FILE --content-type TYPE answer"
+"""
+
+
+def commands(names: Sequence[str], *, own_image: bool, gpus: bool = False) -> str:
+    """Return a shell script that uploads models, and creates an endpoint for them.
+
+    Args:
+        names: of the models; several are behind one endpoint, which loads them when they are called.
+        own_image: whether an image of torchmar is built, pushed and used; else the one that the user names.
+        gpus: whether the endpoint has a GPU.
+    """
+    several = len(names) > 1
+    endpoint = identifier("models" if several else names[0])
+    variant = {
+        "VariantName": "all",
+        "ModelName": endpoint,
+        "InstanceType": "ml.g5.xlarge" if gpus else "ml.m5.large",
+        "InitialInstanceCount": 1,
+    }
+    files = [file_name(name) for name in names] if several else [FILE_NAME]
+    folder = f"s3://$BUCKET/{endpoint}"
+    uploads = "".join(f'aws s3 cp {file} "{folder}/{file}"\n' for file in files)
+    mode = '\\"Mode\\": \\"MultiModel\\", ' if several else ""
+    url = f"{folder}/" if several else f"{folder}/{FILE_NAME}"
+    values = {
+        "what": f"{len(names)} models" if several else f"the model {names[0]}",
+        "id": endpoint,
+        "image_example": "" if own_image else " IMAGE=...",
+        "data": f'{mode}\\"ModelDataUrl\\": \\"{url}\\"',
+        "variants": json.dumps([variant], separators=(",", ":")),
+        "target": f" --target-model {files[0]}" if several else "",
+    }
+    image = _OWN if own_image else _OTHER
+    return _HEAD.format(**values) + image.format(**values) + uploads + _ENDPOINT.format(**values)
+
+
+def file_name(model: str) -> str:
+    """Return the file of one of several models, by which requests name it."""
+    return f"{model}.tar.gz"
+
+
+def identifier(name: str) -> str:
+    """Return a model's name as a name of SageMaker: letters, digits and ``-``, a letter or digit at both ends."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:63].rstrip("-") or "model"

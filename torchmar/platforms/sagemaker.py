@@ -1,0 +1,158 @@
+"""SageMaker: variables ``SAGEMAKER_...`` and the folder ``/opt/ml`` to the server's configuration.
+
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html: ``docker run IMAGE serve`` listens
+on all interfaces at port 8080 (or ``SAGEMAKER_BIND_TO_PORT``), responds to ``/ping`` and ``/invocations``, and finds
+the content of ``model.tar.gz`` in ``/opt/ml/model``. With ``SAGEMAKER_MULTI_MODEL=true`` SageMaker loads and unloads
+models itself, which it extracts below ``/opt/ml/models``; see `torchmar.server.api.sagemaker`.
+
+The variables of SageMaker's PyTorch toolkit (``SAGEMAKER_MODEL_SERVER_WORKERS``, ``SAGEMAKER_TS_BATCH_SIZE``...) keep
+their meanings: https://github.com/aws/sagemaker-pytorch-inference-toolkit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torchmar import platforms
+from torchmar.archive import Archive
+from torchmar.archive.folder_form import archive_folder
+from torchmar.errors import TorchmarError
+from torchmar.platforms import Demands
+from torchmar.properties import Properties
+
+PORT = 8080
+#: Seconds for an answer: after them SageMaker has given up the request.
+RESPONSE_TIMEOUT = 60
+
+_MAX_PAYLOAD_MIB = 25  # of a request to an endpoint
+_LARGEST_PAYLOAD_MIB = 1024  # of an asynchronous request; of a batch transform job without a limit, too
+_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+# The toolkit's variables and TorchServe's options of a version.
+_OPTIONS = {
+    "SAGEMAKER_TS_BATCH_SIZE": "batchSize",
+    "SAGEMAKER_TS_MAX_BATCH_DELAY": "maxBatchDelay",
+    "SAGEMAKER_TS_MIN_WORKERS": "minWorkers",
+    "SAGEMAKER_TS_MAX_WORKERS": "maxWorkers",
+    "SAGEMAKER_TS_RESPONSE_TIMEOUT": "responseTimeout",
+}
+
+
+def demands(environment: Mapping[str, str], config: Properties) -> Demands:
+    """Return what SageMaker demands.
+
+    Args:
+        environment: with ``SAGEMAKER_...``.
+        config: the user's configuration. Its ``default_response_timeout``, ``default_workers_per_model`` and sizes are
+            kept where no variable sets them.
+
+    Raises:
+        TorchmarError: a variable has a value that it cannot have, or there is no model.
+    """
+    port = platforms.port(environment, "SAGEMAKER_BIND_TO_PORT", PORT)
+    base = Path(environment.get("SAGEMAKER_BASE_DIR") or "/opt/ml")
+    multi_model = environment.get("SAGEMAKER_MULTI_MODEL", "").strip().lower() == "true"
+    payload = _max_payload(environment) << 20
+    timeout = _number(environment, "SAGEMAKER_MODEL_SERVER_TIMEOUT", least=1)
+    workers = _number(environment, "SAGEMAKER_MODEL_SERVER_WORKERS", least=1)
+    values = {
+        **platforms.without_tokens(),
+        **platforms.loopback_addresses(_other_ports(environment, port)),
+        "inference_address": f"http://0.0.0.0:{port}",
+        "model_snapshot": "",
+        "default_response_timeout": timeout or config.values.get("default_response_timeout") or str(RESPONSE_TIMEOUT),
+        "default_workers_per_model": workers
+        or config.values.get("default_workers_per_model")
+        or ("1" if multi_model else "0"),
+        "max_request_size": config.values.get("max_request_size") or str(payload),
+        "max_response_size": config.values.get("max_response_size") or str(payload),
+    }
+    reached = f"every client that reaches port {port} can use the model{'s' if multi_model else ''}"
+    notes = [f"SageMaker's requests have no tokens: {reached}"]
+    if multi_model:
+        folder = base / "models"
+        values |= {"torchmar_platform": "sagemaker-multi-model", "load_models": "none"}
+        notes = [f"SageMaker: models below {folder} are loaded and unloaded by its requests", *notes]
+        return Demands(values=values, model_store=_made(folder), notes=tuple(notes))
+    archive, store = _archive(base / "model", config)
+    values |= {"torchmar_platform": "sagemaker", "load_models": str(archive), **_options(environment, archive)}
+    return Demands(values=values, model_store=store, notes=(f"SageMaker: the model is {archive}", *notes))
+
+
+def _archive(folder: Path, config: Properties) -> tuple[Path, Path | None]:
+    """Return the archive to serve, and the model store that it is in; None: the configuration's."""
+    content = sorted(folder.iterdir()) if folder.is_dir() else []
+    if not content:  # the image has the model
+        return platforms.only_archive(Path(config.get("model_store") or "model_store").resolve(), "SageMaker"), None
+    if archives := [path for path in content if path.suffix == ".mar"]:
+        return platforms.only_archive(folder, "SageMaker"), archives[0].parent
+    if (archive_folder(folder) / "MAR-INF").is_dir() or config.get("default_service_handler"):
+        return folder, folder
+    names = ", ".join(path.name for path in content[:5])
+    raise TorchmarError(
+        f"{folder} has no archive, but {names}",
+        hint="torchmar export sagemaker ARCHIVE writes a model.tar.gz with one",
+    )
+
+
+def _options(environment: Mapping[str, str], archive: Path) -> dict[str, str]:
+    """Return the toolkit's options of the version as the key ``models``; none if no variable sets one."""
+    options = {
+        option: int(number)
+        for variable, option in _OPTIONS.items()
+        if (number := _number(environment, variable, least=0))
+    }
+    if not options:
+        return {}
+    if archive.is_dir() and not (archive_folder(archive) / "MAR-INF").is_dir():
+        raise TorchmarError(
+            f"{', '.join(name for name in _OPTIONS if environment.get(name))}: {archive} has no manifest, by whose "
+            "name and version options are set",
+            hint="remove the variables, or write an archive: torchmar export sagemaker",
+        )
+    with Archive(archive) as opened:
+        return {"models": json.dumps({opened.manifest.name: {opened.manifest.version: options}})}
+
+
+def _max_payload(environment: Mapping[str, str]) -> int:
+    """Return the size of a request in MiB; batch transform jobs set their own, where 0 is without a limit."""
+    given = _number(environment, "SAGEMAKER_MAX_PAYLOAD_IN_MB", least=0)
+    if given is None:
+        return _LARGEST_PAYLOAD_MIB if environment.get("SAGEMAKER_BATCH") == "true" else _MAX_PAYLOAD_MIB
+    return int(given) or _LARGEST_PAYLOAD_MIB
+
+
+def _other_ports(environment: Mapping[str, str], port: int) -> list[int]:
+    """Return the ports of the other APIs; ``SAGEMAKER_SAFE_PORT_RANGE`` is for them.
+
+    Several containers on one machine, as in a pipeline, each have their own range.
+    """
+    text = environment.get("SAGEMAKER_SAFE_PORT_RANGE", "").strip()
+    if not text:
+        return platforms.ports_beside(port)
+    match = _RANGE.fullmatch(text)
+    free = [number for number in range(int(match[1]), int(match[2]) + 1) if number != port] if match else []
+    if len(free) < 4 or not 0 < free[0] <= free[3] < 65536:
+        raise TorchmarError(
+            f"SAGEMAKER_SAFE_PORT_RANGE={text}: no range of four ports and more", hint="write it like 21000-21999"
+        )
+    return free[:4]
+
+
+def _number(environment: Mapping[str, str], variable: str, *, least: int) -> str | None:
+    text = environment.get(variable, "").strip()
+    if not text:
+        return None
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise TorchmarError(f"{variable}={text}: not a whole number of at least {least}")
+    return text
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TorchmarError(f"{folder} cannot be made: {error.strerror}", hint="SageMaker makes it") from None
+    return folder
