@@ -45,7 +45,8 @@ def python_of(name: str) -> Path:
 def _install(folder: Path, requirements: Path, failure: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    command = [folder / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "-r", requirements]
+    python = str(folder / "bin" / "python")
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-r", str(requirements)]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
         output, code = ran.stdout + ran.stderr, ran.returncode

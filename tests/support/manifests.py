@@ -57,7 +57,8 @@ def check(document: dict[str, Any]) -> None:
     """Raise an error if an object is not valid, or has a key that its kind does not have."""
     if document["apiVersion"].startswith("serving.kserve.io/"):
         kind = document["kind"].replace("ClusterServing", "Serving").replace("Serving", "ClusterServing")
-        jsonschema.validate(document, _schema(f"{kind}-{document['apiVersion'].rpartition('/')[2]}"))
+        error = next(_validator(f"{kind}-{document['apiVersion'].rpartition('/')[2]}").iter_errors(document), None)
+        assert error is None, f"{error.json_path}: {error.message}"
     elif document["kind"] == "ServiceMonitor":
         jsonschema.validate(document, _SERVICE_MONITOR)
     else:
@@ -65,9 +66,9 @@ def check(document: dict[str, Any]) -> None:
 
 
 @cache
-def _schema(name: str) -> Any:
+def _validator(name: str) -> jsonschema.Draft202012Validator:
     with gzip.open(_SCHEMAS / f"{name}.json.gz", "rt", encoding="utf-8") as stream:
-        return _closed(json.load(stream))
+        return jsonschema.Draft202012Validator(_closed(json.load(stream)))
 
 
 def _closed(schema: Any) -> Any:

@@ -18,7 +18,7 @@ from torchmar.errors import TorchmarError
 if TYPE_CHECKING:
     from torchmar.properties import Properties
 
-PlatformName = Literal["vertex", "sagemaker"]
+PlatformName = Literal["kserve", "vertex", "sagemaker"]
 #: Selects a platform where the command line has none, such as in an image.
 VARIABLE = "TORCHMAR_PLATFORM"
 NAMES: tuple[PlatformName, ...] = get_args(PlatformName)

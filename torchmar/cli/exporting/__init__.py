@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from torchmar.cli.exporting import docker, kubernetes, monitoring, sagemaker, systemd, vertex, vllm
+from torchmar.cli.exporting import docker, kserve, kubernetes, monitoring, sagemaker, systemd, vertex, vllm
 
 app = typer.Typer(no_args_is_help=True, help="Write what runs torchmar serve, or what watches it.")
 for _command in (
     systemd.systemd,
     docker.docker,
     kubernetes.kubernetes,
+    kserve.kserve,
     vertex.vertex,
     sagemaker.sagemaker,
     vllm.vllm,
