@@ -431,7 +431,7 @@ These names are the public Python API. Everything else in `torchmar` is internal
 - `torchmar.grpc` needs `pip install 'torchmar[grpc]'`, `Worker` and `run_samples` need `'torchmar[worker]'`.
 - Every failure is a `torchmar.errors.TorchmarError` with a `message` and a `hint`.
 - `torchmar.model_archiver` has torch-model-archiver's Python calls
-  ([Move from TorchServe](../how-to/move-from-torchserve.md)).
+  ([Move from TorchServe](../migrate/from-torchserve.md)).
 - In a handler, `torchmar_handlers.base`, `torchmar_handlers.request` and the [handlers](../handlers.md) are
   public."""
 
