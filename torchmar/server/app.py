@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from torchmar.server.models.registry import Registry
 from torchmar.server.models.snapshots import Snapshots
 from torchmar.server.models.state_file import StateFile
 from torchmar.server.models.watcher import Watcher
-from torchmar.server.telemetry import logs, metrics_config
+from torchmar.server.telemetry import logs, metrics_config, tracing
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.fork_server import ForkServer
@@ -51,6 +52,10 @@ class ServerApp:
         self._metrics = Metrics(
             config, auto_detect=settings.model_metrics_auto_detect, machine=not settings.disable_system_metrics
         )
+        self._tracer = tracing.open_tracer(settings.otlp_endpoint, settings.trace_ratio, os.environ)
+        if self._tracer:
+            help = "Spans that were not sent, since the collector did not take them in time"
+            self._metrics.add_counter(tracing.DROPPED, help, lambda: self._tracer.dropped if self._tracer else 0)
         self._tokens = Tokens(
             folder / "key_file.json",
             enabled=settings.tokens,
@@ -84,7 +89,7 @@ class ServerApp:
         """
         settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics
         fork_server = asyncio.ensure_future(self._fork_server.start())  # imports torch, beside the rest
-        inference: http.App = Inference(registry, tokens, settings, metrics)
+        inference: http.App = Inference(registry, tokens, settings, metrics, self._tracer)
         if settings.platform.startswith("sagemaker"):
             inference = SageMaker(inference, registry, settings, metrics)
         apps: dict[str, tuple[Address, http.App]] = {
@@ -99,7 +104,7 @@ class ServerApp:
         try:
             for address, app in _by_address(apps):
                 self._listeners.append(await self._listen(app, address, limits))
-            if (listener := await grpc.listen(registry, tokens, settings, metrics)) is not None:
+            if (listener := await grpc.listen(registry, tokens, settings, metrics, self._tracer)) is not None:
                 self._listeners.append(listener)
                 self._grpc = listener
             await fork_server
@@ -140,6 +145,7 @@ class ServerApp:
 
     async def close(self, grace: float = GRACE) -> None:
         """Stop listening, answer the requests that were received, within ``grace`` seconds, and end all processes."""
+        end = time.monotonic() + grace
         for task in (self._reporting, self._watching):
             if task:
                 task.cancel()
@@ -153,6 +159,8 @@ class ServerApp:
         self._fork_server.close()
         if self._access:
             self._access.close()
+        if self._tracer:
+            self._tracer.close(max(1.0, end - time.monotonic()))
 
     async def _report(self) -> None:
         """Report the models that could not be loaded, after an attempt for each model of the configuration."""

@@ -11,6 +11,7 @@ from torchmar.server.api import bodies, event_stream, inference_openapi, tensorf
 from torchmar.server.api.model_response import ModelResponse
 from torchmar.server.api.model_target import ModelTarget, model_target, route_target
 from torchmar.server.api.open_inference import OpenInference, not_found
+from torchmar.server.api.request_spans import HttpSpans
 from torchmar.server.api_error import ApiError, not_allowed
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import Request, compression
@@ -19,6 +20,8 @@ from torchmar.server.models.registry import Registry
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.request_ids import HEADER, request_ids
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.telemetry.spans import JobSpans
+from torchmar.server.telemetry.tracing import Tracer
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.jobs import Job, Part, Reply
 
@@ -41,10 +44,19 @@ class Inference:
         tokens: the tokens that requests need.
         settings: the server's configuration.
         metrics: counts the requests.
+        tracer: starts the spans of requests to models, and of those that are rejected; None: there are none.
     """
 
-    def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        tokens: Tokens,
+        settings: Settings,
+        metrics: Metrics,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._registry, self._tokens, self._metrics = registry, tokens, metrics
+        self._spans = HttpSpans(tracer, "https" if settings.inference.tls else "http") if tracer else None
         self._max_response_size, self._health_token = settings.max_response_size, settings.health_token
         self._health_path = settings.health_path
         self._targets: dict[bytes, ModelTarget] = {}
@@ -76,6 +88,8 @@ class Inference:
         request.respond(status, body, _JSON, ((HEADER, request_id),))
 
     def _respond_error(self, request: Request, request_id: str, error: ApiError) -> None:
+        if self._spans is not None:
+            self._spans.start(request, request_id)
         self._metrics.answered(error.status)
         request.respond_error(error, ((HEADER, request_id),))
 
@@ -115,8 +129,9 @@ class Inference:
         else:
             self._check_token(request)
         # A route precedes /NAME/predict, the one path of the API that may have any first segment.
-        route = self._registry.routes.find("/" + "/".join(segments))
-        if (target := route_target(route) if route else model_target(segments)) is not None:
+        path = "/" + "/".join(segments)
+        route = self._registry.routes.find(path)
+        if (target := route_target(path, route) if route else model_target(segments)) is not None:
             self._submit(request, request_id, target)
             # Only models that exist are cached: a scan for others replaces nothing.
             if len(self._targets) >= _CACHED_TARGETS:
@@ -159,6 +174,7 @@ class Inference:
         Raises:
             ApiError: there is no such version, or the body is not the form that its content type names.
         """
+        span = None if self._spans is None else self._spans.start(request, request_id, target.route)
         inputs: list[Part] | None = None
         name = target.model
         if name is None:
@@ -192,6 +208,9 @@ class Inference:
         if timeout := request.header(_TIMEOUT):
             deadline = _earlier(deadline, request.received, timeout)
         job = Job(request_id, headers, inputs, response.on_reply, deadline)
+        if span is not None:
+            span.attributes |= {"torchmar.model.name": version.name, "torchmar.model.version": version.version}
+            job.spans = JobSpans(span)
         request.on_disconnect = partial(setattr, job, "cancelled", True)
         try:
             version.pool.submit(job)

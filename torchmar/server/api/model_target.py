@@ -14,6 +14,7 @@ _PREDICT, _EXPLAIN = {"explain": "False"}, {"explain": "True"}
 _V1_VERBS = {"predict": _PREDICT, "explain": _EXPLAIN}
 #: Verbs of TensorFlow Serving whose requests and responses differ from those of ``predict``.
 _EXAMPLE_VERBS = ("classify", "regress")
+_NAME, _VERSION = "{model_name}", "{model_version}"
 _V2_VERBS = {"infer": _PREDICT, "explain": _EXPLAIN}
 
 
@@ -31,6 +32,7 @@ class ModelTarget(NamedTuple):
         tensorflow: whether the path is of TensorFlow Serving's, too, so that a version may be its number of it.
         label: of the version, in place of ``version``.
         verb: ``classify`` or ``regress``; empty: any other.
+        route: the template of the path, for traces.
     """
 
     model: str | None
@@ -42,6 +44,7 @@ class ModelTarget(NamedTuple):
     tensorflow: bool = False
     label: str = ""
     verb: str = ""
+    route: str = ""
 
 
 def model_target(segments: list[str]) -> ModelTarget | None:
@@ -50,26 +53,31 @@ def model_target(segments: list[str]) -> ModelTarget | None:
         case ["predictions" | "explanations" as verb, name, *rest]:
             # Segments behind the version are for the handler.
             headers = {"url_path": "/".join(rest[1:]), **(_EXPLAIN if verb == "explanations" else _PREDICT)}
-            return ModelTarget(name, rest[0] if rest else None, headers)
+            route = f"/{verb}/{_NAME}/{_VERSION}" if rest else f"/{verb}/{_NAME}"
+            return ModelTarget(name, rest[0] if rest else None, headers, route=route)
         case ["v1", "models", *names, last] if ":" in last:
             final, _, verb = last.rpartition(":")
             return _v1_target([*names, final], verb)
         case ["v2", "models", name, verb] if verb in _V2_VERBS:
-            return ModelTarget(name, None, _V2_VERBS[verb], tensors=True, kserve=True)
+            route = f"/v2/models/{_NAME}/{verb}"
+            return ModelTarget(name, None, _V2_VERBS[verb], tensors=True, kserve=True, route=route)
         case ["v2", "models", name, "versions", version, verb] if verb in _V2_VERBS:
-            return ModelTarget(name, version, _V2_VERBS[verb], tensors=True, kserve=True)
+            route = f"/v2/models/{_NAME}/versions/{_VERSION}/{verb}"
+            return ModelTarget(name, version, _V2_VERBS[verb], tensors=True, kserve=True, route=route)
         case ["invocations"]:
-            return ModelTarget(None, None, {}, query=True)
-        case ["models", name, "invoke"] | [name, "predict"]:
-            return ModelTarget(name, None, {}, query=True)
+            return ModelTarget(None, None, {}, query=True, route="/invocations")
+        case ["models", name, "invoke"]:
+            return ModelTarget(name, None, {}, query=True, route=f"/models/{_NAME}/invoke")
+        case [name, "predict"]:
+            return ModelTarget(name, None, {}, query=True, route=f"/{_NAME}/predict")
         case [name, version, "predict"]:
-            return ModelTarget(name, version, {}, query=True)
+            return ModelTarget(name, version, {}, query=True, route=f"/{_NAME}/{_VERSION}/predict")
     return None
 
 
-def route_target(route: Route) -> ModelTarget:
-    """Return the model of a route; its requests are read as those of ``/predictions``."""
-    return ModelTarget(route.model, route.version, {"url_path": "", **_PREDICT})
+def route_target(path: str, route: Route) -> ModelTarget:
+    """Return the model of a route, by its path; its requests are read as those of ``/predictions``."""
+    return ModelTarget(route.model, route.version, {"url_path": "", **_PREDICT}, route=path)
 
 
 def _v1_target(segments: list[str], verb: str) -> ModelTarget | None:
@@ -82,11 +90,14 @@ def _v1_target(segments: list[str], verb: str) -> ModelTarget | None:
         return None
     match segments:
         case [name]:
-            version, label = None, ""
+            version, label, route = None, "", ""
         case [name, "versions", version]:
-            label = ""
+            label, route = "", f"/versions/{_VERSION}"
         case [name, "labels", label]:
-            version = None
+            version, route = None, "/labels/{label}"
         case _:
             return None
-    return ModelTarget(name, version, headers, kserve=True, tensorflow=True, label=label, verb=example_verb)
+    route = f"/v1/models/{_NAME}{route}:{verb}"
+    return ModelTarget(
+        name, version, headers, kserve=True, tensorflow=True, label=label, verb=example_verb, route=route
+    )

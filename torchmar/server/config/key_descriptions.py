@@ -192,6 +192,13 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         "appear.",
         "none",
     ),
+    "torchmar_otlp_endpoint": KeyDescription(
+        METRICS,
+        "The URL of a collector, without a path, that takes OTLP over HTTP: the "
+        "[spans](../how-to/trace-requests.md) of requests are sent to it. It precedes OpenTelemetry's variables, such "
+        "as `OTEL_EXPORTER_OTLP_ENDPOINT`.",
+        "none",
+    ),
     "torchmar_platform": KeyDescription(
         MODELS,
         "Set by `torchmar serve --platform`: the inference API also has the paths that SageMaker demands of containers "
@@ -216,6 +223,12 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         MODELS,
         "Set by `torchmar serve`: the file with the registered models, from which the next start restores them.",
         "none is written",
+    ),
+    "torchmar_trace_ratio": KeyDescription(
+        METRICS,
+        "The share of the requests that are traced, from 0 to 1, where the client has not decided it "
+        "(`traceparent`). It precedes `OTEL_TRACES_SAMPLER`.",
+        "all",
     ),
     "torchmar_venv_folder": KeyDescription(
         MODELS,

@@ -74,6 +74,8 @@ class Settings:
         worker_poll_us: ``torchmar_worker_poll_us``; microseconds that worker and server poll for each other.
         log_format: ``torchmar_log_format``; the format of log lines.
         access_log: ``torchmar_access_log``; whether each request is logged.
+        otlp_endpoint: ``torchmar_otlp_endpoint``; the collector of traces; empty: that of OpenTelemetry's variables.
+        trace_ratio: ``torchmar_trace_ratio``; the share of requests that are traced; None: that of these variables.
         watch: ``torchmar_watch``; the versions of each model to serve of a model store whose archives may change; None:
             it is not watched.
         watch_seconds: ``torchmar_watch_seconds``; between two looks at watched folders; 0: only at the start.
@@ -134,6 +136,8 @@ class Settings:
     worker_poll_us: int = 300
     log_format: Layout = "text"
     access_log: bool = False
+    otlp_endpoint: str = ""
+    trace_ratio: float | None = None
     watch: VersionPolicy | None = None
     watch_seconds: int = 1
     model_base_paths: tuple[BasePath, ...] = ()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from torchmar import address
 from torchmar.address import Address
@@ -99,6 +100,27 @@ def minutes(text: str) -> float:
     if not 0 < value <= _MAX_MINUTES:  # false for nan, too
         raise ValueError(f"not a number of minutes above 0 and up to {_MAX_MINUTES:.0f}")
     return value
+
+
+def share(text: str) -> float:
+    """Return a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # false for nan, too
+        raise ValueError("not a number from 0 to 1")
+    return value
+
+
+def collector_url(text: str) -> str:
+    """Return the URL of a collector over HTTP, without the path that OTLP adds to it."""
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+        raise ValueError("not a URL like http://HOST:PORT")
+    if url.username or url.password:
+        raise ValueError("has a password; set it in OTEL_EXPORTER_OTLP_HEADERS")
+    return text
 
 
 def web_address(http_port: int, https_port: int) -> Callable[[str], Address]:

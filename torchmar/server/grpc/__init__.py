@@ -1,6 +1,7 @@
 """TorchServe's services over gRPC, by the same registry and queues as REST; ``pip install 'torchmar[grpc]'``.
 
-`listener.py` has the ports, `calls.py` tokens and errors of all calls, `model_call.py` a call to a model;
+`listener.py` has the ports, `calls.py` tokens and errors of all calls, `model_call.py` a call to a model, and
+`call_spans.py` its span in a trace;
 `inference.py`, `management.py`, `open_inference.py`, `health.py` and `reflection.py` are the services.
 """
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     from torchmar.server.grpc.listener import GrpcListener
     from torchmar.server.models.registry import Registry
     from torchmar.server.telemetry.metrics import Metrics
+    from torchmar.server.telemetry.tracing import Tracer
     from torchmar.server.tokens import Tokens
 
 
-async def listen(registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> GrpcListener | None:
+async def listen(
+    registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics, tracer: Tracer | None = None
+) -> GrpcListener | None:
     """Listen on the configured addresses; None, and a line in the log, if gRPC is not installed.
 
     Raises:
@@ -34,6 +38,6 @@ async def listen(registry: Registry, tokens: Tokens, settings: Settings, metrics
         return None
     from torchmar.server.grpc.listener import GrpcListener
 
-    listener = GrpcListener(registry, tokens, settings, metrics)
+    listener = GrpcListener(registry, tokens, settings, metrics, tracer)
     await listener.open()
     return listener

@@ -13,6 +13,7 @@ import grpc.aio
 
 from torchmar.errors import BindError, PropertiesError
 from torchmar.server.bind_errors import bind_error
+from torchmar.server.grpc.call_spans import SpanInterceptor
 from torchmar.server.grpc.calls import TokenCheck
 from torchmar.server.grpc.inference import Inference
 from torchmar.server.grpc.management import Management
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torchmar.server.grpc.health import Health
     from torchmar.server.models.registry import Registry
     from torchmar.server.telemetry.metrics import Metrics
+    from torchmar.server.telemetry.tracing import Tracer
     from torchmar.server.tokens import Tokens
 
 
@@ -39,7 +41,9 @@ class GrpcListener:
         management: the port of the management API.
     """
 
-    def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics, tracer: Tracer | None = None
+    ) -> None:
         model_call = ModelCall(registry, metrics)
         inference: list[Any] = [Inference(registry, model_call)]
         if settings.ts_open_inference_protocol:
@@ -58,7 +62,7 @@ class GrpcListener:
             # Models can be managed whether or not they are ready.
             _add_probes(management, partial(ready, registry), lambda: True),
         ]
-        self._inference = _server(tokens, "inference", inference, settings)
+        self._inference = _server(tokens, "inference", inference, settings, tracer)
         self._management = _server(tokens, "management", management, settings)
         self.inference = self.management = 0
         self._certificate: Any = None
@@ -118,7 +122,9 @@ def _add_probes(services: list[Any], server: Callable[[], bool], service: Callab
     return probe
 
 
-def _server(tokens: Tokens, kind: str, services: list[Any], settings: Settings) -> grpc.aio.Server:
+def _server(
+    tokens: Tokens, kind: str, services: list[Any], settings: Settings, tracer: Tracer | None = None
+) -> grpc.aio.Server:
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", settings.max_request_size),
         ("grpc.max_send_message_length", -1),
@@ -127,8 +133,10 @@ def _server(tokens: Tokens, kind: str, services: list[Any], settings: Settings) 
         *((f"grpc.{key.removeprefix(f'grpc_{kind}_')}", age) for key, age in settings.grpc_ages.items() if kind in key),
     ]
     # Each interceptor costs every call, small ones a good part of their time.
-    checks = [TokenCheck(tokens, kind, health=settings.health_token)] if tokens.enabled else []
-    server = grpc.aio.server(interceptors=checks, options=options)
+    interceptors: list[grpc.aio.ServerInterceptor] = [SpanInterceptor(tracer)] if tracer else []
+    if tokens.enabled:
+        interceptors.append(TokenCheck(tokens, kind, health=settings.health_token))
+    server = grpc.aio.server(interceptors=interceptors, options=options)
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler(service.name, service.methods()) for service in services]
     )

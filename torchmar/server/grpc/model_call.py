@@ -9,14 +9,18 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from torchmar.server.api_error import ApiError
+from torchmar.server.grpc import call_spans
 from torchmar.server.grpc.calls import CallError, Code, Context, code, details
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.request_ids import request_ids
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.telemetry.spans import JobSpans
 from torchmar.server.workers.batch_times import DeadlineError
 from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.worker.process.trace_context import TRACEPARENT, TRACESTATE
 
+_TRACE = (TRACEPARENT, TRACESTATE)
 _MAX_DETAILS = 4096  # characters of a handler's response in the details of an error
 
 
@@ -86,13 +90,25 @@ class ModelCall:
     ) -> AsyncGenerator[Reply, None]:
         """Yield the replies of a model: one, or one for each part of a streamed response.
 
-        The call's deadline is the request's, and a client that ends the call ends the request.
+        The call's deadline is the request's, and a client that ends the call ends the request. Of its metadata the
+        handler sees the trace context, among the headers.
 
         Raises:
             ApiError: the model accepts no requests now.
         """
         replies: asyncio.Queue[Reply] = asyncio.Queue()
+        trace = {name: str(value) for name, value in context.invocation_metadata() or () if name in _TRACE}
         job = Job(next(self._ids), headers, inputs, replies.put_nowait, _deadline(version, context))
+        if (span := call_spans.current.get()) is not None:
+            trace[TRACEPARENT] = span.traceparent
+            span.attributes |= {
+                "torchmar.model.name": version.name,
+                "torchmar.model.version": version.version,
+                "torchmar.request.id": job.request_id,
+            }
+            job.spans = JobSpans(span)
+        if trace:
+            job.headers = {**headers, **trace}
         try:
             version.pool.submit(job)
         except ApiError as error:

@@ -23,6 +23,8 @@ class Access(NamedTuple):
         status: of the response; 499 if the client disconnected before it was complete.
         seconds: from the end of the request's headers to the end of the response.
         request_id: the response's ``x-request-id``; empty if it has none.
+        traceparent: the request's header of this name, or that of the span that the server sends for the request;
+            empty if there is neither.
     """
 
     time: float
@@ -32,6 +34,7 @@ class Access(NamedTuple):
     status: int
     seconds: float
     request_id: str
+    traceparent: str = ""
 
 
 OnAccess = Callable[[Access], None]
@@ -47,4 +50,5 @@ def access(request: Request) -> Access:
         status=request.status if request.complete else _CLIENT_CLOSED_REQUEST,
         seconds=time.monotonic() - request.received,
         request_id=next((value for name, value in request.response_headers if name == "x-request-id"), ""),
+        traceparent=request.header("traceparent"),
     )

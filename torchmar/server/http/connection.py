@@ -136,6 +136,8 @@ class Connection(asyncio.Protocol):
             request.disconnect()
         except Exception:
             _log.exception("%s %s: on_disconnect failed", request.method, request.path)
+        if request.observer is not None:
+            request.observer.on_end(request)
         if self._context.on_access is not None:
             self._context.on_access(access(request))
 
@@ -216,6 +218,8 @@ class Connection(asyncio.Protocol):
 
     def _complete(self, request: Request) -> None:
         """Close the connection after its last response, or serve the next request."""
+        if request.observer is not None:
+            request.observer.on_end(request)
         if self._context.on_access is not None:
             self._context.on_access(access(request))
         # May differ from the head of the response: the listener may have begun to close since.

@@ -46,6 +46,13 @@ class ResponseWriter(Protocol):
         """Close the connection at once."""
 
 
+class RequestObserver(Protocol):
+    """What is called at the end of a request."""
+
+    def on_end(self, request: Request) -> None:
+        """Note that the response is complete, or that the client has disconnected."""
+
+
 class Request:
     """A request whose body is complete, to be answered once: by `respond`, or by `start`, `send`... and `end`.
 
@@ -66,6 +73,8 @@ class Request:
         content: the body without its transfer encoding; of a large one a view of the memory that it was received into.
         disconnected: whether the client has disconnected, or the connection was aborted.
         on_disconnect: called once if that happens before the response is complete; set by the code that answers.
+        observer: its ``on_end`` is called when the response is complete or the client has disconnected; None: there is
+            none.
         received: when its headers were complete, by `time.monotonic`.
         status: of the response; 0 before it has started.
         response_headers: given to `respond` or `start`.
@@ -83,6 +92,7 @@ class Request:
         "content",
         "disconnected",
         "method",
+        "observer",
         "on_disconnect",
         "received",
         "response_headers",
@@ -109,6 +119,7 @@ class Request:
         self.content: bytes | memoryview = b""
         self.disconnected = False
         self.on_disconnect: Callable[[], None] | None = None
+        self.observer: RequestObserver | None = None
         self.received = monotonic()
         self.status = 0
         self.response_headers: Sequence[tuple[str, str]] = ()
@@ -119,6 +130,17 @@ class Request:
         """Return the header's value, the first one where there are several, empty where there is none."""
         value = self._fields.get(lower_case_name.encode())
         return value.strip().decode("latin-1") if value else ""
+
+    def header_values(self, lower_case_name: str) -> list[str]:
+        """Return the values of all headers of a name, in their order."""
+        wanted = lower_case_name.encode()
+        return [value.strip().decode("latin-1") for name, value in self._raw if name.lower() == wanted]
+
+    def set_header(self, lower_case_name: str, value: str) -> None:
+        """Set a header in place of all that the client has sent under its name; what follows sees only this one."""
+        name, content = lower_case_name.encode(), value.encode("latin-1")
+        self._fields[name] = content
+        self._raw = [pair for pair in self._raw if pair[0].lower() != name] + [(name, content)]
 
     @property
     def headers(self) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
 from torchmar.server.http import Access
+from torchmar.worker.process import request_log, trace_context
 
 SERVER = logging.getLogger("torchmar.server")
 WORKERS = logging.getLogger("torchmar.workers")
@@ -45,7 +46,8 @@ def open_in(folder: Path, layout: Layout = "text", *, stderr: bool = False) -> C
     Args:
         folder: of these files; made if it does not exist.
         layout: TorchServe's lines, or an object of JSON on each: ``time``, ``level``, ``logger``, ``message``, and
-            ``model``, ``version``, ``worker`` and ``request_id`` where they are known.
+            ``model``, ``version``, ``worker``, ``request_id`` and ``trace_id`` where they are known (``request_ids``
+            and ``trace_ids`` of a batch).
         stderr: whether to write both to the standard error, too.
 
     Returns:
@@ -75,10 +77,20 @@ class BackgroundWriter(Generic[T]):
         name: of the destination, for the warning that entries were dropped.
         write: called in the thread with entries in their order; if it raises OSError, they count as dropped.
         capacity: the most entries that wait.
+        at_once: the most entries of one call of ``write``.
+        warn: whether dropped entries are logged, once a minute.
     """
 
-    def __init__(self, name: str, write: Callable[[Sequence[T]], None], capacity: int = _CAPACITY) -> None:
-        self._name, self._write, self._capacity = name, write, capacity
+    def __init__(
+        self,
+        name: str,
+        write: Callable[[Sequence[T]], None],
+        capacity: int = _CAPACITY,
+        *,
+        at_once: int = _LINES_PER_WRITE,
+        warn: bool = True,
+    ) -> None:
+        self._name, self._write, self._capacity, self._at_once, self._warn = name, write, capacity, at_once, warn
         self._waiting: deque[T] = deque()
         # Two counters, since each has one thread that changes it.
         self._rejected = self._failed = self._reported = 0
@@ -92,6 +104,16 @@ class BackgroundWriter(Generic[T]):
         """The number of dropped entries."""
         return self._rejected + self._failed
 
+    @property
+    def rejected(self) -> int:
+        """The number of entries that were dropped since too many waited."""
+        return self._rejected
+
+    @property
+    def waiting(self) -> int:
+        """The number of entries that wait."""
+        return len(self._waiting)
+
     def put(self, entry: T) -> None:
         """Queue an entry; it is written within a fraction of a second."""
         if len(self._waiting) < self._capacity:
@@ -99,20 +121,21 @@ class BackgroundWriter(Generic[T]):
         else:
             self._rejected += 1
 
-    def close(self) -> None:
-        """Write the entries that wait, in at most two seconds."""
+    def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
+        """Write the entries that wait; give up after ``timeout_s``."""
         self._closed.set()
-        self._thread.join(_CLOSE_TIMEOUT_S)
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while not self._closed.wait(_WRITE_INTERVAL_S):
             self._drain()
-            self._report_dropped()
+            if self._warn:
+                self._report_dropped()
         self._drain()
 
     def _drain(self) -> None:
         while self._waiting:
-            entries = [self._waiting.popleft() for _ in range(min(_LINES_PER_WRITE, len(self._waiting)))]
+            entries = [self._waiting.popleft() for _ in range(min(self._at_once, len(self._waiting)))]
             try:
                 self._write(entries)
             except OSError:
@@ -126,7 +149,9 @@ class BackgroundWriter(Generic[T]):
 
 
 class AccessLog:
-    """``access.log``: a line for each request, in TorchServe's layout followed by the request's id, or as JSON.
+    """``access.log``: a line for each request, in TorchServe's layout followed by the request's ids, or as JSON.
+
+    These are the id of the request and, where it has one, that of its trace.
 
     Only the path of a URL is logged: the query may contain secrets.
 
@@ -197,6 +222,12 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if record.name == WORKERS.name:
+            entry["message"], request_ids, trace_ids = request_log.split(entry["message"])
+            if len(request_ids) == 1:
+                entry |= {"request_id": request_ids[0], "trace_id": trace_ids[0]}
+            elif request_ids:
+                entry |= {"request_ids": request_ids, "trace_ids": trace_ids}
         if record.exc_info:
             entry["message"] += f"\n{self.formatException(record.exc_info)}"
         entry |= {key: value for key in _JSON_FIELDS if (value := getattr(record, key, None)) is not None}
@@ -205,7 +236,9 @@ class _Json(logging.Formatter):
 
 def _text_line(access: Access) -> str:
     request = f'"{access.method} {_path(access.target)} HTTP/1.1" {access.status} {access.seconds * 1000:.3f}'
-    return f"{_log4j_time(access.time)} - /{access.client} {request} {access.request_id or '-'}\n"
+    trace_id = _trace_id(access)
+    ids = f"{access.request_id or '-'} {trace_id}" if trace_id else access.request_id or "-"
+    return f"{_log4j_time(access.time)} - /{access.client} {request} {ids}\n"
 
 
 def _json_line(access: Access) -> str:
@@ -217,8 +250,15 @@ def _json_line(access: Access) -> str:
         "status": access.status,
         "milliseconds": round(access.seconds * 1000, 3),
         **({"request_id": access.request_id} if access.request_id else {}),
+        **({"trace_id": trace_id} if (trace_id := _trace_id(access)) else {}),
     }
     return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _trace_id(access: Access) -> str:
+    """Return the id of a request's trace; empty if it has none."""
+    parent = trace_context.parse(access.traceparent) if access.traceparent else None
+    return parent.trace_id if parent else ""
 
 
 def _path(target: bytes) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, cast, get_args
 
 from torchmar.server.telemetry import logs
@@ -53,6 +53,7 @@ class Metrics:
         self._metrics = {spec.name: Metric(spec) for spec in (*config.server, *config.models)}
         self._queue, self._request, self._batch = histograms = [Metric(spec) for spec in (_QUEUE, _REQUEST, _BATCH)]
         self._metrics |= {metric.spec.name: metric for metric in histograms}
+        self._counters: list[tuple[Child, Callable[[], int]]] = []
         self._server_names = self._metrics.keys() - {spec.name for spec in config.models}
         self._permanent_names = frozenset(self._metrics)
         self._versions: dict[tuple[str, str], _VersionMetrics] = {}
@@ -165,8 +166,17 @@ class Metrics:
 
     # Output.
 
+    def add_counter(self, name: str, help: str, count: Callable[[], int]) -> None:
+        """Show a counter without labels whose value is read whenever the metrics are."""
+        self._metrics[name] = metric = Metric(MetricSpec(name, "counter", help, ()))
+        self._server_names.add(name)
+        self._permanent_names |= {name}
+        self._counters.append((metric.of(), count))
+
     def text(self, names: Collection[str] = ()) -> str:
         """Return all metrics in Prometheus' text format, or the lines that have one of ``names``."""
+        for child, count in self._counters:
+            child.value = count()
         if self._machine:
             for metric, value in self._machine.collect():
                 self._of(metric, "Host", self._hostname).add(value)

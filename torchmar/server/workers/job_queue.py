@@ -65,6 +65,8 @@ class JobQueue(deque[Job]):
         """Insert jobs before all others; each is run alone, since one of them has ended a worker."""
         for job in jobs:
             job.isolated = True
+            if job.spans is not None:
+                job.spans.begin_queue()
         self.extendleft(reversed(jobs))
 
     def remove_expired(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torchmar.server.api_error import ApiError
+from torchmar.server.telemetry.spans import JobSpans
 from torchmar.server.workers.batch_times import DeadlineError
 
 
@@ -53,6 +54,7 @@ class Job:
         inputs: the parts that become the handler's row.
         on_reply: called in the server's loop with the reply, or with every part of a streamed one.
         deadline: time at which the client stops waiting, by `time.monotonic`; None: never.
+        spans: of its trace; None: it is not traced.
 
     Attributes:
         cancelled: set when the client has disconnected; the job is not run then, and ``on_reply`` is not called.
@@ -71,6 +73,7 @@ class Job:
         "on_reply",
         "request_id",
         "since",
+        "spans",
     )
 
     def __init__(
@@ -80,9 +83,10 @@ class Job:
         inputs: Sequence[Part],
         on_reply: Callable[[Reply], None],
         deadline: float | None = None,
+        spans: JobSpans | None = None,
     ) -> None:
         self.request_id, self.headers, self.inputs = request_id, headers, inputs
-        self.on_reply, self.deadline = on_reply, deadline
+        self.on_reply, self.deadline, self.spans = on_reply, deadline, spans
         self.cancelled = self.isolated = False
         self.batch_kind = "explain" if headers.get("explain") == "True" else "describe" if "describe" in headers else ""
         self.since = time.monotonic()
@@ -97,5 +101,7 @@ class Job:
 
     def reply_error(self, error: ApiError) -> None:
         """Reply with an error, unless the client has disconnected."""
+        if self.spans is not None:
+            self.spans.fail(error.message)
         if not self.cancelled:
             self.on_reply(Reply.of(error))

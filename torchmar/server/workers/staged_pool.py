@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from torchmar.server.telemetry.spans import JobSpans
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool
@@ -174,7 +175,7 @@ class StagedPool:
                         buffer.free()
             job.on_reply(reply)
 
-        stage.enqueue(StageJob(job, headers, [*inputs, *addresses], on_reply))
+        stage.enqueue(StageJob(job, stage.options.stage, headers, [*inputs, *addresses], on_reply))
 
     async def scale(self, min_workers: int, max_workers: int) -> bool:
         """Scale the workers with the model; see `Pool.scale`."""
@@ -218,10 +219,16 @@ class StageJob(Job):
     __slots__ = ("_whole",)
 
     def __init__(
-        self, whole: Job, headers: Mapping[str, str], inputs: Sequence[Part], on_reply: Callable[[Reply], None]
+        self,
+        whole: Job,
+        stage: str,
+        headers: Mapping[str, str],
+        inputs: Sequence[Part],
+        on_reply: Callable[[Reply], None],
     ) -> None:
         self._whole = whole
-        super().__init__(whole.request_id, headers, inputs, on_reply, whole.deadline)
+        spans = JobSpans(whole.spans.request, stage) if whole.spans is not None else None
+        super().__init__(whole.request_id, headers, inputs, on_reply, whole.deadline, spans)
         self.since = whole.since
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torchmar.errors import WorkerError
 from torchmar.server.api_error import ApiError
+from torchmar.server.telemetry import spans
 from torchmar.server.workers.batch_times import BatchTimes
 from torchmar.server.workers.jobs import Job, Reply
 from torchmar.server.workers.model_loader import ModelLoader
@@ -229,6 +230,16 @@ class Worker:
         )
         if updates := document["metrics"]:
             self._observer.on_metrics(options.name, options.version, updates)
+        if (steps := document.get("steps")) is not None:
+            spans.end_batch(
+                [job.spans for job in jobs],
+                document["responses"],
+                steps,
+                worker=self.id,
+                kind=jobs[0].batch_kind,
+                stage=options.stage,
+                stages=options.stages,
+            )
 
     def _on_close(self) -> None:
         self._connection = None

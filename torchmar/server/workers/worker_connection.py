@@ -39,10 +39,14 @@ class WorkerConnection(asyncio.Protocol):
         """Send a BATCH frame."""
         document = []
         bodies: list[Any] = []
+        kind = frames.BATCH
         for job in batch:
             document.append([job.request_id, job.headers, [(part[0], part[1], len(part[2])) for part in job.inputs]])
             bodies += [part[2] for part in job.inputs]
-        buffers = frames.encode(frames.BATCH, document, bodies)
+            if job.spans is not None:
+                kind = frames.TRACED_BATCH
+                job.spans.begin_batch()
+        buffers = frames.encode(kind, document, bodies)
         # One system call for small bodies; large ones are not copied together.
         if sum(map(len, bodies)) < _SMALL:
             self._transport.write(b"".join(buffers))

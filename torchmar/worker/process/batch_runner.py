@@ -19,8 +19,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from types import GeneratorType
 from typing import Any
 
+from . import request_log
 from .frames import loads, orjson
 from .messages import Batch, PartHead
+from .step_times import StepTimer
 
 log = logging.getLogger("ts.service")
 UNSUPPORTED = "Unsupported model output data type."
@@ -57,14 +59,22 @@ class BatchRunner:
         self._one_at_a_time = False
         self._decodes = os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
 
-    def run(self, batch: Batch, bodies: Sequence[bytearray | memoryview]) -> tuple[list[Result], float]:
-        """Return a response for each request of a BATCH frame, and the handler's seconds."""
+    def run(
+        self, batch: Batch, bodies: Sequence[bytearray | memoryview], timer: StepTimer | None = None
+    ) -> tuple[list[Result], float]:
+        """Return a response for each request of a BATCH frame, and the handler's seconds.
+
+        Args:
+            batch: the document of the frame.
+            bodies: of the frame.
+            timer: times the batch; None: it is not timed.
+        """
         started = time.perf_counter()
         rows, processors, ids = self._read(batch, bodies)
         results: list[Result] = []
         self._parts.started = False
         if self._one_at_a_time and len(rows) > 1:
-            results = self._run_one_by_one(rows, processors, ids)
+            results = self._run_one_by_one(rows, processors, ids, timer)
         else:
             try:
                 results = self._call_handler(rows, processors, ids)
@@ -73,17 +83,22 @@ class BatchRunner:
                     results = [_error_result(error)] * len(rows)
                 else:
                     log.info("a batch of %d failed (%s); it is repeated request by request", len(rows), error.message)
-                    results = self._run_one_by_one(rows, processors, ids)
+                    results = self._run_one_by_one(rows, processors, ids, timer)
                     if error.message == _MISMATCH and any(result[0] < 400 for result in results):
                         self._one_at_a_time = True
+        request_log.end()
         return results, time.perf_counter() - started
 
-    def _run_one_by_one(self, rows: list[Any], processors: list[Any], ids: list[str]) -> list[Result]:
+    def _run_one_by_one(
+        self, rows: list[Any], processors: list[Any], ids: list[str], timer: StepTimer | None
+    ) -> list[Result]:
         results: list[Result] = []
         for index, (row, processor, request_id) in enumerate(zip(rows, processors, ids, strict=True)):
             # Headers that the failed batch has set do not belong to this response.
             new_processor = self._processor(processor.get_request_properties())
             self._parts.first = index
+            if timer:
+                timer.index = index
             try:
                 results += self._call_handler([row], [new_processor], [request_id])
             except BatchError as error:
@@ -97,6 +112,7 @@ class BatchRunner:
         context.request_processor = processors
         context.metrics.request_ids = indexed_ids
         context.cl_socket = self._parts
+        request_log.begin(ids, processors)
         # Handlers may change the list and the rows, and these may be run again.
         copies = [dict(row) for row in rows]
         try:

@@ -37,6 +37,7 @@ else:
 # To a worker.
 BATCH = 1  # `messages.Batch`; the bodies are the parts of the requests
 THREADS = 2  # how many threads torch may use from now on
+TRACED_BATCH = 6  # as BATCH; `messages.Responses` then has the times of the steps
 # From a worker.
 RESPONSES = 3  # `messages.Responses`, with the response bodies
 PART = 4  # `messages.PartHead`, with the part's body; more parts of this streamed response follow
@@ -53,7 +54,7 @@ def encode(kind: int, document: Any, bodies: Sequence[bytes | bytearray | memory
 
 def body_sizes(kind: int, document: Any) -> list[int]:
     """Return the size of each body of a frame, as its document has them."""
-    if kind == BATCH:
+    if kind in (BATCH, TRACED_BATCH):
         return [size for _, _, parts in document for _, _, size in parts]
     if kind == RESPONSES:
         return [head[3] for head in document["responses"]]

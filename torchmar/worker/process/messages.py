@@ -248,9 +248,24 @@ PartHead = tuple[int, int, str, dict[str, str], int, str]
 MetricUpdate = tuple[str, str, float, str, list[tuple[str, str]]]
 
 
-class Responses(TypedDict):
-    """The document of a RESPONSES frame; ``seconds`` is the time that the handler took."""
+class StepTimes(TypedDict):
+    """The times of a batch in its worker, by `time.monotonic`, which all processes of a machine share.
+
+    Attributes:
+        started: when the worker began with it.
+        ended: when its responses were complete.
+        runs: of the model: begin, end, and the index of the request that was run alone; None: all of the batch.
+    """
+
+    started: float
+    ended: float
+    runs: list[tuple[float, float, int | None]]
+
+
+class Responses(TypedDict, total=False):
+    """The document of a RESPONSES frame; ``seconds`` is the time that the handler took, ``steps`` that of traces."""
 
     seconds: float
     responses: list[ResponseHead]
     metrics: list[MetricUpdate]
+    steps: StepTimes

@@ -13,7 +13,9 @@ from .adaptive_threads import AdaptiveThreads
 from .batch_runner import BatchRunner, Parts
 from .handler_metrics import MetricsBuffer
 from .malloc import keep_freed_memory
-from .messages import PartHead, Responses
+from .messages import PartHead, Responses, StepTimes
+from .request_log import RequestFormatter
+from .step_times import StepTimer
 
 
 def serve(
@@ -42,6 +44,7 @@ def serve(
     receiver = frames.Receiver(connection, poll_seconds, keep_freed_memory())
     adaptive = AdaptiveThreads(threads)
     runner = BatchRunner(service, Parts(send_part), isolate=isolate)
+    timer = StepTimer(service._entry_point)
     while True:
         try:
             kind, document, bodies = receiver.receive()
@@ -53,7 +56,12 @@ def serve(
         # All requests of a batch are predictions, or all are explanations.
         adaptive.before(document[0][1].get("explain") == "True", len(document))
         cpu_started = time.process_time()
-        results, seconds = runner.run(document, bodies)
+        steps: StepTimes | None = None
+        if kind == frames.TRACED_BATCH:
+            with timer.timing() as steps:
+                results, seconds = runner.run(document, bodies, timer)
+        else:
+            results, seconds = runner.run(document, bodies)
         adaptive.after(len(document), seconds, time.process_time() - cpu_started)
         del bodies  # large ones are not kept beside those of the next batch
         responses: Responses = {
@@ -61,6 +69,8 @@ def serve(
             "responses": [(status, kind, headers, len(body), error) for status, kind, headers, body, error in results],
             "metrics": metrics.take(),
         }
+        if steps is not None:
+            responses["steps"] = steps
         try:
             frames.send(connection, frames.encode(frames.RESPONSES, responses, [result[3] for result in results]))
         except ConnectionError:
@@ -69,5 +79,7 @@ def serve(
 
 
 def quiet_logging() -> None:
-    """Log as TorchServe's workers do: bare lines on standard output."""
-    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO, force=True)
+    """Log as TorchServe's workers do: bare lines on standard output, with the ids of traced requests."""
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(RequestFormatter("%(message)s"))

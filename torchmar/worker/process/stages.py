@@ -121,6 +121,7 @@ class _Stage:
 
     def __init__(self, name: str, stages: Stages, handle: Callable[[Any, Any], Any]) -> None:
         self._name, self._stages, self._handle = name, stages, handle
+        self.handler = getattr(handle, "__self__", None)
 
     def __call__(self, rows: list[Any], context: Any) -> Any:
         processors = context.request_processor

@@ -1,0 +1,276 @@
+"""Choose the requests whose spans are sent, and send them over OTLP; ``pip install 'torchmar[tracing]'``.
+
+The variables ``OTEL_...`` are OpenTelemetry's own, read by its SDK:
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import torchmar
+from torchmar.server.telemetry import logs
+from torchmar.server.telemetry.logs import BackgroundWriter
+from torchmar.server.telemetry.spans import RequestSpan, Span, new_id
+from torchmar.worker.process import trace_context
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+DROPPED = "torchmar_dropped_spans_total"
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_PROTOCOL = "http/protobuf"
+_PATH = "/v1/traces"
+_CAPACITY = 20_000  # spans that wait to be sent: some ten megabytes
+_AT_ONCE = 256  # spans of one call: while Python encodes them, the event loop waits
+_CLOCK_STEP_NS = 1_000_000
+_WARNING_INTERVAL_S = 60.0
+_SECONDS_AT_THE_END = 5.0
+
+
+def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, str]) -> Tracer | None:
+    """Return a tracer for the configured collector; None if there is none, or spans cannot be sent.
+
+    Args:
+        endpoint: URL of the collector, without the path; empty: that of the environment.
+        ratio: the share of the requests without a trace of their client that are traced, from 0 to 1; None: that of the
+            environment, where it is all of them.
+        environment: with OpenTelemetry's variables.
+    """
+    given = next(filter(None, map(environment.get, _ENDPOINTS)), "")
+    disabled = environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if not (endpoint or given) or disabled or environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
+        return None
+    url = f"{endpoint.rstrip('/')}{_PATH}" if endpoint else given
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        logs.SERVER.warning("no spans are sent: OTEL_EXPORTER_OTLP_ENDPOINT must be like http://127.0.0.1:4318")
+        return None
+    variable = next(filter(environment.get, _PROTOCOLS), "")
+    if variable and not endpoint and (protocol := environment[variable].strip()) != _PROTOCOL:
+        logs.SERVER.warning("no spans are sent: %s=%s, and the server sends %s", variable, protocol, _PROTOCOL)
+        return None
+    import requests
+
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+        from opentelemetry.sdk.trace import TracerProvider, sampling
+    except ImportError:
+        logs.SERVER.warning("no spans are sent: they need pip install 'torchmar[tracing]'")
+        return None
+
+    class HashedResource(Resource):
+        """The resource of all spans; the encoder hashes it for each of them, which takes longer than all else."""
+
+        __hash__ = object.__hash__
+
+    class Session(requests.Session):
+        """Keeps the reason of a failure, which the exporter does not return."""
+
+        def request(self, *arguments: Any, **options: Any) -> requests.Response:
+            """Send a request."""
+            try:
+                response = super().request(*arguments, **options)
+            except requests.RequestException as error:
+                library.reason = _reason(error)
+                raise
+            library.reason = f"{response.status_code} {response.reason}"
+            return response
+
+    library = _LibraryLog()
+    found = Resource.create()
+    own = {SERVICE_NAME: "torchmar", SERVICE_VERSION: torchmar.__version__}
+    if not str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        del own[SERVICE_NAME]
+    if SERVICE_VERSION in found.attributes:
+        del own[SERVICE_VERSION]
+    resource = HashedResource({**found.attributes, **own}, found.schema_url)
+    root = None if ratio is None else sampling.ParentBasedTraceIdRatio(ratio)
+    sampler = TracerProvider(root, resource, shutdown_on_exit=False).sampler
+    exporter = OTLPSpanExporter(endpoint=url if endpoint else None, session=Session())
+    address = urlsplit(url)
+    return Tracer(sampler, _Sender(exporter, resource, f"{address.hostname}:{address.port or address.scheme}", library))
+
+
+class Tracer:
+    """Starts the spans of requests that are sampled; `open_tracer` makes it.
+
+    Args:
+        sampler: chooses the requests.
+        sender: sends their spans.
+    """
+
+    def __init__(self, sampler: Sampler, sender: _Sender) -> None:
+        from opentelemetry import trace
+        from opentelemetry.context import Context
+        from opentelemetry.sdk.trace.sampling import Decision
+
+        self._trace, self._no_context, self._sampled = trace, Context(), Decision.RECORD_AND_SAMPLE
+        self._sampler, self._sender = sampler, sender
+
+    def start(
+        self, name: str, traceparent: Sequence[str], tracestate: Sequence[str], start: float, attributes: dict[str, Any]
+    ) -> RequestSpan | None:
+        """Start the span of a request; None if the request is not sampled.
+
+        Args:
+            name: of the span.
+            traceparent: all headers of this name; several, or a malformed one, count as none.
+            tracestate: all headers of this name.
+            start: when the request began, by `time.monotonic`.
+            attributes: of the span.
+        """
+        trace = self._trace
+        parent = trace_context.parse(traceparent[0]) if len(traceparent) == 1 else None
+        context, state = self._no_context, None
+        if parent is None:
+            trace_id = new_id(128)
+        else:
+            trace_id = int(parent.trace_id, 16)
+            state = trace.TraceState.from_header(list(tracestate)) if tracestate else None
+            flags = trace.TraceFlags(parent.flags)
+            remote = trace.SpanContext(trace_id, int(parent.span_id, 16), True, flags, state)
+            context = trace.set_span_in_context(trace.NonRecordingSpan(remote), context)
+        sampled = self._sampler.should_sample(context, trace_id, name, trace.SpanKind.SERVER, attributes)
+        if sampled.decision is not self._sampled:
+            return None
+        attributes.update(sampled.attributes or {})
+        return RequestSpan(self._sender.put, name, trace_id, parent, sampled.trace_state or state, start, attributes)
+
+    @property
+    def dropped(self) -> int:
+        """The number of spans that were not sent: the collector was too slow, or did not take them."""
+        return self._sender.dropped
+
+    def close(self, timeout_s: float) -> None:
+        """Send the spans that wait; give up after ``timeout_s``, or at once if the collector does not take them."""
+        self._sender.close(min(timeout_s, _SECONDS_AT_THE_END))
+
+
+class _Sender:
+    """Sends spans in a thread of its own; a collector that does not take them is logged once.
+
+    Args:
+        exporter: sends them.
+        resource: what the spans are of.
+        address: of the collector, for the log.
+        library: has the reason of a failure.
+    """
+
+    def __init__(self, exporter: SpanExporter, resource: Resource, address: str, library: _LibraryLog) -> None:
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import ReadableSpan
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+        self._trace, self._readable = trace, ReadableSpan
+        self._scope = InstrumentationScope("torchmar", torchmar.__version__)
+        self._exporter, self._resource, self._address, self._library = exporter, resource, address, library
+        self._offset_ns = _offset_ns()
+        self._failing = False
+        self._reported, self._reported_at = 0, -_WARNING_INTERVAL_S
+        self._writer = BackgroundWriter[Span]("spans", self._write, _CAPACITY, at_once=_AT_ONCE, warn=False)
+        self.put = self._writer.put
+
+    @property
+    def dropped(self) -> int:
+        return self._writer.dropped
+
+    def close(self, timeout_s: float) -> None:
+        if self._failing:
+            self._exporter.shutdown()  # no further attempt
+        self._writer.close(timeout_s)
+        if not self._failing:
+            self._exporter.shutdown()
+        if lost := self._writer.dropped + self._writer.waiting:
+            logs.SERVER.warning("%d spans were not sent to %s since the start", lost, self._address)
+        self._library.close()
+
+    def _write(self, spans: Sequence[Span]) -> None:
+        """Send spans. Raises OSError if the collector does not take them."""
+        if abs((offset_ns := _offset_ns()) - self._offset_ns) > _CLOCK_STEP_NS:
+            self._offset_ns = offset_ns
+        result = self._exporter.export([self._complete(span) for span in spans])
+        if result.name != "SUCCESS":
+            if not self._failing:
+                self._failing = True
+                message = "spans are dropped: %s does not take them (%s); %s counts them"
+                logs.SERVER.warning(message, self._address, self._library.reason, DROPPED)
+            raise OSError
+        if self._failing:
+            self._failing = False
+            logs.SERVER.info("%s takes spans again; %d were dropped", self._address, self._writer.dropped)
+            self._reported = self._writer.rejected
+        rejected, now = self._writer.rejected, time.monotonic()
+        if rejected > self._reported and now - self._reported_at >= _WARNING_INTERVAL_S:
+            logs.SERVER.warning("%s is too slow: %d spans are dropped", self._address, rejected - self._reported)
+            self._reported, self._reported_at = rejected, now
+
+    def _complete(self, span: Span) -> ReadableSpan:
+        trace = self._trace
+        flags, offset_ns = trace.TraceFlags(trace_context.SAMPLED), self._offset_ns
+        parent = None
+        if span.parent_id:
+            parent = trace.SpanContext(span.trace_id, span.parent_id, span.remote_parent, flags)
+        error = span.error
+        return self._readable(
+            span.name,
+            trace.SpanContext(span.trace_id, span.span_id, False, flags, span.trace_state),
+            parent,
+            self._resource,
+            span.attributes,
+            links=[trace.Link(trace.SpanContext(*link, False, flags)) for link in span.links],
+            kind=trace.SpanKind.SERVER if span.server else trace.SpanKind.INTERNAL,
+            status=trace.Status() if error is None else trace.Status(trace.StatusCode.ERROR, error or None),
+            start_time=round(span.start * 1e9) + offset_ns,
+            end_time=round(span.end * 1e9) + offset_ns,
+            instrumentation_scope=self._scope,
+        )
+
+
+class _LibraryLog(logging.Handler):
+    """What OpenTelemetry logs: warnings of its configuration; all else may contain headers, which are secrets.
+
+    Attributes:
+        reason: of the collector's last answer, or why there is none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.reason = ""
+        self._logger = logging.getLogger("opentelemetry")
+        self._logger.handlers, self._logger.propagate = [self], False
+
+    def close(self) -> None:
+        self._logger.removeHandler(self)
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a warning of the configuration."""
+        if record.name == "opentelemetry.util.re":
+            logs.SERVER.warning("OTEL_EXPORTER_OTLP_HEADERS: a header is malformed, and is not sent")
+        elif record.name.endswith(("._common", ".sampling")):
+            logs.SERVER.warning("OpenTelemetry: %s", record.getMessage())
+
+
+def _reason(error: BaseException) -> str:
+    """Return the system's reason of an error, or its type; its message may contain the URL."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror and cause.errno:
+            return cause.strerror.lower()
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
+
+
+def _offset_ns() -> int:
+    """Return what makes a time of the clock of `time.monotonic` one since 1970."""
+    return time.time_ns() - time.monotonic_ns()
