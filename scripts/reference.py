@@ -24,6 +24,7 @@ from torchmar.cli.app import app
 from torchmar.deployment import desired
 from torchmar.load import results
 from torchmar.server.api import inference_openapi, management_openapi, metrics_openapi
+from torchmar.server.api.console import openapi as console_openapi
 from torchmar.server.config import key_descriptions, keys, settings
 
 ROOT = Path(__file__).parents[1]
@@ -271,6 +272,7 @@ def http() -> str:
         ("Inference", inference_openapi.describe(tokens=True)),
         ("Management", management_openapi.management(True)),
         ("Metrics", metrics_openapi.description()),
+        ("Console", console_openapi.description(True)),
     ):
         lines += [f"## {title} API", "", document["info"].get("description", ""), ""]
         schemas = document.get("components", {}).get("schemas", {})
@@ -290,7 +292,7 @@ def http() -> str:
 
 
 HTTP_INTRODUCTION = """\
-The three APIs of the built-in server, from the OpenAPI documents that it returns. `OPTIONS /` of the inference and of
+The APIs of the built-in server, from the OpenAPI documents that it returns. `OPTIONS /` of the inference and of
 the management API returns its document, without a token; client generators read it. Paths and answers are
 TorchServe's; [Differences from TorchServe](../differences.md) lists the exceptions. Requests send a token as
 `Authorization: Bearer TOKEN` where the entry says so ([Secure a server](../how-to/secure-a-server.md))."""

@@ -45,7 +45,9 @@ from torchmar.server import grpc as server_grpc
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.telemetry.events import Events
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.telemetry.observer import ServerObserver
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.fork_server import ForkServer
 
@@ -121,7 +123,7 @@ class ServerHarness:
         await self.fork_server.start()
         self.sources = ArchiveCache(self.settings, self.store.parent / "models")
         self.metrics = Metrics(machine=False)
-        self.registry = Registry(self.sources, self.fork_server, self.settings, self.metrics)
+        self.registry = Registry(self.sources, self.fork_server, self.settings, ServerObserver(self.metrics, Events()))
         listener = await server_grpc.listen(self.registry, Tokens(self.key_file), self.settings, self.metrics)
         assert listener
         self.listener = listener

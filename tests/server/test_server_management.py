@@ -24,7 +24,9 @@ from torchmar.server.api.management import Management
 from torchmar.server.config import reader
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registry
+from torchmar.server.telemetry.events import Events
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.telemetry.observer import ServerObserver
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
@@ -105,7 +107,7 @@ class Ours(Engine):
         self.fork_server = ForkServer()
         self.metrics = Metrics(machine=False)
         self.sources = ArchiveCache(self.settings, self._folder / "archives")
-        self.registry = Registry(self.sources, self.fork_server, self.settings, self.metrics)
+        self.registry = Registry(self.sources, self.fork_server, self.settings, ServerObserver(self.metrics, Events()))
         app = Management(self.registry, self.tokens, self.settings, self.metrics)
         self._listener = await web.listen(app, "127.0.0.1", 0, web.Limits())
         return self._listener.port

@@ -19,6 +19,7 @@ from tests.support.servers import write_config
 from torchmar import archive
 from torchmar.engines.builtin import Builtin
 from torchmar.server.api import inference_openapi, management_openapi
+from torchmar.server.api.console import openapi as console_openapi
 
 ORACLES = ROOT / "tests" / "oracles"
 # What a description has in two documents, and each of them with and without tokens.
@@ -26,6 +27,7 @@ DOCUMENTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "inference": lambda tokens: inference_openapi.describe(tokens=tokens),
     "inference of a model": lambda tokens: inference_openapi.describe_model("digits", tokens=tokens),
     "management": management_openapi.management,
+    "console": console_openapi.description,
     "management of a model": lambda tokens: management_openapi.of_model("digits", tokens),
 }
 

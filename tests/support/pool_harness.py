@@ -48,6 +48,7 @@ class PoolHarness:
         self.fork_server: ForkServer
         self.batches: list[int] = []
         self.measured: list[Any] = []
+        self.deaths: list[str] = []
 
     def __enter__(self) -> PoolHarness:
         async def start() -> None:
@@ -73,6 +74,12 @@ class PoolHarness:
 
     def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:
         assert seconds > 0
+
+    def on_load_failed(self, name: str, version: str, worker: str, failure: str) -> None:
+        assert failure
+
+    def on_death(self, name: str, version: str, worker: str) -> None:
+        self.deaths.append(worker)
 
     def on_unregister(self, name: str, version: str) -> None:
         raise AssertionError("a pool does not know whether its version stays registered")

@@ -17,7 +17,9 @@ from torchmar.server.config import reader
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_cache import ArchiveCache
 from torchmar.server.models.registry import Registration, Registry
+from torchmar.server.telemetry.events import Events
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.telemetry.observer import ServerObserver
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
 
@@ -48,7 +50,7 @@ class RegistryHarness:
         self.fork_server = ForkServer()
         await self.fork_server.start()
         self.sources = ArchiveCache(self.settings, self.folder / "archives")
-        self.registry = Registry(self.sources, self.fork_server, self.settings, Metrics())
+        self.registry = Registry(self.sources, self.fork_server, self.settings, ServerObserver(Metrics(), Events()))
 
     def run(self, what: Awaitable[T]) -> T:
         async def bounded() -> T:

@@ -50,6 +50,7 @@ SERVER_LAYERS = (
     ("config",),
     ("telemetry",),
     ("http",),
+    ("sessions",),
     ("tokens",),
     ("api_error",),
     ("background_tasks", "bind_errors", "buffer_receiver", "kserve_errors", "request_ids", "run_folder"),

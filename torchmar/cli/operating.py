@@ -192,6 +192,7 @@ def _show_unmanaged() -> None:
 def _document(server: ServerState) -> dict[str, object]:
     from dataclasses import asdict
 
+    loads, events = _load_and_events(server)
     return {
         "run_folder": server.record.folder,
         "engine": server.record.engine,
@@ -221,10 +222,22 @@ def _document(server: ServerState) -> dict[str, object]:
                 "state": version.state,
                 "memory": version.memory,
                 "failure": asdict(version.failure) if version.failure else None,
+                "load": loads.get((version.model.name, version.model.version)),
             }
             for version in server.versions
         ],
+        "events": events,
     }
+
+
+def _load_and_events(server: ServerState) -> tuple[dict[tuple[str, str], dict[str, object]], list[dict[str, object]]]:
+    """Return the load of the last ten minutes by version, and the latest events; TorchServe has neither."""
+    from torchmar.management import ManagementClient
+
+    if server.record.engine == "builtin" and not server.error:
+        with contextlib.suppress(TorchmarError), ManagementClient(server.endpoint) as client:
+            return client.load(), client.events()
+    return {}, []
 
 
 def _worker_document(worker: WorkerState) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchmar.cli import addresses
+from torchmar.cli import addresses, console
 from torchmar.cli.operating import show_path
 from torchmar.cli.options import Check, Config, Engine, Ignore, ModelStore, Platform, Port, ServerFolder
 from torchmar.cli.terminal import complain, err
@@ -146,6 +146,8 @@ def serve(
         out.print(server.described, markup=False)
         for line in addresses.lines(server.properties, engine):
             out.print(line, markup=False)
+        if engine == "builtin":
+            console.print_link(server.server)
         key_file = server.server.key_file
         out.print(f"  tokens      {show_path(key_file) if key_file else 'none: authorization is off'}", markup=False)
         out.print(f"  logs        {show_path(server.folder / 'logs')}", markup=False)

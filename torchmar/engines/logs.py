@@ -12,16 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from torchmar.server.telemetry import tracebacks
+
 WORKERS = "workers.log"
 SERVER = "server.log"
 
 _STAMP = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d,\d{3}) (?:\[(\w+) *\] )?(.*)$")
 _WORKER = re.compile(r"^W-(\d+)-([^ ]+)_([^_ ]+?)(?:-std(?:out|err) -)? (.*)$")
-TRACEBACK = "Traceback (most recent call last)"
-DIED = "Backend worker process died"
-_CHAINS = ("During handling of the above exception", "The above exception was the direct cause")
 _IDLE = 0.3  # seconds without a line after which a traceback is complete
-_AT_ONCE = 0.02  # seconds between two lines of one message, at most
 _TAIL_BYTES = 8 << 20
 
 
@@ -241,14 +239,5 @@ def _entry_of_json(line: str) -> Entry | None:
 
 
 def _continues(before: str, line: str, moment: str, now: str) -> bool:
-    """Return whether ``before`` is a traceback that ``line`` continues."""
-    if not before.startswith(TRACEBACK):
-        return False
-    last = before.rsplit("\n", 1)[-1]
-    if line.startswith(TRACEBACK):
-        return last == ""  # a chained traceback follows an empty line
-    if not line or line.startswith((" ", "\t", *_CHAINS)) or last.startswith((" ", "\t")):
-        return True
-    # The message of an exception may have several lines, as in CUDA: only the time separates them from the next entry.
     between = datetime.fromisoformat(now) - datetime.fromisoformat(moment)
-    return between.total_seconds() < _AT_ONCE and not line.startswith(DIED)
+    return tracebacks.continues(before, line, between.total_seconds())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchmar.engines import logs
+from torchmar.server.telemetry import tracebacks
 
 _STARTS = "s_name_part0="  # the first line of every worker
 _WRAPPED = "\n\nDuring handling of the above exception, another exception occurred:"
@@ -28,7 +29,7 @@ class Failure:
     @property
     def reason(self) -> str:
         """The line that names the exception."""
-        last = self.traceback.rpartition(logs.TRACEBACK)[2].splitlines()[1:]
+        last = self.traceback.rpartition(tracebacks.TRACEBACK)[2].splitlines()[1:]
         return next((line for line in last if line[:1].strip()), "it ended without any output")
 
 
@@ -68,7 +69,7 @@ def last_traceback(log: str, name: str, version: str) -> str:
     handler as a missing module of its own; in that case the original traceback is returned.
     """
     texts = [entry.text for entry in logs.parse(log.splitlines()) if entry.of(name, version)]
-    traces = [text for text in texts if text.startswith(logs.TRACEBACK)]
+    traces = [text for text in texts if text.startswith(tracebacks.TRACEBACK)]
     return _original(traces[-1]) if traces else "\n".join(texts[-20:])
 
 
@@ -85,11 +86,11 @@ def _runs(log: str) -> dict[tuple[str, str, str], list[str | None]]:
             if runs[worker] and runs[worker][-1] is None:
                 runs[worker][-1] = ""
             runs[worker].append(None)
-        elif entry.text.startswith(logs.DIED):
+        elif entry.text.startswith(tracebacks.DIED):
             dying.add(worker)
             runs[worker] = runs[worker] or [None]
             runs[worker][-1] = ""
-        elif entry.text.startswith(logs.TRACEBACK) and worker in dying:
+        elif entry.text.startswith(tracebacks.TRACEBACK) and worker in dying:
             runs[worker][-1] = _original(entry.text)
     return runs
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from torchmar.connection import Api, Connection, Endpoint
-from torchmar.errors import TorchmarError
+from torchmar.errors import ConflictError, TorchmarError
 from torchmar.management.models import JobQueue, ModelVersion, RegisteredModel, WorkerState
 
 __all__ = ["JobQueue", "ManagementClient", "ModelVersion", "RegisteredModel", "WorkerState"]
@@ -271,6 +271,31 @@ class ManagementClient:
         """
         self._connection.tokens.renew(api)
 
+    def console_code(self) -> str:
+        """Return a code that signs a browser in to the console, ``/console?code=CODE``, once and within ten minutes.
+
+        Only torchmar's server has a console. The code is empty if the server needs no tokens.
+
+        Raises:
+            NotFoundError: the server has no console.
+        """
+        try:
+            return self._connection.read(lambda document: str(document["code"]), "POST", "/console/api/v1/code")
+        except ConflictError:
+            return ""
+
+    def load(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Return the load of each version in the last ten minutes, by model and version.
+
+        Only torchmar's server knows it: ``request_count``, ``failed_count``, ``requests`` (a second), ``p50_ms``,
+        ``p99_ms`` and others. A version without a request is left out.
+        """
+        return self._connection.read(_loads, "GET", "/console/api/v1/load")
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the latest events of torchmar's server: models registered and scaled, workers started and died."""
+        return self._connection.read(lambda document: list(document["events"]), "GET", "/console/api/v1/events")
+
     def api_description(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
         """Return the OpenAPI document of the management and inference API, or of one model's management.
 
@@ -301,6 +326,10 @@ def check_name(name: str | None) -> None:
 
 def _versions(document: Any) -> list[ModelVersion]:
     return [ModelVersion.of(version) for version in document]
+
+
+def _loads(document: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(load["model"], load["version"]): load for load in document["versions"]}
 
 
 def _routes(document: Any) -> dict[str, tuple[str, str | None]]:

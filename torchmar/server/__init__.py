@@ -8,10 +8,11 @@ From the top down; a package imports only from those below it (a test checks it)
     models/     registry, serving configuration, archive cache, startup and snapshots
     workers/    queue and batching of a version, fork server, model processes and workers
     config/     keys, values and settings of config.properties
-    telemetry/  logs, metrics, statistics
+    telemetry/  logs, metrics, statistics, the history and the events of the console
     http/       bytes to requests, responses to bytes
 
-Below these are modules that all may import: ``tokens``, ``api_error``, ``background_tasks`` and others.
+``console/`` has the files of the console's page. Below these are modules that all may import: ``sessions``,
+``tokens``, ``api_error``, ``background_tasks`` and others.
 
 All of it runs in one event loop, in one thread; blocking calls run in threads of their own. A request is parsed
 once, passes the queue of its version to a worker unchanged, and the response is what the worker wrote.

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torchmar
 from torchmar.address import Address
 from torchmar.errors import TorchmarError
 from torchmar.server import grpc, http
+from torchmar.server.api.console.app import Console
 from torchmar.server.api.inference import Inference
 from torchmar.server.api.management import Management
 from torchmar.server.api.metrics import MetricsApi
@@ -28,13 +30,18 @@ from torchmar.server.models.snapshots import Snapshots
 from torchmar.server.models.state_file import StateFile
 from torchmar.server.models.watcher import Watcher
 from torchmar.server.telemetry import logs, metrics_config, tracing
+from torchmar.server.telemetry.events import Events
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.telemetry.observer import ServerObserver
+from torchmar.server.telemetry.recent_logs import RecentLogs
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.fork_server import ForkServer
 
 if TYPE_CHECKING:
     from torchmar.server.grpc.listener import GrpcListener
 
+# First segments of the paths of the management API, where several APIs share an address.
+_MANAGEMENT = ("console", "models", "routes", "token")
 GRACE = 30.0  # seconds for the last requests when the server stops
 
 
@@ -64,7 +71,10 @@ class ServerApp:
         )
         self._fork_server = ForkServer(settings.worker_environment(os.environ))
         self._archives = ArchiveCache(settings, folder / "models")
-        self.registry = Registry(self._archives, self._fork_server, settings, self._metrics)
+        self._events, self._recent_logs = Events(), RecentLogs()
+        observer = ServerObserver(self._metrics, self._events)
+        self.registry = Registry(self._archives, self._fork_server, settings, observer, self._events)
+        self._console = Console(self.registry, self._tokens, settings, self._metrics, self._events, self._recent_logs)
         self._access = logs.AccessLog(folder / "logs", settings.log_format) if settings.access_log else None
         self._folder = folder
         self._snapshots = None
@@ -88,13 +98,16 @@ class ServerApp:
             TorchmarError: gRPC cannot be set up, or workers cannot be started.
         """
         settings, registry, tokens, metrics = self._settings, self.registry, self._tokens, self._metrics
+        self._recent_logs.open()
+        self._events.add("server_started", f"torchmar {torchmar.__version__} was started")
+        self._console.start()
         fork_server = asyncio.ensure_future(self._fork_server.start())  # imports torch, beside the rest
         inference: http.App = Inference(registry, tokens, settings, metrics, self._tracer)
         if settings.platform.startswith("sagemaker"):
             inference = SageMaker(inference, registry, settings, metrics)
         apps: dict[str, tuple[Address, http.App]] = {
             "inference": (settings.inference, inference),
-            "management": (settings.management, Management(registry, tokens, settings, metrics)),
+            "management": (settings.management, Management(registry, tokens, settings, metrics, self._console)),
         }
         if settings.metrics_api:
             apps["metrics"] = (settings.metrics, MetricsApi(metrics))
@@ -153,10 +166,12 @@ class ServerApp:
         if self._loaded:
             self.registry.on_change = lambda: None
             self._save_snapshot("shutdown")
+        await self._console.close()  # first: its streams would keep the listener open
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
         await self.registry.close(grace)
         await self._archives.close()
         self._fork_server.close()
+        self._recent_logs.close()
         if self._access:
             self._access.close()
         if self._tracer:
@@ -217,9 +232,7 @@ def _by_path(apps: Mapping[str, http.App]) -> http.App:
 
     def app(request: http.Request) -> None:
         first, *rest = request.path.strip("/").split("/")
-        api = {"models": "management", "routes": "management", "token": "management", "metrics": "metrics"}.get(
-            first, "inference"
-        )
+        api = "management" if first in _MANAGEMENT else "metrics" if first == "metrics" else "inference"
         if first == "models" and rest[-1:] == ["invoke"]:
             api = "inference"  # SageMaker's
         apps.get(api, next(iter(apps.values())))(request)

@@ -24,6 +24,7 @@ from torchmar.atomic import temporary_path
 from torchmar.server.api_error import ApiError
 
 Kind = Literal["inference", "management", "read", "key"]
+Right = Literal["management", "read"]
 
 FILE = "key_file.json"
 _INVALID = "Token {} failed. Token either incorrect, expired, or not provided correctly"
@@ -117,6 +118,23 @@ class Tokens:
         random = {kind: (_new(self._end()),) for kind in self._fixed - fixed.keys() - {"read"}}
         self._replace({**self._tokens, "read": (), **random, **_of(fixed)})
         self._fixed = frozenset(fixed)
+
+    def right(self, authorization: str) -> Right:
+        """Return whether a token is one of management or of a reader.
+
+        Raises:
+            ApiError: 400, it is neither, or has expired.
+        """
+        self.check(authorization, "read")
+        try:
+            self.check(authorization, "management")
+        except ApiError:
+            return "read"
+        return "management"
+
+    def is_fixed(self, kind: Kind) -> bool:
+        """Return whether the tokens of an API are fixed by the configuration."""
+        return kind in self._fixed
 
     def renew(self, kind: str) -> None:
         """Write a new token of an API into the file; the previous one becomes invalid.

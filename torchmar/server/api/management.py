@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from torchmar.server.api import descriptions, management_openapi, parameters, status_messages
+from torchmar.server.api.console.app import Console
 from torchmar.server.api.registration import registration
 from torchmar.server.api_error import ApiError, error_body, not_allowed
 from torchmar.server.background_tasks import BackgroundTasks
@@ -38,10 +39,14 @@ class Management:
         tokens: the tokens that requests need.
         settings: the server's configuration.
         metrics: counts the responses.
+        console: answers requests below ``/console``; None: there is no console.
     """
 
-    def __init__(self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, registry: Registry, tokens: Tokens, settings: Settings, metrics: Metrics, console: Console | None = None
+    ) -> None:
         self._registry, self._tokens, self._settings, self._metrics = registry, tokens, settings, metrics
+        self._console = console
         self._tasks = BackgroundTasks()
         self._ids = request_ids()
 
@@ -69,18 +74,25 @@ class Management:
             _allow(request, "GET", "HEAD", "OPTIONS")
             self._respond_document(request, management_openapi.management(self._settings.tokens))
             return
+        if segments[1] == "console" and self._console:
+            self._console(request, segments[2:], self._manage)
+            return
         authorization = request.header("authorization")
         if segments[1] == "token" and self._settings.tokens:
             self._renew(request, authorization)
             return
         self._tokens.check(authorization, "read" if request.method in ("GET", "HEAD", "OPTIONS") else "management")
-        if segments[1] == "models" and len(segments) <= 5:
-            self._models(request, segments[2:])
-        elif segments[1] == "routes":
-            self._routes(request, segments[2:])
-        elif segments[1:3] == ["v1", "models"] and len(segments) == 4:
+        self._manage(request, segments[1:])
+
+    def _manage(self, request: Request, segments: list[str]) -> None:
+        """Answer a request whose token or session was checked, by the segments of its path."""
+        if segments[:1] == ["models"] and len(segments) <= 4:
+            self._models(request, segments[1:])
+        elif segments[:1] == ["routes"]:
+            self._routes(request, segments[1:])
+        elif segments[:2] == ["v1", "models"] and len(segments) == 3:
             _allow(request, "GET")
-            name = segments[3].partition(":")[0]
+            name = segments[2].partition(":")[0]
             self._respond_document(request, {"name": name, "ready": self._registry.find(name).pool.ready > 0})
         else:
             raise _not_found()

@@ -14,8 +14,8 @@ _PATH = re.compile(r"(/[^/\s?#%{}\\\x00-\x1f\x7f]+)+")
 # First segments of the paths of all APIs, which may share an address.
 _RESERVED = frozenset(
     {
-        *("api-description", "explanations", "invocations", "metrics", "models", "ping", "predictions", "routes"),
-        *("token", "v2"),
+        *("api-description", "console", "explanations", "invocations", "metrics", "models", "ping", "predictions"),
+        *("routes", "token", "v2"),
     }
 )
 # Other paths below /v1 are free: Vertex AI sends requests to /v1/endpoints/... by default.

@@ -181,15 +181,21 @@ class Request:
     # The response.
 
     def respond(
-        self, status: int, body: bytes = b"", content_type: str = "", headers: Sequence[tuple[str, str]] = ()
+        self,
+        status: int,
+        body: bytes = b"",
+        content_type: str = "",
+        headers: Sequence[tuple[str, str]] = (),
+        *,
+        revalidate: bool = False,
     ) -> None:
-        """Send a whole response.
+        """Send a whole response; with ``revalidate`` the client may keep it, and asks before each use.
 
         A status below 200 or headers that would break the response (line breaks) are logged, and answered with 500.
 
         Raises RuntimeError if the response has started already.
         """
-        head = self._head(status, content_type, headers)
+        head = self._head(status, content_type, headers, revalidate=revalidate)
         if head is None:
             return
         self._state = _COMPLETE
@@ -271,14 +277,16 @@ class Request:
         if self.on_disconnect is not None:
             self.on_disconnect()
 
-    def _head(self, status: int, content_type: str, headers: Sequence[tuple[str, str]]) -> bytes | None:
+    def _head(
+        self, status: int, content_type: str, headers: Sequence[tuple[str, str]], *, revalidate: bool = False
+    ) -> bytes | None:
         """Return the head of the response; None if the client has disconnected or an error has been sent."""
         if self._state != _PENDING:
             raise RuntimeError(f"{self.method} {self.path} has been answered already")
         if self.disconnected:
             return None
         self.status, self.response_headers = status, headers
-        heads = self._context.heads
+        heads = self._context.heads.revalidated if revalidate else self._context.heads
         try:
             return heads[status, content_type] + heads.lines(headers) if headers else heads[status, content_type]
         except ValueError as error:

@@ -25,6 +25,7 @@ _UNCACHED = (
 )
 # Clients of event streams and proxies read this header strictly; TorchServe's has a semicolon for a comma.
 _EVENTS_UNCACHED = b"Cache-Control: no-cache\r\n"
+_REVALIDATED = b"Cache-Control: no-cache\r\n"
 # Set by the server; TorchServe too overwrites what a handler has set under these names.
 _SERVER_HEADERS = frozenset(
     {
@@ -61,14 +62,18 @@ class ResponseHeads(dict[tuple[int, str], bytes]):
 
     Args:
         cors: sent with every response.
+        cache_control: the header that says how long clients may keep a response; others of its kind may follow.
 
     Raises ValueError for what cannot be sent.
     """
 
-    def __init__(self, cors: Cors | None = None) -> None:
+    def __init__(self, cors: Cors | None = None, cache_control: bytes = _UNCACHED) -> None:
         super().__init__()
         self._prefixes: dict[str, bytes] = {}
         self._cors = b""
+        self._cache_control = cache_control
+        self._revalidated: ResponseHeads | None = None
+        self._given_cors = cors
         if cors:
             allowed = {"origin": cors.origin, "methods": cors.methods, "headers": cors.headers}
             self._cors = self.lines((f"access-control-allow-{name}", value) for name, value in allowed.items() if value)
@@ -84,9 +89,16 @@ class ResponseHeads(dict[tuple[int, str], bytes]):
         lines = self.lines([("content-type", content_type)]) if content_type else b""
         if len(self) >= _CACHE_SIZE:
             self.clear()
-        lines += _EVENTS_UNCACHED if content_type.startswith("text/event-stream") else _UNCACHED
+        lines += _EVENTS_UNCACHED if content_type.startswith("text/event-stream") else self._cache_control
         self[key] = head = b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason.encode(), lines, self._cors)
         return head
+
+    @property
+    def revalidated(self) -> ResponseHeads:
+        """The heads of responses that clients may keep, and revalidate before each use (``ETag``)."""
+        if self._revalidated is None:
+            self._revalidated = ResponseHeads(self._given_cors, _REVALIDATED)
+        return self._revalidated
 
     def lines(self, headers: Iterable[tuple[str, str]]) -> bytes:
         """Return the lines of ``headers``, without those that only the server sets."""

@@ -52,6 +52,8 @@ class CachedArchive:
         requirements: a folder with the packages that the archive requires; None where none were installed.
         venv: the environment that its workers run in; None: the server's own.
         key: identifies the content: the archive's digest, or that of the path of an archive that is a folder.
+        size: bytes of the file; None for a folder.
+        modified: when the file was last changed, in seconds since 1970; None for a folder, and for a download.
     """
 
     url: str
@@ -61,6 +63,8 @@ class CachedArchive:
     requirements: Path | None
     venv: Venv | None
     key: str
+    size: int | None = None
+    modified: float | None = None
 
     @property
     def name(self) -> str:
@@ -150,6 +154,8 @@ class ArchiveCache:
             requirements=packages,
             venv=venv,
             key=metadata.key,
+            size=metadata.stamp[1] if metadata.stamp else None,
+            modified=metadata.stamp[2] / 1e9 if metadata.stamp and scratch is None else None,
         )
 
     def release(self, archive: CachedArchive) -> None:

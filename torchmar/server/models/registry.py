@@ -19,6 +19,7 @@ from torchmar.server.models.routes import Routes
 from torchmar.server.models.serving_config import Registration, ServingConfig
 from torchmar.server.models.startup import Startup
 from torchmar.server.telemetry import logs
+from torchmar.server.telemetry.events import Events
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.fork_servers import ForkServers
 from torchmar.server.workers.pool import Pool
@@ -70,11 +71,12 @@ class Version:
 class Model:
     """A model: its versions in the order of their registration, the default one, and labels of versions.
 
-    The default version is that of requests that name none.
+    The default version is that of requests that name none; ``former_defaults`` are those that it replaced.
     """
 
     def __init__(self, name: str, default: str) -> None:
         self.name, self.default = name, default
+        self.former_defaults: list[str] = []
         self.versions: dict[str, Version] = {}
         self.labels: dict[str, str] = {}
 
@@ -87,6 +89,7 @@ class Registry:
         fork_server: starts workers.
         settings: the server's configuration.
         observer: callbacks for events of pools.
+        events: gets the changes of models; None: they are not recorded.
 
     Attributes:
         models: by name.
@@ -96,7 +99,12 @@ class Registry:
     """
 
     def __init__(
-        self, archives: ArchiveCache, fork_server: ForkServer, settings: Settings, observer: PoolObserver
+        self,
+        archives: ArchiveCache,
+        fork_server: ForkServer,
+        settings: Settings,
+        observer: PoolObserver,
+        events: Events | None = None,
     ) -> None:
         self.models: dict[str, Model] = {}
         self.startup = Startup()
@@ -104,6 +112,7 @@ class Registry:
         self.routes.on_change.append(lambda: self.on_change())
         self.on_change: Callable[[], None] = lambda: None
         self._archives, self._settings, self._observer = archives, settings, observer
+        self._events = Events() if events is None else events
         self._fork_servers = ForkServers(fork_server)
         self._tasks = BackgroundTasks(_log_error)
 
@@ -163,6 +172,7 @@ class Registry:
             serving = version.serving
             scaling.append(await self._begin(self._scale(version, serving.min_workers, serving.max_workers)))
             startup.registered(model)
+            self._record_registration(version)
         self._warn_of_models_without_match()
         self._tasks.start(self._finish_startup(scaling))
 
@@ -210,6 +220,7 @@ class Registry:
         min_workers, max_workers = version.serving.min_workers, version.serving.max_workers
         if not registration.synchronous:
             await self._begin(self._scale(version, min_workers, max_workers))
+            self._record_registration(version)
             self.on_change()
             return version
         try:
@@ -221,8 +232,12 @@ class Registry:
             failure = version.pool.failure
             await self._undo(version)
             raise _workers_failed(version.name, version.version, failure)
+        self._record_registration(version)
         self.on_change()
         return version
+
+    def _record_registration(self, version: Version) -> None:
+        self._events.add("registered", f"registered from {version.url}", version.name, version.version)
 
     async def scale(
         self,
@@ -252,6 +267,9 @@ class Registry:
             raise ApiError(400, "BadRequestException", "min_worker cannot be less than 0.")
         serving_config.check_workers("min_worker", min_workers)
         registered = self.find(name, version)
+        self._events.add(
+            "scaled", _scaling(registered.pool.min_workers, min_workers, max_workers), name, registered.version
+        )
         scaling = self._scale(registered, min_workers, max_workers)
         if not synchronous:
             await self._begin(scaling)
@@ -281,6 +299,17 @@ class Registry:
                 f"Scale it first: PUT /models/{name}/{version}?min_worker=1&synchronous=true"
             )
             raise ApiError(409, "ConflictStatusException", message)
+        if version != model.default:
+            again = version in model.former_defaults
+            model.former_defaults = [former for former in model.former_defaults if former != version]
+            if not again:
+                model.former_defaults.append(model.default)
+            self._events.add(
+                "default_switched_back" if again else "default_switched",
+                f"the default was switched {'back ' if again else ''}from {model.default} to {version}",
+                name,
+                version,
+            )
         model.default = version
         self.on_change()
 
@@ -336,6 +365,7 @@ class Registry:
         self._remove(registered)
         # Shielded: it continues when the client disconnects.
         await asyncio.shield(self._tasks.start(self._unregister(registered)))
+        self._events.add("unregistered", "unregistered", name, registered.version)
         self.on_change()
 
     async def _unregister(self, version: Version) -> None:
@@ -406,6 +436,7 @@ class Registry:
         elif model.default == version.version:
             model.default = next(iter(model.versions))
         model.labels = {label: other for label, other in model.labels.items() if other != version.version}
+        model.former_defaults = [former for former in model.former_defaults if former != version.version]
         version.removed.set()
         return True
 
@@ -455,6 +486,14 @@ class Registry:
 def _log_error(error: BaseException) -> None:
     if not isinstance(error, ApiError):  # which the caller that awaits the task sends or logs
         logs.SERVER.error("a change of workers in the background failed: %s", error)
+
+
+def _scaling(before: int, min_workers: int, max_workers: int) -> str:
+    """Return a sentence about a change of the number of workers."""
+    workers = f"{min_workers} worker{'' if min_workers == 1 else 's'}"
+    if max_workers > min_workers:
+        workers = f"{min_workers} to {max_workers} workers"
+    return f"scaled from {before} to {workers}" if before != min_workers else f"set to {workers}"
 
 
 # Of the last line of a worker's traceback: Python's, CUDA's, and torch's on a CPU; of a process that the kernel has

@@ -9,30 +9,50 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.metrics_config import DEFAULT, MetricsConfig, described
-from torchmar.server.telemetry.prometheus import Child, Kind, Metric, MetricSpec
+from torchmar.server.telemetry.prometheus import Child, Histogram, Kind, Metric, MetricSpec
 from torchmar.server.telemetry.statistics import Statistics
 from torchmar.server.telemetry.system_metrics import SystemMetrics
 
 _VERSION = ("model_name", "model_version")
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+#: Upper bounds of the buckets of durations, and of sizes of batches.
+LATENCY_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BATCH_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 _QUEUE = MetricSpec(
-    "torchmar_queue_seconds", "histogram", "Seconds that a request waited for a worker", _VERSION, _SECONDS
+    "torchmar_queue_seconds", "histogram", "Seconds that a request waited for a worker", _VERSION, LATENCY_SECONDS
 )
 _REQUEST = MetricSpec(
-    "torchmar_request_seconds", "histogram", "Seconds from a request's coming to its answer", _VERSION, _SECONDS
+    "torchmar_request_seconds", "histogram", "Seconds from a request's coming to its answer", _VERSION, LATENCY_SECONDS
 )
-_BATCH = MetricSpec("torchmar_batch_size", "histogram", "Requests that a worker got at once", _VERSION, _SIZES)
+_BATCH = MetricSpec("torchmar_batch_size", "histogram", "Requests that a worker got at once", _VERSION, BATCH_SIZES)
 
 _REQUESTS = "ts_inference_requests_total"
 _LATENCY_US, _QUEUE_US = "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"
 
+# Of handlers of torchmar: means of the latest batches.
+_STAGES = {"preprocess": "DecodeTime", "inference": "InferenceTime", "postprocess": "PostprocessTime"}
+
 # Rejected updates, each logged once per model.
 _Fault = Literal["name", "labels", "limit"]
+
+
+class VersionCounters(NamedTuple):
+    """The counters of a version, which only rise.
+
+    Attributes:
+        statistics: its requests and batches.
+        latency: of requests, from their arrival to the end of the handler; seconds.
+        queue: of requests, until they were sent to a worker; seconds.
+        batches: by size.
+    """
+
+    statistics: Statistics
+    latency: Histogram
+    queue: Histogram
+    batches: Histogram
 
 
 class Metrics:
@@ -163,6 +183,18 @@ class Metrics:
     def statistics(self, name: str, version: str) -> Statistics:
         """Return the statistics of a version."""
         return self._version(name, version).statistics
+
+    def counters(self, name: str, version: str) -> VersionCounters | None:
+        """Return the counters of a version; None: it has answered no request."""
+        if (children := self._versions.get((name, version))) is None:
+            return None
+        histograms = (cast(Histogram, child) for child in (children.request, children.queue, children.batch))
+        return VersionCounters(children.statistics, *histograms)
+
+    def stage_ms(self, name: str) -> dict[str, float]:
+        """Return the milliseconds of the steps of a model's handler, in its latest batches; empty: it measures none."""
+        children = {stage: self._custom.get((metric, name, "Model")) for stage, metric in _STAGES.items()}
+        return {stage: child.value for stage, child in children.items() if child is not None}
 
     # Output.
 

@@ -84,24 +84,28 @@ class Gauge(Child):
 
 
 class Histogram(Child):
-    """How many values were not above each of several bounds, and their sum."""
+    """How many values were not above each of several bounds, and their sum.
 
-    __slots__ = ("_bounds", "_counts")
+    Attributes:
+        counts: of values by bucket; the last has those above all bounds.
+    """
+
+    __slots__ = ("_bounds", "counts")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         super().__init__()
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
+        self.counts = [0] * (len(bounds) + 1)
 
     def add(self, value: float) -> None:
         """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
+        self.counts[bisect_left(self._bounds, value)] += 1
         self.value += value
 
     def lines(self, name: str, labels: str) -> Iterator[tuple[str, str]]:
         """Yield the name of each line and the line."""
         total = 0
-        for bound, count in zip((*self._bounds, math.inf), self._counts, strict=True):
+        for bound, count in zip((*self._bounds, math.inf), self.counts, strict=True):
             total += count
             bucket = f"{name}_bucket"
             yield bucket, _line(bucket, f'{labels}le="{_number(bound)}",', total)

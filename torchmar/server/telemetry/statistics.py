@@ -27,11 +27,16 @@ class _Duration:
 
 
 class Statistics:
-    """The statistics of one version since it was registered."""
+    """The statistics of one version since it was registered.
 
-    __slots__ = ("_batches", "_compute", "_fail", "_last", "_queue", "_success")
+    Attributes:
+        failures: how many requests failed, by HTTP status.
+    """
+
+    __slots__ = ("_batches", "_compute", "_fail", "_last", "_queue", "_success", "failures")
 
     def __init__(self) -> None:
+        self.failures: dict[int, int] = {}
         self._success, self._fail, self._queue, self._compute = (_Duration() for _ in range(4))
         self._batches: dict[int, _Duration] = {}
         self._last = 0.0  # seconds since 1970
@@ -48,7 +53,16 @@ class Statistics:
 
     def request(self, status: int, seconds: float) -> None:
         """Count a request with the HTTP status of its answer and the seconds that it took."""
-        (self._success if 200 <= status < 300 else self._fail).add(seconds)
+        if 200 <= status < 300:
+            self._success.add(seconds)
+        else:
+            self._fail.add(seconds)
+            self.failures[status] = self.failures.get(status, 0) + 1
+
+    @property
+    def succeeded(self) -> int:
+        """How many requests were answered with a status of 2xx."""
+        return self._success.count
 
     def document(self) -> dict[str, Any]:
         """Return the statistics in Triton's keys.

@@ -109,6 +109,11 @@ class Pool:
         """The tensors of the handler; empty until it has loaded once."""
         return self.loader.description
 
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """A value that is another one after each change of the workers; cheaper than `workers`."""
+        return self.min_workers, self.max_workers, *(worker.signature for worker in self._workers)
+
     def workers(self) -> list[WorkerInfo]:
         """Return the state of each worker."""
         return [worker.info() for worker in self._workers]

@@ -14,7 +14,7 @@ State = Literal["READY", "LOADING", "UNLOADING"]
 
 
 class PoolObserver(Protocol):
-    """Callbacks for batch, load and metrics events; see `torchmar.server.telemetry.metrics`."""
+    """Callbacks for batch, load and metrics events; see `torchmar.server.telemetry.observer`."""
 
     def on_batch(
         self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float
@@ -23,6 +23,12 @@ class PoolObserver(Protocol):
 
     def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:
         """Record that a worker has loaded the model."""
+
+    def on_load_failed(self, name: str, version: str, worker: str, failure: str) -> None:
+        """Record that a worker could not load the model; ``failure`` is its traceback."""
+
+    def on_death(self, name: str, version: str, worker: str) -> None:
+        """Record that the process of a worker has ended, and is started again."""
 
     def on_unregister(self, name: str, version: str) -> None:
         """Remove the records of a version that is not registered any more."""

@@ -114,6 +114,11 @@ class StagedPool:
         """The tensors of the handler; empty until it has loaded once."""
         return self._inference.description
 
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """A value that is another one after each change of the workers of any stage."""
+        return tuple(pool.signature for pool in self._passage)
+
     def workers(self) -> list[WorkerInfo]:
         """Return the state of each worker with the model."""
         return self._inference.workers()
@@ -265,11 +270,8 @@ class _StageObserver:
     """Observes a stage without counting batches, which the stage of the model counts."""
 
     def __init__(self, observer: PoolObserver) -> None:
-        self.on_load, self.on_metrics, self.on_unregister = (
-            observer.on_load,
-            observer.on_metrics,
-            observer.on_unregister,
-        )
+        self.on_load, self.on_load_failed, self.on_death = observer.on_load, observer.on_load_failed, observer.on_death
+        self.on_metrics, self.on_unregister = observer.on_metrics, observer.on_unregister
 
     def on_batch(
         self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float

@@ -104,6 +104,11 @@ class Worker:
         """Whether it does not run and will not be restarted."""
         return self.state != "READY" and self._task.done()
 
+    @property
+    def signature(self) -> tuple[str, State, float]:
+        """A value that is another one after each change of its state and each start; cheaper than `info`."""
+        return self.id, self.state, self._started_at
+
     def info(self) -> WorkerInfo:
         """Return its state."""
         pid, memory = (self._process.pid, self._process.memory()) if self._process else (0, 0)
@@ -191,6 +196,7 @@ class Worker:
     def _on_load_failed(self, failure: str) -> None:
         self.failure = failure
         self._owner.on_load_failed(self)
+        self._observer.on_load_failed(self._options.name, self._options.version, self.id, failure)
         self._log.output(_ENDED)
         for line in failure.splitlines():
             self._log.output(line)
@@ -224,7 +230,7 @@ class Worker:
             jobs, bodies, document["responses"], strict=True
         ):
             if not job.cancelled:
-                job.on_reply(Reply(status, body, content_type, headers, False, error))
+                job.on_reply(Reply(status, body, content_type, headers, False, error, started, document["seconds"]))
         self._observer.on_batch(
             options.name, options.version, len(jobs), [started - job.since for job in jobs], document["seconds"]
         )
@@ -253,6 +259,7 @@ class Worker:
         self._exits += 1
         if not self.draining:
             self._log.output(_ENDED)
+            self._observer.on_death(self._options.name, self._options.version, self.id)
         if error is None and len(jobs) > 1:
             # One of them has ended the worker, or took too long; the others must not fail for it.
             self._owner.repeat([job for job in jobs if not job.cancelled])

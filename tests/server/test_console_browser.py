@@ -1,0 +1,256 @@
+"""The console in a real browser: each page against a live server, in all the states that it can be in."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import requests
+
+from tests.support.browser import Browser
+from tests.support.paths import ROOT, SAMPLES
+from tests.support.servers import write_config
+from tests.support.waiting import until
+from torchmar import archive, recipe
+from torchmar.cli.console import link
+from torchmar.engines.builtin import Builtin
+
+pytestmark = pytest.mark.oracle
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+SAYS = """
+def handle(rows, context):
+    if rows is None:
+        return None
+    print("<script>alert(2)</script> in a log line", flush=True)
+    print("Traceback (most recent call last):\\\\n  File <b>", flush=True)
+    return ["<script>alert(3)</script>"] * len(rows)
+"""
+THEMES = ("light", "dark")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[Builtin]:
+    folder = tmp_path_factory.mktemp("console")
+    for name in ("digits", "topics", "tumours"):
+        archive.build(ROOT / "archives" / name, folder / "store")
+    (folder / "handler.py").write_text(SAYS)
+    made = recipe.Recipe.model_validate(
+        {"name": "says", "version": "1.0", "handler": "handler.py", "description": HOSTILE}
+    )
+    archive.pack(archive.collect_members(made, folder), folder / "store" / "says-1.0.mar")
+    with Builtin(write_config(folder), folder / "store", folder / "run") as running:
+        for name in ("digits", "topics", "tumours"):
+            running.load(folder / "store" / f"{name}-1.0.mar")
+        running.management.register("says-1.0.mar", model_name=HOSTILE, initial_workers=1)
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, server: Builtin) -> Iterator[Browser]:
+    """Return a page that is signed in; whatever it did, no page of another place was requested, and nothing failed."""
+    browser.size(1400, 900)
+    browser.theme("light")
+    browser.forget()
+    browser.goto(link(server.server))
+    browser.wait("table.models tbody tr")
+    yield browser
+    origin = str(server.server.management)
+    assert [url for url in browser.requests() if not url.startswith((origin, "blob:" + origin))] == []
+    assert browser.problems() == []
+    browser.clear_cookies()
+
+
+def show(page: Browser, server: Builtin, path: str, selector: str) -> None:
+    page.goto(f"{server.server.management}/console#/{path}")
+    page.wait(selector)
+
+
+def test_the_link_signs_in_and_shows_every_model(page: Browser, server: Builtin) -> None:
+    assert page.url() == f"{server.server.management}/console"
+    assert page.count("table.models tbody tr") == 4
+    assert "Ready" in page.text("table.models tbody tr")
+    page.fill("input[type=search]", "tum")
+    page.wait("table.models tbody tr:only-child")
+    assert "tumours" in page.text("table.models tbody")
+    page.fill("input[type=search]", "nothing like it")
+    page.wait("text=No model matches")
+
+
+@pytest.mark.parametrize(
+    "path", ["models", "models/digits", "live", "live/digits", "try/digits", "try/tumours", "logs"]
+)
+def test_each_page_is_accessible_in_both_themes_and_on_a_narrow_screen(
+    page: Browser, server: Builtin, path: str
+) -> None:
+    show(page, server, path, "h1")
+    if path.startswith("try"):
+        page.wait(".samples, .row-form")
+    for theme in THEMES:
+        page.theme(theme)
+        for width in (1400, 400):
+            page.size(width, 900)
+            assert page.violations() == [], (theme, width)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (theme, width)
+
+
+def test_a_picture_is_classified_and_explained(page: Browser, server: Builtin) -> None:
+    show(page, server, "try/digits", ".sample-image.selected")
+    page.click("button.sample-image:has-text('seven')")
+    page.wait("img.preview")
+    page.click("text=Run")
+    page.wait(".answer .bars")
+    assert page.text(".answer .bars th") == "7"
+    page.wait(".answer img.picture")
+    assert {"Queue", "Inference"} <= set(page.text(".timing .legend").replace("\n", " ").split())
+    assert "--data-binary @'seven.png'" in page.text(".snippets pre")
+
+
+def test_a_file_and_a_drawing_are_classified(page: Browser, server: Builtin) -> None:
+    show(page, server, "try/digits", ".samples")
+    page.upload("input[type=file]", SAMPLES / "four.png")
+    page.click("text=Run")
+    page.wait(".answer .bars")
+    assert page.text(".answer .bars th") == "4"
+    page.click(".segments >> text=Draw")
+    page.draw("canvas[role=img]", [[0.5, 0.15], [0.5, 0.85]])
+    page.click("text=Run")
+    page.wait(".answer .bars th:has-text('1')")
+
+
+def test_a_text_shows_its_words_and_a_row_its_columns(page: Browser, server: Builtin) -> None:
+    show(page, server, "try/topics", "textarea")
+    page.fill("textarea", "The coroutine runs until the event loop is closed.")
+    page.click("text=Run")
+    page.wait(".words mark.for")
+    assert "asyncio" in page.text(".answer .bars")
+    show(page, server, "try/tumours", ".row-form input")
+    assert page.count(".row-form input") == 30
+    page.click("text=Run")
+    page.wait(".bars.signed .bar")
+    assert page.count(".answer .bars:not(.signed) tr") == 2
+
+
+def test_what_the_model_rejects_is_said(page: Browser, server: Builtin) -> None:
+    show(page, server, "try/tumours", ".row-form")
+    page.click(".segments >> text=JSON")
+    page.fill("textarea", '{"mean radius": "wide"')
+    page.wait("text=This is not JSON yet")
+    assert page.evaluate("document.querySelector('.run button').disabled")
+    page.fill("textarea", '{"mean radius": "wide"}')
+    page.click("text=Run")
+    page.wait(".answer .notice-bad")
+    assert "Status 4" in page.text(".answer .notice-bad")
+    # The status is that of the model's answer; the browser logs it, though nothing of the console failed.
+    page.forget()
+
+
+def test_requests_are_drawn_while_they_happen(page: Browser, server: Builtin) -> None:
+    show(page, server, "live/digits", ".u-over")
+    body = (SAMPLES / "seven.png").read_bytes()
+    token = (server.server.key_file and __import__("json").loads(server.server.key_file.read_text()))["inference"][
+        "key"
+    ]
+    for _ in range(30):
+        requests.post(
+            f"{server.server.inference}/predictions/digits",
+            body,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=60,
+        )
+    page.wait(".bars .bar")
+    page.click(".numbers summary")
+    page.wait(".numbers td:not(:has-text('0/s'))")
+    page.click("button:has-text('Pause')")
+    page.wait("button:has-text('Go on')")
+
+
+def test_a_killed_worker_is_seen(page: Browser, server: Builtin) -> None:
+    show(page, server, "models/digits", ".version-card tbody tr")
+    os.kill(server.management.describe("digits")[0].workers[0].pid, signal.SIGKILL)
+    page.wait(".events .bad:has-text('ended while it served')")
+    until(lambda: server.management.describe("digits")[0].ready == 1)
+    page.wait(".events :has-text('loaded the model')")
+    show(page, server, "live/digits", ".events strong.bad:has-text('Worker died')")
+
+
+def test_a_version_is_scaled_after_a_question(page: Browser, server: Builtin) -> None:
+    show(page, server, "models/topics", ".card-actions button")
+    page.click("button:has-text('Scale')")
+    page.fill("dialog input", "2")
+    page.click("dialog button:has-text('Set to 2 workers')")
+    page.wait(".version-card tbody tr:nth-child(2)")
+    page.wait(".events li:has-text('scaled from 1 to 2 workers')")
+    server.management.scale("topics", min_worker=1)
+    page.wait(".events li:has-text('scaled from 2 to 1 worker')")
+    page.press("Escape")
+
+
+def test_hostile_names_texts_and_log_lines_run_nothing(page: Browser, server: Builtin) -> None:
+    name = quote(HOSTILE, safe="")
+    for path, selector in ((f"models/{name}", ".version-card"), (f"live/{name}", ".u-over"), ("logs", ".entry")):
+        show(page, server, path, selector)
+    show(page, server, f"try/{name}", ".bench-form")
+    page.click(".segments >> text=Text")
+    page.fill("textarea", HOSTILE)
+    page.click("text=Run")
+    page.wait(".answer .code:has-text('<script>alert(3)</script>')")
+    show(page, server, "logs", ".entry:has-text('<script>alert(2)</script>')")
+    assert page.count("#app script, #app img[src='x']") == 0
+
+
+def test_logs_are_filtered_and_followed(page: Browser, server: Builtin) -> None:
+    show(page, server, "logs?model=digits", ".entry")
+    assert page.count(".entry .source:not(:has-text('digits'))") == 0
+    page.fill("input[type=search]", "no entry has this")
+    page.wait("text=No entry matches")
+
+
+def test_a_session_that_has_ended_says_so(page: Browser, server: Builtin) -> None:
+    page.clear_cookies()
+    page.reload()
+    page.wait("h1:has-text('Sign in')")
+    assert page.violations() == []
+    page.fill("input[type=password]", "wrong")
+    page.click("form button")
+    page.wait(".notice-bad:has-text('neither the management token')")
+    page.forget()  # the browser logs the statuses 401
+
+
+def test_a_server_that_is_stopped_and_started_again(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    config = write_config(tmp_path, disable_token_authorization="true")
+    with Builtin(config, tmp_path / "store", tmp_path / "run") as running:
+        address = running.server.management
+        browser.goto(f"{address}/console")
+        browser.wait("text=No model is registered yet")
+    browser.wait(".strip-bad:has-text('has not answered')")
+    browser.wait("text=No connection")
+    with Builtin(config, tmp_path / "store", tmp_path / "run"):
+        browser.wait(".strip-bad", "detached")
+        browser.wait(".pill-good:has-text('Healthy')")
+
+
+def test_two_hundred_models_are_shown_and_found(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "handler.py").write_text("def handle(rows, context):\n    return rows\n")
+    made = recipe.Recipe.model_validate({"name": "m", "version": "1.0", "handler": "handler.py"})
+    archive.pack(archive.collect_members(made, tmp_path), tmp_path / "store" / "m-1.0.mar")
+    config = write_config(tmp_path, disable_token_authorization="true")
+    with Builtin(config, tmp_path / "store", tmp_path / "run") as running:
+        for number in range(200):
+            running.management.register("m-1.0.mar", model_name=f"model-{number:03}", initial_workers=0)
+        browser.goto(f"{running.server.management}/console")
+        browser.wait("table.models tbody tr:nth-child(200)")
+        browser.fill("input[type=search]", "model-123")
+        browser.wait("table.models tbody tr:only-child")
+    browser.goto("about:blank")

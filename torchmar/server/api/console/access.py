@@ -1,0 +1,90 @@
+"""Who may use the console's API: clients with a token, and browsers with a session.
+
+The cookie of a session is sent only to paths below ``/console``, and by no page of another site. A request that changes
+something must also have a header that a form cannot send, and must come from a page of this server.
+"""
+
+from __future__ import annotations
+
+from http.cookies import CookieError, SimpleCookie
+
+from torchmar.server.api_error import ApiError
+from torchmar.server.http import Request
+from torchmar.server.sessions import Sessions, unauthorized
+from torchmar.server.tokens import Right, Tokens
+
+#: A header of every request of the console that changes something.
+HEADER = "x-torchmar-console"
+_READS = ("GET", "HEAD", "OPTIONS")
+_READER = "You are signed in as a reader, who may look and change nothing."
+
+
+class Access:
+    """The check of every request to the API.
+
+    Args:
+        tokens: of clients.
+        sessions: of browsers.
+        cookie: the name of the cookie, of this server alone: cookies do not know ports.
+        secure: whether the server's address has TLS.
+    """
+
+    def __init__(self, tokens: Tokens, sessions: Sessions, cookie: str, *, secure: bool) -> None:
+        self._tokens, self._sessions, self._cookie, self._secure = tokens, sessions, cookie, secure
+
+    def check(self, request: Request, *, change: bool | None = None) -> Right:
+        """Return the right of a request.
+
+        Args:
+            request: with a token in ``Authorization``, or with the cookie of a session.
+            change: whether it needs the right to change things; None: unless its method reads.
+
+        Raises:
+            ApiError: 400, its token is wrong; 401, it has neither a token nor a session; 403, it may only read, or a
+                page of another site may have sent it.
+        """
+        change = request.method not in _READS if change is None else change
+        if authorization := request.header("authorization"):
+            self._tokens.check(authorization, "management" if change else "read")
+            return self._tokens.right(authorization)
+        if request.method not in _READS:
+            check_origin(request)
+        if not self._tokens.enabled:
+            return "management"
+        session = self.session(request)
+        right = self._sessions.right(session) if session else None
+        if right is None:
+            raise unauthorized("The session has ended. Sign in again." if session else "Sign in first.")
+        if change and right == "read":
+            raise ApiError(403, "InvalidKeyException", _READER)
+        return right
+
+    def session(self, request: Request) -> str:
+        """Return the session of a request; empty: it has none."""
+        try:
+            morsel = SimpleCookie(request.header("cookie")).get(self._cookie)
+        except CookieError:
+            return ""
+        return morsel.value if morsel else ""
+
+    def cookie(self, session: str) -> tuple[str, str]:
+        """Return the header that sets the cookie of a session; an empty one removes it."""
+        attributes = "; HttpOnly; SameSite=Strict; Path=/console" + ("; Secure" if self._secure else "")
+        age = "" if session else "; Max-Age=0"
+        return "Set-Cookie", f"{self._cookie}={session}{age}{attributes}"
+
+
+def check_origin(request: Request) -> None:
+    """Check that a page of this server, or no page at all, has sent a request that changes something.
+
+    Raises:
+        ApiError: 403, a page of another site may have sent it.
+    """
+    site, origin = request.header("sec-fetch-site"), request.header("origin")
+    if site:
+        foreign = site not in ("same-origin", "none")
+    else:
+        foreign = bool(origin) and origin.partition("://")[2] != request.header("host")
+    if foreign or not request.header(HEADER):
+        message = f"A change needs the header {HEADER}: 1, and must not be sent by a page of another site."
+        raise ApiError(403, "InvalidKeyException", message)

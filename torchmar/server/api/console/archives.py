@@ -1,0 +1,146 @@
+"""The archives of the model store for the console: what `torchmar inspect` and `torchmar check` say. Nothing is run."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchmar import checks
+from torchmar.archive import Archive, store
+from torchmar.checks.finding import Finding
+from torchmar.errors import TorchmarError
+from torchmar.server.api_error import ApiError
+from torchmar.server.models.registry import Registry
+
+_MOST = 1000  # archives of a list
+_MOST_MEMBERS = 2000
+_LONGEST_NAME = 120  # characters
+
+Registered = Mapping[str, list[str]]
+"""By file name, the models that are registered from it."""
+
+
+def registered(registry: Registry) -> Registered:
+    """Return the versions that are registered, by the file name of their archives."""
+    by_file: dict[str, list[str]] = {}
+    for name, model in registry.models.items():
+        for version in model.versions.values():
+            by_file.setdefault(Path(version.url).name, []).append(f"{name} {version.version}")
+    return by_file
+
+
+def listed(folder: Path, in_use: Registered) -> dict[str, Any]:
+    """Return the archives of a model store. Blocking: each is opened.
+
+    Raises:
+        ApiError: 404, the folder cannot be read.
+    """
+    try:
+        paths = store.find(folder)
+    except (TorchmarError, OSError) as error:
+        raise ApiError(404, "ResourceNotFoundException", f"The model store cannot be read: {error}") from None
+    return {
+        "folder": str(folder),
+        "more": max(0, len(paths) - _MOST),
+        "archives": [_summary(path, in_use.get(path.name, [])) for path in paths[:_MOST]],
+    }
+
+
+def described(folder: Path, file: str, in_use: Registered) -> dict[str, Any]:
+    """Return what an archive of the model store contains, and what checks find. Blocking: all of it is read.
+
+    Raises:
+        ApiError: 404, the model store has no such archive.
+    """
+    path = folder / file
+    if "/" in file or not store.is_archive(path) or not path.exists():
+        raise ApiError(404, "ResourceNotFoundException", f"The model store has no archive {file[:200]}.")
+    return {**_summary(path, in_use.get(file, [])), **_content(path), "findings": _findings(path)}
+
+
+def checked(body: bytes | memoryview, file: str) -> dict[str, Any]:
+    """Return what checks find in an archive that a browser has sent; it is not kept. Blocking.
+
+    Args:
+        body: the archive.
+        file: its name, whose suffix tells the form.
+    """
+    with tempfile.TemporaryDirectory(prefix="torchmar-check-") as folder:
+        path = Path(folder, _file_name(file))
+        path.write_bytes(body)
+        return {**_summary(path, []), **_content(path), "findings": _findings(path)}
+
+
+def _file_name(file: str) -> str:
+    """Return the name of an archive's file, made safe; without a known suffix it is taken for a zip."""
+    name = re.sub(r"[^\w.+ -]", "_", file)[-_LONGEST_NAME:].lstrip(".") or "archive"
+    return name if name.endswith((".mar", ".model", ".tar.gz")) else f"{name}.mar"
+
+
+def _summary(path: Path, models: list[str]) -> dict[str, Any]:
+    status = path.stat()
+    document: dict[str, Any] = {
+        "file": path.name,
+        "size": None if path.is_dir() else status.st_size,
+        "modified": round(status.st_mtime, 3),
+        "registered": models,
+        "name": "",
+        "version": "",
+        "description": "",
+        "error": "",
+    }
+    try:
+        with Archive(path) as archive:
+            manifest = archive.manifest
+            known = {
+                "name": manifest.name,
+                "version": manifest.version,
+                "description": manifest.model.description or "",
+            }
+            return {**document, **known}
+    except (TorchmarError, OSError) as error:
+        return {**document, "error": str(error).replace(str(path), path.name)}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        with Archive(path) as archive:
+            model = archive.manifest.model
+            members = archive.members
+            return {
+                "digest": archive.digest,
+                "handler": model.handler,
+                "weights": model.serialized_file or "",
+                "config": archive.config_text,
+                "samples": len(archive.samples),
+                "member_count": len(members),
+                "members": [{"name": member.name, "size": member.size} for member in members[:_MOST_MEMBERS]],
+            }
+    except (TorchmarError, OSError):
+        return {
+            **dict.fromkeys(("digest", "handler", "weights", "config"), ""),
+            "samples": 0,
+            "member_count": 0,
+            "members": [],
+        }
+
+
+def _findings(path: Path) -> list[dict[str, Any]]:
+    try:
+        found = checks.check(path)
+    except (TorchmarError, OSError) as error:
+        return [{"code": "", "severity": "error", "place": "", "cause": str(error), "remedy": ""}]
+    return [_finding(finding, path) for finding in found]
+
+
+def _finding(finding: Finding, path: Path) -> dict[str, Any]:
+    return {
+        "code": finding.code.name,
+        "severity": finding.severity,
+        "place": finding.place,
+        "cause": finding.cause.replace(str(path), path.name),
+        "remedy": finding.remedy,
+    }

@@ -1,0 +1,180 @@
+"""Server-sent events of the console: a snapshot when a browser connects, then what each second has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torchmar.server.api import event_stream
+from torchmar.server.api.console import documents
+from torchmar.server.api_error import ApiError
+from torchmar.server.http import Request
+from torchmar.server.models.health import health
+from torchmar.server.models.registry import Registry
+from torchmar.server.telemetry.events import Events
+from torchmar.server.telemetry.history import History
+from torchmar.server.telemetry.recent_logs import RecentLogs
+
+MOST = 64  # streams at a time
+_MOST_SKIPPED = 60  # ticks that a browser may fail to receive in a row; it is disconnected then, and connects again
+_FIRST_LOGS = 300  # entries of a snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a stream is about.
+
+    Attributes:
+        model: whose load is sent; empty: that of all models.
+        version: of the model; empty: all.
+        logs: whether log entries are sent.
+    """
+
+    model: str = ""
+    version: str = ""
+    logs: bool = False
+
+
+class _Stream:
+    __slots__ = ("check", "draining", "event", "logs", "request", "scope", "skipped")
+
+    def __init__(self, request: Request, scope: Scope, check: Callable[[], object]) -> None:
+        self.request, self.scope, self.check = request, scope, check
+        self.draining: asyncio.Future[None] | None = None
+        self.event = self.logs = self.skipped = 0
+
+
+class Streams:
+    """All streams of a server.
+
+    Args:
+        registry: the models.
+        history: their load.
+        events: what happened to them.
+        recent_logs: the log.
+    """
+
+    def __init__(self, registry: Registry, history: History, events: Events, recent_logs: RecentLogs) -> None:
+        self._registry, self._history, self._events, self._recent_logs = registry, history, events, recent_logs
+        self._streams: set[_Stream] = set()
+        self._signatures: dict[str, object] = {}
+
+    def open(
+        self, request: Request, scope: Scope, check: Callable[[], object], headers: Iterable[tuple[str, str]]
+    ) -> None:
+        """Respond with a stream.
+
+        Args:
+            request: of a browser.
+            scope: what the stream is about.
+            check: called every second; raises ApiError when the session has ended.
+            headers: of the response.
+
+        Raises:
+            ApiError: 503, there are too many streams.
+        """
+        if len(self._streams) >= MOST:
+            message = f"{MOST} pages of the console are open; close one of them."
+            raise ApiError(503, "ServiceUnavailableException", message, {"Retry-After": "5"})
+        if not self._streams:
+            self._signatures = self._current_signatures()
+        stream = _Stream(request, scope, check)
+        request.start(200, event_stream.CONTENT_TYPE, [*headers, *event_stream.HEADERS])
+        if request.complete:  # a HEAD
+            return
+        self._streams.add(stream)
+        request.on_disconnect = lambda: self._streams.discard(stream)
+        request.send(b"retry: 2000\n\n")
+        self._send(stream, "snapshot", self._snapshot(stream))
+
+    def on_tick(self) -> None:
+        """Send what has changed within the last second."""
+        if not self._streams:
+            return
+        signatures = self._current_signatures()
+        changed = [name for name, signature in signatures.items() if self._signatures.get(name) != signature]
+        common = {
+            "health": health(self._registry),
+            "loading": self._registry.startup.loading,
+            "models": [documents.model(self._registry.models[name]) for name in changed],
+            "removed": [name for name in self._signatures if name not in signatures],
+            "loads": self._loads(),
+        }
+        self._signatures = signatures
+        for stream in list(self._streams):
+            self._update(stream, common)
+
+    def close(self) -> None:
+        """End all streams: the server stops."""
+        for stream in list(self._streams):
+            self._end(stream, "stopping", {})
+
+    def _update(self, stream: _Stream, common: dict[str, Any]) -> None:
+        try:
+            stream.check()
+        except ApiError:
+            self._end(stream, "signed-out", {})
+            return
+        if stream.draining and not stream.draining.done():  # the browser receives less than is sent
+            stream.skipped += 1
+            if stream.skipped > _MOST_SKIPPED:
+                self._streams.discard(stream)
+                stream.request.abort()
+            return
+        if stream.skipped:
+            stream.skipped = 0
+            self._send(stream, "snapshot", self._snapshot(stream))
+            return
+        scope = stream.scope
+        document = {**common, "row": self._history.row(scope.model, scope.version), **self._news(stream)}
+        self._send(stream, "tick", document)
+
+    def _snapshot(self, stream: _Stream) -> dict[str, Any]:
+        stream.event = 0
+        stream.logs = 0
+        scope = stream.scope
+        return {
+            "health": health(self._registry),
+            "loading": self._registry.startup.loading,
+            "models": [documents.model(model) for model in self._registry.models.values()],
+            "history": self._history.columns(scope.model, scope.version),
+            "loads": self._loads(),
+            **self._news(stream),
+        }
+
+    def _news(self, stream: _Stream) -> dict[str, Any]:
+        """Return the events, and the log entries if they are wanted, since the last call."""
+        news: dict[str, Any] = {"events": documents.events(self._events.since(stream.event))}
+        stream.event = self._events.last
+        if stream.scope.logs:
+            entries = self._recent_logs.entries(after=stream.logs, limit=_FIRST_LOGS)
+            stream.logs = self._recent_logs.changes
+            news["logs"] = documents.log_entries(entries)
+        return news
+
+    def _loads(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "model": name,
+                "version": version,
+                **{key: load[key] for key in ("requests", "failed", "p50_ms", "p99_ms")},
+            }
+            for (name, version), load in self._history.loads()
+        ]
+
+    def _current_signatures(self) -> dict[str, object]:
+        return {name: documents.signature(model) for name, model in self._registry.models.items()}
+
+    def _send(self, stream: _Stream, name: str, document: dict[str, Any]) -> None:
+        text = json.dumps(document, separators=(",", ":"))
+        stream.request.send(event_stream.event(text, name))
+        stream.draining = asyncio.ensure_future(stream.request.drain())
+
+    def _end(self, stream: _Stream, name: str, document: dict[str, Any]) -> None:
+        self._streams.discard(stream)
+        stream.request.on_disconnect = None
+        stream.request.send(event_stream.event(json.dumps(document), name))
+        stream.request.end()

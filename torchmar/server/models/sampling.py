@@ -1,0 +1,127 @@
+"""The sampler of the load: once a second, the counters of all versions become a tick of the history."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from torchmar.server.models.registry import Registry
+from torchmar.server.telemetry import logs
+from torchmar.server.telemetry.history import History, Key, Sample, Tick, Workers
+from torchmar.server.telemetry.metrics import Metrics, VersionCounters
+from torchmar.server.telemetry.statistics import Statistics
+
+_INTERVAL_S = 1.0
+
+
+class _Counts(NamedTuple):
+    """The counters of a version at one time."""
+
+    statistics: Statistics
+    succeeded: int
+    failures: dict[int, int]
+    latency: list[int]
+    queue: list[int]
+    batches: list[int]
+    latency_seconds: float
+    queue_seconds: float
+
+
+class Sampler:
+    """Samples the versions of a registry.
+
+    Args:
+        registry: the models.
+        metrics: their counters.
+        history: gets the ticks.
+
+    Attributes:
+        on_tick: called after each tick.
+    """
+
+    def __init__(self, registry: Registry, metrics: Metrics, history: History) -> None:
+        self._registry, self._metrics, self._history = registry, metrics, history
+        self._counts: dict[Key, _Counts] = {}
+        self._time = time.monotonic()
+        self.on_tick: Callable[[], None] = lambda: None
+
+    async def run(self) -> None:
+        """Sample once a second until the task is cancelled."""
+        due = time.monotonic()
+        while True:
+            due = max(due + _INTERVAL_S, time.monotonic())  # a tick that is late is not made up for
+            await asyncio.sleep(due - time.monotonic())
+            try:
+                self.sample()
+                self.on_tick()
+            except Exception:
+                logs.SERVER.exception("a sample of the load failed")
+
+    def sample(self) -> None:
+        """Add a tick to the history."""
+        now = time.monotonic()
+        seconds, self._time = max(now - self._time, 1e-3), now
+        samples: dict[Key, Sample] = {}
+        changed: dict[Key, Workers] = {}
+        before = self._history.workers
+        total = [0, 0, 0]
+        known = set()
+        for key, workers in self._workers():
+            known.add(key)
+            total = [old + new for old, new in zip(total, workers, strict=True)]
+            if before.get(key, _NONE) != workers:
+                changed[key] = workers
+            if (counters := self._metrics.counters(*key)) and (sample := self._sample(key, counters)):
+                samples[key] = sample
+        for key in before.keys() - known:
+            changed[key] = _NONE
+        for key in self._counts.keys() - known:
+            del self._counts[key]
+        self._history.add(Tick(time.time(), seconds, Workers(*total), samples, changed))
+
+    def _workers(self) -> Iterator[tuple[Key, Workers]]:
+        for name, model in self._registry.models.items():
+            for version, registered in model.versions.items():
+                pool = registered.pool
+                yield (name, version), Workers(pool.ready, pool.min_workers, pool.pending)
+
+    def _sample(self, key: Key, counters: VersionCounters) -> Sample | None:
+        """Return the difference to the last call; None: the version has answered no request since."""
+        statistics, before = counters.statistics, self._counts.get(key)
+        if before and before.statistics is not statistics:  # it was registered again
+            before = None
+        if before and before.succeeded == statistics.succeeded and before.failures == statistics.failures:
+            return None
+        now = self._counts[key] = _Counts(
+            statistics,
+            statistics.succeeded,
+            dict(statistics.failures),
+            list(counters.latency.counts),
+            list(counters.queue.counts),
+            list(counters.batches.counts),
+            counters.latency.value,
+            counters.queue.value,
+        )
+        old = before or _Counts(
+            statistics, 0, {}, [0] * len(now.latency), [0] * len(now.queue), [0] * len(now.batches), 0.0, 0.0
+        )
+        failures = {status: count - old.failures.get(status, 0) for status, count in now.failures.items()}
+        sample = Sample(
+            now.succeeded - old.succeeded,
+            {status: count for status, count in failures.items() if count},
+            _difference(now.latency, old.latency),
+            _difference(now.queue, old.queue),
+            _difference(now.batches, old.batches),
+            now.latency_seconds - old.latency_seconds,
+            now.queue_seconds - old.queue_seconds,
+        )
+        return sample if sample.succeeded or sample.failures else None
+
+
+def _difference(now: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:
+    return tuple(new - old for new, old in zip(now, before, strict=True))
+
+
+_NONE = Workers(0, 0, 0)

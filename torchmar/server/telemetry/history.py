@@ -1,0 +1,239 @@
+"""Ten minutes of a server's load, a sample for each second, in bounded memory.
+
+A sample is made of counters that exist anyway, as their difference within a second. Percentiles are those of the
+histograms at ``/metrics``, interpolated within a bucket as by Prometheus' ``histogram_quantile``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torchmar.server.telemetry.metrics import LATENCY_SECONDS
+
+SECONDS = 600  # of history
+_MOST_SAMPLES = 20_000  # of all versions, some 600 bytes each
+
+Key = tuple[str, str]
+"""Name and version of a model."""
+
+
+class Workers(NamedTuple):
+    """The workers of a version: those that are ready, those that there should be, and requests that wait for one."""
+
+    ready: int
+    wanted: int
+    pending: int
+
+
+class Sample(NamedTuple):
+    """The requests of a version in one second.
+
+    Attributes:
+        succeeded: requests answered with 2xx.
+        failures: requests answered with another status, by status.
+        latency: requests by their bucket of `LATENCY_SECONDS`, from arrival to the end of the handler.
+        queue: the same, until they were sent to a worker.
+        batches: batches by their bucket of `torchmar.server.telemetry.metrics.BATCH_SIZES`.
+        latency_seconds: the sum of all latencies.
+        queue_seconds: the sum of all times in the queue.
+    """
+
+    succeeded: int
+    failures: Mapping[int, int]
+    latency: Sequence[int]
+    queue: Sequence[int]
+    batches: Sequence[int]
+    latency_seconds: float
+    queue_seconds: float
+
+
+class Tick(NamedTuple):
+    """One second of a server.
+
+    Attributes:
+        time: of its end, in seconds since 1970.
+        seconds: that have passed since the tick before.
+        total: the workers of all versions.
+        samples: of the versions that answered requests.
+        changed: the versions whose workers are others than before; of one that is not registered any more, zeros.
+    """
+
+    time: float
+    seconds: float
+    total: Workers
+    samples: Mapping[Key, Sample]
+    changed: Mapping[Key, Workers]
+
+
+class History:
+    """The ticks of the last ten minutes.
+
+    If more than some thirty versions are busy all the time, the history is shorter.
+
+    Args:
+        seconds: the most ticks.
+        most_samples: the most samples of all ticks.
+    """
+
+    def __init__(self, seconds: int = SECONDS, most_samples: int = _MOST_SAMPLES) -> None:
+        self._length, self._most_samples = seconds, most_samples
+        self._ticks: deque[Tick] = deque()
+        self._samples = 0
+        self._before: dict[Key, Workers] = {}  # before the first tick
+        self.workers: dict[Key, Workers] = {}
+
+    @property
+    def latest(self) -> Tick | None:
+        """The last tick; None: there was none yet."""
+        return self._ticks[-1] if self._ticks else None
+
+    def add(self, tick: Tick) -> None:
+        """Add a tick, and drop those that are too old."""
+        self._ticks.append(tick)
+        self._samples += len(tick.samples)
+        _apply(self.workers, tick.changed)
+        while len(self._ticks) > self._length or self._samples > self._most_samples:
+            oldest = self._ticks.popleft()
+            self._samples -= len(oldest.samples)
+            _apply(self._before, oldest.changed)
+
+    def columns(self, model: str = "", version: str = "", since: float = 0.0) -> dict[str, list[Any]]:
+        """Return the ticks after ``since`` as a list for each key of `row`.
+
+        Args:
+            model: whose requests are counted; empty: those of all models.
+            version: of the model; empty: all versions.
+            since: in seconds since 1970.
+        """
+        state = dict(self._before)
+        rows = []
+        for tick in self._ticks:
+            _apply(state, tick.changed)
+            if tick.time > since:
+                rows.append(_row(tick, state, model, version))
+        return {key: [row[key] for row in rows] for key in ROW}
+
+    def row(self, model: str = "", version: str = "") -> dict[str, Any] | None:
+        """Return the last tick of a model, of a version, or of the server; None: there was none yet.
+
+        Durations are in milliseconds, and None without a request. ``failures`` are by status, ``batches`` by bucket.
+        """
+        return _row(self._ticks[-1], self.workers, model, version) if self._ticks else None
+
+    def summaries(self, model: str = "") -> dict[Key, dict[str, Any]]:
+        """Return the load of each version in all ticks as one: counts of requests, and percentiles over all of them.
+
+        Args:
+            model: whose versions; empty: all that answered requests.
+        """
+        samples: dict[Key, list[Sample]] = {}
+        for tick in self._ticks:
+            for key, sample in tick.samples.items():
+                if model in ("", key[0]):
+                    samples.setdefault(key, []).append(sample)
+        seconds = sum(tick.seconds for tick in self._ticks)
+        return {key: _summary(of_version, seconds) for key, of_version in samples.items()}
+
+    def loads(self) -> Iterator[tuple[Key, dict[str, Any]]]:
+        """Yield the load of the last second for each version that answered requests."""
+        if self._ticks:
+            tick = self._ticks[-1]
+            for key, sample in tick.samples.items():
+                yield key, _load((sample,), tick.seconds)
+
+
+ROW = (
+    *("time", "requests", "failed", "mean_ms", "p50_ms", "p95_ms", "p99_ms", "queue_ms", "queue_p99_ms"),
+    *("failures", "batches", "ready", "wanted", "pending"),
+)
+
+
+def _row(tick: Tick, state: Mapping[Key, Workers], model: str, version: str) -> dict[str, Any]:
+    if not model:
+        workers, samples = tick.total, list(tick.samples.values())
+    else:
+        keys = [key for key in state if key[0] == model and version in ("", key[1])]
+        workers = (
+            Workers(*(sum(column) for column in zip(*(state[key] for key in keys), strict=True))) if keys else _NONE
+        )
+        samples = [sample for key, sample in tick.samples.items() if key[0] == model and version in ("", key[1])]
+    return {"time": round(tick.time, 3), **_load(samples, tick.seconds), **workers._asdict()}
+
+
+def _load(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
+    if not samples:
+        return dict(_IDLE)
+    failures: Counter[int] = Counter()
+    for sample in samples:
+        failures.update(sample.failures)
+    latency = _added(sample.latency for sample in samples)
+    queue = _added(sample.queue for sample in samples)
+    failed = sum(failures.values())
+    answered = sum(latency)
+    return {
+        "requests": round((sum(sample.succeeded for sample in samples) + failed) / seconds, 2),
+        "failed": round(failed / seconds, 2),
+        "mean_ms": _mean(sum(sample.latency_seconds for sample in samples), answered),
+        "p50_ms": percentile(latency, 0.5),
+        "p95_ms": percentile(latency, 0.95),
+        "p99_ms": percentile(latency, 0.99),
+        "queue_ms": _mean(sum(sample.queue_seconds for sample in samples), answered),
+        "queue_p99_ms": percentile(queue, 0.99),
+        "failures": {str(status): count for status, count in sorted(failures.items())} or None,
+        "batches": _added(sample.batches for sample in samples),
+    }
+
+
+def _summary(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
+    failed = sum(sum(sample.failures.values()) for sample in samples)
+    answered = failed + sum(sample.succeeded for sample in samples)
+    return {
+        **_load(samples, seconds),
+        "seconds": round(seconds, 1),
+        "request_count": answered,
+        "failed_count": failed,
+    }
+
+
+def percentile(counts: Sequence[int], share: float) -> float | None:
+    """Return the milliseconds that a share of the requests did not exceed; None without a request.
+
+    Args:
+        counts: of requests, by bucket of `LATENCY_SECONDS`; the last has all that are above.
+        share: such as 0.99.
+    """
+    rank = share * sum(counts)
+    if not rank:
+        return None
+    below, lower = 0, 0.0
+    for bound, count in zip(LATENCY_SECONDS, counts, strict=False):
+        if below + count >= rank:
+            return round((lower + (bound - lower) * (rank - below) / count) * 1000, 3)
+        below, lower = below + count, bound
+    return lower * 1000
+
+
+def _added(lists: Iterable[Sequence[int]]) -> list[int]:
+    return [sum(column) for column in zip(*lists, strict=True)]
+
+
+def _mean(total_seconds: float, count: int) -> float | None:
+    return round(total_seconds / count * 1000, 3) if count else None
+
+
+def _apply(state: dict[Key, Workers], changed: Mapping[Key, Workers]) -> None:
+    for key, workers in changed.items():
+        if workers == _NONE:
+            state.pop(key, None)
+        else:
+            state[key] = workers
+
+
+_NONE = Workers(0, 0, 0)
+_IDLE: Mapping[str, Any] = {
+    "requests": 0.0,
+    "failed": 0.0,
+    **dict.fromkeys(("mean_ms", "p50_ms", "p95_ms", "p99_ms", "queue_ms", "queue_p99_ms", "failures", "batches")),
+}

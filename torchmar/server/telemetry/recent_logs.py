@@ -1,0 +1,144 @@
+"""The latest entries of the server's logs, in bounded memory; a traceback is one entry."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torchmar.server.telemetry import logs, tracebacks
+
+_CAPACITY = 2000
+_MOST_CHARACTERS = 2 << 20  # of all texts
+_LONGEST = 1 << 16  # characters of one text
+
+
+@dataclass(slots=True)
+class LogEntry:
+    """An entry.
+
+    Attributes:
+        number: rises by one with each entry.
+        time: in seconds since 1970.
+        level: ``INFO``, ``WARNING`` or ``ERROR``; of the output of a worker ``ERROR`` for a traceback.
+        text: several lines for a traceback.
+        model: empty for an entry of the server.
+        version: empty for an entry of the server.
+        worker: empty for an entry of the server.
+        request_id: of the request that it is about; empty: none, or it is not known.
+        change: the number of the last change of any entry that changed this one.
+    """
+
+    number: int
+    time: float
+    level: str
+    text: str
+    model: str
+    version: str
+    worker: str
+    request_id: str
+    change: int
+
+
+class RecentLogs(logging.Handler):
+    """Keeps what the loggers of the server write.
+
+    Attributes:
+        changes: how many times an entry was added or has grown.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.changes = 0
+        self._entries: deque[LogEntry] = deque()
+        self._characters = 0
+        self._number = 0
+        self._open: dict[str, tuple[LogEntry, float]] = {}  # tracebacks by worker, with the time of their last line
+
+    def open(self) -> None:
+        """Begin to keep entries."""
+        for logger in (logs.SERVER, logs.WORKERS):
+            logger.addHandler(self)
+
+    def close(self) -> None:
+        """Keep no further entries."""
+        for logger in (logs.SERVER, logs.WORKERS):
+            logger.removeHandler(self)
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record; called by any thread, which holds the handler's lock."""
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
+        is_output = record.name == logs.WORKERS.name
+        worker = str(getattr(record, "worker", ""))
+        self.changes += 1
+        if is_output and self._continue(worker, text, record.created):
+            return
+        self._number += 1
+        traceback = is_output and text.startswith(tracebacks.TRACEBACK)
+        entry = LogEntry(
+            number=self._number,
+            time=record.created,
+            level="ERROR" if traceback else record.levelname,
+            text=text[:_LONGEST],
+            model=str(getattr(record, "model", "")),
+            version=str(getattr(record, "version", "")),
+            worker=worker,
+            request_id=str(getattr(record, "request_id", "")),
+            change=self.changes,
+        )
+        if traceback:
+            self._open[worker] = entry, record.created
+        self._entries.append(entry)
+        self._characters += len(entry.text)
+        while len(self._entries) > _CAPACITY or (self._characters > _MOST_CHARACTERS and len(self._entries) > 1):
+            dropped = self._entries.popleft()
+            self._characters -= len(dropped.text)
+            if (known := self._open.get(dropped.worker)) and known[0] is dropped:
+                del self._open[dropped.worker]
+
+    def _continue(self, worker: str, line: str, now: float) -> bool:
+        """Add a line to the open traceback of a worker; return False if it belongs to none."""
+        if (known := self._open.get(worker)) is None:
+            return False
+        entry, last = known
+        if not tracebacks.continues(entry.text, line, now - last):
+            del self._open[worker]
+            return False
+        if len(entry.text) + len(line) < _LONGEST:
+            entry.text = f"{entry.text}\n{line}"
+            self._characters += len(line) + 1
+        entry.change = self.changes
+        self._open[worker] = entry, now
+        return True
+
+    def entries(
+        self, model: str = "", version: str = "", worker: str = "", *, after: int = 0, limit: int = _CAPACITY
+    ) -> list[LogEntry]:
+        """Return the latest entries, in their order.
+
+        Args:
+            model: whose entries; empty: all, and the server's.
+            version: of the model; empty: all.
+            worker: its id; empty: all.
+            after: only entries that changed after this number of `changes`.
+            limit: the most entries.
+        """
+        if after >= self.changes:
+            return []
+        with self.lock:  # type: ignore[union-attr]
+            selected = list(self._selected(model, version, worker, after))
+        return selected[max(0, len(selected) - limit) :]
+
+    def _selected(self, model: str, version: str, worker: str, after: int) -> Iterator[LogEntry]:
+        for entry in self._entries:
+            if (
+                entry.change > after
+                and model in ("", entry.model)
+                and version in ("", entry.version)
+                and worker in ("", entry.worker)
+            ):
+                yield entry

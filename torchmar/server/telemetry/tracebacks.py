@@ -1,0 +1,27 @@
+"""Recognise the lines of a log that belong to one traceback."""
+
+from __future__ import annotations
+
+TRACEBACK = "Traceback (most recent call last)"
+DIED = "Backend worker process died"
+_CHAINS = ("During handling of the above exception", "The above exception was the direct cause")
+_AT_ONCE = 0.02  # seconds between two lines of one message, at most
+
+
+def continues(before: str, line: str, seconds: float) -> bool:
+    """Return whether a text is a traceback that a line continues.
+
+    Args:
+        before: the text so far.
+        line: the next one of the same process.
+        seconds: between the two.
+    """
+    if not before.startswith(TRACEBACK):
+        return False
+    last = before.rsplit("\n", 1)[-1]
+    if line.startswith(TRACEBACK):
+        return last == ""  # a chained traceback follows an empty line
+    if not line or line.startswith((" ", "\t", *_CHAINS)) or last.startswith((" ", "\t")):
+        return True
+    # The message of an exception may have several lines, as in CUDA: only the time separates them from the next entry.
+    return seconds < _AT_ONCE and not line.startswith(DIED)
