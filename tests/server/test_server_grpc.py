@@ -50,6 +50,7 @@ from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.telemetry.observer import ServerObserver
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.fork_server import ForkServer
+from torchmar.server.workers.pools import LocalPools
 
 T = TypeVar("T")
 INFERENCE = "org.pytorch.serve.grpc.inference.InferenceAPIsService"
@@ -123,7 +124,7 @@ class ServerHarness:
         await self.fork_server.start()
         self.sources = ArchiveCache(self.settings, self.store.parent / "models")
         self.metrics = Metrics(machine=False)
-        self.registry = Registry(self.sources, self.fork_server, self.settings, ServerObserver(self.metrics, Events()))
+        self.registry = Registry(self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(self.metrics, Events()))
         listener = await server_grpc.listen(self.registry, Tokens(self.key_file), self.settings, self.metrics)
         assert listener
         self.listener = listener

@@ -30,6 +30,7 @@ from torchmar.server.telemetry.observer import ServerObserver
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.pools import LocalPools
 
 JSON = {"Content-Type": "application/json"}
 HUNGRY = "def handle(rows, context):\n    raise MemoryError('too large')\n"
@@ -107,7 +108,7 @@ class Ours(Engine):
         self.fork_server = ForkServer()
         self.metrics = Metrics(machine=False)
         self.sources = ArchiveCache(self.settings, self._folder / "archives")
-        self.registry = Registry(self.sources, self.fork_server, self.settings, ServerObserver(self.metrics, Events()))
+        self.registry = Registry(self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(self.metrics, Events()))
         app = Management(self.registry, self.tokens, self.settings, self.metrics)
         self._listener = await web.listen(app, "127.0.0.1", 0, web.Limits())
         return self._listener.port

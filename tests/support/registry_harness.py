@@ -22,6 +22,7 @@ from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.telemetry.observer import ServerObserver
 from torchmar.server.workers.fork_server import ForkServer
 from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.pools import LocalPools
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class RegistryHarness:
         self.fork_server = ForkServer()
         await self.fork_server.start()
         self.sources = ArchiveCache(self.settings, self.folder / "archives")
-        self.registry = Registry(self.sources, self.fork_server, self.settings, ServerObserver(Metrics(), Events()))
+        self.registry = Registry(self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(Metrics(), Events()))
 
     def run(self, what: Awaitable[T]) -> T:
         async def bounded() -> T:

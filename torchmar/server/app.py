@@ -36,6 +36,7 @@ from torchmar.server.telemetry.observer import ServerObserver
 from torchmar.server.telemetry.recent_logs import RecentLogs
 from torchmar.server.tokens import Tokens
 from torchmar.server.workers.fork_server import ForkServer
+from torchmar.server.workers.pools import LocalPools, Pools
 
 if TYPE_CHECKING:
     from torchmar.server.grpc.listener import GrpcListener
@@ -51,9 +52,10 @@ class ServerApp:
     Args:
         settings: the configuration.
         folder: the run folder.
+        pools: makes the pools of versions; None: their workers are processes of this machine.
     """
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path, pools: Pools | None = None) -> None:
         self._settings = settings
         config = metrics_config.read(settings.metrics_config) if settings.metrics_config else metrics_config.DEFAULT
         self._metrics = Metrics(
@@ -69,11 +71,11 @@ class ServerApp:
             minutes=settings.token_expiration_min,
             fixed=settings.fixed_tokens,
         )
-        self._fork_server = ForkServer(settings.worker_environment(os.environ))
+        self._pools = pools or LocalPools(ForkServer(settings.worker_environment(os.environ)))
         self._archives = ArchiveCache(settings, folder / "models")
         self._events, self._recent_logs = Events(), RecentLogs()
         observer = ServerObserver(self._metrics, self._events)
-        self.registry = Registry(self._archives, self._fork_server, settings, observer, self._events)
+        self.registry = Registry(self._archives, self._pools, settings, observer, self._events)
         self._console = Console(self.registry, self._tokens, settings, self._metrics, self._events, self._recent_logs)
         self._access = logs.AccessLog(folder / "logs", settings.log_format) if settings.access_log else None
         self._folder = folder
@@ -101,7 +103,7 @@ class ServerApp:
         self._recent_logs.open()
         self._events.add("server_started", f"torchmar {torchmar.__version__} was started")
         self._console.start()
-        fork_server = asyncio.ensure_future(self._fork_server.start())  # imports torch, beside the rest
+        starting = asyncio.ensure_future(self._pools.start())  # beside the rest
         inference: http.App = Inference(registry, tokens, settings, metrics, self._tracer)
         if settings.platform.startswith("sagemaker"):
             inference = SageMaker(inference, registry, settings, metrics)
@@ -120,9 +122,9 @@ class ServerApp:
             if (listener := await grpc.listen(registry, tokens, settings, metrics, self._tracer)) is not None:
                 self._listeners.append(listener)
                 self._grpc = listener
-            await fork_server
+            await starting
         except BaseException:
-            fork_server.cancel()
+            starting.cancel()
             await self.close(0)
             raise
         await registry.load()
@@ -170,7 +172,7 @@ class ServerApp:
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
         await self.registry.close(grace)
         await self._archives.close()
-        self._fork_server.close()
+        await self._pools.close()
         self._recent_logs.close()
         if self._access:
             self._access.close()

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from torchmar.server.models.registry import Registry
-from torchmar.server.workers.pool import Pool
-from torchmar.server.workers.staged_pool import StagedPool
+from torchmar.server.workers.pools import VersionPool
 
 Health = Literal["Healthy", "Partial Healthy", "Unhealthy"]
 
@@ -43,9 +42,9 @@ def ready(registry: Registry) -> bool:
     )
 
 
-def _defaults(registry: Registry) -> Iterator[Pool | StagedPool]:
+def _defaults(registry: Registry) -> Iterator[VersionPool]:
     return (model.versions[model.default].pool for model in registry.models.values())
 
 
-def _failing(pool: Pool | StagedPool) -> bool:
+def _failing(pool: VersionPool) -> bool:
     return bool(pool.failure) and pool.ready < pool.min_workers

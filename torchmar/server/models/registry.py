@@ -20,11 +20,8 @@ from torchmar.server.models.serving_config import Registration, ServingConfig
 from torchmar.server.models.startup import Startup
 from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.events import Events
-from torchmar.server.workers.fork_server import ForkServer
-from torchmar.server.workers.fork_servers import ForkServers
-from torchmar.server.workers.pool import Pool
 from torchmar.server.workers.pool_options import PoolObserver
-from torchmar.server.workers.staged_pool import StagedPool, create_pool
+from torchmar.server.workers.pools import Pools, VersionPool
 
 LABEL = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # as ECMA 262, which OpenAPI has, and Python read it
 
@@ -44,23 +41,21 @@ class Version:
         serving: its configuration.
         loaded_at_startup: whether the server's configuration loads it.
         removed: set when it is no longer registered.
-        fork_server: the parent of its workers.
     """
 
     def __init__(
         self,
         url: str,
         archive: CachedArchive,
-        pool: Pool | StagedPool,
+        pool: VersionPool,
         serving: ServingConfig,
-        fork_server: ForkServer,
         *,
         handler: str = "",
         loaded_at_startup: bool = False,
     ) -> None:
         self.name, self.version = serving.pool.name, serving.pool.version
         self.url, self.archive, self.pool, self.serving = url, archive, pool, serving
-        self.handler, self.loaded_at_startup, self.fork_server = handler, loaded_at_startup, fork_server
+        self.handler, self.loaded_at_startup = handler, loaded_at_startup
         self.removed = asyncio.Event()
 
     def deadline(self) -> float | None:
@@ -86,7 +81,7 @@ class Registry:
 
     Args:
         archives: fetches archives.
-        fork_server: starts workers.
+        pools: makes the pools of versions.
         settings: the server's configuration.
         observer: callbacks for events of pools.
         events: gets the changes of models; None: they are not recorded.
@@ -101,7 +96,7 @@ class Registry:
     def __init__(
         self,
         archives: ArchiveCache,
-        fork_server: ForkServer,
+        pools: Pools,
         settings: Settings,
         observer: PoolObserver,
         events: Events | None = None,
@@ -111,9 +106,8 @@ class Registry:
         self.routes = Routes(settings.routes)
         self.routes.on_change.append(lambda: self.on_change())
         self.on_change: Callable[[], None] = lambda: None
-        self._archives, self._settings, self._observer = archives, settings, observer
+        self._archives, self._pools, self._settings, self._observer = archives, pools, settings, observer
         self._events = Events() if events is None else events
-        self._fork_servers = ForkServers(fork_server)
         self._tasks = BackgroundTasks(_log_error)
 
     def find(self, name: str, version: str | None = None) -> Version:
@@ -406,13 +400,11 @@ class Registry:
         if self._has(name, version):
             message = f"Model version {version} is already registered for model {name}"
             raise ApiError(409, "ConflictStatusException", message)
-        fork_server = self._fork_servers.acquire(archive.requirements, archive.venv)
         added = Version(
             registration.url,
             archive,
-            create_pool(fork_server, serving.pool, self._observer),
+            self._pools.create(serving.pool, self._observer, archive.requirements, archive.venv),
             serving,
-            fork_server,
             handler=registration.handler,
             loaded_at_startup=at_start,
         )
@@ -472,8 +464,7 @@ class Registry:
             if drain_s and version.pool.ready:
                 await version.pool.drain(drain_s)
         finally:
-            await version.pool.close()
-            await self._fork_servers.release(version.fork_server)
+            await self._pools.release(version.pool)
             self._archives.release(version.archive)
             if not self._has(version.name, version.version):
                 self._observer.on_unregister(version.name, version.version)

@@ -12,8 +12,8 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from torchmar.server.api_error import ApiError
 from torchmar.server.telemetry.system_metrics import cores
+from torchmar.server.workers import unavailable
 from torchmar.server.workers.batch_times import BatchTimes, DeadlineError, seconds_until_free
 from torchmar.server.workers.busy_poll import BusyPoller
 from torchmar.server.workers.fork_server import ForkServer
@@ -26,18 +26,6 @@ from torchmar.worker.process.messages import ModelDescription
 from torchmar.worker.process.stages import POSTPROCESS, PREPROCESS
 
 _CHECK_SECONDS = 0.1  # between checks of deadlines
-# Why a request is not run, after the model's name; TorchServe has the first text for all of these cases.
-_NO_WORKER = (
-    "has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence "
-    "inference, please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
-)
-_QUEUE_FULL = (
-    "has {} requests waiting{}, as many as job_queue_size={} admits. Try again later, add workers, or raise "
-    "job_queue_size (jobQueueSize in model-config.yaml)."
-)
-_NO_TICKET = "has no idle worker, and useJobTicket admits no waiting requests. Try again later, or add workers."
-_DO_NOT_LOAD = "has no worker that loads. The management API describes the model with the reason (failure)."
-_RETRY_SECONDS, _RETRY_WITHOUT_WORKERS_SECONDS = 1, 10  # what clients get as Retry-After
 _TOO_LATE = (
     "cannot answer before the deadline of the request: in {:.3g} ms, while a response is expected in {:.0f} ms, with "
     "{} waiting before it. Try again later, send fewer requests, or add workers."
@@ -95,6 +83,11 @@ class Pool:
         return sum(worker.state == "READY" for worker in self._workers)
 
     @property
+    def given_up(self) -> bool:
+        """Whether no worker runs, and none will be restarted."""
+        return bool(self._workers) and all(worker.given_up for worker in self._workers)
+
+    @property
     def pending(self) -> int:
         """The number of requests that wait for a worker."""
         return len(self._queue)
@@ -142,14 +135,13 @@ class Pool:
             ApiError: 503; there is no worker, or the queue is full.
         """
         if not self.min_workers or self._closed:
-            raise self._unavailable()
+            raise unavailable.no_worker(self.options)
         if self.failure and not self.ready:
-            raise self._unavailable(_DO_NOT_LOAD)
+            raise unavailable.does_not_load(self.options)
         if pending >= self.options.queue_size:
-            state = "" if self.ready else " while its workers are still being loaded"
-            raise self._unavailable(_QUEUE_FULL.format(pending, state, self.options.queue_size))
+            raise unavailable.queue_full(self.options, pending, loading=not self.ready)
         if self.options.job_tickets and not self._idle:
-            raise self._unavailable(_NO_TICKET)
+            raise unavailable.no_ticket(self.options)
 
     def seconds_until_reply(self, kind: str) -> float:
         """Return in how many seconds a request that arrives now will nearly always have its reply.
@@ -244,13 +236,6 @@ class Pool:
         self.schedule()
         self._timer = self._loop.call_later(_CHECK_SECONDS, self._check_deadlines)
 
-    def _unavailable(self, reason: str = "") -> ApiError:
-        """Return the error for a request that is not run; without ``reason`` there are no workers."""
-        # As for a request that names no version; callers that know the version replace the text.
-        message = f'Model "{self.options.name}" {reason or _NO_WORKER}'
-        seconds = _RETRY_SECONDS if reason else _RETRY_WITHOUT_WORKERS_SECONDS
-        return ApiError(503, "ServiceUnavailableException", message, {"Retry-After": str(seconds)})
-
     # Workers.
 
     async def scale(self, min_workers: int, max_workers: int) -> bool:
@@ -268,7 +253,7 @@ class Pool:
         if not min_workers:
             await self._wait_for(lambda: not self._workers)
             self._release_model()
-            self._queue.fail_all(self._unavailable())
+            self._queue.fail_all(unavailable.no_worker(self.options))
         self._share_cores()
         await self._wait_for(
             lambda: all(worker.state == "READY" or worker.failure or worker.draining for worker in started)
@@ -291,9 +276,9 @@ class Pool:
         self._closed = True
         self.min_workers = 0
         self._timer.cancel()
-        self._queue.fail_all(self._unavailable())
+        self._queue.fail_all(unavailable.no_worker(self.options))
         for worker in list(self._workers):
-            worker.kill(self._unavailable())
+            worker.kill(unavailable.no_worker(self.options))
         self._release_model()
         self._changed.set()
 
@@ -307,7 +292,7 @@ class Pool:
         """Of `WorkerOwner`."""
         self.failure = worker.failure
         if not self.ready:
-            self._queue.fail_all(self._unavailable(_DO_NOT_LOAD))  # the next attempt may fail, too
+            self._queue.fail_all(unavailable.does_not_load(self.options))  # the next attempt may fail, too
         self._changed.set()
 
     def on_exit(self, worker: Worker) -> None:
@@ -340,7 +325,7 @@ class Pool:
     def _share_cores(self) -> None:
         """Limit the threads of the workers to the number of cores; workers of stages beside the model have one each."""
         options = self.options
-        free = cores() - options.preprocess_workers - options.postprocess_workers
+        free = (options.cores or cores()) - options.preprocess_workers - options.postprocess_workers
         threads = 1 if options.stage in (PREPROCESS, POSTPROCESS) else max(1, free // max(1, self.min_workers))
         for worker in self._workers:
             worker.limit_threads(threads)

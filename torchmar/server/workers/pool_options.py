@@ -47,6 +47,7 @@ class PoolOptions:
         handler: as the manifest names it.
         folder: of the extracted archive.
         memory_limit: bytes of private memory that a worker may have; 0: no limit.
+        cores: that its workers share; 0: those of the machine.
         poll: microseconds that a worker busy-polls for the next batch, and the server for a worker's response.
         preprocess_workers: workers of a stage before the model; 0: there is none, see `staged_pool`.
         postprocess_workers: workers of a stage after the model; 0: there is none.
@@ -72,6 +73,7 @@ class PoolOptions:
     limit_max_image_pixels: bool = True
     job_tickets: bool = False
     memory_limit: int = 0
+    cores: int = 0
     poll: int = 0
     preprocess_workers: int = 0
     postprocess_workers: int = 0
@@ -89,7 +91,7 @@ class PoolOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerInfo:
-    """The state of a worker; ``memory`` in bytes, ``started`` in seconds since 1970."""
+    """The state of a worker; ``memory`` in bytes, ``started`` in seconds since 1970, ``node`` only in clusters."""
 
     id: str
     state: State
@@ -97,3 +99,4 @@ class WorkerInfo:
     started: float
     gpu: int | None
     memory: int
+    node: str = ""

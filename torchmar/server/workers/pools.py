@@ -1,0 +1,129 @@
+"""What makes the pools of versions: workers of this machine, or in their place those of another engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from torchmar.server.workers.fork_server import ForkServer
+from torchmar.server.workers.fork_servers import ForkServers
+from torchmar.server.workers.jobs import Job
+from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, WorkerInfo
+from torchmar.server.workers.staged_pool import create_pool
+from torchmar.worker.process.messages import ModelDescription
+from torchmar.worker.venvs.folder import Venv
+
+
+class VersionPool(Protocol):
+    """The workers of a version, and the requests that wait for them; see `torchmar.server.workers.pool.Pool`."""
+
+    options: PoolOptions
+    min_workers: int
+
+    @property
+    def max_workers(self) -> int:
+        """How many workers there may be."""
+
+    @property
+    def ready(self) -> int:
+        """The number of ready workers."""
+
+    @property
+    def pending(self) -> int:
+        """The number of requests that wait for a worker."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or is run."""
+
+    @property
+    def failure(self) -> str:
+        """The traceback of the worker that did not load or exited last; empty since one has loaded."""
+
+    @property
+    def description(self) -> ModelDescription:
+        """The tensors of the handler; empty until it has loaded once."""
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return the state of each worker."""
+
+    def stage_workers(self) -> dict[str, list[WorkerInfo]]:
+        """Return the state of each worker of a stage beside the model, by stage."""
+
+    def submit(self, job: Job) -> None:
+        """Run a request. Raises ApiError (503) if it cannot be run."""
+
+    async def scale(self, min_workers: int, max_workers: int) -> bool:
+        """Set the number of workers; return whether all have loaded."""
+
+    async def described(self) -> None:
+        """Wait until a handler has loaded and described its tensors, or no worker will load."""
+
+    async def drain(self, seconds: float) -> bool:
+        """Wait until no request waits or is run, at most ``seconds``; return whether that is so."""
+
+    async def close(self) -> None:
+        """End every worker; requests that wait or are run get a 503."""
+
+
+class Pools(Protocol):
+    """Makes the pools of a server's versions. All methods are called in the server's loop."""
+
+    async def start(self) -> None:
+        """Start what all pools need. Raises TorchmarError if it cannot be started."""
+
+    def create(
+        self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None
+    ) -> VersionPool:
+        """Return the pool of a version; `release` it when its version is not registered any more.
+
+        Args:
+            options: its configuration.
+            observer: callbacks for its events.
+            packages: the folder with packages that its archive requires; None: it has none of its own.
+            venv: the environment that its workers run in; None: the server's own.
+
+        Raises:
+            ApiError: 400, its workers cannot run there.
+        """
+
+    async def release(self, pool: VersionPool) -> None:
+        """Close a pool."""
+
+    async def close(self) -> None:
+        """End everything that `start` has started."""
+
+
+class LocalPools:
+    """Pools whose workers are processes of this machine.
+
+    Args:
+        fork_server: the parent of workers without packages of their own; it is ended with the pools.
+    """
+
+    def __init__(self, fork_server: ForkServer) -> None:
+        self._fork_server = fork_server
+        self._fork_servers = ForkServers(fork_server)
+        self._used: dict[VersionPool, ForkServer] = {}
+
+    async def start(self) -> None:
+        """Of `Pools`: import torch in the fork server."""
+        await self._fork_server.start()
+
+    def create(
+        self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None
+    ) -> VersionPool:
+        """Of `Pools`."""
+        fork_server = self._fork_servers.acquire(packages, venv)
+        pool = create_pool(fork_server, options, observer)
+        self._used[pool] = fork_server
+        return pool
+
+    async def release(self, pool: VersionPool) -> None:
+        """Of `Pools`."""
+        await pool.close()
+        await self._fork_servers.release(self._used.pop(pool))
+
+    async def close(self) -> None:
+        """Of `Pools`."""
+        self._fork_server.close()

@@ -1,0 +1,46 @@
+"""The errors (503) of requests that a version does not run, in TorchServe's texts where it has one."""
+
+from __future__ import annotations
+
+from torchmar.server.api_error import ApiError
+from torchmar.server.workers.pool_options import PoolOptions
+
+# After the model's name; TorchServe has the first text for all of these cases.
+_NO_WORKER = (
+    "has no worker to serve inference request. Please use scale workers API to add workers. If this is a sequence "
+    "inference, please check if it is closed, or expired; or exceeds maxSequenceJobQueueSize"
+)
+_QUEUE_FULL = (
+    "has {} requests waiting{}, as many as job_queue_size={} admits. Try again later, add workers, or raise "
+    "job_queue_size (jobQueueSize in model-config.yaml)."
+)
+_NO_TICKET = "has no idle worker, and useJobTicket admits no waiting requests. Try again later, or add workers."
+_DO_NOT_LOAD = "has no worker that loads. The management API describes the model with the reason (failure)."
+_RETRY_SECONDS, _RETRY_WITHOUT_WORKERS_SECONDS = 1, 10  # what clients get as Retry-After
+
+
+def no_worker(options: PoolOptions) -> ApiError:
+    """Return the error where there are no workers."""
+    return _error(options, _NO_WORKER, _RETRY_WITHOUT_WORKERS_SECONDS)
+
+
+def does_not_load(options: PoolOptions) -> ApiError:
+    """Return the error where no worker loads."""
+    return _error(options, _DO_NOT_LOAD, _RETRY_SECONDS)
+
+
+def queue_full(options: PoolOptions, pending: int, *, loading: bool) -> ApiError:
+    """Return the error where ``pending`` requests wait; ``loading``: for workers that are not ready yet."""
+    state = " while its workers are still being loaded" if loading else ""
+    return _error(options, _QUEUE_FULL.format(pending, state, options.queue_size), _RETRY_SECONDS)
+
+
+def no_ticket(options: PoolOptions) -> ApiError:
+    """Return the error where no worker is idle, and requests must not wait."""
+    return _error(options, _NO_TICKET, _RETRY_SECONDS)
+
+
+def _error(options: PoolOptions, reason: str, retry_seconds: int) -> ApiError:
+    # As for a request that names no version; callers that know the version replace the text.
+    message = f'Model "{options.name}" {reason}'
+    return ApiError(503, "ServiceUnavailableException", message, {"Retry-After": str(retry_seconds)})
