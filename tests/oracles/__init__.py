@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
+import site
 import subprocess
 import sys
 import venv
@@ -21,10 +22,14 @@ _ENVIRONMENTS = _HERE.parent.parent / ".oracles"
 _INSTALL_SECONDS = 900
 
 
-def python_of(name: str) -> Path:
+def python_of(name: str, *, borrows: bool = False) -> Path:
     """Return the interpreter of an environment, which is installed if it is not there.
 
     The test is skipped, with pip's last lines as the reason, where the packages cannot be installed.
+
+    Args:
+        name: of the environment.
+        borrows: whether it also has the packages of this environment, behind its own, and this project.
     """
     requirements = _HERE / f"{name}.txt"
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
@@ -39,6 +44,11 @@ def python_of(name: str) -> Path:
         if not (folder / "installed").exists():
             reason = f"{failure.read_text()} (remove {failure} to try again)"
             pytest.skip(f"the packages of {requirements.name} cannot be installed: {reason}")
+    if borrows:
+        (own,) = folder.glob("lib/python*/site-packages")
+        root = _HERE.parent.parent
+        lines = [*site.getsitepackages(), str(root), str(root / "handlers")]
+        (own / "borrowed.pth").write_text("".join(f"{line}\n" for line in lines))
     return folder / "bin" / "python"
 
 

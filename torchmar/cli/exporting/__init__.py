@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from torchmar.cli.exporting import docker, kserve, kubernetes, monitoring, sagemaker, systemd, vertex, vllm
+from torchmar.cli.exporting import docker, kserve, kubernetes, monitoring, ray, sagemaker, systemd, vertex, vllm
 
 app = typer.Typer(no_args_is_help=True, help="Write what runs torchmar serve, or what watches it.")
 for _command in (
@@ -15,6 +15,7 @@ for _command in (
     vertex.vertex,
     sagemaker.sagemaker,
     vllm.vllm,
+    ray.ray,
     monitoring.monitoring,
 ):
     app.command()(_command)

@@ -1,0 +1,35 @@
+"""A cluster of Ray of several nodes on this machine, until stdin ends: prints its address, then ``ready``.
+
+Arguments: the number of CPUs that each node pretends to have, such as ``2 1 1``; the first is the head. A line on stdin
+with the number of a node kills it.
+"""
+
+import os
+import signal
+import sys
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from ray.cluster_utils import Cluster
+
+HERE = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 128 << 20}
+
+
+def main() -> None:
+    head, *others = map(int, sys.argv[1:])
+    # Its nodes end with this process in any case, also when it is killed.
+    cluster = Cluster(initialize_head=True, shutdown_at_exit=True, head_node_args={"num_cpus": head, **HERE})
+    nodes = [cluster.head_node, *(cluster.add_node(num_cpus=cpus, **HERE) for cpus in others)]
+    try:
+        cluster.wait_for_nodes()
+        print(cluster.address, flush=True)
+        for line in sys.stdin:
+            cluster.remove_node(nodes[int(line)], allow_graceful=False)
+            print("killed", flush=True)
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    main()

@@ -1,0 +1,90 @@
+"""torchmar export ray: a folder that Ray Serve runs."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchmar import atomic
+from torchmar.cli.exporting.files import extras_of, write
+from torchmar.cli.terminal import err
+from torchmar.errors import TorchmarError
+
+
+def ray(
+    archives: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="ARCHIVE...", help="The archives; of a model's versions, the last is the default."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="The folder to write; it is created.", show_default=False),
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0.0, help="The cores that Ray keeps free for a replica.")] = 1.0,
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="The GPUs of a replica, such as 0.5; default: 1 if its archive asks for GPUs.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Only check a config.yaml that you have edited, for keys that Ray would ignore.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a folder that Ray Serve runs, also in AWS's images for it."""
+    from torchmar.archive import Archive
+    from torchmar.exporting import ray as exporting
+    from torchmar.exporting import ray_config
+
+    if check is not None:
+        if archives or output is not None:
+            raise typer.BadParameter("it takes no archives and writes nothing", param_hint="--check")
+        ray_config.read(check)
+        err.print(f"{check} is right", markup=False)
+        return
+    if not archives:
+        raise typer.BadParameter("name an archive", param_hint="ARCHIVE")
+    if output is None:
+        raise typer.BadParameter("name a folder", param_hint="--output")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(Archive(path)) for path in archives]
+        models = [exporting.model(archive, cpus=cpus, gpus=gpus) for archive in opened]
+        extras = ["worker", *(extra for path in archives for extra in extras_of(path, "torchserve"))]
+        texts: dict[Path | None, str] = {
+            output / "config.yaml": exporting.config(models),
+            output / "deployment.py": exporting.deployment(),
+            output / "code" / "requirements.txt": exporting.requirements(opened, extras),
+        }
+    ray_config.parse(texts[output / "config.yaml"])
+    try:
+        for folder in (output / "code", output / exporting.MODELS):
+            folder.mkdir(parents=True, exist_ok=True)
+        for path, model in zip(archives, models, strict=True):
+            _copy(path, output / exporting.MODELS / model.file)
+    except OSError as error:
+        raise TorchmarError(f"{error.filename or output} cannot be written: {error.strerror}") from None
+    write(texts)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    part = atomic.temporary_path(target)
+    try:
+        shutil.copyfile(source, part)
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    err.print(f"wrote {target}", markup=False)
