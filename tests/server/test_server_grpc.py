@@ -124,7 +124,9 @@ class ServerHarness:
         await self.fork_server.start()
         self.sources = ArchiveCache(self.settings, self.store.parent / "models")
         self.metrics = Metrics(machine=False)
-        self.registry = Registry(self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(self.metrics, Events()))
+        self.registry = Registry(
+            self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(self.metrics, Events())
+        )
         listener = await server_grpc.listen(self.registry, Tokens(self.key_file), self.settings, self.metrics)
         assert listener
         self.listener = listener

@@ -108,7 +108,9 @@ class Ours(Engine):
         self.fork_server = ForkServer()
         self.metrics = Metrics(machine=False)
         self.sources = ArchiveCache(self.settings, self._folder / "archives")
-        self.registry = Registry(self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(self.metrics, Events()))
+        self.registry = Registry(
+            self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(self.metrics, Events())
+        )
         app = Management(self.registry, self.tokens, self.settings, self.metrics)
         self._listener = await web.listen(app, "127.0.0.1", 0, web.Limits())
         return self._listener.port

@@ -51,7 +51,9 @@ class RegistryHarness:
         self.fork_server = ForkServer()
         await self.fork_server.start()
         self.sources = ArchiveCache(self.settings, self.folder / "archives")
-        self.registry = Registry(self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(Metrics(), Events()))
+        self.registry = Registry(
+            self.sources, LocalPools(self.fork_server), self.settings, ServerObserver(Metrics(), Events())
+        )
 
     def run(self, what: Awaitable[T]) -> T:
         async def bounded() -> T:
