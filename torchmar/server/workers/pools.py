@@ -41,6 +41,10 @@ class VersionPool(Protocol):
         """The traceback of the worker that did not load or exited last; empty since one has loaded."""
 
     @property
+    def signature(self) -> tuple[object, ...]:
+        """A value that changes with the number of workers and the state of each; cheap."""
+
+    @property
     def description(self) -> ModelDescription:
         """The tensors of the handler; empty until it has loaded once."""
 
