@@ -42,8 +42,9 @@ def new_folder(destination: Path) -> Iterator[Path]:
         TorchmarError: the destination exists, or cannot be written.
     """
     if destination.exists() or destination.is_symlink():
-        raise TorchmarError(f"{destination} exists already", hint="remove it, or choose another place")
+        raise TorchmarError(f"{destination} exists already", hint="choose another name, or remove the folder")
     part = temporary_path(destination)
+    new_parents = [parent for parent in destination.parents if not parent.exists()]
     try:
         part.mkdir(parents=True)
         yield part
@@ -52,3 +53,6 @@ def new_folder(destination: Path) -> Iterator[Path]:
         raise TorchmarError(f"{error.filename or destination}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for parent in new_parents:
+                parent.rmdir()  # only if it is empty

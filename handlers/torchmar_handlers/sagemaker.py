@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,22 @@ class SageMaker(Adapter):
         first = accept.partition(",")[0].partition(";")[0].strip()
         return Reply(answer, self.accept if "*" in first else first)
 
+    def body_of_instances(self, instances: Sequence[Any]) -> Any:
+        """Return the instances themselves, an array as the default ``input_fn`` takes it."""
+        return instances
+
     def status_and_message(self, error: Exception) -> tuple[int, str]:
         """Return those of the toolkit."""
         status, message = getattr(error, "status_code", None), getattr(error, "message", None)
         if isinstance(status, int) and 400 <= status < 600 and isinstance(message, str):
             return status, message
         status, message = super().status_and_message(error)
-        return (status, message) if status == 507 else (500, f"{type(error).__name__}: {error}".removesuffix(": "))
+        if status == 507:
+            return status, message
+        text = str(error)
+        if "TorchScript interpreter" in text:
+            text = text.strip().splitlines()[-1]  # what precedes it is a traceback
+        return 500, f"{type(error).__name__}: {text}".removesuffix(": ")
 
     def _transform(self, body: Any, content_type: str | None, accept: str) -> Any:
         device = self.device

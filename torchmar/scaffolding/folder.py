@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torchmar import atomic
-from torchmar.errors import TorchmarError
 
 
 def write(folder: Path, files: Mapping[str, bytes], copied: Mapping[str, Path] | None = None) -> None:
@@ -21,25 +20,14 @@ def write(folder: Path, files: Mapping[str, bytes], copied: Mapping[str, Path] |
     Raises:
         TorchmarError: the folder exists, or cannot be written.
     """
-    if folder.exists():
-        raise TorchmarError(f"{folder} exists already", hint="choose another name, or remove the folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = atomic.temporary_path(folder)
-        try:
-            for name, content in files.items():
-                path = part / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-                if content.startswith(b"#!"):
-                    path.chmod(0o755)
-            for name, source in (copied or {}).items():
-                path = part / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, path)
-            part.rename(folder)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise TorchmarError(f"{error.filename or folder}: {error.strerror}") from None
+    with atomic.new_folder(folder) as part:
+        for name, content in files.items():
+            path = part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            if content.startswith(b"#!"):
+                path.chmod(0o755)
+        for name, source in (copied or {}).items():
+            path = part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from ts.utils.util import PredictionException
 
 from torchmar_handlers.base import BaseHandler
+from torchmar_handlers.common import envelopes
 from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.request import FORM, JSON, BadRequest, Request
 
@@ -75,6 +76,8 @@ class Adapter(BaseHandler):
         """Answer each request of a batch; one that fails does not change the answers of the others."""
         started = time.perf_counter()
         self.context = context
+        if envelopes.has_instances():
+            return self._answer_instances(data, context)
         requests = [Request.of(index, row, context) for index, row in enumerate(data)]
         replies = [self._reply(request) for request in requests]
         if max([reply.status for reply in replies], default=200) >= 400:
@@ -82,6 +85,27 @@ class Adapter(BaseHandler):
         bodies = [reply.send(context, index) for index, reply in enumerate(replies)]
         self._measure(context, replies, total=time.perf_counter() - started, decoding=0.0)
         return bodies
+
+    def body_of_instances(self, instances: Sequence[Any]) -> Any:
+        """Return the JSON of the one request that the instances of an envelope become."""
+        return {"instances": instances}
+
+    def _answer_instances(self, instances: Sequence[Any], context: Any) -> list[Any]:
+        """Return an answer for each instance that one of TorchServe's envelopes has taken out of a body.
+
+        Raises:
+            PredictionException: the request is rejected, or its answer has another number of values.
+        """
+        headers = {**envelopes.request(instances, context).headers, "accept": JSON}
+        reply = self._reply(Request(0, {"body": self.body_of_instances(list(instances))}, headers))
+        if reply.status >= 400:
+            raise PredictionException(reply.message, reply.status)
+        values = json.loads(reply.body) if isinstance(reply.body, str | bytes | bytearray) else reply.body
+        if isinstance(values, Mapping) and len(values) == 1:
+            (values,) = values.values()
+        if not isinstance(values, list) or len(values) != len(instances):
+            raise PredictionException("the answer has not one value for each of the instances", 500)
+        return values
 
     def _reply(self, request: Request) -> Reply:
         try:
