@@ -24,6 +24,7 @@ from torchmar.engines.server_records import ServerRecord
 
 Make = Callable[..., Path]
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
+JSON = {"Content-Type": "application/json"}
 ONE_WORKER = {"minWorkers": 1, "maxWorkers": 1}
 # As handlers of TorchServe's own are: a row has the input as data or body.
 STOCK = """
@@ -51,11 +52,11 @@ def handle(rows, context):
     answers = []
     for index, row in enumerate(rows):
         body = row.get("body")
-        if body == {"sleep": True}:
+        if body == b"sleep":  # as it was sent, as in AWS's containers
             time.sleep(1)
         seen = context.get_request_header(index, "X-Amzn-SageMaker-Custom-Attributes")
         context.set_response_header(index, "X-Amzn-SageMaker-Custom-Attributes", f"seen={seen}")
-        answers.append({"model": context.model_name, "size": len(body) if isinstance(body, (bytes, bytearray)) else -1})
+        answers.append({"model": context.model_name, "size": len(body), "type": type(body).__name__})
     return answers
 """
 
@@ -162,7 +163,7 @@ def test_sagemaker_gets_its_paths_and_serves_the_content_of_model_tar_gz(
         },
         timeout=60,
     )
-    assert (answer.status_code, answer.json()) == (200, {"model": "seer", "size": 10 << 20})
+    assert (answer.status_code, answer.json()) == (200, {"model": "seer", "size": 10 << 20, "type": "bytearray"})
     assert answer.headers["X-Amzn-SageMaker-Custom-Attributes"] == "seen=trace=1"
     parameters = requests.get(f"{url}/execution-parameters", timeout=60).json()
     assert parameters == {"MaxConcurrentTransforms": 4, "BatchStrategy": "SINGLE_RECORD", "MaxPayloadInMB": 6}
@@ -208,8 +209,8 @@ def test_sagemaker_loads_lists_invokes_and_unloads_models(tmp_path: Path, endpoi
     assert requests.delete(f"{models}/a", timeout=60).status_code == 404
     assert [load("a"), load("b")] == [200, 200]
     assert load("a") == 409
-    invoked = requests.post(f"{models}/b/invoke", data=b"12345", headers={"Content-Type": "a/b"}, timeout=60)
-    assert (invoked.status_code, invoked.json()) == (200, {"model": "b", "size": 5})
+    invoked = requests.post(f"{models}/b/invoke", data=b"[1,2]", headers=JSON, timeout=60)
+    assert (invoked.status_code, invoked.json()) == (200, {"model": "b", "size": 5, "type": "bytearray"})
     one = {"modelName": "a", "modelUrl": str(tmp_path / "ml" / "models" / "a" / "model")}
     assert requests.get(f"{models}/a", timeout=60).json() == one
     page = requests.get(models, params={"limit": 1}, timeout=60).json()
@@ -241,7 +242,7 @@ def test_a_model_is_unloaded_when_its_requests_are_answered(tmp_path: Path, endp
         codes: list[int] = []
 
         def invoke(codes: list[int] = codes) -> None:
-            codes.append(requests.post(f"{models}/a/invoke", json={"sleep": True}, timeout=60).status_code)
+            codes.append(requests.post(f"{models}/a/invoke", data=b"sleep", headers=JSON, timeout=60).status_code)
 
         threads = [threading.Thread(target=invoke) for _ in range(4)]
         for thread in threads:

@@ -62,6 +62,8 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
         **platforms.loopback_addresses(_other_ports(environment, port)),
         "inference_address": f"http://0.0.0.0:{port}",
         "model_snapshot": "",
+        # As in AWS's containers: handlers get a body as it was sent, and parse it.
+        "decode_input_request": config.values.get("decode_input_request") or "false",
         "default_response_timeout": timeout or config.values.get("default_response_timeout") or str(RESPONSE_TIMEOUT),
         "default_workers_per_model": workers
         or config.values.get("default_workers_per_model")

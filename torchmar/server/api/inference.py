@@ -234,8 +234,11 @@ class Inference:
         for name, _, content in inputs:
             if name == "model_name" and content:
                 return bytes(content).decode("utf-8", "replace")
+        pending = self._registry.startup.pending
         if len(self._registry.models) == 1:
             return next(iter(self._registry.models))
+        if len(pending) == 1 and not self._registry.models:
+            raise StillLoading(self._registry.startup, pending[0].title)
         raise ApiError(400, "BadRequestException", "Parameter model_name is required.")
 
     def _headers(self, request: Request, target: ModelTarget) -> dict[str, str]:
