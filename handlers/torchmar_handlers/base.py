@@ -84,9 +84,10 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         """
         config = context.model_yaml_config or {}
         properties = context.system_properties
-        model = context.manifest["model"]
+        manifest = context.manifest or {"model": {}}  # a folder without one, as SageMaker lays models out
+        model = manifest["model"]
         folder = Path(properties.get("model_dir"))
-        self.context, self.manifest, self.model_yaml_config = context, context.manifest, config
+        self.context, self.manifest, self.model_yaml_config = context, manifest, config
         self.options = Options(config.get("handler"))
         self.device = _device(properties.get("gpu_id"))
         self.map_location = self.device.type

@@ -61,6 +61,23 @@ def handle(rows, context):
 """
 
 
+TOOLKIT = """
+import json
+
+def model_fn(model_dir):
+    return 2
+
+def input_fn(body, content_type):
+    return json.loads(body)
+
+def predict_fn(data, model):
+    return sum(data) * model
+
+def output_fn(prediction, accept):
+    return f"{prediction} as {accept}"
+"""
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a container's command; it returns the process and the URL of its port."""
@@ -177,6 +194,22 @@ def test_sagemaker_gets_its_paths_and_serves_the_content_of_model_tar_gz(
     assert process.wait(60) == 0
 
 
+def test_a_package_of_sagemakers_toolkit_is_served_as_it_is(tmp_path: Path, start: Start) -> None:
+    code = tmp_path / "ml" / "model" / "code"
+    code.mkdir(parents=True)
+    (code / "inference.py").write_text(TOOLKIT)
+    (code / "requirements.txt").write_text("left-out==1\n")
+    variables = {"SAGEMAKER_BASE_DIR": str(tmp_path / "ml"), "SAGEMAKER_TS_MIN_WORKERS": "1"}
+    _, url = start("sagemaker", "SAGEMAKER_BIND_TO_PORT", SAGEMAKER_TS_MAX_WORKERS="1", **variables)
+    until(lambda: status(f"{url}/ping") == 200)
+    answer = requests.post(f"{url}/invocations", data="[1, 2]", headers={**JSON, "Accept": "text/x"}, timeout=60)
+    assert (answer.status_code, answer.text, answer.headers["content-type"]) == (200, "6 as text/x", "text/x")
+    log = (tmp_path / "log").read_text()
+    assert "it has no manifest: torchmar_handlers.sagemaker runs its functions" in log
+    assert "code/requirements.txt is not installed:" in log
+    assert log.count("s_name_part0=torchmar") == 1  # one worker
+
+
 @pytest.fixture
 def endpoint(tmp_path: Path, make: Make, start: Start) -> str:
     """Start a multi-model endpoint beside the folders of three models; return its URL."""
@@ -264,14 +297,17 @@ def test_a_model_is_unloaded_when_its_requests_are_answered(tmp_path: Path, endp
         ({"TORCHMAR_PLATFORM": "vertex", "AIP_STORAGE_URI": "."}, "AIP_STORAGE_URI=.: it has no model.mar"),
         ({"TORCHMAR_PLATFORM": "vertex", "AIP_PREDICT_ROUTE": "/ping"}, "would hide paths of the server's APIs"),
         ({"TORCHMAR_PLATFORM": "vertex", "AIP_HEALTH_ROUTE": "ok"}, "AIP_HEALTH_ROUTE=ok: not a path"),
-        ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_BASE_DIR": "opt"}, "opt/model has no archive, but model.pt"),
+        (
+            {"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_BASE_DIR": "opt"},
+            "opt/model has no archive, no code/ and no weights",
+        ),
         ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_SAFE_PORT_RANGE": "1-2"}, "no range of four ports"),
         ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_MODEL_SERVER_WORKERS": "0"}, "not a whole number of at least 1"),
     ],
 )
 def test_a_wrong_environment_is_one_error(tmp_path: Path, environment: dict[str, str], message: str) -> None:
     (tmp_path / "opt" / "model").mkdir(parents=True)
-    (tmp_path / "opt" / "model" / "model.pt").touch()
+    (tmp_path / "opt" / "model" / "model.bin").touch()
     (tmp_path / "model_store").mkdir()
     ran = subprocess.run(
         [sys.executable, "-m", "torchmar", "serve"],

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
 from torchmar.errors import TorchmarError
-from torchmar.exporting import vllm_options
+from torchmar.exporting import manifests, vllm_options
 
 IMAGE = f"vllm/vllm-openai:v{vllm_options.VERSION}"
 PORT = 8000
@@ -202,6 +200,9 @@ def manifest(model: LanguageModel, image: str = IMAGE) -> str:
     Args:
         model: the model.
         image: of vLLM.
+
+    Raises:
+        TorchmarError: the image has no name that Kubernetes takes.
     """
     name = _label(model.name)
     labels = {"app.kubernetes.io/name": name}
@@ -220,7 +221,7 @@ def manifest(model: LanguageModel, image: str = IMAGE) -> str:
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": _PROBE_SECONDS}
     container = {
         "name": "vllm",
-        "image": image,
+        "image": manifests.check_image(image),
         "command": ["vllm", "serve"],
         "args": [*_below(str(MOUNT), model), "--host", "0.0.0.0", "--port", str(PORT)],
         "env": [
@@ -256,13 +257,12 @@ def manifest(model: LanguageModel, image: str = IMAGE) -> str:
         "spec": {"selector": dict(labels), "ports": [{"name": "http", "port": PORT, "targetPort": "http"}]},
     }
     head = [
-        f"# Serves {model.name} with vLLM: kubectl apply -f FILE",
-        f"# Keys: kubectl create secret generic {name} --from-literal=api-key=... --from-literal=hf-token=...",
+        f"Serves {model.name} with vLLM: kubectl apply -f FILE",
+        f"Keys: kubectl create secret generic {name} --from-literal=api-key=... --from-literal=hf-token=...",
     ]
     if model.inside:
-        head.append(f"# The claim {name}-models has what torchmar extract ARCHIVE FOLDER writes.")
-    documents = [yaml.safe_dump(document, sort_keys=False) for document in (deployment, service)]
-    return "\n".join([*head, "---\n".join(documents)])
+        head.append(f"The claim {name}-models has what torchmar extract ARCHIVE FOLDER writes.")
+    return manifests.show([deployment, service], "\n".join(head))
 
 
 def _argument(key: str, value: Any) -> list[str]:

@@ -24,6 +24,8 @@ from torchmar.platforms import Demands
 from torchmar.properties import Properties
 
 PORT = 8080
+#: Runs packages of the toolkit, which have functions in ``code/inference.py`` and no manifest.
+TOOLKIT_HANDLER = "torchmar_handlers.sagemaker"
 #: Seconds for an answer: after them SageMaker has given up the request.
 RESPONSE_TIMEOUT = 60
 
@@ -57,11 +59,13 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
     payload = _max_payload(environment) << 20
     timeout = _number(environment, "SAGEMAKER_MODEL_SERVER_TIMEOUT", least=1)
     workers = _number(environment, "SAGEMAKER_MODEL_SERVER_WORKERS", least=1)
+    handler = config.get("default_service_handler") or TOOLKIT_HANDLER
     values = {
         **platforms.without_tokens(),
         **platforms.loopback_addresses(_other_ports(environment, port)),
         "inference_address": f"http://0.0.0.0:{port}",
         "model_snapshot": "",
+        "default_service_handler": handler,
         # As in AWS's containers: handlers get a body as it was sent, and parse it.
         "decode_input_request": config.values.get("decode_input_request") or "false",
         "default_response_timeout": timeout or config.values.get("default_response_timeout") or str(RESPONSE_TIMEOUT),
@@ -80,7 +84,14 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
         return Demands(values=values, model_store=_made(folder), notes=tuple(notes))
     archive, store = _archive(base / "model", config)
     values |= {"torchmar_platform": "sagemaker", "load_models": str(archive), **_options(environment, archive)}
-    return Demands(values=values, model_store=store, notes=(f"SageMaker: the model is {archive}", *notes))
+    notes = [f"SageMaker: the model is {archive}", *notes]
+    if not _is_archive(archive):
+        notes.append(f"it has no manifest: {handler} runs its functions")
+        if (archive / "code" / "requirements.txt").is_file():
+            notes.append(
+                "its code/requirements.txt is not installed: put the packages into the image, or use torchmar import"
+            )
+    return Demands(values=values, model_store=store, notes=tuple(notes))
 
 
 def _archive(folder: Path, config: Properties) -> tuple[Path, Path | None]:
@@ -90,13 +101,18 @@ def _archive(folder: Path, config: Properties) -> tuple[Path, Path | None]:
         return platforms.only_archive(Path(config.get("model_store") or "model_store").resolve(), "SageMaker"), None
     if archives := [path for path in content if path.suffix == ".mar"]:
         return platforms.only_archive(folder, "SageMaker"), archives[0].parent
-    if (archive_folder(folder) / "MAR-INF").is_dir() or config.get("default_service_handler"):
+    is_package = any(path.name == "code" or path.suffix in (".pt", ".pth") for path in content)
+    if _is_archive(folder) or is_package or config.get("default_service_handler"):
         return folder, folder
     names = ", ".join(path.name for path in content[:5])
     raise TorchmarError(
-        f"{folder} has no archive, but {names}",
-        hint="torchmar export sagemaker ARCHIVE writes a model.tar.gz with one",
+        f"{folder} has no archive, no code/ and no weights, but {names}",
+        hint="torchmar export sagemaker ARCHIVE writes a model.tar.gz with an archive",
     )
+
+
+def _is_archive(path: Path) -> bool:
+    return path.is_file() or (archive_folder(path) / "MAR-INF").is_dir()
 
 
 def _options(environment: Mapping[str, str], archive: Path) -> dict[str, str]:
@@ -108,14 +124,11 @@ def _options(environment: Mapping[str, str], archive: Path) -> dict[str, str]:
     }
     if not options:
         return {}
-    if archive.is_dir() and not (archive_folder(archive) / "MAR-INF").is_dir():
-        raise TorchmarError(
-            f"{', '.join(name for name in _OPTIONS if environment.get(name))}: {archive} has no manifest, by whose "
-            "name and version options are set",
-            hint="remove the variables, or write an archive: torchmar export sagemaker",
-        )
-    with Archive(archive) as opened:
-        return {"models": json.dumps({opened.manifest.name: {opened.manifest.version: options}})}
+    name, version = "model", "1.0"
+    if _is_archive(archive):
+        with Archive(archive) as opened:
+            name, version = opened.manifest.name, opened.manifest.version
+    return {"models": json.dumps({name: {version: options}})}
 
 
 def _max_payload(environment: Mapping[str, str]) -> int:
