@@ -83,7 +83,7 @@ def test_images_start_the_server_as_their_platform_has_it() -> None:
 def test_scripts_are_shell_and_name_what_they_need(tmp_path: Path, own_image: bool, gpus: bool) -> None:
     scripts = [
         vertex.commands("My.Model", "1.0+b1", own_image=own_image, gpus=gpus),
-        sagemaker.commands(["my.model_2"], own_image=own_image, gpus=gpus),
+        sagemaker.commands(["my.model_2"], "1.0+b1", own_image=own_image, gpus=gpus),
         sagemaker.commands(["one", "two"], own_image=own_image, gpus=gpus),
     ]
     for script in scripts:
@@ -93,7 +93,7 @@ def test_scripts_are_shell_and_name_what_they_need(tmp_path: Path, own_image: bo
         )
         assert ran.returncode and "export " in ran.stderr  # a variable is missing, before anything is done
         assert not [line for line in script.splitlines() if len(line) > 140]
-    assert "--model-id=my-model" in scripts[0] and "--model-name my-model-2" in scripts[1]
+    assert "--model-id=my-model" in scripts[0] and "--model-name my-model-2-1-0-b1" in scripts[1]
     assert '\\"Mode\\": \\"MultiModel\\"' in scripts[2] and "--target-model one.tar.gz" in scripts[2]
 
 

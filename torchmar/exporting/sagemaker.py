@@ -14,16 +14,17 @@ FILE_NAME = "model.tar.gz"
 
 _HEAD = """\
 #!/bin/sh
-# Deploys {what} on SageMaker, from this folder. Before: aws configure, and
+# Deploys {what} on SageMaker. Before: aws configure, and
 #   export ROLE=arn:aws:iam::...:role/... BUCKET=...{image_example}
 set -eu
+cd "$(dirname "$0")"
 : "${{ROLE:?export ROLE=the ARN of a role that SageMaker assumes}}"
 : "${{BUCKET:?export BUCKET=a bucket, without s3://}}"
-region=$(aws configure get region)
 """
 _OWN = """\
+region="${{AWS_REGION:-$(aws configure get region)}}"
 registry="$(aws sts get-caller-identity --query Account --output text).dkr.ecr.$region.amazonaws.com"
-IMAGE="$registry/torchmar:{id}"
+IMAGE="$registry/torchmar:{configuration}"
 aws ecr describe-repositories --repository-names torchmar >/dev/null 2>&1 ||
   aws ecr create-repository --repository-name torchmar
 aws ecr get-login-password | docker login --username AWS --password-stdin "$registry"
@@ -34,40 +35,51 @@ _OTHER = """\
 : "${{IMAGE:?export IMAGE=the URI of an image, such as one of the PyTorch containers of AWS with TorchServe}}"
 """
 _ENDPOINT = """\
-aws sagemaker create-model --model-name {id} --execution-role-arn "$ROLE" \\
-  --primary-container "{{\\"Image\\": \\"$IMAGE\\", {data}}}"
-aws sagemaker create-endpoint-config --endpoint-config-name {id} \\
-  --production-variants '{variants}'
-aws sagemaker create-endpoint --endpoint-name {id} --endpoint-config-name {id}
+missing() {{
+  ! aws sagemaker "describe-$1" "--$1-name" "$2" >/dev/null 2>&1
+}}
+if missing model {configuration}; then
+  aws sagemaker create-model --model-name {configuration} --execution-role-arn "$ROLE" \\
+    --primary-container "{{\\"Image\\": \\"$IMAGE\\", {data}}}"
+fi
+if missing endpoint-config {configuration}; then
+  aws sagemaker create-endpoint-config --endpoint-config-name {configuration} \\
+    --production-variants '{variants}'
+fi
+if missing endpoint {id}; then action=create-endpoint; else action=update-endpoint; fi
+aws sagemaker "$action" --endpoint-name {id} --endpoint-config-name {configuration}
 aws sagemaker wait endpoint-in-service --endpoint-name {id}
 echo "aws sagemaker-runtime invoke-endpoint --endpoint-name {id}{target} --body fileb://FILE --content-type TYPE answer"
 """
 
 
-def commands(names: Sequence[str], *, own_image: bool, gpus: bool = False) -> str:
-    """Return a shell script that uploads models, and creates an endpoint for them.
+def commands(names: Sequence[str], version: str = "", *, own_image: bool, gpus: bool = False) -> str:
+    """Return a shell script that uploads models, and creates or updates an endpoint for them.
 
     Args:
         names: of the models; several are behind one endpoint, which loads them when they are called.
+        version: of the only model: SageMaker's models do not change, so that each version is one.
         own_image: whether an image of torchmar is built, pushed and used; else the one that the user names.
         gpus: whether the endpoint has a GPU.
     """
     several = len(names) > 1
     endpoint = identifier("models" if several else names[0])
+    configuration = endpoint if several else identifier(f"{endpoint}-{version}")
     variant = {
         "VariantName": "all",
-        "ModelName": endpoint,
+        "ModelName": configuration,
         "InstanceType": "ml.g5.xlarge" if gpus else "ml.m5.large",
         "InitialInstanceCount": 1,
     }
     files = [file_name(name) for name in names] if several else [FILE_NAME]
-    folder = f"s3://$BUCKET/{endpoint}"
+    folder = f"s3://$BUCKET/{configuration}"
     uploads = "".join(f'aws s3 cp {file} "{folder}/{file}"\n' for file in files)
     mode = '\\"Mode\\": \\"MultiModel\\", ' if several else ""
     url = f"{folder}/" if several else f"{folder}/{FILE_NAME}"
     values = {
         "what": f"{len(names)} models" if several else f"the model {names[0]}",
         "id": endpoint,
+        "configuration": configuration,
         "image_example": "" if own_image else " IMAGE=...",
         "data": f'{mode}\\"ModelDataUrl\\": \\"{url}\\"',
         "variants": json.dumps([variant], separators=(",", ":")),

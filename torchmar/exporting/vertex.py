@@ -14,38 +14,48 @@ PREBUILT = "us-docker.pkg.dev/vertex-ai/prediction/pytorch-{device}.2-4:latest"
 
 _HEAD = """\
 #!/bin/sh
-# Deploys the model {name} {version} on Vertex AI, from this folder. Before: gcloud auth login, and
+# Deploys the model {name} {version} on Vertex AI, or a new version of it. Before: gcloud auth login, and
 #   export PROJECT=... REGION=us-central1 {variable}=...
 set -eu
+cd "$(dirname "$0")"
 : "${{PROJECT:?export PROJECT=the id of your project}}"
 : "${{REGION:=us-central1}}"
 {required}
+if gcloud ai models describe {id} --project="$PROJECT" --region="$REGION" >/dev/null 2>&1; then
+  model="--parent-model=projects/$PROJECT/locations/$REGION/models/{id}"
+else
+  model=--model-id={id}
+fi
 """
 _OWN = """\
 # The image has the model. The repository: gcloud artifacts repositories create NAME --repository-format=docker
 image="$REGION-docker.pkg.dev/$PROJECT/$REPOSITORY/{id}:{tag}"
 docker build -t "$image" .
 docker push "$image"
-gcloud ai models upload --project="$PROJECT" --region="$REGION" --model-id={id} --display-name={id} \\
+gcloud ai models upload --project="$PROJECT" --region="$REGION" "$model" --display-name={id} \\
   --container-image-uri="$image" --container-ports=8080 \\
   --container-health-route={health} --container-predict-route={predict}
 """
 _GOOGLES = """\
 # Google's container with TorchServe demands a folder with a file of exactly this name.
 gcloud storage cp {file} "gs://$BUCKET/{id}/{tag}/{file}"
-gcloud ai models upload --project="$PROJECT" --region="$REGION" --model-id={id} --display-name={id} \\
+gcloud ai models upload --project="$PROJECT" --region="$REGION" "$model" --display-name={id} \\
   --container-image-uri={image} \\
   --artifact-uri="gs://$BUCKET/{id}/{tag}"
 """
 _DEPLOY = """\
-gcloud ai endpoints create --project="$PROJECT" --region="$REGION" --display-name={id}
-endpoint=$(gcloud ai endpoints list --project="$PROJECT" --region="$REGION" \\
-  --filter=displayName={id} --format='value(name)' --limit=1)
+find_endpoint() {{
+  gcloud ai endpoints list --project="$PROJECT" --region="$REGION" \\
+    --filter=displayName={id} --format='value(name)' --limit=1
+}}
+if [ -z "$(find_endpoint)" ]; then
+  gcloud ai endpoints create --project="$PROJECT" --region="$REGION" --display-name={id}
+fi
+endpoint=$(find_endpoint)
 gcloud ai endpoints deploy-model "$endpoint" --project="$PROJECT" --region="$REGION" --model={id} \\
   --display-name={id} --machine-type={machine}{accelerator} \\
   --min-replica-count=1 --traffic-split=0=100
-# A request: gcloud ai endpoints predict "$endpoint" --project="$PROJECT" --region="$REGION" --json-request=FILE
-# with a file {{"instances": [...]}}.
+echo "gcloud ai endpoints predict $endpoint --project=$PROJECT --region=$REGION --json-request=FILE"
 """
 
 

@@ -41,10 +41,11 @@ def sagemaker(
     from torchmar.exporting.docker import Image
     from torchmar.exporting.sagemaker import FILE_NAME, commands, file_name, identifier
 
-    names = []
+    names, version = [], ""
     for path in archives:
         with Archive(path) as opened:
             names.append(opened.manifest.name)
+            version = opened.manifest.version
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise TorchmarError(
             f"two archives are of the model {twice}", hint="an endpoint has one version of a model; name one archive"
@@ -55,7 +56,9 @@ def sagemaker(
         with Bar() as bar:
             copied = copy_archive(path, file, begin=bar.begin)
         err.print(f"wrote {copied.path}", markup=False)
-    texts: dict[Path | None, str] = {output / "deploy.sh": commands(names, own_image=package is not None, gpus=gpus)}
+    texts: dict[Path | None, str] = {
+        output / "deploy.sh": commands(names, version, own_image=package is not None, gpus=gpus)
+    }
     if package:
         wheel = copy_package(package, output)
         python, torch = versions_here()
