@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of load, for each figure")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    warnings.simplefilter("ignore")
     if not shutil.which("wrk"):
         sys.exit("wrk is missing; apt install wrk (macOS: brew install wrk)")
     sides = [side for side in SIDES if side != "wrapper" or options.wrapper]
@@ -295,10 +297,9 @@ def _running(
 
 
 def _ending(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Return the last lines of the log if a server has ended; empty while all run."""
-    with contextlib.suppress(psutil.Error):
-        if process.poll() is None and psutil.Process(process.pid).children():
-            return ""
+    """Return the last lines of the log if all servers of a side have ended; empty while one runs."""
+    if process.poll() is None:
+        return ""
     return "\n".join(["it has ended", *log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]])
 
 

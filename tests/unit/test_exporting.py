@@ -135,6 +135,16 @@ def test_an_unknown_extra_is_rejected_and_a_wheel_may_have_any_name() -> None:
     assert shlex.split(wheel) == ["pip", "install", "/src/it's.whl[server]"]
 
 
+def test_further_packages_are_installed_with_the_torch_that_they_are_built_for() -> None:
+    text = dockerfile(replace(IMAGE, packages=("transformers>=4.50", "torchvision")), GIVEN)
+    installs = [rest for name, rest in instructions(text) if rest.startswith("pip install")]
+    assert installs[0].startswith("pip install torch==2.13.0 torchvision --index-url")
+    assert shlex.split(installs[1]) == ["pip", "install", "/src[server]", "transformers>=4.50"]
+    for wrong in ("a b", "x; rm -rf /", "x @ https://example.com/x.whl"):
+        with pytest.raises(TorchmarError):
+            dockerfile(replace(IMAGE, packages=(wrong,)), GIVEN)
+
+
 def instructions(text: str) -> list[tuple[str, str]]:
     """Return the instructions of a Dockerfile, continued lines joined."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -149,6 +159,7 @@ IMAGES = {
     "baked": replace(IMAGE, baked=(PurePosixPath("model_store/a-1.0.mar"), PurePosixPath("my store/b 2.mar"))),
     "runtime": replace(IMAGE, baked=(PurePosixPath("s/b 2.mar"),), with_runtime=(PurePosixPath("s/b 2.mar"),)),
     "gpus": replace(IMAGE, gpus=True, extras=("onnx", "text")),
+    "packages": replace(IMAGE, packages=("torchvision==0.28.0", "transformers==4.50")),
     "wheel": replace(
         IMAGE,
         config=PurePosixPath("a b/c.properties"),

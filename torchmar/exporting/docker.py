@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from packaging.requirements import InvalidRequirement, Requirement
+
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
@@ -75,6 +77,7 @@ class Image:
         with_runtime: those of ``baked`` that ask for an environment of their own, which is built in the image.
         package: a wheel of torchmar; empty if the folder is the source of torchmar.
         extras: extras of torchmar besides those that the engine needs.
+        packages: further requirements, for what handlers import.
         python: the version of Python.
         torch: the version of torch; empty: the newest.
         gpus: install torch with CUDA, which is 5 GB larger.
@@ -88,6 +91,7 @@ class Image:
     with_runtime: Sequence[PurePosixPath] = ()
     package: str = ""
     extras: Sequence[str] = ()
+    packages: Sequence[str] = ()
     python: str = "3.11"
     torch: str = ""
     gpus: bool = False
@@ -139,9 +143,14 @@ def build_stage(image: Image) -> str:
     """Return the first stage of a Dockerfile, called ``build``, which installs torchmar to ``/opt/venv``.
 
     Raises:
-        TorchmarError: an extra has a wrong name, or the package is outside the folder.
+        TorchmarError: an extra has a wrong name, a further package is no requirement, or the package is outside the
+            folder.
     """
-    torch = f"torch=={image.torch}" if image.torch else "torch"
+    requirements = [_requirement(text) for text in image.packages]
+    # Each version of these fits one version of torch, so that pip has to choose both.
+    built_with_torch = [str(each) for each in requirements if each.name in ("torchaudio", "torchvision")]
+    others = [str(each) for each in requirements if str(each) not in built_with_torch]
+    torch = shlex.join([f"torch=={image.torch}" if image.torch else "torch", *built_with_torch])
     target = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
     extras = ",".join(dict.fromkeys(("server" if image.engine == "builtin" else "torchserve", *image.extras)))
     if wrong := [extra for extra in image.extras if not re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", extra)]:
@@ -150,8 +159,20 @@ def build_stage(image: Image) -> str:
         python=image.python,
         torch=f"RUN pip install {torch}\n" if image.gpus else _CPU_ONLY.format(torch=torch),
         copy_package=copy(image.package, target) if image.package else _copy_source(),
-        package=shlex.quote(f"{target}[{extras}]"),
+        package=shlex.join([f"{target}[{extras}]", *others]),
     )
+
+
+def _requirement(text: str) -> Requirement:
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        raise TorchmarError(
+            f"{text!r} is no package", hint="write it like transformers or transformers==4.50"
+        ) from None
+    if requirement.url:
+        raise TorchmarError(f"{text!r} names a URL, which the image does not have", hint="write name and version")
+    return requirement
 
 
 def _entrypoint(engine: EngineName, *, metrics: bool) -> list[str]:

@@ -34,6 +34,15 @@ def docker(
     extras: Annotated[
         str, typer.Option(help="Extras of torchmar that the archives need: onnx,text.", show_default=False)
     ] = "",
+    packages: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="PACKAGE",
+            help="A package that handlers import besides, such as transformers. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     gpus: Annotated[bool, typer.Option("--gpus", help="Include CUDA; the image is 5 GB larger.")] = False,
     engine: Engine = DEFAULT,
     output: Annotated[
@@ -67,6 +76,7 @@ def docker(
         with_runtime=tuple(_inside(path) for path in baked if "venv" in extras_of(path, engine)),
         package=str(_inside(package)) if package else "",
         extras=tuple(dict.fromkeys([*named, *(extra for archive in baked for extra in extras_of(archive, engine))])),
+        packages=tuple(packages or ()),
         gpus=gpus,
         engine=engine,
         python=python,
