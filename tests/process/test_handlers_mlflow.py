@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from tests import oracles
+from tests.support.mlflow_models import COLUMNS, TENSOR, save
 from torchmar import archive, checks, sample_check
 from torchmar.exchange import Request, Response
 from torchmar.importing import mlflow
@@ -21,29 +21,7 @@ from torchmar.worker import Worker
 
 JSON, CSV = "application/json", "text/csv"
 ROWS = [[1, 2.0, 3.0], [4, 5.0, 6.5]]
-TENSOR = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 3]}}]
-COLUMNS = [
-    {"type": kind, "name": name, "required": True}
-    for name, kind in zip("abc", ("long", "double", "double"), strict=True)
-]
 SPLIT = {"dataframe_split": {"columns": ["c", "a", "b"], "data": [[3.0, 1, 2.0], [6.5, 4, 5.0]]}}
-
-
-def save(folder: Path, model: torch.nn.Module, inputs: list[dict[str, Any]] | None, params: Any = None) -> Path:
-    """Save a model as MLflow does."""
-    (folder / "data").mkdir(parents=True)
-    if isinstance(model, torch.jit.ScriptModule):
-        torch.jit.save(model, folder / "data" / "model.pth")
-    else:
-        torch.save(model, folder / "data" / "model.pth")
-    (folder / "data" / "pickle_module_info.txt").write_text("mlflow.pytorch.pickle_module")
-    signature = {"inputs": json.dumps(inputs), "params": json.dumps(params) if params else None}
-    document = {
-        "flavors": {"pytorch": {"model_data": "data", "pytorch_version": str(torch.__version__), "code": None}},
-        **({"signature": signature} if inputs else {}),
-    }
-    (folder / "MLmodel").write_text(yaml.safe_dump(document))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import requests
 import torch
 
-from tests.support import sagemaker_packages
+from tests.support import mlflow_models, sagemaker_packages
 from tests.support.command import torchmar
 from tests.support.servers import ENGINES, on_both_engines, write_config
 from tests.support.startup import OPEN, SECONDS, address
@@ -19,7 +19,7 @@ from torchmar.engines import EngineName
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.engine import Engine
 from torchmar.engines.torchserve import TorchServe
-from torchmar.importing import sagemaker
+from torchmar.importing import mlflow, sagemaker
 from torchmar.importing import torchserve as importing
 
 ROWS = [[1.0, 2.5, -3.0], [4.0, 5.0, 6.0]]
@@ -36,6 +36,8 @@ def store(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     for name in ("plain", "functions"):
         imported = sagemaker.import_package(sagemaker_packages.packed(packages[name]), folder / "archives")
         archive.build(imported.folder, folder / "store")
+    model = mlflow_models.save(folder / "model", torch.nn.Linear(3, 2), mlflow_models.COLUMNS)
+    archive.build(mlflow.import_model(model, folder / "archives").folder, folder / "store")
     return folder / "store"
 
 
@@ -44,6 +46,8 @@ def serving(engine: EngineName, store: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("serving")
     config = write_config(folder, load_models="all", **OPEN)
     with ENGINES[engine](config, store, folder / "run") as server:
+        if isinstance(server, Builtin):
+            assert server.wait_until_loaded(SECONDS)
         yield server
 
 
@@ -75,6 +79,18 @@ def test_the_functions_of_a_package_answer(serving: Engine) -> None:
     assert answer.json()["folder"] == "code"
     failed = requests.post(url, data="x", headers={"Content-Type": "image/png"}, timeout=SECONDS)
     assert (failed.status_code, failed.json()["message"]) == (500, "ValueError: Unsupported content type: image/png")
+
+
+@on_both_engines
+def test_clients_of_mlflows_server_are_answered(serving: Engine, store: Path) -> None:
+    model = torch.load(store.parent / "model" / "data" / "model.pth", weights_only=False)
+    columns = {"columns": ["c", "b", "a"], "data": [[3.5, 2.5, 1]]}
+    url = f"{address(serving.folder / 'config.properties')}/invocations"
+    answer = requests.post(url, params={"model_name": "model"}, json={"dataframe_split": columns}, timeout=SECONDS)
+    (row,) = answer.json()["predictions"]
+    assert [row["0"], row["1"]] == pytest.approx(model(torch.tensor([[1.0, 2.5, 3.5]])).tolist()[0])
+    failed = requests.post(url, params={"model_name": "model"}, json={"inputs": {"a": [1]}}, timeout=SECONDS)
+    assert (failed.status_code, failed.json()["error_code"]) == (400, "BAD_REQUEST")
 
 
 def test_the_snapshot_of_a_real_torchserve_brings_up_the_same_models(store: Path, tmp_path: Path) -> None:
