@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 import torchmar
 from tests.support import documents
+from tests.support.paths import ROOT
+from torchmar import archive
 
 
 @pytest.mark.parametrize("name", documents.PROCESS_EXAMPLES)
@@ -27,3 +32,22 @@ def test_commands_print_the_shown_output(file: Path, tmp_path: Path) -> None:
     for block in documents.blocks(file):
         if "process" in block.marks:
             documents.run(block, tmp_path)
+
+
+def test_the_adapter_for_other_servers_runs_an_extracted_archive(tmp_path: Path) -> None:
+    documents.write_project(tmp_path)
+    built = archive.build(tmp_path / "archives" / "lengths", tmp_path / "store")
+    with zipfile.ZipFile(built.path) as file:
+        file.extractall(tmp_path / "lengths")
+    page = ROOT / "docs" / "migrate" / "to-another-server.md"
+    (adapter,) = (block for block in documents.blocks(page) if block.title == "archive_handler.py")
+    (tmp_path / adapter.title).write_text(adapter.code)
+    code = (
+        "from archive_handler import ArchiveHandler\n"
+        "requests = [({'content-type': 'application/json'}, b'\"abc\"'), ({}, b'bytes')]\n"
+        "print(ArchiveHandler('lengths', batch_size=2)(requests))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1:] == ["[(200, None, {'characters': 3}), (200, None, {'characters': 5})]"], (
+        ran.stderr
+    )

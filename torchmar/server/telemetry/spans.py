@@ -241,5 +241,7 @@ def _steps(
     for begin, end in runs if len(runs) <= _MAX_RUNS else [(first, last)]:
         yield "inference", begin, end
     # After a failed batch other requests may have been run alone since.
-    if POSTPROCESS not in stages and not any(begin >= last for begin, _, _ in times["runs"]):
+    if POSTPROCESS not in stages and not any(
+        begin >= last and alone not in (None, index) for begin, _, alone in times["runs"]
+    ):
         yield "postprocess", last, ended
