@@ -130,7 +130,7 @@ CONFIGURATIONS = {
     "no number": ("job_queue_size=many", "job_queue_size=many is no whole number", "not start"),
     "mode": ("metrics_mode=loud", "log is used", "prometheus"),
     "pip": ("install_py_dep_per_model=true", "never ends if pip prints", "that handlers need"),
-    "envelope": ("service_envelope=kserve", "with the response to the first", "remove it"),
+    "envelope": ("service_envelope=kserve", "each gets 503", "remove it"),
     "plugins": ("plugins_path=/x", "loads no plugins", "the torchserve command"),
     "environment": ("enable_envvars_config=true", "override this file", "false"),
     "twice": ("a=1\\\nb=2\njob_queue_size=1\njob_queue_size=2", "is also on line 3", "remove"),

@@ -17,7 +17,7 @@ from tests.support.command import torchmar
 from torchmar import properties
 from torchmar.errors import TorchmarError
 from torchmar.exporting.kubernetes import CONFIG, MODEL_STORE, SECRETS, Cluster, comment, objects
-from torchmar.exporting.manifests import show
+from torchmar.exporting.manifests import check_image, check_name, check_quantity, show
 from torchmar.exporting.pods import GRACE_SECONDS, PRE_STOP_SECONDS, Resources
 from torchmar.properties import Properties
 from torchmar.server.app import GRACE
@@ -151,7 +151,7 @@ def test_another_configuration_is_another_pod() -> None:
     assert usual["prometheus.io/port"] == "8082"
 
 
-def test_only_known_pods_send_requests_and_the_server_reaches_others_only_for_archives() -> None:
+def test_only_known_pods_send_requests() -> None:
     policy = made(*VARIANTS["full"])["NetworkPolicy"]["spec"]
     assert [rule["ports"] for rule in policy["ingress"]] == [
         [{"port": "http"}, {"port": "grpc"}],
@@ -160,7 +160,24 @@ def test_only_known_pods_send_requests_and_the_server_reaches_others_only_for_ar
     assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress-nginx"}}} in policy[
         "ingress"
     ][0]["from"]
-    assert policy["egress"] == [{}] and made(*VARIANTS["usual"])["NetworkPolicy"]["spec"]["egress"] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "egress", "expected"),
+    [
+        ({}, False, []),
+        ({"allowed_urls": "file:///srv/.*"}, False, []),
+        ({"load_models": "https://models.example.com/a.mar"}, False, [{}]),
+        ({"torchmar_otlp_endpoint": "http://collector:4318"}, False, [{}]),
+        ({"install_py_dep_per_model": "true"}, False, [{}]),
+        ({}, True, [{}]),
+    ],
+)
+def test_the_server_reaches_others_only_where_it_has_to(
+    values: dict[str, str], egress: bool, expected: list[object]
+) -> None:
+    policy = made(replace(CLUSTER, egress=egress), Properties(None, values))["NetworkPolicy"]
+    assert policy["spec"]["egress"] == expected
 
 
 @pytest.mark.parametrize(
@@ -176,24 +193,32 @@ def test_addresses_that_need_more_than_the_objects_are_rejected(values: dict[str
         objects(CLUSTER, Properties(None, values))
 
 
-def test_the_command_writes_one_file_and_rejects_what_kubernetes_would(tmp_path: Path) -> None:
+def test_the_command_writes_one_file(tmp_path: Path) -> None:
     ran = torchmar("export", "kubernetes", "--image", "torchmar:1", "-o", "all.yaml", cwd=tmp_path)
     text = (tmp_path / "all.yaml").read_text()
     assert ran.stdout == "" and "wrote all.yaml" in ran.stderr
     assert len(manifests.objects(text)) == 6
     assert torchmar("export", "kubernetes", "--image", "torchmar:1", cwd=tmp_path).stdout == text
     assert CONFIG in text
-    for flags, message in {
-        ("--name", "Models"): "--name Models: no name of an object",
-        ("--cpu", "two"): "--cpu two: no quantity",
-        ("--memory", "0"): "--memory 0: no quantity",
-        ("--replicas", "5", "--max-replicas", "2"): "--replicas 5 is more than --max-replicas 2",
-        ("--allow", "a_b"): "--allow a_b: no name",
-        ("--queue", "soon"): "no time",
-    }.items():
-        failed = torchmar("export", "kubernetes", "--image", "torchmar:1", *flags, cwd=tmp_path, code=1)
-        assert message in failed.stderr
-    assert "no image" in torchmar("export", "kubernetes", "--image", "a b", cwd=tmp_path, code=1).stderr
+    flags = ("--image", "torchmar:1", "--replicas", "5", "--max-replicas", "2")
+    assert "--replicas 5 is more than" in torchmar("export", "kubernetes", *flags, cwd=tmp_path, code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: check_name("Models", "--name"), "--name Models: no name of an object"),
+        (lambda: check_name("a" * 51, "--name", longest=50), "no name of an object"),
+        (lambda: check_quantity("two", "--cpu"), "--cpu two: no quantity"),
+        (lambda: check_quantity("0", "--memory"), "--memory 0: no quantity"),
+        (lambda: check_image("a b"), "--image a b: no image"),
+    ],
+)
+def test_names_and_quantities_that_kubernetes_would_reject_are_named(check: Callable[[], str], message: str) -> None:
+    with pytest.raises(TorchmarError, match=message):
+        check()
+    assert check_quantity("1.5Gi", "--memory") == "1.5Gi" and check_quantity("500m", "--cpu") == "500m"
+    assert check_name("a-1", "--name") == "a-1" and check_image("r.io/a/b:1@sha256:00")
 
 
 def test_a_deployment_gives_models_workers_and_gpus(tmp_path: Path, make: Callable[..., Path]) -> None:

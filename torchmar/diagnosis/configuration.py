@@ -112,7 +112,7 @@ def _traps(config: Properties) -> Iterator[_Problem]:
         yield (
             "warning",
             "service_envelope",
-            "TorchServe's KServe envelopes answer every request of a batch with the response to the first",
+            "TorchServe's KServe envelopes take one request; of a batch with several, each gets 503",
             "remove it; torchmar's handlers understand KServe without it",
         )
     if config.flag("enable_envvars_config"):

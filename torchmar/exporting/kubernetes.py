@@ -6,6 +6,7 @@ Kubernetes 1.30 and later. The reference: https://kubernetes.io/docs/reference/k
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,9 @@ SECRETS = "/run/secrets/torchmar"
 TOKENS = {"inference": "inference_token", "management": "management_token"}
 
 _CLIENTS = ("http", "grpc")
-_REMOTE = "://"  # of archives that are fetched when a server starts
+_REMOTE = re.compile("(?<!file)://")
+# Keys with addresses of other machines: of archives, and of what collects spans.
+_REMOTE_KEYS = ("allowed_urls", "load_models", "model_snapshot", "torchmar_otlp_endpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Cluster:
         claim: the PersistentVolumeClaim with the archives; empty: the image has them.
         service_account: whose credentials fetch archives; empty: none.
         clients: namespaces whose pods may send requests, besides the own one.
+        egress: whether the server may open connections; it may in any case if its configuration needs it.
         prometheus: the namespace whose pods may read metrics.
         service_monitor: whether to make a ServiceMonitor of the Prometheus Operator, in place of annotations.
     """
@@ -58,6 +62,7 @@ class Cluster:
     claim: str = ""
     service_account: str = ""
     clients: tuple[str, ...] = ()
+    egress: bool = False
     prometheus: str = "monitoring"
     service_monitor: bool = False
 
@@ -284,8 +289,7 @@ def _network_policy(cluster: Cluster, values: Mapping[str, str], ports: Mapping[
     allowed = [{"from": clients, "ports": [{"port": name} for name in _CLIENTS]}]
     if "metrics" in ports:
         allowed.append({"from": [{"podSelector": {}}, namespace(cluster.prometheus)], "ports": [{"port": "metrics"}]})
-    # Archives elsewhere are fetched when a server starts, and requirements when one is registered.
-    fetched = any(_REMOTE in values.get(key, "") for key in ("load_models", "model_snapshot", "allowed_urls"))
+    reaches = any(_REMOTE.search(values.get(key, "")) for key in _REMOTE_KEYS)
     installs = values.get("install_py_dep_per_model", "").strip().lower() == "true"
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -295,7 +299,7 @@ def _network_policy(cluster: Cluster, values: Mapping[str, str], ports: Mapping[
             "podSelector": {"matchLabels": dict(pods.labels(cluster.name))},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": allowed,
-            "egress": [{}] if fetched or installs else [],
+            "egress": [{}] if cluster.egress or reaches or installs else [],
         },
     }
 

@@ -55,6 +55,9 @@ def kubernetes(
             show_default=False,
         ),
     ] = None,
+    egress: Annotated[
+        bool, typer.Option("--egress", help="Let the server open connections, which its handlers need.")
+    ] = False,
     prometheus: Annotated[
         str, typer.Option("--prometheus-namespace", metavar="NAMESPACE", help="The namespace that reads the metrics.")
     ] = "monitoring",
@@ -101,6 +104,7 @@ def kubernetes(
         claim=claim or "",
         service_account=service_account or "",
         clients=tuple(dict.fromkeys(allow or ())),
+        egress=egress,
         prometheus=prometheus,
         service_monitor=service_monitor,
     )
