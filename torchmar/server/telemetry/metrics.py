@@ -32,9 +32,6 @@ _BATCH = MetricSpec("torchmar_batch_size", "histogram", "Requests that a worker 
 _REQUESTS = "ts_inference_requests_total"
 _LATENCY_US, _QUEUE_US = "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"
 
-# Of handlers of torchmar: means of the latest batches.
-_STAGES = {"preprocess": "DecodeTime", "inference": "InferenceTime", "postprocess": "PostprocessTime"}
-
 # Rejected updates, each logged once per model.
 _Fault = Literal["name", "labels", "limit"]
 
@@ -190,11 +187,6 @@ class Metrics:
             return None
         histograms = (cast(Histogram, child) for child in (children.request, children.queue, children.batch))
         return VersionCounters(children.statistics, *histograms)
-
-    def stage_ms(self, name: str) -> dict[str, float]:
-        """Return the milliseconds of the steps of a model's handler, in its latest batches; empty: it measures none."""
-        children = {stage: self._custom.get((metric, name, "Model")) for stage, metric in _STAGES.items()}
-        return {stage: child.value for stage, child in children.items() if child is not None}
 
     # Output.
 

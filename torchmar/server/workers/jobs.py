@@ -29,8 +29,6 @@ class Reply(NamedTuple):
         headers: other headers of the handler.
         more: whether parts of a streamed reply follow.
         message: the error, if the whole batch failed or no worker replied; empty otherwise.
-        batch_started: time at which the batch was sent to the worker, by `time.monotonic`; 0: it is not known.
-        handler_seconds: of the handler, for the whole batch.
     """
 
     status: int
@@ -39,8 +37,6 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = {}
     more: bool = False
     message: str = ""
-    batch_started: float = 0.0
-    handler_seconds: float = 0.0
 
     @classmethod
     def of(cls, error: ApiError, *, more: bool = False) -> Reply:

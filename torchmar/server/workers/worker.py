@@ -230,7 +230,7 @@ class Worker:
             jobs, bodies, document["responses"], strict=True
         ):
             if not job.cancelled:
-                job.on_reply(Reply(status, body, content_type, headers, False, error, started, document["seconds"]))
+                job.on_reply(Reply(status, body, content_type, headers, False, error))
         self._observer.on_batch(
             options.name, options.version, len(jobs), [started - job.since for job in jobs], document["seconds"]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from torchmar.server.api import bodies
@@ -13,6 +13,7 @@ from torchmar.server.http import Request
 from torchmar.server.models.registry import Version
 from torchmar.server.request_ids import HEADER
 from torchmar.server.telemetry.metrics import Metrics
+from torchmar.server.telemetry.spans import JobSpans, RequestSpan, Span, new_id
 from torchmar.server.workers.jobs import Job, Reply
 
 Respond = Callable[[Request, int, bytes, str, Sequence[tuple[str, str]]], None]
@@ -20,7 +21,8 @@ Respond = Callable[[Request, int, bytes, str, Sequence[tuple[str, str]]], None]
 _JSON = "application/json"
 _PASSED = ("content-type", "accept")  # and those of explanations; nothing else concerns a handler
 _EXPLAIN = "explain-"
-_SAME = 0.1  # by how much the steps of a handler may differ from its time, as a share
+# Spans whose sum is shown; the others are the batch that has them, and what the whole handler did.
+_STEPS = ("queue", "preprocess", "inference", "postprocess", "explain", "handle")
 
 
 def run(
@@ -53,8 +55,7 @@ def run(
     }
     headers |= {"content-length": str(len(request.content)), "url_path": "", "explain": str(explain)}
     trial = _Trial(request, request_id, version, metrics, respond, max_size)
-    job = Job(request_id, headers, inputs, trial.on_reply, version.deadline())
-    trial.since = job.since
+    job = Job(request_id, headers, inputs, trial.on_reply, version.deadline(), trial.spans)
     request.on_disconnect = partial(setattr, job, "cancelled", True)
     try:
         version.pool.submit(job)
@@ -71,7 +72,10 @@ class _Trial:
         self._request, self._id, self._version, self._metrics = request, request_id, version, metrics
         self._respond, self._max_size = respond, max_size
         self._parts: list[bytes] = []
-        self.since = time.monotonic()
+        self._since = time.monotonic()
+        self._spans: list[Span] = []  # as if it were traced: its worker then measures its steps
+        span = RequestSpan(self._spans.append, "", new_id(128), None, None, self._since, {})
+        self.spans = JobSpans(span)
 
     def on_reply(self, reply: Reply) -> None:
         """Collect a part of a streamed reply, or respond."""
@@ -88,30 +92,25 @@ class _Trial:
         if self._request.on_disconnect is None:
             return  # a part after an error
         self._request.on_disconnect = None
-        seconds = time.monotonic() - self.since
+        seconds = time.monotonic() - self._since
         self._metrics.request(self._version.name, self._version.version, reply.status, seconds)
-        # The metrics of the handler's steps arrive with the reply, and are recorded after it.
+        # The steps arrive with the reply, and are recorded after it.
         asyncio.get_running_loop().call_soon(self._send, reply, seconds)
 
     def _send(self, reply: Reply, seconds: float) -> None:
         content_type = reply.content_type or next(
             (value for name, value in reply.headers.items() if name.lower() == "content-type"), _JSON
         )
-        steps = {"total": seconds * 1000}
-        if reply.batch_started:
-            handler = reply.handler_seconds * 1000
-            queue = max(0.0, (reply.batch_started - self.since) * 1000)
-            steps |= {"queue": queue, "handler": handler, **_steps(self._metrics.stage_ms(self._version.name), handler)}
+        steps = {"total": seconds * 1000, **_steps_ms(self._spans)}
         timing = ", ".join(f"{name};dur={milliseconds:.3f}" for name, milliseconds in steps.items())
-        self._respond(
-            self._request,
-            reply.status,
-            b"".join(self._parts),
-            content_type,
-            [(HEADER, self._id), ("Server-Timing", timing)],
-        )
+        headers = [(HEADER, self._id), ("Server-Timing", timing)]
+        self._respond(self._request, reply.status, b"".join(self._parts), content_type, headers)
 
 
-def _steps(stage_ms: Mapping[str, float], handler_ms: float) -> Mapping[str, float]:
-    """Return the steps of the handler; none if they are of other batches, and do not add up to its time."""
-    return stage_ms if abs(sum(stage_ms.values()) - handler_ms) <= max(_SAME * handler_ms, 0.1) else {}
+def _steps_ms(spans: Iterable[Span]) -> dict[str, float]:
+    """Return the milliseconds of each step; one that was repeated counts with all of its runs."""
+    steps: dict[str, float] = {}
+    for span in spans:
+        if span.name in _STEPS:
+            steps[span.name] = steps.get(span.name, 0.0) + (span.end - span.start) * 1000
+    return steps

@@ -235,13 +235,13 @@ const STEPS = [
   ["preprocess", "Preprocess"],
   ["inference", "Inference"],
   ["postprocess", "Postprocess"],
-  ["handler", "Handler"],
+  ["explain", "Explain"],
+  ["handle", "Handler"],
 ];
 
 function Timing({ steps, total }) {
   if (!steps || steps.total === undefined) return null;
-  const detailed = steps.inference !== undefined;
-  const shown = STEPS.filter(([name]) => steps[name] !== undefined && !(detailed && name === "handler"));
+  const shown = STEPS.filter(([name]) => steps[name] !== undefined);
   const known = shown.reduce((sum, [name]) => sum + steps[name], 0);
   const parts = [...shown.map(([name, title]) => [name, title, steps[name]]), ["rest", "Server", Math.max(0, steps.total - known)]];
   const sum = parts.reduce((all, [, , value]) => all + value, 0) || 1;

@@ -1,4 +1,4 @@
-// A drawing as the input of a model for pictures: white on black for grey ones, as scans of digits are.
+// A drawing as the input of a model for grey pictures: white on black, as scans of digits are.
 
 import { useEffect, useRef, useState } from "preact/hooks";
 
@@ -6,15 +6,13 @@ import { html } from "./ui.js";
 
 const SIZE = 280;
 
-export function Drawing({ form, onChange }) {
+export function Drawing({ onChange }) {
   const canvas = useRef(null);
   const last = useRef(null);
   const [empty, setEmpty] = useState(true);
-  const grey = form.image.mode === "L";
-
   function clear() {
     const context = canvas.current.getContext("2d");
-    context.fillStyle = grey ? "#000" : "#fff";
+    context.fillStyle = "#000";
     context.fillRect(0, 0, SIZE, SIZE);
     setEmpty(true);
     onChange(null);
@@ -38,7 +36,7 @@ export function Drawing({ form, onChange }) {
     if (!last.current) return;
     const context = canvas.current.getContext("2d");
     const now = place(event);
-    context.strokeStyle = grey ? "#fff" : "#000";
+    context.strokeStyle = "#fff";
     context.lineWidth = SIZE / 13;
     context.lineCap = context.lineJoin = "round";
     context.beginPath();

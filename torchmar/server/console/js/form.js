@@ -29,7 +29,7 @@ function problemOf(text) {
   }
 }
 
-export function Form({ form, name, version, value, onChange, onRun }) {
+export function Form({ form, name, version, value, onChange }) {
   const ways = waysOf(form);
   const [way, setWay] = useState(ways[0][0]);
   const [error, setError] = useState("");
@@ -89,7 +89,7 @@ export function Form({ form, name, version, value, onChange, onRun }) {
     `}
     ${ways.length > 1 && html`<${Segments} label="Kind of input" options=${ways} value=${way} onChange=${change} />`}
     ${way === "file" && html`<${File} form=${form} value=${value} onChange=${onChange} onError=${setError} />`}
-    ${way === "draw" && html`<${Drawing} form=${form} onChange=${onChange} onRun=${onRun} />`}
+    ${way === "draw" && html`<${Drawing} onChange=${onChange} />`}
     ${way === "text" &&
     html`
       <label class="field">
@@ -110,7 +110,9 @@ export function Form({ form, name, version, value, onChange, onRun }) {
 const WAY_OF = { file: "file", text: "text", row: "row", json: "json" };
 
 function waysOf(form) {
-  if (form.kind === "image") return [["file", "Picture"], ["draw", "Draw"], ["json", "JSON"]];
+  // What is drawn is white on black, as models of grey pictures expect it.
+  if (form.kind === "image" && form.image.mode === "L") return [["file", "Picture"], ["draw", "Draw"], ["json", "JSON"]];
+  if (form.kind === "image") return [["file", "Picture"], ["json", "JSON"]];
   if (form.kind === "text") return [["text", "Text"], ["file", "File"], ["json", "JSON"]];
   if (form.kind === "table") return [["row", "Row"], ["file", "File"], ["json", "JSON"]];
   return [["json", "JSON"], ["text", "Text"], ["file", "File"]];

@@ -114,7 +114,7 @@ function Bench({ model, version }) {
         ${described?.description && html`<p class="muted">${described.description}</p>`}
         ${!ready &&
         html`<${Notice} tone="warn">This version has no worker that is ready; a request would fail or wait.<//>`}
-        <${Form} form=${form} name=${model.name} version=${version} value=${input} onChange=${setInput} onRun=${run} />
+        <${Form} form=${form} name=${model.name} version=${version} value=${input} onChange=${setInput} />
         <fieldset class="options">
           <legend class="hidden">Options</legend>
           ${form.explains !== false &&
