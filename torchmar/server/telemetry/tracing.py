@@ -97,8 +97,10 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
     root = None if ratio is None else sampling.ParentBasedTraceIdRatio(ratio)
     sampler = TracerProvider(root, resource, shutdown_on_exit=False).sampler
     exporter = OTLPSpanExporter(endpoint=url if endpoint else None, session=Session())
-    address = urlsplit(url)
-    return Tracer(sampler, _Sender(exporter, resource, f"{address.hostname}:{address.port or address.scheme}", library))
+    parts = urlsplit(url)
+    address = f"{parts.hostname}:{parts.port or parts.scheme}"
+    logs.SERVER.info("spans of requests are sent to %s", address)
+    return Tracer(sampler, _Sender(exporter, resource, address, library))
 
 
 class Tracer:
