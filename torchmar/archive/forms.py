@@ -6,6 +6,7 @@ contradictions are in its ``flaws``; no number that a file states about itself i
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 from typing import IO, Protocol
@@ -15,6 +16,8 @@ from torchmar.archive.layout import Entry, Flaw
 from torchmar.archive.tar_form import TarForm
 from torchmar.archive.zip_form import ZipForm
 from torchmar.errors import ArchiveError
+
+_URL = re.compile(r"(https?|s3|gs|az):/")  # a path has lost one of the two slashes
 
 
 class Form(Protocol):
@@ -60,6 +63,9 @@ def open_form(path: Path) -> Form:
             start = stream.read(4)
         return TarForm(path) if start[:2] == b"\x1f\x8b" else ZipForm(path)
     except FileNotFoundError:
+        if match := _URL.match(str(path)):
+            hint = "download it first; torchmar register names it for a server, which downloads it itself"
+            raise ArchiveError(f"{match[1]}:// is not a path: this command reads files", hint=hint) from None
         raise ArchiveError(f"{path} does not exist") from None
     except OSError as error:
         raise ArchiveError(f"{path} cannot be read: {error.strerror or error}") from None

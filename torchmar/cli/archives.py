@@ -92,7 +92,7 @@ def build(
 
 def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
     """Show the content of an archive, without running any of it."""
-    from torchmar.archive import Archive
+    from torchmar.archive import Archive, file_digest
     from torchmar.checks import optimized
     from torchmar.checks.formats import identify
 
@@ -105,10 +105,15 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
                 weights = identify(stream, name)
         faster = optimized.describe(archive, manifest.model)
         proof = _proof(archive)
+    of_file = None
+    if path.is_file():
+        with err.status(f"reading {path.name}"):
+            of_file = file_digest.show(file_digest.of(path))
     if as_json:
         document = {
             "archive": str(path),
             "digest": f"sha256:{digest}",
+            "file_digest": of_file,
             "manifest": manifest.model_dump(by_alias=True, exclude_none=True),
             "config": config,
             "optimized": faster,
@@ -130,7 +135,8 @@ def inspect(path: ArchivePath, as_json: AsJson = False) -> None:
         "requirements": None if runtime else model.requirements_file,
         "runtime": _show_runtime(runtime) if runtime else None,
         "samples": str(len(samples)) if samples else None,
-        "digest": f"sha256:{digest}",
+        "digest": f"sha256:{digest} (of the content)",
+        "file": f"{of_file} (as sha256sum)" if of_file else None,
     }
     for name, value in facts.items():
         if value:

@@ -87,7 +87,11 @@ def models(
 
 def register(
     archive: Annotated[
-        str, typer.Argument(help="An archive in the server's model store, or a URL that it allows.", show_default=False)
+        str,
+        typer.Argument(
+            help="An archive in the server's model store, or a URL that it allows: https, s3, gs or az.",
+            show_default=False,
+        ),
     ],
     model_name: Annotated[str | None, typer.Option(help="Register under another name.", show_default=False)] = None,
     handler: Annotated[
@@ -140,6 +144,14 @@ def register(
             rich_help_panel=_SETTINGS,
         ),
     ] = None,
+    digest: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sha256:HEX",
+            help="The SHA-256 that the file of the archive must have, as sha256sum prints it.",
+            show_default=False,
+        ),
+    ] = None,
     s3_sse_kms: Annotated[
         bool, typer.Option("--s3-sse-kms", help="The archive in S3 is encrypted by AWS KMS.", show_default=False)
     ] = False,
@@ -177,6 +189,7 @@ def register(
             synchronous=synchronous,
             timeout=timeout,
             ignored_checks=ignored,
+            digest=digest,
         )
     out.print(document, markup=False)
 

@@ -110,6 +110,7 @@ class ActionRunner:
                 startup_timeout=action.startup_timeout,
                 timeout=start_timeout,
                 ignored_checks=self._ignored_checks,
+                digest=action.digest,
             )
         except ConflictError as conflict:
             self.undos.pop()

@@ -44,7 +44,7 @@ class Register:
     """Register an archive and wait for its workers.
 
     Settings that are None are the server's to choose. ``archive`` is the file to check before the first action;
-    None if the archive is not on this machine.
+    None if the archive is not on this machine. ``digest`` is that of the file behind a URL.
     """
 
     model: str
@@ -52,6 +52,7 @@ class Register:
     url: str
     min_workers: int
     max_workers: int
+    digest: str | None = None
     batch_size: int | None = None
     max_batch_delay: int | None = None
     response_timeout: int | None = None

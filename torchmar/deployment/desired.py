@@ -76,6 +76,11 @@ class VersionState(_Strict):
         None,
         description="A file in the model store, a path, or a URL that the server allows. Default: NAME-VERSION.mar.",
     )
+    digest: str | None = Field(
+        None,
+        pattern="^sha256:[0-9a-fA-F]{64}$",
+        description="The SHA-256 that the file of an archive behind a URL must have, as sha256:HEX.",
+    )
     min_workers: Count | None = Field(
         None,
         description="The number of workers. Default: the archive's, or 1. 0 for a default version "
@@ -100,6 +105,8 @@ class VersionState(_Strict):
             raise ValueError("set min_workers, too: TorchServe ignores one without the other")
         if self.devices is not None and self.gpus is not None:
             raise ValueError("give devices (which) or gpus (how many), not both")
+        if self.digest and "://" not in (self.archive or ""):
+            raise ValueError("digest is that of an archive behind a URL; set archive, too")
         return self
 
     @property

@@ -32,6 +32,7 @@ def register(wanted: DesiredVersion, live: LiveModel | None, draft: Draft) -> st
             model=wanted.model,
             version=version,
             url=url,
+            digest=wanted.state.digest,
             min_workers=target.min_workers,
             max_workers=target.max_workers,
             **target.settings,

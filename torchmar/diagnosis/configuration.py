@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from torchmar.archive import file_digest
 from torchmar.diagnosis.finding import Finding, Severity, ok
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.properties import Properties
+from torchmar.server.config import startup_models, values
 from torchmar.server.config.keys import IGNORED_KEYS, SUPPORTED_KEYS, TORCHSERVE_KINDS, suggest
+from torchmar.server.models import archive_urls, storage_file
 
 _KEY = re.compile(r"^\s*((?:[^#!\s=:\\]|\\.)(?:[^\s=:\\]|\\.)*)")
 _MODES = ("prometheus", "log", "legacy")
@@ -27,7 +30,7 @@ def check(config: Properties, engine: EngineName = DEFAULT) -> Iterator[Finding]
     lines = _lines(config)
     builtin = engine == "builtin"
     values = _builtin_values(config) if builtin else _torchserve_values(config)
-    traps = () if builtin else _torchserve_traps(config)
+    traps = _builtin_traps(config) if builtin else _torchserve_traps(config)
     problems = [*_unknown(config, engine), *values, *_traps(config), *traps, *_repeated(lines)]
     for severity, key, cause, remedy in problems:
         number = f":{lines[key][-1]}" if key in lines else ""
@@ -105,6 +108,30 @@ def _torchserve_traps(config: Properties) -> Iterator[_Problem]:
             "torchmar serve loads no plugins",
             "start the server by the torchserve command",
         )
+
+
+def _builtin_traps(config: Properties) -> Iterator[_Problem]:
+    """Yield the URLs of models that the server would not download."""
+    try:
+        models = startup_models.parse_load_models(config.get("load_models").strip())
+        allowed = values.patterns(config.get("allowed_urls").strip())
+    except ValueError:
+        return  # the check of values reports it
+    for _, entry in models if models != "all" else ():
+        url, _ = file_digest.split(entry)
+        if not archive_urls.is_url(url) or "$$" in url or url.lower().startswith("file:"):
+            continue
+        shown = archive_urls.without_secrets(url)
+        if not any(pattern.fullmatch(url) for pattern in allowed):
+            yield (
+                "error",
+                "load_models",
+                f"load_models names {shown}, and no pattern of allowed_urls matches it",
+                "add one, such as s3://BUCKET/.* for a bucket",
+            )
+        elif archive_urls.is_object(url) and (missing := storage_file.missing_package(url)):
+            remedy = f"pip install 'torchmar[{missing.extra}]'"
+            yield "error", "load_models", f"load_models names {shown}, which needs {missing.name}", remedy
 
 
 def _traps(config: Properties) -> Iterator[_Problem]:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import psutil
 
+from torchmar import properties
 from torchmar.connection import KEY_FILE, RUN_FOLDER
 from torchmar.engines import EngineName
-from torchmar.errors import EngineError
+from torchmar.errors import EngineError, TorchmarError
 from torchmar.process_handle import ProcessHandle, identify
 
 RECORD = "server.json"
@@ -121,7 +122,7 @@ class ServerRecord:
             descendants = _descendants(server, stack) if server else []
             try:
                 if server and server.signal(signal.SIGTERM):
-                    _wait([server], _STOP_SECONDS)
+                    _wait([server], _STOP_SECONDS + self._shutdown_delay())
             except PermissionError:
                 raise EngineError(f"the server of {self.folder} (process {self.pid}) is another user's") from None
             finally:  # a second Ctrl-C does not wait
@@ -133,6 +134,12 @@ class ServerRecord:
                     for process in (*descendants, *self._marked(stack)):
                         process.signal(signal.SIGKILL)
                     self.clear()
+
+    def _shutdown_delay(self) -> int:
+        """Return the seconds in which the server still accepts requests after SIGTERM."""
+        with contextlib.suppress(TorchmarError, ValueError):
+            return int(properties.read(Path(self.folder, "config.properties")).get("torchmar_shutdown_delay") or 0)
+        return 0
 
     def _open(self, stack: contextlib.ExitStack) -> ProcessHandle | None:
         with contextlib.suppress(ProcessLookupError):

@@ -140,6 +140,8 @@ def unit(service: Service, config: Properties) -> str:
     is_local = not config.get("allowed_urls") and all(address.loopback for address in config.addresses())
     java = f"Environment={_word(f'JAVA_HOME={service.java_home}')}\n" if service.java_home and not builtin else ""
     own = not service.user
+    delay_text = config.get("torchmar_shutdown_delay").strip()
+    delay = int(delay_text) if delay_text.isdigit() else 0
     return _UNIT.format(
         install=_INSTALL_OWN if own else _INSTALL,
         store=_text(str(service.model_store)),
@@ -154,7 +156,7 @@ def unit(service: Service, config: Properties) -> str:
         written=" ".join(_word(str(folder)) for folder in (service.run_folder, *sorted(sockets))),
         sockets=", to the folders of its sockets" if sockets else "",
         engine="A built-in server" if builtin else "TorchServe",
-        stop_seconds=_STOP_SECONDS if builtin else _STOP_SECONDS_OF_JAVA,
+        stop_seconds=_STOP_SECONDS + delay if builtin else _STOP_SECONDS_OF_JAVA,
         compilers="torch compiles" if builtin else "Java and torch compile",
         system="" if own else _SYSTEM + (_LOOPBACK if is_local else ""),
         target="default.target" if own else "multi-user.target",

@@ -71,6 +71,7 @@ class ManagementClient:
         synchronous: bool = True,
         timeout: float = 300.0,
         ignored_checks: Sequence[str] = (),
+        digest: str | None = None,
     ) -> str:
         """Register an archive: a file name in the server's model store, or a URL that it allows.
 
@@ -90,13 +91,15 @@ class ManagementClient:
             synchronous: whether to wait until the workers answer.
             timeout: seconds to wait for the response.
             ignored_checks: codes of checks, or beginnings of codes, that the built-in server ignores; ``MAR`` is all.
+            digest: the SHA-256 that the archive's file must have, as ``sha256:`` and 64 hexadecimal digits.
 
         Returns:
             The server's message.
 
         Raises:
             ServerError: with ``synchronous``: a worker did not load. The model is not registered then.
-            TorchmarError: ``model_name`` contains a slash: TorchServe would accept it, but no path leads to the model.
+            TorchmarError: ``model_name`` contains a slash: TorchServe would accept it, but no path leads to the model;
+                or there is a digest, which this server does not compare.
         """
         check_name(model_name)
         query = {
@@ -112,7 +115,10 @@ class ManagementClient:
             "s3_sse_kms": "true" if s3_sse_kms else None,
             "synchronous": str(synchronous).lower(),
             "torchmar_ignore_checks": ",".join(ignored_checks) or None,
+            "digest": digest,
         }
+        if digest:
+            self._check_compares_digests()
         return self._status("POST", "/models", query, timeout)
 
     def describe(self, name: str, version: str | None = None, *, customized: bool = False) -> list[ModelVersion]:
@@ -308,6 +314,16 @@ class ManagementClient:
         """
         path = _path(name, version) if name else "/"
         return self._connection.read(dict, "OPTIONS", path)
+
+    def _check_compares_digests(self) -> None:
+        """Raise TorchmarError if the server ignores the digest of a registration."""
+        document = self.api_description()
+        parameters = document["paths"]["/models"]["post"].get("parameters", [])
+        if not any(parameter.get("name") == "digest" for parameter in parameters):
+            raise TorchmarError(
+                "this server does not compare the digests of archives",
+                hint="compare it before the registration: sha256sum FILE; the built-in server compares it itself",
+            )
 
     def _status(self, method: str, path: str, query: Mapping[str, Any] | None = None, timeout: float = 0) -> str:
         seconds = timeout or self._timeout

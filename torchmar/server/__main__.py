@@ -1,6 +1,7 @@
 """``python -m torchmar.server -f CONFIG``: run the server in this folder until SIGTERM or Ctrl-C.
 
-SIGHUP makes it read tokens and certificates again.
+SIGHUP makes it read tokens and certificates again. Ctrl-C, and a second SIGTERM, do not wait for
+``torchmar_shutdown_delay``.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ def _run(configured: Settings) -> None:
 
 
 async def _serve(configured: Settings) -> None:
-    stop = asyncio.Event()
+    stop, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def end(number: signal.Signals) -> None:
         logs.SERVER.info("received %s: the server ends when its requests are answered", number.name)
+        if number == signal.SIGINT or stop.is_set():
+            at_once.set()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -67,6 +70,7 @@ async def _serve(configured: Settings) -> None:
         opening.result()
         logs.SERVER.info("ready")
         await stopping
+        await server.withdraw(at_once)
     else:
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
 import time
@@ -157,6 +158,20 @@ class ServerApp:
             logs.SERVER.error("nothing is reloaded: %s", error)
         else:
             logs.SERVER.info("tokens and certificates are reloaded")
+
+    async def withdraw(self, at_once: asyncio.Event) -> None:
+        """Report that the server is not ready, and answer requests for ``torchmar_shutdown_delay`` seconds more.
+
+        Load balancers send requests until they have seen that it is not ready.
+
+        Args:
+            at_once: ends the delay.
+        """
+        self.registry.withdrawn = True
+        if delay := self._settings.shutdown_delay:
+            logs.SERVER.info("not ready any more; new requests are answered for %d s", delay)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(at_once.wait(), delay)
 
     async def close(self, grace: float = GRACE) -> None:
         """Stop listening, answer the requests that were received, within ``grace`` seconds, and end all processes."""

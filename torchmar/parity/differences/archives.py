@@ -83,6 +83,20 @@ DIFFERENCES = (
         reason="the disk has a limit",
     ),
     KnownDifference(
+        id="download-resume",
+        what="a download whose connection breaks",
+        torchserve="fails",
+        builtin="continues where it broke, also in the next server",
+        reason="archives are large",
+    ),
+    KnownDifference(
+        id="digest",
+        what="the parameter `digest` of a registration, and `#sha256=` at the end of a URL",
+        torchserve="ignored",
+        builtin="400 for a file with another SHA-256, which is not opened",
+        reason="a name in a bucket can get another content",
+    ),
+    KnownDifference(
         id="download-error",
         what="`DownloadArchiveException`, `Failed to save model`",
         torchserve="the URL",
@@ -91,10 +105,10 @@ DIFFERENCES = (
     ),
     KnownDifference(
         id="s3",
-        what="S3 URLs",
-        torchserve="signed with the credentials of the environment",
-        builtin="fetched as any https URL; `s3://` is 404 with a hint at presigned URLs",
-        reason="not supported",
+        what="archives in S3, Google Cloud Storage and Azure Blob Storage",
+        torchserve="https URLs of S3 are signed with the credentials of the environment; `s3://` is 404",
+        builtin="`s3://`, `gs://` and `az://` with the credentials of the environment; https URLs of S3 are not signed",
+        reason="a URL that a client names should not be signed for it",
     ),
     KnownDifference(
         id="extraction",

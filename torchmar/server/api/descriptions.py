@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from torchmar import gpus
+from torchmar.server.models.archive_urls import without_secrets
 from torchmar.server.models.registry import Model, Version
 from torchmar.server.workers.pool_options import WorkerInfo
 
@@ -36,7 +37,7 @@ def version(described: Version, usage: dict[int, str] | None = None) -> dict[str
     document: dict[str, Any] = {
         "modelName": described.name,
         "modelVersion": described.version,
-        "modelUrl": described.url,
+        "modelUrl": without_secrets(described.url),
         "runtime": serving.runtime,
         "minWorkers": pool.min_workers,
         "maxWorkers": pool.max_workers,
@@ -87,7 +88,7 @@ def page(models: Iterable[Model], limit: int, token: int) -> dict[str, Any]:
     # As TorchServe: if a page ends with the list, there is a token, too, and the next page is empty.
     following = {"nextPageToken": str(start + limit)} if start + limit <= len(named) else {}
     listed = [
-        {"modelName": model.name, "modelUrl": model.versions[model.default].url}
+        {"modelName": model.name, "modelUrl": without_secrets(model.versions[model.default].url)}
         for model in named[start : start + limit]
     ]
     return {**following, "models": listed}

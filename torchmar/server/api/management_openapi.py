@@ -43,6 +43,7 @@ _INTEGER: Schema = {"type": "integer"}
 # Parameters of a registration: name, schema, description.
 _REGISTRATION: tuple[tuple[str, Schema, str], ...] = (
     ("url", TEXT, "A file name in the model store, or a URL that the server allows."),
+    ("digest", TEXT, "The SHA-256 that the archive's file must have: sha256: and 64 hexadecimal digits."),
     ("model_name", TEXT, "In place of the archive's name."),
     ("handler", TEXT, "In place of the archive's handler."),
     ("runtime", {"type": "string", "enum": ["python", "python3"]}, "In place of the archive's runtime."),

@@ -12,6 +12,7 @@ from torchmar.server.api.bodies import is_json_type
 from torchmar.server.api_error import ApiError
 from torchmar.server.http import Request
 from torchmar.server.models.registry import Registration
+from torchmar.server.models.serving_config import source
 
 # TorchServe's own defaults, which its clients may send for a parameter that is not set.
 _UNSET = {"batch_size": -1, "max_batch_delay": -100, "response_timeout": -1, "startup_timeout": -1}
@@ -29,13 +30,16 @@ def registration(request: Request) -> Registration:
     if "url" not in values:
         raise ApiError(400, "BadRequestException", "Parameter url is required.")
 
+    url, digest = source(values["url"], values.get("digest", ""))
+
     def number(name: str) -> int | None:
         unset = _UNSET.get(name)
         value: int | None = parameters.number(values, name, unset)
         return None if value == unset else value
 
     return Registration(
-        url=values["url"],
+        url=url,
+        digest=digest,
         model_name=values.get("model_name", ""),
         handler=values.get("handler", ""),
         runtime=values.get("runtime"),

@@ -157,6 +157,11 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     "torchmar_check_archives": KeyDescription(
         ACCESS, "Whether archives are checked, with their digests, before any of their code runs."
     ),
+    "torchmar_download_retries": KeyDescription(
+        MODELS,
+        "Attempts to continue a download whose connection broke, before it fails; each byte that arrives starts the "
+        "count again.",
+    ),
     "torchmar_envvars_read": KeyDescription(
         MODELS, "Set by `torchmar-serve`: the `TS_*` variables are already applied.", "`false`"
     ),
@@ -215,6 +220,11 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         "Paths of your choice that lead to the predictions of models, as JSON: by path the name of a model, or an "
         "object with `model` and `version`. See [Keep the URL of a service](../how-to/keep-a-url.md).",
         "none",
+    ),
+    "torchmar_shutdown_delay": KeyDescription(
+        ADDRESSES,
+        "Seconds after SIGTERM in which the server answers new requests while its health checks say that it is not "
+        "ready, so that load balancers have removed it before it stops listening.",
     ),
     "torchmar_snapshots": KeyDescription(
         MODELS, "Set by `torchmar-serve`: the folder for snapshots.", "none are written"

@@ -84,6 +84,11 @@ def _model_store(config: ConfigText) -> Path:
             f"{where}model_store is missing",
             "write it like model_store=/srv/model_store, or name it with --model-store",
         )
+    elif "://" in config.text("model_store"):
+        config.problem(
+            f"{config.origin('model_store')}: not a folder, but a URL",
+            "copy the archives to a folder, or name their URLs in load_models",
+        )
     elif not store.is_dir():
         config.problem(f"{config.origin('model_store')}: not a folder", "make it, or name the one with the archives")
     return store

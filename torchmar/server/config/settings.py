@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torchmar.address import Address
+from torchmar.archive import file_digest
 from torchmar.properties import Properties
 from torchmar.server.config import available_versions, startup_models
 from torchmar.server.config.available_versions import AvailableVersion
@@ -69,6 +70,8 @@ class Settings:
         check_archives: ``torchmar_check_archives``; whether archives are checked before their code runs.
         ignored_checks: ``torchmar_ignore_checks``; codes of checks, or beginnings of codes, to ignore.
         max_download_size: ``torchmar_max_download_size``; the most bytes of a download.
+        download_retries: ``torchmar_download_retries``; attempts after one that brought no further byte.
+        shutdown_delay: ``torchmar_shutdown_delay``; seconds after SIGTERM in which requests are still accepted.
         venv_folder: ``torchmar_venv_folder``; the folder of archives' environments; None: that of the user.
         worker_memory: ``torchmar_worker_memory``; the most bytes of a worker on a CPU; 0: no limit.
         worker_poll_us: ``torchmar_worker_poll_us``; microseconds that worker and server poll for each other.
@@ -131,6 +134,8 @@ class Settings:
     check_archives: bool = True
     ignored_checks: tuple[str, ...] = ()
     max_download_size: int = 20 << 30
+    download_retries: int = 5
+    shutdown_delay: int = 0
     venv_folder: Path | None = None
     worker_memory: int = 0
     worker_poll_us: int = 300
@@ -156,8 +161,10 @@ class Settings:
     def _loaded_models(self) -> list[StartupModel]:
         if self.load_models == "all":
             return startup_models.in_store(self.model_store) if self.watch is None else []
+        located = [(name, *file_digest.split(url)) for name, url in self.load_models]
         return [
-            StartupModel(url, name=name, fallback=startup_models.fallback_name(url)) for name, url in self.load_models
+            StartupModel(url, name=name, fallback=startup_models.fallback_name(url), digest=digest)
+            for name, url, digest in located
         ]
 
     def _watched_models(self) -> list[StartupModel]:

@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from torchmar.archive import file_digest
 from torchmar.archive.store import is_archive
 
 _ENTRY = re.compile(r"(?:([^=/]+)=)?(.+)")  # an "=" further on is part of the URL
@@ -30,6 +31,7 @@ class StartupModel:
         default: whether it is the default version in a snapshot.
         state: options in a snapshot, under TorchServe's keys (``minWorkers``, ``batchSize``), and ``labels``.
         served_version: in place of the archive's; empty: the archive's.
+        digest: the expected SHA-256 of the file, in hexadecimal; empty: any.
     """
 
     url: str
@@ -41,6 +43,7 @@ class StartupModel:
     default: bool = False
     state: Mapping[str, Any] = field(default_factory=dict, hash=False)
     served_version: str = ""
+    digest: str = ""
 
     @property
     def title(self) -> str:
@@ -49,11 +52,17 @@ class StartupModel:
 
 
 def parse_load_models(text: str) -> tuple[tuple[str, str], ...] | Literal["all"]:
-    """Return registrations, ``(name or "", url)``, or ``"all"``."""
+    """Return registrations, ``(name or "", url)``, or ``"all"``.
+
+    Raises:
+        ValueError: a URL ends in ``#sha256=`` without a digest.
+    """
     if text.lower() in ("all", "none"):
         return "all" if text.lower() == "all" else ()
     # TorchServe takes a space after the comma for a part of the name, and finds no such file.
     entries = [match for part in text.split(",") if (match := _ENTRY.fullmatch(part.strip()))]
+    for match in entries:
+        file_digest.split(match[2])
     return tuple((match[1] or "", match[2]) for match in entries)
 
 
@@ -135,6 +144,9 @@ def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
     if labels:
         state["labels"] = labels
     default = entry.get("defaultVersion") is True
+    digest = entry.get("digest", "")
+    if not isinstance(digest, str):
+        raise ValueError(f"{where}: digest is {digest!r}, not a text")
     return StartupModel(
         url,
         key="model_snapshot",
@@ -143,4 +155,5 @@ def _snapshot_entry(name: str, version: str, entry: object) -> StartupModel:
         version=version,
         default=default,
         state=state,
+        digest=file_digest.parse(digest),
     )

@@ -14,6 +14,7 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.grpc.calls import Context, Method, unary
 from torchmar.server.grpc.model_call import ModelCall
 from torchmar.server.models.registry import Registration, Registry, Version
+from torchmar.server.models.serving_config import source
 
 
 class Management:
@@ -61,13 +62,15 @@ class Management:
         return _json(descriptions.page(self._registry.models.values(), request.limit, request.next_page_token))
 
     async def register(self, request: wire.RegisterModelRequest, context: Context) -> wire.ManagementResponse:
-        """Register an archive; a number of zero or less counts as not set."""
+        """Register an archive; a number of zero or less counts as not set. The URL may end in ``#sha256=HEX``."""
         self._check_allowed()
         if not request.url:
             raise ApiError(400, "BadRequestException", "Parameter url is required.")
+        url, digest = source(request.url)
         version = await self._registry.register(
             Registration(
-                url=request.url,
+                url=url,
+                digest=digest,
                 model_name=request.model_name,
                 handler=request.handler,
                 runtime=request.runtime or None,

@@ -14,11 +14,12 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchmar.archive import Archive
+from torchmar.archive import Archive, file_digest
 from torchmar.checks.admission import EVERYTHING
 from torchmar.errors import ArchiveError, ManifestError
 from torchmar.manifest import Manifest
@@ -27,15 +28,16 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
 from torchmar.server.models import archive_metadata, archive_urls, requirements, venvs
-from torchmar.server.models.archive_errors import not_saved
+from torchmar.server.models.archive_errors import digest_differs, not_downloaded, not_saved
 from torchmar.server.models.archive_metadata import ArchiveMetadata
-from torchmar.server.models.download import download
+from torchmar.server.models.download import Downloads
 from torchmar.server.models.requirements import InstallError
 from torchmar.server.models.venvs import VenvError
 from torchmar.worker.venvs import folder as venv_folders
 from torchmar.worker.venvs.folder import Venv
 
 # The names that the cache writes in its folder.
+_MAX_DOWNLOADS = 4  # at a time; further ones wait
 _OWN_NAME = re.compile(r"\.fetch-[0-9a-f]+|\.?[0-9a-f]{64}(\..+)?")
 
 
@@ -54,6 +56,7 @@ class CachedArchive:
         key: identifies the content: the archive's digest, or that of the path of an archive that is a folder.
         size: bytes of the file; None for a folder.
         modified: when the file was last changed, in seconds since 1970; None for a folder, and for a download.
+        digest: the SHA-256 of the file in hexadecimal, if the registration expects it; otherwise empty.
     """
 
     url: str
@@ -65,6 +68,7 @@ class CachedArchive:
     key: str
     size: int | None = None
     modified: float | None = None
+    digest: str = ""
 
     @property
     def name(self) -> str:
@@ -105,31 +109,47 @@ class ArchiveCache:
         self._metadata: dict[Path, ArchiveMetadata] = {}
         self._tasks = BackgroundTasks()
         self._stopping = threading.Event()
+        self._downloads = Downloads(settings, self._folder, self._stopping)
+        # Not the threads of the loop: a few slow servers would keep everybody else waiting.
+        self._download_threads = ThreadPoolExecutor(_MAX_DOWNLOADS, "download")
         folder.mkdir(parents=True, exist_ok=True)
         self._remove_all()
 
     async def fetch(
-        self, url: str, ignored_checks: Sequence[str] = (), *, model_name: str = "", by_operator: bool = False
+        self,
+        url: str,
+        ignored_checks: Sequence[str] = (),
+        *,
+        model_name: str = "",
+        by_operator: bool = False,
+        digest: str = "",
     ) -> CachedArchive:
         """Return the archive behind the URL of a registration; `release` it when it is used no more.
 
-        The URL is the name of a file or folder in the model store, or ``file://``, or ``http(s)://``, or the path of a
-        folder, which may have no ``MAR-INF``: SageMaker's models have none. Nothing of the archive has run by then,
-        except code that pip runs where requirements are installed.
+        The URL is the name of a file or folder in the model store, or ``file://``, or ``http(s)://``, or an object
+        (``s3://``, ``gs://``, ``az://``), or the path of a folder, which may have no ``MAR-INF``: SageMaker's models
+        have none. Nothing of the archive has run by then, except code that pip runs where requirements are installed.
 
         Args:
             url: where the archive is.
             ignored_checks: codes of checks, or beginnings of codes, to ignore besides those of the settings.
             model_name: in messages, in place of the archive's.
             by_operator: whether the command line or the configuration names it: a path need not be in ``allowed_urls``.
+            digest: the expected SHA-256 of the file, in hexadecimal; empty: any. A file with another is not opened.
 
         Raises:
-            ApiError: 404, there is nothing, or the URL is not allowed; 400, it cannot be fetched, is no archive, has an
-                error that the checks find, or its packages cannot be installed; 500, it cannot be written here.
+            ApiError: 404, there is nothing, or the URL is not allowed; 400, it cannot be fetched, is no archive, has
+                another digest or an error that the checks find, or its packages cannot be installed; 500, it cannot be
+                written here.
         """
-        metadata, scratch = await asyncio.to_thread(self._read, url, self._ignored(ignored_checks), by_operator)
+        threads = self._download_threads if archive_urls.is_remote(url) else None
+        reading = asyncio.get_running_loop().run_in_executor(
+            threads, self._read, url, self._ignored(ignored_checks), by_operator, digest
+        )
+        metadata, scratch = await reading
         self._uses[metadata.key] += 1
-        extracting = self._tasks.start(self._content_folder(url, metadata, scratch))
+        shown = archive_urls.without_secrets(url)
+        extracting = self._tasks.start(self._content_folder(shown, metadata, scratch))
         try:
             # Shielded: when its task is cancelled, the thread goes on writing.
             folder = await asyncio.shield(extracting)
@@ -156,6 +176,7 @@ class ArchiveCache:
             key=metadata.key,
             size=metadata.stamp[1] if metadata.stamp else None,
             modified=metadata.stamp[2] / 1e9 if metadata.stamp and scratch is None else None,
+            digest=digest,
         )
 
     def release(self, archive: CachedArchive) -> None:
@@ -167,8 +188,9 @@ class ArchiveCache:
         self._drop_reference(archive.key)
 
     async def close(self) -> None:
-        """Stop downloads and installations, and remove all files of the cache."""
+        """Stop downloads and installations, and remove all files of the cache but downloads that can be continued."""
         self._stopping.set()
+        self._download_threads.shutdown(wait=False, cancel_futures=True)
         await self._tasks.close()
         await asyncio.to_thread(self._remove_all)
         with contextlib.suppress(OSError):
@@ -190,23 +212,42 @@ class ArchiveCache:
     # Blocking; these run in threads.
 
     def _read(
-        self, url: str, ignored_checks: tuple[str, ...], by_operator: bool
+        self, url: str, ignored_checks: tuple[str, ...], by_operator: bool, digest: str
     ) -> tuple[ArchiveMetadata, Path | None]:
         """Return the metadata of an archive, and the folder that it was downloaded to; None if it is local."""
         archive_urls.check(url, self._settings)
-        scratch = None
+        if not archive_urls.is_remote(url):
+            path = archive_urls.local_path(url, self._settings, by_operator=by_operator)
+            stamp = self._compare_digest(url, path, digest) if digest else None
+            metadata = self._metadata_of(url, path, ignored_checks)
+            if digest and metadata.stamp != stamp:
+                raise not_saved(url, "it changed while it was read")
+            return metadata, None
+        path = self._downloads.fetch(url, digest)
         try:
-            if archive_urls.is_remote(url):
-                scratch = self._folder / f".fetch-{secrets.token_hex(8)}"
-                scratch.mkdir()
-                path = download(url, scratch, self._settings, self._stopping)
-            else:
-                path = archive_urls.local_path(url, self._settings, by_operator=by_operator)
-            return self._metadata_of(url, path, ignored_checks), scratch
+            return self._metadata_of(archive_urls.without_secrets(url), path, ignored_checks), path.parent
         except BaseException:
-            if scratch:
-                shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(path.parent, ignore_errors=True)
             raise
+
+    def _compare_digest(self, url: str, path: Path, digest: str) -> archive_metadata.Stamp | None:
+        """Compare the digest of a file; return the file's stamp.
+
+        Raises:
+            ApiError: 400, it is another one, or a folder; 500, the file cannot be read.
+        """
+        stamp = archive_metadata.stamp(path)
+        if stamp is None:
+            raise ApiError(400, "InvalidModelException", f"{url} is a folder, which has no digest of a file.")
+        try:
+            actual = file_digest.of(path, self._stopping.is_set)
+        except InterruptedError:
+            raise not_downloaded(url, "the server is stopping") from None
+        except OSError as error:
+            raise not_saved(url, error.strerror) from None
+        if actual != digest:
+            raise digest_differs(url, expected=digest, actual=actual)
+        return stamp
 
     def _metadata_of(self, url: str, path: Path, ignored_checks: tuple[str, ...]) -> ArchiveMetadata:
         try:
@@ -240,6 +281,7 @@ class ArchiveCache:
         for path in list(self._folder.glob("*")):  # a second close finds no folder
             if _OWN_NAME.fullmatch(path.name):  # and nothing else, in case the folder holds other files
                 shutil.rmtree(path, ignore_errors=True)
+        self._downloads.remove_old()
 
     # In the loop.
 

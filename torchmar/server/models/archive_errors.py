@@ -18,3 +18,20 @@ def not_downloaded(url: str, reason: str) -> ApiError:
 def not_saved(url: str, reason: str | None) -> ApiError:
     """Return a 500: the archive cannot be read or written on this machine."""
     return ApiError(500, "InternalServerException", f"Failed to save model: {url} ({reason})")
+
+
+def digest_differs(url: str, *, expected: str, actual: str) -> ApiError:
+    """Return a 400: the file of an archive is not the one that the registration expects; it was not opened.
+
+    Args:
+        url: of the archive.
+        expected: its SHA-256 by the registration, in hexadecimal.
+        actual: that of the file.
+    """
+    return ApiError(
+        400,
+        "InvalidModelException",
+        f"The SHA-256 of the file {url} is {actual}, and the registration expects {expected}. The archive is not used. "
+        "sha256sum prints the digest of a file; that of an archive's content, which torchmar inspect prints first, is "
+        "another one.",
+    )

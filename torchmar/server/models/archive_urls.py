@@ -1,4 +1,4 @@
-"""URLs of registrations: which are allowed, and the path of a local archive."""
+"""URLs of registrations: which are allowed, the path of a local archive, and what of them is shown."""
 
 from __future__ import annotations
 
@@ -6,23 +6,83 @@ import contextlib
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from torchmar.archive.folder_form import archive_folder
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_errors import not_downloaded, not_found
 
-_URL = re.compile(r"(file|https?)://.*", re.IGNORECASE | re.DOTALL)
+_URL = re.compile(r"(file|https?|s3|gs|az)://.*", re.IGNORECASE | re.DOTALL)
+_OBJECT = re.compile(r"(s3|gs|az)://([^/]*)/?(.*?)(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# The parameter of each object store that names a version of an object.
+_VERSION_PARAMETERS = {"s3": "versionId", "gs": "generation", "az": "versionId"}
+
+
+class StorageObject(NamedTuple):
+    """An object of S3, Google Cloud Storage or Azure Blob Storage.
+
+    Attributes:
+        store: ``s3``, ``gs`` or ``az``.
+        bucket: its bucket or container.
+        key: its name there.
+        version: of the object; empty: the newest.
+    """
+
+    store: str
+    bucket: str
+    key: str
+    version: str
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text is a ``file``, ``http`` or ``https`` URL; what is not names a file of the model store."""
+    """Return whether a text is a URL of an archive; what is not names a file of the model store."""
     return bool(_URL.fullmatch(text))
 
 
 def is_remote(url: str) -> bool:
     """Return whether the archive has to be downloaded."""
-    return url.lower().startswith(("http://", "https://"))
+    return is_url(url) and not url.lower().startswith("file://")
+
+
+def is_object(url: str) -> bool:
+    """Return whether the archive is an object of an object store."""
+    return bool(_OBJECT.fullmatch(url))
+
+
+def parse_object(url: str) -> StorageObject:
+    """Return the object that an ``s3``, ``gs`` or ``az`` URL names. The key is taken as it is, without ``%`` escapes.
+
+    Raises:
+        ApiError: 400; it names no object.
+    """
+    match = _OBJECT.fullmatch(url)
+    assert match
+    store, bucket, key, query = match[1].lower(), match[2], match[3], match[4]
+    if not _BUCKET.fullmatch(bucket) or not key or key.startswith("/") or key.endswith("/"):
+        raise not_downloaded(without_secrets(url), f"write it as {store}://BUCKET/NAME")
+    version = ""
+    if query is not None:
+        name, _, version = query.partition("=")
+        if name != _VERSION_PARAMETERS[store] or not version or "&" in version:
+            expected = f"?{_VERSION_PARAMETERS[store]}=ID"
+            raise not_downloaded(without_secrets(url), f"after its name there may only be {expected}")
+    return StorageObject(store, bucket, key, version)
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL as logs and messages have it: without its query, which may be a signature, and without a user."""
+    if not is_url(url) or url.lower().startswith("file://"):
+        return url
+    beginning, question_mark, query = url.partition("?")
+    scheme, _, rest = beginning.partition("://")
+    authority, slash, path = rest.partition("/")
+    if "@" in authority:
+        authority = f"...@{authority.rpartition('@')[2]}"
+    if is_object(url) and re.fullmatch(r"(versionId|generation)=[^=&]+", query):
+        return url
+    return f"{scheme}://{authority}{slash}{path}{'?...' if question_mark else ''}"
 
 
 def is_allowed(url: str, settings: Settings) -> bool:
@@ -39,9 +99,11 @@ def check(url: str, settings: Settings) -> None:
     if not url:
         raise not_found("empty url")
     if ".." in unquote(url):
-        raise not_found(f"Relative path is not allowed in url: {url}")
+        raise not_found(f"Relative path is not allowed in url: {without_secrets(url)}")
     if is_url(url) and not (url.isprintable() and is_allowed(url, settings)):
-        raise not_found(f"Given URL {url} does not match any allowed URL(s)")
+        if is_object(url):  # TorchServe takes it for the name of a file
+            raise not_found(f"Model not found at: {without_secrets(url)}; no pattern of allowed_urls matches it")
+        raise not_found(f"Given URL {without_secrets(url)} does not match any allowed URL(s)")
 
 
 def local_path(url: str, settings: Settings, *, by_operator: bool = False) -> Path:
@@ -62,9 +124,6 @@ def local_path(url: str, settings: Settings, *, by_operator: bool = False) -> Pa
         if parts.netloc not in ("", "localhost") or not path.exists():
             raise not_downloaded(url, "no such file")
         return _content(path)
-    if url.lower().startswith("s3://"):
-        hint = "S3 is not supported: give a presigned https:// URL, or copy the archive to the model store"
-        raise not_found(f"Model not found at: {url}; {hint}")
     model_store = settings.model_store
     # TorchServe removes folders before the name; a path that exists below the model store is used as it is.
     for path in (Path(os.path.normpath(model_store / url)), model_store / url.rpartition("/")[2]):

@@ -1,91 +1,189 @@
-"""Download an archive over HTTP: within the allowed URLs, also after redirects, and within a size."""
+"""Downloads of archives: within a size, continued where they broke off, compared with their digest."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+import secrets
+import shutil
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
 
+from torchmar.archive import file_digest
+from torchmar.archive.built_archive import show_size
+from torchmar.errors import TorchmarError
+from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
-from torchmar.server.models.archive_errors import not_downloaded, not_found, not_saved
-from torchmar.server.models.archive_urls import is_allowed
+from torchmar.server.models import archive_urls
+from torchmar.server.models.archive_errors import digest_differs, not_downloaded, not_saved
+from torchmar.server.models.http_file import HttpFile
+from torchmar.server.models.partial_file import PartialFile
+from torchmar.server.models.remote_file import ChangedError, RemoteFile, Transfer, TransferError
+from torchmar.server.models.storage_file import StorageFile
+from torchmar.server.telemetry import logs
 
-if TYPE_CHECKING:
-    import requests
+_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.25, 10.0  # before an attempt; each is twice the one before
+_PATIENCE_SECONDS = 120.0  # without a further byte: the packages of object stores try again themselves
+_REPORT_SECONDS = 10.0  # between log lines
+_PARTIAL = re.compile(r"\.part-[0-9a-f]{64}")
+_KEPT_SECONDS, _KEPT_FILES = 24 * 3600.0, 4  # of downloads that broke off
 
-_CHUNK = 1 << 20
-_CONNECT_SECONDS, _READ_SECONDS = 10.0, 60.0  # until a connection is open; without a byte
-_MAX_REDIRECTS = 5
+
+class _BrokenOffError(Exception):
+    """A download broke off, which a later one may continue; the message is the reason."""
 
 
-def download(url: str, folder: Path, settings: Settings, stopping: threading.Event) -> Path:
-    """Download an archive; blocking.
+class Downloads:
+    """The downloads of a server. Its methods may be called by several threads.
+
+    One that breaks off, or that the end of the server interrupts, stays in the folder for a day. The next one of the
+    same URL continues it if the remote file is still the same, by its ETag or version.
 
     Args:
-        url: an allowed ``http`` or ``https`` URL.
-        folder: an empty folder for the file.
-        settings: ``allowed_urls``, which redirects must match too, and the limit of the size.
-        stopping: set when the server stops, which ends the download.
-
-    Returns:
-        The file, with the suffix of its form.
-
-    Raises:
-        ApiError: 400, the URL cannot be fetched; 404, a redirect is not allowed; 500, the file cannot be written.
+        settings: ``allowed_urls``, the limit of the size and the number of attempts.
+        folder: for the files.
+        stopping: set when the server stops, which ends all downloads.
     """
-    import requests
-    import urllib3
 
-    location = url
-    with requests.Session() as session:
-        for _ in range(_MAX_REDIRECTS + 1):
-            parts = urlsplit(location)
-            # A pattern may take the text before an "@" for the host; a URL that is not plain is not fetched at all.
-            if parts.scheme not in ("http", "https") or "@" in parts.netloc or "\\" in location:
-                raise not_downloaded(url, f"{location} is not fetched from")
+    def __init__(self, settings: Settings, folder: Path, stopping: threading.Event) -> None:
+        self._settings, self._folder, self._stopping = settings, folder, stopping
+        self._active: set[str] = set()
+        self._lock = threading.Lock()
+
+    def fetch(self, url: str, digest: str = "") -> Path:
+        """Download an archive; blocking.
+
+        Args:
+            url: that `archive_urls.check` allows.
+            digest: of the file, in hexadecimal; empty: none is expected.
+
+        Returns:
+            The file, with the suffix of its form, in a folder of its own that the caller removes.
+
+        Raises:
+            ApiError: 400, it cannot be fetched, or has another digest; 404, a redirect is not allowed; 500, it cannot
+                be written.
+        """
+        shown = archive_urls.without_secrets(url)
+        name = f".part-{hashlib.sha256(url.encode()).hexdigest()}"
+        scratch = f".fetch-{secrets.token_hex(8)}"
+        with self._lock:
+            claimed = name not in self._active  # another registration may be downloading the same URL
+            if claimed:
+                self._active.add(name)
+        folder = self._folder / (name if claimed else scratch)
+        try:
+            file = PartialFile(folder)
+            self._receive(url, file)
+            if digest and (actual := file_digest.of(file.path, self._stopping.is_set)) != digest:
+                raise digest_differs(shown, expected=digest, actual=actual)
+            folder = folder.rename(self._folder / scratch)
+            return _with_suffix(folder / file.path.name)
+        except (_BrokenOffError, InterruptedError) as error:
+            if not claimed or not PartialFile(folder).size:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise not_downloaded(shown, str(error) or "the server is stopping") from None
+        except (OSError, TorchmarError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise not_saved(shown, getattr(error, "strerror", None) or str(error)) from None
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            if claimed:
+                with self._lock:
+                    self._active.discard(name)
+
+    def remove_old(self) -> None:
+        """Remove downloads that broke off, except for the newest of the last day."""
+        with self._lock:
+            idle = [path for path in self._folder.glob(".part-*") if path.name not in self._active]
+        ages = {path: time.time() - path.stat().st_mtime for path in idle if _PARTIAL.fullmatch(path.name)}
+        for number, (path, age) in enumerate(sorted(ages.items(), key=lambda entry: entry[1])):
+            if number >= _KEPT_FILES or age > _KEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _receive(self, url: str, file: PartialFile) -> None:
+        """Receive what is missing of a file; try again if a connection breaks, from where it broke.
+
+        Raises:
+            _BrokenOffError: too many attempts have brought no further byte, or the server is stopping.
+        """
+        remote: RemoteFile = StorageFile(url) if archive_urls.is_object(url) else HttpFile(url, self._settings)
+        shown = archive_urls.without_secrets(url)
+        report = _Report(shown)
+        failures = furthest = 0
+        progressed = time.monotonic()
+        while True:
             try:
-                with session.get(
-                    location,
-                    stream=True,
-                    allow_redirects=False,
-                    timeout=(_CONNECT_SECONDS, _READ_SECONDS),
-                    headers={"Accept-Encoding": "identity"},
-                    auth=lambda request: request,  # without it requests sends the credentials of .netrc
-                ) as response:
-                    if not response.is_redirect:
-                        _save(url, response, folder / "archive", settings.max_download_size, stopping)
-                        return _with_suffix(folder / "archive")
-                    location = urljoin(location, response.headers["location"])
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                raise not_downloaded(url, type(error).__name__) from None
-            if not is_allowed(location, settings):
-                raise not_found(f"Given URL {url} leads to {location}, which does not match any allowed URL(s)")
-    raise not_downloaded(url, f"more than {_MAX_REDIRECTS} redirections")
+                with remote.open(file.size, file.identity) as transfer:
+                    self._save(shown, transfer, file, report)
+                report.end()
+                return
+            except TransferError as error:
+                if isinstance(error, ChangedError):
+                    file.forget()
+                failures += 1
+                if file.size > furthest:
+                    failures, furthest, progressed = 1, file.size, time.monotonic()
+                patient = time.monotonic() - progressed < _PATIENCE_SECONDS
+                if failures > self._settings.download_retries or not patient:
+                    kept = f"; {show_size(file.size)} are kept for the next attempt" if file.size else ""
+                    attempts = f"in {failures} attempts" if failures > 1 else "in 1 attempt"
+                    raise _BrokenOffError(f"{error}, {attempts}{kept}") from None
+                delay = min(_FIRST_DELAY_SECONDS * 2 ** (failures - 1), _LONGEST_DELAY_SECONDS)
+                arguments = (shown, error, show_size(file.size), delay)
+                logs.SERVER.warning("the download of %s broke off (%s); it continues at %s in %.2f s", *arguments)
+                if self._stopping.wait(delay):
+                    raise _BrokenOffError("the server is stopping") from None
 
-
-def _save(url: str, response: requests.Response, target: Path, max_size: int, stopping: threading.Event) -> None:
-    if response.status_code != 200:
-        raise not_downloaded(url, f"HTTP {response.status_code}")
-    content_length = response.headers.get("content-length", "")
-    too_large = f"it has more than torchmar_max_download_size={max_size} bytes"
-    if content_length.isdecimal() and int(content_length) > max_size:
-        raise not_downloaded(url, too_large)
-    size = 0
-    try:
-        with target.open("xb") as stream:
-            # Not decoded: a compressed archive stays compressed.
-            for chunk in response.raw.stream(_CHUNK, decode_content=False):
-                size += len(chunk)
-                if size > max_size:
-                    raise not_downloaded(url, too_large)
-                if stopping.is_set():
-                    raise not_downloaded(url, "the server is stopping")
+    def _save(self, shown: str, transfer: Transfer, file: PartialFile, report: _Report) -> None:
+        limit, size, received = self._settings.max_download_size, transfer.size, transfer.offset
+        report.begin(received, size)
+        with file.open_at(received, transfer.identity) as stream:
+            if size is not None and size > limit:
+                raise _too_large(shown, limit)
+            for chunk in transfer.chunks:
+                received += len(chunk)
+                if received > limit:
+                    raise _too_large(shown, limit)
+                if self._stopping.is_set():
+                    raise _BrokenOffError("the server is stopping")
                 stream.write(chunk)
-    except OSError as error:
-        raise not_saved(url, error.strerror) from None
-    if content_length.isdecimal() and size != int(content_length):
-        raise not_downloaded(url, f"it ended after {size} of {content_length} bytes")
+                report.add(received)
+        if size is not None and received > size:
+            raise ChangedError(f"it has more than {size} bytes")
+        if size is not None and received < size:
+            raise TransferError(f"it ended after {received} of {size} bytes")
+
+
+class _Report:
+    """Log lines about one download."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown, self._size, self._received = shown, "", 0
+        self._started = self._reported = time.monotonic()
+
+    def begin(self, offset: int, size: int | None) -> None:
+        self._size = f" of {show_size(size)}" if size is not None else ""
+        start = f"the download continues at {show_size(offset)}{self._size}" if offset else f"downloading{self._size}"
+        logs.SERVER.info("%s: %s", self._shown, start)
+
+    def add(self, received: int) -> None:
+        self._received = received
+        now = time.monotonic()
+        if now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            logs.SERVER.info("%s: %s%s are downloaded", self._shown, show_size(received), self._size)
+
+    def end(self) -> None:
+        seconds = time.monotonic() - self._started
+        logs.SERVER.info("%s: downloaded, %s in %.1f s", self._shown, show_size(self._received), seconds)
+
+
+def _too_large(shown: str, limit: int) -> ApiError:
+    return not_downloaded(shown, f"it has more than torchmar_max_download_size={limit} bytes")
 
 
 def _with_suffix(file: Path) -> Path:

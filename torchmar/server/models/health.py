@@ -15,12 +15,13 @@ def health(registry: Registry) -> Health:
     """Return TorchServe's status of a server.
 
     It is ``Unhealthy`` until every model that the configuration names is registered and its workers are ready, while
-    one of them could not be registered, and while all workers of some model's default version fail to load;
-    ``Partial Healthy`` while some of them fail, or those of another version. Workers that are starting, for the first
-    time or again, do not count as failing: requests wait for them.
+    one of them could not be registered, while all workers of some model's default version fail to load, and when the
+    server is about to end; ``Partial Healthy`` while some of them fail, or those of another version. Workers that are
+    starting, for the first time or again, do not count as failing: requests wait for them.
     """
     if (
-        registry.startup.loading
+        registry.withdrawn
+        or registry.startup.loading
         or registry.startup.failures
         or any(_failing(pool) and not pool.ready for pool in _defaults(registry))
     ):
@@ -32,11 +33,12 @@ def health(registry: Registry) -> Health:
 def ready(registry: Registry) -> bool:
     """Return whether the default version of every model with workers has a ready one.
 
-    That includes the models that the configuration names.
+    That includes the models that the configuration names. A server that is about to end is not ready.
     """
     startup = registry.startup
     return (
-        not startup.loading
+        not registry.withdrawn
+        and not startup.loading
         and not startup.failures
         and all(pool.ready for pool in _defaults(registry) if pool.min_workers)
     )

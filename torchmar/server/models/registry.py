@@ -90,6 +90,7 @@ class Registry:
         models: by name.
         startup: the progress of loading the models of the configuration.
         routes: paths of the user's choice that lead to models.
+        withdrawn: whether the server is about to end: it is not ready for load balancers, and answers all the same.
         on_change: called when versions, their workers, the default or routes have changed; not while `load` runs.
     """
 
@@ -103,6 +104,7 @@ class Registry:
     ) -> None:
         self.models: dict[str, Model] = {}
         self.startup = Startup()
+        self.withdrawn = False
         self.routes = Routes(settings.routes)
         self.routes.on_change.append(lambda: self.on_change())
         self.on_change: Callable[[], None] = lambda: None
@@ -134,10 +136,7 @@ class Registry:
         """
         startup = self.startup
         models = startup.pending
-        fetching = [
-            self._tasks.start(self._archives.fetch(model.url, model_name=model.name, by_operator=True))
-            for model in models
-        ]
+        fetching = [self._tasks.start(self._fetch(model)) for model in models]
         scaling = []
         for model, archive in zip(models, fetching, strict=True):
             registration = Registration(
@@ -149,6 +148,7 @@ class Registry:
                 synchronous=False,
                 state=model.state,
                 version=model.served_version,
+                digest=model.digest,
             )
             try:
                 registration.check()
@@ -159,7 +159,7 @@ class Registry:
                     continue
                 name = model.name or await asyncio.to_thread(self._archives.name_of, model.url) or model.fallback
                 message = startup_models.explain(model, error.message)
-                logs.SERVER.error("%s: %s is not loaded: %s", model.key, model.url, message)
+                logs.SERVER.error("%s: %s is not loaded: %s", model.key, registration.shown_url, message)
                 startup.failed(model, name, message)
                 continue
             self.models[version.name].labels |= dict.fromkeys(model.state.get("labels", ()), version.version)
@@ -169,6 +169,9 @@ class Registry:
             self._record_registration(version)
         self._warn_of_models_without_match()
         self._tasks.start(self._finish_startup(scaling))
+
+    def _fetch(self, model: StartupModel) -> Coroutine[Any, Any, CachedArchive]:
+        return self._archives.fetch(model.url, model_name=model.name, by_operator=True, digest=model.digest)
 
     def _is_registered(self, model: StartupModel) -> bool:
         """Return whether a client has registered the archive of a startup model, under the same name."""
@@ -209,6 +212,7 @@ class Registry:
             registration.ignored_checks,
             model_name=registration.model_name,
             by_operator=registration.by_operator,
+            digest=registration.digest,
         )
         version = self._add(registration, archive)
         min_workers, max_workers = version.serving.min_workers, version.serving.max_workers

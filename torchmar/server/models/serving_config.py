@@ -13,9 +13,11 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from torchmar import manifest, recipe
+from torchmar.archive import file_digest
 from torchmar.recipe import NO_STAGE, Stages, TorchmarConfig, are_stages
 from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
+from torchmar.server.models import archive_urls
 from torchmar.server.models.archive_cache import CachedArchive
 from torchmar.server.telemetry import logs
 from torchmar.server.workers import staged_pool
@@ -44,7 +46,7 @@ class Registration:
     """The parameters of a registration; None for those not given.
 
     Attributes:
-        url: a file name in the model store, or a URL that is allowed.
+        url: a file name in the model store, or a URL that is allowed; without a digest at its end.
         model_name: in place of the archive's.
         handler: in place of the archive's.
         runtime: in place of the archive's: ``python`` or ``python3``, which are the same here.
@@ -60,6 +62,7 @@ class Registration:
         version: in place of the archive's; empty: the archive's.
         by_operator: whether the server registers it for its configuration: the archive's path need not be in
             ``allowed_urls``, and it has as many workers as at the start.
+        digest: the expected SHA-256 of the file, in hexadecimal; empty: any.
     """
 
     url: str
@@ -78,6 +81,12 @@ class Registration:
     state: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     by_operator: bool = False
+    digest: str = ""
+
+    @property
+    def shown_url(self) -> str:
+        """The URL as logs and messages have it."""
+        return archive_urls.without_secrets(self.url)
 
     def check(self) -> None:
         """Check the parameters that need no archive.
@@ -97,6 +106,26 @@ class Registration:
                     400, "BadRequestException", f"Parameter {name} is {value}, and must be at least {least}."
                 )
         check_workers("initial_workers", self.initial_workers or 0)
+
+
+def source(url: str, digest: str = "") -> tuple[str, str]:
+    """Return the URL and the hexadecimal digest of a `Registration`.
+
+    Args:
+        url: which may end in ``#sha256=HEX``.
+        digest: ``sha256:HEX``, or empty.
+
+    Raises:
+        ApiError: 400, the digest is not one, or there are two.
+    """
+    try:
+        location, at_its_end = file_digest.split(url)
+        expected = file_digest.parse(digest)
+    except ValueError as error:
+        raise ApiError(400, "BadRequestException", f"Parameter digest: {error}.") from None
+    if expected and at_its_end not in ("", expected):
+        raise ApiError(400, "BadRequestException", "Parameter digest is another one than that at the end of the URL.")
+    return location, expected or at_its_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +171,20 @@ def resolve(
         raise ApiError(400, "InvalidModelException", "Model name is not defined.")
     for part, value in (("name", name), ("version", version)):
         if "/" in value or not value.isprintable():
-            message = f"{registration.url}: the model's {part} {value!r} cannot stand in the path of a request"
+            message = f"{registration.shown_url}: the model's {part} {value!r} cannot stand in the path of a request"
             raise ApiError(400, "InvalidModelException", message)
     model = archive.manifest.model
     runtime = registration.runtime or archive.manifest.runtime
     if runtime not in RUNTIMES:
         raise ApiError(400, "InvalidModelException", "Runtime is not defined or invalid.")
-    _check_supported(archive.config, runtime, registration.url)
+    _check_supported(archive.config, runtime, registration.shown_url)
     handler = registration.handler or model.handler or settings.default_service_handler
     if not handler:
         reason = "its manifest names no handler"
         if not (archive.folder / manifest.PATH).is_file():
             reason = f"it is a folder without {manifest.PATH}"
         hint = "name one with handler=, or with default_service_handler in config.properties"
-        message = f"{registration.url}: {reason}; {hint}"
+        message = f"{registration.shown_url}: {reason}; {hint}"
         raise ApiError(400, "InvalidModelException", message)
     config = _ModelConfig(archive.config, name, version)
     server_config = settings.models.get(name, {}).get(version, {})
@@ -165,7 +194,7 @@ def resolve(
     if (restored := _whole(state.get("minWorkers"))) is not None:
         min_workers, max_workers = max(0, restored), max(0, restored, _whole(state.get("maxWorkers")) or 0)
         check_workers("minWorkers", min_workers)
-    stages = _stages(config, registration.url)
+    stages = _stages(config, registration.shown_url)
     fork, fork_reason = forking.mode(handler, model_file=bool(model.model_file), allowed=_fork(config))
     if inference := stages.get("inference", 0):
         min_workers, max_workers = inference, max(inference, _whole(config.get("maxWorkers")) or 0)

@@ -1,7 +1,8 @@
 """TorchServe's snapshots: configuration and registered models in a file that a server can start from.
 
 The format is that of TorchServe 0.12.0: a properties file, whose ``model_snapshot`` is JSON. A version also has
-``handler`` if its registration names one, and ``labels`` if it has some. Routes are ``torchmar_routes``.
+``handler`` and ``digest`` if its registration names them, and ``labels`` if it has some. Routes are
+``torchmar_routes``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torchmar import properties
+from torchmar.archive import file_digest
 from torchmar.atomic import temporary_path
 from torchmar.server.config import routes
 from torchmar.server.config.startup_models import StartupModel
@@ -101,6 +103,8 @@ def _entry(version: Version, labels: list[str], *, default: bool) -> Mapping[str
         "startupTimeout": int(options.startup_timeout),
         "runtimeType": version.serving.runtime,
     }
+    if version.archive.digest:
+        entry["digest"] = file_digest.show(version.archive.digest)
     if version.handler:
         entry["handler"] = version.handler
     if labels:
@@ -109,4 +113,5 @@ def _entry(version: Version, labels: list[str], *, default: bool) -> Mapping[str
 
 
 def _missing(model: StartupModel, *, default: bool) -> Mapping[str, Any]:
-    return {"defaultVersion": default, "marName": model.url, **model.state}
+    digest = {"digest": file_digest.show(model.digest)} if model.digest else {}
+    return {"defaultVersion": default, "marName": model.url, **digest, **model.state}

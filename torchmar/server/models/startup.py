@@ -11,6 +11,7 @@ from torchmar.server.api_error import ApiError
 from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.http import Request
+from torchmar.server.models import archive_urls
 from torchmar.server.telemetry import logs
 
 WAIT_SECONDS = 30.0  # a request waits for a model to be registered, before it gets 503
@@ -101,7 +102,8 @@ class Startup:
         if self.is_pending(name):
             return StillLoading(self, name)
         if failure := self.failures.get(name):
-            reason = f"{failure.model.url} could not be loaded at the start: {failure.message}"
+            shown = archive_urls.without_secrets(failure.model.url)
+            reason = f"{shown} could not be loaded at the start: {failure.message}"
             return ApiError(error.status, error.type, f"{error.message}; {reason}")
         return error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchmar.atomic import temporary_path
+from torchmar.server.models.archive_urls import without_secrets
 
 if TYPE_CHECKING:
     from torchmar.server.models.registry import Registry
@@ -47,7 +48,7 @@ def of(registry: Registry) -> StartupReport:
     """Return the report of a server whose startup has finished."""
     startup = registry.startup
     failures = [
-        NotLoaded(model.url, f"{model.key}: {model.url} is not loaded: {message}", registered=False)
+        NotLoaded(model.url, f"{model.key}: {without_secrets(model.url)} is not loaded: {message}", registered=False)
         for model, message in startup.failures.values()
     ]
     for model in registry.models.values():
@@ -56,7 +57,7 @@ def of(registry: Registry) -> StartupReport:
             if pool.failure and pool.ready < pool.min_workers:
                 reason = pool.failure.splitlines()[-1].strip()
                 counts = f"{pool.ready} of {pool.min_workers} workers answer"
-                message = f"{version.name} {version.version} ({version.url}): {counts}: {reason}"
+                message = f"{version.name} {version.version} ({without_secrets(version.url)}): {counts}: {reason}"
                 failures.append(NotLoaded(version.url, message, registered=True))
     return StartupReport(tuple(failures), tuple(startup.warnings))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FILE_NAME = "state.json"
 _SCHEMA = "torchmar-state/1"
 # Keys of an entry whose values do not come from the archive's configuration.
-_OF_REGISTRATION = ("defaultVersion", "marName", "labels", "handler")
+_OF_REGISTRATION = ("defaultVersion", "marName", "labels", "handler", "digest")
 
 
 class StateFile:

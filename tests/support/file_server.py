@@ -1,0 +1,81 @@
+"""An HTTP server of one file, with range requests (RFC 9110), whose connections break where a test wants it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class FileServer:
+    """A server of one file.
+
+    Attributes:
+        content: of the file.
+        etag: None: that of the content; empty: none is sent.
+        breaks: numbers of body bytes after which the next connections break, one for each.
+        ranges: whether range requests are honoured.
+        statuses: of the next responses, in place of the file.
+        requested: the Range headers of the requests; empty where there was none.
+        address: of the server.
+    """
+
+    content: bytes
+    etag: str | None = None
+    breaks: list[int] = field(default_factory=list)
+    ranges: bool = True
+    statuses: list[int] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
+    address: str = ""
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[FileServer]:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *of: object) -> None:
+                """Log nothing."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            self.address = f"http://127.0.0.1:{server.server_port}"
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            try:
+                yield self
+            finally:
+                server.shutdown()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.requested.append(request.headers.get("range", ""))
+        if self.statuses:
+            request.send_error(self.statuses.pop(0))
+            return
+        etag = f'"{hashlib.sha256(self.content).hexdigest()[:16]}"' if self.etag is None else self.etag
+        start = 0
+        match = re.fullmatch(r"bytes=(\d+)-", self.requested[-1])
+        if match and self.ranges and etag and request.headers.get("if-range") == etag:
+            start = int(match[1])
+        size = len(self.content)
+        if start >= size:
+            request.send_error(416)
+            return
+        request.send_response(206 if start else 200)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        if etag:
+            request.send_header("ETag", etag)
+        request.send_header("Content-Length", str(size - start))
+        request.end_headers()
+        body = self.content[start:]
+        if self.breaks:
+            body = body[: self.breaks.pop(0)]
+        with contextlib.suppress(OSError):
+            request.wfile.write(body)
+        request.close_connection = True

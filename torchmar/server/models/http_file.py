@@ -1,0 +1,116 @@
+"""A file behind an HTTP URL, also after redirects that are allowed, continued by range requests (RFC 9110)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+from torchmar.server.config.settings import Settings
+from torchmar.server.models.archive_errors import not_downloaded, not_found
+from torchmar.server.models.archive_urls import is_allowed, without_secrets
+from torchmar.server.models.remote_file import ChangedError, Transfer, TransferError
+
+if TYPE_CHECKING:
+    import requests
+
+_CHUNK = 1 << 20
+_CONNECT_SECONDS, _READ_SECONDS = 10.0, 20.0  # until a connection is open; without a byte
+_MAX_REDIRECTS = 5
+_TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+# A date identifies a file only if it could not have changed twice in the same second (RFC 9110, 8.8.2.2).
+_OLD_ENOUGH = timedelta(seconds=60)
+
+
+class HttpFile:
+    """A file behind an ``http`` or ``https`` URL.
+
+    Args:
+        url: allowed by ``allowed_urls``, which redirects must match, too.
+        settings: with ``allowed_urls``.
+    """
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self._url, self._settings = url, settings
+        self._shown = without_secrets(url)
+
+    @contextlib.contextmanager
+    def open(self, offset: int, identity: str) -> Iterator[Transfer]:
+        """Send the request, and follow redirects that are allowed. See `RemoteFile.open`."""
+        import requests
+        import urllib3
+
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            # The last byte again: of a file that is complete, a server would reject the range behind it.
+            headers |= {"Range": f"bytes={offset - 1}-", "If-Range": identity}
+        try:
+            with requests.Session() as session, self._get(session, headers) as response:
+                yield self._transfer(response, offset - 1 if offset else 0, identity)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            name = type(error).__name__  # the text may contain the whole URL
+            if isinstance(error, requests.exceptions.SSLError | requests.exceptions.InvalidURL):
+                raise not_downloaded(self._shown, name) from None
+            raise TransferError(name) from None
+
+    def _get(self, session: requests.Session, headers: dict[str, str]) -> requests.Response:
+        location = self._url
+        for _ in range(_MAX_REDIRECTS + 1):
+            parts = urlsplit(location)
+            # A pattern may take the text before an "@" for the host; a URL that is not plain is not fetched at all.
+            if parts.scheme not in ("http", "https") or "@" in parts.netloc or "\\" in location:
+                raise not_downloaded(self._shown, f"{without_secrets(location)} is not fetched from")
+            response = session.get(
+                location,
+                stream=True,
+                allow_redirects=False,
+                timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+                headers=headers,
+                auth=lambda request: request,  # without it requests sends the credentials of .netrc
+            )
+            if not response.is_redirect:
+                return response
+            response.close()
+            location = urljoin(location, response.headers["location"])
+            if not is_allowed(location, self._settings):
+                target = without_secrets(location)
+                raise not_found(f"Given URL {self._shown} leads to {target}, which does not match any allowed URL(s)")
+        raise not_downloaded(self._shown, f"more than {_MAX_REDIRECTS} redirections")
+
+    def _transfer(self, response: requests.Response, offset: int, identity: str) -> Transfer:
+        status = response.status_code
+        # Not decoded: a compressed archive stays compressed.
+        chunks = response.raw.stream(_CHUNK, decode_content=False)
+        if status == 206 and offset:
+            content_range = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+            same = _identity(response) in (identity, "")  # it must send the ETag again (RFC 9110, 15.3.7)
+            if not content_range or int(content_range[1]) != offset or not same:
+                raise ChangedError("the server sent another range than the requested one")
+            return Transfer(offset, int(content_range[2]), identity, chunks)
+        if status == 416:
+            raise ChangedError("HTTP 416")
+        if status in _TEMPORARY:
+            raise TransferError(f"HTTP {status}")
+        if status != 200:
+            raise not_downloaded(self._shown, f"HTTP {status}")
+        content_length = response.headers.get("content-length", "")
+        size = int(content_length) if content_length.isdecimal() else None
+        return Transfer(0, size, _identity(response), chunks)
+
+
+def _identity(response: requests.Response) -> str:
+    """Return the validator for ``If-Range``: a strong ETag, or a date that is old enough; empty if there is none."""
+    etag = response.headers.get("etag", "")
+    if etag:
+        return etag if etag.startswith('"') else ""  # W/"..." is equal for files that differ in some bytes
+    with contextlib.suppress(TypeError, ValueError):
+        modified = response.headers.get("last-modified", "")
+        now = response.headers.get("date", "")
+        if modified and now and parsedate_to_datetime(now) - parsedate_to_datetime(modified) >= _OLD_ENOUGH:
+            return modified
+    return ""
