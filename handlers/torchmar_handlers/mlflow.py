@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torchmar_handlers.adapters import mlflow_input, mlflow_model
-from torchmar_handlers.adapters.handler import Adapter, body_of, text_of
+from torchmar_handlers.adapters.handler import Adapter, body_of, decoded_by_server, text_of
 from torchmar_handlers.adapters.mlflow_input import ModelInput
 from torchmar_handlers.common import faults
 from torchmar_handlers.common.reply import Reply
@@ -37,7 +37,8 @@ class MLflow(Adapter):
 
     def decode(self, request: Request) -> ModelInput:
         """Return the array of a request, and its parameters."""
-        return mlflow_input.read(text_of(body_of(request)), request.media_type, self.model_signature)
+        body = request.row["body"] if decoded_by_server(request) else text_of(body_of(request))
+        return mlflow_input.read(body, request.media_type, self.model_signature)
 
     def answer(self, request: Request) -> Reply:
         """Return the model's output for one request."""

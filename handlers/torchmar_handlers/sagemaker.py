@@ -8,7 +8,7 @@ from typing import Any
 
 from torchmar_handlers.adapters import sagemaker_defaults as defaults
 from torchmar_handlers.adapters import sagemaker_functions
-from torchmar_handlers.adapters.handler import Adapter, body_of, text_of
+from torchmar_handlers.adapters.handler import Adapter, body_of, decoded_by_server, text_of
 from torchmar_handlers.common.reply import Reply
 from torchmar_handlers.request import JSON, Request
 
@@ -46,12 +46,15 @@ class SageMaker(Adapter):
 
     def answer(self, request: Request) -> Reply:
         """Return what ``transform_fn`` answers, or the other three."""
-        body: Any = body_of(request)
+        own = self.functions.keys() & {"input_fn", "transform_fn"}
+        # Only functions of the script need the text of JSON.
+        decoded = not own and decoded_by_server(request)
+        body: Any = request.row["body"] if decoded else body_of(request)
         content_type = str(request.headers["content-type"]) if request.headers.get("content-type") else None
         accept = str(request.headers.get("accept") or defaults.ANY)
         if accept.strip() == defaults.ANY:
             accept = self.accept
-        if request.media_type in defaults.TEXTS:
+        if request.media_type in defaults.TEXTS and not decoded:
             body = text_of(body)
         if "transform_fn" in self.functions:
             answer = self._call("transform_fn", self.model, body, content_type, accept, default=None)

@@ -67,10 +67,8 @@ def save(name, model, kind="pickle", **keys):
     mlflow.pytorch.save_model(model.eval(), FOLDER / name, **keys)
 
 
-save("tensor", Plain(), signature=tensor, input_example=array)
 save("columns", Plain(), signature=columns, input_example=table)
 save("params", Scaled(), signature=ModelSignature(tensor.inputs, tensor.outputs, params))
-save("scripted", torch.jit.script(Plain()), signature=tensor)
 save("bare", Plain())
 save("program", Plain(), signature=tensor, input_example=array, kind="pt2")
 

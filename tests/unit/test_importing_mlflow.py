@@ -82,3 +82,11 @@ def test_what_is_no_such_model_is_refused_and_nothing_is_written(
     with pytest.raises(TorchmarError, match=message):
         mlflow.import_model(folder, tmp_path / "archives")
     assert not list((tmp_path / "archives").glob("*"))
+
+
+def test_a_file_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m")
+    (folder / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(TorchmarError, match=r"m/gone cannot be copied: .*No such file"):
+        mlflow.import_model(folder, tmp_path / "archives")
+    assert not (tmp_path / "archives").exists()

@@ -118,12 +118,15 @@ def import_(
 
 
 def _import_file(path: Path, to: Path, name: str | None, version: str | None, program: str | None) -> None:
+    from torchmar import recipe
     from torchmar.archive import import_archive
     from torchmar.errors import TorchmarError
     from torchmar.importing import sagemaker
 
     if (path / "MLmodel").is_file():
         raise TorchmarError(f"{path} is a model of MLflow", hint=f"torchmar import --mlflow {path}")
+    if recipe.is_recipe(path):
+        raise TorchmarError(f"{path} is a recipe, or the folder of one, already", hint=f"torchmar build {path}")
     if (path.is_dir() or path.is_file()) and sagemaker.is_package(path):
         _show(sagemaker.import_package(path, to, name=name, version=version or _FIRST, program=program))
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def import_model(path: Path, to: Path, *, name: str | None = None, version: str 
     model = package.model_name(name, path.resolve().name)
     target = to / model
     with atomic.new_folder(target) as folder:
-        shutil.copytree(path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_ENVIRONMENTS))
+        package.copy(path, folder, *_ENVIRONMENTS)
         package.clean(folder)
         left_out = _reduce_requirements(folder)
         sample = _write_sample(folder, document)

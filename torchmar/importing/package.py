@@ -48,6 +48,24 @@ def model_name(given: str | None, default: str) -> str:
     return name
 
 
+def copy(source: Path, folder: Path, *left_out: str) -> None:
+    """Copy a folder to another, which exists, with what links in it lead to.
+
+    Args:
+        source: the folder.
+        folder: where its content is copied to.
+        left_out: names that are not copied.
+
+    Raises:
+        TorchmarError: a file cannot be read.
+    """
+    try:
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*left_out))
+    except shutil.Error as error:
+        file, _, reason = error.args[0][0]
+        raise TorchmarError(f"{file} cannot be copied: {reason}") from None
+
+
 def clean(folder: Path) -> None:
     """Remove what tools and operating systems have left in a folder, such as ``__pycache__`` and ``._model.pth``."""
     for path in sorted(folder.rglob("*")):

@@ -94,7 +94,7 @@ def import_package(
 def _unpack(path: Path, folder: Path) -> None:
     if path.is_dir():
         # What a link leads to is packed, as tar -h does.
-        shutil.copytree(path, folder, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+        package.copy(path, folder)
         return
     with Archive(path) as archive:
         archive.extract(folder)

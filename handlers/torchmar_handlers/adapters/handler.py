@@ -122,6 +122,11 @@ class Adapter(BaseHandler):
         return Reply.error(status, message, **self.error_keys(status, message))
 
 
+def decoded_by_server(request: Request) -> bool:
+    """Return whether a request's body is JSON that the server has decoded: an array or an object."""
+    return request.sends(JSON) and isinstance(request.row.get("body"), list | dict)
+
+
 def body_of(request: Request) -> bytes | bytearray:
     """Return a request's body as bytes.
 

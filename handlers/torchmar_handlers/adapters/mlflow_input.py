@@ -45,11 +45,11 @@ class ModelInput:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(text: str, media_type: str, signature: Signature) -> ModelInput:
+def read(body: Any, media_type: str, signature: Signature) -> ModelInput:
     """Return the input of a request.
 
     Args:
-        text: the body.
+        body: a text, or JSON that the server has decoded.
         media_type: its content type, without parameters.
         signature: of the model.
 
@@ -57,12 +57,12 @@ def read(text: str, media_type: str, signature: Signature) -> ModelInput:
         BadRequest: the body has none of the formats, or does not fit the signature; 415: it is of another type.
     """
     if media_type == CSV:
-        return _table(_csv(text, signature), signature, signature.arguments(None))
+        return _table(_csv(body, signature), signature, signature.arguments(None))
     if media_type != JSON:
         raise BadRequest(
             f"Content-Type {media_type or 'is missing, which'} is not supported: send {JSON} or {CSV}", 415
         )
-    document = loads(text)
+    document = loads(body) if isinstance(body, str) else body
     if not isinstance(document, Mapping):
         raise BadRequest(f"the body is no object; {_EXPECTED}")
     formats = [name for name in _FORMATS if name in document]

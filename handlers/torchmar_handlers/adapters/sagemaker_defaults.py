@@ -53,6 +53,8 @@ def model_fn(folder: Path, device: torch.device) -> torch.jit.ScriptModule:
 def input_fn(body: Any, content_type: str | None, device: torch.device) -> torch.Tensor:
     """Return the tensor of a JSON, CSV or ``.npy`` body: of JSON and CSV float32, of ``.npy`` as it is.
 
+    JSON may be a text, or decoded by the server.
+
     Raises:
         BadRequest: the body is damaged, or of another content type (415).
     """
@@ -113,7 +115,7 @@ def output_fn(prediction: Any, accept: str, default: str) -> tuple[Any, str]:
 
 
 def _json_array(body: Any) -> np.ndarray:
-    value = loads(body)
+    value = loads(body) if isinstance(body, str | bytes | bytearray) else body
     try:
         array = np.array(value)
     except ValueError as error:
