@@ -120,7 +120,7 @@ def test_vertex_gets_its_routes_and_the_envelope_of_googles_container(tmp_path: 
         "AIP_HTTP_PORT",
         AIP_HEALTH_ROUTE=health,
         AIP_PREDICT_ROUTE=predict,
-        AIP_STORAGE_URI=str(tmp_path / "artifacts"),
+        AIP_STORAGE_URI="artifacts",
         GATE=str(tmp_path / "open"),
     )
     until(lambda: status(url + health) == 503)
@@ -165,7 +165,7 @@ def test_sagemaker_gets_its_paths_and_serves_the_content_of_model_tar_gz(
     process, url = start(
         "sagemaker",
         "SAGEMAKER_BIND_TO_PORT",
-        SAGEMAKER_BASE_DIR=str(tmp_path / "ml"),
+        SAGEMAKER_BASE_DIR="ml",
         SAGEMAKER_SAFE_PORT_RANGE=f"{first}-{first + 100}",
         SAGEMAKER_TS_BATCH_SIZE="4",
     )

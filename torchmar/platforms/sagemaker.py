@@ -54,7 +54,7 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
         TorchmarError: a variable has a value that it cannot have, or there is no model.
     """
     port = platforms.port(environment, "SAGEMAKER_BIND_TO_PORT", PORT)
-    base = Path(environment.get("SAGEMAKER_BASE_DIR") or "/opt/ml")
+    base = Path(environment.get("SAGEMAKER_BASE_DIR") or "/opt/ml").resolve()
     multi_model = environment.get("SAGEMAKER_MULTI_MODEL", "").strip().lower() == "true"
     payload = _max_payload(environment) << 20
     timeout = _number(environment, "SAGEMAKER_MODEL_SERVER_TIMEOUT", least=1)

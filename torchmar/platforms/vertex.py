@@ -95,7 +95,7 @@ def _archive(uri: str, store: Path) -> tuple[str, str]:
     if _ALL.fullmatch(uri):
         return f"{uri}/{FILE_NAME}", f"{re.escape(uri)}/.*"
     if uri:
-        if not (archive := Path(uri) / FILE_NAME).is_file():
+        if not (archive := Path(uri).resolve() / FILE_NAME).is_file():
             raise TorchmarError(
                 f"AIP_STORAGE_URI={uri}: it has no {FILE_NAME}", hint="torchmar export vertex makes one"
             )
