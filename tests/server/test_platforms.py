@@ -212,9 +212,10 @@ def test_a_package_of_sagemakers_toolkit_is_served_as_it_is(tmp_path: Path, star
 
 @pytest.fixture
 def endpoint(tmp_path: Path, make: Make, start: Start) -> str:
-    """Start a multi-model endpoint beside the folders of three models; return its URL."""
-    for name in ("a", "b", "broken"):
-        code = SEES if name != "broken" else "def handle(rows, context):\n    raise ValueError('broken')\n"
+    """Start a multi-model endpoint beside the folders of models; return its URL."""
+    fails = {"broken": "raise ValueError('broken')", "killed": "import os; os.kill(os.getpid(), 9)"}
+    for name in ("a", "b", *fails):
+        code = f"def handle(rows, context):\n    {fails[name]}\n" if name in fails else SEES
         content = tmp_path / "ml" / "models" / name / "model"
         content.mkdir(parents=True)
         archive = make(code, name=f"archive-{name}", config=ONE_WORKER)
@@ -252,6 +253,7 @@ def test_sagemaker_loads_lists_invokes_and_unloads_models(tmp_path: Path, endpoi
     assert [model["modelName"] for model in rest["models"]] == ["b"] and "nextPageToken" not in rest
     # What cannot be loaded, and leaves nothing behind.
     assert load("broken") == 500
+    assert load("killed") == 507  # as the kernel does if the memory does not suffice
     assert load("nowhere") == 404
     assert load("elsewhere", tmp_path) == 404
     assert load("elsewhere", tmp_path / "ml" / "models" / ".." / "..") == 404

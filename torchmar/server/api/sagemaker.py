@@ -21,6 +21,7 @@ from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import App, Request
 from torchmar.server.models import memory
+from torchmar.server.models.memory import Reservations
 from torchmar.server.models.registry import Registration, Registry, Version
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.request_ids import HEADER, request_ids
@@ -49,6 +50,7 @@ class SageMaker:
         self._inference, self._registry, self._settings, self._metrics = inference, registry, settings, metrics
         self._multi_model = settings.platform == "sagemaker-multi-model"
         self._loading: set[str] = set()
+        self._memory = Reservations()
         self._tasks = BackgroundTasks()
         self._ids = request_ids()
 
@@ -118,9 +120,11 @@ class SageMaker:
         self._loading.add(name)
         try:
             archive = await asyncio.to_thread(_archive, url, self._settings.model_store)
-            await asyncio.to_thread(memory.check, archive, max(1, self._settings.default_workers_per_model))
+            workers = max(1, self._settings.default_workers_per_model)
+            needed = await asyncio.to_thread(memory.needed_by, archive, workers)
             registration = Registration(str(archive), model_name=name, by_operator=True, fallback_name=name)
-            version = await self._registry.register(registration)
+            with self._memory.reserve(needed):
+                version = await self._registry.register(registration)
         finally:
             self._loading.discard(name)
         if target := request.header(_TARGET):

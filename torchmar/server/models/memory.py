@@ -1,4 +1,4 @@
-"""The memory that is left for models, and whether that of one more suffices."""
+"""The memory that is left for models, and that which one more is taken to need."""
 
 from __future__ import annotations
 
@@ -21,24 +21,43 @@ _FILES = (
 )
 
 
-def check(archive: Path, workers: int) -> None:
-    """Check that the memory suffices for workers with a model. Blocking.
+class Reservations:
+    """Memory for models that are being loaded, so that two at a time do not both count on the same."""
 
-    Each is taken to need the size of the archive's files: weights are most of them, and most are loaded whole. What a
-    model allocates besides is not known before it does.
+    def __init__(self) -> None:
+        self._reserved = 0
+
+    @contextlib.contextmanager
+    def reserve(self, needed: int) -> Iterator[None]:
+        """Reserve memory while the block runs.
+
+        Args:
+            needed: bytes.
+
+        Raises:
+            ApiError: 507, the memory that is left does not suffice.
+        """
+        left = available() - self._reserved
+        if needed > left:
+            message = f"Insufficient memory: the model needs {_mib(needed)} MiB, and {_mib(max(0, left))} MiB are left."
+            raise ApiError(507, "InsufficientMemoryException", message)
+        self._reserved += needed
+        try:
+            yield
+        finally:
+            self._reserved -= needed
+
+
+def needed_by(archive: Path, workers: int) -> int:
+    """Return the bytes that workers with a model are taken to need: each the size of the archive's files. Blocking.
+
+    Weights are most of them, and most are loaded whole. What a model allocates besides is not known before it does.
 
     Args:
         archive: a file or folder.
         workers: their number.
-
-    Raises:
-        ApiError: 507, it does not suffice.
     """
-    needed, left = workers * (size(archive) + _WORKER_BYTES), available()
-    if needed > left:
-        who = "a worker" if workers == 1 else f"{workers} workers"
-        message = f"Insufficient memory: the model needs {_mib(needed)} MiB for {who}, and {_mib(left)} MiB are left."
-        raise ApiError(507, "InsufficientMemoryException", message)
+    return workers * (size(archive) + _WORKER_BYTES)
 
 
 def size(archive: Path) -> int:
