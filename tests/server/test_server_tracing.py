@@ -22,6 +22,7 @@ from tests.support.waiting import until
 from torchmar import archive, recipe
 from torchmar.engines.addresses import free_addresses
 from torchmar.engines.builtin import Builtin
+from torchmar.grpc import GrpcInference
 from torchmar.grpc.wire import inference_pb2
 from torchmar.inference import InferenceClient
 from torchmar.server.workers import staged_pool
@@ -298,11 +299,32 @@ def test_calls_over_grpc_are_traced(server: Builtin, collector: Collector) -> No
         assert "nobody" in request.message
 
 
-def test_the_client_passes_the_context_on(server: Builtin, collector: Collector) -> None:
+def test_the_clients_pass_the_context_on(server: Builtin, collector: Collector) -> None:
     trace = parent()
     with InferenceClient(server.server) as client:
         assert client.predict("steps", b"go", headers={"traceparent": trace})["traceparent"] != trace
     assert collector.trace(trace.split("-")[1], 6)[""].parent_id == trace.split("-")[2]
+    over_grpc = parent()
+    with GrpcInference(server.server) as client:
+        assert client.predict("steps", b"go", metadata={"traceparent": over_grpc})["traceparent"] != over_grpc
+    assert collector.trace(over_grpc.split("-")[1], 6)[""].parent_id == over_grpc.split("-")[2]
+
+
+def test_an_explanation_is_one_step_and_a_client_that_disconnects_is_named(
+    server: Builtin, collector: Collector
+) -> None:
+    trace = parent()
+    url = f"{server.server.inference}/explanations/function"
+    requests.post(url, data=b"x", headers={"traceparent": trace}, timeout=60)
+    assert set(collector.trace(trace.split("-")[1], 4)) == {"", "queue", "batch", "explain"}
+    gone = parent()
+    connection = http.client.HTTPConnection(server.server.inference.partition("//")[2], timeout=60)
+    connection.request("POST", "/predictions/steps", b"go", {"traceparent": gone})
+    time.sleep(0.02)
+    connection.close()
+    until(lambda: any(span.kind == 2 for span in collector.spans(gone.split("-")[1])))
+    (request,) = (span for span in collector.spans(gone.split("-")[1]) if span.kind == 2)
+    assert (request.attributes["error.type"], request.status) == ("client_disconnected", 0)
 
 
 def test_a_collector_that_is_down_is_logged_once_and_its_spans_are_counted(

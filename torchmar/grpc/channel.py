@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -81,7 +81,14 @@ class Channel:
         else:
             self._channel = grpc.insecure_channel(parts.netloc, options)
 
-    def call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
+    def call(
+        self,
+        method: str,
+        request: Message,
+        reply: type[Reply],
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Reply:
         """Return the response to a request.
 
         Raises:
@@ -100,7 +107,7 @@ class Channel:
         for retry in (True, False):
             token = self._token()
             try:
-                response: Reply = call(request, timeout=seconds, metadata=_metadata(token))
+                response: Reply = call(request, timeout=seconds, metadata=_metadata(token, metadata))
                 return response
             except grpc.RpcError as error:
                 raised = self._exception(error, seconds)
@@ -109,7 +116,12 @@ class Channel:
         raise AssertionError
 
     def stream(
-        self, method: str, requests: Message | Iterable[Message], reply: type[Reply], timeout: float | None = None
+        self,
+        method: str,
+        requests: Message | Iterable[Message],
+        reply: type[Reply],
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> Iterator[Reply]:
         """Yield the responses to one request, or to several that are sent while responses arrive.
 
@@ -118,7 +130,7 @@ class Channel:
         """
         path = f"/{self.service}/{method}"
         seconds = timeout or self._timeout
-        settings: dict[str, Any] = {"timeout": seconds, "metadata": _metadata(self._token())}
+        settings: dict[str, Any] = {"timeout": seconds, "metadata": _metadata(self._token(), metadata)}
         try:
             if isinstance(requests, Message):
                 call = self._channel.unary_stream(path, type(requests).SerializeToString, reply.FromString)
@@ -235,8 +247,9 @@ def _parts(address: str) -> Any:
     raise TorchmarError(f"{address!r} is not an address", hint="write it like grpc://127.0.0.1:7070")
 
 
-def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    return () if token is None else (("authorization", f"Bearer {token}"),)
+def _metadata(token: str | None, more: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    own = () if token is None else (("authorization", f"Bearer {token}"),)
+    return (*own, *(more or {}).items())
 
 
 def _serialized(request: Message) -> bytes:

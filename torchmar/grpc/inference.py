@@ -69,6 +69,7 @@ class GrpcInference(Client):
         version: str | None = None,
         *,
         fields: Mapping[str, str | bytes] | None = None,
+        metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> Any:
         """Return the prediction of a model for ``data``.
@@ -78,6 +79,7 @@ class GrpcInference(Client):
             data: a path, bytes, a text, an array, or whatever JSON can hold.
             version: default: the default one.
             fields: further entries of the handler's row, as REST's form fields.
+            metadata: of the call, such as ``traceparent``; names in lower case.
             timeout: seconds; default: the client's.
 
         Returns:
@@ -89,10 +91,16 @@ class GrpcInference(Client):
         """
         row = {key: text.encode() if isinstance(text, str) else text for key, text in (fields or {}).items()}
         row[_BODY] = bodies.request(data).body
-        return bodies.value(Response(200, self._predict(name, row, version, timeout)))
+        return bodies.value(Response(200, self._predict(name, row, version, timeout, metadata)))
 
     def stream(
-        self, name: str, data: Any, version: str | None = None, *, timeout: float | None = None
+        self,
+        name: str,
+        data: Any,
+        version: str | None = None,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float | None = None,
     ) -> Iterator[bytes]:
         """Yield the parts of a response as the handler sends them.
 
@@ -100,7 +108,7 @@ class GrpcInference(Client):
         with any other handler the worker of TorchServe 0.12.0 ends, and takes seconds to start again.
         """
         request = predictions_request(name, {_BODY: bodies.request(data).body}, version)
-        for response in self._channel.stream("StreamPredictions", request, PredictionResponse, timeout):
+        for response in self._channel.stream("StreamPredictions", request, PredictionResponse, timeout, metadata):
             yield response.prediction
 
     def sequence(
@@ -140,19 +148,31 @@ class GrpcInference(Client):
         finally:
             waiting.put(None)
 
-    def send(self, request: PredictionsRequest, timeout: float | None = None) -> PredictionResponse:
+    def send(
+        self,
+        request: PredictionsRequest,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> PredictionResponse:
         """Send a message as it is, and return the response.
 
         Raises:
             ServerError: as `predict` does.
         """
-        reply = self._channel.call("Predictions", request, PredictionResponse, timeout)
+        reply = self._channel.call("Predictions", request, PredictionResponse, timeout, metadata)
         if error := _error(reply.prediction):
             raise error
         return reply
 
-    def _predict(self, name: str, row: Mapping[str, bytes], version: str | None, timeout: float | None) -> bytes:
-        return self.send(predictions_request(name, row, version), timeout).prediction
+    def _predict(
+        self,
+        name: str,
+        row: Mapping[str, bytes],
+        version: str | None,
+        timeout: float | None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bytes:
+        return self.send(predictions_request(name, row, version), timeout, metadata).prediction
 
 
 def _error(body: bytes) -> ServerError | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,7 @@ class GrpcOpenInference(Client):
         version: str | None = None,
         *,
         id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> list[Tensor]:
         """Return the outputs of a model.
@@ -123,6 +124,7 @@ class GrpcOpenInference(Client):
             inputs: named tensors; under TorchServe the handler gets elements of BYTES in base64.
             version: default: the default one.
             id: sent to the handler.
+            metadata: of the call, such as ``traceparent``; names in lower case.
             timeout: seconds; default: the client's.
 
         Raises:
@@ -130,26 +132,38 @@ class GrpcOpenInference(Client):
                 raw contents for these, and TorchServe drops them.
             TorchmarError: a datatype is not of the protocol, or cannot represent an element.
         """
-        reply = self.send(infer_request(name, inputs, version, id=id), timeout)
+        reply = self.send(infer_request(name, inputs, version, id=id), timeout, metadata)
         quoted = self._channel.service == _TORCHSERVES_SERVICE
         if reply.raw_output_contents:
             return [_raw_output(*output) for output in zip(reply.outputs, reply.raw_output_contents, strict=True)]
         return [_output(output, quoted=quoted) for output in reply.outputs]
 
-    def send(self, request: wire.ModelInferRequest, timeout: float | None = None) -> wire.ModelInferResponse:
+    def send(
+        self,
+        request: wire.ModelInferRequest,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> wire.ModelInferResponse:
         """Send a message as it is, and return the response; it raises as `infer` does."""
-        return self._call("ModelInfer", request, wire.ModelInferResponse, timeout)
+        return self._call("ModelInfer", request, wire.ModelInferResponse, timeout, metadata)
 
     @property
     def service(self) -> str:
         """The full name of the service, which is TorchServe's own after a call to TorchServe."""
         return self._channel.service
 
-    def _call(self, method: str, request: Message, reply: type[Reply], timeout: float | None = None) -> Reply:
+    def _call(
+        self,
+        method: str,
+        request: Message,
+        reply: type[Reply],
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Reply:
         if self._channel.service == _TORCHSERVES_SERVICE and getattr(request, "raw_input_contents", None):
             raise ServerError(f"TorchServe does not support {' or '.join(_ONLY_RAW)} over gRPC", status=400)
         try:
-            return self._channel.call(method, request, reply, timeout)
+            return self._channel.call(method, request, reply, timeout, metadata)
         except ServerError as error:
             if error.status != 501 or not str(error).startswith(_NO_METHOD):
                 raise
@@ -157,7 +171,7 @@ class GrpcOpenInference(Client):
                 error.hint = ENABLE_OPEN_INFERENCE
                 raise
         self._channel.service = _TORCHSERVES_SERVICE
-        return self._call(method, request, reply, timeout)
+        return self._call(method, request, reply, timeout, metadata)
 
 
 def infer_request(

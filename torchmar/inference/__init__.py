@@ -174,7 +174,13 @@ class InferenceClient:
         return each(inputs, predict, client, jobs=jobs, ordered=ordered)
 
     def predict_instances(
-        self, name: str, instances: Sequence[Any], *, explain: bool = False, timeout: float | None = None
+        self,
+        name: str,
+        instances: Sequence[Any],
+        *,
+        explain: bool = False,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
     ) -> list[Any]:
         """Return one prediction or explanation for each instance, over KServe's v1 protocol.
 
@@ -184,12 +190,13 @@ class InferenceClient:
             name: the model; the protocol has no versions.
             instances: values that JSON can hold.
             explain: whether to request explanations.
+            headers: further headers.
             timeout: seconds; default: the client's.
 
         Raises:
             TorchmarError: the handler does not use this protocol.
         """
-        request = bodies.request({"instances": list(instances)})
+        request = bodies.request({"instances": list(instances)}, headers=headers)
         path = f"/v1/models/{_path(name)}:{'explain' if explain else 'predict'}"
         document = bodies.value(self._post(path, request, timeout))
         for key in ("explanations", "predictions"):
@@ -205,6 +212,7 @@ class InferenceClient:
         id: str | None = None,
         outputs: Sequence[str] = (),
         explain: bool = False,
+        headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> list[Tensor]:
         """Return the outputs of a model over the Open Inference Protocol (KServe v2).
@@ -217,6 +225,7 @@ class InferenceClient:
             id: an identifier that the response repeats.
             outputs: the names of the outputs to return; default: all.
             explain: whether to request an explanation.
+            headers: further headers.
             timeout: seconds; default: the client's.
 
         Raises:
@@ -228,7 +237,7 @@ class InferenceClient:
         if outputs:
             document["outputs"] = [{"name": output} for output in outputs]
         path = f"/v2/models/{_path(name)}/{'explain' if explain else 'infer'}"
-        content = bodies.value(self._post(path, bodies.request(document), timeout))
+        content = bodies.value(self._post(path, bodies.request(document, headers=headers), timeout))
         try:
             return [Tensor.read(output) for output in content["outputs"]]
         except (KeyError, TypeError):
