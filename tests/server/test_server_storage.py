@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.support.cutting_proxy import CuttingProxy
-from tests.support.object_stores import BUCKET, S3, S3_ENVIRONMENT, GoogleStorage, google_storage, s3
+from tests.support.object_stores import BUCKET, S3, S3_ENVIRONMENT, GoogleStorage, azure_storage, google_storage, s3
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from torchmar import properties
@@ -262,4 +262,28 @@ def test_an_object_of_google_is_fetched_and_continued(
         assert "there is no such object" in bench.error_of(f"gs://{BUCKET}/none.mar").message
         google.put("folder/x.mar", make(name="other").read_bytes())
         assert bench.fetch(url).name == "other"
+    assert not bench.written()
+
+
+def test_an_object_of_azure_is_fetched_and_continued(
+    bench: Bench, large: bytes, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("adlfs")
+    url = f"az://{BUCKET}/folder/x.mar"
+    with azure_storage() as azure, CuttingProxy(azure.port).running() as proxy:
+        azure.put("folder/x.mar", large)
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", azure.connection_string(proxy.port))
+        proxy.cuts = [3_000_000]
+        assert bench.fetch(url, digest_of(large)).name == "made"
+        assert proxy.cut == 1
+        error = bench.error_of(f"az://{BUCKET}/none.mar")
+        assert "there is no such object" in error.message
+        azure.put("folder/x.mar", make(name="other").read_bytes())
+        assert bench.fetch(url).name == "other"
+        monkeypatch.setenv(
+            "AZURE_STORAGE_CONNECTION_STRING", azure.connection_string(proxy.port).replace("Eby8", "AAAA")
+        )
+        error = bench.error_of(url)
+        assert "the server's credentials may not read it" in error.message
+        assert "AAAA" not in error.message
     assert not bench.written()

@@ -1,15 +1,19 @@
-"""Object stores on this machine: moto's S3 and an emulator of Google's, as separate processes in their environment."""
+"""Object stores on this machine, as separate processes: moto's S3, and emulators of Google's and of Azure's."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import pytest
 import requests
 
 from tests.oracles import python_of
@@ -26,6 +30,8 @@ S3_ENVIRONMENT = {
 }
 
 
+#: The key that Azurite documents; it is not secret.
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 # moto checks no signature, but that there is one.
 _SIGNED = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/us-east-1/s3/aws4_request"}
 
@@ -95,21 +101,62 @@ def google_storage() -> Iterator[GoogleStorage]:
         yield store
 
 
+class AzureStorage(Store):
+    """Azurite, with the account that it documents."""
+
+    def connection_string(self, port: int) -> str:
+        """Return the value of AZURE_STORAGE_CONNECTION_STRING, for a port that leads to the store."""
+        endpoint = f"http://127.0.0.1:{port}/devstoreaccount1"
+        return (
+            f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={AZURITE_KEY};"
+            f"BlobEndpoint={endpoint};"
+        )
+
+    def create_bucket(self) -> None:
+        self._client().create_container(BUCKET)
+
+    def put(self, name: str, content: bytes) -> str:
+        self._client().get_blob_client(BUCKET, name).upload_blob(content, overwrite=True)
+        return ""
+
+    def _client(self) -> Any:
+        from azure.storage.blob import BlobServiceClient
+
+        return BlobServiceClient.from_connection_string(self.connection_string(self.port))
+
+
+@contextlib.contextmanager
+def azure_storage() -> Iterator[AzureStorage]:
+    """Run Azurite with a container; the test is skipped where it is not installed, which npm does."""
+    program = shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("there is no azurite-blob here: npm install -g azurite")
+    port = _free_port()
+    command = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--silent", "--skipApiVersionCheck"]
+    with tempfile.TemporaryDirectory() as folder:
+        telemetry = ["--disableTelemetry"]
+        with _process([program, *command, *telemetry, "--location", folder], port):
+            store = AzureStorage(port)
+            store.create_bucket()
+            yield store
+
+
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
+def _running(arguments: list[str], port: int) -> contextlib.AbstractContextManager[None]:
+    return _process([str(python_of("storage")), *arguments], port)
+
+
 @contextlib.contextmanager
-def _running(arguments: list[str], port: int) -> Iterator[None]:
-    python = python_of("storage")
-    process = subprocess.Popen(
-        [str(python), *arguments], cwd=Path("/"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def _process(command: list[str], port: int) -> Iterator[None]:
+    process = subprocess.Popen(command, cwd=Path("/"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
         while True:
-            assert process.poll() is None, f"{arguments} has ended"
+            assert process.poll() is None, f"{command} has ended"
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             assert time.monotonic() < deadline

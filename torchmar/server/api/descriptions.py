@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 from torchmar import gpus
-from torchmar.server.models.archive_urls import without_secrets
 from torchmar.server.models.registry import Model, Version
 from torchmar.server.workers.pool_options import WorkerInfo
 
@@ -37,7 +36,7 @@ def version(described: Version, usage: dict[int, str] | None = None) -> dict[str
     document: dict[str, Any] = {
         "modelName": described.name,
         "modelVersion": described.version,
-        "modelUrl": without_secrets(described.url),
+        "modelUrl": described.shown_url,
         "runtime": serving.runtime,
         "minWorkers": pool.min_workers,
         "maxWorkers": pool.max_workers,
@@ -88,7 +87,7 @@ def page(models: Iterable[Model], limit: int, token: int) -> dict[str, Any]:
     # As TorchServe: if a page ends with the list, there is a token, too, and the next page is empty.
     following = {"nextPageToken": str(start + limit)} if start + limit <= len(named) else {}
     listed = [
-        {"modelName": model.name, "modelUrl": without_secrets(model.versions[model.default].url)}
+        {"modelName": model.name, "modelUrl": model.versions[model.default].shown_url}
         for model in named[start : start + limit]
     ]
     return {**following, "models": listed}

@@ -159,7 +159,7 @@ class SageMaker:
 
 
 def _document(version: Version) -> dict[str, str]:
-    return {"modelName": version.name, "modelUrl": version.url}
+    return {"modelName": version.name, "modelUrl": version.shown_url}
 
 
 def _load_request(body: bytes) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_errors import not_downloaded, not_found
 from torchmar.server.models.archive_urls import is_allowed, without_secrets
-from torchmar.server.models.remote_file import ChangedError, Transfer, TransferError
+from torchmar.server.models.remote_file import TEMPORARY, ChangedError, Transfer, TransferError
 
 if TYPE_CHECKING:
     import requests
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 20.0  # until a connection is open; without a byte
 _MAX_REDIRECTS = 5
-_TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 # A date identifies a file only if it could not have changed twice in the same second (RFC 9110, 8.8.2.2).
 _OLD_ENOUGH = timedelta(seconds=60)
@@ -94,7 +93,7 @@ class HttpFile:
             return Transfer(offset, int(content_range[2]), identity, chunks)
         if status == 416:
             raise ChangedError("HTTP 416")
-        if status in _TEMPORARY:
+        if status in TEMPORARY:
             raise TransferError(f"HTTP {status}")
         if status != 200:
             raise not_downloaded(self._shown, f"HTTP {status}")

@@ -13,7 +13,7 @@ from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config import startup_models
 from torchmar.server.config.settings import Settings
 from torchmar.server.config.startup_models import StartupModel
-from torchmar.server.models import serving_config
+from torchmar.server.models import archive_urls, serving_config
 from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
 from torchmar.server.models.routes import Routes
 from torchmar.server.models.serving_config import Registration, ServingConfig
@@ -57,6 +57,11 @@ class Version:
         self.url, self.archive, self.pool, self.serving = url, archive, pool, serving
         self.handler, self.loaded_at_startup = handler, loaded_at_startup
         self.removed = asyncio.Event()
+
+    @property
+    def shown_url(self) -> str:
+        """The URL of its registration without its query, which may be a signature."""
+        return archive_urls.without_secrets(self.url)
 
     def deadline(self) -> float | None:
         """Return until when a request received now may wait for a worker, by `time.monotonic`; None: no limit."""
@@ -235,7 +240,7 @@ class Registry:
         return version
 
     def _record_registration(self, version: Version) -> None:
-        self._events.add("registered", f"registered from {version.url}", version.name, version.version)
+        self._events.add("registered", f"registered from {version.shown_url}", version.name, version.version)
 
     async def scale(
         self,

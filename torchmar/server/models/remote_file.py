@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+#: Statuses of HTTP after which another attempt may succeed.
+TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+
 
 class TransferError(Exception):
     """A transfer failed, and may succeed when it is tried again; the message is the reason, without secrets."""

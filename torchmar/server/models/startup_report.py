@@ -57,7 +57,7 @@ def of(registry: Registry) -> StartupReport:
             if pool.failure and pool.ready < pool.min_workers:
                 reason = pool.failure.splitlines()[-1].strip()
                 counts = f"{pool.ready} of {pool.min_workers} workers answer"
-                message = f"{version.name} {version.version} ({without_secrets(version.url)}): {counts}: {reason}"
+                message = f"{version.name} {version.version} ({version.shown_url}): {counts}: {reason}"
                 failures.append(NotLoaded(version.url, message, registered=True))
     return StartupReport(tuple(failures), tuple(startup.warnings))
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from torchmar.server.api_error import ApiError
 from torchmar.server.models.archive_errors import not_downloaded
 from torchmar.server.models.archive_urls import StorageObject, parse_object, without_secrets
-from torchmar.server.models.remote_file import ChangedError, Transfer, TransferError
+from torchmar.server.models.remote_file import TEMPORARY, ChangedError, Transfer, TransferError
 
 _CHUNK = 4 << 20
 _CONNECTIONS = 4  # of one download; an object store sends each of them as fast as one alone
@@ -118,7 +119,7 @@ class StorageFile:
         except FileNotFoundError:
             raise not_downloaded(self._shown, "there is no such object") from None
         except PermissionError:
-            raise not_downloaded(self._shown, "the server's credentials may not read it") from None
+            raise self._forbidden() from None
         except Exception as error:
             names = {kind.__name__ for kind in type(error).__mro__}
             if names & _WITHOUT_CREDENTIALS:
@@ -129,9 +130,21 @@ class StorageFile:
                 raise not_downloaded(self._shown, f"{reason}; the server needs {_CREDENTIALS[store]}") from None
             if isinstance(error, OSError) and error.errno == errno.EINVAL and "pre-condition" in str(error).lower():
                 raise _changed() from None
-            if isinstance(error, OSError) and str(error).startswith("Forbidden"):
-                raise not_downloaded(self._shown, "the server's credentials may not read it") from None
-            raise TransferError(type(error).__name__) from None
+            status = _status(error)
+            if status in (401, 403) or (isinstance(error, OSError) and str(error).startswith("Forbidden")):
+                raise self._forbidden() from None
+            if 400 <= status < 500 and status not in TEMPORARY:
+                raise not_downloaded(self._shown, f"HTTP {status}") from None
+            raise TransferError(f"HTTP {status}" if status else type(error).__name__) from None
+
+    def _forbidden(self) -> ApiError:
+        return not_downloaded(self._shown, "the server's credentials may not read it")
+
+
+def _status(error: Exception) -> int:
+    """Return the HTTP status of an exception of the packages; 0: it has none."""
+    status = getattr(error, "status_code", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) else 0
 
 
 def _changed() -> ChangedError:

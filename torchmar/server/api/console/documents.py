@@ -11,6 +11,7 @@ import psutil
 
 import torchmar
 from torchmar.server.config.settings import Settings
+from torchmar.server.models import archive_urls
 from torchmar.server.models.health import health
 from torchmar.server.models.registry import Model, Registry, Version
 from torchmar.server.telemetry.events import Event
@@ -36,7 +37,7 @@ def server(registry: Registry, settings: Settings, right: Right) -> dict[str, An
         "health": health(registry),
         "loading": startup.loading,
         "not_loaded": [
-            {"model": name, "url": failure.model.url, "message": failure.message}
+            {"model": name, "url": archive_urls.without_secrets(failure.model.url), "message": failure.message}
             for name, failure in startup.failures.items()
         ],
         "warnings": list(startup.warnings),
@@ -85,7 +86,7 @@ def _version(version: Version) -> dict[str, Any]:
     stages = pool.stage_workers().items()
     return {
         "version": version.version,
-        "url": version.url,
+        "url": version.shown_url,
         "digest": archive.key,
         "size": archive.size,
         "modified": archive.modified,
