@@ -112,10 +112,12 @@ def test_a_unit_of_the_built_in_server_has_no_java_and_waits_for_requests(tmp_pa
     assert "IPAddressDeny=any" in text
 
 
-@pytest.mark.parametrize("key", ["inference_address", "allowed_urls"])
+@pytest.mark.parametrize("key", ["inference_address", "allowed_urls", "torchmar_otlp_endpoint"])
 def test_a_service_with_addresses_of_other_machines_may_reach_them(tmp_path: Path, key: str) -> None:
     opened = properties.Properties(None, {**GIVEN.values, key: "https://192.0.2.1:8443"})
     assert "IPAddressDeny" not in unit(service(tmp_path, user="daemon"), opened)
+    here = properties.Properties(None, {**GIVEN.values, "torchmar_otlp_endpoint": "http://127.0.0.1:4318"})
+    assert "IPAddressDeny" in unit(service(tmp_path, user="daemon"), here)
 
 
 def test_a_path_with_a_line_break_is_rejected_in_every_option(tmp_path: Path) -> None:

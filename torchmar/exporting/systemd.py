@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from torchmar.connection import local
 from torchmar.engines import DEFAULT, EngineName
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
@@ -120,8 +122,8 @@ def unit(service: Service, config: Properties) -> str:
 
     Args:
         service: the service.
-        config: its configuration. If that has only addresses of this machine, and no other URLs of archives, the
-            unit allows no other connections.
+        config: its configuration. If that has only addresses of this machine, also of a collector of spans, and no
+            other URLs of archives, the unit allows no other connections.
 
     Raises:
         TorchmarError: a path has a line break, or the interpreter's path a quote, which a unit cannot have.
@@ -137,7 +139,12 @@ def unit(service: Service, config: Properties) -> str:
         "--engine", service.engine,
     ]  # fmt: skip
     sockets = {Path(address.unix).parent for address in config.addresses() if address.unix} - {service.run_folder}
-    is_local = not config.get("allowed_urls") and all(address.loopback for address in config.addresses())
+    collector = urlsplit(config.get("torchmar_otlp_endpoint")).hostname
+    is_local = (
+        not config.get("allowed_urls")
+        and all(address.loopback for address in config.addresses())
+        and (collector is None or local.is_local(collector))
+    )
     java = f"Environment={_word(f'JAVA_HOME={service.java_home}')}\n" if service.java_home and not builtin else ""
     own = not service.user
     delay_text = config.get("torchmar_shutdown_delay").strip()

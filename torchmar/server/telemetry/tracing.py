@@ -177,7 +177,7 @@ class _Sender:
         self._scope = InstrumentationScope("torchmar", torchmar.__version__)
         self._exporter, self._resource, self._address, self._library = exporter, resource, address, library
         self._offset_ns = _offset_ns()
-        self._failing = False
+        self._failing, self._sending = False, 0
         self._reported, self._reported_at = 0, -_WARNING_INTERVAL_S
         self._writer = BackgroundWriter[Span]("spans", self._write, _CAPACITY, at_once=_AT_ONCE, warn=False)
         self.put = self._writer.put
@@ -192,15 +192,17 @@ class _Sender:
         self._writer.close(timeout_s)
         if not self._failing:
             self._exporter.shutdown()
-        if lost := self._writer.dropped + self._writer.waiting:
-            logs.SERVER.warning("%d spans were not sent to %s since the start", lost, self._address)
+        if lost := self._writer.dropped + self._writer.waiting + self._sending:
+            logs.SERVER.warning("number of spans that were not sent to %s since the start: %d", self._address, lost)
         self._library.close()
 
     def _write(self, spans: Sequence[Span]) -> None:
         """Send spans. Raises OSError if the collector does not take them."""
         if abs((offset_ns := _offset_ns()) - self._offset_ns) > _CLOCK_STEP_NS:
             self._offset_ns = offset_ns
+        self._sending = len(spans)
         result = self._exporter.export([self._complete(span) for span in spans])
+        self._sending = 0
         if result.name != "SUCCESS":
             if not self._failing:
                 self._failing = True
