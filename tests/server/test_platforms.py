@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,14 +145,17 @@ def test_vertex_gets_its_routes_and_the_envelope_of_googles_container(tmp_path: 
     assert "its requests have no tokens: every client that reaches port" in log
 
 
-def test_a_model_that_does_not_load_is_never_healthy_and_its_traceback_is_in_the_log(
+def test_a_model_of_a_url_that_does_not_load_is_never_healthy_and_its_traceback_is_in_the_log(
     tmp_path: Path, make: Make, start: Start
 ) -> None:
     broken = "def handle(rows, context):\n    raise ValueError('no weights here')\n"
-    store = tmp_path / "model_store"
-    make(broken, store=store, config=ONE_WORKER)
-    _, url = start("vertex", "AIP_HTTP_PORT")
-    until(lambda: "no weights here" in (tmp_path / "log").read_text())
+    torchmar("export", "vertex", make(broken, config=ONE_WORKER), "-o", "artifacts", cwd=tmp_path)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "artifacts")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as bucket:
+        threading.Thread(target=bucket.serve_forever).start()
+        _, url = start("vertex", "AIP_HTTP_PORT", AIP_STORAGE_URI=f"http://127.0.0.1:{bucket.server_port}/")
+        until(lambda: "no weights here" in (tmp_path / "log").read_text())
+        bucket.shutdown()
     assert status(f"{url}/ping") == 503
 
 

@@ -43,6 +43,7 @@ LLAMA: dict[str, Any] = {
             "max_num_seqs": 16,
             "tensor_parallel_size": 4,
             "enforce_eager": False,
+            "disable_log_stats": False,
             "trust_remote_code": True,
             "served_model_name": ["llama", "Meta Llama"],
             "hf_overrides": {"rope_theta": 1e6},
@@ -183,7 +184,7 @@ def test_an_archive_for_vllm_is_refused_with_the_command_that_serves_it(tmp_path
     )
     for path in (archive, own):
         (finding,) = [finding for finding in check(path) if finding.severity == "error"]
-        assert finding.code.name == "MAR311" and "torchmar export vllm" in finding.remedy
+        assert finding.code.name == "MAR311" and "torchmar export vllm" in finding.cause
     ran = torchmar("export", "vllm", archive, cwd=tmp_path)
     assert ran.stdout.startswith("vllm serve meta-llama/Meta-Llama-3.1-8B \\\n")
     assert "left out: vllm_engine_config.num_scheduler_steps" in ran.stderr

@@ -63,8 +63,9 @@ def check(
 
 
 def _of_vllm(place: str, what: str) -> Finding:
-    cause = f"{what}, which imports names that vLLM had until 0.6, and no longer has"
-    remedy = "torchmar export vllm ARCHIVE prints the command with which vLLM itself serves the model"
+    # With the command, which the response to a registration has to contain, too.
+    cause = f"{what}, which runs with vLLM 0.6 only; torchmar export vllm has the command for a vLLM of today"
+    remedy = "serve the model with vLLM itself"
     return Finding(Code.MAR311, place, cause, remedy)
 
 

@@ -27,6 +27,8 @@ MOUNT = PurePosixPath("/models")
 
 _START_SECONDS = 600
 _PROBE_SECONDS = 10
+# Beginnings of options that can only be switched on.
+_WITHOUT_NEGATION = ("disable_", "aggregate_engine_logging")
 # Options of vLLM 0.6 without an equivalent: why.
 _GONE: Mapping[str, str] = {
     "device": "vLLM is installed for one kind of device",
@@ -271,6 +273,8 @@ def _argument(key: str, value: Any) -> list[str]:
     if value is None:
         return []
     if isinstance(value, bool):
+        if not value and key.startswith(_WITHOUT_NEGATION):
+            return []  # the default
         return [flag if value else f"--no-{flag[2:]}"]
     if isinstance(value, Mapping):
         return [flag, json.dumps(value)]
