@@ -288,7 +288,7 @@ def _running(
         for each in tree:
             with contextlib.suppress(psutil.Error):
                 each.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs(tree, timeout=20)
+        _, alive = psutil.wait_procs(tree, timeout=3)
         for each in alive:
             with contextlib.suppress(psutil.Error):
                 each.kill()
