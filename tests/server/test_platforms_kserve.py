@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from tests.support.waiting import until
+from torchmar import platforms
 from torchmar.engines.addresses import free_ports
 from torchmar.engines.server_records import ServerRecord
 from torchmar.errors import TorchmarError
@@ -241,6 +242,13 @@ def test_the_envelope_is_the_configured_one_or_that_of_the_protocol(
     tmp_path: Path, values: dict[str, str], environment: dict[str, str], envelope: str | None
 ) -> None:
     assert demands(values, environment, tmp_path).get("service_envelope") == envelope
+
+
+def test_the_mounted_configuration_is_used_without_a_flag(layout: Path) -> None:
+    file = layout / "config" / "config.properties"
+    assert platforms.config_file("kserve", {"CONFIG_PATH": str(file)}) == file
+    assert platforms.config_file("kserve", {"CONFIG_PATH": str(layout / "none")}) is None
+    assert platforms.config_file("vertex", {"CONFIG_PATH": str(file)}) is None
 
 
 def test_an_unknown_protocol_and_a_missing_store_are_named(tmp_path: Path) -> None:

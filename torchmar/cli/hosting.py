@@ -38,7 +38,8 @@ def serve_on(
 
     Args:
         platform: the platform.
-        config: the user's configuration; None: that of the working directory, if there is one.
+        config: the user's configuration; None: the one that the platform mounts, or else that of the working directory,
+            if there is one.
         model_store: the folder with the archives; None: the configuration's, or the platform's.
         run_folder: the folder of logs and extracted archives.
         check: whether archives are checked before they are loaded.
@@ -48,6 +49,7 @@ def serve_on(
     server runs in the folder.
     """
     with exit_codes(run_folder):
+        config = config or platforms.config_file(platform, os.environ)
         given = properties.read_or_default(config)
         if model_store:
             given = replace(given, values={**given.values, "model_store": str(model_store)})

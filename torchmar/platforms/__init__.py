@@ -55,6 +55,13 @@ def demands(name: PlatformName, environment: Mapping[str, str], config: Properti
     return result
 
 
+def config_file(name: PlatformName, environment: Mapping[str, str]) -> Path | None:
+    """Return the configuration that a platform mounts; None if it mounts none, or it is not there."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    mounted = module.config_file(environment) if hasattr(module, "config_file") else None
+    return mounted if mounted and mounted.is_file() else None
+
+
 def port(environment: Mapping[str, str], variable: str, default: int) -> int:
     """Return the port that a variable names; ``default`` if it is not set.
 

@@ -31,6 +31,11 @@ _ENVELOPES = {"v1": "kserve", "v2": "kservev2", "grpc-v2": "kservev2"}
 _NO_VALUE = ("", "<no value>")
 
 
+def config_file(environment: Mapping[str, str]) -> Path:
+    """Return the configuration that the storage initializer has mounted; ``CONFIG_PATH`` is the wrapper's variable."""
+    return Path(environment.get("CONFIG_PATH") or CONFIG)
+
+
 def demands(environment: Mapping[str, str], config: Properties) -> Demands:
     """Return what KServe demands.
 
