@@ -165,22 +165,22 @@ def _same(found: Any, expected: Any) -> bool:
 def show(
     protocol: str, sides: Sequence[str], connections: Sequence[int], figures: Mapping[tuple[str, int], list[Figures]]
 ) -> None:
-    """Print the medians of the rounds, and how often ours is faster, as the median of the rounds' ratios."""
+    """Print the medians of the rounds, and what a side is of ours, as the median of the rounds' ratios."""
     lines = []
     for count in connections:
         ours = figures["builtin", count]
         for side in sides:
             theirs = figures[side, count]
-            ratio = "1"
+            ratios = ["", ""]
             if side != "builtin":
-                middle, least, most = interval([a.rate / b.rate for a, b in zip(ours, theirs, strict=True)])
-                ratio = f"{middle:.2f} ({least:.2f} to {most:.2f})"
-            middle_of = [statistics.median(values) for values in zip(*map(_columns, theirs), strict=True)]
-            rate, p50, p99, cpu = middle_of
+                pairs = list(zip(ours, theirs, strict=True))
+                rates, cpu_times = [a.rate / b.rate for a, b in pairs], [b.cpu / a.cpu for a, b in pairs]
+                ratios = ["{:.1f} ({:.1f} to {:.1f})".format(*interval(values)) for values in (rates, cpu_times)]
+            rate, p50, p99, cpu = (statistics.median(values) for values in zip(*map(_columns, theirs), strict=True))
             row = (f"{rate:.0f}", f"{p50 * 1e3:.2f}", f"{p99 * 1e3:.2f}", f"{cpu:.2f}")
-            lines.append((str(count), TITLES[side], *row, ratio))
-    headings = ("connections", "server", "requests/s", "p50 ms", "p99 ms", "CPU s / 1000", "ours is so much faster")
-    print(f"\nprotocol {protocol}")
+            lines.append((str(count), TITLES[side], *row, *ratios))
+    headings = ("connections", "server", "requests/s", "p50 ms", "p99 ms", "CPU s / 1000", "our rate", "its CPU")
+    print(f"\nprotocol {protocol}: our requests/s as a multiple of its, and its CPU as a multiple of ours")
     show_table(table(headings, lines, right=headings[2:6]))
 
 
