@@ -13,7 +13,7 @@ from torchmar.tuning.search import MOST_TRIALS, Question, Search
 from torchmar.tuning.space import Space
 from torchmar.tuning.target import Objective, parse_target
 
-SPACE = Space(cores=2, batch_sizes=(1, 4, 16, 64))
+SPACE = Space(cores=2, batch_sizes=(1, 8, 64))
 
 
 @pytest.mark.parametrize(

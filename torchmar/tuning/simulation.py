@@ -186,6 +186,70 @@ class _Simulation:
         self._sizes: dict[int, int] = {}
 
     def run(self) -> Outcome:
+        if self._system.delay is None and not (self._system.preprocess or self._system.postprocess):
+            self._run_plain()
+        else:
+            self._run_any()
+        self._latencies.sort()
+        return Outcome(
+            latencies=tuple(self._latencies),
+            rejected=self._rejected,
+            batch_sizes=self._sizes,
+            cores=self._used / self._now if self._now else 0.0,
+            seconds=self._now,
+        )
+
+    def _run_plain(self) -> None:
+        """Run a server without stages and delays, as most are, as `_run_any` does in twice the time."""
+        system, arrivals, admissions = self._system, self._arrivals, self._admissions
+        cores, batch_size, queue_size = float(system.cores), system.batch_size, system.queue_size
+        push, pop, noise = heapq.heappush, heapq.heappop, self._noise
+        running: list[tuple[float, int, float, list[int]]] = []
+        times: dict[int, tuple[tuple[float, ...], float]] = {}
+        waiting, idle, arrived, total, started = self._waiting, self._idle, 0, len(arrivals), 0
+        now, virtual, used, demand, speed = self._now, self._virtual, self._used, self._demand, self._speed
+        late_after, late_left = self._late_after, self._late_left
+        while (arrived < total or running) and late_left >= 0:
+            next_arrival = admissions[arrived] if arrived < total else math.inf
+            next_end = now + (running[0][0] - virtual) / speed if running else math.inf
+            if next_end <= next_arrival:
+                used += (next_end - now) * speed * demand
+                now = next_end
+                virtual, _, freed, members = pop(running)
+                demand -= freed
+                speed = cores / demand if demand > cores else 1.0
+                idle += 1
+                for index in members:
+                    if index >= self._warm_up:
+                        latency = now - arrivals[index] + system.latency
+                        self._latencies.append(latency)
+                        if latency > late_after:
+                            late_left -= 1
+            else:
+                virtual += (next_arrival - now) * speed
+                used += (next_arrival - now) * speed * demand
+                now = next_arrival
+                if len(waiting) >= queue_size:
+                    self._rejected += 1
+                else:
+                    waiting.append(arrived)
+                arrived += 1
+            while idle and waiting:
+                idle -= 1
+                batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+                size = len(batch)
+                self._sizes[size] = self._sizes.get(size, 0) + 1
+                if size not in times:
+                    times[size] = system.service.times(size), system.service.cores(size)
+                equally_likely, taken = times[size]
+                started += 1
+                push(running, (virtual + equally_likely[int(noise() * len(equally_likely))], started, taken, batch))
+                demand += taken
+                speed = cores / demand if demand > cores else 1.0
+        self._now, self._used = now, used
+
+    def _run_any(self) -> None:
+        """Run a server with stages before or after the model, or with workers that wait for full batches."""
         arrivals, running = self._admissions, self._running
         arrived, total = 0, len(arrivals)
         while (arrived < total or running or self._collected) and self._late_left >= 0:
@@ -203,14 +267,6 @@ class _Simulation:
             else:
                 self._advance(self._deadline)
                 self._send_collected()
-        self._latencies.sort()
-        return Outcome(
-            latencies=tuple(self._latencies),
-            rejected=self._rejected,
-            batch_sizes=self._sizes,
-            cores=self._used / self._now if self._now else 0.0,
-            seconds=self._now,
-        )
 
     # Time and cores.
 
