@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -83,8 +84,21 @@ def _starts_workers(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _start_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+def _start_processes_of_modules(request: pytest.FixtureRequest) -> Iterator[None]:
     """Have workers and servers of modules with the mark ``unforked`` started as users start them."""
+    with _started(request):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _start_processes_of_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have workers and servers that a test with the mark ``unforked`` starts itself started as users start them."""
+    with _started(request):
+        yield
+
+
+@contextlib.contextmanager
+def _started(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.node.get_closest_marker("unforked"):
             patch.delenv(VARIABLES["workers"], raising=False)

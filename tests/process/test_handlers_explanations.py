@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import warnings
@@ -13,8 +14,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from captum import attr
-from sklearn.datasets import load_breast_cancer, load_digits
 from torch import nn
 
 from torchmar_handlers.explanations import (
@@ -39,6 +38,16 @@ from torchmar_handlers.request import BadRequest, Request
 Scores = Callable[..., torch.Tensor]
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+
+
+def captum() -> Any:
+    """Return captum's methods; its import takes a second, which only a process that runs these tests should take."""
+    return importlib.import_module("captum.attr")
+
+
+def scikit_learn() -> Any:
+    """Return scikit-learn's data sets; its import takes as long."""
+    return importlib.import_module("sklearn.datasets")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -198,18 +207,18 @@ class Digits(nn.Module):
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return torch.from_numpy(load_digits().images[:300] / 16).float()[:, None]
+    return torch.from_numpy(scikit_learn().load_digits().images[:300] / 16).float()[:, None]
 
 
 @pytest.fixture(scope="module")
 def digits(images: torch.Tensor) -> nn.Module:
     torch.manual_seed(0)
-    return fit(Digits(), torch.from_numpy(load_digits().target[:300]), images, steps=60)
+    return fit(Digits(), torch.from_numpy(scikit_learn().load_digits().target[:300]), images, steps=60)
 
 
 @pytest.fixture(scope="module")
 def table() -> torch.Tensor:
-    values = torch.from_numpy(load_breast_cancer().data).float()
+    values = torch.from_numpy(scikit_learn().load_breast_cancer().data).float()
     return (values - values.mean(0)) / values.std(0)
 
 
@@ -217,7 +226,7 @@ def table() -> torch.Tensor:
 def cancer(table: torch.Tensor) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 16), nn.Tanh(), nn.Linear(16, 2))
-    return fit(model, torch.from_numpy(load_breast_cancer().target), table)
+    return fit(model, torch.from_numpy(scikit_learn().load_breast_cancer().target), table)
 
 
 FORMS: dict[str, Callable[[nn.Module, torch.Tensor], nn.Module]] = {
@@ -233,17 +242,19 @@ def captum_alone(method: str, model: nn.Module, row: torch.Tensor, start: torch.
     """Return captum's attributions of one row with 20 steps and, for perturbations, one at a time."""
     single_row, base = row[None], start[None]
     if method == "integrated_gradients":
-        return attr.IntegratedGradients(model).attribute(single_row, base, target, n_steps=20)
+        return captum().IntegratedGradients(model).attribute(single_row, base, target, n_steps=20)
     if method == "saliency":
-        return attr.Saliency(model).attribute(single_row.clone().requires_grad_(), target, abs=False)
+        return captum().Saliency(model).attribute(single_row.clone().requires_grad_(), target, abs=False)
     if method == "gradient_shap":
         np.random.seed(0)
-        return attr.GradientShap(model).attribute(single_row, base, n_samples=20, target=target)
+        return captum().GradientShap(model).attribute(single_row, base, n_samples=20, target=target)
     if method == "occlusion":
         window = (1,) if row.dim() == 1 else (1, 2, 2)
-        return attr.Occlusion(model).attribute(single_row, window, (1,) if row.dim() == 1 else (1, 1, 1), base, target)
+        return (
+            captum().Occlusion(model).attribute(single_row, window, (1,) if row.dim() == 1 else (1, 1, 1), base, target)
+        )
     number = torch.arange(single_row.numel()).view(single_row.shape)  # the digits are 8x8, the grid as well
-    return attr.FeatureAblation(model).attribute(single_row, base, target, feature_mask=number)
+    return captum().FeatureAblation(model).attribute(single_row, base, target, feature_mask=number)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -364,7 +375,7 @@ def test_occlusion_slides_windows_of_a_seventh_of_the_image(images: torch.Tensor
         return digits(nn.functional.interpolate(batch, (8, 8)))
 
     explanations = explain(score, large, torch.tensor([0, 1]), [ExplainOptions("occlusion")] * 2, max_forward_batch=50)
-    expected = attr.Occlusion(score).attribute(large, (1, 4, 3), (1, 2, 1), target=torch.tensor([0, 1]))
+    expected = captum().Occlusion(score).attribute(large, (1, 4, 3), (1, 2, 1), target=torch.tensor([0, 1]))
     assert close([explanation.attributions for explanation in explanations], expected)
 
 
@@ -405,8 +416,8 @@ def test_a_part_that_equals_the_baseline_takes_no_forward_pass(digits: nn.Module
 def test_grad_cam_is_captums_enlarged(digits: Digits, images: torch.Tensor) -> None:
     rows, targets = images[:3], torch.tensor([0, 1, 2])
     convolution = digits.features[3]
-    small = attr.LayerGradCam(digits, convolution).attribute(rows.clone().requires_grad_(), targets)
-    expected = attr.LayerAttribution.interpolate(small, (8, 8), "bilinear").detach()
+    small = captum().LayerGradCam(digits, convolution).attribute(rows.clone().requires_grad_(), targets)
+    expected = captum().LayerAttribution.interpolate(small, (8, 8), "bilinear").detach()
     wish = ExplainOptions("grad_cam", explicit=True)
     for layer in (None, "features.3"):
         explanations = explain(digits, rows, targets, [wish] * 3, model=digits, layer=layer)
@@ -729,17 +740,17 @@ def captum_of_embeddings(method: str, model: Any, text: str, target: int, start:
     starts[0, 0] = CLS
     options: dict[str, Any] = {"target": target, "additional_forward_args": mask}
     if method == "integrated_gradients":
-        ways = attr.LayerIntegratedGradients(model, model.tokens)
+        ways = captum().LayerIntegratedGradients(model, model.tokens)
         attributions = ways.attribute(ids, starts, n_steps=20, **options)
     else:
         points = model.tokens(ids).detach()
         layer, model.tokens = model.tokens, nn.Identity()
         try:
             if method == "saliency":
-                attributions = attr.Saliency(model).attribute(points.requires_grad_(), abs=False, **options)
+                attributions = captum().Saliency(model).attribute(points.requires_grad_(), abs=False, **options)
             else:
                 np.random.seed(0)
-                attributions = attr.GradientShap(model).attribute(points, layer(starts), n_samples=20, **options)
+                attributions = captum().GradientShap(model).attribute(points, layer(starts), n_samples=20, **options)
         finally:
             model.tokens = layer
     values: np.ndarray = attributions.sum(-1)[0].detach().numpy()

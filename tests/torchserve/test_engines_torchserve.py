@@ -18,6 +18,7 @@ from textwrap import dedent
 import psutil
 import pytest
 
+from tests.support.command import torchmar
 from tests.support.families import PARENT, all_end, descendants, family
 from tests.support.paths import DIGITS, SAMPLES
 from tests.support.processes import kill_worker
@@ -31,8 +32,6 @@ from torchmar.errors import BindError, EngineError, ModelFailedError, ServerErro
 from torchmar.exchange import Request, Response
 from torchmar.inference import InferenceClient
 from torchmar.worker import Worker
-
-pytestmark = pytest.mark.unforked
 
 Make = Callable[..., Path]
 PNG = (SAMPLES / "seven.png").read_bytes()
@@ -243,6 +242,7 @@ def test_a_rejected_configuration_is_reported_with_the_servers_output(tmp_path: 
     assert "NoSuchOption" in caught.value.log
 
 
+@pytest.mark.unforked
 def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, digits: Path) -> None:
     before = descendants()
     with contextlib.ExitStack() as stack:
@@ -255,6 +255,10 @@ def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, d
             server.load(digits)
         for server in servers:
             assert InferenceClient(server.server).request("digits", Request(PNG)).status == 200
+        status = torchmar("status", "--json", "--run-folder", servers[0].folder, cwd=tmp_path).stdout
+        (document,) = json.loads(status)
+        # Java and torch, in a worker of its own.
+        assert document["memory"] > document["models"][0]["memory"] > 50_000_000
         with (
             pytest.raises(EngineError, match=r"runs in .* already"),
             TorchServe(write_config(tmp_path), digits.parent, tmp_path / "one" / "run"),
@@ -267,6 +271,7 @@ def test_two_servers_run_side_by_side_and_stop_without_a_trace(tmp_path: Path, d
     assert sorted(path.name for path in (tmp_path / "one" / "run").iterdir()) == ["console.log", "logs"]
 
 
+@pytest.mark.unforked
 def test_processes_of_a_killed_server_are_found_by_their_environment_and_ended(tmp_path: Path, make: Make) -> None:
     mar = make(dedent(PARENT), name="parent", config={"minWorkers": 1, "maxWorkers": 1, "responseTimeout": 60})
     with TorchServe(write_config(tmp_path), mar.parent, tmp_path / "run") as server:

@@ -26,16 +26,12 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 _IMPORTS = {
-    # What TorchServe's worker and ours import before they load a handler, and what many handlers import: the last is
-    # what torch imports to load an exported program. No more than that: TorchServe's base_handler imports onnxruntime,
-    # which starts threads that a fork would wait for at its end.
+    # What TorchServe's worker and ours import before they load a handler, what our handlers import, which come from
+    # their archives, and what torch imports to load an exported program. Without its telemetry, ONNX Runtime, which
+    # base_handler imports, starts no thread.
     "workers": (
-        "numpy",
-        "torch",
-        "ts.model_service_worker",
-        "PIL.Image",
-        "captum.attr",
-        "torch._export.serde.serialize",
+        *("numpy", "torch", "ts.model_service_worker", "ts.service", "ts.torch_handler.base_handler"),
+        *("PIL.Image", "captum.attr", "orjson", "torch._export.serde.serialize"),
     ),
     # What the commands and the built-in server import, which have neither torch nor numpy.
     "commands": (
@@ -56,7 +52,7 @@ _IMPORTS = {
 _READ_WHEN_LOADED = (
     *("GOMP_", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "PYTHON", "PYTORCH", "TORCH_"),
     *("GRPC_", "PYDANTIC_", "TYPER_", "_TYPER_", "TERMINAL_WIDTH", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"),
-    *("KERAS_BACKEND", "CUDA_"),
+    *("KERAS_BACKEND", "CUDA_", "ORT_"),
 )
 _ENVIRONMENT = dict(os.environ)  # packages set variables when they are loaded
 _MAX_MESSAGE = 1 << 20
@@ -258,6 +254,8 @@ def load(kind: str) -> None:
             importlib.import_module(name)
         if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
             raise RuntimeError(f"{name} has started a thread, which forks would not have")
+    if "PIL.Image" in sys.modules:
+        sys.modules["PIL.Image"].init()  # loads the readers of all formats
     gc.collect()
     gc.freeze()
 
