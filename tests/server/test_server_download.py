@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.support.file_server import FileServer
+from tests.support.servers import write_config
+from tests.support.waiting import until
+from torchmar.engines.builtin import Builtin
 from torchmar.server.api_error import ApiError
 from torchmar.server.config import reader
 from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
@@ -222,3 +226,32 @@ def test_only_the_newest_downloads_that_broke_off_are_kept_for_a_day(bench: Benc
     bench.run(work)
     assert first not in bench.parts()
     assert len(bench.parts()) == 3
+
+
+def test_a_download_that_the_end_of_a_server_interrupts_continues_in_the_next_one(
+    bench: Bench, server: FileServer, tmp_path: Path
+) -> None:
+    server.pause_s = 0.1
+    for archive in bench.store.iterdir():
+        archive.unlink()
+    config = write_config(
+        tmp_path,
+        load_models=f"{server.address}/x.mar#sha256={digest_of(server.content)}",
+        allowed_urls=f"{server.address}/.*",
+        default_workers_per_model="1",
+        disable_token_authorization="true",
+    )
+    parts = tmp_path / "run" / "models"
+    with Builtin(config, bench.store, tmp_path / "run") as running:
+        until(lambda: any(path.stat().st_size for path in parts.glob(".part-*/archive")))
+        base = running.server.inference
+        # The loop is not blocked meanwhile.
+        assert requests.get(f"{base}/v2/health/live").status_code == 200
+        assert requests.get(f"{base}/v2/health/ready").status_code == 503
+    (part,) = parts.glob(".part-*/archive")
+    kept = part.stat().st_size
+    assert 0 < kept < len(server.content)
+    server.pause_s = 0
+    with Builtin(config, bench.store, tmp_path / "run") as running:
+        until(lambda: requests.get(f"{running.server.inference}/v2/health/ready").status_code == 200)
+    assert server.requested == ["", f"bytes={kept - 1}-"]

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ class FileServer:
         breaks: numbers of body bytes after which the next connections break, one for each.
         ranges: whether range requests are honoured.
         statuses: of the next responses, in place of the file.
+        pause_s: seconds between two parts of 16 KiB; 0: the body is sent at once.
         requested: the Range headers of the requests; empty where there was none.
         address: of the server.
     """
@@ -30,6 +32,7 @@ class FileServer:
     breaks: list[int] = field(default_factory=list)
     ranges: bool = True
     statuses: list[int] = field(default_factory=list)
+    pause_s: float = 0
     requested: list[str] = field(default_factory=list)
     address: str = ""
 
@@ -77,5 +80,9 @@ class FileServer:
         if self.breaks:
             body = body[: self.breaks.pop(0)]
         with contextlib.suppress(OSError):
-            request.wfile.write(body)
+            for part in range(0, len(body), 1 << 14) if self.pause_s else ():
+                request.wfile.write(body[part : part + (1 << 14)])
+                time.sleep(self.pause_s)
+            if not self.pause_s:
+                request.wfile.write(body)
         request.close_connection = True

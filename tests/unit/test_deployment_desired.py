@@ -152,3 +152,12 @@ def test_the_schema_has_a_description_for_every_key() -> None:
             assert value.get("description"), (part, key)
     sizes = schema["$defs"]["VersionState"]["properties"]["worker_memory"]["anyOf"]
     assert {"type": "string"} in sizes
+
+
+def test_a_digest_is_that_of_an_archive_behind_a_url() -> None:
+    text = 'models: {m: {versions: {"1.0": {archive: %s, digest: "sha256:%s"}}}}'
+    version = desired.parse(text % ("s3://bucket/m.mar", "0" * 64)).models["m"].version("1.0")
+    assert version.digest == f"sha256:{'0' * 64}"
+    (problem,) = problems(text % ("m.mar", "0" * 64))
+    assert "digest is that of an archive behind a URL; set archive, too" in problem
+    assert "digest" in problems(text % ("s3://bucket/m.mar", "abc"))[0]

@@ -18,7 +18,7 @@ from torchmar.server.models.remote_file import TEMPORARY, ChangedError, Transfer
 if TYPE_CHECKING:
     import requests
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 20.0  # until a connection is open; without a byte
 _MAX_REDIRECTS = 5
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
