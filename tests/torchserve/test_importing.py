@@ -93,6 +93,23 @@ def test_clients_of_mlflows_server_are_answered(serving: Engine, store: Path) ->
     assert (failed.status_code, failed.json()["error_code"]) == (400, "BAD_REQUEST")
 
 
+@on_both_engines
+def test_instances_of_an_envelope_are_answered(engine: EngineName, store: Path, tmp_path: Path) -> None:
+    """As Vertex AI's containers of TorchServe are configured."""
+    config = write_config(tmp_path, load_models="plain-1.0.mar,model-1.0.mar", service_envelope="json", **OPEN)
+    with ENGINES[engine](config, store, tmp_path / "run") as server:
+        if isinstance(server, Builtin):
+            assert server.wait_until_loaded(SECONDS)
+        url = f"{address(server.folder / 'config.properties')}/predictions"
+        plain = requests.post(f"{url}/plain", json={"instances": ROWS}, timeout=SECONDS)
+        assert [len(row) for row in plain.json()["predictions"]] == [2, 2], plain.text
+        rows = [dict(zip("abc", row, strict=True)) for row in ROWS]
+        table = requests.post(f"{url}/model", json={"instances": rows}, timeout=SECONDS)
+        assert [list(row) for row in table.json()["predictions"]] == [["0", "1"], ["0", "1"]], table.text
+        refused = requests.post(f"{url}/model", json={"instances": [{"a": 1}]}, timeout=SECONDS)
+        assert refused.status_code == 400
+
+
 def test_the_snapshot_of_a_real_torchserve_brings_up_the_same_models(store: Path, tmp_path: Path) -> None:
     """What TorchServe writes when it is stopped."""
     config = write_config(tmp_path, load_models="plain-1.0.mar", **OPEN)

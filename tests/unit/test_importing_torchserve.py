@@ -67,7 +67,7 @@ def test_models_of_load_models_get_the_workers_that_torchserve_starts(tmp_path: 
     assert config["certificate_file"] == str(tmp_path / "ts" / "cert.pem")
     assert "vmargs" not in config
     reported = {difference.place: difference for difference in result.differences}
-    assert "left out: it is for Java" in reported["vmargs"].what
+    assert "left out: for Java" in reported["vmargs"].what
     assert "neither server has such a key" in reported["misspelt_key"].what
     assert reported["allowed_urls"].id == "allowed-urls"
 
@@ -124,7 +124,7 @@ def test_a_whole_installation_is_left_as_it_was(tmp_path: Path, make: Make) -> N
     ("values", "message"),
     [
         ({"model_store": ""}, "names no model_store"),
-        ({"model_store": "elsewhere"}, "the model store elsewhere is not a folder"),
+        ({"model_store": "elsewhere"}, "the model store elsewhere is neither in .*ts nor in the current folder"),
         ({"load_models": "a.mar,b.mar"}, r"a\.mar \(there is no such file\), b\.mar \(there is no such file\)"),
         ({"load_models": "bad.mar"}, r"bad\.mar \(.*bad\.mar is no archive that can be read\)"),
         ({"model_snapshot": "{"}, "config.properties: not JSON"),

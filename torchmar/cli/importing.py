@@ -104,6 +104,8 @@ def import_(
             "name one: an archive, or a package, or --mlflow, or --torchserve", param_hint="ARCHIVE"
         )
     if torchserve is not None:
+        if name is not None or version is not None:
+            raise typer.BadParameter("the models of an installation have their own", param_hint="--name, --version")
         _import_installation(torchserve, to or Path(), model_store, use_snapshots=not no_snapshots)
         return
     if model_store is not None or no_snapshots:
@@ -165,7 +167,7 @@ def _import_installation(config: Path, to: Path, model_store: Path | None, *, us
         mark = "[red]![/]" if difference.blocks else "[yellow]~[/]"
         reference = f" ({difference.id})" if difference.id else ""
         out.print(f"  {mark} [bold]{escape(difference.place)}[/]: {escape(difference.what)}{reference}")
-    out.print("\nwhat else differs between the servers, docs/differences.md lists")
+    out.print("\ndocs/differences.md lists what else differs between the servers")
     out.print(f"wrote {imported.deployment} and {imported.config}", markup=False)
-    out.print(f"torchmar serve --config {imported.config} starts the server", markup=False)
-    out.print(f"torchmar plan {imported.deployment} compares it with the installation", markup=False)
+    out.print(f"torchmar serve --config {imported.config} serves these models", markup=False)
+    out.print(f"torchmar plan {imported.deployment} shows how a server differs from them", markup=False)

@@ -149,9 +149,11 @@ def _model_store(source: Path, folder: Path, values: Mapping[str, str], given: P
     for store in [given] if given else [folder / named, Path(named)]:
         if store and store.is_dir():
             return store.resolve()
+    if given:
+        raise TorchmarError(f"the model store {given} is not a folder")
     raise TorchmarError(
-        f"the model store {given or named} is not a folder",
-        hint=f"it is looked for in {folder.resolve()} and in the current folder; --model-store FOLDER names it",
+        f"{source}: the model store {named} is neither in {folder.resolve()} nor in the current folder",
+        hint="--model-store FOLDER names it",
     )
 
 
@@ -247,10 +249,12 @@ def _configuration(installation: Installation) -> tuple[dict[str, str], list[Dif
     """
     base: dict[str, str] = {}
     differences: list[Difference] = []
+    if ignored := sorted(installation.values.keys() & IGNORED_KEYS.keys()):
+        differences.append(Difference(", ".join(ignored), "left out: for Java, or without meaning here"))
     for key, value in installation.values.items():
         if key in IGNORED_KEYS:
-            differences.append(Difference(key, "left out: it is for Java, or has no meaning here"))
-        elif key not in SUPPORTED_KEYS:
+            continue
+        if key not in SUPPORTED_KEYS:
             near = suggest(key)
             hint = f"; did you mean {near}?" if near else ""
             differences.append(Difference(key, f"left out: neither server has such a key{hint}"))
@@ -288,8 +292,6 @@ def _of_values(installation: Installation, base: Mapping[str, str]) -> Iterator[
         yield Difference("default_workers_per_model", what)
     if installation.source.suffix == ".cfg":
         yield of("snapshots", installation.source.name)
-    if installation.models:
-        yield of("startup-failure", "load_models")
     if workflows := sorted(_workflows(installation)):
         yield Difference("workflow_store", f"workflows are not supported: {', '.join(workflows)}", blocks=True)
 

@@ -22,7 +22,7 @@ from torchmar.server.models.archive_cache import CachedArchive
 from torchmar.server.telemetry import logs
 from torchmar.server.workers import staged_pool
 from torchmar.server.workers.pool_options import PoolOptions
-from torchmar.worker.process import forking
+from torchmar.worker.process import forking, loading
 
 RUNTIMES = ("python", "python3", "lsp")
 MAX_WORKERS = 1024  # of one version; a larger number is a typing error, and no machine has the memory
@@ -313,8 +313,11 @@ def _workers(
 
 
 def _envelope(envelope: str, handler: str) -> str:
-    """Return the envelope around a handler; torchmar's own need none for protocols that they read with all parts."""
-    own = handler.partition(".")[0] == recipe.CARRIED_PACKAGE
+    """Return the envelope around a handler; torchmar's own need none for protocols that they read with all parts.
+
+    In those that run packages of other tools, the package reads the bodies.
+    """
+    own = handler.partition(".")[0] == recipe.CARRIED_PACKAGE and handler not in loading.PACKAGE_HANDLERS
     return "" if own and envelope in _READ_BY_OUR_HANDLERS else envelope
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from .loading import envelope_of
+from .loading import PACKAGE_HANDLERS, envelope_of
 from .supervisor import children
 
 #: Each worker loads the model itself; workers are forks, as the handler's code is known, or as its author allows it.
@@ -25,8 +25,6 @@ NEVER, KNOWN, ALLOWED = "never", "known", "allowed"
 # TorchServe's handlers that keep nothing but the model and what is computed from files, by their code in 0.12.0.
 _STOCK = frozenset({"image_classifier", "image_segmenter", "object_detector", "text_classifier"})
 _OURS = "torchmar_handlers"
-# Ours that run the code of a package, or unpickle it.
-_FOREIGN = frozenset({f"{_OURS}.mlflow", f"{_OURS}.sagemaker"})
 # Generators would draw the same numbers in all workers, connections would mix their bytes, and the first worker that
 # exits would remove temporary folders.
 _UNSHAREABLE = frozenset(
@@ -57,7 +55,7 @@ def mode(handler: str, *, model_file: bool, allowed: bool | None) -> tuple[str, 
     if allowed is not None:
         reason = f"model-config.yaml sets torchmar: {{fork: {str(allowed).lower()}}}"
         return (ALLOWED if allowed else NEVER), reason
-    if handler in _FOREIGN:
+    if handler in PACKAGE_HANDLERS:
         return NEVER, f"what the code that {handler} runs keeps between requests is not known"
     if handler not in _STOCK and not handler.startswith(f"{_OURS}."):
         return NEVER, f"what {handler} keeps between requests is not known"

@@ -13,6 +13,8 @@ from .messages import ModelSpec
 
 _ENVELOPES = "ts.torch_handler.request_envelope."
 _KSERVE = ("kserve", "kservev2")
+#: Handlers of torchmar that run code of a package of another tool, or unpickle it.
+PACKAGE_HANDLERS = frozenset({"torchmar_handlers.mlflow", "torchmar_handlers.sagemaker"})
 
 
 def activate_archive(folder: str, extra: str = "") -> None:
@@ -35,7 +37,7 @@ def load(model: ModelSpec) -> Any:
     """Return TorchServe's service for a model.
 
     Handlers of torchmar read KServe's protocols themselves, so that they get requests without KServe's envelopes, whose
-    handlers answer one request at a time.
+    handlers answer one request at a time. In those that run packages of other tools, the package reads the bodies.
     """
     import ts
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
@@ -55,7 +57,7 @@ def load(model: ModelSpec) -> Any:
         metrics,
     )
     inner = getattr(getattr(service._entry_point, "__self__", None), "_handle_fn", None)
-    if envelope_of(service) in _KSERVE and is_ours(inner):
+    if envelope_of(service) in _KSERVE and is_ours(inner) and model.handler not in PACKAGE_HANDLERS:
         service._entry_point = inner
     return service
 
