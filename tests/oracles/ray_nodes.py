@@ -6,6 +6,7 @@ with the number of a node kills it.
 
 import os
 import signal
+import socket
 import sys
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -15,10 +16,19 @@ from ray.cluster_utils import Cluster
 HERE = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 128 << 20}
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 def main() -> None:
     head, *others = map(int, sys.argv[1:])
     # Its nodes end with this process in any case, also when it is killed.
-    cluster = Cluster(initialize_head=True, shutdown_at_exit=True, head_node_args={"num_cpus": head, **HERE})
+    cluster = Cluster(
+        initialize_head=True,
+        shutdown_at_exit=True,
+        head_node_args={"num_cpus": head, "dashboard_port": free_port(), **HERE},
+    )
     nodes = [cluster.head_node, *(cluster.add_node(num_cpus=cpus, **HERE) for cpus in others)]
     try:
         cluster.wait_for_nodes()

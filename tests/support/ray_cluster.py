@@ -49,6 +49,7 @@ def ray_cluster(*cpus: int) -> Iterator[RayCluster]:
         [python, script, *map(str, cpus)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=(errors := tempfile.TemporaryFile("w+")),
         text=True,
         env=environment,
         start_new_session=True,
@@ -57,7 +58,8 @@ def ray_cluster(*cpus: int) -> Iterator[RayCluster]:
         assert process.stdout
         assert process.stdin
         address = process.stdout.readline().strip()
-        assert address, "the cluster has not started"
+        errors.seek(0)
+        assert address, errors.read()
         yield RayCluster(address, python, environment, process)
     finally:
         process.stdin.close()  # type: ignore[union-attr]

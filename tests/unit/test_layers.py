@@ -21,6 +21,7 @@ LAYERS = (
     ("diagnosis", "guard", "platforms", "scaffolding", "testing"),
     ("load",),
     ("engines",),
+    ("cluster",),
     ("server",),
     ("sample_check",),
     ("worker",),

@@ -241,7 +241,8 @@ def _load_and_events(server: ServerState) -> tuple[dict[tuple[str, str], dict[st
 
 
 def _worker_document(worker: WorkerState) -> dict[str, object]:
-    return {"id": worker.id, "status": worker.status, "pid": worker.pid}
+    node = {"node": worker.node} if worker.node else {}
+    return {"id": worker.id, "status": worker.status, "pid": worker.pid, **node}
 
 
 def _no_lines(folder: Path, model: str, version: str, worker: str) -> str:

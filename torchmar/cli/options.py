@@ -95,7 +95,8 @@ ResponseTimeout = Annotated[
 Engine = Annotated[
     EngineName,
     typer.Option(
-        help="builtin is torchmar's own server, without Java; torchserve is TorchServe itself.",
+        help="builtin is torchmar's own server, without Java; ray is the same with workers on the nodes of a cluster; "
+        "torchserve is TorchServe itself.",
         envvar="TORCHMAR_ENGINE",
         show_envvar=False,
     ),

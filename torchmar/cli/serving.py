@@ -56,6 +56,15 @@ def serve(
     ignore: Ignore = None,
     engine: Engine = DEFAULT,
     platform: Platform = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="With --engine ray: the head of the cluster; default: a cluster of this machine alone.",
+            show_default=False,
+        ),
+    ] = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -102,12 +111,14 @@ def serve(
     watching = watch or given.get("torchmar_watch").strip() in ("latest", "all")
     if watch and engine == "torchserve":
         raise typer.BadParameter("TorchServe does not watch its model store", param_hint="--watch")
+    if head and engine != "ray":
+        raise typer.BadParameter("only --engine ray has a cluster", param_hint="--address")
     if watching and names:
         raise typer.BadParameter("all models of a watched model store are served; name none", param_hint="MODEL")
     at_startup = [] if watching else _startup_archives(given, folder)
     state_file = (run_folder / FILE_NAME).resolve()
     restores = (
-        engine == "builtin"
+        engine != "torchserve"
         and not watching
         and given.flag("enable_model_api")
         and not given.get("model_snapshot").strip()
@@ -126,6 +137,8 @@ def serve(
     for archive in at_startup if not state else []:
         findings.warn(admit(archive, ignored))  # before the start, since the server loads it at once
     overrides = {} if check else {"torchmar_check_archives": "false"}
+    if head:
+        overrides["torchmar_ray_address"] = head
     if restores:
         overrides["torchmar_state_file"] = str(state_file)
     if state:

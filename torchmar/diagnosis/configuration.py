@@ -28,7 +28,7 @@ def check(config: Properties, engine: EngineName = DEFAULT) -> Iterator[Finding]
         yield ok("config", "no config.properties here: a server starts with torchmar's defaults")
         return
     lines = _lines(config)
-    builtin = engine == "builtin"
+    builtin = engine != "torchserve"
     values = _builtin_values(config) if builtin else _torchserve_values(config)
     traps = _builtin_traps(config) if builtin else _torchserve_traps(config)
     problems = [*_unknown(config, engine), *values, *_traps(config), *traps, *_repeated(lines)]

@@ -16,6 +16,7 @@ _SECONDS = 120
 _NEEDED_BY: dict[EngineName, tuple[str, ...]] = {
     "torchserve": ("torchserve", "torch"),
     "builtin": ("torchserve", "torch", "httptools", "python-multipart", "psutil"),  # workers import TorchServe's loader
+    "ray": ("torchserve", "torch", "httptools", "python-multipart", "psutil", "ray"),
 }
 # The imports of ts/model_service_worker.py, in a process of its own, since torchmar itself needs no torch.
 _PROBE = "import torch, ts.model_loader, ts.service, ts.protocol.otf_message_handler"
@@ -25,7 +26,7 @@ def check(engine: EngineName = DEFAULT) -> Iterator[Finding]:
     """Yield the versions of Python, TorchServe and torch, and the reason if a worker cannot import them."""
     needed = _NEEDED_BY[engine]
     if missing := [name for name in needed if _version(name) is None]:
-        extra = "server" if engine == "builtin" else "torchserve"
+        extra = "server" if engine == "builtin" else engine
         yield error("python", f"{sys.executable} has no {' and no '.join(missing)}", f"pip install 'torchmar[{extra}]'")
         return
     served, torch = _version("torchserve"), _version("torch")

@@ -61,7 +61,7 @@ def _other_files(folder: Path, archives: list[Path], engine: EngineName) -> Iter
             yield warning(
                 "store",
                 f"{path.name} is a workflow, which the built-in server does not run"
-                if engine == "builtin"
+                if engine != "torchserve"
                 else f"{path.name} is a workflow: a client with the management token can run its code",
                 "remove it, unless it is used",
             )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import torchmar
+from torchmar.engines import TITLES, EngineName
 from torchmar.engines.engine import Engine
 from torchmar.engines.server_records import MODULE
 from torchmar.errors import EngineError
@@ -16,14 +19,17 @@ from torchmar.server.models import startup_report
 from torchmar.server.models.startup_report import StartupReport
 
 _POLL_SECONDS = 0.05
-_NEEDED = ("httptools", "python_multipart", "psutil", "torch", "ts")
 
 
 class Builtin(Engine):
     """The built-in server; it runs while the context is open."""
 
-    name = "builtin"
+    name: ClassVar[EngineName] = "builtin"
     stopped = (0, -15)
+    needed: ClassVar[tuple[str, ...]] = ("httptools", "python_multipart", "psutil", "torch", "ts")
+    """The modules that it needs."""
+    install: ClassVar[str] = "pip install 'torchmar[server]', or use --engine torchserve"
+    """How to get them."""
 
     @property
     def described(self) -> str:
@@ -58,12 +64,11 @@ class Builtin(Engine):
 
     def find(self) -> None:
         """Find the packages of the server."""
-        for module in _NEEDED:
+        if self._python != sys.executable:  # its packages cannot be seen here
+            return
+        for module in self.needed:
             if importlib.util.find_spec(module) is None:
-                raise EngineError(
-                    f"the built-in server needs {module}",
-                    hint="pip install 'torchmar[server]', or use --engine torchserve",
-                )
+                raise EngineError(f"{TITLES[self.name]} needs {module}", hint=self.install)
 
     def _command(self, config: Path, temporary: Path) -> list[str]:
         return [self._python, "-m", MODULE, "-f", str(config)]

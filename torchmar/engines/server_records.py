@@ -27,6 +27,7 @@ RECORD = "server.json"
 MARK = "TORCHMAR_SERVER_MARK"  # an environment variable that a server's processes inherit from it
 MAIN_CLASS = "org.pytorch.serve.ModelServer"
 MODULE = "torchmar.server"
+CLUSTER_MODULE = "torchmar.cluster"
 START_SECONDS = 60.0  # in which a server has to answer
 _STOP_SECONDS = 40.0  # the built-in server waits half a minute for open requests
 _SETTLE_SECONDS = 5.0  # in which the descendants of a server have to end after it
@@ -257,4 +258,5 @@ def _folder(words: Sequence[str]) -> Path | None:
 def _engine(words: Sequence[str]) -> EngineName | None:
     if MAIN_CLASS in words:
         return "torchserve"
-    return "builtin" if ("-m", MODULE) in pairwise(words) else None
+    pairs = list(pairwise(words))
+    return "ray" if ("-m", CLUSTER_MODULE) in pairs else "builtin" if ("-m", MODULE) in pairs else None

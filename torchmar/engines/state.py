@@ -155,7 +155,8 @@ def versions_on(endpoint: Endpoint, folder: Path) -> list[VersionState]:
             for model in sorted(client.describe(name, "all"), key=lambda model: order(model.version)):
                 failure = failures.get((name, model.version)) if model.ready < model.min_workers else None
                 workers = (*model.workers, *itertools.chain.from_iterable(model.stages.values()))
-                used = sum(memory(worker.pid) for worker in workers if worker.pid in descendants)
+                used = sum(memory(worker.pid) for worker in workers if not worker.node and worker.pid in descendants)
+                used += sum(worker.memory_usage for worker in workers if worker.node)  # also on other machines
                 states.append(VersionState(model, model.version == default, used, failure))
     return states
 

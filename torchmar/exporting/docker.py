@@ -111,7 +111,7 @@ def dockerfile(image: Image, config: Properties) -> str:
             "inference_address is a Unix socket, which cannot be reached from outside the container",
             hint="write it like inference_address=http://127.0.0.1:8080",
         )
-    builtin = image.engine == "builtin"
+    builtin = image.engine != "torchserve"
     ports = {address.key: address.port for address in config.addresses() if not address.unix}
     wanted = {"REST": "inference_address", "gRPC": "grpc_inference_port", "metrics": "metrics_address"}
     if config.get("enable_metrics_api").strip().lower() == "false":
@@ -152,7 +152,7 @@ def build_stage(image: Image) -> str:
     others = [str(each) for each in requirements if str(each) not in built_with_torch]
     torch = shlex.join([f"torch=={image.torch}" if image.torch else "torch", *built_with_torch])
     target = f"/src/{PurePosixPath(image.package).name}" if image.package else "/src"
-    extras = ",".join(dict.fromkeys(("server" if image.engine == "builtin" else "torchserve", *image.extras)))
+    extras = ",".join(dict.fromkeys(("server" if image.engine == "builtin" else image.engine, *image.extras)))
     if wrong := [extra for extra in image.extras if not re.fullmatch(r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", extra)]:
         raise TorchmarError(f"{wrong[0]!r} is no extra of a package", hint="write them like onnx,text")
     return _BUILD.format(

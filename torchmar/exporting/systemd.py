@@ -129,7 +129,7 @@ def unit(service: Service, config: Properties) -> str:
         TorchmarError: a path has a line break, or the interpreter's path a quote, which a unit cannot have.
         PropertiesError: an address is invalid.
     """
-    builtin = service.engine == "builtin"
+    builtin = service.engine != "torchserve"
     words = [
         "-m", "torchmar", "serve",
         "--config", str(service.config),

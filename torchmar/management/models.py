@@ -33,6 +33,7 @@ class WorkerState:
         gpu: whether it works on a GPU.
         gpu_usage: nvidia-smi's line for that GPU; ``N/A`` without one.
         memory_usage: bytes; 0 until the server has looked, and where system metrics are off.
+        node: of the cluster that it runs on; empty without a cluster.
     """
 
     id: str
@@ -42,6 +43,7 @@ class WorkerState:
     gpu: bool = False
     gpu_usage: str = "N/A"
     memory_usage: int = 0
+    node: str = ""
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> WorkerState:
@@ -56,6 +58,7 @@ class WorkerState:
             gpu=bool(document.get("gpu", False)),
             gpu_usage=str(document.get("gpuUsage", "N/A")),
             memory_usage=int(document.get("memoryUsage", 0)),
+            node=str(document.get("node", "")),
         )
 
 

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from torchmar.errors import TorchmarError
@@ -19,9 +20,14 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.telemetry import logs
 
 
-def main() -> None:
-    """Run the server that the command line describes."""
-    parser = argparse.ArgumentParser(prog="python -m torchmar.server", description=__doc__.partition("\n")[0])
+def main(create: Callable[[Settings, Path], app.ServerApp] = app.ServerApp, module: str = "torchmar.server") -> None:
+    """Run the server that the command line describes.
+
+    Args:
+        create: returns the server for its configuration and its run folder, which is this folder.
+        module: that is run, for messages.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=__doc__.partition("\n")[0])
     parser.add_argument("-f", metavar="CONFIG", type=Path, required=True, help="a config.properties")
     parser.add_argument("--foreground", action="store_true", help="write log messages to stderr, too")
     chosen = parser.parse_args()
@@ -32,23 +38,23 @@ def main() -> None:
             try:
                 for warning in warnings:
                     logs.SERVER.warning("%s", warning)
-                _run(configured)
+                _run(create(configured, Path.cwd()))
             finally:
                 close_logs()
     except TorchmarError as error:
         sys.exit(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""))
 
 
-def _run(configured: Settings) -> None:
+def _run(server: app.ServerApp) -> None:
     try:
         import uvloop
     except ImportError:  # there is none for every Python
-        asyncio.run(_serve(configured))
+        asyncio.run(_serve(server))
     else:
-        uvloop.run(_serve(configured))
+        uvloop.run(_serve(server))
 
 
-async def _serve(configured: Settings) -> None:
+async def _serve(server: app.ServerApp) -> None:
     stop, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -60,7 +66,6 @@ async def _serve(configured: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number)
-    server = app.ServerApp(configured, Path.cwd())
     if not (sys.stdin and sys.stdin.isatty()):  # of a terminal, it means that the terminal has gone
         loop.add_signal_handler(signal.SIGHUP, server.reload)
     opening = asyncio.ensure_future(server.open())

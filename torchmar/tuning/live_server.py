@@ -83,7 +83,7 @@ class LiveServer:
                 "load_models": "",
                 "disable_system_metrics": "true",
             }
-            if self._engine == "builtin":
+            if self._engine != "torchserve":
                 overrides["model_snapshot"] = ""  # TorchServe is started without snapshots, and cannot read this
             kind = engines.named(self._engine)
             self._server = self._cleanup.enter_context(kind(None, self._store, folder / "run", overrides=overrides))

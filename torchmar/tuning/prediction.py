@@ -17,7 +17,11 @@ from torchmar.tuning.trials import Trial
 REFIT = 0.2  # relative error of a prediction beyond which the model is corrected
 _MOST_SCALE = 4.0
 _NEAR_CAPACITY = 0.75  # of the capacity
-_LOOP = {"builtin": 60e-6, "torchserve": 300e-6}  # CPU seconds of a request in the server, until one is measured
+_LOOP = {
+    "builtin": 60e-6,
+    "ray": 1e-3,
+    "torchserve": 300e-6,
+}  # CPU seconds of a request in the server, until one is measured
 _CLIENT = 40e-6  # the same in the client
 _COARSE, _FINE = 600, 2_500  # simulated requests
 

@@ -119,6 +119,7 @@ def _worker(worker: WorkerInfo, usage: dict[int, str]) -> dict[str, Any]:
         "pid": worker.pid or -1,
         "gpu": worker.gpu is not None,
         "gpuUsage": "N/A" if worker.gpu is None else usage.get(worker.gpu, "N/A"),
+        **({"node": worker.node} if worker.node else {}),
     }
 
 

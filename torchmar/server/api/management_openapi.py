@@ -121,7 +121,8 @@ _SCHEMAS: Mapping[str, Schema] = {
             "pid": _INTEGER,
             "gpu": FLAG,
             "gpuUsage": TEXT,
-        }
+        },
+        {"node": {"type": "string", "description": "Where it runs, in a cluster."}},
     ),
 }
 _STATUS = {"200": response("Done", reference("Status"))}

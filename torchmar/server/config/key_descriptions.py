@@ -23,11 +23,12 @@ class KeyDescription(NamedTuple):
 ADDRESSES = "Addresses"
 MODELS = "Models"
 WORKERS = "Workers and queues"
+CLUSTER = "Clusters (torchmar serve --engine ray)"
 ACCESS = "Tokens and access"
 TLS = "TLS and other origins"
 REQUESTS = "Requests"
 METRICS = "Metrics and logs"
-GROUPS = (ADDRESSES, MODELS, WORKERS, ACCESS, TLS, REQUESTS, METRICS)
+GROUPS = (ADDRESSES, MODELS, WORKERS, CLUSTER, ACCESS, TLS, REQUESTS, METRICS)
 
 DESCRIPTIONS: Mapping[str, KeyDescription] = {
     "allowed_urls": KeyDescription(
@@ -209,6 +210,15 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
         "Set by `torchmar serve --platform`: the inference API also has the paths that SageMaker demands of containers "
         "(`sagemaker`), or of those with several models (`sagemaker-multi-model`).",
         "none",
+    ),
+    "torchmar_ray_address": KeyDescription(
+        CLUSTER,
+        "The address of the cluster's head, which `--address` sets, too.",
+        "none: a cluster of this machine alone",
+    ),
+    "torchmar_ray_cpus": KeyDescription(CLUSTER, "Cores that Ray keeps free for a replica, which has one worker."),
+    "torchmar_ray_gpus": KeyDescription(
+        CLUSTER, "GPUs of a replica whose model runs on GPUs; `0.5` puts two replicas on each."
     ),
     "torchmar_read_token_file": KeyDescription(
         ACCESS,

@@ -79,6 +79,9 @@ class Settings:
         access_log: ``torchmar_access_log``; whether each request is logged.
         otlp_endpoint: ``torchmar_otlp_endpoint``; the collector of traces; empty: that of OpenTelemetry's variables.
         trace_ratio: ``torchmar_trace_ratio``; the share of requests that are traced; None: that of these variables.
+        ray_address: ``torchmar_ray_address``; of the head of the cluster; empty: a cluster of this machine alone.
+        ray_cpus: ``torchmar_ray_cpus``; cores of a replica.
+        ray_gpus: ``torchmar_ray_gpus``; GPUs of a replica that uses them, which may be a part of one.
         watch: ``torchmar_watch``; the versions of each model to serve of a model store whose archives may change; None:
             it is not watched.
         watch_seconds: ``torchmar_watch_seconds``; between two looks at watched folders; 0: only at the start.
@@ -137,6 +140,9 @@ class Settings:
     download_retries: int = 5
     shutdown_delay: int = 0
     venv_folder: Path | None = None
+    ray_address: str = ""
+    ray_cpus: float = 1.0
+    ray_gpus: float = 1.0
     worker_memory: int = 0
     worker_poll_us: int = 300
     log_format: Layout = "text"

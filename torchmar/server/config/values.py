@@ -6,6 +6,7 @@ Each reader returns the value, or raises ValueError with what the text should be
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -121,6 +122,17 @@ def collector_url(text: str) -> str:
     if url.username or url.password:
         raise ValueError("has a password; set it in OTEL_EXPORTER_OTLP_HEADERS")
     return text
+
+
+def amount(text: str) -> float:
+    """Return a number above 0, which need not be whole."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < math.inf:  # false for nan, too
+        raise ValueError("not a number above 0")
+    return value
 
 
 def web_address(http_port: int, https_port: int) -> Callable[[str], Address]:

@@ -1,0 +1,61 @@
+"""Whether the nodes of a cluster have room for replicas; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Resources that a replica needs, or that a node has; ``memory`` in bytes."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+    memory: float = 0.0
+
+    def show(self) -> str:
+        """Return them as text: ``2 CPUs, 0.5 GPUs, 4.0 GiB``."""
+        texts = [f"{self.cpus:g} CPUs"]
+        if self.gpus:
+            texts.append(f"{self.gpus:g} GPUs")
+        if self.memory:
+            texts.append(f"{self.memory / _GIB:.1f} GiB of memory")
+        return ", ".join(texts)
+
+    def times(self, needed: Resources) -> int:
+        """Return how often ``needed`` fits."""
+        pairs = ((self.cpus, needed.cpus), (self.gpus, needed.gpus), (self.memory, needed.memory))
+        # Ray counts in steps of 1/10000; sums of fractions are not exact.
+        return min((int((has + 1e-6) / needs) for has, needs in pairs if needs), default=1 << 30)
+
+
+def problem(needed: Resources, count: int, nodes: Mapping[str, Resources], *, free: bool = False) -> str:
+    """Return why ``count`` replicas do not fit, in one sentence with numbers; empty: they fit.
+
+    Args:
+        needed: by each replica.
+        count: of replicas.
+        nodes: by the names of nodes.
+        free: whether ``nodes`` have what is free now, not all that they have.
+    """
+    if not nodes:
+        return "the cluster has no node"
+    fitting = {name: node.times(needed) for name, node in nodes.items()}
+    if sum(fitting.values()) >= count:
+        return ""
+    has = "has free" if free else "has"
+    listed = "; ".join(f"node {name} {has} {node.show()}" for name, node in _largest(nodes))
+    if not any(fitting.values()):
+        return f"a replica needs {needed.show()}, and no node {has} as much: {listed}"
+    return f"{count} replicas need {needed.show()} each, and there is room for {sum(fitting.values())}: {listed}"
+
+
+_SHOWN = 8  # nodes
+
+
+def _largest(nodes: Mapping[str, Resources]) -> Sequence[tuple[str, Resources]]:
+    ordered = sorted(nodes.items(), key=lambda item: (-item[1].gpus, -item[1].cpus, item[0]))
+    return ordered[:_SHOWN]

@@ -1,0 +1,193 @@
+"""Contents of archives on the nodes of a cluster: packed by the front, copied once to each node, compared, extracted.
+
+The front packs the folder of an archive that it has admitted and extracted, with the packages that were installed for
+it. A node keeps a content while any of its replicas uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchmar import atomic
+from torchmar.errors import ArchiveError
+
+CHUNK = 32 << 20  # bytes that a node asks for at once; Ray keeps each in its object store until it is read
+_CONTENT, _PACKAGES = "content", "packages"
+_COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class PackedContent:
+    """A packed content on the front's disk.
+
+    Attributes:
+        path: of the file.
+        digest: SHA-256 of its bytes.
+        size: of its bytes.
+        packages: whether it has packages beside the archive's content.
+    """
+
+    path: str
+    digest: str
+    size: int
+    packages: bool
+
+
+class NodeContent:
+    """A content that this node has, until it is closed.
+
+    Attributes:
+        folder: with the content of the archive.
+        packages: the folder with installed packages; empty: there are none.
+    """
+
+    def __init__(self, place: Path, packed: PackedContent, descriptor: int) -> None:
+        self.folder = str(place / _CONTENT)
+        self.packages = str(place / _PACKAGES) if packed.packages else ""
+        self._place, self._descriptor = place, descriptor
+
+    def close(self) -> None:
+        """Release the content; the last user removes it."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another replica uses it
+            pass
+        else:
+            shutil.rmtree(self._place, ignore_errors=True)
+            _lock_of(self._place).unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def pack(folder: Path, packages: Path | None, target: Path) -> PackedContent:
+    """Pack the content of an archive. Blocking.
+
+    Args:
+        folder: the extracted archive.
+        packages: a folder with packages that were installed for it; None: there are none.
+        target: the file to write.
+
+    Raises:
+        ArchiveError: it cannot be written.
+    """
+    part = atomic.temporary_path(target)
+    try:
+        with tarfile.open(part, "w") as packed:
+            packed.add(folder, _CONTENT)
+            if packages:
+                packed.add(packages, _PACKAGES)
+        digest = _digest(part)
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ArchiveError(f"{folder} cannot be packed for the cluster: {error.strerror}") from None
+    return PackedContent(str(target), digest, target.stat().st_size, packages is not None)
+
+
+def fetch(packed: PackedContent, read: Callable[[int], bytes], root: Path | None = None) -> NodeContent:
+    """Return a content on this node, which is copied if no replica of this node has it. Blocking.
+
+    Args:
+        packed: the content; its file is read directly if this node can.
+        read: returns at most `CHUNK` bytes from an offset, in place of the file.
+        root: the folder of all contents; None: one of this user in the node's temporary folder.
+
+    Raises:
+        ArchiveError: the bytes are not those that were packed, or there is no room for them.
+    """
+    root = root or Path(tempfile.gettempdir()) / f"torchmar-archives-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    place = root / packed.digest
+    try:
+        return NodeContent(place, packed, _share(packed, read, place))
+    except OSError as error:
+        raise ArchiveError(f"{place} cannot be written: {error.strerror}") from None
+
+
+def read_at(path: Path, offset: int) -> bytes:
+    """Return at most `CHUNK` bytes of a file."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(CHUNK)
+
+
+def _share(packed: PackedContent, read: Callable[[int], bytes], place: Path) -> int:
+    """Return the descriptor of a content's lock, which is held shared, after the content has been completed."""
+    lock = _lock_of(place)
+    while True:
+        descriptor = _acquire(lock, fcntl.LOCK_SH)
+        if (place / _COMPLETE).exists():
+            return descriptor
+        os.close(descriptor)
+        descriptor = _acquire(lock, fcntl.LOCK_EX)
+        try:
+            if not (place / _COMPLETE).exists():
+                shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
+                _extract(packed, read, place)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        finally:
+            # The lock is taken anew: to change it to a shared one releases it for a moment, in which the last user of
+            # the content may remove it.
+            os.close(descriptor)
+
+
+def _extract(packed: PackedContent, read: Callable[[int], bytes], place: Path) -> None:
+    file = Path(packed.path)
+    with contextlib.ExitStack() as stack:
+        if not (file.is_file() and file.stat().st_size == packed.size and _digest(file) == packed.digest):
+            file = place.with_name(f".{place.name}.part")
+            stack.callback(file.unlink, missing_ok=True)
+            with file.open("wb") as stream:
+                for chunk in _chunks(packed, read):
+                    stream.write(chunk)
+            if (digest := _digest(file)) != packed.digest:
+                raise ArchiveError(f"a content arrived with SHA-256 {digest}, not {packed.digest}")
+        place.mkdir()
+        with tarfile.open(file) as archive:
+            archive.extractall(place, filter="data")
+    (place / _COMPLETE).touch()
+
+
+def _chunks(packed: PackedContent, read: Callable[[int], bytes]) -> Iterator[bytes]:
+    offset = 0
+    while offset < packed.size:
+        chunk = read(offset)
+        if not chunk:
+            raise ArchiveError(f"a content ends after {offset} of {packed.size} bytes")
+        yield chunk
+        offset += len(chunk)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _lock_of(place: Path) -> Path:
+    return place.with_name(f"{place.name}.lock")
+
+
+def _acquire(lock: Path, kind: int) -> int:
+    """Return the descriptor of a locked file; a lock file that was removed meanwhile is made again."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, kind)
+        try:
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)

@@ -1,0 +1,422 @@
+"""The pool of a version whose workers are replicas of Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torchmar.cluster import capacity
+from torchmar.cluster.capacity import Resources
+from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState
+from torchmar.cluster.node_archives import PackedContent, pack
+from torchmar.cluster.replica import ReplicaSpec
+from torchmar.cluster.session import Scale, Session, application_name
+from torchmar.errors import TorchmarError
+from torchmar.server.api_error import ApiError
+from torchmar.server.background_tasks import BackgroundTasks
+from torchmar.server.config.settings import Settings
+from torchmar.server.telemetry import logs
+from torchmar.server.workers import unavailable
+from torchmar.server.workers.jobs import Job, Reply
+from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, WorkerInfo
+from torchmar.server.workers.pools import VersionPool
+from torchmar.server.workers.worker_log import WorkerLog
+from torchmar.worker.process.messages import ModelDescription
+from torchmar.worker.venvs.folder import Venv
+
+_CHANGING_SECONDS = 0.1  # between looks at the directory while replicas start or end
+_ROOM_SECONDS = 10.0  # that resources of replicas that have just ended may take to be free
+_ROOM_PAUSE_SECONDS = 0.5
+_TRIES = 5  # to run a request whose replica ends
+_PAUSE_SECONDS = 0.1  # after the first; each further one is twice as long
+_BATCHES = 2  # that a replica has at once: one runs, the next one fills
+
+
+class ClusterPool:
+    """A version's application of Ray Serve, and the requests that its replicas run.
+
+    Args:
+        session: the cluster.
+        options: the configuration.
+        observer: callbacks for events.
+        packages: the folder with packages of the archive; None: it has none.
+        settings: the server's configuration.
+        folder: for the packed content.
+
+    Attributes:
+        min_workers: how many replicas there should be.
+        max_workers: how many there may be.
+        failure: the traceback of the replica that did not load or ended last, or why there is no room for one; empty
+            since one has loaded.
+        description: of the handler's tensors.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        options: PoolOptions,
+        observer: PoolObserver,
+        packages: Path | None,
+        settings: Settings,
+        folder: Path,
+    ) -> None:
+        self.options = options
+        self.min_workers = self.max_workers = 0
+        self.failure = ""
+        self.description: ModelDescription = {}
+        self.key = f"{options.name} {options.version} {secrets.token_hex(4)}"
+        self._application = application_name(options.name, options.version)
+        self._session, self._observer, self._settings = session, observer, settings
+        self._packages, self._folder = packages, folder
+        self._needs = Resources(
+            cpus=settings.ray_cpus,
+            gpus=settings.ray_gpus if options.devices else 0.0,
+            memory=float(options.memory_limit),
+        )
+        self._content: PackedContent | None = None
+        self._handle: object | None = None
+        self._replicas: dict[str, ReplicaState] = {}
+        self._tasks = BackgroundTasks()
+        self._running = 0  # requests
+        self._closed = False
+        self._changed = asyncio.Event()
+        self._deploying = asyncio.Lock()
+
+    @property
+    def ready(self) -> int:
+        """The number of replicas whose worker is ready."""
+        return sum(replica.state == "READY" for replica in self._replicas.values())
+
+    @property
+    def pending(self) -> int:
+        """The number of requests that wait for a worker: those beyond a batch for each ready one."""
+        return max(0, self._running - self.ready * self.options.batch_size)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or is run."""
+        return self._running > 0
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """A value that changes with the number of replicas and the state of each."""
+        replicas = ((replica.id, replica.state, replica.started) for replica in self._replicas.values())
+        return self.min_workers, self.max_workers, *replicas
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return the state of each replica."""
+        return [
+            WorkerInfo(
+                id=replica.id,
+                state=replica.state,
+                pid=replica.pid,
+                started=replica.started,
+                gpu=0 if replica.gpu else None,
+                memory=replica.memory,
+                node=replica.node,
+            )
+            for replica in self._replicas.values()
+        ]
+
+    def stage_workers(self) -> dict[str, list[WorkerInfo]]:
+        """Return nothing: a replica's worker does all of a request."""
+        return {}
+
+    # Requests.
+
+    def submit(self, job: Job) -> None:
+        """Run a request; its ``on_reply`` is called with the reply.
+
+        Raises:
+            ApiError: 503; there are no replicas, or too many requests wait.
+        """
+        if not self.min_workers or self._closed:
+            raise unavailable.no_worker(self.options)
+        if self.failure and not self.ready:
+            raise unavailable.does_not_load(self.options)
+        if self.pending >= self.options.queue_size:
+            raise unavailable.queue_full(self.options, self.pending, loading=not self.ready)
+        if self.options.job_tickets and self._running >= self.ready * self.options.batch_size:
+            raise unavailable.no_ticket(self.options)
+        self._running += 1
+        self._tasks.start(self._run(job))
+
+    async def _run(self, job: Job) -> None:
+        try:
+            reply = await self._answer(job)
+        except asyncio.CancelledError:
+            reply = Reply.of(unavailable.no_worker(self.options))
+        except Exception as error:  # the client must not wait without an end
+            self._log(logging.ERROR, f"request {job.request_id} is not answered: {error!r}")
+            reply = _died()
+        finally:
+            self._running -= 1
+            self._changed.set()
+        if reply is None:
+            job.expire()
+        elif not job.cancelled:
+            job.on_reply(reply)
+
+    async def _answer(self, job: Job) -> Reply | None:
+        """Return the last part of a job's reply, after it has passed on those before; None: the job has expired.
+
+        A request whose replica ends is run by another one, unless its client has parts of the reply already.
+        """
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        await self._wait_for(lambda: self._handle is not None or self.failure or self._closed)
+        parts = [(part.name, part.content_type, bytes(part.content)) for part in job.inputs]
+        for attempt in range(_TRIES):
+            now = time.monotonic()
+            if job.expired(now):
+                return None
+            if self._handle is None:
+                return Reply.of(unavailable.does_not_load(self.options))
+            seconds = None if job.deadline is None else job.deadline - now
+            started = False
+            try:
+                async for reply, batches, updates in self._handle.remote(  # type: ignore[attr-defined]
+                    job.request_id, dict(job.headers), parts, seconds
+                ):
+                    self._record(batches, updates)
+                    if not reply.more:
+                        return reply  # type: ignore[no-any-return]
+                    started = True
+                    if not job.cancelled:
+                        job.on_reply(reply)
+            except (RayError, RayServeException) as error:
+                self._log(logging.WARNING, f"a replica failed while it ran request {job.request_id}: {error}")
+            if started:
+                break
+            await asyncio.sleep(_PAUSE_SECONDS * 2**attempt)
+        return _died()
+
+    def _record(self, batches: list[tuple[int, list[float], float]], updates: list) -> None:  # type: ignore[type-arg]
+        name, version = self.options.name, self.options.version
+        for size, queue_seconds, handler_seconds in batches:
+            self._observer.on_batch(name, version, size, queue_seconds, handler_seconds)
+        if updates:
+            self._observer.on_metrics(name, version, updates)
+
+    # Replicas.
+
+    async def scale(self, min_workers: int, max_workers: int) -> bool:
+        """Set the number of replicas; return whether there are as many as ``min_workers`` with the model.
+
+        The result is False as soon as one has failed to load, or no node has room for it now; ``failure`` has the
+        reason.
+
+        Raises:
+            ApiError: 507, the cluster never has room for as many; the replicas that there are stay.
+        """
+        session = self._session
+        if problem := capacity.problem(self._needs, min_workers, session.nodes()) if min_workers else "":
+            if not self.ready:
+                self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
+                self._fail(problem)
+            raise ApiError(507, "InternalServerException", f"{self.options.name} {self.options.version}: {problem}")
+        self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
+        if not min_workers:
+            await self._delete()
+            return True
+        self.failure = ""
+        async with self._deploying:
+            try:
+                full = await self._wait_for_room(min_workers - len(self._replicas))
+                await self._deploy()
+            except Exception as error:  # Ray has many, also of its own processes that end
+                return self._fail(error.message if isinstance(error, TorchmarError) else repr(error))
+        if full:
+            return self._fail(full)  # Ray Serve starts them when there is room
+        await self._wait_for(
+            lambda: (
+                self._closed
+                or not self.min_workers
+                or self.failure
+                or (self.ready >= self.min_workers and len(self._replicas) <= self.max_workers)
+            )
+        )
+        return not self.failure and self.ready >= self.min_workers > 0
+
+    def update(self, replicas: list[ReplicaState]) -> None:
+        """Take what the directory lists."""
+        known, self._replicas = self._replicas, {replica.id: replica for replica in replicas}
+        for replica in replicas:
+            before = known.get(replica.id)
+            if replica.failure and (before is None or not before.failure):
+                self._log_failure(replica)
+                self._observer.on_load_failed(self.options.name, self.options.version, replica.id, replica.failure)
+            elif replica.state == "READY" and (before is None or before.state != "READY"):
+                self.failure, self.description = "", replica.description
+                self._observer.on_load(self.options.name, self.options.version, replica.id, replica.load_seconds)
+        for lost in known.keys() - self._replicas.keys():
+            if known[lost].state == "READY" and len(self._replicas) < self.min_workers:
+                self._observer.on_death(self.options.name, self.options.version, lost)
+        self._changed.set()
+
+    async def described(self) -> None:
+        """Wait until a handler has loaded and described its tensors, or no replica will load."""
+        await self._wait_for(lambda: self.description or self.failure or self._closed or not self.min_workers)
+
+    async def drain(self, seconds: float) -> bool:
+        """Wait until no request waits or is run, at most ``seconds``; return whether that is so."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._wait_for(lambda: not self.busy), seconds)
+        return not self.busy
+
+    async def close(self) -> None:
+        """Delete the application; requests that wait or are run get a 503."""
+        self._closed = True
+        self.min_workers = 0
+        self._changed.set()
+        await self._tasks.close()
+        await self._delete()
+
+    async def _wait_for_room(self, count: int) -> str:
+        """Return why there is no room for so many more replicas now; empty: there is, perhaps after a few seconds."""
+        deadline = time.monotonic() + _ROOM_SECONDS
+        while True:
+            nodes = await self._session.run(self._session.nodes, free=True)
+            full = capacity.problem(self._needs, count, nodes, free=True) if count > 0 else ""
+            if not full or time.monotonic() > deadline:
+                return full
+            await asyncio.sleep(_ROOM_PAUSE_SECONDS)
+
+    async def _deploy(self) -> None:
+        options, settings = self.options, self._settings
+        if self._content is None:
+            target = self._folder / f"{secrets.token_hex(8)}.tar"
+            self._content = await asyncio.to_thread(pack, Path(options.folder), self._packages, target)
+            await self._session.add_content(self._content)
+        ongoing = _BATCHES * options.batch_size
+        spec = ReplicaSpec(
+            pool=self.key,
+            # The queue is the front's: a replica gets no more than Ray Serve gives it.
+            options=replace(
+                options,
+                queue_size=ongoing + 1,
+                job_tickets=False,
+                preprocess_workers=0,
+                postprocess_workers=0,
+                cores=max(1, round(self._needs.cpus)),
+            ),
+            content=self._content,
+            gpu=bool(self._needs.gpus),
+            variables=settings.worker_environment({}),
+            hidden=settings.blacklist_env_vars.pattern if settings.blacklist_env_vars else "",
+        )
+        scale = Scale(
+            least=self.min_workers,
+            most=self.max_workers,
+            needs=self._needs,
+            ongoing=ongoing,
+            batch_size=options.batch_size,
+            drain_seconds=options.response_timeout,
+        )
+        self._handle = await self._session.run(self._session.deploy, self._application, spec, scale)
+
+    async def _delete(self) -> None:
+        async with self._deploying:
+            deployed, self._handle = self._handle is not None, None
+            if deployed:
+                await self._session.run(self._session.delete, self._application)
+            if self._content:
+                content, self._content = self._content, None
+                await self._session.remove_content(content)
+
+    def _fail(self, reason: str) -> bool:
+        """Record why there are too few replicas; return False."""
+        if reason:
+            self.failure = reason
+            self._log(logging.ERROR, reason)
+        return False
+
+    def _log(self, level: int, text: str) -> None:
+        name, version = self.options.name, self.options.version
+        logs.SERVER.log(level, "%s %s: %s", name, version, text, extra={"model": name, "version": version})
+
+    def _log_failure(self, replica: ReplicaState) -> None:
+        self.failure = replica.failure
+        log = WorkerLog(replica.id, self.options)
+        log.server(logging.WARNING, f"on node {replica.node} does not run the model")
+        for line in replica.failure.splitlines():
+            log.output(line)
+
+    async def _wait_for(self, condition: Callable[[], object]) -> None:
+        while not condition():
+            self._changed.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), ANNOUNCE_SECONDS)
+
+
+def _died() -> Reply:
+    return Reply.of(ApiError(500, "InternalServerException", "Worker died."))  # TorchServe's text
+
+
+class ClusterPools:
+    """Pools whose workers are replicas on the nodes of a cluster.
+
+    Args:
+        session: the cluster.
+        settings: the server's configuration.
+        folder: for packed contents of archives.
+    """
+
+    def __init__(self, session: Session, settings: Settings, folder: Path) -> None:
+        self._session, self._settings, self._folder = session, settings, folder
+        self._pools: dict[str, ClusterPool] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Of `torchmar.server.workers.pools.Pools`: begin to read the directory."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob("*.tar"):
+            left.unlink()
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    def create(
+        self, options: PoolOptions, observer: PoolObserver, packages: Path | None, venv: Venv | None
+    ) -> VersionPool:
+        """Of `torchmar.server.workers.pools.Pools`."""
+        if venv:
+            message = (
+                f"{options.name} {options.version} asks for an environment of its own, which replicas of a cluster do "
+                "not have; torchmar serve --engine builtin runs it."
+            )
+            raise ApiError(400, "InvalidModelException", message)
+        pool = ClusterPool(self._session, options, observer, packages, self._settings, self._folder)
+        self._pools[pool.key] = pool
+        return pool
+
+    async def release(self, pool: VersionPool) -> None:
+        """Of `torchmar.server.workers.pools.Pools`."""
+        assert isinstance(pool, ClusterPool)
+        del self._pools[pool.key]
+        await pool.close()
+
+    async def close(self) -> None:
+        """Of `torchmar.server.workers.pools.Pools`: leave the cluster."""
+        if self._watching:
+            self._watching.cancel()
+        await asyncio.to_thread(self._session.close)
+
+    async def _watch(self) -> None:
+        """Pass what the directory lists to the pools, often while replicas start or end."""
+        while True:
+            try:
+                replicas = await self._session.replicas()
+            except Exception as error:
+                logs.SERVER.error("the directory of replicas does not answer: %s", error)
+                await asyncio.sleep(ANNOUNCE_SECONDS)
+                continue
+            for key, pool in list(self._pools.items()):
+                pool.update(replicas.get(key, []))
+            changing = any(pool.ready < pool.min_workers for pool in self._pools.values())
+            await asyncio.sleep(_CHANGING_SECONDS if changing else ANNOUNCE_SECONDS)

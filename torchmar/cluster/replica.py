@@ -1,0 +1,219 @@
+"""A replica of a version: a pool of the built-in server with one worker, in an actor of Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState
+from torchmar.cluster.node_archives import NodeContent, PackedContent, fetch
+from torchmar.server.api_error import ApiError
+from torchmar.server.workers.fork_server import ForkServer
+from torchmar.server.workers.jobs import Job, Part, Reply
+from torchmar.server.workers.pool import Pool
+from torchmar.server.workers.pool_options import PoolOptions
+from torchmar.worker.process.messages import MetricUpdate
+
+#: A reply with the events since the one before: arguments of `PoolObserver.on_batch` and `on_metrics`.
+ReplyWithEvents = tuple[Reply, list[tuple[int, list[float], float]], list[MetricUpdate]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSpec:
+    """What a replica runs.
+
+    Attributes:
+        pool: the key of the front's pool in the directory.
+        options: of its own pool; the folders are those of the front.
+        content: of the archive.
+        gpu: whether it has a GPU.
+        variables: of the worker's environment, beside the node's own.
+        hidden: matches names of variables that the worker does not get; empty: it gets all.
+    """
+
+    pool: str
+    options: PoolOptions
+    content: PackedContent
+    gpu: bool
+    variables: Mapping[str, str]
+    hidden: str
+
+
+class Replica:
+    """The class of the deployment; Ray Serve calls its methods in one event loop.
+
+    Args:
+        spec: what it runs.
+        directory: the actor that it announces itself to.
+
+    Raises:
+        RuntimeError: the model does not load; Ray Serve then starts another replica, later each time.
+    """
+
+    async def __init__(self, spec: ReplicaSpec, directory: Any) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        import ray
+        from ray import serve
+
+        self._spec, self._directory = spec, directory
+        self._observer = _Events()
+        self._pool: Pool | None = None
+        self._fork_server: ForkServer | None = None
+        self._content: NodeContent | None = None
+        self._announcing: asyncio.Task[None] | None = None
+        context = ray.get_runtime_context()
+        self._state = ReplicaState(
+            id=serve.get_replica_context().replica_id.unique_id,
+            node=f"{ray.util.get_node_ip_address()} ({context.get_node_id()[:8]})",
+            state="LOADING",
+            gpu=spec.gpu,
+            started=time.time(),
+        )
+        self._announce()
+        try:
+            await self._load()
+        except BaseException as error:
+            failure = self._pool.failure if self._pool and self._pool.failure else f"{type(error).__name__}: {error}"
+            self._state = replace(self._state, state="UNLOADING", failure=failure)
+            # Awaited: the actor ends right after it.
+            await self._directory.announce.remote(self._spec.pool, self._state)
+            await self._end()
+            raise
+        self._announcing = asyncio.get_running_loop().create_task(self._announce_often())
+
+    async def answer(
+        self,
+        request_id: str,
+        headers: Mapping[str, str],
+        parts: Sequence[tuple[str, str, bytes]],
+        seconds: float | None,
+    ) -> AsyncIterator[ReplyWithEvents]:
+        """Yield the reply to a request, or the parts of a streamed one; ``seconds`` are those until its deadline."""
+        assert self._pool
+        replies: asyncio.Queue[Reply] = asyncio.Queue()
+        deadline = None if seconds is None else time.monotonic() + seconds
+        job = Job(request_id, headers, [Part(*part) for part in parts], replies.put_nowait, deadline)
+        try:
+            try:
+                self._pool.submit(job)
+            except ApiError as error:
+                replies.put_nowait(Reply.of(error))
+            while True:
+                reply = await replies.get()
+                yield (reply, *self._observer.take())
+                if not reply.more:
+                    return
+        finally:
+            job.cancelled = True
+
+    async def check_health(self) -> None:
+        """Raise if the worker will not be started again; Ray Serve then replaces the replica."""
+        if self._pool and self._pool.given_up:
+            raise RuntimeError(self._pool.failure)
+
+    async def __del__(self) -> None:
+        """End the worker; Ray Serve calls this when the replica has answered its last request."""
+        await self._directory.withdraw.remote(self._spec.pool, self._state.id)
+        await self._end()
+
+    async def _load(self) -> None:
+        spec = self._spec
+        read = partial(self._read, spec.content.digest)
+        self._content = await asyncio.to_thread(fetch, spec.content, read)
+        hidden = re.compile(spec.hidden) if spec.hidden else None
+        environment = {name: value for name, value in os.environ.items() if not (hidden and hidden.fullmatch(name))}
+        # Ray sets it for its own processes; the pool limits the threads of its worker.
+        environment.pop("OMP_NUM_THREADS", None)
+        self._fork_server = ForkServer({**environment, **spec.variables}, self._content.packages)
+        await self._fork_server.start()
+        options = replace(
+            spec.options,
+            folder=self._content.folder,
+            requirements=self._content.packages,
+            devices=(0,) if spec.gpu else (),  # Ray shows a replica only its own GPUs
+        )
+        self._pool = Pool(self._fork_server, options, self._observer)
+        if not await self._pool.scale(1, 1):
+            raise RuntimeError(self._pool.failure)
+        self._update()
+
+    def _read(self, digest: str, offset: int) -> bytes:
+        """Return a chunk of a packed content from the front. Blocking."""
+        import ray
+
+        chunk: bytes = ray.get(self._directory.read.remote(digest, offset))
+        return chunk
+
+    def _update(self) -> None:
+        assert self._pool
+        (worker,) = self._pool.workers()
+        self._state = replace(
+            self._state,
+            state=worker.state,
+            pid=worker.pid,
+            memory=worker.memory,
+            load_seconds=self._observer.load_seconds,
+            failure=self._pool.failure,
+            description=self._pool.description,
+        )
+
+    async def _announce_often(self) -> None:
+        while True:
+            self._update()
+            self._announce()
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+
+    def _announce(self) -> None:
+        self._directory.announce.remote(self._spec.pool, self._state)
+
+    async def _end(self) -> None:
+        if self._announcing:
+            self._announcing.cancel()
+        if self._pool:
+            await self._pool.close()
+        if self._fork_server:
+            await self._fork_server.end()
+        if self._content:
+            with contextlib.suppress(OSError):
+                self._content.close()
+
+
+class _Events:
+    """Collects the events of a pool for the front; see `PoolObserver`."""
+
+    def __init__(self) -> None:
+        self.load_seconds = 0.0
+        self._batches: list[tuple[int, list[float], float]] = []
+        self._updates: list[MetricUpdate] = []
+
+    def on_batch(
+        self, name: str, version: str, size: int, queue_seconds: Sequence[float], handler_seconds: float
+    ) -> None:
+        self._batches.append((size, list(queue_seconds), handler_seconds))
+
+    def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:
+        self.load_seconds = seconds
+
+    def on_load_failed(self, name: str, version: str, worker: str, failure: str) -> None:
+        pass  # it is announced
+
+    def on_death(self, name: str, version: str, worker: str) -> None:
+        pass  # its announced state changes
+
+    def on_unregister(self, name: str, version: str) -> None:
+        pass
+
+    def on_metrics(self, name: str, version: str, updates: Sequence[MetricUpdate]) -> None:
+        self._updates += updates
+
+    def take(self) -> tuple[list[tuple[int, list[float], float]], list[MetricUpdate]]:
+        """Return the events since the last call."""
+        taken = self._batches, self._updates
+        self._batches, self._updates = [], []
+        return taken

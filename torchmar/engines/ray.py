@@ -1,0 +1,38 @@
+"""Start the built-in server as the front of a cluster of Ray: its workers are replicas of Ray Serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torchmar
+from torchmar.engines import EngineName
+from torchmar.engines.builtin import Builtin
+from torchmar.engines.server_records import CLUSTER_MODULE
+
+
+class Ray(Builtin):
+    """The built-in server with replicas of Ray Serve; it runs while the context is open.
+
+    With ``torchmar_ray_address`` in its configuration it joins that cluster, of which this machine is a node; without,
+    it starts a cluster of this machine, which ends with it.
+    """
+
+    name: ClassVar[EngineName] = "ray"
+    needed = (*Builtin.needed, "ray")
+    install = "pip install 'torchmar[ray]'"
+
+    @property
+    def described(self) -> str:
+        """The version of torchmar, and the cluster."""
+        address = self.properties.get("torchmar_ray_address")
+        where = f"the cluster at {address}" if address else "a cluster of this machine alone"
+        return f"torchmar {torchmar.__version__}, built in, with replicas on {where}"
+
+    def _command(self, config: Path, temporary: Path) -> list[str]:
+        return [self._python, "-m", CLUSTER_MODULE, "-f", str(config)]
+
+    def _environment(self, temporary: Path) -> dict[str, str]:
+        # Ray's sockets are there, whose paths must be short; it sends no statistics.
+        folder = {"RAY_TMPDIR": str(temporary / "ray")}
+        return {**super()._environment(temporary), **folder, "RAY_USAGE_STATS_ENABLED": "0"}
