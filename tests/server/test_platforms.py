@@ -329,6 +329,19 @@ def test_a_wrong_environment_is_one_error(tmp_path: Path, environment: dict[str,
     assert not (tmp_path / ".torchmar" / "config.properties").exists()
 
 
+def test_a_variable_of_a_platform_suggests_it_and_changes_nothing(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "torchmar", "serve"],
+        cwd=tmp_path,
+        env={**os.environ, "AIP_HTTP_PORT": "8080"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 1 and "model_store is not a folder" in ran.stderr
+    assert "AIP_HTTP_PORT is set, and has no effect without --platform vertex" in ran.stderr
+
+
 def test_a_platform_takes_no_options_for_what_it_decides(tmp_path: Path) -> None:
     ran = torchmar("serve", "--platform", "vertex", "--port", "9000", cwd=tmp_path, code=2)
     assert "the platform decides on models and addresses" in " ".join(ran.stderr.replace("│", " ").split())

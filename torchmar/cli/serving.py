@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def serve(
     is printed; the other models are served. A second server needs its own run
     folder and ports: --run-folder .torchmar-b --port 9080.
     """
-    from torchmar import engines, properties
+    from torchmar import engines, platforms, properties
     from torchmar.archive import store
     from torchmar.checks.admission import EVERYTHING, admit
     from torchmar.cli import findings
@@ -106,6 +107,8 @@ def serve(
                 param_hint="--platform",
             )
         serve_on(platform, config, model_store, run_folder, check=check, ignore=ignore or ())
+    if mark := platforms.marked(os.environ):
+        err.print(f"{mark[0]} is set, and has no effect without --platform {mark[1]}", markup=False)
     given = properties.read_or_default(config)
     folder = model_store or Path(given.get("model_store") or "model_store")
     watching = watch or given.get("torchmar_watch").strip() in ("latest", "all")

@@ -23,6 +23,12 @@ PlatformName = Literal["kserve", "vertex", "sagemaker"]
 VARIABLE = "TORCHMAR_PLATFORM"
 NAMES: tuple[PlatformName, ...] = get_args(PlatformName)
 
+_MARKS: Mapping[str, PlatformName] = {
+    "AIP_HTTP_PORT": "vertex",
+    "SAGEMAKER_BIND_TO_PORT": "sagemaker",
+    "SAGEMAKER_MULTI_MODEL": "sagemaker",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demands:
@@ -60,6 +66,15 @@ def config_file(name: PlatformName, environment: Mapping[str, str]) -> Path | No
     module = importlib.import_module(f"{__name__}.{name}")
     mounted = module.config_file(environment) if hasattr(module, "config_file") else None
     return mounted if mounted and mounted.is_file() else None
+
+
+def marked(environment: Mapping[str, str]) -> tuple[str, PlatformName] | None:
+    """Return a variable that a platform has set, and the platform; None: there is none.
+
+    It only suggests the platform: a server listens at all interfaces and without tokens where its user says so, and
+    variables of SageMaker are set in its notebooks, too.
+    """
+    return next(((variable, name) for variable, name in _MARKS.items() if environment.get(variable)), None)
 
 
 def port(environment: Mapping[str, str], variable: str, default: int) -> int:
