@@ -248,10 +248,14 @@ def test_a_download_that_the_end_of_a_server_interrupts_continues_in_the_next_on
         # The loop is not blocked meanwhile.
         assert requests.get(f"{base}/v2/health/live").status_code == 200
         assert requests.get(f"{base}/v2/health/ready").status_code == 503
+        (download,) = running.management.downloads()
+        assert (download.url, download.size) == (f"{server.address}/x.mar", len(server.content))
+        assert 0 < download.received < len(server.content)
     (part,) = parts.glob(".part-*/archive")
     kept = part.stat().st_size
     assert 0 < kept < len(server.content)
     server.pause_s = 0
     with Builtin(config, bench.store, tmp_path / "run") as running:
         until(lambda: requests.get(f"{running.server.inference}/v2/health/ready").status_code == 200)
+        assert running.management.downloads() == []
     assert server.requested == ["", f"bytes={kept - 1}-"]

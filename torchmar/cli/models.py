@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from torchmar.cli.operating import complain_of_failing
 from torchmar.cli.options import (
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 PANEL = "Models on a server"
 _SETTINGS = "Workers and batches"
+_POLL_SECONDS = 0.5
 
 
 def models(
@@ -174,7 +179,8 @@ def register(
     url = Path(archive).name if Path(archive).exists() else archive
     ignored = (ignore or []) if check else ["MAR"]
     _admit(Path(archive), run_folder, ignored, remote=address is not None)
-    with err.status(f"registering {url}"):
+    polling = _client(address, run_folder, key_file, ca_file, allow_plain_http)
+    with err.status(f"registering {url}") as status, _download_shown(url, polling, status.update):
         document = client.register(
             url,
             model_name=model_name,
@@ -245,6 +251,34 @@ def unregister(
     """Remove a model, or one version of it, from the server."""
     client = _client(address, run_folder, key_file, ca_file, allow_plain_http)
     out.print(client.unregister(name, version), markup=False)
+
+
+@contextlib.contextmanager
+def _download_shown(url: str, client: ManagementClient, show: Callable[[str], None]) -> Iterator[None]:
+    """Show the progress of the download of an archive, on a terminal only."""
+    from torchmar.archive.built_archive import show_size
+    from torchmar.server.models import archive_urls
+
+    if not err.is_terminal or not archive_urls.is_remote(url):
+        yield
+        return
+    shown, over = archive_urls.without_secrets(url.partition("#")[0]), threading.Event()
+
+    def poll() -> None:
+        with contextlib.suppress(TorchmarError):  # TorchServe has no such call
+            while not over.wait(_POLL_SECONDS):
+                for download in client.downloads():
+                    if download.url == shown:
+                        size = f" of {show_size(download.size)}" if download.size is not None else ""
+                        show(escape(f"downloading {shown}: {show_size(download.received)}{size}"))
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _versions(client: ManagementClient, name: str, customized: bool) -> list[tuple[ModelVersion, bool]]:

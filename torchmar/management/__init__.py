@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 from torchmar.connection import Api, Connection, Endpoint
 from torchmar.errors import ConflictError, TorchmarError
-from torchmar.management.models import JobQueue, ModelVersion, RegisteredModel, WorkerState
+from torchmar.management.models import Download, JobQueue, ModelVersion, RegisteredModel, WorkerState
 
-__all__ = ["JobQueue", "ManagementClient", "ModelVersion", "RegisteredModel", "WorkerState"]
+__all__ = ["Download", "JobQueue", "ManagementClient", "ModelVersion", "RegisteredModel", "WorkerState"]
 
 _PAGE = 100  # TorchServe's limit
 
@@ -252,6 +252,10 @@ class ManagementClient:
         """Remove a route."""
         return self._status("DELETE", f"/routes{quote(path)}")
 
+    def downloads(self) -> list[Download]:
+        """Return the downloads of archives that run on the built-in server."""
+        return self._connection.read(_downloads, "GET", "/downloads")
+
     def unregister(self, name: str, version: str | None = None) -> str:
         """Remove a version, or a model's only one.
 
@@ -350,6 +354,10 @@ def _loads(document: Any) -> dict[tuple[str, str], dict[str, Any]]:
 
 def _routes(document: Any) -> dict[str, tuple[str, str | None]]:
     return {path: (route["model"], route.get("version")) for path, route in document["routes"].items()}
+
+
+def _downloads(document: Any) -> list[Download]:
+    return [Download(each["url"], each["received"], each.get("size")) for each in document["downloads"]]
 
 
 def _page(document: Any) -> tuple[list[RegisteredModel], str | None]:

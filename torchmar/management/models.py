@@ -9,6 +9,21 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Download:
+    """An archive that a server downloads.
+
+    Attributes:
+        url: of its registration, without its query.
+        received: bytes.
+        size: of the whole file in bytes; None: unknown.
+    """
+
+    url: str
+    received: int
+    size: int | None
+
+
+@dataclass(frozen=True)
 class RegisteredModel:
     """A model in the list of models.
 

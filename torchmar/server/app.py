@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torchmar.server.grpc.listener import GrpcListener
 
 # First segments of the paths of the management API, where several APIs share an address.
-_MANAGEMENT = ("console", "models", "routes", "token")
+_MANAGEMENT = ("console", "models", "downloads", "routes", "token")
 GRACE = 30.0  # seconds for the last requests when the server stops
 
 

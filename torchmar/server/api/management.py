@@ -20,6 +20,7 @@ from torchmar.server.config import routes as configured_routes
 from torchmar.server.config.routes import Route
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import Request
+from torchmar.server.models.download import DownloadProgress
 from torchmar.server.models.registry import Registry, Version
 from torchmar.server.models.startup import StillLoading
 from torchmar.server.request_ids import HEADER, request_ids
@@ -88,6 +89,10 @@ class Management:
         """Answer a request whose token or session was checked, by the segments of its path."""
         if segments[:1] == ["models"] and len(segments) <= 4:
             self._models(request, segments[1:])
+        elif segments == ["downloads"]:
+            _allow(request, "GET")
+            running = [_download(progress) for progress in self._registry.downloads]
+            self._respond_document(request, {"downloads": running})
         elif segments[:1] == ["routes"]:
             self._routes(request, segments[1:])
         elif segments[:2] == ["v1", "models"] and len(segments) == 3:
@@ -300,6 +305,11 @@ def _object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def _download(progress: DownloadProgress) -> dict[str, Any]:
+    size = {} if progress.size is None else {"size": progress.size}
+    return {"url": progress.url, "received": progress.received, **size}
 
 
 def _allow(request: Request, *methods: str) -> None:

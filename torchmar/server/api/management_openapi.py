@@ -106,6 +106,7 @@ _SCHEMAS: Mapping[str, Schema] = {
     "Description": record({"openapi": TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}),
     "Status": record({"status": TEXT}),
     "Route": record({"model": TEXT}, {"version": TEXT}),
+    "Downloads": record({"downloads": array(record({"url": TEXT, "received": _INTEGER}, {"size": _INTEGER}))}),
     "Routes": record({"routes": {"type": "object", "additionalProperties": reference("Route")}}),
     "Labels": record({"labels": {"type": "object", "additionalProperties": TEXT}}),
     "ModelReady": record({"name": TEXT, "ready": FLAG}),
@@ -169,6 +170,15 @@ def management(tokens: bool) -> dict[str, Any]:
         },
         **_of_models(token),
         **_of_routes(token),
+        "/downloads": {
+            "get": operation(
+                "listDownloads",
+                "Return the downloads of archives that run, with the bytes that were received.",
+                {"200": response("The downloads", reference("Downloads"))},
+                errors=_errors("400"),
+                token=token,
+            )
+        },
         "/v1/models/{model_name}": {
             "get": operation(
                 "ready",

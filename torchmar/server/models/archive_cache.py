@@ -30,7 +30,7 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.models import archive_metadata, archive_urls, requirements, venvs
 from torchmar.server.models.archive_errors import digest_differs, not_downloaded, not_saved
 from torchmar.server.models.archive_metadata import ArchiveMetadata
-from torchmar.server.models.download import Downloads
+from torchmar.server.models.download import DownloadProgress, Downloads
 from torchmar.server.models.requirements import InstallError
 from torchmar.server.models.venvs import VenvError
 from torchmar.worker.venvs import folder as venv_folders
@@ -195,6 +195,11 @@ class ArchiveCache:
         await asyncio.to_thread(self._remove_all)
         with contextlib.suppress(OSError):
             self._folder.rmdir()  # if it has no other files
+
+    @property
+    def downloads(self) -> list[DownloadProgress]:
+        """The downloads that run."""
+        return self._downloads.running
 
     def name_of(self, url: str) -> str:
         """Return the model's name in an archive of the model store; empty if it cannot be read. Blocking."""

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from torchmar.archive import file_digest
 from torchmar.archive.built_archive import show_size
@@ -28,6 +29,20 @@ _PATIENCE_SECONDS = 120.0  # without a further byte: the packages of object stor
 _REPORT_SECONDS = 10.0  # between log lines
 _PARTIAL = re.compile(r"\.part-[0-9a-f]{64}")
 _KEPT_SECONDS, _KEPT_FILES = 24 * 3600.0, 4  # of downloads that broke off
+
+
+class DownloadProgress(NamedTuple):
+    """A download that runs.
+
+    Attributes:
+        url: of the archive, without its query.
+        received: bytes.
+        size: of the whole file in bytes; None: unknown.
+    """
+
+    url: str
+    received: int
+    size: int | None
 
 
 class _BrokenOffError(Exception):
@@ -50,6 +65,12 @@ class Downloads:
         self._settings, self._folder, self._stopping = settings, folder, stopping
         self._active: set[str] = set()
         self._lock = threading.Lock()
+        self._reports: list[_Report] = []
+
+    @property
+    def running(self) -> list[DownloadProgress]:
+        """The downloads that run, in the order of their beginnings."""
+        return [report.progress for report in list(self._reports)]
 
     def fetch(self, url: str, digest: str = "") -> Path:
         """Download an archive; blocking.
@@ -113,6 +134,13 @@ class Downloads:
         remote: RemoteFile = StorageFile(url) if archive_urls.is_object(url) else HttpFile(url, self._settings)
         shown = archive_urls.without_secrets(url)
         report = _Report(shown)
+        self._reports.append(report)
+        try:
+            self._try(remote, shown, file, report)
+        finally:
+            self._reports.remove(report)
+
+    def _try(self, remote: RemoteFile, shown: str, file: PartialFile, report: _Report) -> None:
         failures = furthest = 0
         progressed = time.monotonic()
         while True:
@@ -159,19 +187,21 @@ class Downloads:
 
 
 class _Report:
-    """Log lines about one download."""
+    """The progress of one download, and log lines about it."""
 
     def __init__(self, shown: str) -> None:
-        self._shown, self._size, self._received = shown, "", 0
+        self._shown, self._size = shown, ""
+        self.progress = DownloadProgress(shown, 0, None)
         self._started = self._reported = time.monotonic()
 
     def begin(self, offset: int, size: int | None) -> None:
         self._size = f" of {show_size(size)}" if size is not None else ""
+        self.progress = DownloadProgress(self._shown, offset, size)
         start = f"the download continues at {show_size(offset)}{self._size}" if offset else f"downloading{self._size}"
         logs.SERVER.info("%s: %s", self._shown, start)
 
     def add(self, received: int) -> None:
-        self._received = received
+        self.progress = self.progress._replace(received=received)
         now = time.monotonic()
         if now - self._reported >= _REPORT_SECONDS:
             self._reported = now
@@ -179,7 +209,7 @@ class _Report:
 
     def end(self) -> None:
         seconds = time.monotonic() - self._started
-        logs.SERVER.info("%s: downloaded, %s in %.1f s", self._shown, show_size(self._received), seconds)
+        logs.SERVER.info("%s: downloaded, %s in %.1f s", self._shown, show_size(self.progress.received), seconds)
 
 
 def _too_large(shown: str, limit: int) -> ApiError:

@@ -15,6 +15,7 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.config.startup_models import StartupModel
 from torchmar.server.models import archive_urls, serving_config
 from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
+from torchmar.server.models.download import DownloadProgress
 from torchmar.server.models.routes import Routes
 from torchmar.server.models.serving_config import Registration, ServingConfig
 from torchmar.server.models.startup import Startup
@@ -116,6 +117,11 @@ class Registry:
         self._archives, self._pools, self._settings, self._observer = archives, pools, settings, observer
         self._events = Events() if events is None else events
         self._tasks = BackgroundTasks(_log_error)
+
+    @property
+    def downloads(self) -> list[DownloadProgress]:
+        """The downloads of archives that run."""
+        return self._archives.downloads
 
     def find(self, name: str, version: str | None = None) -> Version:
         """Return a version, the default one if none is named.
