@@ -202,16 +202,19 @@ def test_promote_makes_a_version_the_default_only_with_evidence(server: TorchSer
         "import json\n\ndef right(old, new):\n"
         "    return json.loads(old.body)['right'] == json.loads(new.body)['right']\n"
     )
-    how = ("--against-current", "--requests", "requests", "--repeat", 5, "--max-regression", "200%")
-    ran = torchmar(server, "promote", "m", "2.0", *how, code=1)
+    how: tuple[object, ...] = ("--against-current", "--requests", "requests", "--repeat", 5)
+    # Far from what is measured: on a busy machine, the rest of a request takes as long as the model.
+    strict, lenient = ("--max-regression", "10%"), ("--max-regression", "1000%")
+    ran = torchmar(server, "promote", "m", "2.0", *how, *lenient, code=1)
     assert "0 of 4 requests agree" in ran.stdout
     assert "version is " in ran.stdout
     assert "verdict    answers differ" in ran.stdout
     assert actual.read(server.server)["m"].default == "1.0"
-    ran = torchmar(server, "promote", "m", "3.0", *how, "--answers", "judge.py:right", code=1)
+    how += ("--answers", "judge.py:right")
+    ran = torchmar(server, "promote", "m", "3.0", *how, *strict, code=1)
     assert "4 of 4 requests agree" in ran.stdout
     assert "verdict    slower" in ran.stdout
-    document = json.loads(torchmar(server, "promote", "m", "2.0", *how, "--answers", "judge.py:right", "--json").stdout)
+    document = json.loads(torchmar(server, "promote", "m", "2.0", *how, *lenient, "--json").stdout)
     assert (document["verdict"], document["promoted"], document["before"]) == ("pass", True, "1.0")
     assert actual.read(server.server)["m"].default == "2.0"
     assert "is the default already" in torchmar(server, "promote", "m", "2.0", code=1).stderr
