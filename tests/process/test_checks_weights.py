@@ -498,10 +498,10 @@ def mutated(draw: st.DrawFn) -> bytes:
     st.sampled_from(["model.pt", "model.onnx", "model.safetensors", "x.pkl", "x.npy", "net.py"]),
 )
 def test_any_bytes_are_answered_quickly_and_without_an_exception(data: bytes, name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     content = Members({"model.pt": SCRIPT, name: data})
     for handler in (STOCK, "handler.py"):
         for finding in check(content, name, "net.py", handler):
             assert finding.cause.isprintable()
             assert finding.place.isprintable()
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
