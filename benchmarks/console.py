@@ -1,10 +1,12 @@
-"""Measure what the console costs a server: the CPU time of its process for a request, with and without two open pages.
+"""Measure what the console costs a server: the CPU time of its process, with and without two open pages.
 
 A page is a stream of events, which is all that it requests while it is open; of two open pages each has one, with log
-entries. Requests come from one process over several connections, as fast as they are answered; sides take turns. With
-Chromium installed, the time until a page with two hundred models is drawn is measured, too.
+entries. What they cost is the CPU time of an idle server's process, which has one thread for all requests: a share of
+1 % is a hundredth of its throughput. With ``--rounds``, requests come from one process over several connections, as
+fast as they are answered, and sides take turns; this needs a quiet machine. With Chromium installed, the time until a
+page with two hundred models is drawn is measured, too.
 
-    scripts/bench console [--rounds 12] [--requests 4000]
+    scripts/bench console [--seconds 20] [--rounds 0] [--requests 4000]
 """
 
 from __future__ import annotations
@@ -44,26 +46,52 @@ STREAM = "/console/api/v1/stream?logs=true"
 def main() -> None:
     """Print the ratio of the two sides, and the time of the first paint."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--requests", type=int, default=4000, help="requests of each side in a round")
+    parser.add_argument("--seconds", type=float, default=20, help="of an idle server, for each row")
+    parser.add_argument("--rounds", type=int, default=0, help="of requests with and without open pages")
+    parser.add_argument("--requests", type=int, default=4000, help="of each side in a round")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, _server(Path(name)) as running:
-        cpu, seconds = _compare(running, chosen.rounds, chosen.requests)
         print(f"{processor()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
-        rows = []
-        for title, sides in (("CPU of the server, us a request", cpu), ("requests a second", seconds)):
-            without, with_pages = (statistics.median(values) for values in sides)
-            ratio, low, high = interval([one / other for one, other in zip(*sides, strict=True)])
-            if title.startswith("requests"):
-                ratio, low, high = 1 / ratio, 1 / high, 1 / low
-            rows.append((title, f"{without:.4g}", f"{with_pages:.4g}", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}"))
-        show_table(table(("", "without", "two pages open", "ratio", "95 % interval"), rows, right=("ratio",)))
+        rows = [_idle(running, chosen.seconds, 1)]
+        if chosen.rounds:
+            _show_compared(*_compare(running, chosen.rounds, chosen.requests))
         for number in range(MODELS):
             running.management.register("echo-1.0.mar", model_name=f"model-{number:03}", initial_workers=0)
+        rows.append(_idle(running, chosen.seconds, MODELS + 1))
+        show_table(table(("models", "CPU idle", "two pages open", "share of the loop"), rows, right=("models",)))
         if paint := _first_paint(f"{running.server.management}/console"):
             print(
                 f"{MODELS} models: first contentful paint {paint[0]:.0f} ms, all rows {paint[1]:.0f} ms (medians of 7)"
             )
+
+
+def _idle(running: Builtin, seconds: float, models: int) -> tuple[str, ...]:
+    """Return the CPU time of the idle server a second, without and with open pages, and the share that these cost."""
+    address = str(running.server.management).rpartition("/")[2]
+    without = _cpu_seconds(running, seconds)
+    with _pages(address):
+        opened = _cpu_seconds(running, seconds)
+    share = max(0.0, opened - without) / seconds
+    return str(models), *(f"{1000 * used / seconds:.2f} ms/s" for used in (without, opened)), f"{share:.2%}"
+
+
+def _cpu_seconds(running: Builtin, seconds: float) -> float:
+    server = psutil.Process(running._process.pid)
+    before = server.cpu_times()
+    time.sleep(seconds)
+    after = server.cpu_times()
+    return after.user + after.system - before.user - before.system
+
+
+def _show_compared(cpu: tuple[list[float], list[float]], rates: tuple[list[float], list[float]]) -> None:
+    rows = []
+    for title, sides in (("CPU of the server, us a request", cpu), ("requests a second", rates)):
+        without, with_pages = (statistics.median(values) for values in sides)
+        ratio, low, high = interval([one / other for one, other in zip(*sides, strict=True)])
+        if title.startswith("requests"):
+            ratio, low, high = 1 / ratio, 1 / high, 1 / low
+        rows.append((title, f"{without:.4g}", f"{with_pages:.4g}", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}"))
+    show_table(table(("", "without", "two pages open", "ratio", "95 % interval"), rows, right=("ratio",)))
 
 
 @contextlib.contextmanager
@@ -72,13 +100,17 @@ def _server(folder: Path) -> Iterator[Builtin]:
     made = recipe.Recipe.model_validate({"name": "echo", "version": "1.0", "handler": "handler.py"})
     archive.pack(archive.collect_members(made, folder), folder / "store" / "echo-1.0.mar")
     config = folder / "config.properties"
-    config.write_text(properties.show({**free_addresses(), "disable_token_authorization": "true"}))
+    config.write_text(
+        properties.show({**free_addresses(), "disable_token_authorization": "true", "enable_model_api": "true"})
+    )
     with Builtin(config, folder / "store", folder / "run") as running:
         running.load(folder / "store" / "echo-1.0.mar")
         yield running
 
 
-def _compare(running: Builtin, rounds: int, requests: int) -> tuple[tuple[list[float], list[float]], ...]:
+def _compare(
+    running: Builtin, rounds: int, requests: int
+) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
     """Return CPU microseconds of a request, and requests a second, of both sides."""
     address = str(running.server.inference).rpartition("/")[2]
     server = psutil.Process(running._process.pid)

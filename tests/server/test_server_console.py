@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 import requests
+from typer.testing import CliRunner
 
 from tests.support import event_stream
 from tests.support.servers import ECHO, write_config
 from tests.support.waiting import until
 from torchmar import archive, recipe
+from torchmar.cli.app import app
 from torchmar.engines.builtin import Builtin
 from torchmar.engines.server_records import ServerRecord
 from torchmar.server.telemetry.events import KINDS
@@ -298,6 +300,25 @@ def test_requests_of_the_last_seconds_are_in_the_history(site: Site) -> None:
     assert known["ready"][-1] == known["wanted"][-1] == 1
     assert not any(site.get(f"/history?model=echo&since={began}").json()["columns"]["failed"])
     assert site.get("/history?since=yesterday").status_code == 400
+
+
+def test_the_status_of_the_command_line_has_the_load_and_the_events(site: Site) -> None:
+    def shown() -> dict[str, Any]:
+        result = CliRunner().invoke(app, ["status", "--json", "--run-folder", str(site.engine.folder)])
+        (document,) = json.loads(result.output)
+        return dict(document)
+
+    requests.post(
+        f"{site.engine.server.inference}/predictions/sees",
+        b"x",
+        headers={"Authorization": f"Bearer {site.inference_token}"},
+        timeout=60,
+    )
+    until(lambda: any(model["load"] for model in shown()["models"] if model["name"] == "sees"))
+    document = shown()
+    (load,) = (model["load"] for model in document["models"] if model["name"] == "sees")
+    assert load["request_count"] >= 1 and load["p99_ms"] > 0
+    assert document["events"][0]["kind"] == "server_started"
 
 
 def test_changes_are_events_and_stream_to_every_page(site: Site) -> None:
