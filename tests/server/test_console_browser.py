@@ -45,10 +45,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
     for name in ("digits", "topics", "tumours"):
         archive.build(ROOT / "archives" / name, folder / "store")
     (folder / "handler.py").write_text(SAYS)
-    made = recipe.Recipe.model_validate(
-        {"name": "says", "version": "1.0", "handler": "handler.py", "description": HOSTILE}
-    )
-    archive.pack(archive.collect_members(made, folder), folder / "store" / "says-1.0.mar")
+    for version in ("1.0", "2.0"):
+        made = recipe.Recipe.model_validate(
+            {"name": "says", "version": version, "handler": "handler.py", "description": HOSTILE}
+        )
+        archive.pack(archive.collect_members(made, folder), folder / "store" / f"says-{version}.mar")
     with Builtin(write_config(folder), folder / "store", folder / "run") as running:
         for name in ("digits", "topics", "tumours"):
             running.load(folder / "store" / f"{name}-1.0.mar")
@@ -196,6 +197,31 @@ def test_a_version_is_scaled_after_a_question(page: Browser, server: Builtin) ->
     server.management.scale("topics", min_worker=1)
     page.wait(".events li:has-text('scaled from 2 to 1 worker')")
     page.press("Escape")
+
+
+def test_versions_are_compared_and_the_default_is_switched_and_switched_back(page: Browser, server: Builtin) -> None:
+    server.management.register("says-1.0.mar", initial_workers=1)
+    try:
+        show(page, server, "archives/says-2.0.mar", "button:has-text('Register')")
+        page.click("button:has-text('Register')")
+        page.click("dialog button:has-text('Register')")
+        page.wait(".comparison tbody tr:nth-child(2)")
+        page.wait(".version-card:has-text('Version 2.0') .pill-good")
+        page.click("button:has-text('Make it the default')")
+        page.click("dialog button:has-text('Make it the default')")
+        page.wait(".comparison tr:has-text('2.0') .badge-accent")
+        page.click("button:has-text('Switch back to 1.0')")
+        page.click("dialog button:has-text('Make it the default')")
+        page.wait(".events li:has-text('Default switched back')")
+        show(page, server, "try/says", ".bench-form")
+        page.select("select:near(:text('Compare with'))", "2.0")
+        page.click(".segments >> text=Text")
+        page.fill("textarea", "x")
+        page.click("text=Run")
+        page.wait(".side-by-side .result:nth-child(2) .code")
+    finally:
+        server.management.unregister("says", "2.0")
+        server.management.unregister("says")
 
 
 def test_hostile_names_texts_and_log_lines_run_nothing(page: Browser, server: Builtin) -> None:

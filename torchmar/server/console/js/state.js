@@ -55,19 +55,17 @@ export async function start() {
 }
 
 export async function check() {
+  // The stream at once, not after the first answer: the models are what takes longest.
+  if (session.value.state === "checking" || session.value.state === "in") open();
   try {
     server.value = await get("/server");
-    // The page opens the stream that it needs when it is drawn for the first time.
-    if (session.value.state === "in") open();
-    else session.value = { state: "in" };
+    session.value = { state: "in" };
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    if (error.status === 401) {
-      // onSignedOut has set the session.
-    } else {
-      session.value = { state: "unreachable", reason: error.message };
-      retryLater(check);
-    }
+    if (error.status === 401) return; // onSignedOut has set the session
+    close();
+    session.value = { state: "unreachable", reason: error.message };
+    retryLater(check);
   }
 }
 
