@@ -197,7 +197,11 @@ class _Report:
     def begin(self, offset: int, size: int | None) -> None:
         self._size = f" of {show_size(size)}" if size is not None else ""
         self.progress = DownloadProgress(self._shown, offset, size)
-        start = f"the download continues at {show_size(offset)}{self._size}" if offset else f"downloading{self._size}"
+        start = (
+            f"the download continues at {show_size(offset)}{self._size}"
+            if offset
+            else f"the download{self._size} begins"
+        )
         logs.SERVER.info("%s: %s", self._shown, start)
 
     def add(self, received: int) -> None:
