@@ -116,6 +116,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers, too
     if not shutil.which("wrk"):
         sys.exit("wrk is missing; apt install wrk (macOS: brew install wrk)")
     sides = [side for side in SIDES if side != "wrapper" or options.wrapper]
