@@ -289,7 +289,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
         self.context = context
         self._inference_seconds = 0.0
         if enveloped := envelopes.has_instances():
-            requests = [envelopes.request(data, context)]
+            requests = envelopes.requests(data, context, self.max_instances)
         else:
             requests = [Request.of(index, row, context) for index, row in enumerate(data)]
         halves = batches.decode(self, requests)
@@ -303,7 +303,7 @@ class BaseHandler(stock.BaseHandler):  # type: ignore[misc]
                 decoding=decoding,
                 inference=self._inference_seconds,
             )
-            return envelopes.answers(replies[0])
+            return [answer for reply in replies for answer in envelopes.answers(reply)]
         if max([reply.status for reply in replies], default=200) >= 400:
             replies = self._readable_by_torchserve(requests, replies)
         bodies = [reply.send(context, index) for index, reply in enumerate(replies)]

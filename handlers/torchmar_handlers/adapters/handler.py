@@ -96,7 +96,7 @@ class Adapter(BaseHandler):
         Raises:
             PredictionException: the request is rejected, or its answer has another number of values.
         """
-        headers = {**envelopes.request(instances, context).headers, "accept": JSON}
+        headers = {**envelopes.headers(context), "accept": JSON}
         reply = self._reply(Request(0, {"body": self.body_of_instances(list(instances))}, headers))
         if reply.status >= 400:
             raise PredictionException(reply.message, reply.status)

@@ -34,14 +34,27 @@ def has_instances() -> bool:
     return False
 
 
-def request(instances: Sequence[Any], context: Any) -> Request:
-    """Return the instances of an envelope as one request, with the headers of the first of the batch."""
-    first = Request.of(0, {"body": {"instances": list(instances)}}, context)
-    return Request(0, first.row, {**first.headers, "content-type": JSON})
+def headers(context: Any) -> dict[str, Any]:
+    """Return the headers of the first request of a batch, whose instances are JSON whatever it was sent as."""
+    return {**Request.of(0, {}, context).headers, "content-type": JSON}
+
+
+def requests(instances: Sequence[Any], context: Any, limit: int) -> list[Request]:
+    """Return the instances of an envelope as requests, with the headers of the first of the batch.
+
+    Args:
+        instances: of all requests of the batch, which only the envelope tells apart.
+        context: TorchServe's.
+        limit: the instances that a request may have; those of several requests are divided, so that none is rejected
+            for the others.
+    """
+    size = limit if len(context.request_processor) > 1 else max(1, len(instances))
+    parts = [list(instances[start : start + size]) for start in range(0, len(instances), size)] or [[]]
+    return [Request(0, {"body": {"instances": part}}, headers(context)) for part in parts]
 
 
 def answers(reply: Reply) -> list[Any]:
-    """Return the answers to the instances of `request`, which the envelope distributes to the requests.
+    """Return the answers to the instances of one of `requests`, which the envelope distributes to the requests.
 
     Raises:
         PredictionException: the reply is an error; which request it is about only the envelope knows, so that all of
