@@ -59,7 +59,7 @@ def kubernetes(
         bool, typer.Option("--egress", help="Let the server open connections, which its handlers need.")
     ] = False,
     prometheus: Annotated[
-        str, typer.Option("--prometheus-namespace", metavar="NAMESPACE", help="The namespace that reads the metrics.")
+        str, typer.Option("--metrics-from", metavar="NAMESPACE", help="The namespace that reads the metrics.")
     ] = "monitoring",
     service_monitor: Annotated[
         bool, typer.Option("--service-monitor", help="Add a ServiceMonitor of the Prometheus Operator.")
@@ -84,7 +84,7 @@ def kubernetes(
     names = {"--name": name, "--namespace": namespace, "--claim": claim, "--service-account": service_account}
     for option, given in [
         *names.items(),
-        ("--prometheus-namespace", prometheus),
+        ("--metrics-from", prometheus),
         *(("--allow", each) for each in allow or ()),
     ]:
         if given:
