@@ -25,9 +25,13 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 # Programs of others, whose flags stand in hints, too.
 _OTHERS = re.compile(
     r"\b(pip|openssl|nvidia-smi|docker|torchserve|curl|git|apt\w*|dnf|journalctl|systemctl|keytool|pytest|pip-compile"
-    r"|torch-model-archiver|python|poetry|pg|wrk)\b"
+    r"|torch-model-archiver|python|poetry|pg|wrk|ray|useradd|vllm|aws|gcloud|kubectl)\b"
 )
-_FLAGS_OF_OTHERS = {"--data-binary", "--protocol"}  # curl's and scripts/ask.py's, where these are not named beside
+# Those of curl, scripts/ask.py, aws and vllm, where these are not named beside.
+_FLAGS_OF_OTHERS = {
+    *("--data-binary", "--protocol", "--target-model"),
+    *("--enable-lora", "--lora-modules", "--chat-template", "--enable-log-requests", "--runner", "--convert"),
+}
 _DEFAULTS = {"torchmar bench": "torchmar bench measure"}  # commands that a group runs without their name
 _SCRIPTS = re.compile(r"\b(?:scripts|benchmarks)/|\bbench\b")
 

@@ -111,7 +111,11 @@ _SCHEMAS: Mapping[str, Schema] = {
     "Labels": record({"labels": {"type": "object", "additionalProperties": TEXT}}),
     "ModelReady": record({"name": TEXT, "ready": FLAG}),
     "ModelList": record({"models": array(record({"modelName": TEXT, "modelUrl": TEXT}))}, {"nextPageToken": TEXT}),
-    "Registration": record({}, {name: {**schema, "description": text} for name, schema, text in _REGISTRATION}),
+    "Registration": {
+        **record({}, {name: {**schema, "description": text} for name, schema, text in _REGISTRATION}),
+        # Others are ignored, as TorchServe does, but no parameter is a list or an object.
+        "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+    },
     "ModelVersion": _MODEL_VERSION,
     "Worker": record(
         {
