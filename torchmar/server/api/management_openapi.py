@@ -43,7 +43,11 @@ _INTEGER: Schema = {"type": "integer"}
 # Parameters of a registration: name, schema, description.
 _REGISTRATION: tuple[tuple[str, Schema, str], ...] = (
     ("url", TEXT, "A file name in the model store, or a URL that the server allows."),
-    ("digest", TEXT, "The SHA-256 that the archive's file must have: sha256: and 64 hexadecimal digits."),
+    (
+        "digest",
+        {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"},
+        "The SHA-256 that the archive's file must have.",
+    ),
     ("model_name", TEXT, "In place of the archive's name."),
     ("handler", TEXT, "In place of the archive's handler."),
     ("runtime", {"type": "string", "enum": ["python", "python3"]}, "In place of the archive's runtime."),
@@ -114,7 +118,7 @@ _SCHEMAS: Mapping[str, Schema] = {
     "Registration": {
         **record({}, {name: {**schema, "description": text} for name, schema, text in _REGISTRATION}),
         # Others are ignored, as TorchServe does, but no parameter is a list or an object.
-        "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+        "additionalProperties": {"anyOf": [TEXT, _NUMBER, FLAG]},
     },
     "ModelVersion": _MODEL_VERSION,
     "Worker": record(
