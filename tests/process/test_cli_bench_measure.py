@@ -93,9 +93,10 @@ def test_the_limit_of_a_server_with_one_worker_is_found(inputs: Path) -> None:
         )
     report = results.parse(json.loads(ran.stdout))
     assert report.limit is not None
-    rates = [step.rate for step in report.steps if step.rate is not None]
-    assert max(rates) > 40
-    assert report.limit.rate is None or report.limit.rate <= 55
+    if report.limit.rate is None:  # other programs use the cores
+        assert not any(step.valid for step in report.steps[-3:]), report.limit.reason
+    else:
+        assert 40 < report.limit.rate <= 55
     assert all(window.in_flight >= 0 for step in report.steps for window in step.windows)
 
 
