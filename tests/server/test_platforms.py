@@ -278,7 +278,8 @@ def test_sagemaker_loads_lists_invokes_and_unloads_models(tmp_path: Path, endpoi
 def test_a_model_is_unloaded_when_its_requests_are_answered(tmp_path: Path, endpoint: str) -> None:
     models, url = f"{endpoint}/models", str(tmp_path / "ml" / "models" / "a" / "model")
     for _ in range(2):  # it can be loaded again
-        assert requests.post(models, json={"model_name": "a", "url": url}, timeout=120).status_code == 200
+        loaded = requests.post(models, json={"model_name": "a", "url": url}, timeout=120)
+        assert loaded.status_code == 200, loaded.text
         codes: list[int] = []
 
         def invoke(codes: list[int] = codes) -> None:

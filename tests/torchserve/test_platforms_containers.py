@@ -20,6 +20,7 @@ from tests.support.servers import ENGINES, on_both_engines, write_config
 from tests.support.startup import OPEN, SECONDS, address
 from torchmar import archive, recipe
 from torchmar.engines import EngineName
+from torchmar.engines.builtin import Builtin
 
 # A handler of a user's own, whose envelope no server can leave out.
 HANDLER = """
@@ -59,6 +60,7 @@ def google(engine: EngineName, exported: Path, tmp_path_factory: pytest.TempPath
     place = tmp_path_factory.mktemp("google")
     config = write_config(place, load_models="model.mar", service_envelope="json", **OPEN)
     with ENGINES[engine](config, exported, place / "run") as server:
+        assert not isinstance(server, Builtin) or server.wait_until_loaded(SECONDS)
         yield address(server.folder / "config.properties")
 
 
@@ -75,6 +77,7 @@ def aws(engine: EngineName, exported: Path, tmp_path_factory: pytest.TempPathFac
     )
     (place / "store").mkdir()
     with ENGINES[engine](config, place / "store", place / "run") as server:
+        assert not isinstance(server, Builtin) or server.wait_until_loaded(SECONDS)
         yield address(server.folder / "config.properties")
 
 

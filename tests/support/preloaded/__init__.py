@@ -84,4 +84,4 @@ def _environment(kind: Kind, home: str) -> dict[str, str]:
         environment |= {"KERAS_BACKEND": "torch", "KERAS_HOME": home, "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
         environment["PYTHONPATH"] = str(ROOT)
     # numpy would start a thread for every core, as in our fork server.
-    return {**environment, "OPENBLAS_NUM_THREADS": "1"}
+    return {**environment, "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}

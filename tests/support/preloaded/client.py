@@ -83,9 +83,9 @@ def _umask() -> int:
 
 def _wait(connection: socket.socket, pid: int) -> None:
     """Pass signals to the forked process, and exit as it does."""
+    # Also what is ignored here, as SIGHUP below nohup: the forked process may have a handler of its own.
     for number in _PASSED:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, _: _kill(pid, number))
+        signal.signal(number, lambda number, _: _kill(pid, number))
     # The files are the other process's alone, so that their other ends see it close them.
     for file in _open_files():
         os.close(file)

@@ -54,6 +54,8 @@ _READ_WHEN_LOADED = (
     *("GRPC_", "PYDANTIC_", "TYPER_", "_TYPER_", "TERMINAL_WIDTH", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"),
     *("KERAS_BACKEND", "CUDA_", "ORT_"),
 )
+# Handlers set the second when they load ONNX Runtime, also in the process of a test; here it is always set.
+_LEFT_OUT = ("PYTHONPATH", "ORT_DISABLE_TELEMETRY")
 _ENVIRONMENT = dict(os.environ)  # packages set variables when they are loaded
 _MAX_MESSAGE = 1 << 20
 _MAX_FILES = 253  # of one message, on Linux
@@ -147,7 +149,7 @@ def _loading_variables(environment: Any) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_READ_WHEN_LOADED) and name != "PYTHONPATH"
+        if name.startswith(_READ_WHEN_LOADED) and name not in _LEFT_OUT
     }
 
 
