@@ -209,6 +209,7 @@ def test_a_package_of_sagemakers_toolkit_is_served_as_it_is(tmp_path: Path, star
     until(lambda: status(f"{url}/ping") == 200)
     answer = requests.post(f"{url}/invocations", data="[1, 2]", headers={**JSON, "Accept": "text/x"}, timeout=60)
     assert (answer.status_code, answer.text, answer.headers["content-type"]) == (200, "6 as text/x", "text/x")
+    until(lambda: "s_name_part0=torchmar" in (tmp_path / "log").read_text())  # the worker's own line may come later
     log = (tmp_path / "log").read_text()
     assert "it has no manifest: torchmar_handlers.sagemaker runs its functions" in log
     assert "code/requirements.txt is not installed:" in log
