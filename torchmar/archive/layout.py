@@ -13,8 +13,8 @@ from typing import Literal
 MAX_MEMBERS = 100_000
 MAX_NAME = 1024
 # Weights deflate by a few percent, text by ten times; deflate itself ends at a thousand.
-MAX_RATIO = 200
-RATIO_FROM = 100 << 20  # bytes; below this a high ratio does no harm
+_MAX_RATIO = 200
+_RATIO_FROM = 100 << 20  # bytes; below this a high ratio does no harm
 
 
 EntryKind = Literal["file", "folder", "link", "special"]
@@ -51,6 +51,11 @@ class Entry:
     packed: int | None = None  # as it is stored; None where it is not compressed
     offset: int | None = None  # of its content in the archive's file; None where that is not its bytes as they are
     crc: int = 0
+
+
+def most_content(packed: int) -> int:
+    """Return how many bytes so many compressed ones may become; what becomes more is an attack."""
+    return max(_RATIO_FROM, _MAX_RATIO * packed)
 
 
 def plain_name(name: str) -> str:
@@ -97,7 +102,7 @@ def flaws(entries: Iterable[Entry]) -> Iterator[Flaw]:
             continue
         if (other := folded.get(name.casefold())) is not None:
             yield Flaw(Kind.CASE, name, f"the members {other!r} and {shown} differ only in case")
-        if entry.packed is not None and entry.size > RATIO_FROM and entry.size > MAX_RATIO * max(entry.packed, 1):
+        if entry.packed is not None and entry.size > most_content(entry.packed):
             yield Flaw(Kind.BOMB, name, f"the member {shown} would grow from {entry.packed} to {entry.size} bytes")
         names[name] = entry
         folded[name.casefold()] = name

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from torchmar.archive.layout import MAX_RATIO, RATIO_FROM, Entry, EntryKind, Flaw, Kind, plain_name
+from torchmar.archive.layout import Entry, EntryKind, Flaw, Kind, most_content, plain_name
 from torchmar.archive.member_streams import READ_ERRORS
 from torchmar.errors import ArchiveError
 
@@ -51,8 +51,7 @@ class TarForm:
 
     def _unpack(self, path: Path) -> None:
         members: list[tuple[str, tarfile.TarInfo, Path]] = []
-        limit = max(RATIO_FROM, MAX_RATIO * path.stat().st_size)
-        limit = min(limit, shutil.disk_usage(self._folder).free)
+        limit = min(most_content(path.stat().st_size), shutil.disk_usage(self._folder).free)
         total = 0
         with gzip.open(path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as archive:
             for number, info in enumerate(archive):

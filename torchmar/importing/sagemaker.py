@@ -12,7 +12,7 @@ from typing import Any
 
 from torchmar import atomic, manifest, recipe
 from torchmar.archive import Archive
-from torchmar.archive.layout import MAX_MEMBERS, MAX_RATIO, RATIO_FROM
+from torchmar.archive.layout import MAX_MEMBERS, most_content
 from torchmar.checks.formats import Format, identify
 from torchmar.errors import TorchmarError
 from torchmar.importing import package
@@ -41,7 +41,7 @@ def is_package(path: Path) -> bool:
         with path.open("rb") as stream:
             if stream.read(2) != b"\x1f\x8b":
                 return False
-        left = max(RATIO_FROM, MAX_RATIO * path.stat().st_size)
+        left = most_content(path.stat().st_size)
         with tarfile.open(path, "r|gz") as archive:
             for number, member in enumerate(archive):
                 name = PurePosixPath(member.name)
