@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # TorchServe's base handler, which handlers in tests have, imports OpenVINO, which would send statistics through this.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests of weights load ONNX Runtime in their own process
+# Images of containers often set it; what users' processes write beside modules shall be there in tests, too.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -47,6 +47,24 @@ def test_the_digest_is_of_the_content_whoever_packed_it(tmp_path: Path) -> None:
         assert archive.digest == ours.digest
 
 
+def test_bytecode_that_a_server_left_in_a_folder_is_not_of_the_archive(tmp_path: Path) -> None:
+    packed = pack_folder({"MAR-INF/MANIFEST.json": MANIFEST.encode(), "h.py": b"x", "p/m.py": b""}, tmp_path / "m")
+    for cache in (tmp_path / "m" / "__pycache__", tmp_path / "m" / "p" / "__pycache__"):
+        cache.mkdir()
+        (cache / "h.cpython-311.pyc").write_bytes(b"of another run")
+        (cache / "h.cpython-311.pyc.140223").write_bytes(b"")  # while it is written
+    with Archive(tmp_path / "m") as archive:
+        assert archive.mismatched() == [] and archive.digest == packed.digest
+        assert sorted(archive.sizes) == ["MAR-INF/MANIFEST.json", "MAR-INF/SHA256SUMS", "h.py", "p/m.py"]
+    (tmp_path / "m" / "h.pyc").write_bytes(b"Python would run it")
+    with Archive(tmp_path / "m") as archive:
+        assert archive.mismatched() == ["h.pyc"]
+    # What the list has is of the archive, wherever it lies.
+    pack_folder({"MAR-INF/MANIFEST.json": MANIFEST.encode(), "__pycache__/h.pyc": b"y"}, tmp_path / "listed")
+    with Archive(tmp_path / "listed") as archive:
+        assert "__pycache__/h.pyc" in archive and archive.mismatched() == []
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "..\\x", "MAR-INF/../../x"])
 def test_a_member_that_would_leave_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
     path = write_zip(tmp_path / "bad.mar", (name, "x"))

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any, BinaryIO, cast
 
@@ -80,6 +80,8 @@ class Archive:
         self._entries = {
             entry.name: entry for entry in self._form.entries if entry.kind == "file" and entry.name not in bad
         }
+        if self.form == "folder":
+            self._leave_out_bytecode()
 
     def __enter__(self) -> Archive:
         return self
@@ -95,6 +97,17 @@ class Archive:
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+    def _leave_out_bytecode(self) -> None:
+        """Leave out what a Python that imported the archive's modules has written beside them, unless it is listed."""
+        bytecode = [name for name in self._entries if PurePosixPath(name).parent.name == "__pycache__"]
+        try:
+            listed = self.listed if bytecode else {}
+        except ArchiveError:  # who asks for the digests reads of it
+            listed = {}
+        for name in bytecode:
+            if name not in listed:
+                del self._entries[name]
 
     @cached_property
     def members(self) -> tuple[Member, ...]:

@@ -31,6 +31,8 @@ def activate_archive(folder: str, extra: str = "") -> None:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *([before] if before else [])])
     os.chdir(folder)
+    # The folder may be the user's own archive, whose files are listed, and not a copy of it.
+    sys.dont_write_bytecode = True
 
 
 def load(model: ModelSpec) -> Any:
