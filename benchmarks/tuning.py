@@ -138,7 +138,8 @@ def value(server: LiveServer, tuning: Tuning, case: Case, setting: Setting) -> f
         trial = server.measure(setting, case.rate, tuning.predictor.latency(setting, case.rate), "search")
         print_trial("grid", trial)
         return trial.latency if trial.keeps(target) else None
-    rate = tuning.predictor.highest(setting).rate or 1.0
+    chosen = tuning.result.best or tuning.result.nearest
+    rate = tuning.predictor.highest(setting).rate or (chosen.rate if chosen else 1.0)
     kept: float | None = None
     failed = False
     for _ in range(MOST_STEPS):

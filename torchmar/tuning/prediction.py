@@ -9,7 +9,7 @@ from enum import Enum
 
 from torchmar.tuning.profile import Profile
 from torchmar.tuning.service_model import ServiceModel, fit
-from torchmar.tuning.simulation import Outcome, Stage, System, capacity, highest_rate, simulate
+from torchmar.tuning.simulation import Outcome, Stage, System, capacity, highest_rate, simulate, usable_capacity
 from torchmar.tuning.space import Setting
 from torchmar.tuning.target import Target
 from torchmar.tuning.trials import Trial
@@ -24,6 +24,11 @@ _LOOP = {
 }  # CPU seconds of a request in the server, until one is measured
 _CLIENT = 40e-6  # the same in the client
 _COARSE, _FINE = 600, 2_500  # simulated requests
+# Stalls that no simulation has: each delays what arrives meanwhile, and until the queue is empty again.
+_MOST_UTILISATION = 0.95
+_LEAST_EFFICIENCY = 0.4
+_COMMON = 0.5  # of the time of a request; what takes more of it than this explains what a trial shows
+_KEPT_UP = 0.97  # of the capacity, at the most, is a rate that a server keeps up with
 
 
 class Bound(Enum):
@@ -69,11 +74,27 @@ class Correction:
 
     Attributes:
         scale: factor of the times of batches.
-        tail: seconds to add to the statistic of the target.
+        tail: seconds to add to the statistic of the target, at this utilisation.
+        utilisation: the part of the capacity that was used when the tail was measured.
     """
 
     scale: float = 1.0
     tail: float = 0.0
+    utilisation: float = 0.5
+
+    def tail_at(self, utilisation: float) -> float:
+        """Return the seconds to add at another utilisation: less at a lower one.
+
+        What waits after a stall is worked off by what is left of the capacity, so that a stall of the same length
+        delays as many more requests as utilisation / (1 - utilisation) is larger. A higher rate is not judged by that:
+        a trial shows it.
+        """
+        return self.tail * min(1.0, _growth(utilisation) / _growth(self.utilisation)) if self.tail > 0 else self.tail
+
+
+def _growth(utilisation: float) -> float:
+    bounded = min(max(utilisation, 0.01), _MOST_UTILISATION)
+    return bounded / (1 - bounded)
 
 
 class Predictor:
@@ -105,6 +126,7 @@ class Predictor:
         }
         self.corrections: dict[tuple[int, int, int, int, bool], Correction] = {}
         self.loop, self.client, self.latency_offset = _LOOP[engine], _CLIENT, 0.0
+        self.efficiency = 1.0  # the part of the cores, and of the event loop's core, that requests can use
         self._engine, self._cores, self._queue_size = engine, cores, queue_size
         self.step_shares = (0.0, 0.0)  # of the time of a request, before and after the model; from the first trial
         self._worker_memory = max(profile.memory for profile in profiles)
@@ -128,8 +150,8 @@ class Predictor:
             workers=setting.workers,
             batch_size=setting.batch_size,
             delay=setting.delay_ms / 1000 if self._engine == "torchserve" else None,
-            cores=self._cores,
-            loop=self.loop,
+            cores=self._cores * self.efficiency,
+            loop=self.loop / self.efficiency,
             latency=self.latency_offset,
             client=self.client,
             queue_size=self._queue_size,
@@ -165,7 +187,7 @@ class Predictor:
 
     def latency(self, setting: Setting, rate: float, *, requests: int = _FINE) -> float:
         """Return the statistic of the target at a rate, in seconds; infinite beyond the capacity."""
-        return self._statistic(setting, simulate(self.system(setting), rate, requests=requests))
+        return self._statistic(setting, rate, simulate(self.system(setting), rate, requests=requests))
 
     def at_rate(self, setting: Setting, rate: float, *, fine: bool = True) -> Prediction:
         """Predict a setting at a given rate."""
@@ -203,20 +225,27 @@ class Predictor:
             return False
         requests = max(500, min(trial.requests, _FINE))
         if trial.latency is None or trial.median is None or trial.saturated:
-            self.corrections[trial.setting.layout] = Correction(scale=self._saturating_scale(trial))
+            self._saturate(trial)
             return True
-        before = self._correction(trial.setting)
+        if trial.rate > _KEPT_UP * capacity(self.system(trial.setting)):
+            # An overloaded server answered fewer than it can: what it keeps up with is below its capacity.
+            shown = trial.rate / (_KEPT_UP * capacity(self.system(trial.setting)))
+            self.efficiency = min(1.0, self.efficiency * shown)
+        before = self._tail(trial.setting, trial.rate)
         correction = self._fitted(trial, trial.median, 50.0, 0.0, requests)
         if trial.rate > _NEAR_CAPACITY * capacity(self.system(trial.setting)):
-            # There, a little more time of a batch is much more latency: the scale explains the whole of it.
-            tail = min(max(0.0, before.tail), 0.5 * trial.latency)
+            # There, a little more time is much more latency: it explains the whole of it.
+            tail = min(max(0.0, before), 0.5 * trial.latency)
+            if self._common_share(trial.setting) > _COMMON:
+                self._fit_efficiency(trial, trial.latency - tail, requests)
             correction = self._fitted(trial, trial.latency - tail, self.target.percent, tail, requests)
         else:
             outcome = simulate(self.system(trial.setting), trial.rate, requests=requests)
             percent = self.target.percent
             simulated = outcome.mean if percent is None else outcome.percentile(percent)
             correction = replace(correction, tail=trial.latency - simulated)
-        self.corrections[trial.setting.layout] = correction
+        utilisation = trial.rate / capacity(self.system(trial.setting))
+        self.corrections[trial.setting.layout] = replace(correction, utilisation=utilisation)
         return True
 
     def _fitted(self, trial: Trial, wanted: float, percent: float | None, tail: float, requests: int) -> Correction:
@@ -243,11 +272,35 @@ class Predictor:
         self.corrections[layout] = Correction(scale=math.sqrt(low * high), tail=tail)
         return self.corrections[layout]
 
-    def _saturating_scale(self, trial: Trial) -> float:
-        """Return the factor with which the capacity is the throughput of the trial."""
-        self.corrections[trial.setting.layout] = Correction()
+    def _saturate(self, trial: Trial) -> None:
+        """Make the throughput of a trial the capacity of its setting.
+
+        The times of batches are those of its workers and threads alone. The cores that server and clients need are those
+        of all settings, and tell more about them the larger their part of a request is.
+        """
         shown = max(0.01 * trial.rate, min(trial.rate, trial.throughput))
-        return max(1.0, capacity(self.system(trial.setting)) / shown)
+        self.corrections[trial.setting.layout] = Correction()
+        limit = capacity(self.system(trial.setting))
+        if limit > shown:
+            common = self._common_share(trial.setting)
+            self.efficiency = max(_LEAST_EFFICIENCY, self.efficiency * (shown / limit) ** common)
+            limit = capacity(self.system(trial.setting))
+        self.corrections[trial.setting.layout] = Correction(scale=max(1.0, limit / shown))
+
+    def _common_share(self, setting: Setting) -> float:
+        """Return which part of the time that bounds a setting's capacity the server and the clients use."""
+        system = self.system(setting)
+        return 1 - capacity(system) / capacity(replace(system, loop=0.0, client=0.0))
+
+    def _fit_efficiency(self, trial: Trial, wanted: float, requests: int) -> None:
+        """Set the efficiency with which a trial's simulated statistic is the wanted one, with the scale as it is."""
+        percent = self.target.percent
+        low, high = _LEAST_EFFICIENCY, 1.0
+        for _ in range(10):
+            self.efficiency = math.sqrt(low * high)
+            outcome = simulate(self.system(trial.setting), trial.rate, requests=requests)
+            simulated = outcome.mean if percent is None else outcome.percentile(percent)
+            low, high = (self.efficiency, high) if simulated > wanted else (low, self.efficiency)
 
     def _correction(self, setting: Setting) -> Correction:
         if own := self.corrections.get(setting.layout):
@@ -255,21 +308,28 @@ class Predictor:
         if not self.corrections:
             return Correction()
         # The best that was seen: a setting that looks worse than it is would never be measured.
+        shortest = min(self.corrections.values(), key=lambda known: known.tail / _growth(known.utilisation))
         return Correction(
             scale=min(known.scale for known in self.corrections.values()),
-            tail=max(0.0, min(known.tail for known in self.corrections.values())),
+            tail=max(0.0, shortest.tail),
+            utilisation=shortest.utilisation,
         )
 
-    def _statistic(self, setting: Setting, outcome: Outcome) -> float:
+    def _tail(self, setting: Setting, rate: float) -> float:
+        """Return the seconds to add to a setting's simulated statistic at a rate."""
+        correction = self._correction(setting)
+        return correction.tail_at(rate / capacity(self.system(setting))) if correction.tail > 0 else correction.tail
+
+    def _statistic(self, setting: Setting, rate: float, outcome: Outcome) -> float:
         percent = self.target.percent
         value = outcome.mean if percent is None else outcome.percentile(percent)
-        return max(outcome.percentile(50), value + self._correction(setting).tail)
+        return max(outcome.percentile(50), value + self._tail(setting, rate))
 
     def _at_rate(self, setting: Setting, rate: float, fine: bool) -> Prediction:
         system = self.system(setting)
         limit = capacity(system)
         outcome = simulate(system, rate, requests=_FINE if fine else _COARSE)
-        latency = self._statistic(setting, outcome)
+        latency = self._statistic(setting, rate, outcome)
         bound = Bound.NONE
         if rate >= limit:
             bound, latency = self._saturated(system), math.inf
@@ -283,15 +343,22 @@ class Predictor:
         system = self.system(setting)
         limit = capacity(system)
         requests, precision = (_FINE, 0.01) if fine else (_COARSE, 0.06)
-        seconds, percent = self.target.seconds - self._correction(setting).tail, self.target.percent
-        rate = highest_rate(system, percent, seconds, requests=requests, precision=precision) if seconds > 0 else 0.0
+        correction = self._correction(setting)
+        rate = highest_rate(
+            system,
+            self.target.percent,
+            lambda rate: self.target.seconds - correction.tail_at(rate / limit),
+            requests=requests,
+            precision=precision,
+        )
         outcome = simulate(system, rate or limit / 64, requests=requests)
         bound = Bound.LATENCY
-        if rate > 0.95 * limit:
+        if rate > 0.95 * usable_capacity(system):
             bound = self._saturated(system)
         elif rate and simulate(system, rate * 1.02, requests=requests).rejected:
             bound = Bound.QUEUE
-        return self._prediction(setting, rate, self._statistic(setting, outcome), limit, outcome, bound)
+        latency = self._statistic(setting, rate or limit / 64, outcome)
+        return self._prediction(setting, rate, latency, limit, outcome, bound)
 
     def _prediction(
         self, setting: Setting, rate: float, latency: float, limit: float, outcome: Outcome, bound: Bound
@@ -322,7 +389,8 @@ class Predictor:
         return Bound.CORES if more_cores > 1.01 * limit else Bound.WORKERS
 
     def _key(self, setting: Setting, rate: float | None, fine: bool) -> tuple[object, ...]:
-        return setting, rate, fine, self._correction(setting), self.loop, self.client, self.latency_offset
+        server = self.loop, self.client, self.latency_offset, self.efficiency
+        return setting, rate, fine, self._correction(setting), server
 
     def _cached(self, setting: Setting, rate: float | None, fine: bool) -> Prediction | None:
         return self._cache.get(self._key(setting, rate, fine))

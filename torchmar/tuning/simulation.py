@@ -21,11 +21,13 @@ import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from torchmar.tuning.service_model import ServiceModel
 
+_NEARLY, _USABLE = 0.99, 0.93
+_MANY = 1_000_000
 _AHEAD = 2  # as in torchmar.server.workers.staged_pool: batches that wait for each worker with the model
 
 
@@ -65,7 +67,7 @@ class System:
     workers: int
     batch_size: int
     delay: float | None = None
-    cores: int = 1
+    cores: float = 1
     loop: float = 0.0
     latency: float = 0.0
     client: float = 0.0
@@ -122,6 +124,16 @@ def capacity(system: System) -> float:
             rate = min(rate, stage.workers / alone)
             cpu += alone * stage.service.cores(1)
     return min(rate, system.cores / cpu, 1 / system.loop if system.loop else math.inf)
+
+
+def usable_capacity(system: System) -> float:
+    """Return the highest rate, in requests per second, that the simulation is believed at.
+
+    The workers' capacity is known from their times. Cores are also needed by the system and by other programs, which no
+    profile shows, and with them the event loop stands still.
+    """
+    boundless = replace(system, cores=_MANY, loop=0.0)
+    return min(_NEARLY * capacity(boundless), _USABLE * capacity(system))
 
 
 def simulate(
@@ -406,7 +418,7 @@ def keeps(system: System, rate: float, percent: float | None, seconds: float, *,
 def highest_rate(
     system: System,
     percent: float | None,
-    seconds: float,
+    seconds: float | Callable[[float], float],
     *,
     requests: int = 5_000,
     seed: int = 0,
@@ -417,17 +429,18 @@ def highest_rate(
     Args:
         system: the server.
         percent: the percentile that is bounded; None: the mean.
-        seconds: the bound.
+        seconds: the bound, or a function that returns it for a rate; where it is not positive, none is kept.
         requests: simulated at each rate.
         seed: of the simulations.
         precision: of the result, relative.
     """
 
     def kept(rate: float) -> bool:
-        return keeps(system, rate, percent, seconds, requests=requests, seed=seed)
+        bound = seconds(rate) if callable(seconds) else seconds
+        return bound > 0 and keeps(system, rate, percent, bound, requests=requests, seed=seed)
 
-    limit = capacity(system)
-    low, high = limit / 64, 0.99 * limit
+    high = usable_capacity(system)
+    low = high / 64
     if kept(high):
         return high
     if not kept(low):
