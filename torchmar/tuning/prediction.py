@@ -275,8 +275,8 @@ class Predictor:
     def _saturate(self, trial: Trial) -> None:
         """Make the throughput of a trial the capacity of its setting.
 
-        The times of batches are those of its workers and threads alone. The cores that server and clients need are those
-        of all settings, and tell more about them the larger their part of a request is.
+        The times of batches are those of its workers and threads alone. The cores that server and clients need are
+        common to all settings; the larger their part of a request is, the more the trial says about them.
         """
         shown = max(0.01 * trial.rate, min(trial.rate, trial.throughput))
         self.corrections[trial.setting.layout] = Correction()
