@@ -2,20 +2,27 @@
 
 The front is the built-in server: its APIs, its registry, its archives. Only its pools are others::
 
-    client ─> front: api, registry ─> pool.py ──DeploymentHandle──> replica.py, on any node
-                                        │                             its own Pool of one worker process
-                                        │  deploys, deletes           ▲
-                                        ▼                             │ starts, restarts, counts
-                                      session.py ─────────> Ray Serve's controller
+    client ─> front: api, registry ─> pool.py ── link.py ──frames── listener.py <── replica.py, on any node
+                                        │                                             its own Pool of one worker process
+                                        │  deploys, deletes                           ▲
+                                        ▼                                             │ starts, restarts, counts
+                                      session.py ──────────────> Ray Serve's controller
                                         ▲
                                         └──reads── directory.py <──announce── replicas
 
 * A version is one application of Ray Serve with one deployment. The number of its workers is that of its replicas; with
-  more ``max_workers`` than ``min_workers``, Ray Serve chooses it between them by the requests that wait.
+  more ``max_workers`` than ``min_workers``, Ray Serve chooses it between them by the requests of all fronts, which
+  replicas report (`autoscaling`).
+* Ray places, supervises and lists replicas. Requests do not pass through it, which takes milliseconds of CPU time for
+  each: a front connects to every replica (`channel`), keeps the requests that wait, and sends at most two batches to a
+  replica, to one that has the fewest (`balancer`).
 * A replica has a pool of the built-in server (`torchmar.server.workers.pool`) with one worker, so that batches, errors,
   deadlines, streams and restarts are those of the built-in server. Requests of all fronts meet in its batches.
-* Replicas announce themselves to the directory, an actor that lives and ends with the front: where they run, whether
-  their model is loaded, or the traceback. Ray Serve's own status knows neither.
+* A replica that ends answers the requests that it has, and fronts send it no others. Requests of one that is lost are
+  sent to another, unless their clients have parts of the answer.
+* Replicas announce themselves to the directory, an actor that lives and ends with the front: where they run and listen,
+  with the secret of the connection, whether their model is loaded, or the traceback. Ray Serve's own status knows none
+  of these.
 * The content of an archive is packed once, and copied to a node once, by its digest, from the front's disk or through
   Ray's object store; it is compared with the digest before anything of it runs (`node_archives`).
 * What fits no node is an error at once, with numbers (`capacity`); Ray Serve waits without an end.

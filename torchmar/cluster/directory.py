@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchmar.cluster import node_archives
+from torchmar.cluster.channel import Endpoint
 from torchmar.server.workers.pool_options import State
 from torchmar.worker.process.messages import ModelDescription
 
@@ -32,6 +33,7 @@ class ReplicaState:
         load_seconds: that its model took to load; 0 before.
         failure: the traceback of its worker; empty since it has loaded.
         description: of the handler's tensors.
+        endpoint: where it listens; None before its model is loaded.
     """
 
     id: str
@@ -44,6 +46,7 @@ class ReplicaState:
     load_seconds: float = 0.0
     failure: str = ""
     description: ModelDescription = field(default_factory=lambda: ModelDescription())
+    endpoint: Endpoint | None = None
 
 
 class Directory:

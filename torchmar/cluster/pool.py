@@ -7,24 +7,28 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torchmar.cluster import capacity
+from torchmar.cluster.balancer import Balancer
 from torchmar.cluster.capacity import Resources
 from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState
+from torchmar.cluster.link import ReplicaLink
 from torchmar.cluster.node_archives import PackedContent, pack
 from torchmar.cluster.replica import ReplicaSpec
 from torchmar.cluster.session import Scale, Session, application_name
 from torchmar.errors import TorchmarError
 from torchmar.server.api_error import ApiError
-from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
 from torchmar.server.telemetry import logs
 from torchmar.server.workers import unavailable
-from torchmar.server.workers.jobs import Job, Reply
-from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, WorkerInfo
+from torchmar.server.workers.job_queue import JobQueue
+from torchmar.server.workers.jobs import Job
+from torchmar.server.workers.pool_options import PoolObserver, PoolOptions, State, WorkerInfo
 from torchmar.server.workers.pools import VersionPool
 from torchmar.server.workers.worker_log import WorkerLog
 from torchmar.worker.process.messages import ModelDescription
@@ -34,8 +38,9 @@ _CHANGING_SECONDS = 0.1  # between looks at the directory while replicas start o
 _ROOM_SECONDS = 10.0  # that resources of replicas that have just ended may take to be free
 _ROOM_PAUSE_SECONDS = 0.5
 _TRIES = 5  # to run a request whose replica ends
-_PAUSE_SECONDS = 0.1  # after the first; each further one is twice as long
-_BATCHES = 2  # that a replica has at once: one runs, the next one fills
+_BATCHES = 2  # that a replica has of a front at once: one runs, the next one fills
+_CHECK_SECONDS = 0.1  # between checks of deadlines
+_UNLIMITED = 1 << 30  # requests that a replica accepts: its fronts have the limit
 
 
 class ClusterPool:
@@ -80,18 +85,26 @@ class ClusterPool:
             memory=float(options.memory_limit),
         )
         self._content: PackedContent | None = None
-        self._handle: object | None = None
         self._replicas: dict[str, ReplicaState] = {}
-        self._tasks = BackgroundTasks()
-        self._running = 0  # requests
-        self._closed = False
+        self._links: dict[str, ReplicaLink] = {}
+        self._balancer: Balancer[ReplicaLink] = Balancer()
+        self._queue = JobQueue()
+        self._losses: WeakKeyDictionary[Job, int] = WeakKeyDictionary()
+        self._scheduled = self._deployed = self._closed = False
         self._changed = asyncio.Event()
         self._deploying = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_CHECK_SECONDS, self._check)
 
     @property
     def ready(self) -> int:
-        """The number of replicas whose worker is ready."""
-        return sum(replica.state == "READY" for replica in self._replicas.values())
+        """The number of replicas that accept requests of this front."""
+        return self._balancer.ready
+
+    @property
+    def _running(self) -> int:
+        """The number of requests that wait or are run."""
+        return len(self._queue) + self._balancer.total
 
     @property
     def pending(self) -> int:
@@ -106,7 +119,7 @@ class ClusterPool:
     @property
     def signature(self) -> tuple[object, ...]:
         """A value that changes with the number of replicas and the state of each."""
-        replicas = ((replica.id, replica.state, replica.started) for replica in self._replicas.values())
+        replicas = ((replica.id, self._state_of(replica), replica.started) for replica in self._replicas.values())
         return self.min_workers, self.max_workers, *replicas
 
     def workers(self) -> list[WorkerInfo]:
@@ -114,7 +127,7 @@ class ClusterPool:
         return [
             WorkerInfo(
                 id=replica.id,
-                state=replica.state,
+                state=self._state_of(replica),
                 pid=replica.pid,
                 started=replica.started,
                 gpu=0 if replica.gpu else None,
@@ -123,6 +136,13 @@ class ClusterPool:
             )
             for replica in self._replicas.values()
         ]
+
+    def _state_of(self, replica: ReplicaState) -> State:
+        """Return the state of a replica; one that is loaded and not connected to is still LOADING."""
+        link = self._links.get(replica.id)
+        if link and link.connected:
+            return "READY" if link.ready else "UNLOADING"
+        return "LOADING" if replica.state == "READY" else replica.state
 
     def stage_workers(self) -> dict[str, list[WorkerInfo]]:
         """Return nothing: a replica's worker does all of a request."""
@@ -140,70 +160,73 @@ class ClusterPool:
             raise unavailable.no_worker(self.options)
         if self.failure and not self.ready:
             raise unavailable.does_not_load(self.options)
-        if self.pending >= self.options.queue_size:
-            raise unavailable.queue_full(self.options, self.pending, loading=not self.ready)
+        if (pending := self.pending) >= self.options.queue_size:
+            raise unavailable.queue_full(self.options, pending, loading=not self.ready)
         if self.options.job_tickets and self._running >= self.ready * self.options.batch_size:
             raise unavailable.no_ticket(self.options)
-        self._running += 1
-        self._tasks.start(self._run(job))
+        self._queue.append(job)
+        self._schedule()
 
-    async def _run(self, job: Job) -> None:
-        try:
-            reply = await self._answer(job)
-        except asyncio.CancelledError:
-            reply = Reply.of(unavailable.no_worker(self.options))
-        except Exception as error:  # the client must not wait without an end
-            self._log(logging.ERROR, f"request {job.request_id} is not answered: {error!r}")
-            reply = _died()
-        finally:
-            self._running -= 1
+    def _schedule(self) -> None:
+        """Dispatch at the end of this turn of the loop: requests that arrive together share a frame."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        while self._queue and (link := self._balancer.choose()):
+            if batch := self._queue.take_batch(min(link.room, self.options.batch_size)):
+                link.send(batch)
+                self._balancer.place(link)
+        if not self.busy:
             self._changed.set()
-        if reply is None:
-            job.expire()
-        elif not job.cancelled:
-            job.on_reply(reply)
 
-    async def _answer(self, job: Job) -> Reply | None:
-        """Return the last part of a job's reply, after it has passed on those before; None: the job has expired.
+    def _check(self) -> None:
+        """Reply to expired requests, and look after the connections."""
+        self._queue.remove_expired()
+        now, demand = time.monotonic(), self._running
+        for link in list(self._links.values()):
+            link.check(now, demand)
+        self._timer = self._loop.call_later(_CHECK_SECONDS, self._check)
 
-        A request whose replica ends is run by another one, unless its client has parts of the reply already.
-        """
-        from ray.exceptions import RayError
-        from ray.serve.exceptions import RayServeException
+    def on_state(self, link: ReplicaLink) -> None:
+        """Of `LinkOwner`."""
+        self._balancer.place(link)
+        if link.ready:
+            self.failure = ""
+        elif link.problem and not self.ready:
+            self._fail(f"a replica cannot be reached at {link.problem}")
+        self._schedule()
+        self._changed.set()
 
-        await self._wait_for(lambda: self._handle is not None or self.failure or self._closed)
-        parts = [(part.name, part.content_type, bytes(part.content)) for part in job.inputs]
-        for attempt in range(_TRIES):
-            now = time.monotonic()
-            if job.expired(now):
-                return None
-            if self._handle is None:
-                return Reply.of(unavailable.does_not_load(self.options))
-            seconds = None if job.deadline is None else job.deadline - now
-            started = False
-            try:
-                async for reply, batches, updates in self._handle.remote(  # type: ignore[attr-defined]
-                    job.request_id, dict(job.headers), parts, seconds
-                ):
-                    self._record(batches, updates)
-                    if not reply.more:
-                        return reply  # type: ignore[no-any-return]
-                    started = True
-                    if not job.cancelled:
-                        job.on_reply(reply)
-            except (RayError, RayServeException) as error:
-                self._log(logging.WARNING, f"a replica failed while it ran request {job.request_id}: {error}")
-            if started:
-                break
-            await asyncio.sleep(_PAUSE_SECONDS * 2**attempt)
-        return _died()
-
-    def _record(self, batches: list[tuple[int, list[float], float]], updates: list) -> None:  # type: ignore[type-arg]
+    def on_replies(self, link: ReplicaLink, batches: Sequence[Any], updates: Sequence[Any]) -> None:
+        """Of `LinkOwner`."""
+        self._balancer.place(link)
+        self._dispatch()
         name, version = self.options.name, self.options.version
         for size, queue_seconds, handler_seconds in batches:
             self._observer.on_batch(name, version, size, queue_seconds, handler_seconds)
         if updates:
             self._observer.on_metrics(name, version, updates)
+
+    def on_lost(self, link: ReplicaLink, unanswered: Sequence[tuple[Job, bool]]) -> None:
+        """Of `LinkOwner`."""
+        self._balancer.place(link)
+        repeated = []
+        for job, streaming in unanswered:
+            self._losses[job] = losses = self._losses.get(job, 0) + 1
+            if streaming or losses >= _TRIES:
+                job.reply_error(ApiError(500, "InternalServerException", "Worker died."))  # TorchServe's text
+            elif not job.cancelled:
+                repeated.append(job)
+        # Nearly always the replica has ended for another reason than a request, which ends only its worker.
+        self._queue.put_back(repeated, isolated=False)
+        if not link.draining:
+            self._log(logging.WARNING, f"replica {link.id} has ended; {len(repeated)} requests are repeated")
+            self._observer.on_death(self.options.name, self.options.version, link.id)
+        self._schedule()
+        self._changed.set()
 
     # Replicas.
 
@@ -224,6 +247,7 @@ class ClusterPool:
             raise ApiError(507, "InternalServerException", f"{self.options.name} {self.options.version}: {problem}")
         self.min_workers, self.max_workers = min_workers, max(min_workers, max_workers)
         if not min_workers:
+            self._queue.fail_all(unavailable.no_worker(self.options))
             await self._delete()
             return True
         self.failure = ""
@@ -246,8 +270,10 @@ class ClusterPool:
         return not self.failure and self.ready >= self.min_workers > 0
 
     def update(self, replicas: list[ReplicaState]) -> None:
-        """Take what the directory lists."""
-        known, self._replicas = self._replicas, {replica.id: replica for replica in replicas}
+        """Take what the directory lists; replicas that are connected stay, also while it does not know them."""
+        known = self._replicas
+        connected = {key: state for key, state in known.items() if key in self._links and self._links[key].connected}
+        self._replicas = {**connected, **{replica.id: replica for replica in replicas}}
         for replica in replicas:
             before = known.get(replica.id)
             if replica.failure and (before is None or not before.failure):
@@ -256,9 +282,14 @@ class ClusterPool:
             elif replica.state == "READY" and (before is None or before.state != "READY"):
                 self.failure, self.description = "", replica.description
                 self._observer.on_load(self.options.name, self.options.version, replica.id, replica.load_seconds)
-        for lost in known.keys() - self._replicas.keys():
-            if known[lost].state == "READY" and len(self._replicas) < self.min_workers:
-                self._observer.on_death(self.options.name, self.options.version, lost)
+            if replica.endpoint and replica.id not in self._links and not self._closed:
+                limit = _BATCHES * self.options.batch_size
+                node_id = self._session.node_id
+                self._links[replica.id] = ReplicaLink(replica.id, replica.endpoint, node_id, limit, self)
+        for gone in self._links.keys() - self._replicas.keys():
+            link = self._links.pop(gone)
+            link.close()
+            self._balancer.remove(link)
         self._changed.set()
 
     async def described(self) -> None:
@@ -275,8 +306,14 @@ class ClusterPool:
         """Delete the application; requests that wait or are run get a 503."""
         self._closed = True
         self.min_workers = 0
+        self._timer.cancel()
+        self._queue.fail_all(unavailable.no_worker(self.options))
+        for link in self._links.values():
+            for job in link.close():
+                job.reply_error(unavailable.no_worker(self.options))
+            self._balancer.remove(link)
+        self._links.clear()
         self._changed.set()
-        await self._tasks.close()
         await self._delete()
 
     async def _wait_for_room(self, count: int) -> str:
@@ -295,13 +332,11 @@ class ClusterPool:
             target = self._folder / f"{secrets.token_hex(8)}.tar"
             self._content = await asyncio.to_thread(pack, Path(options.folder), self._packages, target)
             await self._session.add_content(self._content)
-        ongoing = _BATCHES * options.batch_size
         spec = ReplicaSpec(
             pool=self.key,
-            # The queue is the front's: a replica gets no more than Ray Serve gives it.
             options=replace(
                 options,
-                queue_size=ongoing + 1,
+                queue_size=_UNLIMITED,
                 job_tickets=False,
                 preprocess_workers=0,
                 postprocess_workers=0,
@@ -316,15 +351,15 @@ class ClusterPool:
             least=self.min_workers,
             most=self.max_workers,
             needs=self._needs,
-            ongoing=ongoing,
             batch_size=options.batch_size,
-            drain_seconds=options.response_timeout,
+            drain_seconds=_BATCHES * options.response_timeout,
         )
-        self._handle = await self._session.run(self._session.deploy, self._application, spec, scale)
+        await self._session.run(self._session.deploy, self._application, spec, scale)
+        self._deployed = True
 
     async def _delete(self) -> None:
         async with self._deploying:
-            deployed, self._handle = self._handle is not None, None
+            deployed, self._deployed = self._deployed, False
             if deployed:
                 await self._session.run(self._session.delete, self._application)
             if self._content:
@@ -333,10 +368,17 @@ class ClusterPool:
 
     def _fail(self, reason: str) -> bool:
         """Record why there are too few replicas; return False."""
+        if reason and reason != self.failure:
+            self._log(logging.ERROR, reason)
         if reason:
             self.failure = reason
-            self._log(logging.ERROR, reason)
+            self._fail_queue()
         return False
+
+    def _fail_queue(self) -> None:
+        """Reply to requests that wait while no replica loads: the next one may fail, too."""
+        if not self.ready:
+            self._queue.fail_all(unavailable.does_not_load(self.options))
 
     def _log(self, level: int, text: str) -> None:
         name, version = self.options.name, self.options.version
@@ -348,16 +390,13 @@ class ClusterPool:
         log.server(logging.WARNING, f"on node {replica.node} does not run the model")
         for line in replica.failure.splitlines():
             log.output(line)
+        self._fail_queue()
 
     async def _wait_for(self, condition: Callable[[], object]) -> None:
         while not condition():
             self._changed.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), ANNOUNCE_SECONDS)
-
-
-def _died() -> Reply:
-    return Reply.of(ApiError(500, "InternalServerException", "Worker died."))  # TorchServe's text
 
 
 class ClusterPools:

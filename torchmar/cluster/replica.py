@@ -7,22 +7,19 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from torchmar.cluster.autoscaling import DEMAND
 from torchmar.cluster.directory import ANNOUNCE_SECONDS, ReplicaState
+from torchmar.cluster.listener import Listener
 from torchmar.cluster.node_archives import NodeContent, PackedContent, fetch
-from torchmar.server.api_error import ApiError
 from torchmar.server.workers.fork_server import ForkServer
-from torchmar.server.workers.jobs import Job, Part, Reply
 from torchmar.server.workers.pool import Pool
 from torchmar.server.workers.pool_options import PoolOptions
 from torchmar.worker.process.messages import MetricUpdate
-
-#: A reply with the events since the one before: arguments of `PoolObserver.on_batch` and `on_metrics`.
-ReplyWithEvents = tuple[Reply, list[tuple[int, list[float], float]], list[MetricUpdate]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +64,11 @@ class Replica:
         self._fork_server: ForkServer | None = None
         self._content: NodeContent | None = None
         self._announcing: asyncio.Task[None] | None = None
-        context = ray.get_runtime_context()
+        self._listener: Listener | None = None
+        self._host, self._node_id = ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id()
         self._state = ReplicaState(
             id=serve.get_replica_context().replica_id.unique_id,
-            node=f"{ray.util.get_node_ip_address()} ({context.get_node_id()[:8]})",
+            node=f"{self._host} ({self._node_id[:8]})",
             state="LOADING",
             gpu=spec.gpu,
             started=time.time(),
@@ -87,30 +85,9 @@ class Replica:
             raise
         self._announcing = asyncio.get_running_loop().create_task(self._announce_often())
 
-    async def answer(
-        self,
-        request_id: str,
-        headers: Mapping[str, str],
-        parts: Sequence[tuple[str, str, bytes]],
-        seconds: float | None,
-    ) -> AsyncIterator[ReplyWithEvents]:
-        """Yield the reply to a request, or the parts of a streamed one; ``seconds`` are those until its deadline."""
-        assert self._pool
-        replies: asyncio.Queue[Reply] = asyncio.Queue()
-        deadline = None if seconds is None else time.monotonic() + seconds
-        job = Job(request_id, headers, [Part(*part) for part in parts], replies.put_nowait, deadline)
-        try:
-            try:
-                self._pool.submit(job)
-            except ApiError as error:
-                replies.put_nowait(Reply.of(error))
-            while True:
-                reply = await replies.get()
-                yield (reply, *self._observer.take())
-                if not reply.more:
-                    return
-        finally:
-            job.cancelled = True
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the value that `torchmar.cluster.autoscaling` uses; Ray Serve calls this now and then."""
+        return {DEMAND: float(self._listener.demand) if self._listener else 0.0}
 
     async def check_health(self) -> None:
         """Raise if the worker will not be started again; Ray Serve then replaces the replica."""
@@ -118,9 +95,13 @@ class Replica:
             raise RuntimeError(self._pool.failure)
 
     async def __del__(self) -> None:
-        """End the worker; Ray Serve calls this when the replica has answered its last request."""
-        await self._directory.withdraw.remote(self._spec.pool, self._state.id)
-        await self._end()
+        """Answer the requests that were received, and end the worker; Ray Serve calls this."""
+        if self._listener:
+            await self._listener.drain()
+        try:
+            await self._directory.withdraw.remote(self._spec.pool, self._state.id)
+        finally:  # it ends with its front
+            await self._end()
 
     async def _load(self) -> None:
         spec = self._spec
@@ -141,6 +122,11 @@ class Replica:
         self._pool = Pool(self._fork_server, options, self._observer)
         if not await self._pool.scale(1, 1):
             raise RuntimeError(self._pool.failure)
+        self._listener = Listener(self._pool.submit, self._observer.take, self._node_id)
+        endpoint = await self._listener.open(self._host, os.environ)
+        self._observer.on_ready = self._listener.set_ready
+        self._listener.set_ready(True)
+        self._state = replace(self._state, endpoint=endpoint)
         self._update()
 
     def _read(self, digest: str, offset: int) -> bytes:
@@ -175,6 +161,8 @@ class Replica:
     async def _end(self) -> None:
         if self._announcing:
             self._announcing.cancel()
+        if self._listener:
+            self._listener.close()
         if self._pool:
             await self._pool.close()
         if self._fork_server:
@@ -185,10 +173,16 @@ class Replica:
 
 
 class _Events:
-    """Collects the events of a pool for the front; see `PoolObserver`."""
+    """Collects the events of a pool for the fronts; see `PoolObserver`.
+
+    Attributes:
+        load_seconds: that the model took to load.
+        on_ready: called when the worker is ready, and with False when its process has ended.
+    """
 
     def __init__(self) -> None:
         self.load_seconds = 0.0
+        self.on_ready: Callable[[bool], None] = lambda ready: None
         self._batches: list[tuple[int, list[float], float]] = []
         self._updates: list[MetricUpdate] = []
 
@@ -199,12 +193,13 @@ class _Events:
 
     def on_load(self, name: str, version: str, worker: str, seconds: float) -> None:
         self.load_seconds = seconds
+        self.on_ready(True)
 
     def on_load_failed(self, name: str, version: str, worker: str, failure: str) -> None:
         pass  # it is announced
 
     def on_death(self, name: str, version: str, worker: str) -> None:
-        pass  # its announced state changes
+        self.on_ready(False)
 
     def on_unregister(self, name: str, version: str) -> None:
         pass
@@ -212,8 +207,8 @@ class _Events:
     def on_metrics(self, name: str, version: str, updates: Sequence[MetricUpdate]) -> None:
         self._updates += updates
 
-    def take(self) -> tuple[list[tuple[int, list[float], float]], list[MetricUpdate]]:
-        """Return the events since the last call."""
-        taken = self._batches, self._updates
+    def take(self) -> dict[str, Any]:
+        """Return the events since the last call, as `torchmar.cluster.channel.Replies` has them."""
+        taken = {"batches": self._batches, "metrics": self._updates}
         self._batches, self._updates = [], []
         return taken

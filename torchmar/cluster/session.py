@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from torchmar.cluster.autoscaling import POLICY
 from torchmar.cluster.capacity import Resources
 from torchmar.cluster.directory import Directory, ReplicaState
 from torchmar.cluster.node_archives import PackedContent
@@ -29,6 +30,7 @@ _CALLS = 16  # of the directory at once
 _CONNECT_SECONDS = 5.0
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray's address is 127.0.0.1, as by default on a Mac
 _HEALTH_SECONDS = 2.0  # between Ray Serve's checks of a replica
+_WAIT_LOOP_SECONDS = 0.1  # until a replica that ends answers its last requests: Ray Serve itself knows of none
 T = TypeVar("T")
 
 
@@ -40,7 +42,6 @@ class Scale:
         least: of replicas.
         most: of replicas; more than ``least``: Ray Serve chooses their number by the requests that wait.
         needs: resources of each.
-        ongoing: the most requests of a replica at once.
         batch_size: requests of a replica that it should have at once.
         drain_seconds: that a replica may take to answer its last requests.
     """
@@ -48,7 +49,6 @@ class Scale:
     least: int
     most: int
     needs: Resources
-    ongoing: int
     batch_size: int
     drain_seconds: float
 
@@ -58,6 +58,9 @@ class Session:
 
     Args:
         address: of the cluster's head, ``HOST:PORT``; empty: a cluster of this machine alone is started.
+
+    Attributes:
+        node_id: Ray's id of this node.
 
     Raises:
         EngineError: there is no such cluster, Ray cannot be started, or another server of torchmar uses the cluster.
@@ -84,7 +87,8 @@ class Session:
         self._ray, self._serve = ray, serve
         # The front answers clients: Ray Serve's own proxies are not started.
         serve.start(proxy_location="Disabled")
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.node_id: str = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
         directory = ray.remote(Directory).options(
             name=_DIRECTORY, num_cpus=0, max_concurrency=_CALLS, scheduling_strategy=here
         )
@@ -121,28 +125,28 @@ class Session:
         call = partial(function, *arguments, **keywords)
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
-    def deploy(self, application: str, spec: ReplicaSpec, scale: Scale) -> Any:
-        """Deploy an application, or change the number of its replicas; return its handle. Blocking."""
+    def deploy(self, application: str, spec: ReplicaSpec, scale: Scale) -> None:
+        """Deploy an application, or change the number of its replicas. Blocking."""
         number: dict[str, Any] = {"num_replicas": scale.least}
         if scale.most > scale.least:
             limits = {"min_replicas": scale.least, "max_replicas": scale.most}
-            number = {"autoscaling_config": {**limits, "target_ongoing_requests": scale.batch_size}}
+            policy = {"policy": {"policy_function": POLICY}, "target_ongoing_requests": scale.batch_size}
+            number = {"autoscaling_config": {**limits, **policy}}
         needs = {"num_cpus": scale.needs.cpus, "num_gpus": scale.needs.gpus}
         deployment = self._serve.deployment(
             Replica,
             name=_DEPLOYMENT,
             **number,
-            max_ongoing_requests=scale.ongoing,
             health_check_period_s=_HEALTH_SECONDS,
             graceful_shutdown_timeout_s=scale.drain_seconds,
+            graceful_shutdown_wait_loop_s=_WAIT_LOOP_SECONDS,
             ray_actor_options={**needs, **({"memory": scale.needs.memory} if scale.needs.memory else {})},
         )
         # Without a version, Ray Serve replaces all replicas when only their number changes; its command sets it in the
         # same way.
         deployment = deployment.options(version=spec.pool, _internal=True)
         target = self._serve.RunTarget(deployment.bind(spec, self.directory), name=application, route_prefix=None)
-        (handle,) = self._serve.run_many([target], wait_for_applications_running=False)
-        return handle.options(method_name="answer", stream=True)
+        self._serve.run_many([target], wait_for_applications_running=False)
 
     def delete(self, application: str) -> None:
         """Delete an application, if it is there. Blocking."""

@@ -61,10 +61,15 @@ class JobQueue(deque[Job]):
         self.extendleft(reversed(others))
         return batch
 
-    def put_back(self, jobs: Sequence[Job]) -> None:
-        """Insert jobs before all others; each is run alone, since one of them has ended a worker."""
+    def put_back(self, jobs: Sequence[Job], *, isolated: bool = True) -> None:
+        """Insert jobs before all others; each is run alone, since one of them has ended a worker.
+
+        Args:
+            jobs: in their order.
+            isolated: False if none of them is the reason that they are repeated.
+        """
         for job in jobs:
-            job.isolated = True
+            job.isolated = isolated or job.isolated
             if job.spans is not None:
                 job.spans.begin_queue()
         self.extendleft(reversed(jobs))

@@ -64,6 +64,7 @@ class Job:
     """
 
     __slots__ = (
+        "__weakref__",
         "batch_kind",
         "cancelled",
         "deadline",
