@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from tests.support.simulated_server import CONVOLUTIONS, DECODING, MIB, TINY, SimulatedServer, profiles, search
 from torchmar.tuning.prediction import Bound, Predictor
 from torchmar.tuning.search import MOST_TRIALS, Question, Search
-from torchmar.tuning.space import Space
+from torchmar.tuning.space import Setting, Space
 from torchmar.tuning.target import Objective, parse_target
+from torchmar.tuning.trials import Trial
 
 SPACE = Space(cores=2, batch_sizes=(1, 8, 64))
 
@@ -92,6 +94,30 @@ def test_an_interrupted_search_measures_only_what_is_left() -> None:
     result = Search(predictor, SPACE, question, again.measure, trials=half).run()
     assert again.measured == whole.measured
     assert result.best == expected.best
+
+
+def test_a_trial_that_a_stall_has_spoiled_is_measured_again() -> None:
+    question = Question(target=parse_target("p99<50ms"), objective=Objective.THROUGHPUT)
+    quiet = search(SimulatedServer(CONVOLUTIONS, question.target), SPACE, question, CONVOLUTIONS)
+    assert quiet.best
+    best = quiet.best.setting
+    server = SimulatedServer(CONVOLUTIONS, question.target)
+
+    def measure(setting: Setting, rate: float, predicted: float, purpose: str) -> Trial:
+        first = all(trial.setting != setting or trial.purpose == "probe" for trial in server.measured)
+        trial = server.measure(setting, rate, predicted, purpose)
+        if setting == best and first and purpose == "search":
+            assert trial.latency
+            server.measured[-1] = trial = replace(trial, latency=trial.latency + 1.0)
+        return trial
+
+    predictor = Predictor(profiles(CONVOLUTIONS), question.target, cores=2)
+    result = Search(predictor, SPACE, question, measure).run()
+    stalled, after = next((first, second) for first, second in pairwise(server.measured) if second.purpose == "again")
+    assert (stalled.setting, stalled.rate) == (after.setting, after.rate)
+    assert result.best
+    assert result.best.setting == quiet.best.setting
+    assert result.best.rate >= 0.95 * quiet.best.rate
 
 
 def test_the_search_ends_with_the_time() -> None:

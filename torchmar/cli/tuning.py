@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torchmar.tuning.tuner import Tuning
 
 _RECORDS = "tune"  # in the run folder
+_PURPOSES = {"probe": "first", "again": "after a stall", "repeat": "again"}  # as the table calls them
 
 
 def tune(
@@ -247,8 +248,8 @@ def _row(tuning: Tuning, number: int, trial: Trial) -> tuple[str, ...]:
     elif "stages" in _headings(tuning):
         extra = (str(setting.preprocess or ""),)
     notes = ["kept"] if trial.keeps(target) else ["missed"]
-    if trial.purpose in ("probe", "repeat"):
-        notes.append({"probe": "first", "repeat": "again"}[trial.purpose])
+    if trial.purpose in _PURPOSES:
+        notes.append(_PURPOSES[trial.purpose])
     predicted = "saturated" if trial.predicted == float("inf") else milliseconds(trial.predicted)
     return (
         str(number),

@@ -4,6 +4,9 @@ Every setting of the grid is predicted. The next trial is the setting that could
 wrong by as much as predictions usually are: by 20 % for workers and threads that no trial has measured, by a few
 percent for others. The search ends when even then nothing is better than the best measured setting, so that neighbours
 of the best one are measured as far as they could be better.
+
+One stall of the machine can spoil a trial whose other requests were fast; such a trial is measured again, and only the
+second counts.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ _FIRST_MARGIN, _RATE_MARGIN = 0.9, 0.95
 _ROOM, _CLIMB = 0.85, 0.06  # of the target: with a lower latency, the rate is raised by so much
 _AFTER_FAILURE = 0.93  # of a rate at which the target was not kept
 _MOST_OF_SETTING = 4  # trials
+_STALLED = 2.0  # times the prediction: with fast requests otherwise, one stall explains a statistic above it
 _FINE = 8  # settings at the most that are predicted finely before a trial
 _SAME = 0.01  # relative difference of rates or latencies, below which the cheaper setting is the better one
 
@@ -129,7 +133,7 @@ class Search:
             if len(self.trials) >= self._most:
                 reason = f"{self._most} trials were measured"
                 break
-            if not (chosen := self._next() or self._floor() or self._climb() or self._repetition()):
+            if not (chosen := self._again() or self._next() or self._floor() or self._climb() or self._repetition()):
                 break
             setting, rate, predicted, purpose = chosen
             self._learn(self._measure(setting, rate, predicted, purpose))
@@ -171,7 +175,9 @@ class Search:
     def _failed_at(self, setting: Setting, rate: float) -> bool:
         """Return whether a setting did not keep the target at this rate, or at a lower one."""
         target = self.question.target
-        return any(trial.setting == setting and trial.rate <= rate and not trial.keeps(target) for trial in self.trials)
+        return any(
+            trial.setting == setting and trial.rate <= rate and not trial.keeps(target) for trial in self._standing()
+        )
 
     def _cost(self, trial: Trial) -> tuple[float, ...]:
         """Return a key by which trials are compared; the smallest is the best."""
@@ -192,8 +198,32 @@ class Search:
         self.trials.append(trial)
         if trial.purpose == "probe":
             self.predictor.calibrate(trial)
-        else:
+        elif not self._doubtful(trial):
             self.predictor.refit(trial)
+
+    def _doubtful(self, trial: Trial) -> bool:
+        """Return whether a trial is to be measured again, because one stall may have made it what it is."""
+        if trial.latency is None or trial.median is None or trial.saturated or trial.purpose == "probe":
+            return False
+        stalled = trial.latency > _STALLED * trial.predicted and trial.median < trial.predicted
+        return (
+            stalled and not trial.keeps(self.question.target) and sum(_same(trial, each) for each in self.trials) == 1
+        )
+
+    def _standing(self) -> list[Trial]:
+        """Return the trials without those of which a second measurement showed that a stall had spoiled them."""
+        return [
+            trial
+            for index, trial in enumerate(self.trials)
+            if trial.keeps(self.question.target)
+            or not any(_same(trial, later) and later.purpose == "again" for later in self.trials[index + 1 :])
+        ]
+
+    def _again(self) -> tuple[Setting, float, float, str] | None:
+        """Return the last trial for a second measurement, if it is doubtful."""
+        if not self.trials or not self._doubtful(last := self.trials[-1]):
+            return None
+        return last.setting, last.rate, last.predicted, "again"
 
     def _next(self) -> tuple[Setting, float, float, str] | None:
         """Return setting, rate, predicted latency and purpose of the next trial; None: there is none worth it."""
@@ -281,7 +311,7 @@ class Search:
 
     def _rate_for(self, prediction: Prediction) -> float | None:
         """Return the rate at which a setting should be measured next; None: what is known about it is enough."""
-        trials = [trial for trial in self.trials if trial.setting == prediction.setting]
+        trials = [trial for trial in self._standing() if trial.setting == prediction.setting]
         if self.question.rate is not None:
             measured = any(trial.rate >= 0.99 * self.question.rate for trial in trials)
             return None if measured else self.question.rate
@@ -306,7 +336,8 @@ class Search:
         doubt = _MEASURED if self._knows_layout(prediction.setting) else _UNMEASURED
         if self.question.objective is Objective.THROUGHPUT:
             failed = any(
-                trial.setting == prediction.setting and not trial.keeps(self.question.target) for trial in self.trials
+                trial.setting == prediction.setting and not trial.keeps(self.question.target)
+                for trial in self._standing()
             )
             return -rate * (1 if failed else 1 + doubt)
         latency = prediction.latency * (1 - doubt)
