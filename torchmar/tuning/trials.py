@@ -45,8 +45,8 @@ class Trial:
         after_share: the same of the steps after it.
         stable: whether the load was steady while it was measured.
         disturbances: why the figures may not be the server's: other programs used the cores, for example.
-        purpose: ``probe``, ``search``, ``floor`` (what is possible at a low rate), ``again`` (after a trial that a stall
-            may have spoiled) or ``repeat``.
+        purpose: ``probe``, ``search``, ``floor`` (what is possible at a low rate), ``again`` (the trial before may show
+            a stall) or ``repeat``.
     """
 
     setting: Setting
