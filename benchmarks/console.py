@@ -1,12 +1,20 @@
-"""Measure what the console costs a server: the CPU time of its process, with and without two open pages.
+"""Measure what the console costs a server: its throughput and CPU time, with and without two open pages.
 
 A page is a stream of events, which is all that it requests while it is open; of two open pages each has one, with log
-entries. What they cost is the CPU time of an idle server's process, which has one thread for all requests: a share of
-1 % is a hundredth of its throughput. With ``--rounds``, requests come from one process over several connections, as
-fast as they are answered, and sides take turns; this needs a quiet machine. With Chromium installed, the time until a
-page with two hundred models is drawn is measured, too.
+entries.
 
-    scripts/bench console [--seconds 20] [--rounds 0] [--requests 4000]
+``idle``: the CPU time of an idle server's process a second, without and with pages. The process has one thread for all
+requests, so that a share of 1 % is a hundredth of the throughput of its loop.
+
+``busy``: `wrk` keeps the server saturated over several connections for some seconds: without pages, without pages once
+more, and with two; a round has each once, in an order that rotates. Ratios are of one round, and the intervals contain
+the median ratio with 95 % confidence. The ratio of the two sides without pages is the control: it should be 1, and its
+interval is what the machine alone does to a figure. CPU times are the kernel's in nanoseconds, of the server with its
+workers.
+
+With Chromium, the time until a page with two hundred models is drawn is measured, too.
+
+    scripts/bench console [--seconds 20] [--rounds 12] [--block 4]
 """
 
 from __future__ import annotations
@@ -16,20 +24,24 @@ import contextlib
 import http.client
 import json
 import multiprocessing
+import operator
 import os
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import psutil
+from harness.load import fire
 from harness.machine import processor
+from harness.models import Model
+from harness.processes import scheduled_seconds
 from harness.rounds import interval
-from harness.sides import ROOT
+from harness.sides import ROOT, Running
 
 from torchmar import archive, properties, recipe
 from torchmar.cli.terminal import show_table, table
@@ -38,28 +50,41 @@ from torchmar.engines.builtin import Builtin
 
 PAGES = 2
 CONNECTIONS = 8
+GOAL = 0.98  # of the throughput without pages
 MODELS = 200
 HANDLER = "def handle(rows, context):\n    return None if rows is None else [b'ok'] * len(rows)\n"
 STREAM = "/console/api/v1/stream?logs=true"
+SIDES = ("without", "without again", "two pages")
+_ECHO = Model(
+    name="echo",
+    weights=Path(),
+    stores={},
+    content_type="text/plain",
+    bodies=(b"x",),
+    expected=(b"ok",),
+    same=operator.eq,
+)
 
 
 def main() -> None:
-    """Print the ratio of the two sides, and the time of the first paint."""
+    """Print the costs, and the time of the first paint."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=20, help="of an idle server, for each row")
-    parser.add_argument("--rounds", type=int, default=0, help="of requests with and without open pages")
-    parser.add_argument("--requests", type=int, default=4000, help="of each side in a round")
+    parser.add_argument("--seconds", type=float, default=20, help="of an idle server, for each row; 0: none")
+    parser.add_argument("--rounds", type=int, default=12, help="of a busy server; 0: none")
+    parser.add_argument("--block", type=int, default=4, help="seconds of each side in a round")
+    parser.add_argument("--no-paint", action="store_true", help="without the first paint")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, _server(Path(name)) as running:
         print(f"{processor()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
-        rows = [_idle(running, chosen.seconds, 1)]
+        rows = [_idle(running, chosen.seconds, 1)] if chosen.seconds else []
         if chosen.rounds:
-            _show_compared(*_compare(running, chosen.rounds, chosen.requests))
+            _show_compared(_compare(running, chosen.rounds, chosen.block))
         for number in range(MODELS):
             running.management.register("echo-1.0.mar", model_name=f"model-{number:03}", initial_workers=0)
-        rows.append(_idle(running, chosen.seconds, MODELS + 1))
-        show_table(table(("models", "CPU idle", "two pages open", "share of the loop"), rows, right=("models",)))
-        if paint := _first_paint(f"{running.server.management}/console"):
+        if chosen.seconds:
+            rows.append(_idle(running, chosen.seconds, MODELS + 1))
+            show_table(table(("models", "CPU idle", "two pages open", "share of the loop"), rows, right=("models",)))
+        if not chosen.no_paint and (paint := _first_paint(f"{running.server.management}/console")):
             print(
                 f"{MODELS} models: first contentful paint {paint[0]:.0f} ms, all rows {paint[1]:.0f} ms (medians of 7)"
             )
@@ -76,22 +101,52 @@ def _idle(running: Builtin, seconds: float, models: int) -> tuple[str, ...]:
 
 
 def _cpu_seconds(running: Builtin, seconds: float) -> float:
-    server = psutil.Process(running._process.pid)
-    before = server.cpu_times()
+    """Return the CPU time of the server's own process within some seconds."""
+    pid = running._process.pid
+    before = scheduled_seconds(pid)
     time.sleep(seconds)
-    after = server.cpu_times()
-    return after.user + after.system - before.user - before.system
+    return scheduled_seconds(pid) - before
 
 
-def _show_compared(cpu: tuple[list[float], list[float]], rates: tuple[list[float], list[float]]) -> None:
+@dataclass(frozen=True)
+class _Block:
+    """What one side did in one round: requests a second, and CPU microseconds of a request."""
+
+    rate: float
+    cpu_us: float
+
+
+def _show_compared(sides: Mapping[str, Sequence[_Block]]) -> None:
     rows = []
-    for title, sides in (("CPU of the server, us a request", cpu), ("requests a second", rates)):
-        without, with_pages = (statistics.median(values) for values in sides)
-        ratio, low, high = interval([one / other for one, other in zip(*sides, strict=True)])
-        if title.startswith("requests"):
-            ratio, low, high = 1 / ratio, 1 / high, 1 / low
-        rows.append((title, f"{without:.4g}", f"{with_pages:.4g}", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}"))
-    show_table(table(("", "without", "two pages open", "ratio", "95 % interval"), rows, right=("ratio",)))
+    verdicts = []
+    for title, value, larger_is_better in (
+        ("requests a second", lambda block: block.rate, True),
+        ("CPU, us a request", lambda block: block.cpu_us, False),
+    ):
+        first, second, pages = ([value(block) for block in sides[name]] for name in SIDES)
+        if not larger_is_better:  # as throughput for the same CPU time
+            first, second, pages = ([1 / one for one in values] for values in (first, second, pages))
+        both = [(one + other) / 2 for one, other in zip(first, second, strict=True)]
+        ratio = interval([one / other for one, other in zip(pages, both, strict=True)])
+        control = interval([one / other for one, other in zip(second, first, strict=True)])
+        shown = [statistics.median(value(block) for block in sides[name]) for name in (SIDES[0], SIDES[2])]
+        rows.append((title, *(f"{one:.4g}" for one in shown), _ratio(ratio), _ratio(control)))
+        verdicts.append(f"{title}: {_verdict(ratio, control)}")
+    show_table(table(("", "without", "two pages", "ratio (95 %)", "control (95 %)"), rows))
+    print("\n".join(verdicts))
+
+
+def _ratio(values: tuple[float, float, float]) -> str:
+    return "{:.4f} ({:.4f} to {:.4f})".format(*values)
+
+
+def _verdict(ratio: tuple[float, float, float], control: tuple[float, float, float]) -> str:
+    _, low, high = ratio
+    if not control[1] <= 1 <= control[2]:
+        return "not valid: the two sides without pages differ"
+    if low >= GOAL:
+        return f"at least {GOAL:.0%} is shown"
+    return f"at least {GOAL:.0%} is {'not met' if high < GOAL else 'not shown: the interval is too wide'}"
 
 
 @contextlib.contextmanager
@@ -108,41 +163,26 @@ def _server(folder: Path) -> Iterator[Builtin]:
         yield running
 
 
-def _compare(
-    running: Builtin, rounds: int, requests: int
-) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
-    """Return CPU microseconds of a request, and requests a second, of both sides."""
-    address = str(running.server.inference).rpartition("/")[2]
-    server = psutil.Process(running._process.pid)
-    cpu: tuple[list[float], list[float]] = ([], [])
-    rates: tuple[list[float], list[float]] = ([], [])
-    _send(address, requests)
+def _compare(running: Builtin, rounds: int, seconds: int) -> dict[str, list[_Block]]:
+    sides: dict[str, list[_Block]] = {name: [] for name in SIDES}
+    management = str(running.server.management).rpartition("/")[2]
+    _load(running, seconds)  # warms up
     for turn in range(rounds):
-        for side in (0, 1) if turn % 2 else (1, 0):
-            with _pages(str(running.server.management).rpartition("/")[2]) if side else contextlib.nullcontext():
-                before, began = server.cpu_times(), time.perf_counter()
-                _send(address, requests)
-                seconds, after = time.perf_counter() - began, server.cpu_times()
-            used = after.user + after.system - before.user - before.system
-            cpu[side].append(used / requests * 1e6)
-            rates[side].append(requests / seconds)
-    return cpu, rates
+        shift = turn % len(SIDES)
+        for name in SIDES[shift:] + SIDES[:shift]:
+            with _pages(management) if name == SIDES[2] else contextlib.nullcontext():
+                sides[name].append(_load(running, seconds))
+    return sides
 
 
-def _send(address: str, count: int) -> None:
-    def send(share: int) -> None:
-        connection = http.client.HTTPConnection(address)
-        for _ in range(share):
-            connection.request("POST", "/predictions/echo", b"x")
-            response = connection.getresponse()
-            assert (response.status, response.read()) == (200, b"ok")
-        connection.close()
-
-    threads = [threading.Thread(target=send, args=(count // CONNECTIONS,)) for _ in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def _load(running: Builtin, seconds: int) -> _Block:
+    """Saturate the server for some seconds."""
+    url = f"{running.server.inference}/predictions/echo"
+    pid = running._process.pid
+    before = scheduled_seconds(pid, children=True)
+    figures = fire(Running(pid, url), _ECHO, CONNECTIONS, seconds)
+    spent = scheduled_seconds(pid, children=True) - before
+    return _Block(figures.rate, spent / (figures.rate * seconds) * 1e6)
 
 
 @contextlib.contextmanager
@@ -152,6 +192,7 @@ def _pages(address: str) -> Iterator[None]:
     process = multiprocessing.get_context("spawn").Process(target=_read, args=(address, theirs))
     process.start()
     ours.recv()
+    time.sleep(1.5)  # the snapshots are sent: an open page costs what its seconds cost
     try:
         yield
     finally:

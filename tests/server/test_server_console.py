@@ -21,7 +21,7 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
-from tests.support import event_stream
+from tests.support import consoles, event_stream
 from tests.support.servers import ECHO, write_config
 from tests.support.waiting import until
 from torchmar import archive, recipe
@@ -246,37 +246,10 @@ def test_a_server_without_tokens_needs_no_session_but_protects_changes(
 
 
 def test_the_description_is_that_of_the_answers(site: Site) -> None:
-    document = site.get("").json()
-    schemas = document["components"]["schemas"]
-    for path, operations in document["paths"].items():
-        schema = (
-            operations.get("get", {}).get("responses", {}).get("200", {}).get("content", {}).get("application/json")
-        )
-        if not schema or "$ref" not in schema["schema"]:
-            continue
-        path = path.removeprefix(ROOT).format(model_name="echo", model_version="1.0", file="echo-1.0.mar")
-        name = schema["schema"]["$ref"].rpartition("/")[2]
-        _check(site.get(path).json(), {"$ref": f"#/components/schemas/{name}"}, schemas, name)
-
-
-def _check(value: Any, schema: Mapping[str, Any], schemas: Mapping[str, Any], where: str) -> None:
-    if "$ref" in schema:
-        schema = schemas[schema["$ref"].rpartition("/")[2]]
-    if value is None:
-        assert schema.get("nullable"), where
-    elif schema.get("type") == "object":
-        if "properties" in schema:
-            assert value.keys() == schema["properties"].keys(), where
-        for key, inner in schema.get("properties", {}).items():
-            _check(value[key], inner, schemas, f"{where}.{key}")
-    elif schema.get("type") == "array":
-        for item in value:
-            _check(item, schema["items"], schemas, f"{where}[]")
-    elif "enum" in schema:
-        assert value in schema["enum"], where
-    elif schema.get("type"):
-        types = {"string": str, "number": (int, float), "integer": int, "boolean": bool}
-        assert isinstance(value, types[schema["type"]]), (where, value)
+    description = site.get("").json()
+    names = {"model_name": "echo", "model_version": "1.0", "file": "echo-1.0.mar"}
+    for path, schema in consoles.documents(description, **names):
+        consoles.check(site.get(path).json(), schema, description["components"]["schemas"], path)
 
 
 def test_requests_of_the_last_seconds_are_in_the_history(site: Site) -> None:

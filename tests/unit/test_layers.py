@@ -19,7 +19,7 @@ LAYERS = (
     ("exporting", "importing", "weight_export"),
     ("deployment", "optimizing", "parity", "tuning"),
     ("diagnosis", "guard", "platforms", "scaffolding", "testing"),
-    ("load",),
+    ("load", "remote_console"),
     ("engines",),
     ("cluster",),
     ("server",),

@@ -80,6 +80,19 @@ def test_a_summary_has_the_percentiles_of_all_seconds() -> None:
     assert summary["p50_ms"] < 10 < 100 < summary["p99_ms"] and summary["failures"] == {"500": 4, "503": 1}
 
 
+def test_what_a_server_does_not_report_is_none_and_its_failures_are_those_of_all_models() -> None:
+    history = History()
+    busy = {("a", "1.0"): Sample(10, None, None, None, None, 0.08, 0.02)}
+    history.add(Tick(100, 2.0, ONE, busy, {("a", "1.0"): ONE}, {"5XX": 4}))
+    history.add(Tick(102, 2.0, ONE, {}, {}, {}))
+    whole, of_a = history.columns(), history.columns("a")
+    assert whole["requests"] == of_a["requests"] == [5, 0]
+    assert whole["failed"] == [2, 0] and whole["failures"] == [{"5XX": 4}, None] and of_a["failed"] == [None, 0]
+    assert of_a["mean_ms"] == [8, None] and of_a["queue_ms"] == [2, None]
+    assert of_a["p99_ms"] == of_a["batches"] == [None, None]
+    assert history.summaries()["a", "1.0"]["failed_count"] is None
+
+
 def test_many_busy_versions_make_the_history_shorter() -> None:
     history = History(most_samples=100)
     for second in range(60):

@@ -34,7 +34,7 @@ def endpoint(
     from torchmar.connection import RUN_FOLDER, Endpoint
 
     of_folder = Endpoint.from_run_folder(run_folder or RUN_FOLDER)
-    if address and not _same_server(address, getattr(of_folder, field)):
+    if address and not same_server(address, getattr(of_folder, field)):
         of_folder = Endpoint()
     changes: dict[str, Any] = {field: address} if address else {}
     return replace(
@@ -46,7 +46,7 @@ def endpoint(
     )
 
 
-def _same_server(first: str, second: str) -> bool:
+def same_server(first: str, second: str) -> bool:
     """Return whether two addresses are of one server; all addresses of this machine count as one host."""
     from torchmar.connection.local import is_local
 

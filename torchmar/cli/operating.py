@@ -230,14 +230,16 @@ def _document(server: ServerState) -> dict[str, object]:
     }
 
 
-def _load_and_events(server: ServerState) -> tuple[dict[tuple[str, str], dict[str, object]], list[dict[str, object]]]:
-    """Return the load of the last ten minutes by version, and the latest events; TorchServe has neither."""
+def _load_and_events(
+    server: ServerState,
+) -> tuple[dict[tuple[str, str], dict[str, object]], list[dict[str, object]] | None]:
+    """Return the load of the last ten minutes by version, and the latest events; None: the server reports neither."""
     from torchmar.management import ManagementClient
 
-    if server.record.engine == "builtin" and not server.error:
+    if server.record.engine != "torchserve" and not server.error:
         with contextlib.suppress(TorchmarError), ManagementClient(server.endpoint) as client:
             return client.load(), client.events()
-    return {}, []
+    return {}, None
 
 
 def _worker_document(worker: WorkerState) -> dict[str, object]:

@@ -63,8 +63,11 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         retries: int | None = None,
+        stream: bool = False,
     ) -> requests.Response:
         """Send a request and return the response if its status is below 300.
+
+        With ``stream`` the caller reads the body from the response, as it arrives, and closes the response.
 
         Raises:
             ConnectError: the connection was refused.
@@ -88,6 +91,7 @@ class Connection:
                     body=body,
                     headers=headers,
                     timeout=timeout or self._timeout,
+                    stream=stream,
                 )
             except ConnectError as error:
                 safe = not error.sent or method in _READS

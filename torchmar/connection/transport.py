@@ -64,8 +64,11 @@ class Transport:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float,
+        stream: bool = False,
     ) -> requests.Response:
         """Send a request once, and return the response, whatever its status; redirects are not followed.
+
+        With ``stream`` the body is read when the caller reads it, which also closes the response.
 
         Raises:
             InsecureError: the token would travel in plain text.
@@ -88,6 +91,7 @@ class Transport:
                 headers={**(headers or {}), **authorization},
                 timeout=(min(_CONNECT_SECONDS, timeout), timeout),
                 allow_redirects=False,
+                stream=stream,
             )
         except (requests.exceptions.InvalidHeader, UnicodeEncodeError):
             # Its message shows the header, which may be the token.

@@ -46,7 +46,7 @@ class Tokens:
     Tokens are written to no other place.
 
     Args:
-        file: path of the key file.
+        file: path of the key file; None: they are in no file, but fixed.
         enabled: whether requests need tokens; if not, there is no file, and every check passes.
         minutes: until the tokens of the APIs expire.
         fixed: tokens by API, in place of random ones that expire; ``read`` has those with which the management API
@@ -55,7 +55,7 @@ class Tokens:
 
     def __init__(
         self,
-        file: Path,
+        file: Path | None,
         *,
         enabled: bool = True,
         minutes: float = 60.0,
@@ -157,6 +157,9 @@ class Tokens:
         return time.time() + self._life
 
     def _replace(self, tokens: dict[str, tuple[_Token, ...]]) -> None:
+        if self.file is None:
+            self._tokens = tokens
+            return
         document = {
             kind: {"key": tokens[kind][0].key, "expiration time": _instant(tokens[kind][0].end)}
             for kind in ("management", "inference")

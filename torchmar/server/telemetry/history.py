@@ -28,10 +28,10 @@ class Workers(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The requests of a version in one second.
+    """The requests of a version in one second. What is None is not known: other servers count less.
 
     Attributes:
-        succeeded: requests answered with 2xx.
+        succeeded: requests answered with 2xx; all requests, if ``failures`` are not known.
         failures: requests answered with another status, by status.
         latency: requests by their bucket of `LATENCY_SECONDS`, from arrival to the end of the handler.
         queue: the same, until they were sent to a worker.
@@ -41,10 +41,10 @@ class Sample(NamedTuple):
     """
 
     succeeded: int
-    failures: Mapping[int, int]
-    latency: Sequence[int]
-    queue: Sequence[int]
-    batches: Sequence[int]
+    failures: Mapping[int, int] | None
+    latency: Sequence[int] | None
+    queue: Sequence[int] | None
+    batches: Sequence[int] | None
     latency_seconds: float
     queue_seconds: float
 
@@ -58,6 +58,7 @@ class Tick(NamedTuple):
         total: the workers of all versions.
         samples: of the versions that answered requests.
         changed: the versions whose workers are others than before; of one that is not registered any more, zeros.
+        failures: failed requests of the whole server, by status or its class; None: samples have those of versions.
     """
 
     time: float
@@ -65,6 +66,7 @@ class Tick(NamedTuple):
     total: Workers
     samples: Mapping[Key, Sample]
     changed: Mapping[Key, Workers]
+    failures: Mapping[str, int] | None = None
 
 
 class History:
@@ -151,61 +153,74 @@ ROW = (
 
 
 def _row(tick: Tick, state: Mapping[Key, Workers], model: str, version: str) -> dict[str, Any]:
+    failures = None
     if not model:
-        workers, samples = tick.total, list(tick.samples.values())
+        workers, samples, failures = tick.total, list(tick.samples.values()), tick.failures
     else:
         keys = [key for key in state if key[0] == model and version in ("", key[1])]
         workers = (
             Workers(*(sum(column) for column in zip(*(state[key] for key in keys), strict=True))) if keys else _NONE
         )
         samples = [sample for key, sample in tick.samples.items() if key[0] == model and version in ("", key[1])]
-    return {"time": round(tick.time, 3), **_load(samples, tick.seconds), **workers._asdict()}
+    return {"time": round(tick.time, 3), **_load(samples, tick.seconds, failures), **workers._asdict()}
 
 
-def _load(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
-    if not samples:
+def _load(samples: Sequence[Sample], seconds: float, of_server: Mapping[str, int] | None = None) -> dict[str, Any]:
+    if not samples and not of_server:
         return dict(_IDLE)
-    failures: Counter[int] = Counter()
-    for sample in samples:
-        failures.update(sample.failures)
-    latency = _added(sample.latency for sample in samples)
-    queue = _added(sample.queue for sample in samples)
-    failed = sum(failures.values())
-    answered = sum(latency)
+    failures = _failures(samples) if of_server is None else of_server
+    latency = _added([sample.latency for sample in samples])
+    queue = _added([sample.queue for sample in samples])
+    failed = None if failures is None else sum(failures.values())
+    answered = _answered(samples)
+    timed = answered if latency is None else sum(latency)
     return {
-        "requests": round((sum(sample.succeeded for sample in samples) + failed) / seconds, 2),
-        "failed": round(failed / seconds, 2),
-        "mean_ms": _mean(sum(sample.latency_seconds for sample in samples), answered),
+        "requests": round(answered / seconds, 2),
+        "failed": None if failed is None else round(failed / seconds, 2),
+        "mean_ms": _mean(sum(sample.latency_seconds for sample in samples), timed),
         "p50_ms": percentile(latency, 0.5),
         "p95_ms": percentile(latency, 0.95),
         "p99_ms": percentile(latency, 0.99),
-        "queue_ms": _mean(sum(sample.queue_seconds for sample in samples), answered),
+        "queue_ms": _mean(sum(sample.queue_seconds for sample in samples), timed),
         "queue_p99_ms": percentile(queue, 0.99),
-        "failures": {str(status): count for status, count in sorted(failures.items())} or None,
-        "batches": _added(sample.batches for sample in samples),
+        "failures": dict(sorted(failures.items())) if failures else None,
+        "batches": _added([sample.batches for sample in samples]),
     }
 
 
 def _summary(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
-    failed = sum(sum(sample.failures.values()) for sample in samples)
-    answered = failed + sum(sample.succeeded for sample in samples)
+    failures = _failures(samples)
     return {
         **_load(samples, seconds),
         "seconds": round(seconds, 1),
-        "request_count": answered,
-        "failed_count": failed,
+        "request_count": _answered(samples),
+        "failed_count": None if failures is None else sum(failures.values()),
     }
 
 
-def percentile(counts: Sequence[int], share: float) -> float | None:
+def _answered(samples: Iterable[Sample]) -> int:
+    return sum(sample.succeeded + sum((sample.failures or {}).values()) for sample in samples)
+
+
+def _failures(samples: Iterable[Sample]) -> dict[str, int] | None:
+    """Return the failed requests by status; None: those of a sample are not known."""
+    failures: Counter[int] = Counter()
+    for sample in samples:
+        if sample.failures is None:
+            return None
+        failures.update(sample.failures)
+    return {str(status): count for status, count in failures.items()}
+
+
+def percentile(counts: Sequence[int] | None, share: float) -> float | None:
     """Return the milliseconds that a share of the requests did not exceed; None without a request.
 
     Args:
-        counts: of requests, by bucket of `LATENCY_SECONDS`; the last has all that are above.
+        counts: of requests, by bucket of `LATENCY_SECONDS`; the last has all that are above. None: not known.
         share: such as 0.99.
     """
-    rank = share * sum(counts)
-    if not rank:
+    rank = share * sum(counts or ())
+    if not counts or not rank:
         return None
     below, lower = 0, 0.0
     for bound, count in zip(LATENCY_SECONDS, counts, strict=False):
@@ -215,8 +230,10 @@ def percentile(counts: Sequence[int], share: float) -> float | None:
     return lower * 1000
 
 
-def _added(lists: Iterable[Sequence[int]]) -> list[int]:
-    return [sum(column) for column in zip(*lists, strict=True)]
+def _added(lists: Sequence[Sequence[int] | None]) -> list[int] | None:
+    """Return the sums by bucket; None: those of a list are not known, or there is no list."""
+    known = [counts for counts in lists if counts is not None]
+    return [sum(column) for column in zip(*known, strict=True)] if known and len(known) == len(lists) else None
 
 
 def _mean(total_seconds: float, count: int) -> float | None:

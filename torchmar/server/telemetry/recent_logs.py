@@ -77,21 +77,33 @@ class RecentLogs(logging.Handler):
         self.changes += 1
         if is_output and self._continue(worker, text, record.created):
             return
-        self._number += 1
         traceback = is_output and text.startswith(tracebacks.TRACEBACK)
-        entry = LogEntry(
-            number=self._number,
-            time=record.created,
-            level="ERROR" if traceback else record.levelname,
-            text=text[:_LONGEST],
-            model=str(getattr(record, "model", "")),
-            version=str(getattr(record, "version", "")),
-            worker=worker,
-            request_id=str(getattr(record, "request_id", "")),
-            change=self.changes,
-        )
+        names = [str(getattr(record, name, "")) for name in ("model", "version", "worker", "request_id")]
+        entry = self._append(record.created, "ERROR" if traceback else record.levelname, text, *names)
         if traceback:
             self._open[worker] = entry, record.created
+
+    def add(self, created: float, level: str, text: str, model: str, version: str, worker: str) -> None:
+        """Keep an entry that is complete; see `LogEntry`."""
+        with self.lock:  # type: ignore[union-attr]
+            self.changes += 1
+            self._append(created, level, text, model, version, worker)
+
+    def _append(
+        self, created: float, level: str, text: str, model: str, version: str, worker: str, request_id: str = ""
+    ) -> LogEntry:
+        self._number += 1
+        entry = LogEntry(
+            number=self._number,
+            time=created,
+            level=level,
+            text=text[:_LONGEST],
+            model=model,
+            version=version,
+            worker=worker,
+            request_id=request_id,
+            change=self.changes,
+        )
         self._entries.append(entry)
         self._characters += len(entry.text)
         while len(self._entries) > _CAPACITY or (self._characters > _MOST_CHARACTERS and len(self._entries) > 1):
@@ -99,6 +111,7 @@ class RecentLogs(logging.Handler):
             self._characters -= len(dropped.text)
             if (known := self._open.get(dropped.worker)) and known[0] is dropped:
                 del self._open[dropped.worker]
+        return entry
 
     def _continue(self, worker: str, line: str, now: float) -> bool:
         """Add a line to the open traceback of a worker; return False if it belongs to none."""

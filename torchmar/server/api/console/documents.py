@@ -24,6 +24,39 @@ State = Literal["ready", "starting", "restarting", "crash_looping", "no workers"
 _TRACEBACK = "Traceback"
 
 
+class Models:
+    """The models of this server as a `torchmar.server.api.console.source.Source`.
+
+    Args:
+        registry: the models.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    @property
+    def health(self) -> str:
+        """As ``GET /ping``."""
+        return health(self._registry)
+
+    @property
+    def loading(self) -> bool:
+        """Whether the models of the start are still being loaded."""
+        return self._registry.startup.loading
+
+    def names(self) -> list[str]:
+        """Return the names of all models."""
+        return list(self._registry.models)
+
+    def signatures(self) -> dict[str, object]:
+        """Return `signature` of each model."""
+        return {name: signature(described) for name, described in self._registry.models.items()}
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Return the document of a model."""
+        return model(self._registry.models[name])
+
+
 def server(registry: Registry, settings: Settings, right: Right) -> dict[str, Any]:
     """Return the document of the server, for a client with a right."""
     startup = registry.startup
@@ -31,6 +64,8 @@ def server(registry: Registry, settings: Settings, right: Right) -> dict[str, An
     memory = psutil.virtual_memory()
     return {
         "torchmar": torchmar.__version__,
+        "engine": "torchmar",
+        "not_reported": [],
         "pid": os.getpid(),
         "started": round(process.create_time(), 3),
         "now": round(time.time(), 3),

@@ -23,7 +23,9 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
 }
-_INDEX = "index.html"
+INDEX = "index.html"
+#: The page of a console that only a link signs in to; no token does.
+LINK_ONLY = "link.html"
 _INLINE_SCRIPT = re.compile(rb'<script type="importmap">(.*?)</script>', re.DOTALL)
 #: Of every response below ``/console``. Pictures of explanations and of samples are made by the page (blob:).
 SECURITY_HEADERS = (
@@ -55,29 +57,37 @@ def load() -> dict[str, _File]:
     files = {}
     for path in sorted(FOLDER.rglob("*")):
         if path.suffix in _TYPES:
-            body = path.read_bytes()
-            etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-            name = path.relative_to(FOLDER).as_posix()
-            files[name] = _File(body, gzip.compress(body, 9, mtime=0), _TYPES[path.suffix], etag)
-    return files
+            files[path.relative_to(FOLDER).as_posix()] = _file(path.read_bytes(), _TYPES[path.suffix])
+    page = files[INDEX].body.replace(b"<html ", b'<html data-sign-in="link" ', 1)
+    return {**files, LINK_ONLY: _file(page, _TYPES[".html"])}
+
+
+def _file(body: bytes, content_type: str) -> _File:
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    return _File(body, gzip.compress(body, 9, mtime=0), content_type, etag)
 
 
 @functools.cache
 def _page_policy() -> str:
     """Return the policy of the page: scripts of this server, and the one import map that stands in it."""
-    script = _INLINE_SCRIPT.search(load()[_INDEX].body)
+    script = _INLINE_SCRIPT.search(load()[INDEX].body)
     digest = base64.b64encode(hashlib.sha256(script[1]).digest()).decode() if script else ""
     return _POLICY.format(hash=f"'sha256-{digest}'")
 
 
-async def respond(request: Request, name: str) -> None:
-    """Respond with a file; an empty name is the page.
+async def respond(request: Request, name: str, index: str = INDEX) -> None:
+    """Respond with a file.
+
+    Args:
+        request: for the file.
+        name: its path below ``/console/``; empty: the page.
+        index: the page.
 
     Raises:
         ApiError: 404, there is no such file.
     """
     files = await asyncio.to_thread(load)
-    file = files.get(name or _INDEX)
+    file = files.get(name or index)
     if file is None:
         raise ApiError(404, "ResourceNotFoundException", f"The console has no file {name[:100]}.")
     headers = [*SECURITY_HEADERS, ("Content-Security-Policy", _page_policy()), ("ETag", file.etag)]

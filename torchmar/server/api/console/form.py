@@ -6,11 +6,10 @@ import json
 import mimetypes
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torchmar.archive.collecting import SAMPLES_FILE
 from torchmar.server.api_error import ApiError
-from torchmar.server.models.registry import Version
 
 Kind = Literal["image", "text", "table", "other"]
 
@@ -36,6 +35,16 @@ _SAFE_TYPES = frozenset(
 )
 _LONGEST = 1 << 20  # bytes of the list of samples
 _LARGEST_SAMPLE = 32 << 20  # bytes
+
+
+class Version(Protocol):
+    """What a form is made of: a registered version (`torchmar.server.models.registry`), or that of another server."""
+
+    name: str
+    version: str
+    archive: Any
+    serving: Any
+    pool: Any
 
 
 def form(version: Version) -> dict[str, Any]:

@@ -84,7 +84,9 @@ _COLUMNS = record(
     {
         "time": {**array(_NUMBER), "description": "Seconds since 1970, at the end of each second."},
         "requests": {**array(_NUMBER), "description": "Requests a second."},
-        "failed": {**array(_NUMBER), "description": "Of these, requests answered with a status other than 2xx."},
+        "failed": _nullable_array(
+            "Of these, requests answered with a status other than 2xx; null: not known of a model."
+        ),
         "mean_ms": _nullable_array("Latency, from arrival to the end of the handler; null: no request."),
         "p50_ms": _nullable_array("Median latency."),
         "p95_ms": _nullable_array("95 % of the requests were not slower."),
@@ -93,7 +95,7 @@ _COLUMNS = record(
         "queue_p99_ms": _nullable_array("99 % of the requests waited no longer."),
         "failures": {
             **array(_nullable({"type": "object", "additionalProperties": _INTEGER})),
-            "description": "Failed requests by status.",
+            "description": "Failed requests by status, or by its class, such as 5XX.",
         },
         "batches": {
             **array(_nullable(array(_INTEGER))),
@@ -152,8 +154,14 @@ _SCHEMAS: dict[str, Schema] = {
     "Server": record(
         {
             "torchmar": {"type": "string", "description": "The version of torchmar."},
+            "engine": {"type": "string", "description": "The server: torchmar, or another one, such as TorchServe."},
+            "not_reported": {
+                **array(TEXT),
+                "description": "Keys of this API that the server has no values for; logs, samples, archives, steps "
+                "(of a request's time).",
+            },
             "pid": _INTEGER,
-            "started": _TIME,
+            "started": _nullable(_TIME),
             "now": _TIME,
             "health": {"type": "string", "enum": ["Healthy", "Partial Healthy", "Unhealthy"]},
             "loading": {**FLAG, "description": "Whether the models of the start are still being loaded."},
@@ -165,7 +173,9 @@ _SCHEMAS: dict[str, Schema] = {
             "tokens": {**FLAG, "description": "Whether requests need a token."},
             "right": {"type": "string", "enum": ["management", "read"]},
             "may_register": FLAG,
-            "machine": record({"cores": _INTEGER, "load": _NUMBER, "memory_used": _INTEGER, "memory_total": _INTEGER}),
+            "machine": _nullable(
+                record({"cores": _INTEGER, "load": _NUMBER, "memory_used": _INTEGER, "memory_total": _INTEGER})
+            ),
         }
     ),
     "History": record({"batch_sizes": array(_NUMBER), "columns": _COLUMNS}),
@@ -174,7 +184,7 @@ _SCHEMAS: dict[str, Schema] = {
             "model": TEXT,
             "version": TEXT,
             "requests": {**_NUMBER, "description": "Requests a second."},
-            "failed": _NUMBER,
+            "failed": _nullable(_NUMBER),
             "mean_ms": _nullable(_NUMBER),
             "p50_ms": _nullable(_NUMBER),
             "p95_ms": _nullable(_NUMBER),
@@ -185,7 +195,7 @@ _SCHEMAS: dict[str, Schema] = {
             "batches": _nullable(array(_INTEGER)),
             "seconds": {**_NUMBER, "description": "That the history has."},
             "request_count": _INTEGER,
-            "failed_count": _INTEGER,
+            "failed_count": _nullable(_INTEGER),
         }
     ),
     "Load": record({"versions": array(reference("VersionLoad"))}),
@@ -302,7 +312,7 @@ def description(tokens: bool) -> dict[str, Any]:
             "get": operation(
                 "consoleStream",
                 "Send events: snapshot at first, with models, history and events; then tick every second, with what "
-                "has changed.",
+                "has changed. lost: the server of this console does not answer.",
                 {"200": response("Events, until the client disconnects", TEXT, "text/event-stream")},
                 errors={**_ERRORS, "503": "Too many streams are open"},
                 parameters=(

@@ -10,10 +10,9 @@ from typing import Any
 
 from torchmar.server.api import event_stream
 from torchmar.server.api.console import documents
+from torchmar.server.api.console.source import Source
 from torchmar.server.api_error import ApiError
 from torchmar.server.http import Request
-from torchmar.server.models.health import health
-from torchmar.server.models.registry import Registry
 from torchmar.server.telemetry.events import Events
 from torchmar.server.telemetry.history import History
 from torchmar.server.telemetry.recent_logs import RecentLogs
@@ -51,14 +50,14 @@ class Streams:
     """All streams of a server.
 
     Args:
-        registry: the models.
+        source: the models.
         history: their load.
         events: what happened to them.
         recent_logs: the log.
     """
 
-    def __init__(self, registry: Registry, history: History, events: Events, recent_logs: RecentLogs) -> None:
-        self._registry, self._history, self._events, self._recent_logs = registry, history, events, recent_logs
+    def __init__(self, source: Source, history: History, events: Events, recent_logs: RecentLogs) -> None:
+        self._source, self._history, self._events, self._recent_logs = source, history, events, recent_logs
         self._streams: set[_Stream] = set()
         self._signatures: dict[str, object] = {}
 
@@ -74,32 +73,33 @@ class Streams:
             headers: of the response.
 
         Raises:
-            ApiError: 503, there are too many streams.
+            ApiError: 503, there are too many streams, or the server does not answer.
         """
         if len(self._streams) >= MOST:
             message = f"{MOST} pages of the console are open; close one of them."
             raise ApiError(503, "ServiceUnavailableException", message, {"Retry-After": "5"})
         if not self._streams:
-            self._signatures = self._current_signatures()
+            self._signatures = self._source.signatures()
         stream = _Stream(request, scope, check)
+        snapshot = self._snapshot(stream)
         request.start(200, event_stream.CONTENT_TYPE, [*headers, *event_stream.HEADERS])
         if request.complete:  # a HEAD
             return
         self._streams.add(stream)
         request.on_disconnect = lambda: self._streams.discard(stream)
         request.send(b"retry: 2000\n\n")
-        self._send(stream, "snapshot", self._snapshot(stream))
+        self._send(stream, "snapshot", snapshot)
 
     def on_tick(self) -> None:
         """Send what has changed within the last second."""
         if not self._streams:
             return
-        signatures = self._current_signatures()
+        signatures = self._source.signatures()
         changed = [name for name, signature in signatures.items() if self._signatures.get(name) != signature]
         common = {
-            "health": health(self._registry),
-            "loading": self._registry.startup.loading,
-            "models": [documents.model(self._registry.models[name]) for name in changed],
+            "health": self._source.health,
+            "loading": self._source.loading,
+            "models": list(map(self._source.model, changed)),
             "removed": [name for name in self._signatures if name not in signatures],
             "loads": self._loads(),
         }
@@ -107,22 +107,35 @@ class Streams:
         for stream in list(self._streams):
             self._update(stream, common)
 
+    def on_lost(self, reason: str) -> None:
+        """Send that the server does not answer; the next tick is a snapshot."""
+        for stream in list(self._streams):
+            if self._may_receive(stream):
+                stream.skipped = 1
+                self._send(stream, "lost", {"message": reason})
+
     def close(self) -> None:
         """End all streams: the server stops."""
         for stream in list(self._streams):
             self._end(stream, "stopping", {})
 
-    def _update(self, stream: _Stream, common: dict[str, Any]) -> None:
+    def _may_receive(self, stream: _Stream) -> bool:
+        """Return whether a stream is sent an event; it is ended with its session, or if the browser does not read."""
         try:
             stream.check()
         except ApiError:
             self._end(stream, "signed-out", {})
-            return
+            return False
         if stream.draining and not stream.draining.done():  # the browser receives less than is sent
             stream.skipped += 1
             if stream.skipped > _MOST_SKIPPED:
                 self._streams.discard(stream)
                 stream.request.abort()
+            return False
+        return True
+
+    def _update(self, stream: _Stream, common: dict[str, Any]) -> None:
+        if not self._may_receive(stream):
             return
         if stream.skipped:
             stream.skipped = 0
@@ -137,9 +150,9 @@ class Streams:
         stream.logs = 0
         scope = stream.scope
         return {
-            "health": health(self._registry),
-            "loading": self._registry.startup.loading,
-            "models": [documents.model(model) for model in self._registry.models.values()],
+            "health": self._source.health,
+            "loading": self._source.loading,
+            "models": list(map(self._source.model, self._source.names())),
             "history": self._history.columns(scope.model, scope.version),
             "loads": self._loads(),
             **self._news(stream),
@@ -160,13 +173,10 @@ class Streams:
             {
                 "model": name,
                 "version": version,
-                **{key: load[key] for key in ("requests", "failed", "p50_ms", "p99_ms")},
+                **{key: load[key] for key in ("requests", "failed", "mean_ms", "p50_ms", "p99_ms")},
             }
             for (name, version), load in self._history.loads()
         ]
-
-    def _current_signatures(self) -> dict[str, object]:
-        return {name: documents.signature(model) for name, model in self._registry.models.items()}
 
     def _send(self, stream: _Stream, name: str, document: dict[str, Any]) -> None:
         text = json.dumps(document, separators=(",", ":"))

@@ -50,9 +50,7 @@ def run(
         ApiError: the body is not what its type says, or the version cannot run a request now.
     """
     inputs = bodies.inputs(request.content, request.header("content-type"))
-    headers = {
-        name: value for name, value in request.headers if name.lower() in _PASSED or name.lower().startswith(_EXPLAIN)
-    }
+    headers = passed_headers(request)
     headers |= {"content-length": str(len(request.content)), "url_path": "", "explain": str(explain)}
     trial = _Trial(request, request_id, version, metrics, respond, max_size)
     job = Job(request_id, headers, inputs, trial.on_reply, version.deadline(), trial.spans)
@@ -61,6 +59,13 @@ def run(
         version.pool.submit(job)
     except ApiError as error:
         trial.on_reply(Reply.of(error))
+
+
+def passed_headers(request: Request) -> dict[str, str]:
+    """Return the headers of a request that concern a handler."""
+    return {
+        name: value for name, value in request.headers if name.lower() in _PASSED or name.lower().startswith(_EXPLAIN)
+    }
 
 
 class _Trial:

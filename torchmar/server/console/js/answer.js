@@ -4,7 +4,8 @@ import { useEffect, useState } from "preact/hooks";
 
 import * as format from "./format.js";
 import { useObjectUrl } from "./form.js";
-import { Copy, html, Notice } from "./ui.js";
+import { reports } from "./state.js";
+import { Copy, html, NotReported, Notice } from "./ui.js";
 
 const MOST_BARS = 10;
 const LONGEST = 200_000; // characters of a text that is shown
@@ -241,6 +242,14 @@ const STEPS = [
 
 function Timing({ steps, total }) {
   if (!steps || steps.total === undefined) return null;
+  if (!reports("steps")) {
+    return html`
+      <div class="timing">
+        <h3>Time: ${format.milliseconds(steps.total)}</h3>
+        <${NotReported}>the time of each step<//>
+      </div>
+    `;
+  }
   const shown = STEPS.filter(([name]) => steps[name] !== undefined);
   const known = shown.reduce((sum, [name]) => sum + steps[name], 0);
   const parts = [...shown.map(([name, title]) => [name, title, steps[name]]), ["rest", "Server", Math.max(0, steps.total - known)]];

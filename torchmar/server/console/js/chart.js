@@ -4,7 +4,7 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 
 import * as format from "./format.js";
-import { html } from "./ui.js";
+import { html, NotReported } from "./ui.js";
 
 const HEIGHT = 190;
 const TABLE_ROWS = 60;
@@ -32,9 +32,9 @@ export function useTheme() {
  * One chart.
  *
  * series: [{name, key, colour, dash, stepped, fill}]; show: a value with its unit; axis: the same, short.
- * columns: the API's history; from, to: what is shown, in seconds; zoom: called with the part that was dragged over.
+ * missing: what the server does not report. columns: the API's history; from, to: what is shown, in seconds; zoom: called with the part that was dragged over.
  */
-export function TimeChart({ title, note, series, show, axis = show, columns, number, from, to, marks, onZoom, whole }) {
+export function TimeChart({ title, note, series, show, axis = show, columns, number, from, to, marks, onZoom, whole, missing }) {
   const box = useRef(null);
   const plot = useRef(null);
   const latest = useRef({});
@@ -145,6 +145,7 @@ export function TimeChart({ title, note, series, show, axis = show, columns, num
         <div class="plot" ref=${box} role="img" aria-label=${`${title} over time. The table below has the numbers.`}></div>
         ${empty && html`<p class="plot-empty">${note}</p>`}
       </div>
+      ${missing && html`<${NotReported}>${missing}<//>`}
       <${Numbers} columns=${columns} data=${data} series=${series} show=${show} from=${from} to=${to} title=${title} />
     </section>
   `;

@@ -5,12 +5,14 @@ import { useMemo, useState } from "preact/hooks";
 import { part } from "./api.js";
 import { TimeChart } from "./chart.js";
 import * as format from "./format.js";
-import { connection, events, history, models } from "./state.js";
-import { Events, html, Notice, Segments } from "./ui.js";
+import { connection, events, history, models, reports, server } from "./state.js";
+import { Events, html, NotReported, Notice, Segments } from "./ui.js";
 
 const RANGES = [[60, "1 min"], [300, "5 min"], [600, "10 min"]];
 const BATCHES = ["1", "2", "3–4", "5–8", "9–16", "17–32", "33–64", "65–128", "129–256", "more"];
 const STATUSES = {
+  "4XX": "The request was rejected",
+  "5XX": "The model or the server failed",
   400: "The input was rejected",
   404: "Not found",
   408: "It took too long",
@@ -37,7 +39,7 @@ export default function Live({ names }) {
 
   const last = columns?.time.at(-1) ?? Date.now() / 1000;
   const [from, to] = zoom ?? [last - range, last];
-  const shown = { columns, number: paused?.number ?? number, from, to, marks: own, onZoom: setZoom };
+  const shown = { columns, model, number: paused?.number ?? number, from, to, marks: own, onZoom: setZoom };
   return html`
     <main class="page" id="main">
       <div class="page-head">
@@ -72,8 +74,10 @@ export default function Live({ names }) {
       ${columns ? html`<${Charts} ...${shown} />` : html`<${Loading} />`}
       ${columns && html`<${Happened} events=${own} from=${from} to=${to} />`}
       <p class="muted small foot">
-        Drag over a chart to see a part of it. Percentiles are estimated from the histograms at /metrics, as Prometheus
-        does it, so that they lie on a line between two bounds.
+        Drag over a chart to see a part of it.${" "}
+        ${reports("p50_ms")
+          ? "Percentiles are estimated from the histograms at /metrics, as Prometheus does it, so that they lie on a line between two bounds."
+          : `All values are from the APIs of ${server.value.engine}, which are read once a second.`}
       </p>
     </main>
   `;
@@ -110,15 +114,28 @@ function ScopeChoice({ model, version }) {
 const perSecond = (value) => (value == null ? format.NONE : `${format.rate(value)}/s`);
 
 function Charts(shown) {
-  const { columns } = shown;
+  const { columns, model } = shown;
   const index = columns.time.length - 1;
   const now = (key) => columns[key][index];
+  const percentiles = reports("p50_ms");
+  const failures = !model || reports("failures");
+  if (!reports("requests")) {
+    return html`
+      <${Notice} tone="warn" title="The load is not known.">${server.value.warnings.join(" ")}<//>
+      <div class="charts"><${WorkerChart} ...${shown} /></div>
+    `;
+  }
   return html`
     <dl class="tiles" aria-label="Now">
       <${Tile} name="Requests">${perSecond(now("requests"))}<//>
-      <${Tile} name="Failed" tone=${now("failed") > 0 ? "bad" : ""}>${perSecond(now("failed"))}<//>
-      <${Tile} name="Latency p50">${format.milliseconds(now("p50_ms"))}<//>
-      <${Tile} name="Latency p99">${format.milliseconds(now("p99_ms"))}<//>
+      ${failures &&
+      html`<${Tile} name="Failed" tone=${now("failed") > 0 ? "bad" : ""}>${perSecond(now("failed"))}<//>`}
+      ${percentiles
+        ? html`
+            <${Tile} name="Latency p50">${format.milliseconds(now("p50_ms"))}<//>
+            <${Tile} name="Latency p99">${format.milliseconds(now("p99_ms"))}<//>
+          `
+        : html`<${Tile} name="Mean latency">${format.milliseconds(now("mean_ms"))}<//>`}
       <${Tile} name="Waiting">${format.count(now("pending") ?? 0)}<//>
       <${Tile} name="Workers" tone=${now("ready") < now("wanted") ? "bad" : ""}>
         ${now("ready") ?? 0}<small> of ${now("wanted") ?? 0}</small>
@@ -133,19 +150,23 @@ function Charts(shown) {
         axis=${format.rate}
         series=${[
           { name: "All", key: "requests", colour: "--series-1", fill: true },
-          { name: "Failed", key: "failed", colour: "--bad" },
+          ...(failures ? [{ name: "Failed", key: "failed", colour: "--bad" }] : []),
         ]}
+        missing=${failures ? "" : "failed requests of a single model, only of all together"}
       />
       <${TimeChart}
         ...${shown}
         title="Latency"
         note="No request in this time."
         show=${format.milliseconds}
-        series=${[
-          { name: "p50", key: "p50_ms", colour: "--series-1" },
-          { name: "p95", key: "p95_ms", colour: "--series-2" },
-          { name: "p99", key: "p99_ms", colour: "--series-3" },
-        ]}
+        series=${percentiles
+          ? [
+              { name: "p50", key: "p50_ms", colour: "--series-1" },
+              { name: "p95", key: "p95_ms", colour: "--series-2" },
+              { name: "p99", key: "p99_ms", colour: "--series-3" },
+            ]
+          : [{ name: "Mean", key: "mean_ms", colour: "--series-1", fill: true }]}
+        missing=${percentiles ? "" : "percentiles of the latency, only its sum"}
       />
       <${TimeChart}
         ...${shown}
@@ -154,26 +175,30 @@ function Charts(shown) {
         show=${format.milliseconds}
         series=${[
           { name: "Mean", key: "queue_ms", colour: "--series-1", fill: true },
-          { name: "p99", key: "queue_p99_ms", colour: "--series-3" },
+          ...(percentiles ? [{ name: "p99", key: "queue_p99_ms", colour: "--series-3" }] : []),
         ]}
       />
-      <${TimeChart}
-        ...${shown}
-        title="Workers"
-        note="No worker in this time."
-        whole
-        show=${(value) => (value == null ? format.NONE : format.count(value))}
-        series=${[
-          { name: "Ready", key: "ready", colour: "--series-1", stepped: true, fill: true },
-          { name: "Wanted", key: "wanted", colour: "--series-3", stepped: true, dash: [5, 4] },
-          { name: "Requests waiting", key: "pending", colour: "--series-2", stepped: true },
-        ]}
-      />
+      <${WorkerChart} ...${shown} />
       <${Batches} ...${shown} />
-      <${Failures} ...${shown} />
+      ${failures && html`<${Failures} ...${shown} />`}
     </div>
   `;
 }
+
+const WorkerChart = (shown) => html`
+  <${TimeChart}
+    ...${shown}
+    title="Workers"
+    note="No worker in this time."
+    whole
+    show=${(value) => (value == null ? format.NONE : format.count(value))}
+    series=${[
+      { name: "Ready", key: "ready", colour: "--series-1", stepped: true, fill: true },
+      { name: "Wanted", key: "wanted", colour: "--series-3", stepped: true, dash: [5, 4] },
+      { name: "Requests waiting", key: "pending", colour: "--series-2", stepped: true },
+    ]}
+  />
+`;
 
 const Tile = ({ name, tone = "", children }) => html`
   <div class=${`tile ${tone}`}><dt>${name}</dt><dd>${children}</dd></div>
@@ -194,8 +219,13 @@ function Batches({ columns, number, from, to }) {
   const most = Math.max(1, ...counts);
   return html`
     <section class="card chart" aria-labelledby="batches">
-      <div class="chart-head"><h2 id="batches">Batch sizes</h2><p class="muted">${format.plural(total, "batch", "batches")}</p></div>
-      ${total
+      <div class="chart-head">
+        <h2 id="batches">Batch sizes</h2>
+        ${reports("batches") && html`<p class="muted">${format.plural(total, "batch", "batches")}</p>`}
+      </div>
+      ${!reports("batches")
+        ? html`<${NotReported}>the sizes of its batches<//>`
+        : total
         ? html`
             <table class="bars">
               <caption class="hidden">Batches by the number of their requests</caption>

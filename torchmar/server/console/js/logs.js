@@ -3,8 +3,8 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 
 import * as format from "./format.js";
-import { connection, logs, models } from "./state.js";
-import { Empty, html, Segments } from "./ui.js";
+import { connection, logs, models, reports, server } from "./state.js";
+import { Empty, html, NotReported, Segments } from "./ui.js";
 
 const SHOWN = 500;
 const LEVELS = [["", "All"], ["WARNING", "Warnings"], ["ERROR", "Errors"]];
@@ -47,6 +47,17 @@ export default function Logs({ query }) {
     setFollow(!follow);
   }
 
+  if (!reports("logs")) {
+    return html`
+      <main class="page" id="main">
+        <div class="page-head"><h1 tabindex="-1">Logs</h1></div>
+        <${Empty} title="The log is on the server's machine">
+          <${NotReported}>its log to clients<//>
+          <p>On the machine of ${server.value.engine}, <code>torchmar logs</code> and this console show it.</p>
+        <//>
+      </main>
+    `;
+  }
   return html`
     <main class="page page-tall" id="main">
       <div class="page-head">

@@ -4,8 +4,8 @@ import { useEffect, useState } from "preact/hooks";
 
 import { get, manage, part } from "./api.js";
 import * as format from "./format.js";
-import { connection, events, key, loads, mayChange, models, refresh, server } from "./state.js";
-import { Age, Badge, Confirm, Copy, Empty, Events, html, Notice, State, useNow } from "./ui.js";
+import { connection, events, key, loads, mayChange, models, refresh, reports, server } from "./state.js";
+import { Age, Badge, Confirm, Copy, Empty, Events, html, NotReported, Notice, State, useNow } from "./ui.js";
 
 const MEMORY_MS = 5000;
 const LAST_LINES = 20;
@@ -107,10 +107,8 @@ function Comparison({ model, versions, ask }) {
               <th scope="col">Version</th>
               <th scope="col" class="right">Workers</th>
               <th scope="col" class="right">Requests</th>
-              <th scope="col" class="right">Failed</th>
-              <th scope="col" class="right">p50</th>
-              <th scope="col" class="right">p95</th>
-              <th scope="col" class="right">p99</th>
+              ${reports("failures") && html`<th scope="col" class="right">Failed</th>`}
+              ${latencies().map(([id, title]) => html`<th key=${id} scope="col" class="right">${title}</th>`)}
               <th scope="col" class="right">In the queue</th>
             </tr>
           </thead>
@@ -125,12 +123,15 @@ function Comparison({ model, versions, ask }) {
                   </th>
                   <td class="right">${version.ready} of ${version.min_workers}</td>
                   <td class="right">${format.count(load?.request_count ?? 0)}</td>
-                  <td class=${`right ${share > 0 ? "bad" : ""}`}>
-                    ${load?.request_count ? `${format.count(load.failed_count)} (${format.percent(share)})` : format.NONE}
-                  </td>
-                  <td class="right">${format.milliseconds(load?.p50_ms)}</td>
-                  <td class="right">${format.milliseconds(load?.p95_ms)}</td>
-                  <td class="right">${format.milliseconds(load?.p99_ms)}</td>
+                  ${reports("failures") &&
+                  html`
+                    <td class=${`right ${share > 0 ? "bad" : ""}`}>
+                      ${load?.request_count ? `${format.count(load.failed_count)} (${format.percent(share)})` : format.NONE}
+                    </td>
+                  `}
+                  ${latencies().map(
+                    ([id]) => html`<td key=${id} class="right">${format.milliseconds(load?.[id])}</td>`,
+                  )}
                   <td class="right">${format.milliseconds(load?.queue_ms)}</td>
                 </tr>
               `;
@@ -141,6 +142,9 @@ function Comparison({ model, versions, ask }) {
     </section>
   `;
 }
+
+const latencies = () =>
+  reports("p50_ms") ? [["p50_ms", "p50"], ["p95_ms", "p95"], ["p99_ms", "p99"]] : [["mean_ms", "Mean latency"]];
 
 const versionPath = (model, version) => `/models/${part(model.name)}/${part(version.version)}`;
 
@@ -177,21 +181,34 @@ function Version({ model, version, ask }) {
         <//>
       `}
       <dl class="facts">
-        <${Fact} name="Requests">${format.rate(load?.requests ?? 0)} a second<//>
-        <${Fact} name="Latency p50 / p99">
-          ${load ? `${format.milliseconds(load.p50_ms)} / ${format.milliseconds(load.p99_ms)}` : "no request now"}
+        <${Fact} name="Requests">
+          ${reports("requests") ? `${format.rate(load?.requests ?? 0)} a second` : "not reported"}
         <//>
+        ${reports("p50_ms")
+          ? html`
+              <${Fact} name="Latency p50 / p99">
+                ${load ? `${format.milliseconds(load.p50_ms)} / ${format.milliseconds(load.p99_ms)}` : "no request now"}
+              <//>
+            `
+          : html`<${Fact} name="Mean latency">${load ? format.milliseconds(load.mean_ms) : "no request now"}<//>`}
         <${Fact} name="Waiting">${format.count(version.pending)} of at most ${format.count(version.queue_size)}<//>
         <${Fact} name="Batches">up to ${version.batch_size}, at most ${version.max_batch_delay_ms} ms of waiting<//>
         <${Fact} name="Device">${version.device === "gpu" ? "GPU" : "CPU"}<//>
-        <${Fact} name="Handler"><code>${version.handler || "none"}</code><//>
+        ${reports("handler") && html`<${Fact} name="Handler"><code>${version.handler || "none"}</code><//>`}
         <${Fact} name="Archive"><code>${version.url}</code>${version.size != null && `, ${format.bytes(version.size)}`}<//>
-        <${Fact} name="File changed">${version.modified ? format.dateAndTime(version.modified) : "not known"}<//>
-        <${Fact} name="Digest">
-          <code class="digest" title=${version.digest}>${version.digest.slice(0, 12)}</code>
-          <${Copy} text=${version.digest} label="Copy" />
-        <//>
+        ${reports("modified") &&
+        html`
+          <${Fact} name="File changed">${version.modified ? format.dateAndTime(version.modified) : "not known"}<//>
+        `}
+        ${version.digest &&
+        html`
+          <${Fact} name="Digest">
+            <code class="digest" title=${version.digest}>${version.digest.slice(0, 12)}</code>
+            <${Copy} text=${version.digest} label="Copy" />
+          <//>
+        `}
       </dl>
+      ${!reports("handler") && html`<${NotReported}>the handler, the size and the digest of an archive<//>`}
       <${Workers} version=${version} />
     </section>
   `;

@@ -3,7 +3,7 @@
 import { useMemo, useState } from "preact/hooks";
 
 import * as format from "./format.js";
-import { connection, key, loads, models, server } from "./state.js";
+import { connection, key, loads, models, reports, server } from "./state.js";
 import { Badge, Empty, html, Notice, State, stateName } from "./ui.js";
 
 const FILTERS = [
@@ -15,16 +15,16 @@ const FILTERS = [
 ];
 
 // The same words as in the heads of the columns, for narrow screens.
-const COLUMNS = [
+const columns = () => [
   ["name", "Model"],
   ["state", "State"],
   ["workers", "Workers", true],
-  ["requests", "Requests/s", true],
-  ["p50", "p50", true],
-  ["p99", "p99", true],
+  ...(reports("requests") ? [["requests", "Requests/s", true], ...latencies()] : []),
   ["memory", "Memory", true],
-  ["size", "Archive", true],
+  ...(reports("size") ? [["size", "Archive", true]] : []),
 ];
+const latencies = () =>
+  reports("p50_ms") ? [["p50_ms", "p50", true], ["p99_ms", "p99", true]] : [["mean_ms", "Mean latency", true]];
 
 export function Models() {
   const [search, setSearch] = useState("");
@@ -85,7 +85,7 @@ export function Models() {
                       <table class="models">
                         <thead>
                           <tr>
-                            ${COLUMNS.map(
+                            ${columns().map(
                               ([id, title, right]) =>
                                 html`<th key=${id} scope="col" class=${right ? "right" : ""}>${title}</th>`,
                             )}
@@ -153,7 +153,8 @@ function Row({ row }) {
       </td>
       <${Load} id=${row.key} />
       <td data-title="Memory" class="right">${row.memory ? format.bytes(row.memory) : format.NONE}</td>
-      <td data-title="Archive" class="right">${version.size == null ? "folder" : format.bytes(version.size)}</td>
+      ${reports("size") &&
+      html`<td data-title="Archive" class="right">${version.size == null ? "folder" : format.bytes(version.size)}</td>`}
     </tr>
   `;
 }
@@ -161,13 +162,15 @@ function Row({ row }) {
 // Only these cells change every second.
 function Load({ id }) {
   const load = loads.value.get(id);
+  if (!reports("requests")) return null;
   return html`
     <td data-title="Requests/s" class="right">
       ${load ? format.rate(load.requests) : "0"}
       ${load?.failed > 0 && html`<span class="failed" title="failed requests a second">${format.rate(load.failed)} failed</span>`}
     </td>
-    <td data-title="p50" class="right">${format.milliseconds(load?.p50_ms)}</td>
-    <td data-title="p99" class="right">${format.milliseconds(load?.p99_ms)}</td>
+    ${latencies().map(
+      ([id, title]) => html`<td key=${id} data-title=${title} class="right">${format.milliseconds(load?.[id])}</td>`,
+    )}
   `;
 }
 

@@ -5,7 +5,30 @@ import { useState } from "preact/hooks";
 import { check, session, signIn } from "./state.js";
 import { html } from "./ui.js";
 
+// The console of another server, served by `torchmar console`: it has no token of its own to paste.
+const LINK_ONLY = document.documentElement.dataset.signIn === "link";
+
 export function SignIn() {
+  return LINK_ONLY ? html`<${ByLink} />` : html`<${ByToken} />`;
+}
+
+function ByLink() {
+  const { reason } = session.value;
+  return html`
+    <main class="gate" id="main">
+      <div class="card gate-card">
+        <h1>Sign in</h1>
+        ${reason && html`<p class="notice notice-warn" role="status">${reason}</p>`}
+        <p>
+          Open the link that <code>torchmar console</code> printed. It works once, and for ten minutes; press Enter in
+          its terminal for another one.
+        </p>
+      </div>
+    </main>
+  `;
+}
+
+function ByToken() {
   const [token, setToken] = useState("");
   const [error, setError] = useState("");
   const [busy, setBusy] = useState(false);

@@ -26,6 +26,9 @@ let source = null;
 let scope = "";
 let retry = 0;
 
+// Other servers than torchmar's report less: the page says so where something is missing.
+export const reports = (key) => !server.value?.not_reported.includes(key);
+
 export const mayChange = () => server.value?.right === "management";
 
 export const key = (model, version) => `${model}\n${version}`;
@@ -101,6 +104,7 @@ function open() {
   current.addEventListener("snapshot", (event) => onSnapshot(JSON.parse(event.data)));
   current.addEventListener("tick", (event) => onTick(JSON.parse(event.data)));
   current.addEventListener("stopping", lost);
+  current.addEventListener("lost", lost);
   current.addEventListener("signed-out", () => check());
   current.addEventListener("error", () => {
     if (current !== source) return;

@@ -5,9 +5,9 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Answer } from "./answer.js";
 import { ApiError, get, part, send } from "./api.js";
 import { Form, inputOf } from "./form.js";
-import { mayChange, models, server } from "./state.js";
+import { mayChange, models, reports, server } from "./state.js";
 import { Snippets } from "./snippets.js";
-import { Empty, html, Notice } from "./ui.js";
+import { Empty, html, NotReported, Notice } from "./ui.js";
 
 export default function Try({ names }) {
   const all = [...models.value.values()].sort((one, other) => one.name.localeCompare(other.name));
@@ -114,6 +114,7 @@ function Bench({ model, version }) {
         ${described?.description && html`<p class="muted">${described.description}</p>`}
         ${!ready &&
         html`<${Notice} tone="warn">This version has no worker that is ready; a request would fail or wait.<//>`}
+        ${!reports("samples") && html`<${NotReported}>the samples of an archive<//>`}
         <${Form} form=${form} name=${model.name} version=${version} value=${input} onChange=${setInput} />
         <fieldset class="options">
           <legend class="hidden">Options</legend>

@@ -5,6 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import htm from "htm";
 
 import * as format from "./format.js";
+import { server } from "./state.js";
 
 export const html = htm.bind(h);
 
@@ -34,6 +35,10 @@ export function Notice({ tone = "info", title, children }) {
     </div>
   `;
 }
+
+export const NotReported = ({ children }) => html`
+  <p class="muted small not-reported">${server.value.engine} does not report ${children}.</p>
+`;
 
 export function Empty({ title, children }) {
   return html`
