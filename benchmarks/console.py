@@ -119,17 +119,15 @@ class _Block:
 def _show_compared(sides: Mapping[str, Sequence[_Block]]) -> None:
     rows = []
     verdicts = []
-    for title, value, larger_is_better in (
-        ("requests a second", lambda block: block.rate, True),
-        ("CPU, us a request", lambda block: block.cpu_us, False),
-    ):
-        first, second, pages = ([value(block) for block in sides[name]] for name in SIDES)
-        if not larger_is_better:  # as throughput for the same CPU time
-            first, second, pages = ([1 / one for one in values] for values in (first, second, pages))
+    for title, key in (("requests a second", "rate"), ("CPU, us a request", "cpu_us")):
+        values = {name: [float(getattr(block, key)) for block in blocks] for name, blocks in sides.items()}
+        # CPU times as the throughput for the same time.
+        power = 1 if key == "rate" else -1
+        first, second, pages = ([one**power for one in values[name]] for name in SIDES)
         both = [(one + other) / 2 for one, other in zip(first, second, strict=True)]
         ratio = interval([one / other for one, other in zip(pages, both, strict=True)])
         control = interval([one / other for one, other in zip(second, first, strict=True)])
-        shown = [statistics.median(value(block) for block in sides[name]) for name in (SIDES[0], SIDES[2])]
+        shown = [statistics.median(values[name]) for name in (SIDES[0], SIDES[2])]
         rows.append((title, *(f"{one:.4g}" for one in shown), _ratio(ratio), _ratio(control)))
         verdicts.append(f"{title}: {_verdict(ratio, control)}")
     show_table(table(("", "without", "two pages", "ratio (95 %)", "control (95 %)"), rows))

@@ -32,7 +32,7 @@ def test_all_of_its_api_is_there(page: Page) -> None:
         kind, snapshot = next(events)
         assert kind == "snapshot" and snapshot["models"][0]["name"] == "made"
         answer = page.send("POST", "/models/made/1.0/predict", json={"a": 1})
-        assert answer.json() == {"body": {"a": 1}} and "inference;dur=" in answer.headers["Server-Timing"]
+        assert answer.json() == {"body": {"a": 1}} and "handle;dur=" in answer.headers["Server-Timing"]
         assert page.send("PUT", "/management/models/made/1.0?min_worker=2").status_code == 202
         scaled = (tick for _, tick in events if any(event["kind"] == "scaled" for event in tick["events"]))
         assert next(scaled)["row"]["wanted"] >= 1

@@ -86,7 +86,7 @@ def check(value: Any, schema: Mapping[str, Any], schemas: Mapping[str, Any], whe
     elif "enum" in schema:
         assert value in schema["enum"], where
     elif schema.get("type"):
-        types = {"string": str, "number": (int, float), "integer": int, "boolean": bool}
+        types: dict[str, Any] = {"string": str, "number": (int, float), "integer": int, "boolean": bool}
         assert isinstance(value, types[schema["type"]]), (where, value)
 
 

@@ -141,8 +141,11 @@ def _target(
         if not server.inference:
             raise TorchmarError("the address of the inference API is not known", hint="--inference names it")
         host = f"grpc://{urlsplit(server.inference).hostname}"
-        grpc = (f"{host}:{properties.DEFAULTS[f'grpc_{api}_port']}" for api in ("inference", "management"))
-        server = replace(server, **dict(zip(("grpc_inference", "grpc_management"), grpc, strict=True)))
+        server = replace(
+            server,
+            grpc_inference=f"{host}:{properties.DEFAULTS['grpc_inference_port']}",
+            grpc_management=f"{host}:{properties.DEFAULTS['grpc_management_port']}",
+        )
         return Target(endpoint=server, metrics=metrics or beside(server.management, 1), model_store=model_store)
     server = replace(server, inference=inference or server.inference)
     if not ServerRecord.find(folder):

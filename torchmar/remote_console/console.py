@@ -78,8 +78,10 @@ class RemoteConsole(MonitorPages):
                 self._start(request, self._in_thread(request, self._form, name, version, url))
             case ["models", name, version, "samples", number]:
                 self._start(request, self._sample(request, name, version, number))
-            case ["archives", *file] if len(file) < 2:
-                self._archives(request, *file)
+            case ["archives"]:
+                self._archives(request, archives.listed)
+            case ["archives", file]:
+                self._archives(request, archives.described, file)
             case _:
                 self._monitor(request, segments, query)
 
@@ -128,12 +130,11 @@ class RemoteConsole(MonitorPages):
         body, content_type = await asyncio.to_thread(self._models.store.sample, name, version, url, int(number[:9]))
         self._send(request, 200, body, content_type, ())
 
-    def _archives(self, request: Request, *file: str) -> None:
+    def _archives(self, request: Request, read: Callable[..., object], *file: str) -> None:
         folder = self._models.store.folder
         if folder is None:
             message = f"{documents.ENGINE} does not report its archives. With --model-store this console shows them."
             raise ApiError(404, "ResourceNotFoundException", message)
-        read: Callable[..., object] = archives.described if file else archives.listed
         self._start(request, self._in_thread(request, read, folder, *file, self._in_use()))
 
     def _in_use(self) -> archives.Registered:
