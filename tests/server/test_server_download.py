@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tests.support.file_server import FileServer
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from torchmar.engines.builtin import Builtin
+from torchmar.engines.server_records import ServerRecord
 from torchmar.server.api_error import ApiError
 from torchmar.server.config import reader
 from torchmar.server.models.archive_cache import ArchiveCache, CachedArchive
@@ -259,3 +263,34 @@ def test_a_download_that_the_end_of_a_server_interrupts_continues_in_the_next_on
         until(lambda: requests.get(f"{running.server.inference}/v2/health/ready").status_code == 200)
         assert running.management.downloads() == []
     assert server.requested == ["", f"bytes={kept - 1}-"]
+
+
+def test_a_connection_on_which_nothing_arrives_does_not_delay_the_end_of_a_server(
+    bench: Bench, server: FileServer, tmp_path: Path
+) -> None:
+    server.stalls = threading.Event()
+    url = f"{server.address}/x.mar"
+    config = write_config(
+        tmp_path,
+        load_models=f"slow={url}",
+        allowed_urls=f"{server.address}/.*",
+        enable_model_api="true",
+        disable_token_authorization="true",
+    )
+    try:
+        with Builtin(config, bench.store, tmp_path / "run") as running, ThreadPoolExecutor(1) as threads:
+            models = f"{running.server.management}/models"
+            registering = threads.submit(requests.post, models, params={"url": url})
+            until(lambda: len(running.management.downloads()) == 2)
+            record = ServerRecord.find(running.folder)
+            assert record
+            os.kill(record.pid, signal.SIGTERM)
+            answer = registering.result()
+            until(lambda: not record.alive)
+            # It has ended, and neither connection has failed until now.
+            assert len(server.requested) == 2
+    finally:
+        server.stalls.set()
+    assert answer.status_code == 400
+    assert "(the server is stopping)" in answer.json()["message"]
+    assert "broke off" not in (tmp_path / "run" / "logs" / "server.log").read_text()

@@ -14,7 +14,16 @@ import pytest
 import requests
 
 from tests.support.cutting_proxy import CuttingProxy
-from tests.support.object_stores import BUCKET, S3, S3_ENVIRONMENT, GoogleStorage, azure_storage, google_storage, s3
+from tests.support.object_stores import (
+    BUCKET,
+    S3,
+    S3_ENVIRONMENT,
+    AzureStorage,
+    GoogleStorage,
+    azure_storage,
+    google_storage,
+    s3,
+)
 from tests.support.servers import write_config
 from tests.support.waiting import until
 from torchmar import properties
@@ -287,3 +296,25 @@ def test_an_object_of_azure_is_fetched_and_continued(
         assert "the server's credentials may not read it" in error.message
         assert "AAAA" not in error.message
     assert not bench.written()
+
+
+def test_azure_is_asked_once_in_an_attempt(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("adlfs")
+    url, once = f"az://{BUCKET}/x.mar", {"torchmar_download_retries": "0"}
+    with CuttingProxy(0, refuses_after=0).running() as proxy:
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", AzureStorage(0).connection_string(proxy.port))
+        assert "in 1 attempt" in bench.error_of(url, **once).message
+        assert proxy.connections <= 2  # aiohttp connects twice
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
+    # Azure's own command is the only source of credentials, and has none.
+    command = tmp_path / "bin" / "az"
+    command.parent.mkdir()
+    command.write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\nexit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "AzureCliCredential")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "nobody")
+    error = bench.error_of(url, **once)
+    assert "no credentials that work (ClientAuthenticationError)" in error.message
+    assert "AZURE_STORAGE_CONNECTION_STRING" in error.message
+    assert (tmp_path / "asked").read_text() == "\n"

@@ -17,6 +17,7 @@ class CuttingProxy:
         upstream: the port of the server.
         cuts: numbers of bytes from the server after which connections are cut, one for each that sends as many.
         cut: the number of connections that were cut.
+        connections: the number of all connections, also those that were refused.
         refuses_after: bytes from the server, of all connections together, after which all are cut and none is
             accepted, as if the network was down; None: no limit.
         received: bytes from the clients.
@@ -26,6 +27,7 @@ class CuttingProxy:
     upstream: int
     cuts: list[int] = field(default_factory=list)
     cut: int = 0
+    connections: int = 0
     refuses_after: int | None = None
     received: bytearray = field(default_factory=bytearray)
     port: int = 0
@@ -42,6 +44,7 @@ class CuttingProxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
+                self.connections += 1
                 if self.refuses_after is not None and self.refuses_after <= 0:
                     client.close()
                     continue

@@ -23,6 +23,7 @@ class FileServer:
         ranges: whether range requests are honoured.
         statuses: of the next responses, in place of the file.
         pause_s: seconds between two parts of 16 KiB; 0: the body is sent at once.
+        stalls: set by a test that ends; until then nothing of a body is sent; None: bodies are sent.
         requested: the Range headers of the requests; empty where there was none.
         address: of the server.
     """
@@ -33,6 +34,7 @@ class FileServer:
     ranges: bool = True
     statuses: list[int] = field(default_factory=list)
     pause_s: float = 0
+    stalls: threading.Event | None = None
     requested: list[str] = field(default_factory=list)
     address: str = ""
 
@@ -79,6 +81,8 @@ class FileServer:
         body = self.content[start:]
         if self.breaks:
             body = body[: self.breaks.pop(0)]
+        if self.stalls:
+            self.stalls.wait()
         with contextlib.suppress(OSError):
             for part in range(0, len(body), 1 << 14) if self.pause_s else ():
                 request.wfile.write(body[part : part + (1 << 14)])

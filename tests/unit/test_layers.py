@@ -54,7 +54,15 @@ SERVER_LAYERS = (
     ("sessions",),
     ("tokens",),
     ("api_error",),
-    ("background_tasks", "bind_errors", "buffer_receiver", "kserve_errors", "request_ids", "run_folder"),
+    (
+        "background_tasks",
+        "bind_errors",
+        "buffer_receiver",
+        "daemon_threads",
+        "kserve_errors",
+        "request_ids",
+        "run_folder",
+    ),
 )
 SERVER_LEVEL = {name: -depth for depth, names in enumerate(SERVER_LAYERS) for name in names}
 

@@ -183,6 +183,7 @@ class ServerApp:
         if self._loaded:
             self.registry.on_change = lambda: None
             self._save_snapshot("shutdown")
+        self._archives.stop_downloads()  # registrations would wait for them
         await self._console.close()  # first: its streams would keep the listener open
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
         await self.registry.close(grace)

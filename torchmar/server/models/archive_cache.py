@@ -14,10 +14,9 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torchmar.archive import Archive, file_digest
 from torchmar.checks.admission import EVERYTHING
@@ -27,6 +26,7 @@ from torchmar.recipe import Runtime
 from torchmar.server.api_error import ApiError
 from torchmar.server.background_tasks import BackgroundTasks
 from torchmar.server.config.settings import Settings
+from torchmar.server.daemon_threads import DaemonThreads
 from torchmar.server.models import archive_metadata, archive_urls, requirements, venvs
 from torchmar.server.models.archive_errors import digest_differs, not_downloaded, not_saved
 from torchmar.server.models.archive_metadata import ArchiveMetadata
@@ -36,8 +36,10 @@ from torchmar.server.models.venvs import VenvError
 from torchmar.worker.venvs import folder as venv_folders
 from torchmar.worker.venvs.folder import Venv
 
-# The names that the cache writes in its folder.
+T = TypeVar("T")
+
 _MAX_DOWNLOADS = 4  # at a time; further ones wait
+# The names that the cache writes in its folder.
 _OWN_NAME = re.compile(r"\.fetch-[0-9a-f]+|\.?[0-9a-f]{64}(\..+)?")
 
 
@@ -111,7 +113,8 @@ class ArchiveCache:
         self._stopping = threading.Event()
         self._downloads = Downloads(settings, self._folder, self._stopping)
         # Not the threads of the loop: a few slow servers would keep everybody else waiting.
-        self._download_threads = ThreadPoolExecutor(_MAX_DOWNLOADS, "download")
+        self._download_threads = DaemonThreads(_MAX_DOWNLOADS, "download")
+        self._downloading: set[asyncio.Future[Any]] = set()
         folder.mkdir(parents=True, exist_ok=True)
         self._remove_all()
 
@@ -146,7 +149,7 @@ class ArchiveCache:
         reading = asyncio.get_running_loop().run_in_executor(
             threads, self._read, url, self._ignored(ignored_checks), by_operator, digest
         )
-        metadata, scratch = await reading
+        metadata, scratch = await (self._downloaded(url, reading) if threads else reading)
         self._uses[metadata.key] += 1
         shown = archive_urls.without_secrets(url)
         extracting = self._tasks.start(self._content_folder(shown, metadata, scratch))
@@ -187,10 +190,16 @@ class ArchiveCache:
             archive.venv.close()
         self._drop_reference(archive.key)
 
-    async def close(self) -> None:
-        """Stop downloads and installations, and remove all files of the cache but downloads that can be continued."""
+    def stop_downloads(self) -> None:
+        """End the downloads, also those on whose connections nothing arrives; their registrations fail."""
         self._stopping.set()
         self._download_threads.shutdown(wait=False, cancel_futures=True)
+        for reading in self._downloading:
+            reading.cancel()
+
+    async def close(self) -> None:
+        """Stop downloads and installations, and remove all files of the cache but downloads that can be continued."""
+        self.stop_downloads()
         await self._tasks.close()
         await asyncio.to_thread(self._remove_all)
         with contextlib.suppress(OSError):
@@ -289,6 +298,22 @@ class ArchiveCache:
         self._downloads.remove_old()
 
     # In the loop.
+
+    async def _downloaded(self, url: str, reading: asyncio.Future[T]) -> T:
+        """Return what a thread reads that downloads first.
+
+        Raises:
+            ApiError: those of `fetch`; 400, `stop_downloads` was called.
+        """
+        self._downloading.add(reading)
+        try:
+            return await reading
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                raise
+            raise not_downloaded(archive_urls.without_secrets(url), "the server is stopping") from None
+        finally:
+            self._downloading.discard(reading)
 
     async def _content_folder(self, url: str, metadata: ArchiveMetadata, scratch: Path | None) -> Path:
         """Return a folder with the archive's content; remove the download."""

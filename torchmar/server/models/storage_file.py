@@ -8,10 +8,11 @@ import importlib.util
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from torchmar.server.api_error import ApiError
+from torchmar.server.daemon_threads import DaemonThreads
 from torchmar.server.models.archive_errors import not_downloaded
 from torchmar.server.models.archive_urls import StorageObject, parse_object, without_secrets
 from torchmar.server.models.remote_file import TEMPORARY, ChangedError, Transfer, TransferError
@@ -80,12 +81,10 @@ class StorageFile:
             reader = _READERS[self._object.store](self._object)
             size, current = reader.describe()
         start = offset if current and identity == current else 0
-        with ThreadPoolExecutor(_CONNECTIONS, "download") as threads:
+        with DaemonThreads(_CONNECTIONS, "download") as threads:
             yield Transfer(start, size, current, self._chunks(reader, start, size, current, threads))
 
-    def _chunks(
-        self, reader: _Reader, start: int, size: int, identity: str, threads: ThreadPoolExecutor
-    ) -> Iterator[bytes]:
+    def _chunks(self, reader: _Reader, start: int, size: int, identity: str, threads: DaemonThreads) -> Iterator[bytes]:
         pending: deque[Future[bytes]] = deque()
         with self._errors():
             try:
@@ -224,12 +223,18 @@ class _AzureReader(_Reader):
     def __init__(self, wanted: StorageObject) -> None:
         super().__init__(wanted)
         import adlfs
+        from azure.storage.blob.aio import BlobServiceClient
 
-        self._system = adlfs.AzureBlobFileSystem(
-            version_aware=bool(wanted.version),
+        self._system = adlfs.AzureBlobFileSystem(version_aware=bool(wanted.version), **_WITHOUT_CACHES)
+        # adlfs passes no options to this client, which would try each request four times, also one that has no
+        # credentials, and wait for 90 seconds between.
+        client = self._system.service_client
+        self._system.service_client = BlobServiceClient(
+            client.url,
+            client.credential,
+            retry_total=0,
             connection_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,
-            **_WITHOUT_CACHES,
         )
         self._versioned = f"{self._path}?versionid={wanted.version}" if wanted.version else self._path
 
