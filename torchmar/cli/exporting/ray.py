@@ -18,7 +18,7 @@ from torchmar.errors import TorchmarError
 def ray(
     archives: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="ARCHIVE...", help="The archives; of a model's versions, the last is the default."),
+        typer.Argument(metavar="ARCHIVE", help="The archives; of a model's versions, the last is the default."),
     ] = None,
     output: Annotated[
         Path | None,

@@ -15,9 +15,7 @@ from torchmar.cli.terminal import err
 def sagemaker(
     archives: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="ARCHIVE...", help="The archive, or those of a multi-model endpoint.", show_default=False
-        ),
+        typer.Argument(metavar="ARCHIVE", help="The archive, or those of a multi-model endpoint.", show_default=False),
     ],
     output: Annotated[
         Path,

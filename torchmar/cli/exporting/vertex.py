@@ -13,7 +13,7 @@ from torchmar.cli.terminal import err
 
 
 def vertex(
-    archive: Annotated[Path, typer.Argument(help="The archive.", show_default=False)],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The archive.", show_default=False)],
     output: Annotated[
         Path,
         typer.Option(

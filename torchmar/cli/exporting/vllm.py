@@ -12,7 +12,9 @@ from torchmar.cli.terminal import err
 
 
 def vllm(
-    archive: Annotated[Path, typer.Argument(help="An archive for TorchServe's vLLM handler.", show_default=False)],
+    archive: Annotated[
+        Path, typer.Argument(metavar="ARCHIVE", help="An archive for TorchServe's vLLM handler.", show_default=False)
+    ],
     image: Annotated[
         str | None, typer.Option(help="The image of vLLM in the manifest; default: vLLM's own.", show_default=False)
     ] = None,
