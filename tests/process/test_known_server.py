@@ -51,7 +51,7 @@ def test_every_hundredth_answer_is_an_error_or_wrong() -> None:
 
 
 def test_a_stall_delays_every_connection_once() -> None:
-    behaviour = Behaviour(delay_s=0, stall_at_s=0.2, stall_s=1)
+    behaviour = Behaviour(delay_s=0, stall_at=40, stall_s=1)
     with known_server.running(behaviour) as server:
         longest = []
 

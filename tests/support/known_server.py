@@ -33,7 +33,8 @@ class Behaviour:
         delay_s: seconds from a complete request (or a free worker) to its answer.
         workers: how many requests are worked on at once, others wait; None: all. One worker with a delay of 20 ms
             answers at most 50 requests a second.
-        stall_at_s: seconds from the first prediction to a stall, in which nothing is read or answered; None: none.
+        stall_at: the prediction with which a stall begins, in which nothing is read or answered; 0: none. It is no
+            time, since on a busy machine a measurement begins long after the first prediction.
         stall_s: the length of the stall in seconds.
         error_every: every so many predictions, one gets the status 503; 0: none.
         wrong_every: every so many predictions, one gets a wrong answer with the status 200; 0: none.
@@ -42,7 +43,7 @@ class Behaviour:
 
     delay_s: float = 0.02
     workers: int | None = None
-    stall_at_s: float | None = None
+    stall_at: int = 0
     stall_s: float = 2.0
     error_every: int = 0
     wrong_every: int = 0
@@ -107,9 +108,9 @@ class _Server:
         """Return the time of the answer (of the event loop's clock), its status and its body."""
         behaviour, now = self.behaviour, self._loop.time()
         self._predictions += 1
-        if self._predictions == 1 and behaviour.stall_at_s is not None:
+        if self._predictions == behaviour.stall_at:
             # Blocks the event loop, so that connections stall as those of a stopped process do.
-            self._loop.call_later(behaviour.stall_at_s, time.sleep, behaviour.stall_s)
+            self._loop.call_soon(time.sleep, behaviour.stall_s)
         start = now
         if self._free_at:
             start = max(now, self._free_at[0])
