@@ -12,7 +12,6 @@ import shutil
 import site
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
@@ -53,17 +52,35 @@ def python_of(name: str, *, borrows: bool = False) -> Path:
 
 
 def _install(folder: Path, requirements: Path, failure: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=True)
+    """Install with uv, which takes a fraction of pip's CPU time; with pip where uv fails, as it knows no pip.conf."""
+    for commands in (_uv_commands, _pip_commands):
+        shutil.rmtree(folder, ignore_errors=True)
+        output = ""
+        for command in commands(folder, requirements):
+            try:
+                ran = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
+            except subprocess.TimeoutExpired:
+                output = f"{command[0]} did not end within {_INSTALL_SECONDS} s"
+                break
+            if ran.returncode:
+                output = ran.stdout + ran.stderr
+                break
+        else:
+            (folder / "installed").touch()
+            return
+    # Remembered, so that not every test waits for it again; removing the file tries again.
+    failure.write_text("\n".join(output.strip().splitlines()[-3:]))
+
+
+def _uv_commands(folder: Path, requirements: Path) -> list[list[str]]:
+    uv, python = [sys.executable, "-m", "uv"], str(folder / "bin" / "python")
+    return [
+        [*uv, "venv", "--no-config", "--no-project", "--no-python-downloads", "--python", sys.executable, str(folder)],
+        [*uv, "pip", "install", "--no-config", "--python", python, "-r", str(requirements)],
+    ]
+
+
+def _pip_commands(folder: Path, requirements: Path) -> list[list[str]]:
     python = str(folder / "bin" / "python")
-    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-r", str(requirements)]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
-        output, code = ran.stdout + ran.stderr, ran.returncode
-    except subprocess.TimeoutExpired:
-        output, code = f"pip did not end within {_INSTALL_SECONDS} s", 1
-    if code:
-        # Remembered, so that not every test waits for it again; removing the file tries again.
-        failure.write_text("\n".join(output.strip().splitlines()[-3:]))
-    else:
-        (folder / "installed").touch()
+    install = [python, "-m", "pip", "install", "--disable-pip-version-check", "-r", str(requirements)]
+    return [[sys.executable, "-m", "venv", str(folder)], install]
