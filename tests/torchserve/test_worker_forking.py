@@ -28,17 +28,15 @@ from torchmar.worker import START
 from torchmar.worker.process import forking
 
 #: TorchServe's workers share nothing anyway: two of them show that a test is right, and more would show no more.
-_workers = pytest.mark.parametrize(
-    ("engine", "workers"), [("torchserve", 2), ("builtin", 2), ("builtin", 4)], scope="module"
-)
+_workers = pytest.mark.parametrize(("engine", "workers"), [("torchserve", 2), ("builtin", 4)], scope="module")
 _on_builtin = pytest.mark.parametrize("engine", ["builtin"], scope="module")
 
 pytestmark = pytest.mark.unforked
 
 Make = Callable[..., Path]
-#: Requests of each test by engine and workers: 10,000 in all for the built-in server.
 _CLIENTS = 8
-_BUILTIN, _TORCHSERVE = 10_000 // 8, 96
+#: Requests of each test. Where forks share the open file or the name of the scratch file, 59 and 118 answers are wrong.
+_BUILTIN, _TORCHSERVE = 400, 96
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +117,13 @@ import os
 
 class Rows:
     def initialize(self, context):
-        self.file = open(os.path.join(context.system_properties["model_dir"], "rows.txt"), "rb")
+        self.file = open(os.path.join(context.system_properties["model_dir"], "rows.txt"), "rb", buffering=0)
 
     def handle(self, data, context):
         answers = []
         for row in data:
             self.file.seek(8 * row["body"]["n"])
-            sum(range(2000))
+            sum(range(20_000))
             answers.append({"row": int(self.file.read(8)), "pid": os.getpid()})
         return answers
 """
@@ -142,7 +140,7 @@ class Scratch:
         for row in data:
             with open(self.path, "w") as file:
                 file.write(str(row["body"]["n"]))
-            sum(range(2000))
+            sum(range(20_000))
             with open(self.path) as file:
                 answers.append({"n": int(file.read()), "pid": os.getpid()})
         return answers
