@@ -81,7 +81,7 @@ class Session:
         where = {"address": address} if address else alone
         try:
             ray.init(**where, namespace=_NAMESPACE, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises this very class where its processes do not start in time
             where_text = f"the cluster at {address}" if address else "a cluster of this machine"
             raise EngineError(f"{where_text} cannot be used: {error}") from None
         self._ray, self._serve = ray, serve

@@ -77,6 +77,8 @@ class Engine(ABC):
     name: ClassVar[EngineName]
     stopped: ClassVar[tuple[int, ...]]
     """The exit codes after a stop by signal."""
+    start_seconds: ClassVar[float] = START_SECONDS
+    """The longest time from its start to its first answer."""
 
     def __init__(
         self,
@@ -333,7 +335,7 @@ class Engine(ABC):
             return None
 
     def _wait_until_healthy(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         while True:
             if self._process.poll() is not None:
                 raise self._death("while starting")
@@ -347,7 +349,7 @@ class Engine(ABC):
                 return
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"{TITLES[self.name]} does not answer after {START_SECONDS:.0f} s", log=self._log_tail()
+                    f"{TITLES[self.name]} does not answer after {self.start_seconds:.0f} s", log=self._log_tail()
                 )
             time.sleep(0.05)
 

@@ -21,6 +21,7 @@ class Ray(Builtin):
     name: ClassVar[EngineName] = "ray"
     needed = (*Builtin.needed, "ray")
     install = "pip install 'torchmar[ray]'"
+    start_seconds = 180.0  # on a busy machine, the processes of Ray take a minute
 
     @property
     def described(self) -> str:
