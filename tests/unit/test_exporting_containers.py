@@ -188,8 +188,8 @@ def test_an_archive_for_vllm_is_refused_with_the_command_that_serves_it(tmp_path
     ran = torchmar("export", "vllm", archive, cwd=tmp_path)
     assert ran.stdout.startswith("vllm serve meta-llama/Meta-Llama-3.1-8B \\\n")
     assert "left out: vllm_engine_config.num_scheduler_steps" in ran.stderr
-    torchmar("export", "vllm", archive, "-o", ".", cwd=tmp_path)
-    subprocess.run(["sh", "-n", tmp_path / "llama.sh"], check=True)
-    assert "kind: Deployment" in (tmp_path / "llama.yaml").read_text()
+    torchmar("export", "vllm", archive, "-o", "new", cwd=tmp_path)
+    subprocess.run(["sh", "-n", tmp_path / "new" / "llama.sh"], check=True)
+    assert "kind: Deployment" in (tmp_path / "new" / "llama.yaml").read_text()
     other = torchmar("export", "vllm", make(), cwd=tmp_path, code=1)
     assert "is no archive of a language model" in " ".join(other.stderr.split())

@@ -95,5 +95,7 @@ def test_both_files_are_written(tmp_path: Path) -> None:
     torchmar("export", "monitoring", "--latency", "200ms", "--job", "models", cwd=tmp_path)
     assert (tmp_path / "alerts.yaml").read_text() == alerts(LIMITS)
     assert (tmp_path / "dashboard.json").read_text() == dashboard(LIMITS)
-    ran = torchmar("export", "monitoring", "--output", "none", cwd=tmp_path, code=1)
-    assert "none is not a folder" in ran.stderr
+    torchmar("export", "monitoring", "--output", "new/folder", cwd=tmp_path)
+    assert (tmp_path / "new" / "folder" / "alerts.yaml").exists()
+    ran = torchmar("export", "monitoring", "--output", "alerts.yaml", cwd=tmp_path, code=1)
+    assert "alerts.yaml is not a folder" in ran.stderr

@@ -23,7 +23,7 @@ def monitoring(
         float, typer.Option(min=0.0, max=1.0, help="The share of server errors above which an alert is raised.")
     ] = 0.01,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder for alerts.yaml and dashboard.json.")
+        Path, typer.Option("--output", "-o", help="The folder for alerts.yaml and dashboard.json; made if missing.")
     ] = Path(),
 ) -> None:
     """Write Prometheus' alert rules and a dashboard for Grafana."""
@@ -35,5 +35,5 @@ def monitoring(
     limits = Limits(
         job=job, request_seconds=parse_duration(latency), queue_seconds=parse_duration(queue), errors=errors
     )
-    require_folder(output, "alerts.yaml and dashboard.json")
+    require_folder(output, "alerts.yaml and dashboard.json", make=True)
     write({output / "alerts.yaml": alerts(limits), output / "dashboard.json": dashboard(limits)})

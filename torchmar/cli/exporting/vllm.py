@@ -21,7 +21,10 @@ def vllm(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The folder for NAME.sh and NAME.yaml; default: stdout.", show_default=False
+            "--output",
+            "-o",
+            help="The folder for NAME.sh and NAME.yaml, made if missing; default: stdout.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -51,7 +54,7 @@ def vllm(
         write({None: text})
         err.print("--output . writes it to a file, with a manifest for Kubernetes")
     else:
-        require_folder(output, f"{name}.sh and {name}.yaml")
+        require_folder(output, f"{name}.sh and {name}.yaml", make=True)
         script = (
             f"#!/bin/sh\n# Serves {name} {version} with vLLM: pip install vllm=={vllm_options.VERSION}\nexec {text}"
         )
