@@ -31,6 +31,19 @@ from torchmar.inference import InferenceClient  # noqa: E402
 MODELS = ("digits", "topics", "tumours")
 SECONDS = 60
 WIDTH, HEIGHT = 1200, 760
+DEPLOYMENT = """\
+models:
+  digits:
+    drain_seconds: 5
+    versions:
+      "1.0":
+        min_workers: {workers}
+        batch_size: 8
+  topics:
+    versions:
+      "1.0":
+        min_workers: 1
+"""
 
 
 def main() -> None:
@@ -91,6 +104,19 @@ def _take(browser: Browser, url: str, address: str) -> None:
     time.sleep(1)
     browser.evaluate("scrollTo(0, 0)")
     browser.screenshot(ROOT / "docs" / "console-try.png")
+    browser.size(WIDTH, 900)
+    browser.goto(f"{address}/console#/rollout")
+    for workers, selector in ((3, "text=Nothing to do"), (1, ".plan-steps")):
+        browser.wait(".deployment textarea:not([disabled])")
+        browser.fill("textarea", DEPLOYMENT.format(workers=workers))
+        browser.click("button:has-text('Show the difference')")
+        browser.wait(".plan-steps")
+        if workers == 3:
+            browser.click("button:has-text('Apply')")
+            browser.click("dialog button:has-text('Apply')")
+            browser.wait(".operation .pill-good")
+        browser.wait(selector)
+    browser.screenshot(ROOT / "docs" / "console-rollout.png")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def handle(rows, context):
     return ["<script>alert(3)</script>"] * len(rows)
 """
 THEMES = ("light", "dark")
+READER = "the-token-of-a-reader"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Iterator[
             {"name": "says", "version": version, "handler": "handler.py", "description": HOSTILE}
         )
         archive.pack(archive.collect_members(made, folder), folder / "store" / f"says-{version}.mar")
-    with Builtin(write_config(folder), folder / "store", folder / "run") as running:
+    (folder / "reader").write_text(READER)
+    config = write_config(folder, torchmar_read_token_file=str(folder / "reader"))
+    with Builtin(config, folder / "store", folder / "run") as running:
         for name in ("digits", "topics", "tumours"):
             running.load(folder / "store" / f"{name}-1.0.mar")
         running.management.register("says-1.0.mar", model_name=HOSTILE, initial_workers=1)
@@ -90,7 +93,11 @@ def test_the_link_signs_in_and_shows_every_model(page: Browser, server: Builtin)
 
 
 @pytest.mark.parametrize(
-    "path", ["models", "models/digits", "live", "live/digits", "try/digits", "try/tumours", "logs"]
+    "path",
+    [
+        *("models", "models/digits", "live", "live/digits", "try/digits", "try/tumours", "logs"),
+        *("rollout", "archives", "archives/digits-1.0.mar"),
+    ],
 )
 def test_each_page_is_accessible_in_both_themes_and_on_a_narrow_screen(
     page: Browser, server: Builtin, path: str
@@ -98,6 +105,11 @@ def test_each_page_is_accessible_in_both_themes_and_on_a_narrow_screen(
     show(page, server, path, "h1")
     if path.startswith("try"):
         page.wait(".samples, .row-form")
+    if path == "rollout":
+        page.click("button:has-text('Show the difference')")
+        page.wait("text=Nothing to do")
+    if path.startswith("archives"):
+        page.wait("table")
     for theme in THEMES:
         page.theme(theme)
         for width in (1400, 400):
@@ -221,6 +233,70 @@ def test_versions_are_compared_and_the_default_is_switched_and_switched_back(pag
     finally:
         server.management.unregister("says", "2.0")
         server.management.unregister("says")
+
+
+def test_a_deployment_is_compared_applied_and_rolled_back(page: Browser, server: Builtin) -> None:
+    server.management.register("says-1.0.mar", initial_workers=1)
+    try:
+        show(page, server, "rollout", ".deployment textarea:not([disabled])")
+        page.fill("textarea", "models: {says: {versoins: {}}}")
+        page.click("button:has-text('Show the difference')")
+        page.wait(".problems li:has-text('Line 1')")
+        page.fill("textarea", 'models: {says: {versions: {"2.0": {min_workers: 1}}}}')
+        page.click("button:has-text('Show the difference')")
+        page.wait(".plan-steps li:has-text('Make 2.0 the default version of says in place of 1.0.')")
+        page.click("button:has-text('Apply')")
+        assert page.violations() == []
+        page.click("dialog button:has-text('Apply')")
+        page.wait(".operation .pill-good:has-text('Done')")
+        assert page.count(".steps .done-step") == 4
+        page.wait("text=The server is as this deployment says")
+        page.click("button:has-text('Roll back to 1.0')")
+        page.wait("dialog p:has-text('Requests that name no version go to 1.0 at once')")
+        page.click("dialog button:has-text('Roll back')")
+        page.wait(".operation:has-text('Roll says back to 1.0') .pill-good")
+        page.click("button:has-text('Promote 2.0')")
+        page.click("dialog input[type=checkbox]")
+        page.click("dialog button:has-text('Promote')")
+        page.wait(".operation:has-text('Promote says 2.0') .pill-good")
+        assert page.violations() == []
+    finally:
+        server.management.unregister("says", "1.0")
+        server.management.unregister("says")
+
+
+def test_a_reader_sees_the_difference_and_cannot_apply_it(page: Browser, server: Builtin) -> None:
+    page.clear_cookies()
+    page.reload()
+    page.fill("input[type=password]", READER)
+    page.click("form button")
+    page.wait(".strip:has-text('You are signed in as a reader')")
+    show(page, server, "rollout", ".deployment textarea:not([disabled])")
+    page.fill("textarea", "models: {}\nprune: true")
+    page.click("button:has-text('Show the difference')")
+    page.wait("text=Applying it needs the right to manage models")
+    assert page.count("button:has-text('Apply'), button:has-text('Promote')") == 0
+    page.forget()  # the status 401 of the page without a session
+
+
+def test_samples_are_sent_and_an_archive_is_dropped_and_registered(
+    page: Browser, server: Builtin, tmp_path: Path
+) -> None:
+    show(page, server, "archives/topics-1.0.mar", "button:has-text('Send')")
+    page.click("button:has-text('Send')")
+    page.wait(".samples-table .good")
+    page.wait(".card-head .pill-good:has-text('right')")
+    (tmp_path / "handler.py").write_text("def handle(rows, context):\n    return rows\n")
+    made = recipe.Recipe.model_validate({"name": "dropped", "version": "1.0", "handler": "handler.py"})
+    archive.pack(archive.collect_members(made, tmp_path), tmp_path / "dropped-1.0.mar")
+    show(page, server, "archives", ".drop")
+    page.upload("input[type=file]", tmp_path / "dropped-1.0.mar")
+    page.click(".card button:has-text('Register')")
+    page.wait("dialog p:has-text('It is put into the model store')")
+    page.click("dialog button:has-text('Register')")
+    page.wait("h1:has-text('dropped')")
+    page.wait(".version-card .pill-good")
+    server.management.unregister("dropped")
 
 
 def test_hostile_names_texts_and_log_lines_run_nothing(page: Browser, server: Builtin) -> None:

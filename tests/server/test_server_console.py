@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import http.client
 import itertools
 import json
 import os
@@ -13,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,8 @@ import requests
 from typer.testing import CliRunner
 
 from tests.support import consoles, event_stream
+from tests.support.console_site import Site
+from tests.support.consoles import CHANGE, ROOT
 from tests.support.servers import ECHO, write_config
 from tests.support.waiting import until
 from torchmar import archive, recipe
@@ -32,8 +31,6 @@ from torchmar.server.telemetry.events import KINDS
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 READER = "the-token-of-a-reader"
-ROOT = "/console/api/v1"
-CHANGE = {"X-Torchmar-Console": "1"}
 FAILS = "def handle(rows, context):\n    if rows is None:\n        raise ValueError('weights are missing')\n"
 SEES = """
 import json, sys, time
@@ -52,37 +49,6 @@ def handle(rows, context):
         raise ValueError("on request")
     return [json.dumps(one) for one in headers]
 """
-
-
-class Site:
-    """A server and a browser without a window."""
-
-    def __init__(self, engine: Builtin) -> None:
-        self.engine = engine
-        self.address = str(engine.server.management)
-        keys = json.loads((engine.folder / "key_file.json").read_text())
-        self.token, self.inference_token = keys["management"]["key"], keys["inference"]["key"]
-
-    def session(self, token: str | None = None) -> requests.Session:
-        session = requests.Session()
-        answer = session.post(
-            f"{self.address}{ROOT}/sign-in", json={"token": token or self.token}, headers=CHANGE, timeout=60
-        )
-        assert answer.status_code == 200, answer.text
-        return session
-
-    def get(self, path: str, session: requests.Session | None = None, **more: Any) -> requests.Response:
-        headers = {} if session else {"Authorization": f"Bearer {self.token}"}
-        return (session or requests).get(f"{self.address}{ROOT}{path}", headers={**headers, **more}, timeout=60)
-
-    @contextlib.contextmanager
-    def stream(self, path: str = "/stream") -> Iterator[Iterator[tuple[str, Any]]]:
-        with closing(http.client.HTTPConnection(self.address.rpartition("/")[2], timeout=60)) as connection:
-            connection.request("GET", f"{ROOT}{path}", headers={"Authorization": f"Bearer {self.token}"})
-            response = connection.getresponse()
-            assert response.status == 200
-            chunks = iter(response.read1, b"")
-            yield ((event.type, json.loads(event.data)) for event in event_stream.parse(chunks))
 
 
 @pytest.fixture(scope="module")
@@ -403,10 +369,15 @@ def test_the_form_has_the_samples_of_the_archive(site: Site) -> None:
 
 def test_archives_are_listed_inspected_and_checked(site: Site) -> None:
     listed = {one["file"]: one for one in site.get("/archives").json()["archives"]}
-    assert listed["echo-1.0.mar"]["registered"] == ["echo 1.0"] and listed["fails-1.0.mar"]["registered"] == []
+    assert (
+        listed["echo-1.0.mar"]["registered"] == [{"model": "echo", "version": "1.0"}]
+        and listed["fails-1.0.mar"]["registered"] == []
+    )
     assert listed["echo-1.0.mar"]["description"] == HOSTILE
     described = site.get("/archives/echo-1.0.mar").json()
-    assert described["samples"] == 2 and described["handler"] == "handler.py"
+    assert [one["name"] for one in described["samples"]] == ["sample.txt", "JSON"] and described[
+        "handler"
+    ] == "handler.py"
     assert {"handler.py", "sample.txt"} <= {member["name"] for member in described["members"]}
     assert not [finding for finding in described["findings"] if finding["severity"] == "error"]
     for file in ("nothing.mar", "%2e%2e%2freader", ".hidden", "..%2fstore%2fecho-1.0.mar"):
@@ -432,6 +403,63 @@ def test_an_archive_that_is_sent_is_checked_and_not_kept(site: Site) -> None:
         errors = {finding["code"] for finding in document["findings"] if finding["severity"] == "error"}
         assert document["file"] == "sent.mar" and (errors & codes or errors == codes)
     assert sorted(store.iterdir()) == before
+
+
+def test_an_archive_that_is_sent_is_put_into_the_store_but_replaces_nothing(site: Site) -> None:
+    store = Path(site.get("/server").json()["model_store"])
+    body = (store / "echo-1.0.mar").read_bytes()
+
+    def send(content: bytes, file: str, session: requests.Session) -> requests.Response:
+        return session.post(f"{site.address}{ROOT}/archives?file={file}", content, headers=CHANGE, timeout=60)
+
+    session = site.session()
+    try:
+        assert send(body, "../sent 1.mar", session).json() == {"file": "_sent 1.mar"}
+        assert (store / "_sent 1.mar").read_bytes() == body
+        assert send(body, "../sent 1.mar", session).status_code == 200
+        other = send((store / "sees-1.0.mar").read_bytes(), "echo-1.0.mar", session)
+        assert other.status_code == 409 and "another version" in other.json()["message"]
+        damaged = send(body.replace(b"hello", b"jello"), "damaged.mar", session)
+        assert damaged.status_code == 400 and "damaged.mar" in damaged.json()["message"]
+        assert send(body, "reader.mar", site.session(READER)).status_code == 403
+    finally:
+        (store / "_sent 1.mar").unlink(missing_ok=True)
+    assert {path.name for path in store.iterdir()} <= {
+        f"{name}.mar" for name in ("echo-1.0", "echo-2.0", "fails-1.0", "sees-1.0")
+    }
+
+
+def test_samples_are_sent_and_their_last_answers_compared(site: Site) -> None:
+    session = site.session()
+    assert site.get("/models/echo/1.0/samples").json() == {"answers": []}
+    for number in (1, 0):
+        path = f"{site.address}{ROOT}/models/echo/1.0/samples/{number}/run"
+        answer = session.post(path, headers=CHANGE, timeout=60).json()
+        assert (answer["number"], answer["status"], answer["differences"]) == (number, 200, [])
+    answers = site.get("/models/echo/1.0/samples").json()["answers"]
+    assert [answer["number"] for answer in answers] == [0, 1] and "hello" in answers[0]["text"]
+    assert (
+        session.post(f"{site.address}{ROOT}/models/echo/1.0/samples/9/run", headers=CHANGE, timeout=60).status_code
+        == 404
+    )
+    assert session.post(f"{site.address}{ROOT}/models/echo/1.0/samples/0/run", timeout=60).status_code == 403
+
+
+def test_a_report_beside_an_archive_is_a_page_without_scripts(site: Site) -> None:
+    store = Path(site.get("/server").json()["model_store"])
+    page = store / "echo-1.0.load.html"
+    page.write_text("<h1>Load</h1><script>alert(1)</script>")
+    try:
+        (report,) = site.get("/archives/echo-1.0.mar").json()["reports"]
+        assert report["page"] == page.name
+        answer = site.get(f"/archives/echo-1.0.mar/reports/{page.name}")
+        assert answer.headers["Content-Type"].startswith("text/html") and answer.text == page.read_text()
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy and "sandbox" in policy and "script-src" not in policy
+        for other in ("nothing.html", "%2e%2e%2freader", "echo-1.0.mar"):
+            assert site.get(f"/archives/echo-1.0.mar/reports/{other}").status_code == 404, other
+    finally:
+        page.unlink()
 
 
 def test_a_stop_ends_open_streams_at_once(tmp_path: Path, make: Callable[..., Path]) -> None:

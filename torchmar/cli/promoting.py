@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -175,12 +175,4 @@ def _document(name: str, version: str, result: Promotion) -> dict[str, object]:
         "before": result.before,
         "promoted": result.passed,
     }
-    if comparison := result.comparison:
-        document |= {
-            "verdict": comparison.verdict,
-            "requests": comparison.requests,
-            "differences": list(comparison.differences),
-            "ratio_of_medians": asdict(comparison.ratio),
-            "milliseconds": dict(zip((comparison.old, comparison.new), comparison.milliseconds, strict=True)),
-        }
-    return document
+    return document | (result.comparison.document() if result.comparison else {})

@@ -85,14 +85,14 @@ class Endpoint:
             for api in APIS
         }
         return cls(
-            inference=_reachable(values.url("inference_address")),
-            management=_reachable(values.url("management_address")),
+            inference=reachable(values.url("inference_address")),
+            management=reachable(values.url("management_address")),
             # A token of the environment is for another server.
             key_file=None if values.flag("disable_token_authorization") else folder / KEY_FILE,
             tokens={},
             verify=certificate if certificate.is_file() else True,
-            grpc_inference=_reachable(grpc["grpc_inference"]),
-            grpc_management=_reachable(grpc["grpc_management"]),
+            grpc_inference=reachable(grpc["grpc_inference"]),
+            grpc_management=reachable(grpc["grpc_management"]),
         )
 
     @classmethod
@@ -105,7 +105,7 @@ class Endpoint:
         return cls(inference=server) if api == "inference" else cls(management=server)
 
 
-def _reachable(address: str) -> str:
+def reachable(address: str) -> str:
     """Return an address to connect to: loopback for a server that listens on all addresses."""
     parts = urlsplit(address)
     for unspecified, loopback in (("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")):

@@ -8,9 +8,9 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torchmar import comparison
 from torchmar.connection import Endpoint
@@ -74,6 +74,16 @@ class Comparison:
         if self.ratio.high <= 1 + self.max_regression:
             return "pass"
         return "slower" if self.ratio.low > 1 + self.max_regression else "undecided"
+
+    def document(self) -> dict[str, Any]:
+        """Return the comparison as JSON."""
+        return {
+            "verdict": self.verdict,
+            "requests": self.requests,
+            "differences": list(self.differences),
+            "ratio_of_medians": asdict(self.ratio),
+            "milliseconds": dict(zip((self.old, self.new), self.milliseconds, strict=True)),
+        }
 
 
 def compare(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torchmar.remote_console.console import RemoteConsole
+from torchmar.remote_console.documents import LARGEST_UPLOAD
 from torchmar.remote_console.forwarding import ForwardingConsole
 from torchmar.remote_console.models import RemoteModels
 from torchmar.remote_console.reader import Target
@@ -24,7 +25,6 @@ from torchmar.server.tokens import Tokens
 HOST = "127.0.0.1"
 _IDLE_S = 3600.0
 _GRACE_S = 1.0
-_LARGEST = 1 << 30  # bytes of a request, as an archive to check
 
 
 def serve(target: Target, ports: Sequence[int], on_link: Callable[[str], None], *, has_console: bool) -> None:
@@ -82,7 +82,7 @@ async def _serve(target: Target, ports: Sequence[int], on_link: Callable[[str], 
 async def _listen(app: http.App, ports: Sequence[int]) -> http.Listener:
     for port in ports:
         try:
-            return await http.listen(app, HOST, port, http.Limits(body=_LARGEST))
+            return await http.listen(app, HOST, port, http.Limits(body=LARGEST_UPLOAD))
         except OSError as error:
             failure = bind_error(f"{HOST}:{port}", error)
     raise failure

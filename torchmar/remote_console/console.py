@@ -125,9 +125,7 @@ class RemoteConsole(MonitorPages):
 
     async def _sample(self, request: Request, name: str, version: str, number: str) -> None:
         url = self._models.url(name, version)
-        if not number.isascii() or not number.isdigit():
-            raise ApiError(400, "BadRequestException", f"{number[:100]!r} is not the number of a sample.")
-        body, content_type = await asyncio.to_thread(self._models.store.sample, name, version, url, int(number[:9]))
+        body, content_type = await asyncio.to_thread(self._models.store.sample, name, version, url, number)
         self._send(request, 200, body, content_type, ())
 
     def _archives(self, request: Request, read: Callable[..., object], *file: str) -> None:
@@ -138,8 +136,10 @@ class RemoteConsole(MonitorPages):
         self._start(request, self._in_thread(request, read, folder, *file, self._in_use()))
 
     def _in_use(self) -> archives.Registered:
-        in_use: dict[str, list[str]] = {}
+        in_use: dict[str, list[dict[str, str]]] = {}
         for name, model in self._models.snapshot.models.items():
             for state in model.versions:
-                in_use.setdefault(Path(state.model.url).name, []).append(f"{name} {state.model.version}")
+                in_use.setdefault(Path(state.model.url).name, []).append(
+                    {"model": name, "version": state.model.version}
+                )
         return in_use

@@ -18,6 +18,7 @@ from torchmar.server.models import archive_urls
 from torchmar.server.tokens import Right
 
 ENGINE = "TorchServe"
+LARGEST_UPLOAD = 1 << 30  # bytes of a request, as an archive to check
 _GPU = re.compile(r"gpuId::(\d+)")
 _LOAD = ("requests", "failed", "mean_ms", "queue_ms")
 _OF_ARCHIVE = ("digest", "size", "modified", "handler", "description", "samples", "archives")
@@ -52,6 +53,8 @@ def server(target: Target, snapshot: Snapshot, right: Right) -> dict[str, Any]:
         "tokens": _has_tokens(endpoint),
         "right": right,
         "may_register": right == "management",
+        "may_upload": False,
+        "largest_upload": LARGEST_UPLOAD,
         "machine": None,
     }
 
@@ -125,7 +128,7 @@ def _worker(worker: WorkerState, stage: str) -> dict[str, Any]:
 
 def _not_reported(target: Target, snapshot: Snapshot) -> list[str]:
     """Return the keys of the API that have no values, and the pages that have no content."""
-    missing = ["steps", "machine", *load.NOT_REPORTED]
+    missing = ["steps", "machine", "answers", "rollout", *load.NOT_REPORTED]
     if snapshot.metrics is None:
         missing += _LOAD
     if target.folder is None:

@@ -67,10 +67,11 @@ class Store:
         with self._opened(name, version, url, tensors) as opened:
             return form.form(opened)
 
-    def sample(self, name: str, version: str, url: str, number: int) -> tuple[bytes, str]:
-        """Return a sample, as `torchmar.server.api.console.form.sample_body`."""
+    def sample(self, name: str, version: str, url: str, number: str) -> tuple[bytes, str]:
+        """Return the body of a sample and its content type; see `torchmar.server.api.console.form.sample`."""
         with self._opened(name, version, url, {}) as opened:
-            return form.sample_body(opened, number)
+            _, body, content_type = form.sample(opened, number)
+            return body, content_type
 
     @contextlib.contextmanager
     def _opened(self, name: str, version: str, url: str, tensors: Mapping[str, Any]) -> Iterator[_Version]:

@@ -77,7 +77,9 @@ class ServerApp:
         self._events, self._recent_logs = Events(), RecentLogs()
         observer = ServerObserver(self._metrics, self._events)
         self.registry = Registry(self._archives, self._pools, settings, observer, self._events)
-        self._console = Console(self.registry, self._tokens, settings, self._metrics, self._events, self._recent_logs)
+        self._console = Console(
+            self.registry, self._tokens, settings, self._metrics, self._events, self._recent_logs, folder
+        )
         self._access = logs.AccessLog(folder / "logs", settings.log_format) if settings.access_log else None
         self._folder = folder
         self._snapshots = None
@@ -179,12 +181,13 @@ class ServerApp:
         for task in (self._reporting, self._watching):
             if task:
                 task.cancel()
+        # First: a change that is being made is undone, which the state is to have; and streams keep the listener open.
+        await self._console.close()
         startup_report.remove(self._folder)
         if self._loaded:
             self.registry.on_change = lambda: None
             self._save_snapshot("shutdown")
         self._archives.stop_downloads()  # registrations would wait for them
-        await self._console.close()  # first: its streams would keep the listener open
         await asyncio.gather(*(listener.close(grace) for listener in self._listeners))
         await self.registry.close(grace)
         await self._archives.close()

@@ -36,6 +36,11 @@ class BackgroundTasks:
         for task in self._tasks:
             task.cancel()
 
+    async def wait(self) -> None:
+        """Wait for the end of all tasks, also of those that they start meanwhile."""
+        while tasks := list(self._tasks):
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def close(self) -> None:
         """Cancel all tasks and wait for their end, also of those that they start meanwhile."""
         while tasks := list(self._tasks):

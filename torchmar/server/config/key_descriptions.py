@@ -158,6 +158,11 @@ DESCRIPTIONS: Mapping[str, KeyDescription] = {
     "torchmar_check_archives": KeyDescription(
         ACCESS, "Whether archives are checked, with their digests, before any of their code runs."
     ),
+    "torchmar_console_uploads": KeyDescription(
+        ACCESS,
+        "Whether the console puts archives that are dropped into it into the model store; it needs `enable_model_api` "
+        "and the right to manage models, too.",
+    ),
     "torchmar_download_retries": KeyDescription(
         MODELS,
         "Attempts to continue a download whose connection broke, before it fails; each byte that arrives starts the "

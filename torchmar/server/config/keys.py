@@ -116,6 +116,7 @@ SUPPORTED_KEYS: Mapping[str, ConfigKey] = {
     "token_expiration_min": ConfigKey("token_expiration_min", values.minutes, "60", "number"),
     "torchmar_access_log": _flag("access_log"),
     "torchmar_check_archives": _flag("check_archives"),
+    "torchmar_console_uploads": _flag("console_uploads", "false"),
     "torchmar_download_retries": _number("download_retries", "5", 0),
     "torchmar_envvars_read": _flag(""),
     "torchmar_health_path": ConfigKey("health_path", values.url_path, "/healthz"),

@@ -69,6 +69,7 @@ class Settings:
         state_file: ``torchmar_state_file``; the file for the registered models; None: none is written.
         check_archives: ``torchmar_check_archives``; whether archives are checked before their code runs.
         ignored_checks: ``torchmar_ignore_checks``; codes of checks, or beginnings of codes, to ignore.
+        console_uploads: ``torchmar_console_uploads``; whether the console puts archives into the model store.
         max_download_size: ``torchmar_max_download_size``; the most bytes of a download.
         download_retries: ``torchmar_download_retries``; attempts after one that brought no further byte.
         shutdown_delay: ``torchmar_shutdown_delay``; seconds after SIGTERM in which requests are still accepted.
@@ -136,6 +137,7 @@ class Settings:
     state_file: Path | None = None
     check_archives: bool = True
     ignored_checks: tuple[str, ...] = ()
+    console_uploads: bool = True
     max_download_size: int = 20 << 30
     download_retries: int = 5
     shutdown_delay: int = 0

@@ -49,13 +49,20 @@ async def run(
         stderr=asyncio.subprocess.STDOUT,
     ) as process:
         assert process.stdout
-        remainder = b""
-        while data := await process.stdout.read(_CHUNK):
-            *lines, remainder = (remainder + data).split(b"\n")
-            for line in lines:
-                add(line)
-        add(remainder)
+        async for line in lines_of(process.stdout):
+            add(line)
         return await process.wait(), list(last_lines)
+
+
+async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield the lines of an output, however long, without their ends."""
+    remainder = b""
+    while data := await stream.read(_CHUNK):
+        *lines, remainder = (remainder + data).split(b"\n")
+        for line in lines:
+            yield line
+    if remainder:
+        yield remainder
 
 
 @contextlib.asynccontextmanager

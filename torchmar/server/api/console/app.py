@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
+from torchmar.checks import admission
 from torchmar.server.api import parameters
-from torchmar.server.api.console import archives, documents, form, trial
+from torchmar.server.api.console import archives, documents, files, form, reports, samples, trial
 from torchmar.server.api.console.monitor import MonitorPages
-from torchmar.server.api.console.pages import Manage, allow
+from torchmar.server.api.console.pages import Manage, allow, document
+from torchmar.server.api.console.rollout import Rollout
+from torchmar.server.api.console.rollout_messages import Job
+from torchmar.server.api.console.samples import SampleAnswers
 from torchmar.server.api_error import ApiError
 from torchmar.server.config.settings import Settings
 from torchmar.server.http import Request
@@ -17,6 +24,7 @@ from torchmar.server.telemetry.events import Events
 from torchmar.server.telemetry.history import History
 from torchmar.server.telemetry.metrics import Metrics
 from torchmar.server.telemetry.recent_logs import RecentLogs
+from torchmar.server.tokens import FILE as KEY_FILE
 from torchmar.server.tokens import Tokens
 
 
@@ -30,6 +38,7 @@ class Console(MonitorPages):
         metrics: counts the responses, and has the load.
         events: what happened to the models.
         recent_logs: the log.
+        folder: the run folder.
     """
 
     def __init__(
@@ -40,6 +49,7 @@ class Console(MonitorPages):
         metrics: Metrics,
         events: Events,
         recent_logs: RecentLogs,
+        folder: Path,
     ) -> None:
         history = History()
         super().__init__(
@@ -56,10 +66,18 @@ class Console(MonitorPages):
         self._registry, self._settings, self._metrics = registry, settings, metrics
         self._sampler = Sampler(registry, metrics, history)
         self._sampler.on_tick = self._streams.on_tick
+        self._answers = SampleAnswers()
+        self._rollout = Rollout(_template(settings, folder), folder, self._streams.send_rollout)
+        self._streams.rollout = self._rollout.shown
 
     def start(self) -> None:
         """Begin to sample the load."""
         self._tasks.start(self._sampler.run())
+
+    async def close(self) -> None:
+        """Stop a change that is being made, and end what runs for pages."""
+        await self._rollout.close()
+        await super().close()
 
     def _api(self, request: Request, segments: list[str], manage: Manage) -> None:
         if segments[:1] == ["management"]:
@@ -82,6 +100,29 @@ class Console(MonitorPages):
                     max_size=self._settings.max_response_size,
                 )
                 return
+            case ["rollout", "plan"]:
+                allow(request, "POST")
+                self._access.check(request, change=False)  # which it does not, but it must come from the page
+                self._start(request, self._plan(request))
+                return
+            case ["rollout", "apply" | "promote" | "rollback" | "stop" as action]:
+                allow(request, "POST")
+                self._access.check(request)
+                if action == "stop":
+                    self._rollout.stop()
+                    self._respond(request, self._rollout.shown())
+                else:
+                    self._respond(request, self._rollout.start(action, document(request)))
+                return
+            case ["models", name, version, "samples", number, "run"]:
+                allow(request, "POST")
+                self._access.check(request)
+                self._start(request, self._run_sample(request, name, version, number))
+                return
+            case ["archives"] if request.method == "POST":
+                self._access.check(request)
+                self._start(request, self._store(request))
+                return
             case ["archives", "check"]:
                 allow(request, "POST")
                 self._access.check(request)
@@ -101,6 +142,8 @@ class Console(MonitorPages):
                 self._respond(request, documents.model(self._registry.models[name]))
             case ["models", name, version, "form"]:
                 self._start(request, self._in_thread(request, form.form, self._registry.find(name, version)))
+            case ["models", name, version, "samples"]:
+                self._respond(request, {"answers": self._answers.of(self._registry.find(name, version))})
             case ["models", name, version, "samples", number]:
                 self._start(request, self._sample(request, name, version, number))
             case ["archives"]:
@@ -110,12 +153,88 @@ class Console(MonitorPages):
                 in_use = archives.registered(self._registry)
                 work = self._in_thread(request, archives.described, self._settings.model_store, file, in_use)
                 self._start(request, work)
+            case ["archives", file, "reports", report]:
+                self._start(request, self._report(request, file, report))
+            case ["rollout"]:
+                applied = self._rollout.applied() if right == "management" else {"deployment": ""}
+                self._respond(request, {**self._rollout.shown(), **applied})
+            case ["rollout", "state"]:
+                self._start(request, self._state(request))
             case _:
                 self._monitor(request, segments, query)
 
+    async def _plan(self, request: Request) -> None:
+        deployment = document(request).get("deployment")
+        if not isinstance(deployment, str):
+            raise ApiError(
+                400, "BadRequestException", 'The body must be {"deployment": ...}, the text of a deployment.'
+            )
+        self._respond(request, await self._rollout.plan(deployment))
+
+    async def _state(self, request: Request) -> None:
+        models = tuple(map(documents.signature, self._registry.models.values()))
+        signature = models, tuple(self._registry.routes.by_path.items())
+        self._respond(request, await self._rollout.overview(signature))
+
     async def _sample(self, request: Request, name: str, version: str, number: str) -> None:
-        registered = self._registry.find(name, version)
-        if not number.isascii() or not number.isdigit():
-            raise ApiError(400, "BadRequestException", f"{number[:100]!r} is not the number of a sample.")
-        body, content_type = await asyncio.to_thread(form.sample_body, registered, int(number[:9]))
+        _, body, content_type = await asyncio.to_thread(form.sample, self._registry.find(name, version), number)
         self._send(request, 200, body, content_type, ())
+
+    async def _run_sample(self, request: Request, name: str, version: str, number: str) -> None:
+        """Send a sample to its version, and respond with the answer, compared with what is expected."""
+        registered = self._registry.find(name, version)
+        sample, body, content_type = await asyncio.to_thread(form.sample, registered, number)
+        since = time.monotonic()
+
+        def respond(
+            request: Request, status: int, body: bytes, content_type: str, headers: Sequence[tuple[str, str]]
+        ) -> None:
+            milliseconds = (time.monotonic() - since) * 1000
+            self._start(request, judge(status, body, content_type, milliseconds))
+
+        async def judge(status: int, body: bytes, content_type: str, milliseconds: float) -> None:
+            answer = await asyncio.to_thread(
+                samples.judged, int(number), sample, status, body, content_type, milliseconds
+            )
+            self._answers.put(registered, answer)
+            self._respond(request, answer)
+
+        trial.run(
+            request,
+            next(self._ids),
+            registered,
+            self._metrics,
+            respond,
+            explain=bool(sample.get("explain")),
+            max_size=self._settings.max_response_size,
+            sample=(body, content_type),
+        )
+
+    async def _store(self, request: Request) -> None:
+        """Put an archive that a browser has sent into the model store."""
+        settings = self._settings
+        if not (settings.model_api and settings.console_uploads):
+            key = "torchmar_console_uploads" if settings.model_api else "enable_model_api"
+            raise ApiError(403, "InvalidKeyException", f"This server takes no archives: {key} is false.")
+        file = parameters.query(request).get("file", "")
+        ignored = settings.ignored_checks if settings.check_archives else tuple(admission.EVERYTHING)
+        stored = await asyncio.to_thread(archives.stored, settings.model_store, request.content, file, ignored)
+        self._respond(request, {"file": stored})
+
+    async def _report(self, request: Request, file: str, name: str) -> None:
+        path = archives.located(self._settings.model_store, file)
+        body = await asyncio.to_thread(reports.page, path, name)
+        self._on_answer(200)
+        request.respond(200, body, "text/html; charset=utf-8", [*files.SECURITY_HEADERS, files.REPORT_POLICY])
+
+
+def _template(settings: Settings, folder: Path) -> Job:
+    """Return a job without an operation: how its process reaches this server."""
+    return Job(
+        kind="overview",
+        inference=str(settings.inference),
+        management=str(settings.management),
+        key_file=str(folder / KEY_FILE) if settings.tokens else "",
+        model_store=str(settings.model_store),
+        ignored_checks=settings.ignored_checks if settings.check_archives else tuple(admission.EVERYTHING),
+    )

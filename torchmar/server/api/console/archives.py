@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 import re
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torchmar import checks
 from torchmar.archive import Archive, store
+from torchmar.checks import admission
 from torchmar.checks.finding import Finding
 from torchmar.errors import TorchmarError
+from torchmar.recipe import Sample
+from torchmar.server.api.console import reports
 from torchmar.server.api_error import ApiError
 from torchmar.server.models.registry import Registry
 
 _MOST = 1000  # archives of a list
 _MOST_MEMBERS = 2000
+_MOST_SAMPLES = 200
 _LONGEST_NAME = 120  # characters
 
-Registered = Mapping[str, list[str]]
-"""By file name, the models that are registered from it."""
+Registered = Mapping[str, list[dict[str, str]]]
+"""By file name, the models and versions that are registered from it."""
 
 
 def registered(registry: Registry) -> Registered:
     """Return the versions that are registered, by the file name of their archives."""
-    by_file: dict[str, list[str]] = {}
+    by_file: dict[str, list[dict[str, str]]] = {}
     for name, model in registry.models.items():
         for version in model.versions.values():
-            by_file.setdefault(Path(version.url).name, []).append(f"{name} {version.version}")
+            by_file.setdefault(Path(version.url).name, []).append({"model": name, "version": version.version})
     return by_file
 
 
@@ -55,10 +61,21 @@ def described(folder: Path, file: str, in_use: Registered) -> dict[str, Any]:
     Raises:
         ApiError: 404, the model store has no such archive.
     """
+    path = located(folder, file)
+    found = {"findings": _findings(path), "reports": reports.listed(path)}
+    return {**_summary(path, in_use.get(file, [])), **_content(path), **found}
+
+
+def located(folder: Path, file: str) -> Path:
+    """Return the path of an archive of the model store.
+
+    Raises:
+        ApiError: 404, there is none of this name.
+    """
     path = folder / file
     if "/" in file or not store.is_archive(path) or not path.exists():
         raise ApiError(404, "ResourceNotFoundException", f"The model store has no archive {file[:200]}.")
-    return {**_summary(path, in_use.get(file, [])), **_content(path), "findings": _findings(path)}
+    return path
 
 
 def checked(body: bytes | memoryview, file: str) -> dict[str, Any]:
@@ -71,7 +88,46 @@ def checked(body: bytes | memoryview, file: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="torchmar-check-") as folder:
         path = Path(folder, _file_name(file))
         path.write_bytes(body)
-        return {**_summary(path, []), **_content(path), "findings": _findings(path)}
+        found = {"findings": _findings(path), "reports": reports.listed(path)}
+        return {**_summary(path, []), **_content(path), **found}
+
+
+def stored(folder: Path, body: bytes | memoryview, file: str, ignored_checks: Sequence[str]) -> str:
+    """Put an archive that a browser has sent into the model store, and return its file name. Blocking.
+
+    Args:
+        folder: the model store.
+        body: the archive.
+        file: its name, whose suffix tells the form.
+        ignored_checks: codes of checks that the server ignores.
+
+    Raises:
+        ApiError: 400, the server would not register it; 409, the model store has another file of this name; 500, it
+            cannot be written.
+    """
+    destination = folder / _file_name(file)
+    # Checks need the suffix; hidden files are no archives of a store.
+    checked = destination.with_name(f".{os.urandom(4).hex()}.{destination.name}")
+    try:
+        checked.write_bytes(body)
+        admission.admit(checked, ignored_checks)
+        os.link(checked, destination)  # unlike a rename, it replaces nothing
+    except FileExistsError:
+        if not filecmp.cmp(checked, destination, shallow=False):
+            message = (
+                f"The model store has another {destination.name}. Give this archive another version, or its file "
+                "another name."
+            )
+            raise ApiError(409, "ConflictStatusException", message) from None
+    except TorchmarError as error:
+        message = str(error).replace(str(checked), destination.name).replace(checked.name, destination.name)
+        raise ApiError(400, "BadRequestException", message) from None
+    except OSError as error:
+        message = f"The archive cannot be written to the model store: {error.strerror or error}."
+        raise ApiError(500, "InternalServerException", message) from None
+    finally:
+        checked.unlink(missing_ok=True)
+    return destination.name
 
 
 def _file_name(file: str) -> str:
@@ -80,7 +136,7 @@ def _file_name(file: str) -> str:
     return name if name.endswith((".mar", ".model", ".tar.gz")) else f"{name}.mar"
 
 
-def _summary(path: Path, models: list[str]) -> dict[str, Any]:
+def _summary(path: Path, models: list[dict[str, str]]) -> dict[str, Any]:
     status = path.stat()
     document: dict[str, Any] = {
         "file": path.name,
@@ -115,17 +171,27 @@ def _content(path: Path) -> dict[str, Any]:
                 "handler": model.handler,
                 "weights": model.serialized_file or "",
                 "config": archive.config_text,
-                "samples": len(archive.samples),
+                "samples": [_sample(*numbered) for numbered in enumerate(archive.samples[:_MOST_SAMPLES])],
                 "member_count": len(members),
                 "members": [{"name": member.name, "size": member.size} for member in members[:_MOST_MEMBERS]],
             }
     except (TorchmarError, OSError):
         return {
             **dict.fromkeys(("digest", "handler", "weights", "config"), ""),
-            "samples": 0,
+            "samples": [],
             "member_count": 0,
             "members": [],
         }
+
+
+def _sample(number: int, sample: Sample) -> dict[str, Any]:
+    return {
+        "number": number,
+        "name": PurePosixPath(sample.input).name if sample.input else "JSON",
+        "explain": sample.explain,
+        "status": sample.status,
+        "expect": sample.expect,
+    }
 
 
 def _findings(path: Path) -> list[dict[str, Any]]:

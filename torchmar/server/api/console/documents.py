@@ -85,6 +85,8 @@ def server(registry: Registry, settings: Settings, right: Right) -> dict[str, An
         "tokens": settings.tokens,
         "right": right,
         "may_register": settings.model_api and right == "management",
+        "may_upload": settings.model_api and settings.console_uploads and right == "management",
+        "largest_upload": settings.max_request_size,
         "machine": {
             "cores": cores(),
             "load": round(psutil.getloadavg()[0], 2),

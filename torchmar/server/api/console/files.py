@@ -39,6 +39,11 @@ _POLICY = (
     "default-src 'self'; script-src 'self' {hash}; img-src 'self' blob:; media-src 'self' blob:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+#: Of reports, which are pages without scripts.
+REPORT_POLICY = (
+    "Content-Security-Policy",
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'none'",
+)
 #: Of responses that no browser shows as a page.
 DATA_POLICY = ("Content-Security-Policy", "default-src 'none'; sandbox; frame-ancestors 'none'")
 

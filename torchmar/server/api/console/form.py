@@ -75,16 +75,23 @@ def form(version: Version) -> dict[str, Any]:
     }
 
 
-def sample_body(version: Version, number: int) -> tuple[bytes, str]:
-    """Return the body of a sample and its content type. Blocking.
+def sample(version: Version, number: str) -> tuple[dict[str, Any], bytes, str]:
+    """Return a sample, its body and its content type. Blocking.
 
     Raises:
-        ApiError: 404, there is no such sample, or its file cannot be read.
+        ApiError: 400, it is not the number of a sample; 404, there is no such sample, or its file cannot be read.
     """
-    samples = _samples(version)
-    if not 0 <= number < len(samples):
-        raise ApiError(404, "ResourceNotFoundException", f"{version.name} {version.version} has no sample {number}.")
-    sample = samples[number]
+    if not number.isascii() or not number.isdigit():
+        raise ApiError(400, "BadRequestException", f"{number[:100]!r} is not the number of a sample.")
+    sample = dict(enumerate(_samples(version))).get(int(number[:9]))
+    if sample is None:
+        raise ApiError(
+            404, "ResourceNotFoundException", f"{version.name} {version.version} has no sample {number[:9]}."
+        )
+    return sample, *_body(version, number, sample)
+
+
+def _body(version: Version, number: str, sample: Mapping[str, Any]) -> tuple[bytes, str]:
     if "input" not in sample:
         return json.dumps(sample.get("json"), indent=2, ensure_ascii=False).encode(
             "utf-8", "replace"

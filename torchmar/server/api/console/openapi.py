@@ -110,7 +110,10 @@ _SUMMARY: dict[str, Schema] = {
     "file": TEXT,
     "size": _nullable({**_INTEGER, "format": "int64"}, "Bytes; null: it is a folder."),
     "modified": _TIME,
-    "registered": {**array(TEXT), "description": "Models and versions that are registered from it."},
+    "registered": {
+        **array(record({"model": TEXT, "version": TEXT})),
+        "description": "Models and versions that are registered from it.",
+    },
     "name": TEXT,
     "version": TEXT,
     "description": TEXT,
@@ -125,10 +128,103 @@ _SCHEMAS: dict[str, Schema] = {
             "handler": TEXT,
             "weights": TEXT,
             "config": TEXT,
-            "samples": _INTEGER,
+            "samples": array(
+                record(
+                    {
+                        "number": _INTEGER,
+                        "name": TEXT,
+                        "explain": FLAG,
+                        "status": _INTEGER,
+                        "expect": {"nullable": True, "description": "The answer expected; null: any."},
+                    }
+                )
+            ),
             "member_count": _INTEGER,
             "members": array(record({"name": TEXT, "size": _INTEGER})),
             "findings": array(reference("Finding")),
+            "reports": array(reference("Report")),
+        }
+    ),
+    "Report": record(
+        {
+            "name": {"type": "string", "description": "Of its file; empty: it is in the archive."},
+            "kind": {"type": "string", "description": "optimize, tune, bench or parity; empty: it is not known."},
+            "created": TEXT,
+            "machine": TEXT,
+            "sentences": array(TEXT),
+            "columns": array(TEXT),
+            "rows": array(array(TEXT)),
+            "page": {"type": "string", "description": "The HTML file of the same name; empty: there is none."},
+            "error": TEXT,
+        }
+    ),
+    "SampleAnswers": record({"answers": array(reference("SampleAnswer"))}),
+    "SampleAnswer": record(
+        {
+            "number": _INTEGER,
+            "time": _TIME,
+            "milliseconds": _NUMBER,
+            "status": _INTEGER,
+            "type": TEXT,
+            "size": _INTEGER,
+            "text": {"type": "string", "description": "Its first 4,000 characters; empty: it is no text."},
+            "differences": {**array(TEXT), "description": "From what the sample expects; empty: it is right."},
+        }
+    ),
+    "Stored": record({"file": TEXT}),
+    "Operation": record(
+        {
+            "id": TEXT,
+            "kind": {"type": "string", "enum": ["apply", "promote", "rollback"]},
+            "model": {"type": "string", "description": "Of promote and rollback."},
+            "version": {"type": "string", "description": "Of promote and rollback: that becomes the default."},
+            "state": {
+                "type": "string",
+                "enum": ["running", "done", "rejected", "failed", "stopped", "interrupted"],
+                "description": "rejected: a version was not promoted; interrupted: the server ended meanwhile.",
+            },
+            "started": _TIME,
+            "ended": _nullable(_TIME),
+            "stopping": FLAG,
+            "planned": array(record({"verb": TEXT, "text": TEXT})),
+            "steps": array(
+                record(
+                    {
+                        "verb": TEXT,
+                        "text": TEXT,
+                        "seconds": _nullable(_NUMBER, "null: it runs."),
+                        "note": TEXT,
+                        "failed": FLAG,
+                    }
+                )
+            ),
+            "outcome": _nullable({"type": "object"}, "What came of it; null: it runs."),
+        }
+    ),
+    "Rollout": record(
+        {
+            "operation": _nullable({"allOf": [reference("Operation")]}, "The last change; null: there was none."),
+            "applied": _nullable(_NUMBER, "When a deployment was applied last, in seconds since 1970."),
+            "deployment": {
+                "type": "string",
+                "description": "The deployment that was applied last; empty: it is not known, or a reader asks.",
+            },
+        }
+    ),
+    "RolloutState": record(
+        {
+            "deployment": {"type": "string", "description": "The server's state as a deployment."},
+            "rollbacks": {
+                "type": "object",
+                "additionalProperties": record({"version": TEXT, "reason": TEXT}),
+                "description": "By model, the version that a rollback makes the default, or why there is none.",
+            },
+        }
+    ),
+    "Plan": record(
+        {
+            "problems": array(record({"line": _INTEGER, "place": TEXT, "message": TEXT, "hint": TEXT})),
+            "plan": _nullable({"type": "object"}, "As of torchmar plan --json, with the digest that apply needs."),
         }
     ),
     "Finding": record(
@@ -173,6 +269,8 @@ _SCHEMAS: dict[str, Schema] = {
             "tokens": {**FLAG, "description": "Whether requests need a token."},
             "right": {"type": "string", "enum": ["management", "read"]},
             "may_register": FLAG,
+            "may_upload": {**FLAG, "description": "Whether the console puts archives into the model store."},
+            "largest_upload": {**_INTEGER, "description": "Bytes of a request: max_request_size."},
             "machine": _nullable(
                 record({"cores": _INTEGER, "load": _NUMBER, "memory_used": _INTEGER, "memory_total": _INTEGER})
             ),
@@ -289,7 +387,36 @@ def description(tokens: bool) -> dict[str, Any]:
             Parameter("query", "worker", TEXT, "Only this worker; default: all."),
             Parameter("query", "limit", whole_number(0), "The most entries; default: 2000, which are kept."),
         ),
-        f"{_ROOT}/archives": _get("consoleArchives", "List the archives of the model store.", "Archives", token),
+        f"{_ROOT}/archives": {
+            **_get("consoleArchives", "List the archives of the model store.", "Archives", token),
+            "post": operation(
+                "consoleStore",
+                "Put an archive into the model store, if the server would register it; nothing of it is run.",
+                {"200": response("It is there", reference("Stored"))},
+                errors={
+                    **_ERRORS,
+                    "403": "A reader, or enable_model_api or torchmar_console_uploads is false",
+                    "409": "There is another file of this name",
+                    "413": "It is larger than max_request_size",
+                },
+                parameters=(Parameter("query", "file", TEXT, "Its file name."),),
+                body={"application/octet-stream": BINARY},
+                token=token,
+            ),
+        },
+        f"{_ROOT}/archives/{{file}}/reports/{{report}}": {
+            "get": operation(
+                "consoleReport",
+                "Return the HTML file of a report that is beside an archive.",
+                {"200": response("A page without scripts", TEXT, "text/html")},
+                errors=_ERRORS,
+                parameters=(
+                    Parameter("path", "file", TEXT, "File name of the archive."),
+                    Parameter("path", "report", TEXT, "File name of the report."),
+                ),
+                token=token,
+            )
+        },
         f"{_ROOT}/archives/{{file}}": _get(
             "consoleArchive",
             "Inspect and check an archive of the model store.",
@@ -308,6 +435,7 @@ def description(tokens: bool) -> dict[str, Any]:
                 token=token,
             )
         },
+        **_of_rollouts(token),
         f"{_ROOT}/stream": {
             "get": operation(
                 "consoleStream",
@@ -361,6 +489,62 @@ def _get(identity: str, text: str, schema: str, token: str, *parameters: Paramet
     return {"get": operation(identity, text, ok, errors=_ERRORS, parameters=parameters, token=token)}
 
 
+def _of_rollouts(token: str) -> dict[str, Any]:
+    number: Schema = {"type": "number"}
+    deployment: Schema = {"type": "string", "description": "The text of a deployment.yaml."}
+    changes = {
+        "apply": (
+            "Apply the plan of a deployment.",
+            record({"deployment": deployment, "plan": {"type": "string", "description": "The digest of the plan."}}),
+        ),
+        "promote": (
+            "Make a version the default if it passes its tests.",
+            record(
+                {"model": TEXT, "version": TEXT},
+                {"compare": FLAG, "max_regression": number, "max_differences": number, "tolerance": number},
+            ),
+        ),
+        "rollback": ("Make a version the default again, at once.", record({"model": TEXT, "version": TEXT})),
+    }
+    paths: dict[str, Any] = {
+        f"{_ROOT}/rollout": _get("consoleRollout", "Describe the last change.", "Rollout", token),
+        f"{_ROOT}/rollout/state": _get(
+            "consoleRolloutState", "Return the state as a deployment, and possible rollbacks.", "RolloutState", token
+        ),
+        f"{_ROOT}/rollout/plan": {
+            "post": operation(
+                "consolePlan",
+                "Return how the server differs from a deployment; change nothing.",
+                {"200": response("The plan, or what is wrong with the deployment", reference("Plan"))},
+                errors=_ERRORS,
+                body={"application/json": record({"deployment": deployment})},
+                token=token,
+            )
+        },
+        f"{_ROOT}/rollout/stop": {
+            "post": operation(
+                "consoleStop",
+                "Stop the change that is being made, and undo what can be undone.",
+                {"200": response("It stops", {"type": "object"})},
+                errors={**_ERRORS, "409": "None is being made"},
+                token=token,
+            )
+        },
+    }
+    for name, (text, schema) in changes.items():
+        paths[f"{_ROOT}/rollout/{name}"] = {
+            "post": operation(
+                f"console{name.capitalize()}",
+                text,
+                {"200": response("It has begun", reference("Operation"))},
+                errors={**_ERRORS, "409": "Another change is being made"},
+                body={"application/json": schema},
+                token=token,
+            )
+        }
+    return paths
+
+
 def _of_trials(token: str) -> dict[str, Any]:
     of_version = f"{_ROOT}/models/{{model_name}}/{{model_version}}"
     sample = Parameter("path", "number", _INTEGER, "Number of the sample.")
@@ -383,6 +567,19 @@ def _of_trials(token: str) -> dict[str, Any]:
                 token=token,
             )
         },
+    }
+    paths[f"{of_version}/samples"] = _get(
+        "consoleSampleAnswers", "Return the last answers to samples.", "SampleAnswers", token, _NAME, _VERSION
+    )
+    paths[f"{of_version}/samples/{{number}}/run"] = {
+        "post": operation(
+            "consoleRunSample",
+            "Send a sample to its version, and compare the answer.",
+            {"200": response("The answer", reference("SampleAnswer"))},
+            errors=_ERRORS,
+            parameters=(_NAME, _VERSION, sample),
+            token=token,
+        )
     }
     for verb, text in (("predict", "Run a request"), ("explain", "Explain the answer to a request")):
         paths[f"{of_version}/{verb}"] = {

@@ -103,11 +103,11 @@ class Pages(ABC):
         if action == "sign-out":
             self._respond(request, {"status": "Signed out"}, headers=[self._access.cookie("")])
             return
-        document = _document(request)
-        if isinstance(document.get("code"), str):
-            session = self._sessions.open_with_code(document["code"])
-        elif isinstance(document.get("token"), str):
-            session = self._sessions.open_with_token(document["token"])
+        sent = document(request)
+        if isinstance(sent.get("code"), str):
+            session = self._sessions.open_with_code(sent["code"])
+        elif isinstance(sent.get("token"), str):
+            session = self._sessions.open_with_token(sent["token"])
         else:
             raise ApiError(400, "BadRequestException", 'The body must be {"code": ...} or {"token": ...}.')
         right = self._sessions.right(session)
@@ -158,12 +158,13 @@ class Pages(ABC):
         request.respond(status, encoded, _JSON, [*headers, ("Content-Encoding", encoding), ("Vary", "Accept-Encoding")])
 
 
-def _document(request: Request) -> dict[str, Any]:
+def document(request: Request) -> dict[str, Any]:
+    """Return the object in the body of a request; empty: there is none."""
     try:
-        document = json.loads(request.body)
+        value = json.loads(request.body)
     except (ValueError, RecursionError):
-        document = None
-    return document if isinstance(document, dict) else {}
+        value = None
+    return value if isinstance(value, dict) else {}
 
 
 def allow(request: Request, *methods: str) -> None:

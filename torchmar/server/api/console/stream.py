@@ -54,12 +54,16 @@ class Streams:
         history: their load.
         events: what happened to them.
         recent_logs: the log.
+
+    Attributes:
+        rollout: returns the document of the last change by the rollout page.
     """
 
     def __init__(self, source: Source, history: History, events: Events, recent_logs: RecentLogs) -> None:
         self._source, self._history, self._events, self._recent_logs = source, history, events, recent_logs
         self._streams: set[_Stream] = set()
         self._signatures: dict[str, object] = {}
+        self.rollout: Callable[[], dict[str, Any]] = dict
 
     def open(
         self, request: Request, scope: Scope, check: Callable[[], object], headers: Iterable[tuple[str, str]]
@@ -114,6 +118,12 @@ class Streams:
                 stream.skipped = 1
                 self._send(stream, "lost", {"message": reason})
 
+    def send_rollout(self, document: dict[str, Any]) -> None:
+        """Send a step of a change at once."""
+        text = json.dumps(document, separators=(",", ":"))
+        for stream in self._streams:
+            stream.request.send(event_stream.event(text, "rollout"))
+
     def close(self) -> None:
         """End all streams: the server stops."""
         for stream in list(self._streams):
@@ -155,6 +165,7 @@ class Streams:
             "models": list(map(self._source.model, self._source.names())),
             "history": self._history.columns(scope.model, scope.version),
             "loads": self._loads(),
+            "rollout": self.rollout(),
             **self._news(stream),
         }
 

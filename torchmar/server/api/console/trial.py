@@ -34,6 +34,7 @@ def run(
     *,
     explain: bool,
     max_size: int,
+    sample: tuple[bytes, str] | None = None,
 ) -> None:
     """Run a request, and respond with the model's answer; ``Server-Timing`` has the milliseconds of its steps.
 
@@ -45,13 +46,15 @@ def run(
         respond: sends the response.
         explain: whether to ask for an explanation.
         max_size: bytes that an answer may have.
+        sample: the body of a sample of the archive and its content type, in place of those of the request.
 
     Raises:
         ApiError: the body is not what its type says, or the version cannot run a request now.
     """
-    inputs = bodies.inputs(request.content, request.header("content-type"))
-    headers = passed_headers(request)
-    headers |= {"content-length": str(len(request.content)), "url_path": "", "explain": str(explain)}
+    content, content_type = sample or (request.content, request.header("content-type"))
+    inputs = bodies.inputs(content, content_type)
+    headers = {"content-type": content_type} if sample else passed_headers(request)
+    headers |= {"content-length": str(len(content)), "url_path": "", "explain": str(explain)}
     trial = _Trial(request, request_id, version, metrics, respond, max_size)
     job = Job(request_id, headers, inputs, trial.on_reply, version.deadline(), trial.spans)
     request.on_disconnect = partial(setattr, job, "cancelled", True)

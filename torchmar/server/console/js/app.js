@@ -8,7 +8,7 @@ import * as format from "./format.js";
 import { Model } from "./model.js";
 import { Models } from "./models.js";
 import { SignIn, Unreachable } from "./signin.js";
-import { connection, health, server, session, signOut, start, watch } from "./state.js";
+import { connection, health, reports, server, session, signOut, start, watch } from "./state.js";
 import { html, useNow } from "./ui.js";
 
 // Pages that few people open first are loaded when they are opened.
@@ -16,6 +16,7 @@ const PAGES = [
   { id: "models", title: "Models" },
   { id: "live", title: "Live", load: () => import("./live.js") },
   { id: "try", title: "Try it", load: () => import("./try.js") },
+  { id: "rollout", title: "Rollout", load: () => import("./rollout.js") },
   { id: "archives", title: "Archives", load: () => import("./archives.js") },
   { id: "logs", title: "Logs", load: () => import("./logs.js") },
 ];
@@ -90,7 +91,7 @@ function Frame({ page, bare, children }) {
       ${!bare &&
       html`
         <nav aria-label="Pages">
-          ${PAGES.map(
+          ${PAGES.filter(({ id }) => id !== "rollout" || reports(id)).map(
             ({ id, title }) => html`
               <a key=${id} href=${`#/${id}`} aria-current=${id === page ? "page" : undefined}>${title}</a>
             `,
@@ -152,19 +153,20 @@ function Reader() {
 }
 
 function Theme() {
-  const [theme, setTheme] = useState(document.documentElement.dataset.theme || "system");
+  const root = document.documentElement;
+  const [theme, setTheme] = useState(root.dataset.chosenTheme || "system");
 
   function choose(event) {
     const chosen = event.currentTarget.value;
     setTheme(chosen);
-    if (chosen === "system") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = chosen;
+    if (chosen === "system") delete root.dataset.chosenTheme;
+    else root.dataset.chosenTheme = chosen;
     try {
       localStorage.setItem("torchmar-theme", chosen);
     } catch {
       // Storage may be disabled; the choice lasts as long as the page then.
     }
-    dispatchEvent(new Event("themechange"));
+    dispatchEvent(new Event("themechosen"));
   }
 
   return html`

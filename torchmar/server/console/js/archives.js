@@ -5,7 +5,9 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { get, manage, part, send } from "./api.js";
 import * as format from "./format.js";
 import { mayChange, models, server } from "./state.js";
-import { Badge, Confirm, Copy, Empty, html, Notice } from "./ui.js";
+import { Reports } from "./reports.js";
+import { Samples } from "./samples.js";
+import { Badge, Confirm, Copy, Empty, Fact, FileDrop, html, Notice } from "./ui.js";
 
 export default function Archives({ names }) {
   return names.length ? html`<${One} key=${names[0]} file=${names[0]} />` : html`<${All} />`;
@@ -64,7 +66,7 @@ function All() {
                           ${one.description && html`<span class="description">${one.description}</span>`}
                         </th>
                         <td>${one.error ? html`<span class="bad">cannot be opened</span>` : `${one.name} ${one.version}`}</td>
-                        <td>${one.registered.length ? one.registered.join(", ") : html`<span class="muted">no</span>`}</td>
+                        <td>${one.registered.length ? shownVersions(one.registered) : html`<span class="muted">no</span>`}</td>
                         <td class="right">${one.size == null ? "folder" : format.bytes(one.size)}</td>
                         <td class="right">${format.date(one.modified)}</td>
                       </tr>
@@ -85,68 +87,83 @@ function All() {
   `;
 }
 
-// Drop an archive to check it: it is sent, checked and forgotten.
+// Drop an archive to check it: it is sent, checked and forgotten, unless it is then registered.
 function Check() {
-  const [over, setOver] = useState(false);
   const [busy, setBusy] = useState("");
-  const [result, setResult] = useState(null);
+  const [checked, setChecked] = useState(null);
+  const [asked, setAsked] = useState(false);
   const [error, setError] = useState("");
 
-  async function take(files) {
-    const [file] = files;
-    if (!file) return;
-    setBusy(file.name);
-    setResult(null);
+  async function take(file) {
+    setChecked(null);
     setError("");
-    try {
-      const response = await send("POST", `/archives/check?file=${part(file.name)}`, {
-        body: file,
-        headers: { "Content-Type": "application/octet-stream" },
-      });
-      setResult(await response.json());
-    } catch (failure) {
+    const most = server.value.largest_upload;
+    if (file.size > most) {
       setError(
-        failure.status === 413
-          ? `${failure.message} Larger ones can be checked on the server's machine: torchmar check ${file.name}`
-          : failure.message,
+        `${file.name} has ${format.bytes(file.size)}, and this server takes ${format.bytes(most)} (max_request_size). ` +
+          `On its machine: torchmar check ${file.name}`,
       );
+      return;
+    }
+    setBusy(file.name);
+    try {
+      const response = await sendFile("/archives/check", file);
+      setChecked({ file, result: await response.json() });
+    } catch (failure) {
+      setError(failure.message);
     }
     setBusy("");
   }
 
+  async function register() {
+    const stored = await (await sendFile("/archives", checked.file)).json();
+    await manage("POST", "/models", { url: stored.file, initial_workers: 1 });
+    location.hash = `#/models/${part(checked.result.name)}`;
+  }
+
   if (!mayChange()) return null;
+  const failed = checked?.result.findings.some(({ severity }) => severity === "error");
   return html`
-    <label
-      class=${`drop drop-flat ${over ? "over" : ""}`}
-      onDragOver=${(event) => {
-        event.preventDefault();
-        setOver(true);
-      }}
-      onDragLeave=${() => setOver(false)}
-      onDrop=${(event) => {
-        event.preventDefault();
-        setOver(false);
-        take(event.dataTransfer.files);
-      }}
-    >
-      <input type="file" class="hidden" onChange=${(event) => take(event.currentTarget.files)} />
+    <${FileDrop} flat onFile=${take}>
       <span class="drop-text">
         ${busy ? `Checking ${busy}` : html`<strong>Check an archive</strong>: choose a file or drop it here. It is read, never run, and not kept.`}
       </span>
-    </label>
+    <//>
     ${error && html`<${Notice} tone="bad">${error}<//>`}
-    ${result &&
+    ${checked &&
     html`
-      <section class="card" aria-label=${`What checks find in ${result.file}`}>
+      <section class="card" aria-label=${`What checks find in ${checked.result.file}`}>
         <div class="card-head">
-          <h2>${result.file}</h2>
-          <button class="button small quiet card-actions" onClick=${() => setResult(null)}>Close</button>
+          <h2>${checked.result.file}</h2>
+          <div class="card-actions">
+            ${server.value.may_upload &&
+            html`<button class="button small" disabled=${failed} onClick=${() => setAsked(true)}>Register</button>`}
+            <button class="button small quiet" onClick=${() => setChecked(null)}>Close</button>
+          </div>
         </div>
-        <${Described} archive=${result} />
+        <${Described} archive=${checked.result} />
       </section>
+    `}
+    ${asked &&
+    html`
+      <${Confirm} title=${`Register ${checked.result.file}?`} action="Register" onConfirm=${register} onClose=${() => setAsked(false)}>
+        <p>It is put into the model store, and stays there. <${Registering} archive=${checked.result} /></p>
+      <//>
     `}
   `;
 }
+
+const sendFile = (path, file) =>
+  send("POST", `${path}?file=${part(file.name)}`, { body: file, headers: { "Content-Type": "application/octet-stream" } });
+
+// What a registration does, in sentences.
+const Registering = ({ archive }) => html`
+  ${archive.name} ${archive.version} gets the workers that its configuration names, or one. Their code runs on the server's
+  machine.
+  ${models.value.has(archive.name)
+    ? ` The default version stays ${models.value.get(archive.name).default}.`
+    : " It is the first version of the model, and becomes its default."}
+`;
 
 function One({ file }) {
   const [archive, setArchive] = useState(null);
@@ -172,7 +189,12 @@ function One({ file }) {
       </div>
       ${error && html`<${Notice} tone="bad">${error}<//>`}
       ${!archive && !error && html`<div class="card skeleton" role="status"><span class="hidden">Checking the archive.</span><div class="skeleton-plot"></div></div>`}
-      ${archive && html`<section class="card"><${Described} archive=${archive} /></section>`}
+      ${archive &&
+      html`
+        <section class="card" aria-label="Content and checks"><${Described} archive=${archive} /></section>
+        <${Samples} archive=${archive} />
+        <${Reports} archive=${archive} />
+      `}
       ${asked &&
       html`
         <${Confirm}
@@ -184,13 +206,7 @@ function One({ file }) {
           }}
           onClose=${() => setAsked(false)}
         >
-          <p>
-            ${archive.name} ${archive.version} gets the workers that its configuration names, or one. Their code runs on
-            the server's machine.
-            ${models.value.has(archive.name)
-              ? ` The default version stays ${models.value.get(archive.name).default}.`
-              : " It is the first version of the model, and becomes its default."}
-          </p>
+          <p><${Registering} archive=${archive} /></p>
         <//>
       `}
     </main>
@@ -226,10 +242,10 @@ function Described({ archive }) {
         `}
     <dl class="facts">
       <${Fact} name="Model">${archive.name ? `${archive.name} ${archive.version}` : "not known"}<//>
-      <${Fact} name="Registered">${archive.registered.join(", ") || "no"}<//>
+      <${Fact} name="Registered">${shownVersions(archive.registered) || "no"}<//>
       <${Fact} name="Handler"><code>${archive.handler || "none"}</code><//>
       <${Fact} name="Weights"><code>${archive.weights || "none"}</code><//>
-      <${Fact} name="Samples">${archive.samples || "none"}<//>
+      <${Fact} name="Samples">${archive.samples.length || "none"}<//>
       <${Fact} name="Size">${archive.size == null ? "a folder" : format.bytes(archive.size)}<//>
       <${Fact} name="Digest">
         ${archive.digest
@@ -258,4 +274,4 @@ function Described({ archive }) {
   `;
 }
 
-const Fact = ({ name, children }) => html`<div><dt>${name}</dt><dd>${children}</dd></div>`;
+const shownVersions = (registered) => registered.map(({ model, version }) => `${model} ${version}`).join(", ");

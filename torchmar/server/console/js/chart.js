@@ -17,13 +17,8 @@ export function useTheme() {
   const [number, setNumber] = useState(0);
   useEffect(() => {
     const change = () => setNumber((before) => before + 1);
-    const media = matchMedia("(prefers-color-scheme: dark)");
     addEventListener("themechange", change);
-    media.addEventListener("change", change);
-    return () => {
-      removeEventListener("themechange", change);
-      media.removeEventListener("change", change);
-    };
+    return () => removeEventListener("themechange", change);
   }, []);
   return number;
 }

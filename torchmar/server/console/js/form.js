@@ -5,7 +5,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { BASE, part, send } from "./api.js";
 import { Drawing } from "./draw.js";
 import * as format from "./format.js";
-import { html, Segments } from "./ui.js";
+import { FileDrop, html, Segments } from "./ui.js";
 
 const LARGEST = 64 << 20; // bytes of a file
 
@@ -190,13 +190,10 @@ function Sample({ sample, url, chosen, onChoose }) {
 }
 
 function File({ form, value, onChange, onError }) {
-  const [over, setOver] = useState(false);
   const file = value?.kind === "file" ? value : null;
   const url = useObjectUrl(file && file.type.startsWith("image/") ? file.file : null);
 
-  function take(files) {
-    const [chosen] = files;
-    if (!chosen) return;
+  function take(chosen) {
     if (chosen.size > LARGEST) {
       onError(`${chosen.name} has ${format.bytes(chosen.size)}, more than the ${format.bytes(LARGEST)} that this page sends.`);
       return;
@@ -206,32 +203,14 @@ function File({ form, value, onChange, onError }) {
   }
 
   return html`
-    <label
-      class=${`drop ${over ? "over" : ""}`}
-      onDragOver=${(event) => {
-        event.preventDefault();
-        setOver(true);
-      }}
-      onDragLeave=${() => setOver(false)}
-      onDrop=${(event) => {
-        event.preventDefault();
-        setOver(false);
-        take(event.dataTransfer.files);
-      }}
-    >
-      <input
-        type="file"
-        class="hidden"
-        accept=${form.kind === "image" ? "image/*" : undefined}
-        onChange=${(event) => take(event.currentTarget.files)}
-      />
+    <${FileDrop} accept=${form.kind === "image" ? "image/*" : undefined} onFile=${take}>
       ${url
         ? html`<img class="preview" src=${url} alt=${`The input, ${file.name}`} />`
         : file
           ? html`<span class="file-name">${file.name}, ${format.bytes(file.file.size)}</span>`
           : ""}
       <span class="drop-text"><strong>Choose a file</strong> or drop it here</span>
-    </label>
+    <//>
   `;
 }
 

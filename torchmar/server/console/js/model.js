@@ -5,7 +5,7 @@ import { useEffect, useState } from "preact/hooks";
 import { get, manage, part } from "./api.js";
 import * as format from "./format.js";
 import { connection, events, key, loads, mayChange, models, refresh, reports, server } from "./state.js";
-import { Age, Badge, Confirm, Copy, Empty, Events, html, NotReported, Notice, State, useNow } from "./ui.js";
+import { Age, Badge, Confirm, Copy, Empty, Events, Fact, html, NotReported, Notice, State, useNow } from "./ui.js";
 
 const MEMORY_MS = 5000;
 const LAST_LINES = 20;
@@ -90,14 +90,19 @@ function Comparison({ model, versions, ask }) {
       <div class="card-head">
         <h2 id="comparison">The versions in the last ten minutes</h2>
         ${mayChange() &&
-        before &&
         html`
-          <button
-            class="button small card-actions"
-            onClick=${() => ask({ kind: "default", model, version: before, path: versionPath(model, before) })}
-          >
-            Switch back to ${before.version}
-          </button>
+          <div class="card-actions">
+            <a class="button small" href="#/rollout">Promote with evidence</a>
+            ${before &&
+            html`
+              <button
+                class="button small"
+                onClick=${() => ask({ kind: "default", model, version: before, path: versionPath(model, before) })}
+              >
+                Switch back to ${before.version}
+              </button>
+            `}
+          </div>
         `}
       </div>
       <div class="scroll" tabindex="0" role="region" aria-label="Comparison of the versions">
@@ -213,8 +218,6 @@ function Version({ model, version, ask }) {
     </section>
   `;
 }
-
-const Fact = ({ name, children }) => html`<div><dt>${name}</dt><dd>${children}</dd></div>`;
 
 function Workers({ version }) {
   const now = useNow();

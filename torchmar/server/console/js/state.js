@@ -19,6 +19,8 @@ export const loads = signal(new Map());
 export const health = signal("");
 export const events = signal([]);
 export const logs = signal([]);
+// The last change by the rollout page, of whichever browser, and when a deployment was applied.
+export const rollout = signal(null);
 // Columns of the API's history, changed in place; the number rises with each change.
 export const history = signal({ number: 0, columns: null });
 
@@ -103,6 +105,7 @@ function open() {
   const current = source;
   current.addEventListener("snapshot", (event) => onSnapshot(JSON.parse(event.data)));
   current.addEventListener("tick", (event) => onTick(JSON.parse(event.data)));
+  current.addEventListener("rollout", (event) => (rollout.value = JSON.parse(event.data)));
   current.addEventListener("stopping", lost);
   current.addEventListener("lost", lost);
   current.addEventListener("signed-out", () => check());
@@ -139,6 +142,7 @@ function onSnapshot(document) {
   models.value = new Map(document.models.map((model) => [model.name, model]));
   loads.value = byVersion(document.loads);
   events.value = document.events;
+  rollout.value = document.rollout;
   history.value = { number: history.value.number + 1, columns: document.history };
   if (document.logs) logs.value = document.logs;
   if (restarted) get("/server").then((known) => (server.value = known), () => {});

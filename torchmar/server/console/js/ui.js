@@ -83,7 +83,7 @@ export function Age({ since, now }) {
 }
 
 // A question before a change: what it will do, in a sentence.
-export function Confirm({ title, children, action, danger, onConfirm, onClose }) {
+export function Confirm({ title, children, action, danger, wide, onConfirm, onClose }) {
   const dialog = useRef(null);
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState("");
@@ -104,7 +104,7 @@ export function Confirm({ title, children, action, danger, onConfirm, onClose })
   }
 
   return html`
-    <dialog ref=${dialog} class="dialog" aria-labelledby="dialog-title" onClose=${onClose}>
+    <dialog ref=${dialog} class=${`dialog ${wide ? "dialog-wide" : ""}`} aria-labelledby="dialog-title" onClose=${onClose}>
       <h2 id="dialog-title">${title}</h2>
       <div class="dialog-text">${children}</div>
       ${error && html`<${Notice} tone="bad">${error}<//>`}
@@ -115,6 +115,44 @@ export function Confirm({ title, children, action, danger, onConfirm, onClose })
         </button>
       </div>
     </dialog>
+  `;
+}
+
+export const Fact = ({ name, children }) => html`<div><dt>${name}</dt><dd>${children}</dd></div>`;
+
+// A place to choose a file, or to drop one; compact: a button.
+export function FileDrop({ accept, compact, flat, onFile, children }) {
+  const [over, setOver] = useState(false);
+  const drag = (value) => (event) => {
+    event.preventDefault();
+    setOver(value);
+  };
+
+  function take(files) {
+    if (files.length) onFile(files[0]);
+  }
+
+  return html`
+    <label
+      class=${`${compact ? "button small file" : `drop ${flat ? "drop-flat" : ""}`} ${over ? "over" : ""}`}
+      onDragOver=${drag(true)}
+      onDragLeave=${drag(false)}
+      onDrop=${(event) => {
+        drag(false)(event);
+        take(event.dataTransfer.files);
+      }}
+    >
+      <input
+        type="file"
+        class="hidden"
+        accept=${accept}
+        onChange=${(event) => {
+          take(event.currentTarget.files);
+          event.currentTarget.value = ""; // the same file can be chosen again
+        }}
+      />
+      ${children}
+    </label>
   `;
 }
 
