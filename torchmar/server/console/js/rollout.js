@@ -273,7 +273,7 @@ function Deployment({ overview, running }) {
       </section>
       <section class="card bench-form" aria-labelledby="difference" aria-live="polite">
         <h2 id="difference">Difference</h2>
-        ${current
+        ${current && !busy
           ? html`<${Difference} current=${current} running=${running} onApply=${() => setAsked(true)} />`
           : html`
               <${Empty} title=${busy ? "Comparing it with the server" : "Nothing is compared yet"}>
@@ -321,14 +321,14 @@ function Difference({ current, running, onApply }) {
     ${plan.changes.length > 0 &&
     html`
       <ul class="changes">
-        ${plan.changes.map(({ kind, what, lines }) => {
+        ${inOrder(plan.changes).map(({ kind, what, lines }) => {
           const [sign, tone, name] = SIGNS[kind];
           return html`
             <li key=${`${kind} ${what}`}>
               <span class=${`sign ${tone}`} aria-hidden="true">${sign}</span>
               <div>
                 <strong>${what}</strong> <span class="muted">${name}</span>
-                ${lines.map((line, index) => html`<p key=${index} class="muted">${line}</p>`)}
+                ${lines.map((line, index) => html`<p key=${index} class="muted">${line.replaceAll("->", "→")}</p>`)}
               </div>
             </li>
           `;
@@ -361,6 +361,9 @@ function Difference({ current, running, onApply }) {
         `}
   `;
 }
+
+// What stays as it is comes last.
+const inOrder = (changes) => [...changes].sort((one, other) => Number(one.kind === "drift") - Number(other.kind === "drift"));
 
 const mayTake = (plan) =>
   server.value?.may_register || !plan.steps.some(({ step }) => ["register", "remove"].includes(step));
