@@ -16,9 +16,6 @@ from tests.support.command import torchmar
 from tests.support.waiting import until
 from torchmar import archive, recipe
 
-# The processes of a server are measured: a forked one has another parent.
-pytestmark = pytest.mark.unforked
-
 HANDLER = """\
 import time
 def handle(rows, context):
@@ -55,6 +52,7 @@ def record(folder: Path) -> dict[str, Any]:
     return dict(json.loads(files[0].read_text())) if files else {"trials": []}
 
 
+@pytest.mark.unforked  # the processes of the server are measured: a forked one has another parent
 def test_an_interrupted_tuning_continues_and_writes_its_result(slept: Path, tmp_path: Path) -> None:
     options = ["tune", "slept", "--slo", "p99<2s", "--rate", "20", "--cheapest", "--trial", "3s"]
     process = subprocess.Popen(
