@@ -21,39 +21,33 @@ import pytest
 import torch
 
 from tests.support.processes import forked_by
-from tests.support.servers import ENGINES, on_both_engines, write_config
-from torchmar.engines import EngineName
-from torchmar.engines.engine import Engine
+from tests.support.servers import write_config
+from torchmar.engines.builtin import Builtin
 from torchmar.worker import START
 from torchmar.worker.process import forking
-
-#: TorchServe's workers share nothing anyway: two of them show that a test is right, and more would show no more.
-_workers = pytest.mark.parametrize(("engine", "workers"), [("torchserve", 2), ("builtin", 4)], scope="module")
-_on_builtin = pytest.mark.parametrize("engine", ["builtin"], scope="module")
 
 pytestmark = pytest.mark.unforked
 
 Make = Callable[..., Path]
 _CLIENTS = 8
-#: Requests of each test. Where forks share the open file or the name of the scratch file, 59 and 118 answers are wrong.
-_BUILTIN, _TORCHSERVE = 400, 96
+#: Of each test. Where forks share the open file or the name of the scratch file, 59 and 118 of their answers are wrong.
+_REQUESTS, _WORKERS = 400, 4
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, engine: EngineName) -> Iterator[Engine]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builtin]:
     folder = tmp_path_factory.mktemp("forking")
     (folder / "store").mkdir()
-    # TorchServe queues 100 requests; here are never more than there are clients.
-    with ENGINES[engine](write_config(folder), folder / "store", folder / "run") as server:
+    with Builtin(write_config(folder), folder / "store", folder / "run") as server:
         yield server
 
 
-def ask(engine: Engine, name: str, requests: Sequence[Any]) -> list[Any]:
+def ask(server: Builtin, name: str, requests: Sequence[Any]) -> list[Any]:
     """Return the answers to requests that several clients send at once, in their order; a failure is its status."""
-    address = engine.server.inference.removeprefix("http://")
+    address = server.server.inference.removeprefix("http://")
     headers = {"Content-Type": "application/json"}
-    if engine.server.key_file:
-        headers["Authorization"] = f"Bearer {json.loads(engine.server.key_file.read_text())['inference']['key']}"
+    if server.server.key_file:
+        headers["Authorization"] = f"Bearer {json.loads(server.server.key_file.read_text())['inference']['key']}"
     answers: list[Any] = [None] * len(requests)
 
     def client(number: int) -> None:
@@ -74,11 +68,11 @@ def ask(engine: Engine, name: str, requests: Sequence[Any]) -> list[Any]:
 
 
 @pytest.fixture
-def serve(running: Engine, make: Make) -> Iterator[Callable[..., Engine]]:
+def serve(running: Builtin, make: Make) -> Iterator[Callable[..., Builtin]]:
     """Return a function that registers a handler with so many workers."""
     names: list[str] = []
 
-    def register(name: str, code: str, workers: int, **more: Any) -> Engine:
+    def register(name: str, code: str, workers: int, **more: Any) -> Builtin:
         path = make(code, name=name, store=running.model_store, **more)
         running.management.register(path.name, initial_workers=workers)
         names.append(name)
@@ -87,10 +81,6 @@ def serve(running: Engine, make: Make) -> Iterator[Callable[..., Engine]]:
     yield register
     for name in names:
         running.management.unregister(name)
-
-
-def count(engine: EngineName) -> int:
-    return _BUILTIN if engine == "builtin" else _TORCHSERVE
 
 
 def tables() -> bytes:
@@ -182,47 +172,39 @@ class Random:
 """
 
 
-@_workers
 @pytest.mark.parametrize("name", ["npz", "rows"])
-def test_an_open_file_is_read_by_one_worker_alone(
-    serve: Callable[..., Engine], engine: EngineName, name: str, workers: int
-) -> None:
+def test_an_open_file_is_read_by_one_worker_alone(serve: Callable[..., Builtin], name: str) -> None:
     if name == "npz":
         disk: dict[str, Any] = {"tables.npz": tables()}
-        inputs: list[Any] = [{"table": f"t{n % 8}"} for n in range(count(engine))]
-        right: list[Any] = [(n % 8, n % 8) for n in range(count(engine))]
+        inputs: list[Any] = [{"table": f"t{n % 8}"} for n in range(_REQUESTS)]
+        right: list[Any] = [(n % 8, n % 8) for n in range(_REQUESTS)]
         code, fields = NPZ, ("first", "last")
     else:
         disk = {"rows.txt": "".join(f"{n:07}\n" for n in range(1000))}
-        inputs = [{"n": n % 1000} for n in range(count(engine))]
-        right = [(n % 1000,) for n in range(count(engine))]
+        inputs = [{"n": n % 1000} for n in range(_REQUESTS)]
+        right = [(n % 1000,) for n in range(_REQUESTS)]
         code, fields = ROWS, ("row",)
-    server = serve(name, code, workers, disk=disk, files={file: file for file in disk})
+    server = serve(name, code, _WORKERS, disk=disk, files={file: file for file in disk})
     answers = ask(server, name, inputs)
     assert [isinstance(answer, dict) and tuple(answer[field] for field in fields) for answer in answers] == right
-    assert len({answer["pid"] for answer in answers}) == workers
+    assert len({answer["pid"] for answer in answers}) == _WORKERS
 
 
-@_workers
-def test_a_scratch_file_is_of_one_worker_alone(serve: Callable[..., Engine], engine: EngineName, workers: int) -> None:
-    server = serve("scratch", SCRATCH, workers)
-    answers = ask(server, "scratch", [{"n": n} for n in range(count(engine))])
-    assert [isinstance(answer, dict) and answer["n"] for answer in answers] == list(range(count(engine)))
-    assert len({answer["pid"] for answer in answers}) == workers
+def test_a_scratch_file_is_of_one_worker_alone(serve: Callable[..., Builtin]) -> None:
+    server = serve("scratch", SCRATCH, _WORKERS)
+    answers = ask(server, "scratch", [{"n": n} for n in range(_REQUESTS)])
+    assert [isinstance(answer, dict) and answer["n"] for answer in answers] == list(range(_REQUESTS))
+    assert len({answer["pid"] for answer in answers}) == _WORKERS
 
 
-@_workers
-def test_a_database_in_a_temporary_folder_is_of_one_worker_alone(
-    serve: Callable[..., Engine], engine: EngineName, workers: int
-) -> None:
-    server = serve("database", DATABASE, workers)
-    answers = ask(server, "database", [{"n": n} for n in range(count(engine))])
-    assert [isinstance(answer, dict) and answer["n"] for answer in answers] == [[n] for n in range(count(engine))]
-    assert len({answer["pid"] for answer in answers}) == workers
+def test_a_database_in_a_temporary_folder_is_of_one_worker_alone(serve: Callable[..., Builtin]) -> None:
+    server = serve("database", DATABASE, _WORKERS)
+    answers = ask(server, "database", [{"n": n} for n in range(_REQUESTS)])
+    assert [isinstance(answer, dict) and answer["n"] for answer in answers] == [[n] for n in range(_REQUESTS)]
+    assert len({answer["pid"] for answer in answers}) == _WORKERS
 
 
-@on_both_engines
-def test_random_numbers_differ_between_workers(serve: Callable[..., Engine]) -> None:
+def test_random_numbers_differ_between_workers(serve: Callable[..., Builtin]) -> None:
     server = serve("random", RANDOM, 4)
     answers = ask(server, "random", [{}] * 64)
     assert len({answer["pid"] for answer in answers}) > 1
@@ -244,16 +226,14 @@ class Seeded:
 """
 
 
-@on_both_engines
-def test_a_generator_that_the_handler_has_seeded_is_left_as_it_is(serve: Callable[..., Engine]) -> None:
+def test_a_generator_that_the_handler_has_seeded_is_left_as_it_is(serve: Callable[..., Builtin]) -> None:
     server = serve("seeded", SEEDED, 2)
     answers = ask(server, "seeded", [{}] * 2)
     generator = torch.Generator().manual_seed(7)
     assert set(answers) <= {torch.rand(1, generator=generator).item() for _ in range(2)}
 
 
-@_on_builtin
-def test_random_numbers_of_forks_differ_too_but_for_generators_of_the_handler(serve: Callable[..., Engine]) -> None:
+def test_random_numbers_of_forks_differ_too_but_for_generators_of_the_handler(serve: Callable[..., Builtin]) -> None:
     server = serve("forked", RANDOM, 4, config={"responseTimeout": 60, "torchmar": {"fork": True}})
     answers = ask(server, "forked", [{}] * 64)
     columns = list(zip(*(answer["drawn"] for answer in answers), strict=True))
@@ -283,10 +263,9 @@ def test_objects_that_forks_must_not_share_are_found_everywhere(tmp_path: Path) 
 WHO = "import os\ndef handle(rows, context):\n    return rows and [os.getpid()] * len(rows)\n"
 
 
-@_on_builtin
 @pytest.mark.parametrize("fork", [True, False, None])
 def test_the_archive_sets_whether_its_workers_are_forks_and_the_log_has_the_reason(
-    serve: Callable[..., Engine], fork: bool | None
+    serve: Callable[..., Builtin], fork: bool | None
 ) -> None:
     name = f"fork-{fork}"
     config: dict[str, Any] = {"responseTimeout": 60}
@@ -304,8 +283,7 @@ def test_the_archive_sets_whether_its_workers_are_forks_and_the_log_has_the_reas
     assert ("sets torchmar: {fork:" in line) is (fork is not None)
 
 
-@_on_builtin
-def test_workers_of_a_known_handler_are_forks(running: Engine, digits: Path) -> None:
+def test_workers_of_a_known_handler_are_forks(running: Builtin, digits: Path) -> None:
     shutil.copy(digits, running.model_store)
     running.management.register(digits.name, initial_workers=2)
     log = (running.folder / "logs" / "server.log").read_text()
