@@ -250,8 +250,7 @@ def test_one_bad_input_of_many_is_its_own_problem(server: TorchServe, tmp_path: 
     assert "gone.png" in ran.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@on_both_engines
+@pytest.mark.parametrize(("engine", "number"), [("torchserve", signal.SIGTERM), ("builtin", signal.SIGINT)])
 def test_serve_stays_until_it_is_interrupted_and_leaves_no_process(
     tmp_path: Path, digits: Path, make: Make, number: signal.Signals, engine: EngineName
 ) -> None:
