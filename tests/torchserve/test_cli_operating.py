@@ -334,7 +334,8 @@ def test_a_killed_server_is_reported_and_its_record_removed(tmp_path: Path) -> N
         ran = torchmar("status", *where, cwd=tmp_path, code=1)
         assert f"the server of run (process {running.pid}) ended without being stopped" in ran.stderr
         assert "torchmar logs --run-folder run" in ran.stderr
-        assert "ended without being stopped" in torchmar("doctor", *where, cwd=tmp_path, code=1).stdout
+        if clear is not serve:  # the doctor imports torch
+            assert "ended without being stopped" in torchmar("doctor", *where, cwd=tmp_path, code=1).stdout
         assert Path(running.temporary).is_dir()
         torchmar(*clear, cwd=tmp_path)
         assert not Path(running.temporary).exists()
