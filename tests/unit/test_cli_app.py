@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from torchmar.cli.app import app
+from torchmar.cli.app import app, app_for
 
 
 def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -23,7 +23,22 @@ def test_no_word_of_help_is_cut_at_80_columns(words: tuple[str, ...], monkeypatc
     # Rich cuts a flag that has no room, and marks the cut with an ellipsis.
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
-    result = CliRunner().invoke(app, [*words, "--help"])
+    result = CliRunner().invoke(app_for(words), [*words, "--help"])
     assert result.exit_code == 0
     assert "…" not in result.output
     assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_an_application_for_one_command_has_that_alone() -> None:
+    for words, names in (
+        (["build", "--store", "x"], {"build"}),
+        (["bench", "compare"], {"bench"}),
+        (["--version"], None),
+        (["biuld"], None),
+        ([], None),
+    ):
+        built = typer.main.get_command(app_for(words)).commands  # type: ignore[attr-defined]
+        assert built.keys() == (names or typer.main.get_command(app).commands.keys())  # type: ignore[attr-defined]
+    mistaken = CliRunner().invoke(app_for(["biuld"]), ["biuld"])
+    assert mistaken.exit_code == 2
+    assert "Did you mean 'build'?" in mistaken.output

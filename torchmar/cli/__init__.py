@@ -31,12 +31,12 @@ def _run() -> None:
     # Before the other imports, which take longer than this.
     if print_if_up_to_date(sys.argv[1:]):
         return
-    from torchmar.cli.app import app
+    from torchmar.cli.app import app_for
     from torchmar.cli.terminal import complain
     from torchmar.errors import TorchmarError
 
     try:
-        app()
+        app_for(sys.argv[1:])()
     except TorchmarError as error:
         complain(error)
         sys.exit(1)
