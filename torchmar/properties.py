@@ -101,17 +101,25 @@ def read_or_default(file: Path | None) -> Properties:
 
 
 def read(file: Path) -> Properties:
-    """Read a ``config.properties``.
+    """Read a ``config.properties``: UTF-8, or else Latin-1, as which Java reads these files.
 
     Raises:
         PropertiesError: the file cannot be read or is not a properties file.
     """
     try:
-        with file.open(encoding="utf-8") as stream:
-            return Properties(file, dict(javaproperties.load(stream)))
+        content = file.read_bytes()
+        if b"\0" in content:
+            raise PropertiesError(f"{file} is no text in UTF-8", hint="save it in this encoding")
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")
+        values = dict(javaproperties.loads(text))
+        "".join([*values, *values.values()]).encode()  # escapes may be halves of characters
+        return Properties(file, values)
     except FileNotFoundError:
         raise PropertiesError(f"{file} does not exist", hint="name one with --config") from None
-    except (OSError, UnicodeDecodeError, javaproperties.InvalidUEscapeError) as error:
+    except (OSError, UnicodeEncodeError, javaproperties.InvalidUEscapeError) as error:
         raise PropertiesError(f"{file} cannot be read: {error}") from None
 
 

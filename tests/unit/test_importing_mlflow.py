@@ -70,6 +70,12 @@ def test_an_input_example_of_older_versions_becomes_a_request(tmp_path: Path) ->
         ({"MLmodel": "flavors: {sklearn: {}}"}, "", "of the flavors sklearn; only pytorch can be imported"),
         ({"MLmodel": "flavors: {pytorch: {model_data: ../data}}"}, "", "outside of the model's folder"),
         ({"MLmodel": "flavors: {pytorch: {code: code}}"}, "", "names the folder code, which is not there"),
+        ({"MLmodel": "flavors: {pytorch: {code: /}}"}, "", "code is /, outside of the model's folder"),
+        (
+            {"MLmodel": "flavors: {pytorch: {}}\nsaved_input_example_info: {artifact_path: ../x.json}"},
+            "",
+            "artifact_path is ../x.json, outside of the model's folder",
+        ),
         ({}, "data/model.pth", "has neither model.pth nor model.pt2"),
     ],
 )
@@ -84,9 +90,25 @@ def test_what_is_no_such_model_is_refused_and_nothing_is_written(
     assert not list((tmp_path / "archives").glob("*"))
 
 
+def test_constraints_stay_where_requirements_use_them(tmp_path: Path) -> None:
+    for number, requirements in enumerate(["-c constraints.txt\nscipy\n", "-c constraints.txt\ntorch\n", "scipy\n"]):
+        files = {"requirements.txt": requirements, "constraints.txt": "scipy<2\n"}
+        imported = mlflow.import_model(model(tmp_path / f"m{number}", files), tmp_path / "archives")
+        kept = [name for name in files if (imported.folder / name).is_file()]
+        assert kept == [["requirements.txt", "constraints.txt"], [], ["requirements.txt"]][number]
+
+
 def test_a_file_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
     (folder / "gone").symlink_to(tmp_path / "nowhere")
     with pytest.raises(TorchmarError, match=r"m/gone cannot be copied: .*No such file"):
+        mlflow.import_model(folder, tmp_path / "archives")
+    (folder / "gone").unlink()
+    (folder / "endless").symlink_to("/dev/zero")
+    with pytest.raises(TorchmarError, match="m/endless is a device, a pipe or a socket"):
+        mlflow.import_model(folder, tmp_path / "archives")
+    (folder / "endless").unlink()
+    (folder / "data" / "circle").symlink_to(folder)
+    with pytest.raises(TorchmarError, match="data/circle is a link to a folder that it is in"):
         mlflow.import_model(folder, tmp_path / "archives")
     assert not (tmp_path / "archives").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
 from collections.abc import Callable
@@ -22,6 +23,12 @@ SCRIPT = b"def model_fn(model_dir):\n    return 1\n"
 def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, target
+    return member
+
+
+def attributes(size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo("code/inference.py")
+    member.pax_headers = {"comment": "x" * size}
     return member
 
 
@@ -88,6 +95,8 @@ def test_a_folder_is_a_package_too_and_an_archive_is_none(tmp_path: Path, make: 
         ({"code/inference.py": link("code/inference.py", "/etc/passwd", tarfile.LNKTYPE)}, "a symbolic or hard link"),
         ({"code/null": link("code/null", "", tarfile.CHRTYPE)}, "a device, a pipe or a socket"),
         ({"code/inference.py": b"def ("}, r"code/inference.py:1 is not Python"),
+        ({"code/inference.py": b"-" * 100_000 + b"1"}, r"code/inference.py is not Python"),
+        ({"code/inference.py": attributes(2 << 20)}, "a member has more than a megabyte of names and attributes"),
         ({"model.txt": b""}, "there is no inference.py, and its top has neither model.pt nor"),
         ({"a.pth": b"1", "b.pth": b"2"}, "its top has a.pth, b.pth; SageMaker's toolkit loads one file of these"),
         ({"model.pth": b"\x80\x02."}, "which SageMaker's toolkit does not load"),
@@ -123,3 +132,12 @@ def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
         sagemaker.import_package(package, tmp_path / "archives")
     with pytest.raises(TorchmarError, match="cannot be a model's name"):
         sagemaker.import_package(package, tmp_path / "archives", name="a/b")
+    # The end of a tar that was cut off, or a damaged header, would be an end for tarfile, without model.bin.
+    whole = gzip.decompress(tar_of(package, {"code/inference.py": SCRIPT, "model.bin": b"1"}).read_bytes())
+    damaged = bytearray(whole)
+    damaged[1024] ^= 1
+    for content in (whole[:1024], whole[:1500], bytes(damaged)):
+        package.write_bytes(gzip.compress(content))
+        with pytest.raises(TorchmarError, match="its tar ends too early or is damaged"):
+            sagemaker.import_package(package, tmp_path / "archives")
+    assert not (tmp_path / "archives").exists()

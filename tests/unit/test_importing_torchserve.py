@@ -142,6 +142,24 @@ def test_what_cannot_be_imported_is_refused_and_nothing_is_written(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_file_in_javas_encoding_is_read_and_values_that_no_server_takes_are_reported(
+    tmp_path: Path, make: Make
+) -> None:
+    make(name="echo", store=tmp_path / "ts" / "store")
+    file = install(tmp_path / "ts", load_models="all", job_queue_size="many", number_of_gpu="$$GPUS$$")
+    file.write_bytes("\ufeff# f\u00fcr Modelle\n".encode("latin-1", "ignore") + file.read_bytes())
+    result, deployment, _ = imported(file, tmp_path / "new")
+    assert list(deployment.models) == ["echo"]
+    (rejected,) = (difference for difference in result.differences if difference.blocks)
+    assert "job_queue_size=many: not a whole number" in rejected.what
+    file.write_text(file.read_text("latin-1"), encoding="utf-16")
+    with pytest.raises(TorchmarError, match=r"config\.properties is no text in UTF-8"):
+        imported(file, tmp_path / "other")
+    install(tmp_path / "ts", load_models=f"{'a' * 300}.mar")
+    with pytest.raises(TorchmarError, match="there is no such file"):
+        imported(file, tmp_path / "other")
+
+
 def test_existing_files_and_missing_ones_are_named(tmp_path: Path, make: Make) -> None:
     make(name="echo", store=tmp_path / "ts" / "store")
     file = install(tmp_path / "ts", load_models="all")

@@ -55,9 +55,9 @@ class FolderForm:
             for name in sorted(files):
                 file = Path(folder, name)
                 try:
-                    status = file.stat()
-                except OSError:  # a link to nothing, or to itself
-                    status = file.lstat()
+                    status = file.stat() if file.exists() else file.lstat()  # a link to nothing, or to itself
+                except FileNotFoundError:  # renamed since it was listed, as bytecode that is being written
+                    continue
                 inside = file.relative_to(path).as_posix()
                 self.entries.append(Entry(inside, status.st_size, kind_of_mode(status.st_mode)))
                 if len(self.entries) > MAX_MEMBERS:

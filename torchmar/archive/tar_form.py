@@ -6,15 +6,83 @@ import gzip
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from torchmar.archive.layout import Entry, EntryKind, Flaw, Kind, most_content, plain_name
+from torchmar.archive.layout import MAX_MEMBERS, Entry, EntryKind, Flaw, Kind, most_content, plain_name
 from torchmar.archive.member_streams import READ_ERRORS
 from torchmar.errors import ArchiveError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _CHUNK = 1 << 20
+_BLOCK = 512
+# Names and attributes of a member, far above any: tarfile reads them whole into memory.
+_MAX_HEADERS = 1 << 20
+#: What reading a damaged or hostile file raises.
+TAR_ERRORS = (tarfile.TarError, *READ_ERRORS)
+
+
+def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the members of a ``.tar.gz`` in their order; the content of each can be read until the next.
+
+    tarfile by itself takes a damaged header, or a tar that ends too early, for the end.
+
+    Args:
+        path: the file.
+
+    Raises:
+        tarfile.TarError: the tar is cut off or damaged, or a member has megabytes of names and attributes.
+        OSError: the file cannot be read.
+    """
+    with gzip.open(path) as unzipped:
+        bounded = _BoundedReader(unzipped)
+        with _CompleteTar.open(fileobj=cast(IO[bytes], bounded), mode="r|") as archive:
+            for info in archive:
+                if info.size < 0:  # it would lower the sum of all sizes, which is limited
+                    raise tarfile.ReadError("a member has a negative size")
+                bounded.left = info.size + _MAX_HEADERS
+                yield archive, info
+            if not archive.has_end:
+                raise tarfile.ReadError("its tar ends too early or is damaged, so that members may be missing")
+
+
+class _BoundedReader:
+    """The content of a gzip stream, up to a number of bytes that grows with the members that were read."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self._stream = stream
+        self.left = _MAX_HEADERS
+
+    def read(self, size: int) -> bytes:
+        """Read up to ``size`` bytes. Raises tarfile.ReadError if more are read than names and attributes need."""
+        content = self._stream.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise tarfile.ReadError("a member has more than a megabyte of names and attributes")
+        return content
+
+
+class _CompleteTar(tarfile.TarFile):
+    """A tar that knows whether its end was read."""
+
+    has_end = False
+
+
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def fromtarfile(cls, archive: Any) -> Self:
+        """Read the header of the next member; note the end."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            archive.has_end = type(error).__name__ == "EOFHeaderError"
+            raise
+
+
+_CompleteTar.tarinfo = _Member
 
 
 class TarForm:
@@ -40,7 +108,7 @@ class TarForm:
         self._files: dict[str, Path] = {}
         try:
             self._unpack(path)
-        except (tarfile.TarError, *READ_ERRORS) as error:
+        except TAR_ERRORS as error:
             self.close()
             if isinstance(error, OSError) and error.errno:
                 raise
@@ -50,28 +118,30 @@ class TarForm:
             raise
 
     def _unpack(self, path: Path) -> None:
-        members: list[tuple[str, tarfile.TarInfo, Path]] = []
+        read: list[tuple[str, tarfile.TarInfo, Path]] = []
         limit = min(most_content(path.stat().st_size), shutil.disk_usage(self._folder).free)
         total = 0
-        with gzip.open(path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as archive:
-            for number, info in enumerate(archive):
-                total += info.size + 512
-                if total > limit:
-                    self.flaws.append(Flaw(Kind.BOMB, info.name, f"it would grow to more than {limit} bytes"))
-                    break
-                file = self._folder / str(number)  # the name in the archive is not trusted with the disk
-                if info.isfile() and (content := archive.extractfile(info)):
-                    with file.open("wb") as stream:
-                        shutil.copyfileobj(content, stream, _CHUNK)
-                members.append((info.name, info, file))
-        names = {name: _without_outermost(name) for name, _, _ in members}
+        for number, (archive, info) in enumerate(members(path)):
+            total += info.size + _BLOCK
+            if total > limit or number >= MAX_MEMBERS:
+                what = f"it would grow to more than {limit} bytes"
+                if number >= MAX_MEMBERS:
+                    what = f"it has more than {MAX_MEMBERS} members"
+                self.flaws.append(Flaw(Kind.BOMB, info.name, what))
+                break
+            file = self._folder / str(number)  # the name in the archive is not trusted with the disk
+            if info.isfile() and (content := archive.extractfile(info)):
+                with file.open("wb") as stream:
+                    shutil.copyfileobj(content, stream, _CHUNK)
+            read.append((info.name, info, file))
+        names = {name: _without_outermost(name) for name, _, _ in read}
         if "MAR-INF/MANIFEST.json" not in names.values():
             # TorchServe would find no manifest; the content can be listed all the same.
             self.name = "tar.gz without one folder around it"
-            members = [(name.removeprefix("./"), info, file) for name, info, file in members]
-            top = _outermost(name for name, _, _ in members)
-            names = {name: name.removeprefix(top) for name, _, _ in members if name not in (".", top.rstrip("/"))}
-        for name, info, file in members:
+            read = [(name.removeprefix("./"), info, file) for name, info, file in read]
+            top = _outermost(name for name, _, _ in read)
+            names = {name: name.removeprefix(top) for name, _, _ in read if name not in (".", top.rstrip("/"))}
+        for name, info, file in read:
             if not names.get(name) or (info.isdir() and "/" not in name):
                 continue
             kind: EntryKind = "file" if info.isfile() else "folder" if info.isdir() else "special"

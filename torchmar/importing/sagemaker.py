@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import shutil
-import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from torchmar import atomic, manifest, recipe
 from torchmar.archive import Archive
 from torchmar.archive.layout import MAX_MEMBERS, most_content
+from torchmar.archive.tar_form import TAR_ERRORS, members
 from torchmar.checks.formats import Format, identify
 from torchmar.errors import TorchmarError
 from torchmar.importing import package
@@ -29,6 +28,8 @@ _TOOLKIT = {
     "sagemaker_containers": "sagemaker-containers",
     "sagemaker_pytorch_serving_container": "sagemaker-pytorch-inference",
 }
+# What parsing a text that is not Python raises.
+_NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
 _NEEDED = f"a package has {CODE}/{PROGRAM}, or a TorchScript model.pt at its top"
 
 
@@ -42,13 +43,12 @@ def is_package(path: Path) -> bool:
             if stream.read(2) != b"\x1f\x8b":
                 return False
         left = most_content(path.stat().st_size)
-        with tarfile.open(path, "r|gz") as archive:
-            for number, member in enumerate(archive):
-                name = PurePosixPath(member.name)
-                left -= member.size  # before it is decompressed
-                if left < 0 or number > MAX_MEMBERS or str(PurePosixPath(*name.parts[-2:])) == manifest.PATH:
-                    return False
-    except (OSError, EOFError, tarfile.TarError, zlib.error):
+        for number, (_, member) in enumerate(members(path)):
+            name = PurePosixPath(member.name)
+            left -= member.size  # before it is decompressed
+            if left < 0 or number > MAX_MEMBERS or str(PurePosixPath(*name.parts[-2:])) == manifest.PATH:
+                return False
+    except TAR_ERRORS:
         return False  # opening it as an archive says what is wrong
     return True
 
@@ -143,7 +143,7 @@ def _functions(script: Path, source: Path, folder: Path) -> set[str] | None:
     inside = script.relative_to(folder).as_posix()
     try:
         tree = ast.parse(script.read_bytes())
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except _NOT_PYTHON as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise TorchmarError(f"{source}!{inside}{line} is not Python: {error}") from None
     if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree)):
@@ -160,7 +160,7 @@ def _functions(script: Path, source: Path, folder: Path) -> set[str] | None:
 def _defined(script: Path) -> set[str]:
     try:
         return _names(ast.parse(script.read_bytes()))
-    except (SyntaxError, ValueError, RecursionError):
+    except _NOT_PYTHON:
         return set()
 
 
@@ -237,7 +237,7 @@ def _notes(folder: Path, script: Path | None, functions: set[str] | None, requir
 def _imports(file: Path) -> Iterator[str]:
     try:
         tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError, RecursionError):
+    except _NOT_PYTHON:
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

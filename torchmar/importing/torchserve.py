@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torchmar.deployment.target import SETTINGS
 from torchmar.errors import PropertiesError, TorchmarError
 from torchmar.parity.differences import DIFFERENCES
 from torchmar.parity.known_difference import KnownDifference
-from torchmar.server.config import startup_models
+from torchmar.server.config import reader, startup_models
 from torchmar.server.config import values as config_values
 from torchmar.server.config.keys import IGNORED_KEYS, PATH_KEYS, SUPPORTED_KEYS, suggest
 from torchmar.server.config.startup_models import StartupModel
@@ -163,7 +164,8 @@ def _models(source: Path, values: Mapping[str, str], store: Path) -> tuple[Start
             return startup_models.parse_snapshot(snapshot)
         listed = startup_models.parse_load_models(values.get("load_models", "").strip() or "none")
     except ValueError as error:
-        raise PropertiesError(f"{source}: {error}") from None
+        hint = "--no-config-snapshots imports config.properties" if source.suffix == ".cfg" else ""
+        raise PropertiesError(f"{source}: {error}", hint=hint) from None
     if listed == "all":
         return tuple(startup_models.in_store(store))
     return tuple(StartupModel(url, name=name, fallback=startup_models.fallback_name(url)) for name, url in listed)
@@ -174,9 +176,10 @@ def _archives(installation: Installation) -> dict[StartupModel, StoredArchive]:
     stored, missing = {}, []
     for model in installation.models:
         paths = [installation.model_store / Path(model.url).name, installation.model_store / model.url, Path(model.url)]
-        found = next((archive for path in paths if path.exists() and (archive := read_archive(path))), None)
+        existing = list(filter(_exists, paths))
+        found = next((archive for path in existing if (archive := read_archive(path))), None)
         if found is None:
-            missing.append(f"{model.url} ({_why_unreadable(next((path for path in paths if path.exists()), None))})")
+            missing.append(f"{model.url} ({_why_unreadable(next(iter(existing), None))})")
         else:
             stored[model] = found
     if missing:
@@ -185,6 +188,12 @@ def _archives(installation: Installation) -> dict[StartupModel, StoredArchive]:
             hint="copy them there (those of URLs, too), or name the right folder with --model-store",
         )
     return stored
+
+
+def _exists(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # no name of a file: too long, or with a NUL
+        return path.exists()
+    return False
 
 
 def _why_unreadable(path: Path | None) -> str:
@@ -292,8 +301,19 @@ def _of_values(installation: Installation, base: Mapping[str, str]) -> Iterator[
         yield Difference("default_workers_per_model", what)
     if installation.source.suffix == ".cfg":
         yield of("snapshots", installation.source.name)
+    yield from _rejected(base)
     if workflows := sorted(_workflows(installation)):
         yield Difference("workflow_store", f"workflows are not supported: {', '.join(workflows)}", blocks=True)
+
+
+def _rejected(base: Mapping[str, str]) -> Iterator[Difference]:
+    """Yield the values with which the built-in server does not start; those of variables are not known."""
+    known = {key: value for key, value in base.items() if "$$" not in value}
+    try:
+        reader.read(None, {}, **known)
+    except PropertiesError as error:
+        for line in error.message.splitlines():
+            yield Difference(properties.FILE_NAME, f"the server does not start with {line}", blocks=True)
 
 
 def _workflows(installation: Installation) -> set[str]:
