@@ -102,4 +102,4 @@ def parse(text: bytes | str) -> Manifest:
 
 def is_name(text: str) -> bool:
     """Return whether ``text`` may be a model's name."""
-    return re.match(NAME_PATTERN, text) is not None
+    return re.fullmatch(NAME_PATTERN, text) is not None

@@ -94,8 +94,38 @@ def test_scripts_are_shell_and_name_what_they_need(tmp_path: Path, own_image: bo
         )
         assert ran.returncode and "export " in ran.stderr  # a variable is missing, before anything is done
         assert not [line for line in script.splitlines() if len(line) > 140]
-    assert "--model-id=my-model" in scripts[0] and "--model-name my-model-2-1-0-b1" in scripts[1]
+    assert "--model-id=my-model-dc0f71" in scripts[0] and "--model-name my-model-2-" in scripts[1]
     assert '\\"Mode\\": \\"MultiModel\\"' in scripts[2] and "--target-model one.tar.gz" in scripts[2]
+
+
+def test_names_that_a_platform_takes_for_one_another_stay_different() -> None:
+    def names_of(*deployed: tuple[str, str, str]) -> set[str]:
+        scripts = [
+            sagemaker.commands([name], version, content=content, own_image=False) for name, version, content in deployed
+        ]
+        return {script.partition("--model-name ")[2].split()[0] for script in scripts}
+
+    long = "m" * 80
+    deployed = [("a", "1.0", "x"), ("a", "1.0", "y"), ("a-1", "0", "x"), ("a", "1-0", "x"), (long, "1", "x")]
+    assert len(names_of(*deployed, (long, "2", "x"))) == 6
+    assert max(map(len, names_of(*deployed))) <= 63
+    for identifier in (sagemaker.identifier, vertex.identifier):
+        names = ["my_model", "my.model", "My-Model", "my-model", "7b", long, f"{long}2"]
+        assert len(set(map(identifier, names))) == len(names)
+        assert max(len(identifier(name)) for name in names) <= 63
+    assert vertex.identifier("7b").startswith("m-7b-")
+
+
+def test_a_version_that_is_a_command_or_a_path_is_in_no_file(tmp_path: Path) -> None:
+    for number, version in enumerate(["1\ntouch hacked", "../../up"]):
+        manifest = {"model": {"modelName": "m", "handler": "base_handler", "modelVersion": version}}
+        folder = tmp_path / str(number) / "MAR-INF"
+        folder.mkdir(parents=True)
+        (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+        for platform in ("vertex", "sagemaker", "ray"):
+            ran = torchmar("export", platform, folder.parent, "-o", tmp_path / "out", cwd=tmp_path, code=1)
+            assert "cannot be part of a file's name" in " ".join(ran.stderr.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
 def test_vertex_gets_the_archive_as_model_mar_for_a_model_of_that_name(tmp_path: Path, make: Make) -> None:
@@ -169,6 +199,10 @@ def test_kubernetes_takes_the_manifest_for_vllm() -> None:
         assert [document["kind"] for document in documents] == ["Deployment", "Service"]
         for document in documents:
             validate.validate(document, "1.33", strict=True)
+    # What kubectl, other than PyYAML, reads as a number; and a variable of the container, which is a secret.
+    hostile = {"handler": {"model_path": "m", "vllm_engine_config": {"seed": "1e3", "revision": "$(HF_TOKEN)"}}}
+    text = vllm.manifest(vllm.read("7b", hostile, []))
+    assert "- '1e3'\n" in text and "- $$(HF_TOKEN)\n" in text and "name: m-7b-" in text
     with pytest.raises(validate.ValidationError):
         validate.validate({**documents[1], "spce": {}}, "1.33", strict=True)
 

@@ -46,7 +46,7 @@ def _findings(found: manifest.Manifest, content: Content) -> Iterator[Finding]:
     if model.model_version is None:
         cause = "TorchServe registers it as version 1.0"
         yield Finding(Code.MAR205, place, cause, 'give the model a version: version: "1.0" in the recipe')
-    elif not re.match(VERSION_PATTERN, model.model_version):
+    elif not re.fullmatch(VERSION_PATTERN, model.model_version):
         cause = f"the version is {model.model_version!r}"
         yield Finding(Code.MAR203, place, cause, "letters, digits, '.', '_', '-' and '+', a letter or digit first")
     if found.runtime not in (*RUNTIMES, *_NAMES_OF_RUNTIMES):

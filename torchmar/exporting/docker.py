@@ -62,6 +62,7 @@ _FIXED_TOKEN = (
     "\n# A fixed token: export TORCHMAR_SERVER_INFERENCE_TOKEN, and docker run -e TORCHMAR_SERVER_INFERENCE_TOKEN ..."
 )
 _CPU_ONLY = "RUN pip install {torch} --index-url https://download.pytorch.org/whl/cpu\n"
+_MEANS_MORE = re.compile(r"[*?\[\]$\\\x00-\x1f\x7f]")
 _SOURCE = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "torchmar", "handlers")
 
 
@@ -219,7 +220,7 @@ def copy(path: str | PurePosixPath, target: str) -> str:
     """Return an instruction that copies a path of the build's folder.
 
     Raises:
-        TorchmarError: the path is outside the folder, or has a line break.
+        TorchmarError: the path is outside the folder, or has characters that Docker reads as something else.
     """
     return f"COPY {json.dumps([_checked(path), target])}"
 
@@ -228,6 +229,11 @@ def _checked(path: str | PurePosixPath) -> str:
     text = str(path)
     if "\n" in text or "\r" in text:
         raise TorchmarError(f"{text!r} has a line break, which a Dockerfile cannot have")
+    if text != text.strip() or _MEANS_MORE.search(text):
+        raise TorchmarError(
+            f"{text!r} has a space at an end, or one of * ? [ ] $ \\, which Docker reads as a pattern or a variable",
+            hint="rename it",
+        )
     if PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
         raise TorchmarError(f"{text} is not in the folder that the image is built in", hint="copy it to that folder")
     return text

@@ -184,7 +184,10 @@ def requirements(archives: Sequence[Archive], extras: Sequence[str]) -> str:
             lines.append(str(requirement))
     for archive in archives:
         if name := archive.manifest.model.requirements_file:
-            lines += [f"# {archive.manifest.name} {archive.manifest.version}", archive.read(name).decode().strip()]
+            lines += [
+                f"# {archive.manifest.name} {archive.manifest.version}",
+                archive.read(name).decode("utf-8", "replace").strip(),
+            ]
     return "\n".join(dict.fromkeys(lines)) + "\n"
 
 

@@ -5,12 +5,17 @@ https://docs.aws.amazon.com/cli/latest/reference/sagemaker/create-model.html
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 
+from torchmar.exporting import identifiers
+
 #: The file with the one model of an endpoint, whose content SageMaker extracts to ``/opt/ml/model``.
 FILE_NAME = "model.tar.gz"
+
+_LONGEST = 63  # characters of a name
 
 _HEAD = """\
 #!/bin/sh
@@ -53,18 +58,20 @@ echo "aws sagemaker-runtime invoke-endpoint --endpoint-name {id}{target} --body 
 """
 
 
-def commands(names: Sequence[str], version: str = "", *, own_image: bool, gpus: bool = False) -> str:
+def commands(names: Sequence[str], version: str = "", *, content: str = "", own_image: bool, gpus: bool = False) -> str:
     """Return a shell script that uploads models, and creates or updates an endpoint for them.
 
     Args:
         names: of the models; several are behind one endpoint, which loads them when they are called.
-        version: of the only model: SageMaker's models do not change, so that each version is one.
+        version: of the only model.
+        content: a digest of all that is deployed for the only model: SageMaker's models do not change, so that each
+            content is one.
         own_image: whether an image of torchmar is built, pushed and used; else the one that the user names.
         gpus: whether the endpoint has a GPU.
     """
     several = len(names) > 1
     endpoint = identifier("models" if several else names[0])
-    configuration = endpoint if several else identifier(f"{endpoint}-{version}")
+    configuration = endpoint if several else _of_content(endpoint, version, content)
     variant = {
         "VariantName": "all",
         "ModelName": configuration,
@@ -82,7 +89,7 @@ def commands(names: Sequence[str], version: str = "", *, own_image: bool, gpus: 
         "configuration": configuration,
         "image_example": "" if own_image else " IMAGE=...",
         "data": f'{mode}\\"ModelDataUrl\\": \\"{url}\\"',
-        "variants": json.dumps([variant], separators=(",", ":")),
+        "variants": json.dumps([variant], indent=2),
         "target": f" --target-model {files[0]}" if several else "",
     }
     image = _OWN if own_image else _OTHER
@@ -96,4 +103,11 @@ def file_name(model: str) -> str:
 
 def identifier(name: str) -> str:
     """Return a model's name as a name of SageMaker: letters, digits and ``-``, a letter or digit at both ends."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:63].rstrip("-") or "model"
+    return identifiers.identifier(name, allowed="A-Za-z0-9", longest=_LONGEST)
+
+
+def _of_content(endpoint: str, version: str, content: str) -> str:
+    """Return a name of SageMaker that differs for other endpoints, versions and contents."""
+    digest = hashlib.sha256(f"{endpoint} {version} {content}".encode()).hexdigest()[:8]
+    plain = re.sub("[^A-Za-z0-9]+", "-", f"{endpoint}-{version}")[: _LONGEST - 9].strip("-")
+    return f"{plain}-{digest}"

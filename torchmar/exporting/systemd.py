@@ -180,6 +180,8 @@ def _text(value: str) -> str:
     """Return a value for a unit, with percent signs doubled, which would start specifiers."""
     if "\n" in value or "\r" in value:
         raise TorchmarError(f"{value!r} has a line break, which a systemd unit cannot have")
+    if value.endswith("\\"):
+        raise TorchmarError(f"{value!r} ends in a backslash, which continues a line of a systemd unit")
     return value.replace("%", "%%")
 
 

@@ -5,8 +5,7 @@ https://cloud.google.com/sdk/gcloud/reference/ai/models/upload and .../ai/endpoi
 
 from __future__ import annotations
 
-import re
-
+from torchmar.exporting import identifiers
 from torchmar.platforms.vertex import FILE_NAME, HEALTH_ROUTE, PREDICT_ROUTE
 
 #: Google's container with TorchServe, of https://cloud.google.com/vertex-ai/docs/predictions/pre-built-containers.
@@ -73,7 +72,7 @@ def commands(name: str, version: str, *, own_image: bool, gpus: bool = False) ->
         "name": name,
         "version": version,
         "id": model_id,
-        "tag": re.sub(r"[^A-Za-z0-9_.-]", "-", version),
+        "tag": identifiers.identifier(version, allowed="A-Za-z0-9_.", longest=128),
         "file": FILE_NAME,
         "health": HEALTH_ROUTE,
         "predict": PREDICT_ROUTE,
@@ -94,5 +93,4 @@ def commands(name: str, version: str, *, own_image: bool, gpus: bool = False) ->
 
 def identifier(name: str) -> str:
     """Return a model's name as an identifier of Vertex AI: lower case, digits, ``-`` and ``_``, a letter first."""
-    plain = re.sub(r"[^a-z0-9_-]", "-", name.lower())
-    return (plain if plain[:1].isalpha() else f"m-{plain}")[:63]
+    return identifiers.identifier(name, allowed="a-z0-9_", longest=63, letter_first=True)

@@ -8,7 +8,6 @@ written for, are compared with those of `vllm_options.VERSION`.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from torchmar.errors import TorchmarError
-from torchmar.exporting import manifests, vllm_options
+from torchmar.exporting import identifiers, manifests, vllm_options
 
 IMAGE = f"vllm/vllm-openai:v{vllm_options.VERSION}"
 PORT = 8000
@@ -225,7 +224,11 @@ def manifest(model: LanguageModel, image: str = IMAGE) -> str:
         "name": "vllm",
         "image": manifests.check_image(image),
         "command": ["vllm", "serve"],
-        "args": [*_below(str(MOUNT), model), "--host", "0.0.0.0", "--port", str(PORT)],
+        # Kubernetes would put variables of the container, which are secrets, in place of $(NAME).
+        "args": [
+            *(argument.replace("$(", "$$(") for argument in _below(str(MOUNT), model)),
+            *("--host", "0.0.0.0", "--port", str(PORT)),
+        ],
         "env": [
             {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {**secret, "key": "api-key"}}},
             {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {**secret, "key": "hf-token"}}},
@@ -312,5 +315,5 @@ def _count(value: Any, default: int) -> int:
 
 
 def _label(name: str) -> str:
-    """Return a model's name as that of an object of Kubernetes (RFC 1123): lower case, digits and ``-``."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].rstrip("-") or "model"
+    """Return a model's name as that of an object of Kubernetes (RFC 1035): lower case, digits and ``-``."""
+    return identifiers.identifier(name, allowed="a-z0-9", longest=50, letter_first=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -14,8 +15,10 @@ from torchmar import atomic
 from torchmar.cli.terminal import err
 from torchmar.errors import TorchmarError
 from torchmar.properties import Properties
+from torchmar.recipe import VERSION_PATTERN
 
 if TYPE_CHECKING:
+    from torchmar.archive import Archive
     from torchmar.engines import EngineName
 
 Config = Annotated[Path, typer.Option(help="The server's configuration.")]
@@ -59,6 +62,21 @@ def require_folder(folder: Path, content: str, *, make: bool = False) -> None:
             raise TorchmarError(f"{folder} cannot be made: {error.strerror}") from None
     if not folder.is_dir():
         raise TorchmarError(f"{folder} is not a folder", hint=f"{content} are written to it")
+
+
+def identity(archive: Archive) -> tuple[str, str]:
+    """Return the name and the version of an archive, for scripts, names of files and comments.
+
+    Raises:
+        TorchmarError: the version has other characters than those that have no meaning there.
+    """
+    manifest = archive.manifest
+    if not re.fullmatch(VERSION_PATTERN, manifest.version):
+        raise TorchmarError(
+            f"{archive.path}: the version {manifest.version!r} cannot be part of a file's name or of a URL",
+            hint="letters, digits, '.', '_', '-' and '+', a letter or digit first",
+        )
+    return manifest.name, manifest.version
 
 
 def extras_of(path: Path, engine: EngineName) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from torchmar import atomic
-from torchmar.cli.exporting.files import extras_of, write
+from torchmar.cli.exporting.files import extras_of, identity, write
 from torchmar.cli.terminal import err
 from torchmar.errors import TorchmarError
 
@@ -59,6 +59,8 @@ def ray(
         raise typer.BadParameter("name a folder", param_hint="--output")
     with ExitStack() as stack:
         opened = [stack.enter_context(Archive(path)) for path in archives]
+        for archive in opened:
+            identity(archive)
         models = [exporting.model(archive, cpus=cpus, gpus=gpus) for archive in opened]
         extras = ["worker", *(extra for path in archives for extra in extras_of(path, "torchserve"))]
         texts: dict[Path | None, str] = {

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from torchmar.cli.exporting.files import Package, copy_package, extras_of, require_folder, versions_here, write
+from torchmar.cli.exporting.files import (
+    Package,
+    copy_package,
+    extras_of,
+    identity,
+    require_folder,
+    versions_here,
+    write,
+)
 from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import err
 
@@ -32,7 +40,7 @@ def sagemaker(
     NAME.tar.gz. deploy.sh has the aws commands, which use the image of IMAGE, or
     with --package one of torchmar's server.
     """
-    from torchmar.archive import Archive
+    from torchmar.archive import Archive, file_digest
     from torchmar.archive.renaming import copy_archive
     from torchmar.errors import TorchmarError
     from torchmar.exporting import containers
@@ -42,23 +50,24 @@ def sagemaker(
     names, version = [], ""
     for path in archives:
         with Archive(path) as opened:
-            names.append(opened.manifest.name)
-            version = opened.manifest.version
+            name, version = identity(opened)
+            names.append(name)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise TorchmarError(
             f"two archives are of the model {twice}", hint="an endpoint has one version of a model; name one archive"
         )
     require_folder(output, f"{FILE_NAME} and deploy.sh", make=True)
+    content = ""
     for path, name in zip(archives, names, strict=True):
         file = output / (file_name(name) if len(names) > 1 else FILE_NAME)
         with Bar() as bar:
             copied = copy_archive(path, file, begin=bar.begin)
+        content += copied.digest
         err.print(f"wrote {copied.path}", markup=False)
-    texts: dict[Path | None, str] = {
-        output / "deploy.sh": commands(names, version, own_image=package is not None, gpus=gpus)
-    }
+    texts: dict[Path | None, str] = {}
     if package:
         wheel = copy_package(package, output)
+        content += file_digest.of(output / wheel)
         python, torch = versions_here()
         image = Image(
             config=PurePosixPath(),
@@ -72,7 +81,8 @@ def sagemaker(
         title = identifier("models" if len(names) > 1 else names[0]).lower()
         texts[output / "Dockerfile"] = containers.sagemaker_dockerfile(image, title)
         texts[output / ".dockerignore"] = containers.dockerignore([wheel])
-    write(texts)
+    script = commands(names, version, content=content, own_image=package is not None, gpus=gpus)
+    write({output / "deploy.sh": script, **texts})
     if not package:
         err.print("--package WHEEL writes a Dockerfile for torchmar's server, too, and deploy.sh builds its image")
     err.print(f"deploy {'them' if len(names) > 1 else 'it'}: sh {output / 'deploy.sh'}", markup=False)

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from torchmar.cli.exporting.files import Package, copy_package, extras_of, require_folder, versions_here, write
+from torchmar.cli.exporting.files import (
+    Package,
+    copy_package,
+    extras_of,
+    identity,
+    require_folder,
+    versions_here,
+    write,
+)
 from torchmar.cli.progress import Bar
 from torchmar.cli.terminal import err
 
@@ -37,7 +45,7 @@ def vertex(
     from torchmar.platforms.vertex import FILE_NAME, MODEL_NAME
 
     with Archive(archive) as opened:
-        name, version = opened.manifest.name, opened.manifest.version
+        name, version = identity(opened)
         has_runtime = opened.runtime is not None
     require_folder(output, f"{FILE_NAME} and deploy.sh", make=True)
     with Bar() as bar:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from torchmar.cli.exporting.files import require_folder, write
+from torchmar.cli.exporting.files import identity, require_folder, write
 from torchmar.cli.terminal import err
 
 
@@ -38,7 +39,7 @@ def vllm(
     from torchmar.exporting import vllm_options
 
     with Archive(archive) as opened:
-        name, version = opened.manifest.name, opened.manifest.version
+        name, version = identity(opened)
         config, files = opened.config, [member.name for member in opened.members]
         handler = opened.manifest.model.handler
     if "vllm_engine_config" not in str(config.get("handler")) and "vllm" not in handler:
@@ -67,7 +68,7 @@ def vllm(
     if content:
         err.print(f"the model is in the archive: torchmar extract {archive} {content}", markup=False)
     for sentence in model.omitted:
-        err.print(f"[yellow]left out:[/] {sentence}")
+        err.print(f"[yellow]left out:[/] {escape(sentence)}")
     err.print(
         f"clients send requests to /v1/chat/completions and /v1/completions, no longer below /predictions/{name}/",
         markup=False,
