@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ class SageMaker(Adapter):
     ============== ===================== ================================================================
     option         default               meaning
     ============== ===================== ================================================================
-    program        inference.py          the script with the functions, in ``code/`` or at the top, as
-                                         SAGEMAKER_PROGRAM; the default need not exist
-    accept         application/json      the content type of answers for which a request names none, as
-                                         SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT
+    program        inference.py          the script with the functions, in ``code/`` or at the top; the
+                                         default need not exist
+    accept         application/json      the content type of answers for which a request names none
     ============== ===================== ================================================================
+
+    Where an option is missing, the variables of the toolkit are read: SAGEMAKER_PROGRAM and
+    SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT.
 
     The archive is what ``model.tar.gz`` holds, and its folder is the ``model_dir`` of ``model_fn``. Functions that
     the script does not define are the toolkit's: see `torchmar_handlers.adapters.sagemaker_defaults`. Each gets
@@ -37,8 +40,8 @@ class SageMaker(Adapter):
 
     def load_package(self, folder: Path) -> None:
         """Import the script, and run ``model_fn``."""
-        self.accept = self.options.text("accept", JSON)
-        program = self.options.text("program", "") or None
+        self.accept = self.options.text("accept", os.environ.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT") or JSON)
+        program = self.options.text("program", os.environ.get("SAGEMAKER_PROGRAM", "")) or None
         self.functions = sagemaker_functions.load(folder, program)
         self._call("pre_model_fn", str(folder), default=None)
         self.model: Any = self._call("model_fn", str(folder), default=lambda: defaults.model_fn(folder, self.device))

@@ -88,6 +88,9 @@ def test_tables_are_answered_with_records(
         ("columns", {"dataframe_records": [{"a": 1}]}, JSON, 400, "the table lacks the columns b, c"),
         ("columns", {"inputs": {"a": [1.5], "b": [1], "c": [1]}}, JSON, 400, "column a: 1.5 is no long"),
         ("columns", {"inputs": {"a": [1], "b": ["x"], "c": [1]}}, JSON, 400, 'column b: "x" is no double'),
+        ("columns", '{"inputs": {"a": [1e400], "b": [1], "c": [1]}}', JSON, 400, "a: Infinity is no long"),
+        ("columns", {"inputs": {"a": [1 << 63], "b": [1], "c": [1]}}, JSON, 400, "is no long"),
+        ("columns", {"inputs": {"a": [1], "b": [10**400], "c": [1]}}, JSON, 400, "is no double"),
         ("tensor", {"inputs": [[1.0, 2.0]]}, JSON, 400, "the input has the shape [1, 2]; [-1, 3] is expected"),
         ("bare", {"inputs": [[1.0, 2.0]]}, JSON, 400, "the model cannot take this input"),
         ("tensor", {"inputs": [["x"]]}, JSON, 400, "no array of numbers"),
@@ -104,6 +107,21 @@ def test_a_client_gets_mlflows_error_with_the_reason(
     error = json.loads(response.body)
     assert (response.status, error["error_code"]) == (status, "BAD_REQUEST")
     assert message in error["message"], error
+
+
+def test_a_number_that_the_type_of_the_tensor_cannot_hold_is_no_other_number() -> None:
+    from torchmar_handlers.adapters import mlflow_signature
+    from torchmar_handlers.request import BadRequest
+
+    pixels = [{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1]}}]
+    (tensor,) = mlflow_signature.parse({"inputs": pixels}).tensors
+    assert tensor.array([0, 255.0]).tolist() == [0, 255]
+    for value in (256, -1, 1e30):
+        with pytest.raises(BadRequest, match="numbers that uint8 cannot hold"):
+            tensor.array([value])
+    texts = [{"type": "tensor", "tensor-spec": {"dtype": "str", "shape": [-1]}}]
+    with pytest.raises(ValueError, match=r"a tensor of the type .*, of which torch has none"):
+        mlflow_signature.parse({"inputs": texts})
 
 
 def oracle(folder: Path, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -154,6 +154,19 @@ def test_functions_that_cannot_be_called_keep_the_model_from_loading(
     assert message in raised.value.traceback
 
 
+def test_a_script_that_a_module_of_python_hides_keeps_the_model_from_loading(make: Callable[..., Path]) -> None:
+    script = "def model_fn(folder):\n    return 1\n"
+    made = make(
+        handler="torchmar_handlers.sagemaker",
+        disk={"code/platform.py": script},
+        files={"code": "code"},
+        config={"handler": {"program": "platform.py"}},
+    )
+    with pytest.raises(LoadError) as raised, Worker(made):
+        pass
+    assert "the script platform.py has the name of a module of Python" in raised.value.traceback
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", ["plain", "functions", "transform"])
 def test_answers_are_those_of_the_toolkit(workers: dict[str, Worker], packages: dict[str, Path], name: str) -> None:

@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -202,13 +203,16 @@ def test_sagemaker_gets_its_paths_and_serves_the_content_of_model_tar_gz(
 def test_a_package_of_sagemakers_toolkit_is_served_as_it_is(tmp_path: Path, start: Start) -> None:
     code = tmp_path / "ml" / "model" / "code"
     code.mkdir(parents=True)
-    (code / "inference.py").write_text(TOOLKIT)
+    (code / "serve.py").write_text(TOOLKIT)
     (code / "requirements.txt").write_text("left-out==1\n")
     variables = {"SAGEMAKER_BASE_DIR": str(tmp_path / "ml"), "SAGEMAKER_TS_MIN_WORKERS": "1"}
-    _, url = start("sagemaker", "SAGEMAKER_BIND_TO_PORT", SAGEMAKER_TS_MAX_WORKERS="1", **variables)
+    variables |= {"SAGEMAKER_TS_MAX_WORKERS": "1", "SAGEMAKER_PROGRAM": "serve.py"}
+    variables["SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"] = "text/y"
+    _, url = start("sagemaker", "SAGEMAKER_BIND_TO_PORT", **variables)
     until(lambda: status(f"{url}/ping") == 200)
     answer = requests.post(f"{url}/invocations", data="[1, 2]", headers={**JSON, "Accept": "text/x"}, timeout=60)
     assert (answer.status_code, answer.text, answer.headers["content-type"]) == (200, "6 as text/x", "text/x")
+    assert requests.post(f"{url}/invocations", data="[1, 2]", headers=JSON, timeout=60).text == "6 as text/y"
     until(lambda: "s_name_part0=torchmar" in (tmp_path / "log").read_text())  # the worker's own line may come later
     log = (tmp_path / "log").read_text()
     assert "it has no manifest: torchmar_handlers.sagemaker runs its functions" in log
@@ -276,6 +280,40 @@ def test_sagemaker_loads_lists_invokes_and_unloads_models(tmp_path: Path, endpoi
     assert "model a is a.tar.gz" in (tmp_path / "log").read_text()
 
 
+def test_loads_and_unloads_of_one_model_at_once_are_one_after_another(
+    tmp_path: Path, make: Make, endpoint: str
+) -> None:
+    models, url = f"{endpoint}/models", str(tmp_path / "ml" / "models" / "a" / "model")
+    started, gate = tmp_path / "started", tmp_path / "gate"
+    waits = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\n"
+    waits += f"while not pathlib.Path({str(gate)!r}).exists():\n    time.sleep(0.02)\n{SEES}"
+    slow = tmp_path / "ml" / "models" / "slow"
+    shutil.unpack_archive(make(waits, name="slow", config=ONE_WORKER), slow, "zip")
+
+    def load(url: str, name: str) -> int:
+        return requests.post(models, json={"model_name": name, "url": url}, timeout=120).status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(3):
+            assert sorted(threads.map(partial(load, url), ["a"] * 6)) == [200, *[409] * 5]
+            unloaded = threads.map(lambda _: requests.delete(f"{models}/a", timeout=120).status_code, range(4))
+            assert sorted(unloaded) == [200, *[404] * 3]
+        loading = threads.submit(load, str(slow), "slow")
+        until(started.exists)
+        unloading = threads.submit(requests.delete, f"{models}/slow", timeout=120)
+        again = threads.submit(load, str(slow), "slow")
+        time.sleep(0.3)
+        assert not unloading.done() and not again.done()
+        gate.touch()
+        assert (loading.result(), unloading.result().status_code) == (200, 200)
+        # The third comes after the unload or before it.
+        if again.result() == 200:
+            assert requests.delete(f"{models}/slow", timeout=120).status_code == 200
+        broken = url.replace("/a/", "/broken/")
+        assert list(threads.map(partial(load, broken), ["broken"] * 3)) == [500] * 3
+    assert requests.get(models, timeout=60).json() == {"models": []}
+
+
 def test_a_model_is_unloaded_when_its_requests_are_answered(tmp_path: Path, endpoint: str) -> None:
     models, url = f"{endpoint}/models", str(tmp_path / "ml" / "models" / "a" / "model")
     for _ in range(2):  # it can be loaded again
@@ -310,7 +348,10 @@ def test_a_model_is_unloaded_when_its_requests_are_answered(tmp_path: Path, endp
             {"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_BASE_DIR": "opt"},
             "opt/model has no archive, no code/ and no weights",
         ),
+        ({"TORCHMAR_PLATFORM": "vertex", "AIP_PREDICT_ROUTE": "/predictions/a,b"}, "'a,b' cannot be a model's name"),
+        ({"TORCHMAR_PLATFORM": "vertex", "AIP_STORAGE_URI": "gs://b/x,y"}, "has a comma"),
         ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_SAFE_PORT_RANGE": "1-2"}, "no range of four ports"),
+        ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_MULTI_MODEL": "1"}, "neither true nor false"),
         ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_MODEL_SERVER_WORKERS": "0"}, "not a whole number of at least 1"),
     ],
 )

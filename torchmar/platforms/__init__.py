@@ -89,6 +89,29 @@ def port(environment: Mapping[str, str], variable: str, default: int) -> int:
     return int(text)
 
 
+def flag(environment: Mapping[str, str], variable: str) -> bool:
+    """Return whether a variable is ``true``; it may be missing.
+
+    Raises:
+        TorchmarError: it is something else than true or false.
+    """
+    text = environment.get(variable, "").strip().lower()
+    if text not in ("", "true", "false"):
+        raise TorchmarError(f"{variable}={text}: neither true nor false")
+    return text == "true"
+
+
+def in_list(text: str) -> str:
+    """Return a path or URL that a key of ``config.properties`` lists with others, between commas.
+
+    Raises:
+        TorchmarError: it has a comma itself, or spaces around it.
+    """
+    if "," in text or text != text.strip():
+        raise TorchmarError(f"{text!r} has a comma, or a space at an end, which separates archives", hint="rename it")
+    return text
+
+
 def loopback_addresses(ports: Sequence[int]) -> dict[str, str]:
     """Return addresses on loopback for the APIs that a platform does not call.
 

@@ -55,7 +55,7 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
     """
     port = platforms.port(environment, "SAGEMAKER_BIND_TO_PORT", PORT)
     base = Path(environment.get("SAGEMAKER_BASE_DIR") or "/opt/ml").resolve()
-    multi_model = environment.get("SAGEMAKER_MULTI_MODEL", "").strip().lower() == "true"
+    multi_model = platforms.flag(environment, "SAGEMAKER_MULTI_MODEL")
     payload = _max_payload(environment) << 20
     timeout = _number(environment, "SAGEMAKER_MODEL_SERVER_TIMEOUT", least=1)
     workers = _number(environment, "SAGEMAKER_MODEL_SERVER_WORKERS", least=1)
@@ -83,7 +83,11 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
         notes = [f"SageMaker: models below {folder} are loaded and unloaded by its requests", *notes]
         return Demands(values=values, model_store=_made(folder), notes=tuple(notes))
     archive, store = _archive(base / "model", config)
-    values |= {"torchmar_platform": "sagemaker", "load_models": str(archive), **_options(environment, archive)}
+    values |= {
+        "torchmar_platform": "sagemaker",
+        "load_models": platforms.in_list(str(archive)),
+        **_options(environment, archive),
+    }
     notes = [f"SageMaker: the model is {archive}", *notes]
     if not _is_archive(archive):
         notes.append(f"it has no manifest: {handler} runs its functions")
@@ -135,7 +139,7 @@ def _max_payload(environment: Mapping[str, str]) -> int:
     """Return the size of a request in MiB; batch transform jobs set their own, where 0 is without a limit."""
     given = _number(environment, "SAGEMAKER_MAX_PAYLOAD_IN_MB", least=0)
     if given is None:
-        return _LARGEST_PAYLOAD_MIB if environment.get("SAGEMAKER_BATCH") == "true" else _MAX_PAYLOAD_MIB
+        return _LARGEST_PAYLOAD_MIB if platforms.flag(environment, "SAGEMAKER_BATCH") else _MAX_PAYLOAD_MIB
     return int(given) or _LARGEST_PAYLOAD_MIB
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from torchmar import platforms
+from torchmar import manifest, platforms
 from torchmar.errors import TorchmarError
 from torchmar.platforms import Demands
 from torchmar.properties import Properties
@@ -51,7 +51,7 @@ def demands(environment: Mapping[str, str], config: Properties) -> Demands:
             "inference_address": f"http://0.0.0.0:{port}",
             "torchmar_health_path": health,
             "torchmar_routes": routes.show(route),
-            "load_models": f"{name}={url}",
+            "load_models": f"{name}={platforms.in_list(url)}",
             "model_snapshot": "",
             "allowed_urls": ",".join(filter(None, [configured, allowed])),
             "service_envelope": config.get("service_envelope") or "json",
@@ -78,6 +78,11 @@ def _model_of(path: str) -> tuple[str, dict[str, routes.Route]]:
     """Return the model's name, and the route that leads to it; none for a path of an API, which names the model."""
     target = model_target(path.rstrip("/").split("/")[1:])
     if target and target.version is None and not target.label and not target.verb:
+        if target.model and not manifest.is_name(target.model):
+            raise TorchmarError(
+                f"AIP_PREDICT_ROUTE={path}: {target.model!r} cannot be a model's name",
+                hint=f"the usual one is {PREDICT_ROUTE}",
+            )
         return target.model or MODEL_NAME, {}
     try:
         return MODEL_NAME, {routes.check_path(path.rstrip("/")): routes.Route(MODEL_NAME)}

@@ -140,7 +140,8 @@ def body_of(request: Request) -> bytes | bytearray:
         raise BadRequest(
             f"a form ({request.media_type}) is not taken: send the body with its own Content-Type, such as {JSON}", 415
         )
-    payload = request.payload
+    # Beside a body, other fields are parameters of the URL.
+    payload = request.row.get("body", request.payload)
     if isinstance(payload, bytes | bytearray):
         return payload
     if isinstance(payload, str) and not request.sends(JSON):

@@ -11,7 +11,7 @@ import numpy as np
 
 from torchmar_handlers.request import BadRequest
 
-_WHOLE = ("integer", "long")
+_WHOLE: Mapping[str, int] = {"integer": 31, "long": 63}  # and their bits
 _NUMBERS = (*_WHOLE, "float", "double", "boolean")
 _CASTS: Mapping[str, type] = {
     "boolean": bool,
@@ -39,16 +39,19 @@ class Column:
         """
         if value is None and self.type not in _WHOLE:
             return float("nan")
-        fits = isinstance(value, int | float)
-        if self.type == "boolean":
-            fits = isinstance(value, bool)
-        elif self.type in _WHOLE:
-            fits = fits and not isinstance(value, bool) and value == int(value) if fits else False
-        elif self.type == "string":
+        if self.type == "string":
             return number(value, where)
-        if not fits:
-            raise BadRequest(f"{where}: {_shown(value)} is no {self.type}")
-        return float(value)
+        fits = isinstance(value, bool) if self.type == "boolean" else isinstance(value, int | float)
+        if fits and self.type in _WHOLE:
+            most = 1 << _WHOLE[self.type]
+            # Infinity is none of them.
+            fits = not isinstance(value, bool) and -most <= value < most and value == int(value)
+        try:
+            if fits:
+                return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            pass
+        raise BadRequest(f"{where}: {_shown(value)} is no {self.type}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class TensorSpec:
         found = array(value)
         if self.dtype.kind in "iu" and found.dtype.kind == "f" and not bool(np.all(found == np.trunc(found))):
             raise BadRequest(f"the input has fractions, and the model takes {self.dtype}")
+        if self.dtype.kind in "iu" and found.size:
+            limits = np.iinfo(self.dtype)
+            # As Python's numbers, which are compared exactly.
+            if found.min().item() < limits.min or found.max().item() > limits.max:
+                raise BadRequest(f"the input has numbers that {self.dtype} cannot hold")
         fits = len(found.shape) == len(self.shape) and all(
             wanted in (-1, size) for wanted, size in zip(self.shape, found.shape, strict=True)
         )
@@ -141,6 +149,8 @@ def parse(document: Any) -> Signature:
             )
             for entry in inputs
         ]
+        if tensors[0].dtype.kind not in "biuf":
+            raise ValueError(f"the model takes a tensor of the type {tensors[0].dtype}, of which torch has none")
         if len(tensors) > 1:
             names = ", ".join(tensor.name for tensor in tensors)
             raise ValueError(f"the model takes the tensors {names}; MLflow's pytorch flavour passes one")
@@ -175,7 +185,7 @@ def number(value: Any, where: str) -> float:
         return float("nan")
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadRequest(f"{where}: {_shown(value)} is no number") from None
 
 

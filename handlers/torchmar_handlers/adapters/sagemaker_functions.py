@@ -51,11 +51,17 @@ def load(folder: Path, program: str | None) -> dict[str, Function]:
     path = Path(*name.split("."))
     if not any((root / path).with_suffix(".py").is_file() or (root / path).is_dir() for root in (code, folder)):
         if program is not None:
-            raise OptionError("program", f"neither {CODE}/ nor the top of the archive has {path}.py")
+            place = f"neither {CODE}/ nor the top of the archive has {path}.py"
+            raise OptionError("program", f"{place}; without this option, SAGEMAKER_PROGRAM names the script")
         logger.info("the package has no %s: the default functions are run", PROGRAM)
         return {}
     importlib.invalidate_caches()
     module = importlib.import_module(name)
+    scripts = [script for root in (code, folder) if (script := (root / path).with_suffix(".py")).is_file()]
+    imported = getattr(module, "__file__", None)
+    if scripts and not (imported and any(script.samefile(imported) for script in scripts)):
+        # Its functions would be missing, and the default ones run in their place.
+        raise LoadError(f"the script {name}.py has the name of a module of Python or of a package: rename it")
     functions = {
         function: _with_context(function, given, count)
         for function, count in ARGUMENTS.items()

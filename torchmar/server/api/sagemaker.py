@@ -49,7 +49,7 @@ class SageMaker:
     def __init__(self, inference: App, registry: Registry, settings: Settings, metrics: Metrics) -> None:
         self._inference, self._registry, self._settings, self._metrics = inference, registry, settings, metrics
         self._multi_model = settings.platform == "sagemaker-multi-model"
-        self._loading: set[str] = set()
+        self._loading: dict[str, asyncio.Event] = {}  # set when the load of this name has ended
         self._memory = Reservations()
         self._tasks = BackgroundTasks()
         self._ids = request_ids()
@@ -115,9 +115,10 @@ class SageMaker:
 
     async def _load(self, request: Request) -> None:
         name, url = _load_request(request.body)
-        if name in self._loading or name in self._registry.models:
-            raise ApiError(409, "ConflictStatusException", f"Model {name} is loaded already, or is being loaded.")
-        self._loading.add(name)
+        await self._wait_for_load(name)  # 409 before its end would say that the model can be invoked
+        if name in self._registry.models:
+            raise ApiError(409, "ConflictStatusException", f"Model {name} is loaded already.")
+        ended = self._loading[name] = asyncio.Event()
         try:
             archive = await asyncio.to_thread(_archive, url, self._settings.model_store)
             workers = max(1, self._settings.default_workers_per_model)
@@ -126,14 +127,20 @@ class SageMaker:
             with self._memory.reserve(needed):
                 version = await self._registry.register(registration)
         finally:
-            self._loading.discard(name)
+            del self._loading[name]
+            ended.set()
         if target := request.header(_TARGET):
             logs.SERVER.info("model %s is %s", name, target, extra={"model": name, "version": version.version})
         self._respond(request, {"status": status_messages.registered(version, synchronous=True)})
 
     async def _unload(self, request: Request, name: str) -> None:
+        await self._wait_for_load(name)  # it would be there after its unloading
         await self._registry.unregister(name)
         self._respond(request, {"status": status_messages.unregistered(name)})
+
+    async def _wait_for_load(self, name: str) -> None:
+        while name in self._loading:
+            await self._loading[name].wait()
 
     def _start(self, request: Request, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.start(self._run(request, work))
