@@ -32,6 +32,7 @@ ERROR = 2
 STEPS = """
 import logging, os, time
 from ts.torch_handler.base_handler import BaseHandler
+from ts.utils.util import PredictionException
 
 class Steps(BaseHandler):
     def initialize(self, context):
@@ -50,6 +51,8 @@ class Steps(BaseHandler):
                 os._exit(3)
             if bytes(what) == b"raise":
                 raise ValueError("on request")
+            if bytes(what) == b"half":
+                raise PredictionException("half of a character: \\ud800", 500)
         return data
 
     def postprocess(self, data):
@@ -234,6 +237,10 @@ def test_errors_are_those_of_the_server(server: Builtin, collector: Collector) -
     spans = collector.trace(failed.split("-")[1], 6)
     assert (spans[""].status, spans[""].attributes["error.type"]) == (ERROR, "503")
     assert (spans["batch"].status, spans["batch"].message) == (ERROR, "Prediction failed")
+    # A message that cannot be encoded: neither this span nor those after it are lost.
+    half = parent()
+    assert send(server, "steps", half, b"half").status_code == 500
+    assert "half of a character" in collector.trace(half.split("-")[1], 6)["batch"].message
     died = parent()
     assert send(server, "steps", died, b"die").status_code == 500
     spans = collector.trace(died.split("-")[1], 3)

@@ -47,6 +47,12 @@ def test_frames_are_received_as_sent(pair: Pair, poll: float) -> None:
     sender.join()
 
 
+def test_half_of_a_character_in_a_text_ends_no_worker(pair: Pair) -> None:
+    ours, theirs = pair
+    frames.send(theirs, frames.encode(frames.THREADS, ["half \ud800", {"\udfff": "ü"}]))
+    assert frames.Receiver(ours, 0.0).receive()[1] == ["half ?", {"?": "ü"}]
+
+
 @pytest.mark.parametrize("poll", [0.0, 10.0])
 def test_a_waiting_receiver_detects_the_end_of_the_connection(pair: Pair, poll: float) -> None:
     ours, theirs = pair

@@ -75,7 +75,7 @@ class BackgroundWriter(Generic[T]):
 
     Args:
         name: of the destination, for the warning that entries were dropped.
-        write: called in the thread with entries in their order; if it raises OSError, they count as dropped.
+        write: called in the thread with entries in their order; if it raises an error, they count as dropped.
         capacity: the most entries that wait.
         at_once: the most entries of one call of ``write``.
         warn: whether dropped entries are logged, once a minute.
@@ -138,7 +138,7 @@ class BackgroundWriter(Generic[T]):
             entries = [self._waiting.popleft() for _ in range(min(self._at_once, len(self._waiting)))]
             try:
                 self._write(entries)
-            except OSError:
+            except Exception:  # of a single entry, too: it must not end the thread, and so all that follow
                 self._failed += len(entries)
 
     def _report_dropped(self) -> None:

@@ -32,6 +32,7 @@ _PROTOCOL = "http/protobuf"
 _PATH = "/v1/traces"
 _CAPACITY = 20_000  # spans that wait to be sent: some ten megabytes
 _AT_ONCE = 256  # spans of one call: while Python encodes them, the event loop waits
+_WRONG_VARIABLE = "no spans are sent: a variable OTEL_... is wrong: %s"
 _CLOCK_STEP_NS = 1_000_000
 _WARNING_INTERVAL_S = 60.0
 _SECONDS_AT_THE_END = 5.0
@@ -51,7 +52,7 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
     if not (endpoint or given) or disabled or environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
         return None
     url = f"{endpoint.rstrip('/')}{_PATH}" if endpoint else given
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+    if not (address := _address(url)):
         logs.SERVER.warning("no spans are sent: OTEL_EXPORTER_OTLP_ENDPOINT must be like http://127.0.0.1:4318")
         return None
     variable = next(filter(environment.get, _PROTOCOLS), "")
@@ -66,6 +67,9 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
         from opentelemetry.sdk.trace import TracerProvider, sampling
     except ImportError:
         logs.SERVER.warning("no spans are sent: they need pip install 'torchmar[tracing]'")
+        return None
+    except ValueError as error:  # of a variable that is read when the module is imported
+        logs.SERVER.warning(_WRONG_VARIABLE, error)
         return None
 
     class HashedResource(Resource):
@@ -87,6 +91,14 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
             return response
 
     library = _LibraryLog()
+    try:
+        exporter = OTLPSpanExporter(endpoint=url if endpoint else None, session=Session())
+        root = None if ratio is None else sampling.ParentBasedTraceIdRatio(ratio)
+        sampler = TracerProvider(root, shutdown_on_exit=False).sampler
+    except (ValueError, TypeError, OSError) as error:  # of OpenTelemetry's variables
+        library.close()
+        logs.SERVER.warning(_WRONG_VARIABLE, error)
+        return None
     found = Resource.create()
     own = {SERVICE_NAME: "torchmar", SERVICE_VERSION: torchmar.__version__}
     if not str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
@@ -94,13 +106,18 @@ def open_tracer(endpoint: str, ratio: float | None, environment: Mapping[str, st
     if SERVICE_VERSION in found.attributes:
         del own[SERVICE_VERSION]
     resource = HashedResource({**found.attributes, **own}, found.schema_url)
-    root = None if ratio is None else sampling.ParentBasedTraceIdRatio(ratio)
-    sampler = TracerProvider(root, resource, shutdown_on_exit=False).sampler
-    exporter = OTLPSpanExporter(endpoint=url if endpoint else None, session=Session())
-    parts = urlsplit(url)
-    address = f"{parts.hostname}:{parts.port or parts.scheme}"
     logs.SERVER.info("spans of requests are sent to %s", address)
     return Tracer(sampler, _Sender(exporter, resource, address, library))
+
+
+def _address(url: str) -> str:
+    """Return host and port of a collector's URL for the log; empty if it is no such URL."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and parts.hostname
+        return f"{parts.hostname}:{parts.port or parts.scheme}" if is_url else ""
+    except ValueError:  # a port that is none, or half of an IPv6 address
+        return ""
 
 
 class Tracer:
@@ -201,13 +218,17 @@ class _Sender:
         if abs((offset_ns := _offset_ns()) - self._offset_ns) > _CLOCK_STEP_NS:
             self._offset_ns = offset_ns
         self._sending = len(spans)
-        result = self._exporter.export([self._complete(span) for span in spans])
+        try:
+            succeeded = self._exporter.export([self._complete(span) for span in spans]).name == "SUCCESS"
+            reason = self._library.reason
+        except Exception as error:  # a header or a text that cannot be encoded
+            succeeded, reason = False, type(error).__name__
         self._sending = 0
-        if result.name != "SUCCESS":
+        if not succeeded:
             if not self._failing:
                 self._failing = True
                 message = "spans are dropped: %s does not take them (%s); %s counts them"
-                logs.SERVER.warning(message, self._address, self._library.reason, DROPPED)
+                logs.SERVER.warning(message, self._address, reason, DROPPED)
             raise OSError
         if self._failing:
             self._failing = False
@@ -233,7 +254,7 @@ class _Sender:
             span.attributes,
             links=[trace.Link(trace.SpanContext(*link, False, flags)) for link in span.links],
             kind=trace.SpanKind.SERVER if span.server else trace.SpanKind.INTERNAL,
-            status=trace.Status() if error is None else trace.Status(trace.StatusCode.ERROR, error or None),
+            status=trace.Status() if error is None else trace.Status(trace.StatusCode.ERROR, _text(error) or None),
             start_time=round(span.start * 1e9) + offset_ns,
             end_time=round(span.end * 1e9) + offset_ns,
             instrumentation_scope=self._scope,
@@ -263,6 +284,11 @@ class _LibraryLog(logging.Handler):
             logs.SERVER.warning("OTEL_EXPORTER_OTLP_HEADERS: a header is malformed, and is not sent")
         elif record.name.endswith(("._common", ".sampling")):
             logs.SERVER.warning("OpenTelemetry: %s", record.getMessage())
+
+
+def _text(message: str) -> str:
+    """Return a handler's message as text that can be encoded: it may have halves of characters."""
+    return message.encode("utf-8", "replace").decode()
 
 
 def _reason(error: BaseException) -> str:

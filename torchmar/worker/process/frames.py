@@ -26,7 +26,7 @@ except ImportError:  # it is in the server's extra; a worker does not need it
 
     def dumps(value: Any) -> bytes:
         """Return a document as JSON text."""
-        return json.dumps(value, separators=(",", ":")).encode()
+        return _dumps_any_text(value)
 
     def loads(text: Any) -> Any:
         """Return the document of JSON text."""
@@ -48,8 +48,16 @@ HEAD = struct.Struct("!BII")
 
 def encode(kind: int, document: Any, bodies: Sequence[bytes | bytearray | memoryview] = ()) -> list[Any]:
     """Return the buffers of a frame, for ``sendmsg`` or ``writelines``."""
-    text = dumps(document)
+    try:
+        text = dumps(document)
+    except TypeError:
+        text = _dumps_any_text(document)
     return [HEAD.pack(kind, len(text), sum(map(len, bodies))) + text, *bodies]
+
+
+def _dumps_any_text(document: Any) -> bytes:
+    """Return a document as JSON text; halves of characters, which a handler's message may have, become ``?``."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def body_sizes(kind: int, document: Any) -> list[int]:
