@@ -34,7 +34,7 @@ class Document:
         line, node = 1, self.root
         for part in location:
             if isinstance(node, yaml.MappingNode):
-                matches = [(key, value) for key, value in node.value if key.value == str(part)]
+                matches = [(key, value) for key, value in node.value if _is_key(key, part)]
                 if not matches:
                     break
                 line, node = matches[-1][0].start_mark.line + 1, matches[-1][1]
@@ -44,6 +44,15 @@ class Document:
             else:
                 break
         return line, node
+
+    def written(self, location: Sequence[str | int]) -> list[str]:
+        """Return the keys of a location as they are written: YAML reads 1.10 as the number 1.1, and ``on`` as true."""
+        keys = []
+        for depth, part in enumerate(location):
+            _, node = self.find(location[:depth])
+            matches = [key for key, _ in node.value if _is_key(key, part)] if isinstance(node, yaml.MappingNode) else []
+            keys.append(str(matches[-1].value if matches else part))
+        return keys
 
     def problem(self, location: Sequence[str | int], message: str, hint: str = "") -> Problem:
         """Return what is wrong at a place."""
@@ -56,6 +65,18 @@ class Document:
             Problem(file=self.file, line=line, place=place, message="this key is given twice; YAML keeps only the last")
             for place, line in _repeated_keys(self.root)
         ]
+
+
+def _is_key(key: yaml.Node, part: str | int) -> bool:
+    if key.value == str(part):
+        return True
+    if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:str":
+        return False
+    try:
+        value = yaml.safe_load(key.value)
+    except (yaml.YAMLError, ValueError):
+        return False
+    return bool(value == part or str(value) == str(part))
 
 
 def read(file: Path, missing: str) -> str:

@@ -382,9 +382,13 @@ def test_a_redirection_is_followed_to_where_it_is_allowed_alone(bench: Bench, tm
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         seen.append(request.path)
-        target = {"/in": "/x.mar", "/out": "/secret/x.mar", "/loop": "/loop", "/file": "file:///etc/passwd"}.get(
-            request.path
-        )
+        target = {
+            "/in": "/x.mar",
+            "/out": "/secret/x.mar",
+            "/loop": "/loop",
+            "/file": "file:///etc/passwd",
+            "/malformed": "http://[::1",
+        }.get(request.path)
         if target is None:
             sends(content)(request)
             return
@@ -398,6 +402,7 @@ def test_a_redirection_is_followed_to_where_it_is_allowed_alone(bench: Bench, tm
         assert bench.fetch(f"{address}/in", allowed_urls=allowed).name == "plain"
         assert "leads to" in bench.error_of(f"{address}/out", allowed_urls=allowed).message
         assert "redirections" in bench.error_of(f"{address}/loop", allowed_urls=allowed).message
+        assert "a URL or a header is malformed" in bench.error_of(f"{address}/malformed", allowed_urls=allowed).message
         assert "is not fetched from" in bench.error_of(f"{address}/file", allowed_urls=allowed).message
     assert "/secret/x.mar" not in seen
 

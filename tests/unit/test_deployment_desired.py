@@ -93,6 +93,18 @@ prune: maybe
     ]
 
 
+def test_names_and_versions_that_yaml_reads_as_something_else_are_shown_as_they_are_written() -> None:
+    assert problems(
+        "models:\n  on:\n    versions:\n      1.10:\n  null:\n    default: 1.0\n    versions: {0x1: }\n"
+    ) == [
+        'deployment.yaml:2: models.on: write the name in quotes: "on"',
+        'deployment.yaml:4: models.on.versions.1.10: write the version in quotes: "1.10"',
+        'deployment.yaml:5: models.null: write the name in quotes: "null"',
+        'deployment.yaml:6: models.null.default: write the version in quotes: "1.0"',
+        'deployment.yaml:7: models.null.versions.0x1: write the version in quotes: "0x1"',
+    ]
+
+
 @pytest.mark.parametrize(
     ("version", "message"),
     [

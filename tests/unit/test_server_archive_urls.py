@@ -54,6 +54,7 @@ def test_what_names_no_object_is_rejected(url: str) -> None:
         ("https://host/x.mar?X-Amz-Signature=1", "https://host/x.mar?..."),
         ("https://user:password@host/x.mar", "https://...@host/x.mar"),
         ("https://host?X-Amz-Signature=1", "https://host?..."),
+        ("ftp://user:password@host/x?sig=1", "ftp://...@host/x?..."),
         ("az://container/x.mar?sv=2020&sig=abc", "az://container/x.mar?..."),
         ("s3://bucket/x.mar?versionId=abc.1", "s3://bucket/x.mar?versionId=abc.1"),
         ("s3://bucket/x.mar?versionId=abc&sig=1", "s3://bucket/x.mar?..."),

@@ -281,7 +281,11 @@ def _problem(detail: dict[str, Any], document: Document) -> Problem:
         message = "this key is required"
     elif detail["type"] == "string_type" and (is_key or location[-1] in ("default", "version")):
         # YAML reads 1.10 as the number 1.1: a version without quotes would be a wrong version.
-        message = f'write the version in quotes: "{location[-1] if is_key else written}"'
+        what = "name" if location[:-1] == ["models"] else "version"
+        location = list(document.written(location))
+        if is_key:
+            written = location[-1]
+        message = f'write the {what} in quotes: "{written}"'
     elif detail["type"] == "string_pattern_mismatch":
         message = f"{detail['input']!r} cannot be part of a URL"
         hint = "letters, digits, '.', '_', '-' and in a version '+', a letter or digit first"

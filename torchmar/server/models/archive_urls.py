@@ -14,6 +14,7 @@ from torchmar.server.config.settings import Settings
 from torchmar.server.models.archive_errors import not_downloaded, not_found
 
 _URL = re.compile(r"(file|https?|s3|gs|az)://.*", re.IGNORECASE | re.DOTALL)
+_ANY_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # a redirect may lead to any
 _OBJECT = re.compile(r"(s3|gs|az)://([^/]*)/?(.*?)(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # The parameter of each object store that names a version of an object.
@@ -73,7 +74,7 @@ def parse_object(url: str) -> StorageObject:
 
 def without_secrets(url: str) -> str:
     """Return a URL as logs and messages have it: without its query, which may be a signature, and without a user."""
-    if not is_url(url) or url.lower().startswith("file://"):
+    if not _ANY_URL.match(url) or url.lower().startswith("file://"):
         return url
     beginning, question_mark, query = url.partition("?")
     scheme, _, rest = beginning.partition("://")

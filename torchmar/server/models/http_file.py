@@ -51,9 +51,11 @@ class HttpFile:
         try:
             with requests.Session() as session, self._get(session, headers) as response:
                 yield self._transfer(response, offset - 1 if offset else 0, identity)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             name = type(error).__name__  # the text may contain the whole URL
-            if isinstance(error, requests.exceptions.SSLError | requests.exceptions.InvalidURL):
+            if isinstance(error, ValueError):
+                raise not_downloaded(self._shown, f"a URL or a header is malformed: {name}") from None
+            if isinstance(error, requests.exceptions.SSLError):
                 raise not_downloaded(self._shown, name) from None
             raise TransferError(name) from None
 

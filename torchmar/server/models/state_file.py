@@ -102,7 +102,8 @@ def read(path: Path, store: Path, config: Properties) -> State | None:
     try:
         document = json.loads(path.read_bytes())
         if document["schema"] != _SCHEMA:
-            raise ValueError(f"schema {document['schema']}")
+            schema = str(document["schema"])[:100]
+            raise _unreadable(path, f"it is of another version of torchmar ({schema}; this one reads {_SCHEMA})")
         if document["model_store"] != str(store) or document["load_models"] != config.get("load_models"):
             return None
         notes: list[str] = []
@@ -122,7 +123,7 @@ def read(path: Path, store: Path, config: Properties) -> State | None:
         return None
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(path, f"it is damaged ({error})") from None
 
 

@@ -137,7 +137,7 @@ class StorageFile:
             raise TransferError(f"HTTP {status}" if status else type(error).__name__) from None
 
     def _forbidden(self) -> ApiError:
-        return not_downloaded(self._shown, "the server's credentials may not read it")
+        return not_downloaded(self._shown, "the server's credentials may not read it, or have expired")
 
 
 def _status(error: Exception) -> int:
