@@ -12,6 +12,7 @@ from torchmar.server.telemetry import logs
 from torchmar.server.telemetry.history import History, Key, Sample, Tick, Workers
 from torchmar.server.telemetry.metrics import Metrics, VersionCounters
 from torchmar.server.telemetry.statistics import Statistics
+from torchmar.server.workers.pools import VersionPool
 
 _INTERVAL_S = 1.0
 
@@ -66,26 +67,27 @@ class Sampler:
         samples: dict[Key, Sample] = {}
         changed: dict[Key, Workers] = {}
         before = self._history.workers
-        total = [0, 0, 0]
+        ready = wanted = pending = 0
         known = set()
-        for key, workers in self._workers():
+        # Of many models most are idle, which costs what this loop does for them.
+        for key, pool in self._pools():
             known.add(key)
-            total = [old + new for old, new in zip(total, workers, strict=True)]
+            workers = pool.ready, pool.min_workers, pool.pending
+            ready, wanted, pending = ready + workers[0], wanted + workers[1], pending + workers[2]
             if before.get(key, _NONE) != workers:
-                changed[key] = workers
+                changed[key] = Workers(*workers)
             if (counters := self._metrics.counters(*key)) and (sample := self._sample(key, counters)):
                 samples[key] = sample
         for key in before.keys() - known:
             changed[key] = _NONE
         for key in self._counts.keys() - known:
             del self._counts[key]
-        self._history.add(Tick(time.time(), seconds, Workers(*total), samples, changed))
+        self._history.add(Tick(time.time(), seconds, Workers(ready, wanted, pending), samples, changed))
 
-    def _workers(self) -> Iterator[tuple[Key, Workers]]:
+    def _pools(self) -> Iterator[tuple[Key, VersionPool]]:
         for name, model in self._registry.models.items():
             for version, registered in model.versions.items():
-                pool = registered.pool
-                yield (name, version), Workers(pool.ready, pool.min_workers, pool.pending)
+                yield (name, version), registered.pool
 
     def _sample(self, key: Key, counters: VersionCounters) -> Sample | None:
         """Return the difference to the last call; None: the version has answered no request since."""
