@@ -330,6 +330,23 @@ def test_a_session_that_has_ended_says_so(page: Browser, server: Builtin) -> Non
     page.forget()  # the browser logs the statuses 401
 
 
+def test_a_token_that_expires_ends_the_open_page(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    reader = tmp_path / "reader"
+    reader.write_text("the-first-token-of-a-reader")
+    config = write_config(tmp_path, torchmar_read_token_file=str(reader))
+    with Builtin(config, tmp_path / "store", tmp_path / "run") as running:
+        browser.goto(f"{running.server.management}/console")
+        browser.fill("input[type=password]", reader.read_text())
+        browser.click("form button")
+        browser.wait(".strip:has-text('signed in as a reader')")
+        reader.write_text("the-second-token-of-a-reader")
+        running.reload()
+        browser.wait(".notice-warn:has-text('The session has ended')")
+        browser.goto("about:blank")
+    browser.forget()  # the browser logs the statuses 401
+
+
 def test_a_server_that_is_stopped_and_started_again(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     config = write_config(tmp_path, disable_token_authorization="true")

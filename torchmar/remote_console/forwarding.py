@@ -120,4 +120,6 @@ def _type(response: requests.Response) -> str:
 
 def _headers(response: requests.Response) -> list[tuple[str, str]]:
     returned = [(name, value) for name, value in response.headers.items() if name.lower() in _RETURNED]
-    return [*returned, *files.SECURITY_HEADERS, files.DATA_POLICY]
+    # Reports are pages, without scripts. The policy is not the server's: what it sends has the origin of this page.
+    page = _type(response).startswith("text/html")
+    return [*returned, *files.SECURITY_HEADERS, files.REPORT_POLICY if page else files.DATA_POLICY]

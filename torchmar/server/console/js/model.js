@@ -92,7 +92,7 @@ function Comparison({ model, versions, ask }) {
         ${mayChange() &&
         html`
           <div class="card-actions">
-            <a class="button small" href="#/rollout">Promote with evidence</a>
+            ${reports("rollout") && html`<a class="button small" href="#/rollout">Promote with evidence</a>`}
             ${before &&
             html`
               <button

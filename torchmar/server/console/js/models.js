@@ -42,7 +42,7 @@ export function Models() {
         <h1 tabindex="-1">Models</h1>
         <p class="muted">
           ${rows.length
-            ? `${format.plural(all.size, "model")}, ${format.plural(rows.length, "version")}`
+            ? `${format.plural(all.size, "model")}, ${format.plural(rows.length, "version")}${elsewhere()}`
             : "\u00a0"}
         </p>
       </div>
@@ -115,6 +115,10 @@ export function Models() {
     </main>
   `;
 }
+
+// A console that `torchmar console` serves for another server: which one.
+const elsewhere = () =>
+  server.value && server.value.engine !== "torchmar" ? ` on ${server.value.engine} at ${server.value.addresses.management}` : "";
 
 function rowsOf(model) {
   return model.versions.map((version) => ({
