@@ -50,6 +50,7 @@ from torchmar.engines.builtin import Builtin
 
 PAGES = 2
 CONNECTIONS = 8
+IDLE_PARTS = 7  # of the idle time, in turn without and with pages
 GOAL = 0.98  # of the throughput without pages
 MODELS = 200
 HANDLER = "def handle(rows, context):\n    return None if rows is None else [b'ok'] * len(rows)\n"
@@ -69,7 +70,7 @@ _ECHO = Model(
 def main() -> None:
     """Print the costs, and the time of the first paint."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=20, help="of an idle server, for each row; 0: none")
+    parser.add_argument("--seconds", type=float, default=20, help="of an idle server, for each side of a row; 0: none")
     parser.add_argument("--rounds", type=int, default=12, help="of a busy server; 0: none")
     parser.add_argument("--block", type=int, default=4, help="seconds of each side in a round")
     parser.add_argument("--no-paint", action="store_true", help="without the first paint")
@@ -93,11 +94,16 @@ def main() -> None:
 def _idle(running: Builtin, seconds: float, models: int) -> tuple[str, ...]:
     """Return the CPU time of the idle server a second, without and with open pages, and the share that these cost."""
     address = str(running.server.management).rpartition("/")[2]
-    without = _cpu_seconds(running, seconds)
-    with _pages(address):
-        opened = _cpu_seconds(running, seconds)
-    share = max(0.0, opened - without) / seconds
-    return str(models), *(f"{1000 * used / seconds:.2f} ms/s" for used in (without, opened)), f"{share:.2%}"
+    sides: tuple[list[float], list[float]] = ([], [])
+    part = seconds / IDLE_PARTS
+    for _ in range(IDLE_PARTS):
+        sides[0].append(_cpu_seconds(running, part) / part)
+        with _pages(address):
+            sides[1].append(_cpu_seconds(running, part) / part)
+    without, opened = map(statistics.median, sides)
+    share, low, high = interval([one - other for other, one in zip(*sides, strict=True)])
+    cells = (f"{1000 * used:.2f} ms/s" for used in (without, opened))
+    return str(models), *cells, f"{share:.2%} ({low:.2%} to {high:.2%})"
 
 
 def _cpu_seconds(running: Builtin, seconds: float) -> float:
@@ -187,7 +193,7 @@ def _load(running: Builtin, seconds: int) -> _Block:
 def _pages(address: str) -> Iterator[None]:
     """Keep pages open, in a process of its own."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_read, args=(address, theirs))
+    process = multiprocessing.get_context("fork").Process(target=_read, args=(address, theirs))
     process.start()
     ours.recv()
     time.sleep(1.5)  # the snapshots are sent: an open page costs what its seconds cost
