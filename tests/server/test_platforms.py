@@ -19,9 +19,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from typer.testing import CliRunner
 
 from tests.support.command import torchmar
 from tests.support.waiting import until
+from torchmar.cli.app import app_for
 from torchmar.engines.addresses import free_ports
 from torchmar.engines.server_records import ServerRecord
 
@@ -355,20 +357,18 @@ def test_a_model_is_unloaded_when_its_requests_are_answered(tmp_path: Path, endp
         ({"TORCHMAR_PLATFORM": "sagemaker", "SAGEMAKER_MODEL_SERVER_WORKERS": "0"}, "not a whole number of at least 1"),
     ],
 )
-def test_a_wrong_environment_is_one_error(tmp_path: Path, environment: dict[str, str], message: str) -> None:
+def test_a_wrong_environment_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
     (tmp_path / "opt" / "model").mkdir(parents=True)
     (tmp_path / "opt" / "model" / "model.bin").touch()
     (tmp_path / "model_store").mkdir()
-    ran = subprocess.run(
-        [sys.executable, "-m", "torchmar", "serve"],
-        cwd=tmp_path,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ran.returncode == 1 and message in " ".join(ran.stderr.split()), ran.stderr
-    assert "Traceback" not in ran.stderr
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app_for(["serve"]), ["serve"])
+    assert (result.exit_code, message in " ".join(result.output.split())) == (1, True), result.output
+    assert "Traceback" not in result.output
     assert not (tmp_path / ".torchmar" / "config.properties").exists()
 
 
