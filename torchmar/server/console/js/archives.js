@@ -65,10 +65,10 @@ function All() {
                           <a href=${`#/archives/${part(one.file)}`}>${one.file}</a>
                           ${one.description && html`<span class="description">${one.description}</span>`}
                         </th>
-                        <td>${one.error ? html`<span class="bad">cannot be opened</span>` : `${one.name} ${one.version}`}</td>
-                        <td>${one.registered.length ? shownVersions(one.registered) : html`<span class="muted">no</span>`}</td>
-                        <td class="right">${one.size == null ? "folder" : format.bytes(one.size)}</td>
-                        <td class="right">${format.date(one.modified)}</td>
+                        <td data-title="Model">${one.error ? html`<span class="bad">cannot be opened</span>` : `${one.name} ${one.version}`}</td>
+                        <td data-title="Registered">${one.registered.length ? shownVersions(one.registered) : html`<span class="muted">no</span>`}</td>
+                        <td data-title="Size" class="right">${one.size == null ? "folder" : format.bytes(one.size)}</td>
+                        <td data-title="Changed" class="right">${format.date(one.modified)}</td>
                       </tr>
                     `,
                   )}

@@ -127,7 +127,7 @@ function Entry({ entry }) {
         ${traceback
           ? html`<details open=${first.startsWith("Traceback") ? undefined : true}>
               <summary>${summary}</summary>
-              <pre>${entry.text}</pre>
+              <pre tabindex="0">${entry.text}</pre>
             </details>`
           : html`<span>${first}</span>`}
       </div>

@@ -100,7 +100,7 @@ function Step({ step, running }) {
         <span class="hidden">${failed ? ", failed" : now ? ", running" : ", done"}</span>
         ${note && html`<span class="muted note">${note}</span>`}
       </span>
-      <span class="muted took">${now ? "" : format.milliseconds(Math.round(seconds * 1000))}</span>
+      <span class="muted took">${seconds >= 0.0005 ? format.milliseconds(Math.round(seconds * 1000)) : ""}</span>
     </li>
   `;
 }

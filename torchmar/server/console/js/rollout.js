@@ -277,7 +277,7 @@ function Deployment({ overview, running }) {
           ? html`<${Difference} current=${current} running=${running} onApply=${() => setAsked(true)} />`
           : html`
               <${Empty} title=${busy ? "Comparing it with the server" : "Nothing is compared yet"}>
-                <p>${shown.value ? "The deployment has been changed since; show the difference again." : "Change the deployment, and see what would happen."}</p>
+                <p>${busy ? "It takes a moment." : shown.value ? "The deployment has been changed since; show the difference again." : "Change the deployment, and see what would happen."}</p>
               <//>
             `}
       </section>
