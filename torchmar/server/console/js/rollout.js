@@ -327,8 +327,8 @@ function Difference({ current, running, onApply }) {
             <li key=${`${kind} ${what}`}>
               <span class=${`sign ${tone}`} aria-hidden="true">${sign}</span>
               <div>
-                <strong>${what}</strong> <span class="muted">${name}</span>
-                ${lines.map((line, index) => html`<p key=${index} class="muted">${line.replaceAll("->", "→")}</p>`)}
+                <strong>${arrows(what)}</strong> <span class="muted">${name}</span>
+                ${lines.map((line, index) => html`<p key=${index} class="muted">${arrows(line)}</p>`)}
               </div>
             </li>
           `;
@@ -361,6 +361,8 @@ function Difference({ current, running, onApply }) {
         `}
   `;
 }
+
+const arrows = (text) => text.replaceAll("->", "→");
 
 // What stays as it is comes last.
 const inOrder = (changes) => [...changes].sort((one, other) => Number(one.kind === "drift") - Number(other.kind === "drift"));
