@@ -1,4 +1,4 @@
-"""Strict validators of objects of Kubernetes and KServe: an unknown key is an error. Nothing is fetched."""
+"""Strict validators of objects of Kubernetes, KServe and KubeRay: an unknown key is an error. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -39,6 +39,65 @@ _SERVICE_MONITOR = {
     "required": ["apiVersion", "kind", "metadata", "spec"],
     "additionalProperties": False,
 }
+# What is used of a RayService, by hand, from its types in https://github.com/ray-project/kuberay (ray-operator/apis).
+# Templates of pods are checked as those of Kubernetes.
+_STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
+_RAY_GROUP = {"rayStartParams": _STRINGS, "template": {"type": "object"}}
+_RAY_SERVICE = {
+    "properties": {
+        "apiVersion": {"const": "ray.io/v1"},
+        "kind": {"const": "RayService"},
+        "metadata": {"type": "object"},
+        "spec": {
+            "properties": {
+                "serveConfigV2": {"type": "string"},
+                "upgradeStrategy": {
+                    "properties": {"type": {"enum": ["NewCluster", "None"]}},
+                    "additionalProperties": False,
+                },
+                "rayClusterConfig": {
+                    "properties": {
+                        "rayVersion": {"type": "string"},
+                        "authOptions": {
+                            "properties": {"mode": {"enum": ["token", "disabled"]}},
+                            "additionalProperties": False,
+                        },
+                        "gcsFaultToleranceOptions": {
+                            "properties": {
+                                "redisAddress": {"type": "string"},
+                                "redisPassword": {"type": "object", "required": ["valueFrom"]},
+                            },
+                            "required": ["redisAddress"],
+                            "additionalProperties": False,
+                        },
+                        "headGroupSpec": {
+                            "properties": _RAY_GROUP,
+                            "required": ["template"],
+                            "additionalProperties": False,
+                        },
+                        "workerGroupSpecs": {
+                            "items": {
+                                "properties": {
+                                    "groupName": {"type": "string"},
+                                    **{f"{name}eplicas": {"type": "integer"} for name in ("r", "minR", "maxR")},
+                                    **_RAY_GROUP,
+                                },
+                                "required": ["groupName", "minReplicas", "maxReplicas", "template"],
+                                "additionalProperties": False,
+                            }
+                        },
+                    },
+                    "required": ["headGroupSpec"],
+                    "additionalProperties": False,
+                },
+            },
+            "required": ["serveConfigV2", "rayClusterConfig"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "additionalProperties": False,
+}
 
 
 def objects(text: str) -> list[dict[str, Any]]:
@@ -61,6 +120,12 @@ def check(document: dict[str, Any]) -> None:
         assert error is None, f"{error.json_path}: {error.message}"
     elif document["kind"] == "ServiceMonitor":
         jsonschema.validate(document, _SERVICE_MONITOR)
+    elif document["kind"] == "RayService":
+        jsonschema.validate(document, _RAY_SERVICE)
+        cluster = document["spec"]["rayClusterConfig"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            pod = {"apiVersion": "v1", "kind": "Pod", **group["template"]}
+            kubernetes_validate.validate(pod, _KUBERNETES, strict=True)
     else:
         kubernetes_validate.validate(document, _KUBERNETES, strict=True)
 

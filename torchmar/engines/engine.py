@@ -117,6 +117,11 @@ class Engine(ABC):
         self._cleanup.close()
 
     @property
+    def exit_code(self) -> int | None:
+        """The exit code of the server; None while it runs."""
+        return self._process.poll()
+
+    @property
     @abstractmethod
     def described(self) -> str:
         """Name and version of the server, after its start."""

@@ -79,12 +79,12 @@ def objects(cluster: Cluster, config: Properties) -> list[Manifest]:
         PropertiesError: an address is invalid.
     """
     values = configuration(config)
-    ports = _ports(Properties(config.file, values))
+    ports = ports_of(Properties(config.file, values))
     text = properties.show(values)
     made = [
-        _config_map(cluster, text),
+        config_map(cluster, text),
         _deployment(cluster, values, ports, hashlib.sha256(text.encode()).hexdigest()),
-        _service(cluster, ports),
+        service(cluster, ports),
         _network_policy(cluster, values, ports),
     ]
     if cluster.max_replicas > 1:
@@ -92,7 +92,7 @@ def objects(cluster: Cluster, config: Properties) -> list[Manifest]:
     if cluster.max_replicas > cluster.min_replicas:
         made.append(_autoscaler(cluster))
     if cluster.service_monitor and "metrics" in ports:
-        made.append(_service_monitor(cluster))
+        made.append(service_monitor(cluster))
     return made
 
 
@@ -128,16 +128,7 @@ def has_tokens(config: Properties) -> bool:
 
 def comment(cluster: Cluster, config: Properties) -> str:
     """Return the text at the head of the file: what has to be done besides, and how to reach the server."""
-    kubectl = f"kubectl -n {cluster.namespace}" if cluster.namespace else "kubectl"
-    lines = [f"Replicas of a torchmar server: {kubectl} apply -f FILE"]
-    if has_tokens(config):
-        literals = " \\\n".join(f'    --from-literal={key}="$(openssl rand -hex 24)"' for key in TOKENS.values())
-        lines += [
-            "",
-            "Before, make its tokens, which all replicas share; they are in no file:",
-            f"  {kubectl} create secret generic {_secret(cluster)} \\",
-            *literals.splitlines(),
-        ]
+    lines = [f"Replicas of a torchmar server: {kubectl(cluster)} apply -f FILE", *tokens_comment(cluster, config)]
     if cluster.claim:
         lines += ["", f"The archives are in the PersistentVolumeClaim {cluster.claim}."]
     if cluster.queue_wait:
@@ -147,8 +138,26 @@ def comment(cluster: Cluster, config: Properties) -> str:
             f"The autoscaler reads {queue_scaling.METRIC}, which needs this rule of Prometheus Adapter:",
             *rule,
         ]
-    lines += ["", f"Management stays in the pod: {kubectl} exec deploy/{cluster.name} -- torchmar models"]
+    lines += ["", f"Management stays in the pod: {kubectl(cluster)} exec deploy/{cluster.name} -- torchmar models"]
     return "\n".join(lines)
+
+
+def tokens_comment(cluster: Cluster, config: Properties) -> list[str]:
+    """Return the lines with the command that makes the Secret with the tokens; empty if there are none."""
+    if not has_tokens(config):
+        return []
+    literals = " \\\n".join(f'    --from-literal={key}="$(openssl rand -hex 24)"' for key in TOKENS.values())
+    return [
+        "",
+        "Before, make its tokens, which all replicas share; they are in no file:",
+        f"  {kubectl(cluster)} create secret generic {secret(cluster)} \\",
+        *literals.splitlines(),
+    ]
+
+
+def kubectl(cluster: Cluster) -> str:
+    """Return kubectl with the namespace of a cluster."""
+    return f"kubectl -n {cluster.namespace}" if cluster.namespace else "kubectl"
 
 
 def _check_plain(address: Address) -> None:
@@ -163,8 +172,8 @@ def _check_plain(address: Address) -> None:
         )
 
 
-def _ports(config: Properties) -> dict[str, int]:
-    """Return the ports that other pods reach, by name."""
+def ports_of(config: Properties) -> dict[str, int]:
+    """Return the ports of a server that other pods reach, by name."""
     ports = {address.key: address.port for address in config.addresses()}
     named = {"http": ports["inference_address"], "grpc": ports["grpc_inference_port"]}
     if config.get("enable_metrics_api").strip().lower() != "false" and ports["metrics_address"] not in named.values():
@@ -172,7 +181,8 @@ def _ports(config: Properties) -> dict[str, int]:
     return named
 
 
-def _metadata(cluster: Cluster, name: str = "") -> dict[str, Any]:
+def metadata(cluster: Cluster, name: str = "") -> dict[str, Any]:
+    """Return the metadata of an object; ``name`` in place of the cluster's."""
     return {
         "name": name or cluster.name,
         "namespace": cluster.namespace or None,
@@ -180,39 +190,49 @@ def _metadata(cluster: Cluster, name: str = "") -> dict[str, Any]:
     }
 
 
-def _secret(cluster: Cluster) -> str:
+def secret(cluster: Cluster) -> str:
+    """Return the name of the Secret with the tokens."""
     return f"{cluster.name}-tokens"
 
 
-def _config_map(cluster: Cluster, text: str) -> Manifest:
+def config_map(cluster: Cluster, text: str) -> Manifest:
+    """Return the ConfigMap with a text as ``config.properties``."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(cluster),
+        "metadata": metadata(cluster),
         "data": {"config.properties": text},
     }
+
+
+def scraped(ports: Mapping[str, int]) -> dict[str, str]:
+    """Return the annotations by which Prometheus finds a pod."""
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(ports["metrics"])}
+
+
+def volumes_and_mounts(cluster: Cluster, values: Mapping[str, str]) -> tuple[list[Any], list[Any]]:
+    """Return the volumes of a pod and where they are mounted: configuration, tokens, archives, what is written."""
+    volumes: list[Any] = [{"name": "config", "configMap": {"name": cluster.name}}, *pods.writable_volumes()]
+    mounts: list[Any] = [
+        {"name": "config", "mountPath": CONFIG.rpartition("/")[0], "readOnly": True},
+        *pods.writable_mounts(),
+    ]
+    if values.get(f"torchmar_{next(iter(TOKENS))}_token_file", "").startswith(SECRETS):
+        volumes.append({"name": "tokens", "secret": {"secretName": secret(cluster), "defaultMode": 0o440}})
+        mounts.append({"name": "tokens", "mountPath": SECRETS, "readOnly": True})
+    if cluster.claim:
+        claim = {"claimName": cluster.claim, "readOnly": True}
+        volumes.append({"name": "archives", "persistentVolumeClaim": claim})
+        mounts.append({"name": "archives", "mountPath": MODEL_STORE, "readOnly": True})
+    return volumes, mounts
 
 
 def _deployment(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str, int], digest: str) -> Manifest:
     scaled = cluster.max_replicas > cluster.min_replicas
     annotations = {"torchmar/config": digest}  # another configuration is another pod
     if "metrics" in ports and not cluster.service_monitor:
-        annotations |= {"prometheus.io/scrape": "true", "prometheus.io/port": str(ports["metrics"])}
-    volumes = [
-        {"name": "config", "configMap": {"name": cluster.name}},
-        *pods.writable_volumes(),
-    ]
-    mounts = [
-        {"name": "config", "mountPath": CONFIG.rpartition("/")[0], "readOnly": True},
-        *pods.writable_mounts(),
-    ]
-    if values.get(f"torchmar_{next(iter(TOKENS))}_token_file", "").startswith(SECRETS):
-        volumes.append({"name": "tokens", "secret": {"secretName": _secret(cluster), "defaultMode": 0o440}})
-        mounts.append({"name": "tokens", "mountPath": SECRETS, "readOnly": True})
-    if cluster.claim:
-        claim = {"claimName": cluster.claim, "readOnly": True}
-        volumes.append({"name": "archives", "persistentVolumeClaim": claim})
-        mounts.append({"name": "archives", "mountPath": MODEL_STORE, "readOnly": True})
+        annotations |= scraped(ports)
+    volumes, mounts = volumes_and_mounts(cluster, values)
     selected = dict(pods.labels(cluster.name))
     container = {
         "name": "torchmar",
@@ -234,7 +254,7 @@ def _deployment(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str,
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _metadata(cluster),
+        "metadata": metadata(cluster),
         "spec": {
             # With an autoscaler, the number of replicas is its own.
             "replicas": None if scaled else cluster.min_replicas,
@@ -265,40 +285,65 @@ def _deployment(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str,
     }
 
 
-def _service(cluster: Cluster, ports: Mapping[str, int]) -> Manifest:
+def service(cluster: Cluster, ports: Mapping[str, int], targets: Mapping[str, int | str] | None = None) -> Manifest:
+    """Return the Service of pods with the labels of a cluster.
+
+    Args:
+        cluster: the replicas.
+        ports: of the Service, by API.
+        targets: names or numbers of the containers' ports; None: their names are those of the APIs.
+    """
     protocols = {"http": "http", "grpc": "kubernetes.io/h2c", "metrics": "http"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(cluster),
+        "metadata": metadata(cluster),
         "spec": {
             "selector": dict(pods.labels(cluster.name)),
             "ports": [
-                {"name": name, "port": port, "targetPort": name, "appProtocol": protocols[name]}
-                for name, port in ports.items()
+                {
+                    "name": api,
+                    "port": port,
+                    "targetPort": targets[api] if targets else api,
+                    "appProtocol": protocols[api],
+                }
+                for api, port in ports.items()
             ],
         },
     }
 
 
-def _network_policy(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str, int]) -> Manifest:
-    def namespace(name: str) -> dict[str, Any]:
-        return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+def of_namespace(name: str) -> dict[str, Any]:
+    """Return what selects the pods of a namespace in a NetworkPolicy."""
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
-    clients = [{"podSelector": {}}, *map(namespace, cluster.clients)]
-    allowed = [{"from": clients, "ports": [{"port": name} for name in _CLIENTS]}]
-    if "metrics" in ports:
-        allowed.append({"from": [{"podSelector": {}}, namespace(cluster.prometheus)], "ports": [{"port": "metrics"}]})
+
+def ingress(cluster: Cluster, targets: Mapping[str, int | str]) -> list[dict[str, Any]]:
+    """Return who may send requests to the ports of a server, for a NetworkPolicy.
+
+    Args:
+        cluster: the replicas.
+        targets: names or numbers of the containers' ports, by API.
+    """
+    clients = [{"podSelector": {}}, *map(of_namespace, cluster.clients)]
+    allowed = [{"from": clients, "ports": [{"port": targets[api]} for api in _CLIENTS]}]
+    if "metrics" in targets:
+        readers = [{"podSelector": {}}, of_namespace(cluster.prometheus)]
+        allowed.append({"from": readers, "ports": [{"port": targets["metrics"]}]})
+    return allowed
+
+
+def _network_policy(cluster: Cluster, values: Mapping[str, str], ports: Mapping[str, int]) -> Manifest:
     reaches = any(_REMOTE.search(values.get(key, "")) for key in _REMOTE_KEYS)
     installs = values.get("install_py_dep_per_model", "").strip().lower() == "true"
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": _metadata(cluster),
+        "metadata": metadata(cluster),
         "spec": {
             "podSelector": {"matchLabels": dict(pods.labels(cluster.name))},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": allowed,
+            "ingress": ingress(cluster, {api: api for api in ports}),
             "egress": [{}] if cluster.egress or reaches or installs else [],
         },
     }
@@ -308,7 +353,7 @@ def _disruption_budget(cluster: Cluster) -> Manifest:
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _metadata(cluster),
+        "metadata": metadata(cluster),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": dict(pods.labels(cluster.name))}},
     }
 
@@ -322,7 +367,7 @@ def _autoscaler(cluster: Cluster) -> Manifest:
     return {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
-        "metadata": _metadata(cluster),
+        "metadata": metadata(cluster),
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": cluster.name},
             "minReplicas": cluster.min_replicas,
@@ -333,11 +378,12 @@ def _autoscaler(cluster: Cluster) -> Manifest:
     }
 
 
-def _service_monitor(cluster: Cluster) -> Manifest:
+def service_monitor(cluster: Cluster) -> Manifest:
+    """Return the ServiceMonitor of that Service."""
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "ServiceMonitor",
-        "metadata": _metadata(cluster),
+        "metadata": metadata(cluster),
         "spec": {
             "selector": {"matchLabels": dict(pods.labels(cluster.name))},
             "endpoints": [{"port": "metrics", "interval": "15s"}],

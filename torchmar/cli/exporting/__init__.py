@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from torchmar.cli.exporting import docker, kserve, kubernetes, monitoring, ray, sagemaker, systemd, vertex, vllm
+from torchmar.cli.exporting import (
+    docker,
+    kserve,
+    kubernetes,
+    monitoring,
+    ray,
+    ray_cluster,
+    sagemaker,
+    systemd,
+    vertex,
+    vllm,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Write what runs torchmar serve, or what watches it.")
 for _command in (
@@ -16,6 +27,7 @@ for _command in (
     sagemaker.sagemaker,
     vllm.vllm,
     ray.ray,
+    ray_cluster.ray_cluster,
     monitoring.monitoring,
 ):
     app.command()(_command)

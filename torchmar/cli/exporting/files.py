@@ -86,7 +86,7 @@ def extras_of(path: Path, engine: EngineName) -> tuple[str, ...]:
     with Archive(path) as archive:
         names = [member.name for member in archive.members]
         weights = archive.manifest.model.serialized_file or ""
-        runtime = archive.runtime if engine == "builtin" else None
+        runtime = archive.runtime if engine != "torchserve" else None
     if runtime and not runtime.server_packages:
         return ("venv",)  # the rest is in its lock file
     extras = {

@@ -1,0 +1,205 @@
+"""torchmar export ray-cluster: a RayService of KubeRay, or a cluster file for machines, for the engine ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import torchmar
+from torchmar.cli.exporting.files import Package, write
+from torchmar.cli.exporting.replicas import (
+    Cpu,
+    DeploymentFile,
+    GpuCount,
+    Memory,
+    Models,
+    Namespace,
+    ServiceAccount,
+    resources,
+)
+from torchmar.cli.options import Config, ModelStore
+from torchmar.cli.terminal import err
+from torchmar.errors import TorchmarError
+
+_KUBERAY, _MACHINES = "Kubernetes", "Machines"
+
+
+def ray_cluster(
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="The image, made by torchmar export docker --engine ray; writes a RayService.",
+            show_default=False,
+            rich_help_panel=_KUBERAY,
+        ),
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="The number of nodes beside the head.", rich_help_panel=_KUBERAY)
+    ] = 2,
+    servers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="The number of nodes with a server; all serve the same models.",
+            rich_help_panel=_KUBERAY,
+        ),
+    ] = 1,
+    namespace: Namespace = None,
+    cpu: Cpu = None,
+    memory: Memory = None,
+    gpus: GpuCount = None,
+    claim: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The PersistentVolumeClaim with the archives; default: the image has them.",
+            show_default=False,
+            rich_help_panel=_KUBERAY,
+        ),
+    ] = None,
+    service_account: ServiceAccount = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A Redis that keeps the state of the head: redis://redis:6379.",
+            show_default=False,
+            rich_help_panel=_KUBERAY,
+        ),
+    ] = None,
+    redis_secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The Secret with its password, under the key password.",
+            show_default=False,
+            rich_help_panel=_KUBERAY,
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMESPACE",
+            help="Let pods of another namespace send requests, such as the Ingress controller's. May be repeated.",
+            show_default=False,
+            rich_help_panel=_KUBERAY,
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="The machine of the head and of the server; writes a cluster file for ray up.",
+            show_default=False,
+            rich_help_panel=_MACHINES,
+        ),
+    ] = None,
+    workers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--worker",
+            metavar="HOST",
+            help="Another machine. May be repeated.",
+            show_default=False,
+            rich_help_panel=_MACHINES,
+        ),
+    ] = None,
+    user: Annotated[str, typer.Option(help="The user of SSH.", rich_help_panel=_MACHINES)] = "ubuntu",
+    key: Annotated[
+        Path | None,
+        typer.Option(help="The private key of SSH.", show_default=False, rich_help_panel=_MACHINES),
+    ] = None,
+    model_store: ModelStore = None,
+    package: Package = None,
+    name: Annotated[str, typer.Option(help="The name of the objects, or of the cluster.")] = "torchmar",
+    config: Config = None,
+    deployment: DeploymentFile = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write; default: stdout.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a cluster for torchmar serve --engine ray.
+
+    With --image a RayService of KubeRay, whose application is the server. With
+    --head a cluster file, with which ray up starts Ray and the server on
+    machines over SSH.
+    """
+    from torchmar import properties
+    from torchmar.exporting import kubernetes, manifests, ray_cluster
+    from torchmar.server.config.keys import PATH_KEYS
+
+    if bool(image) == bool(head):
+        raise typer.BadParameter("give --image for KubeRay, or --head for machines", param_hint="--image")
+    configured = properties.read_or_default(config)
+    if head:
+        given: dict[str, object] = {
+            "--redis": redis,
+            "--claim": claim,
+            "--namespace": namespace,
+            "--cpu": cpu,
+            "--memory": memory,
+        }
+        given |= {"--gpus": gpus, "--deployment": deployment, "--service-account": service_account, "--allow": allow}
+        if extra := [option for option, value in given.items() if value]:
+            raise typer.BadParameter("only a RayService has it: --image", param_hint=extra[0])
+        machines = ray_cluster.Machines(
+            head=head,
+            workers=tuple(workers or ()),
+            name=manifests.check_name(name, "--name"),
+            user=user,
+            key=str(key) if key else "",
+            config=_existing(configured.file),
+            model_store=_existing(model_store or Path(configured.get("model_store") or "model_store")),
+            package=_existing(package),
+            version=torchmar.__version__,
+        )
+        write({output: ray_cluster.show_cluster_file(machines, str(output or "FILE"))})
+        return
+    if workers or package:
+        raise typer.BadParameter("only machines have it: --head", param_hint="--worker" if workers else "--package")
+    names = {"--name": name, "--namespace": namespace, "--claim": claim, "--service-account": service_account}
+    for option, value in [
+        *names.items(),
+        ("--redis-secret", redis_secret),
+        *(("--allow", each) for each in allow or ()),
+    ]:
+        if value:
+            manifests.check_name(value, option, longest=40 if option == "--name" else 63)
+    if redis and not redis.startswith(("redis://", "rediss://")):
+        raise TorchmarError(f"--redis {redis}: no address of a Redis", hint="write it like redis://redis:6379")
+    if redis_secret and not redis:
+        raise typer.BadParameter("name the Redis: --redis", param_hint="--redis-secret")
+    models = Models(deployment) if deployment else None
+    if models:
+        configured = replace(configured, values=models.configuration(configured.values))
+    cluster = ray_cluster.RayPods(
+        pods=kubernetes.Cluster(
+            image=manifests.check_image(str(image)),
+            name=name,
+            namespace=namespace or "",
+            resources=resources(models, cpu, memory, gpus),
+            claim=claim or "",
+            service_account=service_account or "",
+            clients=tuple(dict.fromkeys(allow or ())),
+        ),
+        nodes=nodes,
+        servers=servers,
+        redis=redis or "",
+        redis_secret=redis_secret or "",
+    )
+    write({output: manifests.show(ray_cluster.objects(cluster, configured), ray_cluster.comment(cluster, configured))})
+    for path_key in PATH_KEYS:
+        if configured.values.get(path_key) and not (
+            path_key.endswith("_token_file") and kubernetes.has_tokens(configured)
+        ):
+            err.print(f"{path_key}={configured.values[path_key]}: the image must have this file", markup=False)
+    if not kubernetes.has_tokens(configured):
+        err.print("tokens are off: every pod that reaches the port can use the models", markup=False)
+
+
+def _existing(path: Path | None) -> str:
+    """Return the absolute path of a file or folder; empty if there is none."""
+    return str(path.resolve()) if path and path.exists() else ""

@@ -1,0 +1,347 @@
+"""A RayService of KubeRay, and a cluster file of Ray for machines that exist, for the engine ``ray``.
+
+KubeRay 1.5 and later, which has tokens for Ray: https://docs.ray.io/en/latest/cluster/kubernetes/. The cluster file:
+https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html
+
+The only application of the RayService is the front (`torchmar.engines.ray_front`), which deploys the models itself.
+KubeRay sends it the requests that it would send to a proxy of Ray Serve: it listens at the port ``serve``, and a pod
+without one is not ready.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from torchmar import properties
+from torchmar.errors import TorchmarError
+from torchmar.exporting import kubernetes, pods, ray_config
+from torchmar.exporting.kubernetes import Cluster
+from torchmar.exporting.manifests import Manifest
+from torchmar.properties import Properties
+
+RAY_VERSION = "2.60.0"  # or later, in the image; KubeRay chooses its probes by it
+#: The ports of Ray where nothing else is configured.
+GCS_PORT, _DASHBOARD_PORT, _CLIENT_PORT = 6379, 8265, 10001
+_RAY_METRICS_PORT = 8090  # KubeRay's own default is 8080, where the front listens
+#: A resource that each node with room for a front has once.
+FRONT = "torchmar_front"
+_HEALTH_PATH = "/-/healthz"  # that KubeRay asks
+_OPERATOR = "app.kubernetes.io/name"
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
+_USER = re.compile(r"[a-z_][a-z0-9_-]*")
+_HOME = "~/torchmar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayPods:
+    """A RayService.
+
+    Attributes:
+        pods: image, name, namespace, resources of a node, volume, network.
+        nodes: the number of nodes beside the head.
+        servers: the number of them with a front.
+        redis: the address of a Redis that keeps the head's state, ``redis://HOST:PORT``; empty: none.
+        redis_secret: the Secret with its password, under the key ``password``; empty: it has none.
+    """
+
+    pods: Cluster
+    nodes: int = 2
+    servers: int = 1
+    redis: str = ""
+    redis_secret: str = ""
+
+
+def objects(cluster: RayPods, config: Properties) -> list[Manifest]:
+    """Return the objects, in an order in which they can be made.
+
+    Args:
+        cluster: the service.
+        config: the user's configuration.
+
+    Raises:
+        TorchmarError: an address is a Unix socket or encrypted, or there are more servers than nodes.
+        PropertiesError: an address is invalid.
+    """
+    if cluster.servers > cluster.nodes:
+        raise TorchmarError(
+            f"{cluster.servers} servers need as many nodes, and there are {cluster.nodes}", hint="a node has one server"
+        )
+    values = kubernetes.configuration(config) | {"torchmar_health_path": _HEALTH_PATH}
+    values.pop("torchmar_ray_address", None)  # the front takes that of its own cluster
+    ports = kubernetes.ports_of(Properties(config.file, values))
+    text = properties.show(values)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    made = [
+        kubernetes.config_map(cluster.pods, text),
+        _ray_service(cluster, values, ports, digest),
+        _service(cluster, ports),
+        _network_policy(cluster, ports),
+    ]
+    if cluster.pods.service_monitor and "metrics" in ports:
+        made.append(kubernetes.service_monitor(cluster.pods))
+    return made
+
+
+def comment(cluster: RayPods, config: Properties) -> str:
+    """Return the text at the head of the file: what has to be done besides, and how to reach the server."""
+    kubectl = kubernetes.kubectl(cluster.pods)
+    name = cluster.pods.name
+    lines = [
+        f"A torchmar server on a cluster of Ray: {kubectl} apply -f FILE",
+        "KubeRay 1.5 or later has to be installed. The image is that of torchmar export docker --engine ray.",
+        *kubernetes.tokens_comment(cluster.pods, config),
+    ]
+    if cluster.pods.claim:
+        lines += ["", f"The archives are in the PersistentVolumeClaim {cluster.pods.claim}, which all nodes mount."]
+    lines += [
+        "",
+        f"Clients send requests to the service {name}. Management stays in the pods of the front:",
+        f"  {kubectl} exec POD -- torchmar models",
+    ]
+    return "\n".join(lines)
+
+
+def serve_config(servers: int) -> str:
+    """Return the configuration of Ray Serve: one application, with a front on each of some nodes."""
+    front = {
+        "name": "Front",
+        "num_replicas": servers,
+        "max_ongoing_requests": 1,  # clients reach it at its own port
+        "graceful_shutdown_timeout_s": pods.GRACE_SECONDS,
+        "health_check_period_s": 5,
+        "ray_actor_options": {"num_cpus": 0, "resources": {FRONT: 1}},
+    }
+    application = {
+        "name": "front",
+        "route_prefix": None,
+        "import_path": "torchmar.engines.ray_front:app",
+        "args": {
+            "config": kubernetes.CONFIG,
+            "model_store": kubernetes.MODEL_STORE,
+            "run_folder": pods.RUN_FOLDER,
+        },
+        "deployments": [front],
+    }
+    text = yaml.safe_dump({"proxy_location": "Disabled", "applications": [application]}, sort_keys=False)
+    ray_config.parse(text)
+    return text
+
+
+def _ray_service(cluster: RayPods, values: dict[str, str], ports: dict[str, int], digest: str) -> Manifest:
+    fault_tolerance = None
+    if cluster.redis:
+        reference = {"valueFrom": {"secretKeyRef": {"name": cluster.redis_secret, "key": "password"}}}
+        fault_tolerance = {
+            "redisAddress": cluster.redis,
+            "redisPassword": reference if cluster.redis_secret else None,
+        }
+    metrics_port = {"metrics-export-port": str(_RAY_METRICS_PORT)}
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": kubernetes.metadata(cluster.pods),
+        "spec": {
+            "serveConfigV2": serve_config(cluster.servers),
+            # The pods of the front are ready when it has loaded the models, also those of a new cluster.
+            "upgradeStrategy": {"type": "NewCluster"},
+            "rayClusterConfig": {
+                "rayVersion": RAY_VERSION,
+                "authOptions": {"mode": "token"},
+                "gcsFaultToleranceOptions": fault_tolerance,
+                "headGroupSpec": {
+                    # No replica runs on the head: it is what the cluster needs most.
+                    "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", **metrics_port},
+                    "template": _template(cluster, values, ports, digest, head=True),
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": "nodes",
+                        "replicas": cluster.nodes,
+                        "minReplicas": cluster.nodes,
+                        "maxReplicas": cluster.nodes,
+                        # KubeRay passes the value to a shell.
+                        "rayStartParams": {"resources": f'"{{\\"{FRONT}\\": 1}}"', **metrics_port},
+                        "template": _template(cluster, values, ports, digest, head=False),
+                    }
+                ],
+            },
+        },
+    }
+
+
+def _template(
+    cluster: RayPods, values: dict[str, str], ports: dict[str, int], digest: str, *, head: bool
+) -> dict[str, Any]:
+    annotations = {"torchmar/config": digest}  # another configuration is another cluster
+    if "metrics" in ports and not cluster.pods.service_monitor and not head:
+        annotations |= kubernetes.scraped(ports)
+    volumes, mounts = kubernetes.volumes_and_mounts(cluster.pods, values)
+    # The names of these two have a meaning for KubeRay.
+    named = {"serve": ports["http"], "metrics": _RAY_METRICS_PORT}
+    if head:
+        named |= {"gcs-server": GCS_PORT, "dashboard": _DASHBOARD_PORT, "client": _CLIENT_PORT}
+    else:
+        named |= {f"front-{api}": port for api, port in ports.items() if api != "http"}
+    container = {
+        "name": "ray-head" if head else "ray-worker",
+        "image": cluster.pods.image,
+        "env": [*pods.environment(0 if head else cluster.pods.resources.gpus), *_ENVIRONMENT],
+        "ports": [{"name": name, "containerPort": port} for name, port in named.items()],
+        # A node without a front is not ready for requests, and runs replicas all the same.
+        "readinessProbe": None
+        if head
+        else pods.probe(pods.READY, "serve", periodSeconds=5, timeoutSeconds=3, failureThreshold=2),
+        "lifecycle": {"preStop": {"sleep": {"seconds": pods.PRE_STOP_SECONDS}}},
+        "resources": (pods.Resources() if head else cluster.pods.resources).manifest(),
+        "securityContext": pods.container_security(),
+        "volumeMounts": mounts,
+    }
+    role = {} if head else dict(pods.labels(cluster.pods.name))
+    return {
+        "metadata": {"labels": {_CLUSTER_LABEL: cluster.pods.name, **role}, "annotations": annotations},
+        "spec": {
+            "serviceAccountName": cluster.pods.service_account or None,
+            "automountServiceAccountToken": False,
+            # Kubernetes would set TORCHMAR_PORT and others for a Service of this name.
+            "enableServiceLinks": False,
+            "securityContext": pods.pod_security(),
+            "terminationGracePeriodSeconds": pods.GRACE_SECONDS,
+            "containers": [container],
+            "volumes": volumes,
+        },
+    }
+
+
+_CLUSTER_LABEL = "torchmar/ray-cluster"  # of all pods of a cluster, the head's included
+_ENVIRONMENT = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
+
+
+def _service(cluster: RayPods, ports: dict[str, int]) -> Manifest:
+    """Return the service of the fronts; that of KubeRay has only the port ``serve``."""
+    return kubernetes.service(cluster.pods, ports, dict(ports))
+
+
+def _network_policy(cluster: RayPods, ports: dict[str, int]) -> Manifest:
+    """Let only the own pods and KubeRay's operator reach the ports of Ray, over which code can be run."""
+    own = {"podSelector": {"matchLabels": {_CLUSTER_LABEL: cluster.pods.name}}}
+    operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {_OPERATOR: "kuberay-operator"}}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": kubernetes.metadata(cluster.pods),
+        "spec": {
+            "podSelector": {"matchLabels": {_CLUSTER_LABEL: cluster.pods.name}},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"from": [own]},
+                {"from": [operator], "ports": [{"port": port} for port in (_DASHBOARD_PORT, ports["http"])]},
+                *kubernetes.ingress(cluster.pods, dict(ports)),
+            ],
+        },
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """Machines that exist, on which ``ray up`` starts a cluster over SSH.
+
+    Attributes:
+        head: the host of the head and of the front.
+        workers: the other hosts.
+        name: of the cluster.
+        user: of SSH.
+        key: the private key of SSH; empty: SSH chooses.
+        config: the user's configuration, which is copied to the head; empty: none.
+        model_store: the folder with the archives, which is copied to the head; empty: none.
+        package: a wheel of torchmar, which is copied to all; empty: that of the package index.
+        version: of torchmar.
+    """
+
+    head: str
+    workers: Sequence[str] = field(default_factory=tuple)
+    name: str = "torchmar"
+    user: str = "ubuntu"
+    key: str = ""
+    config: str = ""
+    model_store: str = ""
+    package: str = ""
+    version: str = ""
+
+
+def cluster_file(machines: Machines) -> dict[str, Any]:
+    """Return the content of a cluster file.
+
+    Raises:
+        TorchmarError: a host, the user or the name is none.
+    """
+    for option, host in (("--head", machines.head), *(("--worker", host) for host in machines.workers)):
+        if not _HOST.fullmatch(host):
+            raise TorchmarError(f"{option} {host}: no host", hint="write it like 10.0.0.2 or node-2.example.com")
+    if repeated := {host for host in machines.workers if [machines.head, *machines.workers].count(host) > 1}:
+        raise TorchmarError(f"{min(repeated)} is named twice", hint="each machine is one node of the cluster")
+    if not _USER.fullmatch(machines.user):
+        raise TorchmarError(f"--user {machines.user}: no name of a user")
+    binaries = f"{_HOME}/venv/bin"
+    wheel = f"{_HOME}/{machines.package.rpartition('/')[2]}" if machines.package else ""
+    package = f"{wheel}[ray]" if wheel else f"'torchmar[ray]=={machines.version}'"
+    address = f"[{machines.head}]" if ":" in machines.head else machines.head
+    # The variables reach Ray's processes, and those that they start.
+    variables = "export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token"
+    stop = f"test ! -e {_HOME}/.torchmar/server.json || {binaries}/torchmar stop --run-folder {_HOME}/.torchmar"
+    start = f"ulimit -n 65536; {variables}; {binaries}/ray start"
+    serve = [
+        f"cd {_HOME} && {variables} && {binaries}/torchmar serve --engine ray --address {address}:{GCS_PORT}",
+        "--model-store model_store --detach",
+    ]
+    return {
+        "cluster_name": machines.name,
+        "provider": {"type": "local", "head_ip": machines.head, "worker_ips": list(machines.workers)},
+        "auth": {"ssh_user": machines.user, **({"ssh_private_key": machines.key} if machines.key else {})},
+        "max_workers": len(machines.workers),
+        "file_mounts": {
+            "~/.ray/auth_token": "~/.ray/auth_token",
+            **({f"{_HOME}/config.properties": machines.config} if machines.config else {}),
+            **({f"{_HOME}/model_store": machines.model_store} if machines.model_store else {}),
+            **({wheel: machines.package} if wheel else {}),
+        },
+        "setup_commands": [
+            "chmod 600 ~/.ray/auth_token",
+            f"test -x {binaries}/pip || python3 -m venv {_HOME}/venv",
+            f"{binaries}/pip install --quiet {package}",
+            f"mkdir -p {_HOME}/model_store",
+        ],
+        "head_start_ray_commands": [
+            stop,
+            f"{binaries}/ray stop",
+            f"{start} --head --node-ip-address={machines.head} --port={GCS_PORT} --dashboard-host=127.0.0.1 "
+            "--autoscaling-config=~/ray_bootstrap_config.yaml",
+            " ".join(serve),
+        ],
+        "worker_start_ray_commands": [
+            f"{binaries}/ray stop",
+            f"{start} --address={address}:{GCS_PORT}",
+        ],
+    }
+
+
+def show_cluster_file(machines: Machines, file: str) -> str:
+    """Return the text of a cluster file, whose head says how to use it; ``file`` is its name."""
+    quoted = shlex.quote(file)
+    head = [
+        f"A cluster of Ray with a torchmar server on {machines.head}. ray up {quoted} starts it, and starts it again",
+        f"when this file has changed; ray down {quoted} ends it. SSH has to reach all machines, which need Python 3.",
+        "",
+        "Before, make the token without which nobody can use Ray's ports:  ray get-auth-token --generate",
+        "Requests between the nodes are not encrypted: the network between them has to be a trusted one.",
+        "",
+        f"Models: ssh {machines.user}@{machines.head} {_HOME}/venv/bin/torchmar models --run-folder {_HOME}/.torchmar",
+    ]
+    text = yaml.safe_dump(cluster_file(machines), sort_keys=False, width=1000)
+    return "".join(f"# {line}".rstrip() + "\n" for line in head) + text
